@@ -1,0 +1,1 @@
+"""The commands: run as `python -m experiments.NAME` from the repository root."""

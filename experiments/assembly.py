@@ -1,0 +1,77 @@
+"""From a configuration to the objects of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Generator
+
+from experiments.config import Config
+from pyro_metabayes.build import build, check
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.sampler import BankSampler, Source, TaskShape, TaskStream
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.pretraining import extract, pretrained_features
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def device_of(config: Config) -> torch.device:
+    """The device that `device` asks for; auto takes CUDA where there is one."""
+    if config.device not in DEVICES:
+        raise UsageError(f"expected device to be one of {', '.join(DEVICES)}, got '{config.device}'")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("expected a CUDA device for device=cuda, found none; take device=cpu")
+    cuda = config.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if cuda else "cpu")
+
+
+class Assembly:
+    """A learner with fresh weights (its backbone pretrained), and streams of the tasks it is for."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.device = config, device_of(config)
+        specification = config.specification()
+        MetaLearner.check(specification)
+        check(config.data, "data", ())
+        data = build(config.data, "data")
+        source = BankSampler(data) if isinstance(data, Bank) else data
+        self._refuse_impossible(source)
+        specification |= {
+            "input_shape": list(source.input_shape),
+            "num_classes": config.task.way,
+            "particles": config.train.particles,
+        }
+        torch.manual_seed(config.seed)
+        self.learner = MetaLearner.from_specification(specification, config.frozen)
+        self.source: Source = self._embedded(data) if isinstance(data, Bank) else source
+
+    def stream(self, split: str, shape: TaskShape | None = None) -> TaskStream:
+        """Tasks of a split, on the run's device."""
+        draw = self.source.sampler(split, shape or self.config.task)
+        return TaskStream(_on(self.device, draw), self.config.seed, split)
+
+    def _refuse_impossible(self, source: Source) -> None:
+        """Shapes that the data cannot fill, before anything is pretrained."""
+        for split in {"train", "val", self.config.eval.split}:
+            source.sampler(split, self.config.task)
+
+    def _embedded(self, bank: Bank) -> Source:
+        """The bank of features of the (pretrained) backbone; of the inputs where the backbone is trained."""
+        backbone = self.learner.backbone
+        if any(True for _ in backbone.parameters()):
+            specification = self.config.specification()["backbone"]
+            features = pretrained_features(backbone, specification, bank, self.config.pretrain, self.device)
+            self.learner.backbone.requires_grad_(not self.config.frozen)
+        else:
+            features = bank.with_inputs(extract(backbone, bank, self.device))
+        return BankSampler((features if self.config.frozen else bank).to(self.device))
+
+
+def _on(device: torch.device, draw: Callable[[Generator], Episodes]) -> Callable[[Generator], Any]:
+    """Tasks of simulators are drawn on the CPU, the same everywhere, and moved."""
+    return lambda generator: draw(generator).to(device)

@@ -1,0 +1,85 @@
+"""What every Hydra command shares: one line for a mistake, a clean exit, and `resume=`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config import register
+from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.learner import PARTS
+
+CONF = str(Path(__file__).parent / "conf")
+INTERRUPTED = 130  # the shell's code for a program that SIGINT ended
+
+
+def run_command(task: Callable[[DictConfig, Path], object]) -> None:
+    """Compose the configuration, call the task with it and the run's folder, answer mistakes in one line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
+    sys.argv[1:] = _in_resumed_folder([_of_a_part(argument) for argument in sys.argv[1:]])
+    register()
+
+    def job(config: DictConfig) -> None:
+        _in_clean_folder(lambda folder: task(config, folder))
+
+    try:
+        hydra.main(version_base="1.3", config_path=CONF, config_name="config")(job)()
+    except Interrupted as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was kept of the unfinished work", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (UsageError, HydraException, OmegaConfBaseException, OSError) as error:
+        sys.exit(f"error: {one_line(error)}")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, its lines joined; Hydra and OmegaConf spread theirs over several."""
+    cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else None
+    lines = [line.strip() for line in str(error).splitlines()]
+    if cause is not None and not isinstance(cause, HydraException):
+        lines += [line.strip() for line in str(cause).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("full_key", "object_type", "Config search path"))]
+    return " ".join(dict.fromkeys(kept))
+
+
+def _of_a_part(argument: str) -> str:
+    """`guide.scale=0.1` may set what the YAML leaves at its default: the constructor's signature decides.
+
+    To Hydra that is an addition (++), which it would otherwise refuse.
+    """
+    return f"++{argument}" if argument.startswith(tuple(f"{part}." for part in ("data", *PARTS))) else argument
+
+
+def _in_resumed_folder(arguments: list[str]) -> list[str]:
+    """`resume=DIR` runs in DIR, and leaves the configuration that Hydra wrote there as it is."""
+    folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
+    if not folders or not folders[-1]:
+        return arguments
+    if not (Path(folders[-1]) / "checkpoint.pt").is_file():
+        sys.exit(f"error: expected resume= to name the folder of a run with a checkpoint.pt, got '{folders[-1]}'")
+    return [*arguments, f"hydra.run.dir='{folders[-1]}'", "hydra.output_subdir=null"]
+
+
+def _in_clean_folder(task: Callable[[Path], object]) -> None:
+    """Call the task with its folder; if it fails before it wrote anything, leave no trace of the folder."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        task(folder)
+    except BaseException:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra"}:
+            shutil.rmtree(folder)
+            for parent in list(folder.parents)[:2]:  # runs/DATA/GUIDE, where this run was its first
+                if parent != Path.cwd() and not any(parent.iterdir()):
+                    parent.rmdir()
+        raise

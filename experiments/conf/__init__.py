@@ -1,0 +1,1 @@
+"""The settings of the commands: one folder a group, one YAML a choice."""

@@ -1,0 +1,77 @@
+"""The runner's own settings, typed, each with its meaning. Those of a guide, prior, head stand in its constructor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from pyro_metabayes import checkpoint
+from pyro_metabayes.data.sampler import TaskShape
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evaluation import EvalSettings
+from pyro_metabayes.learner import PARTS
+from pyro_metabayes.optimisation import TrainSettings
+from pyro_metabayes.pretraining import PretrainSettings
+
+
+@dataclass
+class Config:
+    """Everything that defines a run."""
+
+    data: dict[str, Any]
+    backbone: dict[str, Any]
+    model: dict[str, Any]
+    head: dict[str, Any] | None
+    prior: dict[str, Any] | None
+    objective: dict[str, Any]
+    guide: dict[str, Any]
+    task: TaskShape = field(default_factory=TaskShape)
+    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    choices: dict[str, str] = field(default_factory=dict)  # the names chosen for data and guide; filled in
+    seed: int = 0  # of initial weights, tasks and noise
+    device: str = "auto"  # auto, cpu, cuda
+    resume: str = ""  # the folder of an interrupted run
+
+    def specification(self) -> dict[str, Any]:
+        """The parts of the learner, as plain values."""
+        parts = {name: dict(value) for name in PARTS if (value := getattr(self, name))}
+        parts["backbone"].pop("frozen", None)
+        return parts
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the backbone is left as it was pretrained (backbone.frozen)."""
+        return bool(self.backbone.get("frozen", True))
+
+
+def register() -> None:
+    """Let Hydra check the runner's settings against Config."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def typed(config: DictConfig) -> Config:
+    """The plain dataclasses of a composed configuration."""
+    value = OmegaConf.to_object(config)
+    assert isinstance(value, Config)
+    return value
+
+
+def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
+    """The configuration of a run's checkpoint, with settings like train.steps=4000 changed."""
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or ("." not in key and key not in ("seed", "device")):
+            raise UsageError(f"a saved run keeps its parts; expected settings like train.steps=4000, got '{override}'")
+    saved = checkpoint.load(folder / "checkpoint.pt").get("config")
+    if saved is None:
+        raise UsageError(f"expected the checkpoint of a run in {folder}, got one without a configuration")
+    merged = OmegaConf.merge(OmegaConf.structured(Config), saved, OmegaConf.from_dotlist(list(overrides)))
+    assert isinstance(merged, DictConfig)
+    return typed(merged)

@@ -1,0 +1,84 @@
+"""What a run leaves behind: results.json, and the score of each task."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+
+import pyro_metabayes
+from experiments.assembly import Assembly
+from experiments.config import Config
+from pyro_metabayes import checkpoint
+from pyro_metabayes.evaluation import Evaluation
+
+ROOT = Path(__file__).parent.parent
+
+
+def results_of(config: Config, assembly: Assembly, evaluation: Evaluation, train_seconds: float | None) -> dict[str, Any]:
+    """The end figures of a run: accuracies are fractions, log scores nats, what a setting lacks is null."""
+    figures = dict(evaluation.figures)
+    seconds = figures.pop("seconds")
+    trained = config.train.steps * config.train.tasks_per_step
+    learner = assembly.learner
+    return {
+        "guide": config.choices.get("guide"),
+        "prior": (config.prior or {}).get("_target_", "").rpartition(".")[2].lower() or None,
+        "data": config.choices.get("data"),
+        "split": config.eval.split,
+        **dataclasses.asdict(config.task),
+        "tasks": config.eval.tasks,
+        **figures,
+        "objective": learner.objective.name if evaluation.figures["elbo"] is not None else "predictive",
+        "transductive": learner.guide.transductive,
+        "steps": config.train.steps,
+        "seconds": {"train": train_seconds, "eval": seconds},
+        "episodes_per_second": {
+            "train": trained / train_seconds if train_seconds else None,
+            "eval": config.eval.tasks / seconds,
+        },
+        "seed": config.seed,
+        "device": str(assembly.device),
+        "versions": versions(),
+        "commit": commit(),
+        "config": dataclasses.asdict(config),
+    }
+
+
+def write_results(folder: Path, results: dict[str, Any], evaluation: Evaluation) -> None:
+    """tasks.npz (each score of each task) and results.json, the last file of a finished run."""
+
+    def scores(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a name, numpy would append .npz to it
+            np.savez_compressed(file, allow_pickle=False, **evaluation.per_task)
+
+    checkpoint.write_atomically(folder / "tasks.npz", scores)
+    text = json.dumps(results, indent=2, allow_nan=False)
+    checkpoint.write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text + "\n"))
+
+
+def versions() -> dict[str, str]:
+    return {
+        "pyro_metabayes": pyro_metabayes.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def commit() -> str | None:
+    """The commit of the code, marked where files differ from it; null outside a repository."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

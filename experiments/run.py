@@ -1,0 +1,64 @@
+"""python -m experiments.run guide=sib: meta-train a guide, score it on unseen classes, leave a folder of results."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from lightning_fabric import Fabric
+from omegaconf import DictConfig
+
+from experiments.assembly import Assembly
+from experiments.command import run_command
+from experiments.config import Config, saved_config, typed
+from experiments.results import results_of, write_results
+from pyro_metabayes.data.sampler import TaskShape
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evaluation import evaluate
+from pyro_metabayes.report import draw_curves, result_row, text_table
+from pyro_metabayes.training import MetaTraining
+
+
+def run(config: Config, folder: Path) -> dict[str, Any]:
+    """Train as the configuration says (or go on where `folder` stands), evaluate, write the results."""
+    assembly = Assembly(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    training = MetaTraining(
+        learner=assembly.learner,
+        stream=assembly.stream("train"),
+        validation=assembly.stream("val"),
+        settings=config.train,
+        folder=folder,
+        fabric=Fabric(accelerator=assembly.device.type, devices=1),
+        config=dataclasses.asdict(config),
+        seed=config.seed,
+    )
+    learner = training.run()
+    evaluation = evaluate(learner, assembly.stream(config.eval.split), config.eval, config.seed)
+    results = results_of(config, assembly, evaluation, training.seconds)
+    draw_curves(folder, title=f"{results['guide']} on {results['data']}, {describe(config.task)}, seed {config.seed}")
+    write_results(folder, results, evaluation)
+    return results
+
+
+def describe(task: TaskShape) -> str:
+    return f"{task.way}-way {task.shot}-shot"
+
+
+def main(composed: DictConfig, folder: Path) -> None:
+    if composed.resume:
+        overrides = [item.lstrip("+") for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
+        config = saved_config(Path(composed.resume), overrides)
+    else:
+        config = typed(composed)
+    if not composed.resume and (folder / "checkpoint.pt").exists():
+        raise UsageError(f"expected a new folder for the run, got {folder}, which holds one; resume={folder} continues it")
+    results = run(config, folder)
+    print(text_table([result_row(results)]))
+    print(f"results, curves and checkpoint: {folder}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,1 @@
+"""Guides, one a file, named as on the command line."""

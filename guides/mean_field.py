@@ -1,0 +1,30 @@
+"""One Gaussian for every task: the floor, and the file to copy for a new guide."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import Normal, TorchDistribution
+from torch import nn
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w) = N(loc, diag(scale^2)), loc and scale [C, W], whatever the task.
+
+    It cannot adapt, so with classes in random order it can do no better than chance.
+    """
+
+    def __init__(
+        self, model: pyro_metabayes.Model, num_classes: int, num_weights: int, scale: float = 0.1
+    ) -> None:
+        super().__init__(model)
+        self.num_classes = num_classes
+        self.loc = nn.Parameter(torch.randn(num_classes, num_weights) * num_weights**-0.5)
+        self.log_scale = nn.Parameter(torch.full((num_classes, num_weights), scale).log())
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        self.check(observed)
+        normal = Normal(self.loc, self.log_scale.exp())
+        return normal.expand((observed.num_tasks, *self.loc.shape)).to_event(2)

@@ -1,0 +1,18 @@
+"""ProtoNets as a guide: a point mass at the class means.
+
+Snell, Swersky and Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017 (arXiv 1703.05175).
+"""
+
+from __future__ import annotations
+
+from pyro.distributions import Delta, TorchDistribution
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w | support) = delta(prototypes): cosine to the class means, or squared distance (linear head)."""
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        return Delta(self.model.prototypes(observed), event_dim=2)

@@ -1,0 +1,205 @@
+"""SIB: descend on the unlabelled query set with gradients that a network makes up.
+
+Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020
+(arXiv 2004.12696), and its NeurIPS 2019 MetaLearn workshop version, whose equation numbers we cite.
+"""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import Delta, Normal, TorchDistribution
+from torch import Tensor, nn
+from torch.func import grad
+
+import pyro_metabayes
+from pyro_metabayes.divergences import differentiable_divergence
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError
+
+FAMILIES = ("normal", "amortized", "delta")
+
+
+class TaskNorm(nn.Module):
+    """Normalises each channel over the points of one task, never across tasks, without running statistics.
+
+    What BatchNorm in training mode does to a batch of one task, as the released code runs it at
+    test time too; with more tasks it would let them see each other.
+    """
+
+    def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [..., T, N, H], mask [T, N, 1] -> [..., T, N, H]."""
+        share = mask.to(x.dtype) / mask.sum(-2, keepdim=True).clamp(min=1)
+        mean = (share * x).sum(-2, keepdim=True)
+        centred = x - mean
+        variance = (share * centred.square()).sum(-2, keepdim=True)
+        return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
+class OrderedNet(nn.Module):
+    """xi as published: Linear-ReLU-norm, twice, then Linear, of width 8 C, on the C logits in class order."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        width = 8 * num_classes
+        self.inputs = nn.Linear(num_classes, width)
+        self.hidden = nn.Linear(width, width)
+        self.outputs = nn.Linear(width, num_classes)
+        self.norms = nn.ModuleList([TaskNorm(width), TaskNorm(width)])
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Synthetic d loss / d logits [..., T, Q, C] from the logits; mask [T, Q]."""
+        mask = mask.unsqueeze(-1)
+        x = self.norms[0](self.inputs(logits).relu(), mask)
+        return self.outputs(self.norms[1](self.hidden(x).relu(), mask))
+
+
+class PooledLinear(nn.Linear):
+    """A linear map of each class's channels plus one of their mean over classes: permutation-equivariant."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__(2 * num_inputs, num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.cat((x, x.mean(-2, keepdim=True).expand_as(x)), dim=-1))
+
+
+class EquivariantNet(nn.Module):
+    """xi that commutes with any reordering of the classes, and so serves any number of them.
+
+    The same three layers, each acting on every class alike and on the mean over classes; channels
+    are normalised over the queries and classes of a task together.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.inputs = PooledLinear(2, width)
+        self.hidden = PooledLinear(width, width)
+        self.outputs = PooledLinear(width, 1)
+        self.norms = nn.ModuleList([TaskNorm(width), TaskNorm(width)])
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """As OrderedNet.forward, for any C."""
+        num_classes = logits.shape[-1]
+        points = mask.repeat_interleave(num_classes, dim=-1).unsqueeze(-1)  # [T, Q * C, 1]
+        x = torch.stack((logits, logits.softmax(-1)), dim=-1)
+        for layer, norm in zip((self.inputs, self.hidden), self.norms, strict=True):
+            x = layer(x).relu()  # [..., T, Q, C, H]
+            x = norm(x.flatten(-3, -2), points).unflatten(-2, (-1, num_classes))
+        return self.outputs(x).squeeze(-1)
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w | support, x_query) = N(theta^K, diag(sigma^2)), theta^0 = lambda(support),
+
+        theta^{k+1} = theta^k - eta { E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ]
+                                      + inner_kl d KL(q_{theta^k}, p_psi) / d theta },
+
+    with yhat = outputs(w, x_query) and w = theta^k + sigma eps: eq. 9 with the sum over queries in
+    place of the mean, as in the ICLR version. No query label enters. lambda scales the prototypes
+    by a learned vector (`initialisation: support`), or is learned itself and needs no support set
+    (`global`). sigma is learned, shared by the classes (`posterior: normal`), or a learned function
+    of theta^0 (`amortized`), or 0 (`delta`, the released code). inner_samples: draws of eps in a
+    step; 0 takes the gradient at theta^k itself, as released. xi: `ordered` or `equivariant`.
+    """
+
+    transductive = True
+
+    def __init__(
+        self,
+        model: pyro_metabayes.Model,
+        num_classes: int,
+        num_weights: int,
+        num_steps: int = 3,
+        step_size: float = 1e-3,
+        learn_step_size: bool = False,
+        posterior: str = "normal",
+        scale: float = 0.01,
+        initialisation: str = "support",
+        synthetic_gradient: str = "ordered",
+        inner_kl: float = 0.0,
+        inner_samples: int = 0,
+    ) -> None:
+        super().__init__(model)
+        _choose("guide.posterior", posterior, FAMILIES)
+        _choose("guide.initialisation", initialisation, ("support", "global"))
+        _choose("guide.synthetic_gradient", synthetic_gradient, ("ordered", "equivariant"))
+        if num_steps < 0 or step_size <= 0 or scale <= 0 or inner_kl < 0 or inner_samples < 0:
+            raise UsageError(
+                "expected guide.num_steps, inner_kl, inner_samples >= 0 and step_size, scale > 0, got "
+                f"{num_steps}, {inner_kl}, {inner_samples}, {step_size}, {scale}"
+            )
+        self.num_steps, self.inner_kl, self.inner_samples = num_steps, inner_kl, inner_samples
+        self.family, self.initialisation = posterior, initialisation
+        ordered = synthetic_gradient == "ordered"
+        self.xi = OrderedNet(num_classes) if ordered else EquivariantNet()
+        self.num_classes = num_classes if ordered or initialisation == "global" else None
+        self.log_step_size: Tensor
+        if learn_step_size:
+            self.log_step_size = nn.Parameter(torch.tensor(step_size).log())
+        else:
+            self.register_buffer("log_step_size", torch.tensor(step_size).log())
+        if initialisation == "support":
+            self.initial_scale = nn.Parameter(torch.ones(num_weights))
+        else:
+            self.initial = nn.Parameter(torch.randn(num_classes, num_weights) * num_weights**-0.5)
+        if posterior != "delta":
+            self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
+        if posterior == "amortized":
+            self.scale_net = nn.Sequential(
+                nn.Linear(num_weights, num_weights), nn.ELU(), nn.Linear(num_weights, num_weights)
+            )
+            nn.init.zeros_(self.scale_net[-1].weight)
+            nn.init.zeros_(self.scale_net[-1].bias)
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        self.check(observed)
+        theta = self._initial(observed)
+        scale = self._scale(theta)
+        prior = self.model.prior(observed) if self.inner_kl and self.num_steps else None
+        for _ in range(self.num_steps):
+            direction = self._synthetic_gradient(theta, scale, observed)
+            if prior is not None:
+                direction = direction + self.inner_kl * self._kl_gradient(theta, scale, prior)
+            theta = theta - self.log_step_size.exp() * direction
+        return self._q(theta, scale)
+
+    def _q(self, theta: Tensor, scale: Tensor | None) -> TorchDistribution:
+        return Delta(theta, event_dim=2) if scale is None else Normal(theta, scale).to_event(2)
+
+    def _initial(self, observed: Observed) -> Tensor:
+        """theta^0 = lambda(support) or lambda [T, C, W]."""
+        if self.initialisation == "global":
+            return self.initial.expand(observed.num_tasks, -1, -1)
+        return self.initial_scale * self.model.prototypes(observed)
+
+    def _scale(self, theta: Tensor) -> Tensor | None:
+        """sigma [W] or [T, C, W]; None for a point mass."""
+        if self.family == "delta":
+            return None
+        amortized = self.scale_net(theta) if self.family == "amortized" else 0.0
+        return (self.log_scale + amortized).clamp(-10, 4).exp()
+
+    def _synthetic_gradient(self, theta: Tensor, scale: Tensor | None, observed: Observed) -> Tensor:
+        """E_eps[sum_i (d yhat_i / d w)^T xi(yhat_i)] [T, C, W]; d w / d theta is the identity."""
+        w = theta
+        if self.inner_samples and scale is not None:
+            w = theta + scale * torch.randn(self.inner_samples, *theta.shape, device=theta.device)
+        logits, pullback = self.model.outputs_and_pullback(w, observed.query_x)
+        cotangent = self.xi(logits, observed.query_mask) * observed.query_mask.unsqueeze(-1)
+        gradient = pullback(cotangent)
+        return gradient if w is theta else gradient.mean(0)
+
+    def _kl_gradient(self, theta: Tensor, scale: Tensor | None, prior: TorchDistribution) -> Tensor:
+        """d/d theta of KL(q_theta, p_psi), of its bound for a mixture, of -log p_psi(theta) for a point."""
+        return grad(lambda loc: differentiable_divergence(self._q(loc, scale), prior).sum())(theta)
+
+
+def _choose(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"expected {key} to be one of {', '.join(choices)}, got '{value}'")

@@ -1,0 +1,1 @@
+"""Generative models, their priors and heads: one a file."""

@@ -1,0 +1,44 @@
+"""Conv-4: the small backbone of the few-shot literature."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_metabayes.errors import UsageError
+
+
+def block(num_inputs: int, num_filters: int, relu: bool) -> nn.Sequential:
+    """Conv3x3 without bias, batch norm, ReLU, 2x2 max-pool."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(num_inputs, num_filters, 3, padding=1, bias=False),
+        nn.BatchNorm2d(num_filters),
+    ]
+    return nn.Sequential(*layers, *([nn.ReLU()] if relu else []), nn.MaxPool2d(2))
+
+
+class Backbone(nn.Module):
+    """Four blocks of `num_filters`, flattened, scaled to unit length; images [N, channels, H, W] in [0, 1].
+
+    112,832 parameters for 64 filters and 3 channels. last_relu: kept by SIB's release, left out by
+    Gidaris and Komodakis.
+    """
+
+    def __init__(
+        self, input_shape: tuple[int, ...], num_filters: int = 64, last_relu: bool = True
+    ) -> None:
+        super().__init__()
+        if len(input_shape) != 3:
+            raise UsageError(
+                f"backbone=conv4 expects images [channels, height, width], got inputs of shape {input_shape}; "
+                "take backbone=identity for features"
+            )
+        channels, height, width = input_shape
+        widths = [channels, *[num_filters] * 4]
+        self.blocks = nn.Sequential(*[block(widths[i], widths[i + 1], last_relu or i < 3) for i in range(4)])
+        self.num_features = num_filters * (height // 16) * (width // 16)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.normalize(self.blocks(x).flatten(1), dim=-1)

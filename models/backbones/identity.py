@@ -1,0 +1,18 @@
+"""No backbone: the inputs are features already."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Backbone(nn.Module):
+    """The features as they come, scaled to unit length unless told otherwise."""
+
+    def __init__(self, input_shape: tuple[int, ...], normalise: bool = True) -> None:
+        super().__init__()
+        (self.num_features,) = input_shape
+        self.normalise = normalise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.normalize(x, dim=-1) if self.normalise else x

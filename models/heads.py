@@ -1,0 +1,102 @@
+"""Heads: how the weights of a task turn features into logits, with the closed form of the pullback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Pullback = Callable[[Tensor], Tensor]
+
+
+def fold_samples(w: Tensor, x: Tensor) -> Tensor:
+    """w_c . x_i for weights [..., T, C, D] and points [T, N, D] -> [..., T, C, N].
+
+    Class-major (w @ x^T), since the gradient of the query-major product costs five times as much;
+    samples are folded into the classes, so that each task is one matrix product.
+    """
+    if w.dim() == 3:
+        return w @ x.mT
+    samples, num_classes = w.shape[:-3].numel(), w.shape[-2]
+    folded = w.reshape(samples, *w.shape[-3:]).transpose(0, 1).flatten(1, 2)  # [T, L*C, D]
+    products = (folded @ x.mT).unflatten(1, (samples, num_classes)).transpose(0, 1)
+    return products.reshape(*w.shape[:-1], x.shape[-2])
+
+
+def unfold_samples(cotangent: Tensor, x: Tensor) -> Tensor:
+    """sum_i g_ci x_i for cotangents [..., T, C, N] and points [T, N, D] -> [..., T, C, D]."""
+    return cotangent @ x if cotangent.dim() == 3 else fold_samples(cotangent, x.mT)
+
+
+class Cosine(nn.Module):
+    """logits_ic = scale * (cos(w_c, x_i) + bias), with x_i of unit length.
+
+    scale is learned, from 10; bias is learned, from 0: the softmax does not see it, a synthetic
+    gradient network does. (Gidaris and Komodakis 2018, eq. 5; SIB's released code.)
+    """
+
+    def __init__(self, scale: float = 10.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.bias = nn.Parameter(torch.tensor(0.0))
+
+    @staticmethod
+    def num_weights(num_features: int) -> int:
+        """Size of one class's weights, for D features."""
+        return num_features
+
+    def prototypes(self, means: Tensor) -> Tensor:
+        """Weights [..., C, D] that classify by the nearest of the class means [..., C, D]."""
+        return means
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        """Logits [..., T, N, C] of weights [..., T, C, D] and points [T, N, D]."""
+        return (self.scale * (fold_samples(functional.normalize(w, dim=-1), x) + self.bias)).mT
+
+    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+        """With u_c = w_c / |w_c| and G = g^T x: pullback(g)_c = scale / |w_c| (G_c - (G_c . u_c) u_c)."""
+        inverse_norm = 1 / w.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        direction = w * inverse_norm
+        cosine = fold_samples(direction, x)  # [..., T, C, N]
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            g = cotangent.mT
+            along = (g * cosine).sum(-1, keepdim=True)  # G_c . u_c, without another pass over D
+            return self.scale * inverse_norm * (unfold_samples(g, x) - along * direction)
+
+        return (self.scale * (cosine + self.bias)).mT, pullback
+
+
+class Linear(nn.Module):
+    """logits_ic = scale * (v_c . x_i + b_c), with w_c = (v_c, b_c): VERSA's head, at scale 1.
+
+    The learned scale is the temperature that fixed weights (ProtoNets) need.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    @staticmethod
+    def num_weights(num_features: int) -> int:
+        """Size of one class's weights, for D features: one more, the bias."""
+        return num_features + 1
+
+    def prototypes(self, means: Tensor) -> Tensor:
+        """-|x - m_c|^2 = 2 m_c . x - |m_c|^2 + what is equal for all classes. (Snell et al. 2017, eq. 8)"""
+        return torch.cat((2 * means, -means.square().sum(-1, keepdim=True)), dim=-1)
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        """Logits [..., T, N, C] of weights [..., T, C, D + 1] and points [T, N, D]."""
+        return (self.scale * (fold_samples(w[..., :-1], x) + w[..., -1:])).mT
+
+    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+        """pullback(g)_c = scale * (sum_i g_ic x_i, sum_i g_ic)."""
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            g = cotangent.mT
+            return self.scale * torch.cat((unfold_samples(g, x), g.sum(-1, keepdim=True)), dim=-1)
+
+        return self.outputs(w, x), pullback

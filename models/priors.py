@@ -1,0 +1,79 @@
+"""Priors over a task's weights. Each is called with the observed part and the shape [C, W] of one task."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import (
+    Categorical,
+    ImproperUniform,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    TorchDistribution,
+)
+from torch import Size, nn
+from torch.distributions import constraints
+
+from models.set_encoder import CountAware, MeanPooled
+from pyro_metabayes.episodes import Observed
+
+
+class Flat(nn.Module):
+    """p(w) constant and improper: MAML, ProtoNets and published SIB. No bound, entropy or KL exists."""
+
+    def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
+        return ImproperUniform(constraints.real, Size((observed.num_tasks,)), event_shape)
+
+
+class Gaussian(nn.Module):
+    """p_psi(w_c) = N(loc, diag(scale^2)), one loc [W] and scale [W] for all classes and tasks.
+
+    Classes of an episode stand in random order, so a prior without a support set cannot tell them
+    apart. psi = (loc, log scale) is learned: empirical Bayes.
+    """
+
+    def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.full((num_weights,), loc))
+        self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
+
+    def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
+        normal = Normal(self.loc, self.log_scale.exp())
+        return normal.expand(Size((observed.num_tasks, *event_shape))).to_event(2)
+
+
+class Mixture(nn.Module):
+    """p_psi(w_c) = sum_j pi_j N(loc_j, diag(scale_j^2)), classes independent; all of psi is learned."""
+
+    def __init__(self, num_weights: int, num_components: int = 16, scale: float = 0.1) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.loc = nn.Parameter(scale * torch.randn(num_components, num_weights))
+        self.log_scale = nn.Parameter(torch.full((num_components, num_weights), scale).log())
+
+    def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
+        batch = Size((observed.num_tasks, event_shape[0]))
+        components = Normal(self.loc, self.log_scale.exp()).to_event(1)
+        mixture = MixtureSameFamily(Categorical(logits=self.logits), components)
+        return Independent(mixture.expand(batch), 1)
+
+
+class Conditional(nn.Module):
+    """p_psi(w_c | support of c) = N(loc, diag(scale^2)) from a set encoder, each class from its own points.
+
+    Called with the pooled episodes it is SAVI's posterior: the encoder lives here, so it is shared.
+    count_aware: natural parameters that add up over points, instead of the published mean pooling.
+    """
+
+    def __init__(
+        self, num_features: int, num_weights: int, num_hidden: int = 256, count_aware: bool = False
+    ) -> None:
+        super().__init__()
+        encoder = CountAware if count_aware else MeanPooled
+        self.encoder = encoder(num_features, num_weights, num_hidden)
+
+    def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
+        loc, scale = self.encoder(
+            observed.support_x, observed.support_y, observed.support_mask, event_shape[0]
+        )
+        return Normal(loc, scale).to_event(2)

@@ -1,0 +1,101 @@
+"""From a plain specification {_target_: dotted.name, argument: value} to an object.
+
+The constructor's signature is the one declaration of a part's settings: names and types are checked
+against it before anything is built. What a part needs of its surroundings (the model, the number of
+classes) it asks for by the name of an argument.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from pyro_metabayes.errors import UsageError
+
+Spec = Mapping[str, Any]
+PREFIXES = ("models.", "guides.", "pyro_metabayes.")
+
+
+def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
+    """The class or function that a specification names; only names under the prefixes are imported."""
+    name = spec.get("_target_")
+    if not isinstance(name, str) or not name.startswith(tuple(prefixes)):
+        allowed = ", ".join(prefixes)
+        raise UsageError(f"expected {part}._target_ to be a dotted name under {allowed}, got {name!r}")
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not module.startswith(error.name):
+            raise  # the file is there, something that it imports is not
+        hint = "run from the repository root, or after `pip install -e .`"
+        raise UsageError(f"no module '{module}', which {part}._target_ names; {hint}") from None
+    except AttributeError:
+        raise UsageError(f"no '{attribute}' in {module}, which {part}._target_ names") from None
+
+
+def arguments_of(target: Any) -> dict[str, inspect.Parameter]:
+    """Named arguments of a constructor or function."""
+    gathering = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(target).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind not in gathering}
+
+
+def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str] = PREFIXES) -> None:
+    """Refuse a specification with an argument that its target does not take, or of another type.
+
+    context: names that the surroundings provide and a specification may not set.
+    """
+    target = target_of(spec, part, prefixes)
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    settings = [name for name in arguments_of(target) if name not in context]
+    for name, value in spec.items():
+        if name == "_target_":
+            continue
+        if name not in settings:
+            near = get_close_matches(name, settings, 1)
+            guess = f"did you mean '{near[0]}'? " if near else ""
+            known = ", ".join(settings) or "none"
+            raise UsageError(f"unknown key '{part}.{name}'; {guess}{spec['_target_']} takes: {known}")
+        if name in hints and not _fits(value, hints[name]):
+            expected = getattr(hints[name], "__name__", str(hints[name]))
+            raise UsageError(
+                f"expected {part}.{name} to be of type {expected}, got {value!r} ({type(value).__name__})"
+            )
+
+
+def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: Any) -> Any:
+    """The checked object; of the context it gets what its constructor has an argument for."""
+    check(spec, part, list(context), prefixes)
+    target = target_of(spec, part, prefixes)
+    wanted = arguments_of(target)
+    provided = {name: value for name, value in context.items() if name in wanted}
+    settings = {name: value for name, value in spec.items() if name != "_target_"}
+    missing = [
+        name
+        for name, parameter in wanted.items()
+        if parameter.default is parameter.empty and name not in provided and name not in settings
+    ]
+    if missing:
+        raise UsageError(f"expected a value for {part}.{missing[0]}, got none; set {part}.{missing[0]}=...")
+    return target(**provided, **settings)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value may stand for the annotation; annotations of other kinds are not judged."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, NoneType):
+        return isinstance(value, hint)
+    if origin in (list, Sequence, tuple):
+        return isinstance(value, Sequence) and not isinstance(value, str)
+    return not inspect.isclass(hint) or isinstance(value, hint)

@@ -1,0 +1,43 @@
+"""Files that are whole or absent, and tensors that load without running code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from pyro_metabayes.errors import UsageError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one move."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(f"expected to write {path}, got: {error.strerror or error}; free or change the folder") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Tensors, numbers, strings and containers of them; nothing that needs code to load."""
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What `save` wrote, on the CPU. weights_only: a file from elsewhere cannot run code."""
+    if not path.is_file():
+        raise UsageError(f"expected a checkpoint at {path}, got no such file; give the folder of a run")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, BadZipFile, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"expected a checkpoint of this package at {path}, got a file that does not load: {reason}") from None

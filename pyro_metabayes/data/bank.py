@@ -1,0 +1,97 @@
+"""A bank: every labelled input of a data set, class by class, on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_metabayes.errors import UsageError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Inputs sorted by class; classes belong to splits, so that test classes are never trained on.
+
+    inputs [M, *X]: float features, or uint8 images [M, channels, height, width].
+    class_sizes [G]: how many inputs each of the G classes has; they stand one after another.
+    splits: class ids (0 to G-1) of train, val and test.
+    twin [M], optional: row of a second rendering of the same source, or the row itself. Twins
+        never stand on both sides of one task, support and query.
+    """
+
+    inputs: Tensor
+    class_sizes: Tensor
+    splits: Mapping[str, Tensor]
+    class_names: Sequence[str]
+    twin: Tensor | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.inputs.shape[1:])
+
+    @property
+    def class_starts(self) -> Tensor:
+        """Row of the first input of each class [G]."""
+        return self.class_sizes.cumsum(0) - self.class_sizes
+
+    @property
+    def labels(self) -> Tensor:
+        """Class id of every row [M]."""
+        return torch.repeat_interleave(torch.arange(len(self.class_sizes)), self.class_sizes)
+
+    def rows(self, split: str) -> Tensor:
+        """Rows of all inputs whose class belongs to the split."""
+        return torch.isin(self.labels, self.splits[split]).nonzero().squeeze(1)
+
+    def fingerprint(self) -> str:
+        """A hash of inputs, classes and splits; caches of derived banks are named by it."""
+        digest = sha256(self.inputs.cpu().contiguous().numpy().tobytes())
+        digest.update(self.class_sizes.numpy().tobytes())
+        for split in SPLITS:
+            digest.update(split.encode() + self.splits[split].numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def with_inputs(self, inputs: Tensor) -> Bank:
+        """The same classes and splits over other inputs, row by row (features of the images)."""
+        return replace(self, inputs=inputs)
+
+    def to(self, device: torch.device | str) -> Bank:
+        """The inputs on a device; the small tables stay on the CPU, where tasks are drawn."""
+        return replace(self, inputs=self.inputs.to(device))
+
+    @classmethod
+    def from_arrays(
+        cls,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        split_of_class: Callable[[np.ndarray], Mapping[str, np.ndarray]] | Mapping[str, np.ndarray],
+        class_names: Sequence[str] | None = None,
+        twin: np.ndarray | None = None,
+    ) -> Bank:
+        """A bank from rows in any order; labels are integers, splits name the labels they hold."""
+        order = np.argsort(labels, kind="stable")
+        names, sizes = np.unique(labels, return_counts=True)
+        if len(names) == 0:
+            raise UsageError("expected a bank with at least one labelled input, got an empty one")
+        splits = split_of_class(names) if callable(split_of_class) else split_of_class
+        ids = {
+            split: torch.from_numpy(np.flatnonzero(np.isin(names, splits.get(split, [])))) for split in SPLITS
+        }
+        if twin is not None:  # follow the rows to their sorted places
+            place = np.empty_like(order)
+            place[order] = np.arange(len(order))
+            twin = place[twin[order]]
+        return cls(
+            inputs=torch.from_numpy(np.ascontiguousarray(inputs[order])),
+            class_sizes=torch.from_numpy(sizes.astype(np.int64)),
+            splits=ids,
+            class_names=list(class_names) if class_names is not None else [str(name) for name in names],
+            twin=None if twin is None else torch.from_numpy(twin),
+        )

@@ -1,0 +1,174 @@
+"""Streams of tasks. One task = (seed, split, index): the same on every machine and after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.episodes import Episodes, concatenate
+from pyro_metabayes.errors import UsageError
+
+BLOCK = 64  # tasks drawn by one generator; part of what defines a task, so never a setting
+
+
+@dataclass
+class TaskShape:
+    """`way` classes, `shot` support points and `query` query points of each."""
+
+    way: int = 5
+    shot: int = 1
+    query: int = 15
+
+    def labels(self, points_per_class: int, num_tasks: int) -> Tensor:
+        """Class-ordered labels [T, way * points_per_class]."""
+        labels = torch.arange(self.way).repeat_interleave(points_per_class)
+        return labels.expand(num_tasks, -1)
+
+
+class Source(Protocol):
+    """Anything that draws a block of tasks: a bank of classes, or a simulator."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]: ...
+
+    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
+        """A function that draws BLOCK tasks from a generator."""
+        ...
+
+
+def generator_of(seed: int, split: str, block: int) -> Generator:
+    """The random stream of one block, independent of all others."""
+    digest = sha256(f"{seed}/{split}/{block}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+class TaskStream:
+    """Endless tasks of one split, addressed by index."""
+
+    def __init__(self, draw: Callable[[Generator], Episodes], seed: int, split: str) -> None:
+        self._draw, self._seed, self._split = draw, seed, split
+        self._block: tuple[int, Episodes] | None = None
+
+    def batch(self, start: int, stop: int) -> Episodes:
+        """Tasks start, ..., stop - 1."""
+        parts = []
+        for block in range(start // BLOCK, (stop - 1) // BLOCK + 1):
+            first = max(start - block * BLOCK, 0)
+            last = min(stop - block * BLOCK, BLOCK)
+            parts.append(self._tasks_of(block).tasks(slice(first, last)))
+        return concatenate(parts)
+
+    def _tasks_of(self, block: int) -> Episodes:
+        if self._block is None or self._block[0] != block:  # a stream is read in order: keep the last
+            self._block = block, self._draw(generator_of(self._seed, self._split, block))
+        return self._block[1]
+
+
+class BankSampler:
+    """Draws classes, then images of each, without replacement; a whole block in one gather."""
+
+    def __init__(self, bank: Bank) -> None:
+        self.bank = bank
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.bank.input_shape
+
+    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
+        """As `Source.sampler`; refuses a shape that the split cannot fill."""
+        classes = self._checked_classes(split, shape)
+        sizes, starts = self.bank.class_sizes[classes], self.bank.class_starts[classes]
+
+        def draw(generator: Generator) -> Episodes:
+            chosen = torch.rand(BLOCK, len(classes), generator=generator).topk(shape.way).indices
+            within = self._draw_within(sizes[chosen], starts[chosen], shape, generator)
+            rows = starts[chosen].unsqueeze(-1) + within  # [B, C, shot + query]
+            return self._gather(rows, classes[chosen], shape)
+
+        return draw
+
+    def _checked_classes(self, split: str, shape: TaskShape) -> Tensor:
+        if split not in SPLITS:
+            raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
+        if shape.way < 2 or shape.shot < 1 or shape.query < 1:
+            raise UsageError(f"expected way >= 2, shot >= 1 and query >= 1, got {shape}")
+        classes = self.bank.splits[split]
+        if len(classes) < shape.way:
+            raise UsageError(
+                f"expected at least task.way={shape.way} classes in the {split} split, got {len(classes)}; "
+                "lower task.way or bring more classes"
+            )
+        smallest = int(self.bank.class_sizes[classes].min())
+        if smallest < shape.shot + shape.query:
+            name = self.bank.class_names[int(classes[self.bank.class_sizes[classes].argmin()])]
+            raise UsageError(
+                f"expected at least task.shot + task.query = {shape.shot + shape.query} inputs in every class "
+                f"of the {split} split, got {smallest} in class '{name}'; lower task.shot or task.query"
+            )
+        return classes
+
+    def _draw_within(self, sizes: Tensor, starts: Tensor, shape: TaskShape, generator: Generator) -> Tensor:
+        """Positions inside each chosen class [B, C, shot + query], all different."""
+        largest = int(self.bank.class_sizes.max())
+        keys = torch.rand(*sizes.shape, largest, generator=generator, dtype=torch.float64)
+        beyond = torch.arange(largest) >= sizes.unsqueeze(-1)
+        if self.bank.twin is None:
+            return keys.masked_fill(beyond, -1.0).topk(shape.shot + shape.query).indices
+        rows = (starts.unsqueeze(-1) + torch.arange(largest)).clamp(max=len(self.bank.twin) - 1)
+        partner = (self.bank.twin[rows] - starts.unsqueeze(-1)).clamp(0, largest - 1)
+        return _twins_on_one_side(keys, partner, beyond, shape)
+
+    def _gather(self, rows: Tensor, classes: Tensor, shape: TaskShape) -> Episodes:
+        device, inputs = self.bank.inputs.device, self.bank.inputs
+
+        def take(points: Tensor) -> Tensor:
+            flat = inputs.index_select(0, points.flatten().to(device, non_blocking=True))
+            return flat.view(BLOCK, -1, *self.input_shape)
+
+        return Episodes(
+            support_x=take(rows[..., : shape.shot]),
+            support_y=shape.labels(shape.shot, BLOCK).to(device),
+            query_x=take(rows[..., shape.shot :]),
+            query_y=shape.labels(shape.query, BLOCK).to(device),
+            num_classes=shape.way,
+            classes=classes.to(device),
+        )
+
+
+def _twins_on_one_side(keys: Tensor, partner: Tensor, beyond: Tensor, shape: TaskShape) -> Tensor:
+    """A random order in which no pair of twins straddles support and query.
+
+    keys [B, C, n] uniform; partner [B, C, n] position of the twin, or the own position. Twins are
+    put side by side; where the end of the support would part a pair, the second twin leaves the
+    task if there are inputs to spare, and changes places with an input without twin if not.
+    """
+    positions = torch.arange(keys.shape[-1])
+    leader = torch.minimum(positions.expand_as(partner), partner)
+    # Twins share their leader's key; the tiny second term puts them in random order.
+    paired = keys.gather(-1, leader) + 1e-9 * keys
+    order = paired.masked_fill(beyond, 2.0).argsort(-1)
+    last_support, first_query = order[..., shape.shot - 1], order[..., shape.shot]
+    parted = partner.gather(-1, last_support.unsqueeze(-1)).squeeze(-1) == first_query
+    sizes = (~beyond).sum(-1)
+    spare = sizes > shape.shot + shape.query
+    single = (partner == positions).gather(-1, order) & (positions < sizes.unsqueeze(-1))
+    any_single = single.to(torch.uint8).argmax(-1)
+    here = torch.where(any_single < shape.shot, torch.tensor(shape.shot), torch.tensor(shape.shot - 1))
+    here = torch.where(spare, torch.tensor(shape.shot), here)
+    there = torch.where(spare, sizes - 1, any_single)
+    swapped = _swap(order, here, there)
+    order = torch.where(parted.unsqueeze(-1), swapped, order)
+    return order[..., : shape.shot + shape.query]
+
+
+def _swap(order: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """`order` with the entries at positions here and there exchanged, row by row."""
+    here, there = here.unsqueeze(-1), there.unsqueeze(-1)
+    swapped = order.scatter(-1, here, order.gather(-1, there))
+    return swapped.scatter(-1, there, order.gather(-1, here))

@@ -1,0 +1,1 @@
+"""Is the posterior collapsed, calibrated, near the truth? One question a file."""

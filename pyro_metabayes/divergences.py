@@ -1,0 +1,55 @@
+"""Divergences between distributions of a task's latent: which are exact, which bounds, which undefined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import Delta, ImproperUniform, MixtureSameFamily, Normal, TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+
+
+def innermost(distribution: Any) -> Distribution:
+    """The distribution under Independent and mask wrappers."""
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def has_density(distribution: Any) -> bool:
+    """False for a point mass and for the improper flat prior: no bound, KL or entropy exists."""
+    return not isinstance(innermost(distribution), Delta | ImproperUniform)
+
+
+def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
+    """KL(q, p) [batch] where torch or Pyro know it, else None."""
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+
+
+def mixture_kl_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:
+    """-sum_c log sum_j pi_j exp(-KL(q_c, N_j)) >= KL(q, mixture); q normal with event [C, D].
+
+    The mixture has components N_j over D and is independent over classes. An upper bound, by
+    convexity of the KL in its second argument (Hershey and Olsen 2007, section 7 with one
+    component on the left); exact where all components are equal.
+    """
+    per_class: Any = innermost(mixture)  # batch [..., T, C], event [D]
+    normal: Any = innermost(q)
+    q_class = Normal(normal.mean.unsqueeze(-2), normal.stddev.unsqueeze(-2)).to_event(1)  # [..., T, C, 1]
+    kl = kl_divergence(q_class, per_class.component_distribution)  # [..., T, C, M]
+    return -torch.logsumexp(per_class.mixture_distribution.logits - kl, -1).sum(-1)
+
+
+def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
+    """What an inner loop descends on, per task: KL(q, p), its mixture bound, or -log p for a point mass."""
+    if isinstance(innermost(q), Delta):
+        return -p.log_prob(q.mean)
+    if isinstance(innermost(p), ImproperUniform):
+        return -q.entropy()  # the KL to a flat prior, up to its unknown constant
+    if isinstance(innermost(p), MixtureSameFamily):
+        return mixture_kl_bound(q, p)
+    return kl_divergence(q, p)

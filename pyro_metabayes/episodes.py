@@ -1,0 +1,106 @@
+"""The data of a batch of tasks, and the one table of axes that every file uses.
+
+    T  tasks            S  support points      Q  query points     N  either
+    C  classes (way)    D  features            *X  one input       *W  one task's latent
+
+Leading `...` are samples. Points of one task may stand in any order; masked points change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False, kw_only=True)
+class Observed:
+    """What a guide may see at meta-test: a labelled support set and unlabelled query inputs."""
+
+    support_x: Tensor  # [T, S, *X]
+    support_y: Tensor  # [T, S]
+    query_x: Tensor  # [T, Q, *X]
+    num_classes: int = 0  # 0: the labels are no classes
+    support_mask: Tensor = None  # type: ignore[assignment]  # [T, S], all true unless given
+    query_mask: Tensor = None  # type: ignore[assignment]  # [T, Q], all true unless given
+    classes: Tensor | None = None  # [T, C], ids of the classes in their bank
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)  # [T, ...], rotated views and the like
+
+    def __post_init__(self) -> None:
+        for mask, points in (("support_mask", self.support_x), ("query_mask", self.query_x)):
+            if getattr(self, mask) is None:
+                every = torch.ones((), dtype=torch.bool, device=points.device)
+                setattr(self, mask, every.expand(points.shape[:2]))
+
+    @property
+    def num_tasks(self) -> int:
+        return self.query_x.shape[0]
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same episodes with `function` applied to every tensor."""
+        changed = {
+            item.name: function(value)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        auxiliary = {name: function(value) for name, value in self.auxiliary.items()}
+        return replace(self, **changed, auxiliary=auxiliary)
+
+    def tasks(self, index: slice | Tensor) -> Self:
+        """The tasks that `index` picks."""
+        return self.map_tensors(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str) -> Self:
+        return self.map_tensors(lambda tensor: tensor.to(device))
+
+
+@dataclass(eq=False, kw_only=True)
+class Episodes(Observed):
+    """Observed and the query labels: what an objective trains on and a score compares with."""
+
+    query_y: Tensor  # [T, Q]
+
+    def observed(self) -> Observed:
+        """The same tasks without the query labels."""
+        kept = {item.name: getattr(self, item.name) for item in fields(Observed)}
+        return Observed(**kept)
+
+    def pooled(self) -> Observed:
+        """Observed whose support is support plus query: what SAVI's training posterior sees."""
+        return replace(
+            self.observed(),
+            support_x=torch.cat((self.support_x, self.query_x), dim=1),
+            support_y=torch.cat((self.support_y, self.query_y), dim=1),
+            support_mask=torch.cat((self.support_mask, self.query_mask), dim=1),
+        )
+
+
+def concatenate(parts: Sequence[Episodes]) -> Episodes:
+    """One batch of the tasks of all parts, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    joined: dict[str, Tensor] = {}
+    for item in fields(first):
+        if isinstance(getattr(first, item.name), Tensor):
+            joined[item.name] = torch.cat([getattr(part, item.name) for part in parts])
+    auxiliary = {name: torch.cat([part.auxiliary[name] for part in parts]) for name in first.auxiliary}
+    return replace(first, **joined, auxiliary=auxiliary)
+
+
+def class_sums(x: Tensor, y: Tensor, mask: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Sums [T, C, D] and counts [T, C, 1] of the points of each class; x [T, N, D], y and mask [T, N]."""
+    member = (y.unsqueeze(-1) == torch.arange(num_classes, device=y.device)) & mask.unsqueeze(-1)
+    weight = member.to(x.dtype).mT  # [T, C, N]
+    return weight @ x, weight.sum(-1, keepdim=True)
+
+
+def class_means(observed: Observed) -> Tensor:
+    """Mean of the support points of each class [T, C, D]; 0 for a class without any."""
+    sums, counts = class_sums(
+        observed.support_x, observed.support_y, observed.support_mask, observed.num_classes
+    )
+    return sums / counts.clamp(min=1)

@@ -1,0 +1,63 @@
+"""The variational family: how a task's latent is inferred from what may be seen of the task."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pyro
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.model import Model
+from pyro_metabayes.parameters import announce_parameters
+
+
+class Guide(PyroModule):
+    """q(w_t | support_t, x_query_t). A new guide defines `posterior`; `forward` is fixed.
+
+    transductive: whether `posterior` depends on the query inputs; a test holds it to its word.
+    num_classes: the one class count that the guide can serve, or None for any.
+    """
+
+    transductive: bool = False
+    num_classes: int | None = None
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(name="guide")
+        self._model = (model,)  # in a tuple: the model's parameters are not the guide's
+
+    @property
+    def model(self) -> Model:
+        return self._model[0]
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        """q(w | support, x_query), what predictions use: batch [T], event [*W]."""
+        raise NotImplementedError
+
+    def training_posterior(self, episodes: Episodes) -> TorchDistribution:
+        """q in the training bound; may see the query labels where the method does (SAVI)."""
+        return self.posterior(episodes.observed())
+
+    def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
+        """Named terms [T] that join the loss but no bound."""
+        return {}
+
+    def check(self, observed: Observed) -> None:
+        """Refuse tasks that this guide was not built for."""
+        if self.num_classes is not None and observed.num_classes != self.num_classes:
+            raise UsageError(
+                f"expected tasks of {self.num_classes} classes, which this guide was trained for, "
+                f"got {observed.num_classes}; train with task.way={observed.num_classes}"
+            )
+
+    def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
+        """Sample w from training_posterior for Episodes, from posterior for an Observed."""
+        announce_parameters(self, "guide")
+        q = self.training_posterior(data) if isinstance(data, Episodes) else self.posterior(data)
+        scale = nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight)
+        with pyro.plate("task", data.num_tasks, dim=-1), scale:
+            pyro.sample("w", q)

@@ -1,0 +1,225 @@
+"""The meta-learner: backbone, model, guide and objective as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+import numpy as np
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_metabayes import checkpoint
+from pyro_metabayes.build import PREFIXES, Spec, build
+from pyro_metabayes.build import check as check_part
+from pyro_metabayes.divergences import innermost
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.guide import Guide
+from pyro_metabayes.model import Model
+from pyro_metabayes.objectives.objective import Objective
+
+Data = TypeVar("Data", bound=Observed)
+Array = np.ndarray | Tensor | Sequence[Any]
+PARTS = ("backbone", "head", "prior", "model", "guide", "objective")
+# What parts may ask for by the name of a constructor's argument, and no specification may set.
+CONTEXT = ("input_shape", "num_classes", "num_features", "num_weights", "particles", "model", "head", "prior")
+
+
+class Prediction(NamedTuple):
+    """Class probabilities [Q, C] of the posterior predictive, and their spread over samples of w [Q, C]."""
+
+    probabilities: Tensor
+    spread: Tensor
+
+
+class MetaLearner(nn.Module):
+    """Everything that is trained, and everything that a prediction needs.
+
+    specification: the plain values that rebuild it: {part: {_target_: name, setting: value}} for
+    backbone, head, prior, model, guide and objective, and input_shape, num_classes, particles.
+    frozen: the backbone is not trained, and episodes hold its features; else they hold its inputs.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        model: Model,
+        guide: Guide,
+        objective: Objective,
+        specification: Mapping[str, Any],
+        frozen: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.model, self.guide = backbone, model, guide
+        self.objective, self.specification, self.frozen = objective, dict(specification), frozen
+        self.backbone.requires_grad_(not frozen)
+        self.train()
+
+    @staticmethod
+    def check(specification: Mapping[str, Any], prefixes: Sequence[str] = PREFIXES) -> None:
+        """Refuse a specification with unknown names or wrong types, before anything is built."""
+        for part in PARTS:
+            if specification.get(part):
+                check_part(specification[part], part, CONTEXT, prefixes)
+
+    @classmethod
+    def from_specification(
+        cls, specification: Mapping[str, Any], frozen: bool = True, prefixes: Sequence[str] = PREFIXES
+    ) -> Self:
+        """Build all parts, each from its specification and what it asks for of the others."""
+        cls.check(specification, prefixes)
+        context: dict[str, Any] = {
+            name: specification[name] for name in ("input_shape", "num_classes", "particles") if name in specification
+        }
+        backbone = build(specification["backbone"], "backbone", prefixes, **context)
+        context["num_features"] = context["num_weights"] = backbone.num_features
+        if head := _built("head", specification, prefixes, context):
+            context |= {"head": head, "num_weights": head.num_weights(backbone.num_features)}
+        if prior := _built("prior", specification, prefixes, context):
+            context["prior"] = prior
+        context["model"] = build(specification["model"], "model", prefixes, **context)
+        guide = build(specification["guide"], "guide", prefixes, **context)
+        objective = build(specification["objective"], "objective", prefixes, **context)
+        return cls(backbone, context["model"], guide, objective, specification, frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        """The backbone stays in evaluation mode: batch statistics would let tasks see each other."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Features [..., D] of inputs [..., *X]; uint8 images are brought to [0, 1] first."""
+        leading = x.shape[: x.dim() - len(self.specification["input_shape"])]
+        return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
+
+    def featured(self, data: Data) -> Data:
+        """The episodes as model and guide take them: features in place of the backbone's inputs."""
+        if self.frozen:
+            return data
+        num_support = data.support_x.shape[1]
+        features = self.embed(torch.cat((data.support_x, data.query_x), dim=1))  # the backbone runs once
+        return replace(data, support_x=features[:, :num_support], query_x=features[:, num_support:])
+
+    def forward(self, episodes: Episodes, kl_weight: float = 1.0) -> dict[str, Tensor]:
+        """Means over tasks, in nats a task: `loss`, which carries the gradient, and its parts."""
+        episodes = self.featured(episodes)
+        terms = self.objective.terms(self.model, self.guide, episodes, kl_weight=kl_weight)
+        parts = {"loss": terms.loss, "log_likelihood": terms.log_likelihood}
+        if terms.kl is not None:
+            parts["kl"] = terms.kl
+        means = {name: value / episodes.num_tasks for name, value in parts.items()}
+        for module in (self.model, self.guide):
+            for name, value in module.regulariser(episodes).items():
+                means[name] = value.detach().mean()
+                means["loss"] = means["loss"] + value.mean()
+        return means
+
+    def posterior_predictive(self, observed: Observed, num_samples: int) -> tuple[Tensor, TorchDistribution]:
+        """Samples w [L, T, *W] of the posterior and p(y | x_query, w), batch [L, T, Q]; L is 1 for a point mass."""
+        return self.predictive_under(self.guide.posterior(observed), observed, num_samples)
+
+    def predictive_under(
+        self, distribution: TorchDistribution, observed: Observed, num_samples: int
+    ) -> tuple[Tensor, TorchDistribution]:
+        """As posterior_predictive, for any distribution of w."""
+        point = type(innermost(distribution)).__name__ == "Delta"
+        w = distribution.sample(torch.Size((1 if point else num_samples,)))
+        return w, self.model.likelihood(w, observed.query_x, observed)
+
+    @torch.no_grad()
+    def predict(self, support_x: Array, support_y: Array, query_x: Array, num_samples: int = 100) -> Prediction:
+        """Class probabilities of one task's query inputs, from one's own arrays.
+
+        support_x [S, *X], support_y [S] integers 0 to C-1, query_x [Q, *X]; what the backbone
+        takes (images, or features where there is none). Probabilities are averaged over samples of w.
+        """
+        observed = self._task_of(support_x, support_y, query_x)
+        _, likelihood = self.posterior_predictive(observed, num_samples)
+        probabilities = likelihood.probs.squeeze(1)  # [L, Q, C]
+        return Prediction(probabilities.mean(0), probabilities.std(0, correction=0))
+
+    def _task_of(self, support_x: Array, support_y: Array, query_x: Array) -> Observed:
+        shape = tuple(self.specification["input_shape"])
+        device = next(iter(self.parameters())).device
+        support = self.embed(_inputs("support_x", support_x, shape).to(device).unsqueeze(0))
+        query = self.embed(_inputs("query_x", query_x, shape).to(device).unsqueeze(0))
+        labels = torch.as_tensor(np.asarray(support_y))
+        if labels.is_floating_point() or labels.shape != support.shape[1:2] or labels.min() < 0:
+            raise UsageError(
+                f"expected support_y to hold {support.shape[1]} integers from 0 up, one for each support input, "
+                f"got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        labels = labels.long()
+        return Observed(
+            support_x=support,
+            support_y=labels.unsqueeze(0).to(device),
+            query_x=query,
+            num_classes=int(labels.max()) + 1,
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Specification and weights, in one file that `load` reads."""
+        checkpoint.save(Path(path), {"learner": self.portable()})
+
+    def portable(self) -> dict[str, Any]:
+        """What rebuilds this learner: plain values and tensors."""
+        return {
+            "specification": self.specification,
+            "frozen": self.frozen,
+            "weights": {name: value.detach().clone() for name, value in self.state_dict().items()},
+        }
+
+    @classmethod
+    def load(cls, path: Path | str, prefixes: Sequence[str] = ()) -> Self:
+        """The learner of a run (its folder: the best checkpoint) or of a file that `save` wrote.
+
+        Only names under models., guides., pyro_metabayes. and the given prefixes are imported.
+        """
+        path = Path(path)
+        state = checkpoint.load(path / "checkpoint.pt" if path.is_dir() else path)
+        saved = state.get("best") or state.get("learner")
+        if saved is None:
+            raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(state)}")
+        learner = cls.from_specification(saved["specification"], saved["frozen"], (*PREFIXES, *prefixes))
+        learner.load_weights(saved["weights"])
+        return learner
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """state_dict in, with one line for a checkpoint of another shape."""
+        own = self.state_dict()
+        for name in sorted(own.keys() | weights.keys()):
+            expected = tuple(own[name].shape) if name in own else "no such entry"
+            got = tuple(weights[name].shape) if name in weights else "none"
+            if expected != got:
+                raise UsageError(
+                    f"expected a checkpoint of this model and guide, got another: {name} is {got}, not {expected}; "
+                    "build the learner with the settings that the checkpoint was trained with"
+                )
+        self.load_state_dict(dict(weights))
+
+
+def as_float(x: Tensor) -> Tensor:
+    """Images of bytes as float32 in [0, 1]; anything else as it is."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
+def _built(part: str, specification: Mapping[str, Any], prefixes: Sequence[str], context: dict[str, Any]) -> Any:
+    spec: Spec | None = specification.get(part)
+    return build(spec, part, prefixes, **context) if spec else None
+
+
+def _inputs(name: str, x: Array, shape: tuple[int, ...]) -> Tensor:
+    values = torch.as_tensor(x) if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+    if tuple(values.shape[1:]) != shape or values.dim() != len(shape) + 1:
+        raise UsageError(f"expected {name} of shape [N, {', '.join(map(str, shape))}], got {list(values.shape)}")
+    if values.dtype != torch.uint8:
+        values = values.to(torch.get_default_dtype())
+    bad = (~torch.isfinite(values)).flatten(1).any(1).sum().item()
+    if bad:
+        raise UsageError(f"expected finite values in {name}, got NaN or infinity in {bad} of {len(values)} rows")
+    return values

@@ -1,0 +1,79 @@
+"""The generative model of a batch of tasks: a prior over each task's latent, and a likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule
+from torch import Size, Tensor
+
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.parameters import announce_parameters
+
+OBSERVE = ("query", "support", "all")
+
+
+class Model(PyroModule):
+    """p(y_query, w | x, support) = prod_t p(w_t | support_t or nothing) prod_i p(y_i | x_i, w_t).
+
+    A new model defines `event_shape`, `prior`, `likelihood` and `outputs`; `forward` is fixed.
+    `observe` names the labels that forward has sites for: "query" (few-shot objectives),
+    "support" (the gold posterior p(w | support)), "all" (both).
+    """
+
+    observe: str = "query"
+
+    def __init__(self) -> None:
+        super().__init__(name="model")
+
+    def event_shape(self, observed: Observed) -> Size:
+        """*W, the shape of one task's latent."""
+        raise NotImplementedError
+
+    def prior(self, observed: Observed) -> TorchDistribution:
+        """p(w | support or nothing): batch [T], event [*W]."""
+        raise NotImplementedError
+
+    def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
+        """p(y | x, w), one point each: w [..., T, *W], x [T, N, *X] -> batch [..., T, N], event []."""
+        raise NotImplementedError
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        """What the likelihood is made of (logits, means) [..., T, N, *Y]."""
+        raise NotImplementedError
+
+    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """outputs(w, x), and the function that takes a cotangent on them to one on w.
+
+        pullback(g) = sum over points of (d outputs / d w)^T g. A model with a closed form overrides
+        this; the general way works under no_grad too, and outer gradients flow through both.
+        """
+        value, pullback = torch.func.vjp(lambda latent: self.outputs(latent, x), w)
+        return value, lambda cotangent: pullback(cotangent)[0]
+
+    def pullback(self, w: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
+        """The product of a cotangent on outputs(w, x) with d outputs / d w."""
+        return self.outputs_and_pullback(w, x)[1](cotangent)
+
+    def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
+        """Named terms [T] that join the loss but no bound."""
+        return {}
+
+    def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
+        """Sample w, and the labels that `observe` names: conditioned on where `data` holds them."""
+        announce_parameters(self, "model")
+        query_y = data.query_y if isinstance(data, Episodes) else None
+        with pyro.plate("task", data.num_tasks, dim=-1):
+            with nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight):
+                w = pyro.sample("w", self.prior(data))
+            if self.observe in ("support", "all"):
+                support = self.likelihood(w, data.support_x, data).mask(data.support_mask)
+                pyro.sample("support_y", support.to_event(1), obs=data.support_y)
+            if self.observe in ("query", "all"):
+                query = self.likelihood(w, data.query_x, data).mask(data.query_mask)
+                pyro.sample("query_y", query.to_event(1), obs=query_y)

@@ -1,0 +1,74 @@
+"""The evidence lower bound of a batch of tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import Delta, ImproperUniform
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+
+from pyro_metabayes.divergences import closed_form_kl, innermost
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, latent_sites, observed_sites
+
+
+class Elbo(Objective, Trace_ELBO):
+    """loss = sum_t { -E_q[sum_i log p(y_ti | x_ti, w_t)] + kl_weight KL(q_t, p_psi) }.
+
+    The expectation is over `particles` samples. kl="sampled": log q(w) - log p(w) of the same
+    samples, equal to Trace_ELBO in value and gradient; for the exact posterior every single sample
+    gives the log evidence. kl="analytic": the closed form where there is one, equal to
+    TraceMeanField_ELBO; else sampled. kl_weight is a scale on the latent site of model and guide.
+    (Kingma and Welling 2014, eq. 3; Hu et al. 2020, workshop version, eq. 4.)
+    """
+
+    name = "elbo"
+    bound = True
+
+    def __init__(self, particles: int = 1, kl: str = "sampled") -> None:
+        Objective.__init__(self, particles)
+        Trace_ELBO.__init__(self, num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
+        if kl not in ("sampled", "analytic"):
+            raise UsageError(f"expected objective.kl to be sampled or analytic, got '{kl}'")
+        self.kl = kl
+
+    def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
+        (data,) = args
+        model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
+        weighted, unweighted = torch.zeros(()), torch.zeros(())
+        for name in latent_sites(guide_trace):
+            kl = self._kl(guide_trace.nodes[name], model_trace.nodes[name])
+            weighted = weighted + scale_and_mask(kl, guide_trace.nodes[name]["scale"]).sum()
+            unweighted = unweighted + kl.detach().sum()
+        log_likelihood = torch.zeros(())
+        for name in observed_sites(model_trace):
+            site = model_trace.nodes[name]
+            log_likelihood = log_likelihood + scale_and_mask(
+                site["fn"].log_prob(site["value"]), site["scale"], site["mask"]
+            ).sum()
+        loss = (weighted - log_likelihood) / self.particles
+        return Terms(loss, log_likelihood.detach() / self.particles, unweighted / self.particles)
+
+    def _kl(self, guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
+        """log q(w) - log p(w), or the closed form of its expectation, without the KL weight."""
+        q, p, w = guide_site["fn"], model_site["fn"], guide_site["value"]
+        if isinstance(innermost(q), Delta):  # log q is 0 at its own point
+            return -p.log_prob(w)
+        if self.kl == "analytic" and not isinstance(innermost(p), ImproperUniform):
+            exact = closed_form_kl(q, p)
+            if exact is not None:
+                return exact
+        return q.log_prob(w) - p.log_prob(w)
+
+    def loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()

@@ -1,0 +1,49 @@
+"""VERSA's objective: the Monte-Carlo estimate of the posterior predictive itself, without a KL."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, observed_sites
+
+
+class MonteCarlo(Objective):
+    """loss = -sum_t sum_i log (1/L) sum_l p(y_ti | x_ti, w_l), w_l ~ q(w | support), L = particles.
+
+    joint=True takes the product over a task's query points inside the log: -sum_t log (1/L) sum_l
+    prod_i p(y_ti | x_ti, w_l), RenyiELBO(alpha=0) with the conditional prior as guide, task by task.
+    The samples come from `posterior`, which never sees a query label. (Gordon et al. 2019, eq. 5;
+    NPML in the neural process literature for the joint form.)
+    """
+
+    bound = False
+
+    def __init__(self, particles: int = 1, joint: bool = False) -> None:
+        super().__init__(particles)
+        self.joint = joint
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return "monte_carlo_joint" if self.joint else "monte_carlo"
+
+    def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
+        (data,) = args
+        seen = data.observed() if isinstance(data, Episodes) else data
+        model_trace, _ = self._traces(model, guide, data, seen, **kwargs)
+        total = torch.zeros(())
+        for name in observed_sites(model_trace):
+            total = total + self._log_predictive(model_trace.nodes[name]).sum()
+        return Terms(-total, total.detach(), None)
+
+    def _log_predictive(self, site: dict[str, Any]) -> Tensor:
+        """log (1/L) sum_l of one observed site, [T, Q] for each point or [T] jointly."""
+        points = site["fn"].base_dist.log_prob(site["value"])  # [L, T, Q]; Independent over the query
+        log_prob = points.sum(-1) if self.joint else points
+        if self.particles == 1:
+            return log_prob
+        return log_prob.logsumexp(0) - math.log(self.particles)

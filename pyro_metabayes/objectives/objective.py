@@ -1,0 +1,103 @@
+"""What every objective gives: the terms of its loss, taken from traces of a Pyro model and guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+from pyro import poutine
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+from pyro.util import check_model_guide_match, check_site_shape
+from torch import Tensor
+
+from pyro_metabayes.errors import UsageError
+
+Stochastic = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Sums over the tasks of a batch, in nats. `loss` carries the gradient and the KL weight."""
+
+    loss: Tensor
+    log_likelihood: Tensor
+    kl: Tensor | None  # unweighted; None where the objective has no KL
+
+
+class Objective:
+    """A loss of a (model, guide) pair. A new objective defines `terms`.
+
+    name: what the number is called in tables. bound: whether -loss bounds the log evidence (for a
+    guide and a prior with densities, at KL weight 1).
+    """
+
+    name: str
+    bound: bool
+
+    def __init__(self, particles: int = 1) -> None:
+        if particles < 1:
+            raise UsageError(f"expected train.particles >= 1, got {particles}")
+        self.particles = particles
+
+    def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
+        """The terms of the loss for one batch, without host synchronisation."""
+        raise NotImplementedError
+
+    def differentiable_loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Tensor:
+        """`SVI(model, guide, optimiser, loss=objective.differentiable_loss)`: pyro.infer.SVI takes any objective so."""
+        return self.terms(model, guide, *args, **kwargs).loss
+
+    def _traces(self, model: Stochastic, guide: Stochastic, data: Any, seen: Any, **kwargs: Any) -> tuple[Trace, Trace]:
+        """Trace the guide on what it may see, replay the model on the data against it."""
+        guide_trace = poutine.trace(self._in_particles(guide)).get_trace(seen, **kwargs)
+        replayed = poutine.replay(self._in_particles(model), trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(data, **kwargs)
+        if is_validation_enabled():
+            self._check(model_trace, guide_trace)
+        return model_trace, guide_trace
+
+    def _check(self, model_trace: Trace, guide_trace: Trace) -> None:
+        """Pyro's own checks of a pair: the same sites, and no batch dimension outside a plate."""
+        nesting = 1 + (self.particles > 1)
+        check_model_guide_match(model_trace, guide_trace, nesting)
+        for trace in (model_trace, guide_trace):
+            trace.compute_log_prob()
+            for name in _sites(trace):
+                check_site_shape(trace.nodes[name], nesting)
+
+    def _in_particles(self, program: Stochastic) -> Stochastic:
+        """The program with all samples drawn `particles` times, along dimension -2."""
+        if self.particles == 1:
+            return program
+
+        def particles(*args: Any, **kwargs: Any) -> Any:
+            with pyro.plate("particles", self.particles, dim=-2):
+                return program(*args, **kwargs)
+
+        return particles
+
+
+def _sites(trace: Trace) -> list[str]:
+    return [
+        name
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site)
+    ]
+
+
+def latent_sites(guide_trace: Trace) -> list[str]:
+    """Names of the latent sites; all must be reparametrised, since no score function term is kept."""
+    for name in (names := _sites(guide_trace)):
+        if not guide_trace.nodes[name]["fn"].has_rsample:
+            fn = guide_trace.nodes[name]["fn"]
+            raise UsageError(f"expected a reparametrised distribution at site '{name}', got {fn}")
+    return names
+
+
+def observed_sites(model_trace: Trace) -> list[str]:
+    """Names of the sites with data."""
+    return [name for name in _sites(model_trace) if model_trace.nodes[name]["is_observed"]]

@@ -1,0 +1,93 @@
+"""The optimiser of a training run, its rates and the weight of the KL, as functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pyro_metabayes.errors import UsageError
+
+
+@dataclass
+class TrainSettings:
+    """One meta-training run."""
+
+    steps: int = 2000
+    tasks_per_step: int = 16
+    learning_rate: float = 1e-3
+    learning_rates: dict[str, float] = field(default_factory=dict)  # of parameters by name or its beginning
+    optimizer: str = "adam"  # adam, sgd
+    momentum: float = 0.9  # sgd: Nesterov
+    weight_decay: float = 0.0
+    schedule: str = "cosine"  # cosine (to 0), constant
+    clip: float = 0.0  # norm of the gradient; 0: none
+    kl_weight: Any = 1.0  # a number, or {start: 1e-6, end: 1.0, steps: 1000}: linear warm-up
+    particles: int = 1  # samples of w a task
+    compile: bool = False  # torch.compile the networks
+    on_nan: str = "stop"  # stop, skip: what a step with a loss that is not finite does
+    log_every: int = 50  # steps
+    validate_every: int = 500  # steps; the last step is validated too
+    validation_tasks: int = 300
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UsageError(f"expected train.{name} to be one of {', '.join(choices)}, got '{getattr(self, name)}'")
+        for name in ("steps", "tasks_per_step", "log_every", "validate_every", "validation_tasks", "particles"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"expected train.{name} >= 1, got {getattr(self, name)}")
+        kl_weight_at(self.kl_weight, 0)
+
+
+CHOICES = {"optimizer": ("adam", "sgd"), "schedule": ("cosine", "constant"), "on_nan": ("stop", "skip")}
+
+
+def kl_weight_at(weight: Any, step: int) -> float:
+    """The KL weight of a step: a constant, or a linear warm-up that stays at its end."""
+    schedule = dict(weight) if isinstance(weight, Mapping) else {"start": weight, "end": weight, "steps": 1}
+    try:
+        start, end, steps = (float(schedule.pop(name)) for name in ("start", "end", "steps"))
+    except (KeyError, TypeError, ValueError):
+        schedule = {"?": weight}
+    if schedule or not 0 < min(start, end) < math.inf or steps < 1:
+        raise UsageError(
+            "expected train.kl_weight to be a number > 0, or {start: 1e-6, end: 1.0, steps: 1000} "
+            f"(0 itself is no weight that Pyro takes), got {weight}"
+        )
+    return start + (end - start) * min(step / steps, 1.0)
+
+
+def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
+    """One torch optimiser; each parameter's group remembers its base rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    unused = set(settings.learning_rates)
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad:
+            matching = [key for key in settings.learning_rates if name == key or name.startswith(key + ".")]
+            unused -= set(matching)
+            rate = settings.learning_rates[max(matching, key=len)] if matching else settings.learning_rate
+            groups.setdefault(rate, []).append(parameter)
+    if unused:
+        names = ", ".join(name for name, parameter in learner.named_parameters() if parameter.requires_grad)
+        raise UsageError(f"no parameter '{min(unused)}' for train.learning_rates; there are: {names}")
+    options = [{"params": parameters, "lr": rate, "base": rate} for rate, parameters in groups.items()]
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(options, weight_decay=settings.weight_decay)
+    momentum = settings.momentum
+    return torch.optim.SGD(
+        options, lr=settings.learning_rate, momentum=momentum, nesterov=momentum > 0, weight_decay=settings.weight_decay
+    )
+
+
+def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:
+    """Rates of a step; a closed form, so that nothing of a schedule needs to be saved."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    factor = cosine if settings.schedule == "cosine" else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = group["base"] * factor

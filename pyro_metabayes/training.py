@@ -1,0 +1,197 @@
+"""The only training loop: meta-training by stochastic gradients, on Lightning Fabric."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_metabayes import checkpoint
+from pyro_metabayes.data.sampler import TaskStream
+from pyro_metabayes.diagnostics.collapse import collapse_figures
+from pyro_metabayes.divergences import has_density
+from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.evaluation import EvalSettings, evaluate, noise_of
+from pyro_metabayes.interruption import Interruption
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.optimisation import TrainSettings, kl_weight_at, make_optimizer, set_rates
+from pyro_metabayes.scores import classification_scores
+
+LOGGED_SAMPLES = 10  # draws of w for the accuracy and the collapse figures of a logged step
+
+
+class MetaTraining:
+    """Trains a learner on tasks 0, 1, 2, ... of a stream, and keeps what a resume needs in `folder`.
+
+    `checkpoint.pt` holds the last and the best learner (NLL of `posterior` on the validation
+    stream, first of equals), optimiser, random state and step; `metrics.jsonl` a line a logged step.
+    """
+
+    def __init__(
+        self,
+        learner: MetaLearner,
+        stream: TaskStream,
+        validation: TaskStream,
+        settings: TrainSettings,
+        folder: Path,
+        fabric: Fabric,
+        config: Mapping[str, Any],
+        seed: int = 0,
+    ) -> None:
+        self.learner, self.stream, self.validation = learner, stream, validation
+        self.settings, self.folder, self.fabric, self.config, self.seed = settings, folder, fabric, config, seed
+        self.step, self.seconds, self.best_nll = 0, 0.0, math.inf
+        self.best: dict[str, Any] = learner.portable()
+        self._first_bad = torch.full((), -1, device=fabric.device)
+        self._skipped = 0
+        learner.to(fabric.device)
+        self.module, self.optimizer = fabric.setup(learner, make_optimizer(learner, settings))
+        if settings.compile:
+            _compile_networks(learner)
+
+    def run(self) -> MetaLearner:
+        """Train from wherever the folder's checkpoint stands to the last step; return the best learner."""
+        if (self.folder / "checkpoint.pt").exists():
+            self._restore()
+        started = time.perf_counter() - self.seconds
+        bar = tqdm(total=self.settings.steps, initial=self.step, desc="meta-train", unit="step", disable=None)
+        with Interruption() as interruption, bar:
+            while self.step < self.settings.steps:
+                terms = self._step()
+                self.seconds = time.perf_counter() - started
+                bar.update()
+                last = self.step == self.settings.steps
+                if last or self.step % self.settings.log_every == 0:
+                    line = self._log(terms)
+                    bar.set_postfix(loss=f"{line['loss']:.4g}", accuracy=f"{line['accuracy']:.1%}")
+                if last or self.step % self.settings.validate_every == 0:
+                    self._validate()
+                    self._save()
+                if interruption.requested and not last:
+                    self._save()
+                    raise Interrupted(
+                        f"interrupted after step {self.step} of {self.settings.steps}; continue with: "
+                        f"python -m experiments.run resume={self.folder}"
+                    )
+        self.learner.load_weights(self.best["weights"])
+        return self.learner
+
+    def _step(self) -> dict[str, Tensor]:
+        settings = self.settings
+        first_task = self.step * settings.tasks_per_step
+        episodes = self.stream.batch(first_task, first_task + settings.tasks_per_step)
+        set_rates(self.optimizer, settings, self.step)
+        self.optimizer.zero_grad()
+        # Pyro checks shapes and sites once; each check costs, and a CUDA queue would wait for it.
+        with pyro.validation_enabled(self.step == 0):
+            terms = self.module(episodes, kl_weight=kl_weight_at(settings.kl_weight, self.step))
+        self.step += 1
+        loss = terms["loss"]
+        if settings.on_nan == "skip" and not torch.isfinite(loss):
+            self._skipped += 1
+            return terms
+        bad = ~torch.isfinite(loss) & (self._first_bad < 0)
+        self._first_bad = torch.where(bad, self.step, self._first_bad)
+        self.fabric.backward(loss)
+        if settings.clip:
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        return terms
+
+    def _check_finite(self) -> None:
+        """Read the mark that a non-finite loss left on the device; never save or log past it."""
+        if (bad := int(self._first_bad)) >= 0:
+            raise UsageError(
+                f"the loss is not finite at step {bad}: training has diverged; lower train.learning_rate or set "
+                "train.clip (the last good checkpoint, if any, is kept)"
+            )
+        for name, parameter in self.learner.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise UsageError(
+                    f"parameter {name} is not finite after step {self.step}: training has diverged; lower "
+                    "train.learning_rate or set train.clip (the last good checkpoint, if any, is kept)"
+                )
+
+    def _log(self, terms: Mapping[str, Tensor]) -> dict[str, Any]:
+        self._check_finite()
+        line: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 3)}
+        line |= {name: value.item() for name, value in terms.items()}
+        line |= self._figures(line)
+        if self._skipped:
+            line["skipped"] = self._skipped
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return line
+
+    @torch.no_grad()
+    def _figures(self, line: Mapping[str, float]) -> dict[str, Any]:
+        """Accuracy of `posterior` and collapse figures on the tasks of this step; draws nothing from its noise."""
+        last = self.step * self.settings.tasks_per_step
+        episodes = self.learner.featured(self.stream.batch(last - self.settings.tasks_per_step, last))
+        observed = episodes.observed()
+        with noise_of(self.seed):
+            _, likelihood = self.learner.posterior_predictive(observed, LOGGED_SAMPLES)
+            log_probs = likelihood.logits.log_softmax(-1)
+            scores = classification_scores(log_probs, episodes.query_y, episodes.query_mask)
+            densities = (self.learner.guide.posterior(observed), self.learner.model.prior(observed))
+            bound = self.learner.objective.bound and all(map(has_density, densities))
+            return {
+                "accuracy": scores["accuracy"].mean().item(),
+                "elbo": line["log_likelihood"] - line["kl"] if bound else None,
+                **collapse_figures(self.learner, observed, LOGGED_SAMPLES),
+            }
+
+    def _validate(self) -> None:
+        settings = EvalSettings(tasks=self.settings.validation_tasks, samples=LOGGED_SAMPLES, split="val")
+        nll = evaluate(self.learner, self.validation, settings, self.seed, progress=False).figures["nll"]
+        if nll < self.best_nll:
+            self.best_nll, self.best = nll, self.learner.portable()
+
+    def _save(self) -> None:
+        self._check_finite()
+        training = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "best_nll": self.best_nll,
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        state = {"learner": self.learner.portable(), "best": self.best, "training": training}
+        checkpoint.save(self.folder / "checkpoint.pt", state | {"config": dict(self.config)})
+
+    def _restore(self) -> None:
+        state = checkpoint.load(self.folder / "checkpoint.pt")
+        training = state["training"]
+        self.learner.load_weights(state["learner"]["weights"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.step, self.seconds = training["step"], training["seconds"]
+        self.best_nll, self.best = training["best_nll"], state["best"]
+        torch.set_rng_state(training["random"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(training["random_cuda"])
+        _cut_back(self.folder / "metrics.jsonl", self.step)
+
+
+def _cut_back(path: Path, step: int) -> None:
+    """Drop the lines that were logged after the checkpoint: their steps will be taken again."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+    checkpoint.write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
+
+
+def _compile_networks(learner: MetaLearner) -> None:
+    """torch.compile the plain networks in place: pure functions of tensors, which Pyro's handlers are not."""
+    for part in (learner.guide, learner.model):
+        for network in part.children():
+            network.compile()

@@ -1,0 +1,45 @@
+"""What every test finds: one thread, a fixed seed, validation on, and a cache of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported, here or in a process that a test starts
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One METABAYES_CACHE for the session: nothing of an earlier run is read, nothing is left behind."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METABAYES_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    """Seeds of torch, numpy and random; validation, which a run turns off; parameter store; dtype."""
+    pyro.set_rng_seed(0)
+    pyro.enable_validation(True)
+    pyro.clear_param_store()
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def metabayes_data() -> Path:
+    """The folder of real data; without METABAYES_DATA the test is skipped, with a wrong one it fails."""
+    folder = os.environ.get("METABAYES_DATA")
+    if not folder:
+        pytest.skip("METABAYES_DATA is unset: no folder of real data")
+    if not Path(folder).is_dir():
+        pytest.fail(f"METABAYES_DATA is no folder: {folder}")
+    return Path(folder)

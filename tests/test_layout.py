@@ -1,0 +1,146 @@
+"""Imports go one way: experiments -> {models, guides} -> pyro_metabayes -> third parties."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_LINES = 220
+
+# What the files of a folder must not import: those above and beside it; settings reach them as plain values.
+COMMAND_LINE = {"experiments", "hydra", "omegaconf"}
+FORBIDDEN = {
+    "pyro_metabayes": COMMAND_LINE | {"models", "guides", "tests"},
+    "models": COMMAND_LINE | {"guides", "tests"},
+    "guides": COMMAND_LINE | {"models", "tests"},
+    "experiments": {"tests"},
+}
+ONLY_IN = {"torchvision": Path("pyro_metabayes/data/vision.py")}  # its import can fail beside another torch
+
+
+def python_files(root: Path = ROOT) -> list[Path]:
+    """Relative paths of the four folders' files."""
+    return sorted(path.relative_to(root) for folder in FORBIDDEN for path in (root / folder).rglob("*.py"))
+
+
+def yaml_files() -> list[Path]:
+    return sorted(path.relative_to(ROOT) for path in (ROOT / "experiments/conf").rglob("*.yaml"))
+
+
+def imported(source: str) -> set[str]:
+    """Top-level names of all absolute imports, those within functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def offences(path: Path, root: Path = ROOT) -> list[str]:
+    """The imports of one file that break a rule; `path` is relative to `root`."""
+    names = imported((root / path).read_text(encoding="utf-8"))
+    refused = (names & FORBIDDEN[path.parts[0]]) | {
+        name for name, home in ONLY_IN.items() if name in names and path != home
+    }
+    return [f"{path} imports {name}" for name in sorted(refused)]
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Every `_target_` in a tree of settings, less those that are filled in from elsewhere."""
+    if isinstance(node, dict):
+        name = node.get("_target_")
+        if isinstance(name, str) and "${" not in name:
+            yield name
+        for child in node.values():
+            yield from targets(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from targets(child)
+
+
+def targets_in(path: Path) -> set[str]:
+    return set(targets(yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))))
+
+
+def guide_files() -> list[Path]:
+    return [path for path in python_files() if path.parts[0] == "guides" and path.name != "__init__.py"]
+
+
+def test_no_folder_is_empty() -> None:
+    """Else the tests below would pass for want of files."""
+    assert {path.parts[0] for path in python_files()} == set(FORBIDDEN)
+    assert guide_files() and yaml_files()
+
+
+@pytest.mark.parametrize("path", python_files(), ids=str)
+def test_imports_go_one_way(path: Path) -> None:
+    assert offences(path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "name"),
+    [
+        ("pyro_metabayes/planted.py", "from models.heads import Linear", "models"),
+        ("pyro_metabayes/data/planted.py", "import guides.sib as sib", "guides"),
+        ("pyro_metabayes/planted.py", "def f():\n    from omegaconf import OmegaConf", "omegaconf"),
+        ("pyro_metabayes/planted.py", "if True:\n    import hydra", "hydra"),
+        ("models/planted.py", "import torch, guides", "guides"),
+        ("models/backbones/planted.py", "import torchvision.models", "torchvision"),
+        ("guides/planted.py", "from models import priors", "models"),
+        ("guides/planted.py", "import experiments.run", "experiments"),
+        ("experiments/planted.py", "from torchvision import datasets", "torchvision"),
+    ],
+)
+def test_a_planted_import_is_caught(tmp_path: Path, path: str, line: str, name: str) -> None:
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(f"{line}\n", encoding="utf-8")
+    assert python_files(tmp_path) == [Path(path)]
+    assert offences(Path(path), tmp_path) == [f"{path} imports {name}"]
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("pyro_metabayes/data/vision.py", "def load():\n    import torchvision"),
+        ("pyro_metabayes/planted.py", "from . import models\nfrom .guides import x"),
+        ("guides/planted.py", "from pyro_metabayes.episodes import Observed\nimport modelstore"),
+        ("experiments/planted.py", "import hydra, models, guides, pyro_metabayes"),
+    ],
+)
+def test_an_allowed_import_is_let_through(tmp_path: Path, path: str, line: str) -> None:
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(f"{line}\n", encoding="utf-8")
+    assert offences(Path(path), tmp_path) == []
+
+
+def test_files_are_named_for_what_they_hold() -> None:
+    assert [path for path in python_files() if path.name in {"utils.py", "common.py", "base.py"}] == []
+
+
+def test_files_hold_one_concept() -> None:
+    lengths = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in python_files()}
+    assert {str(path): length for path, length in lengths.items() if length > MAX_LINES} == {}
+
+
+@pytest.mark.parametrize("path", guide_files(), ids=str)
+def test_every_guide_can_be_chosen(path: Path) -> None:
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    assert "Guide" in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    chosen = {name for file in yaml_files() if file.parent.name == "guide" for name in targets_in(file)}
+    assert f"guides.{path.stem}.Guide" in chosen, f"no YAML in experiments/conf/guide/ names {path}"
+
+
+@pytest.mark.parametrize("path", yaml_files(), ids=str)
+def test_every_target_exists(path: Path) -> None:
+    for name in targets_in(path):
+        module, _, attribute = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), attribute)), f"{path}: {name}"
