@@ -15,10 +15,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import register
-from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import PARTS
 
 CONF = str(Path(__file__).parent / "conf")
+MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError)
+# Lines of Hydra and OmegaConf that speak of their insides.
+NOISE = ("full_key", "object_type", "reference_type", "Config search path", "provider=", "Set the environment")
 INTERRUPTED = 130  # the shell's code for a program that SIGINT ended
 
 
@@ -27,20 +30,24 @@ def run_command(task: Callable[[DictConfig, Path], object]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
     sys.argv[1:] = _in_resumed_folder([_of_a_part(argument) for argument in sys.argv[1:]])
     register()
+    failures: list[str] = []
 
     def job(config: DictConfig) -> None:
-        _in_clean_folder(lambda folder: task(config, folder))
+        try:
+            _in_clean_folder(lambda folder: task(config, folder))
+        except MISTAKES as error:  # a failed job of a sweep leaves the others
+            failures.append(one_line(error))
+            print(f"error: {failures[-1]}", file=sys.stderr)
 
     try:
         hydra.main(version_base="1.3", config_path=CONF, config_name="config")(job)()
-    except Interrupted as stop:
-        print(f"\n{stop}", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # Interrupted among them
+        print(f"\n{stop}" if str(stop) else "\ninterrupted; nothing of the unfinished work was kept", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was kept of the unfinished work", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except (UsageError, HydraException, OmegaConfBaseException, OSError) as error:
+    except MISTAKES as error:
         sys.exit(f"error: {one_line(error)}")
+    if failures:
+        sys.exit(1)
 
 
 def one_line(error: BaseException) -> str:
@@ -49,16 +56,17 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     if cause is not None and not isinstance(cause, HydraException):
         lines += [line.strip() for line in str(cause).splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("full_key", "object_type", "Config search path"))]
+    kept = [line for line in lines if line and not line.startswith(NOISE)]
     return " ".join(dict.fromkeys(kept))
 
 
 def _of_a_part(argument: str) -> str:
     """`guide.scale=0.1` may set what the YAML leaves at its default: the constructor's signature decides.
 
-    To Hydra that is an addition (++), which it would otherwise refuse.
+    To Hydra that is an addition (++), which it would otherwise refuse; so are new entries of a mapping.
     """
-    return f"++{argument}" if argument.startswith(tuple(f"{part}." for part in ("data", *PARTS))) else argument
+    open_ended = (*(f"{part}." for part in ("data", *PARTS)), "train.learning_rates", "train.kl_weight")
+    return f"++{argument}" if argument.startswith(open_ended) else argument
 
 
 def _in_resumed_folder(arguments: list[str]) -> list[str]:

@@ -44,6 +44,8 @@ class TaskNorm(nn.Module):
 class OrderedNet(nn.Module):
     """xi as published: Linear-ReLU-norm, twice, then Linear, of width 8 C, on the C logits in class order."""
 
+    pure = True  # a function of tensors: torch.compile may have it
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         width = 8 * num_classes
@@ -75,6 +77,8 @@ class EquivariantNet(nn.Module):
     The same three layers, each acting on every class alike and on the mean over classes; channels
     are normalised over the queries and classes of a task together.
     """
+
+    pure = True
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -108,8 +112,6 @@ class Guide(pyro_metabayes.Guide):
     step; 0 takes the gradient at theta^k itself, as released. xi: `ordered` or `equivariant`.
     """
 
-    transductive = True
-
     def __init__(
         self,
         model: pyro_metabayes.Model,
@@ -135,6 +137,7 @@ class Guide(pyro_metabayes.Guide):
                 f"{num_steps}, {inner_kl}, {inner_samples}, {step_size}, {scale}"
             )
         self.num_steps, self.inner_kl, self.inner_samples = num_steps, inner_kl, inner_samples
+        self.transductive = num_steps > 0  # theta^0 sees the support set at most
         self.family, self.initialisation = posterior, initialisation
         ordered = synthetic_gradient == "ordered"
         self.xi = OrderedNet(num_classes) if ordered else EquivariantNet()
@@ -151,11 +154,10 @@ class Guide(pyro_metabayes.Guide):
         if posterior != "delta":
             self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
         if posterior == "amortized":
-            self.scale_net = nn.Sequential(
-                nn.Linear(num_weights, num_weights), nn.ELU(), nn.Linear(num_weights, num_weights)
-            )
-            nn.init.zeros_(self.scale_net[-1].weight)
-            nn.init.zeros_(self.scale_net[-1].bias)
+            last = nn.Linear(num_weights, num_weights)
+            nn.init.zeros_(last.weight)  # starts as `normal` does
+            nn.init.zeros_(last.bias)
+            self.scale_net = nn.Sequential(nn.Linear(num_weights, num_weights), nn.ELU(), last)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         self.check(observed)

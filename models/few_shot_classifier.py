@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyro.distributions import Categorical, TorchDistribution
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
 import pyro_metabayes
+from models.heads import Head
+from models.priors import Prior
 from pyro_metabayes.episodes import Observed, class_means
 
 
@@ -17,7 +19,10 @@ class Model(pyro_metabayes.Model):
     W is D for the cosine head and D + 1 for the linear one.
     """
 
-    def __init__(self, head: nn.Module, prior: nn.Module) -> None:
+    head: Head
+    prior_over_weights: Prior
+
+    def __init__(self, head: Head, prior: Prior) -> None:
         super().__init__()
         self.head = head
         self.prior_over_weights = prior

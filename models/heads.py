@@ -30,7 +30,27 @@ def unfold_samples(cotangent: Tensor, x: Tensor) -> Tensor:
     return cotangent @ x if cotangent.dim() == 3 else fold_samples(cotangent, x.mT)
 
 
-class Cosine(nn.Module):
+class Head(nn.Module):
+    """What the few-shot classifier asks of a head; w [..., T, C, W], x [T, N, D], logits [..., T, N, C]."""
+
+    def num_weights(self, num_features: int) -> int:
+        """W, the size of one class's weights, for D features."""
+        raise NotImplementedError
+
+    def prototypes(self, means: Tensor) -> Tensor:
+        """Weights [..., C, W] that classify by the nearest of the class means [..., C, D]."""
+        raise NotImplementedError
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        """Logits."""
+        raise NotImplementedError
+
+    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+        """Logits, and the function from a cotangent on them [..., T, N, C] to one on w."""
+        raise NotImplementedError
+
+
+class Cosine(Head):
     """logits_ic = scale * (cos(w_c, x_i) + bias), with x_i of unit length.
 
     scale is learned, from 10; bias is learned, from 0: the softmax does not see it, a synthetic
@@ -42,17 +62,13 @@ class Cosine(nn.Module):
         self.scale = nn.Parameter(torch.tensor(scale))
         self.bias = nn.Parameter(torch.tensor(0.0))
 
-    @staticmethod
-    def num_weights(num_features: int) -> int:
-        """Size of one class's weights, for D features."""
+    def num_weights(self, num_features: int) -> int:
         return num_features
 
     def prototypes(self, means: Tensor) -> Tensor:
-        """Weights [..., C, D] that classify by the nearest of the class means [..., C, D]."""
         return means
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Logits [..., T, N, C] of weights [..., T, C, D] and points [T, N, D]."""
         return (self.scale * (fold_samples(functional.normalize(w, dim=-1), x) + self.bias)).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
@@ -69,7 +85,7 @@ class Cosine(nn.Module):
         return (self.scale * (cosine + self.bias)).mT, pullback
 
 
-class Linear(nn.Module):
+class Linear(Head):
     """logits_ic = scale * (v_c . x_i + b_c), with w_c = (v_c, b_c): VERSA's head, at scale 1.
 
     The learned scale is the temperature that fixed weights (ProtoNets) need.
@@ -79,17 +95,14 @@ class Linear(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(scale))
 
-    @staticmethod
-    def num_weights(num_features: int) -> int:
-        """Size of one class's weights, for D features: one more, the bias."""
-        return num_features + 1
+    def num_weights(self, num_features: int) -> int:
+        return num_features + 1  # the bias
 
     def prototypes(self, means: Tensor) -> Tensor:
         """-|x - m_c|^2 = 2 m_c . x - |m_c|^2 + what is equal for all classes. (Snell et al. 2017, eq. 8)"""
         return torch.cat((2 * means, -means.square().sum(-1, keepdim=True)), dim=-1)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Logits [..., T, N, C] of weights [..., T, C, D + 1] and points [T, N, D]."""
         return (self.scale * (fold_samples(w[..., :-1], x) + w[..., -1:])).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:

@@ -18,14 +18,22 @@ from models.set_encoder import CountAware, MeanPooled
 from pyro_metabayes.episodes import Observed
 
 
-class Flat(nn.Module):
+class Prior(nn.Module):
+    """p_psi(w | support or nothing), a choice of its own beside model and guide (`prior=` on the command line)."""
+
+    def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
+        """Batch [T], event [C, W] = event_shape."""
+        raise NotImplementedError
+
+
+class Flat(Prior):
     """p(w) constant and improper: MAML, ProtoNets and published SIB. No bound, entropy or KL exists."""
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         return ImproperUniform(constraints.real, Size((observed.num_tasks,)), event_shape)
 
 
-class Gaussian(nn.Module):
+class Gaussian(Prior):
     """p_psi(w_c) = N(loc, diag(scale^2)), one loc [W] and scale [W] for all classes and tasks.
 
     Classes of an episode stand in random order, so a prior without a support set cannot tell them
@@ -42,7 +50,7 @@ class Gaussian(nn.Module):
         return normal.expand(Size((observed.num_tasks, *event_shape))).to_event(2)
 
 
-class Mixture(nn.Module):
+class Mixture(Prior):
     """p_psi(w_c) = sum_j pi_j N(loc_j, diag(scale_j^2)), classes independent; all of psi is learned."""
 
     def __init__(self, num_weights: int, num_components: int = 16, scale: float = 0.1) -> None:
@@ -58,7 +66,7 @@ class Mixture(nn.Module):
         return Independent(mixture.expand(batch), 1)
 
 
-class Conditional(nn.Module):
+class Conditional(Prior):
     """p_psi(w_c | support of c) = N(loc, diag(scale^2)) from a set encoder, each class from its own points.
 
     Called with the pooled episodes it is SAVI's posterior: the encoder lives here, so it is shared.

@@ -9,15 +9,14 @@ from torch.nn import functional
 from pyro_metabayes.episodes import class_sums
 
 
-def elu_network(num_inputs: int, num_hidden: int, num_outputs: int) -> nn.Sequential:
-    """Dense-ELU-Dense-ELU-Dense, VERSA's block."""
-    return nn.Sequential(
-        nn.Linear(num_inputs, num_hidden),
-        nn.ELU(),
-        nn.Linear(num_hidden, num_hidden),
-        nn.ELU(),
-        nn.Linear(num_hidden, num_outputs),
-    )
+def elu_network(num_inputs: int, num_hidden: int, num_outputs: int, start: float | None = None) -> nn.Sequential:
+    """Dense-ELU-Dense-ELU-Dense, VERSA's block; with `start` its output begins as that constant."""
+    last = nn.Linear(num_hidden, num_outputs)
+    if start is not None:
+        nn.init.zeros_(last.weight)
+        nn.init.constant_(last.bias, start)
+    hidden = nn.Linear(num_hidden, num_hidden)
+    return nn.Sequential(nn.Linear(num_inputs, num_hidden), nn.ELU(), hidden, nn.ELU(), last)
 
 
 def widen(x: Tensor, num_weights: int) -> Tensor:
@@ -32,13 +31,12 @@ class MeanPooled(nn.Module):
     prior and posterior are biased (P6 of the collapse study). f and g are VERSA's blocks.
     """
 
+    pure = True  # a function of tensors: torch.compile may have it
+
     def __init__(self, num_features: int, num_weights: int, num_hidden: int) -> None:
         super().__init__()
-        self.loc_net = elu_network(num_features, num_hidden, num_weights)
-        self.log_scale_net = elu_network(num_features, num_hidden, num_weights)
-        nn.init.zeros_(self.loc_net[-1].weight)
-        nn.init.zeros_(self.loc_net[-1].bias)
-        nn.init.constant_(self.log_scale_net[-1].bias, -2.0)
+        self.loc_net = elu_network(num_features, num_hidden, num_weights, start=0.0)
+        self.log_scale_net = elu_network(num_features, num_hidden, num_weights, start=-2.0)
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """loc and scale [T, C, W] from points x [T, N, D], labels and mask [T, N]."""
@@ -57,15 +55,14 @@ class CountAware(nn.Module):
     conditional prior and posterior at once. a and b are softplus of a parameter and of a network.
     """
 
+    pure = True
+
     def __init__(self, num_features: int, num_weights: int, num_hidden: int) -> None:
         super().__init__()
-        self.value_net = elu_network(num_features, num_hidden, num_weights)
-        self.precision_net = elu_network(num_features, num_hidden, num_weights)
+        self.value_net = elu_network(num_features, num_hidden, num_weights, start=0.0)
+        self.precision_net = elu_network(num_features, num_hidden, num_weights, start=40.0)
         self.prior_loc = nn.Parameter(torch.zeros(num_weights))
         self.prior_precision = nn.Parameter(torch.full((num_weights,), 10.0))
-        nn.init.zeros_(self.value_net[-1].weight)
-        nn.init.zeros_(self.value_net[-1].bias)
-        nn.init.constant_(self.precision_net[-1].bias, 40.0)
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """loc and scale [T, C, W] from points x [T, N, D], labels and mask [T, N]."""

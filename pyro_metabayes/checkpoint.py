@@ -14,7 +14,7 @@ import torch
 from pyro_metabayes.errors import UsageError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one move."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

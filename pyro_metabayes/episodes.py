@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Observed:
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same episodes with `function` applied to every tensor."""
-        changed = {
+        changed: dict[str, Any] = {
             item.name: function(value)
             for item in fields(self)
             if isinstance(value := getattr(self, item.name), Tensor)
@@ -83,7 +83,7 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
-    joined: dict[str, Tensor] = {}
+    joined: dict[str, Any] = {}
     for item in fields(first):
         if isinstance(getattr(first, item.name), Tensor):
             joined[item.name] = torch.cat([getattr(part, item.name) for part in parts])

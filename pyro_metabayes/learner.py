@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
-import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_metabayes import checkpoint
+from pyro_metabayes.arrays import Array, as_float, task_of
 from pyro_metabayes.build import PREFIXES, Spec, build
 from pyro_metabayes.build import check as check_part
 from pyro_metabayes.divergences import innermost
@@ -23,7 +23,6 @@ from pyro_metabayes.model import Model
 from pyro_metabayes.objectives.objective import Objective
 
 Data = TypeVar("Data", bound=Observed)
-Array = np.ndarray | Tensor | Sequence[Any]
 PARTS = ("backbone", "head", "prior", "model", "guide", "objective")
 # What parts may ask for by the name of a constructor's argument, and no specification may set.
 CONTEXT = ("input_shape", "num_classes", "num_features", "num_weights", "particles", "model", "head", "prior")
@@ -73,7 +72,9 @@ class MetaLearner(nn.Module):
         """Build all parts, each from its specification and what it asks for of the others."""
         cls.check(specification, prefixes)
         context: dict[str, Any] = {
-            name: specification[name] for name in ("input_shape", "num_classes", "particles") if name in specification
+            name: specification[name]
+            for name in ("input_shape", "num_classes", "particles")
+            if name in specification
         }
         backbone = build(specification["backbone"], "backbone", prefixes, **context)
         context["num_features"] = context["num_weights"] = backbone.num_features
@@ -99,8 +100,9 @@ class MetaLearner(nn.Module):
 
     def featured(self, data: Data) -> Data:
         """The episodes as model and guide take them: features in place of the backbone's inputs."""
-        if self.frozen:
-            return data
+        return data if self.frozen else self._embedded(data)
+
+    def _embedded(self, data: Data) -> Data:
         num_support = data.support_x.shape[1]
         features = self.embed(torch.cat((data.support_x, data.query_x), dim=1))  # the backbone runs once
         return replace(data, support_x=features[:, :num_support], query_x=features[:, num_support:])
@@ -120,7 +122,7 @@ class MetaLearner(nn.Module):
         return means
 
     def posterior_predictive(self, observed: Observed, num_samples: int) -> tuple[Tensor, TorchDistribution]:
-        """Samples w [L, T, *W] of the posterior and p(y | x_query, w), batch [L, T, Q]; L is 1 for a point mass."""
+        """Samples w [L, T, *W] of the posterior (L = 1: a point mass), and p(y | x_query, w) [L, T, Q]."""
         return self.predictive_under(self.guide.posterior(observed), observed, num_samples)
 
     def predictive_under(
@@ -132,35 +134,22 @@ class MetaLearner(nn.Module):
         return w, self.model.likelihood(w, observed.query_x, observed)
 
     @torch.no_grad()
-    def predict(self, support_x: Array, support_y: Array, query_x: Array, num_samples: int = 100) -> Prediction:
+    def predict(
+        self, support_x: Array, support_y: Array, query_x: Array, num_samples: int = 100
+    ) -> Prediction:
         """Class probabilities of one task's query inputs, from one's own arrays.
 
         support_x [S, *X], support_y [S] integers 0 to C-1, query_x [Q, *X]; what the backbone
         takes (images, or features where there is none). Probabilities are averaged over samples of w.
         """
-        observed = self._task_of(support_x, support_y, query_x)
+        if num_samples < 1:
+            raise UsageError(f"expected num_samples >= 1, got {num_samples}")
+        like = next(self.parameters())  # there is always one, the head's scale
+        shape = self.specification["input_shape"]
+        observed = self._embedded(task_of(support_x, support_y, query_x, shape, like))
         _, likelihood = self.posterior_predictive(observed, num_samples)
         probabilities = likelihood.probs.squeeze(1)  # [L, Q, C]
         return Prediction(probabilities.mean(0), probabilities.std(0, correction=0))
-
-    def _task_of(self, support_x: Array, support_y: Array, query_x: Array) -> Observed:
-        shape = tuple(self.specification["input_shape"])
-        device = next(iter(self.parameters())).device
-        support = self.embed(_inputs("support_x", support_x, shape).to(device).unsqueeze(0))
-        query = self.embed(_inputs("query_x", query_x, shape).to(device).unsqueeze(0))
-        labels = torch.as_tensor(np.asarray(support_y))
-        if labels.is_floating_point() or labels.shape != support.shape[1:2] or labels.min() < 0:
-            raise UsageError(
-                f"expected support_y to hold {support.shape[1]} integers from 0 up, one for each support input, "
-                f"got {labels.dtype} of shape {tuple(labels.shape)}"
-            )
-        labels = labels.long()
-        return Observed(
-            support_x=support,
-            support_y=labels.unsqueeze(0).to(device),
-            query_x=query,
-            num_classes=int(labels.max()) + 1,
-        )
 
     def save(self, path: Path | str) -> None:
         """Specification and weights, in one file that `load` reads."""
@@ -197,29 +186,14 @@ class MetaLearner(nn.Module):
             got = tuple(weights[name].shape) if name in weights else "none"
             if expected != got:
                 raise UsageError(
-                    f"expected a checkpoint of this model and guide, got another: {name} is {got}, not {expected}; "
-                    "build the learner with the settings that the checkpoint was trained with"
+                    f"expected a checkpoint of this model and guide, got another: {name} is {got}, "
+                    f"not {expected}; build the learner with the settings that it was trained with"
                 )
         self.load_state_dict(dict(weights))
 
 
-def as_float(x: Tensor) -> Tensor:
-    """Images of bytes as float32 in [0, 1]; anything else as it is."""
-    return x.float().div_(255) if x.dtype == torch.uint8 else x
-
-
-def _built(part: str, specification: Mapping[str, Any], prefixes: Sequence[str], context: dict[str, Any]) -> Any:
+def _built(
+    part: str, specification: Mapping[str, Any], prefixes: Sequence[str], context: dict[str, Any]
+) -> Any:
     spec: Spec | None = specification.get(part)
     return build(spec, part, prefixes, **context) if spec else None
-
-
-def _inputs(name: str, x: Array, shape: tuple[int, ...]) -> Tensor:
-    values = torch.as_tensor(x) if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
-    if tuple(values.shape[1:]) != shape or values.dim() != len(shape) + 1:
-        raise UsageError(f"expected {name} of shape [N, {', '.join(map(str, shape))}], got {list(values.shape)}")
-    if values.dtype != torch.uint8:
-        values = values.to(torch.get_default_dtype())
-    bad = (~torch.isfinite(values)).flatten(1).any(1).sum().item()
-    if bad:
-        raise UsageError(f"expected finite values in {name}, got NaN or infinity in {bad} of {len(values)} rows")
-    return values

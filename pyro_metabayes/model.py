@@ -53,7 +53,7 @@ class Model(PyroModule):
         pullback(g) = sum over points of (d outputs / d w)^T g. A model with a closed form overrides
         this; the general way works under no_grad too, and outer gradients flow through both.
         """
-        value, pullback = torch.func.vjp(lambda latent: self.outputs(latent, x), w)
+        value, pullback = torch.func.vjp(lambda latent: self.outputs(latent, x), w)[:2]
         return value, lambda cotangent: pullback(cotangent)[0]
 
     def pullback(self, w: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from pyro_metabayes import checkpoint
+from pyro_metabayes.arrays import as_float
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.cache import cache_folder
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import noise_of
-from pyro_metabayes.learner import as_float
 
 EXTRACTION_BATCH = 512
 

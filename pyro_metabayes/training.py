@@ -70,11 +70,11 @@ class MetaTraining:
                 self.seconds = time.perf_counter() - started
                 bar.update()
                 last = self.step == self.settings.steps
-                if last or self.step % self.settings.log_every == 0:
-                    line = self._log(terms)
+                validate = last or self.step % self.settings.validate_every == 0
+                if validate or self.step % self.settings.log_every == 0:
+                    line = self._log(terms, validate)
                     bar.set_postfix(loss=f"{line['loss']:.4g}", accuracy=f"{line['accuracy']:.1%}")
-                if last or self.step % self.settings.validate_every == 0:
-                    self._validate()
+                if validate:
                     self._save()
                 if interruption.requested and not last:
                     self._save()
@@ -121,11 +121,13 @@ class MetaTraining:
                     "train.learning_rate or set train.clip (the last good checkpoint, if any, is kept)"
                 )
 
-    def _log(self, terms: Mapping[str, Tensor]) -> dict[str, Any]:
+    def _log(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, Any]:
         self._check_finite()
         line: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 3)}
         line |= {name: value.item() for name, value in terms.items()}
         line |= self._figures(line)
+        if validate:
+            line |= self._validate()
         if self._skipped:
             line["skipped"] = self._skipped
         with (self.folder / "metrics.jsonl").open("a") as file:
@@ -150,11 +152,13 @@ class MetaTraining:
                 **collapse_figures(self.learner, observed, LOGGED_SAMPLES),
             }
 
-    def _validate(self) -> None:
+    def _validate(self) -> dict[str, float]:
+        """Scores of `posterior` on the validation stream; the best learner is the one of the least NLL."""
         settings = EvalSettings(tasks=self.settings.validation_tasks, samples=LOGGED_SAMPLES, split="val")
-        nll = evaluate(self.learner, self.validation, settings, self.seed, progress=False).figures["nll"]
-        if nll < self.best_nll:
-            self.best_nll, self.best = nll, self.learner.portable()
+        figures = evaluate(self.learner, self.validation, settings, self.seed, progress=False).figures
+        if figures["nll"] < self.best_nll:
+            self.best_nll, self.best = figures["nll"], self.learner.portable()
+        return {"val_nll": figures["nll"], "val_accuracy": figures["accuracy"]["mean"]}
 
     def _save(self) -> None:
         self._check_finite()
@@ -191,7 +195,7 @@ def _cut_back(path: Path, step: int) -> None:
 
 
 def _compile_networks(learner: MetaLearner) -> None:
-    """torch.compile the plain networks in place: pure functions of tensors, which Pyro's handlers are not."""
-    for part in (learner.guide, learner.model):
-        for network in part.children():
-            network.compile()
+    """torch.compile, in place, the modules that say they are pure functions of tensors, as Pyro's handlers are not."""
+    for module in learner.modules():
+        if getattr(module, "pure", False):
+            module.compile()

@@ -38,7 +38,7 @@ class Backbone(nn.Module):
         widths = [channels, *[num_filters] * 4]
         self.blocks = nn.Sequential(*[block(widths[i], widths[i + 1], last_relu or i < 3) for i in range(4)])
         self.num_features = num_filters * (height // 16) * (width // 16)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.normalize(self.blocks(x).flatten(1), dim=-1)

@@ -19,7 +19,7 @@ Arrays = Mapping[str, np.ndarray]
 SUFFIXES = (".npz", ".safetensors")
 
 
-def load(path: str, train: float = 0.64, val: float = 0.16, seed: int = 0) -> Bank:
+def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) -> Bank:
     """The bank of an .npz or .safetensors file.
 
     features [N, D]: any float or integer type. They become float32 of unit length, since they enter
@@ -59,7 +59,10 @@ def _read(path: str) -> Arrays:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        with np.load(file, allow_pickle=False) as archive:  # never unpickle what somebody else wrote
+        with (
+            file.open("rb") as opened,
+            np.load(opened, allow_pickle=False) as archive,
+        ):  # never unpickle what somebody else wrote
             return {name: archive[name] for name in archive.files}
     except (
         OSError, ValueError, EOFError, AttributeError, TypeError, KeyError,
@@ -75,6 +78,9 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+_SHAPES = {"features": 2, "labels": 1, "split": 1}  # number of axes
+
+
 def _check_names(arrays: Arrays, path: str) -> None:
     """Both arrays are there, with one row an input."""
     for name in ("features", "labels"):
@@ -86,14 +92,11 @@ def _check_names(arrays: Arrays, path: str) -> None:
         if arrays[name].ndim != _SHAPES[name] or length != lengths["features"]:
             shapes = ", ".join(f"{key} {list(arrays[key].shape)}" for key in lengths)
             raise UsageError(
-                f"expected features [N, D] and one of labels [N] and split [N] a row, got {shapes} in {path}; "
+                f"expected features [N, D] and one of labels [N], split [N] a row, got {shapes} in {path}; "
                 "give every input one row"
             )
     if arrays["features"].size == 0:
         raise UsageError(f"expected at least one row of features in {path}, got none; bring data")
-
-
-_SHAPES = {"features": 2, "labels": 1, "split": 1}
 
 
 def _unit_length(features: np.ndarray, path: str) -> np.ndarray:
@@ -101,7 +104,8 @@ def _unit_length(features: np.ndarray, path: str) -> np.ndarray:
         raise UsageError(
             f"expected numbers as features in {path}, got {features.dtype}; write them as float32"
         )
-    rows = features.astype(np.float32)
+    with np.errstate(over="ignore"):  # what does not fit is reported as infinite
+        rows = features.astype(np.float32)
     bad = int((~np.isfinite(rows)).any(1).sum())
     if bad:
         raise UsageError(

@@ -34,8 +34,8 @@ def load(rotations: str = "all") -> Bank:
         raise UsageError(f"expected rotations to be one of {', '.join(TURNED)}, got '{rotations}'")
     images, names = _from_file() if os.environ.get("METABAYES_DATA") else _from_torchvision()
     split_of = vinyals_split()
-    images, names, splits = _in_order_of_split(images, names, split_of)
-    return _bank(images, names, splits, TURNED[rotations])
+    images = _in_order(images, names, list(split_of))
+    return _bank(images, list(split_of), np.array(list(split_of.values())), TURNED[rotations])
 
 
 def vinyals_split() -> dict[str, str]:
@@ -55,10 +55,10 @@ def _from_file() -> tuple[np.ndarray, np.ndarray]:
     """Images [1623, 20, 28, 28] and their names, from the user's data."""
     path = data_file(FILE, "put it there, or unset METABAYES_DATA and torchvision downloads Omniglot")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = np.char.add(np.char.add(archive["alphabet"], "/"), archive["character"])
             return archive["images"], names
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise UsageError(
             f"expected the arrays images, alphabet and character in {path}, got {type(error).__name__} "
             f"({error}); copy the file anew"
@@ -84,18 +84,16 @@ def _download() -> dict[str, np.ndarray]:
     return {"images": np.concatenate(images), "names": np.array(names)}
 
 
-def _in_order_of_split(
-    images: np.ndarray, names: np.ndarray, split_of: dict[str, str]
-) -> tuple[np.ndarray, list[str], np.ndarray]:
+def _in_order(images: np.ndarray, names: np.ndarray, wanted: list[str]) -> np.ndarray:
     """The characters in the order of the lists, the same whatever the source."""
     place = {str(name): index for index, name in enumerate(names)}
-    missing = [name for name in split_of if name not in place]
+    missing = [name for name in wanted if name not in place]
     if missing:
         raise UsageError(
-            f"expected all {len(split_of)} characters of Omniglot, got {len(place)} without {missing[0]}; "
+            f"expected all {len(wanted)} characters of Omniglot, got {len(place)} without {missing[0]}; "
             "copy or download the data anew"
         )
-    return images[[place[name] for name in split_of]], list(split_of), np.array(list(split_of.values()))
+    return images[[place[name] for name in wanted]]
 
 
 def _bank(images: np.ndarray, names: list[str], splits: np.ndarray, turned: tuple[str, ...]) -> Bank:

@@ -108,21 +108,35 @@ class BankSampler:
         if smallest < shape.shot + shape.query:
             name = self.bank.class_names[int(classes[self.bank.class_sizes[classes].argmin()])]
             raise UsageError(
-                f"expected at least task.shot + task.query = {shape.shot + shape.query} inputs in every class "
-                f"of the {split} split, got {smallest} in class '{name}'; lower task.shot or task.query"
+                f"expected at least task.shot + task.query = {shape.shot + shape.query} inputs in every "
+                f"class of the {split} split, got {smallest} in class '{name}'; lower task.shot or task.query"
             )
+        self._check_twins(classes, shape)
         return classes
+
+    def _check_twins(self, classes: Tensor, shape: TaskShape) -> None:
+        """Nothing but twins, all of them needed: an odd number of shots would part a pair."""
+        if self.bank.twin is None or shape.shot % 2 == 0:
+            return
+        alone = self.bank.twin == torch.arange(len(self.bank.twin))
+        singles = torch.bincount(self.bank.labels[alone], minlength=len(self.bank.class_sizes))
+        sizes = self.bank.class_sizes
+        if ((sizes == shape.shot + shape.query) & (singles == 0))[classes].any():
+            raise UsageError(
+                f"expected an even task.shot where a task needs all inputs of a class and they are pairs of "
+                f"twins, got {shape.shot}; change it, or lower task.query"
+            )
 
     def _draw_within(self, sizes: Tensor, starts: Tensor, shape: TaskShape, generator: Generator) -> Tensor:
         """Positions inside each chosen class [B, C, shot + query], all different."""
         largest = int(self.bank.class_sizes.max())
-        keys = torch.rand(*sizes.shape, largest, generator=generator, dtype=torch.float64)
+        keys, ties = torch.rand(2, *sizes.shape, largest, generator=generator, dtype=torch.float64)
         beyond = torch.arange(largest) >= sizes.unsqueeze(-1)
         if self.bank.twin is None:
             return keys.masked_fill(beyond, -1.0).topk(shape.shot + shape.query).indices
         rows = (starts.unsqueeze(-1) + torch.arange(largest)).clamp(max=len(self.bank.twin) - 1)
         partner = (self.bank.twin[rows] - starts.unsqueeze(-1)).clamp(0, largest - 1)
-        return _twins_on_one_side(keys, partner, beyond, shape)
+        return _twins_on_one_side(keys, ties, partner, beyond, shape)
 
     def _gather(self, rows: Tensor, classes: Tensor, shape: TaskShape) -> Episodes:
         device, inputs = self.bank.inputs.device, self.bank.inputs
@@ -141,17 +155,20 @@ class BankSampler:
         )
 
 
-def _twins_on_one_side(keys: Tensor, partner: Tensor, beyond: Tensor, shape: TaskShape) -> Tensor:
+def _twins_on_one_side(
+    keys: Tensor, ties: Tensor, partner: Tensor, beyond: Tensor, shape: TaskShape
+) -> Tensor:
     """A random order in which no pair of twins straddles support and query.
 
-    keys [B, C, n] uniform; partner [B, C, n] position of the twin, or the own position. Twins are
-    put side by side; where the end of the support would part a pair, the second twin leaves the
+    keys, ties [B, C, n] uniform; partner [B, C, n] position of the twin, or the own position. Twins
+    are put side by side; where the end of the support would part a pair, the second twin leaves the
     task if there are inputs to spare, and changes places with an input without twin if not.
     """
     positions = torch.arange(keys.shape[-1])
     leader = torch.minimum(positions.expand_as(partner), partner)
-    # Twins share their leader's key; the tiny second term puts them in random order.
-    paired = keys.gather(-1, leader) + 1e-9 * keys
+    # Twins share their leader's key. What orders the two must not depend on it: where they come first
+    # the leader's key is small, so by their own keys it would always lead, and be the one of one shot.
+    paired = keys.gather(-1, leader) + 1e-9 * ties
     order = paired.masked_fill(beyond, 2.0).argsort(-1)
     last_support, first_query = order[..., shape.shot - 1], order[..., shape.shot]
     parted = partner.gather(-1, last_support.unsqueeze(-1)).squeeze(-1) == first_query

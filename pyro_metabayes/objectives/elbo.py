@@ -45,14 +45,14 @@ class Elbo(Objective, Trace_ELBO):
             unweighted = unweighted + kl.detach().sum()
         log_likelihood = torch.zeros(())
         for name in observed_sites(model_trace):
-            site = model_trace.nodes[name]
+            site: Any = model_trace.nodes[name]
             log_likelihood = log_likelihood + scale_and_mask(
                 site["fn"].log_prob(site["value"]), site["scale"], site["mask"]
             ).sum()
         loss = (weighted - log_likelihood) / self.particles
         return Terms(loss, log_likelihood.detach() / self.particles, unweighted / self.particles)
 
-    def _kl(self, guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
+    def _kl(self, guide_site: Any, model_site: Any) -> Tensor:
         """log q(w) - log p(w), or the closed form of its expectation, without the KL weight."""
         q, p, w = guide_site["fn"], model_site["fn"], guide_site["value"]
         if isinstance(innermost(q), Delta):  # log q is 0 at its own point

@@ -6,10 +6,13 @@ import math
 from typing import Any
 
 import torch
+from pyro.distributions import MaskedDistribution
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import Independent
 
 from pyro_metabayes.episodes import Episodes
-from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, observed_sites
+from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, latent_sites, observed_sites
 
 
 class MonteCarlo(Objective):
@@ -34,16 +37,31 @@ class MonteCarlo(Objective):
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
         (data,) = args
         seen = data.observed() if isinstance(data, Episodes) else data
-        model_trace, _ = self._traces(model, guide, data, seen, **kwargs)
+        model_trace, guide_trace = self._traces(model, guide, data, seen, **kwargs)
+        latent_sites(guide_trace)  # samples without a gradient would train nothing, in silence
         total = torch.zeros(())
         for name in observed_sites(model_trace):
             total = total + self._log_predictive(model_trace.nodes[name]).sum()
         return Terms(-total, total.detach(), None)
 
-    def _log_predictive(self, site: dict[str, Any]) -> Tensor:
+    def _log_predictive(self, site: Any) -> Tensor:
         """log (1/L) sum_l of one observed site, [T, Q] for each point or [T] jointly."""
-        points = site["fn"].base_dist.log_prob(site["value"])  # [L, T, Q]; Independent over the query
+        points = scale_and_mask(_points(site["fn"], site["value"]), mask=_of_points(site["mask"]))
         log_prob = points.sum(-1) if self.joint else points
-        if self.particles == 1:
-            return log_prob
-        return log_prob.logsumexp(0) - math.log(self.particles)
+        if self.particles > 1:
+            log_prob = log_prob.logsumexp(0) - math.log(self.particles)
+        return log_prob * site["scale"]
+
+
+def _points(distribution: Any, value: Tensor) -> Tensor:
+    """log p of each point of a task [..., T, N]; a site without event dimensions is one point."""
+    if isinstance(distribution, MaskedDistribution):
+        return scale_and_mask(_points(distribution.base_dist, value), mask=_of_points(distribution._mask))
+    if isinstance(distribution, Independent):
+        return distribution.base_dist.log_prob(value).flatten(-distribution.reinterpreted_batch_ndims)
+    return distribution.log_prob(value).unsqueeze(-1)
+
+
+def _of_points(mask: Any) -> Any:
+    """The mask of a site, [..., T], for each of its points."""
+    return mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask

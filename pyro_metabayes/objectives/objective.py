@@ -92,8 +92,8 @@ def _sites(trace: Trace) -> list[str]:
 def latent_sites(guide_trace: Trace) -> list[str]:
     """Names of the latent sites; all must be reparametrised, since no score function term is kept."""
     for name in (names := _sites(guide_trace)):
-        if not guide_trace.nodes[name]["fn"].has_rsample:
-            fn = guide_trace.nodes[name]["fn"]
+        fn: Any = guide_trace.nodes[name]["fn"]
+        if not fn.has_rsample:
             raise UsageError(f"expected a reparametrised distribution at site '{name}', got {fn}")
     return names
 

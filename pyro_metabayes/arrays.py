@@ -1,0 +1,62 @@
+"""From one's own arrays to the tensors of one task, with a line for each mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError
+
+Array = np.ndarray | Tensor | Sequence[Any]
+
+
+def task_of(
+    support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int], like: Tensor
+) -> Observed:
+    """One task, T = 1, on the device and in the precision of `like`."""
+    support = _inputs("support_x", support_x, tuple(input_shape), like).unsqueeze(0)
+    query = _inputs("query_x", query_x, tuple(input_shape), like).unsqueeze(0)
+    labels = _labels(support_y, support.shape[1]).to(like.device)
+    num_classes = int(labels.max()) + 1
+    return Observed(support_x=support, support_y=labels.unsqueeze(0), query_x=query, num_classes=num_classes)
+
+
+def as_float(x: Tensor) -> Tensor:
+    """Images of bytes as float32 in [0, 1]; anything else as it is."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
+def _inputs(name: str, x: Array, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    values = as_float(_tensor(name, x)).to(like)
+    if tuple(values.shape[1:]) != shape or values.dim() != len(shape) + 1 or not len(values):
+        expected = f"[N, {', '.join(map(str, shape))}], N >= 1"
+        raise UsageError(f"expected {name} of shape {expected}, got {list(values.shape)}")
+    bad = (~torch.isfinite(values)).flatten(1).any(1).sum().item()
+    if bad:
+        raise UsageError(
+            f"expected finite values in {name}, got NaN or infinity in {bad} of {len(values)} rows"
+        )
+    return values
+
+
+def _labels(y: Array, num_points: int) -> Tensor:
+    labels = _tensor("support_y", y)
+    if labels.is_floating_point() or labels.shape != (num_points,) or labels.min() < 0:
+        raise UsageError(
+            f"expected support_y to hold {num_points} integers from 0 up, one for each support input, "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    return labels.long()
+
+
+def _tensor(name: str, x: Array) -> Tensor:
+    try:
+        # torch takes neither read-only arrays (without a warning) nor negative strides
+        return x if isinstance(x, Tensor) else torch.as_tensor(np.require(x, requirements=["C", "W"]))
+    except (TypeError, ValueError):  # strings, objects, rows of unequal length
+        raise UsageError(f"expected numbers in {name}, got an array that holds others") from None

@@ -1,0 +1,75 @@
+"""Seeded small distortions of grey images, all of them at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from pyro_metabayes.errors import UsageError
+
+CHUNK = 4096  # images distorted at a time: memory, nothing else
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """How far an image may be distorted; every number is drawn uniformly, apart for each image.
+
+    rotation: at most so many degrees either way.
+    shear: x moves by at most so many pixels a pixel of y.
+    scale: each side grows or shrinks by a factor between exp(-scale) and exp(scale).
+    shift: at most so many pixels of the result, in x and in y.
+    erase: width, in pixels of the result, of a bar of any direction that takes the ink away; it passes
+        at most a quarter of the image's side from the centre. 0: no bar.
+    noise: standard deviation of Gaussian pixel noise, where full ink is 1; the sum is clipped.
+    """
+
+    rotation: float = 0.0
+    shear: float = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
+    erase: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not 0 <= value < float("inf"):
+                raise UsageError(f"expected a finite {item.name} >= 0, got {value}; change data.{item.name}")
+
+    def apply(self, images: Tensor, source: Tensor, size: int, generator: Generator) -> Tensor:
+        """uint8 [M, 1, size, size]: image source[m] of uint8 images [N, H, H], distorted, for each m."""
+        uniform = 2 * torch.rand(len(source), 8, generator=generator) - 1
+        parts = []
+        for some, draws in zip(source.split(CHUNK), uniform.split(CHUNK), strict=True):
+            ink = images[some].unsqueeze(1).float() / 255
+            maps = self._inverse_maps(draws, size)
+            grid = affine_grid(maps, [len(some), 1, size, size], align_corners=False)
+            result = grid_sample(ink, grid, align_corners=False)
+            if self.erase > 0:
+                result = result * self._outside_bar(draws, size)
+            if self.noise > 0:
+                result = result + self.noise * torch.randn(result.shape, generator=generator)
+            parts.append((result.clamp(0, 1) * 255).round().to(torch.uint8))
+        return torch.cat(parts)
+
+    def _inverse_maps(self, draws: Tensor, size: int) -> Tensor:
+        """From a place in the result to its place in the source [M, 2, 3]; both axes run from -1 to 1."""
+        angle, shear = torch.deg2rad(self.rotation * draws[:, 0]), self.shear * draws[:, 1]
+        cosine, sine = angle.cos(), angle.sin()
+        zoom = torch.exp(self.scale * draws[:, 2:4])
+        rotate = torch.stack((cosine, -sine, sine, cosine), -1).unflatten(-1, (2, 2))
+        slant = torch.eye(2).repeat(len(draws), 1, 1)
+        slant[:, 0, 1] = shear
+        linear = rotate @ slant * zoom.unsqueeze(1)
+        moved = linear @ (2 / size * self.shift * draws[:, 4:6]).unsqueeze(-1)
+        return torch.cat((linear, moved), -1)
+
+    def _outside_bar(self, draws: Tensor, size: int) -> Tensor:
+        """1 outside the bar, 0 inside [M, 1, size, size]."""
+        place = torch.arange(size) - (size - 1) / 2
+        angle, offset = torch.pi * draws[:, 6, None, None], size / 4 * draws[:, 7, None, None]
+        distance = place * angle.cos() + place.unsqueeze(-1) * angle.sin() - offset
+        return (distance.abs() > self.erase / 2).unsqueeze(1).float()

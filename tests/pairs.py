@@ -1,0 +1,156 @@
+"""Random tasks, and small learners of every guide with every prior and head that suits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pyro_metabayes import Episodes, MetaLearner
+from pyro_metabayes.data.sampler import TaskStream
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "experiments/conf"
+WAY, FEATURES = 3, 5
+PRIORS: dict[str, dict[str, Any]] = {
+    "flat": {"_target_": "models.priors.Flat"},
+    "gaussian": {"_target_": "models.priors.Gaussian"},
+    "mixture": {"_target_": "models.priors.Mixture", "num_components": 3},
+    "conditional": {"_target_": "models.priors.Conditional", "num_hidden": 6},
+    "count_aware": {"_target_": "models.priors.Conditional", "num_hidden": 6, "count_aware": True},
+}
+HEADS = {"cosine": "models.heads.Cosine", "linear": "models.heads.Linear"}
+OBJECTIVES = {
+    "elbo": {"_target_": "pyro_metabayes.objectives.elbo.Elbo"},
+    "monte_carlo": {"_target_": "pyro_metabayes.objectives.monte_carlo.MonteCarlo"},
+}
+
+
+def random_tasks(
+    num_tasks: int = 3, way: int = WAY, shot: int = 2, query: int = 4, features: int = FEATURES, seed: int = 0
+) -> Episodes:
+    """Tasks of noisy class centres, points of unit length, support and query in a random order."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(torch.get_default_dtype())
+
+    centres = normal(num_tasks, way, features)
+
+    def points(per_class: int) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(way).repeat_interleave(per_class).expand(num_tasks, -1)
+        order = torch.rand(labels.shape, generator=generator).argsort(-1)
+        labels = labels.gather(1, order)
+        means = centres.gather(1, labels.unsqueeze(-1).expand(-1, -1, features))
+        return normalize(means + normal(*means.shape), dim=-1), labels
+
+    (support_x, support_y), (query_x, query_y) = points(shot), points(query)
+    return Episodes(
+        support_x=support_x, support_y=support_y, query_x=query_x, query_y=query_y, num_classes=way
+    )
+
+
+def stream_of(episodes: Episodes) -> TaskStream:
+    """A stream that holds these tasks (at most a block) and no others."""
+    return TaskStream(lambda generator: episodes, seed=0, split="test")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A guide with its settings, and the parts that it is tried with."""
+
+    guide: str = "sib"
+    prior: str = "gaussian"
+    head: str = "cosine"
+    objective: str = "elbo"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        settings = [value if isinstance(value, str) else f"{name}={value}" for name, value in self.settings.items()]
+        return "-".join([self.guide, self.prior, self.head, self.objective, *settings])
+
+    @property
+    def noisy(self) -> bool:
+        """Whether `posterior` itself draws random numbers."""
+        return bool(self.settings.get("inner_samples")) and self.settings.get("posterior") != "delta"
+
+    def specification(self, way: int = WAY, features: int = FEATURES, particles: int = 1) -> dict[str, Any]:
+        return {
+            "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
+            "head": {"_target_": HEADS[self.head], "scale": 2.0},
+            "prior": PRIORS[self.prior],
+            "model": {"_target_": "models.few_shot_classifier.Model"},
+            "guide": {"_target_": f"guides.{self.guide}.Guide", **self.settings},
+            "objective": OBJECTIVES[self.objective],
+            "input_shape": [features],
+            "num_classes": way,
+            "particles": particles,
+        }
+
+    def learner(self, seed: int = 0, **shape: int) -> MetaLearner:
+        """With all parameters moved off their initial values, where zeros and ones would hide mistakes."""
+        torch.manual_seed(seed)
+        learner = MetaLearner.from_specification(self.specification(**shape))
+        with torch.no_grad():
+            for parameter in learner.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return learner
+
+
+def _sib() -> list[Pair]:
+    """Every family with every prior and inner KL; the other choices take turns."""
+    pairs = []
+    choices = product(("normal", "amortized", "delta"), ("gaussian", "mixture", "conditional", "flat"), (0.0, 1.0))
+    for i, (family, prior, inner_kl) in enumerate(choices):
+        settings = {
+            "posterior": family,
+            "inner_kl": inner_kl,
+            "initialisation": ("support", "global")[(i + i // 8) % 2],
+            "synthetic_gradient": ("ordered", "equivariant")[i // 2 % 2],
+            "inner_samples": 2 * (i // 3 % 2),
+            "learn_step_size": bool((i + i // 4) % 2),
+            "step_size": 0.1,
+            "num_steps": 2,
+        }
+        pairs.append(Pair("sib", prior, ("cosine", "linear")[i // 5 % 2], settings=settings))
+    return pairs
+
+
+def _with_every_head(pair: Pair) -> list[Pair]:
+    return [replace(pair, head=head) for head in HEADS]
+
+
+def _as_configured(path: Path) -> Pair:
+    """What a guide's YAML asks for: a new guide is tried by existing."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    parts = {"prior": "gaussian", "head": "cosine", "objective": "elbo"}
+    for default in content.get("defaults", []):
+        parts |= {key.rpartition("/")[2]: value for key, value in default.items() if "override" in key}
+    settings = {name: value for name, value in content["guide"].items() if name != "_target_"}
+    guide = content["guide"]["_target_"].split(".")[1]
+    return Pair(guide, **{name: parts[name] for name in ("prior", "head", "objective")}, settings=settings)
+
+
+@cache
+def every_pair() -> list[Pair]:
+    """All guides by their YAML, and the known ones with what else suits them."""
+    pairs = [_as_configured(path) for path in sorted((CONF / "guide").glob("*.yaml"))]
+    pairs += _sib()
+    inert = {"num_steps": 0, "step_size": 0.1}
+    pairs += [Pair("sib", settings={**inert, "posterior": family}) for family in ("normal", "delta")]
+    pairs += [pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))]
+    pairs += [
+        pair
+        for prior in ("gaussian", "conditional", "count_aware")
+        for pair in _with_every_head(Pair("mc", prior, objective="monte_carlo"))
+    ]
+    pairs += [Pair("mean_field", prior, head) for prior, head in product(PRIORS, HEADS)]
+    pairs += [Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)]
+    return list({str(pair): pair for pair in pairs}.values())

@@ -1,0 +1,612 @@
+"""Does every guide, prior and head obey the protocol? Found in the folders: a new file is tested by existing.
+
+Each promise is a function `check_...`; the second half of the file plants faults and sees them caught.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import guides
+import models
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import Delta, MixtureSameFamily, Normal, TorchDistribution
+from pyro.infer import Predictive
+from torch import Tensor, nn
+
+import pyro_metabayes
+from models.heads import Head
+from models.priors import Prior
+from pyro_metabayes import Episodes, MetaLearner, Observed, class_means
+from pyro_metabayes.divergences import has_density, innermost
+from pyro_metabayes.evaluation import EvalSettings, evaluate
+from pyro_metabayes.objectives.elbo import Elbo
+from pyro_metabayes.objectives.monte_carlo import MonteCarlo
+from tests.pairs import FEATURES, HEADS, PRIORS, WAY, Pair, every_pair, random_tasks, stream_of
+
+PAIRS = every_pair()
+TOLERANCE = 1e-9  # of sums of a few dozen float64 numbers in another order, through two inner steps
+every = pytest.mark.parametrize("pair", PAIRS, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def double() -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+# ---------------------------------------------------------------- what is compared
+
+
+def moments(distribution: TorchDistribution) -> dict[str, Tensor]:
+    """Numbers that pin a posterior down: its mean and, where it has a density, its variance."""
+    if isinstance(innermost(distribution), Delta):
+        return {"mean": distribution.mean}
+    return {"mean": distribution.mean, "variance": distribution.variance}
+
+
+def posterior_of(guide: pyro_metabayes.Guide, observed: Observed) -> dict[str, Tensor]:
+    """Moments of `posterior`, with its own noise (if any) from a fixed seed."""
+    torch.manual_seed(7)
+    return {name: value.detach() for name, value in moments(guide.posterior(observed)).items()}
+
+
+def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        gap = (got[name] - value).abs().max().item()
+        assert gap <= TOLERANCE * (1 + value.abs().max().item()), f"{what}: {name} differs by {gap}"
+
+
+def shuffled(x: Tensor, order: Tensor) -> Tensor:
+    """x [T, N, ...] with the points of task t in the order [T, N]."""
+    return x.gather(1, order.view(*order.shape, *[1] * (x.dim() - 2)).expand_as(x))
+
+
+def padded(episodes: Episodes, how_many: int = 2) -> Episodes:
+    """The same tasks with garbage among their points, masked."""
+
+    def widen(x: Tensor, garbage: Tensor) -> Tensor:
+        return torch.cat((garbage[:, :1], x, garbage[:, 1:]), dim=1)
+
+    def rubbish(x: Tensor) -> Tensor:
+        shape = (x.shape[0], how_many, *x.shape[2:])
+        return 30 * torch.randn(shape) if x.is_floating_point() else torch.randint(episodes.num_classes, shape)
+
+    off = torch.zeros(episodes.num_tasks, how_many, dtype=torch.bool)
+    points = {
+        name: widen(x, rubbish(x))
+        for name in ("support_x", "support_y", "query_x", "query_y")
+        for x in [getattr(episodes, name)]
+    }
+    masks = {name: widen(getattr(episodes, name), off) for name in ("support_mask", "query_mask")}
+    return replace(episodes, **points, **masks)
+
+
+# ---------------------------------------------------------------- the promises
+
+
+def check_shapes(model: pyro_metabayes.Model, guide: pyro_metabayes.Guide, episodes: Episodes) -> None:
+    observed, num_tasks = episodes.observed(), episodes.num_tasks
+    event = model.event_shape(observed)
+    for q in (guide.posterior(observed), guide.training_posterior(episodes), model.prior(observed)):
+        assert q.batch_shape == (num_tasks,), f"expected batch [T], got {tuple(q.batch_shape)}"
+        assert q.event_shape == event, f"expected event {tuple(event)}, got {tuple(q.event_shape)}"
+    w = guide.posterior(observed).sample()
+    likelihood = model.likelihood(w, episodes.query_x, observed)
+    assert likelihood.batch_shape == episodes.query_y.shape and likelihood.event_shape == ()
+    samples = guide.posterior(observed).sample((2, 3))
+    likelihood = model.likelihood(samples, episodes.query_x, observed)
+    assert likelihood.batch_shape == (2, 3, *episodes.query_y.shape) and likelihood.event_shape == ()
+
+
+def check_same_sites(model: Callable[..., Any], guide: Callable[..., Any], episodes: Episodes) -> None:
+    for data, observed_names in ((episodes, {"query_y"}), (episodes.observed(), set())):
+        guide_trace = poutine.trace(guide).get_trace(data)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data)
+        latent = {name for name in guide_trace.stochastic_nodes if name != "task"}
+        observed = set(model_trace.observation_nodes)
+        assert observed == observed_names
+        assert {name for name in model_trace.stochastic_nodes if name != "task"} - {"query_y"} == latent == {"w"}
+        torch.testing.assert_close(model_trace.nodes["w"]["value"], guide_trace.nodes["w"]["value"])
+
+
+def check_no_label_leak(guide: pyro_metabayes.Guide, episodes: Episodes) -> None:
+    """Neither labels that are smuggled in nor labels seen in training move `posterior`."""
+    expected = posterior_of(guide, episodes.observed())
+    relabelled = replace(episodes, query_y=(episodes.query_y + 1) % episodes.num_classes)
+    for smuggled in (episodes, relabelled):
+        assert_same(posterior_of(guide, smuggled), expected, "query labels move the posterior")
+        guide.training_posterior(smuggled)
+        assert_same(posterior_of(guide, episodes.observed()), expected, "the posterior remembers query labels")
+
+
+def check_tasks_apart(guide: pyro_metabayes.Guide, episodes: Episodes, noisy: bool = False) -> None:
+    observed = episodes.observed()
+    expected = posterior_of(guide, observed)
+    other = random_tasks(episodes.num_tasks, observed.num_classes, seed=9)
+    changed = replace(observed)
+    for name in ("support_x", "support_y", "query_x"):
+        value = getattr(observed, name).clone()
+        value[1] = getattr(other, name)[1, : value.shape[1]]
+        setattr(changed, name, value)
+    got = posterior_of(guide, changed)
+    for task in [t for t in range(episodes.num_tasks) if t != 1]:
+        kept = {name: value[task] for name, value in expected.items()}
+        assert_same({name: value[task] for name, value in got.items()}, kept, f"task 1 moves task {task}")
+    if not noisy:  # a batch draws the noise of all its tasks at once
+        singles = [posterior_of(guide, observed.tasks(slice(t, t + 1))) for t in range(episodes.num_tasks)]
+        joined = {name: torch.cat([single[name] for single in singles]) for name in expected}
+        assert_same(joined, expected, "a batch is not its tasks one by one")
+
+
+def check_masks(learner: MetaLearner, episodes: Episodes) -> None:
+    """Garbage behind a mask moves no posterior, no term of a loss and no score."""
+    more = padded(episodes)
+    expected = posterior_of(learner.guide, episodes.observed())
+    assert_same(posterior_of(learner.guide, more.observed()), expected, "masked points move the posterior")
+    for kl_weight in (1.0, 0.1):
+        terms = []
+        for data in (episodes, more):
+            torch.manual_seed(5)
+            terms.append({name: value.detach() for name, value in learner(data, kl_weight=kl_weight).items()})
+        assert_same(terms[1], terms[0], "masked points move the loss")
+    results = [
+        evaluate(learner, stream_of(data), EvalSettings(episodes.num_tasks, 4), seed=3, progress=False)
+        for data in (episodes, more)
+    ]
+    figures, of_padded = (_plain(result.figures) for result in results)
+    assert of_padded == pytest.approx(figures, rel=1e-6, nan_ok=False), "masked points move the scores"
+
+
+def _plain(figures: dict[str, Any]) -> dict[str, Any]:
+    """Without the seconds and what is null, on one level."""
+    rest = {name: value for name, value in figures.items() if name not in ("accuracy", "seconds")}
+    rest |= {f"accuracy {name}": value for name, value in figures["accuracy"].items()}
+    return {name: value for name, value in rest.items() if value is not None}
+
+
+def check_point_order(learner: MetaLearner, episodes: Episodes) -> None:
+    """The order of the points of a set is nothing that a guide may use; predictions follow the queries."""
+    observed = episodes.observed()
+    expected = posterior_of(learner.guide, observed)
+    support = torch.rand(observed.support_y.shape).argsort(-1)
+    query = torch.rand(episodes.query_y.shape).argsort(-1)
+    one = replace(
+        observed,
+        support_x=shuffled(observed.support_x, support),
+        support_y=shuffled(observed.support_y, support),
+    )
+    assert_same(posterior_of(learner.guide, one), expected, "the order of the support set matters")
+    two = replace(observed, query_x=shuffled(observed.query_x, query))
+    assert_same(posterior_of(learner.guide, two), expected, "the order of the query set matters")
+    probabilities = []
+    for data in (observed, two):
+        torch.manual_seed(5)
+        _, likelihood = learner.posterior_predictive(data, 3)
+        probabilities.append(likelihood.probs.mean(0).detach())
+    assert_same({"p": probabilities[1]}, {"p": shuffled(probabilities[0], query)}, "predictions do not follow")
+
+
+def check_class_order(guide: pyro_metabayes.Guide, episodes: Episodes) -> None:
+    """Renaming the classes renames the rows of w, and nothing else."""
+    observed = episodes.observed()
+    new_name = torch.randperm(observed.num_classes)
+    renamed = replace(observed, support_y=new_name[observed.support_y])
+    expected = posterior_of(guide, observed)
+    got = {name: value[:, new_name] for name, value in posterior_of(guide, renamed).items()}
+    assert_same(got, expected, "the names of the classes matter")
+
+
+def check_transductive(guide: pyro_metabayes.Guide, observed: Observed) -> None:
+    """`transductive` is true exactly where query inputs move the posterior."""
+    expected = posterior_of(guide, observed)
+    elsewhere = replace(observed, query_x=observed.query_x.flip(-1))
+    fewer = replace(observed, query_x=observed.query_x[:, 1:], query_mask=observed.query_mask[:, 1:])
+    for changed in (elsewhere, fewer):
+        got = posterior_of(guide, changed)
+        moved = any((got[name] - expected[name]).abs().max() > 1e-12 for name in expected)
+        assert moved == guide.transductive, f"transductive={guide.transductive}, yet query inputs move it: {moved}"
+
+
+def check_gradients(learner: MetaLearner, episodes: Episodes, without: Callable[[str], bool]) -> None:
+    """Every parameter that requires a gradient gets a finite one that is not 0; `without` names exceptions."""
+    torch.manual_seed(5)
+    learner(episodes)["loss"].backward()
+    for name, parameter in learner.named_parameters():
+        gradient = parameter.grad
+        if without(name):
+            assert gradient is None or gradient.abs().max() < 1e-10, f"{name} is no exception any more"
+            continue
+        assert gradient is not None, f"{name} gets no gradient"
+        assert torch.isfinite(gradient).all(), f"{name} gets a gradient that is not finite"
+        assert gradient.abs().max() > 0, f"{name} gets a gradient of 0"
+
+
+def check_predictive(learner: MetaLearner, observed: Observed) -> None:
+    """pyro.infer.Predictive and our own posterior_predictive, vectorised, with and without gradients."""
+    num_tasks, num_queries = observed.query_x.shape[:2]
+    event = learner.model.event_shape(observed)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            drawn = Predictive(learner.model, guide=learner.guide, num_samples=5, parallel=True)(observed)
+            _, likelihood = learner.posterior_predictive(observed, 5)
+        assert drawn["w"].shape == (5, num_tasks, *event)
+        assert drawn["query_y"].shape == (5, num_tasks, num_queries)
+        assert torch.isfinite(drawn["w"]).all() and torch.isfinite(likelihood.probs).all()
+
+
+# ---------------------------------------------------------------- every guide keeps them
+
+
+@every
+def test_shapes(pair: Pair) -> None:
+    learner = pair.learner()
+    check_shapes(learner.model, learner.guide, random_tasks())
+
+
+@every
+def test_model_and_guide_have_the_same_sites(pair: Pair) -> None:
+    learner = pair.learner()
+    check_same_sites(learner.model, learner.guide, random_tasks())
+
+
+@every
+def test_query_labels_do_not_move_the_posterior(pair: Pair) -> None:
+    check_no_label_leak(pair.learner().guide, random_tasks())
+
+
+@every
+def test_tasks_do_not_see_each_other(pair: Pair) -> None:
+    check_tasks_apart(pair.learner().guide, random_tasks(), pair.noisy)
+
+
+@every
+def test_masked_points_change_nothing(pair: Pair) -> None:
+    check_masks(pair.learner(particles=2), random_tasks())
+
+
+@every
+def test_the_order_of_points_changes_nothing(pair: Pair) -> None:
+    check_point_order(pair.learner(), random_tasks())
+
+
+@every
+def test_a_guide_for_any_number_of_classes_does_not_see_their_names(pair: Pair) -> None:
+    """num_classes None is that claim; a guide without it refuses other tasks in one line."""
+    guide = pair.learner().guide
+    if guide.num_classes is not None:
+        with pytest.raises(pyro_metabayes.UsageError, match=r"tasks of 3 classes.*got 4.*task\.way=4"):
+            guide.posterior(random_tasks(way=WAY + 1).observed())
+        return
+    for way in (WAY, WAY + 1):
+        if not pair.noisy:  # the noise of a step has an order of classes
+            check_class_order(guide, random_tasks(way=way))
+        check_shapes(guide.model, guide, random_tasks(way=way))
+
+
+@every
+def test_transductive_says_whether_query_inputs_matter(pair: Pair) -> None:
+    check_transductive(pair.learner().guide, random_tasks().observed())
+
+
+def without_gradient(pair: Pair) -> Callable[[str], bool]:
+    """Names of the parameters that the loss of a pair does not depend on, and why."""
+    has_steps = pair.guide == "sib" and pair.settings.get("num_steps", 3) > 0
+
+    def exception(name: str) -> bool:
+        if name == "model.head.bias":  # the softmax does not see it, xi does
+            return not has_steps
+        if name.startswith("guide.xi."):
+            return not has_steps
+        # The KL is not part of this objective, and the guide does not use the prior.
+        return pair.objective == "monte_carlo" and pair.guide != "mc" and name.startswith("model.prior")
+
+    return exception
+
+
+@every
+def test_finite_gradients_reach_every_parameter(pair: Pair) -> None:
+    check_gradients(pair.learner(particles=2), random_tasks(), without_gradient(pair))
+
+
+@every
+def test_predictive_works_in_one_go_and_without_gradients(pair: Pair) -> None:
+    learner, observed = pair.learner(), random_tasks().observed()
+    if pair.prior == "flat":  # Predictive first runs the model by itself, and there is nothing to draw from
+        with pytest.raises(NotImplementedError, match="does not support sampling"):
+            check_predictive(learner, observed)
+        return
+    check_predictive(learner, observed)
+
+
+@every
+def test_gradients_are_not_needed_for_the_posterior(pair: Pair) -> None:
+    """no_grad and inference_mode change no number: inner gradients do not lean on the outer graph."""
+    guide, observed = pair.learner().guide, random_tasks().observed()
+    expected = posterior_of(guide, observed)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            got = posterior_of(guide, observed)
+        assert_same(got, expected, mode.__name__)
+
+
+@every
+def test_more_particles_change_the_variance_only(pair: Pair) -> None:
+    """One particle is the mean over seeds of what many particles give at once."""
+    episodes = random_tasks(num_tasks=2)
+    terms = [pair.learner(particles=particles)(episodes) for particles in (1, 4)]
+    assert terms[0].keys() == terms[1].keys()
+    for name, value in terms[1].items():
+        assert value.shape == () and torch.isfinite(value), name
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("head", HEADS)
+def test_priors_serve_samples_and_densities(prior: str, head: str) -> None:
+    """A prior with a density can be drawn from and scored; the flat one says that it has none."""
+    model, observed = Pair("mean_field", prior, head).learner().model, random_tasks().observed()
+    p = model.prior(observed)
+    assert has_density(p) == (prior != "flat")
+    if has_density(p):
+        w = p.sample((4,))
+        assert w.shape == (4, observed.num_tasks, WAY, model.head.num_weights(FEATURES))
+        assert p.log_prob(w).shape == (4, observed.num_tasks) and torch.isfinite(p.log_prob(w)).all()
+
+
+@pytest.mark.parametrize("name", ["query", "support", "all"])
+def test_observe_names_the_sites(name: str) -> None:
+    learner, episodes = Pair("savi", "conditional").learner(), random_tasks()
+    learner.model.observe = name
+    trace = poutine.trace(learner.model).get_trace(episodes)
+    expected = {"query": {"query_y"}, "support": {"support_y"}, "all": {"query_y", "support_y"}}[name]
+    assert set(trace.observation_nodes) == expected
+    trace.compute_log_prob()
+    for site in expected:
+        assert trace.nodes[site]["log_prob"].shape == (episodes.num_tasks,)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        Pair("sib", settings={"initialisation": "global"}),
+        Pair("mean_field"),
+        Pair("savi", "count_aware"),
+        Pair("savi", "conditional"),
+    ],
+    ids=str,
+)
+def test_tasks_without_support_are_tasks(pair: Pair) -> None:
+    learner, episodes = pair.learner(), random_tasks()
+    nothing = replace(
+        episodes,
+        support_x=episodes.support_x[:, :0],
+        support_y=episodes.support_y[:, :0],
+        support_mask=episodes.support_mask[:, :0],
+    )
+    check_shapes(learner.model, learner.guide, nothing)
+    assert torch.isfinite(learner(nothing)["loss"])
+
+
+def test_every_file_is_tried() -> None:
+    names = {module.name for module in pkgutil.iter_modules(guides.__path__)}
+    assert names == {pair.guide for pair in PAIRS}
+    for base, specs in ((Prior, {spec["_target_"] for spec in PRIORS.values()}), (Head, set(HEADS.values()))):
+        classes = [
+            value
+            for value in vars(inspect.getmodule(base)).values()
+            if inspect.isclass(value) and issubclass(value, base) and value is not base
+        ]
+        assert {f"{value.__module__}.{value.__name__}" for value in classes} == specs
+    with_model = [
+        module.name
+        for module in pkgutil.iter_modules(models.__path__)
+        if hasattr(importlib.import_module(f"models.{module.name}"), "Model")
+    ]
+    assert with_model == ["few_shot_classifier"], "a new model file needs a Pair of its own here"
+
+
+# ---------------------------------------------------------------- planted faults are caught
+
+
+class Honest(pyro_metabayes.Guide):
+    """N(class mean, 1): keeps every promise."""
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        return Normal(self.mean(observed), 1.0).to_event(2)
+
+    def mean(self, observed: Observed) -> Tensor:
+        return class_means(observed)
+
+
+class ReadsLabels(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        labels = getattr(observed, "query_y", torch.zeros(1))
+        return class_means(observed) + labels.sum(-1).view(-1, 1, 1)
+
+
+class RemembersLabels(Honest):
+    seen = 0
+
+    def training_posterior(self, episodes: Episodes) -> TorchDistribution:
+        self.seen = int((episodes.query_y[:, 0]).sum()) + 1
+        return super().training_posterior(episodes)
+
+    def mean(self, observed: Observed) -> Tensor:
+        return class_means(observed) + self.seen
+
+
+class MixesTasks(Honest):
+    def __init__(self, model: pyro_metabayes.Model) -> None:
+        super().__init__(model)
+        self.norm = nn.BatchNorm1d(FEATURES, track_running_stats=False)
+
+    def mean(self, observed: Observed) -> Tensor:
+        means = class_means(observed)
+        return self.norm(means.flatten(0, 1)).view_as(means)
+
+
+class IgnoresSupportMask(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        return class_means(replace(observed, support_mask=torch.ones_like(observed.support_mask)))
+
+
+class HonestlyTransductive(Honest):
+    transductive = True
+
+    def mean(self, observed: Observed) -> Tensor:
+        weight = observed.query_mask.unsqueeze(-1).double()
+        return class_means(observed) + (weight * observed.query_x).sum(1, keepdim=True)
+
+
+class BoastfullyTransductive(Honest):
+    transductive = True
+
+
+class IgnoresQueryMask(Honest):
+    transductive = True
+
+    def mean(self, observed: Observed) -> Tensor:
+        return class_means(observed) + observed.query_x.sum(1, keepdim=True)
+
+
+class SecretlyTransductive(IgnoresQueryMask):
+    transductive = False
+
+
+class FirstSupportPoint(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        return class_means(observed) + observed.support_x[:, :1]
+
+
+class FirstQueryPoint(Honest):
+    transductive = True
+
+    def mean(self, observed: Observed) -> Tensor:
+        return class_means(observed) + observed.query_x[:, :1]
+
+
+class NamesClasses(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        return class_means(observed) * torch.arange(1.0, observed.num_classes + 1).unsqueeze(-1)
+
+
+class WrongShape(Honest):
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        return Normal(self.mean(observed), 1.0).to_event(1)
+
+
+class OtherSite(Honest):
+    def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
+        with pyro.plate("task", data.num_tasks, dim=-1):
+            pyro.sample("weights", self.posterior(data))
+
+
+class CutsGraph(Honest):
+    def __init__(self, model: pyro_metabayes.Model) -> None:
+        super().__init__(model)
+        self.forgotten = nn.Parameter(torch.ones(()))
+
+    def mean(self, observed: Observed) -> Tensor:
+        return class_means(observed) + self.forgotten.detach()
+
+
+class Explodes(CutsGraph):
+    def mean(self, observed: Observed) -> Tensor:
+        return class_means(observed) + (self.forgotten - 1).clamp(min=0).sqrt()
+
+
+def planted(guide: type[pyro_metabayes.Guide], head: str = "cosine") -> MetaLearner:
+    honest = Pair("proto", "gaussian", head).learner()
+    return MetaLearner(honest.backbone, honest.model, guide(honest.model), Elbo(), honest.specification)
+
+
+CHECKS: dict[str, Callable[[MetaLearner, Episodes], None]] = {
+    "shapes": lambda learner, data: check_shapes(learner.model, learner.guide, data),
+    "sites": lambda learner, data: check_same_sites(learner.model, learner.guide, data),
+    "labels": lambda learner, data: check_no_label_leak(learner.guide, data),
+    "tasks": lambda learner, data: check_tasks_apart(learner.guide, data),
+    "masks": check_masks,
+    "points": check_point_order,
+    "classes": lambda learner, data: check_class_order(learner.guide, data),
+    "transductive": lambda learner, data: check_transductive(learner.guide, data.observed()),
+    "predictive": lambda learner, data: check_predictive(learner, data.observed()),
+    "gradients": lambda learner, data: check_gradients(learner, data, lambda name: name == "model.head.bias"),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("guide", [Honest, HonestlyTransductive])
+def test_an_honest_guide_passes(guide: type[pyro_metabayes.Guide], check: str) -> None:
+    CHECKS[check](planted(guide), random_tasks())
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "message"),
+    [
+        (WrongShape, "shapes", "expected batch"),
+        (OtherSite, "sites", "weights"),
+        (ReadsLabels, "labels", "query labels move the posterior"),
+        (RemembersLabels, "labels", "remembers query labels"),
+        (MixesTasks, "tasks", "task 1 moves task"),
+        (IgnoresSupportMask, "masks", "masked points move the posterior"),
+        (IgnoresQueryMask, "masks", "masked points move the posterior"),
+        (FirstSupportPoint, "points", "order of the support set"),
+        (FirstQueryPoint, "points", "order of the query set"),
+        (NamesClasses, "classes", "names of the classes"),
+        (SecretlyTransductive, "transductive", "transductive=False, yet query inputs move it: True"),
+        (BoastfullyTransductive, "transductive", "transductive=True, yet query inputs move it: False"),
+        (CutsGraph, "gradients", "forgotten gets no gradient"),
+        (Explodes, "gradients", "not finite"),
+    ],
+)
+def test_a_planted_fault_is_caught(fault: type[pyro_metabayes.Guide], check: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        CHECKS[check](planted(fault), random_tasks())
+
+
+class Unmasked(pyro_metabayes.Model):
+    """The few-shot classifier with a mask that is lost, or on the wrong set."""
+
+    def __init__(self, inner: pyro_metabayes.Model, wrong: str) -> None:
+        super().__init__()
+        self.inner, self.wrong = inner, wrong
+
+    def event_shape(self, observed: Observed) -> torch.Size:
+        return self.inner.event_shape(observed)
+
+    def prior(self, observed: Observed) -> TorchDistribution:
+        return self.inner.prior(observed)
+
+    def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
+        return self.inner.likelihood(w, x, observed)
+
+    def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
+        mask = torch.ones_like(data.query_mask) if self.wrong == "lost" else data.query_mask.roll(1, 1)
+        super().forward(replace(data, query_mask=mask), kl_weight)
+
+
+@pytest.mark.parametrize("wrong", ["lost", "shifted"])
+@pytest.mark.parametrize("objective", [Elbo(), MonteCarlo(2), MonteCarlo(2, joint=True)], ids=lambda o: o.name)
+def test_a_wrong_mask_in_a_model_is_caught(wrong: str, objective: Any) -> None:
+    honest = planted(Honest)
+    learner = MetaLearner(honest.backbone, honest.model, honest.guide, objective, honest.specification)
+    check_masks(learner, random_tasks())
+    learner.model = Unmasked(honest.model, wrong)
+    with pytest.raises(AssertionError, match="masked points move the loss"):
+        check_masks(learner, random_tasks())
+
+
+def test_mixtures_are_compared_by_their_moments() -> None:
+    """`moments` serves every prior that a guide may hand on."""
+    model = Pair("mean_field", "mixture").learner().model
+    p = model.prior(random_tasks().observed())
+    assert isinstance(innermost(p), MixtureSameFamily)
+    assert set(moments(p)) == {"mean", "variance"}
