@@ -35,12 +35,12 @@ SIZE = 28
 
 def load(
     images_per_class: int = 20,
-    rotation: float = 15.0,
-    shear: float = 0.2,
-    scale: float = 0.15,
+    rotation: float = 25.0,
+    shear: float = 0.25,
+    scale: float = 0.2,
     shift: float = 2.0,
     erase: float = 0.0,
-    noise: float = 0.1,
+    noise: float = 0.2,
     seed: int = 0,
 ) -> Bank:
     """uint8 images [M, 1, 28, 28], ink 255 on 0; the distortions are those of `Jitter`.

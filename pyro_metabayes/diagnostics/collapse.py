@@ -29,21 +29,23 @@ def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> 
     """Squared spreads of the prior p_psi(w | support), task by task [T]; {} for a flat prior.
 
     prior_variance and prior_mean_square over the weights; logit_variance over samples, of logits
-    centred over classes; disagreement: share of draws that decide otherwise than their average.
+    centred over classes; disagreement: share of draws that decide otherwise than their average, by
+    more than a hair: a prior that cannot tell the classes apart leaves ties to any draw.
     """
     prior = learner.model.prior(observed)
     if not has_density(prior):
         return {}
-    _, likelihood = learner.predictive_under(prior, observed, num_samples)
+    _, likelihood = learner.predictive_under(prior, observed, max(num_samples, 2))  # one has no spread
     logits = likelihood.logits  # [L, T, Q, C]
     centred = logits - logits.mean(-1, keepdim=True)
-    decisions = logits.argmax(-1)
-    ensemble = log_mean_exp(logits.log_softmax(-1)).argmax(-1)
+    ensemble = log_mean_exp(logits.log_softmax(-1)).argmax(-1, keepdim=True)
+    of_ensemble = logits.gather(-1, ensemble.expand(*logits.shape[:-1], 1)).squeeze(-1)
+    otherwise = logits.amax(-1) - of_ensemble > COLLAPSED_LOGIT_SD
     return {
         "prior_variance": prior.variance.flatten(1).mean(1),
         "prior_mean_square": prior.mean.square().flatten(1).mean(1),
         "logit_variance": masked_mean(centred.var(0).mean(-1), observed.query_mask),
-        "disagreement": masked_mean((decisions != ensemble).to(logits.dtype).mean(0), observed.query_mask),
+        "disagreement": masked_mean(otherwise.to(logits.dtype).mean(0), observed.query_mask),
     }
 
 

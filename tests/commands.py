@@ -1,0 +1,106 @@
+"""The commands, called as a shell would call them: `python -m experiments.NAME`, in this process or its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import runpy
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+CLASSES, ROWS, WIDTH = 30, 20, 16
+SMALL = ("train.steps=2", "eval.tasks=8", "train.validation_tasks=8")  # what two seconds can carry
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command leaves on the terminal, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of a mistake; any other line beside it fails the test that asks."""
+        lines = self.err.strip("\n").split("\n")
+        assert self.code == 1, f"exit code {self.code}: {self.err}"
+        assert len(lines) == 1 and lines[0].startswith("error: "), self.err
+        return lines[0].removeprefix("error: ")
+
+
+def call(name: str, *arguments: str) -> Outcome:
+    """`python -m experiments.NAME arguments` in this process; what escapes is printed, as Python does."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _main_module(name, arguments):
+        try:
+            runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as exit_:
+            code = _exit_code(exit_.code)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def ran(name: str, *arguments: str) -> Outcome:
+    """As `call`, for a command that has to succeed."""
+    outcome = call(name, *arguments)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def process(name: str, *arguments: str) -> subprocess.Popen[str]:
+    """`python -m experiments.NAME arguments` in a process of its own, started in the current folder."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", f"experiments.{name}", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def finish(started: subprocess.Popen[str], seconds: float = 60) -> Outcome:
+    """The outcome of a started process."""
+    out, err = started.communicate(timeout=seconds)
+    return Outcome(started.returncode, out, err)
+
+
+def write_features(path: Path, **changed: np.ndarray) -> Path:
+    """30 classes x 20 rows x 16 features, easy enough to learn and hard enough to be wrong at times."""
+    noise = np.random.default_rng(0)
+    centres = noise.normal(size=(CLASSES, WIDTH)).repeat(ROWS, axis=0)
+    features = (centres + noise.normal(size=centres.shape)).astype(np.float32)
+    arrays = {"features": features, "labels": np.arange(CLASSES).repeat(ROWS)}
+    np.savez(path, **arrays | changed)  # type: ignore[arg-type]
+    return path
+
+
+@contextlib.contextmanager
+def _main_module(name: str, arguments: tuple[str, ...]) -> Iterator[None]:
+    before, environment = sys.argv, dict(os.environ)
+    sys.argv = [f"experiments/{name}.py", *arguments]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+            yield
+    finally:
+        sys.argv = before
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def _exit_code(code: object) -> int:
+    """As the interpreter takes it: a message goes to stderr, and is a failure."""
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        return 1
+    return int(code) if isinstance(code, int) else 0
