@@ -11,11 +11,12 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.config import register
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import Interrupted, UsageError, unknown_key
 from pyro_metabayes.learner import PARTS
 
 CONF = str(Path(__file__).parent / "conf")
@@ -36,7 +37,7 @@ def run_command(task: Callable[[DictConfig, Path], object]) -> None:
         try:
             _in_clean_folder(lambda folder: task(config, folder))
         except MISTAKES as error:  # a failed job of a sweep leaves the others
-            failures.append(one_line(error))
+            failures.append(_job_name() + one_line(error))
             print(f"error: {failures[-1]}", file=sys.stderr)
 
     try:
@@ -52,12 +53,22 @@ def run_command(task: Callable[[DictConfig, Path], object]) -> None:
 
 def one_line(error: BaseException) -> str:
     """The message of an error, its lines joined; Hydra and OmegaConf spread theirs over several."""
+    if isinstance(error, UsageError):
+        return str(error).partition("\n")[0]  # Pyro appends the shapes of a trace
     cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else None
+    if isinstance(unknown := cause or error, ConfigAttributeError | ConfigKeyError) and unknown.parent_node:
+        return str(unknown_key(str(unknown.full_key), map(str, unknown.parent_node), unknown.object_type_str or ""))
     lines = [line.strip() for line in str(error).splitlines()]
     if cause is not None and not isinstance(cause, HydraException):
         lines += [line.strip() for line in str(cause).splitlines()]
     kept = [line for line in lines if line and not line.startswith(NOISE)]
     return " ".join(dict.fromkeys(kept))
+
+
+def _job_name() -> str:
+    """Which job of a sweep this is; nothing outside one."""
+    hydra_config = HydraConfig.get()
+    return f"{Path(hydra_config.runtime.output_dir).name}: " if hydra_config.mode == RunMode.MULTIRUN else ""
 
 
 def _of_a_part(argument: str) -> str:
@@ -76,7 +87,9 @@ def _in_resumed_folder(arguments: list[str]) -> list[str]:
         return arguments
     if not (Path(folders[-1]) / "checkpoint.pt").is_file():
         sys.exit(f"error: expected resume= to name the folder of a run with a checkpoint.pt, got '{folders[-1]}'")
-    return [*arguments, f"hydra.run.dir='{folders[-1]}'", "hydra.output_subdir=null"]
+    quoted = "'" + folders[-1].replace("'", r"\'") + "'"  # to Hydra a comma or an equals sign has a meaning
+    others = [argument for argument in arguments if not argument.startswith("resume=")]
+    return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
 
 
 def _in_clean_folder(task: Callable[[Path], object]) -> None:
@@ -84,10 +97,17 @@ def _in_clean_folder(task: Callable[[Path], object]) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         task(folder)
-    except BaseException:
+    except BaseException as error:
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra"}:
             shutil.rmtree(folder)
-            for parent in list(folder.parents)[:2]:  # runs/DATA/GUIDE, where this run was its first
-                if parent != Path.cwd() and not any(parent.iterdir()):
-                    parent.rmdir()
+            _remove_empty(folder.parent)  # runs/DATA/GUIDE, where this run was its first
+        elif type(error) is KeyboardInterrupt and (folder / "checkpoint.pt").exists():
+            raise Interrupted(f"interrupted; continue with: python -m experiments.run resume={folder}") from None
         raise
+
+
+def _remove_empty(folder: Path) -> None:
+    """The folder and those above it, as long as they are empty and below the current one."""
+    while Path.cwd() in folder.parents and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from pyro_metabayes.report import (
 from pyro_metabayes.scores import ci95_of
 
 SCORES = {"accuracy": 100.0, "nll": 1.0, "joint_nll": 1.0}
+NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
+NEEDED |= {"ece", "elbo", "kl", "collapsed", "transductive"}
 WITHOUT_MEANING = ("seed", "device", "resume", "choices")  # settings that make no other experiment
 
 
@@ -40,16 +43,21 @@ class Run:
     per_task: Mapping[str, np.ndarray]
 
     @property
+    def task(self) -> str:
+        its = self.results
+        return f"{its['data']} {its['way']}-way {its['shot']}-shot, {its['split']}"
+
+    @property
     def tasks(self) -> tuple[Any, ...]:
         """What fixes the test tasks; runs that agree on it can be compared task by task."""
         return tuple(self.results[name] for name in ("data", "split", "way", "shot", "query", "tasks", "seed"))
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:
-    """Every run in or below the folders."""
+    """Every run in or below the folders, a run before its later evaluations."""
     runs = []
     for path in paths:
-        found = sorted(Path(path).rglob("results.json"))
+        found = sorted(Path(path).rglob("results.json"), key=lambda file: (len(file.parts), file))
         if not found:
             raise UsageError(f"expected a folder with finished runs (results.json), got '{path}', which has none")
         runs += [read_run(file.parent) for file in found]
@@ -61,8 +69,10 @@ def read_run(folder: Path) -> Run:
         results = json.loads((folder / "results.json").read_text())
         with np.load(folder / "tasks.npz", allow_pickle=False) as archive:
             per_task = {name: archive[name] for name in SCORES}
+        if missing := sorted(NEEDED - (results.keys() if isinstance(results, dict) else set())):
+            raise ValueError(f"results.json lacks {', '.join(missing)}")
         return Run(folder, results, per_task)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise UsageError(f"expected a finished run in {folder}, got files that do not read: {error}") from None
 
 
@@ -76,14 +86,14 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """The guide of each run, and the settings in which runs of that guide on that data differ."""
+    """The guide of each run, and the settings in which runs of that guide on that task differ."""
     by_guide = defaultdict(list)
     settings = [dict(flat({k: v for k, v in run.results["config"].items() if k not in WITHOUT_MEANING})) for run in runs]
     for run, its in zip(runs, settings, strict=True):
-        by_guide[run.results["guide"], run.results["data"]].append(its)
+        by_guide[run.results["guide"], run.task].append(its)
     names = []
     for run, its in zip(runs, settings, strict=True):
-        family = by_guide[run.results["guide"], run.results["data"]]
+        family = by_guide[run.results["guide"], run.task]
         every = {name for other in family for name in other}
         differ = sorted(name for name in every if len({repr(other.get(name)) for other in family}) > 1)
         names.append(" ".join([run.results["guide"], *(f"{name}={its.get(name)}" for name in differ)]))
@@ -91,12 +101,12 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def grouped(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs that differ in nothing but the seed, by (data and task, label)."""
-    groups = defaultdict(list)
+    """Runs that differ in nothing but the seed, by (data and task, label); the same tasks count once."""
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run, label in zip(runs, labels(runs), strict=True):
-        result = run.results
-        task = f"{result['data']} {result['way']}-way {result['shot']}-shot, {result['split']}"
-        groups[task, label].append(run)
+        group = groups[run.task, label]
+        if all(run.tasks != other.tasks for other in group):
+            group.append(run)
     return dict(groups)
 
 

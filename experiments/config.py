@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes import checkpoint
 from pyro_metabayes.data.sampler import TaskShape
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, unknown_key
 from pyro_metabayes.evaluation import EvalSettings
 from pyro_metabayes.learner import PARTS
 from pyro_metabayes.optimisation import TrainSettings
@@ -39,6 +39,12 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda
     resume: str = ""  # the folder of an interrupted run
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"expected 0 <= seed < 2^63, got {self.seed}")
+        if not isinstance(frozen := self.backbone.get("frozen", True), bool):
+            raise UsageError(f"expected backbone.frozen to be true or false, got {frozen!r}")
+
     def specification(self) -> dict[str, Any]:
         """The parts of the learner, as plain values."""
         parts = {name: dict(value) for name in PARTS if (value := getattr(self, name))}
@@ -60,7 +66,18 @@ def typed(config: DictConfig) -> Config:
     """The plain dataclasses of a composed configuration."""
     value = OmegaConf.to_object(config)
     assert isinstance(value, Config)
+    _refuse_added(value)
     return value
+
+
+def _refuse_added(settings: Any, prefix: str = "") -> None:
+    """+train.foo=1 adds a key, whatever the schema says."""
+    known = [setting.name for setting in fields(settings)]
+    for name, value in vars(settings).items():
+        if name not in known:
+            raise unknown_key(prefix + name, known, type(settings).__name__)
+        if is_dataclass(value):
+            _refuse_added(value, f"{prefix}{name}.")
 
 
 def saved_config(folder: Path, overrides: Sequence[str]) -> Config:

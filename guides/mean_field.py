@@ -8,6 +8,7 @@ from torch import nn
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError
 
 
 class Guide(pyro_metabayes.Guide):
@@ -20,6 +21,8 @@ class Guide(pyro_metabayes.Guide):
         self, model: pyro_metabayes.Model, num_classes: int, num_weights: int, scale: float = 0.1
     ) -> None:
         super().__init__(model)
+        if scale <= 0:
+            raise UsageError(f"expected guide.scale > 0, got {scale}")
         self.num_classes = num_classes
         self.loc = nn.Parameter(torch.randn(num_classes, num_weights) * num_weights**-0.5)
         self.log_scale = nn.Parameter(torch.full((num_classes, num_weights), scale).log())

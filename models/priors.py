@@ -16,6 +16,7 @@ from torch.distributions import constraints
 
 from models.set_encoder import CountAware, MeanPooled
 from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError
 
 
 class Prior(nn.Module):
@@ -42,6 +43,8 @@ class Gaussian(Prior):
 
     def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1) -> None:
         super().__init__()
+        if scale <= 0:
+            raise UsageError(f"expected prior.scale > 0, got {scale}")
         self.loc = nn.Parameter(torch.full((num_weights,), loc))
         self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
 
@@ -55,6 +58,8 @@ class Mixture(Prior):
 
     def __init__(self, num_weights: int, num_components: int = 16, scale: float = 0.1) -> None:
         super().__init__()
+        if num_components < 1 or scale <= 0:
+            raise UsageError(f"expected prior.num_components >= 1 and scale > 0, got {num_components} and {scale}")
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(scale * torch.randn(num_components, num_weights))
         self.log_scale = nn.Parameter(torch.full((num_components, num_weights), scale).log())
@@ -77,6 +82,8 @@ class Conditional(Prior):
         self, num_features: int, num_weights: int, num_hidden: int = 256, count_aware: bool = False
     ) -> None:
         super().__init__()
+        if num_hidden < 1:
+            raise UsageError(f"expected prior.num_hidden >= 1, got {num_hidden}")
         encoder = CountAware if count_aware else MeanPooled
         self.encoder = encoder(num_features, num_weights, num_hidden)
 

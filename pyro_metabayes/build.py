@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, unknown_key
 
 Spec = Mapping[str, Any]
 PREFIXES = ("models.", "guides.", "pyro_metabayes.")
@@ -57,12 +57,9 @@ def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str]
         if name == "_target_":
             continue
         if name not in settings:
-            near = get_close_matches(name, settings, 1)
-            guess = f"did you mean '{near[0]}'? " if near else ""
-            known = ", ".join(settings) or "none"
-            raise UsageError(f"unknown key '{part}.{name}'; {guess}{spec['_target_']} takes: {known}")
+            raise unknown_key(f"{part}.{name}", settings, spec["_target_"])
         if name in hints and not _fits(value, hints[name]):
-            expected = getattr(hints[name], "__name__", str(hints[name]))
+            expected = "finite float" if hints[name] is float else getattr(hints[name], "__name__", str(hints[name]))
             raise UsageError(
                 f"expected {part}.{name} to be of type {expected}, got {value!r} ({type(value).__name__})"
             )
@@ -90,8 +87,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float:  # nan would surface as an error of some tensor, far from its cause
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str, NoneType):

@@ -1,8 +1,21 @@
 """The one exception for a mistake that the caller can mend."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UsageError(ValueError):
     """Expected what, got what, what there is or what to do: one line, shown without a traceback."""
+
+
+def unknown_key(key: str, known: Iterable[str], owner: str) -> UsageError:
+    """The mistake of a setting that its owner does not have, with the nearest one that it has."""
+    known = list(known)
+    near = get_close_matches(key.rpartition(".")[2], known, 1)
+    guess = f"did you mean '{near[0]}'? " if near else ""
+    return UsageError(f"unknown key '{key}'; {guess}{owner} takes: {', '.join(known) or 'none'}")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -6,10 +6,11 @@ from contextlib import nullcontext
 
 import pyro
 from pyro import poutine
-from pyro.distributions import TorchDistribution
+from pyro.distributions import ImproperUniform, TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.model import Model
@@ -58,6 +59,11 @@ class Guide(PyroModule):
         """Sample w from training_posterior for Episodes, from posterior for an Observed."""
         announce_parameters(self, "guide")
         q = self.training_posterior(data) if isinstance(data, Episodes) else self.posterior(data)
+        if isinstance(innermost(q), ImproperUniform):
+            raise UsageError(
+                "expected a posterior that can be sampled, got the flat prior itself; take a guide with a posterior "
+                "of its own, or another prior"
+            )
         scale = nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight)
         with pyro.plate("task", data.num_tasks, dim=-1), scale:
             pyro.sample("w", q)

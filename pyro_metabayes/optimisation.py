@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,12 @@ class TrainSettings:
         for name in ("steps", "tasks_per_step", "log_every", "validate_every", "validation_tasks", "particles"):
             if getattr(self, name) < 1:
                 raise UsageError(f"expected train.{name} >= 1, got {getattr(self, name)}")
+        for name, rate in {"learning_rate": self.learning_rate, **self.learning_rates}.items():
+            if not 0 < rate < math.inf:
+                raise UsageError(f"expected the rate of train.{name} to be > 0 and finite, got {rate}")
+        for name in ("momentum", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"expected train.{name} >= 0 and finite, got {getattr(self, name)}")
         kl_weight_at(self.kl_weight, 0)
 
 
@@ -73,9 +80,7 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
             unused -= set(matching)
             rate = settings.learning_rates[max(matching, key=len)] if matching else settings.learning_rate
             groups.setdefault(rate, []).append(parameter)
-    if unused:
-        names = ", ".join(name for name, parameter in learner.named_parameters() if parameter.requires_grad)
-        raise UsageError(f"no parameter '{min(unused)}' for train.learning_rates; there are: {names}")
+    _report_unused(unused, learner)
     options = [{"params": parameters, "lr": rate, "base": rate} for rate, parameters in groups.items()]
     if settings.optimizer == "adam":
         return torch.optim.Adam(options, weight_decay=settings.weight_decay)
@@ -83,6 +88,15 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
     return torch.optim.SGD(
         options, lr=settings.learning_rate, momentum=momentum, nesterov=momentum > 0, weight_decay=settings.weight_decay
     )
+
+
+def _report_unused(names: set[str], learner: nn.Module) -> None:
+    """A rate may wait for a setting that has its parameter (guide.posterior=delta has no scale), but not for none."""
+    there = ", ".join(name for name, parameter in learner.named_parameters() if parameter.requires_grad)
+    for name in sorted(names):
+        if name.partition(".")[0] not in dict(learner.named_children()):
+            raise UsageError(f"no parameter '{name}' for train.learning_rates; there are: {there}")
+        print(f"note: no parameter '{name}' in this setting; its train.learning_rates is not used", file=sys.stderr)
 
 
 def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:

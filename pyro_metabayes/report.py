@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,14 @@ def draw_curves(folder: Path, title: str) -> Path:
         ("loss, nats a task", {"loss": "loss"}),
         ("accuracy, % (tasks of the step)", {"accuracy": "posterior predictive"}),
     ]
-    if lines[0]["prior_sd"] is not None:
+    if any(line["prior_sd"] is not None for line in lines):
         panels.append(("spread of the prior", {"relative_sd": "sd / mean of weights", "logit_sd": "sd of logits", "disagreement": "disagreement"}))
     figure, axes = new_figure(len(panels))
     for axis, (label, curves) in zip(axes, panels, strict=True):
         for name, legend in curves.items():
             factor = 100 if name == "accuracy" else 1
-            axis.plot([line["step"] for line in lines], [factor * line[name] for line in lines], label=legend)
+            values = [math.nan if line[name] is None else factor * line[name] for line in lines]  # null: skipped
+            axis.plot([line["step"] for line in lines], values, label=legend)
         axis.set(xlabel="meta-training step", title=label)
         if len(curves) > 1:
             axis.set_yscale("log")

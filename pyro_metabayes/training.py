@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pyro_metabayes import checkpoint
 from pyro_metabayes.data.sampler import TaskStream
-from pyro_metabayes.diagnostics.collapse import collapse_figures
+from pyro_metabayes.diagnostics.collapse import collapse_figures, summary
 from pyro_metabayes.divergences import has_density
 from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.evaluation import EvalSettings, evaluate, noise_of
@@ -60,6 +60,7 @@ class MetaTraining:
 
     def run(self) -> MetaLearner:
         """Train from wherever the folder's checkpoint stands to the last step; return the best learner."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "checkpoint.pt").exists():
             self._restore()
         started = time.perf_counter() - self.seconds
@@ -73,7 +74,8 @@ class MetaTraining:
                 validate = last or self.step % self.settings.validate_every == 0
                 if validate or self.step % self.settings.log_every == 0:
                     line = self._log(terms, validate)
-                    bar.set_postfix(loss=f"{line['loss']:.4g}", accuracy=f"{line['accuracy']:.1%}")
+                    if line["loss"] is not None:
+                        bar.set_postfix(loss=f"{line['loss']:.4g}", accuracy=f"{line['accuracy']:.1%}")
                 if validate:
                     self._save()
                 if interruption.requested and not last:
@@ -124,8 +126,11 @@ class MetaTraining:
     def _log(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, Any]:
         self._check_finite()
         line: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 3)}
-        line |= {name: value.item() for name, value in terms.items()}
-        line |= self._figures(line)
+        values = {name: value.item() for name, value in terms.items()}
+        if math.isfinite(values["loss"]):
+            line |= values | self._figures(values)
+        else:  # a skipped step: its figures are null, for NaN is no JSON
+            line |= dict.fromkeys((*values, "accuracy", "elbo", *summary({})))
         if validate:
             line |= self._validate()
         if self._skipped:
@@ -166,6 +171,7 @@ class MetaTraining:
             "step": self.step,
             "seconds": self.seconds,
             "best_nll": self.best_nll,
+            "skipped": self._skipped,
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -176,10 +182,15 @@ class MetaTraining:
     def _restore(self) -> None:
         state = checkpoint.load(self.folder / "checkpoint.pt")
         training = state["training"]
+        if training["step"] > self.settings.steps:
+            raise UsageError(
+                f"expected train.steps >= {training['step']}, which the run in {self.folder} has taken, "
+                f"got {self.settings.steps}"
+            )
         self.learner.load_weights(state["learner"]["weights"])
         self.optimizer.load_state_dict(training["optimizer"])
         self.step, self.seconds = training["step"], training["seconds"]
-        self.best_nll, self.best = training["best_nll"], state["best"]
+        self.best_nll, self.best, self._skipped = training["best_nll"], state["best"], training["skipped"]
         torch.set_rng_state(training["random"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(training["random_cuda"])

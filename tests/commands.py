@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import runpy
 import subprocess
@@ -13,8 +14,11 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
 CLASSES, ROWS, WIDTH = 30, 20, 16
@@ -62,7 +66,7 @@ def ran(name: str, *arguments: str) -> Outcome:
 
 def process(name: str, *arguments: str) -> subprocess.Popen[str]:
     """`python -m experiments.NAME arguments` in a process of its own, started in the current folder."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", f"experiments.{name}", *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
@@ -82,6 +86,40 @@ def write_features(path: Path, **changed: np.ndarray) -> Path:
     arrays = {"features": features, "labels": np.arange(CLASSES).repeat(ROWS)}
     np.savez(path, **arrays | changed)  # type: ignore[arg-type]
     return path
+
+
+def on_features(path: Path) -> list[str]:
+    """The settings of the smallest run there is."""
+    return ["data=features", f"data.path={path}", *SMALL]
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """results.json, which has to be strict JSON: no NaN, no infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in {folder}/results.json")
+
+    return json.loads((folder / "results.json").read_text(), parse_constant=refuse)
+
+
+def figures_of(folder: Path) -> dict[str, Any]:
+    """The results without what the clock and the state of the repository say."""
+    clocked = ("seconds", "episodes_per_second", "commit")
+    return {name: value for name, value in results_of(folder).items() if name not in clocked}
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl, without the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def checkpoint_of(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @contextlib.contextmanager

@@ -73,7 +73,9 @@ class Pair:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        settings = [value if isinstance(value, str) else f"{name}={value}" for name, value in self.settings.items()]
+        settings = [
+            value if isinstance(value, str) else f"{name}={value}" for name, value in self.settings.items()
+        ]
         return "-".join([self.guide, self.prior, self.head, self.objective, *settings])
 
     @property
@@ -107,7 +109,9 @@ class Pair:
 def _sib() -> list[Pair]:
     """Every family with every prior and inner KL; the other choices take turns."""
     pairs = []
-    choices = product(("normal", "amortized", "delta"), ("gaussian", "mixture", "conditional", "flat"), (0.0, 1.0))
+    choices = product(
+        ("normal", "amortized", "delta"), ("gaussian", "mixture", "conditional", "flat"), (0.0, 1.0)
+    )
     for i, (family, prior, inner_kl) in enumerate(choices):
         settings = {
             "posterior": family,
@@ -145,12 +149,16 @@ def every_pair() -> list[Pair]:
     pairs += _sib()
     inert = {"num_steps": 0, "step_size": 0.1}
     pairs += [Pair("sib", settings={**inert, "posterior": family}) for family in ("normal", "delta")]
-    pairs += [pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))]
+    pairs += [
+        pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))
+    ]
     pairs += [
         pair
         for prior in ("gaussian", "conditional", "count_aware")
         for pair in _with_every_head(Pair("mc", prior, objective="monte_carlo"))
     ]
     pairs += [Pair("mean_field", prior, head) for prior, head in product(PRIORS, HEADS)]
-    pairs += [Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)]
+    pairs += [
+        Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)
+    ]
     return list({str(pair): pair for pair in pairs}.values())

@@ -1,4 +1,4 @@
-"""Are the objectives right, in value and gradient? Against Pyro's own, by-hand formulas and a conjugate model."""
+"""Are the objectives right, in value and gradient? Asked of Pyro's own, by hand, and of a conjugate model."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def assert_equal_losses(
     )
     assert value == pytest.approx(expected, rel=1e-10)
     for name, gradient in expected_gradients.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradients[name], gradient, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 # ---------------------------------------------------------------- the ELBO is Pyro's
@@ -93,7 +95,7 @@ def test_analytic_elbo_is_mean_field_elbo(pair: Pair, kl_weight: float, particle
 
 @pytest.mark.parametrize("kl_weight", [1.0, 0.1])
 def test_analytic_elbo_of_savi_by_hand(kl_weight: float) -> None:
-    """loss = sum_t { -(1/L) sum_l sum_i log p(y_ti | x_ti, w_tl) + beta KL(q_t(support u query), p_t(support)) }."""
+    """loss = sum_t { -(1/L) sum_l sum_i log p(y_i | x_i, w_l) + beta KL(q_t, p_t) }, q_t of the pooled sets."""
     learner, episodes, particles = Pair("savi", "conditional").learner(), random_tasks(), 3
 
     def by_hand(model: Any, guide: Any, data: Episodes, kl_weight: float) -> Tensor:
@@ -107,7 +109,10 @@ def test_analytic_elbo_of_savi_by_hand(kl_weight: float) -> None:
             for sample in range(particles):
                 w = q[0][task] + q[1][task] * noise[sample, task]
                 logits = model.head.scale * (nn.functional.normalize(w, dim=-1) @ data.query_x[task].T).T
-                loss = loss + nn.functional.cross_entropy(logits, data.query_y[task], reduction="sum") / particles
+                loss = (
+                    loss
+                    + nn.functional.cross_entropy(logits, data.query_y[task], reduction="sum") / particles
+                )
             ratio = (q[1][task] / p[1][task]).square()
             shift = ((q[0][task] - p[0][task]) / p[1][task]).square()
             loss = loss + kl_weight * 0.5 * (ratio + shift - 1 - ratio.log()).sum()
@@ -130,7 +135,9 @@ def test_the_logged_kl_carries_no_weight(kl: str) -> None:
         torch.manual_seed(3)
         parts.append(Elbo(2, kl).terms(learner.model, learner.guide, episodes, kl_weight=kl_weight))
         terms = parts[-1]
-        assert terms.loss.item() == pytest.approx((kl_weight * terms.kl - terms.log_likelihood).item(), rel=1e-12)
+        assert terms.loss.item() == pytest.approx(
+            (kl_weight * terms.kl - terms.log_likelihood).item(), rel=1e-12
+        )
     torch.testing.assert_close(parts[0].kl, parts[1].kl)
     torch.testing.assert_close(parts[0].log_likelihood, parts[1].log_likelihood)
 
@@ -174,7 +181,7 @@ class GaussianMean(pyro_metabayes.Model):
 
 
 class ExactPosterior(pyro_metabayes.Guide):
-    """p(w | query labels), as a training posterior; off by a shift and a factor of its scale if asked to be."""
+    """p(w | query labels), as a training posterior; off by a shift and a factor of its scale on request."""
 
     shift, factor = 0.0, 1.0
 
@@ -224,7 +231,7 @@ def test_every_sample_of_the_exact_posterior_gives_the_evidence(particles: int) 
 
 
 def test_the_gap_of_the_bound_is_the_kl_to_the_posterior() -> None:
-    """log p(y) - ELBO = KL(q, p(w | y)): the mean over 200,000 samples, within 5 standard errors."""
+    """log p(y) - ELBO = KL(q, p(w | y)), from 200,000 samples, within 5 standard errors."""
     model, episodes, particles = GaussianMean(), measurements(num_tasks=1), 200_000
     exact, guide = ExactPosterior(model), ExactPosterior(model)
     guide.shift, guide.factor = 0.2, 1.4
@@ -290,7 +297,9 @@ class PlainGuide:
 
     def __call__(self, data: Any, kl_weight: float = 1.0) -> None:
         loc = pyro.param("loc", lambda: torch.zeros(()))
-        scale = pyro.param("scale", lambda: torch.ones(()), constraint=torch.distributions.constraints.positive)
+        scale = pyro.param(
+            "scale", lambda: torch.ones(()), constraint=torch.distributions.constraints.positive
+        )
         with pyro.plate("task", data.num_tasks, dim=-1), poutine.scale(scale=kl_weight):
             pyro.sample("w", Normal(loc, scale))
 
@@ -306,7 +315,12 @@ def test_a_hand_written_pair_gives_the_losses_of_the_classes(particles: int) -> 
         posterior = training_posterior
 
     model = GaussianMean()
-    for objective in (Elbo(particles), Elbo(particles, "analytic"), MonteCarlo(particles), MonteCarlo(particles, True)):
+    for objective in (
+        Elbo(particles),
+        Elbo(particles, "analytic"),
+        MonteCarlo(particles),
+        MonteCarlo(particles, True),
+    ):
         losses = []
         for pair in ((plain_model, PlainGuide()), (model, Fixed(model))):
             torch.manual_seed(2)
@@ -314,7 +328,9 @@ def test_a_hand_written_pair_gives_the_losses_of_the_classes(particles: int) -> 
         assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
-@pytest.mark.parametrize("objective", [Elbo(8), Elbo(8, "analytic"), MonteCarlo(32, joint=True)], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "objective", [Elbo(8), Elbo(8, "analytic"), MonteCarlo(32, joint=True)], ids=lambda o: o.name
+)
 def test_svi_learns_a_hand_written_pair(objective: Objective) -> None:
     episodes = measurements()
     loss = objective if isinstance(objective, Elbo) else objective.differentiable_loss
@@ -352,7 +368,9 @@ def test_monte_carlo_by_hand(pair: Pair, particles: int, joint: bool) -> None:
         kept = [i for i in range(episodes.query_y.shape[1]) if episodes.query_mask[task, i]]
         groups = [kept] if joint else [[i] for i in kept]
         for group in groups:
-            products = [math.exp(sum(log_p[sample, task, i].item() for i in group)) for sample in range(particles)]
+            products = [
+                math.exp(sum(log_p[sample, task, i].item() for i in group)) for sample in range(particles)
+            ]
             expected -= math.log(sum(products) / particles)
     torch.manual_seed(4)
     terms = MonteCarlo(particles, joint).terms(learner.model, learner.guide, episodes)
@@ -369,7 +387,7 @@ class MixesTasksInTheLog(MonteCarlo):
 
 
 def test_joint_monte_carlo_is_renyi_at_zero() -> None:
-    """RenyiELBO(alpha=0) with the conditional prior as guide, task by task; samples drawn in the same order."""
+    """RenyiELBO(alpha=0) with the conditional prior as guide, task by task, on the same samples."""
     learner, episodes, particles = Pair("mc", "conditional").learner(), random_tasks(), 6
     renyi = RenyiELBO(alpha=0, num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
     torch.manual_seed(4)
@@ -379,7 +397,9 @@ def test_joint_monte_carlo_is_renyi_at_zero() -> None:
         torch.manual_seed(4)
         losses.append(objective.differentiable_loss(learner.model, learner.guide, episodes).item())
     assert losses[0] == pytest.approx(expected, rel=1e-10)
-    assert abs(losses[1] - expected) > 1e-3 * abs(expected), "the check would not notice a sum over tasks in the log"
+    assert abs(losses[1] - expected) > 1e-3 * abs(expected), (
+        "the check would not notice a sum over tasks in the log"
+    )
 
 
 def test_one_particle_is_the_plain_likelihood() -> None:
@@ -455,7 +475,9 @@ class NoSynchronisation(TorchDispatchMode):
     [
         Pair("sib", "flat", settings={**SIB, "posterior": "delta"}),
         Pair("sib", "gaussian", settings={**SIB, "inner_kl": 1.0, "inner_samples": 2}),
-        Pair("sib", "mixture", "linear", settings={**SIB, "inner_kl": 1.0, "synthetic_gradient": "equivariant"}),
+        Pair(
+            "sib", "mixture", "linear", settings={**SIB, "inner_kl": 1.0, "synthetic_gradient": "equivariant"}
+        ),
         Pair("mc", "conditional", objective="monte_carlo"),
         Pair("savi", "count_aware"),
         Pair("proto", "flat"),
@@ -471,7 +493,8 @@ def test_a_step_does_not_wait_for_the_device(pair: Pair, particles: int) -> None
 
 
 @pytest.mark.parametrize(
-    "waits", [lambda x: x.sum().item(), lambda x: bool(x.sum()), lambda x: x[x > 0], lambda x: (x > 0).nonzero()]
+    "waits",
+    [lambda x: x.sum().item(), lambda x: bool(x.sum()), lambda x: x[x > 0], lambda x: (x > 0).nonzero()],
 )
 def test_waiting_is_noticed(waits: Callable[[Tensor], Any]) -> None:
     with pytest.raises(AssertionError, match="waits for the device"), NoSynchronisation():
@@ -508,8 +531,14 @@ def test_svi_moves_what_has_a_gradient(pair: Pair, loss: str) -> None:
         if (parameter - before[name]).abs().max() > 1e-14
     }
     assert moved >= expected
-    assert all((value - before[name]).abs().max() < 1e-12 for name, value in learner.named_parameters() if name not in expected)
-    assert not dict(pyro.get_param_store().named_parameters()), "parameters belong to the learner, not to the store"
+    assert all(
+        (value - before[name]).abs().max() < 1e-12
+        for name, value in learner.named_parameters()
+        if name not in expected
+    )
+    assert not dict(pyro.get_param_store().named_parameters()), (
+        "parameters belong to the learner, not to the store"
+    )
 
 
 @pytest.mark.parametrize("pair", [*DENSITIES, *POINTS], ids=str)

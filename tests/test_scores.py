@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,9 @@ def by_hand(log_probs: Tensor, labels: Tensor, mask: Tensor) -> dict[str, list[f
         hits, nll, brier, products = 0, 0.0, 0.0, [1.0] * SAMPLES
         for i in kept:
             right = int(labels[task, i])
-            of_samples = [[math.exp(float(log_probs[s, task, i, c])) for c in range(WAY)] for s in range(SAMPLES)]
+            of_samples = [
+                [math.exp(float(log_probs[s, task, i, c])) for c in range(WAY)] for s in range(SAMPLES)
+            ]
             mean = [sum(p[c] for p in of_samples) / SAMPLES for c in range(WAY)]
             hits += mean.index(max(mean)) == right
             nll -= math.log(mean[right])
@@ -73,18 +76,20 @@ def test_masked_queries_do_not_count(predicted: tuple[Tensor, Tensor, Tensor]) -
 
 
 def test_probabilities_are_averaged_and_not_logits() -> None:
-    """Logits (9, 0, 0) and (-12, 0, 0): the mean probability of class 0 is near 1/2, that of the mean logit 0.1."""
+    """Logits (9, 0, 0) and (-12, 0, 0): the mean probability of class 0 is near 1/2, not 0.1."""
     logits = torch.tensor([[9.0, 0.0, 0.0], [-12.0, 0.0, 0.0]]).view(2, 1, 1, 3)
     labels, mask = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
     scores = classification_scores(logits.log_softmax(-1), labels, mask)
     of_mean_logit = logits.mean(0).log_softmax(-1)[0, 0]
     assert of_mean_logit.argmax() != 0 and of_mean_logit[0] < math.log(0.11)
     assert scores["accuracy"].item() == 1
-    assert scores["nll"].item() == pytest.approx(-math.log((1 / (1 + 2 * math.exp(-9)) + math.exp(-12) / 2) / 2), abs=1e-6)
+    assert scores["nll"].item() == pytest.approx(
+        -math.log((1 / (1 + 2 * math.exp(-9)) + math.exp(-12) / 2) / 2), abs=1e-6
+    )
 
 
 def test_the_joint_score_rewards_errors_that_hang_together() -> None:
-    """Two samples that are all right or all wrong, against right and wrong in turns: equal NLL, unlike joint NLL."""
+    """Two samples all right or all wrong, or right and wrong in turns: equal NLL, unlike joint NLL."""
     good, bad = math.log(0.9), math.log(0.1)
 
     def scores(of_label: list[list[float]]) -> dict[str, Tensor]:
@@ -118,7 +123,7 @@ def ece_by_hand(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """sum_b (n_b / n) |accuracy_b - confidence_b| over 15 equal bins (lower, upper] of the confidence."""
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     edges, total = np.linspace(0, 1, 16), 0.0
-    for lower, upper in zip(edges[:-1], edges[1:], strict=True):
+    for lower, upper in pairwise(edges):
         inside = (confidence > lower) & (confidence <= upper)
         if inside.any():
             total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
@@ -147,7 +152,9 @@ def test_the_interval_is_that_of_a_mean() -> None:
 # ---------------------------------------------------------------- evaluation
 
 
-@pytest.mark.parametrize("pair", [Pair("savi", "conditional"), Pair("sib", "flat", settings={"posterior": "delta"})], ids=str)
+@pytest.mark.parametrize(
+    "pair", [Pair("savi", "conditional"), Pair("sib", "flat", settings={"posterior": "delta"})], ids=str
+)
 def test_evaluation_is_the_mean_over_tasks(pair: Pair) -> None:
     learner, episodes = pair.learner(), random_tasks(num_tasks=50)
     before = torch.get_rng_state()
@@ -169,7 +176,9 @@ def test_evaluation_of_a_point_mass_is_the_scores_of_its_predictions() -> None:
     learner, episodes = Pair("proto", "flat").learner(), random_tasks(num_tasks=40)
     with torch.no_grad():
         logits = learner.model.outputs(learner.guide.posterior(episodes.observed()).mean, episodes.query_x)
-    expected = classification_scores(logits.log_softmax(-1).unsqueeze(0), episodes.query_y, episodes.query_mask)
+    expected = classification_scores(
+        logits.log_softmax(-1).unsqueeze(0), episodes.query_y, episodes.query_mask
+    )
     got = evaluate(learner, stream_of(episodes), EvalSettings(40), seed=0, progress=False)
     for name, value in expected.items():
         torch.testing.assert_close(torch.from_numpy(got.per_task[name]), value)
@@ -181,7 +190,9 @@ def test_evaluation_of_a_point_mass_is_the_scores_of_its_predictions() -> None:
 def test_one_sample_gives_finite_figures() -> None:
     """eval.samples=1 is allowed: no figure may be NaN, which no results file takes."""
     learner, episodes = Pair("savi", "conditional").learner(), random_tasks()
-    figures = evaluate(learner, stream_of(episodes), EvalSettings(3, samples=1), seed=0, progress=False).figures
+    figures = evaluate(
+        learner, stream_of(episodes), EvalSettings(3, samples=1), seed=0, progress=False
+    ).figures
     numbers = [value for value in figures.values() if isinstance(value, float)]
     assert numbers and all(math.isfinite(value) for value in numbers)
 
@@ -203,7 +214,9 @@ def learner_with_prior(head: str, loc: float, scale: float) -> MetaLearner:
     learner: Any = Pair("mean_field", "gaussian", head).learner()
     with torch.no_grad():
         learner.model.head.scale.fill_(10.0)
-        learner.model.prior_over_weights.loc.copy_(loc * torch.randn(learner.model.prior_over_weights.loc.shape))
+        learner.model.prior_over_weights.loc.copy_(
+            loc * torch.randn(learner.model.prior_over_weights.loc.shape)
+        )
         learner.model.prior_over_weights.log_scale.fill_(math.log(scale))
     return learner
 
@@ -223,7 +236,9 @@ def test_a_prior_is_collapsed_when_its_draws_predict_alike(
     head: str, loc: float, scale: float, collapsed: bool
 ) -> None:
     """One prior for all classes: its mean ties them, and a hair decides; that is no spread either."""
-    figures = collapse_figures(learner_with_prior(head, loc, scale), random_tasks(num_tasks=20).observed(), 20)
+    figures = collapse_figures(
+        learner_with_prior(head, loc, scale), random_tasks(num_tasks=20).observed(), 20
+    )
     assert figures["collapsed"] is collapsed
     assert figures["prior_sd"] == pytest.approx(scale, rel=1e-6)
 

@@ -94,8 +94,12 @@ def published_loss(learner: MetaLearner, episodes: Episodes) -> Tensor:
 
         for _ in range(guide.num_steps):
             logits = logits_of(theta)
-            hidden = batch_norm(functional.linear(logits, xi.inputs.weight, xi.inputs.bias).relu(), xi.norms[0])
-            hidden = batch_norm(functional.linear(hidden, xi.hidden.weight, xi.hidden.bias).relu(), xi.norms[1])
+            hidden = batch_norm(
+                functional.linear(logits, xi.inputs.weight, xi.inputs.bias).relu(), xi.norms[0]
+            )
+            hidden = batch_norm(
+                functional.linear(hidden, xi.hidden.weight, xi.hidden.bias).relu(), xi.norms[1]
+            )
             synthetic = functional.linear(hidden, xi.outputs.weight, xi.outputs.bias)
             (gradient,) = torch.autograd.grad(logits, theta, synthetic, create_graph=True)
             theta = theta - guide.log_step_size.exp() * gradient
@@ -110,13 +114,19 @@ def test_the_delta_guide_is_the_published_forward(num_steps: int) -> None:
     learner, episodes = Pair("sib", "flat", settings=settings).learner(), random_tasks(query=5)
     results = []
     for loss in (learner(episodes)["loss"], published_loss(learner, episodes)):
-        used = {n: p for n, p in learner.named_parameters() if num_steps or not n.startswith(("guide.xi", "guide.log"))}
+        used = {
+            n: p
+            for n, p in learner.named_parameters()
+            if num_steps or not n.startswith(("guide.xi", "guide.log"))
+        }
         gradients = torch.autograd.grad(loss, list(used.values()), allow_unused=True)
         results.append((loss.detach(), dict(zip(used, gradients, strict=True))))
     (value, got), (expected, wanted) = results
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
     for name, gradient in wanted.items():
-        torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            got[name], gradient, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("xi", ["ordered", "equivariant"])
@@ -160,10 +170,12 @@ def one_step(prior: str, head: str = "cosine", **settings: Any) -> Pair:
 
 @pytest.mark.parametrize("posterior", ["normal", "amortized", "delta"])
 def test_the_kl_gradient_by_hand_for_a_gaussian_prior(posterior: str) -> None:
-    """d KL(N(theta, sigma^2), N(m, s^2)) / d theta = (theta - m) / s^2, and -d log p / d theta is the same."""
+    """d KL(N(theta, sigma^2), N(m, s^2)) / d theta = (theta - m) / s^2 = -d log p / d theta."""
     observed = random_tasks().observed()
     _, _, without = start_and_step(one_step("gaussian", posterior=posterior), observed)
-    learner, theta, direction = start_and_step(one_step("gaussian", posterior=posterior, inner_kl=0.5), observed)
+    learner, theta, direction = start_and_step(
+        one_step("gaussian", posterior=posterior, inner_kl=0.5), observed
+    )
     prior: Any = learner.model.prior_over_weights
     expected = without + 0.5 * (theta - prior.loc) / (2 * prior.log_scale).exp()
     torch.testing.assert_close(direction, expected, rtol=1e-9, atol=1e-9)
@@ -188,7 +200,9 @@ def test_the_kl_gradient_of_a_point_and_a_mixture_is_that_of_its_density() -> No
         for c in range(WAY):
             components = torch.stack(
                 [
-                    torch.distributions.Normal(prior.loc[j], prior.log_scale[j].exp()).log_prob(leaf[task, c]).sum()
+                    torch.distributions.Normal(prior.loc[j], prior.log_scale[j].exp())
+                    .log_prob(leaf[task, c])
+                    .sum()
                     for j in range(len(prior.logits))
                 ]
             )
@@ -291,9 +305,15 @@ def test_the_posterior_of_a_conditional_prior_centred_there_has_no_kl() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"posterior": "gaussian"}, r"guide\.posterior to be one of normal, amortized, delta, got 'gaussian'"),
+        (
+            {"posterior": "gaussian"},
+            r"guide\.posterior to be one of normal, amortized, delta, got 'gaussian'",
+        ),
         ({"initialisation": "random"}, r"guide\.initialisation to be one of support, global, got 'random'"),
-        ({"synthetic_gradient": "mlp"}, r"guide\.synthetic_gradient to be one of ordered, equivariant, got 'mlp'"),
+        (
+            {"synthetic_gradient": "mlp"},
+            r"guide\.synthetic_gradient to be one of ordered, equivariant, got 'mlp'",
+        ),
         ({"num_steps": -1}, r"guide\.num_steps.*>= 0"),
         ({"step_size": 0.0}, r"step_size, scale > 0"),
         ({"scale": -1.0}, r"step_size, scale > 0"),

@@ -34,6 +34,8 @@ class Backbone(nn.Module):
                 f"backbone=conv4 expects images [channels, height, width], got inputs of shape {input_shape}; "
                 "take backbone=identity for features"
             )
+        if num_filters < 1:
+            raise UsageError(f"expected backbone.num_filters >= 1, got {num_filters}")
         channels, height, width = input_shape
         widths = [channels, *[num_filters] * 4]
         self.blocks = nn.Sequential(*[block(widths[i], widths[i + 1], last_relu or i < 3) for i in range(4)])

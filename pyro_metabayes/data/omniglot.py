@@ -75,7 +75,13 @@ def _download() -> dict[str, np.ndarray]:
     datasets = torchvision().datasets
     images, names = [], []
     for background in (True, False):
-        part = datasets.Omniglot(str(cache_folder()), background=background, download=True)
+        try:
+            part = datasets.Omniglot(str(cache_folder()), background=background, download=True)
+        except (OSError, RuntimeError) as error:  # no network, or a damaged file
+            raise UsageError(
+                f"expected to download Omniglot, got: {error}; try again, or put {FILE} below a folder that "
+                "METABAYES_DATA names"
+            ) from error
         drawings = np.stack([255 - np.asarray(part[index][0].convert("L")) for index in range(len(part))])
         labels = np.array([part[index][1] for index in range(len(part))])
         order = np.argsort(labels, kind="stable")

@@ -17,8 +17,8 @@ from pyro_metabayes.episodes import Observed
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.scores import log_mean_exp, masked_mean
 
-# collapsed: draws move no logit by more than a twentieth of a nat, and change fewer than 2% of decisions.
-COLLAPSED_LOGIT_SD = 0.05
+# collapsed: draws move the logits by less than a tenth of a nat, and change fewer than 2% of the decisions.
+COLLAPSED_LOGIT_SD = 0.1
 COLLAPSED_DISAGREEMENT = 0.02
 
 SPREADS = ("prior_variance", "prior_mean_square", "logit_variance", "disagreement")

@@ -14,6 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
+from pyro_metabayes.divergences import innermost
 from pyro_metabayes.errors import UsageError
 
 Stochastic = Callable[..., Any]
@@ -94,7 +95,10 @@ def latent_sites(guide_trace: Trace) -> list[str]:
     for name in (names := _sites(guide_trace)):
         fn: Any = guide_trace.nodes[name]["fn"]
         if not fn.has_rsample:
-            raise UsageError(f"expected a reparametrised distribution at site '{name}', got {fn}")
+            raise UsageError(
+                f"expected a reparametrised distribution at site '{name}', got {type(innermost(fn)).__name__}; "
+                "take a guide (or the prior that it samples from) with rsample"
+            )
     return names
 
 

@@ -1,0 +1,433 @@
+"""Do the documented commands work? Each is called as a shell would, on data that two seconds can carry."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_metabayes import MetaLearner
+from pyro_metabayes.data.omniglot import vinyals_split
+from tests.commands import (
+    ROOT,
+    SMALL,
+    Outcome,
+    call,
+    checkpoint_of,
+    figures_of,
+    finish,
+    lines_of,
+    on_features,
+    process,
+    ran,
+    results_of,
+    same_weights,
+    write_features,
+)
+
+CONF = ROOT / "experiments" / "conf"
+# Glyphs without a long wait: two images a class, four filters, one epoch.
+GLYPHS = ("data=glyphs", "data.images_per_class=2", "task.query=1", "pretrain.epochs=1", "backbone.num_filters=4")
+LONG = ("train.steps=200", "train.log_every=1", "train.validate_every=20", "guide=sib", "task.shot=2", "seed=3")
+FILES = {".hydra", "metrics.jsonl", "results.json", "checkpoint.pt", "tasks.npz", "curves.png"}
+
+
+def names(group: str) -> list[str]:
+    """The choices of a group, found in its folder."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_features(tmp_path_factory.mktemp("features") / "features.npz")
+
+
+@pytest.fixture(scope="session")
+def finished(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one run of sib."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    ran("run", *on_features(features), f"hydra.run.dir={folder}", "guide=sib")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def glyph_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The folder of one run of proto on glyphs, and what it printed; its backbone is in the cache now."""
+    folder = tmp_path_factory.mktemp("glyphs") / "run"
+    return folder, ran("run", *GLYPHS, *SMALL, "guide=proto", f"hydra.run.dir={folder}")
+
+
+# ---------------------------------------------------------------- every choice of every group
+
+
+@pytest.mark.parametrize("guide", names("guide"))
+def test_every_guide_runs(guide: str, features: Path) -> None:
+    ran("run", *on_features(features), f"guide={guide}", "hydra.run.dir=run", "train.steps=2")
+    assert results_of(Path("run"))["guide"] == guide
+
+
+@pytest.mark.parametrize(
+    "choice", [f"{group}={name}" for group in ("prior", "head", "objective") for name in names(group)]
+)
+def test_every_prior_head_and_objective_runs(choice: str, features: Path) -> None:
+    """With mean_field, which has a posterior of its own and so goes with any of them."""
+    ran("run", *on_features(features), "guide=mean_field", choice, "hydra.run.dir=run")
+    assert {path.name for path in Path("run").iterdir()} == FILES
+
+
+def test_no_group_of_the_configuration_is_left_out() -> None:
+    """A new group needs a test of its choices here."""
+    groups = {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))}
+    assert groups == {"guide", "prior", "head", "objective", "data", "backbone", "model"}
+    assert names("backbone") == ["conv4", "identity"] and names("model") == ["few_shot_classifier"]
+    assert names("data") == ["features", "gaussian_features", "glyphs", "omniglot"]
+
+
+def test_gaussian_features_run() -> None:
+    ran("run", "data=gaussian_features", "data.num_features=32", *SMALL, "guide=proto", "hydra.run.dir=run")
+    assert results_of(Path("run"))["data"] == "gaussian_features"
+
+
+def test_glyphs_run(glyph_run: tuple[Path, Outcome]) -> None:
+    assert results_of(glyph_run[0])["data"] == "glyphs"
+
+
+def test_omniglot_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On noise in the place of the drawings."""
+    alphabet, character = zip(*(name.split("/") for name in vinyals_split()), strict=True)
+    images = np.random.default_rng(0).integers(0, 255, (len(character), 2, 28, 28), dtype=np.uint8)
+    (tmp_path / "omniglot").mkdir()
+    arrays = {"images": images, "alphabet": np.array(alphabet), "character": np.array(character)}
+    np.savez(tmp_path / "omniglot" / "omniglot_28.npz", **arrays)  # type: ignore[arg-type]
+    monkeypatch.setenv("METABAYES_DATA", str(tmp_path))
+    small = ("data.rotations=none", "task.query=1", "backbone.num_filters=1", "pretrain.epochs=1")
+    ran("run", "data=omniglot", *small, *SMALL, "guide=proto", "hydra.run.dir=run")
+    assert results_of(Path("run"))["data"] == "omniglot"
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, float)
+
+
+def is_number_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, float)
+
+
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def is_fraction_with_interval(value: Any) -> bool:
+    return value.keys() == {"mean", "ci95"} and 0 <= value["mean"] <= 1 and 0 <= value["ci95"] <= 1
+
+
+def is_of_training_and_evaluation(value: Any) -> bool:
+    return value.keys() == {"train", "eval"} and value["train"] > 0 and value["eval"] > 0
+
+
+KEYS = {
+    **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device"), is_text),
+    **dict.fromkeys(("way", "shot", "query", "tasks", "steps", "seed"), is_count),
+    **dict.fromkeys(("nll", "joint_nll", "brier", "ece"), is_number),
+    **dict.fromkeys(("elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd"), is_number_or_null),
+    **dict.fromkeys(("seconds", "episodes_per_second"), is_of_training_and_evaluation),
+    "accuracy": is_fraction_with_interval,
+    "collapsed": lambda value: value in (True, False, None),
+    "transductive": lambda value: value in (True, False),
+    "versions": lambda value: all(map(is_text, value.values())),
+    "commit": lambda value: value is None or is_text(value),
+    "config": lambda value: value["train"]["steps"] == 2 and value["guide"]["num_steps"] == 3,
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_results_have_every_key_with_its_type(key: str, finished: Path) -> None:
+    assert KEYS[key](results_of(finished)[key])
+
+
+def test_a_run_leaves_all_its_files(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == FILES
+    assert (finished / ".hydra" / "config.yaml").is_file()
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("guide", ["proto", "sib_delta", "sib_published"])
+def test_figures_without_a_meaning_are_null(guide: str, features: Path) -> None:
+    """A point mass under a flat prior has no bound, no KL and no spread."""
+    ran("run", *on_features(features), f"guide={guide}", "hydra.run.dir=run")
+    results = results_of(Path("run"))
+    nulls = ("elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd", "collapsed")
+    assert [results[name] for name in nulls] == [None] * len(nulls)
+    assert results["objective"] == "predictive"
+
+
+def test_a_bound_is_reported_where_there_is_one(finished: Path) -> None:
+    results = results_of(finished)
+    assert results["objective"] == "elbo" and results["kl"] > 0 and results["collapsed"] is False
+    assert results["elbo"] < 0 and results["prior"] == "gaussian" and results["transductive"] is True
+
+
+def test_accuracy_is_the_mean_over_tasks(finished: Path) -> None:
+    with np.load(finished / "tasks.npz", allow_pickle=False) as tasks:
+        assert all(scores.shape == (8,) for scores in tasks.values())
+        expected = pytest.approx(tasks["accuracy"].mean())
+    assert results_of(finished)["accuracy"]["mean"] == expected
+
+
+def test_a_checkpoint_loads_without_running_code(finished: Path) -> None:
+    state = checkpoint_of(finished)
+    assert state.keys() == {"learner", "best", "training", "config"}
+    assert state["training"]["step"] == 2
+    assert state["learner"]["weights"].keys() == state["best"]["weights"].keys()
+
+
+def test_the_terminal_shows_per_cent_and_the_folder(features: Path) -> None:
+    outcome = ran("run", *on_features(features), "guide=proto", "hydra.run.dir=run")
+    accuracy = results_of(Path("run"))["accuracy"]["mean"]
+    assert f"{100 * accuracy:.1f} +- " in outcome.out and str(Path("run").resolve()) in outcome.out
+    assert outcome.err == ""
+
+
+def test_without_a_folder_given_runs_are_filed_by_data_and_guide(features: Path) -> None:
+    ran("run", *on_features(features), "guide=proto")
+    (results,) = Path("runs").rglob("results.json")
+    assert results.parts[:3] == ("runs", "features", "proto")
+
+
+def test_the_command_works_in_a_process_of_its_own(features: Path, finished: Path) -> None:
+    outcome = finish(process("run", *on_features(features), "guide=sib", "hydra.run.dir=run"))
+    assert outcome.code == 0, outcome.err
+    assert figures_of(Path("run")) == figures_of(finished)
+
+
+# ---------------------------------------------------------------- seeds and sweeps
+
+
+def test_the_same_seed_gives_the_same_numbers(features: Path, finished: Path) -> None:
+    ran("run", *on_features(features), "guide=sib", "hydra.run.dir=again")
+    assert figures_of(Path("again")) == figures_of(finished)
+    assert lines_of(Path("again")) == lines_of(finished)
+    assert same_weights(checkpoint_of(Path("again"))["learner"]["weights"], checkpoint_of(finished)["learner"]["weights"])
+
+
+def test_another_seed_gives_others(features: Path, finished: Path) -> None:
+    ran("run", *on_features(features), "guide=sib", "hydra.run.dir=other", "seed=1")
+    assert results_of(Path("other"))["nll"] != results_of(finished)["nll"]
+
+
+def test_a_sweep_leaves_a_folder_a_job(features: Path) -> None:
+    ran("run", "-m", *on_features(features), "guide=mc,proto", "seed=0,1")
+    found = [results_of(path.parent) for path in Path("runs/sweeps").rglob("results.json")]
+    jobs = {(results["guide"], results["seed"]) for results in found}
+    assert len(found) == 4 and jobs == {(guide, seed) for guide in ("mc", "proto") for seed in (0, 1)}
+
+
+def test_a_failed_job_leaves_the_others(features: Path) -> None:
+    settings = ("guide=mean_field", "guide.scale=0.1,-1,0.2", "hydra.sweep.dir=sweep")
+    outcome = call("run", "-m", *on_features(features), *settings)
+    assert outcome.error == "1_features_mean_field_seed0: expected guide.scale > 0, got -1"
+    left = sorted(path.name for path in Path("sweep").iterdir() if path.is_dir())
+    assert left == ["0_features_mean_field_seed0", "2_features_mean_field_seed0"]
+
+
+# ---------------------------------------------------------------- backbones
+
+
+def test_another_guide_takes_the_backbone_from_the_cache(glyph_run: tuple[Path, Outcome]) -> None:
+    """Whatever its seed: the backbone has one of its own."""
+    second = ran("run", *GLYPHS, *SMALL, "guide=sib", "seed=1", "hydra.run.dir=second")
+    assert "pretraining it once" in glyph_run[1].out and "pretrain" not in second.out
+    first_weights, second_weights = (backbone_of(folder) for folder in (glyph_run[0], Path("second")))
+    assert same_weights(first_weights, second_weights)
+
+
+def test_a_backbone_that_is_not_frozen_is_trained(glyph_run: tuple[Path, Outcome]) -> None:
+    ran("run", *GLYPHS, *SMALL, "guide=proto", "backbone.frozen=false", "hydra.run.dir=run")
+    before, after = backbone_of(glyph_run[0]), backbone_of(Path("run"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in before if name.endswith("weight")} <= moved
+    assert not any("running" in name for name in moved)  # batch statistics stay as pretrained
+
+
+def backbone_of(folder: Path) -> dict[str, torch.Tensor]:
+    weights = checkpoint_of(folder)["learner"]["weights"]
+    return {name: value for name, value in weights.items() if name.startswith("backbone.")}
+
+
+# ---------------------------------------------------------------- Ctrl-C and resume
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    """Poll; a condition that never comes true fails here."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def interrupted(features: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The folder of a run that got SIGINT in mid-training, and what it said."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    started = process("run", *on_features(features), *LONG, f"hydra.run.dir={folder}")
+    metrics = folder / "metrics.jsonl"
+    wait_for(lambda: started.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 24))
+    started.send_signal(signal.SIGINT)
+    return folder, finish(started)
+
+
+@pytest.fixture
+def unfinished(interrupted: tuple[Path, Outcome]) -> Path:
+    """A copy of it that a test may go on with."""
+    shutil.copytree(interrupted[0], "unfinished")
+    return Path("unfinished").resolve()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    ran("run", *on_features(features), *LONG, f"hydra.run.dir={folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resumed(interrupted: tuple[Path, Outcome], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interrupted run, finished; the settings are not given again."""
+    folder = tmp_path_factory.mktemp("resumed") / "seed=3, resumed"  # signs that mean something to Hydra
+    shutil.copytree(interrupted[0], folder)
+    ran("run", f"resume={folder}")
+    return folder
+
+
+def test_an_interruption_says_in_one_line_how_to_go_on(interrupted: tuple[Path, Outcome]) -> None:
+    folder, outcome = interrupted
+    step = checkpoint_of(folder)["training"]["step"]
+    assert outcome.code == 130 and 25 <= step < 200
+    (line,) = outcome.err.split("\n")[1:-1]  # after the line of ^C
+    assert line == f"interrupted after step {step} of 200; continue with: python -m experiments.run resume={folder}"
+    assert {path.name for path in folder.iterdir()} == {".hydra", "checkpoint.pt", "metrics.jsonl"}
+
+
+def test_resumed_equals_uninterrupted(resumed: Path, uninterrupted: Path) -> None:
+    """Bit for bit, with noise in every step: all figures, last and best weights, and every logged line."""
+    assert figures_of(resumed) == figures_of(uninterrupted)
+    assert lines_of(resumed) == lines_of(uninterrupted)
+    for which in ("learner", "best"):
+        weights = [checkpoint_of(folder)[which]["weights"] for folder in (resumed, uninterrupted)]
+        assert same_weights(*weights)
+
+
+def test_a_resume_neither_repeats_nor_skips_a_line(resumed: Path) -> None:
+    assert [line["step"] for line in lines_of(resumed)] == list(range(1, 201))
+
+
+def test_lines_after_the_checkpoint_are_dropped(unfinished: Path) -> None:
+    """As where a run was killed, without the time to save."""
+    step = checkpoint_of(unfinished)["training"]["step"]
+    with (unfinished / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"step": {step + 1}, "loss": 0.0}}\n')
+    ran("run", f"resume={unfinished}", f"train.steps={step + 2}")
+    assert [line["step"] for line in lines_of(unfinished)] == list(range(1, step + 3))
+    assert lines_of(unfinished)[-2]["loss"] != 0.0
+
+
+def test_a_setting_may_be_changed_on_resume_and_the_others_stay(unfinished: Path) -> None:
+    step = checkpoint_of(unfinished)["training"]["step"]
+    ran("run", f"resume={unfinished}", f"train.steps={step + 3}", "eval.tasks=4")
+    results = results_of(unfinished)
+    assert (results["steps"], results["tasks"], results["shot"], results["seed"]) == (step + 3, 4, 2, 3)
+
+
+def test_a_finished_run_may_be_resumed(resumed: Path) -> None:
+    before = figures_of(resumed)
+    ran("run", f"resume={resumed}")
+    assert figures_of(resumed) == before
+
+
+@pytest.mark.parametrize("change", ["guide=mc", "data=glyphs", "prior=flat"])
+def test_a_part_may_not_be_changed_on_resume(change: str, unfinished: Path) -> None:
+    before = sorted(path.name for path in unfinished.iterdir())
+    error = call("run", f"resume={unfinished}", change).error
+    assert "a saved run keeps its parts" in error and change in error
+    assert sorted(path.name for path in unfinished.iterdir()) == before
+
+
+def test_fewer_steps_than_taken_are_refused_on_resume(unfinished: Path) -> None:
+    step = checkpoint_of(unfinished)["training"]["step"]
+    assert f"expected train.steps >= {step}" in call("run", f"resume={unfinished}", "train.steps=5").error
+
+
+@pytest.fixture
+def pretraining(cache: Path) -> Iterator[Any]:
+    """A process that has begun to pretrain and would go on for hours."""
+    endless = ("pretrain.epochs=100000", "guide=proto", "hydra.run.dir=run")
+    started = process("run", *GLYPHS, *SMALL, *endless)
+    assert started.stdout is not None
+    assert "pretraining it once" in started.stdout.readline()
+    yield started
+    started.kill()
+
+
+def test_an_interrupted_pretraining_leaves_nothing(
+    glyph_run: tuple[Path, Outcome], cache: Path, pretraining: Any
+) -> None:
+    before = sorted((cache / "backbones").iterdir())
+    pretraining.send_signal(signal.SIGINT)
+    outcome = finish(pretraining)
+    assert outcome.code == 130 and "Traceback" not in outcome.err
+    assert outcome.err.strip() == "interrupted; nothing of the unfinished work was kept"
+    assert not Path("run").exists() and sorted((cache / "backbones").iterdir()) == before
+
+
+# ---------------------------------------------------------------- a finished run in Python
+
+
+def one_task(features: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Three shots and ten queries of five classes."""
+    with np.load(features) as archive:
+        rows = archive["features"].reshape(30, 20, -1)[:5]
+    support, query = rows[:, :3].reshape(15, -1), rows[:, 3:13].reshape(50, -1)
+    return support, np.arange(5).repeat(3), query, np.arange(5).repeat(10)
+
+
+def test_a_run_predicts_from_arrays(finished: Path, features: Path) -> None:
+    support_x, support_y, query_x, query_y = one_task(features)
+    prediction = MetaLearner.load(finished).predict(support_x, support_y, query_x)
+    probabilities = prediction.probabilities.numpy()
+    assert probabilities.shape == prediction.spread.shape == (50, 5)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    assert (probabilities.argmax(-1) == query_y).mean() > 0.8
+
+
+def test_a_run_is_a_scikit_learn_classifier(finished: Path, features: Path) -> None:
+    pytest.importorskip("sklearn")
+    from pyro_metabayes.classifier import FewShotClassifier
+
+    support_x, support_y, query_x, query_y = one_task(features)
+    names = np.array(["ant", "bee", "cow", "dog", "elk"])
+    classifier = FewShotClassifier(learner=finished, random_state=0).fit(support_x, names[support_y])
+    assert classifier.score(query_x, names[query_y]) > 0.8
+
+
+def test_load_takes_the_best_learner(resumed: Path) -> None:
+    loaded = MetaLearner.load(resumed).state_dict()
+    assert same_weights(loaded, checkpoint_of(resumed)["best"]["weights"])
