@@ -57,7 +57,7 @@ class Assembly:
 
     def _refuse_impossible(self, source: Source) -> None:
         """Shapes that the data cannot fill, before anything is pretrained."""
-        for split in {"train", "val", self.config.eval.split}:
+        for split in dict.fromkeys(("train", "val", self.config.eval.split)):
             source.sampler(split, self.config.task)
 
     def _embedded(self, bank: Bank) -> Source:

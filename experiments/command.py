@@ -57,7 +57,8 @@ def one_line(error: BaseException) -> str:
         return str(error).partition("\n")[0]  # Pyro appends the shapes of a trace
     cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else None
     if isinstance(unknown := cause or error, ConfigAttributeError | ConfigKeyError) and unknown.parent_node:
-        return str(unknown_key(str(unknown.full_key), map(str, unknown.parent_node), unknown.object_type_str or ""))
+        known = [str(name) for name in unknown.parent_node]
+        return str(unknown_key(str(unknown.full_key), known, unknown.object_type_str or ""))
     lines = [line.strip() for line in str(error).splitlines()]
     if cause is not None and not isinstance(cause, HydraException):
         lines += [line.strip() for line in str(cause).splitlines()]
@@ -102,7 +103,8 @@ def _in_clean_folder(task: Callable[[Path], object]) -> None:
             shutil.rmtree(folder)
             _remove_empty(folder.parent)  # runs/DATA/GUIDE, where this run was its first
         elif type(error) is KeyboardInterrupt and (folder / "checkpoint.pt").exists():
-            raise Interrupted(f"interrupted; continue with: python -m experiments.run resume={folder}") from None
+            how = f"python -m experiments.run resume={folder}"
+            raise Interrupted(f"interrupted; continue with: {how}") from None
         raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,12 +68,13 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
 def read_run(folder: Path) -> Run:
     try:
         results = json.loads((folder / "results.json").read_text())
-        with np.load(folder / "tasks.npz", allow_pickle=False) as archive:
+        # Opened here: numpy leaves a damaged file open.
+        with (folder / "tasks.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
             per_task = {name: archive[name] for name in SCORES}
         if missing := sorted(NEEDED - (results.keys() if isinstance(results, dict) else set())):
             raise ValueError(f"results.json lacks {', '.join(missing)}")
         return Run(folder, results, per_task)
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
         raise UsageError(f"expected a finished run in {folder}, got files that do not read: {error}") from None
 
 

@@ -59,7 +59,8 @@ class Mixture(Prior):
     def __init__(self, num_weights: int, num_components: int = 16, scale: float = 0.1) -> None:
         super().__init__()
         if num_components < 1 or scale <= 0:
-            raise UsageError(f"expected prior.num_components >= 1 and scale > 0, got {num_components} and {scale}")
+            got = f"{num_components} and {scale}"
+            raise UsageError(f"expected prior.num_components >= 1 and prior.scale > 0, got {got}")
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(scale * torch.randn(num_components, num_weights))
         self.log_scale = nn.Parameter(torch.full((num_components, num_weights), scale).log())

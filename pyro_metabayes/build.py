@@ -59,7 +59,8 @@ def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str]
         if name not in settings:
             raise unknown_key(f"{part}.{name}", settings, spec["_target_"])
         if name in hints and not _fits(value, hints[name]):
-            expected = "finite float" if hints[name] is float else getattr(hints[name], "__name__", str(hints[name]))
+            named = getattr(hints[name], "__name__", str(hints[name]))
+            expected = "finite float" if hints[name] is float else named
             raise UsageError(
                 f"expected {part}.{name} to be of type {expected}, got {value!r} ({type(value).__name__})"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,23 +71,42 @@ def kl_weight_at(weight: Any, step: int) -> float:
 
 
 def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
-    """One torch optimiser; each parameter's group remembers its base rate."""
-    groups: dict[float, list[nn.Parameter]] = {}
+    """One torch optimiser; a group for each entry of learning_rates and one for the rest, with their base rates."""
+    groups: dict[str, list[nn.Parameter]] = {}
     unused = set(settings.learning_rates)
     for name, parameter in learner.named_parameters():
         if parameter.requires_grad:
             matching = [key for key in settings.learning_rates if name == key or name.startswith(key + ".")]
             unused -= set(matching)
-            rate = settings.learning_rates[max(matching, key=len)] if matching else settings.learning_rate
-            groups.setdefault(rate, []).append(parameter)
+            groups.setdefault(max(matching, key=len, default=""), []).append(parameter)
     _report_unused(unused, learner)
-    options = [{"params": parameters, "lr": rate, "base": rate} for rate, parameters in groups.items()]
+    rates = {"": settings.learning_rate, **settings.learning_rates}
+    options = [
+        {"params": parameters, "lr": rates[name], "base": rates[name], "name": name}
+        for name, parameters in groups.items()
+    ]
     if settings.optimizer == "adam":
         return torch.optim.Adam(options, weight_decay=settings.weight_decay)
     momentum = settings.momentum
     return torch.optim.SGD(
         options, lr=settings.learning_rate, momentum=momentum, nesterov=momentum > 0, weight_decay=settings.weight_decay
     )
+
+
+def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Moments from the state, rates and the like as they are set: those may change on a resume."""
+    groups = optimizer.state_dict()["param_groups"]
+    if _layout(groups) != _layout(state["param_groups"]):
+        raise UsageError(
+            "expected train.optimizer, backbone.frozen and the names in train.learning_rates as in the "
+            "interrupted run, got others; leave them, or start a new run"
+        )
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+
+
+def _layout(groups: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What the moments of an optimiser belong to."""
+    return [(sorted(group), group["name"], group["params"]) for group in groups]
 
 
 def _report_unused(names: set[str], learner: nn.Module) -> None:

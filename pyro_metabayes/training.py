@@ -23,7 +23,13 @@ from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.evaluation import EvalSettings, evaluate, noise_of
 from pyro_metabayes.interruption import Interruption
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.optimisation import TrainSettings, kl_weight_at, make_optimizer, set_rates
+from pyro_metabayes.optimisation import (
+    TrainSettings,
+    kl_weight_at,
+    make_optimizer,
+    restore_optimizer,
+    set_rates,
+)
 from pyro_metabayes.scores import classification_scores
 
 LOGGED_SAMPLES = 10  # draws of w for the accuracy and the collapse figures of a logged step
@@ -188,7 +194,7 @@ class MetaTraining:
                 f"got {self.settings.steps}"
             )
         self.learner.load_weights(state["learner"]["weights"])
-        self.optimizer.load_state_dict(training["optimizer"])
+        restore_optimizer(self.optimizer, training["optimizer"])
         self.step, self.seconds = training["step"], training["seconds"]
         self.best_nll, self.best, self._skipped = training["best_nll"], state["best"], training["skipped"]
         torch.set_rng_state(training["random"])

@@ -1,4 +1,4 @@
-"""The commands, called as a shell would call them: `python -m experiments.NAME`, in this process or its own."""
+"""The commands, called as a shell would: `python -m experiments.NAME`, in this process or one of its own."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_analytic_elbo_is_mean_field_elbo(pair: Pair, kl_weight: float, particle
 
 @pytest.mark.parametrize("kl_weight", [1.0, 0.1])
 def test_analytic_elbo_of_savi_by_hand(kl_weight: float) -> None:
-    """loss = sum_t { -(1/L) sum_l sum_i log p(y_i | x_i, w_l) + beta KL(q_t, p_t) }, q_t of the pooled sets."""
+    """loss = sum_t { -(1/L) sum_l sum_i log p(y_i | x_i, w_l) + beta KL(q_t, p_t) }, q_t of both sets."""
     learner, episodes, particles = Pair("savi", "conditional").learner(), random_tasks(), 3
 
     def by_hand(model: Any, guide: Any, data: Episodes, kl_weight: float) -> Tensor:

@@ -1,0 +1,209 @@
+"""Do `experiments.compare` and `experiments.evaluate` say what the runs say?"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.commands import Outcome, call, figures_of, on_features, ran, results_of, write_features
+
+GUIDES = ("sib_delta", "proto")
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_features(tmp_path_factory.mktemp("features") / "features.npz")
+
+
+@pytest.fixture(scope="session")
+def runs(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """sib_delta and proto, two seeds each, in the folders sib_delta0, ..., proto1."""
+    folder = tmp_path_factory.mktemp("runs")
+    sweep = (f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${choices.guide}${seed}")
+    settings = (f"guide={','.join(GUIDES)}", "seed=0,1", "train.learning_rate=0.01", "train.steps=10")
+    ran("run", "-m", *on_features(features), *settings, *sweep)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compared(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The folder of the comparison, sib_delta as the baseline, and what was printed."""
+    out = tmp_path_factory.mktemp("comparison")
+    return out, ran(
+        "compare", *(str(runs / f"{guide}{seed}") for guide in GUIDES for seed in (0, 1)), "--out", str(out)
+    )
+
+
+@pytest.fixture
+def copied(runs: Path) -> Path:
+    """A copy of one run that a test may change."""
+    shutil.copytree(runs / "sib_delta0", "run")
+    return Path("run")
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def scores_of(folder: Path, name: str) -> np.ndarray:
+    with np.load(folder / "tasks.npz") as tasks:
+        return tasks[name]
+
+
+def label_of(arguments: list[str]) -> list[str]:
+    ran("compare", *arguments, "--out", "out")
+    return [row["guide"] for row in rows_of(Path("out"))]
+
+
+# ---------------------------------------------------------------- compare
+
+
+def test_seeds_are_pooled_into_one_row(compared: tuple[Path, Outcome]) -> None:
+    assert [(row["guide"], row["seeds"]) for row in rows_of(compared[0])] == [
+        ("sib_delta", "2"),
+        ("proto", "2"),
+    ]
+
+
+def test_accuracy_is_the_mean_over_all_tasks_of_all_seeds(runs: Path, compared: tuple[Path, Outcome]) -> None:
+    scores = 100 * np.concatenate([scores_of(runs / f"proto{seed}", "accuracy") for seed in (0, 1)])
+    expected = f"{scores.mean():.1f} +- {1.96 * scores.std() / 16**0.5:.1f}"
+    assert rows_of(compared[0])[1]["accuracy %"] == expected
+
+
+def test_the_gain_is_paired_task_by_task(runs: Path, compared: tuple[Path, Outcome]) -> None:
+    sib, proto = (
+        np.concatenate([scores_of(runs / f"{guide}{seed}", "accuracy") for seed in (0, 1)])
+        for guide in GUIDES
+    )
+    gain = 100 * (proto - sib)
+    expected = f"{gain.mean():+.1f} +- {1.96 * gain.std() / 16**0.5:.1f}"
+    assert [row["paired gain"] for row in rows_of(compared[0])] == ["-", expected]
+
+
+def test_terminal_markdown_and_csv_say_the_same(compared: tuple[Path, Outcome]) -> None:
+    out, outcome = compared
+    markdown = (out / "table.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in markdown]
+    rows = rows_of(out)
+    assert cells[0] == list(rows[0]) and cells[2:] == [list(row.values()) for row in rows]
+    for printed, row in zip(outcome.out.splitlines()[1:], rows, strict=False):
+        assert printed.split() == " ".join(row.values()).split()
+
+
+def test_there_is_a_picture(compared: tuple[Path, Outcome]) -> None:
+    assert (compared[0] / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_without_a_meaning_are_dashes(compared: tuple[Path, Outcome]) -> None:
+    for row in rows_of(compared[0]):
+        assert (row["ELBO"], row["KL"], row["prior"]) == ("-", "-", "-")
+    assert [row["transductive"] for row in rows_of(compared[0])] == ["yes", "no"]
+
+
+def test_a_label_names_only_what_differs(features: Path, runs: Path) -> None:
+    settings = ("guide=proto", "train.learning_rate=0.01", "train.steps=10", "head.scale=5.0")
+    ran("run", *on_features(features), *settings, "hydra.run.dir=other")
+    labels = label_of([str(runs / "proto0"), str(runs / "sib_delta0"), "other"])
+    assert labels == ["proto head.scale=10.0", "sib_delta", "proto head.scale=5.0"]
+
+
+def test_tasks_of_another_shape_are_another_task(features: Path, runs: Path) -> None:
+    """The column of the task says so; the label does not repeat it."""
+    settings = ("guide=proto", "train.learning_rate=0.01", "train.steps=10", "task.shot=2")
+    ran("run", *on_features(features), *settings, "hydra.run.dir=other")
+    assert label_of([str(runs / "proto0"), "other"]) == ["proto", "proto"]
+    tasks = [(row["data and task"], row["paired gain"]) for row in rows_of(Path("out"))]
+    assert tasks == [("features 5-way 1-shot, test", "-"), ("features 5-way 2-shot, test", "-")]
+
+
+def test_the_same_tasks_count_once(copied: Path) -> None:
+    """A run that is named twice, or was evaluated again, is no second seed."""
+    ran("evaluate", str(copied))
+    ran("compare", str(copied), str(copied), "--out", "out")
+    assert [row["seeds"] for row in rows_of(Path("out"))] == ["1"]
+
+
+def test_a_run_stands_before_its_evaluations(copied: Path) -> None:
+    ran("evaluate", str(copied), "guide.num_steps=0")
+    assert label_of([str(copied)]) == ["sib_delta guide.num_steps=3", "sib_delta guide.num_steps=0"]
+
+
+def test_a_folder_without_runs_is_refused() -> None:
+    error = call("compare", ".").error
+    assert error == "expected a folder with finished runs (results.json), got '.', which has none"
+
+
+@pytest.mark.parametrize("content", ["", '{"guide":', "{}", "[]", "null"])
+def test_damaged_results_are_refused(content: str, copied: Path) -> None:
+    (copied / "results.json").write_text(content)
+    assert call("compare", "run").error.startswith(
+        "expected a finished run in run, got files that do not read:"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100)])
+def test_damaged_tasks_are_refused(content: bytes, copied: Path) -> None:
+    (copied / "tasks.npz").write_bytes(content)
+    assert call("compare", "run").error.startswith(
+        "expected a finished run in run, got files that do not read:"
+    )
+
+
+def test_an_interrupted_run_is_no_finished_one(copied: Path) -> None:
+    (copied / "tasks.npz").unlink()
+    assert "expected a finished run in run" in call("compare", "run").error
+
+
+def test_a_folder_that_cannot_be_written_is_refused(runs: Path) -> None:
+    Path("plain").write_text("a file, no folder")
+    assert "expected to write plain/out/table.md" in call("compare", str(runs), "--out", "plain/out").error
+
+
+# ---------------------------------------------------------------- evaluate
+
+
+def test_an_evaluation_of_the_same_is_the_same(copied: Path) -> None:
+    outcome = ran("evaluate", str(copied))
+    assert figures_of(copied / "evaluations" / "again") == figures_of(copied)
+    for name in ("accuracy", "nll", "joint_nll"):
+        assert np.array_equal(scores_of(copied / "evaluations" / "again", name), scores_of(copied, name))
+    assert "evaluations/again" in outcome.out and outcome.err == ""
+
+
+def test_an_evaluation_names_its_folder_by_what_is_changed(copied: Path) -> None:
+    ran("evaluate", str(copied), "guide.num_steps=0", "eval.tasks=20")
+    results = results_of(copied / "evaluations" / "guide.num_steps=0,eval.tasks=20")
+    assert (results["tasks"], results["transductive"], results["config"]["guide"]["num_steps"]) == (
+        20,
+        False,
+        0,
+    )
+
+
+def test_an_evaluation_leaves_the_run_as_it_is(copied: Path) -> None:
+    before = json.loads((copied / "results.json").read_text())
+    ran("evaluate", str(copied), "eval.split=val")
+    assert json.loads((copied / "results.json").read_text()) == before
+    assert results_of(copied / "evaluations" / "eval.split=val")["split"] == "val"
+
+
+def test_untrained_sib_without_inner_steps_is_proto(features: Path) -> None:
+    """theta^0 is the prototypes then, since its initial scales are 1; a temperature moves no decision."""
+    still = ("train.learning_rate=1e-12", "train.schedule=constant")
+    for guide in GUIDES:
+        ran("run", *on_features(features), *still, f"guide={guide}", f"hydra.run.dir={guide}")
+    ran("evaluate", "sib_delta", "guide.num_steps=0")
+    scores = scores_of(Path("sib_delta/evaluations/guide.num_steps=0"), "accuracy")
+    assert np.array_equal(scores, scores_of(Path("proto"), "accuracy"))

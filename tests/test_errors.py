@@ -1,0 +1,332 @@
+"""Is the mistake named? Each that a user can make: one line, no traceback, nothing left behind."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from pyro_metabayes import MetaLearner
+from pyro_metabayes.errors import UsageError
+from tests.commands import (
+    CLASSES,
+    ROWS,
+    SMALL,
+    WIDTH,
+    call,
+    checkpoint_of,
+    finish,
+    on_features,
+    process,
+    ran,
+    write_features,
+)
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_features(tmp_path_factory.mktemp("features") / "features.npz")
+
+
+@pytest.fixture(scope="session")
+def finished(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one run of sib."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    ran("run", *on_features(features), f"hydra.run.dir={folder}", "guide=sib")
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path) -> Path:
+    """A copy of it that a test may damage."""
+    shutil.copytree(finished, "run")
+    return Path("run").resolve()
+
+
+def error_of(*arguments: str) -> str:
+    """The line of a run that was refused, and left nothing."""
+    before = sorted(Path.cwd().iterdir())
+    error = call("run", *arguments).error
+    assert sorted(Path.cwd().iterdir()) == before
+    return error
+
+
+# ---------------------------------------------------------------- the command line
+
+UNKNOWN = {
+    "guide=nope": "Could not find 'guide/nope' Available options in 'guide': mc mean_field proto",
+    "data=nope": "Could not find 'data/nope'",
+    "gude=sib": "unknown key 'gude'; did you mean 'guide'?",
+    "train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",
+    "+train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",
+    "+foo=1": "unknown key 'foo'",
+    "guide.foo=1": "unknown key 'guide.foo'; guides.sib.Guide takes: num_steps",
+    "guide.num_step=1": "did you mean 'num_steps'?",
+    "guide._target_=os.system": "expected guide._target_ to be a dotted name under models., guides.",
+    "guide._target_=guides.nope.Guide": "no module 'guides.nope'",
+    "guide._target_=guides.sib.Nope": "no 'Nope' in guides.sib",
+    "train.learning_rates.nope=1": "no parameter 'nope' for train.learning_rates; there are: model.head",
+    "train": "missing EQUAL",
+}
+WRONG_TYPE = {
+    "train.steps=many": "Value 'many' of type 'str' could not be converted to Integer",
+    "task.way=five": "Value 'five' of type 'str' could not be converted to Integer",
+    "task.way=null": "field 'task.way' is not Optional",
+    "train.learning_rates=5": "Cannot assign int to Dict[str, float]",
+    "guide.num_steps=abc": "expected guide.num_steps to be of type int, got 'abc'",
+    "guide.num_steps=1.5": "expected guide.num_steps to be of type int, got 1.5",
+    "guide.num_steps=null": "expected guide.num_steps to be of type int, got None",
+    "guide.learn_step_size=maybe": "expected guide.learn_step_size to be of type bool, got 'maybe'",
+    "guide.step_size=nan": "expected guide.step_size to be of type finite float, got nan",
+    "backbone.frozen=maybe": "expected backbone.frozen to be true or false, got 'maybe'",
+}
+WRONG_VALUE = {
+    "task.way=1": "expected way >= 2, shot >= 1 and query >= 1",
+    "task.way=100": "expected at least task.way=100 classes in the train split, got 19",
+    "task.way=6": "expected at least task.way=6 classes in the val split, got 5",
+    "task.shot=100": "expected at least task.shot + task.query = 115 inputs in every class",
+    "train.steps=0": "expected train.steps >= 1, got 0",
+    "train.particles=0": "expected train.particles >= 1, got 0",
+    "train.kl_weight=0": "expected train.kl_weight to be a number > 0",
+    "train.kl_weight=much": "expected train.kl_weight to be a number > 0",
+    "train.kl_weight={start: 1}": "expected train.kl_weight to be a number > 0",
+    "train.on_nan=ignore": "expected train.on_nan to be one of stop, skip, got 'ignore'",
+    "train.schedule=linear": "expected train.schedule to be one of cosine, constant, got 'linear'",
+    "train.optimizer=lion": "expected train.optimizer to be one of adam, sgd, got 'lion'",
+    "train.learning_rate=-1": "expected the rate of train.learning_rate to be > 0 and finite, got -1.0",
+    "train.weight_decay=-1": "expected train.weight_decay >= 0 and finite, got -1.0",
+    "train.clip=-1": "expected train.clip >= 0 and finite, got -1.0",
+    "pretrain.epochs=0": "expected pretrain.epochs >= 1",
+    "eval.tasks=1": "expected eval.tasks >= 2",
+    "eval.split=exam": "no split 'exam'; there are train, val, test",
+    "device=tpu": "expected device to be one of auto, cpu, cuda, got 'tpu'",
+    "seed=-1": "expected 0 <= seed < 2^63, got -1",
+    "guide.num_steps=-1": "expected guide.num_steps, inner_kl, inner_samples >= 0",
+    "guide.posterior=cauchy": "expected guide.posterior to be one of normal, amortized, delta, got 'cauchy'",
+    "prior.scale=-1": "expected prior.scale > 0, got -1",
+    "objective.kl=exact": "expected objective.kl to be sampled or analytic, got 'exact'",
+    "backbone=conv4": "backbone=conv4 expects images [channels, height, width], got inputs of shape [16]",
+}
+
+
+@pytest.mark.parametrize("argument", UNKNOWN)
+def test_an_unknown_name_is_refused(argument: str, features: Path) -> None:
+    assert UNKNOWN[argument] in error_of(*on_features(features), argument)
+
+
+@pytest.mark.parametrize("argument", WRONG_TYPE)
+def test_a_value_of_another_type_is_refused(argument: str, features: Path) -> None:
+    assert WRONG_TYPE[argument] in error_of(*on_features(features), argument)
+
+
+@pytest.mark.parametrize("argument", WRONG_VALUE)
+def test_a_value_out_of_range_is_refused(argument: str, features: Path) -> None:
+    assert WRONG_VALUE[argument] in error_of(*on_features(features), argument)
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        ("flat", "expected a posterior that can be sampled, got the flat prior itself"),
+        ("mixture", "expected a reparametrised distribution at site 'w', got MixtureSameFamily"),
+    ],
+)
+@pytest.mark.parametrize("guide", ["mc", "savi"])
+def test_a_prior_that_cannot_be_the_posterior_is_refused(
+    guide: str, prior: str, message: str, features: Path
+) -> None:
+    assert message in error_of(*on_features(features), f"guide={guide}", f"prior={prior}")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_refused(features: Path) -> None:
+    assert "found none; take device=cpu" in error_of(*on_features(features), "device=cuda")
+
+
+def test_the_line_is_all_that_a_real_process_says(features: Path) -> None:
+    outcome = finish(process("run", *on_features(features), "guide.foo=1"))
+    assert outcome.error.startswith("unknown key 'guide.foo'") and outcome.out == ""
+
+
+# ---------------------------------------------------------------- data
+
+
+def nan_in_one_row() -> np.ndarray:
+    values = np.ones((CLASSES * ROWS, WIDTH), dtype=np.float32)
+    values[3, 2] = np.nan
+    return values
+
+
+BAD_ARRAYS = {
+    "labels that are floats": (
+        {"labels": np.arange(CLASSES).repeat(ROWS) + 0.5},
+        "expected integers or strings as labels in bad.npz, got float64",
+    ),
+    "NaN": ({"features": nan_in_one_row()}, "got NaN or infinity (as float32) in 1 of 600 rows"),
+    "an empty bank": (
+        {"features": np.zeros((0, WIDTH)), "labels": np.zeros(0, int)},
+        "expected at least one row of features in bad.npz, got none",
+    ),
+    "labels of another length": ({"labels": np.arange(5)}, "expected features [N, D] and one of labels [N]"),
+    "one class": ({"labels": np.zeros(CLASSES * ROWS, int)}, "expected classes in every split, got none in"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ARRAYS)
+def test_arrays_that_make_no_bank_are_refused(what: str) -> None:
+    arrays, message = BAD_ARRAYS[what]
+    write_features(Path("bad.npz"), **arrays)
+    assert message in error_of(*on_features(Path("bad.npz")))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100)])
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_a_file_of_something_else_is_refused(suffix: str, content: bytes) -> None:
+    Path(f"bad.{suffix}").write_bytes(content)
+    assert f"expected plain arrays in bad.{suffix}" in error_of(*on_features(Path(f"bad.{suffix}")))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_truncated_file_is_refused(share: float, features: Path) -> None:
+    whole = features.read_bytes()
+    Path("cut.npz").write_bytes(whole[: int(share * len(whole))])
+    assert "expected plain arrays in cut.npz" in error_of(*on_features(Path("cut.npz")))
+
+
+def test_a_file_that_is_not_there_is_refused() -> None:
+    assert "expected a file of features, found none at gone.npz" in error_of(*on_features(Path("gone.npz")))
+
+
+def test_no_path_at_all_is_refused() -> None:
+    assert "got no path; set data.path=FILE.npz" in error_of("data=features", *SMALL)
+
+
+def test_an_array_with_another_name_is_refused() -> None:
+    save_file({"embeddings": np.ones((4, 2), dtype=np.float32)}, "other.safetensors")
+    assert "expected an array 'features'" in error_of(*on_features(Path("other.safetensors")))
+
+
+def test_omniglot_without_file_and_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("METABAYES_DATA", raising=False)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there, network or not
+    error = error_of("data=omniglot", *SMALL)
+    assert "expected to download Omniglot, got" in error and "METABAYES_DATA" in error
+
+
+def test_omniglot_that_is_not_in_the_folder_of_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METABAYES_DATA", str(Path.cwd()))
+    assert "expected a file at" in error_of("data=omniglot", *SMALL)
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_a_diverged_run_names_the_step(features: Path) -> None:
+    error = error_of(*on_features(features), "guide=sib", "train.steps=20", "train.learning_rate=1e10")
+    assert re.match(r"the loss is not finite at step ([2-9]|1\d|20): training has diverged", error)
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(copied: Path) -> None:
+    before = (copied / "checkpoint.pt").read_bytes()
+    outcome = call(
+        "run", f"resume={copied}", "train.steps=20", "train.learning_rate=1e10", "train.schedule=constant"
+    )
+    assert "training has diverged" in outcome.error
+    assert (copied / "checkpoint.pt").read_bytes() == before
+
+
+# ---------------------------------------------------------------- folders and checkpoints
+
+
+def test_a_folder_that_holds_a_run_is_refused(copied: Path, features: Path) -> None:
+    before = {path: path.read_bytes() for path in copied.iterdir() if path.is_file()}
+    error = call("run", *on_features(features), f"hydra.run.dir={copied}").error
+    assert f"which holds one; resume={copied} continues it" in error
+    assert {path: path.read_bytes() for path in copied.iterdir() if path.is_file()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused(features: Path) -> None:
+    Path("plain").write_text("a file, no folder")
+    error = error_of(*on_features(features), "hydra.run.dir=plain/run")
+    assert "Not a directory: 'plain/run'" in error
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_a_resume_without_a_checkpoint_is_refused(folder: str) -> None:
+    assert f"the folder of a run with a checkpoint.pt, got '{folder}'" in error_of(f"resume={folder}")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused(share: float, copied: Path) -> None:
+    whole = (copied / "checkpoint.pt").read_bytes()
+    (copied / "checkpoint.pt").write_bytes(whole[: int(share * len(whole))])
+    expected = "expected a checkpoint of this package at"
+    assert expected in error_of(f"resume={copied}")
+    assert expected in call("evaluate", str(copied)).error
+
+
+@pytest.mark.parametrize("change", ["train.optimizer=sgd", "train.learning_rates={guide.initial_scale: 0.1}"])
+def test_moments_of_another_optimiser_are_refused(change: str, copied: Path) -> None:
+    error = error_of(f"resume={copied}", "train.steps=4", change)
+    assert error.startswith("expected train.optimizer, backbone.frozen and the names in train.learning_rates")
+
+
+def test_a_checkpoint_of_another_shape_is_refused(copied: Path) -> None:
+    assert "expected a checkpoint of this model and guide" in error_of(
+        f"resume={copied}", "guide.initialisation=global"
+    )
+
+
+def test_weights_of_another_shape_are_refused(finished: Path) -> None:
+    learner = MetaLearner.load(finished)
+    weights = checkpoint_of(finished)["best"]["weights"]
+    weights["guide.initial_scale"] = torch.ones(3)
+    with pytest.raises(UsageError, match=r"guide.initial_scale is \(3,\), not \(16,\)"):
+        learner.load_weights(weights)
+
+
+def test_a_checkpoint_that_holds_code_is_refused(copied: Path) -> None:
+    torch.save({"best": Path("an object")}, copied / "checkpoint.pt")
+    assert "expected a checkpoint of this package" in error_of(f"resume={copied}")
+
+
+def test_a_learner_without_a_run_is_refused(copied: Path) -> None:
+    MetaLearner.load(copied).save(copied / "checkpoint.pt")
+    assert "got one without a configuration" in error_of(f"resume={copied}")
+
+
+# ---------------------------------------------------------------- evaluate
+
+EVALUATE = {
+    "guide=mc": "a saved run keeps its parts",
+    "guide": "a saved run keeps its parts",
+    "train.stepz=1": "unknown key 'train.stepz'; did you mean 'steps'?",
+    "guide.foo=1": "unknown key 'guide.foo'",
+    "foo.bar=1": "unknown key 'foo'",
+    "guide.num_steps=x": "expected guide.num_steps to be of type int, got 'x'",
+    "eval.tasks=many": "Value 'many' of type 'str' could not be converted to Integer",
+    "eval.split=exam": "no split 'exam'",
+    "guide.initialisation=global": "expected a checkpoint of this model and guide",
+    "data.path=gone.npz": "expected a file of features, found none at gone.npz",
+    "device=tpu": "expected device to be one of auto, cpu, cuda",
+}
+
+
+@pytest.mark.parametrize("argument", EVALUATE)
+def test_evaluate_names_the_mistake(argument: str, finished: Path) -> None:
+    assert EVALUATE[argument] in call("evaluate", str(finished), argument).error
+    assert not (finished / "evaluations").exists()
+
+
+def test_evaluate_without_a_run_is_refused() -> None:
+    assert "got no such file; give the folder of a run" in call("evaluate", "nowhere").error
