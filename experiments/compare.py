@@ -90,7 +90,8 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def labels(runs: Sequence[Run]) -> list[str]:
     """The guide of each run, and the settings in which runs of that guide on that task differ."""
     by_guide = defaultdict(list)
-    settings = [dict(flat({k: v for k, v in run.results["config"].items() if k not in WITHOUT_MEANING})) for run in runs]
+    configs = [{k: v for k, v in run.results["config"].items() if k not in WITHOUT_MEANING} for run in runs]
+    settings = [dict(flat(config)) for config in configs]
     for run, its in zip(runs, settings, strict=True):
         by_guide[run.results["guide"], run.task].append(its)
     names = []

@@ -22,7 +22,9 @@ from pyro_metabayes.evaluation import Evaluation
 ROOT = Path(__file__).parent.parent
 
 
-def results_of(config: Config, assembly: Assembly, evaluation: Evaluation, train_seconds: float | None) -> dict[str, Any]:
+def results_of(
+    config: Config, assembly: Assembly, evaluation: Evaluation, train_seconds: float | None
+) -> dict[str, Any]:
     """The end figures of a run: accuracies are fractions, log scores nats, what a setting lacks is null."""
     figures = dict(evaluation.figures)
     seconds = figures.pop("seconds")

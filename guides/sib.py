@@ -142,18 +142,25 @@ class Guide(pyro_metabayes.Guide):
         ordered = synthetic_gradient == "ordered"
         self.xi = OrderedNet(num_classes) if ordered else EquivariantNet()
         self.num_classes = num_classes if ordered or initialisation == "global" else None
-        self.log_step_size: Tensor
-        if learn_step_size:
-            self.log_step_size = nn.Parameter(torch.tensor(step_size).log())
-        else:
-            self.register_buffer("log_step_size", torch.tensor(step_size).log())
+        self._set_step_size(step_size, learn_step_size)
         if initialisation == "support":
             self.initial_scale = nn.Parameter(torch.ones(num_weights))
         else:
             self.initial = nn.Parameter(torch.randn(num_classes, num_weights) * num_weights**-0.5)
-        if posterior != "delta":
+        self._set_scale(scale, num_weights)
+
+    def _set_step_size(self, step_size: float, learned: bool) -> None:
+        value = torch.tensor(step_size).log()
+        self.log_step_size: Tensor
+        if learned:
+            self.log_step_size = nn.Parameter(value)
+        else:
+            self.register_buffer("log_step_size", value)
+
+    def _set_scale(self, scale: float, num_weights: int) -> None:
+        if self.family != "delta":
             self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
-        if posterior == "amortized":
+        if self.family == "amortized":
             last = nn.Linear(num_weights, num_weights)
             nn.init.zeros_(last.weight)  # starts as `normal` does
             nn.init.zeros_(last.bias)

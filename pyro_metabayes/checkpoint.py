@@ -23,7 +23,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise UsageError(f"expected to write {path}, got: {error.strerror or error}; free or change the folder") from None
+        reason = error.strerror or error
+        raise UsageError(f"expected to write {path}, got: {reason}; free or change the folder") from None
     finally:
         with suppress(OSError):  # where the folder is none, there is nothing to clear away either
             temporary.unlink(missing_ok=True)
@@ -45,4 +46,6 @@ def load(path: Path) -> dict[str, Any]:
         return state
     except (OSError, RuntimeError, UnpicklingError, EOFError, BadZipFile, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"expected a checkpoint of this package at {path}, got a file that does not load: {reason}") from None
+        raise UsageError(
+            f"expected a checkpoint of this package at {path}, got a file that does not load: {reason}"
+        ) from None

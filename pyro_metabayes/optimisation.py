@@ -38,21 +38,27 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(f"expected train.{name} to be one of {', '.join(choices)}, got '{getattr(self, name)}'")
-        for name in ("steps", "tasks_per_step", "log_every", "validate_every", "validation_tasks", "particles"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"expected train.{name} >= 1, got {getattr(self, name)}")
-        for name, rate in {"learning_rate": self.learning_rate, **self.learning_rates}.items():
-            if not 0 < rate < math.inf:
-                raise UsageError(f"expected the rate of train.{name} to be > 0 and finite, got {rate}")
-        for name in ("momentum", "weight_decay", "clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"expected train.{name} >= 0 and finite, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value not in choices:
+                raise UsageError(f"expected train.{name} to be one of {', '.join(choices)}, got '{value}'")
+        rates = {f"learning_rates.{name}": rate for name, rate in self.learning_rates.items()}
+        for name, value in {**vars(self), **rates}.items():
+            _refuse_out_of_range(name, value)
         kl_weight_at(self.kl_weight, 0)
 
 
 CHOICES = {"optimizer": ("adam", "sgd"), "schedule": ("cosine", "constant"), "on_nan": ("stop", "skip")}
+COUNTS = ("steps", "tasks_per_step", "particles", "log_every", "validate_every", "validation_tasks")
+
+
+def _refuse_out_of_range(name: str, value: Any) -> None:
+    """Counts start at 1, rates are positive, what remains may be 0; all are finite."""
+    if name in COUNTS and value < 1:
+        raise UsageError(f"expected train.{name} >= 1, got {value}")
+    if name in ("momentum", "weight_decay", "clip") and not 0 <= value < math.inf:
+        raise UsageError(f"expected train.{name} >= 0 and finite, got {value}")
+    if (name == "learning_rate" or name.startswith("learning_rates.")) and not 0 < value < math.inf:
+        raise UsageError(f"expected train.{name} > 0 and finite, got {value}")
 
 
 def kl_weight_at(weight: Any, step: int) -> float:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from pyro_metabayes import checkpoint
@@ -37,7 +39,9 @@ class PretrainSettings:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0 or self.shift < 0:
-            raise UsageError(f"expected pretrain.epochs >= 1, batch_size >= 2, learning_rate > 0, shift >= 0, got {self}")
+            raise UsageError(
+                f"expected pretrain.epochs >= 1, batch_size >= 2, learning_rate > 0, shift >= 0, got {self}"
+            )
 
 
 class CosineClassifier(nn.Module):
@@ -82,38 +86,47 @@ def pretrain(backbone: nn.Module, bank: Bank, settings: PretrainSettings, device
     """Train in place on the training classes; accuracy on them over the last epoch."""
     rows, classes = bank.rows("train"), bank.splits["train"]
     labels = torch.searchsorted(classes, bank.labels[rows])
+    per_epoch = len(rows) // settings.batch_size
+    if per_epoch == 0:
+        expected = f"at least pretrain.batch_size={settings.batch_size} training images"
+        raise UsageError(f"expected {expected}, got {len(rows)}; lower it or bring more")
     _initialise(backbone)
-    classifier = CosineClassifier(int(backbone.num_features), len(classes)).to(device)  # type: ignore[arg-type]
-    parameters = [*backbone.parameters(), *classifier.parameters()]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.SGD(
-        parameters, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
-    )
-    num_steps = settings.epochs * (len(rows) // settings.batch_size)
-    if num_steps == 0:
-        raise UsageError(f"expected at least pretrain.batch_size={settings.batch_size} training images, got {len(rows)}")
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, num_steps, pct_start=0.3)
-    backbone.train()
-    with tqdm(total=num_steps, desc="pretrain", unit="batch", disable=None) as bar:
-        for epoch in range(settings.epochs):
-            order, hits = torch.randperm(len(rows)), torch.zeros((), device=device)
-            batches = order[: len(order) - len(order) % settings.batch_size].split(settings.batch_size)
-            for batch in batches:
-                images = as_float(bank.inputs[rows[batch]].to(device))
-                logits = classifier(backbone(_shifted(images, settings.shift)))
-                target = labels[batch].to(device)
-                loss = functional.cross_entropy(logits, target)
+    classifier = CosineClassifier(int(backbone.num_features), len(classes))  # type: ignore[arg-type]
+    network = nn.Sequential(backbone, classifier).to(device).requires_grad_(True).train()
+    optimizer, schedule = _one_cycle(network, settings, settings.epochs * per_epoch)
+    hits = torch.zeros((), device=device)
+    with tqdm(total=settings.epochs * per_epoch, desc="pretrain", unit="batch", disable=None) as bar:
+        for _ in range(settings.epochs):
+            hits.zero_()
+            for batch in torch.randperm(len(rows))[: per_epoch * settings.batch_size].split(settings.batch_size):
+                images = _shifted(as_float(bank.inputs[rows[batch]].to(device)), settings.shift)
+                loss, right = _classify(network, images, labels[batch].to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                hits += (logits.argmax(-1) == target).sum()
+                hits += right
                 bar.update()
-            accuracy = hits.item() / (len(batches) * settings.batch_size)
-            bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item():.3f}", accuracy=f"{accuracy:.1%}")
+            bar.set_postfix(loss=f"{loss.item():.3f}", hits=f"{hits.item() / (per_epoch * settings.batch_size):.1%}")
     backbone.eval()
-    return accuracy
+    return hits.item() / (per_epoch * settings.batch_size)
+
+
+def _one_cycle(network: nn.Module, settings: PretrainSettings, num_steps: int) -> tuple[SGD, OneCycleLR]:
+    optimizer = SGD(
+        network.parameters(),
+        settings.learning_rate,
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+    )
+    return optimizer, OneCycleLR(optimizer, settings.learning_rate, num_steps, pct_start=0.3)
+
+
+def _classify(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy, and how many are right."""
+    logits = network(images)
+    return functional.cross_entropy(logits, labels), (logits.argmax(-1) == labels).sum()
 
 
 @torch.no_grad()

@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pyro_metabayes.checkpoint import write_atomically
 
 Row = Mapping[str, str]
+SPREADS = {"relative_sd": "sd / mean of weights", "logit_sd": "sd of logits", "disagreement": "disagreement"}
 COLLAPSE = {True: "collapsed", False: "alive", None: "-"}
 
 
@@ -70,24 +73,38 @@ def csv_table(rows: Sequence[Row]) -> str:
 def draw_curves(folder: Path, title: str) -> Path:
     """curves.png: loss, accuracy and the collapse figures of metrics.jsonl over the steps."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    panels: list[tuple[str, dict[str, str]]] = [
-        ("loss, nats a task", {"loss": "loss"}),
-        ("accuracy, % (tasks of the step)", {"accuracy": "posterior predictive"}),
-    ]
-    if any(line["prior_sd"] is not None for line in lines):
-        panels.append(("spread of the prior", {"relative_sd": "sd / mean of weights", "logit_sd": "sd of logits", "disagreement": "disagreement"}))
-    figure, axes = new_figure(len(panels))
-    for axis, (label, curves) in zip(axes, panels, strict=True):
-        for name, legend in curves.items():
-            factor = 100 if name == "accuracy" else 1
-            values = [math.nan if line[name] is None else factor * line[name] for line in lines]  # null: skipped
-            axis.plot([line["step"] for line in lines], values, label=legend)
-        axis.set(xlabel="meta-training step", title=label)
-        if len(curves) > 1:
-            axis.set_yscale("log")
-            axis.legend(frameon=False, fontsize=8)
+    alive = any(line["prior_sd"] is not None for line in lines)
+    figure, axes = new_figure(3 if alive else 2)
+    _draw_noisy(axes[0], lines, "loss", 1)
+    axes[0].set_title("loss, nats a task")
+    _draw_noisy(axes[1], lines, "accuracy", 100)
+    validated = [line for line in lines if "val_accuracy" in line]
+    axes[1].plot(*_curve(validated, "val_accuracy", 100), "o-", color="C1", ms=4, label="validation classes")
+    axes[1].set_title("accuracy, %")
+    axes[1].legend(frameon=False, fontsize=8)
+    if alive:
+        for name, legend in SPREADS.items():
+            axes[2].plot(*_curve(lines, name), label=legend)
+        axes[2].set(title="spread of the prior", yscale="log")
+        axes[2].legend(frameon=False, fontsize=8)
+    for axis in axes:
+        axis.set_xlabel("meta-training step")
     figure.suptitle(title, fontsize=10)
     return save_figure(figure, folder / "curves.png")
+
+
+def _curve(lines: Sequence[Mapping[str, Any]], name: str, factor: float = 1) -> tuple[list[int], list[float]]:
+    """Steps and values; a figure that a step does not have is a gap."""
+    values = [math.nan if line[name] is None else factor * line[name] for line in lines]
+    return [line["step"] for line in lines], values
+
+
+def _draw_noisy(axis: Any, lines: Sequence[Mapping[str, Any]], name: str, factor: float) -> None:
+    """The figure of each logged step, faint, and its mean over the last ten of them."""
+    steps, values = _curve(lines, name, factor)
+    means = [np.nanmean(values[max(0, end - 10) : end]) for end in range(1, len(values) + 1)]
+    axis.plot(steps, values, color="C0", alpha=0.3)
+    axis.plot(steps, means, color="C0", label="tasks of the step")
 
 
 def new_figure(num_panels: int) -> tuple[Any, list[Any]]:

@@ -84,7 +84,7 @@ class MetaTraining:
                         bar.set_postfix(loss=f"{line['loss']:.4g}", accuracy=f"{line['accuracy']:.1%}")
                 if validate:
                     self._save()
-                if interruption.requested and not last:
+                if interruption.requested:  # after the last step, too: what follows may take long
                     self._save()
                     raise Interrupted(
                         f"interrupted after step {self.step} of {self.settings.steps}; continue with: "

@@ -305,9 +305,7 @@ def interrupted(features: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     folder = tmp_path_factory.mktemp("interrupted") / "run"
     started = process("run", *on_features(features), *LONG, f"hydra.run.dir={folder}")
     metrics = folder / "metrics.jsonl"
-    wait_for(
-        lambda: started.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 11)
-    )
+    wait_for(lambda: started.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 11))
     started.send_signal(signal.SIGINT)
     return folder, finish(started)
 
@@ -340,10 +338,7 @@ def test_an_interruption_says_in_one_line_how_to_go_on(interrupted: tuple[Path, 
     step = checkpoint_of(folder)["training"]["step"]
     assert outcome.code == 130 and 24 <= step < 80
     (line,) = outcome.err.split("\n")[1:-1]  # after the line of ^C
-    assert (
-        line
-        == f"interrupted after step {step} of 80; continue with: python -m experiments.run resume={folder}"
-    )
+    assert line == f"interrupted after step {step} of 80; continue with: python -m experiments.run resume={folder}"
     assert {path.name for path in folder.iterdir()} == {".hydra", "checkpoint.pt", "metrics.jsonl"}
 
 
