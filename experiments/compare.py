@@ -29,9 +29,15 @@ from pyro_metabayes.report import (
 )
 from pyro_metabayes.scores import ci95_of
 
+DIFFERENCES = {  # title, factor, digits
+    "accuracy": ("accuracy gain, points", 100, 1),
+    "nll": ("NLL difference", 1, 4),
+    "joint_nll": ("joint NLL difference", 1, 4),
+}
 SCORES = {"accuracy": 100.0, "nll": 1.0, "joint_nll": 1.0}
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "collapsed", "transductive"}
+PAIRED = "Less the first row of the same data and task, on the same tasks (95% intervals of the paired differences):"
 WITHOUT_MEANING = ("seed", "device", "resume", "choices")  # settings that make no other experiment
 
 
@@ -118,8 +124,8 @@ def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
     return None if None in values else float(np.mean(values))
 
 
-def row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:
-    """Means over seeds with 95% intervals over all their tasks; the difference to `first` is paired."""
+def row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
+    """Means over seeds, with 95% intervals over all their tasks."""
     scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in SCORES}
     collapsed = {run.results["collapsed"] for run in runs}
     return {
@@ -127,7 +133,6 @@ def row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dic
         "guide": label,
         "seeds": str(len(runs)),
         "accuracy %": per_cent(scores["accuracy"].mean(), ci95_of(scores["accuracy"])),
-        "paired gain": paired_gain(runs, first),
         "NLL": f"{scores['nll'].mean():.3f} +- {ci95_of(scores['nll']):.3f}",
         "joint NLL": f"{scores['joint_nll'].mean():.3f} +- {ci95_of(scores['joint_nll']):.3f}",
         "ECE": number(mean_over_seeds(runs, "ece")),
@@ -138,22 +143,27 @@ def row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dic
     }
 
 
-def paired_gain(runs: Sequence[Run], first: Sequence[Run]) -> str:
-    """Accuracy over the first row's, task by task where both saw the same tasks, in points."""
-    of_first = {run.tasks: run.per_task["accuracy"] for run in first}
-    pairs = [(run.per_task["accuracy"], of_first[run.tasks]) for run in runs if run.tasks in of_first]
-    if not pairs or runs is first:
-        return "-"
-    difference = np.concatenate([its - other for its, other in pairs])
-    return f"{100 * difference.mean():+.1f} +- {100 * ci95_of(difference):.1f}"
+def differences(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:
+    """Each score less that of `first`, paired: on the same tasks, which leaves out how hard they were."""
+    row = {"data and task": task, "guide": label}
+    for name, (title, factor, digits) in DIFFERENCES.items():
+        of_first = {run.tasks: run.per_task[name] for run in first}
+        pairs = [(run.per_task[name], of_first[run.tasks]) for run in runs if run.tasks in of_first]
+        row[title] = "-"
+        if pairs and runs is not first:
+            gain = factor * np.concatenate([its - other for its, other in pairs])
+            row[title] = f"{gain.mean():+.{digits}f} +- {ci95_of(gain):.{digits}f}"
+    return row
 
 
-def table(groups: Mapping[tuple[str, str], Sequence[Run]]) -> list[dict[str, str]]:
+def tables(groups: Mapping[tuple[str, str], Sequence[Run]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The scores, and their differences to the first row of the same data and task."""
     first: dict[str, Sequence[Run]] = {}
-    rows = []
+    scores, paired = [], []
     for (task, label), runs in groups.items():
-        rows.append(row(task, label, runs, first.setdefault(task, runs)))
-    return rows
+        scores.append(row(task, label, runs))
+        paired.append(differences(task, label, runs, first.setdefault(task, runs)))
+    return scores, paired
 
 
 def draw(groups: Mapping[tuple[str, str], Sequence[Run]], path: Path) -> None:
@@ -179,13 +189,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", default="runs/comparison", help="folder for table.md, table.csv and comparison.png")
     options = parser.parse_args(arguments)
     groups = grouped(find_runs(options.runs))
-    rows = table(groups)
+    scores, paired = tables(groups)
     out = Path(options.out)
-    write_atomically(out / "table.md", lambda temporary: temporary.write_text(markdown_table(rows) + "\n"))
-    write_atomically(out / "table.csv", lambda temporary: temporary.write_text(csv_table(rows)))
+    both = f"{markdown_table(scores)}\n\n{PAIRED}\n\n{markdown_table(paired)}\n"
+    write_atomically(out / "table.md", lambda temporary: temporary.write_text(both))
+    merged = csv_table([its | difference for its, difference in zip(scores, paired, strict=True)])
+    write_atomically(out / "table.csv", lambda temporary: temporary.write_text(merged))
     draw(groups, out / "comparison.png")
-    print(text_table(rows))
-    print("paired gain: accuracy over the first row of the same data and task, in points, on the same tasks")
+    print(f"{text_table(scores)}\n\n{PAIRED}\n\n{text_table(paired)}\n")
     print(f"table.md, table.csv and comparison.png: {out}")
 
 

@@ -15,7 +15,7 @@ from experiments.command import run_command
 from experiments.config import Config, saved_config, typed
 from experiments.results import results_of, write_results
 from pyro_metabayes.data.sampler import TaskShape
-from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import evaluate
 from pyro_metabayes.report import draw_curves, result_row, text_table
 from pyro_metabayes.training import MetaTraining
@@ -36,12 +36,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         seed=config.seed,
     )
     learner = training.run()
-    try:
-        evaluation = evaluate(learner, assembly.stream(config.eval.split), config.eval, config.seed)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted after the training; evaluate with: python -m experiments.run resume={folder}"
-        ) from None
+    evaluation = evaluate(learner, assembly.stream(config.eval.split), config.eval, config.seed)
     results = results_of(config, assembly, evaluation, training.seconds)
     draw_curves(folder, title=f"{results['guide']} on {results['data']}, {describe(config.task)}, seed {config.seed}")
     write_results(folder, results, evaluation)
@@ -56,10 +51,10 @@ def main(composed: DictConfig, folder: Path) -> None:
     if composed.resume:
         overrides = [item.lstrip("+") for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
         config = saved_config(Path(composed.resume), overrides)
+    elif (folder / "checkpoint.pt").exists():
+        raise UsageError(f"expected a new folder, got {folder}, which holds a run; resume={folder} continues it")
     else:
         config = typed(composed)
-    if not composed.resume and (folder / "checkpoint.pt").exists():
-        raise UsageError(f"expected a new folder, got {folder}, which holds a run; resume={folder} continues it")
     results = run(config, folder)
     print(text_table([result_row(results)]))
     print(f"results, curves and checkpoint: {folder}")

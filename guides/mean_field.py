@@ -17,9 +17,7 @@ class Guide(pyro_metabayes.Guide):
     It cannot adapt, so with classes in random order it can do no better than chance.
     """
 
-    def __init__(
-        self, model: pyro_metabayes.Model, num_classes: int, num_weights: int, scale: float = 0.1
-    ) -> None:
+    def __init__(self, model: pyro_metabayes.Model, num_classes: int, num_weights: int, scale: float = 0.1) -> None:
         super().__init__(model)
         if scale <= 0:
             raise UsageError(f"expected guide.scale > 0, got {scale}")

@@ -79,9 +79,7 @@ class Conditional(Prior):
     count_aware: natural parameters that add up over points, instead of the published mean pooling.
     """
 
-    def __init__(
-        self, num_features: int, num_weights: int, num_hidden: int = 256, count_aware: bool = False
-    ) -> None:
+    def __init__(self, num_features: int, num_weights: int, num_hidden: int = 256, count_aware: bool = False) -> None:
         super().__init__()
         if num_hidden < 1:
             raise UsageError(f"expected prior.num_hidden >= 1, got {num_hidden}")
@@ -89,7 +87,5 @@ class Conditional(Prior):
         self.encoder = encoder(num_features, num_weights, num_hidden)
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
-        loc, scale = self.encoder(
-            observed.support_x, observed.support_y, observed.support_mask, event_shape[0]
-        )
+        loc, scale = self.encoder(observed.support_x, observed.support_y, observed.support_mask, event_shape[0])
         return Normal(loc, scale).to_event(2)

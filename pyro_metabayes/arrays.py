@@ -15,9 +15,7 @@ from pyro_metabayes.errors import UsageError
 Array = np.ndarray | Tensor | Sequence[Any]
 
 
-def task_of(
-    support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int], like: Tensor
-) -> Observed:
+def task_of(support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int], like: Tensor) -> Observed:
     """One task, T = 1, on the device and in the precision of `like`."""
     support = _inputs("support_x", support_x, tuple(input_shape), like).unsqueeze(0)
     query = _inputs("query_x", query_x, tuple(input_shape), like).unsqueeze(0)
@@ -38,9 +36,7 @@ def _inputs(name: str, x: Array, shape: tuple[int, ...], like: Tensor) -> Tensor
         raise UsageError(f"expected {name} of shape {expected}, got {list(values.shape)}")
     bad = (~torch.isfinite(values)).flatten(1).any(1).sum().item()
     if bad:
-        raise UsageError(
-            f"expected finite values in {name}, got NaN or infinity in {bad} of {len(values)} rows"
-        )
+        raise UsageError(f"expected finite values in {name}, got NaN or infinity in {bad} of {len(values)} rows")
     return values
 
 

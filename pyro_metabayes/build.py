@@ -61,9 +61,7 @@ def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str]
         if name in hints and not _fits(value, hints[name]):
             named = getattr(hints[name], "__name__", str(hints[name]))
             expected = "finite float" if hints[name] is float else named
-            raise UsageError(
-                f"expected {part}.{name} to be of type {expected}, got {value!r} ({type(value).__name__})"
-            )
+            raise UsageError(f"expected {part}.{name} to be of type {expected}, got {value!r} ({type(value).__name__})")
 
 
 def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: Any) -> Any:

@@ -42,9 +42,7 @@ class Observed:
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same episodes with `function` applied to every tensor."""
         changed: dict[str, Any] = {
-            item.name: function(value)
-            for item in fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor)
+            item.name: function(value) for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)
         }
         auxiliary = {name: function(value) for name, value in self.auxiliary.items()}
         return replace(self, **changed, auxiliary=auxiliary)
@@ -100,7 +98,5 @@ def class_sums(x: Tensor, y: Tensor, mask: Tensor, num_classes: int) -> tuple[Te
 
 def class_means(observed: Observed) -> Tensor:
     """Mean of the support points of each class [T, C, D]; 0 for a class without any."""
-    sums, counts = class_sums(
-        observed.support_x, observed.support_y, observed.support_mask, observed.num_classes
-    )
+    sums, counts = class_sums(observed.support_x, observed.support_y, observed.support_mask, observed.num_classes)
     return sums / counts.clamp(min=1)

@@ -72,9 +72,7 @@ class MetaLearner(nn.Module):
         """Build all parts, each from its specification and what it asks for of the others."""
         cls.check(specification, prefixes)
         context: dict[str, Any] = {
-            name: specification[name]
-            for name in ("input_shape", "num_classes", "particles")
-            if name in specification
+            name: specification[name] for name in ("input_shape", "num_classes", "particles") if name in specification
         }
         backbone = build(specification["backbone"], "backbone", prefixes, **context)
         context["num_features"] = context["num_weights"] = backbone.num_features
@@ -134,9 +132,7 @@ class MetaLearner(nn.Module):
         return w, self.model.likelihood(w, observed.query_x, observed)
 
     @torch.no_grad()
-    def predict(
-        self, support_x: Array, support_y: Array, query_x: Array, num_samples: int = 100
-    ) -> Prediction:
+    def predict(self, support_x: Array, support_y: Array, query_x: Array, num_samples: int = 100) -> Prediction:
         """Class probabilities of one task's query inputs, from one's own arrays.
 
         support_x [S, *X], support_y [S] integers 0 to C-1, query_x [Q, *X]; what the backbone
@@ -192,8 +188,6 @@ class MetaLearner(nn.Module):
         self.load_state_dict(dict(weights))
 
 
-def _built(
-    part: str, specification: Mapping[str, Any], prefixes: Sequence[str], context: dict[str, Any]
-) -> Any:
+def _built(part: str, specification: Mapping[str, Any], prefixes: Sequence[str], context: dict[str, Any]) -> Any:
     spec: Spec | None = specification.get(part)
     return build(spec, part, prefixes, **context) if spec else None

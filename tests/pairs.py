@@ -52,9 +52,7 @@ def random_tasks(
         return normalize(means + normal(*means.shape), dim=-1), labels
 
     (support_x, support_y), (query_x, query_y) = points(shot), points(query)
-    return Episodes(
-        support_x=support_x, support_y=support_y, query_x=query_x, query_y=query_y, num_classes=way
-    )
+    return Episodes(support_x=support_x, support_y=support_y, query_x=query_x, query_y=query_y, num_classes=way)
 
 
 def stream_of(episodes: Episodes) -> TaskStream:
@@ -73,9 +71,7 @@ class Pair:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        settings = [
-            value if isinstance(value, str) else f"{name}={value}" for name, value in self.settings.items()
-        ]
+        settings = [value if isinstance(value, str) else f"{name}={value}" for name, value in self.settings.items()]
         return "-".join([self.guide, self.prior, self.head, self.objective, *settings])
 
     @property
@@ -109,9 +105,7 @@ class Pair:
 def _sib() -> list[Pair]:
     """Every family with every prior and inner KL; the other choices take turns."""
     pairs = []
-    choices = product(
-        ("normal", "amortized", "delta"), ("gaussian", "mixture", "conditional", "flat"), (0.0, 1.0)
-    )
+    choices = product(("normal", "amortized", "delta"), ("gaussian", "mixture", "conditional", "flat"), (0.0, 1.0))
     for i, (family, prior, inner_kl) in enumerate(choices):
         settings = {
             "posterior": family,
@@ -149,16 +143,12 @@ def every_pair() -> list[Pair]:
     pairs += _sib()
     inert = {"num_steps": 0, "step_size": 0.1}
     pairs += [Pair("sib", settings={**inert, "posterior": family}) for family in ("normal", "delta")]
-    pairs += [
-        pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))
-    ]
+    pairs += [pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))]
     pairs += [
         pair
         for prior in ("gaussian", "conditional", "count_aware")
         for pair in _with_every_head(Pair("mc", prior, objective="monte_carlo"))
     ]
     pairs += [Pair("mean_field", prior, head) for prior, head in product(PRIORS, HEADS)]
-    pairs += [
-        Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)
-    ]
+    pairs += [Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)]
     return list({str(pair): pair for pair in pairs}.values())

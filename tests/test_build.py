@@ -108,9 +108,7 @@ def test_lists_and_choices_of_types(settings: dict[str, Any], fits: bool) -> Non
 
 
 def test_build_hands_over_settings_and_what_is_asked_for() -> None:
-    built = build(
-        {"_target_": EXAMPLE, "rate": 2, "flag": True}, "part", HERE, num_classes=5, unasked=object()
-    )
+    built = build({"_target_": EXAMPLE, "rate": 2, "flag": True}, "part", HERE, num_classes=5, unasked=object())
     assert built.settings == (5, 1, 2, "a", True, None, 1)
 
 
@@ -122,14 +120,10 @@ def test_what_the_surroundings_lack_is_asked_for() -> None:
 # ---------------------------------------------------------------- targets
 
 
-@pytest.mark.parametrize(
-    "target", ["os.system", "builtins.eval", "torch.load", "guidesx.sib.Guide", "", None, 3]
-)
+@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "torch.load", "guidesx.sib.Guide", "", None, 3])
 def test_only_names_under_the_prefixes_are_imported(target: Any) -> None:
     specification = {"_target_": target} if target is not None else {}
-    with refuses(
-        r"^expected guide\._target_ to be a dotted name under models\., guides\., pyro_metabayes\., got"
-    ):
+    with refuses(r"^expected guide\._target_ to be a dotted name under models\., guides\., pyro_metabayes\., got"):
         check(specification, "guide", CONTEXT)
 
 
@@ -142,9 +136,7 @@ def test_a_missing_file_and_a_missing_class_are_told_apart() -> None:
         check({"_target_": "guides.sib.Guide.posterior"}, "guide", CONTEXT)
 
 
-def test_an_import_that_fails_inside_a_part_is_not_hidden(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_import_that_fails_inside_a_part_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "planted_part.py").write_text("import no_such_library\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):
@@ -237,9 +229,7 @@ def saved(tmp_path: Path, change: Callable[[dict[str, Any]], None] = lambda stat
         (lambda state: state.pop("learner"), r"^expected a checkpoint with a learner at .*got one with \[\]"),
     ],
 )
-def test_another_checkpoint_is_one_clear_line(
-    change: Callable[[Any], Any], message: str, tmp_path: Path
-) -> None:
+def test_another_checkpoint_is_one_clear_line(change: Callable[[Any], Any], message: str, tmp_path: Path) -> None:
     with refuses(message) as caught:
         MetaLearner.load(saved(tmp_path, change))
     assert "\n" not in str(caught.value)
@@ -325,9 +315,7 @@ def test_predict_gives_probabilities(learner: MetaLearner) -> None:
     assert prediction.spread.abs().max() == 0, "a point mass has no spread"
 
 
-@pytest.mark.parametrize(
-    "form", [torch.as_tensor, list, np.asfortranarray], ids=["tensor", "list", "fortran"]
-)
+@pytest.mark.parametrize("form", [torch.as_tensor, list, np.asfortranarray], ids=["tensor", "list", "fortran"])
 def test_predict_takes_arrays_tensors_and_lists(learner: MetaLearner, form: Callable[[Any], Any]) -> None:
     given = arrays(random_tasks())
     expected = learner.predict(*given).probabilities
@@ -337,9 +325,7 @@ def test_predict_takes_arrays_tensors_and_lists(learner: MetaLearner, form: Call
 def test_a_posterior_with_a_spread_shows_it() -> None:
     prediction = Pair("mc", "conditional").learner().predict(*arrays(random_tasks()), num_samples=20)
     assert prediction.spread.min() > 0
-    assert (
-        Pair("mc", "conditional").learner().predict(*arrays(random_tasks()), num_samples=1).spread.max() == 0
-    )
+    assert Pair("mc", "conditional").learner().predict(*arrays(random_tasks()), num_samples=1).spread.max() == 0
 
 
 def of(name: str, value: Any) -> dict[str, Any]:
@@ -385,9 +371,7 @@ def test_wrong_arrays_are_named(learner: MetaLearner, name: str, value: Any, mes
 
 
 def test_a_guide_for_other_tasks_says_so() -> None:
-    with refuses(
-        r"^expected tasks of 3 classes, which this guide was trained for, got 2; train with task\.way=2"
-    ):
+    with refuses(r"^expected tasks of 3 classes, which this guide was trained for, got 2; train with task\.way=2"):
         labels = np.zeros(POINTS, dtype=int)
         labels[0] = 1
         Pair("mean_field").learner().predict(**of("support_y", labels))

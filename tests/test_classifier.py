@@ -91,9 +91,7 @@ def test_the_expected_checks_one_by_one() -> None:
     """For inputs of three features: what has others, and SIB's own."""
     others = {check for check, (num_features, _) in CHECK_DATA.items() if num_features != 3}
     conditional = expected_failed_checks(FewShotClassifier(learner_of("mc", [3])))
-    any_way = expected_failed_checks(
-        FewShotClassifier(learner_of("sib", [3], synthetic_gradient="equivariant"))
-    )
+    any_way = expected_failed_checks(FewShotClassifier(learner_of("sib", [3], synthetic_gradient="equivariant")))
     three_way = expected_failed_checks(FewShotClassifier(learner_of("sib", [3])))
     two_classes = {"check_estimators_nan_inf", "check_estimators_pickle", "check_pipeline_consistency"}
     assert conditional.keys() == others and HASH in others

@@ -78,9 +78,7 @@ def padded(episodes: Episodes, how_many: int = 2) -> Episodes:
 
     def rubbish(x: Tensor) -> Tensor:
         shape = (x.shape[0], how_many, *x.shape[2:])
-        return (
-            30 * torch.randn(shape) if x.is_floating_point() else torch.randint(episodes.num_classes, shape)
-        )
+        return 30 * torch.randn(shape) if x.is_floating_point() else torch.randint(episodes.num_classes, shape)
 
     off = torch.zeros(episodes.num_tasks, how_many, dtype=torch.bool)
     points = {
@@ -116,9 +114,7 @@ def check_same_sites(model: Callable[..., Any], guide: Callable[..., Any], episo
         latent = {name for name in guide_trace.stochastic_nodes if name != "task"}
         observed = set(model_trace.observation_nodes)
         assert observed == observed_names
-        assert (
-            {name for name in model_trace.stochastic_nodes if name != "task"} - {"query_y"} == latent == {"w"}
-        )
+        assert {name for name in model_trace.stochastic_nodes if name != "task"} - {"query_y"} == latent == {"w"}
         torch.testing.assert_close(model_trace.nodes["w"]["value"], guide_trace.nodes["w"]["value"])
 
 
@@ -129,9 +125,7 @@ def check_no_label_leak(guide: pyro_metabayes.Guide, episodes: Episodes) -> None
     for smuggled in (episodes, relabelled):
         assert_same(posterior_of(guide, smuggled), expected, "query labels move the posterior")
         guide.training_posterior(smuggled)
-        assert_same(
-            posterior_of(guide, episodes.observed()), expected, "the posterior remembers query labels"
-        )
+        assert_same(posterior_of(guide, episodes.observed()), expected, "the posterior remembers query labels")
 
 
 def check_tasks_apart(guide: pyro_metabayes.Guide, episodes: Episodes, noisy: bool = False) -> None:
@@ -198,9 +192,7 @@ def check_point_order(learner: MetaLearner, episodes: Episodes) -> None:
         torch.manual_seed(5)
         _, likelihood = learner.posterior_predictive(data, 3)
         probabilities.append(likelihood.probs.mean(0).detach())
-    assert_same(
-        {"p": probabilities[1]}, {"p": shuffled(probabilities[0], query)}, "predictions do not follow"
-    )
+    assert_same({"p": probabilities[1]}, {"p": shuffled(probabilities[0], query)}, "predictions do not follow")
 
 
 def check_class_order(guide: pyro_metabayes.Guide, episodes: Episodes) -> None:
@@ -221,9 +213,7 @@ def check_transductive(guide: pyro_metabayes.Guide, observed: Observed) -> None:
     for changed in (elsewhere, fewer):
         got = posterior_of(guide, changed)
         moved = any((got[name] - expected[name]).abs().max() > 1e-12 for name in expected)
-        assert moved == guide.transductive, (
-            f"transductive={guide.transductive}, yet query inputs move it: {moved}"
-        )
+        assert moved == guide.transductive, f"transductive={guide.transductive}, yet query inputs move it: {moved}"
 
 
 def check_gradients(learner: MetaLearner, episodes: Episodes, without: Callable[[str], bool]) -> None:
@@ -604,9 +594,7 @@ class Unmasked(pyro_metabayes.Model):
 
 
 @pytest.mark.parametrize("wrong", ["lost", "shifted"])
-@pytest.mark.parametrize(
-    "objective", [Elbo(), MonteCarlo(2), MonteCarlo(2, joint=True)], ids=lambda o: o.name
-)
+@pytest.mark.parametrize("objective", [Elbo(), MonteCarlo(2), MonteCarlo(2, joint=True)], ids=lambda o: o.name)
 def test_a_wrong_mask_in_a_model_is_caught(wrong: str, objective: Any) -> None:
     honest = planted(Honest)
     learner = MetaLearner(honest.backbone, honest.model, honest.guide, objective, honest.specification)

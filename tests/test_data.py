@@ -199,9 +199,7 @@ def test_no_block_stands_in_two_splits(bank: Bank) -> None:
     assert len(torch.cat(list(bank.splits.values())).unique()) == len(bank.class_names)
 
 
-@pytest.mark.parametrize(
-    "alike", ["AΑА", "BΒВв", "oOοОо", "xXх", "7⁷", "TТтᵀ", "-‐−", "éèë"], ids=lambda text: text[0]
-)
+@pytest.mark.parametrize("alike", ["AΑА", "BΒВв", "oOοОо", "xXх", "7⁷", "TТтᵀ", "-‐−", "éèë"], ids=lambda text: text[0])
 def test_look_alikes_leave_one_class(bank: Bank, alike: str) -> None:
     assert sum(name in alike for name in bank.class_names) == 1
 

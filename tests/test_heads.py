@@ -35,9 +35,7 @@ def inputs(head: Head, *samples: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @heads
 @pytest.mark.parametrize("samples", [(), (4,), (2, 3)])
-def test_the_closed_form_is_the_vector_jacobian_product(
-    head_class: type[Head], samples: tuple[int, ...]
-) -> None:
+def test_the_closed_form_is_the_vector_jacobian_product(head_class: type[Head], samples: tuple[int, ...]) -> None:
     head = head_class(3.0)
     w, x, cotangent = inputs(head, *samples)
     logits, pullback = head.outputs_and_pullback(w, x)
@@ -152,9 +150,7 @@ def loss_and_gradients(learner: MetaLearner) -> dict[str, Tensor]:
     loss = learner(random_tasks())["loss"]
     loss.backward()
     gradients = {
-        name.replace("inner.", ""): value.grad
-        for name, value in learner.named_parameters()
-        if value.grad is not None
+        name.replace("inner.", ""): value.grad for name, value in learner.named_parameters() if value.grad is not None
     }
     return {"loss": loss.detach(), **gradients}
 
@@ -170,9 +166,7 @@ def loss_and_gradients(learner: MetaLearner) -> dict[str, Tensor]:
     ],
     ids=str,
 )
-def test_inner_steps_are_those_of_the_general_pullback(
-    settings: dict[str, Any], head: str, num_steps: int
-) -> None:
+def test_inner_steps_are_those_of_the_general_pullback(settings: dict[str, Any], head: str, num_steps: int) -> None:
     """Loss, and the gradient of every parameter through K unrolled steps, to 1e-10."""
     pair = Pair("sib", "gaussian", head, settings={**settings, "num_steps": num_steps, "step_size": 0.1})
     learner = pair.learner()
@@ -182,9 +176,7 @@ def test_inner_steps_are_those_of_the_general_pullback(
     general = loss_and_gradients(learner)
     assert closed.keys() == general.keys()
     for name, value in general.items():
-        torch.testing.assert_close(
-            closed[name], value, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(closed[name], value, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -231,8 +223,7 @@ def test_no_inner_step_is_the_prototype_classifier(posterior: str, head: str) ->
         for i, x in enumerate(observed.query_x[task]):
             means = [observed.support_x[task][observed.support_y[task] == c].mean(0) for c in range(WAY)]
             near = [
-                float(torch.dot(x, m) / m.norm()) if head == "cosine" else -float((x - m).square().sum())
-                for m in means
+                float(torch.dot(x, m) / m.norm()) if head == "cosine" else -float((x - m).square().sum()) for m in means
             ]
             logits = sib.model.outputs(mean, observed.query_x)[task, i]
             assert logits.argmax().item() == max(range(WAY), key=near.__getitem__)

@@ -65,9 +65,7 @@ def assert_equal_losses(
     )
     assert value == pytest.approx(expected, rel=1e-10)
     for name, gradient in expected_gradients.items():
-        torch.testing.assert_close(
-            gradients[name], gradient, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
 # ---------------------------------------------------------------- the ELBO is Pyro's
@@ -109,10 +107,7 @@ def test_analytic_elbo_of_savi_by_hand(kl_weight: float) -> None:
             for sample in range(particles):
                 w = q[0][task] + q[1][task] * noise[sample, task]
                 logits = model.head.scale * (nn.functional.normalize(w, dim=-1) @ data.query_x[task].T).T
-                loss = (
-                    loss
-                    + nn.functional.cross_entropy(logits, data.query_y[task], reduction="sum") / particles
-                )
+                loss = loss + nn.functional.cross_entropy(logits, data.query_y[task], reduction="sum") / particles
             ratio = (q[1][task] / p[1][task]).square()
             shift = ((q[0][task] - p[0][task]) / p[1][task]).square()
             loss = loss + kl_weight * 0.5 * (ratio + shift - 1 - ratio.log()).sum()
@@ -135,9 +130,7 @@ def test_the_logged_kl_carries_no_weight(kl: str) -> None:
         torch.manual_seed(3)
         parts.append(Elbo(2, kl).terms(learner.model, learner.guide, episodes, kl_weight=kl_weight))
         terms = parts[-1]
-        assert terms.loss.item() == pytest.approx(
-            (kl_weight * terms.kl - terms.log_likelihood).item(), rel=1e-12
-        )
+        assert terms.loss.item() == pytest.approx((kl_weight * terms.kl - terms.log_likelihood).item(), rel=1e-12)
     torch.testing.assert_close(parts[0].kl, parts[1].kl)
     torch.testing.assert_close(parts[0].log_likelihood, parts[1].log_likelihood)
 
@@ -297,9 +290,7 @@ class PlainGuide:
 
     def __call__(self, data: Any, kl_weight: float = 1.0) -> None:
         loc = pyro.param("loc", lambda: torch.zeros(()))
-        scale = pyro.param(
-            "scale", lambda: torch.ones(()), constraint=torch.distributions.constraints.positive
-        )
+        scale = pyro.param("scale", lambda: torch.ones(()), constraint=torch.distributions.constraints.positive)
         with pyro.plate("task", data.num_tasks, dim=-1), poutine.scale(scale=kl_weight):
             pyro.sample("w", Normal(loc, scale))
 
@@ -328,9 +319,7 @@ def test_a_hand_written_pair_gives_the_losses_of_the_classes(particles: int) -> 
         assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "objective", [Elbo(8), Elbo(8, "analytic"), MonteCarlo(32, joint=True)], ids=lambda o: o.name
-)
+@pytest.mark.parametrize("objective", [Elbo(8), Elbo(8, "analytic"), MonteCarlo(32, joint=True)], ids=lambda o: o.name)
 def test_svi_learns_a_hand_written_pair(objective: Objective) -> None:
     episodes = measurements()
     loss = objective if isinstance(objective, Elbo) else objective.differentiable_loss
@@ -368,9 +357,7 @@ def test_monte_carlo_by_hand(pair: Pair, particles: int, joint: bool) -> None:
         kept = [i for i in range(episodes.query_y.shape[1]) if episodes.query_mask[task, i]]
         groups = [kept] if joint else [[i] for i in kept]
         for group in groups:
-            products = [
-                math.exp(sum(log_p[sample, task, i].item() for i in group)) for sample in range(particles)
-            ]
+            products = [math.exp(sum(log_p[sample, task, i].item() for i in group)) for sample in range(particles)]
             expected -= math.log(sum(products) / particles)
     torch.manual_seed(4)
     terms = MonteCarlo(particles, joint).terms(learner.model, learner.guide, episodes)
@@ -397,9 +384,7 @@ def test_joint_monte_carlo_is_renyi_at_zero() -> None:
         torch.manual_seed(4)
         losses.append(objective.differentiable_loss(learner.model, learner.guide, episodes).item())
     assert losses[0] == pytest.approx(expected, rel=1e-10)
-    assert abs(losses[1] - expected) > 1e-3 * abs(expected), (
-        "the check would not notice a sum over tasks in the log"
-    )
+    assert abs(losses[1] - expected) > 1e-3 * abs(expected), "the check would not notice a sum over tasks in the log"
 
 
 def test_one_particle_is_the_plain_likelihood() -> None:
@@ -475,9 +460,7 @@ class NoSynchronisation(TorchDispatchMode):
     [
         Pair("sib", "flat", settings={**SIB, "posterior": "delta"}),
         Pair("sib", "gaussian", settings={**SIB, "inner_kl": 1.0, "inner_samples": 2}),
-        Pair(
-            "sib", "mixture", "linear", settings={**SIB, "inner_kl": 1.0, "synthetic_gradient": "equivariant"}
-        ),
+        Pair("sib", "mixture", "linear", settings={**SIB, "inner_kl": 1.0, "synthetic_gradient": "equivariant"}),
         Pair("mc", "conditional", objective="monte_carlo"),
         Pair("savi", "count_aware"),
         Pair("proto", "flat"),
@@ -525,20 +508,12 @@ def test_svi_moves_what_has_a_gradient(pair: Pair, loss: str) -> None:
     before = {name: parameter.detach().clone() for name, parameter in learner.named_parameters()}
     torch.manual_seed(1)
     SVI(learner.model, learner.guide, pyro.optim.SGD({"lr": 1e-3}), objective).step(episodes)
-    moved = {
-        name
-        for name, parameter in learner.named_parameters()
-        if (parameter - before[name]).abs().max() > 1e-14
-    }
+    moved = {name for name, parameter in learner.named_parameters() if (parameter - before[name]).abs().max() > 1e-14}
     assert moved >= expected
     assert all(
-        (value - before[name]).abs().max() < 1e-12
-        for name, value in learner.named_parameters()
-        if name not in expected
+        (value - before[name]).abs().max() < 1e-12 for name, value in learner.named_parameters() if name not in expected
     )
-    assert not dict(pyro.get_param_store().named_parameters()), (
-        "parameters belong to the learner, not to the store"
-    )
+    assert not dict(pyro.get_param_store().named_parameters()), "parameters belong to the learner, not to the store"
 
 
 @pytest.mark.parametrize("pair", [*DENSITIES, *POINTS], ids=str)

@@ -43,9 +43,7 @@ def by_hand(log_probs: Tensor, labels: Tensor, mask: Tensor) -> dict[str, list[f
         hits, nll, brier, products = 0, 0.0, 0.0, [1.0] * SAMPLES
         for i in kept:
             right = int(labels[task, i])
-            of_samples = [
-                [math.exp(float(log_probs[s, task, i, c])) for c in range(WAY)] for s in range(SAMPLES)
-            ]
+            of_samples = [[math.exp(float(log_probs[s, task, i, c])) for c in range(WAY)] for s in range(SAMPLES)]
             mean = [sum(p[c] for p in of_samples) / SAMPLES for c in range(WAY)]
             hits += mean.index(max(mean)) == right
             nll -= math.log(mean[right])
@@ -95,9 +93,7 @@ def test_the_joint_score_rewards_errors_that_hang_together() -> None:
     def scores(of_label: list[list[float]]) -> dict[str, Tensor]:
         right = torch.tensor(of_label).unsqueeze(1)  # [L, 1, Q]
         log_probs = torch.stack((right, (1 - right.exp()).log()), -1)
-        return classification_scores(
-            log_probs, torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool)
-        )
+        return classification_scores(log_probs, torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool))
 
     together = scores([[good] * 4, [bad] * 4])
     in_turns = scores([[good, bad] * 2, [bad, good] * 2])
@@ -176,9 +172,7 @@ def test_evaluation_of_a_point_mass_is_the_scores_of_its_predictions() -> None:
     learner, episodes = Pair("proto", "flat").learner(), random_tasks(num_tasks=40)
     with torch.no_grad():
         logits = learner.model.outputs(learner.guide.posterior(episodes.observed()).mean, episodes.query_x)
-    expected = classification_scores(
-        logits.log_softmax(-1).unsqueeze(0), episodes.query_y, episodes.query_mask
-    )
+    expected = classification_scores(logits.log_softmax(-1).unsqueeze(0), episodes.query_y, episodes.query_mask)
     got = evaluate(learner, stream_of(episodes), EvalSettings(40), seed=0, progress=False)
     for name, value in expected.items():
         torch.testing.assert_close(torch.from_numpy(got.per_task[name]), value)
@@ -190,9 +184,7 @@ def test_evaluation_of_a_point_mass_is_the_scores_of_its_predictions() -> None:
 def test_one_sample_gives_finite_figures() -> None:
     """eval.samples=1 is allowed: no figure may be NaN, which no results file takes."""
     learner, episodes = Pair("savi", "conditional").learner(), random_tasks()
-    figures = evaluate(
-        learner, stream_of(episodes), EvalSettings(3, samples=1), seed=0, progress=False
-    ).figures
+    figures = evaluate(learner, stream_of(episodes), EvalSettings(3, samples=1), seed=0, progress=False).figures
     numbers = [value for value in figures.values() if isinstance(value, float)]
     assert numbers and all(math.isfinite(value) for value in numbers)
 
@@ -214,9 +206,7 @@ def learner_with_prior(head: str, loc: float, scale: float) -> MetaLearner:
     learner: Any = Pair("mean_field", "gaussian", head).learner()
     with torch.no_grad():
         learner.model.head.scale.fill_(10.0)
-        learner.model.prior_over_weights.loc.copy_(
-            loc * torch.randn(learner.model.prior_over_weights.loc.shape)
-        )
+        learner.model.prior_over_weights.loc.copy_(loc * torch.randn(learner.model.prior_over_weights.loc.shape))
         learner.model.prior_over_weights.log_scale.fill_(math.log(scale))
     return learner
 
@@ -236,9 +226,7 @@ def test_a_prior_is_collapsed_when_its_draws_predict_alike(
     head: str, loc: float, scale: float, collapsed: bool
 ) -> None:
     """One prior for all classes: its mean ties them, and a hair decides; that is no spread either."""
-    figures = collapse_figures(
-        learner_with_prior(head, loc, scale), random_tasks(num_tasks=20).observed(), 20
-    )
+    figures = collapse_figures(learner_with_prior(head, loc, scale), random_tasks(num_tasks=20).observed(), 20)
     assert figures["collapsed"] is collapsed
     assert figures["prior_sd"] == pytest.approx(scale, rel=1e-6)
 

@@ -94,12 +94,8 @@ def published_loss(learner: MetaLearner, episodes: Episodes) -> Tensor:
 
         for _ in range(guide.num_steps):
             logits = logits_of(theta)
-            hidden = batch_norm(
-                functional.linear(logits, xi.inputs.weight, xi.inputs.bias).relu(), xi.norms[0]
-            )
-            hidden = batch_norm(
-                functional.linear(hidden, xi.hidden.weight, xi.hidden.bias).relu(), xi.norms[1]
-            )
+            hidden = batch_norm(functional.linear(logits, xi.inputs.weight, xi.inputs.bias).relu(), xi.norms[0])
+            hidden = batch_norm(functional.linear(hidden, xi.hidden.weight, xi.hidden.bias).relu(), xi.norms[1])
             synthetic = functional.linear(hidden, xi.outputs.weight, xi.outputs.bias)
             (gradient,) = torch.autograd.grad(logits, theta, synthetic, create_graph=True)
             theta = theta - guide.log_step_size.exp() * gradient
@@ -114,19 +110,13 @@ def test_the_delta_guide_is_the_published_forward(num_steps: int) -> None:
     learner, episodes = Pair("sib", "flat", settings=settings).learner(), random_tasks(query=5)
     results = []
     for loss in (learner(episodes)["loss"], published_loss(learner, episodes)):
-        used = {
-            n: p
-            for n, p in learner.named_parameters()
-            if num_steps or not n.startswith(("guide.xi", "guide.log"))
-        }
+        used = {n: p for n, p in learner.named_parameters() if num_steps or not n.startswith(("guide.xi", "guide.log"))}
         gradients = torch.autograd.grad(loss, list(used.values()), allow_unused=True)
         results.append((loss.detach(), dict(zip(used, gradients, strict=True))))
     (value, got), (expected, wanted) = results
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
     for name, gradient in wanted.items():
-        torch.testing.assert_close(
-            got[name], gradient, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(got[name], gradient, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("xi", ["ordered", "equivariant"])
@@ -173,9 +163,7 @@ def test_the_kl_gradient_by_hand_for_a_gaussian_prior(posterior: str) -> None:
     """d KL(N(theta, sigma^2), N(m, s^2)) / d theta = (theta - m) / s^2 = -d log p / d theta."""
     observed = random_tasks().observed()
     _, _, without = start_and_step(one_step("gaussian", posterior=posterior), observed)
-    learner, theta, direction = start_and_step(
-        one_step("gaussian", posterior=posterior, inner_kl=0.5), observed
-    )
+    learner, theta, direction = start_and_step(one_step("gaussian", posterior=posterior, inner_kl=0.5), observed)
     prior: Any = learner.model.prior_over_weights
     expected = without + 0.5 * (theta - prior.loc) / (2 * prior.log_scale).exp()
     torch.testing.assert_close(direction, expected, rtol=1e-9, atol=1e-9)
@@ -200,9 +188,7 @@ def test_the_kl_gradient_of_a_point_and_a_mixture_is_that_of_its_density() -> No
         for c in range(WAY):
             components = torch.stack(
                 [
-                    torch.distributions.Normal(prior.loc[j], prior.log_scale[j].exp())
-                    .log_prob(leaf[task, c])
-                    .sum()
+                    torch.distributions.Normal(prior.loc[j], prior.log_scale[j].exp()).log_prob(leaf[task, c]).sum()
                     for j in range(len(prior.logits))
                 ]
             )

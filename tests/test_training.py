@@ -24,9 +24,7 @@ from pyro_metabayes.report import draw_curves
 from pyro_metabayes.training import MetaTraining
 from tests.pairs import Pair, random_tasks
 
-SHORT = TrainSettings(
-    steps=12, tasks_per_step=8, learning_rate=1e-2, log_every=1, validate_every=4, validation_tasks=8
-)
+SHORT = TrainSettings(steps=12, tasks_per_step=8, learning_rate=1e-2, log_every=1, validate_every=4, validation_tasks=8)
 SIB = Pair("sib", settings={"num_steps": 2, "step_size": 0.05, "learn_step_size": True, "inner_samples": 2})
 STOCHASTIC = [SIB, Pair("savi", "conditional"), Pair("mc", "conditional", objective="monte_carlo")]
 

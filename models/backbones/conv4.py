@@ -25,9 +25,7 @@ class Backbone(nn.Module):
     Gidaris and Komodakis.
     """
 
-    def __init__(
-        self, input_shape: tuple[int, ...], num_filters: int = 64, last_relu: bool = True
-    ) -> None:
+    def __init__(self, input_shape: tuple[int, ...], num_filters: int = 64, last_relu: bool = True) -> None:
         super().__init__()
         if len(input_shape) != 3:
             raise UsageError(

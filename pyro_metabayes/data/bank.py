@@ -81,9 +81,7 @@ class Bank:
         if len(names) == 0:
             raise UsageError("expected a bank with at least one labelled input, got an empty one")
         splits = split_of_class(names) if callable(split_of_class) else split_of_class
-        ids = {
-            split: torch.from_numpy(np.flatnonzero(np.isin(names, splits.get(split, [])))) for split in SPLITS
-        }
+        ids = {split: torch.from_numpy(np.flatnonzero(np.isin(names, splits.get(split, [])))) for split in SPLITS}
         if twin is not None:  # follow the rows to their sorted places
             place = np.empty_like(order)
             place[order] = np.arange(len(order))

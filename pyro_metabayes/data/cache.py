@@ -36,8 +36,7 @@ def data_file(relative: str, hint: str) -> Path:
     root = os.environ.get("METABAYES_DATA")
     if not root:
         raise UsageError(
-            f"expected the environment variable METABAYES_DATA to name a folder with {relative}, "
-            f"got nothing; {hint}"
+            f"expected the environment variable METABAYES_DATA to name a folder with {relative}, got nothing; {hint}"
         )
     path = Path(root) / relative
     if not path.is_file():

@@ -101,9 +101,7 @@ def _check_names(arrays: Arrays, path: str) -> None:
 
 def _unit_length(features: np.ndarray, path: str) -> np.ndarray:
     if features.dtype.kind not in "fiu":
-        raise UsageError(
-            f"expected numbers as features in {path}, got {features.dtype}; write them as float32"
-        )
+        raise UsageError(f"expected numbers as features in {path}, got {features.dtype}; write them as float32")
     with np.errstate(over="ignore"):  # what does not fit is reported as infinite
         rows = features.astype(np.float32)
     bad = int((~np.isfinite(rows)).any(1).sum())

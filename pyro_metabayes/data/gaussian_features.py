@@ -30,9 +30,7 @@ class GaussianFeatures:
 
     def __post_init__(self) -> None:
         if self.num_features < 1 or not 0 <= self.separation < float("inf"):
-            raise UsageError(
-                f"expected num_features >= 1 and a finite separation >= 0, got {self}; change data.*"
-            )
+            raise UsageError(f"expected num_features >= 1 and a finite separation >= 0, got {self}; change data.*")
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -56,9 +56,7 @@ def _sheet() -> Arrays:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     common = set.intersection(*(set(FT2Font(str(folder / face)).get_charmap()) for face in FACES))
     code_points = np.array(sorted(common))
-    fonts = [
-        ImageFont.truetype(str(folder / face), EM, layout_engine=ImageFont.Layout.BASIC) for face in FACES
-    ]
+    fonts = [ImageFont.truetype(str(folder / face), EM, layout_engine=ImageFont.Layout.BASIC) for face in FACES]
     drawn = [[_ink(chr(code_point), font) for font in fonts] for code_point in code_points]
     visible = [index for index, faces in enumerate(drawn) if all(faces)]
     ink = [[image for image in drawn[index] if image] for index in visible]
@@ -82,9 +80,7 @@ def _framed(ink: list[list[Image.Image]], side: int, longest: int, power: float)
     frames = np.zeros((len(ink), len(FACES), side, side), np.uint8)
     for index, faces in enumerate(ink):
         for face, image in enumerate(faces):
-            width, height = (
-                max(1, round(longest * (part / max(image.size)) ** power)) for part in image.size
-            )
+            width, height = (max(1, round(longest * (part / max(image.size)) ** power)) for part in image.size)
             left, top = (side - width) // 2, (side - height) // 2
             small = image.resize((width, height), Image.Resampling.BOX)
             frames[index, face, top : top + height, left : left + width] = np.asarray(small)

@@ -155,9 +155,7 @@ class BankSampler:
         )
 
 
-def _twins_on_one_side(
-    keys: Tensor, ties: Tensor, partner: Tensor, beyond: Tensor, shape: TaskShape
-) -> Tensor:
+def _twins_on_one_side(keys: Tensor, ties: Tensor, partner: Tensor, beyond: Tensor, shape: TaskShape) -> Tensor:
     """A random order in which no pair of twins straddles support and query.
 
     keys, ties [B, C, n] uniform; partner [B, C, n] position of the twin, or the own position. Twins

@@ -46,9 +46,9 @@ class Elbo(Objective, Trace_ELBO):
         log_likelihood = torch.zeros(())
         for name in observed_sites(model_trace):
             site: Any = model_trace.nodes[name]
-            log_likelihood = log_likelihood + scale_and_mask(
-                site["fn"].log_prob(site["value"]), site["scale"], site["mask"]
-            ).sum()
+            log_likelihood = (
+                log_likelihood + scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"]).sum()
+            )
         loss = (weighted - log_likelihood) / self.particles
         return Terms(loss, log_likelihood.detach() / self.particles, unweighted / self.particles)
 

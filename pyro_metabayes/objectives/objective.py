@@ -83,11 +83,7 @@ class Objective:
 
 
 def _sites(trace: Trace) -> list[str]:
-    return [
-        name
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site)
-    ]
+    return [name for name, site in trace.nodes.items() if site["type"] == "sample" and not site_is_subsample(site)]
 
 
 def latent_sites(guide_trace: Trace) -> list[str]:
