@@ -35,6 +35,7 @@ class PretrainSettings:
     momentum: float = 0.9  # Nesterov
     weight_decay: float = 5e-4
     shift: int = 2  # augmentation: translation by up to so many pixels
+    flip: bool = False  # augmentation: half of the images mirrored, left to right
     seed: int = 0  # of the backbone alone: runs of several seeds share it
 
     def __post_init__(self) -> None:
@@ -99,7 +100,7 @@ def pretrain(backbone: nn.Module, bank: Bank, settings: PretrainSettings, device
         for _ in range(settings.epochs):
             hits.zero_()
             for batch in torch.randperm(len(rows))[: per_epoch * settings.batch_size].split(settings.batch_size):
-                images = _shifted(as_float(bank.inputs[rows[batch]].to(device)), settings.shift)
+                images = _augmented(as_float(bank.inputs[rows[batch]].to(device)), settings)
                 loss, right = _classify(network, images, labels[batch].to(device))
                 optimizer.zero_grad()
                 loss.backward()
@@ -145,6 +146,13 @@ def _initialise(backbone: nn.Module) -> None:
     for module in backbone.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
+
+
+def _augmented(images: Tensor, settings: PretrainSettings) -> Tensor:
+    if settings.flip:
+        mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+        images = torch.where(mirrored, images.flip(-1), images)
+    return _shifted(images, settings.shift)
 
 
 def _shifted(images: Tensor, most: int) -> Tensor:

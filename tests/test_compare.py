@@ -109,7 +109,12 @@ def test_there_is_a_picture(compared: tuple[Path, Outcome]) -> None:
 def test_figures_without_a_meaning_are_dashes(compared: tuple[Path, Outcome]) -> None:
     for row in rows_of(compared[0]):
         assert (row["ELBO"], row["KL"], row["prior"]) == ("-", "-", "-")
-    assert [row["transductive"] for row in rows_of(compared[0])] == ["yes", "no"]
+
+
+def test_transductive_accuracies_stand_in_a_column_of_their_own(compared: tuple[Path, Outcome]) -> None:
+    sib, proto = rows_of(compared[0])
+    assert sib["accuracy %"] == proto["transductive %"] == "-"
+    assert "+-" in sib["transductive %"] and "+-" in proto["accuracy %"]
 
 
 def test_a_label_names_only_what_differs(features: Path, runs: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.data.omniglot import vinyals_split
@@ -105,7 +106,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))}
     assert groups == {"guide", "prior", "head", "objective", "data", "backbone", "model"}
     assert names("backbone") == ["conv4", "identity"] and names("model") == ["few_shot_classifier"]
-    assert names("data") == ["features", "gaussian_features", "glyphs", "omniglot"]
+    assert names("data") == ["cifar_fs", "features", "gaussian_features", "glyphs", "omniglot"]
 
 
 def test_gaussian_features_run() -> None:
@@ -115,6 +116,21 @@ def test_gaussian_features_run() -> None:
 
 def test_glyphs_run(glyph_run: tuple[Path, Outcome]) -> None:
     assert results_of(glyph_run[0])["data"] == "glyphs"
+
+
+def test_cifar_fs_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On sheets of one colour each, five classes a split."""
+    split = {part: [f"{part}{number}" for number in range(5)] for part in ("train", "val", "test")}
+    for part, classes in split.items():
+        (tmp_path / "cifar100" / "sheets" / part).mkdir(parents=True)
+        for number, name in enumerate(classes):
+            sheet = Image.new("RGB", (800, 768), (40 * number, 100, 200))
+            sheet.save(tmp_path / "cifar100" / "sheets" / part / f"{name}.webp", lossless=True)
+    (tmp_path / "cifar100" / "cifar100_meta.json").write_text(json.dumps({"cifar_fs": split}))
+    monkeypatch.setenv("METABAYES_DATA", str(tmp_path))
+    small = ("pretrain.epochs=1", "backbone.num_filters=2")
+    ran("run", "data=cifar_fs", *small, *SMALL, "guide=proto", "hydra.run.dir=run")
+    assert results_of(Path("run"))["data"] == "cifar_fs"
 
 
 def test_omniglot_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

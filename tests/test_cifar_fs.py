@@ -1,0 +1,46 @@
+"""Are the images of CIFAR-FS those of CIFAR-100, in the published classes, and is a damaged sheet named?"""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from pyro_metabayes.data import cifar_fs
+from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.errors import UsageError
+
+
+@pytest.fixture
+def bank(metabayes_data: Path) -> Bank:
+    return cifar_fs.load()
+
+
+def test_classes_and_pixels_are_the_published_ones(bank: Bank, metabayes_data: Path) -> None:
+    assert bank.inputs.shape == (60000, 3, 32, 32) and set(bank.class_sizes.tolist()) == {600}
+    assert [len(bank.splits[split]) for split in SPLITS] == [64, 16, 20]
+    meta = json.loads((metabayes_data / "cifar100/cifar100_meta.json").read_text())
+    for split in SPLITS:
+        class_id = int(bank.splits[split][0])
+        start = int(bank.class_starts[class_id])
+        pixels = bank.inputs[start : start + 600].permute(0, 2, 3, 1).contiguous().numpy()
+        assert sha256(pixels.tobytes()).hexdigest() == meta["sha256_raw"][bank.class_names[class_id]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(b"no image", "got a damaged file"), (None, "expected a file at .*apple.webp, got none")],
+)
+def test_a_bad_sheet_is_named(
+    damage: bytes | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cifar100"
+    (folder / "sheets/train").mkdir(parents=True)
+    (folder / "cifar100_meta.json").write_text(json.dumps({"cifar_fs": {"train": ["apple"], "val": [], "test": []}}))
+    if damage is not None:
+        (folder / "sheets/train/apple.webp").write_bytes(damage)
+    monkeypatch.setenv("METABAYES_DATA", str(tmp_path))
+    with pytest.raises(UsageError, match=message):
+        cifar_fs.load()
