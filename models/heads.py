@@ -73,7 +73,9 @@ class Cosine(Head):
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
         """With u_c = w_c / |w_c| and G = g^T x: pullback(g)_c = scale / |w_c| (G_c - (G_c . u_c) u_c)."""
-        inverse_norm = 1 / w.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        norm = w.norm(dim=-1, keepdim=True)
+        # Weights of length 0 have no direction to turn: a class without a support point stays where it is.
+        inverse_norm = torch.where(norm > 1e-12, 1 / norm.clamp(min=1e-12), 0.0)
         direction = w * inverse_norm
         cosine = fold_samples(direction, x)  # [..., T, C, N]
 

@@ -28,7 +28,11 @@ class Prior(nn.Module):
 
 
 class Flat(Prior):
-    """p(w) constant and improper: MAML, ProtoNets and published SIB. No bound, entropy or KL exists."""
+    """p(w) constant and improper: MAML, ProtoNets and published SIB.
+
+    No bound, entropy or KL exists, and nothing can be drawn from it: pyro's Predictive, which runs
+    the model without the guide first, does not take it.
+    """
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         return ImproperUniform(constraints.real, Size((observed.num_tasks,)), event_shape)

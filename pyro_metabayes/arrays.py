@@ -47,6 +47,12 @@ def _labels(y: Array, num_points: int) -> Tensor:
             f"expected support_y to hold {num_points} integers from 0 up, one for each support input, "
             f"got {labels.dtype} of shape {tuple(labels.shape)}"
         )
+    present = labels.unique().tolist()
+    if present != list(range(len(present))):
+        raise UsageError(
+            f"expected support inputs of the classes 0, 1, 2, ... without a gap, got labels {present[:20]}; "
+            "number the classes anew"
+        )
     return labels.long()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor, nn
 
 from pyro_metabayes import checkpoint
@@ -127,7 +127,7 @@ class MetaLearner(nn.Module):
         self, distribution: TorchDistribution, observed: Observed, num_samples: int
     ) -> tuple[Tensor, TorchDistribution]:
         """As posterior_predictive, for any distribution of w."""
-        point = type(innermost(distribution)).__name__ == "Delta"
+        point = isinstance(innermost(distribution), Delta)
         w = distribution.sample(torch.Size((1 if point else num_samples,)))
         return w, self.model.likelihood(w, observed.query_x, observed)
 

@@ -10,6 +10,8 @@ import pyro
 import pytest
 import torch
 
+from tests.commands import on_features, ran, write_features
+
 os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported, here or in a process that a test starts
 torch.set_num_threads(1)
 
@@ -43,3 +45,22 @@ def metabayes_data() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"METABAYES_DATA is no folder: {folder}")
     return Path(folder)
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder of a command that is tried out."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_features(tmp_path_factory.mktemp("features") / "features.npz")
+
+
+@pytest.fixture(scope="session")
+def finished(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one run of sib."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    ran("run", *on_features(features), f"hydra.run.dir={folder}", "guide=sib")
+    return folder

@@ -10,19 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.commands import Outcome, call, figures_of, on_features, ran, results_of, write_features
+from tests.commands import Outcome, call, figures_of, on_features, ran, results_of
 
 GUIDES = ("sib_delta", "proto")
 
 
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_features(tmp_path_factory.mktemp("features") / "features.npz")
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture(scope="session")

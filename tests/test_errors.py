@@ -23,27 +23,10 @@ from tests.commands import (
     finish,
     on_features,
     process,
-    ran,
     write_features,
 )
 
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_features(tmp_path_factory.mktemp("features") / "features.npz")
-
-
-@pytest.fixture(scope="session")
-def finished(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one run of sib."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    ran("run", *on_features(features), f"hydra.run.dir={folder}", "guide=sib")
-    return folder
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture

@@ -237,3 +237,16 @@ def test_the_cosine_bias_is_seen_by_xi_alone(num_steps: int) -> None:
     learner(random_tasks())["loss"].backward()
     gradient = learner.model.head.bias.grad.abs().item()
     assert gradient < 1e-14 if num_steps == 0 else gradient > 1e-8
+
+
+def test_a_class_without_support_stays_finite() -> None:
+    """Its weights have length 0 and no direction: no gradient, neither inner nor outer, may blow up there."""
+    head = Cosine()
+    w = torch.randn(2, 3, 5)
+    w[:, 1] = 0
+    w.requires_grad_()
+    logits, pullback = head.outputs_and_pullback(w, torch.nn.functional.normalize(torch.randn(2, 4, 5), dim=-1))
+    gradient = pullback(torch.randn(2, 4, 3))
+    assert torch.equal(gradient[:, 1], torch.zeros(2, 5))
+    (logits.square().sum() + gradient.square().sum()).backward()
+    assert w.grad is not None and torch.isfinite(w.grad).all()

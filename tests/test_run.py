@@ -31,7 +31,6 @@ from tests.commands import (
     ran,
     results_of,
     same_weights,
-    write_features,
 )
 
 CONF = ROOT / "experiments" / "conf"
@@ -59,22 +58,7 @@ def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_features(tmp_path_factory.mktemp("features") / "features.npz")
-
-
-@pytest.fixture(scope="session")
-def finished(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one run of sib."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    ran("run", *on_features(features), f"hydra.run.dir={folder}", "guide=sib")
-    return folder
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture(scope="session")
