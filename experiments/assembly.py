@@ -33,7 +33,8 @@ def device_of(config: Config) -> torch.device:
 class Assembly:
     """A learner with fresh weights (its backbone pretrained), and streams of the tasks it is for."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, num_classes: int | None = None) -> None:
+        """num_classes: what the learner is built for, where it is not the way of the tasks."""
         self.config, self.device = config, device_of(config)
         specification = config.specification()
         MetaLearner.check(specification)
@@ -43,7 +44,7 @@ class Assembly:
         self._refuse_impossible(source)
         specification |= {
             "input_shape": list(source.input_shape),
-            "num_classes": config.task.way,
+            "num_classes": num_classes or config.task.way,
             "particles": config.train.particles,
         }
         torch.manual_seed(config.seed)

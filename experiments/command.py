@@ -6,11 +6,12 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -55,6 +56,13 @@ def one_line(error: BaseException) -> str:
     """The message of an error, its lines joined; Hydra and OmegaConf spread theirs over several."""
     if isinstance(error, UsageError):
         return str(error).partition("\n")[0]  # Pyro appends the shapes of a trace
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        near = get_close_matches(name, error.options, 1)
+        guess = f"did you mean '{near[0]}'? " if near else ""
+        return f"no '{name}' for {group}; {guess}there are: {', '.join(error.options)}"
+    if "Ambiguous value for argument" in str(error):
+        return f"{str(error).splitlines()[0]}; to sweep over a list put -m first: python -m experiments.run -m ..."
     cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else None
     if isinstance(unknown := cause or error, ConfigAttributeError | ConfigKeyError) and unknown.parent_node:
         known = [str(name) for name in unknown.parent_node]

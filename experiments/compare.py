@@ -39,6 +39,7 @@ def row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
         "data and task": task,
         "guide": label,
         "seeds": str(len(runs)),
+        "steps": "-".join(sorted({str(run.results["steps"]) for run in runs})),
         # Two columns: who sees the whole query set before it answers competes with its like alone.
         "accuracy %": "-" if transductive else accuracy,
         "transductive %": accuracy if transductive else "-",
@@ -76,7 +77,8 @@ def tables(groups: Mapping[tuple[str, str], Sequence[Run]]) -> tuple[list[dict[s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=__doc__)
-    parser.add_argument("runs", nargs="+", help="folders of runs, or folders above them; the first is the baseline")
+    help_runs = "folders of runs, or folders above them (in the order of their paths); the first row is the baseline"
+    parser.add_argument("runs", nargs="+", help=help_runs)
     parser.add_argument("--out", default="runs/comparison", help="folder for table.md, table.csv and comparison.png")
     options = parser.parse_args(arguments)
     groups = grouped(find_runs(options.runs))

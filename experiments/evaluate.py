@@ -19,11 +19,20 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import evaluate
 from pyro_metabayes.report import result_row, text_table
 
+TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # what made the run, and cannot be changed after it
+
 
 def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
     """Evaluate the best learner of a run under a configuration that may differ in what has no weights."""
-    assembly = Assembly(config)
-    assembly.learner.load_weights(checkpoint.load(folder / "checkpoint.pt")["best"]["weights"])
+    state = checkpoint.load(folder / "checkpoint.pt")
+    taken, asked = state["training"]["step"], config.train.steps
+    if taken < asked:
+        raise UsageError(
+            f"expected a finished run, got {folder}, which stands at step {taken} of {asked}; "
+            f"finish it with: python -m experiments.run resume={folder}"
+        )
+    assembly = Assembly(config, state["best"]["specification"]["num_classes"])
+    assembly.learner.load_weights(state["best"]["weights"])
     assembly.learner.to(assembly.device)
     evaluation = evaluate(assembly.learner, assembly.stream(config.eval.split), config.eval, config.seed)
     results = results_of(config, assembly, evaluation, train_seconds=None)
@@ -36,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     parser.add_argument("settings", nargs="*", help="changed settings, such as guide.num_steps=0 or eval.tasks=2000")
     options = parser.parse_args(arguments)
+    for setting in options.settings:
+        if setting.startswith(TRAINED) and not setting.startswith("data.path="):  # a file may have moved
+            raise UsageError(f"an evaluation does not train: expected settings of task, eval or guide, got '{setting}'")
     config = saved_config(options.run, options.settings)
     name = ",".join(options.settings).replace("/", "_") or "again"
     out = options.run / "evaluations" / name

@@ -20,7 +20,7 @@ def draw(groups: Groups, path: Path) -> None:
     """Accuracy and NLL of every row with its interval, and how alive its prior stayed in training."""
     alive = {label: curve for (_, label), runs in groups.items() if (curve := spread_in_training(runs))}
     figure, axes = new_figure(3 if alive else 2)
-    figure.set_size_inches(4 + 3.4 * len(axes), max(2.8, 1.4 + 0.34 * len(groups)))
+    figure.set_size_inches(2.4 + 2.9 * len(axes), max(2.8, 1.4 + 0.34 * len(groups)))
     _draw_scores(axes[0], groups, "accuracy", 100)
     _draw_scores(axes[1], groups, "nll", 1)
     axes[0].set_title("accuracy, %", fontsize=10)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from experiments.results import results_of, write_results
 from pyro_metabayes.data.sampler import TaskShape
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import evaluate
+from pyro_metabayes.optimisation import TrainSettings
 from pyro_metabayes.report import draw_curves, result_row, text_table
 from pyro_metabayes.training import MetaTraining
 
@@ -47,16 +51,29 @@ def describe(task: TaskShape) -> str:
     return f"{task.way}-way {task.shot}-shot"
 
 
+def note_other_steps(before: TrainSettings, folder: Path) -> None:
+    """A cosine that has ended cannot be taken back, and earlier evaluations were of another learner."""
+    shutil.rmtree(folder / "evaluations", ignore_errors=True)
+    if before.schedule == "cosine":
+        note = f"note: the schedule was made for {before.steps} steps; a run started with more would end elsewhere"
+        print(note, file=sys.stderr)
+
+
 def main(composed: DictConfig, folder: Path) -> None:
     if composed.resume:
         overrides = [item.lstrip("+") for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
-        config = saved_config(Path(composed.resume), overrides)
+        config = saved_config(folder, overrides)
     elif (folder / "checkpoint.pt").exists():
         raise UsageError(f"expected a new folder, got {folder}, which holds a run; resume={folder} continues it")
     else:
         config = typed(composed)
+    before = saved_config(folder, []) if composed.resume else config
     results = run(config, folder)
+    if config.train.steps != before.train.steps:
+        note_other_steps(before.train, folder)
     print(text_table([result_row(results)]))
+    if results["nll"] > (guessing := math.log(results["way"])):
+        print(f"worse than guessing (NLL {guessing:.3f}): too few steps, or diverged (lower train.learning_rate)")
     print(f"results, curves and checkpoint: {folder}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from pyro_metabayes.errors import UsageError
 
 SCORES = ("accuracy", "nll", "joint_nll")
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
-NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive"}
+NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
 WITHOUT_MEANING = ("seed", "device", "resume", "choices")  # settings that make no other experiment
 
 
@@ -96,4 +97,6 @@ def grouped(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
         group = groups[run.task, label]
         if all(run.tasks != other.tasks for other in group):
             group.append(run)
+        else:
+            print(f"note: left out {run.folder}: same settings and tasks as a run before it", file=sys.stderr)
     return dict(groups)

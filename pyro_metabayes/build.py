@@ -25,7 +25,8 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
     name = spec.get("_target_")
     if not isinstance(name, str) or not name.startswith(tuple(prefixes)):
         allowed = ", ".join(prefixes)
-        raise UsageError(f"expected {part}._target_ to be a dotted name under {allowed}, got {name!r}")
+        hint = "" if name else f"; does the YAML of {part} begin with '# @package _global_'?"
+        raise UsageError(f"expected {part}._target_ to be a dotted name under {allowed}, got {name!r}{hint}")
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)

@@ -55,6 +55,16 @@ class Guide(PyroModule):
                 f"got {observed.num_classes}; train with task.way={observed.num_classes}"
             )
 
+    def _check_shape(self, q: TorchDistribution, data: Observed) -> None:
+        """What a new guide gets wrong first; Pyro would say so in the terms of its broadcasting."""
+        expected = (data.num_tasks,), tuple(self.model.event_shape(data))
+        got = tuple(q.batch_shape), tuple(q.event_shape)
+        if got != expected:
+            raise UsageError(
+                f"expected the guide's distribution to have batch shape {list(expected[0])} and event shape "
+                f"{list(expected[1])}, got {list(got[0])} and {list(got[1])}; see .to_event() and event_dim"
+            )
+
     def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
         """Sample w from training_posterior for Episodes, from posterior for an Observed."""
         announce_parameters(self, "guide")
@@ -64,6 +74,7 @@ class Guide(PyroModule):
                 "expected a posterior that can be sampled, got the flat prior itself; take a guide with a posterior "
                 "of its own, or another prior"
             )
+        self._check_shape(q, data)
         scale = nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight)
         with pyro.plate("task", data.num_tasks, dim=-1), scale:
             pyro.sample("w", q)

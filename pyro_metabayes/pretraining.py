@@ -76,7 +76,11 @@ def pretrained_features(
     print(f"no pretrained {name} for this data yet: pretraining it once, {settings.epochs} epochs")
     with noise_of(settings.seed):
         accuracy = pretrain(backbone.to(device), bank, settings, device)
-    print(f"pretrained {name}: {accuracy:.1%} of the training images recognised in the last epoch; kept in {path}")
+    num_classes = len(bank.splits["train"])
+    print(
+        f"pretrained {name}: {accuracy:.1%} of the training images right among {num_classes} classes "
+        f"(chance {1 / num_classes:.1%}); kept in {path}"
+    )
     features = extract(backbone, bank, device)
     weights = {name: value.cpu() for name, value in backbone.state_dict().items()}
     checkpoint.save(path, {"weights": weights, "features": features})

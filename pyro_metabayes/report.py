@@ -122,5 +122,5 @@ def new_figure(num_panels: int) -> tuple[Any, list[Any]]:
 
 
 def save_figure(figure: Any, path: Path) -> Path:
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
     return path

@@ -47,8 +47,8 @@ def error_of(*arguments: str) -> str:
 # ---------------------------------------------------------------- the command line
 
 UNKNOWN = {
-    "guide=nope": "Could not find 'guide/nope' Available options in 'guide': mc mean_field proto",
-    "data=nope": "Could not find 'data/nope'",
+    "guide=nope": "no 'nope' for guide; there are: mc, mean_field, proto",
+    "data=nope": "no 'nope' for data; there are: cifar_fs, features",
     "gude=sib": "unknown key 'gude'; did you mean 'guide'?",
     "train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",
     "+train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",
@@ -289,7 +289,10 @@ def test_a_learner_without_a_run_is_refused(copied: Path) -> None:
 EVALUATE = {
     "guide=mc": "a saved run keeps its parts",
     "guide": "a saved run keeps its parts",
-    "train.stepz=1": "unknown key 'train.stepz'; did you mean 'steps'?",
+    "train.steps=7": "an evaluation does not train",
+    "seed=5": "an evaluation does not train",
+    "eval.taskz=1": "unknown key 'eval.taskz'; did you mean 'tasks'?",
+    "task.way=4": "expected tasks of 5 classes, which this guide was trained for, got 4",
     "guide.foo=1": "unknown key 'guide.foo'",
     "foo.bar=1": "unknown key 'foo'",
     "guide.num_steps=x": "expected guide.num_steps to be of type int, got 'x'",

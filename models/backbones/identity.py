@@ -5,12 +5,19 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_metabayes.errors import UsageError
+
 
 class Backbone(nn.Module):
     """The features as they come, scaled to unit length unless told otherwise."""
 
     def __init__(self, input_shape: tuple[int, ...], normalise: bool = True) -> None:
         super().__init__()
+        if len(input_shape) != 1:
+            raise UsageError(
+                f"backbone=identity expects features [D], got inputs of shape {list(input_shape)}; "
+                "take backbone=conv4 for images"
+            )
         (self.num_features,) = input_shape
         self.normalise = normalise
 
