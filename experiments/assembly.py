@@ -36,6 +36,7 @@ class Assembly:
     def __init__(self, config: Config, num_classes: int | None = None) -> None:
         """num_classes: what the learner is built for, where it is not the way of the tasks."""
         self.config, self.device = config, device_of(config)
+        torch.set_num_threads(config.threads)
         specification = config.specification()
         MetaLearner.check(specification)
         check(config.data, "data", ())

@@ -37,11 +37,14 @@ class Config:
     choices: dict[str, str] = field(default_factory=dict)  # the names chosen for data and guide; filled in
     seed: int = 0  # of initial weights, tasks and noise
     device: str = "auto"  # auto, cpu, cuda
+    threads: int = 1  # of torch on the CPU; with more, a run depends on how many there were
     resume: str = ""  # the folder of an interrupted run
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"expected 0 <= seed < 2^63, got {self.seed}")
+        if self.threads < 1:
+            raise UsageError(f"expected threads >= 1, got {self.threads}")
         if not isinstance(frozen := self.backbone.get("frozen", True), bool):
             raise UsageError(f"expected backbone.frozen to be true or false, got {frozen!r}")
 
@@ -84,7 +87,7 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
     """The configuration of a run's checkpoint, with settings like train.steps=4000 changed."""
     for override in overrides:
         key, equals, _ = override.partition("=")
-        if not equals or ("." not in key and key not in ("seed", "device")):
+        if not equals or ("." not in key and key not in ("seed", "device", "threads")):
             raise UsageError(f"a saved run keeps its parts; expected settings like train.steps=4000, got '{override}'")
     saved = checkpoint.load(folder / "checkpoint.pt").get("config")
     if saved is None:

@@ -19,7 +19,7 @@ from pyro_metabayes.errors import UsageError
 SCORES = ("accuracy", "nll", "joint_nll")
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
-WITHOUT_MEANING = ("seed", "device", "resume", "choices")  # settings that make no other experiment
+WITHOUT_MEANING = ("seed", "device", "threads", "resume", "choices")  # settings that make no other experiment
 
 
 @dataclass(frozen=True)
