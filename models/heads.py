@@ -54,7 +54,7 @@ class Cosine(Head):
     """logits_ic = scale * (cos(w_c, x_i) + bias), with x_i of unit length.
 
     scale is learned, from 10; bias is learned, from 0: the softmax does not see it, a synthetic
-    gradient network does. (Gidaris and Komodakis 2018, eq. 5; SIB's released code.)
+    gradient network does. (Gidaris and Komodakis 2018; SIB's released code.)
     """
 
     def __init__(self, scale: float = 10.0) -> None:
@@ -101,7 +101,7 @@ class Linear(Head):
         return num_features + 1  # the bias
 
     def prototypes(self, means: Tensor) -> Tensor:
-        """-|x - m_c|^2 = 2 m_c . x - |m_c|^2 + what is equal for all classes. (Snell et al. 2017, eq. 8)"""
+        """-|x - m_c|^2 = 2 m_c . x - |m_c|^2 + what is equal for all classes. (Snell et al. 2017)"""
         return torch.cat((2 * means, -means.square().sum(-1, keepdim=True)), dim=-1)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:

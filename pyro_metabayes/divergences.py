@@ -34,8 +34,8 @@ def mixture_kl_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor
     """-sum_c log sum_j pi_j exp(-KL(q_c, N_j)) >= KL(q, mixture); q normal with event [C, D].
 
     The mixture has components N_j over D and is independent over classes. An upper bound, by
-    convexity of the KL in its second argument (Hershey and Olsen 2007, section 7 with one
-    component on the left); exact where all components are equal.
+    Jensen's inequality (the variational bound of Hershey and Olsen 2007, with one component on the
+    left); exact where all components are equal.
     """
     per_class: Any = innermost(mixture)  # batch [..., T, C], event [D]
     normal: Any = innermost(q)

@@ -22,7 +22,7 @@ class Elbo(Objective, Trace_ELBO):
     samples, equal to Trace_ELBO in value and gradient; for the exact posterior every single sample
     gives the log evidence. kl="analytic": the closed form where there is one, equal to
     TraceMeanField_ELBO; else sampled. kl_weight is a scale on the latent site of model and guide.
-    (Kingma and Welling 2014, eq. 3; Hu et al. 2020, workshop version, eq. 4.)
+    (Kingma and Welling 2014; Hu et al. 2020, workshop version, eq. 4.)
     """
 
     name = "elbo"

@@ -20,7 +20,7 @@ class MonteCarlo(Objective):
 
     joint=True takes the product over a task's query points inside the log: -sum_t log (1/L) sum_l
     prod_i p(y_ti | x_ti, w_l), RenyiELBO(alpha=0) with the conditional prior as guide, task by task.
-    The samples come from `posterior`, which never sees a query label. (Gordon et al. 2019, eq. 5;
+    The samples come from `posterior`, which never sees a query label. (Gordon et al. 2019, and their code;
     NPML in the neural process literature for the joint form.)
     """
 
