@@ -23,6 +23,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import noise_of
 
 EXTRACTION_BATCH = 512
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass
@@ -36,9 +37,14 @@ class PretrainSettings:
     weight_decay: float = 5e-4
     shift: int = 2  # augmentation: translation by up to so many pixels
     flip: bool = False  # augmentation: half of the images mirrored, left to right
+    precision: str = "32-true"  # 32-true, bf16-mixed (the backbone in bfloat16; what follows it stays float32)
     seed: int = 0  # of the backbone alone: runs of several seeds share it
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(
+                f"expected pretrain.precision to be one of {', '.join(PRECISIONS)}, got '{self.precision}'"
+            )
         if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0 or self.shift < 0:
             raise UsageError(
                 f"expected pretrain.epochs >= 1, batch_size >= 2, learning_rate > 0, shift >= 0, got {self}"
@@ -105,7 +111,7 @@ def pretrain(backbone: nn.Module, bank: Bank, settings: PretrainSettings, device
             hits.zero_()
             for batch in torch.randperm(len(rows))[: per_epoch * settings.batch_size].split(settings.batch_size):
                 images = _augmented(as_float(bank.inputs[rows[batch]].to(device)), settings)
-                loss, right = _classify(network, images, labels[batch].to(device))
+                loss, right = _classify(network, images, labels[batch].to(device), settings.precision)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -128,9 +134,11 @@ def _one_cycle(network: nn.Module, settings: PretrainSettings, num_steps: int) -
     return optimizer, OneCycleLR(optimizer, settings.learning_rate, num_steps, pct_start=0.3)
 
 
-def _classify(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _classify(network: nn.Module, images: Tensor, labels: Tensor, precision: str) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy, and how many are right."""
-    logits = network(images)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        logits = network(images)
+    logits = logits.float()
     return functional.cross_entropy(logits, labels), (logits.argmax(-1) == labels).sum()
 
 
