@@ -11,7 +11,8 @@ from torch import Generator
 from experiments.config import Config
 from pyro_metabayes.build import build, check
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.sampler import BankSampler, Source, TaskShape, TaskStream
+from pyro_metabayes.data.sampler import BankSampler
+from pyro_metabayes.data.stream import KnownTruth, Source, TaskStream
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
@@ -45,17 +46,24 @@ class Assembly:
         self._refuse_impossible(source)
         specification |= {
             "input_shape": list(source.input_shape),
-            "num_classes": num_classes or config.task.way,
+            "num_classes": num_classes or source.num_targets or config.task.way,
+            "num_targets": source.num_targets,
             "particles": config.train.particles,
         }
         torch.manual_seed(config.seed)
         self.learner = MetaLearner.from_specification(specification, config.frozen)
         self.source: Source = self._embedded(data) if isinstance(data, Bank) else source
 
-    def stream(self, split: str, shape: TaskShape | None = None) -> TaskStream:
-        """Tasks of a split, on the run's device."""
-        draw = self.source.sampler(split, shape or self.config.task)
-        return TaskStream(_on(self.device, draw), self.config.seed, split)
+    def stream(self, split: str) -> TaskStream:
+        """Tasks of a split, on the run's device; those to learn from are as many as train.num_tasks."""
+        draw = self.source.sampler(split, self.config.task)
+        num_tasks = self.config.train.num_tasks if split == "train" else None
+        return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks)
+
+    @property
+    def truth(self) -> KnownTruth | None:
+        """The simulator, where it knows p(w | what is observed)."""
+        return self.source if isinstance(self.source, KnownTruth) else None
 
     def _refuse_impossible(self, source: Source) -> None:
         """Shapes that the data cannot fill, before anything is pretrained."""

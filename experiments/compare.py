@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.picture import draw
-from experiments.runs import SCORES, Run, find_runs, grouped
+from experiments.runs import Run, find_runs, grouped
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.report import COLLAPSE, csv_table, markdown_table, number, per_cent, text_table
@@ -31,9 +31,11 @@ def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
 
 def row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
     """Means over seeds, with 95% intervals over all their tasks."""
-    scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in SCORES}
+    scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in runs[0].per_task}
     collapsed = {run.results["collapsed"] for run in runs}
-    accuracy = per_cent(scores["accuracy"].mean(), ci95_of(scores["accuracy"]))
+    accuracy = "-"
+    if "accuracy" in scores:
+        accuracy = per_cent(scores["accuracy"].mean(), ci95_of(scores["accuracy"]))
     transductive = runs[0].results["transductive"]
     return {
         "data and task": task,
@@ -56,8 +58,10 @@ def differences(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]
     """Each score less that of `first`, paired: on the same tasks, which leaves out how hard they were."""
     row = {"data and task": task, "guide": label}
     for name, (title, factor, digits) in DIFFERENCES.items():
-        of_first = {run.tasks: run.per_task[name] for run in first}
-        pairs = [(run.per_task[name], of_first[run.tasks]) for run in runs if run.tasks in of_first]
+        of_first = {run.tasks: run.per_task.get(name) for run in first}
+        pairs = [
+            (run.per_task[name], of_first[run.tasks]) for run in runs if name in run.per_task and run.tasks in of_first
+        ]
         row[title] = "-"
         if pairs and runs is not first:
             gain = factor * np.concatenate([its - other for its, other in pairs])

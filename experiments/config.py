@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes import checkpoint
-from pyro_metabayes.data.sampler import TaskShape
+from pyro_metabayes.data.stream import TaskShape
 from pyro_metabayes.errors import UsageError, unknown_key
 from pyro_metabayes.evaluation import EvalSettings
 from pyro_metabayes.learner import PARTS

@@ -34,7 +34,8 @@ def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
     assembly = Assembly(config, state["best"]["specification"]["num_classes"])
     assembly.learner.load_weights(state["best"]["weights"])
     assembly.learner.to(assembly.device)
-    evaluation = evaluate(assembly.learner, assembly.stream(config.eval.split), config.eval, config.seed)
+    tasks = assembly.stream(config.eval.split)
+    evaluation = evaluate(assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth)
     results = results_of(config, assembly, evaluation, train_seconds=None)
     write_results(out, results, evaluation)
     return results

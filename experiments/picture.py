@@ -42,6 +42,8 @@ def draw(groups: Groups, path: Path) -> None:
 
 def _draw_scores(axis: Any, groups: Groups, score: str, factor: float) -> None:
     for height, runs in enumerate(groups.values()):
+        if score not in runs[0].per_task:
+            continue
         values = factor * np.concatenate([run.per_task[score] for run in runs])
         fill = "white" if runs[0].results["transductive"] else "C0"
         axis.errorbar(values.mean(), -height, xerr=ci95_of(values), fmt="o", color="C0", mfc=fill, capsize=3)

@@ -17,11 +17,10 @@ from experiments.assembly import Assembly
 from experiments.command import run_command
 from experiments.config import Config, saved_config, typed
 from experiments.results import results_of, write_results
-from pyro_metabayes.data.sampler import TaskShape
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import evaluate
 from pyro_metabayes.optimisation import TrainSettings
-from pyro_metabayes.report import draw_curves, result_row, text_table
+from pyro_metabayes.report import draw_curves, result_row, task_name, text_table
 from pyro_metabayes.training import MetaTraining
 
 
@@ -40,15 +39,13 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         seed=config.seed,
     )
     learner = training.run()
-    evaluation = evaluate(learner, assembly.stream(config.eval.split), config.eval, config.seed)
+    tasks = assembly.stream(config.eval.split)
+    evaluation = evaluate(learner, tasks, config.eval, config.seed, truth=assembly.truth)
     results = results_of(config, assembly, evaluation, training.seconds)
-    draw_curves(folder, title=f"{results['guide']} on {results['data']}, {describe(config.task)}, seed {config.seed}")
+    task = task_name(config.task.way, config.task.shot)
+    draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
     write_results(folder, results, evaluation)
     return results
-
-
-def describe(task: TaskShape) -> str:
-    return f"{task.way}-way {task.shot}-shot"
 
 
 def note_other_steps(before: TrainSettings, folder: Path) -> None:
@@ -72,7 +69,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     if config.train.steps != before.train.steps:
         note_other_steps(before.train, folder)
     print(text_table([result_row(results)]))
-    if results["nll"] > (guessing := math.log(results["way"])):
+    if results["accuracy"] and results["nll"] > (guessing := math.log(results["way"])):
         print(f"worse than guessing (NLL {guessing:.3f}): too few steps, or diverged (lower train.learning_rate)")
     print(f"results, curves and checkpoint: {folder}")
 

@@ -15,8 +15,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.report import task_name
 
 SCORES = ("accuracy", "nll", "joint_nll")
+NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
 WITHOUT_MEANING = ("seed", "device", "threads", "resume", "choices")  # settings that make no other experiment
@@ -33,7 +35,7 @@ class Run:
     @property
     def task(self) -> str:
         its = self.results
-        return f"{its['data']} {its['way']}-way {its['shot']}-shot, {its['split']}"
+        return f"{its['data']} {task_name(its['way'], its['shot'])}, {its['split']}"
 
     @property
     def tasks(self) -> tuple[Any, ...]:
@@ -57,7 +59,7 @@ def read_run(folder: Path) -> Run:
         results = json.loads((folder / "results.json").read_text())
         # Opened here: numpy leaves a damaged file open.
         with (folder / "tasks.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            per_task = {name: archive[name] for name in SCORES}
+            per_task = {name: archive[name] for name in SCORES if name in archive or name in NEEDED_SCORES}
         if missing := sorted(NEEDED - (results.keys() if isinstance(results, dict) else set())):
             raise ValueError(f"results.json lacks {', '.join(missing)}")
         return Run(folder, results, per_task)

@@ -6,17 +6,37 @@ Iakovleva, Verbeek and Alahari, "Meta-Learning with Shared Amortized Variational
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 from pyro.distributions import TorchDistribution
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, query) = p_psi(w | support u query) in training; predictions use p_psi(w | support)."""
+    """q(w | support, query) = p_psi(w | support u query) in training; predictions use p_psi(w | support).
+
+    shared: false gives the posterior an encoder of its own, which starts as a copy of the prior's: the
+    usual conditional VAE, which SAMOVAR departs from.
+    """
+
+    def __init__(self, model: pyro_metabayes.Model, shared: bool = True) -> None:
+        super().__init__(model)
+        prior: Any = getattr(model, "prior_over_weights", None)
+        if not getattr(prior, "conditional", False):
+            raise UsageError(
+                "expected a prior that reads the support set, which savi infers with; take prior=conditional"
+            )
+        self.encoder = None if shared else copy.deepcopy(prior)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         return self.model.prior(observed)
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
-        return self.model.prior(episodes.pooled())
+        pooled = episodes.pooled()
+        if self.encoder is None:
+            return self.model.prior(pooled)
+        return self.encoder(pooled, self.model.event_shape(pooled))

@@ -15,30 +15,9 @@ import pyro_metabayes
 from pyro_metabayes.divergences import differentiable_divergence
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.task_norm import TaskNorm
 
 FAMILIES = ("normal", "amortized", "delta")
-
-
-class TaskNorm(nn.Module):
-    """Normalises each channel over the points of one task, never across tasks, without running statistics.
-
-    What BatchNorm in training mode does to a batch of one task, as the released code runs it at
-    test time too; with more tasks it would let them see each other.
-    """
-
-    def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_channels))
-        self.eps = eps
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [..., T, N, H], mask [T, N, 1] -> [..., T, N, H]."""
-        share = mask.to(x.dtype) / mask.sum(-2, keepdim=True).clamp(min=1)
-        mean = (share * x).sum(-2, keepdim=True)
-        centred = x - mean
-        variance = (share * centred.square()).sum(-2, keepdim=True)
-        return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 
 class OrderedNet(nn.Module):
@@ -46,19 +25,21 @@ class OrderedNet(nn.Module):
 
     pure = True  # a function of tensors: torch.compile may have it
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, normalise: bool = True) -> None:
         super().__init__()
         width = 8 * num_classes
         self.inputs = nn.Linear(num_classes, width)
         self.hidden = nn.Linear(width, width)
         self.outputs = nn.Linear(width, num_classes)
-        self.norms = nn.ModuleList([TaskNorm(width), TaskNorm(width)])
+        self.norms = nn.ModuleList([TaskNorm(width) for _ in range(2)] if normalise else [])
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Synthetic d loss / d logits [..., T, Q, C] from the logits; mask [T, Q]."""
-        mask = mask.unsqueeze(-1)
-        x = self.norms[0](self.inputs(logits).relu(), mask)
-        return self.outputs(self.norms[1](self.hidden(x).relu(), mask))
+        x = logits
+        for i, layer in enumerate((self.inputs, self.hidden)):
+            x = layer(x).relu()
+            x = self.norms[i](x, mask.unsqueeze(-1)) if self.norms else x
+        return self.outputs(x)
 
 
 class PooledLinear(nn.Linear):
@@ -80,21 +61,22 @@ class EquivariantNet(nn.Module):
 
     pure = True
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 32, normalise: bool = True) -> None:
         super().__init__()
         self.inputs = PooledLinear(2, width)
         self.hidden = PooledLinear(width, width)
         self.outputs = PooledLinear(width, 1)
-        self.norms = nn.ModuleList([TaskNorm(width), TaskNorm(width)])
+        self.norms = nn.ModuleList([TaskNorm(width) for _ in range(2)] if normalise else [])
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """As OrderedNet.forward, for any C."""
         num_classes = logits.shape[-1]
         points = mask.repeat_interleave(num_classes, dim=-1).unsqueeze(-1)  # [T, Q * C, 1]
         x = torch.stack((logits, logits.softmax(-1)), dim=-1)
-        for layer, norm in zip((self.inputs, self.hidden), self.norms, strict=True):
+        for i, layer in enumerate((self.inputs, self.hidden)):
             x = layer(x).relu()  # [..., T, Q, C, H]
-            x = norm(x.flatten(-3, -2), points).unflatten(-2, (-1, num_classes))
+            if self.norms:
+                x = self.norms[i](x.flatten(-3, -2), points).unflatten(-2, (-1, num_classes))
         return self.outputs(x).squeeze(-1)
 
 
@@ -109,7 +91,8 @@ class Guide(pyro_metabayes.Guide):
     by a learned vector (`initialisation: support`), or is learned itself and needs no support set
     (`global`). sigma is learned, shared by the classes (`posterior: normal`), or a learned function
     of theta^0 (`amortized`), or 0 (`delta`, the released code). inner_samples: draws of eps in a
-    step; 0 takes the gradient at theta^k itself, as released. xi: `ordered` or `equivariant`.
+    step; 0 takes the gradient at theta^k itself, as released. xi: `ordered` or `equivariant`, its channels
+    normalised over the queries of a task unless `normalise` is false. learn_scale: false keeps sigma.
     """
 
     def __init__(
@@ -126,6 +109,8 @@ class Guide(pyro_metabayes.Guide):
         synthetic_gradient: str = "ordered",
         inner_kl: float = 0.0,
         inner_samples: int = 0,
+        normalise: bool = True,
+        learn_scale: bool = True,
     ) -> None:
         super().__init__(model)
         _choose("guide.posterior", posterior, FAMILIES)
@@ -140,14 +125,15 @@ class Guide(pyro_metabayes.Guide):
         self.transductive = num_steps > 0  # theta^0 sees the support set at most
         self.family, self.initialisation = posterior, initialisation
         ordered = synthetic_gradient == "ordered"
-        self.xi = OrderedNet(num_classes) if ordered else EquivariantNet()
+        self.xi = OrderedNet(num_classes, normalise) if ordered else EquivariantNet(normalise=normalise)
         self.num_classes = num_classes if ordered or initialisation == "global" else None
         self._set_step_size(step_size, learn_step_size)
         if initialisation == "support":
             self.initial_scale = nn.Parameter(torch.ones(num_weights))
         else:
-            self.initial = nn.Parameter(torch.randn(num_classes, num_weights) * num_weights**-0.5)
-        self._set_scale(scale, num_weights)
+            start = torch.randn if num_classes > 1 else torch.zeros  # one output has no symmetry to break
+            self.initial = nn.Parameter(start(num_classes, num_weights) * num_weights**-0.5)
+        self._set_scale(scale, num_weights, learn_scale)
 
     def _set_step_size(self, step_size: float, learned: bool) -> None:
         value = torch.tensor(step_size).log()
@@ -157,9 +143,13 @@ class Guide(pyro_metabayes.Guide):
         else:
             self.register_buffer("log_step_size", value)
 
-    def _set_scale(self, scale: float, num_weights: int) -> None:
-        if self.family != "delta":
-            self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
+    def _set_scale(self, scale: float, num_weights: int, learned: bool) -> None:
+        start = torch.full((num_weights,), scale).log()
+        self.log_scale: Tensor
+        if self.family != "delta" and learned:
+            self.log_scale = nn.Parameter(start)
+        elif self.family != "delta":
+            self.register_buffer("log_scale", start)
         if self.family == "amortized":
             last = nn.Linear(num_weights, num_weights)
             nn.init.zeros_(last.weight)  # starts as `normal` does

@@ -11,7 +11,7 @@ from pyro.distributions import (
     Normal,
     TorchDistribution,
 )
-from torch import Size, nn
+from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from models.set_encoder import CountAware, MeanPooled
@@ -20,7 +20,12 @@ from pyro_metabayes.errors import UsageError
 
 
 class Prior(nn.Module):
-    """p_psi(w | support or nothing), a choice of its own beside model and guide (`prior=` on the command line)."""
+    """p_psi(w | support or nothing), a choice of its own beside model and guide (`prior=` on the command line).
+
+    conditional: whether it reads the support set.
+    """
+
+    conditional: bool = False
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         """Batch [T], event [C, W] = event_shape."""
@@ -81,15 +86,44 @@ class Conditional(Prior):
 
     Called with the pooled episodes it is SAVI's posterior: the encoder lives here, so it is shared.
     count_aware: natural parameters that add up over points, instead of the published mean pooling.
+    scale: of the weights of a class with one point, before training. num_hidden: width of the encoder's
+    networks, 0 for linear maps. In a regression each output is encoded by itself, from points (x_i, y_ik).
     """
 
-    def __init__(self, num_features: int, num_weights: int, num_hidden: int = 256, count_aware: bool = False) -> None:
+    conditional = True
+
+    def __init__(
+        self,
+        num_features: int,
+        num_weights: int,
+        num_targets: int = 0,
+        num_hidden: int = 256,
+        scale: float = 0.135,
+        count_aware: bool = False,
+    ) -> None:
         super().__init__()
-        if num_hidden < 1:
-            raise UsageError(f"expected prior.num_hidden >= 1, got {num_hidden}")
+        if num_hidden < 0 or scale <= 0:
+            got = f"{num_hidden} and {scale}"
+            raise UsageError(f"expected prior.num_hidden >= 0 and prior.scale > 0, got {got}")
+        self.num_targets = num_targets
         encoder = CountAware if count_aware else MeanPooled
-        self.encoder = encoder(num_features, num_weights, num_hidden)
+        num_inputs = num_features + (num_targets > 0)
+        self.encoder = encoder(num_inputs, num_weights, num_hidden, scale, residual=num_targets == 0)
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
-        loc, scale = self.encoder(observed.support_x, observed.support_y, observed.support_mask, event_shape[0])
+        if self.num_targets:
+            loc, scale = self._of_outputs(observed)
+        else:
+            points = observed.support_x, observed.support_y, observed.support_mask
+            loc, scale = self.encoder(*points, event_shape[0])
         return Normal(loc, scale).to_event(2)
+
+    def _of_outputs(self, observed: Observed) -> tuple[Tensor, Tensor]:
+        """loc and scale [T, Y, W]: the outputs of a task side by side, as sets of one class."""
+        num_tasks, _, num_targets = observed.support_y.shape
+        x = observed.support_x.unsqueeze(1).expand(-1, num_targets, -1, -1)
+        points = torch.cat((x, observed.support_y.mT.unsqueeze(-1)), dim=-1).flatten(0, 1)  # [T * Y, N, D + 1]
+        mask = observed.support_mask.repeat_interleave(num_targets, dim=0)
+        loc, scale = self.encoder(points, torch.zeros_like(mask, dtype=torch.long), mask, 1)
+        shape = num_tasks, num_targets, loc.shape[-1]
+        return loc.view(shape), scale.view(shape)

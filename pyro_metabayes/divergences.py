@@ -8,6 +8,7 @@ import torch
 from pyro.distributions import Delta, ImproperUniform, MixtureSameFamily, Normal, TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Normal as TorchNormal
 
 
 def innermost(distribution: Any) -> Distribution:
@@ -28,6 +29,22 @@ def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
         return kl_divergence(q, p)
     except NotImplementedError:
         return None
+
+
+def entropy_of(distribution: TorchDistribution) -> Tensor | None:
+    """Differential entropy [batch] in nats where there is a closed form, else None (a mixture has none)."""
+    try:
+        return distribution.entropy()
+    except NotImplementedError:
+        return None
+
+
+def kl_by_dimension(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
+    """KL(q, p) of every single weight [*batch, *event] for two diagonal Gaussians, else None."""
+    inner_q, inner_p = innermost(q), innermost(p)
+    if isinstance(inner_q, TorchNormal) and isinstance(inner_p, TorchNormal):
+        return kl_divergence(inner_q, inner_p)
+    return None
 
 
 def mixture_kl_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:

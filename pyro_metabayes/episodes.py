@@ -2,6 +2,7 @@
 
     T  tasks            S  support points      Q  query points     N  either
     C  classes (way)    D  features            *X  one input       *W  one task's latent
+    Y  numbers in one label of a regression; W = [C, D] or [Y, D]: a row of weights for each class or output
 
 Leading `...` are samples. Points of one task may stand in any order; masked points change nothing.
 """
@@ -21,7 +22,7 @@ class Observed:
     """What a guide may see at meta-test: a labelled support set and unlabelled query inputs."""
 
     support_x: Tensor  # [T, S, *X]
-    support_y: Tensor  # [T, S]
+    support_y: Tensor  # [T, S] classes, or [T, S, Y] numbers
     query_x: Tensor  # [T, Q, *X]
     num_classes: int = 0  # 0: the labels are no classes
     support_mask: Tensor = None  # type: ignore[assignment]  # [T, S], all true unless given
@@ -59,7 +60,7 @@ class Observed:
 class Episodes(Observed):
     """Observed and the query labels: what an objective trains on and a score compares with."""
 
-    query_y: Tensor  # [T, Q]
+    query_y: Tensor  # [T, Q] classes, or [T, Q, Y] numbers
 
     def observed(self) -> Observed:
         """The same tasks without the query labels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +14,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_metabayes.data.sampler import TaskStream
+from pyro_metabayes.data.stream import KnownTruth, TaskStream
 from pyro_metabayes.diagnostics import collapse
-from pyro_metabayes.divergences import has_density
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.guide import Guide
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.objectives.elbo import Elbo
-from pyro_metabayes.scores import calibration_error, ci95_of, classification_scores, log_mean_exp
+from pyro_metabayes.scores import calibration_error, ci95_of, scores_of
 
 BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
+# Of each task; those of the other kind of label are null in results.json and not in tasks.npz.
+SCORES = (
+    *("accuracy", "accuracy_of_mean", "accuracy_of_sample", "nll", "joint_nll", "brier", "mutual_information"),
+    *("mse", "oracle_mse", "coverage90"),
+)
+PREDICTED = ("probabilities", "labels")
 
 
 @dataclass
@@ -57,71 +63,66 @@ def noise_of(seed: int) -> Iterator[None]:
 
 @torch.no_grad()
 def evaluate(
-    learner: MetaLearner, stream: TaskStream, settings: EvalSettings, seed: int, progress: bool = True
+    learner: MetaLearner,
+    stream: TaskStream,
+    settings: EvalSettings,
+    seed: int,
+    progress: bool = True,
+    truth: KnownTruth | None = None,
 ) -> Evaluation:
     """Scores of the posterior predictive on tasks 0, 1, ... of the stream; the same for one seed.
 
     elbo, kl and posterior_sd are of training_posterior, which alone bounds the evidence; null for a
-    point mass or a flat prior. All else is of `posterior`, which sees no query label.
+    point mass or a flat prior. All else is of `posterior`, which sees no query label. Against a known
+    truth the fit is measured too (`against_truth`); oracle_mse is the mse of the mean of the truth.
     """
-    scores: dict[str, list[Tensor]] = {}
-    probabilities, labels, started = [], [], time.perf_counter()
+    gathered: dict[str, list[Tensor]] = {}
+    started = time.perf_counter()
     starts = range(0, settings.tasks, BATCH)
     bar = tqdm(starts, desc=f"evaluate on {settings.split}", unit="batch", disable=None if progress else True)
     with noise_of(seed):
         for start in bar:
-            batch = stream.batch(start, min(start + BATCH, settings.tasks))
-            episodes = learner.featured(batch)
-            predicted, of_batch = _predict(learner, episodes, settings.samples)
-            of_batch |= _posterior_figures(learner, episodes)
-            for name, value in of_batch.items():
-                scores.setdefault(name, []).append(value.cpu())
-            probabilities.append(predicted[episodes.query_mask].cpu())
-            labels.append(episodes.query_y[episodes.query_mask].cpu())
+            episodes = learner.featured(stream.batch(start, min(start + BATCH, settings.tasks)))
+            for name, value in _of_batch(learner, episodes, settings.samples, truth).items():
+                gathered.setdefault(name, []).append(value.cpu())
     seconds = time.perf_counter() - started
-    per_task = {name: torch.cat(values) for name, values in scores.items()}
-    figures = _figures(per_task)
-    figures["ece"] = calibration_error(torch.cat(probabilities), torch.cat(labels))
-    figures["seconds"] = seconds
-    return Evaluation(figures, {name: value.numpy() for name, value in per_task.items()})
+    figures = {name: torch.cat(values) for name, values in gathered.items()}
+    predicted = [figures.pop(name) for name in PREDICTED if name in figures]
+    spread = {name: figures.pop(name) for name in list(figures) if name not in SCORES}
+    ece = calibration_error(*predicted) if predicted else None
+    ends = _means(figures) | {"ece": ece, "seconds": seconds} | collapse.summary(spread)
+    return Evaluation(ends, {name: value.numpy() for name, value in figures.items()})
 
 
-def _predict(learner: MetaLearner, episodes: Episodes, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Predicted probabilities [T, Q, C], and every score and spread [T]."""
-    observed = episodes.observed()
-    _, likelihood = learner.posterior_predictive(observed, samples)
-    log_probs = likelihood.logits.log_softmax(-1)
-    scores = classification_scores(log_probs, episodes.query_y, episodes.query_mask)
-    predictive = log_mean_exp(log_probs).exp()
-    return predictive, scores | collapse.prior_spread(learner, observed, samples)
+def _of_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None) -> dict[str, Tensor]:
+    """Scores and spreads of each task [T]; of classes also every prediction and label [number of queries]."""
+    observed, mask = episodes.observed(), episodes.query_mask
+    posterior = learner.guide.posterior(observed)
+    _, likelihood = learner.predictive_under(posterior, observed, samples)
+    batch = scores_of(likelihood, episodes.query_y, mask)
+    if "accuracy" in batch:
+        of_mean = learner.model.likelihood(posterior.mean.unsqueeze(0), observed.query_x, observed)
+        batch["accuracy_of_mean"] = scores_of(of_mean, episodes.query_y, mask)["accuracy"]
+        batch[PREDICTED[0]] = likelihood.probs.mean(0)[mask]
+        batch[PREDICTED[1]] = episodes.query_y[mask]
+    batch |= collapse.prior_spread(learner, observed, samples) | collapse.posterior_spread(learner, episodes)
+    if truth is not None:
+        true = truth.truth(observed)
+        batch |= collapse.against_truth(posterior, true)
+        oracle = learner.model.likelihood(true.mean.unsqueeze(0), observed.query_x, observed)
+        batch["oracle_mse"] = scores_of(oracle, episodes.query_y, mask)["mse"]
+        if type(learner.guide).training_posterior is not Guide.training_posterior:  # it sees the query labels
+            training = learner.guide.training_posterior(episodes)
+            given_all = collapse.against_truth(training, truth.truth(episodes.pooled()))
+            kept = ("fit_variance", "true_variance")
+            batch |= {f"training_{name}": given_all[name] for name in kept if name in given_all}
+    return batch
 
 
-def _posterior_figures(learner: MetaLearner, episodes: Episodes) -> dict[str, Tensor]:
-    """elbo, kl and variance of training_posterior, as batch means repeated for every task [T]."""
-    q = learner.guide.training_posterior(episodes)
-    if not has_density(q):
-        return {}
-    figures = {"posterior_variance": q.variance.flatten(1).mean(1)}
-    if has_density(learner.model.prior(episodes.observed())):
-        terms = Elbo(kl="analytic").terms(learner.model, learner.guide, episodes)
-        assert terms.kl is not None
-        for name, value in (("elbo", terms.log_likelihood - terms.kl), ("kl", terms.kl)):
-            figures[name] = (value / episodes.num_tasks).expand(episodes.num_tasks)
-    return figures
-
-
-def _figures(per_task: dict[str, Tensor]) -> dict[str, Any]:
-    """Means over tasks, and the collapse summary."""
-    spreads = {name: per_task.pop(name) for name in collapse.SPREADS if name in per_task}
-    variance = per_task.pop("posterior_variance", None)
-    mean = {name: value.mean().item() for name, value in per_task.items()}
-    elbo, kl = mean.pop("elbo", None), mean.pop("kl", None)
-    per_task.pop("elbo", None), per_task.pop("kl", None)
-    return {
-        **mean,
-        "accuracy": {"mean": mean["accuracy"], "ci95": ci95_of(per_task["accuracy"].numpy())},
-        "elbo": elbo,
-        "kl": kl,
-        "posterior_sd": None if variance is None else variance.mean().sqrt().item(),
-        **collapse.summary(spreads),
-    }
+def _means(scores: dict[str, Tensor]) -> dict[str, Any]:
+    """Means over tasks; null for the scores of another kind of label."""
+    mean: dict[str, Any] = {name: scores[name].mean().item() if name in scores else None for name in SCORES}
+    mean["rmse"] = None if mean["mse"] is None else math.sqrt(mean["mse"])
+    if "accuracy" in scores:
+        mean["accuracy"] = {"mean": mean["accuracy"], "ci95": ci95_of(scores["accuracy"].numpy())}
+    return mean

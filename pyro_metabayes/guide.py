@@ -49,7 +49,8 @@ class Guide(PyroModule):
 
     def check(self, observed: Observed) -> None:
         """Refuse tasks that this guide was not built for."""
-        if self.num_classes is not None and observed.num_classes != self.num_classes:
+        classes = observed.num_classes  # 0 in a regression, whose outputs are fixed by the model
+        if self.num_classes is not None and classes and classes != self.num_classes:
             raise UsageError(
                 f"expected tasks of {self.num_classes} classes, which this guide was trained for, "
                 f"got {observed.num_classes}; train with task.way={observed.num_classes}"

@@ -25,7 +25,10 @@ from pyro_metabayes.objectives.objective import Objective
 Data = TypeVar("Data", bound=Observed)
 PARTS = ("backbone", "head", "prior", "model", "guide", "objective")
 # What parts may ask for by the name of a constructor's argument, and no specification may set.
-CONTEXT = ("input_shape", "num_classes", "num_features", "num_weights", "particles", "model", "head", "prior")
+CONTEXT = (
+    *("input_shape", "num_classes", "num_targets", "num_features", "num_weights", "particles"),
+    *("model", "head", "prior"),
+)
 
 
 class Prediction(NamedTuple):
@@ -39,7 +42,8 @@ class MetaLearner(nn.Module):
     """Everything that is trained, and everything that a prediction needs.
 
     specification: the plain values that rebuild it: {part: {_target_: name, setting: value}} for
-    backbone, head, prior, model, guide and objective, and input_shape, num_classes, particles.
+    backbone, head, prior, model, guide and objective, and input_shape, num_classes, particles, and
+    num_targets, the size of a label that is numbers (0 or none: labels are classes).
     frozen: the backbone is not trained, and episodes hold its features; else they hold its inputs.
     """
 
@@ -71,9 +75,9 @@ class MetaLearner(nn.Module):
     ) -> Self:
         """Build all parts, each from its specification and what it asks for of the others."""
         cls.check(specification, prefixes)
-        context: dict[str, Any] = {
-            name: specification[name] for name in ("input_shape", "num_classes", "particles") if name in specification
-        }
+        given = ("input_shape", "num_classes", "num_targets", "particles")
+        context: dict[str, Any] = {"num_targets": 0}
+        context |= {name: specification[name] for name in given if name in specification}
         backbone = build(specification["backbone"], "backbone", prefixes, **context)
         context["num_features"] = context["num_weights"] = backbone.num_features
         if head := _built("head", specification, prefixes, context):
@@ -140,6 +144,8 @@ class MetaLearner(nn.Module):
         """
         if num_samples < 1:
             raise UsageError(f"expected num_samples >= 1, got {num_samples}")
+        if self.specification.get("num_targets"):
+            raise UsageError("expected a learner of classes for predict, got one of numbers; use posterior_predictive")
         like = next(self.parameters())  # there is always one, the head's scale
         shape = self.specification["input_shape"]
         observed = self._embedded(task_of(support_x, support_y, query_x, shape, like))

@@ -13,6 +13,7 @@ from pyro.nn import PyroModule
 from torch import Size, Tensor
 
 from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.parameters import announce_parameters
 
 OBSERVE = ("query", "support", "all")
@@ -40,7 +41,7 @@ class Model(PyroModule):
         raise NotImplementedError
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
-        """p(y | x, w), one point each: w [..., T, *W], x [T, N, *X] -> batch [..., T, N], event []."""
+        """p(y | x, w), one point each: w [..., T, *W], x [T, N, *X] -> batch [..., T, N], event [] or [Y]."""
         raise NotImplementedError
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
@@ -60,6 +61,13 @@ class Model(PyroModule):
         """The product of a cotangent on outputs(w, x) with d outputs / d w."""
         return self.outputs_and_pullback(w, x)[1](cotangent)
 
+    def prototypes(self, observed: Observed) -> Tensor:
+        """The latent that the support set suggests before any inference [T, *W]; class means in a classifier."""
+        raise UsageError(
+            f"expected a model with class prototypes for this guide, got {type(self).__module__}; "
+            "take another guide, or guide.initialisation=global where it has that"
+        )
+
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
         """Named terms [T] that join the loss but no bound."""
         return {}
@@ -71,9 +79,10 @@ class Model(PyroModule):
         with pyro.plate("task", data.num_tasks, dim=-1):
             with nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight):
                 w = pyro.sample("w", self.prior(data))
-            if self.observe in ("support", "all"):
+            # An empty set has no site: torch does not sum the events of no points.
+            if self.observe in ("support", "all") and data.support_x.shape[1]:
                 support = self.likelihood(w, data.support_x, data).mask(data.support_mask)
                 pyro.sample("support_y", support.to_event(1), obs=data.support_y)
-            if self.observe in ("query", "all"):
+            if self.observe in ("query", "all") and data.query_x.shape[1]:
                 query = self.likelihood(w, data.query_x, data).mask(data.query_mask)
                 pyro.sample("query_y", query.to_event(1), obs=query_y)

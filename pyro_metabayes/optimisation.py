@@ -21,6 +21,7 @@ class TrainSettings:
 
     steps: int = 2000
     tasks_per_step: int = 16
+    num_tasks: int = 0  # learn from the first so many tasks, again and again; 0: never the same twice
     learning_rate: float = 1e-3
     learning_rates: dict[str, float] = field(default_factory=dict)  # of parameters by name or its beginning
     optimizer: str = "adam"  # adam, sgd
@@ -55,7 +56,7 @@ def _refuse_out_of_range(name: str, value: Any) -> None:
     """Counts start at 1, rates are positive, what remains may be 0; all are finite."""
     if name in COUNTS and value < 1:
         raise UsageError(f"expected train.{name} >= 1, got {value}")
-    if name in ("momentum", "weight_decay", "clip") and not 0 <= value < math.inf:
+    if name in ("num_tasks", "momentum", "weight_decay", "clip") and not 0 <= value < math.inf:
         raise UsageError(f"expected train.{name} >= 0 and finite, got {value}")
     if (name == "learning_rate" or name.startswith("learning_rates.")) and not 0 < value < math.inf:
         raise UsageError(f"expected train.{name} > 0 and finite, got {value}")
@@ -85,6 +86,8 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
             matching = [key for key in settings.learning_rates if name == key or name.startswith(key + ".")]
             unused -= set(matching)
             groups.setdefault(max(matching, key=len, default=""), []).append(parameter)
+    if not groups:
+        raise UsageError("expected parameters to train, got a model and a guide without any; take another guide=")
     _report_unused(unused, learner)
     rates = {"": settings.learning_rate, **settings.learning_rates}
     options = [

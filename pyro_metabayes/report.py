@@ -29,19 +29,25 @@ def per_cent(mean: float, ci95: float | None = None) -> str:
     return f"{100 * mean:.1f}" + ("" if ci95 is None else f" +- {100 * ci95:.1f}")
 
 
+def task_name(way: int, shot: int) -> str:
+    """5-way 1-shot; a regression (way 1) has points of support."""
+    return f"{way}-way {shot}-shot" if way > 1 else f"{shot} support points"
+
+
 def result_row(results: Mapping[str, Any]) -> dict[str, str]:
     """One run as a row: what the table of `experiments.run` shows."""
-    bound = results["elbo"] is not None
+    of_classes = results["accuracy"] is not None
+    score = {"accuracy %": per_cent(**results["accuracy"])} if of_classes else {"RMSE": number(results["rmse"])}
     return {
         "guide": results["guide"],
         "data": f"{results['data']} {results['split']}",
-        "task": f"{results['way']}-way {results['shot']}-shot, {results['query']} queries",
-        "accuracy %": per_cent(**results["accuracy"]),
+        "task": f"{task_name(results['way'], results['shot'])}, {results['query']} queries",
+        **score,
         "NLL": number(results["nll"]),
         "joint NLL": number(results["joint_nll"]),
-        "ECE": number(results["ece"]),
-        "ELBO": number(results["elbo"], 1) if bound else "-",
-        "KL": number(results["kl"], 1),
+        **({"ECE": number(results["ece"])} if of_classes else {"coverage 90%": number(results["coverage90"])}),
+        "ELBO": number(results["elbo"], 1),
+        "KL": number(results["kl"], 1 if of_classes else 3),
         "prior": COLLAPSE[results["collapsed"]],
         "transductive": "yes" if results["transductive"] else "no",
     }
@@ -71,19 +77,23 @@ def csv_table(rows: Sequence[Row]) -> str:
 
 
 def draw_curves(folder: Path, title: str) -> Path:
-    """curves.png: loss, accuracy and the collapse figures of metrics.jsonl over the steps."""
+    """curves.png: loss, accuracy (or NLL) and the collapse figures of metrics.jsonl over the steps."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     alive = any(line["prior_sd"] is not None for line in lines)
     figure, axes = new_figure(3 if alive else 2)
     _draw_noisy(axes[0], lines, "loss", 1)
     axes[0].set_title("loss, nats a task")
-    _draw_noisy(axes[1], lines, "accuracy", 100)
-    validated = [line for line in lines if "val_accuracy" in line]
-    axes[1].plot(*_curve(validated, "val_accuracy", 100), "o-", color="C1", ms=4, label="validation classes")
-    axes[1].set_title("accuracy, %")
+    of_classes = any("val_accuracy" in line for line in lines)
+    score, factor, title = ("accuracy", 100, "accuracy, %") if of_classes else ("nll", 1, "NLL, nats a query")
+    _draw_noisy(axes[1], lines, score, factor)
+    validated = [line for line in lines if "val_nll" in line]
+    axes[1].plot(*_curve(validated, f"val_{score}", factor), "o-", color="C1", ms=4, label="validation tasks")
+    axes[1].set_title(title)
     axes[1].legend(frameon=False, fontsize=8)
     if alive:
         for name, legend in SPREADS.items():
+            if all(line[name] is None for line in lines):
+                continue  # a regression takes no decisions
             axes[2].plot(*_curve(lines, name), label=legend)
         axes[2].set(title="spread of the prior", yscale="log")
         axes[2].legend(frameon=False, fontsize=8)

@@ -1,14 +1,19 @@
-"""Scores of predicted class probabilities, task by task."""
+"""Scores of predictions, task by task: of class probabilities, and of numbers."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import Categorical, Normal
 
 from pyro_metabayes.data.vision import torchvision
+from pyro_metabayes.divergences import innermost
+from pyro_metabayes.errors import UsageError
 
 CALIBRATION_BINS = 15
 
@@ -23,27 +28,73 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     return values.logsumexp(dim) - math.log(values.shape[dim])
 
 
+def scores_of(likelihood: TorchDistribution, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Each score [T] of p(y | x, w_l), batch [L, T, Q]; which ones there are, its family decides."""
+    family: Any = innermost(likelihood)
+    if isinstance(family, Categorical):
+        return classification_scores(family.logits.log_softmax(-1), y, mask)
+    if isinstance(family, Normal):
+        return regression_scores(family.mean, family.stddev, y, mask)
+    raise UsageError(f"expected a Categorical or Normal likelihood to score, got {type(family).__name__}")
+
+
 def classification_scores(log_probs: Tensor, labels: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Each score [T], from log p(y = c | x, w_l) [L, T, Q, C], labels and mask [T, Q].
 
     The prediction is the average of the probabilities over samples of w, never of the logits.
     accuracy: share of queries whose most probable class is right.
+    accuracy_of_sample: the same for one draw of w, mean over draws.
     nll: -log p(y_i | x_i, D), mean over queries, in nats.
     joint_nll: -(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l), in nats a query: unlike nll it
         rewards predictions whose errors hang together.
     brier: sum_c (p_c - [y = c])^2, mean over queries, 0 to 2.
+    mutual_information: H[E_w p(y | x, w)] - E_w H[p(y | x, w)], mean over queries, in nats: what
+        knowing w would still tell about a label.
     """
     predictive = log_mean_exp(log_probs)  # [T, Q, C]
     of_label = log_probs.gather(-1, labels.expand(log_probs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
     hits = predictive.argmax(-1) == labels
+    hits_of_sample = (log_probs.argmax(-1) == labels).to(log_probs.dtype).mean(0)
     error = predictive.exp() - torch.nn.functional.one_hot(labels, log_probs.shape[-1])
-    num_queries = mask.sum(-1).clamp(min=1)
+    information = _entropy(predictive) - _entropy(log_probs).mean(0)
     return {
         "accuracy": masked_mean(hits.to(log_probs.dtype), mask),
+        "accuracy_of_sample": masked_mean(hits_of_sample, mask),
+        **_log_scores(of_label, mask),
+        "brier": masked_mean(error.square().sum(-1), mask),
+        "mutual_information": masked_mean(information.clamp(min=0), mask),
+    }
+
+
+def regression_scores(mean: Tensor, sd: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Each score [T], from means and sds of y | x, w_l [L, T, Q, Y], y [T, Q, Y] and mask [T, Q].
+
+    nll, joint_nll: as for classes, of the density.
+    mse: squared error of the mean prediction, mean over queries and outputs.
+    coverage90: share of the labels inside the central 90% of the predictive, which is the mixture of
+        the samples: inside where 0.05 <= (1/L) sum_l Phi((y - mean_l) / sd_l) <= 0.95.
+    """
+    of_label = Normal(mean, sd).log_prob(y).sum(-1)
+    below = torch.special.ndtr((y - mean) / sd).mean(0)
+    inside = ((below >= 0.05) & (below <= 0.95)).to(y.dtype)
+    return {
+        **_log_scores(of_label, mask),
+        "mse": masked_mean((mean.mean(0) - y).square().mean(-1), mask),
+        "coverage90": masked_mean(inside.mean(-1), mask),
+    }
+
+
+def _log_scores(of_label: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """nll and joint_nll of log p(y_i | x_i, w_l) [L, T, Q]."""
+    num_queries = mask.sum(-1).clamp(min=1)
+    return {
         "nll": -masked_mean(log_mean_exp(of_label), mask),
         "joint_nll": -log_mean_exp((of_label * mask).sum(-1)) / num_queries,
-        "brier": masked_mean(error.square().sum(-1), mask),
     }
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:

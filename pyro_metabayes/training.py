@@ -16,9 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_metabayes import checkpoint
-from pyro_metabayes.data.sampler import TaskStream
-from pyro_metabayes.diagnostics.collapse import collapse_figures, summary
-from pyro_metabayes.divergences import has_density
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.diagnostics.collapse import FIGURES, collapse_figures
 from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.evaluation import EvalSettings, evaluate, noise_of
 from pyro_metabayes.interruption import Interruption
@@ -30,9 +29,10 @@ from pyro_metabayes.optimisation import (
     restore_optimizer,
     set_rates,
 )
-from pyro_metabayes.scores import classification_scores
+from pyro_metabayes.scores import scores_of
 
-LOGGED_SAMPLES = 10  # draws of w for the accuracy and the collapse figures of a logged step
+LOGGED_SAMPLES = 10  # draws of w for the scores and the collapse figures of a logged step
+LOGGED_SCORES = ("accuracy", "nll", "mse", "mutual_information")
 
 
 class MetaTraining:
@@ -81,7 +81,7 @@ class MetaTraining:
                 if validate or self.step % self.settings.log_every == 0:
                     line = self._log(terms, validate)
                     if line["loss"] is not None:
-                        bar.set_postfix(loss=f"{line['loss']:.4g}", accuracy=f"{line['accuracy']:.1%}")
+                        bar.set_postfix(loss=f"{line['loss']:.4g}", **_shown(line))
                 if validate:
                     self._save()
                 if interruption.requested:  # after the last step, too: what follows may take long
@@ -134,9 +134,11 @@ class MetaTraining:
         line: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 3)}
         values = {name: value.item() for name, value in terms.items()}
         if math.isfinite(values["loss"]):
-            line |= values | self._figures(values)
+            line |= self._figures() | values
+            bound = self.learner.objective.bound and line["elbo"] is not None
+            line["elbo"] = line["log_likelihood"] - line["kl"] if bound else None
         else:  # a skipped step: its figures are null, for NaN is no JSON
-            line |= dict.fromkeys((*values, "accuracy", "elbo", *summary({})))
+            line |= dict.fromkeys((*values, *LOGGED_SCORES, *FIGURES))
         if validate:
             line |= self._validate()
         if self._skipped:
@@ -146,22 +148,15 @@ class MetaTraining:
         return line
 
     @torch.no_grad()
-    def _figures(self, line: Mapping[str, float]) -> dict[str, Any]:
-        """Accuracy of `posterior` and collapse figures on the tasks of this step; draws nothing from its noise."""
+    def _figures(self) -> dict[str, Any]:
+        """Scores of `posterior` and collapse figures on the tasks of this step; draws nothing from its noise."""
         last = self.step * self.settings.tasks_per_step
         episodes = self.learner.featured(self.stream.batch(last - self.settings.tasks_per_step, last))
-        observed = episodes.observed()
         with noise_of(self.seed):
-            _, likelihood = self.learner.posterior_predictive(observed, LOGGED_SAMPLES)
-            log_probs = likelihood.logits.log_softmax(-1)
-            scores = classification_scores(log_probs, episodes.query_y, episodes.query_mask)
-            densities = (self.learner.guide.posterior(observed), self.learner.model.prior(observed))
-            bound = self.learner.objective.bound and all(map(has_density, densities))
-            return {
-                "accuracy": scores["accuracy"].mean().item(),
-                "elbo": line["log_likelihood"] - line["kl"] if bound else None,
-                **collapse_figures(self.learner, observed, LOGGED_SAMPLES),
-            }
+            _, likelihood = self.learner.posterior_predictive(episodes.observed(), LOGGED_SAMPLES)
+            scores = scores_of(likelihood, episodes.query_y, episodes.query_mask)
+            figures = {name: scores[name].mean().item() if name in scores else None for name in LOGGED_SCORES}
+            return figures | collapse_figures(self.learner, episodes, LOGGED_SAMPLES)
 
     def _validate(self) -> dict[str, float]:
         """Scores of `posterior` on the validation stream; the best learner is the one of the least NLL."""
@@ -169,7 +164,8 @@ class MetaTraining:
         figures = evaluate(self.learner, self.validation, settings, self.seed, progress=False).figures
         if figures["nll"] < self.best_nll:
             self.best_nll, self.best = figures["nll"], self.learner.portable()
-        return {"val_nll": figures["nll"], "val_accuracy": figures["accuracy"]["mean"]}
+        line = {"val_nll": figures["nll"]}
+        return line | ({"val_accuracy": figures["accuracy"]["mean"]} if figures["accuracy"] else {})
 
     def _save(self) -> None:
         self._check_finite()
@@ -201,6 +197,11 @@ class MetaTraining:
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(training["random_cuda"])
         _cut_back(self.folder / "metrics.jsonl", self.step)
+
+
+def _shown(line: Mapping[str, Any]) -> dict[str, str]:
+    """What the progress bar says beside the loss."""
+    return {"nll": f"{line['nll']:.3f}"} if line["accuracy"] is None else {"accuracy": f"{line['accuracy']:.1%}"}
 
 
 def _cut_back(path: Path, step: int) -> None:

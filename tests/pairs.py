@@ -1,4 +1,4 @@
-"""Random tasks, and small learners of every guide with every prior and head that suits it."""
+"""Random tasks, and small learners of every guide with every prior, head and model that suits it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
+from pyro.distributions import Normal
+from torch import Size, Tensor
 from torch.nn.functional import normalize
 
-from pyro_metabayes import Episodes, MetaLearner
-from pyro_metabayes.data.sampler import TaskStream
+from pyro_metabayes import Episodes, MetaLearner, Observed
+from pyro_metabayes.data.stream import TaskStream
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "experiments/conf"
-WAY, FEATURES = 3, 5
+WAY, FEATURES, TARGETS = 3, 5, 2
 PRIORS: dict[str, dict[str, Any]] = {
     "flat": {"_target_": "models.priors.Flat"},
     "gaussian": {"_target_": "models.priors.Gaussian"},
@@ -30,7 +31,10 @@ HEADS = {"cosine": "models.heads.Cosine", "linear": "models.heads.Linear"}
 OBJECTIVES = {
     "elbo": {"_target_": "pyro_metabayes.objectives.elbo.Elbo"},
     "monte_carlo": {"_target_": "pyro_metabayes.objectives.monte_carlo.MonteCarlo"},
+    "monte_carlo_joint": {"_target_": "pyro_metabayes.objectives.monte_carlo.MonteCarlo", "joint": True},
+    "importance_weighted": {"_target_": "pyro_metabayes.objectives.importance_weighted.ImportanceWeighted"},
 }
+REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3}  # models, with the features of their tasks
 
 
 def random_tasks(
@@ -55,6 +59,58 @@ def random_tasks(
     return Episodes(support_x=support_x, support_y=support_y, query_x=query_x, query_y=query_y, num_classes=way)
 
 
+def random_regressions(
+    num_tasks: int = 3,
+    support: int = 3,
+    query: int = 4,
+    features: int = 3,
+    targets: int = TARGETS,
+    seed: int = 0,
+    whole: bool = False,
+) -> Episodes:
+    """Tasks y = w x + noise, points of which some are masked (none if `whole`), but never the last of a set.
+
+    One feature is the constant 1, so that both regression models can have them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(torch.get_default_dtype())
+
+    num_points = support + query
+    x = normal(num_tasks, num_points, features)
+    x[..., 0] = 1.0
+    y = x @ normal(num_tasks, targets, features).mT + 0.5 * normal(num_tasks, num_points, targets)
+    mask = (torch.rand(num_tasks, num_points, generator=generator) < 0.7) | whole
+    mask[:, [support - 1, -1]] = True
+    points = {name: (values[:, :support], values[:, support:]) for name, values in (("x", x), ("y", y), ("mask", mask))}
+    return Episodes(
+        **{f"{part}_{name}": both[i] for i, part in enumerate(("support", "query")) for name, both in points.items()}
+    )
+
+
+def normal_with(noise: Tensor) -> type[Normal]:
+    """A normal distribution whose draws are loc + scale * noise, for expectations without chance.
+
+    With every combination of signs as noise, once each, the mean over draws of any quadratic is its expectation:
+    Gauss-Hermite quadrature with two nodes a dimension.
+    """
+
+    class Fixed(Normal):
+        def rsample(self, sample_shape: Size = torch.Size()) -> Tensor:  # noqa: B008
+            return self.loc + self.scale * noise.expand(self._extended_shape(sample_shape))
+
+    return Fixed
+
+
+def tasks_like(episodes: Observed, seed: int) -> Episodes:
+    """Other tasks of the same shape: of classes or of numbers."""
+    num_tasks, _, features = episodes.query_x.shape
+    if episodes.num_classes:
+        return random_tasks(num_tasks, episodes.num_classes, features=features, seed=seed)
+    return random_regressions(num_tasks, features=features, targets=episodes.support_y.shape[-1], seed=seed)
+
+
 def stream_of(episodes: Episodes) -> TaskStream:
     """A stream that holds these tasks (at most a block) and no others."""
     return TaskStream(lambda generator: episodes, seed=0, split="test")
@@ -69,10 +125,23 @@ class Pair:
     head: str = "cosine"
     objective: str = "elbo"
     settings: dict[str, Any] = field(default_factory=dict)
+    model: str = "few_shot_classifier"  # a regression has no head
+    observe: str = "query"  # the labels that a regression conditions on
 
     def __str__(self) -> str:
         settings = [value if isinstance(value, str) else f"{name}={value}" for name, value in self.settings.items()]
-        return "-".join([self.guide, self.prior, self.head, self.objective, *settings])
+        parts = f"{self.model}-{self.observe}" if self.regression else self.head
+        return "-".join([self.guide, self.prior, parts, self.objective, *settings])
+
+    @property
+    def regression(self) -> bool:
+        return self.model in REGRESSIONS
+
+    def tasks(self, num_tasks: int = 3, seed: int = 0) -> Episodes:
+        """Tasks that its learner is for."""
+        if self.regression:
+            return random_regressions(num_tasks, features=REGRESSIONS[self.model], seed=seed)
+        return random_tasks(num_tasks, seed=seed)
 
     @property
     def noisy(self) -> bool:
@@ -80,17 +149,21 @@ class Pair:
         return bool(self.settings.get("inner_samples")) and self.settings.get("posterior") != "delta"
 
     def specification(self, way: int = WAY, features: int = FEATURES, particles: int = 1) -> dict[str, Any]:
-        return {
+        """`way` and `features` are of classifiers; a regression has those of its tasks."""
+        common = {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
-            "head": {"_target_": HEADS[self.head], "scale": 2.0},
             "prior": PRIORS[self.prior],
-            "model": {"_target_": "models.few_shot_classifier.Model"},
+            "model": {"_target_": f"models.{self.model}.Model"},
             "guide": {"_target_": f"guides.{self.guide}.Guide", **self.settings},
             "objective": OBJECTIVES[self.objective],
-            "input_shape": [features],
-            "num_classes": way,
             "particles": particles,
         }
+        if self.regression:
+            model = common["model"] | {"noise": 0.7, "observe": self.observe}
+            shape = {"input_shape": [REGRESSIONS[self.model]], "num_classes": TARGETS, "num_targets": TARGETS}
+            return common | shape | {"model": model, "head": None}
+        head = {"_target_": HEADS[self.head], "scale": 2.0}
+        return common | {"head": head, "input_shape": [features], "num_classes": way}
 
     def learner(self, seed: int = 0, **shape: int) -> MetaLearner:
         """With all parameters moved off their initial values, where zeros and ones would hide mistakes."""
@@ -125,15 +198,41 @@ def _with_every_head(pair: Pair) -> list[Pair]:
     return [replace(pair, head=head) for head in HEADS]
 
 
+FOR_REGRESSIONS = {"guides.exact.Guide"}  # guides that need a conjugate model
+
+
 def _as_configured(path: Path) -> Pair:
     """What a guide's YAML asks for: a new guide is tried by existing."""
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    parts = {"prior": "gaussian", "head": "cosine", "objective": "elbo"}
+    parts = {"prior": "gaussian", "head": "cosine", "objective": "elbo", "model": "few_shot_classifier"}
+    if content["guide"]["_target_"] in FOR_REGRESSIONS:
+        parts["model"] = "linear_regression"
     for default in content.get("defaults", []):
         parts |= {key.rpartition("/")[2]: value for key, value in default.items() if "override" in key}
     settings = {name: value for name, value in content["guide"].items() if name != "_target_"}
     guide = content["guide"]["_target_"].split(".")[1]
-    return Pair(guide, **{name: parts[name] for name in ("prior", "head", "objective")}, settings=settings)
+    return Pair(guide, **parts, settings=settings)
+
+
+def _of_regressions() -> list[Pair]:
+    """What suits numbers: no prototypes, so sib starts from a learned constant."""
+    start = {"initialisation": "global", "num_steps": 2, "step_size": 0.1}
+    pairs = [
+        *(Pair("exact", observe=observe) for observe in ("query", "support", "all")),
+        *(
+            Pair("savi", prior, settings={"shared": shared})
+            for prior in ("conditional", "count_aware")
+            for shared in (True, False)
+        ),
+        *(Pair("mc", "count_aware", objective=name) for name in ("monte_carlo", "monte_carlo_joint")),
+        Pair("mc", "conditional", objective="monte_carlo"),
+        *(Pair("mean_field", prior) for prior in ("gaussian", "mixture", "conditional")),
+        Pair("mean_field", objective="importance_weighted"),
+        Pair("sib", settings=start),
+        Pair("sib", settings={**start, "normalise": False, "learn_scale": False, "inner_kl": 1.0}),
+        Pair("sib", "flat", settings={**start, "posterior": "delta", "synthetic_gradient": "equivariant"}),
+    ]
+    return [replace(pair, model=model) for model in REGRESSIONS for pair in pairs]
 
 
 @cache
@@ -144,6 +243,9 @@ def every_pair() -> list[Pair]:
     inert = {"num_steps": 0, "step_size": 0.1}
     pairs += [Pair("sib", settings={**inert, "posterior": family}) for family in ("normal", "delta")]
     pairs += [pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))]
+    pairs += [Pair("savi", prior, settings={"shared": False}) for prior in ("conditional", "count_aware")]
+    pairs += [Pair("savi", "conditional", objective="importance_weighted")]
+    pairs += [Pair("sib", settings={"normalise": False, "learn_scale": False, "synthetic_gradient": "equivariant"})]
     pairs += [
         pair
         for prior in ("gaussian", "conditional", "count_aware")
@@ -151,4 +253,4 @@ def every_pair() -> list[Pair]:
     ]
     pairs += [Pair("mean_field", prior, head) for prior, head in product(PRIORS, HEADS)]
     pairs += [Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)]
-    return list({str(pair): pair for pair in pairs}.values())
+    return list({str(pair): pair for pair in pairs + _of_regressions()}.values())

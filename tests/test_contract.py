@@ -16,7 +16,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, MixtureSameFamily, Normal, TorchDistribution
+from pyro.distributions import Categorical, Delta, MixtureSameFamily, Normal, TorchDistribution
 from pyro.infer import Predictive
 from torch import Tensor, nn
 
@@ -29,10 +29,12 @@ from pyro_metabayes import Episodes, MetaLearner, Observed, class_means
 from pyro_metabayes.divergences import has_density, innermost
 from pyro_metabayes.evaluation import EvalSettings, evaluate
 from pyro_metabayes.objectives.elbo import Elbo
+from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
-from tests.pairs import FEATURES, HEADS, PRIORS, WAY, Pair, every_pair, random_tasks, stream_of
+from tests.pairs import FEATURES, HEADS, PRIORS, WAY, Pair, every_pair, random_tasks, stream_of, tasks_like
 
 PAIRS = every_pair()
+SITES = {"query": {"query_y"}, "support": {"support_y"}, "all": {"query_y", "support_y"}}  # observed, by model.observe
 TOLERANCE = 1e-9  # of sums of a few dozen float64 numbers in another order, through two inner steps
 every = pytest.mark.parametrize("pair", PAIRS, ids=str)
 
@@ -70,6 +72,19 @@ def shuffled(x: Tensor, order: Tensor) -> Tensor:
     return x.gather(1, order.view(*order.shape, *[1] * (x.dim() - 2)).expand_as(x))
 
 
+def predicted(likelihood: TorchDistribution) -> Tensor:
+    """Numbers that pin a prediction down [L, T, Q, C or Y]: probabilities, or means."""
+    inner: Any = innermost(likelihood)
+    return inner.probs if isinstance(inner, Categorical) else inner.mean
+
+
+def relabelled(episodes: Episodes) -> Tensor:
+    """Other labels of the queries: another class each, or numbers with noise upon them."""
+    if episodes.num_classes:
+        return (episodes.query_y + 1) % episodes.num_classes
+    return episodes.query_y + torch.randn_like(episodes.query_y)
+
+
 def padded(episodes: Episodes, how_many: int = 2) -> Episodes:
     """The same tasks with garbage among their points, masked."""
 
@@ -100,15 +115,17 @@ def check_shapes(model: pyro_metabayes.Model, guide: pyro_metabayes.Guide, episo
         assert q.batch_shape == (num_tasks,), f"expected batch [T], got {tuple(q.batch_shape)}"
         assert q.event_shape == event, f"expected event {tuple(event)}, got {tuple(q.event_shape)}"
     w = guide.posterior(observed).sample()
+    batch, label = episodes.query_y.shape[:2], episodes.query_y.shape[2:]
     likelihood = model.likelihood(w, episodes.query_x, observed)
-    assert likelihood.batch_shape == episodes.query_y.shape and likelihood.event_shape == ()
+    assert likelihood.batch_shape == batch and likelihood.event_shape == label
     samples = guide.posterior(observed).sample((2, 3))
     likelihood = model.likelihood(samples, episodes.query_x, observed)
-    assert likelihood.batch_shape == (2, 3, *episodes.query_y.shape) and likelihood.event_shape == ()
+    assert likelihood.batch_shape == (2, 3, *batch) and likelihood.event_shape == label
 
 
-def check_same_sites(model: Callable[..., Any], guide: Callable[..., Any], episodes: Episodes) -> None:
-    for data, observed_names in ((episodes, {"query_y"}), (episodes.observed(), set())):
+def check_same_sites(model: pyro_metabayes.Model, guide: Callable[..., Any], episodes: Episodes) -> None:
+    sites = SITES[model.observe]
+    for data, observed_names in ((episodes, sites), (episodes.observed(), sites - {"query_y"})):
         guide_trace = poutine.trace(guide).get_trace(data)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data)
         latent = {name for name in guide_trace.stochastic_nodes if name != "task"}
@@ -121,8 +138,7 @@ def check_same_sites(model: Callable[..., Any], guide: Callable[..., Any], episo
 def check_no_label_leak(guide: pyro_metabayes.Guide, episodes: Episodes) -> None:
     """Neither labels that are smuggled in nor labels seen in training move `posterior`."""
     expected = posterior_of(guide, episodes.observed())
-    relabelled = replace(episodes, query_y=(episodes.query_y + 1) % episodes.num_classes)
-    for smuggled in (episodes, relabelled):
+    for smuggled in (episodes, replace(episodes, query_y=relabelled(episodes))):
         assert_same(posterior_of(guide, smuggled), expected, "query labels move the posterior")
         guide.training_posterior(smuggled)
         assert_same(posterior_of(guide, episodes.observed()), expected, "the posterior remembers query labels")
@@ -131,7 +147,7 @@ def check_no_label_leak(guide: pyro_metabayes.Guide, episodes: Episodes) -> None
 def check_tasks_apart(guide: pyro_metabayes.Guide, episodes: Episodes, noisy: bool = False) -> None:
     observed = episodes.observed()
     expected = posterior_of(guide, observed)
-    other = random_tasks(episodes.num_tasks, observed.num_classes, seed=9)
+    other = tasks_like(observed, seed=9)
     changed = replace(observed)
     for name in ("support_x", "support_y", "query_x"):
         value = getattr(observed, name).clone()
@@ -169,7 +185,7 @@ def check_masks(learner: MetaLearner, episodes: Episodes) -> None:
 def _plain(figures: dict[str, Any]) -> dict[str, Any]:
     """Without the seconds and what is null, on one level."""
     rest = {name: value for name, value in figures.items() if name not in ("accuracy", "seconds")}
-    rest |= {f"accuracy {name}": value for name, value in figures["accuracy"].items()}
+    rest |= {f"accuracy {name}": value for name, value in (figures["accuracy"] or {}).items()}
     return {name: value for name, value in rest.items() if value is not None}
 
 
@@ -177,29 +193,29 @@ def check_point_order(learner: MetaLearner, episodes: Episodes) -> None:
     """The order of the points of a set is nothing that a guide may use; predictions follow the queries."""
     observed = episodes.observed()
     expected = posterior_of(learner.guide, observed)
-    support = torch.rand(observed.support_y.shape).argsort(-1)
-    query = torch.rand(episodes.query_y.shape).argsort(-1)
-    one = replace(
-        observed,
-        support_x=shuffled(observed.support_x, support),
-        support_y=shuffled(observed.support_y, support),
-    )
+    support = torch.rand(observed.support_mask.shape).argsort(-1)
+    query = torch.rand(observed.query_mask.shape).argsort(-1)
+    names = ("support_x", "support_y", "support_mask")
+    one = replace(observed, **{name: shuffled(getattr(observed, name), support) for name in names})
     assert_same(posterior_of(learner.guide, one), expected, "the order of the support set matters")
-    two = replace(observed, query_x=shuffled(observed.query_x, query))
+    two = replace(observed, query_x=shuffled(observed.query_x, query), query_mask=shuffled(observed.query_mask, query))
     assert_same(posterior_of(learner.guide, two), expected, "the order of the query set matters")
     probabilities = []
     for data in (observed, two):
         torch.manual_seed(5)
         _, likelihood = learner.posterior_predictive(data, 3)
-        probabilities.append(likelihood.probs.mean(0).detach())
+        probabilities.append(predicted(likelihood).mean(0).detach())
     assert_same({"p": probabilities[1]}, {"p": shuffled(probabilities[0], query)}, "predictions do not follow")
 
 
 def check_class_order(guide: pyro_metabayes.Guide, episodes: Episodes) -> None:
-    """Renaming the classes renames the rows of w, and nothing else."""
+    """Renaming the classes, or the outputs of a regression, renames the rows of w, and nothing else."""
     observed = episodes.observed()
-    new_name = torch.randperm(observed.num_classes)
-    renamed = replace(observed, support_y=new_name[observed.support_y])
+    new_name = torch.randperm(observed.num_classes or observed.support_y.shape[-1]).roll(1)
+    if observed.num_classes:
+        renamed = replace(observed, support_y=new_name[observed.support_y])
+    else:  # output k goes by the name new_name[k]
+        renamed = replace(observed, support_y=observed.support_y[..., new_name.argsort()])
     expected = posterior_of(guide, observed)
     got = {name: value[:, new_name] for name, value in posterior_of(guide, renamed).items()}
     assert_same(got, expected, "the names of the classes matter")
@@ -210,10 +226,11 @@ def check_transductive(guide: pyro_metabayes.Guide, observed: Observed) -> None:
     expected = posterior_of(guide, observed)
     elsewhere = replace(observed, query_x=observed.query_x.flip(-1))
     fewer = replace(observed, query_x=observed.query_x[:, 1:], query_mask=observed.query_mask[:, 1:])
+    moved = False  # by either: where all inputs are the same number, only how many there are can move anything
     for changed in (elsewhere, fewer):
         got = posterior_of(guide, changed)
-        moved = any((got[name] - expected[name]).abs().max() > 1e-12 for name in expected)
-        assert moved == guide.transductive, f"transductive={guide.transductive}, yet query inputs move it: {moved}"
+        moved |= any(bool((got[name] - expected[name]).abs().max() > 1e-12) for name in expected)
+    assert moved == guide.transductive, f"transductive={guide.transductive}, yet query inputs move it: {moved}"
 
 
 def check_gradients(learner: MetaLearner, episodes: Episodes, without: Callable[[str], bool]) -> None:
@@ -222,7 +239,7 @@ def check_gradients(learner: MetaLearner, episodes: Episodes, without: Callable[
     learner(episodes)["loss"].backward()
     for name, parameter in learner.named_parameters():
         gradient = parameter.grad
-        if without(name):
+        if without(name) or not parameter.requires_grad:
             assert gradient is None or gradient.abs().max() < 1e-10, f"{name} is no exception any more"
             continue
         assert gradient is not None, f"{name} gets no gradient"
@@ -239,8 +256,10 @@ def check_predictive(learner: MetaLearner, observed: Observed) -> None:
             drawn = Predictive(learner.model, guide=learner.guide, num_samples=5, parallel=True)(observed)
             _, likelihood = learner.posterior_predictive(observed, 5)
         assert drawn["w"].shape == (5, num_tasks, *event)
-        assert drawn["query_y"].shape == (5, num_tasks, num_queries)
-        assert torch.isfinite(drawn["w"]).all() and torch.isfinite(likelihood.probs).all()
+        assert ("query_y" in drawn) == (learner.model.observe != "support")
+        if "query_y" in drawn:
+            assert drawn["query_y"].shape == (5, num_tasks, num_queries, *likelihood.event_shape)
+        assert torch.isfinite(drawn["w"]).all() and torch.isfinite(predicted(likelihood)).all()
 
 
 # ---------------------------------------------------------------- every guide keeps them
@@ -249,39 +268,43 @@ def check_predictive(learner: MetaLearner, observed: Observed) -> None:
 @every
 def test_shapes(pair: Pair) -> None:
     learner = pair.learner()
-    check_shapes(learner.model, learner.guide, random_tasks())
+    check_shapes(learner.model, learner.guide, pair.tasks())
 
 
 @every
 def test_model_and_guide_have_the_same_sites(pair: Pair) -> None:
     learner = pair.learner()
-    check_same_sites(learner.model, learner.guide, random_tasks())
+    check_same_sites(learner.model, learner.guide, pair.tasks())
 
 
 @every
 def test_query_labels_do_not_move_the_posterior(pair: Pair) -> None:
-    check_no_label_leak(pair.learner().guide, random_tasks())
+    check_no_label_leak(pair.learner().guide, pair.tasks())
 
 
 @every
 def test_tasks_do_not_see_each_other(pair: Pair) -> None:
-    check_tasks_apart(pair.learner().guide, random_tasks(), pair.noisy)
+    check_tasks_apart(pair.learner().guide, pair.tasks(), pair.noisy)
 
 
 @every
 def test_masked_points_change_nothing(pair: Pair) -> None:
-    check_masks(pair.learner(particles=2), random_tasks())
+    check_masks(pair.learner(particles=2), pair.tasks())
 
 
 @every
 def test_the_order_of_points_changes_nothing(pair: Pair) -> None:
-    check_point_order(pair.learner(), random_tasks())
+    check_point_order(pair.learner(), pair.tasks())
 
 
 @every
 def test_a_guide_for_any_number_of_classes_does_not_see_their_names(pair: Pair) -> None:
     """num_classes None is that claim; a guide without it refuses other tasks in one line."""
     guide = pair.learner().guide
+    if pair.regression:
+        if guide.num_classes is None:
+            check_class_order(guide, pair.tasks())
+        return  # the number of outputs is the model's
     if guide.num_classes is not None:
         with pytest.raises(pyro_metabayes.UsageError, match=r"tasks of 3 classes.*got 4.*task\.way=4"):
             guide.posterior(random_tasks(way=WAY + 1).observed())
@@ -294,7 +317,7 @@ def test_a_guide_for_any_number_of_classes_does_not_see_their_names(pair: Pair) 
 
 @every
 def test_transductive_says_whether_query_inputs_matter(pair: Pair) -> None:
-    check_transductive(pair.learner().guide, random_tasks().observed())
+    check_transductive(pair.learner().guide, pair.tasks().observed())
 
 
 def without_gradient(pair: Pair) -> Callable[[str], bool]:
@@ -307,19 +330,19 @@ def without_gradient(pair: Pair) -> Callable[[str], bool]:
         if name.startswith("guide.xi."):
             return not has_steps
         # The KL is not part of this objective, and the guide does not use the prior.
-        return pair.objective == "monte_carlo" and pair.guide != "mc" and name.startswith("model.prior")
+        return pair.objective.startswith("monte_carlo") and pair.guide != "mc" and name.startswith("model.prior")
 
     return exception
 
 
 @every
 def test_finite_gradients_reach_every_parameter(pair: Pair) -> None:
-    check_gradients(pair.learner(particles=2), random_tasks(), without_gradient(pair))
+    check_gradients(pair.learner(particles=2), pair.tasks(), without_gradient(pair))
 
 
 @every
 def test_predictive_works_in_one_go_and_without_gradients(pair: Pair) -> None:
-    learner, observed = pair.learner(), random_tasks().observed()
+    learner, observed = pair.learner(), pair.tasks().observed()
     if pair.prior == "flat":  # Predictive first runs the model by itself, and there is nothing to draw from
         with pytest.raises(NotImplementedError, match="does not support sampling"):
             check_predictive(learner, observed)
@@ -330,7 +353,7 @@ def test_predictive_works_in_one_go_and_without_gradients(pair: Pair) -> None:
 @every
 def test_gradients_are_not_needed_for_the_posterior(pair: Pair) -> None:
     """no_grad and inference_mode change no number: inner gradients do not lean on the outer graph."""
-    guide, observed = pair.learner().guide, random_tasks().observed()
+    guide, observed = pair.learner().guide, pair.tasks().observed()
     expected = posterior_of(guide, observed)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -341,7 +364,7 @@ def test_gradients_are_not_needed_for_the_posterior(pair: Pair) -> None:
 @every
 def test_more_particles_change_the_variance_only(pair: Pair) -> None:
     """One particle is the mean over seeds of what many particles give at once."""
-    episodes = random_tasks(num_tasks=2)
+    episodes = pair.tasks(num_tasks=2)
     terms = [pair.learner(particles=particles)(episodes) for particles in (1, 4)]
     assert terms[0].keys() == terms[1].keys()
     for name, value in terms[1].items():
@@ -361,12 +384,12 @@ def test_priors_serve_samples_and_densities(prior: str, head: str) -> None:
         assert p.log_prob(w).shape == (4, observed.num_tasks) and torch.isfinite(p.log_prob(w)).all()
 
 
-@pytest.mark.parametrize("name", ["query", "support", "all"])
-def test_observe_names_the_sites(name: str) -> None:
-    learner, episodes = Pair("savi", "conditional").learner(), random_tasks()
+@pytest.mark.parametrize("pair", [Pair("savi", "conditional"), Pair("exact", model="gaussian_mean")], ids=str)
+@pytest.mark.parametrize(("name", "expected"), SITES.items())
+def test_observe_names_the_sites(name: str, expected: set[str], pair: Pair) -> None:
+    learner, episodes = pair.learner(), pair.tasks()
     learner.model.observe = name
     trace = poutine.trace(learner.model).get_trace(episodes)
-    expected = {"query": {"query_y"}, "support": {"support_y"}, "all": {"query_y", "support_y"}}[name]
     assert set(trace.observation_nodes) == expected
     trace.compute_log_prob()
     for site in expected:
@@ -380,11 +403,16 @@ def test_observe_names_the_sites(name: str) -> None:
         Pair("mean_field"),
         Pair("savi", "count_aware"),
         Pair("savi", "conditional"),
+        Pair("savi", "conditional", settings={"shared": False}, model="linear_regression"),
+        Pair("savi", "count_aware", model="gaussian_mean"),
+        Pair("exact", model="linear_regression", observe="all"),
+        Pair("exact", model="gaussian_mean"),
+        Pair("sib", settings={"initialisation": "global"}, model="linear_regression"),
     ],
     ids=str,
 )
 def test_tasks_without_support_are_tasks(pair: Pair) -> None:
-    learner, episodes = pair.learner(), random_tasks()
+    learner, episodes = pair.learner(), pair.tasks()
     nothing = replace(
         episodes,
         support_x=episodes.support_x[:, :0],
@@ -405,12 +433,13 @@ def test_every_file_is_tried() -> None:
             if inspect.isclass(value) and issubclass(value, base) and value is not base
         ]
         assert {f"{value.__module__}.{value.__name__}" for value in classes} == specs
-    with_model = [
+    with_model = {
         module.name
         for module in pkgutil.iter_modules(models.__path__)
         if hasattr(importlib.import_module(f"models.{module.name}"), "Model")
-    ]
-    assert with_model == ["few_shot_classifier"], "a new model file needs a Pair of its own here"
+    }
+    assert with_model == {"few_shot_classifier", "gaussian_mean", "linear_regression"}
+    assert with_model == {pair.model for pair in PAIRS}, "a new model file needs Pairs of its own in pairs.py"
 
 
 # ---------------------------------------------------------------- planted faults are caught
@@ -572,6 +601,64 @@ def test_a_planted_fault_is_caught(fault: type[pyro_metabayes.Guide], check: str
         CHECKS[check](planted(fault), random_tasks())
 
 
+class HonestOfNumbers(pyro_metabayes.Guide):
+    """N(sum of an output's support labels, 1) in every weight: the same promises, kept in a regression."""
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        shape = observed.num_tasks, *self.model.event_shape(observed)
+        return Normal(self.mean(observed).unsqueeze(-1).expand(shape), 1.0).to_event(2)
+
+    def mean(self, observed: Observed) -> Tensor:
+        """[T, Y]"""
+        return (observed.support_y * observed.support_mask.unsqueeze(-1)).sum(1)
+
+
+class ReadsNumbers(HonestOfNumbers):
+    def mean(self, observed: Observed) -> Tensor:
+        return super().mean(observed) + getattr(observed, "query_y", torch.zeros(1, 1, 1)).sum(1)
+
+
+class IgnoresMaskOfNumbers(HonestOfNumbers):
+    def mean(self, observed: Observed) -> Tensor:
+        return observed.support_y.sum(1)
+
+
+class FirstNumber(HonestOfNumbers):
+    def mean(self, observed: Observed) -> Tensor:
+        return super().mean(observed) + observed.support_y[:, 0]
+
+
+class NamesOutputs(HonestOfNumbers):
+    def mean(self, observed: Observed) -> Tensor:
+        return super().mean(observed) * torch.arange(1.0, observed.support_y.shape[-1] + 1)
+
+
+def planted_in_a_regression(guide: type[pyro_metabayes.Guide]) -> tuple[MetaLearner, Episodes]:
+    pair = Pair("mean_field", model="linear_regression")
+    honest = pair.learner()
+    learner = MetaLearner(honest.backbone, honest.model, guide(honest.model), Elbo(), honest.specification)
+    return learner, pair.tasks()
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_an_honest_guide_passes_in_a_regression(check: str) -> None:
+    CHECKS[check](*planted_in_a_regression(HonestOfNumbers))
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "message"),
+    [
+        (ReadsNumbers, "labels", "query labels move the posterior"),
+        (IgnoresMaskOfNumbers, "masks", "masked points move the posterior"),
+        (FirstNumber, "points", "order of the support set"),
+        (NamesOutputs, "classes", "names of the classes"),
+    ],
+)
+def test_a_planted_fault_is_caught_in_a_regression(fault: type[pyro_metabayes.Guide], check: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        CHECKS[check](*planted_in_a_regression(fault))
+
+
 class Unmasked(pyro_metabayes.Model):
     """The few-shot classifier with a mask that is lost, or on the wrong set."""
 
@@ -594,7 +681,9 @@ class Unmasked(pyro_metabayes.Model):
 
 
 @pytest.mark.parametrize("wrong", ["lost", "shifted"])
-@pytest.mark.parametrize("objective", [Elbo(), MonteCarlo(2), MonteCarlo(2, joint=True)], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "objective", [Elbo(), MonteCarlo(2), MonteCarlo(2, joint=True), ImportanceWeighted(2)], ids=lambda o: o.name
+)
 def test_a_wrong_mask_in_a_model_is_caught(wrong: str, objective: Any) -> None:
     honest = planted(Honest)
     learner = MetaLearner(honest.backbone, honest.model, honest.guide, objective, honest.specification)

@@ -20,7 +20,8 @@ from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import cache_folder, cached_arrays, data_file
 from pyro_metabayes.data.gaussian_features import GaussianFeatures
 from pyro_metabayes.data.jitter import Jitter
-from pyro_metabayes.data.sampler import BankSampler, TaskShape, TaskStream
+from pyro_metabayes.data.sampler import BankSampler
+from pyro_metabayes.data.stream import TaskShape, TaskStream
 from pyro_metabayes.episodes import Episodes, class_means
 from pyro_metabayes.errors import UsageError
 

@@ -21,6 +21,7 @@ import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
 from pyro_metabayes.divergences import mixture_kl_bound
 from pyro_metabayes.objectives.elbo import Elbo
+from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
 from pyro_metabayes.objectives.objective import Objective
 from tests.pairs import Pair, every_pair, random_tasks
@@ -34,6 +35,11 @@ DENSITIES = [
     Pair("mean_field", "conditional", "linear"),
     Pair("sib", "gaussian", settings={**SIB, "inner_kl": 1.0}),
     Pair("sib", "conditional", settings={**SIB, "posterior": "amortized", "inner_samples": 2}),
+    Pair("savi", "conditional", settings={"shared": False}),
+    Pair("savi", "count_aware", settings={"shared": False}, model="linear_regression"),
+    Pair("savi", "conditional", model="gaussian_mean"),
+    Pair("mean_field", model="linear_regression", observe="all"),
+    Pair("sib", settings={**SIB, "initialisation": "global"}, model="linear_regression"),
 ]
 POINTS = [Pair("sib", "gaussian", settings={**SIB, "posterior": "delta"}), Pair("proto", "flat")]
 
@@ -58,10 +64,11 @@ def value_and_gradients(
 
 
 def assert_equal_losses(
-    learner: MetaLearner, one: Callable[..., Tensor], other: Callable[..., Tensor], **settings: float
+    pair: Pair, one: Callable[..., Tensor], other: Callable[..., Tensor], **settings: float
 ) -> None:
+    learner = pair.learner()
     (value, gradients), (expected, expected_gradients) = (
-        value_and_gradients(learner, loss, random_tasks(), **settings) for loss in (one, other)
+        value_and_gradients(learner, loss, pair.tasks(), **settings) for loss in (one, other)
     )
     assert value == pytest.approx(expected, rel=1e-10)
     for name, gradient in expected_gradients.items():
@@ -73,22 +80,20 @@ def assert_equal_losses(
 
 @pytest.mark.parametrize("particles", [1, 4])
 @pytest.mark.parametrize("kl_weight", [1.0, 0.1])
-@pytest.mark.parametrize("pair", [*DENSITIES, *POINTS], ids=str)
+@pytest.mark.parametrize("pair", [*DENSITIES, *POINTS, Pair("exact", model="linear_regression")], ids=str)
 def test_sampled_elbo_is_trace_elbo(pair: Pair, kl_weight: float, particles: int) -> None:
-    learner = pair.learner()
     theirs = Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
     ours = Elbo(particles, kl="sampled").differentiable_loss
-    assert_equal_losses(learner, ours, theirs.differentiable_loss, kl_weight=kl_weight)
+    assert_equal_losses(pair, ours, theirs.differentiable_loss, kl_weight=kl_weight)
 
 
 @pytest.mark.parametrize("particles", [1, 4])
 @pytest.mark.parametrize("kl_weight", [1.0, 0.1])
 @pytest.mark.parametrize("pair", DENSITIES, ids=str)
 def test_analytic_elbo_is_mean_field_elbo(pair: Pair, kl_weight: float, particles: int) -> None:
-    learner = pair.learner()
     theirs = TraceMeanField_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
     ours = Elbo(particles, kl="analytic").differentiable_loss
-    assert_equal_losses(learner, ours, theirs.differentiable_loss, kl_weight=kl_weight)
+    assert_equal_losses(pair, ours, theirs.differentiable_loss, kl_weight=kl_weight)
 
 
 @pytest.mark.parametrize("kl_weight", [1.0, 0.1])
@@ -137,7 +142,7 @@ def test_the_logged_kl_carries_no_weight(kl: str) -> None:
 
 def test_a_sample_that_has_no_gradient_is_refused() -> None:
     learner = Pair("mc", "mixture").learner()  # q is the mixture itself
-    for objective in (Elbo(), MonteCarlo(2)):
+    for objective in (Elbo(), MonteCarlo(2), ImportanceWeighted(2)):
         with pytest.raises(UsageError, match="expected a reparametrised distribution at site 'w'"):
             objective.terms(learner.model, learner.guide, random_tasks())
 
@@ -145,7 +150,7 @@ def test_a_sample_that_has_no_gradient_is_refused() -> None:
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(UsageError, match=r"objective\.kl to be sampled or analytic, got 'exact'"):
         Elbo(kl="exact")
-    for objective in (Elbo, MonteCarlo):
+    for objective in (Elbo, MonteCarlo, ImportanceWeighted):
         with pytest.raises(UsageError, match=r"train\.particles >= 1, got 0"):
             objective(0)
 
@@ -311,6 +316,7 @@ def test_a_hand_written_pair_gives_the_losses_of_the_classes(particles: int) -> 
         Elbo(particles, "analytic"),
         MonteCarlo(particles),
         MonteCarlo(particles, True),
+        ImportanceWeighted(particles),
     ):
         losses = []
         for pair in ((plain_model, PlainGuide()), (model, Fixed(model))):
@@ -319,7 +325,11 @@ def test_a_hand_written_pair_gives_the_losses_of_the_classes(particles: int) -> 
         assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
-@pytest.mark.parametrize("objective", [Elbo(8), Elbo(8, "analytic"), MonteCarlo(32, joint=True)], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "objective",
+    [Elbo(8), Elbo(8, "analytic"), MonteCarlo(32, joint=True), ImportanceWeighted(8)],
+    ids=lambda o: o.name,
+)
 def test_svi_learns_a_hand_written_pair(objective: Objective) -> None:
     episodes = measurements()
     loss = objective if isinstance(objective, Elbo) else objective.differentiable_loss
@@ -341,7 +351,7 @@ def log_likelihoods(learner: MetaLearner, episodes: Episodes, particles: int, se
 
 
 def ragged(episodes: Episodes) -> Episodes:
-    mask = torch.rand(episodes.query_y.shape) < 0.6
+    mask = torch.rand(episodes.query_mask.shape) < 0.6
     mask[:, 0] = True
     return replace(episodes, query_mask=mask)
 
@@ -465,12 +475,16 @@ class NoSynchronisation(TorchDispatchMode):
         Pair("savi", "count_aware"),
         Pair("proto", "flat"),
         Pair("mean_field", "mixture"),
+        Pair("mean_field", objective="importance_weighted"),
+        Pair("savi", "count_aware", settings={"shared": False}, model="gaussian_mean"),
+        Pair("exact", model="gaussian_mean", observe="all"),
+        Pair("exact", model="linear_regression", observe="all"),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("particles", [1, 2])
 def test_a_step_does_not_wait_for_the_device(pair: Pair, particles: int) -> None:
-    learner, episodes = pair.learner(particles=particles), ragged(random_tasks())
+    learner, episodes = pair.learner(particles=particles), ragged(pair.tasks())
     with pyro.validation_enabled(False), NoSynchronisation():
         learner(episodes, kl_weight=0.5)["loss"].backward()
 
@@ -487,17 +501,22 @@ def test_waiting_is_noticed(waits: Callable[[Tensor], Any]) -> None:
 # ---------------------------------------------------------------- pyro.infer.SVI
 
 TRAINED = [pair for pair in every_pair() if pair.prior != "mixture" or pair.guide in ("sib", "mean_field")]
-LOSSES = {"theirs": Trace_ELBO(), "elbo": Elbo(), "monte_carlo": MonteCarlo(2).differentiable_loss}
+LOSSES = {
+    "theirs": Trace_ELBO(),
+    "elbo": Elbo(),
+    "monte_carlo": MonteCarlo(2).differentiable_loss,
+    "importance_weighted": ImportanceWeighted(2).differentiable_loss,
+}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("pair", TRAINED, ids=str)
 def test_svi_moves_what_has_a_gradient(pair: Pair, loss: str) -> None:
     """SVI moves exactly the parameters that the loss itself has a gradient for."""
-    learner, episodes = pair.learner(), random_tasks()
+    learner, episodes = pair.learner(), pair.tasks()
     torch.manual_seed(1)
     objective = LOSSES[loss]
-    plain = objective if loss == "monte_carlo" else objective.differentiable_loss
+    plain = getattr(objective, "differentiable_loss", objective)
     plain(learner.model, learner.guide, episodes).backward()
     expected = {
         name
@@ -519,7 +538,7 @@ def test_svi_moves_what_has_a_gradient(pair: Pair, loss: str) -> None:
 @pytest.mark.parametrize("pair", [*DENSITIES, *POINTS], ids=str)
 def test_svi_and_the_learner_take_the_same_step(pair: Pair) -> None:
     """SVI's loss is the learner's times the number of tasks, and so is its SGD step."""
-    episodes, rate = random_tasks(), 1e-3
+    episodes, rate = pair.tasks(), 1e-3
     ours, theirs = pair.learner(), pair.learner()
     torch.manual_seed(8)
     loss = ours(episodes)["loss"] * episodes.num_tasks

@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import Normal, Poisson
 from torch import Tensor
 
-from pyro_metabayes import MetaLearner, Observed
+from pyro_metabayes import MetaLearner, Observed, UsageError
 from pyro_metabayes.diagnostics.collapse import collapse_figures, prior_spread, summary
 from pyro_metabayes.evaluation import EvalSettings, evaluate, noise_of
-from pyro_metabayes.scores import calibration_error, ci95_of, classification_scores, log_mean_exp, masked_mean
+from pyro_metabayes.scores import (
+    calibration_error,
+    ci95_of,
+    classification_scores,
+    log_mean_exp,
+    masked_mean,
+    scores_of,
+)
 from tests.pairs import HEADS, Pair, random_tasks, stream_of
 
 SAMPLES, TASKS, QUERIES, WAY = 4, 3, 5, 3
@@ -35,21 +42,30 @@ def predicted() -> tuple[Tensor, Tensor, Tensor]:
     return log_probs, torch.randint(WAY, (TASKS, QUERIES)), mask
 
 
+def entropy(probabilities: list[float]) -> float:
+    return -sum(p * math.log(p) for p in probabilities)
+
+
 def by_hand(log_probs: Tensor, labels: Tensor, mask: Tensor) -> dict[str, list[float]]:
     """Every score by its definition, one number at a time."""
-    scores: dict[str, list[float]] = {name: [] for name in ("accuracy", "nll", "joint_nll", "brier")}
+    names = ("accuracy", "accuracy_of_sample", "nll", "joint_nll", "brier", "mutual_information")
+    scores: dict[str, list[float]] = {name: [] for name in names}
     for task in range(TASKS):
         kept = [i for i in range(QUERIES) if mask[task, i]]
-        hits, nll, brier, products = 0, 0.0, 0.0, [1.0] * SAMPLES
+        hits, hits_of_samples, nll, brier, information, products = 0, 0, 0.0, 0.0, 0.0, [1.0] * SAMPLES
         for i in kept:
             right = int(labels[task, i])
             of_samples = [[math.exp(float(log_probs[s, task, i, c])) for c in range(WAY)] for s in range(SAMPLES)]
             mean = [sum(p[c] for p in of_samples) / SAMPLES for c in range(WAY)]
             hits += mean.index(max(mean)) == right
+            hits_of_samples += sum(p.index(max(p)) == right for p in of_samples)
+            information += entropy(mean) - sum(map(entropy, of_samples)) / SAMPLES
             nll -= math.log(mean[right])
             brier += sum((mean[c] - (c == right)) ** 2 for c in range(WAY))
             products = [product * p[right] for product, p in zip(products, of_samples, strict=True)]
         scores["accuracy"].append(hits / len(kept))
+        scores["accuracy_of_sample"].append(hits_of_samples / SAMPLES / len(kept))
+        scores["mutual_information"].append(information / len(kept))
         scores["nll"].append(nll / len(kept))
         scores["brier"].append(brier / len(kept))
         scores["joint_nll"].append(-math.log(sum(products) / SAMPLES) / len(kept))
@@ -101,6 +117,63 @@ def test_the_joint_score_rewards_errors_that_hang_together() -> None:
     assert together["nll"].item() == pytest.approx(math.log(2))
     assert together["joint_nll"].item() == pytest.approx(-math.log((0.9**4 + 0.1**4) / 2) / 4)
     assert in_turns["joint_nll"].item() == pytest.approx(-math.log(0.09**2) / 4)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def cumulative(z: float) -> float:
+    """Of the standard normal."""
+    return 0.5 * (1 + math.erf(z / math.sqrt(2)))
+
+
+def test_scores_of_numbers_are_their_definitions() -> None:
+    """One number at a time; labels far out, so that some are outside of the central 90 per cent."""
+    mean, sd, y = torch.randn(SAMPLES, TASKS, QUERIES, 2), 0.4, 1.5 * torch.randn(TASKS, QUERIES, 2)
+    mask = torch.rand(TASKS, QUERIES) < 0.7
+    mask[:, 0] = True
+    got = scores_of(Normal(mean, sd).to_event(1), y, mask)
+    assert got.keys() == {"nll", "joint_nll", "mse", "coverage90"}
+    garbage = torch.where(mask.unsqueeze(-1), y, 1e3)
+    for task in range(TASKS):
+        kept = [i for i in range(QUERIES) if mask[task, i]]
+        density = [
+            [math.exp(Normal(mean[s, task, i], sd).log_prob(y[task, i]).sum().item()) for i in kept]
+            for s in range(SAMPLES)
+        ]
+        errors = [float(mean[:, task, i, k].mean() - y[task, i, k]) ** 2 for i in kept for k in range(2)]
+        inside = [
+            0.05
+            <= sum(cumulative(float(y[task, i, k] - mean[s, task, i, k]) / sd) for s in range(SAMPLES)) / SAMPLES
+            <= 0.95
+            for i in kept
+            for k in range(2)
+        ]
+        nll = -sum(math.log(sum(of_sample[i] for of_sample in density) / SAMPLES) for i in range(len(kept)))
+        joint = -math.log(sum(math.prod(of_sample) for of_sample in density) / SAMPLES)
+        expected = {
+            "nll": nll / len(kept),
+            "joint_nll": joint / len(kept),
+            "mse": np.mean(errors),
+            "coverage90": np.mean(inside),
+        }
+        assert {name: value[task].item() for name, value in got.items()} == pytest.approx(expected, rel=1e-10)
+    assert 0 < got["coverage90"].mean() < 1
+    for name, value in scores_of(Normal(mean, sd).to_event(1), garbage, mask).items():
+        torch.testing.assert_close(value, got[name], msg=name)
+
+
+def test_coverage_is_that_of_the_mixture_of_draws() -> None:
+    """Draws that lie far apart: the label between them is inside, though no single draw would have it so."""
+    mean, mask = torch.tensor([-10.0, 10.0]).view(2, 1, 1, 1), torch.ones(1, 1, dtype=torch.bool)
+    for label, inside in ((0.0, 1), (10.0, 1), (13.0, 0)):
+        scores = scores_of(Normal(mean, 1.0).to_event(1), torch.full((1, 1, 1), label), mask)
+        assert scores["coverage90"].item() == inside
+
+
+def test_a_likelihood_that_has_no_scores_is_refused() -> None:
+    with pytest.raises(UsageError, match="expected a Categorical or Normal likelihood to score, got Poisson"):
+        scores_of(Poisson(torch.ones(1, 1, 1)), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))
 
 
 def test_one_sample_is_its_own_average() -> None:

@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from torch import Generator, nn
 
 from pyro_metabayes import Episodes, MetaLearner, UsageError, checkpoint
-from pyro_metabayes.data.sampler import BLOCK, TaskStream
+from pyro_metabayes.data.stream import BLOCK, TaskStream
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.optimisation import TrainSettings, kl_weight_at, make_optimizer, set_rates
 from pyro_metabayes.report import draw_curves

@@ -1,77 +1,22 @@
-"""Streams of tasks. One task = (seed, split, index): the same on every machine and after a resume."""
+"""Tasks from a bank of classes: a whole block in one gather."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from hashlib import sha256
-from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.episodes import Episodes, concatenate
+from pyro_metabayes.data.stream import BLOCK, TaskShape
+from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
-
-BLOCK = 64  # tasks drawn by one generator; part of what defines a task, so never a setting
-
-
-@dataclass
-class TaskShape:
-    """`way` classes, `shot` support points and `query` query points of each."""
-
-    way: int = 5
-    shot: int = 1
-    query: int = 15
-
-    def labels(self, points_per_class: int, num_tasks: int) -> Tensor:
-        """Class-ordered labels [T, way * points_per_class]."""
-        labels = torch.arange(self.way).repeat_interleave(points_per_class)
-        return labels.expand(num_tasks, -1)
-
-
-class Source(Protocol):
-    """Anything that draws a block of tasks: a bank of classes, or a simulator."""
-
-    @property
-    def input_shape(self) -> tuple[int, ...]: ...
-
-    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """A function that draws BLOCK tasks from a generator."""
-        ...
-
-
-def generator_of(seed: int, split: str, block: int) -> Generator:
-    """The random stream of one block, independent of all others."""
-    digest = sha256(f"{seed}/{split}/{block}".encode()).digest()
-    return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-class TaskStream:
-    """Endless tasks of one split, addressed by index."""
-
-    def __init__(self, draw: Callable[[Generator], Episodes], seed: int, split: str) -> None:
-        self._draw, self._seed, self._split = draw, seed, split
-        self._block: tuple[int, Episodes] | None = None
-
-    def batch(self, start: int, stop: int) -> Episodes:
-        """Tasks start, ..., stop - 1."""
-        parts = []
-        for block in range(start // BLOCK, (stop - 1) // BLOCK + 1):
-            first = max(start - block * BLOCK, 0)
-            last = min(stop - block * BLOCK, BLOCK)
-            parts.append(self._tasks_of(block).tasks(slice(first, last)))
-        return concatenate(parts)
-
-    def _tasks_of(self, block: int) -> Episodes:
-        if self._block is None or self._block[0] != block:  # a stream is read in order: keep the last
-            self._block = block, self._draw(generator_of(self._seed, self._split, block))
-        return self._block[1]
 
 
 class BankSampler:
     """Draws classes, then images of each, without replacement; a whole block in one gather."""
+
+    num_targets = 0  # labels are classes
 
     def __init__(self, bank: Bank) -> None:
         self.bank = bank

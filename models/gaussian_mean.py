@@ -1,0 +1,60 @@
+"""The mean of a Gaussian: the smallest model in which a prior can collapse."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import Normal, TorchDistribution
+from torch import Tensor
+
+from models.linear_regression import Model as LinearRegression
+from models.priors import Prior
+from pyro_metabayes.conjugate import precision_of
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
+
+
+class Model(LinearRegression):
+    """w ~ N(m, s^2) and y_i | w ~ N(w, noise^2) in each of Y dimensions; w [Y, 1].
+
+    Linear regression on one feature that is always 1 (data=gaussian_mean draws it so), where all is a
+    sum: n points of mean ybar give N((m / s^2 + n ybar / noise^2) v, v), 1 / v = 1 / s^2 + n / noise^2.
+    """
+
+    def __init__(
+        self, prior: Prior, num_targets: int, num_features: int, noise: float = 1.0, observe: str = "query"
+    ) -> None:
+        super().__init__(prior, num_targets, num_features, noise, observe)
+        if num_features != 1:
+            raise UsageError(
+                f"expected data.num_features=1 for model=gaussian_mean, the mean of a Gaussian, got {num_features}; "
+                "take data=linear_regression with its own model"
+            )
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        """Means [..., T, N, Y]: w, whatever x."""
+        return w.mT.expand(*w.shape[:-2], x.shape[-2], w.shape[-2])
+
+    def exact_posterior(self, observed: Observed) -> TorchDistribution:
+        """p(w | support), or p(w | support, query) for pooled episodes: a diagonal Gaussian."""
+        prior = self._unconditional(observed)
+        before = precision_of(prior).squeeze(-1)  # [T, Y, 1]
+        mask = observed.support_mask.unsqueeze(-1).to(observed.support_y.dtype)
+        counts, sums = mask.sum(-2), (observed.support_y * mask).sum(-2)  # [T, 1], [T, Y]
+        precision = before + (counts / self.noise**2).unsqueeze(-1)
+        loc = (before * prior.mean + sums.unsqueeze(-1) / self.noise**2) / precision
+        return Normal(loc, precision.rsqrt()).to_event(2)
+
+    def log_evidence(self, episodes: Episodes) -> Tensor:
+        """log p(y_query | support) [T] in nats: a Gaussian with covariance v 1 1^T + noise^2 I in each dimension.
+
+        With M points of residuals r_i to the mean of p(w | support): the determinant is noise^2M (1 + M v / noise^2),
+        and the quadratic form is (sum r_i^2 - v (sum r_i)^2 / (noise^2 + M v)) / noise^2.
+        """
+        given_support = self.exact_posterior(episodes.observed())
+        loc, variance = given_support.mean.squeeze(-1), given_support.variance.squeeze(-1)  # [T, Y]
+        mask = episodes.query_mask.unsqueeze(-1).to(loc.dtype)
+        residual = (episodes.query_y - loc.unsqueeze(-2)) * mask
+        count, noise = mask.sum(-2), torch.as_tensor(self.noise, dtype=loc.dtype)
+        quadratic = residual.square().sum(-2) - variance * residual.sum(-2).square() / (noise**2 + count * variance)
+        log_det = 2 * count * noise.log() + (1 + count * variance / noise**2).log()
+        return -0.5 * (count * torch.log(torch.tensor(2 * torch.pi)) + log_det + quadratic / noise**2).sum(-1)

@@ -1,0 +1,72 @@
+"""Bayesian linear regression: the model with a closed form for everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyro.distributions import Normal, TorchDistribution
+from torch import Size, Tensor
+
+import pyro_metabayes
+from models.priors import Prior
+from pyro_metabayes.conjugate import log_evidence_of_rows, posterior_of_rows
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.model import OBSERVE
+
+
+class Model(pyro_metabayes.Model):
+    """p(y_i | x_i, w) = N(w x_i, noise^2 I), w [Y, D], x_i [D], y_i [Y]; noise is known.
+
+    Conjugate to the Gaussian prior: exact_posterior and log_evidence are exact. An intercept is a
+    feature that is always 1. observe: "query", "support" or "all", the labels that forward conditions on.
+    """
+
+    prior_over_weights: Prior
+
+    def __init__(
+        self, prior: Prior, num_targets: int, num_features: int, noise: float = 1.0, observe: str = "query"
+    ) -> None:
+        super().__init__()
+        if num_targets < 1:
+            raise UsageError("expected data with numbers as labels for a regression, got classes; see data=")
+        if noise <= 0:
+            raise UsageError(f"expected model.noise > 0, got {noise}")
+        if observe not in OBSERVE:
+            raise UsageError(f"expected model.observe to be one of {', '.join(OBSERVE)}, got '{observe}'")
+        self.prior_over_weights, self.noise, self.observe = prior, noise, observe
+        self._shape = Size((num_targets, num_features))
+
+    def event_shape(self, observed: Observed) -> Size:
+        return self._shape
+
+    def prior(self, observed: Observed) -> TorchDistribution:
+        return self.prior_over_weights(observed, self._shape)
+
+    def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
+        return Normal(self.outputs(w, x), self.noise).to_event(1)
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        """Means [..., T, N, Y]."""
+        return (w @ x.mT).mT
+
+    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """pullback(g)_k = sum_i g_ik x_i."""
+        return self.outputs(w, x), lambda cotangent: cotangent.mT @ x
+
+    def exact_posterior(self, observed: Observed) -> TorchDistribution:
+        """p(w | support), batch [T], event [Y, D]; for pooled episodes p(w | support, query)."""
+        prior = self._unconditional(observed)
+        points = observed.support_x, observed.support_y, observed.support_mask
+        return posterior_of_rows(prior, *points, self.noise)
+
+    def log_evidence(self, episodes: Episodes) -> Tensor:
+        """log p(y_query | x_query, support) [T], w integrated out, in nats."""
+        given_support = self.exact_posterior(episodes.observed())
+        return log_evidence_of_rows(given_support, episodes.query_x, episodes.query_y, episodes.query_mask, self.noise)
+
+    def _unconditional(self, observed: Observed) -> TorchDistribution:
+        """The prior before any label, which conditioning on the support set starts from."""
+        if self.prior_over_weights.conditional:
+            raise UsageError("expected a prior that has not seen the support set, got another; take prior=gaussian")
+        return self.prior(observed)

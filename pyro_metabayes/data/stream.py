@@ -1,0 +1,103 @@
+"""Streams of tasks. One task = (seed, split, index): the same on every machine and after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Protocol, runtime_checkable
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Generator, Tensor
+
+from pyro_metabayes.data.bank import SPLITS
+from pyro_metabayes.episodes import Episodes, Observed, concatenate
+from pyro_metabayes.errors import UsageError
+
+BLOCK = 64  # tasks drawn by one generator; part of what defines a task, so never a setting
+
+
+@dataclass
+class TaskShape:
+    """`way` classes, `shot` support points and `query` query points of each; way is 1 in a regression."""
+
+    way: int = 5
+    shot: int = 1
+    query: int = 15
+
+    def labels(self, points_per_class: int, num_tasks: int) -> Tensor:
+        """Class-ordered labels [T, way * points_per_class]."""
+        labels = torch.arange(self.way).repeat_interleave(points_per_class)
+        return labels.expand(num_tasks, -1)
+
+
+class Source(Protocol):
+    """Anything that draws a block of tasks: a bank of classes, or a simulator."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_targets(self) -> int:
+        """How many numbers a label is; 0 for labels that are classes."""
+        ...
+
+    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
+        """A function that draws BLOCK tasks from a generator."""
+        ...
+
+
+@runtime_checkable
+class KnownTruth(Protocol):
+    """A simulator that knows what can be known of a task's latent."""
+
+    def truth(self, observed: Observed) -> TorchDistribution:
+        """The true p(w | what is observed): batch [T], event [*W]."""
+        ...
+
+
+def check_regression(split: str, shape: TaskShape) -> None:
+    """Refuse what a simulator of numbers cannot draw."""
+    if split not in SPLITS:
+        raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
+    if shape.way != 1 or shape.shot < 0 or shape.query < 1:
+        raise UsageError(f"expected way=1 (labels are numbers), shot >= 0 and query >= 1, got {shape}")
+
+
+def generator_of(seed: int, split: str, block: int) -> Generator:
+    """The random stream of one block, independent of all others."""
+    digest = sha256(f"{seed}/{split}/{block}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+class TaskStream:
+    """Tasks of one split, addressed by index: endless, or the first `num_tasks` again and again."""
+
+    def __init__(
+        self, draw: Callable[[Generator], Episodes], seed: int, split: str, num_tasks: int | None = None
+    ) -> None:
+        self._draw, self._seed, self._split, self._num_tasks = draw, seed, split, num_tasks
+        self._block: tuple[int, Episodes] | None = None
+        self._all: Episodes | None = None
+
+    def batch(self, start: int, stop: int) -> Episodes:
+        """Tasks start, ..., stop - 1."""
+        if self._num_tasks:
+            if self._all is None:
+                self._all = self._fresh(0, self._num_tasks)
+            return self._all.tasks(torch.arange(start, stop, device=self._all.query_x.device) % self._num_tasks)
+        return self._fresh(start, stop)
+
+    def _fresh(self, start: int, stop: int) -> Episodes:
+        parts = []
+        for block in range(start // BLOCK, (stop - 1) // BLOCK + 1):
+            first = max(start - block * BLOCK, 0)
+            last = min(stop - block * BLOCK, BLOCK)
+            parts.append(self._tasks_of(block).tasks(slice(first, last)))
+        return concatenate(parts)
+
+    def _tasks_of(self, block: int) -> Episodes:
+        if self._block is None or self._block[0] != block:  # a stream is read in order: keep the last
+            self._block = block, self._draw(generator_of(self._seed, self._split, block))
+        return self._block[1]
