@@ -25,6 +25,7 @@ from tests.commands import (
     process,
     write_features,
 )
+from tests.pairs import Pair
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -47,7 +48,7 @@ def error_of(*arguments: str) -> str:
 # ---------------------------------------------------------------- the command line
 
 UNKNOWN = {
-    "guide=nope": "no 'nope' for guide; there are: mc, mean_field, proto",
+    "guide=nope": "no 'nope' for guide; there are: exact, mc, mean_field, proto",
     "data=nope": "no 'nope' for data; there are: cifar_fs, features",
     "gude=sib": "unknown key 'gude'; did you mean 'guide'?",
     "train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",
@@ -124,9 +125,94 @@ def test_a_value_out_of_range_is_refused(argument: str, features: Path) -> None:
         ("mixture", "expected a reparametrised distribution at site 'w', got MixtureSameFamily"),
     ],
 )
-@pytest.mark.parametrize("guide", ["mc", "savi"])
-def test_a_prior_that_cannot_be_the_posterior_is_refused(guide: str, prior: str, message: str, features: Path) -> None:
-    assert message in error_of(*on_features(features), f"guide={guide}", f"prior={prior}")
+def test_a_prior_that_cannot_be_the_posterior_is_refused(prior: str, message: str, features: Path) -> None:
+    assert message in error_of(*on_features(features), "guide=mc", f"prior={prior}")
+
+
+@pytest.mark.parametrize("prior", ["flat", "mixture", "gaussian"])
+def test_savi_refuses_a_prior_that_does_not_read_the_support_set(prior: str, features: Path) -> None:
+    error = error_of(*on_features(features), "guide=savi", f"prior={prior}")
+    assert error == "expected a prior that reads the support set, which savi infers with; take prior=conditional"
+
+
+# ---------------------------------------------------------------- numbers as labels
+
+NUMBERS = {
+    "guide=mc task.way=2": "expected way=1 (labels are numbers), shot >= 0 and query >= 1, got TaskShape(way=2",
+    "guide=mc task.query=0": "expected way=1 (labels are numbers), shot >= 0 and query >= 1",
+    "guide=mc task.shot=-1": "expected way=1 (labels are numbers), shot >= 0 and query >= 1",
+    "guide=mc data.scale=0": "expected num_features, num_targets >= 1 and finite scale, noise > 0, got",
+    "guide=mc data.noise=nan": "expected data.noise to be of type finite float, got nan",
+    "guide=mc model.noise=0": "expected model.noise > 0, got 0",
+    "guide=mc model.observe=nothing": "expected model.observe to be one of query, support, all, got 'nothing'",
+    "guide=mc prior.num_hidden=-1": "expected prior.num_hidden >= 0 and prior.scale > 0, got -1 and 0.135",
+    "guide=mc train.num_tasks=-1": "expected train.num_tasks >= 0 and finite, got -1",
+    "guide=exact prior=conditional": "expected a prior that has not seen the support set, got another; take prior=",
+    "guide=exact prior=mixture": "expected a Gaussian prior for a closed form, got MixtureSameFamily; take",
+    "guide=proto": "expected parameters to train, got a model and a guide without any; take another guide=",
+    "guide=mean_field data.num_features=2": "num_features",  # the mean of a Gaussian has one feature, always 1
+}
+
+
+@pytest.mark.parametrize("arguments", NUMBERS)
+def test_what_a_regression_cannot_be_is_refused(arguments: str) -> None:
+    assert NUMBERS[arguments] in error_of("data=gaussian_mean", *SMALL, *arguments.split())
+
+
+def test_sib_needs_a_start_where_there_are_no_prototypes() -> None:
+    """After a note: sib's YAML has a rate for the scale of a head, which a regression has not."""
+    outcome = call("run", "data=gaussian_mean", "guide=sib", *SMALL)
+    expected = "error: expected a model with class prototypes for this guide, got models.gaussian_mean; take"
+    note, line = outcome.err.strip().split("\n")
+    assert outcome.code == 1 and note.startswith("note: ") and line.startswith(expected)
+    assert line.endswith("guide.initialisation=global where it has that") and not any(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("task.shot=1", "expected task.shot=0 for tasks without labels, got 1"),
+        ("task.way=2", "expected way=1 (labels are numbers)"),
+        ("data.slope_scale=0", "expected finite settings, scale and slope_scale > 0, got"),
+    ],
+)
+def test_what_spinning_lines_cannot_be_is_refused(argument: str, message: str) -> None:
+    assert message in error_of("data=spinning_lines", *SMALL, "guide=mean_field", argument)
+
+
+def test_a_regression_of_classes_is_refused(features: Path) -> None:
+    error = error_of(*on_features(features), "guide=mean_field", "model=gaussian_mean")
+    assert error.startswith("expected data with numbers as labels for a regression, got classes; see data=")
+
+
+def test_the_exact_posterior_of_a_classifier_is_refused(features: Path) -> None:
+    """Nobody has written model.observe: that the guide's YAML has must not be what the user hears of."""
+    error = error_of(*on_features(features), "guide=exact")
+    assert "data=gaussian_mean" in error and "data=linear_regression" in error
+
+
+def test_class_probabilities_of_numbers_are_refused() -> None:
+    learner = Pair("mean_field", model="linear_regression").learner()
+    with pytest.raises(UsageError, match=r"expected a learner of classes for predict, got one of numbers; use"):
+        learner.predict(np.zeros((2, 3)), np.zeros(2, int), np.zeros((1, 3)))
+
+
+# ---------------------------------------------------------------- a study
+
+STUDY = {
+    "study=nope": "no 'nope' for study; there are: classification, features, gaussian_mean, spinning_lines",
+    "size=huge": "expected size to be one of full, smoke, got 'huge'",
+    "workers=0": "expected workers >= 1, got 0",
+    "workers=two": "Value 'two' of type 'str' could not be converted to Integer",
+    "parts=[nope]": "no part 'nope' in this study; there are: ceiling, monte_carlo, monte_carlo_joint, shared",
+    "sice=smoke": "unknown key 'sice'; did you mean 'size'?",
+}
+
+
+@pytest.mark.parametrize("argument", STUDY)
+def test_a_wrong_study_is_refused(argument: str) -> None:
+    assert STUDY[argument] in call("collapse", argument).error
+    assert not any(Path.cwd().iterdir())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -50,6 +50,12 @@ LONG = (
     "task.shot=2",
     "seed=3",
 )
+# Data with numbers as labels, each with a guide that suits it.
+OF_NUMBERS = {
+    "gaussian_mean": ("guide=savi", "prior.count_aware=true", "train.num_tasks=5"),
+    "linear_regression": ("guide=mc", "model.observe=all", "data.num_targets=2"),
+    "spinning_lines": ("guide=sib", "guide.initialisation=global"),
+}
 FILES = {".hydra", "metrics.jsonl", "results.json", "checkpoint.pt", "tasks.npz", "curves.png"}
 
 
@@ -68,12 +74,21 @@ def glyph_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     return folder, ran("run", *GLYPHS, *SMALL, "guide=proto", f"hydra.run.dir={folder}")
 
 
+@pytest.fixture(scope="session")
+def regression_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one run with the exact posterior."""
+    folder = tmp_path_factory.mktemp("regression") / "run"
+    ran("run", "data=gaussian_mean", "guide=exact", *SMALL, f"hydra.run.dir={folder}")
+    return folder
+
+
 # ---------------------------------------------------------------- every choice of every group
 
 
 @pytest.mark.parametrize("guide", names("guide"))
 def test_every_guide_runs(guide: str, features: Path) -> None:
-    ran("run", *on_features(features), f"guide={guide}", "hydra.run.dir=run", "train.steps=2")
+    data = ["data=gaussian_mean", *SMALL] if guide == "exact" else on_features(features)  # a closed form
+    ran("run", *data, f"guide={guide}", "hydra.run.dir=run", "train.steps=2")
     assert results_of(Path("run"))["guide"] == guide
 
 
@@ -89,14 +104,56 @@ def test_every_prior_head_and_objective_runs(choice: str, features: Path) -> Non
 def test_no_group_of_the_configuration_is_left_out() -> None:
     """A new group needs a test of its choices here."""
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))}
-    assert groups == {"guide", "prior", "head", "objective", "data", "backbone", "model"}
-    assert names("backbone") == ["conv4", "identity"] and names("model") == ["few_shot_classifier"]
-    assert names("data") == ["cifar_fs", "features", "gaussian_features", "glyphs", "omniglot"]
+    assert groups == {"guide", "prior", "head", "objective", "data", "backbone", "model", "study"}
+    assert names("backbone") == ["conv4", "identity"]
+    assert names("model") == ["few_shot_classifier", "gaussian_mean", "linear_regression"]
+    of_classes = {"cifar_fs", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
+    assert set(names("data")) == of_classes | {*OF_NUMBERS}
+    assert set(names("study")) == {"classification", "features", "gaussian_mean", "spinning_lines"}  # test_study.py
 
 
 def test_gaussian_features_run() -> None:
     ran("run", "data=gaussian_features", "data.num_features=32", *SMALL, "guide=proto", "hydra.run.dir=run")
     assert results_of(Path("run"))["data"] == "gaussian_features"
+
+
+def test_gaussian_classes_run() -> None:
+    ran("run", "data=gaussian_classes", *SMALL, "guide=savi", "guide.shared=false", "hydra.run.dir=run")
+    results = results_of(Path("run"))
+    assert results["data"] == "gaussian_classes" and results["config"]["guide"]["shared"] is False
+
+
+@pytest.mark.parametrize("data", OF_NUMBERS)
+def test_data_of_numbers_runs(data: str) -> None:
+    """Scores of classes are null, and those of numbers are there."""
+    outcome = ran("run", f"data={data}", *SMALL, *OF_NUMBERS[data], "hydra.run.dir=run")
+    assert {path.name for path in Path("run").iterdir()} == FILES
+    results = results_of(Path("run"))
+    assert results["data"] == data and results["way"] == 1 and "RMSE" in outcome.out
+    assert [results[name] for name in OF_CLASSES] == [None] * len(OF_CLASSES)
+    assert all(is_number(results[name]) for name in OF_A_REGRESSION)
+    assert results["rmse"] == pytest.approx(results["mse"] ** 0.5) and 0 <= results["coverage90"] <= 1
+    with np.load(Path("run") / "tasks.npz", allow_pickle=False) as tasks:
+        assert set(tasks) == {"nll", "joint_nll", "mse", "oracle_mse", "coverage90"}
+
+
+def test_a_regression_is_resumed_evaluated_and_compared(regression_run: Path, finished: Path) -> None:
+    shutil.copytree(regression_run, "run")
+    ran("run", "resume=run", "train.steps=4")
+    ran("evaluate", "run", "task.shot=2", "eval.tasks=4")
+    results = results_of(Path("run/evaluations/task.shot=2,eval.tasks=4"))
+    assert (results["steps"], results["shot"], results["tasks"], results["accuracy"]) == (4, 2, 4, None)
+    outcome = ran("compare", "run", str(finished), "--out", "out")
+    assert "gaussian_mean 5 support points, test" in outcome.out and "features 5-way 1-shot, test" in outcome.out
+    table = Path("out/table.md").read_text()
+    assert "nan" not in table and (Path("out") / "comparison.png").is_file()
+    (row,) = (line for line in table.splitlines() if "5 support points" in line and "| 4 |" in line)
+    assert row.split(" | ")[4:6] == ["-", "-"], "a regression has no accuracy"
+
+
+def test_figures_against_a_known_truth_are_null_elsewhere(finished: Path, regression_run: Path) -> None:
+    assert [results_of(finished)[name] for name in OF_A_TRUTH] == [None] * len(OF_A_TRUTH)
+    assert all(is_number(results_of(regression_run)[name]) for name in OF_A_TRUTH)
 
 
 def test_glyphs_run(glyph_run: tuple[Path, Outcome]) -> None:
@@ -134,6 +191,19 @@ def test_omniglot_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what a run leaves behind
 
 
+OF_CLASSES = (
+    "accuracy",
+    "accuracy_of_mean",
+    "accuracy_of_sample",
+    "brier",
+    "ece",
+    "mutual_information",
+    "disagreement",
+)
+OF_A_REGRESSION = ("nll", "joint_nll", "mse", "rmse", "oracle_mse", "coverage90")
+OF_A_TRUTH = ("sd_ratio", "training_sd_ratio", "coverage90_of_truth", "kl_from_truth", "kl_to_truth")
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, float)
 
@@ -161,8 +231,12 @@ def is_of_training_and_evaluation(value: Any) -> bool:
 KEYS = {
     **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device"), is_text),
     **dict.fromkeys(("way", "shot", "query", "tasks", "steps", "seed"), is_count),
-    **dict.fromkeys(("nll", "joint_nll", "brier", "ece"), is_number),
+    **dict.fromkeys(("nll", "joint_nll", "brier", "ece", "mutual_information"), is_number),
+    **dict.fromkeys(("accuracy_of_mean", "accuracy_of_sample"), lambda value: 0 <= value <= 1),
     **dict.fromkeys(("elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd"), is_number_or_null),
+    **dict.fromkeys(("disagreement", "prior_entropy", "posterior_entropy"), is_number),
+    **dict.fromkeys(("mse", "rmse", "oracle_mse", "coverage90", *OF_A_TRUTH), lambda value: value is None),
+    "active_dimensions": is_count,
     **dict.fromkeys(("seconds", "episodes_per_second"), is_of_training_and_evaluation),
     "accuracy": is_fraction_with_interval,
     "collapsed": lambda value: value in (True, False, None),
@@ -178,6 +252,10 @@ def test_results_have_every_key_with_its_type(key: str, finished: Path) -> None:
     assert KEYS[key](results_of(finished)[key])
 
 
+def test_results_have_no_key_without_a_type(finished: Path) -> None:
+    assert results_of(finished).keys() == KEYS.keys()
+
+
 def test_a_run_leaves_all_its_files(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == FILES
     assert (finished / ".hydra" / "config.yaml").is_file()
@@ -189,7 +267,8 @@ def test_figures_without_a_meaning_are_null(guide: str, features: Path) -> None:
     """A point mass under a flat prior has no bound, no KL and no spread."""
     ran("run", *on_features(features), f"guide={guide}", "hydra.run.dir=run")
     results = results_of(Path("run"))
-    nulls = ("elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd", "collapsed")
+    nulls = ("elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd", "collapsed", "disagreement")
+    nulls += ("prior_entropy", "posterior_entropy", "active_dimensions")
     assert [results[name] for name in nulls] == [None] * len(nulls)
     assert results["objective"] == "predictive"
 

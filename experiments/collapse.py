@@ -1,0 +1,82 @@
+"""python -m experiments.collapse study=gaussian_mean: which objective keeps the prior alive, and what it costs.
+
+Each study is a grid of runs of experiments.run (conf/study/NAME.yaml). Finished runs are kept, so an
+interrupted study goes on when it is called again. Leaves table.md, table.csv and pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.collapse_pictures import PICTURES
+from experiments.collapse_table import commands, table_of
+from experiments.command import run_command
+from experiments.study import Row, jobs_of, rows_of, run_jobs
+from pyro_metabayes.checkpoint import write_atomically
+from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.report import csv_table, markdown_table, text_table
+
+SIZES = ("full", "smoke")
+
+
+@dataclass
+class StudyConfig:
+    """Which study, and how it is run."""
+
+    study: dict[str, Any]
+    size: str = "full"  # full, smoke (a few steps of one seed: does it run?)
+    parts: list[str] = field(default_factory=list)  # of the study; none named: all
+    workers: int = 2  # runs side by side, each on one thread
+
+
+def chosen_rows(config: StudyConfig) -> list[Row]:
+    if config.size not in SIZES:
+        raise UsageError(f"expected size to be one of {', '.join(SIZES)}, got '{config.size}'")
+    if config.workers < 1:
+        raise UsageError(f"expected workers >= 1, got {config.workers}")
+    there = list(config.study["parts"])
+    if unknown := [part for part in config.parts if part not in there]:
+        raise UsageError(f"no part '{unknown[0]}' in this study; there are: {', '.join(there)}")
+    rows = rows_of(config.study, config.size == "smoke")
+    return [row for row in rows if not config.parts or row.part in config.parts]
+
+
+def main(composed: DictConfig, folder: Path) -> None:
+    config: Any = OmegaConf.to_object(composed)
+    rows = chosen_rows(config)
+    runs, evaluations = jobs_of(rows, folder, config.study["evaluations"])
+    try:
+        run_jobs(runs, config.workers, "study")
+        run_jobs(evaluations, config.workers, "evaluate")
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; finished runs are kept: the same command continues the study") from None
+    write(config.study, rows, folder)
+
+
+def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
+    """table.md (with the command of every row), table.csv, and the pictures that the study asks for."""
+    parts = {part: [row for row in rows if row.part == part] for part in dict.fromkeys(row.part for row in rows)}
+    tables = {part: table_of(its, folder) for part, its in parts.items()}
+    sections = [f"## {part}\n\n{markdown_table(its)}\n\n{commands(parts[part])}" for part, its in tables.items()]
+    write_atomically(folder / "table.md", lambda path: path.write_text("\n\n".join(sections) + "\n"))
+    columns = list(dict.fromkeys(name for its in tables.values() for row in its for name in row))
+    merged = [
+        {"part": part} | {name: row.get(name, "-") for name in columns} for part in tables for row in tables[part]
+    ]
+    write_atomically(folder / "table.csv", lambda path: path.write_text(csv_table(merged)))
+    for part, its in tables.items():
+        print(f"{part}\n{text_table(its)}\n")
+    for name, chosen in study["pictures"].items():
+        if path := PICTURES[name](chosen or [], rows, folder):
+            print(f"picture: {path}")
+    print(f"table.md and table.csv: {folder}")
+
+
+if __name__ == "__main__":
+    ConfigStore.instance().store(name="study_schema", node=StudyConfig)
+    run_command(main, "collapse")

@@ -1,0 +1,276 @@
+"""Does a study run, keep what is finished, go on after Ctrl-C, and name its mistakes? In the smallest size there is."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments.collapse import write
+from experiments.command import CONF, of_a_part
+from experiments.config import register, typed
+from experiments.study import Row, jobs_of, rows_of, run_jobs
+from pyro_metabayes import MetaLearner
+from pyro_metabayes.build import check
+from tests.commands import ROOT, Outcome, call, finish, ran, results_of
+
+STUDIES = sorted(path.stem for path in (Path(CONF) / "study").glob("*.yaml"))
+GAUSSIAN = ("study=gaussian_mean", "size=smoke", "workers=1", "study.evaluations.settings=['task.shot=2']")
+PNG = b"\x89PNG"
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
+
+def study_of(name: str) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(OmegaConf.load(Path(CONF) / "study" / f"{name}.yaml"))
+    return content
+
+
+SMOKE = {f"{name} {row.part}: {row.label}": row for name in STUDIES for row in rows_of(study_of(name), smoke=True)}
+
+
+# ---------------------------------------------------------------- the rows, without running them
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_row_is_a_configuration(name: str) -> None:
+    """Composed as a run does it; names and types of every part's settings, before anything is built."""
+    register()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for row in rows_of(study_of(name), smoke=False):
+            overrides = [*map(of_a_part, row.settings), "choices={data: none, guide: none}"]  # Hydra's to fill in
+            config = typed(compose("config", overrides))
+            MetaLearner.check(config.specification())
+            check(config.data, "data", ())
+
+
+@pytest.mark.parametrize("label", SMOKE)
+def test_smoke_makes_every_row_small(label: str) -> None:
+    """Of a setting that is given twice the last one counts."""
+    small = dict(setting.split("=", 1) for setting in SMOKE[label].settings)
+    assert int(small["train.steps"]) <= 10 and int(small["eval.tasks"]) <= 100
+    assert SMOKE[label].seeds == 1
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_two_rows_share_a_folder(name: str) -> None:
+    rows = rows_of(study_of(name), smoke=False)
+    folders = [row.folder(Path("study"), seed) for row in rows for seed in range(row.seeds)]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_a_study_names_is_there(name: str) -> None:
+    """Labels and parts in pictures and evaluations: a misspelt one would be left out in silence."""
+    study = study_of(name)
+    rows = rows_of(study, smoke=True)
+    known = {row.label for row in rows} | {row.part for row in rows}
+    named = [its for chosen in study["pictures"].values() for its in chosen or []]
+    assert set(named) <= known and set(study["evaluations"].get("parts", [])) <= known
+
+
+def test_the_command_of_a_row_has_its_settings_and_seeds() -> None:
+    label = "savi separate, KL weight 1e-6 to 1"
+    (row,) = (row for row in rows_of(study_of("gaussian_mean"), smoke=False) if row.label == label)
+    words = shlex.split(row.command)
+    assert words[:4] == ["python", "-m", "experiments.run", "-m"]
+    assert words[4:-1] == list(row.settings) and words[-1] == "seed=0,1,2"
+
+
+def test_seeds_come_one_after_the_other() -> None:
+    """So that an interrupted study has every row with its first seed before any with its second."""
+    rows = [Row("a", "x", (), 2), Row("b", "y", (), 1)]
+    runs, again = jobs_of(rows, Path("study"), {"parts": ["a"], "settings": ["task.shot=2"]})
+    first, second = (row.folder(Path("study"), 0) for row in rows)
+    assert [job.out for job in runs] == [first, second, first.parent / "seed1"]
+    assert [job.out for job in again] == [
+        first.parent / f"seed{seed}" / "evaluations" / "task.shot=2" for seed in range(2)
+    ]
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="session")
+def gaussian(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The folder of two parts of one study, and what the command said."""
+    folder = tmp_path_factory.mktemp("gaussian") / "study"
+    parts = "parts=[ceiling,monte_carlo_joint]"
+    return folder, ran("collapse", *GAUSSIAN, parts, f"hydra.run.dir={folder}")
+
+
+@pytest.fixture
+def copied(gaussian: tuple[Path, Outcome]) -> Path:
+    """A copy that a test may change, with the times of its files."""
+    shutil.copytree(gaussian[0], "study")
+    return Path("study").resolve()
+
+
+def table_in(folder: Path) -> list[dict[str, str]]:
+    with (folder / "table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def runs_in(folder: Path) -> dict[Path, int]:
+    """The finished runs and evaluations, and when they were."""
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("results.json")}
+
+
+def check_outputs(folder: Path, pictures: set[str], parts: set[str]) -> list[dict[str, str]]:
+    """Tables and pictures are there, and no number is missing; the rows of table.csv."""
+    assert {path.name for path in folder.glob("*.png")} == pictures
+    assert all((folder / name).read_bytes().startswith(PNG) for name in pictures)
+    markdown = (folder / "table.md").read_text()
+    assert {line[3:] for line in markdown.splitlines() if line.startswith("## ")} == parts
+    rows = table_in(folder)
+    assert {row["part"] for row in rows} == parts
+    for cell in [markdown, *(value for row in rows for value in row.values())]:
+        assert "nan" not in cell.lower().split() and "inf" not in cell.lower().split() and cell
+    return rows
+
+
+def test_a_study_leaves_tables_and_pictures(gaussian: tuple[Path, Outcome]) -> None:
+    folder, outcome = gaussian
+    parts = {"ceiling", "monte_carlo_joint"}
+    rows = check_outputs(folder, {"training.png", "samples.png", "shots.png"}, parts)
+    assert len(rows) == 6 and {row["seeds"] for row in rows} == {"1"}
+    assert "sd / true" in rows[0], "columns are those that some row has a figure for"
+    assert not {"accuracy %", "ECE", "disagreement"} & rows[0].keys(), "and no others"
+    assert outcome.err == "" and str(folder) in outcome.out
+    for row in rows:
+        assert row[""] in outcome.out
+
+
+def test_a_study_runs_every_row_and_evaluation(gaussian: tuple[Path, Outcome]) -> None:
+    """One seed of each row, and each once more with another support set."""
+    finished = runs_in(gaussian[0])
+    again = {path for path in finished if "evaluations" in path.parts}
+    assert len(finished) == 12 and len(again) == 6
+    for path in finished:
+        results = results_of((gaussian[0] / path).parent)
+        assert (results["steps"], results["tasks"], results["seed"]) == (4, 64, 0)
+        assert results["shot"] == (2 if path in again else 5)
+
+
+def test_the_table_is_what_the_runs_say(gaussian: tuple[Path, Outcome]) -> None:
+    row = next(row for row in table_in(gaussian[0]) if row[""] == "exact")
+    results = results_of(SMOKE["gaussian_mean ceiling: exact"].folder(gaussian[0], 0))
+    assert row["NLL"] == f"{results['nll']:.3f}" and row["sd / true"] == f"{results['sd_ratio']:.3f}"
+    assert row["prior"] == "alive" and results["collapsed"] is False
+
+
+def test_finished_runs_are_not_run_again(copied: Path) -> None:
+    """And a part by itself takes what is there of it."""
+    before = runs_in(copied)
+    outcome = ran("collapse", *GAUSSIAN, "parts=[ceiling]", f"hydra.run.dir={copied}")
+    assert runs_in(copied) == before and "mc joint" not in outcome.out
+    assert [row[""] for row in table_in(copied)] == ["exact"]
+
+
+def test_a_folder_of_other_settings_is_refused(copied: Path) -> None:
+    before = runs_in(copied)
+    error = call(
+        "collapse", *GAUSSIAN, "parts=[ceiling]", f"hydra.run.dir={copied}", "study.smoke='train.steps=5'"
+    ).error
+    assert "other settings" in error and "hydra.run.dir=" in error and runs_in(copied) == before
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[Row]]]:
+    """A few rows of the other studies that need no pretraining, in the processes of one pool."""
+    chosen: dict[str, tuple[Path, list[Row]]] = {}
+    jobs = []
+    for name, wanted in (
+        ("spinning_lines", ("sum over points", "mean over points")),
+        ("classification", ("class means", "mc per point, L=1", "savi separate, KL weight 1", "sib")),
+    ):
+        rows = [row for row in rows_of(study_of(name), smoke=True) if row.label in wanted and row.part != "5-shot"]
+        folder = tmp_path_factory.mktemp(name)
+        chosen[name] = folder, rows
+        jobs += jobs_of(rows, folder, {})[0]
+    run_jobs(jobs, workers=1, title="study")
+    for name, (folder, rows) in chosen.items():
+        write(study_of(name), rows, folder)
+    return chosen
+
+
+def test_spinning_lines_are_a_study(others: dict[str, tuple[Path, list[Row]]]) -> None:
+    rows = check_outputs(others["spinning_lines"][0], {"lines.png"}, {"spinning_lines"})
+    assert len(rows) == 2 and float(rows[0]["MSE of the true posterior mean"]) == pytest.approx(0.01, abs=0.02)
+
+
+def test_classification_is_a_study(others: dict[str, tuple[Path, list[Row]]]) -> None:
+    rows = check_outputs(others["classification"][0], {"training.png", "verdict.png"}, {"1-shot"})
+    assert len(rows) == 4 and all(" +- " in row["of one draw"] for row in rows)
+    point = next(row for row in rows if row[""] == "class means")
+    assert point["accuracy %"] == point["of mean weights"] == point["of one draw"]
+    assert point["mutual information"] == "0.000" and point["prior"] == "-"
+
+
+# ---------------------------------------------------------------- mistakes, and Ctrl-C
+
+
+def test_a_row_that_fails_is_named_in_one_line() -> None:
+    """With its folder; nothing is left of it, so that the mended study runs it."""
+    broken = "++study.parts.ceiling.settings='prior.scale=-1'"
+    settings = ("study=gaussian_mean", "size=smoke", "workers=1", "parts=[ceiling]", "hydra.run.dir=study")
+    outcome = call("collapse", *settings, broken)
+    folder, _, message = outcome.error.partition(": ")
+    assert message == "expected prior.scale > 0, got -1" and "exact" in folder and not Path(folder).exists()
+    assert not list(Path.cwd().rglob("results.json")) and not list(Path.cwd().rglob("table.*"))
+
+
+LONG = (  # and no evaluations after it
+    "++study.parts.ceiling.rows={long:'guide=exact train.steps=600 train.tasks_per_step=8 train.log_every=5"
+    " train.validate_every=600'}",
+    "study.evaluations.parts=[]",
+)
+
+
+@pytest.fixture
+def interrupted(copied: Path) -> tuple[Path, dict[Path, int], Outcome]:
+    """A finished study with one long row more, which got Ctrl-C: SIGINT to it and to its workers."""
+    before = runs_in(copied)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "experiments.collapse", *GAUSSIAN, "parts=[ceiling]", f"hydra.run.dir={copied}"]
+    pipe = subprocess.PIPE
+    started = subprocess.Popen(
+        [*command, *LONG], stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
+    )
+    end = time.monotonic() + 60
+    while started.poll() is None and time.monotonic() < end:
+        if any(path.read_text().count("\n") > 5 for path in copied.rglob("*long*/seed0/metrics.jsonl")):
+            break
+        time.sleep(0.01)
+    os.killpg(started.pid, signal.SIGINT)
+    return copied, before, finish(started)
+
+
+def test_an_interrupted_study_goes_on(interrupted: tuple[Path, dict[Path, int], Outcome]) -> None:
+    """Finished runs are kept, the unfinished one goes on where it stood: no step is logged twice."""
+    folder, before, outcome = interrupted
+    assert outcome.code == 130 and "Traceback" not in outcome.err, outcome.err
+    said = [line for line in outcome.err.replace("^C", "").splitlines() if line.strip() and "run/s" not in line]
+    assert said == ["interrupted; finished runs are kept: the same command continues the study"]
+    assert runs_in(folder) == before
+    (long,) = (path.parent for path in folder.rglob("*long*/seed0/checkpoint.pt"))
+    stood = [json.loads(line)["step"] for line in (long / "metrics.jsonl").read_text().splitlines()]
+    assert 25 < stood[-1] < 600
+    first = (long / "metrics.jsonl").read_text().splitlines()[0]
+    ran("collapse", *GAUSSIAN, "parts=[ceiling]", f"hydra.run.dir={folder}", *LONG)
+    lines = (long / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(5, 601, 5)) and lines[0] == first
+    after = runs_in(folder)
+    assert results_of(long)["steps"] == 600 and {path: after[path] for path in before} == before
