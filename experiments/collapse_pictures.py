@@ -120,28 +120,39 @@ def verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | N
 
 @torch.no_grad()
 def lines(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """Spinning lines: the slope given to each task against the best guess from its inputs, and the nats it took."""
-    figure, axes = new_figure(len(rows))
-    for axis, row in zip(axes, rows, strict=True):
-        run = row.folder(folder, 0)
-        config = saved_config(run, [])
-        assembly, learner = Assembly(config), MetaLearner.load(run)
-        observed = assembly.stream("test").batch(0, config.eval.tasks).observed()
-        assert assembly.truth is not None
-        best, given = (
-            its.mean.flatten() for its in (assembly.truth.truth(observed), learner.guide.posterior(observed))
-        )
-        ends = [best.min(), best.max()]
-        axis.plot(ends, ends, color="black", lw=0.8, label="E[w | x]")
-        axis.plot(best, given, ".", ms=3, label="inferred")
-        results = read(run)
-        title = f"{row.label}\nMSE {results['mse']:.4f} (oracle {results['oracle_mse']:.4f}), "
-        goal = information(config.data, config.task.query)
-        axis.set(xlabel="E[w | x]", title=title + f"KL(q, p) {results['kl']:.3f} (I(w; x) = {goal:.4f})")
-        axis.title.set_fontsize(7)
+    """Spinning lines: slopes given to tasks against the best guess from their inputs; the nats that it took."""
+    shown = [row for row in rows if row.label in names]
+    if not shown:
+        return None
+    figure, axes = new_figure(len(shown) + 1)
+    for axis, row in zip(axes, shown, strict=False):
+        _draw_slopes(axis, row, folder)
     axes[0].set_ylabel("slope")
     axes[0].legend(frameon=False, fontsize=8)
+    for number, row in enumerate(rows):
+        kl = [run["kl"] for run in _results(row, folder)]
+        axes[-1].plot(kl, [-number] * len(kl), "o", color="C0")
+    config = _results(rows[0], folder)[0]["config"]
+    goal = information(config["data"], config["task"]["query"])
+    axes[-1].axvline(goal, color="black", lw=0.8)
+    axes[-1].set_yticks([-number for number in range(len(rows))], [row.label for row in rows], fontsize=7)
+    axes[-1].set(title="KL(q, p_psi), nats a task", xlabel=f"line: I(w; x) = {goal:.4f}, what the inputs tell")
+    axes[-1].title.set_fontsize(9)
     return save_figure(figure, folder / "lines.png")
+
+
+def _draw_slopes(axis: Any, row: Row, folder: Path) -> None:
+    run = row.folder(folder, 0)
+    config, results = saved_config(run, []), read(run)
+    assembly, learner = Assembly(config), MetaLearner.load(run)
+    observed = assembly.stream("test").batch(0, config.eval.tasks).observed()
+    assert assembly.truth is not None
+    best, given = (its.mean.flatten() for its in (assembly.truth.truth(observed), learner.guide.posterior(observed)))
+    ends = [best.min(), best.max()]
+    axis.plot(ends, ends, color="black", lw=0.8, label="E[w | x]")
+    axis.plot(best, given, ".", ms=3, label="inferred")
+    axis.set(xlabel="E[w | x]", title=f"{row.label}\nMSE {results['mse']:.4f}, of E[w | x] {results['oracle_mse']:.4f}")
+    axis.title.set_fontsize(9)
 
 
 def information(data: Mapping[str, Any], num_points: int) -> float:

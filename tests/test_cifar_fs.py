@@ -1,4 +1,4 @@
-"""Are the images of CIFAR-FS those of CIFAR-100, in the published classes, and is a damaged sheet named?"""
+"""Are the images of CIFAR-FS and FC100 those of CIFAR-100, in the published classes, and is a damaged sheet named?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_metabayes.data import cifar_fs
+from pyro_metabayes.data import cifar_fs, fc100
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.errors import UsageError
 
@@ -44,3 +44,19 @@ def test_a_bad_sheet_is_named(
     monkeypatch.setenv("METABAYES_DATA", str(tmp_path))
     with pytest.raises(UsageError, match=message):
         cifar_fs.load()
+
+
+def test_fc100_parts_superclasses(metabayes_data: Path) -> None:
+    """No superclass has classes on both sides: what FC100 is for. The splits are the published 60, 20, 20."""
+    bank = fc100.load()
+    assert [len(bank.splits[split]) for split in SPLITS] == [60, 20, 20]
+    meta = json.loads((metabayes_data / "cifar100/cifar100_meta.json").read_text())
+    coarse = {
+        split: {meta["coarse_of"][bank.class_names[int(index)]] for index in bank.splits[split]} for split in SPLITS
+    }
+    assert [len(coarse[split]) for split in SPLITS] == [12, 4, 4]
+    assert not coarse["train"] & coarse["val"] and not (coarse["train"] | coarse["val"]) & coarse["test"]
+    class_id = int(bank.splits["test"][0])
+    start = int(bank.class_starts[class_id])
+    pixels = bank.inputs[start : start + 600].permute(0, 2, 3, 1).contiguous().numpy()
+    assert sha256(pixels.tobytes()).hexdigest() == meta["sha256_raw"][bank.class_names[class_id]]

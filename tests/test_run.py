@@ -105,9 +105,9 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     """A new group needs a test of its choices here."""
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))}
     assert groups == {"guide", "prior", "head", "objective", "data", "backbone", "model", "study"}
-    assert names("backbone") == ["conv4", "identity"]
+    assert names("backbone") == ["conv4", "identity", "resnet12", "wide_resnet"]
     assert names("model") == ["few_shot_classifier", "gaussian_mean", "linear_regression"]
-    of_classes = {"cifar_fs", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
+    of_classes = {"cifar_fs", "fc100", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
     assert set(names("data")) == of_classes | {*OF_NUMBERS}
     assert set(names("study")) == {"classification", "features", "gaussian_mean", "spinning_lines"}  # test_study.py
 
@@ -160,7 +160,15 @@ def test_glyphs_run(glyph_run: tuple[Path, Outcome]) -> None:
     assert results_of(glyph_run[0])["data"] == "glyphs"
 
 
-def test_cifar_fs_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("data", "backbone"),
+    [
+        ("cifar_fs", "backbone=conv4 backbone.num_filters=2"),
+        ("fc100", "backbone=resnet12 backbone.num_filters=1"),
+        ("fc100", "backbone=wide_resnet backbone.depth=10 backbone.width=1"),
+    ],
+)
+def test_cifar_100_runs(data: str, backbone: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On sheets of one colour each, five classes a split."""
     split = {part: [f"{part}{number}" for number in range(5)] for part in ("train", "val", "test")}
     for part, classes in split.items():
@@ -168,11 +176,11 @@ def test_cifar_fs_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         for number, name in enumerate(classes):
             sheet = Image.new("RGB", (800, 768), (40 * number, 100, 200))
             sheet.save(tmp_path / "cifar100" / "sheets" / part / f"{name}.webp", lossless=True)
-    (tmp_path / "cifar100" / "cifar100_meta.json").write_text(json.dumps({"cifar_fs": split}))
+    (tmp_path / "cifar100" / "cifar100_meta.json").write_text(json.dumps({"cifar_fs": split, "fc100": split}))
     monkeypatch.setenv("METABAYES_DATA", str(tmp_path))
-    small = ("pretrain.epochs=1", "backbone.num_filters=2")
-    ran("run", "data=cifar_fs", *small, *SMALL, "guide=proto", "hydra.run.dir=run")
-    assert results_of(Path("run"))["data"] == "cifar_fs"
+    small = ("pretrain.epochs=1", "task.query=1", *backbone.split())
+    ran("run", f"data={data}", *small, *SMALL, "guide=proto", "hydra.run.dir=run")
+    assert results_of(Path("run"))["data"] == data
 
 
 def test_omniglot_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

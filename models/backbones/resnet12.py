@@ -1,0 +1,57 @@
+"""ResNet-12: the residual network of TADAM and of those who followed it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_metabayes.errors import UsageError
+
+
+class Block(nn.Module):
+    """Conv3x3-BN three times, swish between, a 1x1 shortcut with BN, swish, and a 2x2 max-pool if asked for."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, pool: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for number in range(3):
+            layers += [nn.SiLU()] if number else []
+            inputs = num_outputs if number else num_inputs
+            layers += [nn.Conv2d(inputs, num_outputs, 3, padding=1, bias=False), nn.BatchNorm2d(num_outputs)]
+        self.layers = nn.Sequential(*layers)
+        self.shortcut = nn.Sequential(nn.Conv2d(num_inputs, num_outputs, 1, bias=False), nn.BatchNorm2d(num_outputs))
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.silu(self.layers(x) + self.shortcut(x))
+        return functional.max_pool2d(y, 2) if self.pool else y
+
+
+class Backbone(nn.Module):
+    """Four blocks of 64, 128, 256 and 512 filters (num_filters times 1, 2, 4, 8), mean over the image, unit length.
+
+    The first `num_pools` blocks halve the image. Images [N, channels, H, W] in [0, 1]. (Oreshkin et al.
+    2018, TADAM, whose code pools three times; He et al. 2016 for the shortcut.)
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], num_filters: int = 64, num_pools: int = 3) -> None:
+        super().__init__()
+        if len(input_shape) != 3:
+            raise UsageError(
+                f"backbone=resnet12 expects images [channels, height, width], got inputs of shape {input_shape}; "
+                "take backbone=identity for features"
+            )
+        if num_filters < 1 or not 0 <= num_pools <= 4:
+            raise UsageError(
+                f"expected backbone.num_filters >= 1 and 0 <= backbone.num_pools <= 4, got {num_filters} and "
+                f"{num_pools}"
+            )
+        widths = [input_shape[0], *(num_filters * factor for factor in (1, 2, 4, 8))]
+        blocks = [Block(*shape, pool=number < num_pools) for number, shape in enumerate(pairwise(widths))]
+        self.blocks = nn.Sequential(*blocks)
+        self.num_features = widths[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.normalize(self.blocks(x).mean((-2, -1)), dim=-1)

@@ -1,0 +1,66 @@
+"""WRN-28-10: the wide residual network of the few-shot literature."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_metabayes.errors import UsageError
+
+
+class Block(nn.Module):
+    """Pre-activation block: BN-ReLU-Conv3x3-BN-ReLU-Conv3x3, and a 1x1 convolution where the shape changes."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(num_inputs)
+        self.conv1 = nn.Conv2d(num_inputs, num_outputs, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(num_outputs)
+        self.conv2 = nn.Conv2d(num_outputs, num_outputs, 3, padding=1, bias=False)
+        changes = num_inputs != num_outputs or stride > 1
+        self.shortcut = nn.Conv2d(num_inputs, num_outputs, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.norm1(x).relu()
+        y = self.conv2(self.norm2(self.conv1(active)).relu())
+        return y + (x if self.shortcut is None else self.shortcut(active))
+
+
+class Backbone(nn.Module):
+    """Conv3x3, three groups of (depth - 4) / 6 blocks, BN-ReLU, mean over the image, scaled to unit length.
+
+    Widths 16, 16, 32, 64 times `width`; strides 2, 2, 2, but 1 in the first group for images of up to
+    32 pixels. 36,472,784 parameters for depth 28, width 10 and 3 channels. Images [N, channels, H, W] in
+    [0, 1]. (Zagoruyko and Komodakis 2016; the strides are those of SIB's release.)
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], depth: int = 28, width: int = 10) -> None:
+        super().__init__()
+        if len(input_shape) != 3:
+            raise UsageError(
+                f"backbone=wide_resnet expects images [channels, height, width], got inputs of shape {input_shape}; "
+                "take backbone=identity for features"
+            )
+        if depth < 10 or (depth - 4) % 6 or width < 1:
+            raise UsageError(
+                f"expected backbone.depth = 6 n + 4 >= 10 and backbone.width >= 1, got {depth} and {width}"
+            )
+        channels, height, _ = input_shape
+        widths = [16, 16 * width, 32 * width, 64 * width]
+        first_stride = 1 if height <= 32 else 2
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        blocks = []
+        for group, stride in enumerate((first_stride, 2, 2)):
+            inputs, outputs = widths[group], widths[group + 1]
+            blocks.append(Block(inputs, outputs, stride))
+            blocks += [Block(outputs, outputs, 1) for _ in range((depth - 4) // 6 - 1)]
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.num_features = widths[-1]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.blocks(self.stem(x))).relu()
+        return functional.normalize(x.mean((-2, -1)), dim=-1)
