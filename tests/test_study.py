@@ -193,7 +193,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, li
     chosen: dict[str, tuple[Path, list[Row]]] = {}
     jobs = []
     for name, wanted in (
-        ("spinning_lines", ("sum over points", "mean over points")),
+        ("spinning_lines", ("squared errors summed (noise^2 = 1/2)", "half of them averaged")),
         ("classification", ("class means", "mc per point, L=1", "savi separate, KL weight 1", "sib")),
     ):
         rows = [row for row in rows_of(study_of(name), smoke=True) if row.label in wanted and row.part != "5-shot"]
@@ -232,30 +232,32 @@ def test_a_row_that_fails_is_named_in_one_line() -> None:
     assert not list(Path.cwd().rglob("results.json")) and not list(Path.cwd().rglob("table.*"))
 
 
-LONG = (  # and no evaluations after it
-    "++study.parts.ceiling.rows={long:'guide=exact train.steps=600 train.tasks_per_step=8 train.log_every=5"
-    " train.validate_every=600'}",
+QUICK_AND_LONG = (
+    *GAUSSIAN,
+    "parts=[ceiling]",
+    "study.smoke='train.tasks_per_step=8 train.log_every=5 train.validate_every=600 eval.tasks=64'",
+    "study.parts.ceiling.rows.exact='guide=exact train.steps=4'",
+    "++study.parts.ceiling.rows={long:'guide=exact train.steps=600'}",
     "study.evaluations.parts=[]",
 )
 
 
 @pytest.fixture
-def interrupted(copied: Path) -> tuple[Path, dict[Path, int], Outcome]:
-    """A finished study with one long row more, which got Ctrl-C: SIGINT to it and to its workers."""
-    before = runs_in(copied)
+def interrupted() -> tuple[Path, dict[Path, int], Outcome]:
+    """A study with one row finished and a long one begun, which got Ctrl-C: SIGINT to it and to its workers."""
+    folder = Path("study").resolve()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "experiments.collapse", *GAUSSIAN, "parts=[ceiling]", f"hydra.run.dir={copied}"]
+    command = [sys.executable, "-m", "experiments.collapse", *QUICK_AND_LONG, f"hydra.run.dir={folder}"]
     pipe = subprocess.PIPE
-    started = subprocess.Popen(
-        [*command, *LONG], stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
-    )
+    started = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
     end = time.monotonic() + 60
     while started.poll() is None and time.monotonic() < end:
-        if any(path.read_text().count("\n") > 5 for path in copied.rglob("*long*/seed0/metrics.jsonl")):
+        if any(path.read_text().count("\n") > 5 for path in folder.rglob("*long*/seed0/metrics.jsonl")):
             break
         time.sleep(0.01)
+    before = runs_in(folder)
     os.killpg(started.pid, signal.SIGINT)
-    return copied, before, finish(started)
+    return folder, before, finish(started)
 
 
 def test_an_interrupted_study_goes_on(interrupted: tuple[Path, dict[Path, int], Outcome]) -> None:
@@ -264,12 +266,12 @@ def test_an_interrupted_study_goes_on(interrupted: tuple[Path, dict[Path, int], 
     assert outcome.code == 130 and "Traceback" not in outcome.err, outcome.err
     said = [line for line in outcome.err.replace("^C", "").splitlines() if line.strip() and "run/s" not in line]
     assert said == ["interrupted; finished runs are kept: the same command continues the study"]
-    assert runs_in(folder) == before
+    assert runs_in(folder) == before and len(before) == 1
     (long,) = (path.parent for path in folder.rglob("*long*/seed0/checkpoint.pt"))
     stood = [json.loads(line)["step"] for line in (long / "metrics.jsonl").read_text().splitlines()]
     assert 25 < stood[-1] < 600
     first = (long / "metrics.jsonl").read_text().splitlines()[0]
-    ran("collapse", *GAUSSIAN, "parts=[ceiling]", f"hydra.run.dir={folder}", *LONG)
+    ran("collapse", *QUICK_AND_LONG, f"hydra.run.dir={folder}")
     lines = (long / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(5, 601, 5)) and lines[0] == first
     after = runs_in(folder)
