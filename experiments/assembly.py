@@ -16,7 +16,7 @@ from pyro_metabayes.data.stream import KnownTruth, Source, TaskStream
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.pretraining import extract, pretrained_features
+from pyro_metabayes.pretraining import extract, pretrained
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -75,7 +75,7 @@ class Assembly:
         backbone = self.learner.backbone
         if any(True for _ in backbone.parameters()):
             specification = self.config.specification()["backbone"]
-            features = pretrained_features(backbone, specification, bank, self.config.pretrain, self.device)
+            features = pretrained(backbone, specification, bank, self.config.pretrain, self.device).bank
             self.learner.backbone.requires_grad_(not self.config.frozen)
         else:
             features = bank.with_inputs(extract(backbone, bank, self.device))

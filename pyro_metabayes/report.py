@@ -84,11 +84,11 @@ def draw_curves(folder: Path, title: str) -> Path:
     _draw_noisy(axes[0], lines, "loss", 1)
     axes[0].set_title("loss, nats a task")
     of_classes = any("val_accuracy" in line for line in lines)
-    score, factor, title = ("accuracy", 100, "accuracy, %") if of_classes else ("nll", 1, "NLL, nats a query")
+    score, factor, name = ("accuracy", 100, "accuracy, %") if of_classes else ("nll", 1, "NLL, nats a query")
     _draw_noisy(axes[1], lines, score, factor)
     validated = [line for line in lines if "val_nll" in line]
     axes[1].plot(*_curve(validated, f"val_{score}", factor), "o-", color="C1", ms=4, label="validation tasks")
-    axes[1].set_title(title)
+    axes[1].set_title(name)
     axes[1].legend(frameon=False, fontsize=8)
     if alive:
         for name, legend in SPREADS.items():

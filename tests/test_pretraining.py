@@ -7,8 +7,9 @@ import torch
 
 from models.backbones.conv4 import Backbone
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.errors import UsageError
-from pyro_metabayes.pretraining import PretrainSettings, extract, pretrained_features
+from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.pretraining import PretrainSettings, PrototypeScore, extract, pretrained
+from pyro_metabayes.pretraining.training import Pretraining
 
 SPECIFICATION = {"_target_": "models.backbones.conv4.Backbone", "num_filters": 8}
 CPU = torch.device("cpu")
@@ -38,7 +39,7 @@ def nearest_mean_accuracy(features: torch.Tensor) -> float:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_features_of_a_pretrained_backbone_tell_the_classes_apart(bank: Bank, precision: str) -> None:
     settings = PretrainSettings(epochs=8, batch_size=16, learning_rate=0.05, shift=0, precision=precision)
-    features = pretrained_features(Backbone((1, 16, 16), 8), SPECIFICATION, bank, settings, CPU).inputs
+    features = pretrained(Backbone((1, 16, 16), 8), SPECIFICATION, bank, settings, CPU).bank.inputs
     assert features.dtype == torch.float32
     assert nearest_mean_accuracy(features) > 0.95
 
@@ -46,9 +47,9 @@ def test_features_of_a_pretrained_backbone_tell_the_classes_apart(bank: Bank, pr
 def test_the_cache_gives_the_same_backbone_and_features(bank: Bank) -> None:
     settings = PretrainSettings(epochs=1, batch_size=16, flip=True)
     first, second = Backbone((1, 16, 16), 8), Backbone((1, 16, 16), 8)
-    made = pretrained_features(first, SPECIFICATION, bank, settings, CPU).inputs
+    made = pretrained(first, SPECIFICATION, bank, settings, CPU).bank.inputs
     torch.rand(5)  # other noise before must not matter
-    found = pretrained_features(second, SPECIFICATION, bank, settings, CPU).inputs
+    found = pretrained(second, SPECIFICATION, bank, settings, CPU).bank.inputs
     assert torch.equal(made, found)
     assert torch.equal(extract(second, bank, CPU), made)
 
@@ -58,3 +59,136 @@ def test_an_unknown_precision_is_refused() -> None:
         UsageError, match=r"^expected pretrain\.precision to be one of 32-true, bf16-mixed, got 'half'$"
     ):
         PretrainSettings(precision="half")
+
+
+# ---------------------------------------------------------------- recipes
+
+RECIPES = {
+    "one cycle": {},
+    "steps": {"schedule": "steps", "warmup": 1, "milestones": [2], "keep": "best"},
+    "strong": {"jitter": 0.4, "mixup": 0.5, "label_smoothing": 0.1, "rotation": 1.0, "average": 0.9},
+}
+
+
+def settings_of(recipe: str, **changes: object) -> PretrainSettings:
+    common = {"epochs": 3, "batch_size": 16, "learning_rate": 0.05, "shift": 1, "flip": True}
+    return PretrainSettings(**(common | RECIPES[recipe] | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def few_shot(bank: Bank) -> Bank:
+    """The same images as 4 training classes and, cut smaller, 6 validation classes."""
+    sizes = torch.tensor([32] * 4 + [20] * 6)
+    inputs = torch.cat([bank.inputs, bank.inputs[:120]])
+    splits = {"train": torch.arange(4), "val": torch.arange(4, 10), "test": torch.arange(0)}
+    return Bank(inputs, sizes, splits, [str(number) for number in range(10)])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
+    recipe: str, few_shot: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: weights, features and every line of the curve but its seconds."""
+    settings = settings_of(recipe)
+    whole = pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
+    state = torch.load(whole.path, weights_only=True)
+    whole.path.unlink()
+    epoch = Pretraining.run_epoch
+
+    def stopped(training: Pretraining) -> None:
+        if training.epoch == 2:
+            raise KeyboardInterrupt
+        epoch(training)
+
+    monkeypatch.setattr(Pretraining, "run_epoch", stopped)
+    with pytest.raises(Interrupted, match="epochs 1 to 2 are kept, the same command goes on"):
+        pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
+    assert not whole.path.exists()
+    monkeypatch.setattr(Pretraining, "run_epoch", epoch)
+    torch.rand(3)
+    again = pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
+    assert torch.equal(again.bank.inputs, whole.bank.inputs)
+    weights = torch.load(again.path, weights_only=True)["weights"]
+    assert all(torch.equal(weights[name], value) for name, value in state["weights"].items())
+    figures = ("epoch", "loss", "accuracy", "val_accuracy")
+    assert [[line[name] for name in figures] for line in again.curve] == [
+        [line[name] for name in figures] for line in whole.curve
+    ]
+    assert [path.name for path in whole.path.parent.glob(f"{whole.path.stem}*")] == [whole.path.name]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_learns(recipe: str, bank: Bank) -> None:
+    settings = settings_of(recipe, epochs=12, shift=0, flip=False, milestones=[8])
+    found = pretrained(Backbone((1, 16, 16), 8), SPECIFICATION, bank, settings, CPU)
+    assert nearest_mean_accuracy(found.bank.inputs) > 0.95
+
+
+def test_the_rate_warms_up_and_falls_at_the_milestones(few_shot: Bank) -> None:
+    settings = settings_of("steps", learning_rate=0.1)
+    training = Pretraining(Backbone((1, 16, 16), 4), few_shot, settings, CPU, lambda backbone: None)
+    rates = []
+    for _ in range(3 * training.per_epoch):
+        rates.append(training.optimizer.param_groups[0]["lr"])
+        training.optimizer.step()
+        training.schedule.step()
+    warm = [0.1 * (step + 1) / 8 for step in range(8)]
+    assert rates == pytest.approx([*warm, *[0.1] * 8, *[0.01] * 8])
+
+
+def test_the_best_epoch_is_kept(few_shot: Bank) -> None:
+    """The first of the highest scores, whatever came after."""
+    scores = iter([0.3, 0.5, 0.5])
+    seen = []
+
+    def score(backbone: torch.nn.Module) -> float:
+        seen.append({name: value.clone() for name, value in backbone.state_dict().items()})
+        return next(scores)
+
+    training = Pretraining(Backbone((1, 16, 16), 4), few_shot, settings_of("steps"), CPU, score)
+    for _ in range(3):
+        training.run_epoch()
+    kept = training.weights()
+    assert all(torch.equal(kept[name], value) for name, value in seen[1].items())
+    assert any(not torch.equal(kept[name], value) for name, value in seen[2].items())
+
+
+def test_the_average_lags_behind_the_weights(few_shot: Bank) -> None:
+    """w_avg <- decay w_avg + (1 - decay) w after every step, from the first weights on."""
+    settings = settings_of("one cycle", average=0.5)
+    training = Pretraining(Backbone((1, 16, 16), 4), few_shot, settings, CPU, lambda backbone: None)
+    expected, name = None, "blocks.0.0.weight"
+    for batch in torch.arange(64).split(16):
+        training._step(batch)
+        now = dict(training.network["backbone"].named_parameters())[name].detach().clone()
+        expected = now if expected is None else 0.5 * expected + 0.5 * now
+    torch.testing.assert_close(dict(training.trained.named_parameters())[name].detach(), expected)
+
+
+def test_class_means_are_scored_on_validation_classes(few_shot: Bank) -> None:
+    """Right where a class is a point, and chance where inputs say nothing of it."""
+    points = torch.eye(10).repeat_interleave(few_shot.class_sizes, 0)
+    assert PrototypeScore(few_shot.with_inputs(points), CPU)(torch.nn.Identity()) == 1.0
+    noise = few_shot.with_inputs(torch.randn(len(points), 16))
+    assert PrototypeScore(noise, CPU)(torch.nn.Identity()) == pytest.approx(0.2, abs=0.05)
+    assert PrototypeScore(few_shot, CPU, shot=6)(torch.nn.Identity()) is None  # 20 images a class: 6 + 15 are too many
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "cosine"}, "expected pretrain.schedule to be one of one_cycle, steps, got 'cosine'"),
+        ({"keep": "first"}, "expected pretrain.keep to be one of last, best, got 'first'"),
+        ({"jitter": 1.5}, "expected pretrain.mixup, rotation and warmup >= 0, and 0 <= jitter"),
+        ({"rotation": -1.0}, "expected pretrain.mixup, rotation and warmup >= 0"),
+    ],
+)
+def test_a_wrong_recipe_is_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{message}"):
+        PretrainSettings(**changes)  # type: ignore[arg-type]
+
+
+def test_rotation_needs_square_images(few_shot: Bank) -> None:
+    wide = few_shot.with_inputs(few_shot.inputs[:, :, :, :8])
+    with pytest.raises(UsageError, match=r"expected square images for pretrain\.rotation, got .*\(1, 16, 8\)"):
+        Pretraining(Backbone((1, 16, 8), 4), wide, settings_of("strong"), CPU, lambda backbone: None)

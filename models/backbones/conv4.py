@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from models.backbones.embedding import embedding
 from pyro_metabayes.errors import UsageError
 
 
 def block(num_inputs: int, num_filters: int, relu: bool) -> nn.Sequential:
-    """Conv3x3 without bias, batch norm, ReLU, 2x2 max-pool."""
+    """Conv3x3 without bias, batch norm, ReLU, 2x2 max-pool; the last two commute, and this way round are less work."""
     layers: list[nn.Module] = [
         nn.Conv2d(num_inputs, num_filters, 3, padding=1, bias=False),
         nn.BatchNorm2d(num_filters),
     ]
-    return nn.Sequential(*layers, *([nn.ReLU()] if relu else []), nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.MaxPool2d(2), *([nn.ReLU()] if relu else []))
 
 
 class Backbone(nn.Module):
     """Four blocks of `num_filters`, flattened, scaled to unit length; images [N, channels, H, W] in [0, 1].
 
+    mirror: once trained, features are the mean over an image and its mirror image.
     112,832 parameters for 64 filters and 3 channels. last_relu: kept by SIB's release, left out by
     Gidaris and Komodakis.
     """
 
-    def __init__(self, input_shape: tuple[int, ...], num_filters: int = 64, last_relu: bool = True) -> None:
+    def __init__(
+        self, input_shape: tuple[int, ...], num_filters: int = 64, last_relu: bool = True, mirror: bool = False
+    ) -> None:
         super().__init__()
+        self.mirror = mirror
         if len(input_shape) != 3:
             raise UsageError(
                 f"backbone=conv4 expects images [channels, height, width], got inputs of shape {input_shape}; "
@@ -41,4 +45,7 @@ class Backbone(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.normalize(self.blocks(x).flatten(1), dim=-1)
+        return embedding(self._features, x, self.mirror and not self.training)
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.blocks(x).flatten(1)

@@ -7,6 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.backbones.embedding import embedding
 from pyro_metabayes.errors import UsageError
 
 
@@ -33,11 +34,15 @@ class Backbone(nn.Module):
     """Four blocks of 64, 128, 256 and 512 filters (num_filters times 1, 2, 4, 8), mean over the image, unit length.
 
     The first `num_pools` blocks halve the image. Images [N, channels, H, W] in [0, 1]. (Oreshkin et al.
-    2018, TADAM, whose code pools three times; He et al. 2016 for the shortcut.)
+    2018, TADAM, whose code pools three times; He et al. 2016 for the shortcut.) mirror: once trained, features
+    are the mean over an image and its mirror image.
     """
 
-    def __init__(self, input_shape: tuple[int, ...], num_filters: int = 64, num_pools: int = 3) -> None:
+    def __init__(
+        self, input_shape: tuple[int, ...], num_filters: int = 64, num_pools: int = 3, mirror: bool = False
+    ) -> None:
         super().__init__()
+        self.mirror = mirror
         if len(input_shape) != 3:
             raise UsageError(
                 f"backbone=resnet12 expects images [channels, height, width], got inputs of shape {input_shape}; "
@@ -54,4 +59,7 @@ class Backbone(nn.Module):
         self.num_features = widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.normalize(self.blocks(x).mean((-2, -1)), dim=-1)
+        return embedding(self._features, x, self.mirror and not self.training)
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.blocks(x).mean((-2, -1))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
+from models.backbones.embedding import embedding
 from pyro_metabayes.errors import UsageError
 
 
@@ -32,10 +32,12 @@ class Backbone(nn.Module):
     Widths 16, 16, 32, 64 times `width`; strides 2, 2, 2, but 1 in the first group for images of up to
     32 pixels. 36,472,784 parameters for depth 28, width 10 and 3 channels. Images [N, channels, H, W] in
     [0, 1]. (Zagoruyko and Komodakis 2016; the strides are those of SIB's release.)
+    mirror: once trained, features are the mean over an image and its mirror image.
     """
 
-    def __init__(self, input_shape: tuple[int, ...], depth: int = 28, width: int = 10) -> None:
+    def __init__(self, input_shape: tuple[int, ...], depth: int = 28, width: int = 10, mirror: bool = False) -> None:
         super().__init__()
+        self.mirror = mirror
         if len(input_shape) != 3:
             raise UsageError(
                 f"backbone=wide_resnet expects images [channels, height, width], got inputs of shape {input_shape}; "
@@ -57,10 +59,16 @@ class Backbone(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(widths[-1])
         self.num_features = widths[-1]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights of the convolutions from N(0, 2 / (9 outputs)), as SIB's release has them."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.blocks(self.stem(x))).relu()
-        return functional.normalize(x.mean((-2, -1)), dim=-1)
+        return embedding(self._features, x, self.mirror and not self.training)
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.norm(self.blocks(self.stem(x))).relu().mean((-2, -1))

@@ -1,0 +1,97 @@
+"""python -m experiments.pretrain data=cifar_fs pretrain=strong: a backbone for the runs with these settings.
+
+`experiments.run` does the same by itself where the backbone is not there yet. An interrupted pretraining
+goes on after its last finished epoch. Leaves curve.png and pretraining.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from experiments.assembly import device_of
+from experiments.command import run_command
+from experiments.config import Config, typed
+from experiments.results import commit, versions
+from pyro_metabayes.build import build, check
+from pyro_metabayes.checkpoint import write_atomically
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.pretraining import Pretrained, PrototypeScore, pretrained
+from pyro_metabayes.report import new_figure, save_figure, text_table
+
+SHOTS = (1, 5)
+
+
+def bank_of(config: Config) -> Bank:
+    """The images that `data` names; a simulator has none."""
+    check(config.data, "data", ())
+    data = build(config.data, "data")
+    if not isinstance(data, Bank) or data.inputs.dim() != 4:
+        name = config.choices.get("data")
+        raise UsageError(f"expected a data set of images to pretrain on, got data={name}; take one like data=glyphs")
+    return data
+
+
+def main(composed: DictConfig, folder: Path) -> None:
+    config = typed(composed)
+    torch.set_num_threads(config.threads)
+    device, bank = device_of(config), bank_of(config)
+    specification = config.specification()["backbone"]
+    backbone = build(specification, "backbone", input_shape=bank.input_shape)
+    found = pretrained(backbone, specification, bank, config.pretrain, device)
+    scores = {shot: PrototypeScore(bank, device, shot, None, 2000)(backbone) for shot in SHOTS}
+    write(config, backbone, found, scores, folder)
+
+
+def write(
+    config: Config, backbone: torch.nn.Module, found: Pretrained, scores: Mapping[int, float | None], folder: Path
+) -> None:
+    """pretraining.json with the whole curve, its picture, and a table for the terminal."""
+    last, figures = found.curve[-1], {f"val_accuracy_{shot}_shot": score for shot, score in scores.items()}
+    num_weights = sum(parameter.numel() for parameter in backbone.parameters())
+    about = {"num_parameters": num_weights, "path": str(found.path), "versions": versions(), "commit": commit()}
+    settings = {"data": config.data, "backbone": config.backbone, "pretrain": dataclasses.asdict(config.pretrain)}
+    text = json.dumps({**figures, **about, "curve": list(found.curve), "config": settings}, indent=2)
+    write_atomically(folder / "pretraining.json", lambda path: path.write_text(text + "\n"))
+    row = {
+        "backbone": config.choices["backbone"],
+        "parameters": f"{num_weights:,}",
+        "data": config.choices["data"],
+        "epochs": str(last["epoch"]),
+        "training images right %": f"{100 * last['accuracy']:.1f}",
+        **{f"class means, val {shot}-shot %": _per_cent(score) for shot, score in scores.items()},
+        "CPU seconds an epoch": f"{sum(line['cpu_seconds'] for line in found.curve) / len(found.curve):.1f}",
+    }
+    draw(found.curve, folder / "curve.png")
+    print(text_table([row]))
+    print(f"curve.png and pretraining.json: {folder}")
+
+
+def _per_cent(score: float | None) -> str:
+    return "-" if score is None else f"{100 * score:.1f}"
+
+
+def draw(curve: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Loss, and accuracies on the training images and of class means on validation classes, over the epochs."""
+    figure, axes = new_figure(2)
+    epochs = [line["epoch"] for line in curve]
+    axes[0].plot(epochs, [line["loss"] for line in curve], "o-", ms=3)
+    axes[0].set(title="training loss, nats an image", xlabel="epoch")
+    axes[1].plot(epochs, [100 * line["accuracy"] for line in curve], "o-", ms=3, label="training images, all classes")
+    validated = [(line["epoch"], 100 * line["val_accuracy"]) for line in curve if line["val_accuracy"] is not None]
+    if validated:
+        axes[1].plot(*zip(*validated, strict=True), "o-", ms=3, label="class means, 5-way 1-shot validation")
+    axes[1].set(title="accuracy, %", xlabel="epoch")
+    axes[1].legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    run_command(main, "pretrain")

@@ -1,0 +1,85 @@
+"""The features of a bank under a pretrained backbone, cached with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_metabayes import checkpoint
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.cache import cache_folder
+from pyro_metabayes.errors import Interrupted
+from pyro_metabayes.evaluation import noise_of
+from pyro_metabayes.pretraining.extraction import extract
+from pyro_metabayes.pretraining.prototypes import PrototypeScore
+from pyro_metabayes.pretraining.settings import PretrainSettings
+from pyro_metabayes.pretraining.training import Pretraining
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A bank of features; curve: loss, training and validation accuracy and seconds of every epoch."""
+
+    bank: Bank
+    curve: Sequence[Mapping[str, Any]]
+    path: Path
+
+
+def pretrained(
+    backbone: nn.Module, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings, device: torch.device
+) -> Pretrained:
+    """Bring the backbone to its pretrained weights, and give the bank of its features.
+
+    Both come from the cache where a backbone of this specification was pretrained on this bank with
+    these settings before; swapping guides costs nothing then. A pretraining that was interrupted goes
+    on after its last finished epoch.
+    """
+    key = json.dumps([dict(specification), asdict(settings), bank.fingerprint()], sort_keys=True)
+    name = specification["_target_"].split(".")[-2]
+    path = cache_folder() / "backbones" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
+    if not path.exists():
+        curve, weights = _train(backbone, name, bank, settings, device, path.with_suffix(".unfinished.pt"))
+        backbone.load_state_dict(weights)
+        checkpoint.save(path, {"weights": weights, "features": extract(backbone, bank, device), "curve": curve})
+        path.with_suffix(".unfinished.pt").unlink(missing_ok=True)
+        print(f"pretrained {name}: {_summary(curve[-1], len(bank.splits['train']))}; kept in {path}")
+    state = checkpoint.load(path)
+    backbone.load_state_dict(state["weights"])
+    backbone.to(device).eval()
+    return Pretrained(bank.with_inputs(state["features"]), state["curve"], path)
+
+
+def _train(
+    backbone: nn.Module, name: str, bank: Bank, settings: PretrainSettings, device: torch.device, unfinished: Path
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The curve and the weights of a whole pretraining, whose state after each epoch lies in `unfinished`."""
+    with noise_of(settings.seed):
+        training = Pretraining(backbone, bank, settings, device, PrototypeScore(bank, device))
+        if unfinished.exists():
+            training.load(checkpoint.load(unfinished))
+            print(f"pretraining of {name} goes on after epoch {training.epoch} of {settings.epochs}")
+        else:
+            print(f"no pretrained {name} for this data yet: pretraining it once, {settings.epochs} epochs")
+        try:
+            while training.epoch < settings.epochs:
+                training.run_epoch()
+                checkpoint.save(unfinished, training.state())
+        except KeyboardInterrupt:
+            kept = f"epochs 1 to {training.epoch} are kept" if training.epoch else "no epoch was finished"
+            message = f"interrupted in the pretraining of {name}; {kept}, the same command goes on"
+            raise Interrupted(message) from None
+    return training.curve, training.weights()
+
+
+def _summary(line: Mapping[str, Any], num_classes: int) -> str:
+    chance = f"{1 / num_classes:.1%}"
+    text = f"{line['accuracy']:.1%} of the training images right among {num_classes} classes (chance {chance})"
+    score = line["val_accuracy"]
+    return text if score is None else f"{text}, class means {score:.1%} of 5-way 1-shot validation tasks"

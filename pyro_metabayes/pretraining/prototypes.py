@@ -1,0 +1,58 @@
+"""Few-shot accuracy of class means: how pretraining is validated, on classes that it does not see."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.sampler import BankSampler
+from pyro_metabayes.data.stream import BLOCK, TaskShape, generator_of
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.pretraining.extraction import extract
+
+WAY, QUERY = 5, 15
+
+
+class PrototypeScore:
+    """Accuracy of the nearest class mean by cosine on fixed 5-way tasks of the validation classes.
+
+    per_class: so many images of each class at most, which makes it quick; None: all. A bank whose
+    validation split cannot fill such a task has the score None.
+    """
+
+    def __init__(
+        self, bank: Bank, device: torch.device, shot: int = 1, per_class: int | None = 100, num_tasks: int = 512
+    ) -> None:
+        self.bank, self.device, self.num_blocks = _validation(bank, per_class), device, -(-num_tasks // BLOCK)
+        sizes = self.bank.class_sizes
+        self.shape = TaskShape(WAY, shot, QUERY)
+        self.possible = len(sizes) >= WAY and int(sizes.min()) >= shot + QUERY
+
+    def __call__(self, backbone: nn.Module) -> float | None:
+        if not self.possible:
+            return None
+        features = extract(backbone, self.bank, self.device, progress=False)
+        draw = BankSampler(self.bank.with_inputs(features)).sampler("val", self.shape)
+        hits = [_hits(draw(generator_of(0, "val", block))) for block in range(self.num_blocks)]
+        return torch.cat(hits).mean().item()
+
+
+def _validation(bank: Bank, per_class: int | None) -> Bank:
+    """The validation classes by themselves."""
+    labels, rows = bank.labels, bank.rows("val")
+    within = rows - bank.class_starts[labels[rows]]
+    rows = rows if per_class is None else rows[within < per_class]
+    sizes = torch.bincount(labels[rows], minlength=len(bank.class_sizes))[bank.splits["val"]]
+    none = torch.empty(0, dtype=torch.int64)
+    splits = {"train": none, "val": torch.arange(len(sizes)), "test": none}
+    names = [bank.class_names[int(number)] for number in bank.splits["val"]]
+    return Bank(bank.inputs[rows], sizes, splits, names)
+
+
+def _hits(episodes: Episodes) -> Tensor:
+    """Whether each query [T, Q] is nearest the mean of its class."""
+    members = functional.one_hot(episodes.support_y, episodes.num_classes).to(episodes.support_x.dtype)
+    means = functional.normalize(members.mT @ episodes.support_x, dim=-1)
+    return ((episodes.query_x @ means.mT).argmax(-1) == episodes.query_y).float()

@@ -1,0 +1,48 @@
+"""How a backbone is pretrained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pyro_metabayes.errors import UsageError
+
+CHOICES = {"schedule": ("one_cycle", "steps"), "keep": ("last", "best"), "precision": ("32-true", "bf16-mixed")}
+
+
+@dataclass
+class PretrainSettings:
+    """A cosine classifier over the training classes, by SGD."""
+
+    epochs: int = 4
+    batch_size: int = 128
+    learning_rate: float = 0.2  # the highest
+    schedule: str = "one_cycle"  # one_cycle; steps: a linear warm-up, then a tenth from each milestone on
+    warmup: int = 0  # steps: epochs of the warm-up
+    milestones: list[int] = field(default_factory=list)  # steps: epochs, counted from the first
+    momentum: float = 0.9  # Nesterov
+    weight_decay: float = 5e-4
+    shift: int = 2  # augmentation: translation by up to so many pixels
+    flip: bool = False  # augmentation: half of the images mirrored, left to right
+    jitter: float = 0.0  # augmentation: brightness, contrast, saturation times 1 - jitter to 1 + jitter
+    mixup: float = 0.0  # alpha of the Beta that mixes pairs of images and their labels (Zhang et al. 2018); 0: none
+    label_smoothing: float = 0.0
+    rotation: float = 0.0  # weight of telling by how many quarters an image was turned (Gidaris et al. 2019)
+    average: float = 0.0  # decay of an exponential average of the weights, which is kept in their place; 0: none
+    keep: str = "last"  # last, or best: the epoch with the best validation accuracy of class means
+    precision: str = "32-true"  # 32-true, bf16-mixed (the backbone in bfloat16; what follows it stays float32)
+    seed: int = 0  # of the backbone alone: runs of several seeds share it
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise UsageError(f"expected pretrain.{name} to be one of {', '.join(choices)}, got '{value}'")
+        if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0 or self.shift < 0:
+            raise UsageError(
+                f"expected pretrain.epochs >= 1, batch_size >= 2, learning_rate > 0, shift >= 0, got {self}"
+            )
+        shares = {name: getattr(self, name) for name in ("jitter", "label_smoothing", "average")}
+        if min(self.mixup, self.rotation, self.warmup) < 0 or not all(0 <= share < 1 for share in shares.values()):
+            raise UsageError(
+                "expected pretrain.mixup, rotation and warmup >= 0, and 0 <= jitter, label_smoothing and average < 1, "
+                f"got {self}"
+            )
