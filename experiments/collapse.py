@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.collapse_pictures import PICTURES
 from experiments.collapse_table import commands, table_of
 from experiments.command import run_command
-from experiments.study import Row, jobs_of, rows_of, run_jobs
+from experiments.pool import run_jobs
+from experiments.study import Row, chosen_rows, claim, complete, jobs_of
 from pyro_metabayes.checkpoint import write_atomically
-from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.report import csv_table, markdown_table, text_table
-
-SIZES = ("full", "smoke")
 
 
 @dataclass
@@ -34,28 +34,18 @@ class StudyConfig:
     workers: int = 2  # runs side by side, each on one thread
 
 
-def chosen_rows(config: StudyConfig) -> list[Row]:
-    if config.size not in SIZES:
-        raise UsageError(f"expected size to be one of {', '.join(SIZES)}, got '{config.size}'")
-    if config.workers < 1:
-        raise UsageError(f"expected workers >= 1, got {config.workers}")
-    there = list(config.study["parts"])
-    if unknown := [part for part in config.parts if part not in there]:
-        raise UsageError(f"no part '{unknown[0]}' in this study; there are: {', '.join(there)}")
-    rows = rows_of(config.study, config.size == "smoke")
-    return [row for row in rows if not config.parts or row.part in config.parts]
-
-
 def main(composed: DictConfig, folder: Path) -> None:
     config: Any = OmegaConf.to_object(composed)
-    rows = chosen_rows(config)
+    rows = chosen_rows(config.study, config.size, config.parts)
+    claim(folder, f"study={HydraConfig.get().runtime.choices['study']} size={config.size}")
     runs, evaluations = jobs_of(rows, folder, config.study["evaluations"])
     try:
         run_jobs(runs, config.workers, "study")
         run_jobs(evaluations, config.workers, "evaluate")
     except KeyboardInterrupt:
         raise Interrupted("interrupted; finished runs are kept: the same command continues the study") from None
-    write(config.study, rows, folder)
+    everything = chosen_rows(config.study, config.size, ())
+    write(config.study, complete(everything, folder), folder)  # other parts that were finished before among them
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:

@@ -49,7 +49,7 @@ def row_of(row: Row, study: Path) -> dict[str, str]:
     for title, name, digits in COLUMNS:
         cells[title] = spread([its[name] for its in results], digits)
     cells[f"sd / mean at step {EARLY}"] = spread([relative_sd_at(folder, EARLY) for folder in folders], 3)
-    cells["prior"] = _verdict([its["collapsed"] for its in results])
+    cells["prior"] = verdict([its["collapsed"] for its in results])
     return cells
 
 
@@ -73,7 +73,8 @@ def _accuracies(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> d
     return cells
 
 
-def _verdict(verdicts: Sequence[bool | None]) -> str:
+def verdict(verdicts: Sequence[bool | None]) -> str:
+    """Collapsed, alive, or how many of the seeds collapsed."""
     if len(set(verdicts)) == 1:
         return COLLAPSE[verdicts[0]]
     return f"{sum(map(bool, verdicts))} of {len(verdicts)} collapsed"

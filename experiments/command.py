@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -61,6 +62,8 @@ def one_line(error: BaseException) -> str:
         near = get_close_matches(name, error.options, 1)
         guess = f"did you mean '{near[0]}'? " if near else ""
         return f"no '{name}' for {group}; {guess}there are: {', '.join(error.options)}"
+    if type_mistake := _type_mistake(error):
+        return type_mistake
     if "Ambiguous value for argument" in str(error):
         return f"{str(error).splitlines()[0]}; to sweep over a list put -m first: python -m experiments.run -m ..."
     cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else None
@@ -72,6 +75,17 @@ def one_line(error: BaseException) -> str:
         lines += [line.strip() for line in str(cause).splitlines()]
     kept = [line for line in lines if line and not line.startswith(NOISE)]
     return " ".join(dict.fromkeys(kept))
+
+
+def _type_mistake(error: BaseException) -> str:
+    """A value that is no number where one is asked for, or no list; '' for other errors."""
+    text = " ".join(f"{error} {error.__cause__ or ''}".split())
+    key = re.search(r"full_key: (\S+)", text) or re.search(r"merging override ([^=\s]+)=", text)
+    name = key[1] if key else "the setting"
+    if "is not a ListConfig" in text:
+        return f"expected {name} to be a list, in quotes for the shell: '{name}=[...]'"
+    found = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text)
+    return f"expected {name} to be of type {found[2].lower()}, got '{found[1]}'" if found else ""
 
 
 def _job_name() -> str:
@@ -107,7 +121,7 @@ def _in_clean_folder(task: Callable[[Path], object]) -> None:
     try:
         task(folder)
     except BaseException as error:
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra"}:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", "study.txt"}:
             shutil.rmtree(folder)
             _remove_empty(folder.parent)  # runs/DATA/GUIDE, where this run was its first
         elif type(error) is KeyboardInterrupt and (folder / "checkpoint.pt").exists():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,7 @@ def results_of(
         },
         "seed": config.seed,
         "device": str(assembly.device),
+        "machine": machine(assembly.device),
         "versions": versions(),
         "commit": commit(),
         "config": dataclasses.asdict(config),
@@ -74,6 +78,17 @@ def versions() -> dict[str, str]:
         "pyro": pyro.__version__,
         "numpy": np.__version__,
     }
+
+
+def machine(device: torch.device) -> str:
+    """The GPU's name, or the processor's and its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        named = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        if named:
+            return f"{named[1]}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def commit() -> str | None:

@@ -1,29 +1,19 @@
-"""A study: many runs of experiments.run, side by side in processes, finished ones kept."""
+"""A study: many runs of experiments.run, of which finished ones are kept."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
 import re
 import shlex
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
-from tqdm import tqdm
+from pyro_metabayes.checkpoint import write_atomically
+from pyro_metabayes.errors import UsageError
 
-from experiments.command import CONF, MISTAKES, of_a_part, one_line
-from experiments.config import register, saved_config, typed
-from experiments.evaluate import evaluate_run
-from experiments.run import run
-from pyro_metabayes.errors import Interrupted, UsageError
+SIZES = ("full", "smoke")
 
 
 @dataclass(frozen=True)
@@ -79,10 +69,42 @@ def rows_of(study: Mapping[str, Any], smoke: bool) -> list[Row]:
     rows = []
     for part, its in study["parts"].items():
         common = (*str(study["settings"]).split(), *str(its.get("settings", "")).split())
-        small = str(study["smoke"]).split() if smoke else ()
+        small = (*str(study["smoke"]).split(), *str(its.get("smoke", "")).split()) if smoke else ()
         seeds = 1 if smoke else int(its["seeds"])
         rows += [Row(part, label, (*common, *str(own).split(), *small), seeds) for label, own in its["rows"].items()]
     return rows
+
+
+def chosen_rows(study: Mapping[str, Any], size: str, parts: Sequence[str]) -> list[Row]:
+    """The rows of the parts that are named (of all, where none is), in full or smoke size."""
+    if size not in SIZES:
+        raise UsageError(f"expected size to be one of {', '.join(SIZES)}, got '{size}'")
+    there = list(study["parts"])
+    if unknown := [part for part in parts if part not in there]:
+        raise UsageError(f"no part '{unknown[0]}' in this study; there are: {', '.join(there)}")
+    return [row for row in rows_of(study, size == "smoke") if not parts or row.part in parts]
+
+
+def claim(folder: Path, name: str) -> None:
+    """Mark a new folder as that of the study; refuse one that holds anything else."""
+    mark = folder / "study.txt"
+    holds = mark.read_text().strip() if mark.exists() else "other files"
+    if holds == name:
+        return
+    if mark.exists() or (folder.is_dir() and any(path.name != ".hydra" for path in folder.iterdir())):
+        raise UsageError(f"expected a new folder, or that of {name}, got {folder} with {holds}; change hydra.run.dir=")
+    write_atomically(mark, lambda path: path.write_text(name + "\n"))
+
+
+def complete(rows: Sequence[Row], folder: Path) -> list[Row]:
+    """The rows of the parts all of whose runs are finished."""
+    open_parts = {
+        row.part
+        for row in rows
+        for seed in range(row.seeds)
+        if not (row.folder(folder, seed) / "results.json").exists()
+    }
+    return [row for row in rows if row.part not in open_parts]
 
 
 def jobs_of(rows: Sequence[Row], folder: Path, evaluations: Mapping[str, Any]) -> tuple[list[Job], list[Job]]:
@@ -97,69 +119,6 @@ def jobs_of(rows: Sequence[Row], folder: Path, evaluations: Mapping[str, Any]) -
                 changes = evaluations["settings"]
                 again += [Job((), row.folder(folder, seed), tuple(str(change).split())) for change in changes]
     return runs, again
-
-
-def run_jobs(jobs: Sequence[Job], workers: int, title: str) -> None:
-    """Every job that is not finished; the first of each data set before the others, since it fills the caches."""
-    todo = [job for job in jobs if not job.finished]
-    first = list({_data_of(job): job for job in reversed(todo)}.values())
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=title, unit="run", disable=None)
-    with bar, ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            for batch in (first, [job for job in todo if job not in first]):
-                for _ in _finished([pool.submit(_run_job, job) for job in batch]):
-                    bar.update()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _data_of(job: Job) -> str:
-    """What the caches of a job hang on."""
-    return " ".join(part for part in job.settings if part.startswith(("data", "backbone", "pretrain")))
-
-
-def _finished(futures: Sequence[Future[str]]) -> Iterator[None]:
-    for future in as_completed(futures):
-        if mistake := future.result():
-            raise UsageError(mistake)
-        yield
-
-
-def _run_job(job: Job) -> str:
-    """In a process of its own: '' or what was wrong. What the run says goes to log.txt in its folder."""
-    job.out.mkdir(parents=True, exist_ok=True)
-    (job.out / "settings.txt").write_text(job.text)
-    with (job.out / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
-        try:
-            _evaluate(job) if job.again else _train(job)
-        except Interrupted:
-            raise KeyboardInterrupt from None
-        except MISTAKES as error:
-            mistake = f"{job.out}: {one_line(error)}"
-        else:
-            return ""
-    if not (job.out / "checkpoint.pt").exists():  # nothing that could be gone on with
-        shutil.rmtree(job.out)
-        if not any(job.out.parent.iterdir()):
-            job.out.parent.rmdir()
-    return mistake
-
-
-def _train(job: Job) -> None:
-    register()
-    with initialize_config_dir(CONF, version_base="1.3"):
-        overrides = [of_a_part(setting) for setting in job.settings]
-        composed = compose("config", overrides, return_hydra_config=True)
-        HydraConfig.instance().set_config(composed)  # the names of the choices stand there
-        with open_dict(composed):
-            del composed["hydra"]
-        config = typed(composed)
-    run(config, job.folder)
-
-
-def _evaluate(job: Job) -> None:
-    evaluate_run(job.folder, saved_config(job.folder, job.again), job.out)
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -63,8 +63,8 @@ UNKNOWN = {
     "train": "missing EQUAL",
 }
 WRONG_TYPE = {
-    "train.steps=many": "Value 'many' of type 'str' could not be converted to Integer",
-    "task.way=five": "Value 'five' of type 'str' could not be converted to Integer",
+    "train.steps=many": "expected train.steps to be of type integer, got 'many'",
+    "task.way=five": "expected task.way to be of type integer, got 'five'",
     "task.way=null": "field 'task.way' is not Optional",
     "train.learning_rates=5": "Cannot assign int to Dict[str, float]",
     "guide.num_steps=abc": "expected guide.num_steps to be of type int, got 'abc'",
@@ -203,7 +203,8 @@ STUDY = {
     "study=nope": "no 'nope' for study; there are: classification, features, gaussian_mean, spinning_lines",
     "size=huge": "expected size to be one of full, smoke, got 'huge'",
     "workers=0": "expected workers >= 1, got 0",
-    "workers=two": "Value 'two' of type 'str' could not be converted to Integer",
+    "workers=two": "expected workers to be of type integer, got 'two'",
+    "parts=ceiling": "expected parts to be a list, in quotes for the shell: 'parts=[...]'",
     "parts=[nope]": "no part 'nope' in this study; there are: ceiling, monte_carlo, monte_carlo_joint, shared",
     "sice=smoke": "unknown key 'sice'; did you mean 'size'?",
 }
@@ -382,7 +383,7 @@ EVALUATE = {
     "guide.foo=1": "unknown key 'guide.foo'",
     "foo.bar=1": "unknown key 'foo'",
     "guide.num_steps=x": "expected guide.num_steps to be of type int, got 'x'",
-    "eval.tasks=many": "Value 'many' of type 'str' could not be converted to Integer",
+    "eval.tasks=many": "expected eval.tasks to be of type integer, got 'many'",
     "eval.split=exam": "no split 'exam'",
     "guide.initialisation=global": "expected a checkpoint of this model and guide",
     "data.path=gone.npz": "expected a file of features, found none at gone.npz",

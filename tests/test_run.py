@@ -105,7 +105,7 @@ def test_every_prior_head_and_objective_runs(choice: str, features: Path) -> Non
 def test_no_group_of_the_configuration_is_left_out() -> None:
     """A new group needs a test of its choices here."""
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))}
-    assert groups == {"guide", "prior", "head", "objective", "data", "backbone", "model", "study", "pretrain"}
+    assert groups == {"guide", "prior", "head", "objective", "data", "backbone", "model", "study", "pretrain", "table"}
     assert names("backbone") == ["conv4", "identity", "resnet12", "wide_resnet"]
     assert names("model") == ["few_shot_classifier", "gaussian_mean", "linear_regression"]
     of_classes = {"cifar_fs", "fc100", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from experiments.collapse import write
 from experiments.command import CONF, of_a_part
 from experiments.config import register, typed
-from experiments.study import Row, jobs_of, rows_of, run_jobs
+from experiments.pool import run_jobs
+from experiments.study import Row, jobs_of, rows_of
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.build import check
 from tests.commands import ROOT, Outcome, call, finish, ran, results_of
@@ -172,11 +173,22 @@ def test_the_table_is_what_the_runs_say(gaussian: tuple[Path, Outcome]) -> None:
 
 
 def test_finished_runs_are_not_run_again(copied: Path) -> None:
-    """And a part by itself takes what is there of it."""
+    """And a part by itself leaves the others in the table."""
     before = runs_in(copied)
     outcome = ran("collapse", *GAUSSIAN, "parts=[ceiling]", f"hydra.run.dir={copied}")
-    assert runs_in(copied) == before and "mc joint" not in outcome.out
-    assert [row[""] for row in table_in(copied)] == ["exact"]
+    assert runs_in(copied) == before and "0 of 1 runs to do" in outcome.out
+    assert {row["part"] for row in table_in(copied)} == {"ceiling", "monte_carlo_joint"}
+
+
+@pytest.mark.parametrize("folder", ["study", "run"])
+def test_a_folder_of_something_else_is_refused(folder: str, copied: Path) -> None:
+    Path("run").mkdir()
+    Path("run/results.json").write_text("{}")
+    before = sorted(Path(folder).rglob("*"))
+    error = call("collapse", "study=classification", "size=smoke", f"hydra.run.dir={folder}").error
+    holds = "study=gaussian_mean size=smoke" if folder == "study" else "other files"
+    assert error.startswith("expected a new folder, or that of study=classification size=smoke") and holds in error
+    assert sorted(Path(folder).rglob("*")) == before
 
 
 def test_a_folder_of_other_settings_is_refused(copied: Path) -> None:
@@ -242,22 +254,31 @@ QUICK_AND_LONG = (
 )
 
 
+def started(*arguments: str, out: Path) -> subprocess.Popen[str]:
+    """The study in a process group of its own, as a shell would start it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "experiments.collapse", *arguments, f"hydra.run.dir={out}"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+
+
+def wait_for_the_long_row(study: subprocess.Popen[str], folder: Path) -> None:
+    end = time.monotonic() + 60
+    while study.poll() is None and time.monotonic() < end:
+        if any(path.read_text().count("\n") > 5 for path in folder.rglob("*long*/seed0/metrics.jsonl")):
+            return
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def interrupted() -> tuple[Path, dict[Path, int], Outcome]:
     """A study with one row finished and a long one begun, which got Ctrl-C: SIGINT to it and to its workers."""
     folder = Path("study").resolve()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "experiments.collapse", *QUICK_AND_LONG, f"hydra.run.dir={folder}"]
-    pipe = subprocess.PIPE
-    started = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
-    end = time.monotonic() + 60
-    while started.poll() is None and time.monotonic() < end:
-        if any(path.read_text().count("\n") > 5 for path in folder.rglob("*long*/seed0/metrics.jsonl")):
-            break
-        time.sleep(0.01)
+    study = started(*QUICK_AND_LONG, out=folder)
+    wait_for_the_long_row(study, folder)
     before = runs_in(folder)
-    os.killpg(started.pid, signal.SIGINT)
-    return folder, before, finish(started)
+    os.killpg(study.pid, signal.SIGINT)
+    return folder, before, finish(study)
 
 
 def test_an_interrupted_study_goes_on(interrupted: tuple[Path, dict[Path, int], Outcome]) -> None:
@@ -276,3 +297,32 @@ def test_an_interrupted_study_goes_on(interrupted: tuple[Path, dict[Path, int], 
     assert [json.loads(line)["step"] for line in lines] == list(range(5, 601, 5)) and lines[0] == first
     after = runs_in(folder)
     assert results_of(long)["steps"] == 600 and {path: after[path] for path in before} == before
+
+
+def test_no_other_run_begins_after_an_interruption() -> None:
+    """Neither by Ctrl-C nor, with SIGTERM to the command alone, by its workers; and none of these is left behind."""
+    folder = Path("study").resolve()
+    later = "++study.parts.ceiling.rows={later:'guide=exact train.steps=601',last:'guide=exact train.steps=602'}"
+    study = started(*QUICK_AND_LONG, later, out=folder)
+    wait_for_the_long_row(study, folder)
+    study.send_signal(signal.SIGTERM)
+    outcome = finish(study)
+    assert outcome.code == 130 and "Traceback" not in outcome.err, outcome.err
+    assert not list(folder.rglob("*later*/seed0/metrics.jsonl"))
+    end = time.monotonic() + 20  # they are told last of all that the command has ended
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(study.pid, 0)
+            time.sleep(0.05)
+
+
+def test_ctrl_c_while_workers_start_is_one_line() -> None:
+    """They import torch for seconds, and must not be hit there."""
+    study = started(*QUICK_AND_LONG, out=Path("study").resolve())
+    assert study.stdout is not None
+    assert "2 of 2 runs to do" in study.stdout.readline()
+    time.sleep(0.5)
+    os.killpg(study.pid, signal.SIGINT)
+    outcome = finish(study)
+    assert outcome.code == 130
+    assert outcome.err.strip() == "interrupted; finished runs are kept: the same command continues the study"

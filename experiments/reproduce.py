@@ -1,0 +1,134 @@
+"""python -m experiments.reproduce table=sib_cifar_fs: the cells of a published table, run, beside the paper's figures.
+
+A table is a grid of runs of experiments.run (conf/table/NAME.yaml). Finished runs are kept, so an
+interrupted table goes on when it is called again. Writes its section of RESULTS.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.collapse_table import commands, verdict
+from experiments.command import run_command
+from experiments.pool import run_jobs
+from experiments.study import Row, chosen_rows, claim, jobs_of, read, rows_of
+from pyro_metabayes.checkpoint import write_atomically
+from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.report import markdown_table, per_cent, text_table
+from pyro_metabayes.scores import ci95_of
+
+KINDS = {False: "inductive", True: "transductive"}
+
+
+@dataclass
+class TableConfig:
+    """Which table, and how it is run."""
+
+    table: dict[str, Any]
+    name: str = ""  # of the table; filled in
+    size: str = "full"  # full, smoke (a few steps of one seed: does it run?)
+    parts: list[str] = field(default_factory=list)  # of the table; none named: all that the machine can run
+    workers: int = 2  # runs side by side, each on one thread
+    out: str = "RESULTS.md"  # where a full table is written to; the sections of others stay
+
+
+def main(composed: DictConfig, folder: Path) -> None:
+    config: Any = OmegaConf.to_object(composed)
+    rows = [row for row in chosen_rows(config.table, config.size, config.parts) if possible(row, config)]
+    claim(folder, f"table={config.name} size={config.size}")
+    jobs, _ = jobs_of(rows, folder, {})
+    try:
+        run_jobs(jobs, config.workers, "table")
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; finished runs are kept: the same command continues the table") from None
+    section = section_of(config.name, config.table, config.size == "smoke", folder)
+    out = Path(config.out) if config.size == "full" else folder / "RESULTS.md"
+    write_atomically(out, lambda path: path.write_text(with_section(out, config.name, section)))
+    print(text_table(table_of(config.table, rows, folder)))
+    print(f"written: {out}")
+
+
+def possible(row: Row, config: TableConfig) -> bool:
+    """Whether this machine can run a row; one that was asked for by name and cannot be is a mistake."""
+    needs = config.table["parts"][row.part].get("needs")
+    if needs != "cuda" or torch.cuda.is_available():
+        return True
+    if row.part in config.parts:
+        raise UsageError(f"expected a CUDA device for the part '{row.part}', found none; leave it out of parts=")
+    return False
+
+
+def section_of(name: str, table: Mapping[str, Any], smoke: bool, folder: Path) -> str:
+    """Title, source, the table with every row there is, the machines, and the command of each row."""
+    rows = rows_of(table, smoke)
+    machines = {its["machine"] for row in rows for its in finished(row, folder)}
+    lines = [
+        f"## {table['title']}",
+        f"`python -m experiments.reproduce table={name}`. {table['source']}",
+        markdown_table(table_of(table, rows, folder)),
+        f"Machine: {'; '.join(sorted(machines)) or 'none yet'}; one thread a run, seconds of training and test.",
+        commands(rows),
+    ]
+    return "\n\n".join(lines)
+
+
+def with_section(path: Path, name: str, section: str) -> str:
+    """The page with this section in the place of an earlier one of its name, or at the end."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    text = path.read_text() if path.exists() else "# Published tables, and what this package gets\n"
+    block = f"{begin}\n{section}\n{end}"
+    if begin in text and end in text:
+        return text.partition(begin)[0] + block + text.partition(end)[2]
+    return f"{text}\n{block}\n"
+
+
+def finished(row: Row, folder: Path) -> list[dict[str, Any]]:
+    """The results of the seeds of a row that have been run."""
+    folders = [row.folder(folder, seed) for seed in range(row.seeds)]
+    return [read(its) for its in folders if (its / "results.json").exists()]
+
+
+def table_of(table: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[dict[str, str]]:
+    return [row_of(row, table["parts"][row.part], folder) for row in rows]
+
+
+def row_of(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """One line: the paper's figure and ours, each in the column of its kind; dashes where nothing was run."""
+    published = part.get("published", {}).get(row.label, {})
+    results = finished(row, folder)
+    ours = _accuracy(row, folder) if results else "-"
+    kind = KINDS[bool(results and results[0]["transductive"])]
+    line = {"method": row.label, "setting": part["setting"]}
+    for name in KINDS.values():
+        line |= {f"paper, {name} %": str(published.get(name, "-")), f"ours, {name} %": ours if name == kind else "-"}
+    if not results:
+        reason = f"not run: needs {part['needs']}" if "needs" in part else "not run"
+        return line | dict.fromkeys(("NLL", "ECE", "prior"), "-") | {"tasks": reason, "seeds": "-", "seconds": "-"}
+    return line | {
+        "NLL": f"{np.mean([its['nll'] for its in results]):.3f}",
+        "ECE": f"{np.mean([its['ece'] for its in results]):.3f}",
+        "prior": verdict([its["collapsed"] for its in results]),
+        "tasks": str(results[0]["tasks"]),
+        "seeds": ", ".join(str(its["seed"]) for its in results),
+        "seconds": f"{np.mean([sum(its['seconds'].values()) for its in results]):.0f}",
+    }
+
+
+def _accuracy(row: Row, folder: Path) -> str:
+    """Mean over the tasks of all seeds, with its 95% interval."""
+    files = [row.folder(folder, seed) / "tasks.npz" for seed in range(row.seeds)]
+    tasks = np.concatenate([np.load(file)["accuracy"] for file in files if file.exists()])
+    return per_cent(tasks.mean(), ci95_of(tasks))
+
+
+if __name__ == "__main__":
+    ConfigStore.instance().store(name="table_schema", node=TableConfig)
+    run_command(main, "reproduce")
