@@ -61,7 +61,7 @@ def write_cache(folder: Path) -> None:
 
 
 def write_category(folder: Path) -> None:
-    """Labels of val and test go on where those of train end; keys as bytes in one of the files, as Python 2 has them."""
+    """Labels of val and test go on where those of train end; keys of one file are bytes, as of Python 2."""
     first = 0
     for split, phase in {"train": "train_phase_train", "val": "val", "test": "test"}.items():
         images = pictures(split)

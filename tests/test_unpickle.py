@@ -33,7 +33,11 @@ CONTENT = {
 
 def same(one: Any, other: Any) -> bool:
     if isinstance(other, np.ndarray) and other.dtype != object:
-        return one.dtype == other.dtype.newbyteorder("=") and one.shape == other.shape and bool((np.asarray(one) == other).all())
+        return (
+            one.dtype.newbyteorder("=") == other.dtype.newbyteorder("=")
+            and one.shape == other.shape
+            and bool((np.asarray(one) == other).all())
+        )
     if isinstance(other, np.ndarray | list | tuple):
         return len(one) == len(other) and all(map(same, list(one), list(other)))
     return type(one) is type(other) and one == other
@@ -48,8 +52,8 @@ def test_arrays_and_containers_are_read(protocol: int, tmp_path: Path) -> None:
 
 def test_a_pickle_of_python_2_is_read() -> None:
     """As Python 2 and numpy 1 wrote it: strings without an encoding, numpy.core, the content of an array as str."""
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\ntcnumpy\ndtype\n(S'u1'\nI0\nI1\ntR"
-    array += b"(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\nS'\\xff\\x01'\ntb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+    array += b"(I1\n(I2\ntcnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\nS'\\xff\\x01'\ntb"
     read = read_arrays(io.BytesIO(b"(dS'data'\n" + array + b"sS'name'\nS'\\xe9'\ns."), "it")
     assert same(read["data"], np.array([255, 1], np.uint8)) and read["name"] == "é"
 
