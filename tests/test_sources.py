@@ -43,6 +43,16 @@ from tests.published import (
 from tests.test_unpickle import Malicious
 
 
+REAL = os.environ.get("METABAYES_DATA")  # before the tests change it
+
+
+@pytest.fixture
+def metabayes_real() -> Path:
+    if not REAL:
+        pytest.skip("METABAYES_DATA is unset: no folder of real data")
+    return Path(REAL)
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """METABAYES_DATA, beside an empty cache."""
@@ -252,16 +262,6 @@ def test_both_sources_have_the_same_classes_and_order(metabayes_real: Path, monk
     assert not np.array_equal(mixed, sheet) and np.array_equal(cifar100.in_order(mixed), sheet)
 
 
-REAL = os.environ.get("METABAYES_DATA")  # before the tests change it
-
-
-@pytest.fixture
-def metabayes_real() -> Path:
-    if not REAL:
-        pytest.skip("METABAYES_DATA is unset: no folder of real data")
-    return Path(REAL)
-
-
 def test_a_download_that_is_another_file_is_refused(served: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served(ALL)
     monkeypatch.setattr(torchvision().datasets.CIFAR100, "tgz_md5", "0" * 32)
@@ -408,6 +408,11 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
         changed_pickle(write_cache, CACHE, class_dict={"n10": [0, 1], "n20": [2, 3]}),
         "each class in one split of mini_imagenet, got 'n20' in val and test .1 such classes.; few-shot",
     ),
+    "rows of another form": (
+        mini_imagenet,
+        changed_pickle(write_cache, CACHE, class_dict={"n10": [[0], [1, 2]]}),
+        "expected mini_imagenet val in a published form in .*cache-val.pkl, got another .ValueError: .*; take",
+    ),
     "labels that are missing": (
         tiered_imagenet,
         changed_pickle(packed, TIERED, label_specific=np.zeros(5, int)),
@@ -479,8 +484,8 @@ def test_what_is_wrong_with_a_table_is_named(folder: Path, cache: Path) -> None:
     whole = table.read_text()
     table.write_text(whole.replace("n10000", "n99000"))
     assert "got no " in (line := line_of(mini_imagenet.load, cache)) and "(3 of 6 are missing); bring them" in line
-    for content in ("", "name,class\n", "filename,label\na,b,c\n"):
-        table.write_text(content)
+    for content in ("", "name,class\n", "filename,label\na,b,c\n", "\0\udcff"):
+        table.write_bytes(content.encode(errors="surrogateescape"))
         assert "expected lines of filename,label" in line_of(mini_imagenet.load, cache)
     table.write_text(whole)
     (folder / "mini_imagenet/images/n1000000000.jpg").write_bytes(b"none")

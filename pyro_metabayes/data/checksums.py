@@ -36,7 +36,11 @@ def refuse_other(got: str, expected: str, what: str) -> None:
 @functools.lru_cache(maxsize=4)
 def _listed(sums: Path, changed: int) -> dict[str, str]:
     """Sum of every path; read again when the list has changed."""
-    lines = [line.split(maxsplit=1) for line in sums.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [
+        line.split(maxsplit=1)
+        for line in sums.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     if wrong := [line for line in lines if len(line) != 2]:
         raise UsageError(f"expected lines of a sum and a path in {sums}, got '{wrong[0][0]}'; write it with sha256sum")
     return {name.lstrip("*").removeprefix("./"): digest.lower() for digest, name in lines}

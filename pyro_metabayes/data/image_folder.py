@@ -53,7 +53,9 @@ def _listed(folder: Path) -> dict[str, dict[str, Path]]:
         file = folder / f"{split}.txt"
         if not file.is_file():
             raise UsageError(f"expected the names of the {split} classes in {file}, got no such file; write it")
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [
+            line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
         if absent := [name for name in names if not (folder / name).is_dir()]:
             raise UsageError(
                 f"expected a folder for every class that {file} names, got none for '{absent[0]}' ({len(absent)} of "

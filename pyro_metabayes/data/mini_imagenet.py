@@ -62,7 +62,7 @@ def _part(folder: Path, split: str, size: int) -> Part:
 
 def _of_table(table: Path, size: int) -> Part:
     """Of a list of Ravi and Larochelle and the images that it names."""
-    with table.open(encoding="utf-8", newline="") as file:
+    with table.open(encoding="utf-8", errors="replace", newline="") as file:
         lines = list(csv.reader(file))
     if not lines or lines[0] != ["filename", "label"] or any(len(line) != 2 for line in lines):
         raise UsageError(f"expected lines of filename,label, these two words the first, in {table}; copy it anew")

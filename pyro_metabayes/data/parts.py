@@ -104,10 +104,22 @@ def _classes(path: Path) -> dict[str, int] | None:
 def _convert(path: Path, what: str, part: Part) -> None:
     for file in part.files:
         verify(file)
-    rows = part.read()
+    rows = _read(part, what)
     write_atomically(path, lambda temporary: _fill(temporary, what, rows))
     text = json.dumps(rows.class_sizes)
     write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _read(part: Part, what: str) -> Rows:
+    try:
+        return part.read()
+    except UsageError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # arrays in the place of others
+        raise UsageError(
+            f"expected {what} in a published form in {part.files[0]}, got another ({type(error).__name__}: "
+            f"{next(iter(str(error).splitlines()), '')}); take the published file"
+        ) from error
 
 
 def _fill(path: Path, what: str, rows: Rows) -> None:
