@@ -42,7 +42,6 @@ from tests.published import (
 )
 from tests.test_unpickle import Malicious
 
-
 REAL = os.environ.get("METABAYES_DATA")  # before the tests change it
 
 
