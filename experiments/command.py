@@ -116,7 +116,7 @@ def _in_resumed_folder(arguments: list[str]) -> list[str]:
 
 
 def _in_clean_folder(task: Callable[[Path], object]) -> None:
-    """Call the task with its folder; if it fails before it wrote anything, leave no trace of the folder."""
+    """Call the task with its folder; where it wrote nothing, failed or not, leave no trace of the folder."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         task(folder)
@@ -128,6 +128,8 @@ def _in_clean_folder(task: Callable[[Path], object]) -> None:
             how = f"python -m experiments.run resume={folder}"
             raise Interrupted(f"interrupted; continue with: {how}") from None
         raise
+    if folder.is_dir():
+        _remove_empty(folder)
 
 
 def _remove_empty(folder: Path) -> None:

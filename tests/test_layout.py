@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,23 @@ def test_an_allowed_import_is_let_through(tmp_path: Path, path: str, line: str) 
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(f"{line}\n", encoding="utf-8")
     assert offences(Path(path), tmp_path) == []
+
+
+UNPICKLES = re.compile(
+    r"pickle\.(loads?|Unpickler)\b|from pickle import .*\b(loads?|Unpickler)\b|allow_pickle=True|weights_only=False"
+    r"|\b(import|from) (cloudpickle|dill|joblib|marshal|shelve)\b|datasets\.CIFAR100\("
+)
+
+
+def test_one_file_alone_unpickles() -> None:
+    """data/unpickle.py, which runs nothing of what it reads; torchvision's data sets unpickle by themselves."""
+    found = [str(path) for path in python_files() if UNPICKLES.search((ROOT / path).read_text(encoding="utf-8"))]
+    assert found == ["pyro_metabayes/data/unpickle.py"]
+
+
+@pytest.mark.parametrize("line", ["x = pickle.load(file)", "np.load(f, allow_pickle=True)", "import dill"])
+def test_a_planted_unpickler_is_caught(line: str) -> None:
+    assert UNPICKLES.search(line) and not UNPICKLES.search("from pickle import UnpicklingError")
 
 
 def test_files_are_named_for_what_they_hold() -> None:

@@ -109,7 +109,8 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     assert names("backbone") == ["conv4", "identity", "resnet12", "wide_resnet"]
     assert names("model") == ["few_shot_classifier", "gaussian_mean", "linear_regression"]
     of_classes = {"cifar_fs", "fc100", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
-    assert set(names("data")) == of_classes | {*OF_NUMBERS}
+    converted = {"image_folder", "leo_embeddings", "mini_imagenet", "tiered_imagenet"}  # test_prepare.py
+    assert set(names("data")) == of_classes | converted | {*OF_NUMBERS}
     assert set(names("study")) == {"classification", "features", "gaussian_mean", "spinning_lines"}  # test_study.py
 
 

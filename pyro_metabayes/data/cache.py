@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pyro_metabayes.data.checksums import verify
 from pyro_metabayes.errors import UsageError
 
 Arrays = Mapping[str, np.ndarray]
@@ -32,7 +33,7 @@ def cache_folder() -> Path:
 
 
 def data_file(relative: str, hint: str) -> Path:
-    """The file under the folder named by METABAYES_DATA; `hint` says what to put there."""
+    """The file under the folder named by METABAYES_DATA, its checksum checked; `hint` says what to put there."""
     root = os.environ.get("METABAYES_DATA")
     if not root:
         raise UsageError(
@@ -41,6 +42,19 @@ def data_file(relative: str, hint: str) -> Path:
     path = Path(root) / relative
     if not path.is_file():
         raise UsageError(f"expected a file at {path}, got none; {hint}")
+    return verify(path)
+
+
+def data_folder(relative: str, hint: str) -> Path:
+    """The folder under the one named by METABAYES_DATA; `hint` says what to put there."""
+    root = os.environ.get("METABAYES_DATA")
+    if not root:
+        raise UsageError(
+            f"expected the environment variable METABAYES_DATA to name a folder with {relative}/, got nothing; {hint}"
+        )
+    path = Path(root) / relative
+    if not path.is_dir():
+        raise UsageError(f"expected a folder {path}, got none; {hint}")
     return path
 
 

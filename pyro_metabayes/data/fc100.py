@@ -7,5 +7,5 @@ from pyro_metabayes.data.cifar100 import bank_of
 
 
 def load() -> Bank:
-    """uint8 images [60000, 3, 32, 32], from the folder that METABAYES_DATA names."""
+    """uint8 images [60000, 3, 32, 32], from METABAYES_DATA, or torchvision's download without it."""
     return bank_of("fc100")

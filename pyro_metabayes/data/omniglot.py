@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import zipfile
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import cache_folder, cached_arrays, data_file
+from pyro_metabayes.data.class_lists import class_lists
 from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
 
@@ -40,9 +40,7 @@ def load(rotations: str = "all") -> Bank:
 
 def vinyals_split() -> dict[str, str]:
     """Split of every `alphabet/character`."""
-    folder = Path(__file__).parent / "splits"
-    lists = {split: (folder / f"omniglot_{split}.txt").read_text(encoding="utf-8") for split in SPLITS}
-    return {name: split for split, names in lists.items() for name in names.split()}
+    return {name: split for split, names in class_lists("omniglot").items() for name in names}
 
 
 def to_28(drawings: np.ndarray) -> np.ndarray:

@@ -1,0 +1,49 @@
+"""python -m experiments.prepare data=cifar_fs: download or convert a data set now, and say what is in it.
+
+A run does the same on its first use of the data; nothing needs to be prepared. What is finished is kept,
+so the same command goes on where an interrupted one stood.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.command import run_command
+from pyro_metabayes.build import build
+from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.cache import cache_folder
+from pyro_metabayes.errors import Interrupted
+from pyro_metabayes.report import text_table
+
+
+def counts(bank: Bank) -> list[dict[str, str]]:
+    """Classes, inputs and inputs a class of each split, as rows of a table."""
+    rows = []
+    for split in SPLITS:
+        sizes = bank.class_sizes[bank.splits[split]]
+        least, most = (int(sizes.min()), int(sizes.max())) if len(sizes) else (0, 0)
+        per_class = str(most) if least == most else f"{least} to {most}"
+        rows.append(
+            {"split": split, "classes": str(len(sizes)), "inputs": str(int(sizes.sum())), "per class": per_class}
+        )
+    return rows
+
+
+def main(composed: DictConfig, folder: Path) -> None:
+    specification: Any = OmegaConf.to_container(composed.data, resolve=True)
+    try:
+        data = build(specification, "data")
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; finished parts are kept: the same command goes on from them") from None
+    if not isinstance(data, Bank):
+        print("nothing to prepare: these tasks are drawn as they are needed")
+        return
+    print(text_table(counts(data)))
+    print(f"inputs of shape {list(data.input_shape)}; cache: {cache_folder()}")
+
+
+if __name__ == "__main__":
+    run_command(main, "prepare")

@@ -1,0 +1,46 @@
+"""SHA-256 sums of the user's files, where METABAYES_DATA has a list of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+from pyro_metabayes.errors import UsageError
+
+LIST = "SHA256SUMS"  # lines as sha256sum writes them: the sum, blanks, the path below METABAYES_DATA
+
+
+def verify(path: Path) -> Path:
+    """The file, refused if METABAYES_DATA/SHA256SUMS lists it with another sum; not listed, it passes."""
+    root = Path(os.environ.get("METABAYES_DATA") or ".").absolute()
+    sums = root / LIST
+    if not os.environ.get("METABAYES_DATA") or not sums.is_file() or not path.absolute().is_relative_to(root):
+        return path
+    expected = _listed(sums, sums.stat().st_mtime_ns).get(path.absolute().relative_to(root).as_posix())
+    if expected is not None:
+        with path.open("rb") as file:
+            refuse_other(hashlib.file_digest(file, "sha256").hexdigest(), expected, f"{path} ({LIST} beside it)")
+    return path
+
+
+def refuse_other(got: str, expected: str, what: str) -> None:
+    """Compare two sums."""
+    if got != expected:
+        raise UsageError(
+            f"expected the SHA-256 checksum {expected[:16]}... of {what}, got {got[:16]}...; copy or download it anew"
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _listed(sums: Path, changed: int) -> dict[str, str]:
+    """Sum of every path; read again when the list has changed."""
+    lines = [
+        line.split(maxsplit=1)
+        for line in sums.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
+    if wrong := [line for line in lines if len(line) != 2]:
+        raise UsageError(f"expected lines of a sum and a path in {sums}, got '{wrong[0][0]}'; write it with sha256sum")
+    return {name.lstrip("*").removeprefix("./"): digest.lower() for digest, name in lines}

@@ -1,0 +1,146 @@
+"""Pickles of arrays from elsewhere, read without running what they may hold.
+
+A pickle is a program: it may call any importable function. Here it reaches only the few names below that
+arrays, strings, numbers and containers are written with, and those of numpy not as they are (numpy.ndarray
+called with a buffer would take forged addresses for objects) but through stand-ins that check what they get.
+No other file of this package unpickles anything.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from pyro_metabayes.errors import UsageError
+
+KINDS = "biufcSUO"  # of dtypes: bool, integers, floats, complex, bytes, text, and lists of arrays
+
+
+def load_arrays(path: Path) -> Any:
+    """The arrays, builtin containers, strings and numbers that a pickle file holds; Python 2's as latin1."""
+    with path.open("rb") as file:
+        return read_arrays(file, str(path))
+
+
+def read_arrays(file: IO[bytes], name: str) -> Any:
+    """As `load_arrays`, from an open file; `name` is what a message calls it."""
+    try:
+        return _Restricted(file, encoding="latin1").load()
+    except _Refused as refused:
+        raise UsageError(
+            f"expected arrays, containers, strings and numbers alone in {name}, but it asks for {refused}; "
+            "nothing of it was run: take the published file"
+        ) from None
+    except (
+        pickle.UnpicklingError, EOFError, OSError, ArithmeticError, AttributeError, IndexError, KeyError, MemoryError,
+        RecursionError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UsageError(
+            f"expected a whole pickle in {name}, got a damaged or truncated one ({reason}); copy or download it anew"
+        ) from None
+
+
+def text_keys(value: Any, name: str, *needed: str) -> dict[str, Any]:
+    """A dictionary with its keys as text (Python 2 wrote bytes), refused if one that is needed is missing."""
+    keyed = {_text(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+    if missing := [key for key in needed if key not in keyed]:
+        got = ", ".join(sorted(keyed)) or type(value).__name__
+        raise UsageError(f"expected a dictionary with '{missing[0]}' in {name}, got {got}; take the published file")
+    return keyed
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
+class _Refused(Exception):
+    """The name that a pickle asked for."""
+
+
+class _Restricted(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """The only way of a pickle to anything that can be called."""
+        module = module.replace("numpy._core.", "numpy.core.").replace("__builtin__", "builtins")
+        if (module, name) not in ADMITTED:
+            raise _Refused(f"{module}.{name}")
+        return ADMITTED[module, name]
+
+
+class _Array(np.ndarray):
+    """What stands for numpy.ndarray: starts empty, and is filled with what fits its shape and type."""
+
+    def __new__(cls) -> _Array:
+        return super().__new__(cls, (0,))
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, dtype, fortran, content = state
+        size = math.prod(_lengths(shape))
+        if dtype.value.hasobject:
+            fits = isinstance(content, list) and len(content) == size
+        else:
+            content = content.encode("latin1") if isinstance(content, str) else bytes(content)
+            fits = len(content) == size * dtype.value.itemsize
+        if not fits:
+            raise ValueError(f"an array of shape {shape} and type {dtype.value} does not fit its content")
+        super().__setstate__((version, shape, dtype.value, bool(fortran), content))  # type: ignore[arg-type]
+
+
+class _Type:
+    """What stands for numpy.dtype: a plain type; of the state that follows it only the byte order is used."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        value = np.dtype(code) if isinstance(code, str) else None
+        if value is None or value.kind not in KINDS or value.fields or value.subdtype:
+            raise _Refused(f"the array type {code!r}")
+        self.value = value
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] in ("<", ">"):
+            self.value = self.value.newbyteorder(state[1])
+
+
+def _lengths(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple) or not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError(f"an array of shape {shape!r}")
+    return shape
+
+
+def _reconstruct(array: Any, shape: Any, code: Any) -> _Array:
+    return _Array()
+
+
+def _frombuffer(content: Any, dtype: _Type, shape: Any, order: str) -> np.ndarray:
+    if dtype.value.hasobject:
+        raise _Refused("objects from a buffer")
+    return np.frombuffer(content, dtype.value).reshape(_lengths(shape), order="F" if order == "F" else "C")
+
+
+def _scalar(dtype: _Type, content: Any) -> Any:
+    content = content.encode("latin1") if isinstance(content, str) else content
+    return _frombuffer(content, dtype, (1,), "C")[0]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes for Python 2."""
+    if encoding != "latin1":
+        raise _Refused(f"the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): OrderedDict,
+    **{("builtins", kind.__name__): kind for kind in (set, frozenset, bytearray, bytes, complex)},
+}
