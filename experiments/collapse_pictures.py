@@ -59,6 +59,7 @@ def samples(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | N
         critical = critical_samples(runs[0][0], joint)
         axis.axvline(critical, color=color, ls="--", lw=1, label=f"{name}: a point below L = {critical:.1f}")
     axis.set(xscale="log", xlabel="samples L in training", ylabel="sd of p(w | support) / true")
+    axis.set_title("mean, lowest and highest of the seeds", fontsize=9)
     axis.set_xticks(counts, [str(count) for count in counts], minor=False)
     axis.set_xticks([], minor=True)
     axis.legend(frameon=False, fontsize=8)
@@ -113,7 +114,7 @@ def verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | N
                 [run["logit_sd"] for run in runs], decided, "^o"[number < 10], color=f"C{number % 10}", label=row.label
             )
         axis.set(xscale="log", yscale="log", xlabel="sd of logits under the prior, nats", title=part)
-    axes[0].set_ylabel("share of draws that decide otherwise")
+    axes[0].set_ylabel(f"share of draws that decide otherwise (0 at {FLOOR:g})")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return save_figure(figure, folder / "verdict.png")
 
@@ -125,6 +126,7 @@ def lines(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | Non
     if not shown:
         return None
     figure, axes = new_figure(len(shown) + 1)
+    figure.set_size_inches(3.1 * len(axes), 3.1)
     for axis, row in zip(axes, shown, strict=False):
         _draw_slopes(axis, row, folder)
     axes[0].set_ylabel("slope")
@@ -134,9 +136,10 @@ def lines(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | Non
         axes[-1].plot(kl, [-number] * len(kl), "o", color="C0")
     config = _results(rows[0], folder)[0]["config"]
     goal = information(config["data"], config["task"]["query"])
-    axes[-1].axvline(goal, color="black", lw=0.8)
+    axes[-1].axvline(goal, color="black", lw=0.8, label=f"I(w; x) = {goal:.4f}")
+    axes[-1].legend(frameon=False, fontsize=8)
     axes[-1].set_yticks([-number for number in range(len(rows))], [row.label for row in rows], fontsize=7)
-    axes[-1].set(title="KL(q, p_psi), nats a task", xlabel=f"line: I(w; x) = {goal:.4f}, what the inputs tell")
+    axes[-1].set(title="KL(q, p_psi) of every seed", xlabel="nats a task")
     axes[-1].title.set_fontsize(9)
     return save_figure(figure, folder / "lines.png")
 
@@ -151,8 +154,10 @@ def _draw_slopes(axis: Any, row: Row, folder: Path) -> None:
     ends = [best.min(), best.max()]
     axis.plot(ends, ends, color="black", lw=0.8, label="E[w | x]")
     axis.plot(best, given, ".", ms=3, label="inferred")
-    axis.set(xlabel="E[w | x]", title=f"{row.label}\nMSE {results['mse']:.4f}, of E[w | x] {results['oracle_mse']:.4f}")
-    axis.title.set_fontsize(9)
+    axis.set(
+        xlabel="E[w | x]", title=f"{row.label}\nseed 0: MSE {results['mse']:.4f} (E[w | x] {results['oracle_mse']:.4f})"
+    )
+    axis.title.set_fontsize(8)
 
 
 def information(data: Mapping[str, Any], num_points: int) -> float:

@@ -94,7 +94,9 @@ def draw_curves(folder: Path, title: str) -> Path:
         for name, legend in SPREADS.items():
             if all(line[name] is None for line in lines):
                 continue  # a regression takes no decisions
-            axes[2].plot(*_curve(lines, name), label=legend)
+            axes[2].plot(
+                *_curve(lines, name), label=legend if of_classes else legend.replace("logits", "means / noise")
+            )
         axes[2].set(title="spread of the prior", yscale="log")
         axes[2].legend(frameon=False, fontsize=8)
     for axis in axes:
