@@ -78,7 +78,7 @@ class Assembly:
             features = pretrained(backbone, specification, bank, self.config.pretrain, self.device).bank
             self.learner.backbone.requires_grad_(not self.config.frozen)
         else:
-            features = bank.with_inputs(extract(backbone, bank, self.device))
+            features = bank.with_inputs(extract(backbone, bank.inputs, self.device))
         return BankSampler((features if self.config.frozen else bank).to(self.device))
 
 

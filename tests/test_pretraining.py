@@ -7,8 +7,12 @@ import torch
 
 from models.backbones.conv4 import Backbone
 from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.sampler import BankSampler
+from pyro_metabayes.data.stream import TaskShape, generator_of
 from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.pretraining import PretrainSettings, PrototypeScore, extract, pretrained
+from pyro_metabayes.pretraining.augmentation import augmented
 from pyro_metabayes.pretraining.training import Pretraining
 
 SPECIFICATION = {"_target_": "models.backbones.conv4.Backbone", "num_filters": 8}
@@ -51,7 +55,7 @@ def test_the_cache_gives_the_same_backbone_and_features(bank: Bank) -> None:
     torch.rand(5)  # other noise before must not matter
     found = pretrained(second, SPECIFICATION, bank, settings, CPU).bank.inputs
     assert torch.equal(made, found)
-    assert torch.equal(extract(second, bank, CPU), made)
+    assert torch.equal(extract(second, bank.inputs, CPU), made)
 
 
 def test_an_unknown_precision_is_refused() -> None:
@@ -92,7 +96,8 @@ def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
     settings = settings_of(recipe)
     whole = pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
     state = torch.load(whole.path, weights_only=True)
-    whole.path.unlink()
+    for file in whole.path.parent.iterdir():
+        file.unlink()
     epoch = Pretraining.run_epoch
 
     def stopped(training: Pretraining) -> None:
@@ -114,7 +119,10 @@ def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
     assert [[line[name] for name in figures] for line in again.curve] == [
         [line[name] for name in figures] for line in whole.curve
     ]
-    assert [path.name for path in whole.path.parent.glob(f"{whole.path.stem}*")] == [whole.path.name]
+    assert {file.name for file in whole.path.parent.iterdir()} == {
+        whole.path.name,
+        whole.path.with_suffix(".features0.pt").name,
+    }
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -179,8 +187,8 @@ def test_class_means_are_scored_on_validation_classes(few_shot: Bank) -> None:
     [
         ({"schedule": "cosine"}, "expected pretrain.schedule to be one of one_cycle, steps, got 'cosine'"),
         ({"keep": "first"}, "expected pretrain.keep to be one of last, best, got 'first'"),
-        ({"jitter": 1.5}, "expected pretrain.mixup, rotation and warmup >= 0, and 0 <= jitter"),
-        ({"rotation": -1.0}, "expected pretrain.mixup, rotation and warmup >= 0"),
+        ({"jitter": 1.5}, "expected pretrain.mixup, rotation, warmup and views >= 0, and 0 <= jitter"),
+        ({"rotation": -1.0}, "expected pretrain.mixup, rotation, warmup and views >= 0"),
     ],
 )
 def test_a_wrong_recipe_is_named(changes: dict[str, object], message: str) -> None:
@@ -192,3 +200,40 @@ def test_rotation_needs_square_images(few_shot: Bank) -> None:
     wide = few_shot.with_inputs(few_shot.inputs[:, :, :, :8])
     with pytest.raises(UsageError, match=r"expected square images for pretrain\.rotation, got .*\(1, 16, 8\)"):
         Pretraining(Backbone((1, 16, 8), 4), wide, settings_of("strong"), CPU, lambda backbone: None)
+
+
+# ---------------------------------------------------------------- views
+
+
+def test_views_are_of_augmented_training_images_and_leave_the_weights_alone(few_shot: Bank) -> None:
+    settings = settings_of("one cycle", epochs=1)
+    plain = pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
+    backbone = Backbone((1, 16, 16), 4)
+    found = pretrained(backbone, SPECIFICATION, few_shot, settings_of("one cycle", epochs=1, views=2), CPU)
+    assert found.path == plain.path and torch.equal(found.bank.inputs, plain.bank.inputs)
+    assert plain.bank.views is None and found.bank.views is not None
+    assert found.bank.views.shape == (2, 128, backbone.num_features)
+    assert not torch.equal(found.bank.views[0], found.bank.views[1])
+    images = few_shot.inputs[few_shot.rows("train")]
+    with noise_of(settings.seed):
+        expected = extract(backbone, images, CPU, lambda x: augmented(x, settings))
+    assert torch.equal(found.bank.views[0], expected)
+    again = pretrained(backbone, SPECIFICATION, few_shot, settings_of("one cycle", epochs=1, views=2), CPU)
+    assert again.bank.views is not None and torch.equal(again.bank.views, found.bank.views)
+
+
+def test_training_tasks_draw_from_every_view_and_no_others_do(few_shot: Bank) -> None:
+    """Inputs say which image and which view they are; classes and images are those of the plain bank."""
+    rows = torch.arange(len(few_shot.labels)).unsqueeze(1).float()
+    train = few_shot.rows("train")
+    views = torch.stack([rows[train] + 1000, rows[train] + 2000])
+    sampler = BankSampler(few_shot.with_inputs(rows, views))
+    episodes = sampler.sampler("train", TaskShape(4, 2, 3))(generator_of(0, "train", 0))
+    seen = torch.cat([episodes.support_x, episodes.query_x], 1).squeeze(-1)
+    assert {int(value) // 1000 for value in seen.unique()} == {0, 1, 2}
+    images = (seen % 1000).long()
+    assert all(len(set(task.tolist())) == 20 for task in images), "no image twice in a task, in whatever view"
+    assert episodes.classes is not None
+    assert torch.equal(few_shot.labels[images[:, :8]], episodes.classes.gather(1, episodes.support_y))
+    held_out = sampler.sampler("val", TaskShape(4, 2, 3))(generator_of(0, "val", 0))
+    assert held_out.query_x.max() < 1000

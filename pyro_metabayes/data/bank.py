@@ -24,6 +24,8 @@ class Bank:
     splits: class ids (0 to G-1) of train, val and test.
     twin [M], optional: row of a second rendering of the same source, or the row itself. Twins
         never stand on both sides of one task, support and query.
+    views [V, N, *X], optional: V other renderings of each of the N inputs of the training classes (in
+        the order of rows("train")), which tasks draw from as often as from the inputs themselves.
     """
 
     inputs: Tensor
@@ -31,6 +33,7 @@ class Bank:
     splits: Mapping[str, Tensor]
     class_names: Sequence[str]
     twin: Tensor | None = None
+    views: Tensor | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -58,13 +61,14 @@ class Bank:
             digest.update(split.encode() + self.splits[split].numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def with_inputs(self, inputs: Tensor) -> Bank:
+    def with_inputs(self, inputs: Tensor, views: Tensor | None = None) -> Bank:
         """The same classes and splits over other inputs, row by row (features of the images)."""
-        return replace(self, inputs=inputs)
+        return replace(self, inputs=inputs, views=views)
 
     def to(self, device: torch.device | str) -> Bank:
         """The inputs on a device; the small tables stay on the CPU, where tasks are drawn."""
-        return replace(self, inputs=self.inputs.to(device))
+        views = None if self.views is None else self.views.to(device)
+        return replace(self, inputs=self.inputs.to(device), views=views)
 
     @classmethod
     def from_arrays(

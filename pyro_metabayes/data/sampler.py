@@ -29,14 +29,26 @@ class BankSampler:
         """As `Source.sampler`; refuses a shape that the split cannot fill."""
         classes = self._checked_classes(split, shape)
         sizes, starts = self.bank.class_sizes[classes], self.bank.class_starts[classes]
+        pool, place = self._pool(split)
 
         def draw(generator: Generator) -> Episodes:
             chosen = torch.rand(BLOCK, len(classes), generator=generator).topk(shape.way).indices
             within = self._draw_within(sizes[chosen], starts[chosen], shape, generator)
             rows = starts[chosen].unsqueeze(-1) + within  # [B, C, shot + query]
-            return self._gather(rows, classes[chosen], shape)
+            if place is not None:  # each image in one of its renderings
+                views = torch.randint(len(pool) // len(place), rows.shape, generator=generator)
+                rows = views * len(place) + torch.searchsorted(place, rows)
+            return self._gather(pool, rows, classes[chosen], shape)
 
         return draw
+
+    def _pool(self, split: str) -> tuple[Tensor, Tensor | None]:
+        """What inputs are drawn from; where there are views, those after one another, and the bank's rows of one."""
+        if self.bank.views is None or split != "train":
+            return self.bank.inputs, None
+        rows = self.bank.rows("train")
+        plain = self.bank.inputs[rows.to(self.bank.inputs.device)]
+        return torch.cat([plain, self.bank.views.flatten(0, 1)]), rows
 
     def _checked_classes(self, split: str, shape: TaskShape) -> Tensor:
         if split not in SPLITS:
@@ -83,11 +95,11 @@ class BankSampler:
         partner = (self.bank.twin[rows] - starts.unsqueeze(-1)).clamp(0, largest - 1)
         return _twins_on_one_side(keys, ties, partner, beyond, shape)
 
-    def _gather(self, rows: Tensor, classes: Tensor, shape: TaskShape) -> Episodes:
-        device, inputs = self.bank.inputs.device, self.bank.inputs
+    def _gather(self, pool: Tensor, rows: Tensor, classes: Tensor, shape: TaskShape) -> Episodes:
+        device = pool.device
 
         def take(points: Tensor) -> Tensor:
-            flat = inputs.index_select(0, points.flatten().to(device, non_blocking=True))
+            flat = pool.index_select(0, points.flatten().to(device, non_blocking=True))
             return flat.view(BLOCK, -1, *self.input_shape)
 
         return Episodes(

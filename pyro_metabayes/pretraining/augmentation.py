@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pyro_metabayes.pretraining.settings import PretrainSettings
+
 LUMINANCE = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision has it
+
+
+def augmented(images: Tensor, settings: PretrainSettings) -> Tensor:
+    """Every change that the settings ask for."""
+    images = mirrored(images) if settings.flip else images
+    images = shifted(images, settings.shift) if settings.shift else images
+    return jittered(images, settings.jitter) if settings.jitter else images
 
 
 def mirrored(images: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.cache import cache_folder
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.evaluation import noise_of
+from pyro_metabayes.pretraining.augmentation import augmented
 from pyro_metabayes.pretraining.extraction import extract
 from pyro_metabayes.pretraining.prototypes import PrototypeScore
 from pyro_metabayes.pretraining.settings import PretrainSettings
@@ -41,19 +42,35 @@ def pretrained(
     these settings before; swapping guides costs nothing then. A pretraining that was interrupted goes
     on after its last finished epoch.
     """
-    key = json.dumps([dict(specification), asdict(settings), bank.fingerprint()], sort_keys=True)
+    its = {name: value for name, value in asdict(settings).items() if name != "views"}  # they leave the weights alone
+    key = json.dumps([dict(specification), its, bank.fingerprint()], sort_keys=True)
     name = specification["_target_"].split(".")[-2]
     path = cache_folder() / "backbones" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     if not path.exists():
         curve, weights = _train(backbone, name, bank, settings, device, path.with_suffix(".unfinished.pt"))
-        backbone.load_state_dict(weights)
-        checkpoint.save(path, {"weights": weights, "features": extract(backbone, bank, device), "curve": curve})
+        checkpoint.save(path, {"weights": weights, "curve": curve})
         path.with_suffix(".unfinished.pt").unlink(missing_ok=True)
         print(f"pretrained {name}: {_summary(curve[-1], len(bank.splits['train']))}; kept in {path}")
     state = checkpoint.load(path)
     backbone.load_state_dict(state["weights"])
     backbone.to(device).eval()
-    return Pretrained(bank.with_inputs(state["features"]), state["curve"], path)
+    features = path.with_suffix(f".features{settings.views}.pt")
+    if not features.exists():
+        checkpoint.save(features, _features(backbone, bank, settings, device))
+    return Pretrained(bank.with_inputs(**checkpoint.load(features)), state["curve"], path)
+
+
+def _features(
+    backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
+) -> dict[str, Tensor | None]:
+    """Of every input, and of augmented ones of the training classes."""
+    inputs = extract(backbone, bank.inputs, device)
+    if not settings.views:
+        return {"inputs": inputs, "views": None}
+    images = bank.inputs[bank.rows("train")]
+    with noise_of(settings.seed):
+        views = [extract(backbone, images, device, lambda x: augmented(x, settings)) for _ in range(settings.views)]
+    return {"inputs": inputs, "views": torch.stack(views)}
 
 
 def _train(

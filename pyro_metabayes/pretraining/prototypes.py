@@ -33,7 +33,7 @@ class PrototypeScore:
     def __call__(self, backbone: nn.Module) -> float | None:
         if not self.possible:
             return None
-        features = extract(backbone, self.bank, self.device, progress=False)
+        features = extract(backbone, self.bank.inputs, self.device)
         draw = BankSampler(self.bank.with_inputs(features)).sampler("val", self.shape)
         hits = [_hits(draw(generator_of(0, "val", block))) for block in range(self.num_blocks)]
         return torch.cat(hits).mean().item()

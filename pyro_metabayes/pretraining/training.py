@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pyro_metabayes.arrays import as_float
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.pretraining.augmentation import jittered, mirrored, shifted, turned
+from pyro_metabayes.pretraining.augmentation import augmented, turned
 from pyro_metabayes.pretraining.settings import PretrainSettings
 
 
@@ -111,7 +111,7 @@ class Pretraining:
         """A step of the optimiser; its loss, and how many images of the batch are right."""
         images = as_float(self.images[batch].to(self.device))
         labels = self.labels[batch].to(self.device)
-        loss, right = self._loss(self._augmented(images), labels)
+        loss, right = self._loss(augmented(images, self.settings), labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -119,12 +119,6 @@ class Pretraining:
         if self.average is not None:
             self.average.update_parameters(self.network)
         return loss.detach(), right
-
-    def _augmented(self, images: Tensor) -> Tensor:
-        its = self.settings
-        images = mirrored(images) if its.flip else images
-        images = shifted(images, its.shift) if its.shift else images
-        return jittered(images, its.jitter) if its.jitter else images
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of classes (of both of a mixed pair), and of the turns of half of the batch once more."""
