@@ -46,6 +46,8 @@ def run_jobs(jobs: Sequence[Job], workers: int, title: str) -> None:
                     futures = [pool.submit(_run_job, job) for job in batch]
                 for _ in _finished(futures):
                     bar.update()
+            if stop.is_set():  # heard by a worker between two jobs
+                raise KeyboardInterrupt
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -57,6 +58,7 @@ class Backbone(nn.Module):
         blocks = [Block(*shape, pool=number < num_pools) for number, shape in enumerate(pairwise(widths))]
         self.blocks = nn.Sequential(*blocks)
         self.num_features = widths[-1]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         return embedding(self._features, x, self.mirror and not self.training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from models.backbones.embedding import embedding
@@ -59,6 +60,7 @@ class Backbone(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(widths[-1])
         self.num_features = widths[-1]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
