@@ -30,7 +30,7 @@ class Model(pyro_metabayes.Model):
     learned rates that start at step_size and finetune_step_size. The latent of the site is z^0: all that follows is
     part of the likelihood, so the ELBO bounds log p(y_query | x_query, support) with no Jacobian. The noise eps of
     the decoder is the model's, has no prior term, and is drawn anew for every step. All steps are differentiated
-    through. Where labels are classes, f is linear and each class has `copies` latents of its own (K in the released
+    through. inner_clip bounds each entry of an inner gradient (0: none, as released). Where labels are classes, f is linear and each class has `copies` latents of its own (K in the released
     code for K shots); in a regression one z gives all weights of a network with two layers of `width`.
 
     Training (Episodes) draws eps and drops each input feature with probability `dropout`, anew in every step and
@@ -55,6 +55,7 @@ class Model(pyro_metabayes.Model):
         step_size: float = 1.0,
         finetune_steps: int = 5,
         finetune_step_size: float = 1e-3,
+        inner_clip: float = 0.0,
         dropout: float = 0.0,
         sample_at_test: bool = False,
         orthogonality: float = 0.0,
@@ -72,7 +73,7 @@ class Model(pyro_metabayes.Model):
                 f"got {step_size}, {finetune_step_size}, {noise}, {dropout}, {orthogonality}, {l2}"
             )
         self.num_latents, self.num_steps, self.finetune_steps = num_latents, num_steps, finetune_steps
-        self.dropout_rate, self.sample_at_test, self.orthogonality, self.l2 = dropout, sample_at_test, orthogonality, l2
+        self.inner_clip, self.dropout_rate, self.sample_at_test, self.orthogonality, self.l2 = inner_clip, dropout, sample_at_test, orthogonality, l2
         if num_targets:
             self.predictor = NeuralRegression(num_features, width, num_targets, noise)
         else:
@@ -107,11 +108,11 @@ class Model(pyro_metabayes.Model):
         noise = self._noise(z, observed)
         for _ in range(self.num_steps):
             w, pullback = vjp(partial(self.decode, noise=noise), z)
-            z = z - self.step_size * pullback(self._loss_gradient(w, observed))[0]
+            z = z - self.step_size * self._clipped(pullback(self._loss_gradient(w, observed))[0])
             noise = self._noise(z, observed)
         w = self.decode(z, noise)
         for _ in range(self.finetune_steps):
-            w = w - self.finetune_step_size * self._loss_gradient(w, observed)
+            w = w - self.finetune_step_size * self._clipped(self._loss_gradient(w, observed))
         return z, w
 
     def decode(self, z: Tensor, noise: Tensor | None) -> Tensor:
@@ -133,6 +134,9 @@ class Model(pyro_metabayes.Model):
         x = self.dropped(observed.support_x, observed)
         outputs, pullback = self.predictor.outputs_and_pullback(w, x)
         return pullback(self.predictor.residual(outputs, observed.support_y) * observed.support_mask.unsqueeze(-1))
+
+    def _clipped(self, gradient: Tensor) -> Tensor:
+        return gradient.clamp(-self.inner_clip, self.inner_clip) if self.inner_clip else gradient
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
         """orthogonality * mean((C - I)^2), with C the cosines between latent dimensions in the (first) matrix of the

@@ -55,6 +55,7 @@ OF_NUMBERS = {
     "gaussian_mean": ("guide=savi", "prior.count_aware=true", "train.num_tasks=5"),
     "linear_regression": ("guide=mc", "model.observe=all", "data.num_targets=2"),
     "spinning_lines": ("guide=sib", "guide.initialisation=global"),
+    "sine_and_line": ("guide=leo_regression", "data.fewest=1"),
 }
 FILES = {".hydra", "metrics.jsonl", "results.json", "checkpoint.pt", "tasks.npz", "curves.png"}
 
@@ -87,7 +88,8 @@ def regression_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("guide", names("guide"))
 def test_every_guide_runs(guide: str, features: Path) -> None:
-    data = ["data=gaussian_mean", *SMALL] if guide == "exact" else on_features(features)  # a closed form
+    numbers = {"exact": "gaussian_mean", "leo_regression": "sine_and_line"}  # what has no classes
+    data = [f"data={numbers[guide]}", *SMALL] if guide in numbers else on_features(features)
     ran("run", *data, f"guide={guide}", "hydra.run.dir=run", "train.steps=2")
     assert results_of(Path("run"))["guide"] == guide
 
@@ -106,7 +108,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))}
     assert groups == {"guide", "prior", "head", "objective", "data", "backbone", "model", "study"}
     assert names("backbone") == ["conv4", "identity", "resnet12", "wide_resnet"]
-    assert names("model") == ["few_shot_classifier", "gaussian_mean", "linear_regression"]
+    assert names("model") == ["few_shot_classifier", "gaussian_mean", "leo", "linear_regression"]
     of_classes = {"cifar_fs", "fc100", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
     assert set(names("data")) == of_classes | {*OF_NUMBERS}
     assert set(names("study")) == {"classification", "features", "gaussian_mean", "spinning_lines"}  # test_study.py
