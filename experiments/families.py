@@ -55,7 +55,8 @@ class FamilyStudy:
         episodes = draw(generator_of(self.config.seed, self.split, number))
         functions = self.source.functions(generator_of(self.config.seed, self.split, number))
         grid = GRID.view(1, -1, 1).expand(BLOCK, -1, -1)
-        return replace(episodes.observed(), query_x=grid, query_mask=None), functions
+        every = torch.ones(BLOCK, len(GRID), dtype=torch.bool)
+        return replace(episodes.observed(), query_x=grid, query_mask=every), functions
 
     @torch.no_grad()
     def functions(self, observed: Observed, samples: int) -> Tensor:
@@ -138,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study, out = FamilyStudy(options.run, options.split), options.run / "families"
     rows = [row_of(study, shot, options.blocks, options.samples) for shot in options.shots]
     write_atomically(out / "families.json", lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
-    write_atomically(out / "table.md", lambda path: path.write_text(markdown_table([shown(row) for row in rows]) + "\n"))
+    table = markdown_table([shown(row) for row in rows])
+    write_atomically(out / "table.md", lambda path: path.write_text(table + "\n"))
     print(text_table([shown(row) for row in rows]))
     print(f"table.md, families.json and picture: {draw(study, out / 'families.png')}")
 

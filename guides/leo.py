@@ -18,12 +18,12 @@ from pyro_metabayes.networks import half_square, positive, relu_network
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(z_n | support) = N(mu_n, sigma_n^2), (mu_n, s_n) = mean over points i of class n and all points j of g(h_i, h_j).
+    """q(z_n | support) = N(mu_n, sigma_n^2), (mu_n, s_n) the mean of g(h_i, h_j) over points i of class n and all j.
 
-    h = encoder(x) (eq. 3 and the text before it); sigma = softplus(s + its inverse at `scale`), where the released
-    code has max(exp(s) - 1, 1e-10). All copies of a class share mu_n and sigma_n, and are drawn independently.
-    In a regression the points are (x, y) and there is one mean over all pairs. num_hidden: width of the two hidden
-    layers of the encoder, 0 for a linear map; g always has two. No biases where labels are classes, as released.
+    h = encoder(x), g the relation network (eq. 3); sigma is softplus of s, `scale` where s is 0, in place of
+    max(exp(s) - 1, 1e-10) in the released code. The copies of a class share mu_n and sigma_n and are independent. In a
+    regression the points are (x, y) and there is one mean over all pairs. num_hidden: width of the two hidden layers
+    of the encoder, 0 for a linear map; g always has two. No biases where labels are classes, as released.
     Predictions use mu alone, unless model.sample_at_test. encoder_penalty weighs mean((z^last - z^0)^2), with z^last
     taken as a constant: the one stop-gradient of the method.
     """

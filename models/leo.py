@@ -21,25 +21,29 @@ from pyro_metabayes.networks import half_square, positive, relu_network
 
 
 class Model(pyro_metabayes.Model):
-    """p(z) = N(0, I); p(y | x, z, support) is of a predictor f(x; w) that starts from z and adapts to the support set.
+    """p(z) = N(0, I), and p(y | x, z, support) of a predictor f(x; w) that starts from z and adapts to the support set.
 
-        w^s = mu(z^s) + sigma(z^s) eps_s,   z^(s+1) = z^s - alpha * d/dz^s loss(w^s),   s = 0, ..., num_steps - 1
-        w^0 = mu(z) + sigma(z) eps at the last z, then finetune_steps times   w <- w - rho * d/dw loss(w)
+        w = mu(z) + sigma(z) eps,   z <- z - alpha * d/dz loss(w)     num_steps times, w decoded anew after each
+        w <- w - rho * d/dw loss(w)                                   finetune_steps times, from the last w
 
-    with loss the sum of -log p(y_i | x_i) over the support points, (mu, sigma) the decoder, alpha [Z] and rho [P]
-    learned rates that start at step_size and finetune_step_size. The latent of the site is z^0: all that follows is
-    part of the likelihood, so the ELBO bounds log p(y_query | x_query, support) with no Jacobian. The noise eps of
-    the decoder is the model's, has no prior term, and is drawn anew for every step. All steps are differentiated
-    through. inner_clip bounds each entry of an inner gradient (0: none, as released). Where labels are classes, f is linear and each class has `copies` latents of its own (K in the released
-    code for K shots); in a regression one z gives all weights of a network with two layers of `width`.
+    (mu, sigma) is the decoder; loss a sum over support points, of -log p(y_i | x_i), or of half the squared error in a
+    regression; alpha [Z] and rho [P] are learned rates, which start at step_size and finetune_step_size; inner_clip
+    bounds each entry of an inner gradient (0: none, as released). All steps are differentiated through.
 
-    Training (Episodes) draws eps and drops each input feature with probability `dropout`, anew in every step and
-    for the queries. Predictions drop nothing and take eps = 0 (and the guide its mean), unless sample_at_test.
-    num_hidden: width of the two hidden layers of the decoder, 0 for a linear map. Scales are softplus, in place of
-    max(exp(s) - 1 + scale, 1e-10) in the released code, whose clamp cuts gradients. Penalties are in nats a task.
+    The latent of the site "w" is z before any step. All that follows is part of the likelihood, so that the ELBO
+    bounds log p(y_query | x_query, support) without a Jacobian. The decoder's noise eps is the model's, without a
+    prior term, and is drawn anew each time. Training (an Episodes) draws it, and drops inputs at the rate `dropout`,
+    anew in every step and for the queries; predictions do neither, unless sample_at_test asks for eps (and asks the
+    guide for samples of z).
+
+    Where labels are classes f is linear, with `copies` latents a class (as released: as many as shots); in a regression
+    one z gives all weights of a network with two hidden layers of `width` and observation noise `noise`. num_hidden:
+    width of the decoder's two hidden layers, 0 for a linear map. Scales are softplus: max(exp(s) - 1 + scale, 1e-10)
+    of the released code stops gradients where it is clamped. orthogonality, l2: weights of penalties, in nats a task.
     """
 
     predictor: Predictor
+    decoder: nn.Sequential
 
     def __init__(
         self,
@@ -67,13 +71,16 @@ class Model(pyro_metabayes.Model):
                 "expected model.num_latents, copies, width >= 1 and num_hidden, num_steps, finetune_steps >= 0, got "
                 f"{num_latents}, {copies}, {width}, {num_hidden}, {num_steps}, {finetune_steps}"
             )
-        if min(step_size, finetune_step_size, noise) <= 0 or not 0 <= dropout < 1 or min(orthogonality, l2) < 0:
+        if min(step_size, finetune_step_size, noise) <= 0 or min(inner_clip, orthogonality, l2) < 0:
             raise UsageError(
-                "expected model.step_size, finetune_step_size, noise > 0, 0 <= dropout < 1 and orthogonality, l2 >= 0, "
-                f"got {step_size}, {finetune_step_size}, {noise}, {dropout}, {orthogonality}, {l2}"
+                "expected model.step_size, finetune_step_size, noise > 0 and inner_clip, orthogonality, l2 >= 0, got "
+                f"{step_size}, {finetune_step_size}, {noise}, {inner_clip}, {orthogonality}, {l2}"
             )
+        if not 0 <= dropout < 1:
+            raise UsageError(f"expected 0 <= model.dropout < 1, got {dropout}")
         self.num_latents, self.num_steps, self.finetune_steps = num_latents, num_steps, finetune_steps
-        self.inner_clip, self.dropout_rate, self.sample_at_test, self.orthogonality, self.l2 = inner_clip, dropout, sample_at_test, orthogonality, l2
+        self.inner_clip, self.dropout, self.sample_at_test = inner_clip, dropout, sample_at_test
+        self.orthogonality, self.l2 = orthogonality, l2
         if num_targets:
             self.predictor = NeuralRegression(num_features, width, num_targets, noise)
         else:
@@ -82,7 +89,7 @@ class Model(pyro_metabayes.Model):
         self.decoder = relu_network([num_latents, *hidden, 2 * num_weights], bias=num_targets > 0)
         if num_targets:
             with torch.no_grad():  # all weights equal would stay equal
-                self.decoder[-1].bias[:num_weights] = self.predictor.initial()
+                list(self.decoder.parameters())[-1][:num_weights] = self.predictor.initial()
         self.step_size = nn.Parameter(torch.full((num_latents,), step_size))
         self.finetune_step_size = nn.Parameter(torch.full((num_weights,), finetune_step_size))
 
@@ -107,7 +114,7 @@ class Model(pyro_metabayes.Model):
         """The last z, and the weights after fine-tuning, from z^0 [..., T, *slots, Z]."""
         noise = self._noise(z, observed)
         for _ in range(self.num_steps):
-            w, pullback = vjp(partial(self.decode, noise=noise), z)
+            w, pullback = vjp(partial(self.decode, noise=noise), z)[:2]
             z = z - self.step_size * self._clipped(pullback(self._loss_gradient(w, observed))[0])
             noise = self._noise(z, observed)
         w = self.decode(z, noise)
@@ -127,7 +134,7 @@ class Model(pyro_metabayes.Model):
 
     def dropped(self, x: Tensor, observed: Observed) -> Tensor:
         """The inputs, with features dropped in training."""
-        return functional.dropout(x, self.dropout_rate) if self.dropout_rate and isinstance(observed, Episodes) else x
+        return functional.dropout(x, self.dropout) if self.dropout and isinstance(observed, Episodes) else x
 
     def _loss_gradient(self, w: Tensor, observed: Observed) -> Tensor:
         """d/dw of the sum of -log p over the support points; samples and tasks do not see each other."""
@@ -142,13 +149,13 @@ class Model(pyro_metabayes.Model):
         """orthogonality * mean((C - I)^2), with C the cosines between latent dimensions in the (first) matrix of the
         decoder, and l2 * |decoder's matrices|^2 / 2."""
         terms = {
-            "orthogonality": self.orthogonality * decoder_correlation(self.decoder[0].weight),
+            "orthogonality": self.orthogonality * correlation_penalty(next(self.decoder.parameters())),
             "decoder_l2": self.l2 * half_square(self.decoder),
         }
         return {name: value.expand(episodes.num_tasks) for name, value in terms.items()}
 
 
-def decoder_correlation(weight: Tensor) -> Tensor:
+def correlation_penalty(weight: Tensor) -> Tensor:
     """mean((C - I)^2), C [Z, Z] the cosines between the columns of a matrix [outputs, Z] as torch stores it."""
     columns = functional.normalize(weight, dim=0)
     return (columns.mT @ columns - torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)).square().mean()

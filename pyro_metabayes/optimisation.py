@@ -53,13 +53,14 @@ class TrainSettings:
 
 CHOICES = {"optimizer": ("adam", "sgd"), "schedule": ("cosine", "constant"), "on_nan": ("stop", "skip")}
 COUNTS = ("steps", "tasks_per_step", "particles", "log_every", "validate_every", "validation_tasks")
+NOT_NEGATIVE = ("num_tasks", "momentum", "weight_decay", "clip", "clip_value", "clip_each")
 
 
 def _refuse_out_of_range(name: str, value: Any) -> None:
     """Counts start at 1, rates are positive, what remains may be 0; all are finite."""
     if name in COUNTS and value < 1:
         raise UsageError(f"expected train.{name} >= 1, got {value}")
-    if name in ("num_tasks", "momentum", "weight_decay", "clip", "clip_value", "clip_each") and not 0 <= value < math.inf:
+    if name in NOT_NEGATIVE and not 0 <= value < math.inf:
         raise UsageError(f"expected train.{name} >= 0 and finite, got {value}")
     if (name == "learning_rate" or name.startswith("learning_rates.")) and not 0 < value < math.inf:
         raise UsageError(f"expected train.{name} > 0 and finite, got {value}")
