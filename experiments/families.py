@@ -103,11 +103,12 @@ def draw(study: FamilyStudy, path: Path, samples: int = 12) -> Path:
     axes = figure.subplots(2, len(PANELS), sharex=True, sharey=True)
     for column, shot in enumerate(PANELS):
         observed, truth = study.block(0, shot)
+        shown = torch.stack([(truth.family == family).nonzero()[column, 0] for family in range(2)])
+        observed, functions = observed.tasks(shown), truth(observed.query_x)[shown].squeeze(-1)
         with noise_of(study.config.seed):
             sampled = study.functions(observed, samples)
-        for family in range(2):
-            tasks = (truth.family == family).nonzero().flatten()
-            _panel(axes[family][column], observed, truth, sampled, int(tasks[column]))
+        for row in range(2):
+            _panel(axes[row][column], observed.tasks(slice(row, row + 1)), functions[row], sampled[:, row])
         axes[0][column].set_title(f"{shot} point{'s' if shot > 1 else ''}", fontsize=10)
     axes[0][0].set(ylabel="a sine", ylim=(-8, 8))
     axes[1][0].set(ylabel="a line")
@@ -116,13 +117,13 @@ def draw(study: FamilyStudy, path: Path, samples: int = 12) -> Path:
     return save_figure(figure, path)
 
 
-def _panel(axis: Any, observed: Observed, truth: Functions, sampled: Tensor, task: int) -> None:
-    for line in sampled[:, task]:
-        axis.plot(GRID, line, ":", color=f"C{family_of(GRID, line)}", lw=1.2)
-    axis.plot(GRID, truth(observed.query_x)[task, :, 0], color="black", lw=1.2)
-    x, y = observed.support_x[task, :, 0], observed.support_y[task, :, 0]
-    axis.vlines(x, -8, 8, color="C3", ls="--", lw=0.6, alpha=0.6)
-    axis.plot(x, y, "o", color="C3", ms=4)
+def _panel(axis: Any, observed: Observed, function: Tensor, sampled: Tensor) -> None:
+    """One task: its true function [G] and sampled ones [L, G]."""
+    for line, family in zip(sampled, family_of(GRID, sampled), strict=True):
+        axis.plot(GRID, line, ":", color=f"C{family}", lw=1.2)
+    axis.plot(GRID, function, color="black", lw=1.2)
+    axis.vlines(observed.support_x, -8, 8, color="C3", ls="--", lw=0.6, alpha=0.6)
+    axis.plot(observed.support_x.flatten(), observed.support_y.flatten(), "o", color="C3", ms=4)
     axis.grid(alpha=0.25)
 
 
