@@ -24,8 +24,8 @@ class Guide(pyro_metabayes.Guide):
     max(exp(s) - 1, 1e-10) in the released code. The copies of a class share mu_n and sigma_n and are independent. In a
     regression the points are (x, y) and there is one mean over all pairs. num_hidden: width of the two hidden layers
     of the encoder, 0 for a linear map; g always has two. No biases where labels are classes, as released.
-    Predictions use mu alone, unless model.sample_at_test. encoder_penalty weighs mean((z^last - z^0)^2), with z^last
-    taken as a constant: the one stop-gradient of the method.
+    Predictions use mu alone, unless model.sample_at_test. encoder_penalty weighs mean((z^last - z^0)^2) for a draw z^0
+    of its own, with z^last taken as a constant: the one stop-gradient of the method.
     """
 
     def __init__(
