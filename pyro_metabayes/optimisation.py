@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 from torch.optim import Optimizer
 
@@ -29,6 +30,8 @@ class TrainSettings:
     weight_decay: float = 0.0
     schedule: str = "cosine"  # cosine (to 0), constant
     clip: float = 0.0  # norm of the gradient; 0: none
+    clip_value: float = 0.0  # every entry of the gradient, before the norms; 0: none
+    clip_each: float = 0.0  # norm of the gradient of each parameter by itself; 0: none
     kl_weight: Any = 1.0  # a number, or {start: 1e-6, end: 1.0, steps: 1000}: linear warm-up
     particles: int = 1  # samples of w a task
     compile: bool = False  # torch.compile the networks
@@ -50,13 +53,14 @@ class TrainSettings:
 
 CHOICES = {"optimizer": ("adam", "sgd"), "schedule": ("cosine", "constant"), "on_nan": ("stop", "skip")}
 COUNTS = ("steps", "tasks_per_step", "particles", "log_every", "validate_every", "validation_tasks")
+NOT_NEGATIVE = ("num_tasks", "momentum", "weight_decay", "clip", "clip_value", "clip_each")
 
 
 def _refuse_out_of_range(name: str, value: Any) -> None:
     """Counts start at 1, rates are positive, what remains may be 0; all are finite."""
     if name in COUNTS and value < 1:
         raise UsageError(f"expected train.{name} >= 1, got {value}")
-    if name in ("num_tasks", "momentum", "weight_decay", "clip") and not 0 <= value < math.inf:
+    if name in NOT_NEGATIVE and not 0 <= value < math.inf:
         raise UsageError(f"expected train.{name} >= 0 and finite, got {value}")
     if (name == "learning_rate" or name.startswith("learning_rates.")) and not 0 < value < math.inf:
         raise UsageError(f"expected train.{name} > 0 and finite, got {value}")
@@ -125,6 +129,17 @@ def _report_unused(names: set[str], learner: nn.Module) -> None:
         if name.partition(".")[0] not in dict(learner.named_children()):
             raise UsageError(f"no parameter '{name}' for train.learning_rates; there are: {there}")
         print(f"note: no parameter '{name}' in this setting; its train.learning_rates is not used", file=sys.stderr)
+
+
+def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, settings: TrainSettings) -> None:
+    """Bound entries, then each parameter's gradient, then all of it, where the settings ask for that."""
+    for parameter in learner.parameters():
+        if settings.clip_value:
+            torch.nn.utils.clip_grad_value_(parameter, settings.clip_value)
+        if settings.clip_each:
+            torch.nn.utils.clip_grad_norm_(parameter, settings.clip_each, error_if_nonfinite=False)
+    if settings.clip:
+        fabric.clip_gradients(learner, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
 
 
 def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:

@@ -24,6 +24,7 @@ from pyro_metabayes.interruption import Interruption
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.optimisation import (
     TrainSettings,
+    clip_gradients,
     kl_weight_at,
     make_optimizer,
     restore_optimizer,
@@ -110,8 +111,7 @@ class MetaTraining:
         bad = ~torch.isfinite(loss) & (self._first_bad < 0)
         self._first_bad = torch.where(bad, self.step, self._first_bad)
         self.fabric.backward(loss)
-        if settings.clip:
-            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+        clip_gradients(self.fabric, self.module, self.optimizer, settings)
         self.optimizer.step()
         return terms
 

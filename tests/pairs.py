@@ -127,20 +127,29 @@ class Pair:
     settings: dict[str, Any] = field(default_factory=dict)
     model: str = "few_shot_classifier"  # a regression has no head
     observe: str = "query"  # the labels that a regression conditions on
+    # Of a model that is the method's own: it has its own prior and head, and serves classes or numbers.
+    model_settings: dict[str, Any] = field(default_factory=dict)
+    of_numbers: bool = False
 
     def __str__(self) -> str:
-        settings = [value if isinstance(value, str) else f"{name}={value}" for name, value in self.settings.items()]
+        every = {**self.settings, **self.model_settings}
+        settings = [value if isinstance(value, str) else f"{name}={value}" for name, value in every.items()]
         parts = f"{self.model}-{self.observe}" if self.regression else self.head
         return "-".join([self.guide, self.prior, parts, self.objective, *settings])
 
     @property
     def regression(self) -> bool:
-        return self.model in REGRESSIONS
+        return self.model in REGRESSIONS or self.of_numbers
+
+    @property
+    def num_features(self) -> int:
+        """Of a regression's tasks."""
+        return REGRESSIONS.get(self.model, 3)
 
     def tasks(self, num_tasks: int = 3, seed: int = 0) -> Episodes:
         """Tasks that its learner is for."""
         if self.regression:
-            return random_regressions(num_tasks, features=REGRESSIONS[self.model], seed=seed)
+            return random_regressions(num_tasks, features=self.num_features, seed=seed)
         return random_tasks(num_tasks, seed=seed)
 
     @property
@@ -152,17 +161,17 @@ class Pair:
         """`way` and `features` are of classifiers; a regression has those of its tasks."""
         common = {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
-            "prior": PRIORS[self.prior],
-            "model": {"_target_": f"models.{self.model}.Model"},
+            "prior": PRIORS.get(self.prior),
+            "model": {"_target_": f"models.{self.model}.Model", **self.model_settings},
             "guide": {"_target_": f"guides.{self.guide}.Guide", **self.settings},
             "objective": OBJECTIVES[self.objective],
             "particles": particles,
         }
         if self.regression:
-            model = common["model"] | {"noise": 0.7, "observe": self.observe}
-            shape = {"input_shape": [REGRESSIONS[self.model]], "num_classes": TARGETS, "num_targets": TARGETS}
-            return common | shape | {"model": model, "head": None}
-        head = {"_target_": HEADS[self.head], "scale": 2.0}
+            own = {} if self.of_numbers else {"noise": 0.7, "observe": self.observe}
+            shape = {"input_shape": [self.num_features], "num_classes": TARGETS, "num_targets": TARGETS}
+            return common | shape | {"model": common["model"] | own, "head": None}
+        head = {"_target_": HEADS[self.head], "scale": 2.0} if self.head in HEADS else None
         return common | {"head": head, "input_shape": [features], "num_classes": way}
 
     def learner(self, seed: int = 0, **shape: int) -> MetaLearner:
@@ -209,9 +218,13 @@ def _as_configured(path: Path) -> Pair:
         parts["model"] = "linear_regression"
     for default in content.get("defaults", []):
         parts |= {key.rpartition("/")[2]: value for key, value in default.items() if "override" in key}
+    parts |= {part: "none" for part in ("prior", "head") if part in content and content[part] is None}
     settings = {name: value for name, value in content["guide"].items() if name != "_target_"}
     guide = content["guide"]["_target_"].split(".")[1]
-    return Pair(guide, **parts, settings=settings)
+    model = content.get("model", {})
+    if "dropout" in model:  # its masks have the points in them, masked ones too
+        model |= {"dropout": 0.0}
+    return Pair(guide, **parts, settings=settings, model_settings=model, of_numbers="noise" in model)
 
 
 def _of_regressions() -> list[Pair]:

@@ -438,7 +438,7 @@ def test_every_file_is_tried() -> None:
         for module in pkgutil.iter_modules(models.__path__)
         if hasattr(importlib.import_module(f"models.{module.name}"), "Model")
     }
-    assert with_model == {"few_shot_classifier", "gaussian_mean", "linear_regression"}
+    assert with_model == {"few_shot_classifier", "gaussian_mean", "leo", "linear_regression"}
     assert with_model == {pair.model for pair in PAIRS}, "a new model file needs Pairs of its own in pairs.py"
 
 

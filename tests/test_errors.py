@@ -48,7 +48,7 @@ def error_of(*arguments: str) -> str:
 # ---------------------------------------------------------------- the command line
 
 UNKNOWN = {
-    "guide=nope": "no 'nope' for guide; there are: exact, mc, mean_field, proto",
+    "guide=nope": "no 'nope' for guide; there are: exact, ",
     "data=nope": "no 'nope' for data; there are: cifar_fs, fc100, features",
     "gude=sib": "unknown key 'gude'; did you mean 'guide'?",
     "train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",
@@ -90,6 +90,8 @@ WRONG_VALUE = {
     "train.learning_rate=-1": "expected train.learning_rate > 0 and finite, got -1.0",
     "train.weight_decay=-1": "expected train.weight_decay >= 0 and finite, got -1.0",
     "train.clip=-1": "expected train.clip >= 0 and finite, got -1.0",
+    "train.clip_value=-1": "expected train.clip_value >= 0 and finite, got -1.0",
+    "train.clip_each=inf": "expected train.clip_each >= 0 and finite, got inf",
     "pretrain.epochs=0": "expected pretrain.epochs >= 1",
     "eval.tasks=1": "expected eval.tasks >= 2",
     "eval.split=exam": "no split 'exam'; there are train, val, test",
@@ -138,6 +140,9 @@ def test_savi_refuses_a_prior_that_does_not_read_the_support_set(prior: str, fea
 # ---------------------------------------------------------------- numbers as labels
 
 NUMBERS = {
+    "data=sine_and_line data.fewest=2 task.shot=1 guide=leo_regression": "expected data.fewest <= task.shot, got 2",
+    "data=sine_and_line guide=leo_regression guide.num_hidden=-1": "expected guide.num_hidden, encoder_penalty >= 0",
+    "guide=leo_regression model.dropout=1": "expected 0 <= model.dropout < 1, got 1",
     "guide=mc task.way=2": "expected way=1 (labels are numbers), shot >= 0 and query >= 1, got TaskShape(way=2",
     "guide=mc task.query=0": "expected way=1 (labels are numbers), shot >= 0 and query >= 1",
     "guide=mc task.shot=-1": "expected way=1 (labels are numbers), shot >= 0 and query >= 1",

@@ -19,7 +19,7 @@ from torch import Generator, nn
 from pyro_metabayes import Episodes, MetaLearner, UsageError, checkpoint
 from pyro_metabayes.data.stream import BLOCK, TaskStream
 from pyro_metabayes.errors import Interrupted
-from pyro_metabayes.optimisation import TrainSettings, kl_weight_at, make_optimizer, set_rates
+from pyro_metabayes.optimisation import TrainSettings, clip_gradients, kl_weight_at, make_optimizer, set_rates
 from pyro_metabayes.report import draw_curves
 from pyro_metabayes.training import MetaTraining
 from tests.pairs import Pair, random_tasks
@@ -403,6 +403,21 @@ def poisoned(*steps: int) -> WatchedStream:
         return replace(episodes, query_x=query_x)
 
     return WatchedStream(change=change)
+
+
+@pytest.mark.parametrize("name", ["clip_value", "clip_each", "clip"])
+def test_gradients_are_bounded_by_entry_by_parameter_or_together(name: str) -> None:
+    learner = nn.ParameterDict({"small": nn.Parameter(torch.zeros(2)), "large": nn.Parameter(torch.zeros(2))})
+    learner["small"].grad, learner["large"].grad = torch.tensor([0.3, 0.4]), torch.tensor([-30.0, 40.0])
+    expected = {
+        "clip_value": ([0.3, 0.4], [-1.0, 1.0]),
+        "clip_each": ([0.3, 0.4], [-0.6, 0.8]),
+        "clip": ([0.3 / 50.0025, 0.4 / 50.0025], [-30 / 50.0025, 40 / 50.0025]),
+    }[name]
+    fabric, optimizer = Fabric(accelerator="cpu", devices=1), torch.optim.SGD(learner.parameters(), lr=1.0)
+    clip_gradients(fabric, learner, optimizer, TrainSettings(**{name: 1.0}))
+    for parameter, gradient in zip((learner["small"], learner["large"]), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, torch.tensor(gradient), rtol=1e-5, atol=1e-6)
 
 
 def test_a_diverged_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:

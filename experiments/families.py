@@ -1,0 +1,153 @@
+"""python -m experiments.families RUN_DIR: functions sampled by a run on sine_and_line, and the family of each.
+
+Each sampled function is given to the family, sine or line, whose least-squares fit has the lower residual on
+x in [-5, 5]. Leaves table.md, families.json and families.png in RUN_DIR/families.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from experiments.assembly import Assembly
+from experiments.command import one_line
+from experiments.config import saved_config
+from pyro_metabayes import checkpoint
+from pyro_metabayes.checkpoint import write_atomically
+from pyro_metabayes.data.sine_and_line import Functions, SineAndLine
+from pyro_metabayes.data.stream import BLOCK, generator_of
+from pyro_metabayes.diagnostics.families import family_of
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evaluation import noise_of
+from pyro_metabayes.report import markdown_table, new_figure, save_figure, text_table
+
+GRID = torch.linspace(-5, 5, 101)
+BOTH = 0.2  # a task has samples of both families if each takes at least this share of them
+PANELS = (1, 2, 2, 5, 10)  # support points of the tasks in the picture
+
+
+class FamilyStudy:
+    """The best learner of a finished run, and tasks of any number of support points with their true functions."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.config, self.split = saved_config(folder, []), split
+        self.assembly = Assembly(replace(self.config, device="cpu"))
+        source = self.assembly.source
+        if not isinstance(source, SineAndLine):
+            raise UsageError(f"expected a run on data=sine_and_line, got one on {self.config.choices.get('data')}")
+        self.source = replace(source, fewest=0)
+        self.learner = self.assembly.learner
+        self.learner.load_weights(checkpoint.load(folder / "checkpoint.pt")["best"]["weights"])
+
+    def block(self, number: int, shot: int) -> tuple[Observed, Functions]:
+        """Block `number` of the split's tasks, with the grid as queries."""
+        draw = self.source.sampler(self.split, replace(self.config.task, shot=shot))
+        episodes = draw(generator_of(self.config.seed, self.split, number))
+        functions = self.source.functions(generator_of(self.config.seed, self.split, number))
+        grid = GRID.view(1, -1, 1).expand(BLOCK, -1, -1)
+        every = torch.ones(BLOCK, len(GRID), dtype=torch.bool)
+        return replace(episodes.observed(), query_x=grid, query_mask=every), functions
+
+    @torch.no_grad()
+    def functions(self, observed: Observed, samples: int) -> Tensor:
+        """Sampled functions on the grid [L, T, G]."""
+        _, likelihood = self.learner.posterior_predictive(observed, samples)
+        return likelihood.mean.squeeze(-1)
+
+
+def row_of(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict[str, Any]:
+    """Shares of the sampled functions by family, pooled over tasks, and the fit of their mean."""
+    lines, own, both, error = [], [], [], []
+    with noise_of(study.config.seed):
+        for number in range(blocks):
+            observed, truth = study.block(number, shot)
+            sampled = study.functions(observed, samples)
+            family = family_of(GRID, sampled)  # [L, T]
+            share = family.double().mean(0)
+            lines.append(share)
+            own.append((family == truth.family).double().mean(0))
+            both.append(((share >= BOTH) & (share <= 1 - BOTH)).double())
+            error.append((sampled.mean(0) - truth(observed.query_x).squeeze(-1)).square().mean(-1))
+    line = torch.cat(lines).mean().item()
+    return {
+        "support points": shot,
+        "sine": 1 - line,
+        "line": line,
+        "of the task's own family": torch.cat(own).mean().item(),
+        "tasks with both": torch.cat(both).mean().item(),
+        "rmse of the mean": torch.cat(error).mean().sqrt().item(),
+    }
+
+
+def shown(row: dict[str, Any]) -> dict[str, str]:
+    return {name: str(value) if isinstance(value, int) else f"{value:.3f}" for name, value in row.items()}
+
+
+def draw(study: FamilyStudy, path: Path, samples: int = 12) -> Path:
+    """Two rows of panels, true sines above true lines: support red, truth black, samples dotted by family."""
+    from matplotlib.lines import Line2D
+
+    figure, _ = new_figure(1)
+    figure.clear()
+    figure.set_size_inches(2.6 * len(PANELS), 5)
+    axes = figure.subplots(2, len(PANELS), sharex=True, sharey=True)
+    for column, shot in enumerate(PANELS):
+        observed, truth = study.block(0, shot)
+        shown = torch.stack([(truth.family == family).nonzero()[column, 0] for family in range(2)])
+        observed, functions = observed.tasks(shown), truth(observed.query_x)[shown].squeeze(-1)
+        with noise_of(study.config.seed):
+            sampled = study.functions(observed, samples)
+        for row in range(2):
+            _panel(axes[row][column], observed.tasks(slice(row, row + 1)), functions[row], sampled[:, row])
+        axes[0][column].set_title(f"{shot} point{'s' if shot > 1 else ''}", fontsize=10)
+    axes[0][0].set(ylabel="a sine", ylim=(-8, 8))
+    axes[1][0].set(ylabel="a line")
+    colours = [Line2D([], [], color=colour, ls=":") for colour in ("C0", "C1")]
+    figure.legend(colours, ["sample, a sine", "sample, a line"], loc="outside upper right", ncols=2, frameon=False)
+    return save_figure(figure, path)
+
+
+def _panel(axis: Any, observed: Observed, function: Tensor, sampled: Tensor) -> None:
+    """One task: its true function [G] and sampled ones [L, G]."""
+    for line, family in zip(sampled, family_of(GRID, sampled), strict=True):
+        axis.plot(GRID, line, ":", color=f"C{family}", lw=1.2)
+    axis.plot(GRID, function, color="black", lw=1.2)
+    axis.vlines(observed.support_x, -8, 8, color="C3", ls="--", lw=0.6, alpha=0.6)
+    axis.plot(observed.support_x.flatten(), observed.support_y.flatten(), "o", color="C3", ms=4)
+    axis.grid(alpha=0.25)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.families", description=__doc__)
+    parser.add_argument("run", type=Path, help="the folder of a finished run with data=sine_and_line")
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10], help="numbers of support points")
+    parser.add_argument("--split", default="test", help="train, val or test")
+    parser.add_argument("--blocks", type=int, default=10, help=f"tasks in blocks of {BLOCK}")
+    parser.add_argument("--samples", type=int, default=50, help="functions a task")
+    options = parser.parse_args(arguments)
+    if min(options.shots) < 0 or options.blocks < 1 or options.samples < 2:
+        raise UsageError("expected --shots >= 0, --blocks >= 1 and --samples >= 2")
+    study, out = FamilyStudy(options.run, options.split), options.run / "families"
+    rows = [row_of(study, shot, options.blocks, options.samples) for shot in options.shots]
+    write_atomically(out / "families.json", lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
+    table = markdown_table([shown(row) for row in rows])
+    write_atomically(out / "table.md", lambda path: path.write_text(table + "\n"))
+    print(text_table([shown(row) for row in rows]))
+    print(f"table.md, families.json and picture: {draw(study, out / 'families.png')}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UsageError, OmegaConfBaseException, OSError) as error:
+        sys.exit(f"error: {one_line(error)}")

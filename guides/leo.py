@@ -1,0 +1,104 @@
+"""LEO's encoder: a relation network over all pairs of support points gives the latent that adaptation starts from.
+
+Rusu et al., "Meta-Learning with Latent Embedding Optimization", ICLR 2019 (arXiv 1807.05960), and its released code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import Delta, Normal, TorchDistribution
+from torch import Tensor
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Episodes, Observed, class_sums
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.networks import half_square, positive, relu_network
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(z_n | support) = N(mu_n, sigma_n^2), (mu_n, s_n) the mean of g(h_i, h_j) over points i of class n and all j.
+
+    h = encoder(x), g the relation network (eq. 3); sigma is softplus of s, `scale` where s is 0, in place of
+    max(exp(s) - 1, 1e-10) in the released code. The copies of a class share mu_n and sigma_n and are independent. In a
+    regression the points are (x, y) and there is one mean over all pairs. num_hidden: width of the two hidden layers
+    of the encoder, 0 for a linear map; g always has two. No biases where labels are classes, as released.
+    Predictions use mu alone, unless model.sample_at_test. encoder_penalty weighs mean((z^last - z^0)^2) for a draw z^0
+    of its own, with z^last taken as a constant: the one stop-gradient of the method.
+    """
+
+    def __init__(
+        self,
+        model: pyro_metabayes.Model,
+        num_features: int,
+        num_targets: int,
+        num_hidden: int = 0,
+        scale: float = 0.1,
+        encoder_penalty: float = 0.0,
+    ) -> None:
+        super().__init__(model)
+        if not hasattr(model, "adapt"):
+            raise UsageError(f"expected model=leo for guide=leo, got {type(model).__module__}; take model=leo")
+        if num_hidden < 0 or scale <= 0 or encoder_penalty < 0:
+            raise UsageError(
+                "expected guide.num_hidden, encoder_penalty >= 0 and scale > 0, got "
+                f"{num_hidden}, {encoder_penalty}, {scale}"
+            )
+        self.num_classes = num_targets or None
+        self.scale, self.encoder_penalty = scale, encoder_penalty
+        latents, hidden = self.leo.num_latents, [num_hidden, num_hidden] if num_hidden else []
+        bias = num_targets > 0
+        self.encoder = relu_network([num_features + num_targets, *hidden, latents], bias)
+        self.relation = relu_network([2 * latents] * 4, bias)
+
+    @property
+    def leo(self) -> Any:
+        """The model, with what only LEO's has."""
+        return self.model
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        q = self._q(observed, observed.support_x)
+        return q if self.leo.sample_at_test else Delta(q.mean, event_dim=len(q.event_shape))
+
+    def training_posterior(self, episodes: Episodes) -> TorchDistribution:
+        """With dropout on the inputs; the query labels are not used."""
+        return self._q(episodes, self.leo.dropped(episodes.support_x, episodes))
+
+    def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
+        terms = {"encoder_l2": self.leo.l2 * (half_square(self.encoder) + half_square(self.relation))}
+        terms = {name: value.expand(episodes.num_tasks) for name, value in terms.items()}
+        if self.encoder_penalty:
+            z = self.training_posterior(episodes).rsample()
+            with torch.no_grad():
+                adapted, _ = self.leo.adapt(z, episodes)
+            terms["encoder_penalty"] = self.encoder_penalty * (adapted - z).square().flatten(1).mean(1)
+        return terms
+
+    def _q(self, observed: Observed, x: Tensor) -> TorchDistribution:
+        """N(mu, sigma^2) of the support points with inputs x [T, S, D]."""
+        related = self._related(observed, x)
+        if observed.num_classes:
+            sums, counts = class_sums(related, observed.support_y, observed.support_mask, observed.num_classes)
+            pooled = (sums / counts.clamp(min=1)).unsqueeze(-2)  # [T, C, 1, 2 Z]: all copies alike
+        else:
+            pooled = _mean(related, observed.support_mask)
+        loc, raw = pooled.chunk(2, dim=-1)
+        shape = observed.num_tasks, *self.leo.event_shape(observed)
+        return Normal(loc.expand(shape), positive(raw, self.scale).expand(shape)).to_event(len(shape) - 1)
+
+    def _related(self, observed: Observed, x: Tensor) -> Tensor:
+        """mean_j g(h_i, h_j) [T, S, 2 Z], over the support points that are there."""
+        if not observed.num_classes:
+            x = torch.cat((x, observed.support_y), dim=-1)
+        codes = self.encoder(x)
+        num_points = codes.shape[1]
+        ones, others = codes.unsqueeze(2).expand(-1, -1, num_points, -1), codes.unsqueeze(1)
+        pairs = torch.cat((ones, others.expand_as(ones)), dim=-1)
+        return _mean(self.relation(pairs), observed.support_mask.unsqueeze(1))
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the points that are there: [..., N, H] and [..., N] -> [..., H]."""
+    kept = mask.unsqueeze(-1).to(values.dtype)
+    return (values * kept).sum(-2) / kept.sum(-2).clamp(min=1)

@@ -1,0 +1,161 @@
+"""LEO's model: a low-dimensional latent is decoded to the weights of a task, after gradient steps in latent space.
+
+Rusu et al., "Meta-Learning with Latent Embedding Optimization", ICLR 2019 (arXiv 1807.05960), and its released code.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from pyro.distributions import Normal, TorchDistribution
+from torch import Size, Tensor, nn
+from torch.func import vjp
+from torch.nn import functional
+
+import pyro_metabayes
+from models.generated import LinearClassifier, NeuralRegression, Predictor
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.networks import half_square, positive, relu_network
+
+
+class Model(pyro_metabayes.Model):
+    """p(z) = N(0, I), and p(y | x, z, support) of a predictor f(x; w) that starts from z and adapts to the support set.
+
+        w = mu(z) + sigma(z) eps,   z <- z - alpha * d/dz loss(w)     num_steps times, w decoded anew after each
+        w <- w - rho * d/dw loss(w)                                   finetune_steps times, from the last w
+
+    (mu, sigma) is the decoder; loss a sum over support points, of -log p(y_i | x_i), or of half the squared error in a
+    regression; alpha [Z] and rho [P] are learned rates, which start at step_size and finetune_step_size; inner_clip
+    bounds each entry of an inner gradient (0: none, as released). All steps are differentiated through.
+
+    The latent of the site "w" is z before any step. All that follows is part of the likelihood, so that the ELBO
+    bounds log p(y_query | x_query, support) without a Jacobian. The decoder's noise eps is the model's, without a
+    prior term, and is drawn anew each time. Training (an Episodes) draws it, and drops inputs at the rate `dropout`,
+    anew in every step and for the queries; predictions do neither, unless sample_at_test asks for eps (and asks the
+    guide for samples of z).
+
+    Where labels are classes f is linear, with `copies` latents a class (as released: as many as shots); in a regression
+    one z gives all weights of a network with two hidden layers of `width` and observation noise `noise`. num_hidden:
+    width of the decoder's two hidden layers, 0 for a linear map. Scales are softplus: max(exp(s) - 1 + scale, 1e-10)
+    of the released code stops gradients where it is clamped. orthogonality, l2: weights of penalties, in nats a task.
+    """
+
+    predictor: Predictor
+    decoder: nn.Sequential
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        num_targets: int,
+        num_latents: int = 64,
+        copies: int = 1,
+        num_hidden: int = 0,
+        width: int = 40,
+        noise: float = 0.3,
+        num_steps: int = 5,
+        step_size: float = 1.0,
+        finetune_steps: int = 5,
+        finetune_step_size: float = 1e-3,
+        inner_clip: float = 0.0,
+        dropout: float = 0.0,
+        sample_at_test: bool = False,
+        orthogonality: float = 0.0,
+        l2: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if min(num_latents, copies, width) < 1 or min(num_hidden, num_steps, finetune_steps) < 0:
+            raise UsageError(
+                "expected model.num_latents, copies, width >= 1 and num_hidden, num_steps, finetune_steps >= 0, got "
+                f"{num_latents}, {copies}, {width}, {num_hidden}, {num_steps}, {finetune_steps}"
+            )
+        if min(step_size, finetune_step_size, noise) <= 0 or min(inner_clip, orthogonality, l2) < 0:
+            raise UsageError(
+                "expected model.step_size, finetune_step_size, noise > 0 and inner_clip, orthogonality, l2 >= 0, got "
+                f"{step_size}, {finetune_step_size}, {noise}, {inner_clip}, {orthogonality}, {l2}"
+            )
+        if not 0 <= dropout < 1:
+            raise UsageError(f"expected 0 <= model.dropout < 1, got {dropout}")
+        self.num_latents, self.num_steps, self.finetune_steps = num_latents, num_steps, finetune_steps
+        self.inner_clip, self.dropout, self.sample_at_test = inner_clip, dropout, sample_at_test
+        self.orthogonality, self.l2 = orthogonality, l2
+        if num_targets:
+            self.predictor = NeuralRegression(num_features, width, num_targets, noise)
+        else:
+            self.predictor = LinearClassifier(num_features, num_classes, copies)
+        num_weights, hidden = self.predictor.num_weights, [num_hidden, num_hidden] if num_hidden else []
+        self.decoder = relu_network([num_latents, *hidden, 2 * num_weights], bias=num_targets > 0)
+        if num_targets:
+            with torch.no_grad():  # all weights equal would stay equal
+                list(self.decoder.parameters())[-1][:num_weights] = self.predictor.initial()
+        self.step_size = nn.Parameter(torch.full((num_latents,), step_size))
+        self.finetune_step_size = nn.Parameter(torch.full((num_weights,), finetune_step_size))
+
+    def event_shape(self, observed: Observed) -> Size:
+        return Size((*self.predictor.slots(observed), self.num_latents))
+
+    def prior(self, observed: Observed) -> TorchDistribution:
+        shape = self.event_shape(observed)
+        zero = observed.query_x.new_zeros(observed.num_tasks, *shape)
+        return Normal(zero, 1.0).to_event(len(shape))
+
+    def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
+        """p(y | x, z^0 = w, support)."""
+        _, weights = self.adapt(w, observed)
+        return self.predictor.likelihood(self.predictor.outputs(weights, self.dropped(x, observed)))
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        """Logits or means [..., T, N, Y] of the weights mu(w), before any adaptation."""
+        return self.predictor.outputs(self.decode(w, None), x)
+
+    def adapt(self, z: Tensor, observed: Observed) -> tuple[Tensor, Tensor]:
+        """The last z, and the weights after fine-tuning, from z^0 [..., T, *slots, Z]."""
+        noise = self._noise(z, observed)
+        for _ in range(self.num_steps):
+            w, pullback = vjp(partial(self.decode, noise=noise), z)[:2]
+            z = z - self.step_size * self._clipped(pullback(self._loss_gradient(w, observed))[0])
+            noise = self._noise(z, observed)
+        w = self.decode(z, noise)
+        for _ in range(self.finetune_steps):
+            w = w - self.finetune_step_size * self._clipped(self._loss_gradient(w, observed))
+        return z, w
+
+    def decode(self, z: Tensor, noise: Tensor | None) -> Tensor:
+        """w = mu(z) + sigma(z) noise [..., P]; None is no noise."""
+        mean, raw = self.decoder(z).chunk(2, dim=-1)
+        return mean if noise is None else mean + positive(raw, self.predictor.scale) * noise
+
+    def _noise(self, z: Tensor, observed: Observed) -> Tensor | None:
+        if not (self.sample_at_test or isinstance(observed, Episodes)):
+            return None
+        return torch.randn(*z.shape[:-1], self.predictor.num_weights, dtype=z.dtype, device=z.device)
+
+    def dropped(self, x: Tensor, observed: Observed) -> Tensor:
+        """The inputs, with features dropped in training."""
+        return functional.dropout(x, self.dropout) if self.dropout and isinstance(observed, Episodes) else x
+
+    def _loss_gradient(self, w: Tensor, observed: Observed) -> Tensor:
+        """d/dw of the sum of -log p over the support points; samples and tasks do not see each other."""
+        x = self.dropped(observed.support_x, observed)
+        outputs, pullback = self.predictor.outputs_and_pullback(w, x)
+        return pullback(self.predictor.residual(outputs, observed.support_y) * observed.support_mask.unsqueeze(-1))
+
+    def _clipped(self, gradient: Tensor) -> Tensor:
+        return gradient.clamp(-self.inner_clip, self.inner_clip) if self.inner_clip else gradient
+
+    def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
+        """orthogonality * mean((C - I)^2), with C the cosines between latent dimensions in the (first) matrix of the
+        decoder, and l2 * |decoder's matrices|^2 / 2."""
+        terms = {
+            "orthogonality": self.orthogonality * correlation_penalty(next(self.decoder.parameters())),
+            "decoder_l2": self.l2 * half_square(self.decoder),
+        }
+        return {name: value.expand(episodes.num_tasks) for name, value in terms.items()}
+
+
+def correlation_penalty(weight: Tensor) -> Tensor:
+    """mean((C - I)^2), C [Z, Z] the cosines between the columns of a matrix [outputs, Z] as torch stores it."""
+    columns = functional.normalize(weight, dim=0)
+    return (columns.mT @ columns - torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)).square().mean()

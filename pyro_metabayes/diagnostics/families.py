@@ -1,0 +1,24 @@
+"""Which family of functions does a sampled function belong to: sines or straight lines?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def residuals_of_families(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared residual [..., F] of the least-squares fit of each family, in the order of data.sine_and_line.
+
+    x [G], y [..., G]. A sine is a sin x + b cos x = A sin(x - phase), a line is a x + b: two numbers each.
+    """
+    bases = (torch.stack((x.sin(), x.cos()), dim=-1), torch.stack((x, torch.ones_like(x)), dim=-1))
+    residuals = []
+    for basis in bases:
+        orthonormal, _ = torch.linalg.qr(basis)
+        residuals.append((y - (y @ orthonormal) @ orthonormal.mT).square().mean(-1))
+    return torch.stack(residuals, dim=-1)
+
+
+def family_of(x: Tensor, y: Tensor) -> Tensor:
+    """The place in FAMILIES of the family that fits functions y [..., G] on the grid x [G] best [...]."""
+    return residuals_of_families(x, y).argmin(-1)

@@ -1,0 +1,33 @@
+"""The small networks that encoders and decoders are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def relu_network(sizes: Sequence[int], bias: bool = True) -> nn.Sequential:
+    """Linear maps between layers of the given sizes with ReLU between, linear at the end; Glorot-uniform, biases 0."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        linear = nn.Linear(inputs, outputs, bias=bias)
+        nn.init.xavier_uniform_(linear.weight)
+        if bias:
+            nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def positive(raw: Tensor, start: float) -> Tensor:
+    """A scale above 1e-6 from a network's output: softplus, and `start` where the output is 0."""
+    return functional.softplus(raw + math.log(math.expm1(start))) + 1e-6
+
+
+def half_square(network: nn.Module) -> Tensor:
+    """Half the sum of squares of all matrices of a network; biases are not counted."""
+    return 0.5 * torch.stack([weight.square().sum() for weight in network.parameters() if weight.dim() > 1]).sum()
