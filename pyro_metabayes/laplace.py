@@ -1,0 +1,139 @@
+"""Laplace's approximation where points are few and weights many: everything through matrices of the points' size."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import Independent, TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Categorical, Normal, constraints, register_kl
+
+from pyro_metabayes.divergences import innermost
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.model import Model
+
+
+def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    """U [T, *W, N * C] with U U^T = sum_i J_i^T L_i J_i, the generalised Gauss-Newton matrix of -log p(y | x, w).
+
+    J_i = d outputs_i / d w, and L_i the Hessian in the outputs, which needs no label: the Fisher information.
+    Columns are pullbacks of the columns of root(L_i), one for each point and output; masked points have 0.
+    w [T, *W], x [T, N, *X], mask [T, N]. (Schraudolph 2002; Martens 2020.)
+    """
+    outputs, pullback = model.outputs_and_pullback(w, x)
+    root = hessian_root(model.likelihood_of(outputs)) * mask[..., None, None]  # [T, N, C, C']
+    num_tasks, num_points, num_outputs = outputs.shape
+    only = torch.eye(num_points, dtype=root.dtype, device=root.device)
+    cotangents = torch.einsum("nm,tmcr->nrtmc", only, root).reshape(-1, num_tasks, num_points, num_outputs)
+    return torch.func.vmap(pullback)(cotangents).movedim(0, -1)
+
+
+def hessian_root(likelihood: TorchDistribution) -> Tensor:
+    """S [..., C, C] with S S^T = d^2 -log p(y | outputs) / d outputs^2.
+
+    diag(sqrt p) - p sqrt(p)^T for logits, whose Hessian is diag(p) - p p^T; 1 / sd for means.
+    """
+    family: Any = innermost(likelihood)
+    if isinstance(family, Categorical):
+        root = family.probs.clamp(min=torch.finfo(family.probs.dtype).tiny).sqrt()  # sqrt has no gradient at 0
+        return torch.diag_embed(root) - family.probs.unsqueeze(-1) * root.unsqueeze(-2)
+    if isinstance(family, Normal):
+        return torch.diag_embed(1 / family.scale.expand(family.batch_shape))
+    raise UsageError(f"expected a Categorical or Normal likelihood to take the curvature of, got {type(family).__name__}")
+
+
+def factor_of_points(u: Tensor, weighted: Tensor) -> Tensor:
+    """Cholesky factor of I + u^T weighted [..., M, M], both [..., P, M]."""
+    return torch.linalg.cholesky(u.mT @ weighted + torch.eye(u.shape[-1], dtype=u.dtype, device=u.device))
+
+
+def half_log_det(factor: Tensor) -> Tensor:
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
+    """log det(diag(precision) + U U^T) [T], by the determinant lemma on the smaller side; root [T, *W, M].
+
+    sum log precision + log det(I + U^T diag(precision)^-1 U). precision: one for every weight, [*W] or a scalar.
+    """
+    precision = precision.expand(root.shape[1:-1]).flatten()
+    u = root.flatten(1, -2) / precision.sqrt().unsqueeze(-1)
+    u = u if u.shape[-1] <= u.shape[-2] else u.mT
+    return precision.log().sum() + 2 * half_log_det(factor_of_points(u, u))
+
+
+class LowRankPrecision(TorchDistribution):
+    """N(loc, (diag(precision) + U U^T)^-1), U [*batch, *W, M], loc [*batch, *W], precision [*W] or [*batch, *W].
+
+    With L L^T = I + U^T diag(precision)^-1 U, which is all that is ever factorised, draws are Matheron's:
+    e ~ N(0, diag(precision)^-1), d ~ N(0, I_M), w = loc + e - diag(precision)^-1 U (L L^T)^-1 (U^T e + d).
+    (torch's LowRankMultivariateNormal adds to a covariance; this one takes away.)
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  # checked where they are made
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, precision: Tensor, root: Tensor, event_dim: int = 1) -> None:
+        self.loc, self.root = loc, root
+        self.precision = precision.expand(loc.shape)
+        batch, event = loc.shape[: loc.dim() - event_dim], loc.shape[loc.dim() - event_dim :]
+        self._u = root.flatten(len(batch), -2)  # [*batch, P, M]
+        self._weighted = self._u / self._flat(self.precision, event).unsqueeze(-1)
+        self._factor = factor_of_points(self._u, self._weighted)
+        super().__init__(batch, event, validate_args=False)
+
+    @staticmethod
+    def _flat(w: Tensor, event: Size) -> Tensor:
+        return w.flatten(w.dim() - len(event))
+
+    def expand(self, batch_shape: Size, _instance: Any = None) -> LowRankPrecision:
+        if Size(batch_shape) == self.batch_shape:
+            return self
+        event = self.event_shape
+        loc, precision = (its.expand(*batch_shape, *event) for its in (self.loc, self.precision))
+        return LowRankPrecision(loc, precision, self.root.expand(*batch_shape, *event, -1), len(event))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """1 / precision less the row norms of diag(precision)^-1 U L^-T."""
+        removed = torch.linalg.solve_triangular(self._factor, self._weighted.mT, upper=False)
+        return 1 / self.precision - removed.square().sum(-2).view(self.loc.shape)
+
+    def rsample(self, sample_shape: Size = torch.Size()) -> Tensor:  # noqa: B008
+        shape = self._extended_shape(sample_shape)
+        e = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device) / self.precision.sqrt()
+        flat = self._flat(e, self.event_shape).unsqueeze(-1)
+        d = torch.randn(*flat.shape[:-2], self.root.shape[-1], 1, dtype=self.loc.dtype, device=self.loc.device)
+        removed = self._weighted @ torch.cholesky_solve(self._u.mT @ flat + d, self._factor)
+        return self.loc + e - removed.view(shape)
+
+    def log_det(self) -> Tensor:
+        """log det of the precision matrix, [*batch]."""
+        return self._flat(self.precision.log(), self.event_shape).sum(-1) + 2 * half_log_det(self._factor)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        residual = self._flat(value - self.loc, self.event_shape)
+        along = (self._u.mT @ residual.unsqueeze(-1)).squeeze(-1)
+        quadratic = (residual.square() * self._flat(self.precision, self.event_shape)).sum(-1) + along.square().sum(-1)
+        return 0.5 * (self.log_det() - quadratic - residual.shape[-1] * math.log(2 * math.pi))
+
+    def entropy(self) -> Tensor:
+        return 0.5 * (self.event_shape.numel() * (1 + math.log(2 * math.pi)) - self.log_det())
+
+
+@register_kl(LowRankPrecision, Independent)
+def _kl_to_diagonal(q: LowRankPrecision, p: Any) -> Tensor:
+    """KL to a diagonal Gaussian: cross-entropy, which needs the variances of q alone, less entropy."""
+    inner = innermost(p)
+    if not isinstance(inner, Normal):
+        raise NotImplementedError
+    squared = (q.variance + (q.loc - inner.mean).square()) / inner.variance
+    cross = 0.5 * (squared + inner.variance.log() + math.log(2 * math.pi))
+    return cross.flatten(len(q.batch_shape)).sum(-1) - q.entropy()
