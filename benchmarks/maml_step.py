@@ -137,7 +137,7 @@ def main() -> None:
         ours, raw, loop = (1e3 * median(column) for column in zip(*times, strict=True))
         to_raw, to_loop = (median(row[0] / row[1] for row in times), median(row[2] / row[0] for row in times))
         print(
-            f"{num_steps} inner steps: guide=maml {ours:.2f} ms, raw batched {raw:.2f} ms, loop over tasks {loop:.1f} ms; "
+            f"{num_steps} inner steps: guide=maml {ours:.2f} ms, raw batched {raw:.2f}, loop over tasks {loop:.1f}; "
             f"{to_raw:.2f} times the raw step, {to_loop:.1f} times faster than the loop (medians of {rounds} rounds)"
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 import pyro_metabayes
-from pyro_metabayes.descent import descend, loss_gradient, num_points
+from pyro_metabayes.descent import descend, loss_gradient, rate_of_mean
 from pyro_metabayes.divergences import differentiable_divergence, innermost
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
@@ -55,7 +55,7 @@ class Guide(pyro_metabayes.Guide):
     def posterior(self, observed: Observed) -> TorchDistribution:
         prior = self._prior(observed)
         start = torch.stack((prior.mean, prior.stddev.log()))  # mu and log sigma, [2, T, *W]
-        rate = self.log_step_size.exp() / num_points(observed.support_mask, start.dim() - 2)
+        rate = rate_of_mean(self.model, self.log_step_size, observed.support_mask)
 
         def gradient(state: Tensor) -> Tensor:
             of_kl = grad(lambda its: differentiable_divergence(_normal(its), prior).sum())(state)

@@ -14,7 +14,7 @@ from pyro.distributions import Delta, ImproperUniform, TorchDistribution
 from torch import Tensor, nn
 
 import pyro_metabayes
-from pyro_metabayes.descent import descend, loss_gradient, num_points
+from pyro_metabayes.descent import descend, loss_gradient, rate_of_mean
 from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
@@ -27,8 +27,8 @@ class Guide(pyro_metabayes.Guide):
 
     over the n support points, theta^0 learned. With a flat prior and the ELBO as objective the loss is
     -log p(y_query | theta^K): MAML, to second order; first_order leaves the gradient of the gradient out (FOMAML).
-    eta is learned too with learn_step_size. -log p is (y - f)^2 / (2 noise^2) in a regression, so MAML's rate alpha
-    for the mean squared error is eta = 2 noise^2 alpha.
+    step_size is MAML's alpha, for the mean cross-entropy or the mean squared error: eta = alpha, or alpha times
+    2 noise^2, since there -log p is (y - f)^2 / (2 noise^2). It is learned with learn_step_size.
 
     theta^0 is one learned point (`initialisation: global`), the mean of a Gaussian prior, which then joins the loss
     as a proximal term (`prior`), or the class means (`support`: Proto-MAML, Triantafillou et al. 2020).
@@ -67,7 +67,7 @@ class Guide(pyro_metabayes.Guide):
     def adapted(self, observed: Observed) -> Tensor:
         """theta^K [T, *W]."""
         start = self.start(observed)
-        rate = self.log_step_size.exp() / num_points(observed.support_mask, start.dim() - 1)
+        rate = rate_of_mean(self.model, self.log_step_size, observed.support_mask)
         return descend(start, self.slope(observed, start), rate, self.num_steps, self.first_order)
 
     def slope(self, observed: Observed, start: Tensor) -> Callable[[Tensor], Tensor]:

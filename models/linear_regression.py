@@ -55,6 +55,9 @@ class Model(pyro_metabayes.Model):
         """pullback(g)_k = sum_i g_ik x_i."""
         return self.outputs(w, x), lambda cotangent: cotangent.mT @ x
 
+    def loss_unit(self) -> Tensor | float:
+        return 2 * self.noise**2
+
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
         """p(w | support), batch [T], event [Y, D]; for pooled episodes p(w | support, query)."""
         prior = self._unconditional(observed)

@@ -43,8 +43,10 @@ class Network(Head):
 
     def initial_weights(self, num_classes: int, num_features: int) -> Tensor:
         """torch's nn.Linear: weights and biases uniform within 1 / sqrt(in)."""
-        layers = [torch.empty((inputs + 1) * outputs).uniform_(-1, 1) * inputs**-0.5 for inputs, outputs in self._layers]
-        return torch.cat(layers).unsqueeze(0)
+        layers = [
+            torch.empty(1, (inputs + 1) * outputs).uniform_(-1, 1) / inputs**0.5 for inputs, outputs in self._layers
+        ]
+        return torch.cat(layers, dim=1)
 
     def prototypes(self, means: Tensor) -> Tensor:
         raise UsageError("expected a head with a row of weights for each class, got head=network; take head=cosine")
@@ -121,6 +123,9 @@ class Model(pyro_metabayes.Model):
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
         return self.head.initial_weights(num_classes, num_features)
+
+    def loss_unit(self) -> Tensor:
+        return 2 * (2 * self.log_noise).exp()
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         """Means [..., T, N, Y]."""

@@ -15,7 +15,7 @@ import pyro_metabayes
 from models import few_shot_classifier, neural_regression
 from models.heads import Head
 from models.priors import Prior
-from pyro_metabayes.descent import descend, loss_gradient, num_points
+from pyro_metabayes.descent import descend, loss_gradient, rate_of_mean
 from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
@@ -80,12 +80,13 @@ class Model(pyro_metabayes.Model):
         phi = self.moved(w, self.log_step_size, *points, num_steps=self.num_steps)
         return self.inner.likelihood(phi, x, observed)
 
-    def moved(
-        self, w: Tensor, log_step_size: Tensor, x: Tensor, y: Tensor, mask: Tensor, num_steps: int = 1
-    ) -> Tensor:
+    def moved(self, w: Tensor, log_step_size: Tensor, x: Tensor, y: Tensor, mask: Tensor, num_steps: int = 1) -> Tensor:
         """w [..., T, *W] after steps of descent on the mean loss of the points."""
-        rate = log_step_size.exp() / num_points(mask, 2)
+        rate = rate_of_mean(self, log_step_size, mask)
         return descend(w, lambda its: loss_gradient(self.inner, its, x, y, mask), rate, num_steps)
+
+    def loss_unit(self) -> Tensor | float:
+        return self.inner.loss_unit()
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
         return self.inner.likelihood_of(outputs)

@@ -58,6 +58,9 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
     return gradient * mask.unsqueeze(-1)
 
 
-def num_points(mask: Tensor, event_dim: int) -> Tensor:
-    """How many points of each task there are, at least 1, to divide a gradient [..., T, *W] by; mask [T, N]."""
-    return mask.sum(-1).clamp(min=1).view(-1, *[1] * event_dim)
+def rate_of_mean(model: Model, log_step_size: Tensor, mask: Tensor) -> Tensor:
+    """The rate [T, 1, 1] at which descending the sum of -log p is descending its mean, in the model's unit.
+
+    step_size loss_unit / n for the n points of the mask [T, N], at least 1; latents are [..., T, *W] with two axes W.
+    """
+    return log_step_size.exp() * model.loss_unit() / mask.sum(-1).clamp(min=1).view(-1, 1, 1)

@@ -6,13 +6,15 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import Independent, TorchDistribution
+from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Categorical, Normal, constraints, register_kl
+from torch.distributions import Categorical, Independent, Normal, constraints, register_kl
 
 from pyro_metabayes.divergences import innermost
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.model import Model
+
+Shape = Size | list[int] | tuple[int, ...]
 
 
 def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
@@ -41,12 +43,12 @@ def hessian_root(likelihood: TorchDistribution) -> Tensor:
         return torch.diag_embed(root) - family.probs.unsqueeze(-1) * root.unsqueeze(-2)
     if isinstance(family, Normal):
         return torch.diag_embed(1 / family.scale.expand(family.batch_shape))
-    raise UsageError(f"expected a Categorical or Normal likelihood to take the curvature of, got {type(family).__name__}")
+    raise UsageError(f"expected a Categorical or Normal likelihood for its curvature, got {type(family).__name__}")
 
 
-def factor_of_points(u: Tensor, weighted: Tensor) -> Tensor:
-    """Cholesky factor of I + u^T weighted [..., M, M], both [..., P, M]."""
-    return torch.linalg.cholesky(u.mT @ weighted + torch.eye(u.shape[-1], dtype=u.dtype, device=u.device))
+def factor_of_points(v: Tensor) -> Tensor:
+    """Cholesky factor of I + v^T v [..., M, M], v [..., P, M]."""
+    return torch.linalg.cholesky(v.mT @ v + torch.eye(v.shape[-1], dtype=v.dtype, device=v.device))
 
 
 def half_log_det(factor: Tensor) -> Tensor:
@@ -59,16 +61,16 @@ def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
     sum log precision + log det(I + U^T diag(precision)^-1 U). precision: one for every weight, [*W] or a scalar.
     """
     precision = precision.expand(root.shape[1:-1]).flatten()
-    u = root.flatten(1, -2) / precision.sqrt().unsqueeze(-1)
-    u = u if u.shape[-1] <= u.shape[-2] else u.mT
-    return precision.log().sum() + 2 * half_log_det(factor_of_points(u, u))
+    v = root.flatten(1, -2) / precision.sqrt().unsqueeze(-1)
+    v = v if v.shape[-1] <= v.shape[-2] else v.mT
+    return precision.log().sum() + 2 * half_log_det(factor_of_points(v))
 
 
 class LowRankPrecision(TorchDistribution):
     """N(loc, (diag(precision) + U U^T)^-1), U [*batch, *W, M], loc [*batch, *W], precision [*W] or [*batch, *W].
 
-    With L L^T = I + U^T diag(precision)^-1 U, which is all that is ever factorised, draws are Matheron's:
-    e ~ N(0, diag(precision)^-1), d ~ N(0, I_M), w = loc + e - diag(precision)^-1 U (L L^T)^-1 (U^T e + d).
+    With V = diag(precision)^-1/2 U, all that is ever factorised is L L^T = I + V^T V, [M, M]. Draws are
+    loc + diag(precision)^-1/2 R e, e ~ N(0, I), R = I - V L^-T (I + L)^-1 V^T, for which R R^T = (I + V V^T)^-1.
     (torch's LowRankMultivariateNormal adds to a covariance; this one takes away.)
     """
 
@@ -80,16 +82,14 @@ class LowRankPrecision(TorchDistribution):
         self.loc, self.root = loc, root
         self.precision = precision.expand(loc.shape)
         batch, event = loc.shape[: loc.dim() - event_dim], loc.shape[loc.dim() - event_dim :]
-        self._u = root.flatten(len(batch), -2)  # [*batch, P, M]
-        self._weighted = self._u / self._flat(self.precision, event).unsqueeze(-1)
-        self._factor = factor_of_points(self._u, self._weighted)
+        self._v = (root / self.precision.sqrt().unsqueeze(-1)).flatten(len(batch), -2)  # [*batch, P, M]
+        self._factor = factor_of_points(self._v)
         super().__init__(batch, event, validate_args=False)
 
-    @staticmethod
-    def _flat(w: Tensor, event: Size) -> Tensor:
-        return w.flatten(w.dim() - len(event))
+    def _flat(self, w: Tensor) -> Tensor:
+        return w.flatten(w.dim() - len(self.event_shape))
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> LowRankPrecision:
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> LowRankPrecision:
         if Size(batch_shape) == self.batch_shape:
             return self
         event = self.event_shape
@@ -102,27 +102,27 @@ class LowRankPrecision(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """1 / precision less the row norms of diag(precision)^-1 U L^-T."""
-        removed = torch.linalg.solve_triangular(self._factor, self._weighted.mT, upper=False)
-        return 1 / self.precision - removed.square().sum(-2).view(self.loc.shape)
+        """(1 - row norms of V L^-T) / precision."""
+        removed = torch.linalg.solve_triangular(self._factor, self._v.mT, upper=False)
+        return (1 - removed.square().sum(-2).view(self.loc.shape)) / self.precision
 
-    def rsample(self, sample_shape: Size = torch.Size()) -> Tensor:  # noqa: B008
-        shape = self._extended_shape(sample_shape)
-        e = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device) / self.precision.sqrt()
-        flat = self._flat(e, self.event_shape).unsqueeze(-1)
-        d = torch.randn(*flat.shape[:-2], self.root.shape[-1], 1, dtype=self.loc.dtype, device=self.loc.device)
-        removed = self._weighted @ torch.cholesky_solve(self._u.mT @ flat + d, self._factor)
-        return self.loc + e - removed.view(shape)
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
+        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        along = self._v.mT @ self._flat(noise).unsqueeze(-1)
+        one = torch.eye(self._factor.shape[-1], dtype=noise.dtype, device=noise.device)
+        along = torch.linalg.solve_triangular(self._factor + one, along, upper=False)
+        along = torch.linalg.solve_triangular(self._factor.mT, along, upper=True)
+        return self.loc + (noise - (self._v @ along).view(noise.shape)) / self.precision.sqrt()
 
     def log_det(self) -> Tensor:
         """log det of the precision matrix, [*batch]."""
-        return self._flat(self.precision.log(), self.event_shape).sum(-1) + 2 * half_log_det(self._factor)
+        return self._flat(self.precision.log()).sum(-1) + 2 * half_log_det(self._factor)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        residual = self._flat(value - self.loc, self.event_shape)
-        along = (self._u.mT @ residual.unsqueeze(-1)).squeeze(-1)
-        quadratic = (residual.square() * self._flat(self.precision, self.event_shape)).sum(-1) + along.square().sum(-1)
-        return 0.5 * (self.log_det() - quadratic - residual.shape[-1] * math.log(2 * math.pi))
+        whitened = self._flat((value - self.loc) * self.precision.sqrt())
+        along = (self._v.mT @ whitened.unsqueeze(-1)).squeeze(-1)
+        quadratic = whitened.square().sum(-1) + along.square().sum(-1)
+        return 0.5 * (self.log_det() - quadratic - whitened.shape[-1] * math.log(2 * math.pi))
 
     def entropy(self) -> Tensor:
         return 0.5 * (self.event_shape.numel() * (1 + math.log(2 * math.pi)) - self.log_det())

@@ -72,8 +72,15 @@ class Model(PyroModule):
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
         """A random point [*W] where descent can start, which a guide may go on to learn."""
         raise UsageError(
-            f"expected a model that descent can start in for this guide, got {type(self).__module__}; take another guide"
+            f"expected a model with initial_latent for this guide, got {type(self).__module__}; take another guide"
         )
+
+    def loss_unit(self) -> Tensor | float:
+        """What an inner loop multiplies -log p by, so that its rates mean what they do in the papers.
+
+        1 for classes, whose loss is the cross-entropy; 2 noise^2 in a regression, which makes it the squared error.
+        """
+        return 1.0
 
     def prototypes(self, observed: Observed) -> Tensor:
         """The latent that the support set suggests before any inference [T, *W]; class means in a classifier."""

@@ -27,6 +27,7 @@ PRIORS: dict[str, dict[str, Any]] = {
     "conditional": {"_target_": "models.priors.Conditional", "num_hidden": 6},
     "count_aware": {"_target_": "models.priors.Conditional", "num_hidden": 6, "count_aware": True},
 }
+# Heads of the few-shot classifier, by a row of weights for each class.
 HEADS = {"cosine": "models.heads.Cosine", "linear": "models.heads.Linear"}
 OBJECTIVES = {
     "elbo": {"_target_": "pyro_metabayes.objectives.elbo.Elbo"},
@@ -34,7 +35,8 @@ OBJECTIVES = {
     "monte_carlo_joint": {"_target_": "pyro_metabayes.objectives.monte_carlo.MonteCarlo", "joint": True},
     "importance_weighted": {"_target_": "pyro_metabayes.objectives.importance_weighted.ImportanceWeighted"},
 }
-REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3}  # models, with the features of their tasks
+REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3, "neural_regression": 2}  # models, with their tasks' features
+NETWORK = {"_target_": "models.neural_regression.Network", "hidden": [4, 3]}
 
 
 def random_tasks(
@@ -125,23 +127,38 @@ class Pair:
     head: str = "cosine"
     objective: str = "elbo"
     settings: dict[str, Any] = field(default_factory=dict)
-    model: str = "few_shot_classifier"  # a regression has no head
-    observe: str = "query"  # the labels that a regression conditions on
+    model: str = "few_shot_classifier"  # a linear regression has no head
+    observe: str = "query"  # the labels that the model conditions on
+    numbers: bool = False  # labels are numbers, for a model that takes either
 
     def __str__(self) -> str:
         settings = [value if isinstance(value, str) else f"{name}={value}" for name, value in self.settings.items()]
         parts = f"{self.model}-{self.observe}" if self.regression else self.head
-        return "-".join([self.guide, self.prior, parts, self.objective, *settings])
+        others = [value for value in (self.model, self.observe) if value not in ("few_shot_classifier", "query")]
+        return "-".join([self.guide, self.prior, parts, *others, self.objective, *settings])
 
     @property
     def regression(self) -> bool:
-        return self.model in REGRESSIONS
+        return self.numbers or self.model in REGRESSIONS
+
+    @property
+    def of_network(self) -> bool:
+        """Whether the latent is all weights of a network, a single row."""
+        return self.model == "neural_regression" or self.head == "network" or self.numbers
 
     def tasks(self, num_tasks: int = 3, seed: int = 0) -> Episodes:
         """Tasks that its learner is for."""
         if self.regression:
-            return random_regressions(num_tasks, features=REGRESSIONS[self.model], seed=seed)
+            return random_regressions(num_tasks, features=self.features, targets=self.targets, seed=seed)
         return random_tasks(num_tasks, seed=seed)
+
+    @property
+    def features(self) -> int:
+        return REGRESSIONS.get(self.model, 2)
+
+    @property
+    def targets(self) -> int:
+        return 1 if self.of_network else TARGETS
 
     @property
     def noisy(self) -> bool:
@@ -153,16 +170,16 @@ class Pair:
         common = {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
             "prior": PRIORS[self.prior],
-            "model": {"_target_": f"models.{self.model}.Model"},
+            "model": {"_target_": f"models.{self.model}.Model", "observe": self.observe},
             "guide": {"_target_": f"guides.{self.guide}.Guide", **self.settings},
             "objective": OBJECTIVES[self.objective],
             "particles": particles,
         }
         if self.regression:
-            model = common["model"] | {"noise": 0.7, "observe": self.observe}
-            shape = {"input_shape": [REGRESSIONS[self.model]], "num_classes": TARGETS, "num_targets": TARGETS}
-            return common | shape | {"model": model, "head": None}
-        head = {"_target_": HEADS[self.head], "scale": 2.0}
+            model = common["model"] | {"noise": 0.7}
+            shape = {"input_shape": [self.features], "num_classes": self.targets, "num_targets": self.targets}
+            return common | shape | {"model": model, "head": NETWORK if self.of_network else None}
+        head = NETWORK if self.of_network else {"_target_": HEADS[self.head], "scale": 2.0}
         return common | {"head": head, "input_shape": [features], "num_classes": way}
 
     def learner(self, seed: int = 0, **shape: int) -> MetaLearner:
@@ -205,6 +222,7 @@ def _as_configured(path: Path) -> Pair:
     """What a guide's YAML asks for: a new guide is tried by existing."""
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
     parts = {"prior": "gaussian", "head": "cosine", "objective": "elbo", "model": "few_shot_classifier"}
+    parts |= {name: value for name, value in content.get("model", {}).items() if name == "observe"}
     if content["guide"]["_target_"] in FOR_REGRESSIONS:
         parts["model"] = "linear_regression"
     for default in content.get("defaults", []):
@@ -232,7 +250,37 @@ def _of_regressions() -> list[Pair]:
         Pair("sib", settings={**start, "normalise": False, "learn_scale": False, "inner_kl": 1.0}),
         Pair("sib", "flat", settings={**start, "posterior": "delta", "synthetic_gradient": "equivariant"}),
     ]
-    return [replace(pair, model=model) for model in REGRESSIONS for pair in pairs]
+    return [replace(pair, model=model) for model in ("gaussian_mean", "linear_regression") for pair in pairs]
+
+
+def _of_descent() -> list[Pair]:
+    """The gradient-based guides: on the rows of a head, on a network for classes, and on one for numbers."""
+    two = {"num_steps": 2, "step_size": 0.1, "learn_step_size": True}
+    inner = {**two, "inner_samples": 2}
+    points = [
+        Pair("maml", "flat", settings=two),
+        Pair("maml", "flat", "network", settings=two),
+        Pair("maml", settings={**two, "initialisation": "prior"}),
+        Pair("maml", "flat", "linear", settings={**two, "initialisation": "support"}),
+        Pair("maml", "flat", settings={"num_steps": 2, "step_size": 0.1, "first_order": True}),
+        Pair("llama", "flat", "linear", settings={**two, "weight": 0.1}),
+        Pair("laplace", head="linear", settings=two),
+        Pair("abml", head="linear", observe="all", settings={**inner, "hyper_weight": 0.1}),
+        Pair("platipus", model="platipus", head="linear"),
+        Pair("platipus", model="platipus", numbers=True),
+    ]
+    network = [
+        Pair("maml", "flat", settings=two),
+        Pair("maml", "flat", observe="all", settings={**two, "num_steps": 1}),
+        Pair("llama", "flat", settings={**two, "weight": 0.1}),
+        Pair("laplace", settings=two),
+        Pair("abml", settings=inner),
+        Pair("mean_field"),
+        Pair("savi", "count_aware"),
+    ]
+    linear = [Pair("maml", "flat", settings=two), Pair("laplace", settings=two), Pair("abml", settings=inner)]
+    points += [replace(pair, model="neural_regression") for pair in network]
+    return points + [replace(pair, model="linear_regression") for pair in linear]
 
 
 @cache
@@ -253,4 +301,4 @@ def every_pair() -> list[Pair]:
     ]
     pairs += [Pair("mean_field", prior, head) for prior, head in product(PRIORS, HEADS)]
     pairs += [Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)]
-    return list({str(pair): pair for pair in pairs + _of_regressions()}.values())
+    return list({str(pair): pair for pair in pairs + _of_regressions() + _of_descent()}.values())

@@ -18,12 +18,10 @@ from pyro_metabayes.errors import UsageError
 class Sinusoid:
     """y_i = A sin(x_i - b) + noise e_i, A ~ U[0.1, 5], b ~ U[0, pi], x_i ~ U[-5, 5], e_i ~ N(0, 1).
 
-    half: support points from the left half of the range alone; the queries stay where they are. The splits
-    differ by the random stream only. (Finn, Abbeel and Levine 2017, section 5.1, has no noise.)
+    The splits differ by the random stream only. (Finn, Abbeel and Levine 2017, section 5.1, has no noise.)
     """
 
     noise: float = 0.0
-    half: bool = False
 
     num_targets = 1
     input_shape = (1,)
