@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 from pyro.distributions import Gamma, Normal, TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad
 
 import pyro_metabayes
-from pyro_metabayes.descent import descend, loss_gradient, rate_of_mean
+from pyro_metabayes.descent import descend, hold_step_size, loss_gradient, rate_of_mean
 from pyro_metabayes.divergences import differentiable_divergence, innermost
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
@@ -29,6 +29,8 @@ class Guide(pyro_metabayes.Guide):
 
     What adapts is the model's latent: all weights of a network, or those of the head on frozen features.
     """
+
+    log_step_size: Tensor
 
     def __init__(
         self,
@@ -50,7 +52,7 @@ class Guide(pyro_metabayes.Guide):
             )
         self.num_steps, self.inner_samples, self.inner_kl = num_steps, inner_samples, inner_kl
         self.hyper_weight, self.hyper_prior = hyper_weight, (shape, rate)
-        self.log_step_size = nn.Parameter(torch.tensor(step_size).log(), requires_grad=learn_step_size)
+        hold_step_size(self, step_size, learn_step_size)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         prior = self._prior(observed)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from pyro.distributions import Delta, ImproperUniform, TorchDistribution
 from torch import Tensor, nn
 
 import pyro_metabayes
-from pyro_metabayes.descent import descend, loss_gradient, rate_of_mean
+from pyro_metabayes.descent import descend, hold_step_size, loss_gradient, rate_of_mean
 from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
@@ -37,6 +36,8 @@ class Guide(pyro_metabayes.Guide):
     head on features of a frozen backbone (model=few_shot_classifier), not the backbone's as in the paper.
     """
 
+    log_step_size: Tensor
+
     def __init__(
         self,
         model: pyro_metabayes.Model,
@@ -55,7 +56,7 @@ class Guide(pyro_metabayes.Guide):
         if num_steps < 0 or step_size <= 0:
             raise UsageError(f"expected guide.num_steps >= 0 and step_size > 0, got {num_steps} and {step_size}")
         self.num_steps, self.first_order, self.initialisation = num_steps, first_order, initialisation
-        self.log_step_size = nn.Parameter(torch.tensor(step_size).log(), requires_grad=learn_step_size)
+        hold_step_size(self, step_size, learn_step_size)
         if initialisation == "global":
             self.initial = nn.Parameter(model.initial_latent(num_classes, num_features))
             self.num_classes = num_classes

@@ -203,9 +203,10 @@ class Guide(pyro_metabayes.Guide):
             w = theta + scale * torch.randn(self.inner_samples, *theta.shape, device=theta.device)
         logits, pullback = self.model.outputs_and_pullback(w, observed.query_x)
         mask = observed.query_mask
-        made_up = labels is None
-        cotangent = self.xi(logits, mask) if made_up else output_gradient(self.model, logits, labels, mask)
-        cotangent = cotangent * mask.unsqueeze(-1)
+        if labels is None:
+            cotangent = self.xi(logits, mask) * mask.unsqueeze(-1)
+        else:
+            cotangent = output_gradient(self.model, logits, labels, mask)
         gradient = pullback(cotangent)
         return gradient if w is theta else gradient.mean(0)
 

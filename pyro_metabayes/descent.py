@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 from torch.nn import functional
 
@@ -56,6 +56,15 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
     else:
         gradient = torch.func.grad(lambda its: -model.likelihood_of(its).log_prob(y).sum())(outputs)
     return gradient * mask.unsqueeze(-1)
+
+
+def hold_step_size(guide: nn.Module, step_size: float, learned: bool) -> None:
+    """Give the guide `log_step_size`: a parameter, or a constant that no checkpoint holds: an evaluation may change it."""
+    value = torch.tensor(step_size).log()
+    if learned:
+        guide.log_step_size = nn.Parameter(value)
+    else:
+        guide.register_buffer("log_step_size", value, persistent=False)
 
 
 def rate_of_mean(model: Model, log_step_size: Tensor, mask: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def evaluate(
     gathered: dict[str, list[Tensor]] = {}
     started = time.perf_counter()
     starts = range(0, settings.tasks, BATCH)
-    stepping = _stepping(learner)
+    stepping = taking_steps(learner)
     bar = tqdm(starts, desc=f"evaluate on {settings.split}", unit="batch", disable=None if progress else True)
     with noise_of(seed):
         for start in bar:
@@ -124,7 +124,7 @@ def _of_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: Kno
     return batch
 
 
-def _stepping(learner: MetaLearner) -> Any:
+def taking_steps(learner: MetaLearner) -> Any:
     """Whichever takes inner steps, the guide or the likelihood of the model; None if neither does."""
     return next((part for part in (learner.guide, learner.model) if hasattr(part, "num_steps")), None)
 
