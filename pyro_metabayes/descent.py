@@ -59,7 +59,7 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
 
 
 def hold_step_size(guide: nn.Module, step_size: float, learned: bool) -> None:
-    """Give the guide `log_step_size`: a parameter, or a constant that no checkpoint holds: an evaluation may change it."""
+    """Give the guide `log_step_size`: a parameter, or a constant, which no checkpoint holds: evaluations change it."""
     value = torch.tensor(step_size).log()
     if learned:
         guide.log_step_size = nn.Parameter(value)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -80,7 +81,7 @@ def evaluate(
     starts = range(0, settings.tasks, BATCH)
     stepping = taking_steps(learner)
     bar = tqdm(starts, desc=f"evaluate on {settings.split}", unit="batch", disable=None if progress else True)
-    with noise_of(seed):
+    with noise_of(seed), pyro.validation_enabled(False):  # an inner loop that diverges is a score, if no good one
         for start in bar:
             episodes = learner.featured(stream.batch(start, min(start + BATCH, settings.tasks)))
             batch = _of_batch(learner, episodes, settings.samples, truth)

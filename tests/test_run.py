@@ -174,7 +174,7 @@ def test_a_predictive_band_is_drawn(regression_run: Path, finished: Path) -> Non
     how = ("--steps", "2", "--samples", "5", "--out", "band.png")
     outcome = ran("predictive_band", "maml", "laplace", "platipus", *how)
     assert "picture: band.png" in outcome.out and Path("band.png").read_bytes().startswith(b"\x89PNG")
-    assert "expected a run on one of sinusoid" in call("predictive_band", str(finished)).error
+    assert "expected a regression of one number" in call("predictive_band", str(finished)).error
     assert "expected --task >= 0" in call("predictive_band", "maml", "--points", "0").error
 
 
