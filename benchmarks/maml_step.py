@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 import pyro
@@ -57,10 +57,10 @@ def network(weights: list[Tensor], x: Tensor) -> Tensor:
     return x
 
 
-def initial(leading: tuple[int, ...]) -> list[Tensor]:
+def initial() -> list[Tensor]:
     layers = ((1, 40), (40, 40), (40, 1))
     shapes = [shape for inputs, outputs in layers for shape in ((inputs, outputs), (1, outputs))]
-    return [torch.nn.Parameter(0.2 * torch.randn(*leading, *shape)) for shape in shapes]
+    return [torch.nn.Parameter(0.2 * torch.randn(shape)) for shape in shapes]
 
 
 def adapted(weights: list[Tensor], x: Tensor, y: Tensor, num_steps: int) -> list[Tensor]:
@@ -73,7 +73,7 @@ def adapted(weights: list[Tensor], x: Tensor, y: Tensor, num_steps: int) -> list
 
 
 def batched(episodes: Episodes, num_steps: int) -> tuple[Step, list[Tensor]]:
-    theta = initial(())
+    theta = initial()
 
     def loss() -> Tensor:
         copies = [w.expand(TASKS, *w.shape) for w in theta]
@@ -84,7 +84,7 @@ def batched(episodes: Episodes, num_steps: int) -> tuple[Step, list[Tensor]]:
 
 
 def looped(episodes: Episodes, num_steps: int) -> tuple[Step, list[Tensor]]:
-    theta = initial(())
+    theta = initial()
 
     def loss() -> Tensor:
         total = torch.zeros(())
@@ -123,10 +123,10 @@ def interleaved(steps: list[Step], rounds: int) -> Iterator[list[float]]:
     gc.enable()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.maml_step", description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
-    rounds = parser.parse_args().rounds
+    rounds = parser.parse_args(arguments).rounds
     torch.set_num_threads(1)
     pyro.enable_validation(False)  # as in training after the first step
     episodes = tasks()
