@@ -21,15 +21,15 @@ def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     """U [T, *W, N * C] with U U^T = sum_i J_i^T L_i J_i, the generalised Gauss-Newton matrix of -log p(y | x, w).
 
     J_i = d outputs_i / d w, and L_i the Hessian in the outputs, which needs no label: the Fisher information.
-    Columns are pullbacks of the columns of root(L_i), one for each point and output; masked points have 0.
+    Columns are pullbacks of the columns of root(L_i), one for each point and output; masked points have 0. Every point
+    goes by itself, as the only one of a task of its own: J_i^T s is wanted, not its sum over points.
     w [T, *W], x [T, N, *X], mask [T, N]. (Schraudolph 2002; Martens 2020.)
     """
-    outputs, pullback = model.outputs_and_pullback(w, x)
-    root = hessian_root(model.likelihood_of(outputs)) * mask[..., None, None]  # [T, N, C, C']
-    num_tasks, num_points, num_outputs = outputs.shape
-    only = torch.eye(num_points, dtype=root.dtype, device=root.device)
-    cotangents = torch.einsum("nm,tmcr->nrtmc", only, root).reshape(-1, num_tasks, num_points, num_outputs)
-    return torch.func.vmap(pullback)(cotangents).movedim(0, -1)
+    alone = w.repeat_interleave(x.shape[1], dim=0)  # [T * N, *W]
+    outputs, pullback = model.outputs_and_pullback(alone, x.flatten(0, 1).unsqueeze(1))
+    root = hessian_root(model.likelihood_of(outputs)) * mask.reshape(-1, 1, 1, 1)  # [T * N, 1, C, C']
+    columns = torch.func.vmap(pullback, in_dims=-1, out_dims=-1)(root)  # [T * N, *W, C']
+    return columns.unflatten(0, x.shape[:2]).movedim(1, -2).flatten(-2)
 
 
 def hessian_root(likelihood: TorchDistribution) -> Tensor:

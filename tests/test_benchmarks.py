@@ -41,4 +41,5 @@ def test_the_benchmark_prints_its_ratios(capsys: pytest.CaptureFixture[str], mon
     maml_step.main(["--rounds", "1"])
     pyro.enable_validation(True)
     lines = capsys.readouterr().out.splitlines()
-    assert [line[0] for line in lines] == ["1", "5"] and all("times the raw step" in line for line in lines)
+    assert [line[0] for line in lines] == ["1", " ", " ", "5", " ", " "]
+    assert all("times the raw step" in line for line in lines if line[0] == " ")
