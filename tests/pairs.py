@@ -35,7 +35,7 @@ OBJECTIVES = {
     "monte_carlo_joint": {"_target_": "pyro_metabayes.objectives.monte_carlo.MonteCarlo", "joint": True},
     "importance_weighted": {"_target_": "pyro_metabayes.objectives.importance_weighted.ImportanceWeighted"},
 }
-REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3, "neural_regression": 2}  # models, with their tasks' features
+REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3}  # conjugate models, with the features of their tasks
 NETWORK = {"_target_": "models.neural_regression.Network", "hidden": [4, 3]}
 
 
@@ -139,7 +139,7 @@ class Pair:
 
     @property
     def regression(self) -> bool:
-        return self.numbers or self.model in REGRESSIONS
+        return self.numbers or self.model in (*REGRESSIONS, "neural_regression")
 
     @property
     def of_network(self) -> bool:
@@ -250,7 +250,7 @@ def _of_regressions() -> list[Pair]:
         Pair("sib", settings={**start, "normalise": False, "learn_scale": False, "inner_kl": 1.0}),
         Pair("sib", "flat", settings={**start, "posterior": "delta", "synthetic_gradient": "equivariant"}),
     ]
-    return [replace(pair, model=model) for model in ("gaussian_mean", "linear_regression") for pair in pairs]
+    return [replace(pair, model=model) for model in REGRESSIONS for pair in pairs]
 
 
 def _of_descent() -> list[Pair]:
