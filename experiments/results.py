@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ import pyro_metabayes
 from experiments.assembly import Assembly
 from experiments.config import Config
 from pyro_metabayes import checkpoint
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import Evaluation
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +62,10 @@ def results_of(
 
 def write_results(folder: Path, results: dict[str, Any], evaluation: Evaluation) -> None:
     """tasks.npz (each score of each task) and results.json, the last file of a finished run."""
+    if not math.isfinite(results["nll"]):
+        raise UsageError(
+            "the scores are not finite: an inner loop diverges on some task; lower guide.step_size or guide.num_steps"
+        )
 
     def scores(temporary: Path) -> None:
         with temporary.open("wb") as file:  # given a name, numpy would append .npz to it

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.func import grad
 
 import pyro_metabayes
+from pyro_metabayes.descent import descend, output_gradient
 from pyro_metabayes.divergences import differentiable_divergence
-from pyro_metabayes.episodes import Observed
+from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.task_norm import TaskNorm
 
@@ -93,6 +94,8 @@ class Guide(pyro_metabayes.Guide):
     of theta^0 (`amortized`), or 0 (`delta`, the released code). inner_samples: draws of eps in a
     step; 0 takes the gradient at theta^k itself, as released. xi: `ordered` or `equivariant`, its channels
     normalised over the queries of a task unless `normalise` is false. learn_scale: false keeps sigma.
+    true_gradient: training_posterior, which the ELBO of an evaluation is of, takes the gradient of -log p of the
+    query labels in xi's place (eq. 8): an oracle for a trained run. `posterior` never sees a label.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Guide(pyro_metabayes.Guide):
         inner_samples: int = 0,
         normalise: bool = True,
         learn_scale: bool = True,
+        true_gradient: bool = False,
     ) -> None:
         super().__init__(model)
         _choose("guide.posterior", posterior, FAMILIES)
@@ -123,7 +127,7 @@ class Guide(pyro_metabayes.Guide):
             )
         self.num_steps, self.inner_kl, self.inner_samples = num_steps, inner_kl, inner_samples
         self.transductive = num_steps > 0  # theta^0 sees the support set at most
-        self.family, self.initialisation = posterior, initialisation
+        self.family, self.initialisation, self.sees_query_labels = posterior, initialisation, true_gradient
         ordered = synthetic_gradient == "ordered"
         self.xi = OrderedNet(num_classes, normalise) if ordered else EquivariantNet(normalise=normalise)
         self.num_classes = num_classes if ordered or initialisation == "global" else None
@@ -157,16 +161,22 @@ class Guide(pyro_metabayes.Guide):
             self.scale_net = nn.Sequential(nn.Linear(num_weights, num_weights), nn.ELU(), last)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
+        return self._descended(observed)
+
+    def training_posterior(self, episodes: Episodes) -> TorchDistribution:
+        return self._descended(episodes.observed(), episodes.query_y if self.sees_query_labels else None)
+
+    def _descended(self, observed: Observed, labels: Tensor | None = None) -> TorchDistribution:
         self.check(observed)
-        theta = self._initial(observed)
-        scale = self._scale(theta)
+        start = self._initial(observed)
+        scale = self._scale(start)
         prior = self.model.prior(observed) if self.inner_kl and self.num_steps else None
-        for _ in range(self.num_steps):
-            direction = self._synthetic_gradient(theta, scale, observed)
-            if prior is not None:
-                direction = direction + self.inner_kl * self._kl_gradient(theta, scale, prior)
-            theta = theta - self.log_step_size.exp() * direction
-        return self._q(theta, scale)
+
+        def gradient(theta: Tensor) -> Tensor:
+            direction = self._synthetic_gradient(theta, scale, observed, labels)
+            return direction if prior is None else direction + self.inner_kl * self._kl_gradient(theta, scale, prior)
+
+        return self._q(descend(start, gradient, self.log_step_size.exp(), self.num_steps), scale)
 
     def _q(self, theta: Tensor, scale: Tensor | None) -> TorchDistribution:
         return Delta(theta, event_dim=2) if scale is None else Normal(theta, scale).to_event(2)
@@ -184,13 +194,19 @@ class Guide(pyro_metabayes.Guide):
         amortized = self.scale_net(theta) if self.family == "amortized" else 0.0
         return (self.log_scale + amortized).clamp(-10, 4).exp()
 
-    def _synthetic_gradient(self, theta: Tensor, scale: Tensor | None, observed: Observed) -> Tensor:
-        """E_eps[sum_i (d yhat_i / d w)^T xi(yhat_i)] [T, C, W]; d w / d theta is the identity."""
+    def _synthetic_gradient(
+        self, theta: Tensor, scale: Tensor | None, observed: Observed, labels: Tensor | None = None
+    ) -> Tensor:
+        """E_eps[sum_i (d yhat_i / d w)^T xi(yhat_i)] [T, C, W]; d w / d theta is the identity. With labels: no xi."""
         w = theta
         if self.inner_samples and scale is not None:
             w = theta + scale * torch.randn(self.inner_samples, *theta.shape, device=theta.device)
         logits, pullback = self.model.outputs_and_pullback(w, observed.query_x)
-        cotangent = self.xi(logits, observed.query_mask) * observed.query_mask.unsqueeze(-1)
+        mask = observed.query_mask
+        if labels is None:
+            cotangent = self.xi(logits, mask) * mask.unsqueeze(-1)
+        else:
+            cotangent = output_gradient(self.model, logits, labels, mask)
         gradient = pullback(cotangent)
         return gradient if w is theta else gradient.mean(0)
 

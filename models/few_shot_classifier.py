@@ -16,26 +16,26 @@ from pyro_metabayes.episodes import Observed, class_means
 class Model(pyro_metabayes.Model):
     """p(y_i = c | x_i, w) = softmax_c(head(w, x_i)), w [C, W] from a prior that is a choice of its own.
 
-    W is D for the cosine head and D + 1 for the linear one.
+    W is D for the cosine head and D + 1 for the linear one. observe: "query", "support" or "all", the labels
+    that forward conditions on.
     """
 
     head: Head
     prior_over_weights: Prior
 
-    def __init__(self, head: Head, prior: Prior) -> None:
-        super().__init__()
+    def __init__(self, head: Head, prior: Prior, observe: str = "query") -> None:
+        super().__init__(observe)
         self.head = head
         self.prior_over_weights = prior
 
     def event_shape(self, observed: Observed) -> Size:
-        num_features = observed.query_x.shape[-1]
-        return Size((observed.num_classes, self.head.num_weights(num_features)))
+        return self.head.event_shape(observed.num_classes, observed.query_x.shape[-1])
 
     def prior(self, observed: Observed) -> TorchDistribution:
         return self.prior_over_weights(observed, self.event_shape(observed))
 
-    def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
-        return Categorical(logits=self.outputs(w, x))
+    def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
+        return Categorical(logits=outputs)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         """Logits [..., T, N, C]."""
@@ -43,6 +43,9 @@ class Model(pyro_metabayes.Model):
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return self.head.outputs_and_pullback(w, x)
+
+    def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
+        return self.head.initial_weights(num_classes, num_features)
 
     def prototypes(self, observed: Observed) -> Tensor:
         """Weights [T, C, W] of the nearest class mean."""

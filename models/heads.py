@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.nn import functional
 
 Pullback = Callable[[Tensor], Tensor]
@@ -36,6 +36,15 @@ class Head(nn.Module):
     def num_weights(self, num_features: int) -> int:
         """W, the size of one class's weights, for D features."""
         raise NotImplementedError
+
+    def event_shape(self, num_classes: int, num_features: int) -> Size:
+        """The shape of one task's weights."""
+        return Size((num_classes, self.num_weights(num_features)))
+
+    def initial_weights(self, num_classes: int, num_features: int) -> Tensor:
+        """Random weights of about unit length, from which a guide may start."""
+        num_weights = self.num_weights(num_features)
+        return torch.randn(num_classes, num_weights) * num_weights**-0.5
 
     def prototypes(self, means: Tensor) -> Tensor:
         """Weights [..., C, W] that classify by the nearest of the class means [..., C, D]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Size, Tensor
 
@@ -12,7 +13,6 @@ from models.priors import Prior
 from pyro_metabayes.conjugate import log_evidence_of_rows, posterior_of_rows
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.model import OBSERVE
 
 
 class Model(pyro_metabayes.Model):
@@ -27,14 +27,12 @@ class Model(pyro_metabayes.Model):
     def __init__(
         self, prior: Prior, num_targets: int, num_features: int, noise: float = 1.0, observe: str = "query"
     ) -> None:
-        super().__init__()
+        super().__init__(observe)
         if num_targets < 1:
             raise UsageError("expected data with numbers as labels for a regression, got classes; see data=")
         if noise <= 0:
             raise UsageError(f"expected model.noise > 0, got {noise}")
-        if observe not in OBSERVE:
-            raise UsageError(f"expected model.observe to be one of {', '.join(OBSERVE)}, got '{observe}'")
-        self.prior_over_weights, self.noise, self.observe = prior, noise, observe
+        self.prior_over_weights, self.noise = prior, noise
         self._shape = Size((num_targets, num_features))
 
     def event_shape(self, observed: Observed) -> Size:
@@ -43,8 +41,11 @@ class Model(pyro_metabayes.Model):
     def prior(self, observed: Observed) -> TorchDistribution:
         return self.prior_over_weights(observed, self._shape)
 
-    def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
-        return Normal(self.outputs(w, x), self.noise).to_event(1)
+    def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
+        return Normal(outputs, self.noise).to_event(1)
+
+    def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
+        return torch.zeros(self._shape)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         """Means [..., T, N, Y]."""
@@ -53,6 +54,9 @@ class Model(pyro_metabayes.Model):
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """pullback(g)_k = sum_i g_ik x_i."""
         return self.outputs(w, x), lambda cotangent: cotangent.mT @ x
+
+    def loss_unit(self) -> Tensor | float:
+        return 2 * self.noise**2
 
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
         """p(w | support), batch [T], event [Y, D]; for pooled episodes p(w | support, query)."""

@@ -31,6 +31,9 @@ class Prior(nn.Module):
         """Batch [T], event [C, W] = event_shape."""
         raise NotImplementedError
 
+    def start_at(self, w: Tensor) -> None:
+        """Before training, move the mean to the weights [1, W], where a prior has a mean of its own."""
+
 
 class Flat(Prior):
     """p(w) constant and improper: MAML, ProtoNets and published SIB.
@@ -60,6 +63,10 @@ class Gaussian(Prior):
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         normal = Normal(self.loc, self.log_scale.exp())
         return normal.expand(Size((observed.num_tasks, *event_shape))).to_event(2)
+
+    def start_at(self, w: Tensor) -> None:
+        if self.loc.shape == w.shape[1:]:
+            self.loc.data.add_(w.squeeze(0))
 
 
 class Mixture(Prior):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +19,6 @@ from pyro_metabayes.data.stream import KnownTruth, TaskStream
 from pyro_metabayes.diagnostics import collapse
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.guide import Guide
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.scores import calibration_error, ci95_of, scores_of
 
@@ -79,18 +79,24 @@ def evaluate(
     gathered: dict[str, list[Tensor]] = {}
     started = time.perf_counter()
     starts = range(0, settings.tasks, BATCH)
+    stepping = taking_steps(learner)
     bar = tqdm(starts, desc=f"evaluate on {settings.split}", unit="batch", disable=None if progress else True)
-    with noise_of(seed):
+    with noise_of(seed), pyro.validation_enabled(False):  # an inner loop that diverges is a score, if no good one
         for start in bar:
             episodes = learner.featured(stream.batch(start, min(start + BATCH, settings.tasks)))
-            for name, value in _of_batch(learner, episodes, settings.samples, truth).items():
+            batch = _of_batch(learner, episodes, settings.samples, truth)
+            if stepping is not None and "mse" in batch:
+                batch["mse_by_step"] = _mse_by_step(learner, stepping, episodes, settings.samples)
+            for name, value in batch.items():
                 gathered.setdefault(name, []).append(value.cpu())
     seconds = time.perf_counter() - started
     figures = {name: torch.cat(values) for name, values in gathered.items()}
+    by_step = figures.pop("mse_by_step", None)
     predicted = [figures.pop(name) for name in PREDICTED if name in figures]
     spread = {name: figures.pop(name) for name in list(figures) if name not in SCORES}
     ece = calibration_error(*predicted) if predicted else None
-    ends = _means(figures) | {"ece": ece, "seconds": seconds} | collapse.summary(spread)
+    ends = _means(figures) | {"ece": ece, "mse_by_step": _of_steps(by_step), "seconds": seconds}
+    ends |= collapse.summary(spread)
     return Evaluation(ends, {name: value.numpy() for name, value in figures.items()})
 
 
@@ -111,12 +117,36 @@ def _of_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: Kno
         batch |= collapse.against_truth(posterior, true)
         oracle = learner.model.likelihood(true.mean.unsqueeze(0), observed.query_x, observed)
         batch["oracle_mse"] = scores_of(oracle, episodes.query_y, mask)["mse"]
-        if type(learner.guide).training_posterior is not Guide.training_posterior:  # it sees the query labels
+        if learner.guide.sees_query_labels:
             training = learner.guide.training_posterior(episodes)
             given_all = collapse.against_truth(training, truth.truth(episodes.pooled()))
             kept = ("fit_variance", "true_variance")
             batch |= {f"training_{name}": given_all[name] for name in kept if name in given_all}
     return batch
+
+
+def taking_steps(learner: MetaLearner) -> Any:
+    """Whichever takes inner steps, the guide or the likelihood of the model; None if neither does."""
+    return next((part for part in (learner.guide, learner.model) if hasattr(part, "num_steps")), None)
+
+
+def _mse_by_step(learner: MetaLearner, stepping: Any, episodes: Episodes, samples: int) -> Tensor:
+    """The mse [T, K + 1] after 0, 1, ..., K inner steps; moves no random number of the other scores."""
+    num_steps, observed, each = stepping.num_steps, episodes.observed(), []
+    with noise_of(0):
+        for stepping.num_steps in range(num_steps + 1):
+            _, likelihood = learner.posterior_predictive(observed, samples)
+            each.append(scores_of(likelihood, episodes.query_y, episodes.query_mask)["mse"])
+    stepping.num_steps = num_steps
+    return torch.stack(each, -1)
+
+
+def _of_steps(by_step: Tensor | None) -> dict[str, float | None] | None:
+    """Means over tasks, named by the number of steps; null for a number of steps that diverges."""
+    if by_step is None:
+        return None
+    means = by_step.mean(0).tolist()
+    return {str(step): mse if math.isfinite(mse) else None for step, mse in enumerate(means)}
 
 
 def _means(scores: dict[str, Tensor]) -> dict[str, Any]:

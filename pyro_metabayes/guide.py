@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import pyro
 from pyro import poutine
@@ -22,10 +23,16 @@ class Guide(PyroModule):
 
     transductive: whether `posterior` depends on the query inputs; a test holds it to its word.
     num_classes: the one class count that the guide can serve, or None for any.
+    sees_query_labels: whether `training_posterior` does; true where a guide defines it, unless it says otherwise.
     """
 
     transductive: bool = False
     num_classes: int | None = None
+    sees_query_labels: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.sees_query_labels = cls.training_posterior is not Guide.training_posterior
 
     def __init__(self, model: Model) -> None:
         super().__init__(name="guide")

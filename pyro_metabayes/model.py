@@ -22,15 +22,16 @@ OBSERVE = ("query", "support", "all")
 class Model(PyroModule):
     """p(y_query, w | x, support) = prod_t p(w_t | support_t or nothing) prod_i p(y_i | x_i, w_t).
 
-    A new model defines `event_shape`, `prior`, `likelihood` and `outputs`; `forward` is fixed.
+    A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed.
     `observe` names the labels that forward has sites for: "query" (few-shot objectives),
     "support" (the gold posterior p(w | support)), "all" (both).
     """
 
-    observe: str = "query"
-
-    def __init__(self) -> None:
+    def __init__(self, observe: str = "query") -> None:
         super().__init__(name="model")
+        if observe not in OBSERVE:
+            raise UsageError(f"expected model.observe to be one of {', '.join(OBSERVE)}, got '{observe}'")
+        self.observe = observe
 
     def event_shape(self, observed: Observed) -> Size:
         """*W, the shape of one task's latent."""
@@ -41,7 +42,14 @@ class Model(PyroModule):
         raise NotImplementedError
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
-        """p(y | x, w), one point each: w [..., T, *W], x [T, N, *X] -> batch [..., T, N], event [] or [Y]."""
+        """p(y | x, w), one point each: w [..., T, *W], x [T, N, *X] -> batch [..., T, N], event [] or [Y].
+
+        `observed` is for models whose likelihood depends on the support set (an inner loop within it).
+        """
+        return self.likelihood_of(self.outputs(w, x))
+
+    def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
+        """p(y | outputs), one point each: [..., T, N, *Y] -> batch [..., T, N], event [] or [Y]."""
         raise NotImplementedError
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
@@ -60,6 +68,19 @@ class Model(PyroModule):
     def pullback(self, w: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
         """The product of a cotangent on outputs(w, x) with d outputs / d w."""
         return self.outputs_and_pullback(w, x)[1](cotangent)
+
+    def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
+        """A random point [*W] where descent can start, which a guide may go on to learn."""
+        raise UsageError(
+            f"expected a model with initial_latent for this guide, got {type(self).__module__}; take another guide"
+        )
+
+    def loss_unit(self) -> Tensor | float:
+        """What an inner loop multiplies -log p by, so that its rates mean what they do in the papers.
+
+        1 for classes, whose loss is the cross-entropy; 2 noise^2 in a regression, which makes it the squared error.
+        """
+        return 1.0
 
     def prototypes(self, observed: Observed) -> Tensor:
         """The latent that the support set suggests before any inference [T, *W]; class means in a classifier."""

@@ -119,14 +119,14 @@ def _draw_noisy(axis: Any, lines: Sequence[Mapping[str, Any]], name: str, factor
     axis.plot(steps, means, color="C0", label="tasks of the step")
 
 
-def new_figure(num_panels: int) -> tuple[Any, list[Any]]:
-    """A figure with panels side by side; drawn without a display."""
+def new_figure(num_panels: int, rows: int = 1) -> tuple[Any, list[Any]]:
+    """A figure with panels side by side, in one or more rows of as many, row after row; drawn without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * num_panels, 3.2), layout="constrained")
+    figure = Figure(figsize=(4.2 * num_panels, 3.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, num_panels, squeeze=False)[0])
+    axes = list(figure.subplots(rows, num_panels, squeeze=False).flat)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)

@@ -27,6 +27,7 @@ PRIORS: dict[str, dict[str, Any]] = {
     "conditional": {"_target_": "models.priors.Conditional", "num_hidden": 6},
     "count_aware": {"_target_": "models.priors.Conditional", "num_hidden": 6, "count_aware": True},
 }
+# Heads of the few-shot classifier, by a row of weights for each class.
 HEADS = {"cosine": "models.heads.Cosine", "linear": "models.heads.Linear"}
 OBJECTIVES = {
     "elbo": {"_target_": "pyro_metabayes.objectives.elbo.Elbo"},
@@ -34,7 +35,8 @@ OBJECTIVES = {
     "monte_carlo_joint": {"_target_": "pyro_metabayes.objectives.monte_carlo.MonteCarlo", "joint": True},
     "importance_weighted": {"_target_": "pyro_metabayes.objectives.importance_weighted.ImportanceWeighted"},
 }
-REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3}  # models, with the features of their tasks
+REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3}  # conjugate models, with the features of their tasks
+NETWORK = {"_target_": "models.neural_regression.Network", "hidden": [4, 3]}
 
 
 def random_tasks(
@@ -125,53 +127,68 @@ class Pair:
     head: str = "cosine"
     objective: str = "elbo"
     settings: dict[str, Any] = field(default_factory=dict)
-    model: str = "few_shot_classifier"  # a regression has no head
-    observe: str = "query"  # the labels that a regression conditions on
-    # Of a model that is the method's own: it has its own prior and head, and serves classes or numbers.
+    model: str = "few_shot_classifier"  # a conjugate regression has no head
+    observe: str = "query"  # the labels that the model conditions on
+    numbers: bool = False  # labels are numbers, for a model that takes either
+    # Of a model that is the method's own and has its own prior and head.
     model_settings: dict[str, Any] = field(default_factory=dict)
-    of_numbers: bool = False
 
     def __str__(self) -> str:
         every = {**self.settings, **self.model_settings}
         settings = [value if isinstance(value, str) else f"{name}={value}" for name, value in every.items()]
         parts = f"{self.model}-{self.observe}" if self.regression else self.head
-        return "-".join([self.guide, self.prior, parts, self.objective, *settings])
+        others = [value for value in (self.model, self.observe) if value not in ("few_shot_classifier", "query")]
+        return "-".join([self.guide, self.prior, parts, *others, self.objective, *settings])
 
     @property
     def regression(self) -> bool:
-        return self.model in REGRESSIONS or self.of_numbers
+        return self.numbers or self.model in (*REGRESSIONS, "neural_regression")
 
     @property
-    def num_features(self) -> int:
-        """Of a regression's tasks."""
-        return REGRESSIONS.get(self.model, 3)
+    def of_network(self) -> bool:
+        """Whether the latent is all weights of a network, a single row."""
+        platipus = self.model == "platipus" and self.numbers
+        return self.model == "neural_regression" or self.head == "network" or platipus
 
     def tasks(self, num_tasks: int = 3, seed: int = 0) -> Episodes:
         """Tasks that its learner is for."""
         if self.regression:
-            return random_regressions(num_tasks, features=self.num_features, seed=seed)
+            return random_regressions(num_tasks, features=self.features, targets=self.targets, seed=seed)
         return random_tasks(num_tasks, seed=seed)
+
+    @property
+    def features(self) -> int:
+        return REGRESSIONS.get(self.model, 2)
+
+    @property
+    def targets(self) -> int:
+        return 1 if self.of_network else TARGETS
 
     @property
     def noisy(self) -> bool:
         """Whether `posterior` itself draws random numbers."""
         return bool(self.settings.get("inner_samples")) and self.settings.get("posterior") != "delta"
 
+    def _of_model(self) -> dict[str, Any]:
+        regression = {"noise": 0.7} if self.regression else {}
+        observe = {} if self.observe == "query" else {"observe": self.observe}
+        return regression | observe | self.model_settings
+
     def specification(self, way: int = WAY, features: int = FEATURES, particles: int = 1) -> dict[str, Any]:
         """`way` and `features` are of classifiers; a regression has those of its tasks."""
         common = {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
             "prior": PRIORS.get(self.prior),
-            "model": {"_target_": f"models.{self.model}.Model", **self.model_settings},
+            "model": {"_target_": f"models.{self.model}.Model", **self._of_model()},
             "guide": {"_target_": f"guides.{self.guide}.Guide", **self.settings},
             "objective": OBJECTIVES[self.objective],
             "particles": particles,
         }
         if self.regression:
-            own = {} if self.of_numbers else {"noise": 0.7, "observe": self.observe}
-            shape = {"input_shape": [self.num_features], "num_classes": TARGETS, "num_targets": TARGETS}
-            return common | shape | {"model": common["model"] | own, "head": None}
+            shape = {"input_shape": [self.features], "num_classes": self.targets, "num_targets": self.targets}
+            return common | shape | {"head": NETWORK if self.of_network else None}
         head = {"_target_": HEADS[self.head], "scale": 2.0} if self.head in HEADS else None
+        head = NETWORK if self.of_network else head
         return common | {"head": head, "input_shape": [features], "num_classes": way}
 
     def learner(self, seed: int = 0, **shape: int) -> MetaLearner:
@@ -214,6 +231,7 @@ def _as_configured(path: Path) -> Pair:
     """What a guide's YAML asks for: a new guide is tried by existing."""
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
     parts = {"prior": "gaussian", "head": "cosine", "objective": "elbo", "model": "few_shot_classifier"}
+    parts |= {name: value for name, value in content.get("model", {}).items() if name == "observe"}
     if content["guide"]["_target_"] in FOR_REGRESSIONS:
         parts["model"] = "linear_regression"
     for default in content.get("defaults", []):
@@ -221,10 +239,10 @@ def _as_configured(path: Path) -> Pair:
     parts |= {part: "none" for part in ("prior", "head") if part in content and content[part] is None}
     settings = {name: value for name, value in content["guide"].items() if name != "_target_"}
     guide = content["guide"]["_target_"].split(".")[1]
-    model = content.get("model", {})
+    model = {name: value for name, value in content.get("model", {}).items() if name != "observe"}
     if "dropout" in model:  # its masks have the points in them, masked ones too
         model |= {"dropout": 0.0}
-    return Pair(guide, **parts, settings=settings, model_settings=model, of_numbers="noise" in model)
+    return Pair(guide, **parts, settings=settings, model_settings=model, numbers="noise" in model)
 
 
 def _of_regressions() -> list[Pair]:
@@ -248,6 +266,36 @@ def _of_regressions() -> list[Pair]:
     return [replace(pair, model=model) for model in REGRESSIONS for pair in pairs]
 
 
+def _of_descent() -> list[Pair]:
+    """The gradient-based guides: on the rows of a head, on a network for classes, and on one for numbers."""
+    two = {"num_steps": 2, "step_size": 0.1, "learn_step_size": True}
+    inner = {**two, "inner_samples": 2}
+    points = [
+        Pair("maml", "flat", settings=two),
+        Pair("maml", "flat", "network", settings=two),
+        Pair("maml", settings={**two, "initialisation": "prior"}),
+        Pair("maml", "flat", "linear", settings={**two, "initialisation": "support"}),
+        Pair("maml", "flat", settings={"num_steps": 2, "step_size": 0.1, "first_order": True}),
+        Pair("llama", "flat", "linear", settings={**two, "weight": 0.1}),
+        Pair("laplace", head="linear", settings=two),
+        Pair("abml", head="linear", observe="all", settings={**inner, "hyper_weight": 0.1}),
+        Pair("platipus", model="platipus", head="linear"),
+        Pair("platipus", model="platipus", numbers=True),
+    ]
+    network = [
+        Pair("maml", "flat", settings=two),
+        Pair("maml", "flat", observe="all", settings={**two, "num_steps": 1}),
+        Pair("llama", "flat", settings={**two, "weight": 0.1}),
+        Pair("laplace", settings=two),
+        Pair("abml", settings=inner),
+        Pair("mean_field"),
+        Pair("savi", "count_aware"),
+    ]
+    linear = [Pair("maml", "flat", settings=two), Pair("laplace", settings=two), Pair("abml", settings=inner)]
+    points += [replace(pair, model="neural_regression") for pair in network]
+    return points + [replace(pair, model="linear_regression") for pair in linear]
+
+
 @cache
 def every_pair() -> list[Pair]:
     """All guides by their YAML, and the known ones with what else suits them."""
@@ -266,4 +314,4 @@ def every_pair() -> list[Pair]:
     ]
     pairs += [Pair("mean_field", prior, head) for prior, head in product(PRIORS, HEADS)]
     pairs += [Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)]
-    return list({str(pair): pair for pair in pairs + _of_regressions()}.values())
+    return list({str(pair): pair for pair in pairs + _of_regressions() + _of_descent()}.values())

@@ -48,7 +48,7 @@ def error_of(*arguments: str) -> str:
 # ---------------------------------------------------------------- the command line
 
 UNKNOWN = {
-    "guide=nope": "no 'nope' for guide; there are: exact, ",
+    "guide=nope": "no 'nope' for guide; there are: abml, exact, laplace",
     "data=nope": "no 'nope' for data; there are: cifar_fs, fc100, features",
     "gude=sib": "unknown key 'gude'; did you mean 'guide'?",
     "train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",

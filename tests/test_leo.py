@@ -27,7 +27,7 @@ OF_NUMBERS = Pair(
     model="leo",
     settings={"num_hidden": 3},
     model_settings={**SMALL, "num_hidden": 5, "width": 6, "noise": 0.5, "step_size": 0.02, "finetune_step_size": 0.01},
-    of_numbers=True,
+    numbers=True,
 )
 both = pytest.mark.parametrize("pair", [OF_CLASSES, OF_NUMBERS], ids=["classes", "numbers"])
 
@@ -93,8 +93,8 @@ def by_hand(model: Any, z: Tensor, noise: list[Tensor], episodes: Episodes, task
 
 
 def network_by_hand(w: Tensor, x: Tensor) -> Tensor:
-    """3-6-6-2 in torch's own layers."""
-    layers = [nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)]
+    """2-6-6-2 in torch's own layers."""
+    layers = [nn.Linear(2, 6), nn.Linear(6, 6), nn.Linear(6, 2)]
     hidden = x
     for number, layer in enumerate(layers):
         size = layer.weight.numel()
@@ -156,7 +156,7 @@ def test_the_steps_descend_on_the_sum_over_support_points() -> None:
 
 
 def test_inner_gradients_are_bounded_where_asked() -> None:
-    (model, _), episodes = parts_of(with_(OF_NUMBERS, inner_clip=0.01).learner()), random_regressions(features=3)
+    (model, _), episodes = parts_of(with_(OF_NUMBERS, inner_clip=0.01).learner()), random_regressions(features=2)
     z = torch.randn(3, *model.event_shape(episodes))
     moved = (model.adapt(z, episodes.observed())[0] - z).abs()
     assert (moved <= 3 * 0.01 * model.step_size.abs() + 1e-12).all() and moved.max() > 0

@@ -100,8 +100,9 @@ def test_every_guide_runs(guide: str, features: Path) -> None:
     "choice", [f"{group}={name}" for group in ("prior", "head", "objective") for name in names(group)]
 )
 def test_every_prior_head_and_objective_runs(choice: str, features: Path) -> None:
-    """With mean_field, which has a posterior of its own and so goes with any of them."""
-    ran("run", *on_features(features), "guide=mean_field", choice, "hydra.run.dir=run")
+    """With mean_field, which has a posterior of its own; that of a network's weights, a single row, is maml's."""
+    guide = "maml" if choice == "head=network" else "mean_field"
+    ran("run", *on_features(features), f"guide={guide}", choice, "hydra.run.dir=run")
     assert {path.name for path in Path("run").iterdir()} == FILES
 
 
@@ -110,10 +111,11 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))}
     assert groups == {"guide", "prior", "head", "objective", "data", "backbone", "model", "study", "pretrain", "table"}
     assert names("backbone") == ["conv4", "identity", "resnet12", "wide_resnet"]
-    assert names("model") == ["few_shot_classifier", "gaussian_mean", "leo", "linear_regression"]
+    models = {"few_shot_classifier", "gaussian_mean", "leo", "linear_regression", "neural_regression", "platipus"}
+    assert set(names("model")) == models
     of_classes = {"cifar_fs", "fc100", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
     converted = {"image_folder", "leo_embeddings", "mini_imagenet", "tiered_imagenet"}  # test_prepare.py
-    assert set(names("data")) == of_classes | converted | {*OF_NUMBERS}
+    assert set(names("data")) == of_classes | converted | {*OF_NUMBERS, "sinusoid"}
     assert set(names("study")) == {"classification", "features", "gaussian_mean", "spinning_lines"}  # test_study.py
 
 
@@ -142,6 +144,45 @@ def test_data_of_numbers_runs(data: str) -> None:
     assert results["rmse"] == pytest.approx(results["mse"] ** 0.5) and 0 <= results["coverage90"] <= 1
     with np.load(Path("run") / "tasks.npz", allow_pickle=False) as tasks:
         assert set(tasks) == {"nll", "joint_nll", "mse", "coverage90"} | ({"oracle_mse"} if known else set())
+
+
+@pytest.mark.parametrize("guide", ["maml", "llama", "laplace", "abml", "platipus", "mean_field"])
+def test_sinusoids_run(guide: str) -> None:
+    """All weights of a network adapt; the error after each inner step is told where there are steps."""
+    ran("run", "data=sinusoid", f"guide={guide}", *SMALL, "eval.samples=3", "hydra.run.dir=run")
+    assert {path.name for path in Path("run").iterdir()} == FILES
+    results = results_of(Path("run"))
+    assert results["oracle_mse"] is None and 0 <= results["coverage90"] <= 1
+    if guide == "mean_field":
+        assert results["mse_by_step"] is None
+    elif guide in ("maml", "llama"):
+        assert results["mse_by_step"].keys() == {"0", "1"}
+        assert results["mse_by_step"]["1"] == pytest.approx(results["mse"])
+    else:
+        assert results["mse_by_step"].keys() == {"0", "1"}
+
+
+def test_the_error_is_told_inner_step_by_inner_step() -> None:
+    maml = "guide=maml", "guide.learn_step_size=false"
+    ran("run", "model=neural_regression", "data=sinusoid", *maml, *SMALL, "hydra.run.dir=run")
+    ran("evaluate", "run", "task.shot=5", "guide.num_steps=3")
+    by_step = results_of(Path("run/evaluations/task.shot=5,guide.num_steps=3"))["mse_by_step"]
+    assert list(by_step) == ["0", "1", "2", "3"]
+    ran("evaluate", "run", "task.shot=5", "guide.num_steps=1")
+    fewer = results_of(Path("run/evaluations/task.shot=5,guide.num_steps=1"))
+    assert fewer["mse"] == pytest.approx(by_step["1"])
+    outcome = call("evaluate", "run", "guide.step_size=1e6", "guide.num_steps=60")
+    assert outcome.error.startswith("the scores are not finite: an inner loop diverges")
+
+
+def test_a_predictive_band_is_drawn(regression_run: Path, finished: Path) -> None:
+    for guide in ("maml", "laplace", "platipus"):
+        ran("run", "data=sinusoid", f"guide={guide}", *SMALL, "eval.samples=3", f"hydra.run.dir={guide}")
+    how = ("--steps", "2", "--samples", "5", "--out", "band.png")
+    outcome = ran("predictive_band", "maml", "laplace", "platipus", *how)
+    assert "picture: band.png" in outcome.out and Path("band.png").read_bytes().startswith(b"\x89PNG")
+    assert "expected a regression of one number" in call("predictive_band", str(finished)).error
+    assert "expected --task >= 0" in call("predictive_band", "maml", "--points", "0").error
 
 
 def test_a_regression_is_resumed_evaluated_and_compared(regression_run: Path, finished: Path) -> None:
@@ -252,6 +293,7 @@ KEYS = {
     **dict.fromkeys(("disagreement", "prior_entropy", "posterior_entropy"), is_number),
     **dict.fromkeys(("mse", "rmse", "oracle_mse", "coverage90", *OF_A_TRUTH), lambda value: value is None),
     "active_dimensions": is_count,
+    "mse_by_step": lambda value: value is None,
     **dict.fromkeys(("seconds", "episodes_per_second"), is_of_training_and_evaluation),
     "accuracy": is_fraction_with_interval,
     "collapsed": lambda value: value in (True, False, None),

@@ -15,6 +15,7 @@ from models.priors import Gaussian
 from pyro_metabayes import Episodes, UsageError
 from pyro_metabayes.data.gaussian_features import GaussianFeatures
 from pyro_metabayes.data.linear_gaussian import LinearGaussian
+from pyro_metabayes.data.sinusoid import Sinusoid
 from pyro_metabayes.data.spinning_lines import SpinningLines
 from pyro_metabayes.data.stream import BLOCK, KnownTruth, Source, TaskShape, TaskStream, generator_of
 
@@ -102,6 +103,33 @@ def test_spinning_lines_turn_with_their_inputs() -> None:
     assert 0.5 * math.log((w.var() / left).item()) == pytest.approx(known, abs=0.1)
 
 
+def test_sinusoids_are_finns() -> None:
+    """Least squares on sin x and cos x finds A cos b and -A sin b, A ~ U[0.1, 5] and b ~ U[0, pi], and the noise."""
+    tasks = drawn(Sinusoid(noise=0.3), TaskShape(1, 20, 30))
+    x = torch.cat((tasks.support_x, tasks.query_x), 1).double()
+    y = torch.cat((tasks.support_y, tasks.query_y), 1).double()
+    design = torch.cat((x.sin(), x.cos()), -1)
+    found = torch.linalg.lstsq(design, y).solution.squeeze(-1)
+    residual = (y - design @ found.unsqueeze(-1)).square().sum(1) / 48
+    assert residual.mean().item() == pytest.approx(0.09, rel=0.02)
+    amplitude, phase = found.norm(dim=-1), (torch.atan2(-found[:, 1], found[:, 0]) + 1) % (2 * math.pi) - 1
+    clear = amplitude > 0.5  # elsewhere the noise decides the phase
+    assert amplitude.max() < 5.4 and phase[clear].min() > -0.6 and phase[clear].max() < math.pi + 0.6
+    assert amplitude.mean().item() == pytest.approx(2.55, abs=5 * 4.9 / math.sqrt(12 * 4096))
+    assert phase[clear].mean().item() == pytest.approx(math.pi / 2, abs=5 * math.pi / math.sqrt(12 * 3600))
+    assert x.abs().max() <= 5 and x.std().item() == pytest.approx(10 / math.sqrt(12), rel=0.01)
+
+
+def test_sinusoids_have_no_noise_unless_told() -> None:
+    tasks = drawn(Sinusoid(), TaskShape(1, 5, 5), 64)
+    design = torch.cat((tasks.query_x.sin(), tasks.query_x.cos()), -1).double()
+    found = torch.linalg.lstsq(design, tasks.query_y.double()).solution
+    support = torch.cat((tasks.support_x.sin(), tasks.support_x.cos()), -1).double()
+    torch.testing.assert_close(support @ found, tasks.support_y.double(), rtol=1e-3, atol=1e-3)
+    with pytest.raises(UsageError, match=r"data\.noise >= 0"):
+        Sinusoid(noise=-1.0)
+
+
 def test_the_truth_of_spinning_lines_counts_the_points_that_are_there() -> None:
     tasks = drawn(SpinningLines(), TaskShape(1, 0, 8), num_tasks=5).observed()
     mask = torch.arange(8) < torch.tensor([[1], [3], [8], [8], [5]])
@@ -117,6 +145,7 @@ def test_the_truth_of_spinning_lines_counts_the_points_that_are_there() -> None:
         (LinearGaussian(num_features=2), TaskShape(1, 2, 3)),
         (LinearGaussian(constant=True), TaskShape(1, 0, 3)),
         (SpinningLines(), TaskShape(1, 0, 4)),
+        (Sinusoid(), TaskShape(1, 2, 3)),
         (GaussianFeatures(num_features=3, rectify=False), TaskShape(2, 1, 2)),
     ],
     ids=lambda its: type(its).__name__,

@@ -55,8 +55,8 @@ class Elbo(Objective, Trace_ELBO):
     def _kl(self, guide_site: Any, model_site: Any) -> Tensor:
         """log q(w) - log p(w), or the closed form of its expectation, without the KL weight."""
         q, p, w = guide_site["fn"], model_site["fn"], guide_site["value"]
-        if isinstance(innermost(q), Delta):  # log q is 0 at its own point
-            return -p.log_prob(w)
+        if isinstance(innermost(q), Delta):  # at its own point log q is 0, or what the guide says it is
+            return getattr(q, "log_density", 0.0) - p.log_prob(w)
         if self.kl == "analytic" and not isinstance(innermost(p), ImproperUniform):
             exact = closed_form_kl(q, p)
             if exact is not None:

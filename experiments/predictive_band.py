@@ -1,0 +1,119 @@
+"""python -m experiments.predictive_band RUN_DIR...: what trained regressions believe between and beyond few points.
+
+The figure of LLAMA's paper: one test task, its points spread over the range of the inputs or all in the left half of
+it; functions drawn from the posterior, their mean, and the central 90% of them. A row for each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.assembly import Assembly
+from experiments.config import saved_config
+from pyro_metabayes import checkpoint
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evaluation import noise_of, taking_steps
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.report import new_figure, save_figure
+
+MANY = 400  # queries of the task, from which its points and its curve are taken
+SHOWN = 12  # drawn functions
+
+
+@dataclass(frozen=True)
+class Band:
+    """What a run believes of one task: x [Q] in order, y [Q], the support set, and drawn means [L, Q]."""
+
+    x: Tensor
+    y: Tensor
+    support_x: Tensor
+    support_y: Tensor
+    draws: Tensor
+
+
+def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: int | None) -> list[Band]:
+    """The band with points spread and with points from the left half of the range."""
+    config = saved_config(folder, [f"task.shot={points}", f"task.query={MANY}"])
+    assembly = Assembly(config) if config.task.way == 1 else None  # classes may have too few inputs to ask for so many
+    if assembly is None or assembly.source.num_targets != 1 or assembly.source.input_shape != (1,):
+        raise UsageError(f"expected a regression of one number on one number to draw, got the run in {folder}")
+    learner = assembly.learner
+    learner.load_weights(checkpoint.load(folder / "checkpoint.pt")["best"]["weights"])
+    stepping = taking_steps(learner)
+    if num_steps is not None and stepping is not None:
+        stepping.num_steps = num_steps
+    episodes = assembly.stream("test").batch(task, task + 1)
+    order = episodes.query_x.flatten().argsort()
+    ranges = (MANY // 20, MANY - MANY // 20 - 1), (MANY // 20, MANY // 2 - 1)
+    spread, left = (torch.linspace(first, last, points).long() for first, last in ranges)
+    return [_band(learner, episodes, order, order[chosen], num_samples) for chosen in (spread, left)]
+
+
+@torch.no_grad()
+def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, chosen: Tensor, num_samples: int) -> Band:
+    x, y = episodes.query_x[:, order], episodes.query_y[:, order]
+    support_x, support_y = episodes.query_x[:, chosen], episodes.query_y[:, chosen]
+    observed = Observed(support_x=support_x, support_y=support_y, query_x=x)
+    with noise_of(0):
+        _, likelihood = learner.posterior_predictive(observed, num_samples)
+    return Band(x.flatten(), y.flatten(), support_x.flatten(), support_y.flatten(), likelihood.mean[:, 0, :, 0])
+
+
+def draw(bands: Sequence[Sequence[Band]], names: Sequence[str], path: Path) -> Path:
+    """A row of panels for each run, all on one scale."""
+    figure, axes = new_figure(2, rows=len(bands))
+    reach = 1.3 * max(band.y.abs().max().item() for row in bands for band in row)
+    titled = [
+        (f"{name}: points {where}", band)
+        for row, name in zip(bands, names, strict=True)
+        for where, band in zip(("spread", "in one half"), row, strict=True)
+    ]
+    for axis, (title, band) in zip(axes, titled, strict=True):
+        _draw_band(axis, band)
+        axis.set(ylim=(-reach, reach))
+        axis.set_title(title, fontsize=9)
+    axes[0].legend(frameon=False, fontsize=7, loc="upper right")
+    return save_figure(figure, path)
+
+
+def _draw_band(axis: Any, band: Band) -> None:
+    low, high = band.draws.quantile(torch.tensor([0.05, 0.95]), dim=0)
+    axis.fill_between(band.x, low, high, color="C0", alpha=0.2, linewidth=0, label="90% of the functions")
+    for function in band.draws[:SHOWN]:
+        axis.plot(band.x, function, color="C0", linewidth=0.5, alpha=0.6)
+    axis.plot(band.x, band.draws.mean(0), color="C0", linewidth=1.6, label="their mean")
+    axis.plot(band.x, band.y, color="black", linewidth=1, linestyle="--", label="the truth")
+    axis.plot(band.support_x, band.support_y, "o", color="C3", markersize=5, label="support")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.predictive_band", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs of a regression")
+    parser.add_argument("--task", type=int, default=0, help="which test task")
+    parser.add_argument("--points", type=int, default=5, help="of support")
+    parser.add_argument("--samples", type=int, default=200, help="functions drawn, of which a dozen are shown")
+    parser.add_argument("--steps", type=int, help="inner steps, where not as many as in training")
+    parser.add_argument("--out", type=Path, default=Path("runs/predictive_band.png"))
+    options = parser.parse_args(arguments)
+    if options.task < 0 or not 1 <= options.points <= MANY // 4 or options.samples < 2:
+        raise UsageError(f"expected --task >= 0, 1 <= --points <= {MANY // 4} and --samples >= 2")
+    which = options.task, options.points, options.samples, options.steps
+    bands = [panels(run, *which) for run in options.runs]
+    names = [saved_config(run, []).choices.get("guide", run.name) for run in options.runs]
+    print(f"picture: {draw(bands, names, options.out)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UsageError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,93 @@
+"""ABML: amortized Bayesian meta-learning, Bayes by backprop as the inner loop.
+
+Ravi and Beatson, "Amortized Bayesian Meta-Learning", ICLR 2019.
+"""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import Gamma, Normal, TorchDistribution
+from torch import Tensor
+from torch.func import grad
+
+import pyro_metabayes
+from pyro_metabayes.descent import descend, hold_step_size, loss_gradient, rate_of_mean
+from pyro_metabayes.divergences import differentiable_divergence, innermost
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w | support) = N(mu^K, diag(sigma^K)^2), where (mu^0, sigma^0) are those of the prior, and each step descends
+
+        (1/n) { E_q[-log p(y_support | w)] + inner_kl KL(q, prior) }  in (mu, log sigma), at the rate eta,
+
+    with the expectation over inner_samples draws w = mu + sigma eps. The outer loss is the ELBO of support and query
+    together (model.observe=all): one prior, learned, is initialisation and regulariser in one. inner_kl < 1 since the
+    full KL holds the few points of a support set back, as the paper notes. hyper_weight (one over the number of tasks
+    to learn from; 0 where they are endless) weighs -log N(mu; 0, I) Gamma(sigma^-2; shape, rate) in the loss.
+
+    What adapts is the model's latent: all weights of a network, or those of the head on frozen features.
+    """
+
+    log_step_size: Tensor
+
+    def __init__(
+        self,
+        model: pyro_metabayes.Model,
+        num_steps: int = 1,
+        step_size: float = 0.01,
+        learn_step_size: bool = False,
+        inner_samples: int = 5,
+        inner_kl: float = 0.1,
+        hyper_weight: float = 0.0,
+        shape: float = 1.0,
+        rate: float = 0.01,
+    ) -> None:
+        super().__init__(model)
+        if num_steps < 0 or inner_samples < 1 or min(step_size, shape, rate) <= 0 or min(inner_kl, hyper_weight) < 0:
+            raise UsageError(
+                "expected guide.num_steps, inner_kl, hyper_weight >= 0, inner_samples >= 1 and step_size, shape, rate "
+                f"> 0, got {num_steps}, {inner_kl}, {hyper_weight}, {inner_samples}, {step_size}, {shape}, {rate}"
+            )
+        self.num_steps, self.inner_samples, self.inner_kl = num_steps, inner_samples, inner_kl
+        self.hyper_weight, self.hyper_prior = hyper_weight, (shape, rate)
+        hold_step_size(self, step_size, learn_step_size)
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        prior = self._prior(observed)
+        start = torch.stack((prior.mean, prior.stddev.log()))  # mu and log sigma, [2, T, *W]
+        rate = rate_of_mean(self.model, self.log_step_size, observed.support_mask)
+
+        def gradient(state: Tensor) -> Tensor:
+            of_kl = grad(lambda its: differentiable_divergence(_normal(its), prior).sum())(state)
+            return self._likelihood_gradient(state, observed) + self.inner_kl * of_kl
+
+        return _normal(descend(start, gradient, rate, self.num_steps))
+
+    def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
+        if not self.hyper_weight:
+            return {}
+        prior = innermost(self._prior(episodes))
+        loc, precision = prior.mean[:, 0], 1 / prior.variance[:, 0]  # a row for each class, all the same
+        log_prob = Normal(0.0, 1.0).log_prob(loc) + Gamma(*self.hyper_prior).log_prob(precision)
+        return {"hyper_prior": -self.hyper_weight * log_prob.flatten(1).sum(1)}
+
+    def _likelihood_gradient(self, state: Tensor, observed: Observed) -> Tensor:
+        """d/d(mu, log sigma) of E_q[-log p(y_support | w)], by reparametrised draws."""
+        loc, scale = state[0], state[1].exp()
+        noise = torch.randn(self.inner_samples, *loc.shape, dtype=loc.dtype, device=loc.device)
+        points = observed.support_x, observed.support_y, observed.support_mask
+        of_weights = loss_gradient(self.model, loc + scale * noise, *points)
+        return torch.stack((of_weights.mean(0), (of_weights * noise).mean(0) * scale))
+
+    def _prior(self, observed: Observed) -> TorchDistribution:
+        prior = self.model.prior(observed)
+        if not isinstance(innermost(prior), Normal):
+            got = type(innermost(prior)).__name__
+            raise UsageError(f"expected a Gaussian prior for guide=abml, got {got}; take prior=gaussian")
+        return prior
+
+
+def _normal(state: Tensor) -> TorchDistribution:
+    return Normal(state[0], state[1].exp()).to_event(state.dim() - 2)

@@ -1,0 +1,135 @@
+"""Regression by a small neural network, all of whose weights are the task's latent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from pyro.distributions import Normal, TorchDistribution
+from torch import Size, Tensor, nn
+from torch.nn import functional
+
+import pyro_metabayes
+from models.heads import Head, Pullback
+from models.priors import Prior
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b; for one matrix a task by bmm, which spares autograd the broadcasting of matmul (a third of a step)."""
+    return torch.bmm(a, b) if a.dim() == b.dim() == 3 else a @ b
+
+
+class Network(Head):
+    """A ReLU network D -> hidden -> ... -> C; w [1, P] holds, layer by layer, a matrix [in + 1, out] whose last row is
+    the bias.
+
+    w is one row: the hidden layers serve all outputs. 1-40-40-1, MAML's network for sinusoids, has P = 1761.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, hidden: Sequence[int] = (40, 40)) -> None:
+        super().__init__()
+        if not all(isinstance(width, int) and width > 0 for width in hidden):
+            raise UsageError(f"expected head.hidden to be widths > 0, got {list(hidden)}; 40-40 is head.hidden=[40,40]")
+        self._layers = list(pairwise((num_features, *hidden, num_classes)))
+
+    def num_weights(self, num_features: int) -> int:
+        return sum((inputs + 1) * outputs for inputs, outputs in self._layers)
+
+    def event_shape(self, num_classes: int, num_features: int) -> Size:
+        return Size((1, self.num_weights(num_features)))
+
+    def initial_weights(self, num_classes: int, num_features: int) -> Tensor:
+        """torch's nn.Linear: weights and biases uniform within 1 / sqrt(in)."""
+        layers = [
+            torch.empty(1, (inputs + 1) * outputs).uniform_(-1, 1) / inputs**0.5 for inputs, outputs in self._layers
+        ]
+        return torch.cat(layers, dim=1)
+
+    def prototypes(self, means: Tensor) -> Tensor:
+        raise UsageError("expected a head with a row of weights for each class, got head=network; take head=cosine")
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        return self.outputs_and_pullback(w, x)[0]
+
+    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+        """Backpropagation written out, as products batched over tasks (and samples of w)."""
+        layers, inputs = self._unpacked(w), []
+        for i, layer in enumerate(layers):
+            inputs.append(functional.pad(x.relu() if i else x, (0, 1), value=1.0))  # the bias is the weight of a 1
+            x = product(inputs[-1], layer)
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            gradients = [product(inputs[-1].mT, cotangent)]
+            for layer, given, made in zip(layers[:0:-1], inputs[-2::-1], inputs[:0:-1], strict=True):
+                cotangent = product(cotangent, layer[..., :-1, :].mT) * (made[..., :-1] > 0)
+                gradients.append(product(given.mT, cotangent))
+            return torch.cat([gradient.flatten(-2) for gradient in reversed(gradients)], dim=-1).unsqueeze(-2)
+
+        return x, pullback
+
+    def _unpacked(self, w: Tensor) -> list[Tensor]:
+        """The matrix [..., T, in + 1, out] of each layer, its bias in the last row."""
+        parts = w.squeeze(-2).split([(inputs + 1) * outputs for inputs, outputs in self._layers], dim=-1)
+        return [part.unflatten(-1, (-1, outputs)) for part, (_, outputs) in zip(parts, self._layers, strict=True)]
+
+
+class Model(pyro_metabayes.Model):
+    """p(y_i | x_i, w) = N(head(w, x_i), noise^2 I), w [1, P] all weights of a network (head=network), y_i [Y].
+
+    noise: the sd of a label, known, or where a learned one starts (learn_noise). A Gaussian prior's mean starts at
+    random weights: at 0 a network has no gradient. observe: "query", "support" or "all", the labels that
+    forward conditions on.
+    """
+
+    head: Head
+    prior_over_weights: Prior
+
+    def __init__(
+        self,
+        head: Head,
+        prior: Prior,
+        num_targets: int,
+        num_features: int,
+        noise: float = 0.3,
+        learn_noise: bool = False,
+        observe: str = "query",
+    ) -> None:
+        super().__init__(observe)
+        if num_targets < 1:
+            raise UsageError("expected data with numbers as labels for a regression, got classes; see data=")
+        if noise <= 0:
+            raise UsageError(f"expected model.noise > 0, got {noise}")
+        self.head, self.prior_over_weights = head, prior
+        self._shape = head.event_shape(num_targets, num_features)
+        prior.start_at(head.initial_weights(num_targets, num_features))
+        value = torch.tensor(noise).log()
+        self.log_noise: Tensor
+        if learn_noise:
+            self.log_noise = nn.Parameter(value)
+        else:
+            self.register_buffer("log_noise", value)
+
+    def event_shape(self, observed: Observed) -> Size:
+        return self._shape
+
+    def prior(self, observed: Observed) -> TorchDistribution:
+        return self.prior_over_weights(observed, self._shape)
+
+    def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
+        return Normal(outputs, self.log_noise.exp()).to_event(1)
+
+    def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
+        return self.head.initial_weights(num_classes, num_features)
+
+    def loss_unit(self) -> Tensor:
+        return 2 * (2 * self.log_noise).exp()
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        """Means [..., T, N, Y]."""
+        return self.head.outputs(w, x)
+
+    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self.head.outputs_and_pullback(w, x)

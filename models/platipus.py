@@ -1,0 +1,101 @@
+"""PLATIPUS's model: a distribution over initialisations, and a likelihood that descends from them.
+
+Finn, Xu and Levine, "Probabilistic Model-Agnostic Meta-Learning", NeurIPS 2018 (arXiv 1806.02817).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from pyro.distributions import Normal, TorchDistribution
+from torch import Size, Tensor, nn
+
+import pyro_metabayes
+from models import few_shot_classifier, neural_regression
+from models.heads import Head
+from models.priors import Prior
+from pyro_metabayes.descent import descend, loss_gradient, rate_of_mean
+from pyro_metabayes.divergences import innermost
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError
+
+
+class Model(pyro_metabayes.Model):
+    """theta ~ N(mu - (gamma_p / n) grad L(mu, support), sigma^2) and y | x, theta ~ p(y | x, phi), where
+
+        phi = theta after num_steps of descent on L(., support) / n,  L = -log p(y_support | x_support, .).
+
+    The latent w is theta, before adaptation, and p(y | x, phi) that of the inner model: neural_regression where labels
+    are numbers, few_shot_classifier (the head's weights on frozen features) where they are classes. mu and
+    sigma are those of prior=gaussian, gamma_p and the rate of descent are learned from step_size.
+    `outputs` are those of the weights as they are.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        prior: Prior,
+        num_targets: int,
+        num_features: int,
+        num_steps: int = 1,
+        step_size: float = 0.01,
+        noise: float = 0.3,
+        learn_noise: bool = False,
+        observe: str = "query",
+    ) -> None:
+        super().__init__(observe)
+        if num_steps < 0 or step_size <= 0:
+            raise UsageError(f"expected model.num_steps >= 0 and step_size > 0, got {num_steps} and {step_size}")
+        self.inner: pyro_metabayes.Model = (
+            neural_regression.Model(head, prior, num_targets, num_features, noise, learn_noise)
+            if num_targets
+            else few_shot_classifier.Model(head, prior)
+        )
+        self.num_steps = num_steps
+        self.log_step_size = nn.Parameter(torch.tensor(step_size).log())
+        self.log_prior_step_size = nn.Parameter(torch.tensor(step_size).log())
+
+    def event_shape(self, observed: Observed) -> Size:
+        return self.inner.event_shape(observed)
+
+    def centre(self, observed: Observed) -> TorchDistribution:
+        """N(mu, sigma^2), before any label."""
+        prior = self.inner.prior(observed)
+        if not isinstance(innermost(prior), Normal):
+            raise UsageError(
+                f"expected a Gaussian prior for model=platipus, got {type(innermost(prior)).__name__}; "
+                "take prior=gaussian"
+            )
+        return prior
+
+    def prior(self, observed: Observed) -> TorchDistribution:
+        prior = self.centre(observed)
+        points = observed.support_x, observed.support_y, observed.support_mask
+        loc = self.moved(prior.mean, self.log_prior_step_size, *points)
+        return Normal(loc, prior.stddev).to_event(len(prior.event_shape))
+
+    def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
+        points = observed.support_x, observed.support_y, observed.support_mask
+        phi = self.moved(w, self.log_step_size, *points, num_steps=self.num_steps)
+        return self.inner.likelihood(phi, x, observed)
+
+    def moved(self, w: Tensor, log_step_size: Tensor, x: Tensor, y: Tensor, mask: Tensor, num_steps: int = 1) -> Tensor:
+        """w [..., T, *W] after steps of descent on the mean loss of the points."""
+        rate = rate_of_mean(self, log_step_size, mask)
+        return descend(w, lambda its: loss_gradient(self.inner, its, x, y, mask), rate, num_steps)
+
+    def loss_unit(self) -> Tensor | float:
+        return self.inner.loss_unit()
+
+    def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
+        return self.inner.likelihood_of(outputs)
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        return self.inner.outputs(w, x)
+
+    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self.inner.outputs_and_pullback(w, x)
+
+    def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
+        return self.inner.initial_latent(num_classes, num_features)
