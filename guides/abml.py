@@ -22,10 +22,12 @@ class Guide(pyro_metabayes.Guide):
 
         (1/n) { E_q[-log p(y_support | w)] + inner_kl KL(q, prior) }  in (mu, log sigma), at the rate eta,
 
-    with the expectation over inner_samples draws w = mu + sigma eps. The outer loss is the ELBO of support and query
-    together (model.observe=all): one prior, learned, is initialisation and regulariser in one. inner_kl < 1 since the
-    full KL holds the few points of a support set back, as the paper notes. hyper_weight (one over the number of tasks
-    to learn from; 0 where they are endless) weighs -log N(mu; 0, I) Gamma(sigma^-2; shape, rate) in the loss.
+    with the expectation over inner_samples draws w = mu + sigma eps. In mu a step is implicit in the KL's quadratic,
+    whose explicit steps diverge where the prior is narrow: a = eta / n becomes a / (1 + a inner_kl / sigma_0^2). The
+    outer loss is the ELBO of support and query together (model.observe=all): one prior, learned, is initialisation
+    and regulariser in one. inner_kl < 1 since the full KL holds the few points of a support set back, as the paper
+    notes. hyper_weight (one over the number of tasks to learn from; 0 where they are endless) weighs
+    -log N(mu; 0, I) Gamma(sigma^-2; shape, rate) in the loss.
 
     What adapts is the model's latent: all weights of a network, or those of the head on frozen features.
     """
@@ -57,7 +59,7 @@ class Guide(pyro_metabayes.Guide):
     def posterior(self, observed: Observed) -> TorchDistribution:
         prior = self._prior(observed)
         start = torch.stack((prior.mean, prior.stddev.log()))  # mu and log sigma, [2, T, *W]
-        rate = rate_of_mean(self.model, self.log_step_size, observed.support_mask)
+        rate = self._rate(observed, prior)
 
         def gradient(state: Tensor) -> Tensor:
             of_kl = grad(lambda its: differentiable_divergence(_normal(its), prior).sum())(state)
@@ -72,6 +74,12 @@ class Guide(pyro_metabayes.Guide):
         loc, precision = prior.mean[:, 0], 1 / prior.variance[:, 0]  # a row for each class, all the same
         log_prob = Normal(0.0, 1.0).log_prob(loc) + Gamma(*self.hyper_prior).log_prob(precision)
         return {"hyper_prior": -self.hyper_weight * log_prob.flatten(1).sum(1)}
+
+    def _rate(self, observed: Observed, prior: TorchDistribution) -> Tensor:
+        """a of log sigma and a / (1 + a inner_kl / sigma_0^2) of mu, [2, T, *W]."""
+        explicit = rate_of_mean(self.model, self.log_step_size, observed.support_mask)
+        of_loc = explicit / (1 + explicit * self.inner_kl / prior.variance)
+        return torch.stack((of_loc, explicit.expand_as(of_loc)))
 
     def _likelihood_gradient(self, state: Tensor, observed: Observed) -> Tensor:
         """d/d(mu, log sigma) of E_q[-log p(y_support | w)], by reparametrised draws."""

@@ -22,9 +22,10 @@ from pyro_metabayes.laplace import LowRankPrecision, ggn_root
 class Guide(Maml):
     """q(w | support) = N(theta^K, (Lambda + GGN)^-1), where the prior is N(theta^0, Lambda^-1), Lambda diagonal,
 
-        theta^{k+1} = theta^k - (eta / n) (grad_w -log p(y_support | theta^k) + Lambda (theta^k - theta^0)),
+        theta^{k+1} = theta^k - a (1 + a Lambda)^-1 (grad_w -log p(y_support | theta^k) + Lambda (theta^k - theta^0)),
 
-    and GGN = sum_i J_i^T L_i J_i is the generalised Gauss-Newton matrix of the n support points at theta^K. The
+    a = eta / n: steps implicit in the prior's quadratic, where explicit ones diverge as soon as a Lambda > 2. And
+    GGN = sum_i J_i^T L_i J_i is the generalised Gauss-Newton matrix of the n support points at theta^K. The
     prior is learned with the rest. In the ELBO the entropy of q is -1/2 log det(Lambda + GGN), LLAMA's correction with
     weight 1; draws and determinants take Cholesky factors of the size of the points, never of the weights.
     """
@@ -49,6 +50,10 @@ class Guide(Maml):
     def slope(self, observed: Observed, start: Tensor) -> Callable[[Tensor], Tensor]:
         of_points, variance = super().slope(observed, start), self._prior(observed).variance
         return lambda w: of_points(w) + (w - start) / variance
+
+    def rate(self, observed: Observed) -> Tensor:
+        explicit = super().rate(observed)
+        return explicit / (1 + explicit / self._prior(observed).variance)
 
     def _prior(self, observed: Observed) -> TorchDistribution:
         prior = self.model.prior(observed)

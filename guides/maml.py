@@ -68,8 +68,11 @@ class Guide(pyro_metabayes.Guide):
     def adapted(self, observed: Observed) -> Tensor:
         """theta^K [T, *W]."""
         start = self.start(observed)
-        rate = rate_of_mean(self.model, self.log_step_size, observed.support_mask)
-        return descend(start, self.slope(observed, start), rate, self.num_steps, self.first_order)
+        return descend(start, self.slope(observed, start), self.rate(observed), self.num_steps, self.first_order)
+
+    def rate(self, observed: Observed) -> Tensor:
+        """eta / n [T, 1, 1]."""
+        return rate_of_mean(self.model, self.log_step_size, observed.support_mask)
 
     def slope(self, observed: Observed, start: Tensor) -> Callable[[Tensor], Tensor]:
         """What is descended, before the mean over the support points."""

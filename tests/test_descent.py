@@ -212,7 +212,10 @@ def test_inner_steps_lower_the_loss_of_the_support_set() -> None:
 
 
 def test_abmls_step_is_bayes_by_backprop_from_the_prior() -> None:
-    """With the same noise, autograd on E_q[-log p(support)] + inner_kl KL(q, prior) in (mu, log sigma)."""
+    """With the same noise, autograd on E_q[-log p(support)] + inner_kl KL(q, prior) in (mu, log sigma).
+
+    The next mu is where mu - a (slope of the points at mu) - a inner_kl (next mu - mu_0) / sigma_0^2 puts it.
+    """
     settings = {"num_steps": 2, "step_size": 0.1, "inner_samples": 3, "inner_kl": 0.5}
     pair = Pair("abml", model="neural_regression", settings=settings)
     learner, episodes = pair.learner(), pair.tasks()
@@ -227,12 +230,25 @@ def test_abmls_step_is_bayes_by_backprop_from_the_prior() -> None:
         w = loc + log_scale.exp() * torch.randn(3, *loc.shape)
         log_likelihood = learner.model.likelihood(w, episodes.support_x, episodes).log_prob(episodes.support_y)
         kl = kl_divergence(Normal(loc, log_scale.exp()), prior).sum()
-        loss = -(log_likelihood * episodes.support_mask).sum() / 3 + 0.5 * kl
-        gradients = torch.autograd.grad(loss, (loc, log_scale))
+        nll = -(log_likelihood * episodes.support_mask).sum() / 3
         rate = guide.log_step_size.exp().detach() * 2 * 0.7**2 / counts
-        loc, log_scale = (its - rate * g for its, g in zip((loc, log_scale), gradients, strict=True))
+        (of_loc,) = torch.autograd.grad(nll, loc, retain_graph=True)
+        (of_log_scale,) = torch.autograd.grad(nll + 0.5 * kl, log_scale)
+        pull = rate * 0.5 / prior.variance
+        loc, log_scale = (loc - rate * of_loc + pull * prior.mean) / (1 + pull), log_scale - rate * of_log_scale
     torch.testing.assert_close(got.mean, loc)
     torch.testing.assert_close(got.stddev, log_scale.exp())
+
+
+@pytest.mark.parametrize("name", ["laplace", "abml"])
+def test_a_narrow_prior_holds_descent_back_and_does_not_blow_it_up(name: str) -> None:
+    pair = Pair(name, model="neural_regression", settings={"num_steps": 20, "step_size": 0.1})
+    learner, episodes = pair.learner(), pair.tasks()
+    prior: Any = learner.model.prior_over_weights
+    with torch.no_grad():
+        prior.log_scale.fill_(math.log(1e-4))
+    q = learner.guide.posterior(episodes.observed())
+    assert (q.mean - prior.loc).abs().max() < 1e-3
 
 
 def test_abmls_outer_loss_is_the_elbo_of_support_and_query() -> None:
