@@ -110,7 +110,7 @@ def row_of(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]:
     for name in KINDS.values():
         line |= {f"paper, {name} %": str(published.get(name, "-")), f"ours, {name} %": ours if name == kind else "-"}
     if not results:
-        reason = f"not run: needs {part['needs']}" if "needs" in part else "not run"
+        reason = f"not run: needs {part['needs']}, {part['estimate']}" if "needs" in part else "not run"
         return line | dict.fromkeys(("NLL", "ECE", "prior"), "-") | {"tasks": reason, "seeds": "-", "seconds": "-"}
     return line | {
         "NLL": f"{np.mean([its['nll'] for its in results]):.3f}",

@@ -28,6 +28,7 @@ SCORES = (
     *("accuracy", "accuracy_of_mean", "accuracy_of_sample", "nll", "joint_nll", "brier", "mutual_information"),
     *("mse", "oracle_mse", "coverage90"),
 )
+BY_STEP, STEP_SCORES = "by_step", ("mse", "nll", "coverage90")  # of a regression whose guide or model takes inner steps
 PREDICTED = ("probabilities", "labels")
 
 
@@ -86,16 +87,16 @@ def evaluate(
             episodes = learner.featured(stream.batch(start, min(start + BATCH, settings.tasks)))
             batch = _of_batch(learner, episodes, settings.samples, truth)
             if stepping is not None and "mse" in batch:
-                batch["mse_by_step"] = _mse_by_step(learner, stepping, episodes, settings.samples)
+                batch[BY_STEP] = _by_step(learner, stepping, episodes, settings.samples)
             for name, value in batch.items():
                 gathered.setdefault(name, []).append(value.cpu())
     seconds = time.perf_counter() - started
     figures = {name: torch.cat(values) for name, values in gathered.items()}
-    by_step = figures.pop("mse_by_step", None)
+    by_step = figures.pop(BY_STEP, None)
     predicted = [figures.pop(name) for name in PREDICTED if name in figures]
     spread = {name: figures.pop(name) for name in list(figures) if name not in SCORES}
     ece = calibration_error(*predicted) if predicted else None
-    ends = _means(figures) | {"ece": ece, "mse_by_step": _of_steps(by_step), "seconds": seconds}
+    ends = _means(figures) | {"ece": ece, BY_STEP: _of_steps(by_step), "seconds": seconds}
     ends |= collapse.summary(spread)
     return Evaluation(ends, {name: value.numpy() for name, value in figures.items()})
 
@@ -130,23 +131,26 @@ def taking_steps(learner: MetaLearner) -> Any:
     return next((part for part in (learner.guide, learner.model) if hasattr(part, "num_steps")), None)
 
 
-def _mse_by_step(learner: MetaLearner, stepping: Any, episodes: Episodes, samples: int) -> Tensor:
-    """The mse [T, K + 1] after 0, 1, ..., K inner steps; moves no random number of the other scores."""
+def _by_step(learner: MetaLearner, stepping: Any, episodes: Episodes, samples: int) -> Tensor:
+    """STEP_SCORES [T, K + 1, scores] after 0, 1, ..., K inner steps; moves no random number of the other scores."""
     num_steps, observed, each = stepping.num_steps, episodes.observed(), []
     with noise_of(0):
         for stepping.num_steps in range(num_steps + 1):
             _, likelihood = learner.posterior_predictive(observed, samples)
-            each.append(scores_of(likelihood, episodes.query_y, episodes.query_mask)["mse"])
+            scores = scores_of(likelihood, episodes.query_y, episodes.query_mask)
+            each.append(torch.stack([scores[name] for name in STEP_SCORES], -1))
     stepping.num_steps = num_steps
-    return torch.stack(each, -1)
+    return torch.stack(each, 1)
 
 
-def _of_steps(by_step: Tensor | None) -> dict[str, float | None] | None:
-    """Means over tasks, named by the number of steps; null for a number of steps that diverges."""
+def _of_steps(by_step: Tensor | None) -> dict[str, dict[str, float | None]] | None:
+    """Means over tasks, named by the number of steps; null for a score that diverges."""
     if by_step is None:
         return None
-    means = by_step.mean(0).tolist()
-    return {str(step): mse if math.isfinite(mse) else None for step, mse in enumerate(means)}
+    return {
+        str(step): {name: mean if math.isfinite(mean) else None for name, mean in zip(STEP_SCORES, means, strict=True)}
+        for step, means in enumerate(by_step.mean(0).tolist())
+    }
 
 
 def _means(scores: dict[str, Tensor]) -> dict[str, Any]:

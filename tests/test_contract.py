@@ -184,11 +184,12 @@ def check_masks(learner: MetaLearner, episodes: Episodes) -> None:
 
 def _plain(figures: dict[str, Any]) -> dict[str, Any]:
     """Without the seconds and what is null, on one level."""
-    nested = ("accuracy", "mse_by_step")
-    rest = {name: value for name, value in figures.items() if name not in ("seconds", *nested)}
-    for group in nested:
-        rest |= {f"{group} {name}": value for name, value in (figures[group] or {}).items()}
-    return {name: value for name, value in rest.items() if value is not None}
+    flat: dict[str, Any] = {}
+    for name, value in figures.items():
+        flat |= (
+            {f"{name} {inner}": it for inner, it in _plain(value).items()} if isinstance(value, dict) else {name: value}
+        )
+    return {name: value for name, value in flat.items() if value is not None and name != "seconds"}
 
 
 def check_point_order(learner: MetaLearner, episodes: Episodes) -> None:

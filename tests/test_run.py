@@ -154,23 +154,23 @@ def test_sinusoids_run(guide: str) -> None:
     results = results_of(Path("run"))
     assert results["oracle_mse"] is None and 0 <= results["coverage90"] <= 1
     if guide == "mean_field":
-        assert results["mse_by_step"] is None
+        assert results["by_step"] is None
     elif guide in ("maml", "llama"):
-        assert results["mse_by_step"].keys() == {"0", "1"}
-        assert results["mse_by_step"]["1"] == pytest.approx(results["mse"])
+        assert results["by_step"].keys() == {"0", "1"}
+        assert results["by_step"]["1"] == pytest.approx({name: results[name] for name in ("mse", "nll", "coverage90")})
     else:
-        assert results["mse_by_step"].keys() == {"0", "1"}
+        assert results["by_step"].keys() == {"0", "1"}
 
 
 def test_the_error_is_told_inner_step_by_inner_step() -> None:
     maml = "guide=maml", "guide.learn_step_size=false"
     ran("run", "model=neural_regression", "data=sinusoid", *maml, *SMALL, "hydra.run.dir=run")
     ran("evaluate", "run", "task.shot=5", "guide.num_steps=3")
-    by_step = results_of(Path("run/evaluations/task.shot=5,guide.num_steps=3"))["mse_by_step"]
+    by_step = results_of(Path("run/evaluations/task.shot=5,guide.num_steps=3"))["by_step"]
     assert list(by_step) == ["0", "1", "2", "3"]
     ran("evaluate", "run", "task.shot=5", "guide.num_steps=1")
     fewer = results_of(Path("run/evaluations/task.shot=5,guide.num_steps=1"))
-    assert fewer["mse"] == pytest.approx(by_step["1"])
+    assert fewer["mse"] == pytest.approx(by_step["1"]["mse"])
     outcome = call("evaluate", "run", "guide.step_size=1e6", "guide.num_steps=60")
     assert outcome.error.startswith("the scores are not finite: an inner loop diverges")
 
@@ -293,7 +293,7 @@ KEYS = {
     **dict.fromkeys(("disagreement", "prior_entropy", "posterior_entropy"), is_number),
     **dict.fromkeys(("mse", "rmse", "oracle_mse", "coverage90", *OF_A_TRUTH), lambda value: value is None),
     "active_dimensions": is_count,
-    "mse_by_step": lambda value: value is None,
+    "by_step": lambda value: value is None,
     **dict.fromkeys(("seconds", "episodes_per_second"), is_of_training_and_evaluation),
     "accuracy": is_fraction_with_interval,
     "collapsed": lambda value: value in (True, False, None),
