@@ -8,7 +8,6 @@ from itertools import pairwise
 import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Size, Tensor, nn
-from torch.nn import functional
 
 import pyro_metabayes
 from models.heads import Head, Pullback
@@ -22,9 +21,13 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b) if a.dim() == b.dim() == 3 else a @ b
 
 
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x @ weight + bias, likewise."""
+    return torch.baddbmm(bias, x, weight) if x.dim() == weight.dim() == 3 else x @ weight + bias
+
+
 class Network(Head):
-    """A ReLU network D -> hidden -> ... -> C; w [1, P] holds, layer by layer, a matrix [in + 1, out] whose last row is
-    the bias.
+    """A ReLU network D -> hidden -> ... -> C; w [1, P] holds, layer by layer, a matrix [in, out] and a bias [out].
 
     w is one row: the hidden layers serve all outputs. 1-40-40-1, MAML's network for sinusoids, has P = 1761.
     """
@@ -57,23 +60,28 @@ class Network(Head):
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
         """Backpropagation written out, as products batched over tasks (and samples of w)."""
         layers, inputs = self._unpacked(w), []
-        for i, layer in enumerate(layers):
-            inputs.append(functional.pad(x.relu() if i else x, (0, 1), value=1.0))  # the bias is the weight of a 1
-            x = product(inputs[-1], layer)
+        for i, (weight, bias) in enumerate(layers):
+            inputs.append(x.relu() if i else x)
+            x = affine(inputs[-1], weight, bias)
 
         def pullback(cotangent: Tensor) -> Tensor:
-            gradients = [product(inputs[-1].mT, cotangent)]
-            for layer, given, made in zip(layers[:0:-1], inputs[-2::-1], inputs[:0:-1], strict=True):
-                cotangent = product(cotangent, layer[..., :-1, :].mT) * (made[..., :-1] > 0)
-                gradients.append(product(given.mT, cotangent))
-            return torch.cat([gradient.flatten(-2) for gradient in reversed(gradients)], dim=-1).unsqueeze(-2)
+            gradients = [cotangent.sum(-2), product(inputs[-1].mT, cotangent).flatten(-2)]
+            for (weight, _), given, made in zip(layers[:0:-1], inputs[-2::-1], inputs[:0:-1], strict=True):
+                cotangent = product(cotangent, weight.mT) * (made > 0)
+                gradients += [cotangent.sum(-2), product(given.mT, cotangent).flatten(-2)]
+            return torch.cat(gradients[::-1], dim=-1).unsqueeze(-2)
 
         return x, pullback
 
-    def _unpacked(self, w: Tensor) -> list[Tensor]:
-        """The matrix [..., T, in + 1, out] of each layer, its bias in the last row."""
-        parts = w.squeeze(-2).split([(inputs + 1) * outputs for inputs, outputs in self._layers], dim=-1)
-        return [part.unflatten(-1, (-1, outputs)) for part, (_, outputs) in zip(parts, self._layers, strict=True)]
+    def _unpacked(self, w: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The matrix [..., T, in, out] and the bias [..., T, 1, out] of each layer."""
+        parts = w.squeeze(-2).split(
+            [size for inputs, outputs in self._layers for size in (inputs * outputs, outputs)], -1
+        )
+        return [
+            (weight.unflatten(-1, shape), bias.unsqueeze(-2))
+            for weight, bias, shape in zip(parts[::2], parts[1::2], self._layers, strict=True)
+        ]
 
 
 class Model(pyro_metabayes.Model):
