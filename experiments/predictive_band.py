@@ -71,7 +71,7 @@ def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, chosen: Tenso
 def draw(bands: Sequence[Sequence[Band]], names: Sequence[str], path: Path) -> Path:
     """A row of panels for each run, all on one scale."""
     figure, axes = new_figure(2, rows=len(bands))
-    reach = 1.3 * max(band.y.abs().max().item() for row in bands for band in row)
+    reach = 1.6 * max(band.y.abs().max().item() for row in bands for band in row)
     titled = [
         (f"{name}: points {where}", band)
         for row, name in zip(bands, names, strict=True)
@@ -81,7 +81,8 @@ def draw(bands: Sequence[Sequence[Band]], names: Sequence[str], path: Path) -> P
         _draw_band(axis, band)
         axis.set(ylim=(-reach, reach))
         axis.set_title(title, fontsize=9)
-    axes[0].legend(frameon=False, fontsize=7, loc="upper right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=len(labels), loc="outside upper center")
     return save_figure(figure, path)
 
 
