@@ -46,13 +46,17 @@ def arguments_of(target: Any) -> dict[str, inspect.Parameter]:
     return {name: parameter for name, parameter in parameters.items() if parameter.kind not in gathering}
 
 
+def _hints_of(target: Any) -> dict[str, Any]:
+    return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+
+
 def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str] = PREFIXES) -> None:
     """Refuse a specification with an argument that its target does not take, or of another type.
 
     context: names that the surroundings provide and a specification may not set.
     """
     target = target_of(spec, part, prefixes)
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    hints = _hints_of(target)
     settings = [name for name in arguments_of(target) if name not in context]
     for name, value in spec.items():
         if name == "_target_":
@@ -71,7 +75,12 @@ def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: 
     target = target_of(spec, part, prefixes)
     wanted = arguments_of(target)
     provided = {name: value for name, value in context.items() if name in wanted}
-    settings = {name: value for name, value in spec.items() if name != "_target_"}
+    hints = _hints_of(target)
+    settings = {
+        name: float(value) if hints.get(name) is float else value  # 0 for 0.0
+        for name, value in spec.items()
+        if name != "_target_"
+    }
     missing = [
         name
         for name, parameter in wanted.items()

@@ -375,3 +375,9 @@ def test_a_guide_for_other_tasks_says_so() -> None:
         labels = np.zeros(POINTS, dtype=int)
         labels[0] = 1
         Pair("mean_field").learner().predict(**of("support_y", labels))
+
+
+def test_a_whole_number_stands_for_a_float() -> None:
+    """prior.loc=0 on the command line; an integer tensor could not be learned."""
+    prior = build({"_target_": "models.priors.Gaussian", "loc": 0, "scale": 1}, "prior", num_weights=3)
+    assert prior.loc.dtype == torch.get_default_dtype() and prior.loc.requires_grad
