@@ -78,12 +78,12 @@ class Assembly:
         asked, given = self.config.task.base_query, getattr(source, "num_base_classes", 0)
         if asked and not (given and hasattr(self.learner.model, "start_at_classes")):
             raise UsageError(
-                f"expected model=lwof and data with a bank of classes for task.base_query={asked}, got "
-                f"model={self.config.model['_target_']} on data={self.config.choices.get('data')}; set task.base_query=0"
+                f"expected model=lwof and data with a bank of classes for task.base_query={asked}, got model="
+                f"{self.config.model['_target_']} on data={self.config.choices.get('data')}; set task.base_query=0"
             )
 
     def _sampler(self, bank: Bank) -> BankSampler:
-        """Few-shot tasks of a bank, with queries of base classes beside those of the novel ones where they are asked."""
+        """Few-shot tasks of a bank, with queries of base classes beside those of the novel ones where asked."""
         if self.config.task.base_query:
             return BaseNovelSampler(bank, self.config.pretrain.holdout_per_class)
         return BankSampler(bank)
@@ -104,7 +104,7 @@ class Assembly:
         return source
 
     def _start_at_classes(self, features: Bank, classes: Tensor | None) -> None:
-        """The weights that base classes start from: of the classifier of the pretraining, else means of their features."""
+        """Where base classes start: at their weights in the classifier of the pretraining, else at mean features."""
         if classes is None:
             seen = without_rows(features, held_out_rows(features, self.config.pretrain.holdout_per_class))
             rows = seen.rows("train")

@@ -38,8 +38,8 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         if not hasattr(model, "base_weights"):
             raise UsageError(
-                f"expected model=lwof for guide=attention, which attends to base classes, got {type(model).__module__}; "
-                "take model=lwof"
+                "expected model=lwof for guide=attention, which attends to base classes, got "
+                f"{type(model).__module__}; take model=lwof"
             )
         if scale <= 0:
             raise UsageError(f"expected guide.scale > 0, got {scale}")

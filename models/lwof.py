@@ -53,8 +53,8 @@ class BaseClasses(Prior):
 
 
 class Model(few_shot_classifier.Model):
-    """p(y_i = c | x_i, w, b) = softmax over C + B classes of head([w; b], x_i): w [C, W] of the novel classes, the latent,
-    from the mixture of BaseClasses; b [B, W] of the base classes, drawn from its components.
+    """p(y_i = c | x_i, w, b) = softmax over C + B classes of head([w; b], x_i): w [C, W] of the novel classes, the
+    latent, from the mixture of BaseClasses; b [B, W] of the base classes, drawn from its components.
 
     b is drawn in the likelihood, anew for each task and sample in training (an Episodes); predictions take the means,
     unless sample_at_test. The labels are 0 to C - 1 for the novel classes and C + i for base class i of the task
@@ -63,10 +63,10 @@ class Model(few_shot_classifier.Model):
     the mixture from w and leaves it to b; every other prior gives way to it.
 
     `outputs` are logits of the novel classes alone: what adapts to the support set sees these. inner: what a synthetic
-    gradient network sees of a query, and where its answer goes. novel: the C novel logits. gated: the same, its answer
-    times p(novel | x_i) under the current weights, so that queries of base classes do not pull. pooled: the C novel logits
-    and the log-sum-exp of the base logits, which together are the softmax over all with "a base class" as one. all: all
-    C + B logits, for a network that serves any number of classes.
+    gradient network sees of a query. novel: the C novel logits. gated: the same, and its answer is multiplied by
+    p(novel | x_i) under the current weights, so that queries of base classes do not pull. pooled: the C novel logits
+    and the log-sum-exp of the base logits, which together are the softmax over all with "a base class" as one. all:
+    all C + B logits, for a network that serves any number of classes.
     """
 
     own_prior = "mixture"
@@ -85,7 +85,8 @@ class Model(few_shot_classifier.Model):
     ) -> None:
         if num_base_classes < 1:
             raise UsageError(
-                "expected tasks with base classes for model=lwof, got none; take a bank of classes and task.base_query > 0"
+                "expected tasks with base classes for model=lwof, got none; take a bank of classes and "
+                "task.base_query > 0"
             )
         if inner not in INNER:
             raise UsageError(f"expected model.inner to be one of {', '.join(INNER)}, got '{inner}'")
@@ -127,8 +128,8 @@ class Model(few_shot_classifier.Model):
     def num_seen(self, num_classes: int) -> int:
         if self.inner == "all":
             raise UsageError(
-                "expected guide.synthetic_gradient=equivariant for model.inner=all (a training task has fewer base classes "
-                "than a test task), got a network for a fixed number of classes; set it, or another model.inner"
+                "expected guide.synthetic_gradient=equivariant for model.inner=all (a training task has fewer base "
+                "classes than a test task), got a network for a fixed number of classes; set it, or another model.inner"
             )
         return num_classes + (self.inner == "pooled")
 

@@ -69,7 +69,7 @@ class Model(PyroModule):
         return value, lambda cotangent: pullback(cotangent)[0]
 
     def query_outputs_and_pullback(self, w: Tensor, observed: Observed) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The outputs that the likelihood of the queries is made of, and their pullback to w, for inner loops on queries.
+        """What the likelihood of the queries is made of, and its pullback to w, for inner loops on the queries.
 
         A model overrides this where these outputs depend on more than w and the inputs.
         """

@@ -63,7 +63,9 @@ class BaseNovelSampler(BankSampler):
                 tasks,
                 query_x=torch.cat((tasks.query_x, inputs), dim=1),
                 query_y=torch.cat((tasks.query_y, (shape.way + labels).to(pool.device)), dim=1),
-                query_mask=None,
+                query_mask=torch.cat(
+                    (tasks.query_mask, torch.ones_like(rows, dtype=torch.bool, device=pool.device)), 1
+                ),
                 auxiliary={"base": base.to(pool.device)},
             )
 
