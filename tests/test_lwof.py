@@ -427,6 +427,8 @@ def test_base_classes_alone_are_the_pretrained_classifier(keep: str, images: Ban
     assert torch.equal(likelihood.logits[0, 0, :, WAY:].argmax(-1), answers)
     scores = base_novel_scores(likelihood.logits, tasks.query_y, tasks.query_mask, WAY)
     assert scores["base"].item() == pytest.approx((answers == labels).float().mean().item())
+    for_the_test = (answers == labels).view(4, 6)[:, 3:].float().mean().item()
+    assert found.held_out_accuracy(6) == pytest.approx(for_the_test)
     assert scores["base"].item() > 0.5, "and it has learned something"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.holdout import held_out_rows, without_rows
+from pyro_metabayes.data.holdout import halves, held_out_rows, without_rows
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.stream import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
@@ -41,8 +41,7 @@ class BaseNovelSampler(BankSampler):
             )
         held_out = held_out_rows(bank, holdout_per_class)
         self.trained_on = without_rows(bank, held_out)
-        half = holdout_per_class // 2
-        self.held_out = {"val": held_out[:, :half], "test": held_out[:, half:]}
+        self.held_out = halves(held_out)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
         few_shot = BankSampler(self.trained_on if split == "train" else self.bank)

@@ -30,6 +30,12 @@ def held_out_rows(bank: Bank, per_class: int) -> Tensor:
     return bank.class_starts[classes].unsqueeze(1) + within
 
 
+def halves(held_out: Tensor) -> dict[str, Tensor]:
+    """Held-out rows [B, n] for the queries of base classes in validation and in the test, one half each."""
+    middle = held_out.shape[1] // 2
+    return {"val": held_out[:, :middle], "test": held_out[:, middle:]}
+
+
 def without_rows(bank: Bank, rows: Tensor) -> Bank:
     """The bank of all other rows; `rows` are of training classes."""
     kept = torch.ones(len(bank.labels), dtype=torch.bool)

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyro_metabayes import checkpoint
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.cache import cache_folder
-from pyro_metabayes.data.holdout import held_out_rows, without_rows
+from pyro_metabayes.data.holdout import halves, held_out_rows, without_rows
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.pretraining.augmentation import augmented
@@ -37,6 +38,14 @@ class Pretrained:
     curve: Sequence[Mapping[str, Any]]
     path: Path
     classes: Tensor | None = None
+
+    def held_out_accuracy(self, per_class: int) -> float | None:
+        """Share of the images held out for the test that its classifier gets right, among all training classes."""
+        if self.classes is None or per_class < 2:
+            return None
+        rows = halves(held_out_rows(self.bank, per_class))["test"]
+        answers = (self.bank.inputs[rows] @ functional.normalize(self.classes, dim=-1).mT).argmax(-1)
+        return (answers == torch.arange(len(rows)).unsqueeze(1)).float().mean().item()
 
 
 def pretrained(
