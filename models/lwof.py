@@ -60,7 +60,8 @@ class Model(few_shot_classifier.Model):
     unless sample_at_test. The labels are 0 to C - 1 for the novel classes and C + i for base class i of the task
     (`pyro_metabayes/data/base_novel.py`). The components start at the weights of the pretrained classifier, brought to
     unit length, with the standard deviation `scale` in each weight. prior=flat, which the point masses ask for, takes
-    the mixture from w and leaves it to b; every other prior gives way to it.
+    the mixture from w and leaves it to b; every other prior gives way to it. learn_offset: a learned number, from 0, on
+    the logits of all base classes, for what prototypes and the weights of a classifier differ in; it moves Both alone.
 
     `outputs` are logits of the novel classes alone: what adapts to the support set sees these. inner: what a synthetic
     gradient network sees of a query. novel: the C novel logits. gated: the same, and its answer is multiplied by
@@ -81,6 +82,7 @@ class Model(few_shot_classifier.Model):
         inner: str = "gated",
         scale: float = 0.02,
         sample_at_test: bool = False,
+        learn_offset: bool = True,
         observe: str = "query",
     ) -> None:
         if num_base_classes < 1:
@@ -94,7 +96,15 @@ class Model(few_shot_classifier.Model):
             raise UsageError(f"expected model.scale > 0, got {scale}")
         super().__init__(head, BaseClasses(num_base_classes, num_weights, scale), observe)
         self.inner, self.sample_at_test = inner, sample_at_test
+        self._set_offset(learn_offset)
         self.flat = prior if isinstance(prior, Flat) else None
+
+    def _set_offset(self, learned: bool) -> None:
+        self.base_offset: Tensor
+        if learned:
+            self.base_offset = nn.Parameter(torch.zeros(()))
+        else:
+            self.register_buffer("base_offset", torch.zeros(()), persistent=False)
 
     def start_at_classes(self, weights: Tensor) -> None:
         """Before training, move the components to the weights [B, D] of a cosine classifier of the base classes."""
@@ -116,7 +126,7 @@ class Model(few_shot_classifier.Model):
 
     def _beside(self, novel: Tensor, base: Tensor, x: Tensor) -> Tensor:
         """Logits [..., T, N, C + B'] of novel classes and, behind them, of base classes with the given weights."""
-        logits = self.head.outputs(base, x)
+        logits = self.head.outputs(base, x) + self.base_offset
         return torch.cat((novel, logits.expand(*novel.shape[:-1], logits.shape[-1])), dim=-1)
 
     def query_outputs_and_pullback(self, w: Tensor, observed: Observed) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

@@ -312,7 +312,7 @@ def _of_base_classes() -> list[Pair]:
         Pair(
             "sib", settings={**any_number, "inner_samples": 2}, model_settings={"inner": "all", "sample_at_test": True}
         ),
-        Pair("mean_field", settings={}, observe="all"),
+        Pair("mean_field", observe="all", model_settings={"learn_offset": False}),
         Pair("proto", "flat", "linear"),
         Pair("attention", "flat", "linear"),
         Pair("maml", "flat", settings={"num_steps": 2, "step_size": 0.1, "initialisation": "support"}),

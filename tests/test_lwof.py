@@ -233,9 +233,8 @@ def test_base_weights_are_drawn_in_training_and_are_their_means_at_test() -> Non
     torch.testing.assert_close(draws.std(0), components.log_scale.exp()[base], rtol=0.08, atol=0)
     first, second = (model.likelihood(w[0], episodes.query_x, observed).logits for _ in range(2))
     assert torch.equal(first, second)
-    by_hand = torch.cat(
-        (model.head.outputs(w[0], episodes.query_x), model.head.outputs(components.loc[base], episodes.query_x)), -1
-    )
+    of_novel, of_base = (model.head.outputs(its, episodes.query_x) for its in (w[0], components.loc[base]))
+    by_hand = torch.cat((of_novel, of_base + model.base_offset), -1)
     torch.testing.assert_close(first, by_hand.log_softmax(-1))
     first, second = (model.likelihood(w[0], episodes.query_x, episodes).logits for _ in range(2))
     assert not torch.equal(first, second)
