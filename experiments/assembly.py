@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from experiments.config import Config
 from pyro_metabayes.build import build, check
 from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.base_novel import BaseNovelSampler
+from pyro_metabayes.data.holdout import held_out_rows, without_rows
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.stream import KnownTruth, Source, TaskStream
 from pyro_metabayes.episodes import Episodes
@@ -42,21 +44,23 @@ class Assembly:
         MetaLearner.check(specification)
         check(config.data, "data", ())
         data = build(config.data, "data")
-        source = BankSampler(data) if isinstance(data, Bank) else data
+        source = self._sampler(data) if isinstance(data, Bank) else data
         self._refuse_impossible(source)
         specification |= {
             "input_shape": list(source.input_shape),
             "num_classes": num_classes or source.num_targets or config.task.way,
             "num_targets": source.num_targets,
+            "num_base_classes": getattr(source, "num_base_classes", 0),
             "particles": config.train.particles,
         }
         torch.manual_seed(config.seed)
         self.learner = MetaLearner.from_specification(specification, config.frozen)
+        self._refuse_base_classes_without_their_model(source)
         self.source: Source = self._embedded(data) if isinstance(data, Bank) else source
 
     def stream(self, split: str) -> TaskStream:
         """Tasks of a split, on the run's device; those to learn from are as many as train.num_tasks."""
-        draw = self.source.sampler(split, self.config.task)
+        draw = self.source.sampler(split, self.config.task.of(split))
         num_tasks = self.config.train.num_tasks if split == "train" else None
         return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks)
 
@@ -68,18 +72,46 @@ class Assembly:
     def _refuse_impossible(self, source: Source) -> None:
         """Shapes that the data cannot fill, before anything is pretrained."""
         for split in dict.fromkeys(("train", "val", self.config.eval.split)):
-            source.sampler(split, self.config.task)
+            source.sampler(split, self.config.task.of(split))
+
+    def _refuse_base_classes_without_their_model(self, source: Source) -> None:
+        asked, given = self.config.task.base_query, getattr(source, "num_base_classes", 0)
+        if asked and not (given and hasattr(self.learner.model, "start_at_classes")):
+            raise UsageError(
+                f"expected model=lwof and data with a bank of classes for task.base_query={asked}, got model="
+                f"{self.config.model['_target_']} on data={self.config.choices.get('data')}; set task.base_query=0"
+            )
+
+    def _sampler(self, bank: Bank) -> BankSampler:
+        """Few-shot tasks of a bank, with queries of base classes beside those of the novel ones where asked."""
+        if self.config.task.base_query:
+            return BaseNovelSampler(bank, self.config.pretrain.holdout_per_class)
+        return BankSampler(bank)
 
     def _embedded(self, bank: Bank) -> Source:
         """The bank of features of the (pretrained) backbone; of the inputs where the backbone is trained."""
         backbone = self.learner.backbone
         if any(True for _ in backbone.parameters()):
             specification = self.config.specification()["backbone"]
-            features = pretrained(backbone, specification, bank, self.config.pretrain, self.device).bank
+            found = pretrained(backbone, specification, bank, self.config.pretrain, self.device)
+            features, classes = found.bank, found.classes
             self.learner.backbone.requires_grad_(not self.config.frozen)
         else:
-            features = bank.with_inputs(extract(backbone, bank.inputs, self.device))
-        return BankSampler((features if self.config.frozen else bank).to(self.device))
+            features, classes = bank.with_inputs(extract(backbone, bank.inputs, self.device)), None
+        source = self._sampler((features if self.config.frozen else bank).to(self.device))
+        if source.num_base_classes:
+            self._start_at_classes(features, classes)
+        return source
+
+    def _start_at_classes(self, features: Bank, classes: Tensor | None) -> None:
+        """Where base classes start: at their weights in the classifier of the pretraining, else at mean features."""
+        if classes is None:
+            seen = without_rows(features, held_out_rows(features, self.config.pretrain.holdout_per_class))
+            rows = seen.rows("train")
+            each = seen.inputs[rows].split(seen.class_sizes[seen.splits["train"]].tolist())
+            classes = torch.stack([its.mean(0) for its in each])
+        model: Any = self.learner.model
+        model.start_at_classes(classes)
 
 
 def _on(device: torch.device, draw: Callable[[Generator], Episodes]) -> Callable[[Generator], Any]:

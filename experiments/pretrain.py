@@ -55,6 +55,7 @@ def write(
 ) -> None:
     """pretraining.json with the whole curve, its picture, and a table for the terminal."""
     last, figures = found.curve[-1], {f"val_accuracy_{shot}_shot": score for shot, score in scores.items()}
+    figures["held_out_accuracy"] = found.held_out_accuracy(config.pretrain.holdout_per_class)
     num_weights = sum(parameter.numel() for parameter in backbone.parameters())
     about = {"num_parameters": num_weights, "path": str(found.path), "versions": versions(), "commit": commit()}
     settings = {"data": config.data, "backbone": config.backbone, "pretrain": dataclasses.asdict(config.pretrain)}
@@ -67,6 +68,7 @@ def write(
         "epochs": str(last["epoch"]),
         "training images right %": f"{100 * last['accuracy']:.1f}",
         **{f"class means, val {shot}-shot %": _per_cent(score) for shot, score in scores.items()},
+        "held-out images right %": _per_cent(figures["held_out_accuracy"]),
         "CPU seconds an epoch": f"{sum(line['cpu_seconds'] for line in found.curve) / len(found.curve):.1f}",
     }
     draw(found.curve, folder / "curve.png")

@@ -23,6 +23,7 @@ from experiments.config import Config
 from pyro_metabayes import checkpoint
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import Evaluation
+from pyro_metabayes.learner import MetaLearner
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,10 +38,11 @@ def results_of(
     learner = assembly.learner
     return {
         "guide": config.choices.get("guide"),
-        "prior": (config.prior or {}).get("_target_", "").rpartition(".")[2].lower() or None,
+        "prior": prior_name(config, learner),
         "data": config.choices.get("data"),
         "split": config.eval.split,
         **dataclasses.asdict(config.task),
+        "base_classes": learner.specification["num_base_classes"] or None,
         "tasks": config.eval.tasks,
         **figures,
         "objective": learner.objective.name if evaluation.figures["elbo"] is not None else "predictive",
@@ -58,6 +60,12 @@ def results_of(
         "commit": commit(),
         "config": dataclasses.asdict(config),
     }
+
+
+def prior_name(config: Config, learner: MetaLearner) -> str | None:
+    """The prior of the configuration; flat, or the model's own where it brings one."""
+    named = (config.prior or {}).get("_target_", "").rpartition(".")[2].lower() or None
+    return named if named == "flat" else learner.model.own_prior or named
 
 
 def write_results(folder: Path, results: dict[str, Any], evaluation: Evaluation) -> None:

@@ -42,7 +42,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     tasks = assembly.stream(config.eval.split)
     evaluation = evaluate(learner, tasks, config.eval, config.seed, truth=assembly.truth)
     results = results_of(config, assembly, evaluation, training.seconds)
-    task = task_name(config.task.way, config.task.shot)
+    task = task_name(config.task.way, config.task.shot, results["base_classes"])
     draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
     write_results(folder, results, evaluation)
     return results
@@ -69,7 +69,8 @@ def main(composed: DictConfig, folder: Path) -> None:
     if config.train.steps != before.train.steps:
         note_other_steps(before.train, folder)
     print(text_table([result_row(results)]))
-    if results["accuracy"] and results["nll"] > (guessing := math.log(results["way"])):
+    num_answers = results["way"] + (results["base_classes"] or 0)
+    if results["accuracy"] and results["nll"] > (guessing := math.log(num_answers)):
         print(f"worse than guessing (NLL {guessing:.3f}): too few steps, or diverged (lower train.learning_rate)")
     print(f"results, curves and checkpoint: {folder}")
 

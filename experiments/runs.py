@@ -35,12 +35,13 @@ class Run:
     @property
     def task(self) -> str:
         its = self.results
-        return f"{its['data']} {task_name(its['way'], its['shot'])}, {its['split']}"
+        return f"{its['data']} {task_name(its['way'], its['shot'], its.get('base_classes'))}, {its['split']}"
 
     @property
     def tasks(self) -> tuple[Any, ...]:
         """What fixes the test tasks; runs that agree on it can be compared task by task."""
-        return tuple(self.results[name] for name in ("data", "split", "way", "shot", "query", "tasks", "seed"))
+        names = ("data", "split", "way", "shot", "query", "tasks", "seed")
+        return *(self.results[name] for name in names), self.results.get("base_query", 0)
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:

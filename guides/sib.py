@@ -129,7 +129,7 @@ class Guide(pyro_metabayes.Guide):
         self.transductive = num_steps > 0  # theta^0 sees the support set at most
         self.family, self.initialisation, self.sees_query_labels = posterior, initialisation, true_gradient
         ordered = synthetic_gradient == "ordered"
-        self.xi = OrderedNet(num_classes, normalise) if ordered else EquivariantNet(normalise=normalise)
+        self.xi = OrderedNet(model.num_seen(num_classes), normalise) if ordered else EquivariantNet(normalise=normalise)
         self.num_classes = num_classes if ordered or initialisation == "global" else None
         self._set_step_size(step_size, learn_step_size)
         if initialisation == "support":
@@ -201,10 +201,10 @@ class Guide(pyro_metabayes.Guide):
         w = theta
         if self.inner_samples and scale is not None:
             w = theta + scale * torch.randn(self.inner_samples, *theta.shape, device=theta.device)
-        logits, pullback = self.model.outputs_and_pullback(w, observed.query_x)
+        logits, pullback = self.model.query_outputs_and_pullback(w, observed)
         mask = observed.query_mask
         if labels is None:
-            cotangent = self.xi(logits, mask) * mask.unsqueeze(-1)
+            cotangent = self.model.synthetic_gradient(self.xi, logits, observed) * mask.unsqueeze(-1)
         else:
             cotangent = output_gradient(self.model, logits, labels, mask)
         gradient = pullback(cotangent)

@@ -125,7 +125,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _learner_for(self, input_shape: tuple[int, ...], num_classes: int) -> MetaLearner:
         if self.learner is None:
             return MetaLearner.from_specification(_proto(input_shape, num_classes)).double()
-        return _loaded(self.learner)
+        learner = _loaded(self.learner)
+        if learner.specification.get("num_base_classes"):
+            raise UsageError(
+                "expected a learner whose classes are those of fit, got one of learning without forgetting, which "
+                "answers with base classes too; take MetaLearner.predict"
+            )
+        return learner
 
 
 def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:

@@ -47,18 +47,42 @@ def kl_by_dimension(q: TorchDistribution, p: TorchDistribution) -> Tensor | None
     return None
 
 
-def mixture_kl_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:
+def mixture_kl_variational_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:
     """-sum_c log sum_j pi_j exp(-KL(q_c, N_j)) >= KL(q, mixture); q normal with event [C, D].
 
     The mixture has components N_j over D and is independent over classes. An upper bound, by
     Jensen's inequality (the variational bound of Hershey and Olsen 2007, with one component on the
-    left); exact where all components are equal.
+    left); exact where all components are equal, and never above the convexity bound.
     """
+    log_weights, kl = _kl_to_components(q, mixture)
+    return -torch.logsumexp(log_weights - kl, -1).sum(-1)
+
+
+def mixture_kl_convexity_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:
+    """sum_c sum_j pi_j KL(q_c, N_j) >= KL(q, mixture), since the divergence is convex in its second argument.
+
+    Loose where the components are far apart: every one of them pulls at q, with its weight.
+    """
+    log_weights, kl = _kl_to_components(q, mixture)
+    return (log_weights.exp() * kl).sum((-1, -2))
+
+
+def _kl_to_components(q: TorchDistribution, mixture: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """log pi and KL(q_c, N_j) [..., T, C, M] of the M components."""
     per_class: Any = innermost(mixture)  # batch [..., T, C], event [D]
     normal: Any = innermost(q)
     q_class = Normal(normal.mean.unsqueeze(-2), normal.stddev.unsqueeze(-2)).to_event(1)  # [..., T, C, 1]
-    kl = kl_divergence(q_class, per_class.component_distribution)  # [..., T, C, M]
-    return -torch.logsumexp(per_class.mixture_distribution.logits - kl, -1).sum(-1)
+    return per_class.mixture_distribution.logits, kl_divergence(q_class, per_class.component_distribution)
+
+
+KL_BOUNDS = {"variational": mixture_kl_variational_bound, "convexity": mixture_kl_convexity_bound}
+
+
+def mixture_kl_bounds(q: TorchDistribution, p: TorchDistribution) -> dict[str, Tensor]:
+    """Both closed-form upper bounds on KL(q, p) [T] for a normal q and a mixture p, by name; {} for other pairs."""
+    if isinstance(innermost(q), TorchNormal) and isinstance(innermost(p), MixtureSameFamily):
+        return {name: bound(q, p) for name, bound in KL_BOUNDS.items()}
+    return {}
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
@@ -68,5 +92,5 @@ def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Ten
     if isinstance(innermost(p), ImproperUniform):
         return -q.entropy()  # the KL to a flat prior, up to its unknown constant
     if isinstance(innermost(p), MixtureSameFamily):
-        return mixture_kl_bound(q, p)
+        return mixture_kl_variational_bound(q, p)
     return kl_divergence(q, p)

@@ -20,14 +20,16 @@ from pyro_metabayes.diagnostics import collapse
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.scores import calibration_error, ci95_of, scores_of
+from pyro_metabayes.scores import base_novel_scores, calibration_error, ci95_of, scores_of
 
 BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
 # Of each task; those of the other kind of label are null in results.json and not in tasks.npz.
 SCORES = (
     *("accuracy", "accuracy_of_mean", "accuracy_of_sample", "nll", "joint_nll", "brier", "mutual_information"),
     *("mse", "oracle_mse", "coverage90"),
+    *("novel", "base", "both", "base_over_all"),
 )
+SHARES = ("accuracy", "novel", "base", "both", "base_over_all")  # told with an interval
 BY_STEP, STEP_SCORES = "by_step", ("mse", "nll", "coverage90")  # of a regression whose guide or model takes inner steps
 PREDICTED = ("probabilities", "labels")
 
@@ -112,6 +114,8 @@ def _of_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: Kno
         batch["accuracy_of_mean"] = scores_of(of_mean, episodes.query_y, mask)["accuracy"]
         batch[PREDICTED[0]] = likelihood.probs.mean(0)[mask]
         batch[PREDICTED[1]] = episodes.query_y[mask]
+        if likelihood.probs.shape[-1] > episodes.num_classes:  # base classes stand behind those of the task
+            batch |= base_novel_scores(likelihood.logits, episodes.query_y, mask, episodes.num_classes)
     batch |= collapse.prior_spread(learner, observed, samples) | collapse.posterior_spread(learner, episodes)
     if truth is not None:
         true = truth.truth(observed)
@@ -157,6 +161,7 @@ def _means(scores: dict[str, Tensor]) -> dict[str, Any]:
     """Means over tasks; null for the scores of another kind of label."""
     mean: dict[str, Any] = {name: scores[name].mean().item() if name in scores else None for name in SCORES}
     mean["rmse"] = None if mean["mse"] is None else math.sqrt(mean["mse"])
-    if "accuracy" in scores:
-        mean["accuracy"] = {"mean": mean["accuracy"], "ci95": ci95_of(scores["accuracy"].numpy())}
+    for name in SHARES:
+        if name in scores:
+            mean[name] = {"mean": mean[name], "ci95": ci95_of(scores[name].numpy())}
     return mean

@@ -26,7 +26,7 @@ Data = TypeVar("Data", bound=Observed)
 PARTS = ("backbone", "head", "prior", "model", "guide", "objective")
 # What parts may ask for by the name of a constructor's argument, and no specification may set.
 CONTEXT = (
-    *("input_shape", "num_classes", "num_targets", "num_features", "num_weights", "particles"),
+    *("input_shape", "num_classes", "num_base_classes", "num_targets", "num_features", "num_weights", "particles"),
     *("model", "head", "prior"),
 )
 
@@ -43,7 +43,8 @@ class MetaLearner(nn.Module):
 
     specification: the plain values that rebuild it: {part: {_target_: name, setting: value}} for
     backbone, head, prior, model, guide and objective, and input_shape, num_classes, particles, and
-    num_targets, the size of a label that is numbers (0 or none: labels are classes).
+    num_targets, the size of a label that is numbers (0 or none: labels are classes), and
+    num_base_classes, that are told apart beside those of a task (learning without forgetting).
     frozen: the backbone is not trained, and episodes hold its features; else they hold its inputs.
     """
 
@@ -75,8 +76,8 @@ class MetaLearner(nn.Module):
     ) -> Self:
         """Build all parts, each from its specification and what it asks for of the others."""
         cls.check(specification, prefixes)
-        given = ("input_shape", "num_classes", "num_targets", "particles")
-        context: dict[str, Any] = {"num_targets": 0}
+        given = ("input_shape", "num_classes", "num_base_classes", "num_targets", "particles")
+        context: dict[str, Any] = {"num_targets": 0, "num_base_classes": 0}
         context |= {name: specification[name] for name in given if name in specification}
         backbone = build(specification["backbone"], "backbone", prefixes, **context)
         context["num_features"] = context["num_weights"] = backbone.num_features
@@ -137,7 +138,7 @@ class MetaLearner(nn.Module):
 
     @torch.no_grad()
     def predict(self, support_x: Array, support_y: Array, query_x: Array, num_samples: int = 100) -> Prediction:
-        """Class probabilities of one task's query inputs, from one's own arrays.
+        """Class probabilities of one task's query inputs, from one's own arrays; base classes, if any, stand last.
 
         support_x [S, *X], support_y [S] integers 0 to C-1, query_x [Q, *X]; what the backbone
         takes (images, or features where there is none). Probabilities are averaged over samples of w.

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
@@ -25,7 +25,10 @@ class Model(PyroModule):
     A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed.
     `observe` names the labels that forward has sites for: "query" (few-shot objectives),
     "support" (the gold posterior p(w | support)), "all" (both).
+    own_prior: the name of the prior, where the model brings one of its own.
     """
+
+    own_prior: str | None = None
 
     def __init__(self, observe: str = "query") -> None:
         super().__init__(name="model")
@@ -64,6 +67,21 @@ class Model(PyroModule):
         """
         value, pullback = torch.func.vjp(lambda latent: self.outputs(latent, x), w)[:2]
         return value, lambda cotangent: pullback(cotangent)[0]
+
+    def query_outputs_and_pullback(self, w: Tensor, observed: Observed) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """What the likelihood of the queries is made of, and its pullback to w, for inner loops on the queries.
+
+        A model overrides this where these outputs depend on more than w and the inputs.
+        """
+        return self.outputs_and_pullback(w, observed.query_x)
+
+    def synthetic_gradient(self, network: nn.Module, outputs: Tensor, observed: Observed) -> Tensor:
+        """d loss / d outputs [..., T, Q, *Y] as `network` makes it up, from what the model shows it of the outputs."""
+        return network(outputs, observed.query_mask)
+
+    def num_seen(self, num_classes: int) -> int:
+        """How many numbers of a query that network sees."""
+        return num_classes
 
     def pullback(self, w: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
         """The product of a cotangent on outputs(w, x) with d outputs / d w."""

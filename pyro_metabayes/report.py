@@ -29,20 +29,26 @@ def per_cent(mean: float, ci95: float | None = None) -> str:
     return f"{100 * mean:.1f}" + ("" if ci95 is None else f" +- {100 * ci95:.1f}")
 
 
-def task_name(way: int, shot: int) -> str:
-    """5-way 1-shot; a regression (way 1) has points of support."""
-    return f"{way}-way {shot}-shot" if way > 1 else f"{shot} support points"
+def task_name(way: int, shot: int, base_classes: int | None = None) -> str:
+    """5-way 1-shot, 64+5-way 1-shot beside base classes; a regression (way 1) has points of support."""
+    beside = f"{base_classes}+" if base_classes else ""
+    return f"{beside}{way}-way {shot}-shot" if way > 1 else f"{shot} support points"
 
 
 def result_row(results: Mapping[str, Any]) -> dict[str, str]:
     """One run as a row: what the table of `experiments.run` shows."""
     of_classes = results["accuracy"] is not None
-    score = {"accuracy %": per_cent(**results["accuracy"])} if of_classes else {"RMSE": number(results["rmse"])}
+    task, queries = (
+        task_name(results["way"], results["shot"], results.get("base_classes")),
+        f"{results['query']} queries",
+    )
+    if results.get("base_query"):
+        queries += f" + {results['base_query']}"
     return {
         "guide": results["guide"],
         "data": f"{results['data']} {results['split']}",
-        "task": f"{task_name(results['way'], results['shot'])}, {results['query']} queries",
-        **score,
+        "task": f"{task}, {queries}",
+        **_shares(results),
         "NLL": number(results["nll"]),
         "joint NLL": number(results["joint_nll"]),
         **({"ECE": number(results["ece"])} if of_classes else {"coverage 90%": number(results["coverage90"])}),
@@ -51,6 +57,16 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
         "prior": COLLAPSE[results["collapsed"]],
         "transductive": "yes" if results["transductive"] else "no",
     }
+
+
+def _shares(results: Mapping[str, Any]) -> dict[str, str]:
+    """Accuracy; of learning without forgetting its three, and that of base classes among all; RMSE of a regression."""
+    if results["accuracy"] is None:
+        return {"RMSE": number(results["rmse"])}
+    if results.get("novel") is None:
+        return {"accuracy %": per_cent(**results["accuracy"])}
+    names = {"novel %": "novel", "base %": "base", "both %": "both", "base over all %": "base_over_all"}
+    return {title: per_cent(**results[name]) for title, name in names.items()}
 
 
 def text_table(rows: Sequence[Row]) -> str:

@@ -66,6 +66,30 @@ def classification_scores(log_probs: Tensor, labels: Tensor, mask: Tensor) -> di
     }
 
 
+def base_novel_scores(log_probs: Tensor, labels: Tensor, mask: Tensor, num_novel: int) -> dict[str, Tensor]:
+    """Learning without forgetting: the three scores of Gidaris and Komodakis (2018) [T], and what theirs leave out.
+
+    log p(y = c | x, w_l) [L, T, Q, C], the first num_novel of the C classes novel and all others base classes.
+    novel: share of the queries of novel classes that are right when novel classes alone may be answered.
+    base: the same of base classes. both: share of all queries that are right among all classes.
+    base_over_all: share of the queries of base classes that are right among all classes.
+    """
+    is_novel = labels < num_novel
+
+    def share(columns: slice, of: Tensor) -> Tensor:
+        """Right answers where only these columns may be given."""
+        among = log_mean_exp(log_probs[..., columns].log_softmax(-1)).argmax(-1) + (columns.start or 0)
+        return masked_mean((among == labels).to(log_probs.dtype), of & mask)
+
+    every, novel, base = slice(None), slice(num_novel), slice(num_novel, None)
+    return {
+        "novel": share(novel, is_novel),
+        "base": share(base, ~is_novel),
+        "both": share(every, torch.ones_like(mask)),
+        "base_over_all": share(every, ~is_novel),
+    }
+
+
 def regression_scores(mean: Tensor, sd: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Each score [T], from means and sds of y | x, w_l [L, T, Q, Y], y [T, Q, Y] and mask [T, Q].
 

@@ -20,6 +20,7 @@ from pyro_metabayes.data.stream import TaskStream
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "experiments/conf"
 WAY, FEATURES, TARGETS = 3, 5, 2
+BASE = 4  # base classes of the model that has any
 PRIORS: dict[str, dict[str, Any]] = {
     "flat": {"_target_": "models.priors.Flat"},
     "gaussian": {"_target_": "models.priors.Gaussian"},
@@ -189,6 +190,7 @@ class Pair:
             return common | shape | {"head": NETWORK if self.of_network else None}
         head = {"_target_": HEADS[self.head], "scale": 2.0} if self.head in HEADS else None
         head = NETWORK if self.of_network else head
+        common |= {"num_base_classes": BASE} if self.model == "lwof" else {}
         return common | {"head": head, "input_shape": [features], "num_classes": way}
 
     def learner(self, seed: int = 0, **shape: int) -> MetaLearner:
@@ -296,6 +298,28 @@ def _of_descent() -> list[Pair]:
     return points + [replace(pair, model="linear_regression") for pair in linear]
 
 
+def _of_base_classes() -> list[Pair]:
+    """Learning without forgetting: each inner loop, with and without the mixture as prior, and what else suits it."""
+    steps = {"num_steps": 2, "step_size": 0.1}
+    any_number = {**steps, "synthetic_gradient": "equivariant"}
+    pairs = [
+        *(Pair("sib", settings=steps, model_settings={"inner": inner}) for inner in ("novel", "gated", "pooled")),
+        *(
+            Pair("sib", settings={**any_number, "inner_kl": 1.0}, model_settings={"inner": inner})
+            for inner in ("all", "gated")
+        ),
+        Pair("sib", "flat", "linear", settings={**steps, "posterior": "delta"}, model_settings={"inner": "pooled"}),
+        Pair(
+            "sib", settings={**any_number, "inner_samples": 2}, model_settings={"inner": "all", "sample_at_test": True}
+        ),
+        Pair("mean_field", observe="all", model_settings={"learn_offset": False}),
+        Pair("proto", "flat", "linear"),
+        Pair("attention", "flat", "linear"),
+        Pair("maml", "flat", settings={"num_steps": 2, "step_size": 0.1, "initialisation": "support"}),
+    ]
+    return [replace(pair, model="lwof") for pair in pairs]
+
+
 @cache
 def every_pair() -> list[Pair]:
     """All guides by their YAML, and the known ones with what else suits them."""
@@ -314,4 +338,4 @@ def every_pair() -> list[Pair]:
     ]
     pairs += [Pair("mean_field", prior, head) for prior, head in product(PRIORS, HEADS)]
     pairs += [Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)]
-    return list({str(pair): pair for pair in pairs + _of_regressions() + _of_descent()}.values())
+    return list({str(pair): pair for pair in pairs + _of_regressions() + _of_descent() + _of_base_classes()}.values())

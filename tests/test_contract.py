@@ -446,6 +446,7 @@ def test_every_file_is_tried() -> None:
         "gaussian_mean",
         "leo",
         "linear_regression",
+        "lwof",
         "neural_regression",
         "platipus",
     }

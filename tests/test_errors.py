@@ -100,7 +100,7 @@ WRONG_VALUE = {
     "guide.num_steps=-1": "expected guide.num_steps, inner_kl, inner_samples >= 0",
     "guide.posterior=cauchy": "expected guide.posterior to be one of normal, amortized, delta, got 'cauchy'",
     "prior.scale=-1": "expected prior.scale > 0, got -1",
-    "objective.kl=exact": "expected objective.kl to be sampled or analytic, got 'exact'",
+    "objective.kl=exact": "expected objective.kl to be one of sampled, analytic, variational, convexity, got",
     "backbone=conv4": "backbone=conv4 expects images [channels, height, width], got inputs of shape [16]",
 }
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
-from pyro_metabayes.divergences import mixture_kl_bound
+from pyro_metabayes.divergences import mixture_kl_bounds, mixture_kl_convexity_bound, mixture_kl_variational_bound
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
@@ -148,7 +148,9 @@ def test_a_sample_that_has_no_gradient_is_refused() -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"objective\.kl to be sampled or analytic, got 'exact'"):
+    with pytest.raises(
+        UsageError, match=r"objective\.kl to be one of sampled, analytic, variational, convexity, got 'exact'"
+    ):
         Elbo(kl="exact")
     for objective in (Elbo, MonteCarlo, ImportanceWeighted):
         with pytest.raises(UsageError, match=r"train\.particles >= 1, got 0"):
@@ -565,18 +567,34 @@ def test_two_learners_do_not_share_parameters() -> None:
 # ---------------------------------------------------------------- the bound for a mixture
 
 
-def test_the_mixture_bound_is_above_the_kl_and_exact_for_equal_components() -> None:
+def test_the_mixture_bounds_are_above_the_kl_and_exact_for_equal_components() -> None:
+    """KL <= variational bound <= convexity bound."""
     episodes = random_tasks()
     learner = Pair("mean_field", "mixture").learner()
     q, p = learner.guide.posterior(episodes.observed()), learner.model.prior(episodes.observed())
     w = q.sample((20_000,))
     sampled = q.log_prob(w) - p.log_prob(w)
     error = sampled.std(0) / math.sqrt(len(w))
-    assert (mixture_kl_bound(q, p) > sampled.mean(0) - 4 * error).all()
+    assert (mixture_kl_variational_bound(q, p) > sampled.mean(0) - 4 * error).all()
+    assert (mixture_kl_convexity_bound(q, p) > mixture_kl_variational_bound(q, p)).all()
     prior = learner.model.prior_over_weights
     with torch.no_grad():
         prior.loc.copy_(prior.loc[:1].expand_as(prior.loc))
         prior.log_scale.copy_(prior.log_scale[:1].expand_as(prior.log_scale))
     single = Normal(prior.loc[0], prior.log_scale[0].exp()).expand(q.batch_shape + q.event_shape).to_event(2)
     p = learner.model.prior(episodes.observed())
-    torch.testing.assert_close(mixture_kl_bound(q, p), kl_divergence(q, single))
+    for bound in (mixture_kl_variational_bound, mixture_kl_convexity_bound):
+        torch.testing.assert_close(bound(q, p), kl_divergence(q, single))
+
+
+@pytest.mark.parametrize("kl", ["variational", "convexity"])
+def test_a_bound_on_the_kl_takes_its_place_in_the_loss(kl: str) -> None:
+    learner, episodes = Pair("mean_field", "mixture").learner(), random_tasks()
+    terms = Elbo(particles=2, kl=kl).terms(learner.model, learner.guide, episodes, kl_weight=0.3)
+    q, p = learner.guide.posterior(episodes.observed()), learner.model.prior(episodes.observed())
+    bound = mixture_kl_bounds(q, p)[kl].sum()
+    torch.testing.assert_close(terms.kl, bound)
+    torch.testing.assert_close(terms.loss, 0.3 * bound - terms.log_likelihood)
+    single = Pair("mean_field", "gaussian").learner()
+    with pytest.raises(UsageError, match=f"a mixture as prior for objective.kl={kl}, got Normal and Normal; take"):
+        Elbo(kl=kl).terms(single.model, single.guide, episodes)

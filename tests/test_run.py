@@ -58,6 +58,7 @@ OF_NUMBERS = {
     "spinning_lines": ("guide=sib", "guide.initialisation=global"),
     "sine_and_line": ("guide=leo_regression", "data.fewest=1"),
 }
+FEW_BASE = ("pretrain.holdout_per_class=6", "task.base_query=30")  # learning without forgetting, 20 inputs a class
 WITHOUT_TRUTH = {"sine_and_line"}  # whose latent no simulator can know
 FILES = {".hydra", "metrics.jsonl", "results.json", "checkpoint.pt", "tasks.npz", "curves.png"}
 
@@ -92,6 +93,7 @@ def regression_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_guide_runs(guide: str, features: Path) -> None:
     numbers = {"exact": "gaussian_mean", "leo_regression": "sine_and_line"}  # what has no classes
     data = [f"data={numbers[guide]}", *SMALL] if guide in numbers else on_features(features)
+    data += FEW_BASE if guide == "attention" else ()
     ran("run", *data, f"guide={guide}", "hydra.run.dir=run", "train.steps=2")
     assert results_of(Path("run"))["guide"] == guide
 
@@ -111,7 +113,15 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))}
     assert groups == {"guide", "prior", "head", "objective", "data", "backbone", "model", "study", "pretrain", "table"}
     assert names("backbone") == ["conv4", "identity", "resnet12", "wide_resnet"]
-    models = {"few_shot_classifier", "gaussian_mean", "leo", "linear_regression", "neural_regression", "platipus"}
+    models = {
+        "few_shot_classifier",
+        "gaussian_mean",
+        "leo",
+        "linear_regression",
+        "lwof",
+        "neural_regression",
+        "platipus",
+    }
     assert set(names("model")) == models
     of_classes = {"cifar_fs", "fc100", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
     converted = {"image_folder", "leo_embeddings", "mini_imagenet", "tiered_imagenet"}  # test_prepare.py
@@ -257,6 +267,7 @@ OF_CLASSES = (
     "disagreement",
 )
 OF_A_REGRESSION = ("nll", "joint_nll", "mse", "rmse", "oracle_mse", "coverage90")
+OF_BASE_CLASSES = ("base_classes", "novel", "base", "both", "base_over_all")
 OF_A_TRUTH = ("sd_ratio", "training_sd_ratio", "coverage90_of_truth", "kl_from_truth", "kl_to_truth")
 
 
@@ -286,12 +297,13 @@ def is_of_training_and_evaluation(value: Any) -> bool:
 
 KEYS = {
     **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device", "machine"), is_text),
-    **dict.fromkeys(("way", "shot", "query", "tasks", "steps", "seed"), is_count),
+    **dict.fromkeys(("way", "shot", "query", "base_query", "train_query", "tasks", "steps", "seed"), is_count),
     **dict.fromkeys(("nll", "joint_nll", "brier", "ece", "mutual_information"), is_number),
     **dict.fromkeys(("accuracy_of_mean", "accuracy_of_sample"), lambda value: 0 <= value <= 1),
     **dict.fromkeys(("elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd"), is_number_or_null),
     **dict.fromkeys(("disagreement", "prior_entropy", "posterior_entropy"), is_number),
     **dict.fromkeys(("mse", "rmse", "oracle_mse", "coverage90", *OF_A_TRUTH), lambda value: value is None),
+    **dict.fromkeys((*OF_BASE_CLASSES, "kl_variational_bound", "kl_convexity_bound"), lambda value: value is None),
     "active_dimensions": is_count,
     "by_step": lambda value: value is None,
     **dict.fromkeys(("seconds", "episodes_per_second"), is_of_training_and_evaluation),

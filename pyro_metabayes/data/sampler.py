@@ -17,6 +17,7 @@ class BankSampler:
     """Draws classes, then images of each, without replacement; a whole block in one gather."""
 
     num_targets = 0  # labels are classes
+    num_base_classes = 0  # that are told apart beside those of a task
 
     def __init__(self, bank: Bank) -> None:
         self.bank = bank
@@ -29,26 +30,30 @@ class BankSampler:
         """As `Source.sampler`; refuses a shape that the split cannot fill."""
         classes = self._checked_classes(split, shape)
         sizes, starts = self.bank.class_sizes[classes], self.bank.class_starts[classes]
-        pool, place = self._pool(split)
+        pool, place = self.pool(split)
 
         def draw(generator: Generator) -> Episodes:
             chosen = torch.rand(BLOCK, len(classes), generator=generator).topk(shape.way).indices
             within = self._draw_within(sizes[chosen], starts[chosen], shape, generator)
             rows = starts[chosen].unsqueeze(-1) + within  # [B, C, shot + query]
-            if place is not None:  # each image in one of its renderings
-                views = torch.randint(len(pool) // len(place), rows.shape, generator=generator)
-                rows = views * len(place) + torch.searchsorted(place, rows)
-            return self._gather(pool, rows, classes[chosen], shape)
+            return self._gather(pool, self.rendered(rows, pool, place, generator), classes[chosen], shape)
 
         return draw
 
-    def _pool(self, split: str) -> tuple[Tensor, Tensor | None]:
+    def pool(self, split: str) -> tuple[Tensor, Tensor | None]:
         """What inputs are drawn from; where there are views, those after one another, and the bank's rows of one."""
         if self.bank.views is None or split != "train":
             return self.bank.inputs, None
         rows = self.bank.rows("train")
         plain = self.bank.inputs[rows.to(self.bank.inputs.device)]
         return torch.cat([plain, self.bank.views.flatten(0, 1)]), rows
+
+    def rendered(self, rows: Tensor, pool: Tensor, place: Tensor | None, generator: Generator) -> Tensor:
+        """Rows of `pool` for rows of the bank: each image in one of its renderings, where there are any."""
+        if place is None:
+            return rows
+        views = torch.randint(len(pool) // len(place), rows.shape, generator=generator)
+        return views * len(place) + torch.searchsorted(place, rows)
 
     def _checked_classes(self, split: str, shape: TaskShape) -> Tensor:
         if split not in SPLITS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Protocol, runtime_checkable
 
@@ -25,6 +25,20 @@ class TaskShape:
     way: int = 5
     shot: int = 1
     query: int = 15
+    base_query: int = 0  # queries of base classes beside those, learning without forgetting (model=lwof)
+    train_query: int = 0  # in place of query in training tasks, with base_query in proportion; 0: the same
+
+    def __post_init__(self) -> None:
+        if min(self.base_query, self.train_query) < 0:
+            raise UsageError(
+                f"expected task.base_query and task.train_query >= 0, got {self.base_query} and {self.train_query}"
+            )
+
+    def of(self, split: str) -> TaskShape:
+        """The shape of the tasks of a split."""
+        if split != "train" or not self.train_query:
+            return self
+        return replace(self, query=self.train_query, base_query=self.base_query * self.train_query // self.query)
 
     def labels(self, points_per_class: int, num_tasks: int) -> Tensor:
         """Class-ordered labels [T, way * points_per_class]."""

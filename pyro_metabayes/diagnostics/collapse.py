@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
-from pyro_metabayes.divergences import entropy_of, has_density, innermost, kl_by_dimension
+from pyro_metabayes.divergences import entropy_of, has_density, innermost, kl_by_dimension, mixture_kl_bounds
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
@@ -36,7 +36,15 @@ Figures = dict[str, Any]
 # Every figure of `summary`, in the order of results.json; null where a setting does not have it.
 FIGURES = (
     *("prior_sd", "relative_sd", "prior_entropy", "logit_sd", "disagreement", "collapsed"),
-    *("elbo", "kl", "active_dimensions", "posterior_sd", "posterior_entropy"),
+    *(
+        "elbo",
+        "kl",
+        "kl_variational_bound",
+        "kl_convexity_bound",
+        "active_dimensions",
+        "posterior_sd",
+        "posterior_entropy",
+    ),
     *("sd_ratio", "training_sd_ratio", "coverage90_of_truth", "kl_from_truth", "kl_to_truth"),
 )
 
@@ -82,7 +90,8 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes) -> Spread:
     """Of training_posterior, which alone bounds the evidence, task by task; {} for a point mass.
 
     posterior_variance over the weights, posterior_entropy [T]; against a prior with a density elbo and
-    kl (batch means where the KL has no closed form) [T], kl_by_dimension [T, weights].
+    kl (batch means of one draw a task where the KL has no closed form) [T], kl_by_dimension [T, weights]; against a
+    mixture kl_variational_bound and kl_convexity_bound, closed forms above the KL [T].
     """
     q = learner.guide.training_posterior(episodes)
     if not has_density(q):
@@ -98,6 +107,7 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes) -> Spread:
             spread[name] = (value / episodes.num_tasks).expand(episodes.num_tasks)
         if (each := kl_by_dimension(q, prior)) is not None:
             spread |= {"kl": each.flatten(1).sum(1), "kl_by_dimension": each.flatten(1)}
+        spread |= {f"kl_{name}_bound": bound for name, bound in mixture_kl_bounds(q, prior).items()}
     return spread
 
 

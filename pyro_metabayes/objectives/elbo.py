@@ -10,7 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from pyro_metabayes.divergences import closed_form_kl, innermost
+from pyro_metabayes.divergences import KL_BOUNDS, closed_form_kl, innermost, mixture_kl_bounds
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, latent_sites, observed_sites
 
@@ -21,7 +21,9 @@ class Elbo(Objective, Trace_ELBO):
     The expectation is over `particles` samples. kl="sampled": log q(w) - log p(w) of the same
     samples, equal to Trace_ELBO in value and gradient; for the exact posterior every single sample
     gives the log evidence. kl="analytic": the closed form where there is one, equal to
-    TraceMeanField_ELBO; else sampled. kl_weight is a scale on the latent site of model and guide.
+    TraceMeanField_ELBO; else sampled. kl="variational" or "convexity": that upper bound on the KL to a mixture
+    (`pyro_metabayes/divergences.py`), which leaves -loss a bound, a lower one; for a point mass as sampled.
+    kl_weight is a scale on the latent site of model and guide.
     (Kingma and Welling 2014; Hu et al. 2020, workshop version, eq. 4.)
     """
 
@@ -31,8 +33,8 @@ class Elbo(Objective, Trace_ELBO):
     def __init__(self, particles: int = 1, kl: str = "sampled") -> None:
         Objective.__init__(self, particles)
         Trace_ELBO.__init__(self, num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
-        if kl not in ("sampled", "analytic"):
-            raise UsageError(f"expected objective.kl to be sampled or analytic, got '{kl}'")
+        if kl not in (names := ("sampled", "analytic", *KL_BOUNDS)):
+            raise UsageError(f"expected objective.kl to be one of {', '.join(names)}, got '{kl}'")
         self.kl = kl
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
@@ -57,11 +59,22 @@ class Elbo(Objective, Trace_ELBO):
         q, p, w = guide_site["fn"], model_site["fn"], guide_site["value"]
         if isinstance(innermost(q), Delta):  # at its own point log q is 0, or what the guide says it is
             return getattr(q, "log_density", 0.0) - p.log_prob(w)
+        if self.kl in KL_BOUNDS:
+            return self._bound(q, p)
         if self.kl == "analytic" and not isinstance(innermost(p), ImproperUniform):
             exact = closed_form_kl(q, p)
             if exact is not None:
                 return exact
         return q.log_prob(w) - p.log_prob(w)
+
+    def _bound(self, q: Any, p: Any) -> Tensor:
+        bounds = mixture_kl_bounds(q, p)
+        if not bounds:
+            raise UsageError(
+                f"expected a normal posterior and a mixture as prior for objective.kl={self.kl}, got "
+                f"{type(innermost(q)).__name__} and {type(innermost(p)).__name__}; take objective.kl=analytic"
+            )
+        return bounds[self.kl]
 
     def loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
         with torch.no_grad():

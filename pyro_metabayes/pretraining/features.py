@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyro_metabayes import checkpoint
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.cache import cache_folder
+from pyro_metabayes.data.holdout import halves, held_out_rows, without_rows
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.pretraining.augmentation import augmented
@@ -26,11 +28,24 @@ from pyro_metabayes.pretraining.training import Pretraining
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A bank of features; curve: loss, training and validation accuracy and seconds of every epoch."""
+    """A bank of features; curve: loss, training and validation accuracy and seconds of every epoch.
+
+    classes [G_train, D]: the weights of the training classes in the classifier that the backbone was part of; None
+    where a cache of an earlier version lacks them.
+    """
 
     bank: Bank
     curve: Sequence[Mapping[str, Any]]
     path: Path
+    classes: Tensor | None = None
+
+    def held_out_accuracy(self, per_class: int) -> float | None:
+        """Share of the images held out for the test that its classifier gets right, among all training classes."""
+        if self.classes is None or per_class < 2:
+            return None
+        rows = halves(held_out_rows(self.bank, per_class))["test"]
+        answers = (self.bank.inputs[rows] @ functional.normalize(self.classes, dim=-1).mT).argmax(-1)
+        return (answers == torch.arange(len(rows)).unsqueeze(1)).float().mean().item()
 
 
 def pretrained(
@@ -43,21 +58,31 @@ def pretrained(
     on after its last finished epoch.
     """
     its = {name: value for name, value in asdict(settings).items() if name != "views"}  # they leave the weights alone
+    if not settings.holdout_per_class:
+        del its["holdout_per_class"]  # caches without one are named as before there was such a setting
     key = json.dumps([dict(specification), its, bank.fingerprint()], sort_keys=True)
     name = specification["_target_"].split(".")[-2]
     path = cache_folder() / "backbones" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     if not path.exists():
-        curve, weights = _train(backbone, name, bank, settings, device, path.with_suffix(".unfinished.pt"))
-        checkpoint.save(path, {"weights": weights, "curve": curve})
+        training = _train(backbone, name, _seen(bank, settings), settings, device, path.with_suffix(".unfinished.pt"))
+        found = {"weights": training.weights(), "classes": training.classes(), "curve": training.curve}
+        checkpoint.save(path, found)
         path.with_suffix(".unfinished.pt").unlink(missing_ok=True)
-        print(f"pretrained {name}: {_summary(curve[-1], len(bank.splits['train']))}; kept in {path}")
+        print(f"pretrained {name}: {_summary(training.curve[-1], len(bank.splits['train']))}; kept in {path}")
     state = checkpoint.load(path)
     backbone.load_state_dict(state["weights"])
     backbone.to(device).eval()
     features = path.with_suffix(f".features{settings.views}.pt")
     if not features.exists():
         checkpoint.save(features, _features(backbone, bank, settings, device))
-    return Pretrained(bank.with_inputs(**checkpoint.load(features)), state["curve"], path)
+    classes = state.get("classes", {}).get("weight")
+    return Pretrained(bank.with_inputs(**checkpoint.load(features)), state["curve"], path, classes)
+
+
+def _seen(bank: Bank, settings: PretrainSettings) -> Bank:
+    """What is trained on: all but the inputs that are held out."""
+    held_out = settings.holdout_per_class
+    return without_rows(bank, held_out_rows(bank, held_out)) if held_out else bank
 
 
 def _features(
@@ -75,8 +100,8 @@ def _features(
 
 def _train(
     backbone: nn.Module, name: str, bank: Bank, settings: PretrainSettings, device: torch.device, unfinished: Path
-) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """The curve and the weights of a whole pretraining, whose state after each epoch lies in `unfinished`."""
+) -> Pretraining:
+    """A whole pretraining, whose state after each epoch lies in `unfinished`."""
     with noise_of(settings.seed):
         training = Pretraining(backbone, bank, settings, device, PrototypeScore(bank, device))
         if unfinished.exists():
@@ -92,7 +117,7 @@ def _train(
             kept = f"epochs 1 to {training.epoch} are kept" if training.epoch else "no epoch was finished"
             message = f"interrupted in the pretraining of {name}; {kept}, the same command goes on"
             raise Interrupted(message) from None
-    return training.curve, training.weights()
+    return training
 
 
 def _summary(line: Mapping[str, Any], num_classes: int) -> str:

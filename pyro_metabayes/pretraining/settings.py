@@ -30,6 +30,9 @@ class PretrainSettings:
     average: float = 0.0  # decay of an exponential average of the weights, which is kept in their place; 0: none
     keep: str = "last"  # last, or best: the epoch with the best validation accuracy of class means
     precision: str = "32-true"  # 32-true, bf16-mixed (the backbone in bfloat16; what follows it stays float32)
+    holdout_per_class: int = (
+        0  # so many images of each training class are kept out, to test base classes on (model=lwof)
+    )
     views: int = 0  # so many augmented renderings of each training image, which tasks draw from beside the plain one
     seed: int = 0  # of the backbone alone: runs of several seeds share it
 
@@ -42,10 +45,10 @@ class PretrainSettings:
                 f"expected pretrain.epochs >= 1, batch_size >= 2, learning_rate > 0, shift >= 0, got {self}"
             )
         shares = {name: getattr(self, name) for name in ("jitter", "label_smoothing", "average")}
-        if min(self.mixup, self.rotation, self.warmup, self.views) < 0 or not all(
+        if min(self.mixup, self.rotation, self.warmup, self.views, self.holdout_per_class) < 0 or not all(
             0 <= share < 1 for share in shares.values()
         ):
             raise UsageError(
                 "expected pretrain.mixup, rotation, warmup and views >= 0, and 0 <= jitter, label_smoothing and "
-                f"average < 1, got {self}"
+                f"average < 1, and holdout_per_class >= 0, got {self}"
             )

@@ -62,6 +62,7 @@ class Pretraining:
         self.optimizer, self.schedule = _optimizer_of(self.network, settings, self.per_epoch)
         self.curve: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
+        self.best_classes: dict[str, Tensor] = {}
 
     def _check(self) -> None:
         if self.per_epoch == 0:
@@ -74,8 +75,11 @@ class Pretraining:
     @property
     def trained(self) -> nn.Module:
         """The backbone that is kept: that of the average, where there is one."""
+        return self._trained("backbone")
+
+    def _trained(self, part: str) -> nn.Module:
         network = self.network if self.average is None else self.average.module
-        return network["backbone"]  # type: ignore[index]
+        return network[part]  # type: ignore[index]
 
     def run_epoch(self) -> None:
         """One pass over the training images; a line more on the curve."""
@@ -94,7 +98,7 @@ class Pretraining:
         self.network.train()
         so_far = [line["val_accuracy"] for line in self.curve]
         if self.settings.keep == "best" and (accuracy is None or accuracy > max(so_far, default=-1.0)):
-            self.best = _copied(backbone)
+            self.best, self.best_classes = _copied(backbone), _copied(self._trained("classes"))
         now = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
         self.curve.append({"epoch": self.epoch + 1, **figures, "val_accuracy": accuracy, **now})
 
@@ -106,6 +110,10 @@ class Pretraining:
     def weights(self) -> dict[str, Tensor]:
         """What is kept of the backbone, on the CPU."""
         return self.best or _copied(self.trained)
+
+    def classes(self) -> dict[str, Tensor]:
+        """Weights and scale of the classifier that the kept backbone was trained with, on the CPU."""
+        return self.best_classes if self.best else _copied(self._trained("classes"))
 
     def _step(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """A step of the optimiser; its loss, and how many images of the batch are right."""
@@ -153,6 +161,7 @@ class Pretraining:
             "noise": [torch.get_rng_state(), on_gpu],
             "curve": self.curve,
             "best": self.best,
+            "best_classes": self.best_classes,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -164,7 +173,7 @@ class Pretraining:
         torch.set_rng_state(state["noise"][0])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["noise"][1], self.device)
-        self.curve, self.best = list(state["curve"]), state["best"]
+        self.curve, self.best, self.best_classes = list(state["curve"]), state["best"], state.get("best_classes", {})
 
 
 def _copied(backbone: nn.Module) -> dict[str, Tensor]:

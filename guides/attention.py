@@ -1,0 +1,75 @@
+"""The attention-based generator of classification weights: novel classes are put together from base classes.
+
+Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting", CVPR 2018 (arXiv 1804.09458), section 3.2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor, nn
+from torch.nn import functional
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed, class_sums
+from pyro_metabayes.errors import UsageError
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w_c | support) = delta(phi_avg * avg_c + phi_att * att_c), both factors learned vectors [W], from 1, with
+
+        avg_c = the prototype of class c
+        att_c = mean over its points x_i of sum_b softmax_b(scale cos(Q x_i, k_b)) u_b,
+
+    u_b the weights of base class b of the task, of unit length, k_b [D] its learned key, Q a learned affine map that
+    starts near the identity, and `scale` learned too. What a base class is, model=lwof knows.
+    """
+
+    def __init__(
+        self,
+        model: pyro_metabayes.Model,
+        num_base_classes: int,
+        num_features: int,
+        num_weights: int,
+        scale: float = 10.0,
+    ) -> None:
+        super().__init__(model)
+        if not hasattr(model, "base_weights"):
+            raise UsageError(
+                "expected model=lwof for guide=attention, which attends to base classes, got "
+                f"{type(model).__module__}; take model=lwof"
+            )
+        if scale <= 0:
+            raise UsageError(f"expected guide.scale > 0, got {scale}")
+        self.query = nn.Linear(num_features, num_features)
+        with torch.no_grad():
+            self.query.weight.copy_(torch.eye(num_features) + 1e-3 * torch.randn(num_features, num_features))
+            self.query.bias.zero_()
+        self.keys = nn.Parameter(torch.randn(num_base_classes, num_features) * (2 / num_features) ** 0.5)
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+        self.average_factor = nn.Parameter(torch.ones(num_weights))
+        self.attention_factor = nn.Parameter(torch.ones(num_weights))
+
+    @property
+    def with_base_classes(self) -> Any:
+        """The model, with what only that of learning without forgetting has."""
+        return self.model
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        average, attended = self.model.prototypes(observed), self._attended(observed)
+        return Delta(self.average_factor * average + self.attention_factor * attended, event_dim=2)
+
+    def _attended(self, observed: Observed) -> Tensor:
+        """att [T, C, W]."""
+        read = self._attention(observed) @ functional.normalize(self.with_base_classes.base_weights(observed), dim=-1)
+        sums, counts = class_sums(read, observed.support_y, observed.support_mask, observed.num_classes)
+        return sums / counts.clamp(min=1)
+
+    def _attention(self, observed: Observed) -> Tensor:
+        """How much of each base class each support point takes [T, S, B'], summing to 1."""
+        query = functional.normalize(self.query(observed.support_x), dim=-1)
+        keys, base = functional.normalize(self.keys, dim=-1), observed.auxiliary.get("base")
+        of_task = keys.expand(observed.num_tasks, -1, -1) if base is None else keys[base]
+        return (self.log_scale.exp() * query @ of_task.mT).softmax(-1)

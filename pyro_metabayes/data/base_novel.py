@@ -1,0 +1,105 @@
+"""Tasks of learning without forgetting: a few shots of novel classes, and queries of novel and of base classes.
+
+Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting", CVPR 2018 (arXiv 1804.09458).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.holdout import halves, held_out_rows, without_rows
+from pyro_metabayes.data.sampler import BankSampler
+from pyro_metabayes.data.stream import BLOCK, TaskShape
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.errors import UsageError
+
+
+class BaseNovelSampler(BankSampler):
+    """Few-shot tasks as of BankSampler, with task.base_query queries of base classes beside those of the novel ones.
+
+    Base classes are the B training classes. Of a base query first the class is drawn, uniformly and with replacement,
+    then the image; images of one class are different as long as there are enough. Validation and test query every base
+    class, on images that were held out (one half of them each). A training task makes `way` base classes novel, all B -
+    way others are its base classes, and no held-out image is seen.
+
+    Novel classes are labelled 0 to way - 1, in support and query; label way + i is the base class
+    auxiliary["base"][t, i], a number from 0 to B - 1 in the order of the training split.
+    """
+
+    def __init__(self, bank: Bank, holdout_per_class: int) -> None:
+        super().__init__(bank)
+        self.num_base_classes = len(bank.splits["train"])
+        if holdout_per_class < 2:
+            raise UsageError(
+                "expected pretrain.holdout_per_class >= 2 for task.base_query, images of base classes for validation "
+                f"and for the test, got {holdout_per_class}"
+            )
+        held_out = held_out_rows(bank, holdout_per_class)
+        self.trained_on = without_rows(bank, held_out)
+        self.held_out = halves(held_out)
+
+    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
+        few_shot = BankSampler(self.trained_on if split == "train" else self.bank)
+        draw_novel, (pool, place) = few_shot.sampler(split, shape), few_shot.pool(split)
+        if split == "train" and self.num_base_classes == shape.way:
+            raise UsageError(
+                f"expected more than task.way={shape.way} training classes, some of which stay base classes, got "
+                f"{self.num_base_classes}; lower task.way"
+            )
+
+        def draw(generator: Generator) -> Episodes:
+            tasks = draw_novel(generator)
+            base = self._base_classes(tasks, split)
+            labels = torch.randint(base.shape[1], (BLOCK, shape.base_query), generator=generator)
+            rows = self._rows(base.gather(1, labels), split, generator)
+            inputs = pool[few_shot.rendered(rows, pool, place, generator).to(pool.device)]
+            return replace(
+                tasks,
+                query_x=torch.cat((tasks.query_x, inputs), dim=1),
+                query_y=torch.cat((tasks.query_y, (shape.way + labels).to(pool.device)), dim=1),
+                query_mask=torch.cat(
+                    (tasks.query_mask, torch.ones_like(rows, dtype=torch.bool, device=pool.device)), 1
+                ),
+                auxiliary={"base": base.to(pool.device)},
+            )
+
+        return draw
+
+    def _base_classes(self, tasks: Episodes, split: str) -> Tensor:
+        """Which of the B training classes are the base classes of each task [T, B or B - way], in their order."""
+        if split != "train":
+            return torch.arange(self.num_base_classes).expand(BLOCK, -1)
+        assert tasks.classes is not None
+        classes = self.bank.splits["train"]
+        novel = (classes.unsqueeze(-1) == tasks.classes.cpu().unsqueeze(1)).any(-1)  # [T, B]
+        return (~novel).nonzero()[:, 1].view(BLOCK, -1)
+
+    def _rows(self, classes: Tensor, split: str, generator: Generator) -> Tensor:
+        """A row of the split's bank for each draw of a base class [T, Q]."""
+        if split != "train":
+            held_out = self.held_out[split]
+            sizes = torch.full_like(classes, held_out.shape[1])
+            return held_out[classes, distinct_positions(classes, sizes, generator)]
+        ids = self.bank.splits["train"][classes]
+        sizes = self.trained_on.class_sizes[ids]
+        return self.trained_on.class_starts[ids] + distinct_positions(classes, sizes, generator)
+
+
+def distinct_positions(groups: Tensor, sizes: Tensor, generator: Generator) -> Tensor:
+    """A random position below sizes [T, Q] for each member of a group; no two of a group alike while there are enough.
+
+    groups [T, Q]: the group of each draw. The members of a group take the first entries of one random order.
+    """
+    same = groups.unsqueeze(2) == groups.unsqueeze(1)
+    rank, first = same.tril(-1).sum(-1), same.to(torch.uint8).argmax(-1)
+    largest = int(sizes.max())
+    keys = torch.rand(*groups.shape, largest, generator=generator)
+    keys.masked_fill_(torch.arange(largest) >= sizes.unsqueeze(-1), -1.0)
+    order = keys.topk(min(int(rank.max()) + 1, largest)).indices
+    of_group = order.gather(1, first.unsqueeze(-1).expand_as(order))
+    return of_group.gather(2, (rank % sizes).unsqueeze(-1)).squeeze(-1)
