@@ -61,6 +61,14 @@ class Assembly:
         return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks)
 
     @property
+    def twice(self) -> TaskStream | None:
+        """Tasks to evaluate with twice the queries, where eval.information asks for them."""
+        if not self.config.eval.information:
+            return None
+        draw = self.source.sampler(self.config.eval.split, self.config.task.twice())
+        return TaskStream(_on(self.device, draw), self.config.seed, self.config.eval.split)
+
+    @property
     def truth(self) -> KnownTruth | None:
         """The simulator, where it knows p(w | what is observed)."""
         return self.source if isinstance(self.source, KnownTruth) else None
@@ -69,6 +77,11 @@ class Assembly:
         """Shapes that the data cannot fill, before anything is pretrained."""
         for split in dict.fromkeys(("train", "val", self.config.eval.split)):
             source.sampler(split, self.config.task)
+        if self.config.eval.information:
+            try:
+                source.sampler(self.config.eval.split, self.config.task.twice())
+            except UsageError as error:
+                raise UsageError(f"eval.information=true draws twice the queries: {error}") from None
 
     def _embedded(self, bank: Bank) -> Source:
         """The bank of features of the (pretrained) backbone; of the inputs where the backbone is trained."""

@@ -18,6 +18,8 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.report import task_name
 
 SCORES = ("accuracy", "nll", "joint_nll")
+QUERIES = ("query", "query_counts", "query_concentration", "query_balanced")
+TASKS = ("data", "split", "way", "shot", *QUERIES, "tasks", "seed")  # what fixes the tasks of a run
 NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
@@ -40,7 +42,7 @@ class Run:
     @property
     def tasks(self) -> tuple[Any, ...]:
         """What fixes the test tasks; runs that agree on it can be compared task by task."""
-        return tuple(self.results[name] for name in ("data", "split", "way", "shot", "query", "tasks", "seed"))
+        return tuple(str(self.results.get(name)) for name in TASKS)
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:

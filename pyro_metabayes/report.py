@@ -34,6 +34,13 @@ def task_name(way: int, shot: int) -> str:
     return f"{way}-way {shot}-shot" if way > 1 else f"{shot} support points"
 
 
+def queries_of(task: Mapping[str, Any]) -> str:
+    """15 a class; 55/5/5/5/5 where they differ; Dirichlet(2) where they are drawn."""
+    if task["query_concentration"]:
+        return f"Dirichlet({task['query_concentration']:g})"
+    return "/".join(map(str, task["query_counts"])) or str(task["query"])
+
+
 def result_row(results: Mapping[str, Any]) -> dict[str, str]:
     """One run as a row: what the table of `experiments.run` shows."""
     of_classes = results["accuracy"] is not None
@@ -41,7 +48,7 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
     return {
         "guide": results["guide"],
         "data": f"{results['data']} {results['split']}",
-        "task": f"{task_name(results['way'], results['shot'])}, {results['query']} queries",
+        "task": f"{task_name(results['way'], results['shot'])}, {queries_of(results)} queries",
         **score,
         "NLL": number(results["nll"]),
         "joint NLL": number(results["joint_nll"]),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Generator, Tensor
@@ -20,16 +22,78 @@ BLOCK = 64  # tasks drawn by one generator; part of what defines a task, so neve
 
 @dataclass
 class TaskShape:
-    """`way` classes, `shot` support points and `query` query points of each; way is 1 in a regression."""
+    """`way` classes, `shot` support points and `query` query points of each; way is 1 in a regression.
+
+    query_counts: how many query points the classes have instead, dealt out to them anew in every task.
+    query_concentration: a > 0 draws the counts, Multinomial(way * query, Dirichlet(a, ..., a)): unbalanced
+        queries as Veilleux et al. (2021, "Realistic evaluation of transductive few-shot learning") have
+        them, with a = 2; a share query_balanced of the tasks is balanced all the same. 0: none of this.
+    """
 
     way: int = 5
     shot: int = 1
     query: int = 15
+    query_counts: list[int] = field(default_factory=list)
+    query_concentration: float = 0.0
+    query_balanced: float = 0.0
 
     def labels(self, points_per_class: int, num_tasks: int) -> Tensor:
         """Class-ordered labels [T, way * points_per_class]."""
         labels = torch.arange(self.way).repeat_interleave(points_per_class)
         return labels.expand(num_tasks, -1)
+
+    def twice(self) -> TaskShape:
+        """The same tasks with twice the queries of each class."""
+        return replace(self, query=2 * self.query, query_counts=[2 * count for count in self.query_counts])
+
+    @property
+    def most_queries(self) -> int:
+        """The largest number of query points that a class can have."""
+        most = self.way * self.query if self.query_concentration else self.query
+        return max(self.query_counts, default=most)
+
+    def check_classes(self, split: str) -> None:
+        """Refuse what no task of classes has."""
+        if split not in SPLITS:
+            raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
+        if self.way < 2 or self.shot < 1 or self.query < 1:
+            raise UsageError(f"expected way >= 2, shot >= 1 and query >= 1, got {self}")
+        counts, concentration = self.query_counts, self.query_concentration
+        if counts and (len(counts) != self.way or min(counts) < 0 or sum(counts) < 1):
+            raise UsageError(
+                f"expected task.query_counts to be {self.way} numbers >= 0, one for each class, got {counts}"
+            )
+        if not 0 <= concentration < math.inf or (counts and concentration):
+            raise UsageError(
+                "expected task.query_concentration to be finite, >= 0 and 0 beside task.query_counts, got "
+                f"{concentration} and {counts}"
+            )
+        if not 0 <= self.query_balanced <= 1 or (self.query_balanced and not concentration):
+            raise UsageError(
+                "expected task.query_balanced to be a share, 0 without task.query_concentration, got "
+                f"{self.query_balanced} and {concentration}"
+            )
+
+    def query_points(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Class-ordered labels of the queries of BLOCK tasks, and which of its class each is: both [BLOCK, Q]."""
+        counts = self._query_counts(generator)
+        point = torch.arange(int(counts[0].sum())).expand(BLOCK, -1).contiguous()
+        labels = torch.searchsorted(counts.cumsum(1), point, right=True)
+        return labels, point - (counts.cumsum(1) - counts).gather(1, labels)
+
+    def _query_counts(self, generator: Generator) -> Tensor:
+        """[BLOCK, way], with the same sum in all tasks; a balanced task takes nothing from the generator."""
+        if self.query_concentration:
+            numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+            marginals = numbers.dirichlet([self.query_concentration] * self.way, BLOCK)
+            counts = torch.from_numpy(numbers.multinomial(self.way * self.query, marginals))
+            counts[numbers.random(BLOCK) < self.query_balanced] = self.query
+            return counts
+        if not self.query_counts:
+            return torch.full((BLOCK, self.way), self.query)
+        # In another order each time: else the label of a class would tell how many queries it has.
+        order = torch.rand(BLOCK, self.way, generator=generator).argsort(1)
+        return torch.tensor(self.query_counts)[order]
 
 
 class Source(Protocol):
@@ -63,6 +127,8 @@ def check_regression(split: str, shape: TaskShape) -> None:
         raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
     if shape.way != 1 or shape.shot < 0 or shape.query < 1:
         raise UsageError(f"expected way=1 (labels are numbers), shot >= 0 and query >= 1, got {shape}")
+    if shape.query_counts or shape.query_concentration:
+        raise UsageError("expected no task.query_counts or query_concentration where labels are numbers; drop them")
 
 
 def generator_of(seed: int, split: str, block: int) -> Generator:
