@@ -11,8 +11,9 @@ from torch import Generator
 from experiments.config import Config
 from pyro_metabayes.build import build, check
 from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.perturbed import with_noise
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import KnownTruth, Source, TaskStream
+from pyro_metabayes.data.stream import KnownTruth, Source, TaskShape, TaskStream
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
@@ -56,17 +57,19 @@ class Assembly:
 
     def stream(self, split: str) -> TaskStream:
         """Tasks of a split, on the run's device; those to learn from are as many as train.num_tasks."""
-        draw = self.source.sampler(split, self.config.task)
         num_tasks = self.config.train.num_tasks if split == "train" else None
-        return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks)
+        return self._stream(split, self.config.task, num_tasks)
 
     @property
     def twice(self) -> TaskStream | None:
         """Tasks to evaluate with twice the queries, where eval.information asks for them."""
         if not self.config.eval.information:
             return None
-        draw = self.source.sampler(self.config.eval.split, self.config.task.twice())
-        return TaskStream(_on(self.device, draw), self.config.seed, self.config.eval.split)
+        return self._stream(self.config.eval.split, self.config.task.twice())
+
+    def _stream(self, split: str, shape: TaskShape, num_tasks: int | None = None) -> TaskStream:
+        draw = with_noise(self.source.sampler(split, shape), shape.feature_noise)
+        return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks)
 
     @property
     def truth(self) -> KnownTruth | None:

@@ -19,7 +19,7 @@ from pyro_metabayes.report import task_name
 
 SCORES = ("accuracy", "nll", "joint_nll")
 QUERIES = ("query", "query_counts", "query_concentration", "query_balanced")
-TASKS = ("data", "split", "way", "shot", *QUERIES, "tasks", "seed")  # what fixes the tasks of a run
+TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")  # what fixes the tasks of a run
 NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}

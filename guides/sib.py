@@ -16,10 +16,10 @@ from pyro_metabayes.descent import descend, output_gradient
 from pyro_metabayes.divergences import differentiable_divergence
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.gradient_networks import EquivariantNet, OrderedNet
+from pyro_metabayes.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
 
 FAMILIES = ("normal", "amortized", "delta")
-NETWORKS = ("ordered", "equivariant", "marginal_aware")
+NETWORKS = {"ordered": OrderedNet, "equivariant": EquivariantNet, "marginal_aware": MarginalNet}
 
 
 class Guide(pyro_metabayes.Guide):
@@ -35,8 +35,8 @@ class Guide(pyro_metabayes.Guide):
     of theta^0 (`amortized`), or 0 (`delta`, the released code). inner_samples: draws of eps in a
     step; 0 takes the gradient at theta^k itself, as released. xi: `ordered` or `equivariant`, its channels
     normalised over the queries of a task unless `normalise` is false, or `marginal_aware`: equivariant, and told how
-    the queries share out among the classes by the logits of the step. With task.query_concentration in training it
-    stands unbalanced queries, of which the published network makes less than theta^0. learn_scale: false keeps sigma.
+    the queries share out among the classes as the logits have it. Trained with task.query_concentration it bears
+    unbalanced queries, of which the published network makes less than theta^0. learn_scale: false keeps sigma.
     Ablations: `reduction: mean` takes the mean over queries (eq. 9 as printed), and over_batch normalises over the
     queries of all tasks of a batch, as released with more than one: tasks then see each other.
     true_gradient: training_posterior, which the ELBO of an evaluation is of, takes the gradient of -log p of the
@@ -66,7 +66,7 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         _choose("guide.posterior", posterior, FAMILIES)
         _choose("guide.initialisation", initialisation, ("support", "global"))
-        _choose("guide.synthetic_gradient", synthetic_gradient, NETWORKS)
+        _choose("guide.synthetic_gradient", synthetic_gradient, tuple(NETWORKS))
         _choose("guide.reduction", reduction, ("sum", "mean"))
         if num_steps < 0 or step_size <= 0 or scale <= 0 or inner_kl < 0 or inner_samples < 0:
             raise UsageError(
@@ -77,9 +77,8 @@ class Guide(pyro_metabayes.Guide):
         self.transductive = num_steps > 0  # theta^0 sees the support set at most
         self.family, self.initialisation, self.sees_query_labels = posterior, initialisation, true_gradient
         ordered, self.mean = synthetic_gradient == "ordered", reduction == "mean"
-        norm: dict[str, bool] = {"normalise": normalise, "over_batch": over_batch}
-        aware = synthetic_gradient == "marginal_aware"
-        self.xi = OrderedNet(num_classes, **norm) if ordered else EquivariantNet(marginal_aware=aware, **norm)
+        size = {"num_classes": num_classes} if ordered else {}  # the others serve any number of classes
+        self.xi = NETWORKS[synthetic_gradient](normalise=normalise, over_batch=over_batch, **size)
         self.num_classes = num_classes if ordered or initialisation == "global" else None
         self._set_step_size(step_size, learn_step_size)
         if initialisation == "support":

@@ -11,12 +11,6 @@ from pyro_metabayes.task_norm import TaskNorm
 LEAST_SHARE = 1e-3  # of the queries that a class is taken to have: the logarithm of nothing tells nothing
 
 
-def log_marginal(logits: Tensor, mask: Tensor) -> Tensor:
-    """log (1/Q) sum_i softmax(logits_i) [..., T, C] over the points of the mask [T, Q]; logits [..., T, Q, C]."""
-    count = mask.sum(-1, keepdim=True).clamp(min=1)
-    return ((logits.softmax(-1) * mask.unsqueeze(-1)).sum(-2) / count).clamp(min=LEAST_SHARE).log()
-
-
 class OrderedNet(nn.Module):
     """xi as published: Linear-ReLU-norm, twice, then Linear, of width 8 C, on the C logits in class order."""
 
@@ -53,18 +47,14 @@ class EquivariantNet(nn.Module):
     """xi that commutes with any reordering of the classes, and so serves any number of them.
 
     The same three layers, each acting on every class alike and on the mean over classes; channels
-    are normalised over the queries and classes of a task together. marginal_aware: a third channel is
-    log (1/Q) sum_i softmax(logits_i), how the queries share out among the classes as far as the logits tell.
+    are normalised over the queries and classes of a task together.
     """
 
     pure = True
 
-    def __init__(
-        self, width: int = 32, normalise: bool = True, over_batch: bool = False, marginal_aware: bool = False
-    ) -> None:
+    def __init__(self, width: int = 32, normalise: bool = True, over_batch: bool = False) -> None:
         super().__init__()
-        self.marginal_aware = marginal_aware
-        self.inputs = PooledLinear(2 + marginal_aware, width)
+        self.inputs = PooledLinear(2, width)
         self.hidden = PooledLinear(width, width)
         self.outputs = PooledLinear(width, 1)
         self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
@@ -73,12 +63,50 @@ class EquivariantNet(nn.Module):
         """As OrderedNet.forward, for any C."""
         num_classes = logits.shape[-1]
         points = mask.repeat_interleave(num_classes, dim=-1).unsqueeze(-1)  # [T, Q * C, 1]
-        channels = [logits, logits.softmax(-1)]
-        if self.marginal_aware:
-            channels.append(log_marginal(logits, mask).unsqueeze(-2).expand_as(logits))
-        x = torch.stack(channels, dim=-1)
+        x = torch.stack((logits, logits.softmax(-1)), dim=-1)
         for i, layer in enumerate((self.inputs, self.hidden)):
             x = layer(x).relu()  # [..., T, Q, C, H]
             if self.norms:
                 x = self.norms[i](x.flatten(-3, -2), points).unflatten(-2, (-1, num_classes))
         return self.outputs(x).squeeze(-1)
+
+
+class MarginalNet(nn.Module):
+    """xi that sees how the queries share out among the classes; equivariant, for any number of them.
+
+    Channels are normalised over the queries, each class by itself, as the published network does it. That hides how
+    many queries a class attracts: right where all attract as many, and the ruin of the others. So what is taken
+    out, the mean over the queries, comes back as a further input of the next layer, and with it the marginal
+
+        m_c = (1/Q) sum_i softmax(logits_i)_c    and its logarithm.
+
+    """
+
+    pure = True
+
+    def __init__(self, width: int = 64, normalise: bool = True, over_batch: bool = False) -> None:
+        super().__init__()
+        self.inputs = PooledLinear(2, width)
+        self.hidden = PooledLinear(width, width)
+        self.outputs = PooledLinear(width, 1)
+        self.shares = nn.ModuleList([PooledLinear(width + 2, width) for _ in range(2)])
+        self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """As OrderedNet.forward, for any C."""
+        x = torch.stack((logits, logits.softmax(-1)), dim=-1)
+        marginal = masked_mean_point(x[..., 1:], mask).clamp(min=LEAST_SHARE)
+        marginal = torch.cat((marginal, marginal.log()), dim=-1)  # [..., T, 1, C, 2]
+        for i, layer in enumerate((self.inputs, self.hidden)):
+            x = layer(x).relu()  # [..., T, Q, C, H]
+            share = self.shares[i](torch.cat((masked_mean_point(x, mask), marginal), dim=-1))
+            if self.norms:
+                x = self.norms[i](x.movedim(-2, 0), mask.unsqueeze(-1)).movedim(0, -2)
+            x = x + share
+        return self.outputs(x).squeeze(-1)
+
+
+def masked_mean_point(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the queries that are there: x [..., T, Q, C, H], mask [T, Q] -> [..., T, 1, C, H]."""
+    weight = mask / mask.sum(-1, keepdim=True).clamp(min=1)
+    return (x * weight[..., None, None]).sum(-3, keepdim=True)

@@ -28,6 +28,7 @@ class TaskShape:
     query_concentration: a > 0 draws the counts, Multinomial(way * query, Dirichlet(a, ..., a)): unbalanced
         queries as Veilleux et al. (2021, "Realistic evaluation of transductive few-shot learning") have
         them, with a = 2; a share query_balanced of the tasks is balanced all the same. 0: none of this.
+    feature_noise: length of the noise that is added to each feature vector, in units of its own (perturbed.py).
     """
 
     way: int = 5
@@ -36,6 +37,11 @@ class TaskShape:
     query_counts: list[int] = field(default_factory=list)
     query_concentration: float = 0.0
     query_balanced: float = 0.0
+    feature_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.feature_noise < math.inf:
+            raise UsageError(f"expected task.feature_noise to be finite and >= 0, got {self.feature_noise}")
 
     def labels(self, points_per_class: int, num_tasks: int) -> Tensor:
         """Class-ordered labels [T, way * points_per_class]."""
