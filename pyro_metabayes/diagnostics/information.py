@@ -41,7 +41,7 @@ def query_sets(episodes: Episodes) -> tuple[Episodes, Episodes]:
 def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: int) -> dict[str, Any] | None:
     """Bounds on I_q, the gap and its bound, from tasks with two query sets each; None for a point mass.
 
-    q is training_posterior, whose KL the ELBO has. `information` in nats a task:
+    q is training_posterior, whose KL the ELBO has. In nats a task:
         prior: mean KL(q, p_psi), null for a flat prior.
         refitted_prior: mean KL of q to the Gaussian with the moments of the aggregate posterior of the other half
             of the tasks.
@@ -111,8 +111,9 @@ def _figures(each: dict[str, Tensor], sigma: float | None, points: float) -> dic
     least = min(value for value in upper.values() if value is not None)
     gap = each["gap"].double()
     bound = None if sigma is None else sigma * math.sqrt(2 * least / points)
-    return {
-        "information": upper | {"least": least, "below": below},
+    return upper | {
+        "least": least,
+        "below": below,
         "gap": {"mean": gap.mean().item(), "ci95": ci95_of(gap.cpu().numpy())},
         "sigma": sigma,
         "queries": points,
