@@ -24,7 +24,6 @@ from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.report import csv_table, markdown_table, text_table
 
-
 Write = Callable[[dict[str, Any], list[Row], Path], None]
 
 

@@ -31,7 +31,7 @@ INTERRUPTED = 130  # the shell's code for a program that SIGINT ended
 def run_command(
     task: Callable[[DictConfig, Path], object], config_name: str = "config", config_folder: str = CONF
 ) -> None:
-    """Compose CONFIG_NAME.yaml of conf (or another folder), call the task with it and the run's folder, answer mistakes in one line."""
+    """Compose CONFIG_NAME.yaml, call the task with it and the run's folder, answer mistakes in one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
     sys.argv[1:] = _in_resumed_folder([of_a_part(argument) for argument in sys.argv[1:]])
     register()

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from pyro_metabayes.task_norm import TaskNorm
 
-
 LEAST_SHARE = 1e-3  # of the queries that a class is taken to have: the logarithm of nothing tells nothing
 
 

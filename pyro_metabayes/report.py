@@ -36,9 +36,11 @@ def task_name(way: int, shot: int) -> str:
 
 def queries_of(task: Mapping[str, Any]) -> str:
     """15 a class; 55/5/5/5/5 where they differ; Dirichlet(2) where they are drawn."""
+    if task["query_counts"]:
+        return "/".join(map(str, task["query_counts"]))
     if task["query_concentration"]:
         return f"Dirichlet({task['query_concentration']:g})"
-    return "/".join(map(str, task["query_counts"])) or str(task["query"])
+    return str(task["query"])
 
 
 def result_row(results: Mapping[str, Any]) -> dict[str, str]:

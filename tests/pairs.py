@@ -221,7 +221,10 @@ def _sib() -> list[Pair]:
 
 
 def _unbalanced_sib() -> list[Pair]:
-    """The network that sees the marginal of the queries, and the mean in place of the sum; over_batch has its own test."""
+    """The network that sees the marginal of the queries, and the mean in place of the sum.
+
+    over_batch, which mixes tasks, breaks the contract on purpose: it has a test of its own.
+    """
     aware = {"synthetic_gradient": "marginal_aware", "num_steps": 2, "step_size": 0.1}
     return [
         Pair("sib", "flat", settings={**aware, "posterior": "delta"}),

@@ -190,7 +190,7 @@ def test_the_range_holds_the_losses_of_the_cosine_head() -> None:
     head, labels = Cosine(7.0), torch.randint(4, (1, 2000))
     w, x = torch.randn(1, 4, 3), torch.nn.functional.normalize(torch.randn(1, 2000, 3), dim=-1)
     loss = -Categorical(logits=head.outputs(w, x)).log_prob(labels)
-    assert 0 <= loss.min() and loss.max() <= head.loss_range(4)
+    assert loss.min() >= 0 and loss.max() <= head.loss_range(4)
     ends = head.outputs(torch.tensor([[[1.0], [-1.0], [-1.0], [-1.0]]]), torch.tensor([[[-1.0]]]))
     worst = -Categorical(logits=ends).log_prob(torch.tensor([[0]])).item()
     assert worst == pytest.approx(math.log(1 + 3 * math.exp(14.0))) and head.loss_range(4) - worst < 0.3

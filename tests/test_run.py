@@ -109,7 +109,19 @@ def test_every_prior_head_and_objective_runs(choice: str, features: Path) -> Non
 def test_no_group_of_the_configuration_is_left_out() -> None:
     """A new group needs a test of its choices here."""
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))}
-    assert groups == {"guide", "prior", "head", "objective", "data", "backbone", "model", "study", "pretrain", "table", "ablate"}
+    assert groups == {
+        "guide",
+        "prior",
+        "head",
+        "objective",
+        "data",
+        "backbone",
+        "model",
+        "study",
+        "pretrain",
+        "table",
+        "ablate",
+    }
     assert names("backbone") == ["conv4", "identity", "resnet12", "wide_resnet"]
     models = {"few_shot_classifier", "gaussian_mean", "leo", "linear_regression", "neural_regression", "platipus"}
     assert set(names("model")) == models

@@ -93,9 +93,7 @@ class BankSampler:
         partner = (self.bank.twin[rows] - starts.unsqueeze(-1)).clamp(0, largest - 1)
         return _twins_on_one_side(keys, ties, partner, beyond, shape)
 
-    def _gather(
-        self, pool: Tensor, rows: Tensor, classes: Tensor, shape: TaskShape, generator: Generator
-    ) -> Episodes:
+    def _gather(self, pool: Tensor, rows: Tensor, classes: Tensor, shape: TaskShape, generator: Generator) -> Episodes:
         device, task = pool.device, torch.arange(BLOCK).unsqueeze(-1)
         labels, within = shape.query_points(generator)
 

@@ -24,7 +24,8 @@ BLOCK = 64  # tasks drawn by one generator; part of what defines a task, so neve
 class TaskShape:
     """`way` classes, `shot` support points and `query` query points of each; way is 1 in a regression.
 
-    query_counts: how many query points the classes have instead, dealt out to them anew in every task.
+    query_counts: how many query points the classes have instead, dealt out to them anew in every task; with them
+        the two below have no say.
     query_concentration: a > 0 draws the counts, Multinomial(way * query, Dirichlet(a, ..., a)): unbalanced
         queries as Veilleux et al. (2021, "Realistic evaluation of transductive few-shot learning") have
         them, with a = 2; a share query_balanced of the tasks is balanced all the same. 0: none of this.
@@ -69,11 +70,8 @@ class TaskShape:
             raise UsageError(
                 f"expected task.query_counts to be {self.way} numbers >= 0, one for each class, got {counts}"
             )
-        if not 0 <= concentration < math.inf or (counts and concentration):
-            raise UsageError(
-                "expected task.query_concentration to be finite, >= 0 and 0 beside task.query_counts, got "
-                f"{concentration} and {counts}"
-            )
+        if not 0 <= concentration < math.inf:
+            raise UsageError(f"expected task.query_concentration to be finite and >= 0, got {concentration}")
         if not 0 <= self.query_balanced <= 1 or (self.query_balanced and not concentration):
             raise UsageError(
                 "expected task.query_balanced to be a share, 0 without task.query_concentration, got "
@@ -89,17 +87,17 @@ class TaskShape:
 
     def _query_counts(self, generator: Generator) -> Tensor:
         """[BLOCK, way], with the same sum in all tasks; a balanced task takes nothing from the generator."""
+        if self.query_counts:
+            # In another order each time: else the label of a class would tell how many queries it has.
+            order = torch.rand(BLOCK, self.way, generator=generator).argsort(1)
+            return torch.tensor(self.query_counts)[order]
         if self.query_concentration:
             numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
             marginals = numbers.dirichlet([self.query_concentration] * self.way, BLOCK)
             counts = torch.from_numpy(numbers.multinomial(self.way * self.query, marginals))
             counts[numbers.random(BLOCK) < self.query_balanced] = self.query
             return counts
-        if not self.query_counts:
-            return torch.full((BLOCK, self.way), self.query)
-        # In another order each time: else the label of a class would tell how many queries it has.
-        order = torch.rand(BLOCK, self.way, generator=generator).argsort(1)
-        return torch.tensor(self.query_counts)[order]
+        return torch.full((BLOCK, self.way), self.query)
 
 
 class Source(Protocol):
