@@ -80,6 +80,8 @@ class Assembly:
         """Shapes that the data cannot fill, before anything is pretrained."""
         for split in dict.fromkeys(("train", "val", self.config.eval.split)):
             source.sampler(split, self.config.task)
+        if self.config.task.feature_noise and len(source.input_shape) > 1 and not self.config.frozen:
+            raise UsageError("expected features for task.feature_noise, got images; freeze the backbone")
         if self.config.eval.information:
             try:
                 source.sampler(self.config.eval.split, self.config.task.twice())
