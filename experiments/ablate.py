@@ -111,7 +111,7 @@ def draw(everything: Sequence[Scored], path: Path) -> Path:
     trained = [its for its in everything if not its.changes]
     again = [its for its in everything if its.changes and its.same_guide]
     figure, axes = new_figure(2 if again else 1)
-    figure.set_size_inches(6.2 * len(axes), 0.2 * len(trained) + 1.2)
+    figure.set_size_inches(6.2 * len(axes), 0.2 * len(trained) + 2.0)
     for place, its in enumerate(trained):
         mean, ci95 = accuracy_of(its)
         axes[0].errorbar(mean, -place, xerr=ci95, fmt="o", ms=4, color=f"C{_part(trained, its) % 10}")
@@ -121,6 +121,9 @@ def draw(everything: Sequence[Scored], path: Path) -> Path:
     axes[0].set(xlabel="accuracy, %", title="trained and scored so")
     if again:
         _draw_again(axes[1], again)
+        figure.legend(
+            *axes[1].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=7
+        )
     return save_figure(figure, path)
 
 
@@ -133,7 +136,6 @@ def _draw_again(axis: Any, again: Sequence[Scored]) -> None:
         axis.errorbar(mean, [-value for value in place], xerr=ci95, fmt="o", ms=4, color=f"C{number}", label=row.label)
     axis.set_yticks([-place for place in range(len(sets))], sets, fontsize=7)
     axis.set(xlabel="accuracy, %", title="the same learner on other query sets")
-    axis.legend(frameon=False, fontsize=7)
 
 
 def _set_of(its: Scored) -> str:
