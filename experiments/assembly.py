@@ -13,8 +13,9 @@ from pyro_metabayes.build import build, check
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.base_novel import BaseNovelSampler
 from pyro_metabayes.data.holdout import held_out_rows, without_rows
+from pyro_metabayes.data.perturbed import with_noise
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import KnownTruth, Source, TaskStream
+from pyro_metabayes.data.stream import KnownTruth, Source, TaskShape, TaskStream
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
@@ -60,8 +61,18 @@ class Assembly:
 
     def stream(self, split: str) -> TaskStream:
         """Tasks of a split, on the run's device; those to learn from are as many as train.num_tasks."""
-        draw = self.source.sampler(split, self.config.task.of(split))
         num_tasks = self.config.train.num_tasks if split == "train" else None
+        return self._stream(split, self.config.task.of(split), num_tasks)
+
+    @property
+    def twice(self) -> TaskStream | None:
+        """Tasks to evaluate with twice the queries, where eval.information asks for them."""
+        if not self.config.eval.information:
+            return None
+        return self._stream(self.config.eval.split, self.config.task.twice())
+
+    def _stream(self, split: str, shape: TaskShape, num_tasks: int | None = None) -> TaskStream:
+        draw = with_noise(self.source.sampler(split, shape), shape.feature_noise)
         return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks)
 
     @property
@@ -73,6 +84,13 @@ class Assembly:
         """Shapes that the data cannot fill, before anything is pretrained."""
         for split in dict.fromkeys(("train", "val", self.config.eval.split)):
             source.sampler(split, self.config.task.of(split))
+        if self.config.task.feature_noise and len(source.input_shape) > 1 and not self.config.frozen:
+            raise UsageError("expected features for task.feature_noise, got images; freeze the backbone")
+        if self.config.eval.information:
+            try:
+                source.sampler(self.config.eval.split, self.config.task.twice())
+            except UsageError as error:
+                raise UsageError(f"eval.information=true draws twice the queries: {error}") from None
 
     def _refuse_base_classes_without_their_model(self, source: Source) -> None:
         asked, given = self.config.task.base_query, getattr(source, "num_base_classes", 0)

@@ -6,6 +6,7 @@ interrupted study goes on when it is called again. Leaves table.md, table.csv an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.report import csv_table, markdown_table, text_table
 
+Write = Callable[[dict[str, Any], list[Row], Path], None]
+
 
 @dataclass
 class StudyConfig:
@@ -36,8 +39,13 @@ class StudyConfig:
 
 def main(composed: DictConfig, folder: Path) -> None:
     config: Any = OmegaConf.to_object(composed)
+    run_study(config, f"study={HydraConfig.get().runtime.choices['study']} size={config.size}", folder, write)
+
+
+def run_study(config: Any, name: str, folder: Path, write: Write) -> None:
+    """Run what is not finished of a study, in a folder that is its own, and write what it shows."""
     rows = chosen_rows(config.study, config.size, config.parts)
-    claim(folder, f"study={HydraConfig.get().runtime.choices['study']} size={config.size}")
+    claim(folder, name)
     runs, evaluations = jobs_of(rows, folder, config.study["evaluations"])
     try:
         run_jobs(runs, config.workers, "study")

@@ -28,8 +28,10 @@ NOISE = ("full_key", "object_type", "reference_type", "Config search path", "pro
 INTERRUPTED = 130  # the shell's code for a program that SIGINT ended
 
 
-def run_command(task: Callable[[DictConfig, Path], object], config_name: str = "config") -> None:
-    """Compose conf/CONFIG_NAME.yaml, call the task with it and the run's folder, answer mistakes in one line."""
+def run_command(
+    task: Callable[[DictConfig, Path], object], config_name: str = "config", config_folder: str = CONF
+) -> None:
+    """Compose CONFIG_NAME.yaml, call the task with it and the run's folder, answer mistakes in one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
     sys.argv[1:] = _in_resumed_folder([of_a_part(argument) for argument in sys.argv[1:]])
     register()
@@ -43,7 +45,7 @@ def run_command(task: Callable[[DictConfig, Path], object], config_name: str = "
             print(f"error: {failures[-1]}", file=sys.stderr)
 
     try:
-        hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(job)()
+        hydra.main(version_base="1.3", config_path=config_folder, config_name=config_name)(job)()
     except KeyboardInterrupt as stop:  # Interrupted among them
         print(f"\n{stop}" if str(stop) else "\ninterrupted; nothing of the unfinished work was kept", file=sys.stderr)
         sys.exit(INTERRUPTED)

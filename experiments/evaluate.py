@@ -35,7 +35,7 @@ def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
     assembly.learner.load_weights(state["best"]["weights"])
     assembly.learner.to(assembly.device)
     tasks = assembly.stream(config.eval.split)
-    evaluation = evaluate(assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth)
+    evaluation = evaluate(assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
     results = results_of(config, assembly, evaluation, train_seconds=None)
     write_results(out, results, evaluation)
     return results

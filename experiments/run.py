@@ -40,7 +40,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     )
     learner = training.run()
     tasks = assembly.stream(config.eval.split)
-    evaluation = evaluate(learner, tasks, config.eval, config.seed, truth=assembly.truth)
+    evaluation = evaluate(learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
     results = results_of(config, assembly, evaluation, training.seconds)
     task = task_name(config.task.way, config.task.shot, results["base_classes"])
     draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")

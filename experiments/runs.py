@@ -18,6 +18,8 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.report import task_name
 
 SCORES = ("accuracy", "nll", "joint_nll")
+QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
+TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")  # what fixes the tasks of a run
 NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
@@ -40,8 +42,7 @@ class Run:
     @property
     def tasks(self) -> tuple[Any, ...]:
         """What fixes the test tasks; runs that agree on it can be compared task by task."""
-        names = ("data", "split", "way", "shot", "query", "tasks", "seed")
-        return *(self.results[name] for name in names), self.results.get("base_query", 0)
+        return tuple(str(self.results.get(name) or None) for name in TASKS)  # none of what an older run does not name
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:

@@ -16,69 +16,10 @@ from pyro_metabayes.descent import descend, output_gradient
 from pyro_metabayes.divergences import differentiable_divergence
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.task_norm import TaskNorm
+from pyro_metabayes.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
 
 FAMILIES = ("normal", "amortized", "delta")
-
-
-class OrderedNet(nn.Module):
-    """xi as published: Linear-ReLU-norm, twice, then Linear, of width 8 C, on the C logits in class order."""
-
-    pure = True  # a function of tensors: torch.compile may have it
-
-    def __init__(self, num_classes: int, normalise: bool = True) -> None:
-        super().__init__()
-        width = 8 * num_classes
-        self.inputs = nn.Linear(num_classes, width)
-        self.hidden = nn.Linear(width, width)
-        self.outputs = nn.Linear(width, num_classes)
-        self.norms = nn.ModuleList([TaskNorm(width) for _ in range(2)] if normalise else [])
-
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Synthetic d loss / d logits [..., T, Q, C] from the logits; mask [T, Q]."""
-        x = logits
-        for i, layer in enumerate((self.inputs, self.hidden)):
-            x = layer(x).relu()
-            x = self.norms[i](x, mask.unsqueeze(-1)) if self.norms else x
-        return self.outputs(x)
-
-
-class PooledLinear(nn.Linear):
-    """A linear map of each class's channels plus one of their mean over classes: permutation-equivariant."""
-
-    def __init__(self, num_inputs: int, num_outputs: int) -> None:
-        super().__init__(2 * num_inputs, num_outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(torch.cat((x, x.mean(-2, keepdim=True).expand_as(x)), dim=-1))
-
-
-class EquivariantNet(nn.Module):
-    """xi that commutes with any reordering of the classes, and so serves any number of them.
-
-    The same three layers, each acting on every class alike and on the mean over classes; channels
-    are normalised over the queries and classes of a task together.
-    """
-
-    pure = True
-
-    def __init__(self, width: int = 32, normalise: bool = True) -> None:
-        super().__init__()
-        self.inputs = PooledLinear(2, width)
-        self.hidden = PooledLinear(width, width)
-        self.outputs = PooledLinear(width, 1)
-        self.norms = nn.ModuleList([TaskNorm(width) for _ in range(2)] if normalise else [])
-
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """As OrderedNet.forward, for any C."""
-        num_classes = logits.shape[-1]
-        points = mask.repeat_interleave(num_classes, dim=-1).unsqueeze(-1)  # [T, Q * C, 1]
-        x = torch.stack((logits, logits.softmax(-1)), dim=-1)
-        for i, layer in enumerate((self.inputs, self.hidden)):
-            x = layer(x).relu()  # [..., T, Q, C, H]
-            if self.norms:
-                x = self.norms[i](x.flatten(-3, -2), points).unflatten(-2, (-1, num_classes))
-        return self.outputs(x).squeeze(-1)
+NETWORKS = {"ordered": OrderedNet, "equivariant": EquivariantNet, "marginal_aware": MarginalNet}
 
 
 class Guide(pyro_metabayes.Guide):
@@ -93,7 +34,11 @@ class Guide(pyro_metabayes.Guide):
     (`global`). sigma is learned, shared by the classes (`posterior: normal`), or a learned function
     of theta^0 (`amortized`), or 0 (`delta`, the released code). inner_samples: draws of eps in a
     step; 0 takes the gradient at theta^k itself, as released. xi: `ordered` or `equivariant`, its channels
-    normalised over the queries of a task unless `normalise` is false. learn_scale: false keeps sigma.
+    normalised over the queries of a task unless `normalise` is false, or `marginal_aware`: equivariant, and told how
+    the queries share out among the classes as the logits have it. Trained with task.query_concentration it bears
+    unbalanced queries, of which the published network makes less than theta^0. learn_scale: false keeps sigma.
+    Ablations: `reduction: mean` takes the mean over queries (eq. 9 as printed), and over_batch normalises over the
+    queries of all tasks of a batch, as released with more than one: tasks then see each other.
     true_gradient: training_posterior, which the ELBO of an evaluation is of, takes the gradient of -log p of the
     query labels in xi's place (eq. 8): an oracle for a trained run. `posterior` never sees a label.
     """
@@ -115,11 +60,14 @@ class Guide(pyro_metabayes.Guide):
         normalise: bool = True,
         learn_scale: bool = True,
         true_gradient: bool = False,
+        reduction: str = "sum",
+        over_batch: bool = False,
     ) -> None:
         super().__init__(model)
         _choose("guide.posterior", posterior, FAMILIES)
         _choose("guide.initialisation", initialisation, ("support", "global"))
-        _choose("guide.synthetic_gradient", synthetic_gradient, ("ordered", "equivariant"))
+        _choose("guide.synthetic_gradient", synthetic_gradient, tuple(NETWORKS))
+        _choose("guide.reduction", reduction, ("sum", "mean"))
         if num_steps < 0 or step_size <= 0 or scale <= 0 or inner_kl < 0 or inner_samples < 0:
             raise UsageError(
                 "expected guide.num_steps, inner_kl, inner_samples >= 0 and step_size, scale > 0, got "
@@ -128,8 +76,9 @@ class Guide(pyro_metabayes.Guide):
         self.num_steps, self.inner_kl, self.inner_samples = num_steps, inner_kl, inner_samples
         self.transductive = num_steps > 0  # theta^0 sees the support set at most
         self.family, self.initialisation, self.sees_query_labels = posterior, initialisation, true_gradient
-        ordered = synthetic_gradient == "ordered"
-        self.xi = OrderedNet(model.num_seen(num_classes), normalise) if ordered else EquivariantNet(normalise=normalise)
+        ordered, self.mean = synthetic_gradient == "ordered", reduction == "mean"
+        size = {"num_classes": model.num_seen(num_classes)} if ordered else {}  # the others serve any number of classes
+        self.xi = NETWORKS[synthetic_gradient](normalise=normalise, over_batch=over_batch, **size)
         self.num_classes = num_classes if ordered or initialisation == "global" else None
         self._set_step_size(step_size, learn_step_size)
         if initialisation == "support":
@@ -207,6 +156,8 @@ class Guide(pyro_metabayes.Guide):
             cotangent = self.model.synthetic_gradient(self.xi, logits, observed) * mask.unsqueeze(-1)
         else:
             cotangent = output_gradient(self.model, logits, labels, mask)
+        if self.mean:
+            cotangent = cotangent / mask.sum(-1).clamp(min=1).view(-1, 1, 1)
         gradient = pullback(cotangent)
         return gradient if w is theta else gradient.mean(0)
 

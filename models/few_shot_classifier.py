@@ -47,6 +47,9 @@ class Model(pyro_metabayes.Model):
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
         return self.head.initial_weights(num_classes, num_features)
 
+    def loss_range(self, observed: Observed) -> Tensor | None:
+        return self.head.loss_range(observed.num_classes)
+
     def prototypes(self, observed: Observed) -> Tensor:
         """Weights [T, C, W] of the nearest class mean."""
         return self.head.prototypes(class_means(observed))

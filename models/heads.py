@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -50,6 +51,10 @@ class Head(nn.Module):
         """Weights [..., C, W] that classify by the nearest of the class means [..., C, D]."""
         raise NotImplementedError
 
+    def loss_range(self, num_classes: int) -> Tensor | None:
+        """The length of the interval that holds the cross-entropy of any point; None where there is none."""
+        return None
+
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         """Logits."""
         raise NotImplementedError
@@ -76,6 +81,10 @@ class Cosine(Head):
 
     def prototypes(self, means: Tensor) -> Tensor:
         return means
+
+    def loss_range(self, num_classes: int) -> Tensor:
+        """2 scale + log C: from 0 to log(1 + (C - 1) exp(2 scale)), where all cosines are at their ends."""
+        return 2 * self.scale.abs() + math.log(num_classes)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         return (self.scale * (fold_samples(functional.normalize(w, dim=-1), x) + self.bias)).mT

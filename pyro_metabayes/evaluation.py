@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pyro_metabayes.data.stream import KnownTruth, TaskStream
 from pyro_metabayes.diagnostics import collapse
+from pyro_metabayes.diagnostics.information import information
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
@@ -41,6 +42,7 @@ class EvalSettings:
     tasks: int = 600
     samples: int = 30  # draws of w a task; a point mass needs one
     split: str = "test"
+    information: bool = False  # what the posterior knows of its queries, and its gap to others: docs/information.md
 
     def __post_init__(self) -> None:
         if self.tasks < 2 or self.samples < 1:
@@ -72,12 +74,14 @@ def evaluate(
     seed: int,
     progress: bool = True,
     truth: KnownTruth | None = None,
+    twice: TaskStream | None = None,
 ) -> Evaluation:
     """Scores of the posterior predictive on tasks 0, 1, ... of the stream; the same for one seed.
 
     elbo, kl and posterior_sd are of training_posterior, which alone bounds the evidence; null for a
     point mass or a flat prior. All else is of `posterior`, which sees no query label. Against a known
     truth the fit is measured too (`against_truth`); oracle_mse is the mse of the mean of the truth.
+    twice: tasks with twice the queries, where settings.information asks for those figures; else they are null.
     """
     gathered: dict[str, list[Tensor]] = {}
     started = time.perf_counter()
@@ -92,15 +96,21 @@ def evaluate(
                 batch[BY_STEP] = _by_step(learner, stepping, episodes, settings.samples)
             for name, value in batch.items():
                 gathered.setdefault(name, []).append(value.cpu())
+        known = None if twice is None else information(learner, _batches(twice, settings.tasks), settings.samples)
     seconds = time.perf_counter() - started
     figures = {name: torch.cat(values) for name, values in gathered.items()}
     by_step = figures.pop(BY_STEP, None)
     predicted = [figures.pop(name) for name in PREDICTED if name in figures]
     spread = {name: figures.pop(name) for name in list(figures) if name not in SCORES}
     ece = calibration_error(*predicted) if predicted else None
-    ends = _means(figures) | {"ece": ece, BY_STEP: _of_steps(by_step), "seconds": seconds}
+    ends = _means(figures) | {"ece": ece, BY_STEP: _of_steps(by_step), "information": known, "seconds": seconds}
     ends |= collapse.summary(spread)
     return Evaluation(ends, {name: value.numpy() for name, value in figures.items()})
+
+
+def _batches(stream: TaskStream, num_tasks: int) -> Iterator[Episodes]:
+    for start in range(0, num_tasks, BATCH):
+        yield stream.batch(start, min(start + BATCH, num_tasks))
 
 
 def _of_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None) -> dict[str, Tensor]:

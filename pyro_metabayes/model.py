@@ -100,6 +100,10 @@ class Model(PyroModule):
         """
         return 1.0
 
+    def loss_range(self, observed: Observed) -> Tensor | None:
+        """How far -log p of a label can move, in nats, whatever w and x; None where nothing bounds it."""
+        return None
+
     def prototypes(self, observed: Observed) -> Tensor:
         """The latent that the support set suggests before any inference [T, *W]; class means in a classifier."""
         raise UsageError(

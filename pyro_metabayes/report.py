@@ -35,12 +35,21 @@ def task_name(way: int, shot: int, base_classes: int | None = None) -> str:
     return f"{beside}{way}-way {shot}-shot" if way > 1 else f"{shot} support points"
 
 
+def queries_of(task: Mapping[str, Any]) -> str:
+    """15 a class; 55/5/5/5/5 where they differ; Dirichlet(2) where they are drawn."""
+    if task["query_counts"]:
+        return "/".join(map(str, task["query_counts"]))
+    if task["query_concentration"]:
+        return f"Dirichlet({task['query_concentration']:g})"
+    return str(task["query"])
+
+
 def result_row(results: Mapping[str, Any]) -> dict[str, str]:
     """One run as a row: what the table of `experiments.run` shows."""
     of_classes = results["accuracy"] is not None
     task, queries = (
         task_name(results["way"], results["shot"], results.get("base_classes")),
-        f"{results['query']} queries",
+        f"{queries_of(results)} queries",
     )
     if results.get("base_query"):
         queries += f" + {results['base_query']}"

@@ -222,6 +222,20 @@ def _sib() -> list[Pair]:
     return pairs
 
 
+def _unbalanced_sib() -> list[Pair]:
+    """The network that sees the marginal of the queries, and the mean in place of the sum.
+
+    over_batch, which mixes tasks, breaks the contract on purpose: it has a test of its own.
+    """
+    aware = {"synthetic_gradient": "marginal_aware", "num_steps": 2, "step_size": 0.1}
+    return [
+        Pair("sib", "flat", settings={**aware, "posterior": "delta"}),
+        Pair("sib", head="linear", settings={**aware, "reduction": "mean", "inner_samples": 2}),
+        Pair("sib", settings={**aware, "normalise": False, "initialisation": "global"}),
+        Pair("sib", "flat", settings={"num_steps": 2, "step_size": 0.1, "posterior": "delta", "reduction": "mean"}),
+    ]
+
+
 def _with_every_head(pair: Pair) -> list[Pair]:
     return [replace(pair, head=head) for head in HEADS]
 
@@ -330,6 +344,7 @@ def every_pair() -> list[Pair]:
     pairs += [pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))]
     pairs += [Pair("savi", prior, settings={"shared": False}) for prior in ("conditional", "count_aware")]
     pairs += [Pair("savi", "conditional", objective="importance_weighted")]
+    pairs += _unbalanced_sib()
     pairs += [Pair("sib", settings={"normalise": False, "learn_scale": False, "synthetic_gradient": "equivariant"})]
     pairs += [
         pair

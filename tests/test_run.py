@@ -111,7 +111,19 @@ def test_every_prior_head_and_objective_runs(choice: str, features: Path) -> Non
 def test_no_group_of_the_configuration_is_left_out() -> None:
     """A new group needs a test of its choices here."""
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and list(path.glob("*.yaml"))}
-    assert groups == {"guide", "prior", "head", "objective", "data", "backbone", "model", "study", "pretrain", "table"}
+    assert groups == {
+        "guide",
+        "prior",
+        "head",
+        "objective",
+        "data",
+        "backbone",
+        "model",
+        "study",
+        "pretrain",
+        "table",
+        "ablate",
+    }
     assert names("backbone") == ["conv4", "identity", "resnet12", "wide_resnet"]
     models = {
         "few_shot_classifier",
@@ -126,7 +138,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     of_classes = {"cifar_fs", "fc100", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
     converted = {"image_folder", "leo_embeddings", "mini_imagenet", "tiered_imagenet"}  # test_prepare.py
     assert set(names("data")) == of_classes | converted | {*OF_NUMBERS, "sinusoid"}
-    assert set(names("study")) == {"classification", "features", "gaussian_mean", "spinning_lines"}  # test_study.py
+    assert set(names("study")) == {"classification", "features", "gaussian_mean", "information", "spinning_lines"}
 
 
 def test_gaussian_features_run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.nn import functional
 
-from guides.sib import EquivariantNet, OrderedNet, TaskNorm
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
+from pyro_metabayes.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
+from pyro_metabayes.task_norm import TaskNorm
+from tests.commands import ran, results_of
 from tests.pairs import FEATURES, WAY, Pair, random_tasks
 
 STEPS = {"num_steps": 3, "step_size": 0.1}
@@ -49,7 +52,7 @@ def test_task_norm_is_of_one_task_and_of_unmasked_points() -> None:
             torch.testing.assert_close(got[sample, task][kept], expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("network_class", [OrderedNet, EquivariantNet])
+@pytest.mark.parametrize("network_class", [OrderedNet, EquivariantNet, MarginalNet])
 def test_xi_is_the_same_in_training_and_evaluation(network_class: type[nn.Module]) -> None:
     network = network_class(WAY)
     assert not list(network.buffers())
@@ -66,9 +69,38 @@ def test_the_published_network_has_2245_parameters_and_the_guide_2887() -> None:
 
 def test_the_equivariant_network_commutes_with_class_order_and_the_published_one_does_not() -> None:
     logits, mask, order = torch.randn(2, 5, WAY), torch.ones(2, 5, dtype=torch.bool), torch.tensor([2, 0, 1])
-    for network, commutes in ((EquivariantNet(8), True), (OrderedNet(WAY), False)):
+    for network, commutes in ((EquivariantNet(8), True), (MarginalNet(8), True), (OrderedNet(WAY), False)):
         gap = (network(logits[..., order], mask) - network(logits, mask)[..., order]).abs().max()
         assert (gap < 1e-12) == commutes
+
+
+def test_the_published_normalisation_hides_the_marginal_and_ours_brings_it_back() -> None:
+    """Two tasks whose logits of a class differ by a constant, which is what attracting more queries does to them."""
+    logits, mask = torch.randn(1, 6, WAY).abs() + 1, torch.ones(1, 6, dtype=torch.bool)
+    shifted = logits + torch.tensor([2.0, 0.0, 0.0])
+    for network, hidden in ((OrderedNet(WAY), True), (MarginalNet(), False)):
+        with torch.no_grad():
+            for weight in (network.inputs.weight, network.hidden.weight):
+                weight.abs_()  # no ReLU cuts anything off, so normalisation takes all of the constant out
+            for bias in (network.inputs.bias, network.hidden.bias):
+                bias.fill_(20.0)
+        gap = (network(logits, mask) - network(shifted, mask)).abs().max()
+        assert (gap < 1e-9) == hidden
+
+
+def test_normalising_over_the_batch_is_batch_norm_and_lets_tasks_see_each_other() -> None:
+    """The ablation `over_batch` does what it is there to show: the released code with more than one task a step."""
+    ours, x = TaskNorm(4, over_batch=True), torch.randn(3, 9, 4)
+    everything = torch.ones(3, 9, 1, dtype=torch.bool)
+    expected = functional.batch_norm(x.flatten(0, 1), None, None, training=True).view_as(x)
+    torch.testing.assert_close(ours(x, everything), expected, rtol=1e-12, atol=1e-12)
+    observed = random_tasks().observed()
+    for mixed in (True, False):
+        settings = {**STEPS, "posterior": "delta", "over_batch": mixed}
+        guide = Pair("sib", "flat", settings=settings).learner().guide
+        together = guide.posterior(observed).mean[:1]
+        alone = guide.posterior(observed.tasks(slice(0, 1))).mean
+        assert ((together - alone).abs().max() > 1e-6) == mixed
 
 
 # ---------------------------------------------------------------- the published forward, by hand
@@ -197,6 +229,14 @@ def test_the_kl_gradient_of_a_point_and_a_mixture_is_that_of_its_density() -> No
     torch.testing.assert_close(direction, without + gradient, rtol=1e-8, atol=1e-8)
 
 
+def test_the_mean_is_the_sum_over_the_number_of_queries() -> None:
+    observed = random_tasks().observed()
+    observed.query_mask = torch.rand(observed.query_mask.shape) < 0.7
+    directions = [start_and_step(one_step("flat", reduction=name), observed)[2] for name in ("sum", "mean")]
+    count = observed.query_mask.sum(-1).view(-1, 1, 1)
+    torch.testing.assert_close(directions[0] / count, directions[1], rtol=1e-9, atol=1e-12)
+
+
 def test_inner_samples_average_the_gradient_over_the_posterior() -> None:
     """E_eps of the step, against a loop over the same draws."""
     observed, draws = random_tasks().observed(), 3
@@ -298,8 +338,9 @@ def test_the_posterior_of_a_conditional_prior_centred_there_has_no_kl() -> None:
         ({"initialisation": "random"}, r"guide\.initialisation to be one of support, global, got 'random'"),
         (
             {"synthetic_gradient": "mlp"},
-            r"guide\.synthetic_gradient to be one of ordered, equivariant, got 'mlp'",
+            r"guide\.synthetic_gradient to be one of ordered, equivariant, marginal_aware, got 'mlp'",
         ),
+        ({"reduction": "max"}, r"guide\.reduction to be one of sum, mean, got 'max'"),
         ({"num_steps": -1}, r"guide\.num_steps.*>= 0"),
         ({"step_size": 0.0}, r"step_size, scale > 0"),
         ({"scale": -1.0}, r"step_size, scale > 0"),
@@ -310,3 +351,26 @@ def test_the_posterior_of_a_conditional_prior_centred_there_has_no_kl() -> None:
 def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Pair("sib", settings=settings).learner()
+
+
+# ---------------------------------------------------------------- unbalanced queries, measured
+
+
+@pytest.mark.slow
+def test_the_marginal_aware_network_wins_back_what_unbalanced_queries_cost(tmp_path: Path) -> None:
+    """docs/ablations.md: more than half of the loss at both marginals, at no more than a point when balanced."""
+    torch.set_default_dtype(torch.float32)
+    size = ("data=gaussian_features", "guide=sib", "train.steps=500", "eval.tasks=400", "eval.samples=5")
+    aware = ("guide.synthetic_gradient=marginal_aware", "task.query_concentration=1", "task.query_balanced=0.5")
+    accuracy: dict[tuple[str, str], float] = {}
+    for name, settings in (("published", ()), ("aware", aware)):
+        ran("run", *size, *settings, f"hydra.run.dir={tmp_path / name}")
+        for counts in ("[15,15,15,15,15]", "[35,15,10,10,5]", "[55,5,5,5,5]"):
+            ran("evaluate", str(tmp_path / name), f"task.query_counts={counts}")
+            folder = tmp_path / name / "evaluations" / f"task.query_counts={counts}"
+            accuracy[name, counts] = results_of(folder)["accuracy"]["mean"]
+    balanced = accuracy["published", "[15,15,15,15,15]"]
+    assert accuracy["aware", "[15,15,15,15,15]"] > balanced - 0.01
+    for counts in ("[35,15,10,10,5]", "[55,5,5,5,5]"):
+        lost = balanced - accuracy["published", counts]
+        assert lost > 0.05 and accuracy["aware", counts] - accuracy["published", counts] > 0.5 * lost

@@ -9,7 +9,6 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
-from pyro_metabayes.data.bank import SPLITS
 from pyro_metabayes.data.stream import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
@@ -44,28 +43,28 @@ class GaussianFeatures:
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
         """As `Source.sampler`: class-ordered tasks, all of a block at once."""
-        if split not in SPLITS:
-            raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
-        if shape.way < 2 or shape.shot < 1 or shape.query < 1:
-            raise UsageError(f"expected way >= 2, shot >= 1 and query >= 1, got {shape}")
+        shape.check_classes(split)
 
         def draw(generator: Generator) -> Episodes:
-            points = self._points(shape, generator)
+            support_y, (query_y, _) = shape.labels(shape.shot, BLOCK), shape.query_points(generator)
+            points = self._points(torch.cat((support_y, query_y), 1), shape.way, generator)
+            num_support = support_y.shape[1]
             return Episodes(
-                support_x=points[:, :, : shape.shot].flatten(1, 2),
-                support_y=shape.labels(shape.shot, BLOCK),
-                query_x=points[:, :, shape.shot :].flatten(1, 2),
-                query_y=shape.labels(shape.query, BLOCK),
+                support_x=points[:, :num_support],
+                support_y=support_y,
+                query_x=points[:, num_support:],
+                query_y=query_y,
                 num_classes=shape.way,
             )
 
         return draw
 
-    def _points(self, shape: TaskShape, generator: Generator) -> Tensor:
-        """[BLOCK, C, shot + query, D]"""
-        size = (BLOCK, shape.way, shape.shot + shape.query, self.num_features)
-        centre = torch.randn(*size[:2], 1, self.num_features, generator=generator)
-        points = torch.randn(*size, generator=generator)
+    def _points(self, labels: Tensor, way: int, generator: Generator) -> Tensor:
+        """Points [BLOCK, N, D] of the classes `labels` [BLOCK, N]; their noise is drawn class by class."""
+        centre = torch.randn(BLOCK, way, self.num_features, generator=generator)
+        points = torch.randn(*labels.shape, self.num_features, generator=generator)
+        task, by_class = torch.arange(BLOCK).unsqueeze(1), labels.argsort(dim=1, stable=True)
         points *= self.noise
-        points += self.mean + self.separation * centre
+        points += self.mean + self.separation * centre[task, labels.gather(1, by_class)]
+        points = points[task, by_class.argsort(1)]
         return normalize(points.relu_(), dim=-1) if self.rectify else points

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.stream import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
@@ -35,8 +35,8 @@ class BankSampler:
         def draw(generator: Generator) -> Episodes:
             chosen = torch.rand(BLOCK, len(classes), generator=generator).topk(shape.way).indices
             within = self._draw_within(sizes[chosen], starts[chosen], shape, generator)
-            rows = starts[chosen].unsqueeze(-1) + within  # [B, C, shot + query]
-            return self._gather(pool, self.rendered(rows, pool, place, generator), classes[chosen], shape)
+            rows = starts[chosen].unsqueeze(-1) + within  # [B, C, shot + most_queries]
+            return self._gather(pool, self.rendered(rows, pool, place, generator), classes[chosen], shape, generator)
 
         return draw
 
@@ -56,21 +56,19 @@ class BankSampler:
         return views * len(place) + torch.searchsorted(place, rows)
 
     def _checked_classes(self, split: str, shape: TaskShape) -> Tensor:
-        if split not in SPLITS:
-            raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
-        if shape.way < 2 or shape.shot < 1 or shape.query < 1:
-            raise UsageError(f"expected way >= 2, shot >= 1 and query >= 1, got {shape}")
+        shape.check_classes(split)
         classes = self.bank.splits[split]
         if len(classes) < shape.way:
             raise UsageError(
                 f"expected at least task.way={shape.way} classes in the {split} split, got {len(classes)}; "
                 "lower task.way or bring more classes"
             )
-        smallest = int(self.bank.class_sizes[classes].min())
-        if smallest < shape.shot + shape.query:
+        smallest, needed = int(self.bank.class_sizes[classes].min()), shape.shot + shape.most_queries
+        if smallest < needed:
             name = self.bank.class_names[int(classes[self.bank.class_sizes[classes].argmin()])]
+            queries = "task.query" if shape.most_queries == shape.query else "the most queries of a class"
             raise UsageError(
-                f"expected at least task.shot + task.query = {shape.shot + shape.query} inputs in every "
+                f"expected at least task.shot + {queries} = {needed} inputs in every "
                 f"class of the {split} split, got {smallest} in class '{name}'; lower task.shot or task.query"
             )
         self._check_twins(classes, shape)
@@ -83,25 +81,26 @@ class BankSampler:
         alone = self.bank.twin == torch.arange(len(self.bank.twin))
         singles = torch.bincount(self.bank.labels[alone], minlength=len(self.bank.class_sizes))
         sizes = self.bank.class_sizes
-        if ((sizes == shape.shot + shape.query) & (singles == 0))[classes].any():
+        if ((sizes == shape.shot + shape.most_queries) & (singles == 0))[classes].any():
             raise UsageError(
                 f"expected an even task.shot where a task needs all inputs of a class and they are pairs of "
                 f"twins, got {shape.shot}; change it, or lower task.query"
             )
 
     def _draw_within(self, sizes: Tensor, starts: Tensor, shape: TaskShape, generator: Generator) -> Tensor:
-        """Positions inside each chosen class [B, C, shot + query], all different."""
+        """Positions inside each chosen class [B, C, shot + most_queries], all different."""
         largest = int(self.bank.class_sizes.max())
         keys, ties = torch.rand(2, *sizes.shape, largest, generator=generator, dtype=torch.float64)
         beyond = torch.arange(largest) >= sizes.unsqueeze(-1)
         if self.bank.twin is None:
-            return keys.masked_fill(beyond, -1.0).topk(shape.shot + shape.query).indices
+            return keys.masked_fill(beyond, -1.0).topk(shape.shot + shape.most_queries).indices
         rows = (starts.unsqueeze(-1) + torch.arange(largest)).clamp(max=len(self.bank.twin) - 1)
         partner = (self.bank.twin[rows] - starts.unsqueeze(-1)).clamp(0, largest - 1)
         return _twins_on_one_side(keys, ties, partner, beyond, shape)
 
-    def _gather(self, pool: Tensor, rows: Tensor, classes: Tensor, shape: TaskShape) -> Episodes:
-        device = pool.device
+    def _gather(self, pool: Tensor, rows: Tensor, classes: Tensor, shape: TaskShape, generator: Generator) -> Episodes:
+        device, task = pool.device, torch.arange(BLOCK).unsqueeze(-1)
+        labels, within = shape.query_points(generator)
 
         def take(points: Tensor) -> Tensor:
             flat = pool.index_select(0, points.flatten().to(device, non_blocking=True))
@@ -110,8 +109,8 @@ class BankSampler:
         return Episodes(
             support_x=take(rows[..., : shape.shot]),
             support_y=shape.labels(shape.shot, BLOCK).to(device),
-            query_x=take(rows[..., shape.shot :]),
-            query_y=shape.labels(shape.query, BLOCK).to(device),
+            query_x=take(rows[task, labels, shape.shot + within]),
+            query_y=labels.to(device),
             num_classes=shape.way,
             classes=classes.to(device),
         )
@@ -133,7 +132,7 @@ def _twins_on_one_side(keys: Tensor, ties: Tensor, partner: Tensor, beyond: Tens
     last_support, first_query = order[..., shape.shot - 1], order[..., shape.shot]
     parted = partner.gather(-1, last_support.unsqueeze(-1)).squeeze(-1) == first_query
     sizes = (~beyond).sum(-1)
-    spare = sizes > shape.shot + shape.query
+    spare = sizes > shape.shot + shape.most_queries
     single = (partner == positions).gather(-1, order) & (positions < sizes.unsqueeze(-1))
     any_single = single.to(torch.uint8).argmax(-1)
     here = torch.where(any_single < shape.shot, torch.tensor(shape.shot), torch.tensor(shape.shot - 1))
@@ -141,7 +140,7 @@ def _twins_on_one_side(keys: Tensor, ties: Tensor, partner: Tensor, beyond: Tens
     there = torch.where(spare, sizes - 1, any_single)
     swapped = _swap(order, here, there)
     order = torch.where(parted.unsqueeze(-1), swapped, order)
-    return order[..., : shape.shot + shape.query]
+    return order[..., : shape.shot + shape.most_queries]
 
 
 def _swap(order: Tensor, here: Tensor, there: Tensor) -> Tensor:

@@ -1,0 +1,120 @@
+"""python -m experiments.information: what posteriors know of their queries, and what it costs them on others.
+
+Runs conf/study/information.yaml: learners of several KL weights, each scored with eval.information=true after
+K = 0, ..., 7 inner steps, and other guides beside them. Finished runs are kept, so an interrupted study goes on when it
+is called again. Leaves table.md, table.csv and information.png. docs/information.md says what the columns mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.collapse import StudyConfig, run_study
+from experiments.collapse_table import commands
+from experiments.command import run_command
+from experiments.study import Row, read
+from pyro_metabayes.checkpoint import write_atomically
+from pyro_metabayes.report import csv_table, markdown_table, new_figure, number, per_cent, save_figure, text_table
+
+NATS = {
+    "prior": "KL to the prior",
+    "refitted_prior": "to the refitted prior",
+    "other_tasks": "to the other tasks",
+    "second_set": "to q of the second set",
+    "below": "at least",
+}
+Results = Mapping[str, Any]
+
+
+def main(composed: DictConfig, folder: Path) -> None:
+    config: Any = OmegaConf.to_object(composed)
+    name = f"information of study={HydraConfig.get().runtime.choices['study']} size={config.size}"
+    run_study(config, name, folder, write)
+
+
+def by_steps(row: Row, folder: Path) -> list[list[Results]]:
+    """The results of a row for each number of inner steps, in their order; a seed each."""
+    found: dict[int, list[Results]] = {}
+    for seed in range(row.seeds):
+        run = row.folder(folder, seed)
+        for results in [read(run), *map(read, sorted(run.glob("evaluations/*")))]:
+            found.setdefault(steps_of(results), []).append(results)
+    return [found[steps] for steps in sorted(found)]
+
+
+def steps_of(results: Results) -> int:
+    """K; 0 for a guide that takes no inner steps."""
+    return int(results["config"]["guide"].get("num_steps", 0))
+
+
+def mean_of(seeds: Sequence[Results], *path: str) -> float | None:
+    """Mean over seeds of a figure; None where a setting does not have it."""
+    values: list[Any] = list(seeds)
+    for name in path:
+        values = [None if value is None else value[name] for value in values]
+    return None if None in values else float(np.mean(values))
+
+
+def line_of(row: Row, seeds: Sequence[Results]) -> dict[str, str]:
+    gap = mean_of(seeds, "information", "gap", "mean")
+    ci95 = mean_of(seeds, "information", "gap", "ci95")
+    return {
+        "": row.label,
+        "K": str(steps_of(seeds[0])),
+        "accuracy %": per_cent(mean_of(seeds, "accuracy", "mean") or 0.0, mean_of(seeds, "accuracy", "ci95")),
+        **{title: number(mean_of(seeds, "information", name), 1) for name, title in NATS.items()},
+        "gap, nats a query": "-" if gap is None else f"{gap:+.4f} +- {ci95:.4f}",
+        "bound": number(mean_of(seeds, "information", "bound"), 2),
+        "tightness": number(mean_of(seeds, "information", "tightness"), 4),
+    }
+
+
+def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
+    """The table, with the command of every row, and the picture."""
+    everything = [(row, seeds) for row in rows for seeds in by_steps(row, folder)]
+    table = [line_of(row, seeds) for row, seeds in everything]
+    page = f"{markdown_table(table)}\n\n{commands(rows)}\n"
+    write_atomically(folder / "table.md", lambda path: path.write_text(page))
+    write_atomically(folder / "table.csv", lambda path: path.write_text(csv_table(table)))
+    print(text_table(table))
+    print(f"table.md, table.csv and picture: {draw(rows, folder)}")
+
+
+def draw(rows: Sequence[Row], folder: Path) -> Path:
+    """Over K, a line a learner that takes inner steps: information, gap with its interval, bound, accuracy."""
+    panels = {
+        "KL(q, p_psi), nats a task": ("information", "prior"),
+        "KL of q to that of the second set": ("information", "second_set"),
+        "gap, nats a query": ("information", "gap", "mean"),
+        "bound on the gap": ("information", "bound"),
+        "accuracy": ("accuracy", "mean"),
+    }
+    figure, axes = new_figure(len(panels))
+    figure.set_size_inches(2.9 * len(panels) + 1.4, 3.0)
+    for row in rows:
+        steps = [seeds for seeds in by_steps(row, folder) if mean_of(seeds, "information", "least") is not None]
+        if len(steps) < 2:
+            continue
+        places = [steps_of(seeds[0]) for seeds in steps]
+        for axis, (title, path) in zip(axes, panels.items(), strict=True):
+            values = [mean_of(seeds, *path) for seeds in steps]
+            spread = [mean_of(seeds, "information", "gap", "ci95") for seeds in steps] if "gap" in path else None
+            axis.errorbar(places, values, yerr=spread, fmt="o-", ms=3, label=row.label)
+            axis.set(xlabel="inner steps K")
+            axis.set_title(title, fontsize=9)
+    for axis in axes[:2]:
+        axis.set_yscale("symlog", linthresh=0.1)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return save_figure(figure, folder / "information.png")
+
+
+if __name__ == "__main__":
+    ConfigStore.instance().store(name="study_schema", node=StudyConfig)
+    run_command(main, "information")

@@ -1,0 +1,113 @@
+"""Is the ablation a study whose rows are configurations, and does its table say what the runs say?"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments.command import CONF, of_a_part
+from experiments.config import register, typed
+from experiments.study import Row, rows_of
+from pyro_metabayes import MetaLearner
+from tests.commands import call, ran, results_of
+
+ABLATIONS = sorted(path.stem for path in (Path(CONF) / "ablate/guide").glob("*.yaml"))
+ON = "on='data=gaussian_features data.num_features=12'"
+PARTS = "parts=[base,normalisation,'query marginal']"
+TWO = "task.query=2 task.query_concentration=0 task.query_balanced=0"
+AGAIN = f"study.evaluations.settings=['{TWO}','guide.num_steps=0','task.query_counts=[4,3,2,1,0]']"
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
+
+def study_of(guide: str) -> dict[str, Any]:
+    content = OmegaConf.load(Path(CONF) / "ablate/guide" / f"{guide}.yaml")
+    merged = OmegaConf.create({"on": "data=gaussian_features", "study": content})
+    study: Any = OmegaConf.to_container(merged, resolve=True)
+    return study["study"]
+
+
+def folder_of(guide: str, label: str, study: Path) -> Path:
+    (row,) = (row for row in rows_of(study_of(guide), smoke=True) if row.label == label)
+    return row.folder(study, 0)
+
+
+@pytest.mark.parametrize("guide", ABLATIONS)
+def test_every_row_and_evaluation_is_a_configuration(guide: str) -> None:
+    register()
+    study = study_of(guide)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        settings = [row.settings for row in rows_of(study, smoke=False)]
+        settings += [tuple(str(change).split()) for change in study["evaluations"]["settings"]]
+        for its in settings:
+            base = () if any(part.startswith("data=") for part in its) else ("data=gaussian_features", f"guide={guide}")
+            overrides = [*map(of_a_part, (*base, *its)), "choices={data: none, guide: none}"]
+            MetaLearner.check(typed(compose("config", overrides)).specification())
+
+
+@pytest.mark.parametrize("guide", ABLATIONS)
+def test_rows_differ_and_what_is_scored_again_is_there(guide: str) -> None:
+    rows = rows_of(study_of(guide), smoke=False)
+    assert len({row.folder(Path("study"), 0) for row in rows}) == len(rows)
+    assert len({row.settings for row in rows}) == len(rows)
+    assert set(study_of(guide)["evaluations"]["parts"]) <= {row.part for row in rows}
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ablation") / "out"
+    out = ran("ablate", "guide=sib", "size=smoke", "workers=1", ON, PARTS, AGAIN, f"hydra.run.dir={folder}").out
+    assert "over the batch (tasks see each other)" in out and str(folder) in out
+    return folder
+
+
+def lines_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def leading(cell: str) -> float:
+    """41.2 of `41.2 +- 3.0`: rounded, so a tie may have gone either way."""
+    return float(cell.partition(" +- ")[0])
+
+
+def test_the_table_has_every_row_as_trained_and_as_scored_again(ablation: Path) -> None:
+    lines = lines_of(ablation)
+    assert len(lines) == 2 + 4 * (1 + 3), "two rows by themselves, four scored under three settings more"
+    assert (ablation / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert (ablation / "table.md").read_text().count("python -m experiments.run -m") == 6
+    first = lines[0]
+    results = results_of(folder_of("sib", "guide=sib", ablation))
+    mean = results["accuracy"]["mean"]
+    assert first["row"] == "guide=sib" and leading(first["accuracy %"]) == pytest.approx(100 * mean, abs=0.06)
+    assert (first["queries"], first["K"], first["noise"]) == ("15", "3", "0")
+    assert {line["queries"] for line in lines} == {"15", "2", "4/3/2/1/0", "Dirichlet(1)"}
+    assert {line["K"] for line in lines} == {"0", "3"}
+
+
+def test_gains_are_paired_with_the_first_row_scored_alike(ablation: Path) -> None:
+    """The same tasks, or none: a row trained on random marginals is scored on others than the first row."""
+    lines = lines_of(ablation)
+    paired = {(line["row"], line["queries"], line["K"]): line["gain, points"] for line in lines}
+    assert paired["guide=sib", "15", "3"] == "-" or "+0.0 +- 0.0" in paired["guide=sib", "15", "3"]
+    assert paired["published xi, random marginals", "Dirichlet(1)", "3"] == "-"
+    two = [folder_of("sib", label, ablation) for label in ("marginal-aware xi, random marginals", "guide=sib")]
+    means = [results_of(folder / "evaluations" / TWO.replace(" ", ","))["accuracy"]["mean"] for folder in two]
+    gain = paired["marginal-aware xi, random marginals", "2", "3"]
+    assert leading(gain) == pytest.approx(100 * (means[0] - means[1]), abs=0.06)
+
+
+def test_mistakes_are_named() -> None:
+    assert "no 'maml' for guide" in call("ablate", "guide=maml", "size=smoke").error
+    assert call("ablate", "size=tiny").error.startswith("expected size to be one of full, smoke")
+    assert "no part 'bas' in this study" in call("ablate", "size=smoke", "parts=[bas]").error
+
+
+def test_a_row_has_its_data_and_command() -> None:
+    row: Row = rows_of(study_of("sib"), smoke=False)[0]
+    assert row.command.startswith("python -m experiments.run -m data=gaussian_features guide=sib")
