@@ -99,11 +99,11 @@ def _draw_band(axis: Any, band: Band) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.predictive_band", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs of a regression")
-    parser.add_argument("--task", type=int, default=0, help="which test task")
-    parser.add_argument("--points", type=int, default=5, help="of support")
-    parser.add_argument("--samples", type=int, default=200, help="functions drawn, of which a dozen are shown")
+    parser.add_argument("--task", type=int, default=0, help="which test task (%(default)s)")
+    parser.add_argument("--points", type=int, default=5, help="of support (%(default)s)")
+    parser.add_argument("--samples", type=int, default=200, help="functions, of which a dozen are shown (%(default)s)")
     parser.add_argument("--steps", type=int, help="inner steps, where not as many as in training")
-    parser.add_argument("--out", type=Path, default=Path("runs/predictive_band.png"))
+    parser.add_argument("--out", type=Path, default=Path("runs/predictive_band.png"), help="the picture (%(default)s)")
     options = parser.parse_args(arguments)
     if options.task < 0 or not 1 <= options.points <= MANY // 4 or options.samples < 2:
         raise UsageError(f"expected --task >= 0, 1 <= --points <= {MANY // 4} and --samples >= 2")

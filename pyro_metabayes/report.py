@@ -119,9 +119,8 @@ def draw_curves(folder: Path, title: str) -> Path:
         for name, legend in SPREADS.items():
             if all(line[name] is None for line in lines):
                 continue  # a regression takes no decisions
-            axes[2].plot(
-                *_curve(lines, name), label=legend if of_classes else legend.replace("logits", "means / noise")
-            )
+            label = legend if of_classes else legend.replace("logits", "means / noise")
+            axes[2].plot(*_curve(lines, name), _style(lines), label=label)
         axes[2].set(title="spread of the prior", yscale="log")
         axes[2].legend(frameon=False, fontsize=8)
     for axis in axes:
@@ -141,7 +140,12 @@ def _draw_noisy(axis: Any, lines: Sequence[Mapping[str, Any]], name: str, factor
     steps, values = _curve(lines, name, factor)
     means = [np.nanmean(values[max(0, end - 10) : end]) for end in range(1, len(values) + 1)]
     axis.plot(steps, values, color="C0", alpha=0.3)
-    axis.plot(steps, means, color="C0", label="tasks of the step")
+    axis.plot(steps, means, _style(lines), color="C0", label="tasks of the step")
+
+
+def _style(lines: Sequence[Mapping[str, Any]]) -> str:
+    """A single point makes no line."""
+    return "o-" if len(lines) == 1 else "-"
 
 
 def new_figure(num_panels: int, rows: int = 1) -> tuple[Any, list[Any]]:

@@ -143,7 +143,7 @@ NUMBERS = {
     "data=sine_and_line data.fewest=2 task.shot=1 guide=leo_regression": "expected data.fewest <= task.shot, got 2",
     "data=sine_and_line guide=leo_regression guide.num_hidden=-1": "expected guide.num_hidden, encoder_penalty >= 0",
     "guide=leo_regression model.dropout=1": "expected 0 <= model.dropout < 1, got 1",
-    "guide=mc task.way=2": "expected way=1 (labels are numbers), shot >= 0 and query >= 1, got TaskShape(way=2",
+    "guide=mc task.way=2": "expected way=1 (labels are numbers), shot >= 0 and query >= 1, got way 2, shot",
     "guide=mc task.query=0": "expected way=1 (labels are numbers), shot >= 0 and query >= 1",
     "guide=mc task.shot=-1": "expected way=1 (labels are numbers), shot >= 0 and query >= 1",
     "guide=mc data.scale=0": "expected num_features, num_targets >= 1 and finite scale, noise > 0, got",

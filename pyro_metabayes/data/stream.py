@@ -50,6 +50,9 @@ class TaskShape:
                 f"expected task.base_query and task.train_query >= 0, got {self.base_query} and {self.train_query}"
             )
 
+    def __str__(self) -> str:
+        return f"way {self.way}, shot {self.shot}, query {self.query}"
+
     def of(self, split: str) -> TaskShape:
         """The shape of the tasks of a split."""
         if split != "train" or not self.train_query:

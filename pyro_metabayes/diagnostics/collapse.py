@@ -144,8 +144,8 @@ def summary(spread: Mapping[str, Tensor]) -> Figures:
     figures: Figures = dict.fromkeys(FIGURES)
     figures |= {name: value for name, value in mean.items() if name in FIGURES}
     for name, (above, below) in _RATIOS.items():
-        if above in mean:
-            figures[name] = math.sqrt(mean[above] / max(mean[below], 1e-30) if below else mean[above])
+        if above in mean and (not below or mean[below]):  # N(0, I) has no spread relative to its mean
+            figures[name] = math.sqrt(mean[above] / (mean[below] if below else 1.0))
     if "kl_by_dimension" in spread:
         figures["active_dimensions"] = int((spread["kl_by_dimension"].mean(0) > ACTIVE_NATS).sum())
     if "logit_variance" in mean:

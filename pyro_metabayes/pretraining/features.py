@@ -108,14 +108,15 @@ def _train(
             training.load(checkpoint.load(unfinished))
             print(f"pretraining of {name} goes on after epoch {training.epoch} of {settings.epochs}")
         else:
-            print(f"no pretrained {name} for this data yet: pretraining it once, {settings.epochs} epochs")
+            print(f"no pretrained {name} for this data yet: pretraining it once, epochs: {settings.epochs}")
         try:
             while training.epoch < settings.epochs:
                 training.run_epoch()
                 checkpoint.save(unfinished, training.state())
         except KeyboardInterrupt:
-            kept = f"epochs 1 to {training.epoch} are kept" if training.epoch else "no epoch was finished"
-            message = f"interrupted in the pretraining of {name}; {kept}, the same command goes on"
+            first = "no epoch was finished: the same command starts again"
+            kept = f"epochs 1 to {training.epoch} are kept: the same command goes on" if training.epoch else first
+            message = f"interrupted in the pretraining of {name}; {kept}"
             raise Interrupted(message) from None
     return training
 
