@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pyro.distributions import Categorical, MixtureSameFamily, Normal, TorchDistribution
@@ -227,6 +228,8 @@ def test_eval_information_is_in_results_json() -> None:
 @pytest.mark.usefixtures("empty_folder")
 def test_too_few_inputs_for_two_query_sets_are_refused_before_training() -> None:
     torch.set_default_dtype(torch.float32)
-    error = call("run", "guide=proto", "data=glyphs", "eval.information=true", "hydra.run.dir=run").error
+    np.savez("own.npz", features=np.random.default_rng(0).normal(size=(600, 4)), labels=np.arange(600) // 20)
+    data = ("data=features", "data.path=own.npz")
+    error = call("run", "guide=proto", *data, "eval.information=true", "hydra.run.dir=run").error
     assert error.startswith("eval.information=true draws twice the queries: expected at least") and "31 inputs" in error
     assert not Path("run").exists()
