@@ -31,9 +31,9 @@ def fresh_state() -> Iterator[None]:
     pyro.set_rng_seed(0)
     pyro.enable_validation(True)
     pyro.clear_param_store()
-    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # whatever a fixture of a whole module has left
     yield
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

@@ -317,7 +317,9 @@ KEYS = {
     **dict.fromkeys(("mse", "rmse", "oracle_mse", "coverage90", *OF_A_TRUTH), lambda value: value is None),
     **dict.fromkeys((*OF_BASE_CLASSES, "kl_variational_bound", "kl_convexity_bound"), lambda value: value is None),
     "active_dimensions": is_count,
-    "by_step": lambda value: value is None,
+    **dict.fromkeys(("by_step", "information"), lambda value: value is None),
+    "query_counts": lambda value: value == [],
+    **dict.fromkeys(("query_concentration", "query_balanced", "feature_noise"), lambda value: value == 0),
     **dict.fromkeys(("seconds", "episodes_per_second"), is_of_training_and_evaluation),
     "accuracy": is_fraction_with_interval,
     "collapsed": lambda value: value in (True, False, None),
@@ -420,7 +422,7 @@ def test_a_sweep_leaves_a_folder_a_job(features: Path) -> None:
 def test_a_failed_job_leaves_the_others(features: Path) -> None:
     settings = ("guide=mean_field", "guide.scale=0.1,-1,0.2", "hydra.sweep.dir=sweep")
     outcome = call("run", "-m", *on_features(features), *settings)
-    assert outcome.error == "1_features_mean_field_seed0: expected guide.scale > 0, got -1"
+    assert outcome.error == "1_features_mean_field_seed0: expected guide.scale > 0, got -1.0"
     left = sorted(path.name for path in Path("sweep").iterdir() if path.is_dir())
     assert left == ["0_features_mean_field_seed0", "2_features_mean_field_seed0"]
 

@@ -240,7 +240,7 @@ def test_a_row_that_fails_is_named_in_one_line() -> None:
     settings = ("study=gaussian_mean", "size=smoke", "workers=1", "parts=[ceiling]", "hydra.run.dir=study")
     outcome = call("collapse", *settings, broken)
     folder, _, message = outcome.error.partition(": ")
-    assert message == "expected prior.scale > 0, got -1" and "exact" in folder and not Path(folder).exists()
+    assert message == "expected prior.scale > 0, got -1.0" and "exact" in folder and not Path(folder).exists()
     assert not list(Path.cwd().rglob("results.json")) and not list(Path.cwd().rglob("table.*"))
 
 
