@@ -22,8 +22,7 @@ from experiments.collapse_table import commands
 from experiments.command import CONF, run_command
 from experiments.runs import Run, read_run
 from experiments.study import Row
-from pyro_metabayes.checkpoint import write_atomically
-from pyro_metabayes.report import csv_table, markdown_table, new_figure, queries_of, save_figure, text_table
+from pyro_metabayes.report import markdown_table, new_figure, queries_of, save_figure, save_tables, text_table
 
 COLUMNS = ("NLL", "ECE", "KL", "prior")  # of experiments.compare
 NOTE = (
@@ -100,8 +99,7 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
     base = [run for its in reversed(first) if its.same_guide for run in its.runs]
     table = [line_of(its, base) for its in everything]
     page = f"{NOTE}\n\n{markdown_table(table)}\n\n{commands(rows)}\n"
-    write_atomically(folder / "table.md", lambda path: path.write_text(page))
-    write_atomically(folder / "table.csv", lambda path: path.write_text(csv_table(table)))
+    save_tables(folder, page, table)
     print(text_table(table))
     print(f"table.md, table.csv and picture: {draw(everything, folder / 'ablation.png')}")
 

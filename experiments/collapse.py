@@ -20,9 +20,8 @@ from experiments.collapse_table import commands, table_of
 from experiments.command import run_command
 from experiments.pool import run_jobs
 from experiments.study import Row, chosen_rows, claim, complete, jobs_of
-from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import Interrupted
-from pyro_metabayes.report import csv_table, markdown_table, text_table
+from pyro_metabayes.report import markdown_table, save_tables, text_table
 
 Write = Callable[[dict[str, Any], list[Row], Path], None]
 
@@ -61,12 +60,11 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
     parts = {part: [row for row in rows if row.part == part] for part in dict.fromkeys(row.part for row in rows)}
     tables = {part: table_of(its, folder) for part, its in parts.items()}
     sections = [f"## {part}\n\n{markdown_table(its)}\n\n{commands(parts[part])}" for part, its in tables.items()]
-    write_atomically(folder / "table.md", lambda path: path.write_text("\n\n".join(sections) + "\n"))
     columns = list(dict.fromkeys(name for its in tables.values() for row in its for name in row))
     merged = [
         {"part": part} | {name: row.get(name, "-") for name in columns} for part in tables for row in tables[part]
     ]
-    write_atomically(folder / "table.csv", lambda path: path.write_text(csv_table(merged)))
+    save_tables(folder, "\n\n".join(sections) + "\n", merged)
     for part, its in tables.items():
         print(f"{part}\n{text_table(its)}\n")
     for name, chosen in study["pictures"].items():

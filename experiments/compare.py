@@ -11,9 +11,8 @@ import numpy as np
 
 from experiments.picture import draw
 from experiments.runs import Run, find_runs, grouped
-from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.report import COLLAPSE, csv_table, markdown_table, number, per_cent, text_table
+from pyro_metabayes.report import COLLAPSE, markdown_table, number, per_cent, save_tables, text_table
 from pyro_metabayes.scores import ci95_of
 
 DIFFERENCES = {  # title, factor, digits
@@ -89,9 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores, paired = tables(groups)
     out = Path(options.out)
     both = f"{markdown_table(scores)}\n\n{PAIRED}\n\n{markdown_table(paired)}\n"
-    write_atomically(out / "table.md", lambda temporary: temporary.write_text(both))
-    merged = csv_table([its | difference for its, difference in zip(scores, paired, strict=True)])
-    write_atomically(out / "table.csv", lambda temporary: temporary.write_text(merged))
+    save_tables(out, both, [its | difference for its, difference in zip(scores, paired, strict=True)])
     draw(groups, out / "comparison.png")
     print(f"{text_table(scores)}\n\n{PAIRED}\n\n{text_table(paired)}\n")
     print(f"table.md, table.csv and comparison.png: {out}")

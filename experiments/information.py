@@ -20,8 +20,7 @@ from experiments.collapse import StudyConfig, run_study
 from experiments.collapse_table import commands
 from experiments.command import run_command
 from experiments.study import Row, read
-from pyro_metabayes.checkpoint import write_atomically
-from pyro_metabayes.report import csv_table, markdown_table, new_figure, number, per_cent, save_figure, text_table
+from pyro_metabayes.report import markdown_table, new_figure, number, per_cent, save_figure, save_tables, text_table
 
 NATS = {
     "prior": "KL to the prior",
@@ -81,8 +80,7 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
     everything = [(row, seeds) for row in rows for seeds in by_steps(row, folder)]
     table = [line_of(row, seeds) for row, seeds in everything]
     page = f"{markdown_table(table)}\n\n{commands(rows)}\n"
-    write_atomically(folder / "table.md", lambda path: path.write_text(page))
-    write_atomically(folder / "table.csv", lambda path: path.write_text(csv_table(table)))
+    save_tables(folder, page, table)
     print(text_table(table))
     print(f"table.md, table.csv and picture: {draw(rows, folder)}")
 

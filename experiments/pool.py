@@ -31,8 +31,6 @@ def run_jobs(jobs: Sequence[Job], workers: int, title: str) -> None:
     """Every job that is not finished; the first of each data set before the others, since it fills the caches."""
     if workers < 1:
         raise UsageError(f"expected workers >= 1, got {workers}")
-    if workers < 1:
-        raise UsageError(f"expected workers >= 1, got {workers}")
     todo = [job for job in jobs if not job.finished]
     first = list({_data_of(job): job for job in reversed(todo)}.values())
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=title, unit="run", disable=None)

@@ -12,7 +12,7 @@ from torch.func import grad
 
 import pyro_metabayes
 from pyro_metabayes.descent import descend, hold_step_size, loss_gradient, rate_of_mean
-from pyro_metabayes.divergences import differentiable_divergence, innermost
+from pyro_metabayes.divergences import check_gaussian, differentiable_divergence, innermost
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 
@@ -91,9 +91,7 @@ class Guide(pyro_metabayes.Guide):
 
     def _prior(self, observed: Observed) -> TorchDistribution:
         prior = self.model.prior(observed)
-        if not isinstance(innermost(prior), Normal):
-            got = type(innermost(prior)).__name__
-            raise UsageError(f"expected a Gaussian prior for guide=abml, got {got}; take prior=gaussian")
+        check_gaussian(prior, "guide=abml")
         return prior
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyro.distributions import Normal, TorchDistribution
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 import pyro_metabayes
 from guides.maml import Guide as Maml
-from pyro_metabayes.divergences import innermost
+from pyro_metabayes.divergences import check_gaussian
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.errors import UsageError
 from pyro_metabayes.laplace import LowRankPrecision, ggn_root
 
 
@@ -57,7 +56,5 @@ class Guide(Maml):
 
     def _prior(self, observed: Observed) -> TorchDistribution:
         prior = self.model.prior(observed)
-        if not isinstance(innermost(prior), Normal):
-            got = type(innermost(prior)).__name__
-            raise UsageError(f"expected a Gaussian prior for guide=laplace, got {got}; take prior=gaussian")
+        check_gaussian(prior, "guide=laplace")
         return prior

@@ -16,7 +16,7 @@ from models import few_shot_classifier, neural_regression
 from models.heads import Head
 from models.priors import Prior
 from pyro_metabayes.descent import descend, loss_gradient, rate_of_mean
-from pyro_metabayes.divergences import innermost
+from pyro_metabayes.divergences import check_gaussian
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 
@@ -62,11 +62,7 @@ class Model(pyro_metabayes.Model):
     def centre(self, observed: Observed) -> TorchDistribution:
         """N(mu, sigma^2), before any label."""
         prior = self.inner.prior(observed)
-        if not isinstance(innermost(prior), Normal):
-            raise UsageError(
-                f"expected a Gaussian prior for model=platipus, got {type(innermost(prior)).__name__}; "
-                "take prior=gaussian"
-            )
+        check_gaussian(prior, "model=platipus")
         return prior
 
     def prior(self, observed: Observed) -> TorchDistribution:

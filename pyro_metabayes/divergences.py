@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
+from pyro_metabayes.errors import UsageError
+
 
 def innermost(distribution: Any) -> Distribution:
     """The distribution under Independent and mask wrappers."""
@@ -83,6 +85,13 @@ def mixture_kl_bounds(q: TorchDistribution, p: TorchDistribution) -> dict[str, T
     if isinstance(innermost(q), TorchNormal) and isinstance(innermost(p), MixtureSameFamily):
         return {name: bound(q, p) for name, bound in KL_BOUNDS.items()}
     return {}
+
+
+def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
+    """Refuse a prior without a mean and a variance of its own; needed_by: guide=abml."""
+    if not isinstance(innermost(prior), TorchNormal):
+        got = type(innermost(prior)).__name__
+        raise UsageError(f"expected a Gaussian prior for {needed_by}, got {got}; take prior=gaussian")
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:

@@ -101,6 +101,12 @@ def csv_table(rows: Sequence[Row]) -> str:
     return file.getvalue()
 
 
+def save_tables(folder: Path, page: str, rows: Sequence[Row]) -> None:
+    """table.md, the page, and table.csv, the rows."""
+    write_atomically(folder / "table.md", lambda path: path.write_text(page))
+    write_atomically(folder / "table.csv", lambda path: path.write_text(csv_table(rows)))
+
+
 def draw_curves(folder: Path, title: str) -> Path:
     """curves.png: loss, accuracy (or NLL) and the collapse figures of metrics.jsonl over the steps."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
