@@ -12,10 +12,15 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run test check wheel clean
+.PHONY: run test check wheel bench clean
 
 run: $(READY)
 	$(BIN)/python -m experiments.run $(ARGS)
+
+# What the library costs; ARGS="sib sampling" picks cases, ARGS=--toy only tries that they run.
+bench: ARGS = --out runs/bench.json
+bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

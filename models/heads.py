@@ -19,7 +19,7 @@ def fold_samples(w: Tensor, x: Tensor) -> Tensor:
     samples are folded into the classes, so that each task is one matrix product.
     """
     if w.dim() == 3:
-        return w @ x.mT
+        return torch.bmm(w, x.mT)
     samples, num_classes = w.shape[:-3].numel(), w.shape[-2]
     folded = w.reshape(samples, *w.shape[-3:]).transpose(0, 1).flatten(1, 2)  # [T, L*C, D]
     products = (folded @ x.mT).unflatten(1, (samples, num_classes)).transpose(0, 1)
@@ -28,7 +28,7 @@ def fold_samples(w: Tensor, x: Tensor) -> Tensor:
 
 def unfold_samples(cotangent: Tensor, x: Tensor) -> Tensor:
     """sum_i g_ci x_i for cotangents [..., T, C, N] and points [T, N, D] -> [..., T, C, D]."""
-    return cotangent @ x if cotangent.dim() == 3 else fold_samples(cotangent, x.mT)
+    return torch.bmm(cotangent, x) if cotangent.dim() == 3 else fold_samples(cotangent, x.mT)
 
 
 class Head(nn.Module):
@@ -91,16 +91,16 @@ class Cosine(Head):
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
         """With u_c = w_c / |w_c| and G = g^T x: pullback(g)_c = scale / |w_c| (G_c - (G_c . u_c) u_c)."""
-        norm = w.norm(dim=-1, keepdim=True)
+        norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
         # Weights of length 0 have no direction to turn: a class without a support point stays where it is.
-        inverse_norm = torch.where(norm > 1e-12, 1 / norm.clamp(min=1e-12), 0.0)
+        inverse_norm = norm / (norm.square() + 1e-24)
         direction = w * inverse_norm
         cosine = fold_samples(direction, x)  # [..., T, C, N]
 
         def pullback(cotangent: Tensor) -> Tensor:
             g = cotangent.mT
             along = (g * cosine).sum(-1, keepdim=True)  # G_c . u_c, without another pass over D
-            return self.scale * inverse_norm * (unfold_samples(g, x) - along * direction)
+            return self.scale * inverse_norm * torch.addcmul(unfold_samples(g, x), along, direction, value=-1)
 
         return (self.scale * (cosine + self.bias)).mT, pullback
 

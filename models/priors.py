@@ -17,6 +17,7 @@ from torch.distributions import constraints
 from models.set_encoder import CountAware, MeanPooled
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.once import remembered
 
 
 class Prior(nn.Module):
@@ -117,6 +118,7 @@ class Conditional(Prior):
         num_inputs = num_features + (num_targets > 0)
         self.encoder = encoder(num_inputs, num_weights, num_hidden, scale, residual=num_targets == 0)
 
+    @remembered
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         if self.num_targets:
             loc, scale = self._of_outputs(observed)

@@ -8,17 +8,16 @@ from typing import Any
 import pyro
 from pyro import poutine
 from pyro.distributions import ImproperUniform, TorchDistribution
-from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.model import Model
-from pyro_metabayes.parameters import announce_parameters
+from pyro_metabayes.parameters import Program, announce_parameters
 
 
-class Guide(PyroModule):
+class Guide(Program):
     """q(w_t | support_t, x_query_t). A new guide defines `posterior`; `forward` is fixed.
 
     transductive: whether `posterior` depends on the query inputs; a test holds it to its word.

@@ -9,17 +9,16 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
-from pyro.nn import PyroModule
 from torch import Size, Tensor, nn
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.parameters import announce_parameters
+from pyro_metabayes.parameters import Program, announce_parameters
 
 OBSERVE = ("query", "support", "all")
 
 
-class Model(PyroModule):
+class Model(Program):
     """p(y_query, w | x, support) = prod_t p(w_t | support_t or nothing) prod_i p(y_i | x_i, w_t).
 
     A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed.
