@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_metabayes.divergences import innermost
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.once import once
+from pyro_metabayes.parameters import quietly
 from pyro_metabayes.particles import Particles
 
 Stochastic = Callable[..., Any]
@@ -57,7 +58,7 @@ class Objective:
 
     def _traces(self, model: Stochastic, guide: Stochastic, data: Any, seen: Any, **kwargs: Any) -> tuple[Trace, Trace]:
         """Trace the guide on what it may see, replay the model on the data against it."""
-        with once():
+        with once(), quietly():
             guide_trace = poutine.trace(self._in_particles(guide)).get_trace(seen, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data, **kwargs)
         if is_validation_enabled():
