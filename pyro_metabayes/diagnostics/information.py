@@ -108,7 +108,7 @@ def _figures(each: dict[str, Tensor], sigma: float | None, points: float) -> dic
         nats["other_tasks"] = _kl_to_others(mean, variance)
         below = _below(mean, variance, each["draw"])
     upper = {name: nats.get(name) for name in UPPER}
-    least = min(value for value in upper.values() if value is not None)
+    least = max(0.0, min(value for value in upper.values() if value is not None))  # no KL is below 0 but by rounding
     gap = each["gap"].double()
     bound = None if sigma is None else sigma * math.sqrt(2 * least / points)
     return upper | {
