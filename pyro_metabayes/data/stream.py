@@ -24,6 +24,8 @@ BLOCK = 64  # tasks drawn by one generator; part of what defines a task, so neve
 class TaskShape:
     """`way` classes, `shot` support points and `query` query points of each; way is 1 in a regression.
 
+    Where domains share their classes the queries are a minibatch of way * query points, of any class; shot is 0.
+
     query_counts: how many query points the classes have instead, dealt out to them anew in every task; with them
         the two below have no say.
     query_concentration: a > 0 draws the counts, Multinomial(way * query, Dirichlet(a, ..., a)): unbalanced
