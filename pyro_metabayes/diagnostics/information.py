@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,9 +31,7 @@ UPPER = ("prior", "refitted_prior", "other_tasks", "second_set")
 
 def query_sets(episodes: Episodes) -> tuple[Episodes, Episodes]:
     """Every other query each: d and b of the same tasks, as alike in their classes as they can be."""
-    names = ("query_x", "query_y", "query_mask")
-    first, second = ({name: getattr(episodes, name)[:, start::2] for name in names} for start in (0, 1))
-    return replace(episodes, **first), replace(episodes, **second)
+    return episodes.change_queries(lambda x: x[:, ::2]), episodes.change_queries(lambda x: x[:, 1::2])
 
 
 @torch.no_grad()
