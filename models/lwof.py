@@ -79,7 +79,7 @@ class Model(few_shot_classifier.Model):
         num_base_classes: int,
         num_weights: int,
         prior: Prior | None = None,
-        inner: str = "gated",
+        inner: str = "pooled",
         scale: float = 0.02,
         sample_at_test: bool = False,
         learn_offset: bool = True,
