@@ -22,12 +22,14 @@ class Guide(Program):
 
     transductive: whether `posterior` depends on the query inputs; a test holds it to its word.
     num_classes: the one class count that the guide can serve, or None for any.
+    needs_shared_classes: whether it means nothing unless all tasks share their classes.
     sees_query_labels: whether `training_posterior` does; true where a guide defines it, unless it says otherwise.
     """
 
     transductive: bool = False
     num_classes: int | None = None
     sees_query_labels: bool = False
+    needs_shared_classes: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -108,7 +108,9 @@ class MetaLearner(nn.Module):
     def _embedded(self, data: Data) -> Data:
         num_support = data.support_x.shape[1]
         features = self.embed(torch.cat((data.support_x, data.query_x), dim=1))  # the backbone runs once
-        return replace(data, support_x=features[:, :num_support], query_x=features[:, num_support:])
+        turned = {name: self.embed(x) for name, x in data.auxiliary.items() if name == "turned"}
+        support, query = features[:, :num_support], features[:, num_support:]
+        return replace(data, support_x=support, query_x=query, auxiliary=data.auxiliary | turned)
 
     def forward(self, episodes: Episodes, kl_weight: float = 1.0) -> dict[str, Tensor]:
         """Means over tasks, in nats a task: `loss`, which carries the gradient, and its parts."""

@@ -110,6 +110,13 @@ class Model(Program):
             "take another guide, or guide.initialisation=global where it has that"
         )
 
+    def of_classifier(self, weights: Tensor) -> Tensor:
+        """The latent [*W] that answers as a cosine classifier with weights [C, D] does."""
+        raise UsageError(
+            f"expected a model of classes to start at those of the pretraining, got {type(self).__module__}; take "
+            "model=few_shot_classifier"
+        )
+
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
         """Named terms [T] that join the loss but no bound."""
         return {}

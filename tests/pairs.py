@@ -106,6 +106,14 @@ def normal_with(noise: Tensor) -> type[Normal]:
     return Fixed
 
 
+def with_turns(episodes: Episodes, seed: int = 0) -> Episodes:
+    """The same tasks with other points in the place of turned views of the queries."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = *episodes.query_x.shape[:2], 3, *episodes.query_x.shape[2:]
+    turned = torch.randn(shape, generator=generator, dtype=torch.float64).to(episodes.query_x)
+    return replace(episodes, auxiliary={"turned": normalize(turned, dim=-1)})
+
+
 def tasks_like(episodes: Observed, seed: int) -> Episodes:
     """Other tasks of the same shape: of classes or of numbers."""
     num_tasks, _, features = episodes.query_x.shape
@@ -152,7 +160,11 @@ class Pair:
         return self.model == "neural_regression" or self.head == "network" or platipus
 
     def tasks(self, num_tasks: int = 3, seed: int = 0) -> Episodes:
-        """Tasks that its learner is for."""
+        """Tasks that its learner is for, with turned views of the queries where it looks at them."""
+        tasks = self._plain_tasks(num_tasks, seed)
+        return with_turns(tasks, seed) if self.settings.get("rotation_step_size") else tasks
+
+    def _plain_tasks(self, num_tasks: int, seed: int) -> Episodes:
         if self.regression:
             return random_regressions(num_tasks, features=self.features, targets=self.targets, seed=seed)
         return random_tasks(num_tasks, seed=seed)
@@ -233,6 +245,16 @@ def _unbalanced_sib() -> list[Pair]:
         Pair("sib", head="linear", settings={**aware, "reduction": "mean", "inner_samples": 2}),
         Pair("sib", settings={**aware, "normalise": False, "initialisation": "global"}),
         Pair("sib", "flat", settings={"num_steps": 2, "step_size": 0.1, "posterior": "delta", "reduction": "mean"}),
+    ]
+
+
+def _rotating_sib() -> list[Pair]:
+    """A step on the rotation loss: before the synthetic ones, with a head that nothing else trains, in their place."""
+    step = {"initialisation": "global", "rotation_step_size": 0.1, "step_size": 0.1, "num_steps": 2}
+    return [
+        Pair("sib", settings={**step, "posterior": "amortized", "learn_step_size": True}),
+        Pair("sib", "flat", "linear", settings={**step, "posterior": "delta", "rotation_weight": 0.0}),
+        Pair("sib", "flat", settings={**step, "posterior": "delta", "num_steps": 0}),
     ]
 
 
@@ -344,7 +366,7 @@ def every_pair() -> list[Pair]:
     pairs += [pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))]
     pairs += [Pair("savi", prior, settings={"shared": False}) for prior in ("conditional", "count_aware")]
     pairs += [Pair("savi", "conditional", objective="importance_weighted")]
-    pairs += _unbalanced_sib()
+    pairs += _unbalanced_sib() + _rotating_sib()
     pairs += [Pair("sib", settings={"normalise": False, "learn_scale": False, "synthetic_gradient": "equivariant"})]
     pairs += [
         pair
