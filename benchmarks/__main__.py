@@ -16,7 +16,7 @@ from pathlib import Path
 import pyro
 import torch
 
-from benchmarks import conditional, evaluation, gradient, images, memory, sampling, sib, slopes, start
+from benchmarks import compiled, conditional, evaluation, gradient, images, memory, sampling, sib, slopes, start
 from benchmarks.measure import Row
 from benchmarks.setting import Size
 from pyro_metabayes.report import text_table
@@ -31,6 +31,7 @@ CASES = {
     "memory": memory.rows,
     "start": start.rows,
     "slopes": slopes.rows,
+    "compiled": compiled.rows,
 }
 
 
