@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
-
-from benchmarks.measure import Row, Spread, interleaved
+from benchmarks.measure import Row, Spread, interleaved, rows_of
 from benchmarks.setting import Size, learner, stepping, tasks
 
 BASE = {"number": 16, "way": 5, "shot": 1, "query": 15, "features": 640, "num_steps": 3}
@@ -16,21 +15,24 @@ SWEPT = {
     "shot": (1, 5, 10, 20),
     "query": (5, 15, 30, 60),
     "features": (160, 320, 640, 1280),
-    "num_steps": (0, 1, 3, 7),
+    "num_steps": (1, 3, 5, 10),
 }
 NAMES = {"number": "tasks T", "features": "features D", "num_steps": "inner steps K"}
 
 
 def rows(size: Size) -> list[Row]:
-    """For each setting its milliseconds a unit: the slope of a straight line through four sizes, others as in BASE."""
+    """Milliseconds by each setting, the others as in BASE, and the power of it that the last doubling shows."""
     table = []
     for name, values in SWEPT.items():
         values = values[:2] if size.toy else values
         seconds = interleaved({str(value): _step(**{**BASE, name: value}) for value in values}, size.rounds(8))
-        lines = [np.polyfit(values, [1e3 * times[i] for times in seconds.values()], 1) for i in range(size.rounds(8))]
-        slope, start = (Spread.of([line[i] for line in lines]) for i in (0, 1))
-        of = f"sib, training step, T={BASE['number']}, cost of {NAMES.get(name, name)}"
-        table += [Row(of, "one more", slope, "ms"), Row(of, "at none, by the line", start, "ms")]
+        case = f"sib, training step, {NAMES.get(name, name)}"
+        table += rows_of(case, seconds, {})
+        before, last = (seconds[str(value)] for value in values[-2:])
+        powers = [
+            math.log(b / a) / math.log(values[-1] / max(values[-2], 0.5)) for a, b in zip(before, last, strict=True)
+        ]
+        table.append(Row(case, "power", Spread.of(powers), ""))
     return table
 
 
