@@ -76,18 +76,23 @@ class RawSib(nn.Module):
         return (nll - self._log_prior(w)) / len(query)
 
     def one_adapted(self, support: Tensor, query: Tensor) -> Tensor:
-        """The reference way: theta^K [C, D] of one task."""
-        shots = functional.normalize(support, dim=-1).flatten(0, 1)
-        member = functional.one_hot(torch.arange(len(support)).repeat_interleave(support.shape[1])).to(shots)
-        w = self.start * (member.T @ shots / member.sum(0).unsqueeze(-1))
+        """The reference way: theta^K [1, C, D] of one task, which stays a batch of one throughout."""
+        num_classes, shot, _ = support.shape
+        shots = functional.normalize(support.flatten(0, 1).unsqueeze(0), dim=-1)
+        labels = torch.arange(num_classes).repeat_interleave(shot).view(1, -1, 1)
+        member = torch.zeros(1, num_classes * shot, num_classes).to(shots).scatter_(2, labels, 1.0).transpose(1, 2)
+        sums = torch.bmm(member, shots)
+        w = self.start * sums.div(member.sum(2, keepdim=True).expand_as(sums))
         for _ in range(self.num_steps):
             logits = self.one_logits(w, query)
             w = w - ETA * torch.autograd.grad(logits, w, self.net.of_one(logits), create_graph=True)[0]
         return w
 
     def one_logits(self, w: Tensor, query: Tensor) -> Tensor:
-        cosine = functional.normalize(query, dim=-1) @ functional.normalize(w, dim=-1).T
-        return self.scale * (cosine + self.bias)
+        """[Q, C]."""
+        features, weights = functional.normalize(query.unsqueeze(0), dim=-1), functional.normalize(w, dim=-1)
+        cosine = torch.baddbmm(self.bias.view(1, 1, 1), features, weights.transpose(1, 2))
+        return (self.scale * cosine).flatten(0, 1)
 
     def one_loss(self, support: Tensor, query: Tensor, labels: Tensor) -> Tensor:
         w = self.one_adapted(support, query)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Size, Tensor, nn
-from torch.nn import functional
 
 Pullback = Callable[[Tensor], Tensor]
 
@@ -87,22 +86,25 @@ class Cosine(Head):
         return 2 * self.scale.abs() + math.log(num_classes)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        return (self.scale * (fold_samples(functional.normalize(w, dim=-1), x) + self.bias)).mT
+        return (self.scale * (fold_samples(w, x) * _inverse_norm(w) + self.bias)).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """With u_c = w_c / |w_c| and G = g^T x: pullback(g)_c = scale / |w_c| (G_c - (G_c . u_c) u_c)."""
-        norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-        # Weights of length 0 have no direction to turn: a class without a support point stays where it is.
-        inverse_norm = norm / (norm.square() + 1e-24)
-        direction = w * inverse_norm
-        cosine = fold_samples(direction, x)  # [..., T, C, N]
+        """With n_c = |w_c| and G = g^T x: pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2)."""
+        inverse = _inverse_norm(w)
+        cosine = fold_samples(w, x) * inverse  # [..., T, C, N]; w itself is never divided: it is the larger of the two
 
         def pullback(cotangent: Tensor) -> Tensor:
             g = cotangent.mT
-            along = (g * cosine).sum(-1, keepdim=True)  # G_c . u_c, without another pass over D
-            return self.scale * inverse_norm * torch.addcmul(unfold_samples(g, x), along, direction, value=-1)
+            along = (g * cosine).sum(-1, keepdim=True) * inverse  # G_c . w_c / n_c^2, without another pass over D
+            return self.scale * inverse * torch.addcmul(unfold_samples(g, x), along, w, value=-1)
 
         return (self.scale * (cosine + self.bias)).mT, pullback
+
+
+def _inverse_norm(w: Tensor) -> Tensor:
+    """1 / |w_c| [..., C, 1]; 0 for a class without a support point, which has no direction to turn."""
+    norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+    return norm / (norm.square() + 1e-24)
 
 
 class Linear(Head):
