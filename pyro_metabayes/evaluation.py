@@ -146,7 +146,7 @@ def _of_classes(
 ) -> dict[str, Tensor]:
     """What is scored of classes alone, and every prediction and label."""
     observed, mask, labels = episodes.observed(), episodes.query_mask, episodes.query_y
-    batch = dict(zip(PREDICTED, (likelihood.probs.mean(0)[mask], labels[mask]), strict=True))
+    batch = dict(zip(PREDICTED, (likelihood.logits.exp().mean(0)[mask], labels[mask]), strict=True))
     batch["accuracy_of_mean"] = accuracy  # as it is for a point mass
     if not isinstance(innermost(posterior), Delta):
         of_mean = learner.model.likelihood(posterior.mean.unsqueeze(0), observed.query_x, observed)
