@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 from experiments.assembly import Assembly
 from experiments.config import Config, saved_config
 from pyro_metabayes import checkpoint
+from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evaluation import BATCH
 
 Settings = TypeVar("Settings")
 TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # what made the run, and cannot be changed after it
@@ -55,15 +57,26 @@ def trained(folder: Path, config: Config) -> Assembly:
     return assembly
 
 
-def run_and_tasks(folder: str, changed: Sequence[str], num_tasks: int) -> tuple[Assembly, Episodes]:
-    """A trained run, and the first tasks of its evaluation, as many as asked for."""
+def assembly_of(folder: str, changed: Sequence[str], num_tasks: int) -> Assembly:
+    """A trained run whose evaluation has as many tasks as asked for."""
     if num_tasks < 2:
         raise UsageError(f"expected tasks >= 2, got {num_tasks}")
     config = saved_config(Path(folder), changed)
     assembly = trained(Path(folder), config)
-    stream = assembly.stream(config.eval.split)
-    if stream.num_tasks and num_tasks > stream.num_tasks:
-        raise UsageError(
-            f"expected tasks <= {stream.num_tasks}, all that the {config.eval.split} split has, got {num_tasks}"
-        )
+    most = assembly.stream(config.eval.split).num_tasks
+    if most and num_tasks > most:
+        raise UsageError(f"expected tasks <= {most}, all that the {config.eval.split} split has, got {num_tasks}")
+    return assembly
+
+
+def run_and_tasks(folder: str, changed: Sequence[str], num_tasks: int) -> tuple[Assembly, Episodes]:
+    """A trained run, and the first tasks of its evaluation, as model and guide take them."""
+    assembly = assembly_of(folder, changed, num_tasks)
+    stream = assembly.stream(assembly.config.eval.split)
     return assembly, assembly.learner.featured(stream.batch(0, num_tasks))
+
+
+def batches(stream: TaskStream, num_tasks: int) -> Iterator[Episodes]:
+    """Tasks 0, ..., num_tasks - 1, as many at once as an evaluation takes."""
+    for start in range(0, num_tasks, BATCH):
+        yield stream.batch(start, min(start + BATCH, num_tasks))
