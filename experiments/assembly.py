@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,6 +74,20 @@ class Assembly:
         if not self.config.eval.information:
             return None
         return self._stream(self.config.eval.split, self.config.task.of(self.config.eval.split).twice())
+
+    def with_other_classes(self, most: int) -> tuple[TaskStream, int] | None:
+        """Tasks to evaluate with classes beside their own, at most so many; None where the split has none to spare.
+
+        Queries are balanced: task.query of every class.
+        """
+        shape = self.config.task
+        if self.source.num_targets or shape.base_query:
+            return None
+        for more in range(most, 0, -1):
+            wider = replace(shape, way=shape.way + more, query_counts=[], query_concentration=0.0, query_balanced=0.0)
+            with suppress(UsageError):  # too few classes
+                return self._stream(self.config.eval.split, wider), more
+        return None
 
     def _stream(self, split: str, shape: TaskShape, num_tasks: int | None = None) -> TaskStream:
         draw = with_noise(self.source.sampler(split, shape), shape.feature_noise)

@@ -84,6 +84,13 @@ class Episodes(Observed):
             support_mask=torch.cat((self.support_mask, self.query_mask), dim=1),
         )
 
+    def labelled(self, labels: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, labels and mask of the points of the "support" or "query" set, or of "all"."""
+        if labels == "query":
+            return self.query_x, self.query_y, self.query_mask
+        its = self.pooled() if labels == "all" else self
+        return its.support_x, its.support_y, its.support_mask
+
 
 def concatenate(parts: Sequence[Episodes]) -> Episodes:
     """One batch of the tasks of all parts, in their order."""

@@ -35,6 +35,11 @@ class Model(Program):
             raise UsageError(f"expected model.observe to be one of {', '.join(OBSERVE)}, got '{observe}'")
         self.observe = observe
 
+    @property
+    def given_support(self) -> bool:
+        """Whether prior or likelihood take the support labels as given: they are then no data beside them."""
+        return bool(getattr(getattr(self, "prior_over_weights", None), "conditional", False))
+
     def event_shape(self, observed: Observed) -> Size:
         """*W, the shape of one task's latent."""
         raise NotImplementedError
