@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf.errors import OmegaConfBaseException
-
 from experiments.assembly import Assembly
-from experiments.command import one_line
+from experiments.command import answer
 from experiments.config import Config, saved_config
 from experiments.results import results_of, write_results
 from pyro_metabayes import checkpoint
@@ -57,7 +54,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UsageError, OmegaConfBaseException, OSError) as error:
-        sys.exit(f"error: {one_line(error)}")
+    answer(main)

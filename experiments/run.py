@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
 from experiments.assembly import Assembly
-from experiments.command import run_command
+from experiments.command import keep_settings, run_command
 from experiments.config import Config, saved_config, typed
 from experiments.results import results_of, write_results
 from pyro_metabayes.errors import UsageError
@@ -62,8 +62,11 @@ def main(composed: DictConfig, folder: Path) -> None:
         config = saved_config(folder, overrides)
     elif (folder / "checkpoint.pt").exists():
         raise UsageError(f"expected a new folder, got {folder}, which holds a run; resume={folder} continues it")
+    elif (folder / "results.json").exists():
+        raise UsageError(f"expected a new folder, got {folder}, which holds the results of a run; name another")
     else:
         config = typed(composed)
+        keep_settings(composed, folder)
     before = saved_config(folder, []) if composed.resume else config
     results = run(config, folder)
     if config.train.steps != before.train.steps:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class MetaTraining:
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "checkpoint.pt").exists():
             self._restore()
+        _cut_back(self.folder / "metrics.jsonl", self.step)
         started = time.perf_counter() - self.seconds
         bar = tqdm(total=self.settings.steps, initial=self.step, desc="meta-train", unit="step", disable=None)
         with Interruption() as interruption, bar:
@@ -196,7 +198,6 @@ class MetaTraining:
         torch.set_rng_state(training["random"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(training["random_cuda"])
-        _cut_back(self.folder / "metrics.jsonl", self.step)
 
 
 def _shown(line: Mapping[str, Any]) -> dict[str, str]:
@@ -205,10 +206,14 @@ def _shown(line: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _cut_back(path: Path, step: int) -> None:
-    """Drop the lines that were logged after the checkpoint: their steps will be taken again."""
+    """Drop the lines that were logged after the checkpoint, the last of which may be half a line."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        with suppress(ValueError, TypeError, KeyError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
     checkpoint.write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
 
 
