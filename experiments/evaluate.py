@@ -33,7 +33,7 @@ def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
     assembly.learner.to(assembly.device)
     tasks = assembly.stream(config.eval.split)
     evaluation = evaluate(assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
-    results = results_of(config, assembly, evaluation, train_seconds=None)
+    results = results_of(config, assembly, evaluation, None, state["training"]["skipped"])
     write_results(out, results, evaluation)
     return results
 

@@ -41,7 +41,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     learner = training.run()
     tasks = assembly.stream(config.eval.split)
     evaluation = evaluate(learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
-    results = results_of(config, assembly, evaluation, training.seconds)
+    results = results_of(config, assembly, evaluation, training.seconds, training.skipped)
     task = task_name(config.task.way, config.task.shot, results["base_classes"])
     draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
     write_results(folder, results, evaluation)
