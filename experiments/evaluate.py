@@ -13,13 +13,20 @@ from experiments.config import Config, saved_config
 from experiments.results import results_of, write_results
 from pyro_metabayes import checkpoint
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation import evaluate
+from pyro_metabayes.evaluation import Evaluation, evaluate
 from pyro_metabayes.report import result_row, text_table
 
 TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # what made the run, and cannot be changed after it
 
 
 def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
+    """Evaluate a run, and write what comes out."""
+    results, evaluation = evaluated(folder, config)
+    write_results(out, results, evaluation)
+    return results
+
+
+def evaluated(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]:
     """Evaluate the best learner of a run under a configuration that may differ in what has no weights."""
     state = checkpoint.load(folder / "checkpoint.pt")
     taken, asked = state["training"]["step"], config.train.steps
@@ -33,9 +40,7 @@ def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
     assembly.learner.to(assembly.device)
     tasks = assembly.stream(config.eval.split)
     evaluation = evaluate(assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
-    results = results_of(config, assembly, evaluation, None, state["training"]["skipped"])
-    write_results(out, results, evaluation)
-    return results
+    return results_of(config, assembly, evaluation, None, state["training"]["skipped"]), evaluation
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -59,6 +59,7 @@ def results_of(
         "machine": machine(assembly.device),
         "versions": versions(),
         "commit": commit(),
+        "data_fingerprint": assembly.data_fingerprint,
         "config": dataclasses.asdict(config),
     }
 

@@ -308,7 +308,7 @@ def is_of_training_and_evaluation(value: Any) -> bool:
 
 
 KEYS = {
-    **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device", "machine"), is_text),
+    **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device", "machine", "data_fingerprint"), is_text),
     **dict.fromkeys(
         ("way", "shot", "query", "base_query", "train_query", "tasks", "steps", "seed", "skipped"), is_count
     ),
