@@ -48,6 +48,7 @@ class Assembly:
         MetaLearner.check(specification)
         check(config.data, "data", ())
         data = build(config.data, "data")
+        self.data_fingerprint = data.fingerprint() if isinstance(data, Bank) else None  # simulators are their settings
         source = self._sampler(data) if isinstance(data, Bank) else data
         self._refuse_impossible(source)
         specification |= {

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from experiments.assembly import Assembly
 from experiments.calibration_picture import draw, draw_sbc
-from experiments.command import one_line
+from experiments.command import answer
 from experiments.trained import assembly_of, batches, settings_of
 from pyro_metabayes.diagnostics.calibration import LEVELS, Estimate, calibration, reliability, unseen_classes
 from pyro_metabayes.diagnostics.sbc import Ranks, Uniformity, sbc_ranks, uniformity
@@ -147,7 +146,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UsageError, OmegaConfBaseException, OSError) as error:
-        sys.exit(f"error: {one_line(error)}")
+    answer(lambda: main(sys.argv[1:]))

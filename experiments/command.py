@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.config import register
+from experiments.lock import alone_in
+from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import Interrupted, UsageError, unknown_key
+from pyro_metabayes.interruption import SIGNALS
 from pyro_metabayes.learner import PARTS
 
 CONF = str(Path(__file__).parent / "conf")
@@ -44,15 +51,33 @@ def run_command(
             failures.append(_job_name() + one_line(error))
             print(f"error: {failures[-1]}", file=sys.stderr)
 
+    answer(hydra.main(version_base="1.3", config_path=config_folder, config_name=config_name)(job))
+    if failures:
+        sys.exit(1)
+
+
+def answer(main: Callable[[], object]) -> None:
+    """Call the program of a command; a mistake, or a signal to stop, gets one line and an exit code."""
     try:
-        hydra.main(version_base="1.3", config_path=config_folder, config_name=config_name)(job)()
+        with _stoppable():
+            main()
     except KeyboardInterrupt as stop:  # Interrupted among them
         print(f"\n{stop}" if str(stop) else "\ninterrupted; nothing of the unfinished work was kept", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except MISTAKES as error:
         sys.exit(f"error: {one_line(error)}")
-    if failures:
-        sys.exit(1)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does; a signal that the shell told to ignore (nohup, &) stays ignored."""
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def one_line(error: BaseException) -> str:
@@ -106,7 +131,7 @@ def of_a_part(argument: str) -> str:
 
 
 def _in_resumed_folder(arguments: list[str]) -> list[str]:
-    """`resume=DIR` runs in DIR, and leaves the configuration that Hydra wrote there as it is."""
+    """`resume=DIR` runs in DIR."""
     folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
     if not folders or not folders[-1]:
         return arguments
@@ -114,28 +139,44 @@ def _in_resumed_folder(arguments: list[str]) -> list[str]:
         sys.exit(f"error: expected resume= to name the folder of a run with a checkpoint.pt, got '{folders[-1]}'")
     quoted = "'" + folders[-1].replace("'", r"\'") + "'"  # to Hydra a comma or an equals sign has a meaning
     others = [argument for argument in arguments if not argument.startswith("resume=")]
-    return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
+    return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+
+
+def keep_settings(composed: DictConfig, folder: Path) -> None:
+    """.hydra/ in the folder, once it is known to be ours; Hydra itself would write over those of another run."""
+    hydra_config: Any = HydraConfig.instance().cfg
+    files = {"config": composed, "hydra": hydra_config, "overrides": hydra_config.hydra.overrides.task}
+    for name, settings in files.items():
+        path = folder / ".hydra" / f"{name}.yaml"
+        write_atomically(path, functools.partial(OmegaConf.save, settings))
 
 
 def _in_clean_folder(task: Callable[[Path], object]) -> None:
-    """Call the task with its folder; where it wrote nothing, failed or not, leave no trace of the folder."""
+    """Call the task, alone in its folder; where it wrote nothing, failed or not, leave no trace of the folder."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        with alone_in(folder):
+            _in_locked_folder(task, folder)
+    finally:
+        if not folder.is_dir():
+            folder = folder.parent  # runs/DATA/GUIDE, where this run was its first
+        _remove_empty(folder)
+
+
+def _in_locked_folder(task: Callable[[Path], object], folder: Path) -> None:
     try:
         task(folder)
     except BaseException as error:
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", "study.txt"}:
+        if {path.name for path in folder.iterdir()} <= {".hydra", "study.txt", ".lock"}:
             shutil.rmtree(folder)
-            _remove_empty(folder.parent)  # runs/DATA/GUIDE, where this run was its first
         elif type(error) is KeyboardInterrupt and (folder / "checkpoint.pt").exists():
             how = f"python -m experiments.run resume={folder}"
             raise Interrupted(f"interrupted; continue with: {how}") from None
         raise
-    if folder.is_dir():
-        _remove_empty(folder)
 
 
 def _remove_empty(folder: Path) -> None:
     """The folder and those above it, as long as they are empty and below the current one."""
-    while Path.cwd() in folder.parents and not any(folder.iterdir()):
+    while Path.cwd() in folder.parents and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from experiments.command import answer
 from experiments.picture import draw
 from experiments.runs import Run, find_runs, grouped
-from pyro_metabayes.errors import UsageError
 from pyro_metabayes.report import COLLAPSE, markdown_table, number, per_cent, save_tables, text_table
 from pyro_metabayes.scores import ci95_of
 
@@ -95,7 +94,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UsageError as error:
-        sys.exit(f"error: {error}")
+    answer(main)

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf.errors import OmegaConfBaseException
-
-from experiments.command import one_line
+from experiments.command import answer
 from experiments.config import Config, saved_config
 from experiments.results import results_of, write_results
-from experiments.trained import refuse_training, trained
-from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation import evaluate
+from experiments.trained import finished, refuse_training, trained
+from pyro_metabayes.evaluation import Evaluation, evaluate
 from pyro_metabayes.report import result_row, text_table
 
 
 def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
-    """Evaluate the best learner of a run under a configuration that may differ in what has no weights."""
-    assembly = trained(folder, config)
-    tasks = assembly.stream(config.eval.split)
-    evaluation = evaluate(assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
-    results = results_of(config, assembly, evaluation, train_seconds=None)
+    """Evaluate a run, and write what comes out."""
+    results, evaluation = evaluated(folder, config)
     write_results(out, results, evaluation)
     return results
+
+
+def evaluated(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]:
+    """Evaluate the best learner of a run under a configuration that may differ in what has no weights."""
+    state = finished(folder, config)
+    assembly = trained(state, config)
+    tasks = assembly.stream(config.eval.split)
+    evaluation = evaluate(assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
+    return results_of(config, assembly, evaluation, None, state["training"]["skipped"]), evaluation
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,7 +45,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UsageError, OmegaConfBaseException, OSError) as error:
-        sys.exit(f"error: {one_line(error)}")
+    answer(main)

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from experiments.assembly import Assembly
-from experiments.command import one_line
+from experiments.command import answer
 from experiments.config import saved_config
 from pyro_metabayes import checkpoint
 from pyro_metabayes.checkpoint import write_atomically
@@ -147,7 +145,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UsageError, OmegaConfBaseException, OSError) as error:
-        sys.exit(f"error: {one_line(error)}")
+    answer(main)

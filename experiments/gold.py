@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from omegaconf import MISSING
-from omegaconf.errors import OmegaConfBaseException
 from pyro import validation_enabled
 
-from experiments.command import one_line
+from experiments.command import answer
 from experiments.gold_table import Measured, draw, pages, write_tasks
 from experiments.trained import run_and_tasks, settings_of
 from pyro_metabayes.diagnostics.gaps import best_in_family, check_density, gaps_of
@@ -101,7 +100,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UsageError, OmegaConfBaseException, OSError) as error:
-        sys.exit(f"error: {one_line(error)}")
+    answer(lambda: main(sys.argv[1:]))

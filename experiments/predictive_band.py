@@ -7,7 +7,6 @@ it; functions drawn from the posterior, their mean, and the central 90% of them.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from experiments.assembly import Assembly
+from experiments.command import answer
 from experiments.config import saved_config
 from pyro_metabayes import checkpoint
 from pyro_metabayes.episodes import Episodes, Observed
@@ -114,7 +114,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UsageError, OSError) as error:
-        sys.exit(f"error: {error}")
+    answer(main)

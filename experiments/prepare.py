@@ -1,7 +1,7 @@
 """python -m experiments.prepare data=cifar_fs: download or convert a data set now, and say what is in it.
 
-A run does the same on its first use of the data; nothing needs to be prepared. What is finished is kept,
-so the same command goes on where an interrupted one stood.
+A run converts data by itself on their first use, but fetches nothing from the network: this command alone does.
+What is finished is kept, so the same command goes on where an interrupted one stood.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.command import run_command
 from pyro_metabayes.build import build
+from pyro_metabayes.data import downloads
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import cache_folder
 from pyro_metabayes.errors import Interrupted
@@ -35,7 +36,8 @@ def counts(bank: Bank) -> list[dict[str, str]]:
 def main(composed: DictConfig, folder: Path) -> None:
     specification: Any = OmegaConf.to_container(composed.data, resolve=True)
     try:
-        data = build(specification, "data")
+        with downloads.allowed():
+            data = build(specification, "data")
     except KeyboardInterrupt:
         raise Interrupted("interrupted; finished parts are kept: the same command goes on from them") from None
     if not isinstance(data, Bank):

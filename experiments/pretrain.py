@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.assembly import device_of
-from experiments.command import run_command
+from experiments.command import keep_settings, run_command
 from experiments.config import Config, typed
 from experiments.results import commit, versions
 from pyro_metabayes.build import build, check
@@ -41,6 +41,7 @@ def bank_of(config: Config) -> Bank:
 
 def main(composed: DictConfig, folder: Path) -> None:
     config = typed(composed)
+    keep_settings(composed, folder)
     torch.set_num_threads(config.threads)
     device, bank = device_of(config), bank_of(config)
     specification = config.specification()["backbone"]

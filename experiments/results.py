@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def results_of(
-    config: Config, assembly: Assembly, evaluation: Evaluation, train_seconds: float | None
+    config: Config, assembly: Assembly, evaluation: Evaluation, train_seconds: float | None, skipped: int
 ) -> dict[str, Any]:
     """The end figures of a run: accuracies are fractions, log scores nats, what a setting lacks is null."""
     figures = dict(evaluation.figures)
@@ -48,6 +48,7 @@ def results_of(
         "objective": learner.objective.name if evaluation.figures["elbo"] is not None else "predictive",
         "transductive": learner.guide.transductive,
         "steps": config.train.steps,
+        "skipped": skipped,
         "seconds": {"train": train_seconds, "eval": seconds},
         "episodes_per_second": {
             "train": trained / train_seconds if train_seconds else None,
@@ -58,6 +59,7 @@ def results_of(
         "machine": machine(assembly.device),
         "versions": versions(),
         "commit": commit(),
+        "data_fingerprint": assembly.data_fingerprint,
         "config": dataclasses.asdict(config),
     }
 

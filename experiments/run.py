@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
 from experiments.assembly import Assembly
-from experiments.command import run_command
+from experiments.command import keep_settings, run_command
 from experiments.config import Config, saved_config, typed
 from experiments.results import results_of, write_results
 from pyro_metabayes.errors import UsageError
@@ -41,7 +41,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     learner = training.run()
     tasks = assembly.stream(config.eval.split)
     evaluation = evaluate(learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
-    results = results_of(config, assembly, evaluation, training.seconds)
+    results = results_of(config, assembly, evaluation, training.seconds, training.skipped)
     task = task_name(config.task.way, config.task.shot, results["base_classes"])
     draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
     write_results(folder, results, evaluation)
@@ -62,8 +62,11 @@ def main(composed: DictConfig, folder: Path) -> None:
         config = saved_config(folder, overrides)
     elif (folder / "checkpoint.pt").exists():
         raise UsageError(f"expected a new folder, got {folder}, which holds a run; resume={folder} continues it")
+    elif (folder / "results.json").exists():
+        raise UsageError(f"expected a new folder, got {folder}, which holds the results of a run; name another")
     else:
         config = typed(composed)
+        keep_settings(composed, folder)
     before = saved_config(folder, []) if composed.resume else config
     results = run(config, folder)
     if config.train.steps != before.train.steps:

@@ -91,7 +91,7 @@ def claim(folder: Path, name: str) -> None:
     holds = mark.read_text().strip() if mark.exists() else "other files"
     if holds == name:
         return
-    if mark.exists() or (folder.is_dir() and any(path.name != ".hydra" for path in folder.iterdir())):
+    if mark.exists() or (folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())):
         raise UsageError(f"expected a new folder, or that of {name}, got {folder} with {holds}; change hydra.run.dir=")
     write_atomically(mark, lambda path: path.write_text(name + "\n"))
 

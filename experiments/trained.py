@@ -40,8 +40,8 @@ def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Setti
     return settings, of_run
 
 
-def trained(folder: Path, config: Config) -> Assembly:
-    """The best learner of a finished run and its tasks; the configuration may differ in what has no weights."""
+def finished(folder: Path, config: Config) -> dict[str, Any]:
+    """The checkpoint of a run that has taken all its steps."""
     state = checkpoint.load(folder / "checkpoint.pt")
     if "training" not in state:
         raise UsageError(f"expected the checkpoint of a run in {folder}, got one without its training")
@@ -51,6 +51,11 @@ def trained(folder: Path, config: Config) -> Assembly:
             f"expected a finished run, got {folder}, which stands at step {taken} of {asked}; "
             f"finish it with: python -m experiments.run resume={folder}"
         )
+    return state
+
+
+def trained(state: dict[str, Any], config: Config) -> Assembly:
+    """The best learner of a checkpoint and its tasks; the configuration may differ in what has no weights."""
     assembly = Assembly(config, state["best"]["specification"]["num_classes"])
     assembly.learner.load_weights(state["best"]["weights"])
     assembly.learner.to(assembly.device)
@@ -62,7 +67,7 @@ def assembly_of(folder: str, changed: Sequence[str], num_tasks: int) -> Assembly
     if num_tasks < 2:
         raise UsageError(f"expected tasks >= 2, got {num_tasks}")
     config = saved_config(Path(folder), changed)
-    assembly = trained(Path(folder), config)
+    assembly = trained(finished(Path(folder), config), config)
     most = assembly.stream(config.eval.split).num_tasks
     if most and num_tasks > most:
         raise UsageError(f"expected tasks <= {most}, all that the {config.eval.split} split has, got {num_tasks}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        with temporary.open("rb+") as file:  # a disk may be found full, or a write lost, as late as here
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or error
@@ -32,7 +35,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Tensors, numbers, strings and containers of them; nothing that needs code to load."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    content = io.BytesIO()  # torch reports a full disk as an error of its own, which says nothing of the disk
+    torch.save(state, content)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
 
 def load(path: Path) -> dict[str, Any]:

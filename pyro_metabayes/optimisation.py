@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyro_metabayes.errors import UsageError
@@ -35,7 +35,7 @@ class TrainSettings:
     kl_weight: Any = 1.0  # a number, or {start: 1e-6, end: 1.0, steps: 1000}: linear warm-up
     particles: int = 1  # samples of w a task
     compile: bool = False  # torch.compile the networks
-    on_nan: str = "stop"  # stop, skip: what a step with a loss that is not finite does
+    on_nan: str = "stop"  # stop, skip: what a step with a loss or gradient that is not finite does
     log_every: int = 50  # steps
     validate_every: int = 500  # steps; the last step is validated too
     validation_tasks: int = 300
@@ -99,7 +99,10 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
         for name, parameters in groups.items()
     ]
     if settings.optimizer == "adam":
-        return torch.optim.Adam(options, weight_decay=settings.weight_decay)
+        on_device = (
+            settings.on_nan == "skip" and next(iter(groups.values()))[0].is_cuda
+        )  # a step that may be taken back
+        return torch.optim.Adam(options, weight_decay=settings.weight_decay, capturable=on_device)
     momentum = settings.momentum
     return torch.optim.SGD(
         options, lr=settings.learning_rate, momentum=momentum, nesterov=momentum > 0, weight_decay=settings.weight_decay
@@ -140,6 +143,22 @@ def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, set
             torch.nn.utils.clip_grad_norm_(parameter, settings.clip_each, error_if_nonfinite=False)
     if settings.clip:
         fabric.clip_gradients(learner, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+
+
+def step_unless(bad: Tensor, optimizer: Optimizer) -> None:
+    """A step that leaves parameters and moments as they were where the flag `bad` is set, which is not read."""
+    before = {place: value.detach().clone() for place, value in _state_of(optimizer).items()}
+    optimizer.step()
+    with torch.no_grad():
+        for place, value in _state_of(optimizer).items():
+            value.copy_(torch.where(bad, before.get(place, torch.zeros_like(value)), value))  # moments start at 0
+
+
+def _state_of(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
+    """Every tensor that a step changes: of each parameter itself, its moments and its count of steps."""
+    parameters = [its for group in optimizer.param_groups for its in group["params"]]
+    named = [{"": its, **optimizer.state.get(its, {})} for its in parameters]
+    return {(i, key): value for i, its in enumerate(named) for key, value in its.items() if isinstance(value, Tensor)}
 
 
 def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -15,9 +14,10 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_metabayes import checkpoint
+from pyro_metabayes import checkpoint, metrics
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.diagnostics.collapse import FIGURES, collapse_figures
+from pyro_metabayes.divergence import Divergence
 from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.evaluation import EvalSettings, evaluate, noise_of
 from pyro_metabayes.interruption import Interruption
@@ -29,6 +29,7 @@ from pyro_metabayes.optimisation import (
     make_optimizer,
     restore_optimizer,
     set_rates,
+    step_unless,
 )
 from pyro_metabayes.scores import scores_of
 
@@ -58,9 +59,10 @@ class MetaTraining:
         self.settings, self.folder, self.fabric, self.config, self.seed = settings, folder, fabric, config, seed
         self.step, self.seconds, self.best_nll = 0, 0.0, math.inf
         self.best: dict[str, Any] = learner.portable()
-        self._first_bad = torch.full((), -1, device=fabric.device)
-        self._skipped = 0
+        self._skipped = torch.zeros((), dtype=torch.long, device=fabric.device)
         learner.to(fabric.device)
+        self._divergence = Divergence(learner, fabric.device)
+        self._saved = 0  # the step that the checkpoint is of
         self.module, self.optimizer = fabric.setup(learner, make_optimizer(learner, settings))
         if settings.compile:
             _compile_networks(learner)
@@ -70,6 +72,7 @@ class MetaTraining:
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "checkpoint.pt").exists():
             self._restore()
+        metrics.cut_back(self.folder / "metrics.jsonl", self.step)
         started = time.perf_counter() - self.seconds
         bar = tqdm(total=self.settings.steps, initial=self.step, desc="meta-train", unit="step", disable=None)
         with Interruption() as interruption, bar:
@@ -104,30 +107,28 @@ class MetaTraining:
         with pyro.validation_enabled(self.step == 0):
             terms = self.module(episodes, kl_weight=kl_weight_at(settings.kl_weight, self.step))
         self.step += 1
-        loss = terms["loss"]
-        if settings.on_nan == "skip" and not torch.isfinite(loss):
-            self._skipped += 1
-            return terms
-        bad = ~torch.isfinite(loss) & (self._first_bad < 0)
-        self._first_bad = torch.where(bad, self.step, self._first_bad)
-        self.fabric.backward(loss)
+        self.fabric.backward(terms["loss"])
+        finite = self._divergence.of_terms(terms)
         clip_gradients(self.fabric, self.module, self.optimizer, settings)
-        self.optimizer.step()
+        if settings.on_nan == "skip":
+            bad = ~torch.stack(list(finite.values())).all()
+            step_unless(bad, self.optimizer)
+            self._skipped += bad
+            finite = {}
+        else:
+            self.optimizer.step()
+        self._divergence.mark(self.step, finite | self._divergence.of_parameters())
         return terms
 
+    @property
+    def skipped(self) -> int:
+        """How many steps were left out for a loss or a gradient that was not finite (train.on_nan=skip)."""
+        return int(self._skipped)
+
     def _check_finite(self) -> None:
-        """Read the mark that a non-finite loss left on the device; never save or log past it."""
-        if (bad := int(self._first_bad)) >= 0:
-            raise UsageError(
-                f"the loss is not finite at step {bad}: training has diverged; lower train.learning_rate or set "
-                "train.clip (the last good checkpoint, if any, is kept)"
-            )
-        for name, parameter in self.learner.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise UsageError(
-                    f"parameter {name} is not finite after step {self.step}: training has diverged; lower "
-                    "train.learning_rate or set train.clip (the last good checkpoint, if any, is kept)"
-                )
+        """Never save or log past a step that was not finite."""
+        where = f"of step {self._saved} in {self.folder}" if self._saved else "none yet"
+        self._divergence.check(f"the last good checkpoint: {where}")
 
     def _log(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, Any]:
         self._check_finite()
@@ -141,10 +142,9 @@ class MetaTraining:
             line |= dict.fromkeys((*values, *LOGGED_SCORES, *FIGURES))
         if validate:
             line |= self._validate()
-        if self._skipped:
-            line["skipped"] = self._skipped
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if skipped := self.skipped:
+            line["skipped"] = skipped
+        metrics.append(self.folder / "metrics.jsonl", line)
         return line
 
     @torch.no_grad()
@@ -173,13 +173,14 @@ class MetaTraining:
             "step": self.step,
             "seconds": self.seconds,
             "best_nll": self.best_nll,
-            "skipped": self._skipped,
+            "skipped": self.skipped,
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         state = {"learner": self.learner.portable(), "best": self.best, "training": training}
         checkpoint.save(self.folder / "checkpoint.pt", state | {"config": dict(self.config)})
+        self._saved = self.step
 
     def _restore(self) -> None:
         state = checkpoint.load(self.folder / "checkpoint.pt")
@@ -191,25 +192,17 @@ class MetaTraining:
             )
         self.learner.load_weights(state["learner"]["weights"])
         restore_optimizer(self.optimizer, training["optimizer"])
-        self.step, self.seconds = training["step"], training["seconds"]
-        self.best_nll, self.best, self._skipped = training["best_nll"], state["best"], training["skipped"]
+        self.step, self.seconds, self._saved = training["step"], training["seconds"], training["step"]
+        self.best_nll, self.best = training["best_nll"], state["best"]
+        self._skipped += training["skipped"]
         torch.set_rng_state(training["random"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(training["random_cuda"])
-        _cut_back(self.folder / "metrics.jsonl", self.step)
 
 
 def _shown(line: Mapping[str, Any]) -> dict[str, str]:
     """What the progress bar says beside the loss."""
     return {"nll": f"{line['nll']:.3f}"} if line["accuracy"] is None else {"accuracy": f"{line['accuracy']:.1%}"}
-
-
-def _cut_back(path: Path, step: int) -> None:
-    """Drop the lines that were logged after the checkpoint: their steps will be taken again."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-    checkpoint.write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
 
 
 def _compile_networks(learner: MetaLearner) -> None:

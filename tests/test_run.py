@@ -375,8 +375,10 @@ def is_of_training_and_evaluation(value: Any) -> bool:
 
 
 KEYS = {
-    **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device", "machine"), is_text),
-    **dict.fromkeys(("way", "shot", "query", "base_query", "train_query", "tasks", "steps", "seed"), is_count),
+    **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device", "machine", "data_fingerprint"), is_text),
+    **dict.fromkeys(
+        ("way", "shot", "query", "base_query", "train_query", "tasks", "steps", "seed", "skipped"), is_count
+    ),
     **dict.fromkeys(("nll", "joint_nll", "brier", "ece", "mutual_information"), is_number),
     **dict.fromkeys(("accuracy_of_mean", "accuracy_of_sample"), lambda value: 0 <= value <= 1),
     **dict.fromkeys(("elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd"), is_number_or_null),

@@ -20,7 +20,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pyro_metabayes.data import cifar100, cifar_fs, fc100, image_folder, leo_embeddings, mini_imagenet, tiered_imagenet
+from pyro_metabayes.data import (
+    cifar100,
+    cifar_fs,
+    downloads,
+    fc100,
+    image_folder,
+    leo_embeddings,
+    mini_imagenet,
+    tiered_imagenet,
+)
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.class_lists import class_lists
 from pyro_metabayes.data.parts import Part, Rows, bank_of
@@ -215,7 +224,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     (tmp_path / "served").mkdir()
     handler = functools.partial(Quiet, directory=str(tmp_path / "served"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, downloads.allowed():
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
         source = torchvision().datasets.CIFAR100
         monkeypatch.setattr(source, "url", f"http://127.0.0.1:{server.server_port}/{source.filename}")

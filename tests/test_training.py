@@ -23,6 +23,7 @@ from pyro_metabayes.optimisation import TrainSettings, clip_gradients, kl_weight
 from pyro_metabayes.report import draw_curves
 from pyro_metabayes.training import MetaTraining
 from tests.pairs import Pair, random_tasks
+from tests.test_objectives import NoSynchronisation
 
 SHORT = TrainSettings(steps=12, tasks_per_step=8, learning_rate=1e-2, log_every=1, validate_every=4, validation_tasks=8)
 SIB = Pair("sib", settings={"num_steps": 2, "step_size": 0.05, "learn_step_size": True, "inner_samples": 2})
@@ -425,7 +426,7 @@ def test_a_diverged_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp_pa
     good.run()
     settings = replace(SHORT, log_every=12, schedule="constant")
     bad = training_of(tmp_path / "bad", settings=settings, stream=poisoned(6))
-    message = r"the loss is not finite at step 6: training has diverged.*train\.learning_rate"
+    message = r"has diverged: at step 6 log_likelihood(, kl)? went first, .*train\.learning_rate.* \(.*of step 4 in "
     with pytest.raises(UsageError, match=message):
         bad.run()
     first, second = weights(good), weights(bad)
@@ -438,7 +439,7 @@ def test_an_interrupted_run_that_has_diverged_saves_nothing(tmp_path: Path) -> N
     stream = poisoned(6)
     stream.before = interrupt_at(7).before
     training = training_of(tmp_path, settings=replace(SHORT, log_every=12), stream=stream)
-    with pytest.raises(UsageError, match="not finite at step 6"):
+    with pytest.raises(UsageError, match="diverged: at step 6 "):
         training.run()
     assert checkpoint.load(tmp_path / "checkpoint.pt")["training"]["step"] == 4
 
@@ -469,6 +470,71 @@ def test_a_resumed_run_goes_on_counting_skipped_steps(tmp_path: Path) -> None:
     resumed = training_of(tmp_path / "part", settings=settings)
     resumed.run()
     assert_same_run(resumed, whole)
+
+
+class Overflowing(torch.autograd.Function):
+    """The identity, whose gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * torch.inf
+
+
+def spoil(training: MetaTraining, what: str, step: int) -> None:
+    """Make one term of the loss, one gradient or one parameter infinite in a step, and leave the others finite."""
+    learner, original = training.learner, training.learner.forward
+
+    def forward(episodes: Episodes, kl_weight: float = 1.0) -> dict[str, torch.Tensor]:
+        terms = original(episodes, kl_weight)
+        if training.step + 1 == step:
+            scale = learner.model.head.scale
+            if what == "gradient":
+                terms["loss"] = terms["loss"] + 0.0 * Overflowing.apply(scale)
+            elif what == "parameter":
+                training.optimizer.param_groups[0]["lr"] = torch.inf
+            else:
+                terms[what] = terms["loss"] = terms["loss"] * torch.nan
+        return terms
+
+    learner.forward = forward  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("log_likelihood", "log_likelihood"), ("kl", "kl"), ("loss", "loss"),
+        ("gradient", "the gradient of model.head.scale"), ("parameter", r"parameter .*"),
+    ],
+)  # fmt: skip
+def test_what_went_first_is_named(what: str, said: str, tmp_path: Path) -> None:
+    settings = replace(SHORT, log_every=12, validate_every=4, schedule="constant")
+    training = training_of(tmp_path, Pair("savi", "conditional"), settings)
+    spoil(training, what, 6)
+    with pytest.raises(UsageError, match=rf"at step 6 {said} went first, .*checkpoint: of step 4 in {tmp_path}\)"):
+        training.run()
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["training"]["step"] == 4
+
+
+def test_a_step_whose_gradient_is_not_finite_is_skipped_too(tmp_path: Path) -> None:
+    for name in ("adam", "sgd"):
+        training = training_of(tmp_path / name, settings=replace(SHORT, on_nan="skip", optimizer=name))
+        spoil(training, "gradient", 1)
+        training.run()
+        assert [line.get("skipped") for line in lines(tmp_path / name)] == [1] * 12 and training.skipped == 1
+        assert all(torch.isfinite(value).all() for value in weights(training).values())
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_a_step_of_training_does_not_wait_for_the_device(on_nan: str, tmp_path: Path) -> None:
+    training = training_of(tmp_path, settings=replace(SHORT, on_nan=on_nan, optimizer="sgd"))
+    training.stream.batch(0, 8)  # tasks are drawn on the CPU
+    training._step()  # Pyro checks the first
+    with NoSynchronisation():
+        training._step()
 
 
 # ---------------------------------------------------------------- compiled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 
 import numpy as np
@@ -64,6 +65,10 @@ class Bank:
 
     def fingerprint(self) -> str:
         """A hash of inputs, classes and splits; caches of derived banks are named by it."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = sha256(self.inputs.cpu().contiguous().numpy().tobytes())
         digest.update(self.class_sizes.numpy().tobytes())
         for split in SPLITS:

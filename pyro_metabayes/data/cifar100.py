@@ -23,6 +23,7 @@ from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import cache_folder, cached_arrays, data_file
 from pyro_metabayes.data.checksums import refuse_other
 from pyro_metabayes.data.class_lists import class_lists
+from pyro_metabayes.data.downloads import refuse_unless_allowed
 from pyro_metabayes.data.unpickle import read_arrays, text_keys
 from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
@@ -31,7 +32,7 @@ SIDE, ROWS, COLUMNS = 32, 24, 25  # a sheet is 24 x 25 tiles of 32 x 32 pixels
 META = "cifar100/cifar100_meta.json"
 HINT = (
     "put cifar100_meta.json and the lossless sheets cifar100/sheets/SPLIT/CLASS.webp there, or unset METABAYES_DATA "
-    "and torchvision downloads CIFAR-100"
+    "and run python -m experiments.prepare data=cifar_fs"
 )
 
 
@@ -102,6 +103,8 @@ def _downloaded() -> Path:
     vision = torchvision()
     source = vision.datasets.CIFAR100
     path = cache_folder() / source.filename
+    if not path.is_file():
+        refuse_unless_allowed("CIFAR-100", "cifar_fs", f"put {META} below a folder that METABAYES_DATA names")
     if path.is_file() and not vision.datasets.utils.check_integrity(str(path), source.tgz_md5):
         raise UsageError(
             f"expected the md5 checksum {source.tgz_md5} of {path}, got another: it is cut short or another file; "

@@ -16,6 +16,7 @@ from PIL import Image
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import cache_folder, cached_arrays, data_file
 from pyro_metabayes.data.class_lists import class_lists
+from pyro_metabayes.data.downloads import refuse_unless_allowed
 from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
 
@@ -51,7 +52,7 @@ def to_28(drawings: np.ndarray) -> np.ndarray:
 
 def _from_file() -> tuple[np.ndarray, np.ndarray]:
     """Images [1623, 20, 28, 28] and their names, from the user's data."""
-    path = data_file(FILE, "put it there, or unset METABAYES_DATA and torchvision downloads Omniglot")
+    path = data_file(FILE, "put it there, or unset METABAYES_DATA and run python -m experiments.prepare data=omniglot")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = np.char.add(np.char.add(archive["alphabet"], "/"), archive["character"])
@@ -70,6 +71,7 @@ def _from_torchvision() -> tuple[np.ndarray, np.ndarray]:
 
 def _download() -> dict[str, np.ndarray]:
     """Both halves of Omniglot as torchvision has them, ink 0 on 255."""
+    refuse_unless_allowed("Omniglot", "omniglot", f"put {FILE} below a folder that METABAYES_DATA names")
     datasets = torchvision().datasets
     images, names = [], []
     for background in (True, False):

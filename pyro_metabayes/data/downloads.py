@@ -1,0 +1,30 @@
+"""Nothing is fetched from the network by the way: only inside `allowed`, which `experiments.prepare` enters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from pyro_metabayes.errors import UsageError
+
+_allowed = ContextVar("downloads_allowed", default=False)
+
+
+@contextmanager
+def allowed() -> Iterator[None]:
+    """Inside, a data set that is not there may be downloaded."""
+    token = _allowed.set(True)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def refuse_unless_allowed(what: str, data: str, instead: str) -> None:
+    """One line where something would have to be downloaded."""
+    if not _allowed.get():
+        raise UsageError(
+            f"expected {what} in the cache, got none, and a run downloads nothing: fetch it with python -m "
+            f"experiments.prepare data={data}, or {instead}"
+        )

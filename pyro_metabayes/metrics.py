@@ -1,0 +1,39 @@
+"""metrics.jsonl: a line a logged step, every one of them whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pyro_metabayes.checkpoint import write_atomically
+from pyro_metabayes.errors import UsageError
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """The line in one write; where the disk has no room for all of it, none of it stays."""
+    content = (json.dumps(line) + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            whole = file.write(content) == len(content)
+            reason = "no room for it"
+        except OSError as error:
+            whole, reason = False, error.strerror or str(error)
+        if not whole:
+            file.truncate(end)
+            raise UsageError(f"expected to write a line into {path}, got: {reason}; free or change the folder")
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop the lines that were logged after the checkpoint: their steps will be taken again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        with suppress(ValueError, TypeError, KeyError):  # a power cut may leave half a line
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))

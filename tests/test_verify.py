@@ -1,0 +1,68 @@
+"""Does `experiments.verify` find the figures of a run again, and name those that are others?"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.commands import call, ran, results_of, write_features
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
+
+@pytest.fixture
+def copied(finished: Path) -> Path:
+    shutil.copytree(finished, "run")
+    return Path("run")
+
+
+def changed(folder: Path, **values: object) -> None:
+    (folder / "results.json").write_text(json.dumps(results_of(folder) | values))
+
+
+def test_a_run_is_found_again(copied: Path) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    outcome = ran("verify", "run")
+    assert outcome.out.startswith("equal: the ") and outcome.out.endswith("of run, and the scores of its 8 tasks\n")
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_each_figure_that_differs_is_named_with_both_values(copied: Path) -> None:
+    results = results_of(copied)
+    changed(
+        copied, nll=0.5, accuracy=results["accuracy"] | {"ci95": 0.25}, versions=results["versions"] | {"torch": "1"}
+    )
+    outcome = call("verify", "run")
+    torch_now = results["versions"]["torch"]
+    assert outcome.code == 1 and outcome.err == ""
+    assert outcome.out.splitlines() == [
+        f"accuracy.ci95: 0.25 in results.json, {results['accuracy']['ci95']} now",
+        f"nll: 0.5 in results.json, {results['nll']} now",
+        f"versions.torch: 1 in results.json, {torch_now} now",
+    ]
+
+
+def test_scores_of_tasks_that_differ_are_counted(copied: Path) -> None:
+    with np.load(copied / "tasks.npz") as archive:
+        arrays = dict(archive)
+    arrays["nll"][3] += 1e-6
+    np.savez(copied / "tasks.npz", **arrays)
+    assert "tasks.npz nll: another score in 1 of 8 tasks\n" in call("verify", "run").out
+
+
+def test_other_data_is_named(tmp_path: Path) -> None:
+    write_features(Path("mine.npz"))
+    small = ("data=features", "data.path=mine.npz", "train.steps=1", "eval.tasks=8", "train.validation_tasks=8")
+    ran("run", *small, "guide=proto", "hydra.run.dir=run")
+    write_features(Path("mine.npz"), features=np.random.default_rng(1).normal(size=(600, 16)))
+    outcome = call("verify", "run")
+    assert outcome.code == 1 and "nll: " in outcome.out and "data_fingerprint: " in outcome.out
+
+
+def test_what_is_no_finished_run_is_refused(copied: Path) -> None:
+    (copied / "results.json").unlink()
+    assert call("verify", "run").error.startswith("expected a finished run in run, got files that do not read")
