@@ -49,7 +49,7 @@ def error_of(*arguments: str) -> str:
 
 UNKNOWN = {
     "guide=nope": "no 'nope' for guide; there are: abml, attention, exact, laplace",
-    "data=nope": "no 'nope' for data; there are: cifar_fs, fc100, features",
+    "data=nope": "no 'nope' for data; there are: cifar_fs, digit_domains, ",
     "gude=sib": "unknown key 'gude'; did you mean 'guide'?",
     "train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",
     "+train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",

@@ -144,6 +144,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     assert set(names("study")) == {
         "classification",
         "digit_domains",
+        "digit_domains_ablation",
         "features",
         "gaussian_mean",
         "information",
