@@ -82,6 +82,15 @@ def test_a_block_is_every_group_once_and_every_point_once(groups: Groups, shot: 
         assert torch.equal(inputs, groups.x[group][groups.mask[group]][:, 0].sort().values)
 
 
+def test_without_shuffling_support_points_are_the_first(tmp_path: Path) -> None:
+    groups = load("who", "y", ["a"], path=str(write(tmp_path / "table.csv")), shuffle=False)
+    drawn = tasks(groups, 3, 9, count=4)
+    for task, group in enumerate(drawn.classes.flatten().tolist()):
+        num_support = min(3, SIZES[group] - 1)
+        assert torch.equal(drawn.support_y[task][drawn.support_mask[task]], groups.y[group, :num_support])
+        assert torch.equal(drawn.query_y[task][drawn.query_mask[task]], groups.y[group, num_support : SIZES[group]])
+
+
 def test_queries_are_at_most_as_many_as_asked_for(groups: Groups) -> None:
     drawn = tasks(groups, 1, 2, count=4)
     sizes = torch.tensor(SIZES)[drawn.classes.flatten()]

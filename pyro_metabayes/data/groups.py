@@ -39,6 +39,7 @@ class Groups:
     units: Tensor
     offset: float
     scale: float
+    shuffle: bool = True
 
     num_targets = 1
 
@@ -66,8 +67,8 @@ class Groups:
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
         """As `Source.sampler`, but a block is every group of the split once, in a random order.
 
-        Points are shuffled; the first task.shot are support, but never all of them; of the rest as many as
-        task.query are queries.
+        Points are shuffled unless the order of the file is to stand; the first task.shot are support, but never all
+        of them; of the rest as many as task.query are queries.
         """
         check_regression(split, shape)
         groups = self.splits[split]
@@ -78,6 +79,7 @@ class Groups:
             drawn = groups[torch.randperm(len(groups), generator=generator)]
             sizes = self.mask[drawn].sum(1, keepdim=True)
             keys = torch.rand(len(groups), self.mask.shape[1], generator=generator)
+            keys = keys if self.shuffle else torch.linspace(0, 1, keys.shape[1]).expand_as(keys)
             order = keys.masked_fill(~self.mask[drawn], 2.0).argsort(1)
             support = (sizes - 1).clamp(max=num_support)  # how many, group by group
             support_place = torch.arange(num_support).expand(len(groups), -1)
@@ -107,6 +109,7 @@ def load(
     path: str = "",
     table: str = "",
     centre: bool = False,
+    shuffle: bool = True,
     train: float = 1.0,
     val: float = 0.0,
     seed: int = 0,
@@ -116,6 +119,7 @@ def load(
     random: the predictors, and "intercept", that have weights of each group's own; the others share theirs. Every
         predictor is divided by its standard deviation, and so is the response, whose mean is taken off; with `centre`
         also that of each predictor, so that the intercept is the response at their means.
+    shuffle: false leaves the points of a group in their order, so that the support set is the first ones: the past.
     train, val: shares of the groups, shuffled by `seed`; the rest is for test. Without a share of its own validation
         is on the training groups, and with train=1 the test too: partial pooling has all groups in all splits.
     """
@@ -139,7 +143,7 @@ def load(
     padded = _padded(place, torch.cat((x, (values[:, -1:] - mean[-1]) / sd[-1]), 1))
     return Groups(
         names, features, padded[..., :-2], padded[..., -2:-1], padded[..., -1] > 0, len(random), splits,
-        units * sd[-1], mean[-1].item(), sd[-1].item(),
+        units * sd[-1], mean[-1].item(), sd[-1].item(), shuffle,
     )  # fmt: skip
 
 
