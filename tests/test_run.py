@@ -130,6 +130,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     models = {
         "few_shot_classifier",
         "gaussian_mean",
+        "hierarchical_regression",
         "leo",
         "linear_regression",
         "lwof",
@@ -140,16 +141,10 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     of_classes = {"cifar_fs", "fc100", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
     converted = {"image_folder", "leo_embeddings", "mini_imagenet", "tiered_imagenet"}  # test_prepare.py
     of_domains = {"digit_domains", "pacs"}
-    assert set(names("data")) == of_classes | converted | of_domains | {*OF_NUMBERS, "sinusoid"}
-    assert set(names("study")) == {
-        "classification",
-        "digit_domains",
-        "digit_domains_ablation",
-        "features",
-        "gaussian_mean",
-        "information",
-        "spinning_lines",
-    }
+    of_groups = {"groups", "radon", "sleepstudy"}  # test_groups.py, test_partial_pooling.py
+    assert set(names("data")) == of_classes | converted | of_domains | of_groups | {*OF_NUMBERS, "sinusoid"}
+    of_collapse = {"classification", "features", "gaussian_mean", "information", "spinning_lines"}
+    assert set(names("study")) == of_collapse | {"radon", "sleepstudy", "digit_domains", "digit_domains_ablation"}
 
 
 def test_gaussian_features_run() -> None:
