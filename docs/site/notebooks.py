@@ -1,12 +1,13 @@
-"""python docs/site/notebooks.py: execute notebooks/*.py, each in an empty folder, and write them to build/notebooks.
+"""python docs/site/notebooks.py [01 ...]: execute notebooks/*.py, each in an empty folder, into build/notebooks.
 
 Each becomes a notebook to download and a page of the site. An error in a cell is an error of the build.
 """
 
 from __future__ import annotations
 
+import os
 import resource
-import shutil
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +24,14 @@ FOOT = "\n\nThis page is executed with every build. [Download it as a notebook](
 def executed(path: Path) -> nbformat.NotebookNode:
     notebook = jupytext.read(path)
     with TemporaryDirectory() as folder:
-        NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+        place = {"metadata": {"path": folder}}
+        # As a terminal shows it: of a progress bar its end, which is nothing.
+        client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place, coalesce_streams=True)
+        client.extra_arguments = ["--log-level=ERROR"]
+        client.execute()
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        if output.output_type == "stream":
+            output.text = output.text.replace(f"{folder}/", "")
     return notebook
 
 
@@ -38,10 +46,13 @@ def write(notebook: nbformat.NotebookNode, name: str) -> None:
 
 
 def main() -> None:
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the `python` of a cell
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # tqdm would like to draw its bars with a widget
+    chosen = tuple(sys.argv[1:]) or ("",)
     for path in sorted((ROOT / "notebooks").glob("*.py")):
-        write(executed(path), path.stem)
+        if path.stem.startswith(chosen):
+            write(executed(path), path.stem)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"notebooks: {used.ru_utime + used.ru_stime:.0f} s of CPU time")
 
