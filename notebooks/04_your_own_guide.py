@@ -29,7 +29,7 @@
 
 # %%
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import Normal, TorchDistribution
 from torch import nn
 
 import pyro_metabayes
@@ -47,7 +47,7 @@ class Guide(pyro_metabayes.Guide):
         self.log_kappa = nn.Parameter(torch.tensor(0.0))
         self.log_scale = nn.Parameter(torch.full((num_weights,), -3.0))
 
-    def posterior(self, observed: Observed) -> pyro_metabayes.guide.TorchDistribution:
+    def posterior(self, observed: Observed) -> TorchDistribution:
         sums, counts = class_sums(
             observed.support_x, observed.support_y, observed.support_mask, observed.num_classes
         )  # [T, C, D], [T, C, 1]
@@ -147,8 +147,8 @@ figure
 
 # %% [markdown]
 # The posterior narrows as points come in, which a point mass cannot. In accuracy that changes little: averaged over its
-# spread a Gaussian decides much as its mean does. What it may buy is a better score of all the answers of a task together
-# (middle panel), where points are fewest; with ten points a class there is little left to be unsure of.
+# spread a Gaussian decides much as its mean does. At one point a class, which it was trained for, it scores all the answers
+# of a task together better than the point does; at more it is a little worse.
 #
 # ## Does it keep its word?
 #
