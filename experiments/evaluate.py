@@ -10,30 +10,18 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.assembly import Assembly
 from experiments.command import one_line
 from experiments.config import Config, saved_config
 from experiments.results import results_of, write_results
-from pyro_metabayes import checkpoint
+from experiments.trained import refuse_training, trained
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import evaluate
 from pyro_metabayes.report import result_row, text_table
 
-TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # what made the run, and cannot be changed after it
-
 
 def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
     """Evaluate the best learner of a run under a configuration that may differ in what has no weights."""
-    state = checkpoint.load(folder / "checkpoint.pt")
-    taken, asked = state["training"]["step"], config.train.steps
-    if taken < asked:
-        raise UsageError(
-            f"expected a finished run, got {folder}, which stands at step {taken} of {asked}; "
-            f"finish it with: python -m experiments.run resume={folder}"
-        )
-    assembly = Assembly(config, state["best"]["specification"]["num_classes"])
-    assembly.learner.load_weights(state["best"]["weights"])
-    assembly.learner.to(assembly.device)
+    assembly = trained(folder, config)
     tasks = assembly.stream(config.eval.split)
     evaluation = evaluate(assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
     results = results_of(config, assembly, evaluation, train_seconds=None)
@@ -46,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     parser.add_argument("settings", nargs="*", help="changed settings, such as guide.num_steps=0 or eval.tasks=2000")
     options = parser.parse_args(arguments)
-    for setting in options.settings:
-        if setting.startswith(TRAINED) and not setting.startswith("data.path="):  # a file may have moved
-            raise UsageError(f"an evaluation does not train: expected settings of task, eval or guide, got '{setting}'")
+    refuse_training(options.settings)
     config = saved_config(options.run, options.settings)
     name = ",".join(options.settings).replace("/", "_") or "again"
     out = options.run / "evaluations" / name

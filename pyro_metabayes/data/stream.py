@@ -162,16 +162,16 @@ class TaskStream:
     def __init__(
         self, draw: Callable[[Generator], Episodes], seed: int, split: str, num_tasks: int | None = None
     ) -> None:
-        self._draw, self._seed, self._split, self._num_tasks = draw, seed, split, num_tasks
+        self._draw, self._seed, self._split, self.num_tasks = draw, seed, split, num_tasks
         self._block: tuple[int, Episodes] | None = None
         self._all: Episodes | None = None
 
     def batch(self, start: int, stop: int) -> Episodes:
         """Tasks start, ..., stop - 1."""
-        if self._num_tasks:
+        if self.num_tasks:
             if self._all is None:
-                self._all = self._fresh(0, self._num_tasks)
-            return self._all.tasks(torch.arange(start, stop, device=self._all.query_x.device) % self._num_tasks)
+                self._all = self._fresh(0, self.num_tasks)
+            return self._all.tasks(torch.arange(start, stop, device=self._all.query_x.device) % self.num_tasks)
         return self._fresh(start, stop)
 
     def _fresh(self, start: int, stop: int) -> Episodes:
