@@ -12,10 +12,11 @@ from experiments.config import Config
 from pyro_metabayes.build import build, check
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.base_novel import BaseNovelSampler
+from pyro_metabayes.data.groups import Groups
 from pyro_metabayes.data.holdout import held_out_rows, without_rows
 from pyro_metabayes.data.perturbed import with_noise
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import KnownTruth, Source, TaskShape, TaskStream
+from pyro_metabayes.data.stream import BLOCK, KnownTruth, Source, TaskShape, TaskStream
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
@@ -52,6 +53,7 @@ class Assembly:
             "num_classes": num_classes or source.num_targets or config.task.way,
             "num_targets": source.num_targets,
             "num_base_classes": getattr(source, "num_base_classes", 0),
+            "num_random": getattr(source, "num_random", 0),
             "particles": config.train.particles,
         }
         torch.manual_seed(config.seed)
@@ -73,7 +75,8 @@ class Assembly:
 
     def _stream(self, split: str, shape: TaskShape, num_tasks: int | None = None) -> TaskStream:
         draw = with_noise(self.source.sampler(split, shape), shape.feature_noise)
-        return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks)
+        block = self.source.block(split) if isinstance(self.source, Groups) else BLOCK
+        return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks, block)
 
     @property
     def truth(self) -> KnownTruth | None:

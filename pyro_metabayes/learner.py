@@ -26,8 +26,8 @@ Data = TypeVar("Data", bound=Observed)
 PARTS = ("backbone", "head", "prior", "model", "guide", "objective")
 # What parts may ask for by the name of a constructor's argument, and no specification may set.
 CONTEXT = (
-    *("input_shape", "num_classes", "num_base_classes", "num_targets", "num_features", "num_weights", "particles"),
-    *("model", "head", "prior"),
+    *("input_shape", "num_classes", "num_base_classes", "num_targets", "num_random", "num_features", "num_weights"),
+    *("particles", "model", "head", "prior"),
 )
 
 
@@ -44,7 +44,8 @@ class MetaLearner(nn.Module):
     specification: the plain values that rebuild it: {part: {_target_: name, setting: value}} for
     backbone, head, prior, model, guide and objective, and input_shape, num_classes, particles, and
     num_targets, the size of a label that is numbers (0 or none: labels are classes), and
-    num_base_classes, that are told apart beside those of a task (learning without forgetting).
+    num_base_classes, that are told apart beside those of a task (learning without forgetting), and
+    num_random, how many of the features have weights of each task's own (0 or none: all).
     frozen: the backbone is not trained, and episodes hold its features; else they hold its inputs.
     """
 
@@ -76,11 +77,12 @@ class MetaLearner(nn.Module):
     ) -> Self:
         """Build all parts, each from its specification and what it asks for of the others."""
         cls.check(specification, prefixes)
-        given = ("input_shape", "num_classes", "num_base_classes", "num_targets", "particles")
-        context: dict[str, Any] = {"num_targets": 0, "num_base_classes": 0}
+        given = ("input_shape", "num_classes", "num_base_classes", "num_targets", "num_random", "particles")
+        context: dict[str, Any] = {"num_targets": 0, "num_base_classes": 0, "num_random": 0}
         context |= {name: specification[name] for name in given if name in specification}
         backbone = build(specification["backbone"], "backbone", prefixes, **context)
-        context["num_features"] = context["num_weights"] = backbone.num_features
+        context["num_features"] = backbone.num_features
+        context["num_weights"] = context["num_random"] or backbone.num_features
         if head := _built("head", specification, prefixes, context):
             context |= {"head": head, "num_weights": head.num_weights(backbone.num_features)}
         if prior := _built("prior", specification, prefixes, context):

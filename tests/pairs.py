@@ -27,6 +27,8 @@ PRIORS: dict[str, dict[str, Any]] = {
     "mixture": {"_target_": "models.priors.Mixture", "num_components": 3},
     "conditional": {"_target_": "models.priors.Conditional", "num_hidden": 6},
     "count_aware": {"_target_": "models.priors.Conditional", "num_hidden": 6, "count_aware": True},
+    "full_gaussian": {"_target_": "models.priors.FullGaussian"},
+    "full_covariance": {"_target_": "models.priors.Conditional", "num_hidden": 6, "full_covariance": True},
 }
 # Heads of the few-shot classifier, by a row of weights for each class.
 HEADS = {"cosine": "models.heads.Cosine", "linear": "models.heads.Linear"}
@@ -37,6 +39,8 @@ OBJECTIVES = {
     "importance_weighted": {"_target_": "pyro_metabayes.objectives.importance_weighted.ImportanceWeighted"},
 }
 REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3}  # conjugate models, with the features of their tasks
+GROUPED = {"hierarchical_regression": 3}  # with weights of each task's own for the first NUM_RANDOM features
+NUM_RANDOM = 2
 NETWORK = {"_target_": "models.neural_regression.Network", "hidden": [4, 3]}
 
 
@@ -143,7 +147,7 @@ class Pair:
 
     @property
     def regression(self) -> bool:
-        return self.numbers or self.model in (*REGRESSIONS, "neural_regression")
+        return self.numbers or self.model in (*REGRESSIONS, *GROUPED, "neural_regression")
 
     @property
     def of_network(self) -> bool:
@@ -159,11 +163,11 @@ class Pair:
 
     @property
     def features(self) -> int:
-        return REGRESSIONS.get(self.model, 2)
+        return (REGRESSIONS | GROUPED).get(self.model, 2)
 
     @property
     def targets(self) -> int:
-        return 1 if self.of_network else TARGETS
+        return 1 if self.of_network or self.model in GROUPED else TARGETS  # shared effects tell outputs apart
 
     @property
     def noisy(self) -> bool:
@@ -187,6 +191,7 @@ class Pair:
         }
         if self.regression:
             shape = {"input_shape": [self.features], "num_classes": self.targets, "num_targets": self.targets}
+            shape |= {"num_random": NUM_RANDOM} if self.model in GROUPED else {}
             return common | shape | {"head": NETWORK if self.of_network else None}
         head = {"_target_": HEADS[self.head], "scale": 2.0} if self.head in HEADS else None
         head = NETWORK if self.of_network else head
@@ -312,6 +317,23 @@ def _of_descent() -> list[Pair]:
     return points + [replace(pair, model="linear_regression") for pair in linear]
 
 
+def _of_groups() -> list[Pair]:
+    """Effects of a task's own beside shared ones; priors and posteriors with covariances."""
+    two = {"num_steps": 2, "step_size": 0.1}
+    pairs = [
+        *(Pair("exact", "full_gaussian", observe=observe) for observe in ("query", "support", "all")),
+        Pair("exact"),
+        *(Pair("savi", "full_covariance", settings={"shared": shared}) for shared in (True, False)),
+        Pair("savi", "count_aware"),
+        Pair("mean_field", "full_gaussian"),
+        Pair("mc", "full_covariance", objective="monte_carlo"),
+        Pair("sib", settings={**two, "initialisation": "global"}),
+        Pair("laplace", settings=two),
+        Pair("maml", "flat", settings=two),
+    ]
+    return [replace(pair, model="hierarchical_regression") for pair in pairs]
+
+
 def _of_base_classes() -> list[Pair]:
     """Learning without forgetting: each inner loop, with and without the mixture as prior, and what else suits it."""
     steps = {"num_steps": 2, "step_size": 0.1}
@@ -353,4 +375,8 @@ def every_pair() -> list[Pair]:
     ]
     pairs += [Pair("mean_field", prior, head) for prior, head in product(PRIORS, HEADS)]
     pairs += [Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)]
-    return list({str(pair): pair for pair in pairs + _of_regressions() + _of_descent() + _of_base_classes()}.values())
+    return list(
+        {
+            str(pair): pair for pair in pairs + _of_regressions() + _of_descent() + _of_groups() + _of_base_classes()
+        }.values()
+    )

@@ -410,6 +410,8 @@ def test_observe_names_the_sites(name: str, expected: set[str], pair: Pair) -> N
         Pair("savi", "count_aware", model="gaussian_mean"),
         Pair("exact", model="linear_regression", observe="all"),
         Pair("exact", model="gaussian_mean"),
+        Pair("exact", "full_gaussian", model="hierarchical_regression"),
+        Pair("savi", "full_covariance", model="hierarchical_regression"),
         Pair("sib", settings={"initialisation": "global"}, model="linear_regression"),
     ],
     ids=str,
@@ -444,6 +446,7 @@ def test_every_file_is_tried() -> None:
     assert with_model == {
         "few_shot_classifier",
         "gaussian_mean",
+        "hierarchical_regression",
         "leo",
         "linear_regression",
         "lwof",

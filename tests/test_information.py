@@ -49,11 +49,10 @@ def known() -> dict[str, Any]:
     """w ~ N(0, 1), 4 queries with noise 1, q = p(w | d): 2,000 tasks."""
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
-    pair = Pair("exact", model="gaussian_mean")
+    pair = Pair("exact", model="gaussian_mean", model_settings={"noise": 1.0})
     prior = {"_target_": "models.priors.Gaussian", "scale": 1.0}
     shape = {"input_shape": [1], "num_classes": 1, "num_targets": 1}
     learner = MetaLearner.from_specification(pair.specification() | {"prior": prior} | shape)
-    learner.model.noise = 1.0  # type: ignore[assignment]
     draw = LinearGaussian(constant=True).sampler("test", TaskShape(1, 0, 8))
     tasks = TaskStream(draw, 0, "test").batch(0, 2000).map_tensors(_as_double)
     return of(learner, *(tasks.tasks(slice(start, start + 500)) for start in range(0, 2000, 500)))

@@ -128,6 +128,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     models = {
         "few_shot_classifier",
         "gaussian_mean",
+        "hierarchical_regression",
         "leo",
         "linear_regression",
         "lwof",
@@ -137,8 +138,10 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     assert set(names("model")) == models
     of_classes = {"cifar_fs", "fc100", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
     converted = {"image_folder", "leo_embeddings", "mini_imagenet", "tiered_imagenet"}  # test_prepare.py
-    assert set(names("data")) == of_classes | converted | {*OF_NUMBERS, "sinusoid"}
-    assert set(names("study")) == {"classification", "features", "gaussian_mean", "information", "spinning_lines"}
+    of_groups = {"groups", "radon", "sleepstudy"}  # test_groups.py, test_partial_pooling.py
+    assert set(names("data")) == of_classes | converted | of_groups | {*OF_NUMBERS, "sinusoid"}
+    of_collapse = {"classification", "features", "gaussian_mean", "information", "spinning_lines"}
+    assert set(names("study")) == of_collapse
 
 
 def test_gaussian_features_run() -> None:

@@ -17,7 +17,7 @@ from pyro_metabayes.data.bank import SPLITS
 from pyro_metabayes.episodes import Episodes, Observed, concatenate
 from pyro_metabayes.errors import UsageError
 
-BLOCK = 64  # tasks drawn by one generator; part of what defines a task, so never a setting
+BLOCK = 64  # tasks drawn by one generator (a table of groups draws all it has); part of what defines a task: no setting
 
 
 @dataclass
@@ -157,12 +157,21 @@ def generator_of(seed: int, split: str, block: int) -> Generator:
 
 
 class TaskStream:
-    """Tasks of one split, addressed by index: endless, or the first `num_tasks` again and again."""
+    """Tasks of one split, addressed by index: endless, or the first `num_tasks` again and again.
+
+    block: how many tasks `draw` draws at once.
+    """
 
     def __init__(
-        self, draw: Callable[[Generator], Episodes], seed: int, split: str, num_tasks: int | None = None
+        self,
+        draw: Callable[[Generator], Episodes],
+        seed: int,
+        split: str,
+        num_tasks: int | None = None,
+        block: int = BLOCK,
     ) -> None:
         self._draw, self._seed, self._split, self.num_tasks = draw, seed, split, num_tasks
+        self._size = block
         self._block: tuple[int, Episodes] | None = None
         self._all: Episodes | None = None
 
@@ -176,9 +185,9 @@ class TaskStream:
 
     def _fresh(self, start: int, stop: int) -> Episodes:
         parts = []
-        for block in range(start // BLOCK, (stop - 1) // BLOCK + 1):
-            first = max(start - block * BLOCK, 0)
-            last = min(stop - block * BLOCK, BLOCK)
+        size = self._size
+        for block in range(start // size, (stop - 1) // size + 1):
+            first, last = max(start - block * size, 0), min(stop - block * size, size)
             parts.append(self._tasks_of(block).tasks(slice(first, last)))
         return concatenate(parts)
 
