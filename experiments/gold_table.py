@@ -125,7 +125,7 @@ def write_tasks(path: Path, found: Found) -> None:
 def draw(found: Found, path: Path) -> Path:
     """Scores of guide and gold posterior, the two gaps, and how far bounds of more draws are from the evidence."""
     figure, axes = new_figure(3)
-    figure.set_size_inches(13.2, max(3.4, 1.2 + 0.42 * len(found)))
+    figure.set_size_inches(14, max(3.4, 1.2 + 0.42 * len(found)))
     _draw_scores(axes[0], found)
     _draw_gaps(axes[1], found)
     _draw_bounds(axes[2], found)
@@ -159,6 +159,7 @@ def _draw_gaps(axis: Any, found: Found) -> None:
             )
     axis.set(yticks=range(0, -len(found), -1), yticklabels=list(found), ylim=(0.6 - len(found), 0.6))
     axis.set_xscale("symlog", linthresh=1)
+    axis.set_xlim(left=-0.3)
     axis.legend(frameon=False, fontsize=8)
     axis.set_title(f"gaps, {POSTERIORS[next(iter(found.values()))[-1].labels]}, nats a task", fontsize=9)
 
@@ -171,5 +172,6 @@ def _draw_bounds(axis: Any, found: Found) -> None:
         axis.plot(counts, (gaps.evidence - gaps.best_bounds).mean(1).numpy(), "s:", color=colour, ms=3)
     axis.set(xscale="log", xlabel="draws")
     axis.set_yscale("symlog", linthresh=1)
-    axis.legend(frameon=False, fontsize=7)
-    axis.set_title("evidence - importance-weighted bound (dotted: best of family)", fontsize=9)
+    axis.set_ylim(bottom=-0.3)
+    axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.set_title("evidence - bound of so many draws (dotted: best of family)", fontsize=9)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_metabayes.scores import log_mean_exp
 
 TRUSTED_K = 0.7  # above it the error of an estimate says nothing
+FLAT = 1e-3  # by how much the largest weight exceeds those below the tail, of its size
 
 
 def importance_weighted_bounds(log_weights: Tensor, counts: Sequence[int]) -> Tensor:
@@ -49,7 +50,7 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     excess = (weights[-num_tail:] - weights[-num_tail - 1]).mT  # [T, tail], ascending
     k = _zhang_stephens(excess.clamp(min=torch.finfo(excess.dtype).tiny))
     k = (num_tail * k + 10 * 0.5) / (num_tail + 10)
-    flat = excess[:, -1] < 1e-12  # equal weights have no tail
+    flat = excess[:, -1] < FLAT  # equal but for rounding: no tail
     return torch.where(flat, 0.0, k).to(log_weights.dtype)
 
 
