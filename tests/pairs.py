@@ -28,6 +28,7 @@ PRIORS: dict[str, dict[str, Any]] = {
     "conditional": {"_target_": "models.priors.Conditional", "num_hidden": 6},
     "count_aware": {"_target_": "models.priors.Conditional", "num_hidden": 6, "count_aware": True},
 }
+FOLLOWING = {"guided": {"_target_": "models.priors.Guided"}}  # made by a guide, and nothing without it
 # Heads of the few-shot classifier, by a row of weights for each class.
 HEADS = {"cosine": "models.heads.Cosine", "linear": "models.heads.Linear"}
 OBJECTIVES = {
@@ -179,7 +180,7 @@ class Pair:
         """`way` and `features` are of classifiers; a regression has those of its tasks."""
         common = {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
-            "prior": PRIORS.get(self.prior),
+            "prior": {**PRIORS, **FOLLOWING}.get(self.prior),
             "model": {"_target_": f"models.{self.model}.Model", **self._of_model()},
             "guide": {"_target_": f"guides.{self.guide}.Guide", **self.settings},
             "objective": OBJECTIVES[self.objective],
@@ -220,6 +221,18 @@ def _sib() -> list[Pair]:
         }
         pairs.append(Pair("sib", prior, ("cosine", "linear")[i // 5 % 2], settings=settings))
     return pairs
+
+
+def _sib_savi() -> list[Pair]:
+    """Before and after some steps on the labels, with the objectives that ask for more than one sample, too."""
+    steps = {"num_steps": 2, "step_size": 0.1, "scale": 0.1}
+    return [
+        Pair("sib_savi", "guided", "linear", settings={**steps, "label_steps": 2, "posterior": "amortized"}),
+        Pair("sib_savi", "guided", settings={**steps, "synthetic_gradient": "equivariant"}),
+        Pair("sib_savi", "guided", settings={**steps, "label_steps": 0}),
+        Pair("sib_savi", "guided", objective="importance_weighted", settings=steps),
+        Pair("sib_savi", "guided", objective="monte_carlo_joint", settings={**steps, "label_steps": 0}),
+    ]
 
 
 def _unbalanced_sib() -> list[Pair]:
@@ -338,7 +351,7 @@ def _of_base_classes() -> list[Pair]:
 def every_pair() -> list[Pair]:
     """All guides by their YAML, and the known ones with what else suits them."""
     pairs = [_as_configured(path) for path in sorted((CONF / "guide").glob("*.yaml"))]
-    pairs += _sib()
+    pairs += _sib() + _sib_savi()
     inert = {"num_steps": 0, "step_size": 0.1}
     pairs += [Pair("sib", settings={**inert, "posterior": family}) for family in ("normal", "delta")]
     pairs += [pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))]
