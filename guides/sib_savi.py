@@ -18,7 +18,7 @@ from guides.sib import Guide as Sib
 from guides.sib import choose
 from pyro_metabayes.descent import descend, loss_gradient
 from pyro_metabayes.divergences import innermost
-from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 
 
@@ -32,7 +32,9 @@ class Guide(Sib):
     h > 0 learned for each weight, from label_precision: what the labels of a task add to the precision. The KL charges
     for what the labels tell beyond the inputs, and no more: sigma -> 0 is the point mass with KL 0, so the bound at
     weight 1 can only better the point mass's. label_steps=0 is q = p with KL 0, for which sigma does go to 0.
-    num_steps and what follows: as in sib. Why: docs/cold-posterior.md.
+    by_entropy: sigma is wider for classes whose queries are in doubt, times exp(b H_c), b learned from 0, H_c the mean
+    entropy of the predictions with theta^K over the queries that class c attracts; for classes, not for numbers.
+    What stands between: as in sib. Why: docs/cold-posterior.md.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Guide(Sib):
         scale: float = 0.01,
         initialisation: str = "support",
         synthetic_gradient: str = "ordered",
+        by_entropy: bool = True,
     ) -> None:
         choose("guide.posterior", posterior, ("normal", "amortized"))
         if label_steps < 0 or label_precision <= 0:
@@ -65,8 +68,26 @@ class Guide(Sib):
         prior.follow(self.posterior)
         self.label_steps = label_steps
         self.sees_query_labels = label_steps > 0
+        self.entropy_slope = nn.Parameter(torch.zeros(())) if by_entropy else None
         if label_steps:
             self.log_label_precision = nn.Parameter(torch.full((num_weights,), label_precision).log())
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        q = super().posterior(observed)
+        if self.entropy_slope is None:
+            return q
+        its: Any = innermost(q)
+        widening = (self.entropy_slope * self._entropy(its.loc, observed)).clamp(-5, 5).exp()
+        return Normal(its.loc, its.scale * widening).to_event(2)
+
+    def _entropy(self, theta: Tensor, observed: Observed) -> Tensor:
+        """H_c [T, C, 1]: of the predictions with weights theta, mean over the queries that class c attracts."""
+        if not observed.num_classes:
+            raise UsageError("expected classes for guide.by_entropy=true, got numbers; set guide.by_entropy=false")
+        probs = self.model.query_outputs_and_pullback(theta, observed)[0].softmax(-1)
+        entropy = -(probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()).sum(-1, keepdim=True)
+        share = probs * observed.query_mask.unsqueeze(-1)
+        return (share * entropy).sum(1).div(share.sum(1).clamp(min=1e-6)).unsqueeze(-1)
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
         prior = self.posterior(episodes.observed())

@@ -31,7 +31,7 @@ def orthogonal_regressions(curvature: float) -> Episodes:
 
 def test_it_is_exact_where_the_posterior_is_a_diagonal_gaussian() -> None:
     """Every single sample then gives the log evidence of the queries under N(theta^K, sigma^2)."""
-    settings = {**STEPS, "initialisation": "global", "scale": 0.5}
+    settings = {**STEPS, "initialisation": "global", "scale": 0.5, "by_entropy": False}
     pair = Pair("sib_savi", "guided", model="linear_regression", settings=settings)
     learner, episodes = pair.learner(particles=7), orthogonal_regressions(curvature=3.0)
     guide: Any = learner.guide
@@ -88,12 +88,36 @@ def test_the_labels_narrow_and_improve_the_posterior() -> None:
     assert after > before
 
 
+def test_the_scale_follows_the_entropy_of_the_queries_that_a_class_attracts() -> None:
+    """By hand; masked queries have no say, and slope 0 is the plain scale."""
+    episodes = random_tasks(query=6)
+    mask = episodes.query_mask.clone()
+    mask[:, 3] = False
+    episodes = replace(episodes, query_mask=mask)
+    guide: Any = Pair("sib_savi", "guided", settings={**STEPS, "scale": 0.1}).learner().guide
+    observed = episodes.observed()
+    its: Any = innermost(guide.posterior(observed))
+    for task in range(episodes.num_tasks):
+        kept = observed.query_mask[task]
+        probs = guide.model.outputs(its.loc, observed.query_x)[task, kept].softmax(-1)
+        entropy = torch.distributions.Categorical(probs=probs).entropy()
+        of_class = (probs * entropy.unsqueeze(-1)).sum(0) / probs.sum(0)
+        expected = guide.log_scale.exp() * (guide.entropy_slope * of_class).exp().unsqueeze(-1)
+        torch.testing.assert_close(its.scale[task], expected)
+    with torch.no_grad():
+        guide.entropy_slope.zero_()
+    torch.testing.assert_close(guide.posterior(observed).variance[0, 0], (2 * guide.log_scale).exp())
+
+
 def test_it_asks_for_its_prior_and_the_prior_for_its_guide() -> None:
     with pytest.raises(UsageError, match="take prior=guided"):
         Pair("sib_savi", "gaussian").learner()
     learner = Pair("sib", "guided").learner()
     with pytest.raises(UsageError, match="take guide=sib_savi"):
         learner(random_tasks())
+    pair = Pair("sib_savi", "guided", model="linear_regression", settings={**STEPS, "initialisation": "global"})
+    with pytest.raises(UsageError, match=r"set guide\.by_entropy=false"):
+        pair.learner()(pair.tasks())
 
 
 @pytest.mark.parametrize(
