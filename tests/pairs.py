@@ -224,15 +224,18 @@ def _sib() -> list[Pair]:
 
 
 def _sib_savi() -> list[Pair]:
-    """Before and after some steps on the labels, with the objectives that ask for more than one sample, too."""
+    """With and without labels and noise between classes, and the objectives that ask for more than one sample."""
     steps = {"num_steps": 2, "step_size": 0.1, "scale": 0.1}
-    return [
-        Pair("sib_savi", "guided", "linear", settings={**steps, "label_steps": 2, "posterior": "amortized"}),
-        Pair("sib_savi", "guided", settings={**steps, "synthetic_gradient": "equivariant", "by_entropy": False}),
-        Pair("sib_savi", "guided", settings={**steps, "label_steps": 0}),
-        Pair("sib_savi", "guided", objective="importance_weighted", settings=steps),
-        Pair("sib_savi", "guided", objective="monte_carlo_joint", settings={**steps, "label_steps": 0}),
+    between, blind = {**steps, "between": 0.2}, {**steps, "see_labels": False}
+    pairs = [
+        Pair(head="linear", settings={**between, "posterior": "amortized"}),
+        Pair(settings={**steps, "synthetic_gradient": "equivariant", "by_entropy": False}),
+        Pair(settings={**between, "by_entropy": False}),
+        Pair(settings=blind),
+        Pair(objective="importance_weighted", settings=between),
+        Pair(objective="monte_carlo_joint", settings={**blind, "between": 0.2}),
     ]
+    return [replace(pair, guide="sib_savi", prior="guided") for pair in pairs]
 
 
 def _unbalanced_sib() -> list[Pair]:

@@ -49,12 +49,12 @@ def test_it_is_exact_where_the_posterior_is_a_diagonal_gaussian() -> None:
     torch.testing.assert_close(-terms.loss, total, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("label_steps", [0, 1, 3])
-def test_without_a_scale_it_is_the_point_mass_with_nothing_to_pay(label_steps: int) -> None:
+@pytest.mark.parametrize("see_labels", [False, True])
+def test_without_a_scale_it_is_the_point_mass_with_nothing_to_pay(see_labels: bool) -> None:
     """Loss of sib_delta, of the same parameters, to the size of the scale."""
     episodes = random_tasks()
     settings = {**STEPS, "scale": 1e-6}
-    learner = Pair("sib_savi", "guided", settings={**settings, "label_steps": label_steps}).learner()
+    learner = Pair("sib_savi", "guided", settings={**settings, "see_labels": see_labels}).learner()
     delta = Pair("sib", "flat", settings={**STEPS, "posterior": "delta"}).learner()
     with torch.no_grad():
         learner.guide.log_scale.fill_(1e-6).log_()
@@ -64,21 +64,23 @@ def test_without_a_scale_it_is_the_point_mass_with_nothing_to_pay(label_steps: i
     assert abs(learner(episodes)["kl"].item()) < 1e-3
 
 
-def test_steps_on_labels_are_paid_for_and_seen_in_training_alone() -> None:
+@pytest.mark.parametrize("between", [0.0, 0.2])
+def test_labels_are_paid_for_and_seen_in_training_alone(between: float) -> None:
     episodes = random_tasks()
-    for label_steps in (0, 2):
-        pair = Pair("sib_savi", "guided", settings={**STEPS, "label_steps": label_steps, "scale": 0.3})
-        guide = pair.learner().guide
-        assert guide.sees_query_labels == (label_steps > 0)
+    for see_labels in (False, True):
+        settings = {**STEPS, "see_labels": see_labels, "scale": 0.3, "between": between}
+        guide = Pair("sib_savi", "guided", settings=settings).learner().guide
+        assert guide.sees_query_labels == see_labels
         p, q = guide.posterior(episodes.observed()), guide.training_posterior(episodes)
         kl = torch.distributions.kl_divergence(q, p)
-        assert (kl > 0.01).all() if label_steps else torch.equal(kl, torch.zeros_like(kl))
+        assert (kl > 0.01).all() if see_labels else (kl.abs() < 1e-9).all()
         assert torch.equal(guide.model.prior(episodes).mean, p.mean)
 
 
-def test_the_labels_narrow_and_improve_the_posterior() -> None:
+@pytest.mark.parametrize("between", [0.0, 0.2])
+def test_labels_narrow_and_improve_the_posterior(between: float) -> None:
     episodes = random_tasks(query=6)
-    learner = Pair("sib_savi", "guided", settings={**STEPS, "scale": 0.1}).learner()
+    learner = Pair("sib_savi", "guided", settings={**STEPS, "scale": 0.1, "between": between}).learner()
     p, q = learner.guide.posterior(episodes.observed()), learner.guide.training_posterior(episodes)
     assert (q.variance < p.variance).all()
     before, after = (
@@ -86,6 +88,25 @@ def test_the_labels_narrow_and_improve_the_posterior() -> None:
         for its in (p, q)
     )
     assert after > before
+
+
+def test_the_posterior_with_noise_between_classes_by_hand() -> None:
+    """One Newton step, with full matrices."""
+    episodes = random_tasks()
+    settings = {**STEPS, "scale": 0.1, "between": 0.3, "by_entropy": False}
+    guide: Any = Pair("sib_savi", "guided", settings=settings).learner().guide
+    p, q = innermost(guide.posterior(episodes.observed())), innermost(guide.training_posterior(episodes))
+    theta = p.mean.detach().requires_grad_()
+    loss = -guide.model.likelihood(theta, episodes.query_x, episodes).log_prob(episodes.query_y).sum()
+    (slope,) = torch.autograd.grad(loss, theta)
+    centred = theta - theta.mean(1, keepdim=True)
+    outer = (centred.mT @ centred).unsqueeze(1)
+    kappa, h_b = guide.log_between.exp(), guide.log_between_precision.exp()
+    sigma, h = guide.log_scale.exp(), guide.log_label_precision.exp()
+    torch.testing.assert_close(p.covariance_matrix, (sigma**2).diag() + kappa**2 * outer.expand_as(p.covariance_matrix))
+    covariance = (1 / (1 / sigma**2 + h)).diag() + outer / (1 / kappa**2 + h_b)
+    torch.testing.assert_close(q.covariance_matrix, covariance.expand_as(q.covariance_matrix))
+    torch.testing.assert_close(q.mean, theta - (covariance @ slope.unsqueeze(-1)).squeeze(-1))
 
 
 def test_the_scale_follows_the_entropy_of_the_queries_that_a_class_attracts() -> None:
@@ -124,8 +145,8 @@ def test_it_asks_for_its_prior_and_the_prior_for_its_guide() -> None:
     ("setting", "message"),
     [
         ("guide.posterior=delta", "guide.posterior to be one of normal, amortized, got 'delta'"),
-        ("guide.label_steps=-1", "guide.label_steps >= 0 and guide.label_precision > 0, got -1 and 100.0"),
-        ("guide.label_precision=0", "guide.label_steps >= 0 and guide.label_precision > 0, got 1 and 0"),
+        ("guide.between=-1", "guide.label_precision > 0 and guide.between >= 0, got 100.0 and -1.0"),
+        ("guide.label_precision=0", "guide.label_precision > 0 and guide.between >= 0, got 0.0 and 0.0"),
     ],
 )
 def test_bad_settings_are_named(setting: str, message: str) -> None:
