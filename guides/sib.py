@@ -74,10 +74,10 @@ class Guide(pyro_metabayes.Guide):
         rotation_weight: float = 1.0,
     ) -> None:
         super().__init__(model)
-        _choose("guide.posterior", posterior, FAMILIES)
-        _choose("guide.initialisation", initialisation, ("support", "global"))
-        _choose("guide.synthetic_gradient", synthetic_gradient, tuple(NETWORKS))
-        _choose("guide.reduction", reduction, ("sum", "mean"))
+        choose("guide.posterior", posterior, FAMILIES)
+        choose("guide.initialisation", initialisation, ("support", "global"))
+        choose("guide.synthetic_gradient", synthetic_gradient, tuple(NETWORKS))
+        choose("guide.reduction", reduction, ("sum", "mean"))
         if num_steps < 0 or step_size <= 0 or scale <= 0 or inner_kl < 0 or inner_samples < 0:
             raise UsageError(
                 "expected guide.num_steps, inner_kl, inner_samples >= 0 and step_size, scale > 0, got "
@@ -201,6 +201,6 @@ class Guide(pyro_metabayes.Guide):
         return grad(lambda loc: differentiable_divergence(self._q(loc, scale), prior).sum())(theta)
 
 
-def _choose(key: str, value: str, choices: tuple[str, ...]) -> None:
+def choose(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UsageError(f"expected {key} to be one of {', '.join(choices)}, got '{value}'")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pyro.distributions import (
     Categorical,
@@ -160,3 +162,26 @@ class Conditional(Prior):
         loc, spread = self.encoder(points, torch.zeros_like(mask, dtype=torch.long), mask, 1)
         shape = num_tasks, num_targets
         return loc.view(*shape, -1), spread.view(*shape, *spread.shape[2:])
+
+
+class Guided(Prior):
+    """p_psi(w | support, x_query) = what the guide predicts with: a prior that knows all of the task but the labels.
+
+    A guide that has a posterior of its own beside it, such as sib_savi, hands its `posterior` over when it is built.
+    A guide without would have KL 0 whatever it learns.
+    """
+
+    conditional = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._prediction: Callable[[Observed], TorchDistribution] | None = None
+
+    def follow(self, prediction: Callable[[Observed], TorchDistribution]) -> None:
+        """Be this function of the observed part from now on; its parameters stay the guide's."""
+        self._prediction = prediction
+
+    def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
+        if self._prediction is None:
+            raise UsageError("expected a guide that a guided prior can follow, got another; take guide=sib_savi")
+        return self._prediction(observed)

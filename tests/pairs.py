@@ -30,6 +30,7 @@ PRIORS: dict[str, dict[str, Any]] = {
     "full_gaussian": {"_target_": "models.priors.FullGaussian"},
     "full_covariance": {"_target_": "models.priors.Conditional", "num_hidden": 6, "full_covariance": True},
 }
+FOLLOWING = {"guided": {"_target_": "models.priors.Guided"}}  # made by a guide, and nothing without it
 # Heads of the few-shot classifier, by a row of weights for each class.
 HEADS = {"cosine": "models.heads.Cosine", "linear": "models.heads.Linear"}
 OBJECTIVES = {
@@ -195,7 +196,7 @@ class Pair:
         """`way` and `features` are of classifiers; a regression has those of its tasks."""
         common = {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
-            "prior": PRIORS.get(self.prior),
+            "prior": {**PRIORS, **FOLLOWING}.get(self.prior),
             "model": {"_target_": f"models.{self.model}.Model", **self._of_model()},
             "guide": {"_target_": f"guides.{self.guide}.Guide", **self.settings},
             "objective": OBJECTIVES[self.objective],
@@ -237,6 +238,21 @@ def _sib() -> list[Pair]:
         }
         pairs.append(Pair("sib", prior, ("cosine", "linear")[i // 5 % 2], settings=settings))
     return pairs
+
+
+def _sib_savi() -> list[Pair]:
+    """With and without labels and noise between classes, and the objectives that ask for more than one sample."""
+    steps = {"num_steps": 2, "step_size": 0.1, "scale": 0.1}
+    between, blind = {**steps, "between": 0.2}, {**steps, "see_labels": False}
+    pairs = [
+        Pair(head="linear", settings={**between, "posterior": "amortized"}),
+        Pair(settings={**steps, "synthetic_gradient": "equivariant", "by_entropy": False}),
+        Pair(settings={**between, "by_entropy": False}),
+        Pair(settings=blind),
+        Pair(objective="importance_weighted", settings=between),
+        Pair(objective="monte_carlo_joint", settings={**blind, "between": 0.2}),
+    ]
+    return [replace(pair, guide="sib_savi", prior="guided") for pair in pairs]
 
 
 def _unbalanced_sib() -> list[Pair]:
@@ -382,7 +398,7 @@ def _of_base_classes() -> list[Pair]:
 def every_pair() -> list[Pair]:
     """All guides by their YAML, and the known ones with what else suits them."""
     pairs = [_as_configured(path) for path in sorted((CONF / "guide").glob("*.yaml"))]
-    pairs += _sib()
+    pairs += _sib() + _sib_savi()
     inert = {"num_steps": 0, "step_size": 0.1}
     pairs += [Pair("sib", settings={**inert, "posterior": family}) for family in ("normal", "delta")]
     pairs += [pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))]

@@ -31,7 +31,7 @@ from pyro_metabayes.evaluation import EvalSettings, evaluate
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
-from tests.pairs import FEATURES, HEADS, PRIORS, WAY, Pair, every_pair, random_tasks, stream_of, tasks_like
+from tests.pairs import FEATURES, FOLLOWING, HEADS, PRIORS, WAY, Pair, every_pair, random_tasks, stream_of, tasks_like
 
 PAIRS = every_pair()
 SITES = {"query": {"query_y"}, "support": {"support_y"}, "all": {"query_y", "support_y"}}  # observed, by model.observe
@@ -326,7 +326,7 @@ def test_transductive_says_whether_query_inputs_matter(pair: Pair) -> None:
 
 def without_gradient(pair: Pair) -> Callable[[str], bool]:
     """Names of the parameters that the loss of a pair does not depend on, and why."""
-    has_steps = pair.guide == "sib" and pair.settings.get("num_steps", 3) > 0
+    has_steps = pair.guide in ("sib", "sib_savi") and pair.settings.get("num_steps", 3) > 0
     rotates = bool(pair.settings.get("rotation_step_size"))
 
     def exception(name: str) -> bool:
@@ -433,7 +433,8 @@ def test_tasks_without_support_are_tasks(pair: Pair) -> None:
 def test_every_file_is_tried() -> None:
     names = {module.name for module in pkgutil.iter_modules(guides.__path__)}
     assert names == {pair.guide for pair in PAIRS}
-    for base, specs in ((Prior, {spec["_target_"] for spec in PRIORS.values()}), (Head, set(HEADS.values()))):
+    priors = {spec["_target_"] for spec in (*PRIORS.values(), *FOLLOWING.values())}
+    for base, specs in ((Prior, priors), (Head, set(HEADS.values()))):
         classes = [
             value
             for value in vars(inspect.getmodule(base)).values()
