@@ -31,12 +31,22 @@ def draw_effects(groups: Groups, methods: Mapping[str, Learned], folder: Path) -
                 place, its.effects[order, i], yerr=reach, fmt="o", ms=2.5, lw=1, color=f"C{number}", label=name
             )
         axis.axhline(next(iter(methods.values())).coefficients[i].item(), color="black", lw=0.8, ls=":")
-        step = max(1, len(order) // 20)
-        axis.set_xticks(range(0, len(order), step), [str(int(sizes[place])) for place in order[::step]])
+        _name_groups(axis, groups, order)
         axis.set(ylabel=groups.features[i], xlim=(-1, len(order)))
-    axes[-1].set_xlabel("points of the group, from the smallest to the largest group (dotted: mean of the prior)")
+    axes[-1].set_xlabel(
+        "groups, from the smallest to the largest, with how many points they have; dotted: mean of the prior"
+    )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return save_figure(figure, folder / "effects.png")
+
+
+def _name_groups(axis: Any, groups: Groups, order: Tensor) -> None:
+    """By name and size where there is room, else every few of them by size."""
+    sizes = [int(size) for size in groups.mask.sum(1)]
+    few = len(order) <= 30
+    step = 1 if few else len(order) // 20
+    texts = [f"{groups.names[group]}\n{sizes[group]}" if few else str(sizes[group]) for group in order[::step].tolist()]
+    axis.set_xticks(range(0, len(order), step), texts, fontsize=8)
 
 
 def draw_shrinkage(groups: Groups, found: MixedEffects, pooled: Learned, folder: Path) -> Path:
@@ -49,6 +59,7 @@ def draw_shrinkage(groups: Groups, found: MixedEffects, pooled: Learned, folder:
         start, end = ((sizes, effects[:, 0]) for effects in (alone, pooled.effects))
         axes[0].axhline(pooled.coefficients[0].item(), color="black", lw=0.8, ls=":", label="mean of the prior")
         axes[0].set(xscale="log", xlabel="points of the group", ylabel=groups.features[0])
+        axes[0].xaxis.set_major_formatter("{x:g}")
     else:
         start, end = ((effects[:, 0], effects[:, 1]) for effects in (alone, pooled.effects))
         axes[0].plot(*pooled.coefficients[:2].tolist(), "k+", ms=12, label="mean of the prior")
@@ -84,8 +95,12 @@ def draw_prior(groups: Groups, draws: Draws, methods: Mapping[str, Sequence[Lear
         rho = draws.covariance[:, 0, 1] * units[0] * units[1] / sd[:, 0] / sd[:, 1]
         panels.append(("correlation", rho, lambda its: its.correlation))
     panels.append(("noise", draws.noise * groups.scale, lambda its: its.noise))
-    figure, axes = new_figure(len(panels))
-    for axis, (title, values, of) in zip(axes, panels, strict=True):
+    rows = (len(panels) + 1) // 2
+    figure, axes = new_figure(2, rows)
+    figure.set_size_inches(9.0, 2.6 * rows + 0.6)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (title, values, of) in zip(axes, panels, strict=False):
         axis.hist(values.numpy(), bins=40, density=True, color="0.8", label="NUTS, weak priors")
         for number, (name, seeds) in enumerate(methods.items()):
             for seed, its in enumerate(seeds):

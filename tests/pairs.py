@@ -359,15 +359,13 @@ def _of_groups() -> list[Pair]:
     """Effects of a task's own beside shared ones; priors and posteriors with covariances."""
     two = {"num_steps": 2, "step_size": 0.1}
     pairs = [
-        *(Pair("exact", "full_gaussian", observe=observe) for observe in ("query", "support", "all")),
-        Pair("exact"),
+        *(Pair("exact", "full_gaussian", observe=observe) for observe in ("query", "all")),
         *(Pair("savi", "full_covariance", settings={"shared": shared}) for shared in (True, False)),
         Pair("savi", "count_aware"),
         Pair("mean_field", "full_gaussian"),
         Pair("mc", "full_covariance", objective="monte_carlo"),
         Pair("sib", settings={**two, "initialisation": "global"}),
         Pair("laplace", settings=two),
-        Pair("maml", "flat", settings=two),
     ]
     return [replace(pair, model="hierarchical_regression") for pair in pairs]
 
