@@ -17,7 +17,11 @@ from string import Template
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from experiments.calibration import CalibrationSettings
+from experiments.gold import GoldSettings
 from experiments.pool import config_of
+from experiments.predictive import PredictiveSettings
+from experiments.trained import settings_of
 from pyro_metabayes.build import check
 from pyro_metabayes.learner import MetaLearner
 from tests.commands import ROOT, call, ran
@@ -35,11 +39,22 @@ THIN = ("pretrain.epochs=1", "backbone.num_filters=4")
 
 FREE = {
     "guide=mine": "guide=mean_field",
+    "guide=NAME": "guide=sib",
     "=DATA": "=glyphs",
     "=NAME": "=glyphs",
     "=K": "=1",
 }  # for the reader to fill in
-HYDRA = ("ablate", "collapse", "information", "prepare", "pretrain", "reproduce")  # `--cfg job` composes, and no more
+HYDRA = (
+    "ablate",
+    "collapse",
+    "domain_adaptation",
+    "information",
+    "partial_pooling",
+    "prepare",
+    "pretrain",
+    "reproduce",
+)  # `--cfg job` composes, and no more
+OF_RUNS = {"calibration": CalibrationSettings, "gold": GoldSettings, "predictive": PredictiveSettings}
 # A guide, and a model where it brings none, that has the setting which an evaluation changes.
 OF_GUIDES = (["guide=sib"], ["guide=leo"], ["guide=platipus"])
 
@@ -111,6 +126,8 @@ def compose(name: str, arguments: Sequence[str]) -> None:
     elif name == "evaluate":
         settings = [argument for argument in arguments[1:] if not argument.startswith("eval.")]
         assert any(composes([*guide, *settings]) for guide in OF_GUIDES), arguments
+    elif name in OF_RUNS:
+        settings_of(OF_RUNS[name], arguments)
     elif name in HYDRA:
         ran(name, *arguments, "--cfg", "job")
     else:
@@ -153,6 +170,8 @@ def composes(settings: Sequence[str]) -> bool:
         "python -m experiments.evaluate RUN guide.num_step=3",
         "python -m experiments.collapse study=gaussian_meen",
         "python -m experiments.compare runs --output table",
+        "python -m experiments.gold run=RUN task=32",
+        "python -m experiments.partial_pooling study=radium",
         "python -m experiments.rum",
         "make tests",
     ],
