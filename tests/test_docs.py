@@ -44,7 +44,8 @@ FREE = {
     "=NAME": "=glyphs",
     "=K": "=1",
 }  # for the reader to fill in
-HYDRA = (
+# `--cfg job` composes, and no more
+HYDRA = ("ablate", "collapse", "domain_adaptation", "information", "partial_pooling", "prepare", "pretrain", "reproduce")
     "ablate",
     "collapse",
     "domain_adaptation",
