@@ -44,17 +44,8 @@ FREE = {
     "=NAME": "=glyphs",
     "=K": "=1",
 }  # for the reader to fill in
-# `--cfg job` composes, and no more
-HYDRA = ("ablate", "collapse", "domain_adaptation", "information", "partial_pooling", "prepare", "pretrain", "reproduce")
-    "ablate",
-    "collapse",
-    "domain_adaptation",
-    "information",
-    "partial_pooling",
-    "prepare",
-    "pretrain",
-    "reproduce",
-)  # `--cfg job` composes, and no more
+STUDIES = ("ablate", "collapse", "domain_adaptation", "information", "partial_pooling")
+HYDRA = (*STUDIES, "prepare", "pretrain", "reproduce")  # `--cfg job` composes, and no more
 OF_RUNS = {"calibration": CalibrationSettings, "gold": GoldSettings, "predictive": PredictiveSettings}
 # A guide, and a model where it brings none, that has the setting which an evaluation changes.
 OF_GUIDES = (["guide=sib"], ["guide=leo"], ["guide=platipus"])
