@@ -21,7 +21,7 @@
 # !python -m experiments.run guide=sib data=gaussian_features data.num_features=64 data.separation=0.6 train.steps=300 eval.tasks=200 hydra.run.dir=runs/checked
 
 # %% [markdown]
-# The discrepancy is the NLL of a task's labels, T(y). It is computed for the observed labels and for a hundred replicates,
+# The discrepancy is the NLL of a task's labels, T(y). It is computed for the observed labels and for fifty replicates,
 # drawn by the model. The share of replicates with a larger T than the observed one is the p-value of the task: near 0 the
 # labels surprise the model more than its own do, so that it was too sure; near 1 less, so that it was not sure enough.
 
@@ -35,7 +35,7 @@ from pyro_metabayes.diagnostics.predictive import Discrepancy, discrepancies, pr
 def checked(*changed: str) -> dict[str, Discrepancy]:
     """The NLL of 64 test tasks under posterior and prior, their settings changed."""
     assembly, episodes = run_and_tasks("runs/checked", changed, num_tasks=64)
-    draws = predictive_draws(assembly.learner, episodes, num_samples=100)
+    draws = predictive_draws(assembly.learner, episodes, num_samples=50)
     both = {"posterior": draws.posterior, "prior": draws.prior}
     return {
         name: discrepancies(assembly.learner, episodes.observed(), its, episodes.query_y)["nll"]
@@ -95,8 +95,8 @@ figure
 
 # %% [markdown]
 # On the dotted lines a model knows what it knows. As trained it lies below, not sure enough, with p near 1. With some noise many
-# tasks have moved above: too sure. With more it has no idea that anything has happened: it expects hardly more surprise than
-# before and gets several times as much, and p is 0 for every task. Its own confidence would not have told; the check does,
+# tasks have moved above: too sure. With more it has no idea of what has happened: it expects half a nat a query and gets several
+# times as much, and p is 0 for every task. Its own confidence would not have told; the check does,
 # with a few labelled tasks of the new world and no training on them.
 #
 # ## Next
