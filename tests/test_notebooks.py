@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -37,5 +38,5 @@ def test_cells_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_commands_compose_at_their_own_size(path: Path) -> None:
     for command in (its for code in code_cells(path) for its in commands(code)):
-        _, _, name, *arguments = command.split()
+        _, _, name, *arguments = shlex.split(command)
         compose(name.removeprefix("experiments."), arguments)
