@@ -144,7 +144,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     of_domains = {"digit_domains", "pacs"}
     of_groups = {"groups", "radon", "sleepstudy"}  # test_groups.py, test_partial_pooling.py
     assert set(names("data")) == of_classes | converted | of_domains | of_groups | {*OF_NUMBERS, "sinusoid"}
-    of_collapse = {"classification", "features", "gaussian_mean", "information", "spinning_lines"}
+    of_collapse = {"classification", "cold_posterior", "features", "gaussian_mean", "information", "spinning_lines"}
     assert set(names("study")) == of_collapse | {"radon", "sleepstudy", "digit_domains", "digit_domains_ablation"}
 
 
