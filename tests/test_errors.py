@@ -205,7 +205,7 @@ def test_class_probabilities_of_numbers_are_refused() -> None:
 # ---------------------------------------------------------------- a study
 
 STUDY = {
-    "study=nope": "no 'nope' for study; there are: classification, digit_domains, digit_domains_ablation, ",
+    "study=nope": "no 'nope' for study; there are: classification, cold_posterior, ",
     "size=huge": "expected size to be one of full, smoke, got 'huge'",
     "workers=0": "expected workers >= 1, got 0",
     "workers=two": "expected workers to be of type integer, got 'two'",
