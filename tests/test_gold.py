@@ -138,8 +138,9 @@ def test_nuts_agrees_at_length(name: str) -> None:
         gold = gold_posterior(target, NutsSettings(warmup=300, draws=2000, chains=2, together=TASKS))
     agrees(gold, posterior)
     with torch.no_grad():
-        weights = [target.log_joint(w) - target.prior.log_prob(w) for w in (gold.w, target.prior.sample((40_000,)))]
-        torch.testing.assert_close(bridge_evidence(*weights), evidence, atol=0.1, rtol=0)
+        wide = Normal(posterior.mean, 1.3 * posterior.variance.sqrt()).to_event(2)
+        weights = [target.log_joint(w) - wide.log_prob(w) for w in (gold.w, wide.sample((40_000,)))]
+        torch.testing.assert_close(bridge_evidence(*weights), evidence, atol=0.05, rtol=0)
 
 
 # ---------------------------------------------------------------- gaps
