@@ -374,7 +374,7 @@ def is_of_training_and_evaluation(value: Any) -> bool:
 KEYS = {
     **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device", "machine", "data_fingerprint"), is_text),
     **dict.fromkeys(
-        ("way", "shot", "query", "base_query", "train_query", "tasks", "steps", "seed", "skipped"), is_count
+        ("way", "shot", "query", "base_query", "train_query", "tasks", "steps", "seed", "skipped", "devices"), is_count
     ),
     **dict.fromkeys(("nll", "joint_nll", "brier", "ece", "mutual_information"), is_number),
     **dict.fromkeys(("accuracy_of_mean", "accuracy_of_sample"), lambda value: 0 <= value <= 1),
