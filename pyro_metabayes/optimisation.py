@@ -131,7 +131,7 @@ def _report_unused(names: set[str], learner: nn.Module) -> None:
     for name in sorted(names):
         if name.partition(".")[0] not in dict(learner.named_children()):
             raise UsageError(f"no parameter '{name}' for train.learning_rates; there are: {there}")
-        print(f"note: nothing here has a parameter '{name}': its rate in train.learning_rates is idle", file=sys.stderr)
+        print(f"note: no parameter '{name}' in this setting: its rate in train.learning_rates is idle", file=sys.stderr)
 
 
 def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, settings: TrainSettings) -> None:
