@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -29,7 +30,7 @@ from pyro_metabayes.interruption import SIGNALS
 from pyro_metabayes.learner import PARTS
 
 CONF = str(Path(__file__).parent / "conf")
-MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError)
+MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError, yaml.YAMLError, UnicodeDecodeError)
 # Lines of Hydra and OmegaConf that speak of their insides.
 NOISE = ("full_key", "object_type", "reference_type", "Config search path", "provider=", "Set the environment")
 INTERRUPTED = 130  # the shell's code for a program that SIGINT ended

@@ -15,6 +15,7 @@ from pyro_metabayes import checkpoint
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import Evaluation, evaluate
 from pyro_metabayes.report import result_row, text_table
+from pyro_metabayes.untrusted import expecting, within
 
 TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # what made the run, and cannot be changed after it
 
@@ -28,19 +29,22 @@ def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
 
 def evaluated(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]:
     """Evaluate the best learner of a run under a configuration that may differ in what has no weights."""
-    state = checkpoint.load(folder / "checkpoint.pt")
-    taken, asked = state["training"]["step"], config.train.steps
+    state = checkpoint.load(within(folder, "checkpoint.pt"))
+    with expecting(f"the checkpoint of a run in {folder}"):
+        taken, skipped, best = state["training"]["step"], state["training"]["skipped"], state["best"]
+        num_classes, asked = int(best["specification"]["num_classes"]), config.train.steps
     if taken < asked:
         raise UsageError(
             f"expected a finished run, got {folder}, which stands at step {taken} of {asked}; "
             f"finish it with: python -m experiments.run resume={folder}"
         )
-    assembly = Assembly(config, state["best"]["specification"]["num_classes"])
-    assembly.learner.load_weights(state["best"]["weights"])
+    assembly = Assembly(config, num_classes)
+    with expecting(f"the checkpoint of a run in {folder}"):
+        assembly.learner.load_weights(best["weights"])
     assembly.learner.to(assembly.device)
     tasks = assembly.stream(config.eval.split)
     evaluation = evaluate(assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
-    return results_of(config, assembly, evaluation, None, state["training"]["skipped"]), evaluation
+    return results_of(config, assembly, evaluation, None, skipped), evaluation
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UsageError(f"an evaluation does not train: expected settings of task, eval or guide, got '{setting}'")
     config = saved_config(options.run, options.settings)
     name = ",".join(options.settings).replace("/", "_") or "again"
-    out = options.run / "evaluations" / name
+    out = within(options.run, "evaluations") / name
     print(text_table([result_row(evaluate_run(options.run, config, out))]))
     print(f"results: {out}")
 

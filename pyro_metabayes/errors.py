@@ -9,6 +9,10 @@ from difflib import get_close_matches
 class UsageError(ValueError):
     """Expected what, got what, what there is or what to do: one line, shown without a traceback."""
 
+    def __init__(self, message: str) -> None:
+        # What a file from elsewhere holds may stand in it: line breaks, commands to a terminal, halves of characters.
+        super().__init__("".join(sign if sign.isprintable() else "?" for sign in message))
+
 
 def unknown_key(key: str, known: Iterable[str], owner: str) -> UsageError:
     """The mistake of a setting that its owner does not have, with the nearest one that it has."""
