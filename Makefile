@@ -1,6 +1,7 @@
 # A fresh machine needs only Python (3.11 to 3.13, with its venv module) and make.
 #   make run ARGS="guide=savi train.steps=500"                    the main command, its settings in ARGS
 #   make run PYTHON=/path/to/python3.12                           builds .venv from that Python
+#   make docs                                                     executes the notebooks, builds the site in build/site
 #   make run TORCH_INDEX=https://download.pytorch.org/whl/cpu     takes torch from that index (here: CPU builds,
 #                                                                 where pip would fetch the much larger CUDA ones)
 ARGS ?= guide=sib
@@ -11,11 +12,17 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 BIN := .venv/bin
 READY := .venv/.ready
+READY_DOCS := .venv/.ready_docs
 
-.PHONY: run test check wheel clean
+.PHONY: run test check docs wheel bench clean
 
 run: $(READY)
 	$(BIN)/python -m experiments.run $(ARGS)
+
+# What the library costs; ARGS="sib sampling" picks cases, ARGS=--toy only tries that they run.
+bench: ARGS = --out runs/bench.json
+bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -24,6 +31,12 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY_DOCS)
+	$(BIN)/python docs/site/notebooks.py
+	$(BIN)/python docs/site/pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "the site: build/site/index.html"
 
 wheel: $(READY)
 	rm -rf dist
@@ -36,7 +49,7 @@ wheel: $(READY)
 	assert any("/data/splits/" in n for n in names), "the wheel lacks pyro_metabayes/data/splits"'
 
 clean:
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installs again whenever a setting or a pin changed; the stamp comes last, so a failed install leaves none.
@@ -44,4 +57,8 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python >=3.11,<3.14 with venv on the PATH; name one: make PYTHON=/path/to/python" >&2; exit 1; }
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(READY_DOCS): $(READY)
+	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[dev,docs]"
 	@touch $@

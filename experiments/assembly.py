@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +14,12 @@ from experiments.config import Config
 from pyro_metabayes.build import build, check
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.base_novel import BaseNovelSampler
+from pyro_metabayes.data.domains import DomainSampler
+from pyro_metabayes.data.groups import Groups
 from pyro_metabayes.data.holdout import held_out_rows, without_rows
-from pyro_metabayes.data.perturbed import with_noise
+from pyro_metabayes.data.perturbed import with_noise, with_shift
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import KnownTruth, Source, TaskShape, TaskStream
+from pyro_metabayes.data.stream import BLOCK, KnownTruth, Source, TaskShape, TaskStream
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
@@ -53,11 +57,13 @@ class Assembly:
             "num_classes": num_classes or source.num_targets or config.task.way,
             "num_targets": source.num_targets,
             "num_base_classes": getattr(source, "num_base_classes", 0),
+            "num_random": getattr(source, "num_random", 0),
             "particles": config.train.particles,
         }
         torch.manual_seed(config.seed)
         self.learner = MetaLearner.from_specification(specification, config.frozen)
         self._refuse_base_classes_without_their_model(source)
+        self._refuse_classes_of_their_own(data)
         self.source: Source = self._embedded(data) if isinstance(data, Bank) else source
 
     def stream(self, split: str) -> TaskStream:
@@ -70,11 +76,27 @@ class Assembly:
         """Tasks to evaluate with twice the queries, where eval.information asks for them."""
         if not self.config.eval.information:
             return None
-        return self._stream(self.config.eval.split, self.config.task.twice())
+        return self._stream(self.config.eval.split, self.config.task.of(self.config.eval.split).twice())
+
+    def with_other_classes(self, most: int) -> tuple[TaskStream, int] | None:
+        """Tasks to evaluate with classes beside their own, at most so many; None where the split has none to spare.
+
+        Queries are balanced: task.query of every class.
+        """
+        shape = self.config.task
+        if self.source.num_targets or shape.base_query:
+            return None
+        for more in range(most, 0, -1):
+            wider = replace(shape, way=shape.way + more, query_counts=[], query_concentration=0.0, query_balanced=0.0)
+            with suppress(UsageError):  # too few classes
+                return self._stream(self.config.eval.split, wider), more
+        return None
 
     def _stream(self, split: str, shape: TaskShape, num_tasks: int | None = None) -> TaskStream:
         draw = with_noise(self.source.sampler(split, shape), shape.feature_noise)
-        return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks)
+        draw = with_shift(draw, shape.train_shift)
+        block = self.source.block(split) if isinstance(self.source, Groups) else BLOCK
+        return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks, block)
 
     @property
     def truth(self) -> KnownTruth | None:
@@ -85,8 +107,9 @@ class Assembly:
         """Shapes that the data cannot fill, before anything is pretrained."""
         for split in dict.fromkeys(("train", "val", self.config.eval.split)):
             source.sampler(split, self.config.task.of(split))
-        if self.config.task.feature_noise and len(source.input_shape) > 1 and not self.config.frozen:
-            raise UsageError("expected features for task.feature_noise, got images; freeze the backbone")
+        for name in ("feature_noise", "train_shift"):
+            if getattr(self.config.task, name) and len(source.input_shape) > 1 and not self.config.frozen:
+                raise UsageError(f"expected features for task.{name}, got images; freeze the backbone, or set it to 0")
         if self.config.eval.information:
             try:
                 source.sampler(self.config.eval.split, self.config.task.twice())
@@ -101,8 +124,17 @@ class Assembly:
                 f"{self.config.model['_target_']} on data={self.config.choices.get('data')}; set task.base_query=0"
             )
 
-    def _sampler(self, bank: Bank) -> BankSampler:
-        """Few-shot tasks of a bank, with queries of base classes beside those of the novel ones where asked."""
+    def _refuse_classes_of_their_own(self, data: Any) -> None:
+        if self.learner.guide.needs_shared_classes and not getattr(data, "num_shared", 0):
+            raise UsageError(
+                f"expected data whose tasks share their classes for guide={self.config.choices.get('guide')}, got data="
+                f"{self.config.choices.get('data')}; take data=digit_domains or data=pacs"
+            )
+
+    def _sampler(self, bank: Bank) -> BankSampler | DomainSampler:
+        """Few-shot tasks of a bank, with queries of base classes where asked; minibatches of one of domains."""
+        if bank.num_shared:
+            return DomainSampler(bank)
         if self.config.task.base_query:
             return BaseNovelSampler(bank, self.config.pretrain.holdout_per_class)
         return BankSampler(bank)
@@ -119,18 +151,19 @@ class Assembly:
             features, classes = bank.with_inputs(extract(backbone, bank.inputs, self.device)), None
         source = self._sampler((features if self.config.frozen else bank).to(self.device))
         if source.num_base_classes:
-            self._start_at_classes(features, classes)
+            self._start_at_classes(self.learner.model, features, classes)
+        elif bank.num_shared and hasattr(self.learner.guide, "start_at_classes"):
+            self._start_at_classes(self.learner.guide, features, classes)
         return source
 
-    def _start_at_classes(self, features: Bank, classes: Tensor | None) -> None:
-        """Where base classes start: at their weights in the classifier of the pretraining, else at mean features."""
+    def _start_at_classes(self, part: Any, features: Bank, classes: Tensor | None) -> None:
+        """Where known classes start: at their weights in the classifier of the pretraining, else at mean features."""
         if classes is None:
             seen = without_rows(features, held_out_rows(features, self.config.pretrain.holdout_per_class))
             rows = seen.rows("train")
             each = seen.inputs[rows].split(seen.class_sizes[seen.splits["train"]].tolist())
             classes = torch.stack([its.mean(0) for its in each])
-        model: Any = self.learner.model
-        model.start_at_classes(classes)
+        part.start_at_classes(classes)
 
 
 def _on(device: torch.device, draw: Callable[[Generator], Episodes]) -> Callable[[Generator], Any]:

@@ -18,7 +18,7 @@ from omegaconf import open_dict
 from tqdm import tqdm
 
 from experiments.command import CONF, MISTAKES, of_a_part, one_line
-from experiments.config import register, saved_config, typed
+from experiments.config import Config, register, saved_config, typed
 from experiments.evaluate import evaluate_run
 from experiments.run import run
 from experiments.study import Job
@@ -130,16 +130,19 @@ def _mistake_of(job: Job) -> str:
     return mistake
 
 
-def _train(job: Job) -> None:
+def config_of(settings: Sequence[str]) -> Config:
+    """What `python -m experiments.run SETTINGS` runs."""
     register()
     with initialize_config_dir(CONF, version_base="1.3"):
-        overrides = [of_a_part(setting) for setting in job.settings]
-        composed = compose("config", overrides, return_hydra_config=True)
+        composed = compose("config", [of_a_part(setting) for setting in settings], return_hydra_config=True)
         HydraConfig.instance().set_config(composed)  # the names of the choices stand there
         with open_dict(composed):
             del composed["hydra"]
-        config = typed(composed)
-    run(config, job.folder)
+        return typed(composed)
+
+
+def _train(job: Job) -> None:
+    run(config_of(job.settings), job.folder)
 
 
 def _evaluate(job: Job) -> None:

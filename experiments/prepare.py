@@ -25,11 +25,11 @@ def counts(bank: Bank) -> list[dict[str, str]]:
     rows = []
     for split in SPLITS:
         sizes = bank.class_sizes[bank.splits[split]]
+        domains = len(sizes) // bank.num_shared if bank.num_shared else 0
+        classes = f"{bank.num_shared} in {domains} domain{'s' * (domains > 1)}" if domains else str(len(sizes))
         least, most = (int(sizes.min()), int(sizes.max())) if len(sizes) else (0, 0)
         per_class = str(most) if least == most else f"{least} to {most}"
-        rows.append(
-            {"split": split, "classes": str(len(sizes)), "inputs": str(int(sizes.sum())), "per class": per_class}
-        )
+        rows.append({"split": split, "classes": classes, "inputs": str(int(sizes.sum())), "per class": per_class})
     return rows
 
 

@@ -23,8 +23,8 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         if not hasattr(model, "exact_posterior"):
             raise UsageError(
-                "expected a model with exact_posterior for guide=exact, got one without; take data=gaussian_mean or "
-                "data=linear_regression"
+                "expected a model with exact_posterior for guide=exact, got one without; take data=gaussian_mean, "
+                "data=linear_regression or data=groups"
             )
 
     def posterior(self, observed: Observed) -> TorchDistribution:

@@ -17,6 +17,7 @@ from pyro_metabayes.divergences import differentiable_divergence
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
+from pyro_metabayes.rotation import RotationHead
 
 FAMILIES = ("normal", "amortized", "delta")
 NETWORKS = {"ordered": OrderedNet, "equivariant": EquivariantNet, "marginal_aware": MarginalNet}
@@ -31,17 +32,24 @@ class Guide(pyro_metabayes.Guide):
     with yhat = outputs(w, x_query) and w = theta^k + sigma eps: eq. 9 with the sum over queries in
     place of the mean, as in the ICLR version. No query label enters. lambda scales the prototypes
     by a learned vector (`initialisation: support`), or is learned itself and needs no support set
-    (`global`). sigma is learned, shared by the classes (`posterior: normal`), or a learned function
-    of theta^0 (`amortized`), or 0 (`delta`, the released code). inner_samples: draws of eps in a
-    step; 0 takes the gradient at theta^k itself, as released. xi: `ordered` or `equivariant`, its channels
-    normalised over the queries of a task unless `normalise` is false, or `marginal_aware`: equivariant, and told how
-    the queries share out among the classes as the logits have it. Trained with task.query_concentration it bears
-    unbalanced queries, of which the published network makes less than theta^0. learn_scale: false keeps sigma.
+    (`global`); where tasks share their classes it starts at the classifier of the pretraining. sigma is learned,
+    shared by the classes (`posterior: normal`), or a learned function of theta^0 (`amortized`), or 0 (`delta`, the
+    released code). inner_samples: draws of eps in a step; 0 takes the gradient at theta^k itself, as released. xi:
+    `ordered` or `equivariant`, its channels normalised over the queries of a task unless `normalise` is false, or
+    `marginal_aware`: equivariant, and told how the queries share out among the classes as the logits have it. Trained
+    with task.query_concentration it bears unbalanced queries, of which the published network makes less than theta^0.
+    learn_scale: false keeps sigma.
     Ablations: `reduction: mean` takes the mean over queries (eq. 9 as printed), and over_batch normalises over the
     queries of all tasks of a batch, as released with more than one: tasks then see each other.
+    rotation_step_size > 0 puts a step on a self-supervised loss first, for `global` and tasks with turned views of
+    their queries: theta^0 = lambda - rotation_step_size d L_rot(lambda) / d lambda, L_rot that of RotationHead, whose
+    network the loss trains, and rotation_weight L_rot(lambda), which joins it. learn_step_size is of this rate, too.
     true_gradient: training_posterior, which the ELBO of an evaluation is of, takes the gradient of -log p of the
     query labels in xi's place (eq. 8): an oracle for a trained run. `posterior` never sees a label.
     """
+
+    log_step_size: Tensor
+    log_rotation_step_size: Tensor
 
     def __init__(
         self,
@@ -62,25 +70,28 @@ class Guide(pyro_metabayes.Guide):
         true_gradient: bool = False,
         reduction: str = "sum",
         over_batch: bool = False,
+        rotation_step_size: float = 0.0,
+        rotation_weight: float = 1.0,
     ) -> None:
         super().__init__(model)
-        _choose("guide.posterior", posterior, FAMILIES)
-        _choose("guide.initialisation", initialisation, ("support", "global"))
-        _choose("guide.synthetic_gradient", synthetic_gradient, tuple(NETWORKS))
-        _choose("guide.reduction", reduction, ("sum", "mean"))
+        choose("guide.posterior", posterior, FAMILIES)
+        choose("guide.initialisation", initialisation, ("support", "global"))
+        choose("guide.synthetic_gradient", synthetic_gradient, tuple(NETWORKS))
+        choose("guide.reduction", reduction, ("sum", "mean"))
         if num_steps < 0 or step_size <= 0 or scale <= 0 or inner_kl < 0 or inner_samples < 0:
             raise UsageError(
                 "expected guide.num_steps, inner_kl, inner_samples >= 0 and step_size, scale > 0, got "
                 f"{num_steps}, {inner_kl}, {inner_samples}, {step_size}, {scale}"
             )
         self.num_steps, self.inner_kl, self.inner_samples = num_steps, inner_kl, inner_samples
-        self.transductive = num_steps > 0  # theta^0 sees the support set at most
+        self.transductive = num_steps > 0 or rotation_step_size > 0  # lambda sees the support set at most
         self.family, self.initialisation, self.sees_query_labels = posterior, initialisation, true_gradient
         ordered, self.mean = synthetic_gradient == "ordered", reduction == "mean"
         size = {"num_classes": model.num_seen(num_classes)} if ordered else {}  # the others serve any number of classes
         self.xi = NETWORKS[synthetic_gradient](normalise=normalise, over_batch=over_batch, **size)
         self.num_classes = num_classes if ordered or initialisation == "global" else None
-        self._set_step_size(step_size, learn_step_size)
+        self._set_step_size("log_step_size", step_size, learn_step_size)
+        self._set_rotation(num_classes, rotation_step_size, rotation_weight, learn_step_size)
         if initialisation == "support":
             self.initial_scale = nn.Parameter(torch.ones(num_weights))
         else:
@@ -88,13 +99,22 @@ class Guide(pyro_metabayes.Guide):
             self.initial = nn.Parameter(start(num_classes, num_weights) * num_weights**-0.5)
         self._set_scale(scale, num_weights, learn_scale)
 
-    def _set_step_size(self, step_size: float, learned: bool) -> None:
+    def _set_step_size(self, name: str, step_size: float, learned: bool) -> None:
         value = torch.tensor(step_size).log()
-        self.log_step_size: Tensor
         if learned:
-            self.log_step_size = nn.Parameter(value)
+            self.register_parameter(name, nn.Parameter(value))
         else:
-            self.register_buffer("log_step_size", value)
+            self.register_buffer(name, value)
+
+    def _set_rotation(self, num_classes: int, step_size: float, weight: float, learned: bool) -> None:
+        if step_size < 0 or weight < 0 or (step_size and self.initialisation != "global"):
+            raise UsageError(
+                "expected guide.rotation_step_size, rotation_weight >= 0, and a step only with "
+                f"guide.initialisation=global, got {step_size}, {weight} and {self.initialisation}"
+            )
+        self.rotation, self.rotation_weight = RotationHead(num_classes) if step_size else None, weight
+        if step_size:
+            self._set_step_size("log_rotation_step_size", step_size, learned)
 
     def _set_scale(self, scale: float, num_weights: int, learned: bool) -> None:
         start = torch.full((num_weights,), scale).log()
@@ -108,6 +128,18 @@ class Guide(pyro_metabayes.Guide):
             nn.init.zeros_(last.weight)  # starts as `normal` does
             nn.init.zeros_(last.bias)
             self.scale_net = nn.Sequential(nn.Linear(num_weights, num_weights), nn.ELU(), last)
+
+    def start_at_classes(self, weights: Tensor) -> None:
+        """Before training, move a global lambda to the weights [C, D] of a cosine classifier of the shared classes."""
+        if self.initialisation == "global":
+            self.initial.data.copy_(self.model.of_classifier(weights))
+
+    def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
+        """rotation_weight L_rot(lambda) [T], which keeps the head of the rotation step one that tells rotations."""
+        if self.rotation is None or not self.rotation_weight:
+            return {}
+        start = self.initial.expand(episodes.num_tasks, -1, -1)
+        return {"rotation": self.rotation_weight * self.rotation.loss(self.model, start, episodes)}
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         return self._descended(observed)
@@ -131,10 +163,13 @@ class Guide(pyro_metabayes.Guide):
         return Delta(theta, event_dim=2) if scale is None else Normal(theta, scale).to_event(2)
 
     def _initial(self, observed: Observed) -> Tensor:
-        """theta^0 = lambda(support) or lambda [T, C, W]."""
-        if self.initialisation == "global":
-            return self.initial.expand(observed.num_tasks, -1, -1)
-        return self.initial_scale * self.model.prototypes(observed)
+        """theta^0 = lambda(support), or lambda, less the step on the rotation loss where there is one [T, C, W]."""
+        if self.initialisation == "support":
+            return self.initial_scale * self.model.prototypes(observed)
+        start = self.initial.expand(observed.num_tasks, -1, -1)
+        if self.rotation is None:
+            return start
+        return start - self.log_rotation_step_size.exp() * self.rotation.gradient(self.model, start, observed)
 
     def _scale(self, theta: Tensor) -> Tensor | None:
         """sigma [W] or [T, C, W]; None for a point mass."""
@@ -166,6 +201,6 @@ class Guide(pyro_metabayes.Guide):
         return grad(lambda loc: differentiable_divergence(self._q(loc, scale), prior).sum())(theta)
 
 
-def _choose(key: str, value: str, choices: tuple[str, ...]) -> None:
+def choose(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UsageError(f"expected {key} to be one of {', '.join(choices)}, got '{value}'")

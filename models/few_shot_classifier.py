@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 from pyro.distributions import Categorical, TorchDistribution
 from torch import Size, Tensor
+from torch.nn import functional
 
 import pyro_metabayes
 from models.heads import Head
 from models.priors import Prior
 from pyro_metabayes.episodes import Observed, class_means
+from pyro_metabayes.errors import UsageError
 
 
 class Model(pyro_metabayes.Model):
@@ -47,9 +49,17 @@ class Model(pyro_metabayes.Model):
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
         return self.head.initial_weights(num_classes, num_features)
 
+    def of_classifier(self, weights: Tensor) -> Tensor:
+        return self.head.prototypes(functional.normalize(weights, dim=-1))
+
     def loss_range(self, observed: Observed) -> Tensor | None:
         return self.head.loss_range(observed.num_classes)
 
     def prototypes(self, observed: Observed) -> Tensor:
         """Weights [T, C, W] of the nearest class mean."""
+        if not observed.support_x.shape[1]:
+            raise UsageError(
+                "expected a labelled support set for this guide, got task.shot=0; take one that needs none, such as "
+                "guide=sib_rotation or guide=mean_field"
+            )
         return self.head.prototypes(class_means(observed))

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Size, Tensor, nn
-from torch.nn import functional
 
 Pullback = Callable[[Tensor], Tensor]
 
@@ -15,11 +14,11 @@ Pullback = Callable[[Tensor], Tensor]
 def fold_samples(w: Tensor, x: Tensor) -> Tensor:
     """w_c . x_i for weights [..., T, C, D] and points [T, N, D] -> [..., T, C, N].
 
-    Class-major (w @ x^T), since the gradient of the query-major product costs five times as much;
-    samples are folded into the classes, so that each task is one matrix product.
+    Class-major (w @ x^T), since the gradient of the query-major product, itself a little faster, costs five times as
+    much; samples are folded into the classes, so that each task is one matrix product.
     """
     if w.dim() == 3:
-        return w @ x.mT
+        return torch.bmm(w, x.mT) if torch.is_grad_enabled() else torch.bmm(x, w.mT).mT
     samples, num_classes = w.shape[:-3].numel(), w.shape[-2]
     folded = w.reshape(samples, *w.shape[-3:]).transpose(0, 1).flatten(1, 2)  # [T, L*C, D]
     products = (folded @ x.mT).unflatten(1, (samples, num_classes)).transpose(0, 1)
@@ -28,7 +27,7 @@ def fold_samples(w: Tensor, x: Tensor) -> Tensor:
 
 def unfold_samples(cotangent: Tensor, x: Tensor) -> Tensor:
     """sum_i g_ci x_i for cotangents [..., T, C, N] and points [T, N, D] -> [..., T, C, D]."""
-    return cotangent @ x if cotangent.dim() == 3 else fold_samples(cotangent, x.mT)
+    return torch.bmm(cotangent, x) if cotangent.dim() == 3 else fold_samples(cotangent, x.mT)
 
 
 class Head(nn.Module):
@@ -87,22 +86,25 @@ class Cosine(Head):
         return 2 * self.scale.abs() + math.log(num_classes)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        return (self.scale * (fold_samples(functional.normalize(w, dim=-1), x) + self.bias)).mT
+        return (self.scale * (fold_samples(w, x) * _inverse_norm(w) + self.bias)).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """With u_c = w_c / |w_c| and G = g^T x: pullback(g)_c = scale / |w_c| (G_c - (G_c . u_c) u_c)."""
-        norm = w.norm(dim=-1, keepdim=True)
-        # Weights of length 0 have no direction to turn: a class without a support point stays where it is.
-        inverse_norm = torch.where(norm > 1e-12, 1 / norm.clamp(min=1e-12), 0.0)
-        direction = w * inverse_norm
-        cosine = fold_samples(direction, x)  # [..., T, C, N]
+        """With n_c = |w_c| and G = g^T x: pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2)."""
+        inverse = _inverse_norm(w)
+        cosine = fold_samples(w, x) * inverse  # [..., T, C, N]; w itself is never divided: it is the larger of the two
 
         def pullback(cotangent: Tensor) -> Tensor:
             g = cotangent.mT
-            along = (g * cosine).sum(-1, keepdim=True)  # G_c . u_c, without another pass over D
-            return self.scale * inverse_norm * (unfold_samples(g, x) - along * direction)
+            along = (g * cosine).sum(-1, keepdim=True) * inverse  # G_c . w_c / n_c^2, without another pass over D
+            return self.scale * inverse * torch.addcmul(unfold_samples(g, x), along, w, value=-1)
 
         return (self.scale * (cosine + self.bias)).mT, pullback
+
+
+def _inverse_norm(w: Tensor) -> Tensor:
+    """1 / |w_c| [..., C, 1]; 0 for a class without a support point, which has no direction to turn."""
+    norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+    return norm / (norm.square() + 1e-24)
 
 
 class Linear(Head):

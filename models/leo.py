@@ -42,6 +42,7 @@ class Model(pyro_metabayes.Model):
     of the released code stops gradients where it is clamped. orthogonality, l2: weights of penalties, in nats a task.
     """
 
+    given_support = True  # the latent adapts to them in the likelihood
     predictor: Predictor
     decoder: nn.Sequential
 

@@ -32,8 +32,13 @@ class Model(pyro_metabayes.Model):
             raise UsageError("expected data with numbers as labels for a regression, got classes; see data=")
         if noise <= 0:
             raise UsageError(f"expected model.noise > 0, got {noise}")
-        self.prior_over_weights, self.noise = prior, noise
+        self.prior_over_weights, self._noise = prior, noise
         self._shape = Size((num_targets, num_features))
+
+    @property
+    def noise(self) -> Tensor | float:
+        """The sd of a label."""
+        return self._noise
 
     def event_shape(self, observed: Observed) -> Size:
         return self._shape
@@ -61,13 +66,18 @@ class Model(pyro_metabayes.Model):
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
         """p(w | support), batch [T], event [Y, D]; for pooled episodes p(w | support, query)."""
         prior = self._unconditional(observed)
-        points = observed.support_x, observed.support_y, observed.support_mask
-        return posterior_of_rows(prior, *points, self.noise)
+        x, y = self.own_part(observed.support_x, observed.support_y)
+        return posterior_of_rows(prior, x, y, observed.support_mask, self.noise)
 
     def log_evidence(self, episodes: Episodes) -> Tensor:
         """log p(y_query | x_query, support) [T], w integrated out, in nats."""
         given_support = self.exact_posterior(episodes.observed())
-        return log_evidence_of_rows(given_support, episodes.query_x, episodes.query_y, episodes.query_mask, self.noise)
+        x, y = self.own_part(episodes.query_x, episodes.query_y)
+        return log_evidence_of_rows(given_support, x, y, episodes.query_mask, self.noise)
+
+    def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of points as w alone explains them, for the closed forms."""
+        return x, y
 
     def _unconditional(self, observed: Observed) -> TorchDistribution:
         """The prior before any label, which conditioning on the support set starts from."""

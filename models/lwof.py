@@ -79,7 +79,7 @@ class Model(few_shot_classifier.Model):
         num_base_classes: int,
         num_weights: int,
         prior: Prior | None = None,
-        inner: str = "gated",
+        inner: str = "pooled",
         scale: float = 0.02,
         sample_at_test: bool = False,
         learn_offset: bool = True,
@@ -108,8 +108,7 @@ class Model(few_shot_classifier.Model):
 
     def start_at_classes(self, weights: Tensor) -> None:
         """Before training, move the components to the weights [B, D] of a cosine classifier of the base classes."""
-        unit = functional.normalize(weights, dim=-1)
-        self.prior_over_weights.loc.data.copy_(self.head.prototypes(unit))
+        self.prior_over_weights.loc.data.copy_(self.of_classifier(weights))
 
     def prior(self, observed: Observed) -> TorchDistribution:
         return super().prior(observed) if self.flat is None else self.flat(observed, self.event_shape(observed))

@@ -32,6 +32,8 @@ class Model(pyro_metabayes.Model):
     `outputs` are those of the weights as they are.
     """
 
+    given_support = True  # the latent adapts to them in the likelihood
+
     def __init__(
         self,
         head: Head,

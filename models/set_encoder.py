@@ -26,6 +26,12 @@ def elu_network(num_inputs: int, num_hidden: int, num_outputs: int, start: float
     return nn.Sequential(nn.Linear(num_inputs, num_hidden), nn.ELU(), hidden, nn.ELU(), last)
 
 
+def lower_triangular(log_diagonal: Tensor, below: Tensor) -> Tensor:
+    """A Cholesky factor [W, W]: exp of the first on the diagonal, below it each row in units of its diagonal."""
+    unit = below.tril(-1) + torch.eye(len(below), dtype=below.dtype, device=below.device)
+    return log_diagonal.exp().unsqueeze(-1) * unit
+
+
 class SetEncoder(nn.Module):
     """Called with points x [T, N, D], labels and mask [T, N] and C: loc and scale [T, C, W] of each class.
 
@@ -90,3 +96,39 @@ class CountAware(SetEncoder):
         before = self.prior_log_precision.clamp(-8, 20).exp()
         precision = before + added
         return (before * self.prior_loc + weighted) / precision, precision.rsqrt()
+
+
+class PseudoObservations(SetEncoder):
+    """Every point is read as one observation u_i = b_i . w + e, e ~ N(0, 1), of weights with prior N(m, A^-1):
+
+        precision_c = A + sum_i b_i b_i^T,  loc_c = precision_c^-1 (A m + sum_i b_i u_i),
+
+    b_i = b(x_i) in R^W and u_i = b_i . x_i + f(x_i), or f(x_i) alone where weights do not live in feature space.
+    A = L L^T has all its off-diagonal entries. Returns loc [T, C, W] and precision [T, C, W, W]; an empty class has
+    N(m, A^-1). For a linear regression with known noise linear maps (num_hidden=0) hold the exact prior and posterior
+    at once: b_i = x_i / noise, u_i = y_i / noise. (Potentials of a recognition network that are conjugate to the prior:
+    Johnson et al. 2016, arXiv 1603.06277; aggregation as conditioning: Volpp et al. 2021, which is `CountAware`.)
+    """
+
+    def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
+        super().__init__(num_weights, residual)
+        self.value_net = elu_network(num_features, num_hidden, 1, start=0.0)
+        # All points alike: a random network would start with directions of either sign, which hardly turn round again.
+        self.direction_net = elu_network(num_features, num_hidden, num_weights, start=0.5 / scale)
+        self.prior_loc = nn.Parameter(torch.zeros(num_weights))
+        self.log_diagonal = nn.Parameter(torch.full((num_weights,), -math.log(scale)))
+        self.below = nn.Parameter(torch.zeros(num_weights, num_weights))
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        direction = self.direction_net(x)  # [T, N, W]
+        value = (direction * self.start(x)).sum(-1, keepdim=True) + self.value_net(x)
+        squares = (direction.unsqueeze(-1) * direction.unsqueeze(-2)).flatten(-2)
+        added, weighted = class_sums(torch.cat((squares, direction * value), dim=-1), y, mask, num_classes)[0].split(
+            (squares.shape[-1], self.num_weights), dim=-1
+        )
+        factor = lower_triangular(self.log_diagonal, self.below)
+        before = factor @ factor.mT
+        precision = before + added.unflatten(-1, before.shape)
+        evidence = before @ self.prior_loc + weighted
+        loc = torch.cholesky_solve(evidence.unsqueeze(-1), torch.linalg.cholesky(precision)).squeeze(-1)
+        return loc, precision

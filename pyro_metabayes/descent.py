@@ -29,7 +29,11 @@ def descend(
     theta = start
     for _ in range(num_steps):
         direction = gradient(theta)
-        theta = theta - step_size * (direction.detach() if first_order else direction)
+        direction = direction.detach() if first_order else direction
+        if isinstance(step_size, Tensor):
+            theta = torch.addcmul(theta, step_size, direction, value=-1)  # one pass over theta
+        else:
+            theta = torch.sub(theta, direction, alpha=step_size)
     return theta
 
 

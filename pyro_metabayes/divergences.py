@@ -102,4 +102,8 @@ def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Ten
         return -q.entropy()  # the KL to a flat prior, up to its unknown constant
     if isinstance(innermost(p), MixtureSameFamily):
         return mixture_kl_variational_bound(q, p)
-    return kl_divergence(q, p)
+    kl = closed_form_kl(q, p)
+    if kl is None:
+        got = f"{type(innermost(q)).__name__} and {type(innermost(p)).__name__}"
+        raise UsageError(f"expected a prior with a closed-form KL for an inner loop, got {got}; take prior=gaussian")
+    return kl

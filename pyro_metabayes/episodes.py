@@ -28,7 +28,8 @@ class Observed:
     support_mask: Tensor = None  # type: ignore[assignment]  # [T, S], all true unless given
     query_mask: Tensor = None  # type: ignore[assignment]  # [T, Q], all true unless given
     classes: Tensor | None = None  # [T, C], ids of the classes in their bank
-    auxiliary: dict[str, Tensor] = field(default_factory=dict)  # [T, ...], rotated views and the like
+    # [T, ...] by name. "turned" [T, Q, 3, *X]: the queries turned by 1, 2 and 3 quarters; "base": see base_novel.py.
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for mask, points in (("support_mask", self.support_x), ("query_mask", self.query_x)):
@@ -47,6 +48,13 @@ class Observed:
         }
         auxiliary = {name: function(value) for name, value in self.auxiliary.items()}
         return replace(self, **changed, auxiliary=auxiliary)
+
+    def change_queries(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same tasks with `function` applied to every tensor [T, Q, ...] of their queries."""
+        names = [name for name in ("query_x", "query_y", "query_mask") if hasattr(self, name)]
+        changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
+        turned = {name: function(value) for name, value in self.auxiliary.items() if name == "turned"}
+        return replace(self, **changed, auxiliary=self.auxiliary | turned)
 
     def tasks(self, index: slice | Tensor) -> Self:
         """The tasks that `index` picks."""
@@ -75,6 +83,13 @@ class Episodes(Observed):
             support_y=torch.cat((self.support_y, self.query_y), dim=1),
             support_mask=torch.cat((self.support_mask, self.query_mask), dim=1),
         )
+
+    def labelled(self, labels: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, labels and mask of the points of the "support" or "query" set, or of "all"."""
+        if labels == "query":
+            return self.query_x, self.query_y, self.query_mask
+        its = self.pooled() if labels == "all" else self
+        return its.support_x, its.support_y, its.support_mask
 
 
 def concatenate(parts: Sequence[Episodes]) -> Episodes:

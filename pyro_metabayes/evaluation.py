@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor
 from tqdm import tqdm
 
 from pyro_metabayes.data.stream import KnownTruth, TaskStream
 from pyro_metabayes.diagnostics import collapse
 from pyro_metabayes.diagnostics.information import information
+from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
@@ -91,7 +93,7 @@ def evaluate(
     with noise_of(seed), pyro.validation_enabled(False):  # an inner loop that diverges is a score, if no good one
         for start in bar:
             episodes = learner.featured(stream.batch(start, min(start + BATCH, settings.tasks)))
-            batch = _of_batch(learner, episodes, settings.samples, truth)
+            batch = scored(learner, episodes, settings.samples, truth)
             if stepping is not None and "mse" in batch:
                 batch[BY_STEP] = _by_step(learner, stepping, episodes, settings.samples)
             for name, value in batch.items():
@@ -113,30 +115,44 @@ def _batches(stream: TaskStream, num_tasks: int) -> Iterator[Episodes]:
         yield stream.batch(start, min(start + BATCH, num_tasks))
 
 
-def _of_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None) -> dict[str, Tensor]:
+def scored(
+    learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None = None
+) -> dict[str, Tensor]:
     """Scores and spreads of each task [T]; of classes also every prediction and label [number of queries]."""
     observed, mask = episodes.observed(), episodes.query_mask
     posterior = learner.guide.posterior(observed)
     _, likelihood = learner.predictive_under(posterior, observed, samples)
     batch = scores_of(likelihood, episodes.query_y, mask)
     if "accuracy" in batch:
-        of_mean = learner.model.likelihood(posterior.mean.unsqueeze(0), observed.query_x, observed)
-        batch["accuracy_of_mean"] = scores_of(of_mean, episodes.query_y, mask)["accuracy"]
-        batch[PREDICTED[0]] = likelihood.probs.mean(0)[mask]
-        batch[PREDICTED[1]] = episodes.query_y[mask]
-        if likelihood.probs.shape[-1] > episodes.num_classes:  # base classes stand behind those of the task
-            batch |= base_novel_scores(likelihood.logits, episodes.query_y, mask, episodes.num_classes)
-    batch |= collapse.prior_spread(learner, observed, samples) | collapse.posterior_spread(learner, episodes)
+        batch |= _of_classes(learner, episodes, posterior, likelihood, batch["accuracy"])
+    sees_labels = learner.guide.sees_query_labels  # else the two posteriors are one, and inferring it is the work
+    training = learner.guide.training_posterior(episodes) if sees_labels else posterior
+    batch |= collapse.prior_spread(learner, observed, samples)
+    batch |= collapse.posterior_spread(learner, episodes, training)
     if truth is not None:
         true = truth.truth(observed)
         batch |= collapse.against_truth(posterior, true)
         oracle = learner.model.likelihood(true.mean.unsqueeze(0), observed.query_x, observed)
         batch["oracle_mse"] = scores_of(oracle, episodes.query_y, mask)["mse"]
-        if learner.guide.sees_query_labels:
-            training = learner.guide.training_posterior(episodes)
+        if sees_labels:
             given_all = collapse.against_truth(training, truth.truth(episodes.pooled()))
             kept = ("fit_variance", "true_variance")
             batch |= {f"training_{name}": given_all[name] for name in kept if name in given_all}
+    return batch
+
+
+def _of_classes(
+    learner: MetaLearner, episodes: Episodes, posterior: TorchDistribution, likelihood: Any, accuracy: Tensor
+) -> dict[str, Tensor]:
+    """What is scored of classes alone, and every prediction and label."""
+    observed, mask, labels = episodes.observed(), episodes.query_mask, episodes.query_y
+    batch = dict(zip(PREDICTED, (likelihood.logits.exp().mean(0)[mask], labels[mask]), strict=True))
+    batch["accuracy_of_mean"] = accuracy  # as it is for a point mass
+    if not isinstance(innermost(posterior), Delta):
+        of_mean = learner.model.likelihood(posterior.mean.unsqueeze(0), observed.query_x, observed)
+        batch["accuracy_of_mean"] = scores_of(of_mean, labels, mask)["accuracy"]
+    if likelihood.probs.shape[-1] > episodes.num_classes:  # base classes stand behind those of the task
+        batch |= base_novel_scores(likelihood.logits, labels, mask, episodes.num_classes)
     return batch
 
 

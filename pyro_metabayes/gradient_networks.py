@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pyro_metabayes.task_norm import TaskNorm
+from pyro_metabayes.task_norm import TaskNorm, point_shares
 
 LEAST_SHARE = 1e-3  # of the queries that a class is taken to have: the logarithm of nothing tells nothing
 
@@ -17,6 +17,7 @@ class OrderedNet(nn.Module):
 
     def __init__(self, num_classes: int, normalise: bool = True, over_batch: bool = False) -> None:
         super().__init__()
+        self.over_batch = over_batch
         width = 8 * num_classes
         self.inputs = nn.Linear(num_classes, width)
         self.hidden = nn.Linear(width, width)
@@ -25,10 +26,10 @@ class OrderedNet(nn.Module):
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Synthetic d loss / d logits [..., T, Q, C] from the logits; mask [T, Q]."""
-        x = logits
+        x, shares = logits, point_shares(mask, self.over_batch)
         for i, layer in enumerate((self.inputs, self.hidden)):
             x = layer(x).relu()
-            x = self.norms[i](x, mask.unsqueeze(-1)) if self.norms else x
+            x = self.norms[i](x, shares) if self.norms else x
         return self.outputs(x)
 
 
@@ -53,6 +54,7 @@ class EquivariantNet(nn.Module):
 
     def __init__(self, width: int = 32, normalise: bool = True, over_batch: bool = False) -> None:
         super().__init__()
+        self.over_batch = over_batch
         self.inputs = PooledLinear(2, width)
         self.hidden = PooledLinear(width, width)
         self.outputs = PooledLinear(width, 1)
@@ -61,12 +63,12 @@ class EquivariantNet(nn.Module):
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """As OrderedNet.forward, for any C."""
         num_classes = logits.shape[-1]
-        points = mask.repeat_interleave(num_classes, dim=-1).unsqueeze(-1)  # [T, Q * C, 1]
+        shares = point_shares(mask.repeat_interleave(num_classes, dim=-1), self.over_batch)  # [T, 1, Q * C]
         x = torch.stack((logits, logits.softmax(-1)), dim=-1)
         for i, layer in enumerate((self.inputs, self.hidden)):
             x = layer(x).relu()  # [..., T, Q, C, H]
             if self.norms:
-                x = self.norms[i](x.flatten(-3, -2), points).unflatten(-2, (-1, num_classes))
+                x = self.norms[i](x.flatten(-3, -2), shares).unflatten(-2, (-1, num_classes))
         return self.outputs(x).squeeze(-1)
 
 
@@ -85,6 +87,7 @@ class MarginalNet(nn.Module):
 
     def __init__(self, width: int = 64, normalise: bool = True, over_batch: bool = False) -> None:
         super().__init__()
+        self.over_batch = over_batch
         self.inputs = PooledLinear(2, width)
         self.hidden = PooledLinear(width, width)
         self.outputs = PooledLinear(width, 1)
@@ -94,13 +97,14 @@ class MarginalNet(nn.Module):
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """As OrderedNet.forward, for any C."""
         x = torch.stack((logits, logits.softmax(-1)), dim=-1)
+        shares = point_shares(mask, self.over_batch)
         marginal = masked_mean_point(x[..., 1:], mask).clamp(min=LEAST_SHARE)
         marginal = torch.cat((marginal, marginal.log()), dim=-1)  # [..., T, 1, C, 2]
         for i, layer in enumerate((self.inputs, self.hidden)):
             x = layer(x).relu()  # [..., T, Q, C, H]
             share = self.shares[i](torch.cat((masked_mean_point(x, mask), marginal), dim=-1))
             if self.norms:
-                x = self.norms[i](x.movedim(-2, 0), mask.unsqueeze(-1)).movedim(0, -2)
+                x = self.norms[i](x.movedim(-2, 0), shares).movedim(0, -2)
             x = x + share
         return self.outputs(x).squeeze(-1)
 

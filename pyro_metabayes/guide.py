@@ -8,27 +8,28 @@ from typing import Any
 import pyro
 from pyro import poutine
 from pyro.distributions import ImproperUniform, TorchDistribution
-from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.model import Model
-from pyro_metabayes.parameters import announce_parameters
+from pyro_metabayes.parameters import Program, announce_parameters
 
 
-class Guide(PyroModule):
+class Guide(Program):
     """q(w_t | support_t, x_query_t). A new guide defines `posterior`; `forward` is fixed.
 
     transductive: whether `posterior` depends on the query inputs; a test holds it to its word.
     num_classes: the one class count that the guide can serve, or None for any.
+    needs_shared_classes: whether it means nothing unless all tasks share their classes.
     sees_query_labels: whether `training_posterior` does; true where a guide defines it, unless it says otherwise.
     """
 
     transductive: bool = False
     num_classes: int | None = None
     sees_query_labels: bool = False
+    needs_shared_classes: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

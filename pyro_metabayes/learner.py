@@ -27,8 +27,8 @@ Data = TypeVar("Data", bound=Observed)
 PARTS = ("backbone", "head", "prior", "model", "guide", "objective")
 # What parts may ask for by the name of a constructor's argument, and no specification may set.
 CONTEXT = (
-    *("input_shape", "num_classes", "num_base_classes", "num_targets", "num_features", "num_weights", "particles"),
-    *("model", "head", "prior"),
+    *("input_shape", "num_classes", "num_base_classes", "num_targets", "num_random", "num_features", "num_weights"),
+    *("particles", "model", "head", "prior"),
 )
 
 
@@ -45,7 +45,8 @@ class MetaLearner(nn.Module):
     specification: the plain values that rebuild it: {part: {_target_: name, setting: value}} for
     backbone, head, prior, model, guide and objective, and input_shape, num_classes, particles, and
     num_targets, the size of a label that is numbers (0 or none: labels are classes), and
-    num_base_classes, that are told apart beside those of a task (learning without forgetting).
+    num_base_classes, that are told apart beside those of a task (learning without forgetting), and
+    num_random, how many of the features have weights of each task's own (0 or none: all).
     frozen: the backbone is not trained, and episodes hold its features; else they hold its inputs.
     """
 
@@ -77,11 +78,12 @@ class MetaLearner(nn.Module):
     ) -> Self:
         """Build all parts, each from its specification and what it asks for of the others."""
         cls.check(specification, prefixes)
-        given = ("input_shape", "num_classes", "num_base_classes", "num_targets", "particles")
-        context: dict[str, Any] = {"num_targets": 0, "num_base_classes": 0}
+        given = ("input_shape", "num_classes", "num_base_classes", "num_targets", "num_random", "particles")
+        context: dict[str, Any] = {"num_targets": 0, "num_base_classes": 0, "num_random": 0}
         context |= {name: specification[name] for name in given if name in specification}
         backbone = build(specification["backbone"], "backbone", prefixes, **context)
-        context["num_features"] = context["num_weights"] = backbone.num_features
+        context["num_features"] = backbone.num_features
+        context["num_weights"] = context["num_random"] or backbone.num_features
         if head := _built("head", specification, prefixes, context):
             context |= {"head": head, "num_weights": head.num_weights(backbone.num_features)}
         if prior := _built("prior", specification, prefixes, context):
@@ -109,7 +111,9 @@ class MetaLearner(nn.Module):
     def _embedded(self, data: Data) -> Data:
         num_support = data.support_x.shape[1]
         features = self.embed(torch.cat((data.support_x, data.query_x), dim=1))  # the backbone runs once
-        return replace(data, support_x=features[:, :num_support], query_x=features[:, num_support:])
+        turned = {name: self.embed(x) for name, x in data.auxiliary.items() if name == "turned"}
+        support, query = features[:, :num_support], features[:, num_support:]
+        return replace(data, support_x=support, query_x=query, auxiliary=data.auxiliary | turned)
 
     def forward(self, episodes: Episodes, kl_weight: float = 1.0) -> dict[str, Tensor]:
         """Means over tasks, in nats a task: `loss`, which carries the gradient, and its parts."""

@@ -9,17 +9,16 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
-from pyro.nn import PyroModule
 from torch import Size, Tensor, nn
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.parameters import announce_parameters
+from pyro_metabayes.parameters import Program, announce_parameters
 
 OBSERVE = ("query", "support", "all")
 
 
-class Model(PyroModule):
+class Model(Program):
     """p(y_query, w | x, support) = prod_t p(w_t | support_t or nothing) prod_i p(y_i | x_i, w_t).
 
     A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed.
@@ -35,6 +34,11 @@ class Model(PyroModule):
         if observe not in OBSERVE:
             raise UsageError(f"expected model.observe to be one of {', '.join(OBSERVE)}, got '{observe}'")
         self.observe = observe
+
+    @property
+    def given_support(self) -> bool:
+        """Whether prior or likelihood take the support labels as given: they are then no data beside them."""
+        return bool(getattr(getattr(self, "prior_over_weights", None), "conditional", False))
 
     def event_shape(self, observed: Observed) -> Size:
         """*W, the shape of one task's latent."""
@@ -109,6 +113,13 @@ class Model(PyroModule):
         raise UsageError(
             f"expected a model with class prototypes for this guide, got {type(self).__module__}; "
             "take another guide, or guide.initialisation=global where it has that"
+        )
+
+    def of_classifier(self, weights: Tensor) -> Tensor:
+        """The latent [*W] that answers as a cosine classifier with weights [C, D] does."""
+        raise UsageError(
+            f"expected a model of classes to start at those of the pretraining, got {type(self).__module__}; take "
+            "model=few_shot_classifier"
         )
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:

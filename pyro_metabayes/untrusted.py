@@ -49,9 +49,9 @@ def expecting(what: str) -> Iterator[None]:
 
 
 def count_of(value: Any) -> int:
-    """A number of steps."""
+    """A number of steps, or of anything else."""
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no number of steps")
+        raise ValueError(f"{value!r} is no count")
     return value
 
 

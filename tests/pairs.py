@@ -27,7 +27,10 @@ PRIORS: dict[str, dict[str, Any]] = {
     "mixture": {"_target_": "models.priors.Mixture", "num_components": 3},
     "conditional": {"_target_": "models.priors.Conditional", "num_hidden": 6},
     "count_aware": {"_target_": "models.priors.Conditional", "num_hidden": 6, "count_aware": True},
+    "full_gaussian": {"_target_": "models.priors.FullGaussian"},
+    "full_covariance": {"_target_": "models.priors.Conditional", "num_hidden": 6, "full_covariance": True},
 }
+FOLLOWING = {"guided": {"_target_": "models.priors.Guided"}}  # made by a guide, and nothing without it
 # Heads of the few-shot classifier, by a row of weights for each class.
 HEADS = {"cosine": "models.heads.Cosine", "linear": "models.heads.Linear"}
 OBJECTIVES = {
@@ -37,6 +40,8 @@ OBJECTIVES = {
     "importance_weighted": {"_target_": "pyro_metabayes.objectives.importance_weighted.ImportanceWeighted"},
 }
 REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3}  # conjugate models, with the features of their tasks
+GROUPED = {"hierarchical_regression": 3}  # with weights of each task's own for the first NUM_RANDOM features
+NUM_RANDOM = 2
 NETWORK = {"_target_": "models.neural_regression.Network", "hidden": [4, 3]}
 
 
@@ -106,6 +111,14 @@ def normal_with(noise: Tensor) -> type[Normal]:
     return Fixed
 
 
+def with_turns(episodes: Episodes, seed: int = 0) -> Episodes:
+    """The same tasks with other points in the place of turned views of the queries."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = *episodes.query_x.shape[:2], 3, *episodes.query_x.shape[2:]
+    turned = torch.randn(shape, generator=generator, dtype=torch.float64).to(episodes.query_x)
+    return replace(episodes, auxiliary={"turned": normalize(turned, dim=-1)})
+
+
 def tasks_like(episodes: Observed, seed: int) -> Episodes:
     """Other tasks of the same shape: of classes or of numbers."""
     num_tasks, _, features = episodes.query_x.shape
@@ -143,7 +156,7 @@ class Pair:
 
     @property
     def regression(self) -> bool:
-        return self.numbers or self.model in (*REGRESSIONS, "neural_regression")
+        return self.numbers or self.model in (*REGRESSIONS, *GROUPED, "neural_regression")
 
     @property
     def of_network(self) -> bool:
@@ -152,18 +165,22 @@ class Pair:
         return self.model == "neural_regression" or self.head == "network" or platipus
 
     def tasks(self, num_tasks: int = 3, seed: int = 0) -> Episodes:
-        """Tasks that its learner is for."""
+        """Tasks that its learner is for, with turned views of the queries where it looks at them."""
+        tasks = self._plain_tasks(num_tasks, seed)
+        return with_turns(tasks, seed) if self.settings.get("rotation_step_size") else tasks
+
+    def _plain_tasks(self, num_tasks: int, seed: int) -> Episodes:
         if self.regression:
             return random_regressions(num_tasks, features=self.features, targets=self.targets, seed=seed)
         return random_tasks(num_tasks, seed=seed)
 
     @property
     def features(self) -> int:
-        return REGRESSIONS.get(self.model, 2)
+        return (REGRESSIONS | GROUPED).get(self.model, 2)
 
     @property
     def targets(self) -> int:
-        return 1 if self.of_network else TARGETS
+        return 1 if self.of_network or self.model in GROUPED else TARGETS  # shared effects tell outputs apart
 
     @property
     def noisy(self) -> bool:
@@ -179,7 +196,7 @@ class Pair:
         """`way` and `features` are of classifiers; a regression has those of its tasks."""
         common = {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
-            "prior": PRIORS.get(self.prior),
+            "prior": {**PRIORS, **FOLLOWING}.get(self.prior),
             "model": {"_target_": f"models.{self.model}.Model", **self._of_model()},
             "guide": {"_target_": f"guides.{self.guide}.Guide", **self.settings},
             "objective": OBJECTIVES[self.objective],
@@ -187,6 +204,7 @@ class Pair:
         }
         if self.regression:
             shape = {"input_shape": [self.features], "num_classes": self.targets, "num_targets": self.targets}
+            shape |= {"num_random": NUM_RANDOM} if self.model in GROUPED else {}
             return common | shape | {"head": NETWORK if self.of_network else None}
         head = {"_target_": HEADS[self.head], "scale": 2.0} if self.head in HEADS else None
         head = NETWORK if self.of_network else head
@@ -222,6 +240,21 @@ def _sib() -> list[Pair]:
     return pairs
 
 
+def _sib_savi() -> list[Pair]:
+    """With and without labels and noise between classes, and the objectives that ask for more than one sample."""
+    steps = {"num_steps": 2, "step_size": 0.1, "scale": 0.1}
+    between, blind = {**steps, "between": 0.2}, {**steps, "see_labels": False}
+    pairs = [
+        Pair(head="linear", settings={**between, "posterior": "amortized"}),
+        Pair(settings={**steps, "synthetic_gradient": "equivariant", "by_entropy": False}),
+        Pair(settings={**between, "by_entropy": False}),
+        Pair(settings=blind),
+        Pair(objective="importance_weighted", settings=between),
+        Pair(objective="monte_carlo_joint", settings={**blind, "between": 0.2}),
+    ]
+    return [replace(pair, guide="sib_savi", prior="guided") for pair in pairs]
+
+
 def _unbalanced_sib() -> list[Pair]:
     """The network that sees the marginal of the queries, and the mean in place of the sum.
 
@@ -233,6 +266,16 @@ def _unbalanced_sib() -> list[Pair]:
         Pair("sib", head="linear", settings={**aware, "reduction": "mean", "inner_samples": 2}),
         Pair("sib", settings={**aware, "normalise": False, "initialisation": "global"}),
         Pair("sib", "flat", settings={"num_steps": 2, "step_size": 0.1, "posterior": "delta", "reduction": "mean"}),
+    ]
+
+
+def _rotating_sib() -> list[Pair]:
+    """A step on the rotation loss: before the synthetic ones, with a head that nothing else trains, in their place."""
+    step = {"initialisation": "global", "rotation_step_size": 0.1, "step_size": 0.1, "num_steps": 2}
+    return [
+        Pair("sib", settings={**step, "posterior": "amortized", "learn_step_size": True}),
+        Pair("sib", "flat", "linear", settings={**step, "posterior": "delta", "rotation_weight": 0.0}),
+        Pair("sib", "flat", settings={**step, "posterior": "delta", "num_steps": 0}),
     ]
 
 
@@ -312,6 +355,21 @@ def _of_descent() -> list[Pair]:
     return points + [replace(pair, model="linear_regression") for pair in linear]
 
 
+def _of_groups() -> list[Pair]:
+    """Effects of a task's own beside shared ones; priors and posteriors with covariances."""
+    two = {"num_steps": 2, "step_size": 0.1}
+    pairs = [
+        *(Pair("exact", "full_gaussian", observe=observe) for observe in ("query", "all")),
+        *(Pair("savi", "full_covariance", settings={"shared": shared}) for shared in (True, False)),
+        Pair("savi", "count_aware"),
+        Pair("mean_field", "full_gaussian"),
+        Pair("mc", "full_covariance", objective="monte_carlo"),
+        Pair("sib", settings={**two, "initialisation": "global"}),
+        Pair("laplace", settings=two),
+    ]
+    return [replace(pair, model="hierarchical_regression") for pair in pairs]
+
+
 def _of_base_classes() -> list[Pair]:
     """Learning without forgetting: each inner loop, with and without the mixture as prior, and what else suits it."""
     steps = {"num_steps": 2, "step_size": 0.1}
@@ -338,13 +396,13 @@ def _of_base_classes() -> list[Pair]:
 def every_pair() -> list[Pair]:
     """All guides by their YAML, and the known ones with what else suits them."""
     pairs = [_as_configured(path) for path in sorted((CONF / "guide").glob("*.yaml"))]
-    pairs += _sib()
+    pairs += _sib() + _sib_savi()
     inert = {"num_steps": 0, "step_size": 0.1}
     pairs += [Pair("sib", settings={**inert, "posterior": family}) for family in ("normal", "delta")]
     pairs += [pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))]
     pairs += [Pair("savi", prior, settings={"shared": False}) for prior in ("conditional", "count_aware")]
     pairs += [Pair("savi", "conditional", objective="importance_weighted")]
-    pairs += _unbalanced_sib()
+    pairs += _unbalanced_sib() + _rotating_sib()
     pairs += [Pair("sib", settings={"normalise": False, "learn_scale": False, "synthetic_gradient": "equivariant"})]
     pairs += [
         pair
@@ -353,4 +411,8 @@ def every_pair() -> list[Pair]:
     ]
     pairs += [Pair("mean_field", prior, head) for prior, head in product(PRIORS, HEADS)]
     pairs += [Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)]
-    return list({str(pair): pair for pair in pairs + _of_regressions() + _of_descent() + _of_base_classes()}.values())
+    return list(
+        {
+            str(pair): pair for pair in pairs + _of_regressions() + _of_descent() + _of_groups() + _of_base_classes()
+        }.values()
+    )

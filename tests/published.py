@@ -6,6 +6,7 @@ import csv
 import io
 import pickle
 import tarfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,43 @@ def write_archive(path: Path, classes: list[str], **changed: Any) -> Mapping[str
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
     return {name: images[place :: len(classes)].reshape(3, 3, 32, 32) for place, name in enumerate(classes)}
+
+
+def write_digits(folder: Path, side: int = 8) -> None:
+    """Files of digits: a drawing holds its number in its first two pixels, and what tells its class below them."""
+    noise = np.random.default_rng(0)
+
+    def digits(num: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = noise.permutation(np.arange(num) % 10).astype(np.uint8)
+        x = np.zeros((num, side, side), np.uint8)
+        x[:, 0, 0], x[:, 0, 1] = np.arange(num) // 100, np.arange(num) % 100
+        x[np.arange(num), 1 + labels // 2, 2 + 3 * (labels % 2)] = 200
+        return x, labels
+
+    folder.mkdir(parents=True)
+    for name, num_train, num_test in (("mnist_28", 800, 400), ("usps_16", 250, 120)):
+        (train_x, train_y), (test_x, test_y) = digits(num_train), digits(num_test)
+        np.savez(folder / f"{name}.npz", train_x=train_x, train_y=train_y, test_x=test_x, test_y=test_y)
+    x, y = digits(900)
+    x //= 16  # as scikit-learn has them, from 0 to 16
+    x[:, 0, :3] = np.stack([np.arange(900) // 256, np.arange(900) // 16 % 16, np.arange(900) % 16], axis=1)
+    np.savez(folder / "sklearn_digits_8.npz", x=x, y=y)
+    with zipfile.ZipFile(folder / "bsds500_train_jpg.zip", "w") as archive:
+        for shade in range(4):
+            archive.writestr(f"{shade}.jpg", png(np.full((12, 15, 3), 40 * (shade + 1), np.uint8)))
+
+
+def write_pacs(folder: Path, per_class: int = 4, split_files: bool = True) -> None:
+    """kfold/DOMAIN/CLASS/NAME of one colour each, and the lists of both parts."""
+    domains = {"art_painting": ".jpg", "cartoon": ".jpg", "photo": ".jpg", "sketch": ".png"}
+    classes = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
+    for place, (domain, suffix) in enumerate(domains.items()):
+        lines: dict[str, list[str]] = {"train": [], "crossval": []}
+        for label, name in enumerate(classes):
+            (folder / "kfold" / domain / name).mkdir(parents=True)
+            for index in range(per_class):
+                file = f"{domain}/{name}/pic_{index:03d}{suffix}"
+                Image.new("RGB", (9, 9), (60 * place, 30 * label, index)).save(folder / "kfold" / file)
+                lines["train" if index % 2 else "crossval"].append(f"{file} {label + 1}")
+        for part, its in lines.items() if split_files else ():
+            (folder / f"{domain}_{part}_kfold.txt").write_text("\n".join(its) + "\n")

@@ -2,25 +2,99 @@
 
 from __future__ import annotations
 
-import pyro
+import json
+from pathlib import Path
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks import maml_step
+from benchmarks import gradient
+from benchmarks.__main__ import CASES, main
+from benchmarks.measure import interleaved, ratios
+from benchmarks.setting import learner, tasks
+from benchmarks.sib_raw import RawSib
+from benchmarks.versa_raw import RawEncoder
+from pyro_metabayes import MetaLearner
+
+
+def _gradients(parameters: list[Tensor]) -> Tensor:
+    return torch.cat([its.grad.flatten() for its in parameters if its.grad is not None])
+
+
+def test_the_three_steps_of_sib_have_the_same_loss_and_gradients() -> None:
+    """Batched raw PyTorch, the learner, and the reference way task by task."""
+    torch.set_default_dtype(torch.float64)
+    data, ours, raw = tasks(3), learner("sib", "Gaussian", of_guide={"posterior": "delta"}), RawSib(640, 5, 3)
+    raw.net.load_state_dict(ours.guide.xi.state_dict(), strict=False)
+    one_by_one = RawSib(640, 5, 3)
+    one_by_one.load_state_dict(raw.state_dict())
+    expected = raw.loss(data.support, data.query, data.labels)
+    each = zip(data.support, data.query, data.labels, strict=True)
+    reference = torch.stack([one_by_one.one_loss(*task) for task in each]).mean()
+    loss = ours(data.episodes)["loss"]
+    for value in (expected, reference, loss):
+        value.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(reference, expected)
+    named = dict(raw.named_parameters())
+    matching = {
+        "guide.initial_scale": "start",
+        "model.head.scale": "scale",
+        "model.prior_over_weights.loc": "loc",
+        "model.prior_over_weights.log_scale": "log_scale",
+        **{f"guide.xi.{name}": f"net.{name}" for name, _ in ours.guide.xi.named_parameters()},
+    }
+    others = dict(one_by_one.named_parameters())
+    for name, theirs in matching.items():
+        got = ours.get_parameter(name).grad
+        torch.testing.assert_close(got, named[theirs].grad, rtol=1e-9, atol=1e-9, msg=name)
+        torch.testing.assert_close(others[theirs].grad, named[theirs].grad, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def _with_the_weights_of(ours: MetaLearner) -> RawEncoder:
+    encoder: nn.Module = ours.model.prior_over_weights.encoder
+    raw = RawEncoder(640)
+    for theirs, name in ((raw.loc, "loc_net"), (raw.log_scale, "log_scale_net")):
+        network = encoder.get_submodule(name)
+        nn.init.normal_(network[-1].weight, std=0.01)
+        theirs.load_state_dict(network.state_dict())
+    return raw
+
+
+@pytest.mark.parametrize("samples", [1, 10])
+@pytest.mark.parametrize("guide", ["mc", "savi"])
+def test_the_two_steps_of_mc_and_savi_have_the_same_loss_and_gradients(guide: str, samples: int) -> None:
+    """Of one task: there the draws, which the raw step lays out by task, come in the same order."""
+    torch.set_default_dtype(torch.float64)
+    objective, kl = ("monte_carlo.MonteCarlo", {}) if guide == "mc" else ("elbo.Elbo", {"kl": "analytic"})
+    data = tasks(1)
+    ours = learner(guide, "Conditional", objective, of_objective=kl, particles=samples)
+    raw = _with_the_weights_of(ours)
+    torch.manual_seed(1)
+    loss = ours(data.episodes)["loss"]
+    torch.manual_seed(1)
+    expected = (raw.mc_loss if guide == "mc" else raw.savi_loss)(data.support, data.query, data.labels, samples)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    encoder = ours.model.prior_over_weights.encoder
+    networks = (encoder.loc_net, encoder.log_scale_net), (raw.loc, raw.log_scale)
+    got, theirs = (_gradients([its for network in pair for its in network.parameters()]) for pair in networks)
+    torch.testing.assert_close(got, theirs, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
-def test_the_three_meta_steps_are_the_same(num_steps: int) -> None:
+def test_the_three_meta_steps_of_maml_are_the_same(num_steps: int) -> None:
     """From the same initialisation, the three leave the same gradients."""
-    episodes = maml_step.tasks()
+    episodes = gradient.tasks()
     gradients = []
-    for make in (maml_step.batched, maml_step.looped, maml_step.through_pyro):
+    for make in (gradient.batched, gradient.looped, gradient.through_pyro):
         step, parameters = make(episodes, num_steps)
         with torch.no_grad():
             _fill(parameters, _weights())
         step()
-        gradients.append(torch.cat([its.grad.flatten() for its in parameters if its.grad is not None]))
+        gradients.append(_gradients(parameters))
     for others in gradients[1:]:
         torch.testing.assert_close(others, gradients[0], rtol=1e-3, atol=1e-3)
 
@@ -35,11 +109,25 @@ def _fill(parameters: list[Tensor], weights: Tensor) -> None:
         parameter.copy_(values.view(parameter.shape))
 
 
-def test_the_benchmark_prints_its_ratios(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maml_step, "IN_A_ROW", 1)
-    monkeypatch.setattr(maml_step, "WARM_UP", 1)
-    maml_step.main(["--rounds", "1"])
-    pyro.enable_validation(True)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line[0] for line in lines] == ["1", " ", " ", "5", " ", " "]
-    assert all("times the raw step" in line for line in lines if line[0] == " ")
+def test_ratios_are_of_neighbours_in_time() -> None:
+    calls: list[str] = []
+    seconds = interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=4, in_a_row=2)
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4}
+    assert "".join(calls[:8]) == "aabbbbaa"  # the order rotates
+    assert ratios({"a": [2.0, 9.0], "b": [1.0, 3.0]}, "a", "b").median == 2.5
+
+
+def test_the_command_prints_a_table_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["sib", "memory", "--toy", "--out", str(tmp_path / "table.json")])
+    printed = capsys.readouterr().out
+    assert "learner" in printed and "kept for backward" in printed
+    written = json.loads((tmp_path / "table.json").read_text())
+    assert {row["way"] for row in written["rows"]} >= {"learner", "raw batched", "reference way"}
+    assert written["torch"] == torch.__version__
+
+
+def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["nothing"])
+    assert ended.value.code == 2
+    assert f"expected cases of {', '.join(CASES)}, got nothing" in capsys.readouterr().err

@@ -219,7 +219,7 @@ def test_a_weight_is_active_where_its_kl_is_more_than_a_hundredth() -> None:
 def test_kl_and_elbo_of_a_batch_are_those_of_the_objective(pair: Pair) -> None:
     learner, episodes = pair.learner(), pair.tasks()
     torch.manual_seed(3)
-    spread = posterior_spread(learner, episodes)
+    spread = posterior_spread(learner, episodes, learner.guide.training_posterior(episodes))
     q, p = learner.guide.training_posterior(episodes), learner.model.prior(episodes)
     torch.testing.assert_close(spread["kl"], kl_divergence(q, p))
     torch.testing.assert_close(spread["kl_by_dimension"].sum(-1), kl_divergence(q, p))

@@ -31,7 +31,7 @@ from pyro_metabayes.evaluation import EvalSettings, evaluate
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
-from tests.pairs import FEATURES, HEADS, PRIORS, WAY, Pair, every_pair, random_tasks, stream_of, tasks_like
+from tests.pairs import FEATURES, FOLLOWING, HEADS, PRIORS, WAY, Pair, every_pair, random_tasks, stream_of, tasks_like
 
 PAIRS = every_pair()
 SITES = {"query": {"query_y"}, "support": {"support_y"}, "all": {"query_y", "support_y"}}  # observed, by model.observe
@@ -93,16 +93,12 @@ def padded(episodes: Episodes, how_many: int = 2) -> Episodes:
 
     def rubbish(x: Tensor) -> Tensor:
         shape = (x.shape[0], how_many, *x.shape[2:])
-        return 30 * torch.randn(shape) if x.is_floating_point() else torch.randint(episodes.num_classes, shape)
+        return 30 * torch.randn(shape) if x.is_floating_point() else torch.randint(2, shape).to(x.dtype)
 
     off = torch.zeros(episodes.num_tasks, how_many, dtype=torch.bool)
-    points = {
-        name: widen(x, rubbish(x))
-        for name in ("support_x", "support_y", "query_x", "query_y")
-        for x in [getattr(episodes, name)]
-    }
-    masks = {name: widen(getattr(episodes, name), off) for name in ("support_mask", "query_mask")}
-    return replace(episodes, **points, **masks)
+    support = {name: widen(x, rubbish(x)) for name in ("support_x", "support_y") for x in [getattr(episodes, name)]}
+    mask = {f"{part}_mask": widen(getattr(episodes, f"{part}_mask"), off) for part in ("support", "query")}
+    return replace(episodes.change_queries(lambda x: widen(x, rubbish(x))), **support, **mask)
 
 
 # ---------------------------------------------------------------- the promises
@@ -153,6 +149,11 @@ def check_tasks_apart(guide: pyro_metabayes.Guide, episodes: Episodes, noisy: bo
         value = getattr(observed, name).clone()
         value[1] = getattr(other, name)[1, : value.shape[1]]
         setattr(changed, name, value)
+    of_task_1 = [t == 1 for t in range(episodes.num_tasks)]
+    changed.auxiliary = {
+        name: torch.stack([row.flip(-1) if it else row for row, it in zip(value, of_task_1, strict=True)])
+        for name, value in observed.auxiliary.items()
+    }
     got = posterior_of(guide, changed)
     for task in [t for t in range(episodes.num_tasks) if t != 1]:
         kept = {name: value[task] for name, value in expected.items()}
@@ -201,7 +202,7 @@ def check_point_order(learner: MetaLearner, episodes: Episodes) -> None:
     names = ("support_x", "support_y", "support_mask")
     one = replace(observed, **{name: shuffled(getattr(observed, name), support) for name in names})
     assert_same(posterior_of(learner.guide, one), expected, "the order of the support set matters")
-    two = replace(observed, query_x=shuffled(observed.query_x, query), query_mask=shuffled(observed.query_mask, query))
+    two = observed.change_queries(lambda x: shuffled(x, query))
     assert_same(posterior_of(learner.guide, two), expected, "the order of the query set matters")
     probabilities = []
     for data in (observed, two):
@@ -228,7 +229,7 @@ def check_transductive(guide: pyro_metabayes.Guide, observed: Observed) -> None:
     """`transductive` is true exactly where query inputs move the posterior."""
     expected = posterior_of(guide, observed)
     elsewhere = replace(observed, query_x=observed.query_x.flip(-1))
-    fewer = replace(observed, query_x=observed.query_x[:, 1:], query_mask=observed.query_mask[:, 1:])
+    fewer = observed.change_queries(lambda x: x[:, 1:])
     moved = False  # by either: where all inputs are the same number, only how many there are can move anything
     for changed in (elsewhere, fewer):
         got = posterior_of(guide, changed)
@@ -325,11 +326,12 @@ def test_transductive_says_whether_query_inputs_matter(pair: Pair) -> None:
 
 def without_gradient(pair: Pair) -> Callable[[str], bool]:
     """Names of the parameters that the loss of a pair does not depend on, and why."""
-    has_steps = pair.guide == "sib" and pair.settings.get("num_steps", 3) > 0
+    has_steps = pair.guide in ("sib", "sib_savi") and pair.settings.get("num_steps", 3) > 0
+    rotates = bool(pair.settings.get("rotation_step_size"))
 
     def exception(name: str) -> bool:
-        if name in ("model.head.bias", "model.inner.head.bias"):  # the softmax does not see it, xi does
-            return not has_steps
+        if name in ("model.head.bias", "model.inner.head.bias"):  # the softmax does not see it, networks do
+            return not has_steps and not rotates
         if name.startswith("guide.xi."):
             return not has_steps
         # The KL is not part of this objective, and the guide does not use the prior.
@@ -410,6 +412,8 @@ def test_observe_names_the_sites(name: str, expected: set[str], pair: Pair) -> N
         Pair("savi", "count_aware", model="gaussian_mean"),
         Pair("exact", model="linear_regression", observe="all"),
         Pair("exact", model="gaussian_mean"),
+        Pair("exact", "full_gaussian", model="hierarchical_regression"),
+        Pair("savi", "full_covariance", model="hierarchical_regression"),
         Pair("sib", settings={"initialisation": "global"}, model="linear_regression"),
     ],
     ids=str,
@@ -429,7 +433,8 @@ def test_tasks_without_support_are_tasks(pair: Pair) -> None:
 def test_every_file_is_tried() -> None:
     names = {module.name for module in pkgutil.iter_modules(guides.__path__)}
     assert names == {pair.guide for pair in PAIRS}
-    for base, specs in ((Prior, {spec["_target_"] for spec in PRIORS.values()}), (Head, set(HEADS.values()))):
+    priors = {spec["_target_"] for spec in (*PRIORS.values(), *FOLLOWING.values())}
+    for base, specs in ((Prior, priors), (Head, set(HEADS.values()))):
         classes = [
             value
             for value in vars(inspect.getmodule(base)).values()
@@ -444,6 +449,7 @@ def test_every_file_is_tried() -> None:
     assert with_model == {
         "few_shot_classifier",
         "gaussian_mean",
+        "hierarchical_regression",
         "leo",
         "linear_regression",
         "lwof",

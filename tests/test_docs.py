@@ -1,23 +1,57 @@
-"""Do the commands and the code of README.md and docs/ work as they stand there, one after the other?"""
+"""Do the commands, the code and the links of README.md, docs/ and the other pages work as they stand there?
+
+Blocks marked `bash` or `python` are run, one after the other, at a size for tests. Every other command (blocks marked
+`sh`, indented ones, those within a line) is composed: its settings, their types and the parts that they name.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import re
 import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from string import Template
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from tests.commands import ROOT, ran
+from experiments.calibration import CalibrationSettings
+from experiments.gold import GoldSettings
+from experiments.pool import config_of
+from experiments.predictive import PredictiveSettings
+from experiments.trained import settings_of
+from pyro_metabayes.build import check
+from pyro_metabayes.learner import MetaLearner
+from tests.commands import ROOT, call, ran
 
-PAGES = [path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+TOP = ("README.md", "CONTRIBUTING.md", "RESULTS.md", "CHANGELOG.md")
+PAGES = [*TOP, *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md")))]
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+RUN = [page for page in PAGES if BLOCK.search((ROOT / page).read_text())]
+# A command in a block or indented, on one or more lines, or within a line.
+COMMAND = re.compile(r"^ *(?:make|python -m) (?:.*\\\n)*.*$|`((?:make|python -m) [^`]+)`", re.MULTILINE)
+VARIABLE = re.compile(r'^([A-Z]+)="(.*?)"', re.MULTILINE)
 # The page's commands at a size for tests: two steps, a thin backbone, few tasks.
 SMALL = ("train.steps=2", "train.validation_tasks=4", "eval.tasks=8", "eval.samples=2")
 THIN = ("pretrain.epochs=1", "backbone.num_filters=4")
 
+FREE = {
+    "guide=mine": "guide=mean_field",
+    "guide=NAME": "guide=sib",
+    "=DATA": "=glyphs",
+    "=NAME": "=glyphs",
+    "=K": "=1",
+}  # for the reader to fill in
+STUDIES = ("ablate", "collapse", "domain_adaptation", "information", "partial_pooling")
+HYDRA = (*STUDIES, "prepare", "pretrain", "reproduce")  # `--cfg job` composes, and no more
+OF_RUNS = {"calibration": CalibrationSettings, "gold": GoldSettings, "predictive": PredictiveSettings}
+# A guide, and a model where it brings none, that has the setting which an evaluation changes.
+OF_GUIDES = (["guide=sib"], ["guide=leo"], ["guide=platipus"])
 
-@pytest.mark.parametrize("page", PAGES)
+
+@pytest.mark.parametrize("page", RUN)
 def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -37,9 +71,107 @@ def run_line(line: str) -> None:
     assert words[:2] == ["python", "-m"], line
     name, arguments = words[2].removeprefix("experiments."), words[3:]
     if name == "run":
-        features = any(argument.startswith("data=") for argument in arguments)
+        features = any(argument.startswith(("data=", "resume=")) for argument in arguments)
         arguments += [*SMALL, *(() if features else THIN)]
     ran(name, *arguments)
+
+
+def commands_of(text: str) -> Iterator[str]:
+    """Every command of a page but those that are run, its variables filled in."""
+    text = BLOCK.sub("", text)
+    variables = dict(VARIABLE.findall(text))
+    for found in COMMAND.finditer(text):
+        command = Template(" ".join((found[1] or found[0]).replace("\\\n", " ").split())).safe_substitute(variables)
+        for free, filled in FREE.items():
+            command = re.sub(rf"{free}\b", filled, command)
+        yield command
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_other_commands_compose(page: str) -> None:
+    for command in dict.fromkeys(without_numbers(its) for its in commands_of((ROOT / page).read_text())):
+        program, *words = shlex.split(command, comments=True)
+        if program == "make":
+            assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+            continue
+        _, module, *arguments = words
+        assert importlib.util.find_spec(module), command
+        if module.startswith("experiments."):
+            compose(module.removeprefix("experiments."), arguments)
+        elif module == "pytest":
+            assert all((ROOT / word).exists() for word in arguments if word.endswith(".py")), command
+
+
+def without_numbers(command: str) -> str:
+    """Commands that differ in numbers alone are composed once; one of a list of numbers stands for all."""
+    command = re.sub(r"\b(seed|task\.\w+|eval\.tasks)=\d+", r"\1=2", command)
+    return re.sub(r"(=[\d.e-]+)(,[\d.e-]+)+(?= |$)", r"\1", command)
+
+
+def compose(name: str, arguments: Sequence[str]) -> None:
+    """Refuse what the command would refuse before it does anything."""
+    if not arguments or "--help" in arguments or "--cfg" in arguments:  # the name of a command, in passing
+        return
+    if name == "run":
+        for settings in sweep([argument for argument in arguments if argument != "-m"]):
+            compose_run(settings)
+    elif name == "evaluate":
+        settings = [argument for argument in arguments[1:] if not argument.startswith("eval.")]
+        assert any(composes([*guide, *settings]) for guide in OF_GUIDES), arguments
+    elif name in OF_RUNS:
+        settings_of(OF_RUNS[name], arguments)
+    elif name in HYDRA:
+        ran(name, *arguments, "--cfg", "job")
+    else:
+        known = call(name, "--help").out
+        assert all(word in known for word in arguments if word.startswith("--")), arguments
+
+
+def sweep(arguments: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every combination of values, as `-m` runs them."""
+    choices = []
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        key = override.get_key_element()
+        swept = override.is_sweep_override()
+        choices.append([f"{key}={its}" for its in override.sweep_string_iterator()] if swept else [override.input_line])
+    return list(itertools.product(*choices))
+
+
+def compose_run(settings: Sequence[str]) -> None:
+    if not any(setting.startswith("resume=") for setting in settings):
+        config = config_of([setting for setting in settings if not setting.startswith("hydra.")])
+        MetaLearner.check(config.specification())
+        check(config.data, "data", ())
+
+
+def composes(settings: Sequence[str]) -> bool:
+    try:
+        compose_run(settings)
+    except Exception:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m experiments.run guide=sibb",
+        "python -m experiments.run -m guide=sib,mc guide.num_steps=3",
+        "python -m experiments.run guide=sib guide.num_step=3",
+        "python -m experiments.run train.step=3",
+        "python -m experiments.evaluate RUN guide.num_step=3",
+        "python -m experiments.collapse study=gaussian_meen",
+        "python -m experiments.compare runs --output table",
+        "python -m experiments.gold run=RUN task=32",
+        "python -m experiments.partial_pooling study=radium",
+        "python -m experiments.rum",
+        "make tests",
+    ],
+)
+def test_a_planted_mistake_is_found(command: str, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(f"First `{command}`, then that.\n")
+    with pytest.raises(Exception):  # noqa: B017  whatever the command itself would raise
+        test_other_commands_compose(str(tmp_path / "page.md"))
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:

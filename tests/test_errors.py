@@ -49,7 +49,7 @@ def error_of(*arguments: str) -> str:
 
 UNKNOWN = {
     "guide=nope": "no 'nope' for guide; there are: abml, attention, exact, laplace",
-    "data=nope": "no 'nope' for data; there are: cifar_fs, fc100, features",
+    "data=nope": "no 'nope' for data; there are: cifar_fs, digit_domains, ",
     "gude=sib": "unknown key 'gude'; did you mean 'guide'?",
     "train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",
     "+train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",
@@ -205,7 +205,7 @@ def test_class_probabilities_of_numbers_are_refused() -> None:
 # ---------------------------------------------------------------- a study
 
 STUDY = {
-    "study=nope": "no 'nope' for study; there are: classification, features, gaussian_mean, information, ",
+    "study=nope": "no 'nope' for study; there are: classification, cold_posterior, ",
     "size=huge": "expected size to be one of full, smoke, got 'huge'",
     "workers=0": "expected workers >= 1, got 0",
     "workers=two": "expected workers to be of type integer, got 'two'",

@@ -20,7 +20,7 @@ from models.priors import Prior
 from pyro_metabayes import Episodes, MetaLearner, Observed
 from pyro_metabayes.data.linear_gaussian import LinearGaussian
 from pyro_metabayes.data.stream import TaskShape, TaskStream
-from pyro_metabayes.diagnostics.information import UPPER, information, query_sets
+from pyro_metabayes.diagnostics.information import UPPER, _figures, information, query_sets
 from pyro_metabayes.evaluation import EvalSettings, evaluate
 from pyro_metabayes.objectives.elbo import Elbo
 from tests.commands import SMALL, call, ran, results_of
@@ -49,11 +49,10 @@ def known() -> dict[str, Any]:
     """w ~ N(0, 1), 4 queries with noise 1, q = p(w | d): 2,000 tasks."""
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
-    pair = Pair("exact", model="gaussian_mean")
+    pair = Pair("exact", model="gaussian_mean", model_settings={"noise": 1.0})
     prior = {"_target_": "models.priors.Gaussian", "scale": 1.0}
     shape = {"input_shape": [1], "num_classes": 1, "num_targets": 1}
     learner = MetaLearner.from_specification(pair.specification() | {"prior": prior} | shape)
-    learner.model.noise = 1.0  # type: ignore[assignment]
     draw = LinearGaussian(constant=True).sampler("test", TaskShape(1, 0, 8))
     tasks = TaskStream(draw, 0, "test").batch(0, 2000).map_tensors(_as_double)
     return of(learner, *(tasks.tasks(slice(start, start + 500)) for start in range(0, 2000, 500)))
@@ -84,6 +83,13 @@ def test_the_gap_of_an_exact_posterior_is_its_variance(known: dict[str, Any]) ->
     gap = known["gap"]
     assert gap["mean"] == pytest.approx(1 / 5, abs=3 * gap["ci95"]) and 0 < gap["ci95"] < 0.05
     assert known["queries"] == 4
+
+
+def test_rounding_below_no_information_leaves_a_bound_of_nothing() -> None:
+    """A guide that looks at no query has KL 0 between the posteriors of two query sets, and -1e-9 on a bad day."""
+    figures = _figures({"gap": torch.zeros(3), "second_set": torch.full((3,), -1e-9)}, 2.0, 15)
+    assert figures["least"] == figures["bound"] == 0
+    assert figures["tightness"] is None
 
 
 def test_a_loss_without_range_has_no_bound(known: dict[str, Any]) -> None:

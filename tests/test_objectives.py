@@ -500,6 +500,22 @@ def test_waiting_is_noticed(waits: Callable[[Tensor], Any]) -> None:
         waits(torch.ones(3))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device to count synchronisations on")
+@pytest.mark.parametrize("prior", ["gaussian", "conditional"])
+def test_a_step_does_not_synchronise_with_a_gpu(prior: str) -> None:
+    """As the device itself counts them: forward, backward and the optimiser's step."""
+    pair = Pair("sib", prior, settings=SIB) if prior == "gaussian" else Pair("savi", prior)
+    learner, episodes = pair.learner().to("cuda"), pair.tasks().to("cuda")
+    optimizer = torch.optim.Adam(learner.parameters(), lr=1e-3)
+    with pyro.validation_enabled(False):
+        for mode in ("default", "error"):  # the first step loads kernels
+            torch.cuda.set_sync_debug_mode(mode)
+            optimizer.zero_grad()
+            learner(episodes)["loss"].backward()
+            optimizer.step()
+    torch.cuda.set_sync_debug_mode("default")
+
+
 # ---------------------------------------------------------------- pyro.infer.SVI
 
 TRAINED = [pair for pair in every_pair() if pair.prior != "mixture" or pair.guide in ("sib", "mean_field")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from experiments.runs import Run
 from pyro_metabayes import Episodes, UsageError
 from pyro_metabayes.data.gaussian_features import GaussianFeatures
 from pyro_metabayes.data.linear_gaussian import LinearGaussian
-from pyro_metabayes.data.perturbed import with_noise
+from pyro_metabayes.data.perturbed import with_noise, with_shift
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.stream import BLOCK, TaskShape, TaskStream, generator_of
 from pyro_metabayes.report import queries_of
+from tests.pairs import random_tasks
 from tests.test_data import equal, numbered
 
 COUNTS = [9, 3, 2, 1, 0]
@@ -166,6 +168,36 @@ def test_no_noise_is_nothing_and_noise_is_of_the_task() -> None:
     assert equal(one, again) and one.num_tasks == BLOCK
 
 
+def test_a_shift_moves_a_task_as_a_whole() -> None:
+    """x + s = k x_moved with k > 0, s the same for all points of the task."""
+    draw = GaussianFeatures(num_features=8).sampler("train", TaskShape(query=3))
+    plain, moved = (its(generator_of(0, "train", 0)) for its in (draw, with_shift(draw, 2.0)))
+    for name in ("support_x", "query_x"):
+        before, after = getattr(plain, name), getattr(moved, name)
+        torch.testing.assert_close(before.norm(dim=-1), after.norm(dim=-1))
+        assert (before - after).norm(dim=-1).mean() > 0.1 * before.norm(dim=-1).mean()
+    # Two points tell s: it solves k_i x'_i - s = x_i for i = 1, 2, and then serves all others.
+    x, y = plain.query_x[3].double(), moved.query_x[3].double()
+    system = torch.zeros(16, 10, dtype=torch.float64)
+    system[:8, 0], system[8:, 1] = y[0], y[1]
+    system[:8, 2:], system[8:, 2:] = -torch.eye(8), -torch.eye(8)
+    shift = torch.linalg.lstsq(system, torch.cat((x[0], x[1])).unsqueeze(1)).solution[2:, 0]
+    cosine = torch.nn.functional.cosine_similarity(x + shift, y, dim=-1)
+    torch.testing.assert_close(cosine, torch.ones_like(cosine), atol=1e-5, rtol=0)
+    assert with_shift(draw, 0.0) is draw
+    assert TaskShape(train_shift=2.0).of("val").train_shift == 0 == TaskShape(train_shift=2.0).of("test").train_shift
+    assert TaskShape(train_shift=2.0).of("train").train_shift == 2.0
+
+
+def test_turned_views_move_with_their_task() -> None:
+    def draw(generator: torch.Generator) -> Episodes:
+        tasks = random_tasks(num_tasks=4)
+        return replace(tasks, auxiliary={"turned": tasks.query_x.unsqueeze(2).expand(-1, -1, 3, -1)})
+
+    moved = with_shift(draw, 1.0)(generator_of(0, "train", 0))
+    torch.testing.assert_close(moved.auxiliary["turned"], moved.query_x.unsqueeze(2).expand(-1, -1, 3, -1))
+
+
 def test_noise_is_for_features() -> None:
     images = BankSampler(numbered([20] * 6))
     draw = images.sampler("train", TaskShape())
@@ -175,5 +207,9 @@ def test_noise_is_for_features() -> None:
 
     with pytest.raises(UsageError, match=r"expected features .* for task\.feature_noise, got torch\.uint8"):
         with_noise(of_bytes, 0.1)(generator_of(0, "train", 0))
+    with pytest.raises(UsageError, match=r"expected features .* for task\.train_shift, got torch\.uint8"):
+        with_shift(of_bytes, 0.1)(generator_of(0, "train", 0))
+    with pytest.raises(UsageError, match=r"task\.train_shift to be finite and >= 0"):
+        TaskShape(train_shift=float("inf"))
     with pytest.raises(UsageError, match=r"task\.feature_noise to be finite and >= 0"):
         TaskShape(feature_noise=-0.1)

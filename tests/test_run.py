@@ -33,6 +33,7 @@ from tests.commands import (
     results_of,
     same_weights,
 )
+from tests.published import write_digits, write_pacs
 
 CONF = ROOT / "experiments" / "conf"
 # Glyphs without a long wait: two images a class, four filters, one epoch.
@@ -59,6 +60,7 @@ OF_NUMBERS = {
     "sine_and_line": ("guide=leo_regression", "data.fewest=1"),
 }
 FEW_BASE = ("pretrain.holdout_per_class=6", "task.base_query=30")  # learning without forgetting, 20 inputs a class
+ZERO_SHOT = ("source_only", "sib_rotation")  # guides of classes that all tasks share
 WITHOUT_TRUTH = {"sine_and_line"}  # whose latent no simulator can know
 FILES = {".hydra", "metrics.jsonl", "results.json", "checkpoint.pt", "tasks.npz", "curves.png"}
 
@@ -89,7 +91,7 @@ def regression_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------- every choice of every group
 
 
-@pytest.mark.parametrize("guide", names("guide"))
+@pytest.mark.parametrize("guide", [guide for guide in names("guide") if guide not in ZERO_SHOT])
 def test_every_guide_runs(guide: str, features: Path) -> None:
     numbers = {"exact": "gaussian_mean", "leo_regression": "sine_and_line"}  # what has no classes
     data = [f"data={numbers[guide]}", *SMALL] if guide in numbers else on_features(features)
@@ -102,8 +104,9 @@ def test_every_guide_runs(guide: str, features: Path) -> None:
     "choice", [f"{group}={name}" for group in ("prior", "head", "objective") for name in names(group)]
 )
 def test_every_prior_head_and_objective_runs(choice: str, features: Path) -> None:
-    """With mean_field, which has a posterior of its own; that of a network's weights, a single row, is maml's."""
-    guide = "maml" if choice == "head=network" else "mean_field"
+    """With mean_field, which has a posterior of its own, where the choice allows it."""
+    only = {"head=network": "maml", "prior=guided": "sib_savi"}  # the weights of a network are a single row
+    guide = only.get(choice, "mean_field")
     ran("run", *on_features(features), f"guide={guide}", choice, "hydra.run.dir=run")
     assert {path.name for path in Path("run").iterdir()} == FILES
 
@@ -128,6 +131,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     models = {
         "few_shot_classifier",
         "gaussian_mean",
+        "hierarchical_regression",
         "leo",
         "linear_regression",
         "lwof",
@@ -137,8 +141,11 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     assert set(names("model")) == models
     of_classes = {"cifar_fs", "fc100", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
     converted = {"image_folder", "leo_embeddings", "mini_imagenet", "tiered_imagenet"}  # test_prepare.py
-    assert set(names("data")) == of_classes | converted | {*OF_NUMBERS, "sinusoid"}
-    assert set(names("study")) == {"classification", "features", "gaussian_mean", "information", "spinning_lines"}
+    of_domains = {"digit_domains", "pacs"}
+    of_groups = {"groups", "radon", "sleepstudy"}  # test_groups.py, test_partial_pooling.py
+    assert set(names("data")) == of_classes | converted | of_domains | of_groups | {*OF_NUMBERS, "sinusoid"}
+    of_collapse = {"classification", "cold_posterior", "features", "gaussian_mean", "information", "spinning_lines"}
+    assert set(names("study")) == of_collapse | {"radon", "sleepstudy", "digit_domains", "digit_domains_ablation"}
 
 
 def test_gaussian_features_run() -> None:
@@ -266,6 +273,63 @@ def test_omniglot_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert results_of(Path("run"))["data"] == "omniglot"
 
 
+@pytest.fixture
+def of_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Settings of a run on small domains, digits and objects, with a pretraining of an epoch."""
+    write_digits(tmp_path / "data" / "digits")
+    write_pacs(tmp_path / "data" / "pacs")
+    monkeypatch.setenv("METABAYES_DATA", str(tmp_path / "data"))
+    return ("data.size=16", "backbone.num_filters=4", "task.query=1", "pretrain.epochs=1", "pretrain.batch_size=40")
+
+
+SMALL_DIGITS = ("data.train_images=100", "data.val_images=80", "data.test_images=90")
+
+
+def test_zero_shot_guides_run(of_domains: tuple[str, ...]) -> None:
+    """Without a support set; the source classifier is the pretrained one, and lambda starts there."""
+    digits = ("data=digit_domains", "data.target=uci", *SMALL_DIGITS, *of_domains, *SMALL)
+    starts = []
+    for guide in ZERO_SHOT:
+        outcome = ran("run", *digits, f"guide={guide}", f"hydra.run.dir={guide}")
+        results = results_of(Path(guide))
+        assert "10-way 0-shot" in outcome.out and results["transductive"] == (guide == "sib_rotation")
+        starts.append(checkpoint_of(Path(guide))["best"]["weights"]["guide.initial"])
+    torch.testing.assert_close(starts[0], starts[1], atol=1e-3, rtol=0)  # two small steps away
+    torch.testing.assert_close(starts[0].norm(dim=1), torch.ones(10))
+    ran("evaluate", "sib_rotation", "guide.num_steps=0")
+    assert results_of(Path("sib_rotation/evaluations/guide.num_steps=0"))["config"]["guide"]["num_steps"] == 0
+    outcome = ran("turns", "sib_rotation", "--tasks", "8")
+    last = Path("sib_rotation/turns/table.md").read_text().splitlines()[-1].strip("| ").split(" | ")
+    assert last[0] == "all" and "half a turn off" in outcome.out
+    assert float(last[-1]) == pytest.approx(100 * results_of(Path("sib_rotation"))["accuracy"]["mean"], abs=0.06)
+    assert "expected a run of guide=sib_rotation with its step, got source_only" in call("turns", "source_only").error
+    assert "expected data whose tasks share their classes for guide=source_only, got data=gaussian_features" in (
+        call("run", "data=gaussian_features", "guide=source_only", *SMALL).error
+    )
+    assert "expected a labelled support set" in call("run", *digits, "guide=proto").error
+
+
+def test_a_backbone_is_trained_along_on_domains(of_domains: tuple[str, ...]) -> None:
+    ran("prepare", "data=pacs", "data.size=16")
+    run = ("data=pacs", "data.target=photo", *of_domains, *SMALL, "guide=sib_rotation", "guide.posterior=normal")
+    assert "expected features for task.train_shift, got images" in (
+        call("run", *run, "backbone.frozen=false", "task.train_shift=1").error
+    )
+    ran(
+        "run",
+        *run,
+        "task.train_shift=0",
+        "prior=gaussian",
+        "backbone.frozen=false",
+        "eval.information=true",
+        "hydra.run.dir=run",
+    )
+    results = results_of(Path("run"))
+    assert (results["way"], results["shot"], results["data"]) == (7, 0, "pacs") and results["information"][
+        "queries"
+    ] == 7
+
+
 # ---------------------------------------------------------------- what a run leaves behind
 
 
@@ -321,7 +385,9 @@ KEYS = {
     "active_dimensions": is_count,
     **dict.fromkeys(("by_step", "information"), lambda value: value is None),
     "query_counts": lambda value: value == [],
-    **dict.fromkeys(("query_concentration", "query_balanced", "feature_noise"), lambda value: value == 0),
+    **dict.fromkeys(
+        ("query_concentration", "query_balanced", "feature_noise", "train_shift"), lambda value: value == 0
+    ),
     **dict.fromkeys(("seconds", "episodes_per_second"), is_of_training_and_evaluation),
     "accuracy": is_fraction_with_interval,
     "collapsed": lambda value: value in (True, False, None),

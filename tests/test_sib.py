@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
 from pyro_metabayes.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
-from pyro_metabayes.task_norm import TaskNorm
+from pyro_metabayes.task_norm import TaskNorm, point_shares
 from tests.commands import ran, results_of
 from tests.pairs import FEATURES, WAY, Pair, random_tasks
 
@@ -36,18 +36,18 @@ def test_task_norm_is_batch_norm_in_training_mode_for_one_task() -> None:
         nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
         nn.init.uniform_(norm.bias, generator=torch.Generator().manual_seed(2))
     x = torch.randn(1, 9, 4)
-    everything = torch.ones(1, 9, 1, dtype=torch.bool)
-    torch.testing.assert_close(ours(x, everything)[0], theirs(x[0]), rtol=1e-12, atol=1e-12)
+    everything = torch.ones(1, 9, dtype=torch.bool)
+    torch.testing.assert_close(ours(x, point_shares(everything))[0], theirs(x[0]), rtol=1e-12, atol=1e-12)
 
 
 def test_task_norm_is_of_one_task_and_of_unmasked_points() -> None:
     norm, x = TaskNorm(4), torch.randn(2, 3, 9, 4)  # two samples, three tasks
-    mask = torch.rand(3, 9, 1) < 0.7
+    mask = torch.rand(3, 9) < 0.7
     mask[:, 0] = True
-    got = norm(x, mask)
+    got = norm(x, point_shares(mask))
     for sample in range(2):
         for task in range(3):
-            kept = mask[task, :, 0]
+            kept = mask[task]
             expected = functional.batch_norm(x[sample, task][kept], None, None, training=True)
             torch.testing.assert_close(got[sample, task][kept], expected, rtol=1e-10, atol=1e-10)
 
@@ -91,9 +91,9 @@ def test_the_published_normalisation_hides_the_marginal_and_ours_brings_it_back(
 def test_normalising_over_the_batch_is_batch_norm_and_lets_tasks_see_each_other() -> None:
     """The ablation `over_batch` does what it is there to show: the released code with more than one task a step."""
     ours, x = TaskNorm(4, over_batch=True), torch.randn(3, 9, 4)
-    everything = torch.ones(3, 9, 1, dtype=torch.bool)
+    everything = torch.ones(3, 9, dtype=torch.bool)
     expected = functional.batch_norm(x.flatten(0, 1), None, None, training=True).view_as(x)
-    torch.testing.assert_close(ours(x, everything), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours(x, point_shares(everything, over_batch=True)), expected, rtol=1e-12, atol=1e-12)
     observed = random_tasks().observed()
     for mixed in (True, False):
         settings = {**STEPS, "posterior": "delta", "over_batch": mixed}

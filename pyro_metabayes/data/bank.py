@@ -27,6 +27,9 @@ class Bank:
         never stand on both sides of one task, support and query.
     views [V, N, *X], optional: V other renderings of each of the N inputs of the training classes (in
         the order of rows("train")), which tasks draw from as often as from the inputs themselves.
+    num_shared: 0, or how many classes all tasks share. A split then holds one or more domains, one after
+        another, each of them with these classes in their order (domains.py).
+    turned [M, 3, *X], optional: the features of every input turned by 1, 2 and 3 quarters.
     """
 
     inputs: Tensor
@@ -35,6 +38,8 @@ class Bank:
     class_names: Sequence[str]
     twin: Tensor | None = None
     views: Tensor | None = None
+    num_shared: int = 0
+    turned: Tensor | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -54,6 +59,10 @@ class Bank:
         """Rows of all inputs whose class belongs to the split."""
         return torch.isin(self.labels, self.splits[split]).nonzero().squeeze(1)
 
+    def answers(self, split: str) -> Tensor:
+        """What a classifier has to answer for each class of a split: its place there, or the shared class."""
+        return torch.arange(len(self.splits[split])) % (self.num_shared or max(len(self.splits[split]), 1))
+
     def fingerprint(self) -> str:
         """A hash of inputs, classes and splits; caches of derived banks are named by it."""
         return self._fingerprint
@@ -64,16 +73,19 @@ class Bank:
         digest.update(self.class_sizes.numpy().tobytes())
         for split in SPLITS:
             digest.update(split.encode() + self.splits[split].numpy().tobytes())
+        if self.num_shared:
+            digest.update(f"shared {self.num_shared}".encode())
         return digest.hexdigest()[:16]
 
-    def with_inputs(self, inputs: Tensor, views: Tensor | None = None) -> Bank:
+    def with_inputs(self, inputs: Tensor, views: Tensor | None = None, turned: Tensor | None = None) -> Bank:
         """The same classes and splits over other inputs, row by row (features of the images)."""
-        return replace(self, inputs=inputs, views=views)
+        return replace(self, inputs=inputs, views=views, turned=turned)
 
     def to(self, device: torch.device | str) -> Bank:
         """The inputs on a device; the small tables stay on the CPU, where tasks are drawn."""
         views = None if self.views is None else self.views.to(device)
-        return replace(self, inputs=self.inputs.to(device), views=views)
+        turned = None if self.turned is None else self.turned.to(device)
+        return replace(self, inputs=self.inputs.to(device), views=views, turned=turned)
 
     @classmethod
     def from_arrays(

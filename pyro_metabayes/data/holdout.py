@@ -43,4 +43,5 @@ def without_rows(bank: Bank, rows: Tensor) -> Bank:
     sizes = torch.bincount(bank.labels[kept], minlength=len(bank.class_sizes))
     views = None if bank.views is None else bank.views[:, kept[bank.rows("train")].to(bank.views.device)]
     inputs = bank.inputs[kept.to(bank.inputs.device)]
-    return replace(bank, inputs=inputs, class_sizes=sizes, twin=None, views=views)
+    turned = None if bank.turned is None else bank.turned[kept.to(bank.turned.device)]
+    return replace(bank, inputs=inputs, class_sizes=sizes, twin=None, views=views, turned=turned)

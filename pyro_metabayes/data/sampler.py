@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -21,6 +22,7 @@ class BankSampler:
 
     def __init__(self, bank: Bank) -> None:
         self.bank = bank
+        self.uneven = len(bank.class_sizes.unique()) > 1
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -90,10 +92,12 @@ class BankSampler:
     def _draw_within(self, sizes: Tensor, starts: Tensor, shape: TaskShape, generator: Generator) -> Tensor:
         """Positions inside each chosen class [B, C, shot + most_queries], all different."""
         largest = int(self.bank.class_sizes.max())
-        keys, ties = torch.rand(2, *sizes.shape, largest, generator=generator, dtype=torch.float64)
+        keys = torch.rand(*sizes.shape, largest, generator=generator, dtype=torch.float64)
         beyond = torch.arange(largest) >= sizes.unsqueeze(-1)
         if self.bank.twin is None:
-            return keys.masked_fill(beyond, -1.0).topk(shape.shot + shape.most_queries).indices
+            keys = keys.masked_fill_(beyond, -1.0) if self.uneven else keys
+            return _largest(keys, shape.shot + shape.most_queries)
+        ties = torch.rand(keys.shape, generator=generator, dtype=torch.float64)
         rows = (starts.unsqueeze(-1) + torch.arange(largest)).clamp(max=len(self.bank.twin) - 1)
         partner = (self.bank.twin[rows] - starts.unsqueeze(-1)).clamp(0, largest - 1)
         return _twins_on_one_side(keys, ties, partner, beyond, shape)
@@ -114,6 +118,16 @@ class BankSampler:
             num_classes=shape.way,
             classes=classes.to(device),
         )
+
+
+def _largest(keys: Tensor, number: int) -> Tensor:
+    """keys.topk(number).indices along the last axis, in half its time: numpy parts before it sorts. No two keys tie."""
+    values = keys.numpy()
+    if number == values.shape[-1]:
+        return keys.argsort(-1, descending=True)
+    found = np.argpartition(values, -number, axis=-1)[..., -number:]
+    order = np.take_along_axis(values, found, axis=-1).argsort(-1)[..., ::-1]
+    return torch.from_numpy(np.take_along_axis(found, order, axis=-1))
 
 
 def _twins_on_one_side(keys: Tensor, ties: Tensor, partner: Tensor, beyond: Tensor, shape: TaskShape) -> Tensor:

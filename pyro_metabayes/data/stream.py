@@ -17,12 +17,14 @@ from pyro_metabayes.data.bank import SPLITS
 from pyro_metabayes.episodes import Episodes, Observed, concatenate
 from pyro_metabayes.errors import UsageError
 
-BLOCK = 64  # tasks drawn by one generator; part of what defines a task, so never a setting
+BLOCK = 64  # tasks drawn by one generator (a table of groups draws all it has); part of what defines a task: no setting
 
 
 @dataclass
 class TaskShape:
     """`way` classes, `shot` support points and `query` query points of each; way is 1 in a regression.
+
+    Where domains share their classes the queries are a minibatch of way * query points, of any class; shot is 0.
 
     query_counts: how many query points the classes have instead, dealt out to them anew in every task; with them
         the two below have no say.
@@ -39,12 +41,16 @@ class TaskShape:
     query_concentration: float = 0.0
     query_balanced: float = 0.0
     feature_noise: float = 0.0
+    train_shift: float = (
+        0.0  # of training tasks: all their features are moved alike, to a domain that is not (perturbed.py)
+    )
     base_query: int = 0  # queries of base classes beside those, learning without forgetting (model=lwof)
     train_query: int = 0  # in place of query in training tasks, with base_query in proportion; 0: the same
 
     def __post_init__(self) -> None:
-        if not 0 <= self.feature_noise < math.inf:
-            raise UsageError(f"expected task.feature_noise to be finite and >= 0, got {self.feature_noise}")
+        for name in ("feature_noise", "train_shift"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise UsageError(f"expected task.{name} to be finite and >= 0, got {value}")
         if min(self.base_query, self.train_query) < 0:
             raise UsageError(
                 f"expected task.base_query and task.train_query >= 0, got {self.base_query} and {self.train_query}"
@@ -55,7 +61,9 @@ class TaskShape:
 
     def of(self, split: str) -> TaskShape:
         """The shape of the tasks of a split."""
-        if split != "train" or not self.train_query:
+        if split != "train":
+            return replace(self, train_shift=0.0) if self.train_shift else self
+        if not self.train_query:
             return self
         return replace(self, query=self.train_query, base_query=self.base_query * self.train_query // self.query)
 
@@ -157,28 +165,37 @@ def generator_of(seed: int, split: str, block: int) -> Generator:
 
 
 class TaskStream:
-    """Tasks of one split, addressed by index: endless, or the first `num_tasks` again and again."""
+    """Tasks of one split, addressed by index: endless, or the first `num_tasks` again and again.
+
+    block: how many tasks `draw` draws at once.
+    """
 
     def __init__(
-        self, draw: Callable[[Generator], Episodes], seed: int, split: str, num_tasks: int | None = None
+        self,
+        draw: Callable[[Generator], Episodes],
+        seed: int,
+        split: str,
+        num_tasks: int | None = None,
+        block: int = BLOCK,
     ) -> None:
-        self._draw, self._seed, self._split, self._num_tasks = draw, seed, split, num_tasks
+        self._draw, self._seed, self._split, self.num_tasks = draw, seed, split, num_tasks
+        self._size = block
         self._block: tuple[int, Episodes] | None = None
         self._all: Episodes | None = None
 
     def batch(self, start: int, stop: int) -> Episodes:
         """Tasks start, ..., stop - 1."""
-        if self._num_tasks:
+        if self.num_tasks:
             if self._all is None:
-                self._all = self._fresh(0, self._num_tasks)
-            return self._all.tasks(torch.arange(start, stop, device=self._all.query_x.device) % self._num_tasks)
+                self._all = self._fresh(0, self.num_tasks)
+            return self._all.tasks(torch.arange(start, stop, device=self._all.query_x.device) % self.num_tasks)
         return self._fresh(start, stop)
 
     def _fresh(self, start: int, stop: int) -> Episodes:
         parts = []
-        for block in range(start // BLOCK, (stop - 1) // BLOCK + 1):
-            first = max(start - block * BLOCK, 0)
-            last = min(stop - block * BLOCK, BLOCK)
+        size = self._size
+        for block in range(start // size, (stop - 1) // size + 1):
+            first, last = max(start - block * size, 0), min(stop - block * size, size)
             parts.append(self._tasks_of(block).tasks(slice(first, last)))
         return concatenate(parts)
 

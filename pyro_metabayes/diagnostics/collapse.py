@@ -86,14 +86,13 @@ def _spread_of_outputs(likelihood: Any, mask: Tensor) -> Spread:
     }
 
 
-def posterior_spread(learner: MetaLearner, episodes: Episodes) -> Spread:
-    """Of training_posterior, which alone bounds the evidence, task by task; {} for a point mass.
+def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribution) -> Spread:
+    """Of q = training_posterior(episodes), which alone bounds the evidence, task by task; {} for a point mass.
 
     posterior_variance over the weights, posterior_entropy [T]; against a prior with a density elbo and
     kl (batch means of one draw a task where the KL has no closed form) [T], kl_by_dimension [T, weights]; against a
     mixture kl_variational_bound and kl_convexity_bound, closed forms above the KL [T].
     """
-    q = learner.guide.training_posterior(episodes)
     if not has_density(q):
         return {}
     spread = {"posterior_variance": q.variance.flatten(1).mean(1)}
@@ -169,5 +168,5 @@ def collapse_figures(learner: MetaLearner, observed: Observed, num_samples: int)
     """The summary for one batch of tasks; for Episodes of the posterior too."""
     spread = prior_spread(learner, observed, num_samples)
     if isinstance(observed, Episodes):
-        spread |= posterior_spread(learner, observed)
+        spread |= posterior_spread(learner, observed, learner.guide.training_posterior(observed))
     return summary(spread)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,9 +31,7 @@ UPPER = ("prior", "refitted_prior", "other_tasks", "second_set")
 
 def query_sets(episodes: Episodes) -> tuple[Episodes, Episodes]:
     """Every other query each: d and b of the same tasks, as alike in their classes as they can be."""
-    names = ("query_x", "query_y", "query_mask")
-    first, second = ({name: getattr(episodes, name)[:, start::2] for name in names} for start in (0, 1))
-    return replace(episodes, **first), replace(episodes, **second)
+    return episodes.change_queries(lambda x: x[:, ::2]), episodes.change_queries(lambda x: x[:, 1::2])
 
 
 @torch.no_grad()
@@ -108,7 +105,7 @@ def _figures(each: dict[str, Tensor], sigma: float | None, points: float) -> dic
         nats["other_tasks"] = _kl_to_others(mean, variance)
         below = _below(mean, variance, each["draw"])
     upper = {name: nats.get(name) for name in UPPER}
-    least = min(value for value in upper.values() if value is not None)
+    least = max(0.0, min(value for value in upper.values() if value is not None))  # no KL is below 0 but by rounding
     gap = each["gap"].double()
     bound = None if sigma is None else sigma * math.sqrt(2 * least / points)
     return upper | {

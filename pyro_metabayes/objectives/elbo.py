@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_metabayes.divergences import KL_BOUNDS, closed_form_kl, innermost, mixture_kl_bounds
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, latent_sites, observed_sites
+from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, added, latent_sites, observed_sites, total
 
 
 class Elbo(Objective, Trace_ELBO):
@@ -40,19 +40,17 @@ class Elbo(Objective, Trace_ELBO):
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
         (data,) = args
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
-        weighted, unweighted = torch.zeros(()), torch.zeros(())
+        weighted, unweighted, log_likelihood = [], [], []
         for name in latent_sites(guide_trace):
             kl = self._kl(guide_trace.nodes[name], model_trace.nodes[name])
-            weighted = weighted + scale_and_mask(kl, guide_trace.nodes[name]["scale"]).sum()
-            unweighted = unweighted + kl.detach().sum()
-        log_likelihood = torch.zeros(())
+            weighted.append(total(scale_and_mask(kl, guide_trace.nodes[name]["scale"])))
+            unweighted.append(total(kl.detach()))
         for name in observed_sites(model_trace):
             site: Any = model_trace.nodes[name]
-            log_likelihood = (
-                log_likelihood + scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"]).sum()
-            )
-        loss = (weighted - log_likelihood) / self.particles
-        return Terms(loss, log_likelihood.detach() / self.particles, unweighted / self.particles)
+            log_prob = site["fn"].log_prob(site["value"])
+            log_likelihood.append(total(scale_and_mask(log_prob, site["scale"], site["mask"])))
+        evidence = added(log_likelihood)
+        return Terms(added(weighted) - evidence, evidence.detach(), added(unweighted))
 
     def _kl(self, guide_site: Any, model_site: Any) -> Tensor:
         """log q(w) - log p(w), or the closed form of its expectation, without the KL weight."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
+import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
@@ -16,8 +16,12 @@ from torch import Tensor
 
 from pyro_metabayes.divergences import innermost
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.once import once
+from pyro_metabayes.parameters import quietly
+from pyro_metabayes.particles import Particles
 
 Stochastic = Callable[..., Any]
+NESTING = 1  # plates of a program: that of tasks
 
 
 @dataclass(frozen=True)
@@ -54,32 +58,34 @@ class Objective:
 
     def _traces(self, model: Stochastic, guide: Stochastic, data: Any, seen: Any, **kwargs: Any) -> tuple[Trace, Trace]:
         """Trace the guide on what it may see, replay the model on the data against it."""
-        guide_trace = poutine.trace(self._in_particles(guide)).get_trace(seen, **kwargs)
-        replayed = poutine.replay(self._in_particles(model), trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(data, **kwargs)
+        with once(), quietly():
+            guide_trace = poutine.trace(self._in_particles(guide)).get_trace(seen, **kwargs)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data, **kwargs)
         if is_validation_enabled():
             self._check(model_trace, guide_trace)
         return model_trace, guide_trace
 
     def _check(self, model_trace: Trace, guide_trace: Trace) -> None:
         """Pyro's own checks of a pair: the same sites, and no batch dimension outside a plate."""
-        nesting = 1 + (self.particles > 1)
-        check_model_guide_match(model_trace, guide_trace, nesting)
+        check_model_guide_match(model_trace, guide_trace, NESTING)
         for trace in (model_trace, guide_trace):
             trace.compute_log_prob()
             for name in _sites(trace):
-                check_site_shape(trace.nodes[name], nesting)
+                check_site_shape(trace.nodes[name], NESTING)
 
     def _in_particles(self, program: Stochastic) -> Stochastic:
-        """The program with all samples drawn `particles` times, along dimension -2."""
-        if self.particles == 1:
-            return program
+        """The program with all samples drawn `particles` times, along a leading dimension."""
+        return program if self.particles == 1 else Particles(self.particles, NESTING)(program)
 
-        def particles(*args: Any, **kwargs: Any) -> Any:
-            with pyro.plate("particles", self.particles, dim=-2):
-                return program(*args, **kwargs)
 
-        return particles
+def total(values: Tensor) -> Tensor:
+    """Sum over tasks, mean over particles: values [T] or [L, T]."""
+    return values.sum() / (len(values) if values.dim() > NESTING else 1)
+
+
+def added(sites: list[Tensor]) -> Tensor:
+    """Sum over sites, of which there is mostly one."""
+    return sum(sites[1:], sites[0]) if sites else torch.zeros(())
 
 
 def _sites(trace: Trace) -> list[str]:

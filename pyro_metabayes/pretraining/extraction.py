@@ -1,14 +1,16 @@
-"""Features of inputs."""
+"""Features of inputs, and of what a bank derives from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_metabayes.arrays import as_float
+from pyro_metabayes.data.bank import Bank
 
 BATCH = 512
 Change = Callable[[Tensor], Tensor]
@@ -23,3 +25,11 @@ def extract(backbone: nn.Module, inputs: Tensor, device: torch.device, change: C
         values = as_float(batch.to(device))
         parts.append(backbone(values if change is None else change(values)).cpu())
     return torch.cat(parts)
+
+
+def extract_turned(backbone: nn.Module, bank: Bank, device: torch.device) -> Tensor | None:
+    """Features [M, 3, D] of a bank's images turned by 1, 2 and 3 quarters, where domains share their classes."""
+    if not bank.num_shared:
+        return None
+    quarters = [extract(backbone, bank.inputs, device, partial(torch.rot90, k=k, dims=(2, 3))) for k in (1, 2, 3)]
+    return torch.stack(quarters, dim=1)

@@ -20,7 +20,7 @@ from pyro_metabayes.data.holdout import halves, held_out_rows, without_rows
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.pretraining.augmentation import augmented
-from pyro_metabayes.pretraining.extraction import extract
+from pyro_metabayes.pretraining.extraction import extract, extract_turned
 from pyro_metabayes.pretraining.prototypes import PrototypeScore
 from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.pretraining.training import Pretraining
@@ -45,7 +45,7 @@ class Pretrained:
             return None
         rows = halves(held_out_rows(self.bank, per_class))["test"]
         answers = (self.bank.inputs[rows] @ functional.normalize(self.classes, dim=-1).mT).argmax(-1)
-        return (answers == torch.arange(len(rows)).unsqueeze(1)).float().mean().item()
+        return (answers == self.bank.answers("train").unsqueeze(1)).float().mean().item()
 
 
 def pretrained(
@@ -68,7 +68,8 @@ def pretrained(
         found = {"weights": training.weights(), "classes": training.classes(), "curve": training.curve}
         checkpoint.save(path, found)
         path.with_suffix(".unfinished.pt").unlink(missing_ok=True)
-        print(f"pretrained {name}: {_summary(training.curve[-1], len(bank.splits['train']))}; kept in {path}")
+        num_classes = len(bank.answers("train").unique())
+        print(f"pretrained {name}: {_summary(training.curve[-1], num_classes)}; kept in {path}")
     state = checkpoint.load(path)
     backbone.load_state_dict(state["weights"])
     backbone.to(device).eval()
@@ -88,14 +89,14 @@ def _seen(bank: Bank, settings: PretrainSettings) -> Bank:
 def _features(
     backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> dict[str, Tensor | None]:
-    """Of every input, and of augmented ones of the training classes."""
-    inputs = extract(backbone, bank.inputs, device)
+    """Of every input, of augmented ones of the training classes, and of turned ones where a bank asks for them."""
+    inputs, turned = extract(backbone, bank.inputs, device), extract_turned(backbone, bank, device)
     if not settings.views:
-        return {"inputs": inputs, "views": None}
+        return {"inputs": inputs, "views": None, "turned": turned}
     images = bank.inputs[bank.rows("train")]
     with noise_of(settings.seed):
         views = [extract(backbone, images, device, lambda x: augmented(x, settings)) for _ in range(settings.views)]
-    return {"inputs": inputs, "views": torch.stack(views)}
+    return {"inputs": inputs, "views": torch.stack(views), "turned": turned}
 
 
 def _train(

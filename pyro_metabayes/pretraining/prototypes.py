@@ -19,7 +19,7 @@ class PrototypeScore:
     """Accuracy of the nearest class mean by cosine on fixed 5-way tasks of the validation classes.
 
     per_class: so many images of each class at most, which makes it quick; None: all. A bank whose
-    validation split cannot fill such a task has the score None.
+    validation split cannot fill such a task has the score None, and so has one whose domains share their classes.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class PrototypeScore:
         self.bank, self.device, self.num_blocks = _validation(bank, per_class), device, -(-num_tasks // BLOCK)
         sizes = self.bank.class_sizes
         self.shape = TaskShape(WAY, shot, QUERY)
-        self.possible = len(sizes) >= WAY and int(sizes.min()) >= shot + QUERY
+        self.possible = len(sizes) >= WAY and int(sizes.min()) >= shot + QUERY and not bank.num_shared
 
     def __call__(self, backbone: nn.Module) -> float | None:
         if not self.possible:

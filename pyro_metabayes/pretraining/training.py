@@ -22,7 +22,10 @@ from pyro_metabayes.pretraining.settings import PretrainSettings
 
 
 class CosineClassifier(nn.Module):
-    """logits = scale * cos(w_c, x), over all training classes (Gidaris and Komodakis 2018, stage 1)."""
+    """logits = scale * cos(w_c, x), over all training classes (Gidaris and Komodakis 2018, stage 1).
+
+    Classes that the domains of a bank share are one class each.
+    """
 
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__()
@@ -47,14 +50,16 @@ class Pretraining:
         device: torch.device,
         score: Callable[[nn.Module], float | None],
     ) -> None:
-        rows, classes = bank.rows("train"), bank.splits["train"]
+        rows, classes, answers = bank.rows("train"), bank.splits["train"], bank.answers("train")
         self.settings, self.device, self.score = settings, device, score
-        self.images, self.labels = bank.inputs[rows], torch.searchsorted(classes, bank.labels[rows])
+        self.images, self.labels = bank.inputs[rows], answers[torch.searchsorted(classes, bank.labels[rows])]
         self.per_epoch = len(rows) // settings.batch_size
         self._check()
         _initialise(backbone)
         num_features = int(backbone.num_features)  # type: ignore[arg-type]
-        self.network = nn.ModuleDict({"backbone": backbone, "classes": CosineClassifier(num_features, len(classes))})
+        self.network = nn.ModuleDict(
+            {"backbone": backbone, "classes": CosineClassifier(num_features, len(answers.unique()))}
+        )
         if settings.rotation:
             self.network["turns"] = CosineClassifier(num_features, 4)
         self.network.to(device).requires_grad_(True).train()

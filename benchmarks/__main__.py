@@ -1,0 +1,74 @@
+"""python -m benchmarks [CASE ...] [--toy] [--out FILE.json]: what the library costs, against what it could cost.
+
+Every case measures its variants in turn, in one process, on one thread, in CPU time; the table has medians with
+quartiles, and ratios that are paired within the rounds. Other work on the machine makes times longer and ratios
+noisier, not different.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyro
+import torch
+
+from benchmarks import compiled, conditional, evaluation, gradient, images, memory, sampling, sib, slopes, start
+from benchmarks.measure import Row
+from benchmarks.setting import Size
+from pyro_metabayes.report import text_table
+
+CASES = {
+    "sib": sib.rows,
+    "evaluation": evaluation.rows,
+    "sampling": sampling.rows,
+    "conditional": conditional.rows,
+    "gradient": gradient.rows,
+    "images": images.rows,
+    "memory": memory.rows,
+    "start": start.rows,
+    "slopes": slopes.rows,
+    "compiled": compiled.rows,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all unless given")
+    parser.add_argument("--toy", action="store_true", help="one round of the smallest sizes: its numbers mean nothing")
+    parser.add_argument("--out", type=Path, help="write the table as JSON, with the machine and the versions")
+    given = parser.parse_args(arguments)
+    if unknown := [name for name in given.cases if name not in CASES]:
+        parser.error(f"expected cases of {', '.join(CASES)}, got {', '.join(unknown)}")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with pyro.validation_enabled(False):  # as in training after the first step
+        rows = [row for name in given.cases or CASES for row in CASES[name](Size(given.toy))]
+    print(text_table([shown(row) for row in rows]))
+    if given.out:
+        machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
+        versions = {"torch": torch.__version__, "pyro": pyro.__version__}
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(
+            json.dumps(machine | versions | {"rows": [row.as_json() for row in rows]}, indent=1) + "\n"
+        )
+
+
+def shown(row: Row) -> dict[str, str]:
+    ratio = "" if row.ratio is None else f"{row.ratio.median:.2f} ({row.ratio.lower:.2f} to {row.ratio.upper:.2f})"
+    return {
+        "case": row.case,
+        "way": row.way,
+        "ratio": ratio,
+        "to": row.against,
+        "goal": row.goal,
+        "median": f"{row.value.median:.4g} {row.unit}",
+        "quartiles": f"{row.value.lower:.4g} to {row.value.upper:.4g}",
+    }
+
+
+if __name__ == "__main__":
+    main()

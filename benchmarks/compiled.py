@@ -1,0 +1,43 @@
+"""Case 10: what train.compile=true gains: the pure networks of a learner compiled, Pyro left as it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.measure import Row, Spread, interleaved, rows_of
+from benchmarks.setting import Size, learner, stepping, tasks
+
+GUIDES = {
+    "sib": ("sib", "Gaussian", {"of_guide": {"posterior": "delta"}}),
+    "savi": ("savi", "Conditional", {"of_objective": {"kl": "analytic"}}),
+}
+
+
+def rows(size: Size) -> list[Row]:
+    return [row for number in size.tasks(8, 64) for guide in GUIDES for row in _of(guide, number, size)]
+
+
+def _of(guide: str, number: int, size: Size) -> list[Row]:
+    case = f"{guide}, training step, T={number}, compiled"
+    torch._dynamo.reset()
+    eager, compiled = _step(guide, number), _step(guide, number, "eager" if size.toy else "inductor")
+    started = time.perf_counter()
+    compiled()
+    first = Spread.of([time.perf_counter() - started])
+    seconds = interleaved({"learner": eager, "networks compiled": compiled}, size.rounds(20))
+    return [
+        *rows_of(case, seconds, {"networks compiled": "learner"}),
+        Row(case, "the first compiled step, wall time", first, "s"),
+    ]
+
+
+def _step(guide: str, number: int, backend: str = "") -> Callable[[], None]:
+    name, prior, settings = GUIDES[guide]
+    ours, episodes = learner(name, prior, **settings), tasks(number).episodes
+    for module in ours.modules():
+        if backend and getattr(module, "pure", False):
+            module.compile(backend=backend)
+    return stepping(ours.parameters(), lambda: ours(episodes)["loss"])

@@ -1,0 +1,57 @@
+"""Case 2: scoring test tasks, from features in memory: sib, mc, savi and proto, in raw PyTorch, the reference way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.measure import Row, Spread, interleaved, ratios
+from benchmarks.setting import FEATURES, STEPS, WAY, Size, learner, tasks
+from benchmarks.sib_raw import RawSib
+from pyro_metabayes.evaluation import scored
+
+SAMPLES = 10
+LEARNERS = {
+    "sib": ("sib", "Flat", {"of_guide": {"posterior": "delta"}}),
+    "proto": ("proto", "Flat", {}),
+    "mc": ("mc", "Conditional", {"objective": "monte_carlo.MonteCarlo"}),
+    "savi": ("savi", "Conditional", {}),
+}
+
+
+def rows(size: Size) -> list[Row]:
+    (number,) = size.tasks(32)
+    seconds = interleaved(ways(number), size.rounds(20))
+    table = []
+    for way, times in seconds.items():
+        against = {"raw batched, sib": "reference way, sib", "learner, sib": "reference way, sib"}.get(way, "")
+        rate = Spread.of([number / value for value in times])
+        faster = ratios(seconds, against, way) if against else None
+        goal = ">= 6" if way == "learner, sib" else ""
+        table.append(Row("evaluation, 32 tasks at once", way, rate, "tasks/s", against, faster, goal))
+    return table
+
+
+def ways(number: int) -> dict[str, Callable[[], object]]:
+    """All scores and collapse figures of `experiments.run` for the learners; the accuracy alone for the two others."""
+    data, raw = tasks(number), RawSib(FEATURES, WAY, STEPS)
+    episodes = data.episodes
+
+    @torch.no_grad()
+    def batched() -> object:
+        return (
+            (raw.logits(raw.adapted(data.support, data.query), data.query).argmax(-1) == data.labels).float().mean(-1)
+        )
+
+    def one_by_one() -> None:
+        for support, query, labels in zip(data.support, data.query, data.labels, strict=True):
+            logits = raw.one_logits(raw.one_adapted(support, query), query)
+            best = logits.topk(1).indices.T
+            best.eq(labels.expand_as(best)).flatten().float().sum().mul(100 / len(labels)).item()
+
+    scoring: dict[str, Callable[[], object]] = {"reference way, sib": one_by_one, "raw batched, sib": batched}
+    for name, (guide, prior, settings) in LEARNERS.items():
+        ours = learner(guide, prior, **settings)
+        scoring[f"learner, {name}"] = torch.no_grad()(lambda ours=ours: scored(ours, episodes, SAMPLES))
+    return scoring

@@ -1,0 +1,108 @@
+"""Case 5: a second-order meta-step of maml, and of llama, through the learner.
+
+Against the same step in raw batched PyTorch, and in a plain loop over tasks with autograd: forward, backward and
+Adam on 25 sinusoids, 10 points of support and 10 queries, network 1-40-40-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Row, interleaved, rows_of
+from benchmarks.setting import Size, stepping
+from pyro_metabayes import Episodes, MetaLearner
+from pyro_metabayes.data.sinusoid import Sinusoid
+from pyro_metabayes.data.stream import TaskShape, TaskStream
+
+TASKS, POINTS, RATE, NOISE = 25, 10, 0.01, 0.5**0.5  # with this noise -log p is the squared error
+FASTER_THAN_THE_LOOP = {1: ">= 4.5", 5: ">= 8"}
+Step = Callable[[], None]
+
+
+def rows(size: Size) -> list[Row]:
+    table, episodes = [], tasks()
+    for num_steps in (1, 5):
+        ways = {
+            "raw batched": batched(episodes, num_steps)[0],
+            "learner, maml": through_pyro(episodes, num_steps)[0],
+            "loop over tasks": looped(episodes, num_steps)[0],
+            "learner, llama": through_pyro(episodes, num_steps, "llama")[0],
+        }
+        seconds = interleaved(ways, size.rounds(30), 1 if size.toy else 3)
+        pairs = {"learner, maml": "raw batched", "loop over tasks": "learner, maml", "learner, llama": "raw batched"}
+        goals = {"learner, maml": "<= 2", "loop over tasks": FASTER_THAN_THE_LOOP[num_steps]}
+        table += rows_of(f"maml, meta-step, {num_steps} inner", seconds, pairs, goals)
+    return table
+
+
+def tasks() -> Episodes:
+    return TaskStream(Sinusoid().sampler("train", TaskShape(1, POINTS, POINTS)), 0, "train").batch(0, TASKS)
+
+
+def through_pyro(episodes: Episodes, num_steps: int, guide: str = "maml") -> tuple[Step, list[Tensor]]:
+    """What experiments.run does in a step."""
+    learner = MetaLearner.from_specification(
+        {
+            "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
+            "head": {"_target_": "models.neural_regression.Network"},
+            "prior": {"_target_": "models.priors.Flat"},
+            "model": {"_target_": "models.neural_regression.Model", "noise": NOISE},
+            "guide": {"_target_": f"guides.{guide}.Guide", "num_steps": num_steps, "step_size": RATE},
+            "objective": {"_target_": "pyro_metabayes.objectives.elbo.Elbo"},
+            "input_shape": [1],
+            "num_classes": 1,
+            "num_targets": 1,
+        }
+    )
+    parameters = [value for value in learner.parameters() if value.requires_grad]
+    return stepping(parameters, lambda: learner(episodes)["loss"], adam=True), parameters
+
+
+def network(weights: list[Tensor], x: Tensor) -> Tensor:
+    """weights: matrix and bias of each layer, of one task or (with a leading dimension) of all."""
+    for i in range(0, len(weights), 2):
+        x = x @ weights[i] + weights[i + 1]
+        x = x.relu() if i < 4 else x
+    return x
+
+
+def initial() -> list[Tensor]:
+    layers = ((1, 40), (40, 40), (40, 1))
+    shapes = [shape for inputs, outputs in layers for shape in ((inputs, outputs), (1, outputs))]
+    return [torch.nn.Parameter(0.2 * torch.randn(shape)) for shape in shapes]
+
+
+def adapted(weights: list[Tensor], x: Tensor, y: Tensor, num_steps: int) -> list[Tensor]:
+    """MAML's inner loop by autograd; the losses of the tasks are added up, their gradients stay apart."""
+    for _ in range(num_steps):
+        loss = (network(weights, x) - y).square().mean(-2).sum()
+        gradients = torch.autograd.grad(loss, weights, create_graph=True)
+        weights = [w - RATE * g for w, g in zip(weights, gradients, strict=True)]
+    return weights
+
+
+def batched(episodes: Episodes, num_steps: int) -> tuple[Step, list[Tensor]]:
+    theta = initial()
+
+    def loss() -> Tensor:
+        copies = [w.expand(TASKS, *w.shape) for w in theta]
+        phi = adapted(copies, episodes.support_x, episodes.support_y, num_steps)
+        return (network(phi, episodes.query_x) - episodes.query_y).square().sum() / TASKS
+
+    return stepping(theta, loss, adam=True), theta
+
+
+def looped(episodes: Episodes, num_steps: int) -> tuple[Step, list[Tensor]]:
+    theta = initial()
+
+    def loss() -> Tensor:
+        total = torch.zeros(())
+        for t in range(TASKS):
+            phi = adapted(theta, episodes.support_x[t], episodes.support_y[t], num_steps)
+            total = total + (network(phi, episodes.query_x[t]) - episodes.query_y[t]).square().sum()
+        return total / TASKS
+
+    return stepping(theta, loss, adam=True), theta

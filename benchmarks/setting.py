@@ -1,0 +1,99 @@
+"""The tasks and learners of the benchmarks: 5-way 1-shot, 15 queries a class, 640 features, no backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pyro_metabayes import Episodes, MetaLearner
+
+WAY, SHOT, QUERY, FEATURES, STEPS = 5, 1, 15, 640, 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """full: what docs/performance.md reports. toy: keeps the benchmarks alive, its numbers mean nothing."""
+
+    toy: bool = False
+
+    def rounds(self, number: int) -> int:
+        return 1 if self.toy else number
+
+    def tasks(self, *numbers: int) -> tuple[int, ...]:
+        return (2,) if self.toy else numbers
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Class-ordered tasks: support [T, C, shot, D], query [T, Q, D] of unit length, labels [T, Q]."""
+
+    support: Tensor
+    query: Tensor
+    labels: Tensor
+
+    @property
+    def episodes(self) -> Episodes:
+        num_tasks, way, shot, _ = self.support.shape
+        return Episodes(
+            support_x=self.support.flatten(1, 2),
+            support_y=torch.arange(way).repeat_interleave(shot).expand(num_tasks, -1).contiguous(),
+            query_x=self.query,
+            query_y=self.labels,
+            num_classes=way,
+        )
+
+
+def tasks(number: int, way: int = WAY, shot: int = SHOT, query: int = QUERY, features: int = FEATURES) -> Tasks:
+    """Random class means, unit noise, ReLU: the benchmark family of docs/results.md."""
+    means = 0.3 + 0.27 * torch.randn(number, way, 1, features)
+    support, queries = (
+        functional.normalize((means + torch.randn(number, way, n, features)).relu(), dim=-1) for n in (shot, query)
+    )
+    labels = torch.arange(way).repeat_interleave(query).expand(number, -1).contiguous()
+    return Tasks(support, queries.flatten(1, 2).contiguous(), labels)
+
+
+def learner(
+    guide: str,
+    prior: str,
+    objective: str = "elbo.Elbo",
+    of_guide: dict[str, Any] | None = None,
+    of_objective: dict[str, Any] | None = None,
+    way: int = WAY,
+    features: int = FEATURES,
+    particles: int = 1,
+) -> MetaLearner:
+    """A few-shot classifier with the cosine head; of_guide, of_objective: their settings."""
+    return MetaLearner.from_specification(
+        {
+            "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
+            "head": {"_target_": "models.heads.Cosine"},
+            "prior": {"_target_": f"models.priors.{prior}"},
+            "model": {"_target_": "models.few_shot_classifier.Model"},
+            "guide": {"_target_": f"guides.{guide}.Guide", **(of_guide or {})},
+            "objective": {"_target_": f"pyro_metabayes.objectives.{objective}", **(of_objective or {})},
+            "input_shape": [features],
+            "num_classes": way,
+            "particles": particles,
+        }
+    )
+
+
+def stepping(parameters: Iterable[Tensor], loss: Callable[[], Tensor], adam: bool = False) -> Callable[[], None]:
+    """A meta-step: zero_grad, forward, backward, SGD with Nesterov momentum, or Adam."""
+    trained = [value for value in parameters if value.requires_grad]
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9, nesterov=True)
+    if adam:
+        optimizer = torch.optim.Adam(trained, lr=1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step

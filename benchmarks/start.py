@@ -1,0 +1,32 @@
+"""Case 8: the CPU time of a cold start: what the imports cost, and the command that says what there is."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+from benchmarks.measure import Row, Spread
+from benchmarks.setting import Size
+
+CASE = "cold start"
+COMMANDS = {
+    "import torch, pyro": ["-c", "import torch, pyro"],
+    "import pyro_metabayes": ["-c", "import torch, pyro, pyro_metabayes"],
+    "experiments.run --help": ["-m", "experiments.run", "--help"],
+}
+
+
+def rows(size: Size) -> list[Row]:
+    rounds = [{way: seconds(command) for way, command in COMMANDS.items()} for _ in range(size.rounds(7))]
+    table = [Row(CASE, way, Spread.of([each[way] for each in rounds]), "s") for way in COMMANDS]
+    added = [each["import pyro_metabayes"] - each["import torch, pyro"] for each in rounds]
+    return [*table, Row(CASE, "pyro_metabayes adds", Spread.of(added), "s", goal="<= 0.3 s")]
+
+
+def seconds(command: list[str]) -> float:
+    """CPU seconds of a Python process, user and system."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

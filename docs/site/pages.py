@@ -1,0 +1,51 @@
+"""python docs/site/pages.py: lay out the pages of the site in build/pages, as they lie in the repository.
+
+So a link works on both. Beside them: the notebooks as built (build/notebooks), and a reference of every module.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "build" / "pages"
+AT_THE_TOP = ("README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff")
+PACKAGES = ("pyro_metabayes", "models", "guides")
+
+
+def repository_files() -> list[Path]:
+    """Pages, pictures and the style sheet."""
+    in_docs = sorted(path for path in (ROOT / "docs").rglob("*") if path.suffix in {".md", ".png", ".css"})
+    return [*(ROOT / name for name in AT_THE_TOP), *in_docs]
+
+
+def reference() -> dict[str, list[str]]:
+    """The modules of every package."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        *package, module = path.relative_to(ROOT).with_suffix("").parts
+        found.setdefault(".".join(package), []).append(module)
+    return found
+
+
+def reference_page(package: str, modules: list[str]) -> str:
+    """The package's docstring, then its modules, for mkdocstrings to fill in."""
+    head = f"::: {package}\n    options: {{members: false, heading_level: 1}}\n"
+    return "\n".join([head, *(f"::: {package}.{module}\n" for module in modules if module != "__init__")])
+
+
+def main() -> None:
+    shutil.rmtree(PAGES, ignore_errors=True)
+    for path in repository_files():
+        target = PAGES / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    shutil.copytree(ROOT / "build" / "notebooks", PAGES / "notebooks")
+    (PAGES / "reference").mkdir()
+    for package, modules in reference().items():
+        (PAGES / "reference" / f"{package}.md").write_text(reference_page(package, modules))
+
+
+if __name__ == "__main__":
+    main()

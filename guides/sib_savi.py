@@ -1,0 +1,134 @@
+"""SIB as the prior, SAVI's bound: the posterior goes on from theta^K with a gradient that sees the query labels.
+
+The prior's steps: Hu et al., ICLR 2020 (arXiv 2004.12696). The bound on p(y | x, support), whose prior is what
+predicts: Iakovleva, Verbeek and Alahari, ICML 2020 (arXiv 2008.12037). A step whose size is the posterior's covariance:
+Khan and Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04562).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import LowRankMultivariateNormal, Normal, TorchDistribution
+from torch import Tensor, nn
+
+import pyro_metabayes
+from guides.sib import Guide as Sib
+from guides.sib import choose
+from pyro_metabayes.descent import loss_gradient
+from pyro_metabayes.divergences import innermost
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
+
+
+class Guide(Sib):
+    """p(w | support, x_query) = N(theta^K, Sigma) of sib predicts, and is the prior (prior=guided); in training
+
+        q(w | support, x_query, y_query) = N(theta^K - Sigma_q sum_i d -log p(y_i | x_i, theta^K) / d theta, Sigma_q),
+        Sigma = diag(sigma^2),    Sigma_q = diag(1 / (1 / sigma^2 + h)),
+
+    h > 0 learned for each weight, from label_precision: what the labels of a task add to the precision. The KL charges
+    for what the labels tell beyond the inputs, and no more: for sigma -> 0 it is 0 and the bound that of the point
+    mass, which the bound at weight 1 can only better. Why, and how it does: docs/cold-posterior.md.
+    see_labels: false is q = p, with KL 0 and a sigma that goes to 0.
+    by_entropy: sigma is wider for classes whose queries are in doubt, times exp(b H_c), b learned from 0, H_c the mean
+    entropy of the predictions with theta^K over the queries that class c attracts; for classes, not for numbers.
+    between: if not 0, noise along the differences of the classes: Sigma = diag(sigma^2) + kappa^2 sum_c m_c m_c^T, with
+    m_c = theta^K_c - mean over classes, and 1 / (1 / kappa^2 + h_b) for kappa^2 in Sigma_q; kappa (times exp(b H_c),
+    too) is learned from `between`, h_b > 0 from 1. The other settings are those of sib.
+    """
+
+    def __init__(
+        self,
+        model: pyro_metabayes.Model,
+        num_classes: int,
+        num_weights: int,
+        see_labels: bool = True,
+        label_precision: float = 100.0,
+        num_steps: int = 3,
+        step_size: float = 1e-3,
+        learn_step_size: bool = True,
+        posterior: str = "normal",
+        scale: float = 0.01,
+        initialisation: str = "support",
+        synthetic_gradient: str = "ordered",
+        by_entropy: bool = True,
+        between: float = 0.0,
+    ) -> None:
+        choose("guide.posterior", posterior, ("normal", "amortized"))
+        if label_precision <= 0 or between < 0:
+            got = f"{label_precision} and {between}"
+            raise UsageError(f"expected guide.label_precision > 0 and guide.between >= 0, got {got}")
+        of_sib = (num_steps, step_size, learn_step_size, posterior, scale, initialisation, synthetic_gradient)
+        super().__init__(model, num_classes, num_weights, *of_sib)
+        _follow(getattr(model, "prior_over_weights", None), self)
+        self.sees_query_labels = see_labels
+        self.entropy_slope = nn.Parameter(torch.zeros(())) if by_entropy else None
+        self.log_between = nn.Parameter(torch.tensor(between).log()) if between else None
+        if see_labels:
+            self.log_label_precision = nn.Parameter(torch.full((num_weights,), label_precision).log())
+            self.log_between_precision = nn.Parameter(torch.zeros(())) if between else None
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        theta, scale, spread = self._prior(observed)
+        return _gaussian(theta, scale, spread, _differences(theta))
+
+    def training_posterior(self, episodes: Episodes) -> TorchDistribution:
+        if not self.sees_query_labels:
+            return self.posterior(episodes.observed())
+        theta, scale, spread = self._prior(episodes.observed())
+        points = episodes.query_x, episodes.query_y, episodes.query_mask
+        slope, differences = loss_gradient(self.model, theta, *points), _differences(theta)
+        scale = _narrowed(scale, self.log_label_precision)
+        loc = theta - scale.square() * slope
+        if spread is not None and self.log_between_precision is not None:
+            spread = _narrowed(spread, self.log_between_precision)
+            loc = loc - spread.square() * (slope @ differences.mT @ differences)
+        return _gaussian(loc, scale, spread, differences)
+
+    def _prior(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor | None]:
+        """theta^K [T, C, W], sigma [T or 1, C or 1, W] and kappa [T or 1, C or 1, 1], None where there is none."""
+        its: Any = innermost(super().posterior(observed))
+        doubt = its.loc.new_zeros(1, 1, 1)
+        if self.entropy_slope is not None:
+            doubt = (self.entropy_slope * self._entropy(its.loc, observed)).clamp(-5, 5)
+        spread = None if self.log_between is None else (self.log_between + doubt).exp()
+        return its.loc, its.scale * doubt.exp(), spread
+
+    def _entropy(self, theta: Tensor, observed: Observed) -> Tensor:
+        """H_c [T, C, 1]: of the predictions with weights theta, mean over the queries that class c attracts."""
+        if not observed.num_classes:
+            raise UsageError("expected classes for guide.by_entropy=true, got numbers; set guide.by_entropy=false")
+        probs = self.model.query_outputs_and_pullback(theta, observed)[0].softmax(-1)
+        entropy = -(probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()).sum(-1, keepdim=True)
+        share = probs * observed.query_mask.unsqueeze(-1)
+        return (share * entropy).sum(1).div(share.sum(1).clamp(min=1e-6)).unsqueeze(-1)
+
+
+def _follow(prior: Any, guide: Guide) -> None:
+    """Make the guide's prediction the prior of its model."""
+    if not hasattr(prior, "follow"):
+        got = type(prior).__name__
+        raise UsageError(
+            f"expected a prior that follows the guide, got {got}; take prior=guided, in a model that has one"
+        )
+    prior.follow(guide.posterior)
+
+
+def _differences(theta: Tensor) -> Tensor:
+    """m_c [T, C, W], the classes apart from their mean."""
+    return theta - theta.mean(1, keepdim=True)
+
+
+def _narrowed(scale: Tensor, log_precision: Tensor) -> Tensor:
+    """The standard deviation where evidence adds to the precision."""
+    return (scale.square().reciprocal() + log_precision.exp()).rsqrt()
+
+
+def _gaussian(loc: Tensor, scale: Tensor, spread: Tensor | None, differences: Tensor) -> TorchDistribution:
+    """N(loc, diag(scale^2) + spread^2 sum_c m_c m_c^T), classes independent; spread None: diagonal."""
+    if spread is None:
+        return Normal(loc, scale).to_event(2)
+    factor = (spread.unsqueeze(-1) * differences.mT.unsqueeze(1)).expand(*loc.shape, -1)
+    return LowRankMultivariateNormal(loc, factor, scale.square().expand(loc.shape)).to_event(1)

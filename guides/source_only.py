@@ -1,0 +1,33 @@
+"""The classifier that the backbone was pretrained with, as it is: what domain adaptation is measured against."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w) = delta(w_0), w_0 [C, W] the weights of the pretrained classifier, whatever the task.
+
+    Nothing of w is trained: a run learns the scale of the head, a temperature, which moves no answer.
+    """
+
+    needs_shared_classes = True
+    initial: Tensor
+
+    def __init__(self, model: pyro_metabayes.Model, num_classes: int, num_weights: int) -> None:
+        super().__init__(model)
+        self.num_classes = num_classes
+        self.register_buffer("initial", torch.randn(num_classes, num_weights) * num_weights**-0.5)
+
+    def start_at_classes(self, weights: Tensor) -> None:
+        """Take the weights [C, D] of a cosine classifier."""
+        self.initial.copy_(self.model.of_classifier(weights))
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        self.check(observed)
+        return Delta(self.initial.expand(observed.num_tasks, -1, -1), event_dim=2)

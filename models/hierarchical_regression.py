@@ -1,0 +1,57 @@
+"""Linear regression in groups: effects of each group's own beside effects that all groups share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from models.linear_regression import Model as LinearRegression
+from models.priors import Prior
+
+
+class Model(LinearRegression):
+    """p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 I), x_i = (z_i, v_i): a linear mixed model.
+
+    w [Y, R] are the effects of a group, those of the first num_random features (0: of all), with a learned
+    prior: partial pooling. beta [Y, D - R] and noise are learned with it, by maximum likelihood where the bound is
+    tight. Conjugate to a Gaussian prior, as its parent.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        num_targets: int,
+        num_features: int,
+        num_random: int = 0,
+        noise: float = 1.0,
+        learn_noise: bool = True,
+        observe: str = "query",
+    ) -> None:
+        num_own = num_random or num_features
+        super().__init__(prior, num_targets, num_own, noise, observe)
+        self.beta = nn.Parameter(torch.zeros(num_targets, num_features - num_own))
+        self.log_noise = nn.Parameter(torch.tensor(noise).log(), requires_grad=learn_noise)
+
+    @property
+    def noise(self) -> Tensor:
+        return self.log_noise.exp()
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        """Means [..., T, N, Y]."""
+        own, shared = self._parts(x)
+        return super().outputs(w, own) + shared
+
+    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """pullback(g)_k = sum_i g_ik z_i."""
+        return self.outputs(w, x), lambda cotangent: cotangent.mT @ self._parts(x)[0]
+
+    def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        own, shared = self._parts(x)
+        return own, y - shared
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The features with weights of a group's own, and what the others contribute to the mean."""
+        num_own = self._shape[-1]
+        return x[..., :num_own], x[..., num_own:] @ self.beta.mT

@@ -1,0 +1,83 @@
+"""Importance sampling of a task's posterior: the log evidence from below, and how far to trust it.
+
+All of log weights log p(w, y) - log g(w), w ~ g: [L, T], a column for each task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.scores import log_mean_exp
+
+TRUSTED_K = 0.7  # above it the error of an estimate says nothing
+FLAT = 1e-3  # by how much the largest weight exceeds those below the tail, of its size
+
+
+def importance_weighted_bounds(log_weights: Tensor, counts: Sequence[int]) -> Tensor:
+    """Mean over blocks of log (1/n) sum of n weights, for each n of counts [counts, T]: from the ELBO to log p(y).
+
+    No expectation of it exceeds log p(y), and none falls as n grows. (Burda et al. 2016.)
+    """
+    total = len(log_weights)
+    bounds = []
+    for count in counts:
+        blocks = log_weights[: total // count * count].unflatten(0, (-1, count))
+        bounds.append(log_mean_exp(blocks, dim=1).mean(0))
+    return torch.stack(bounds)
+
+
+def effective_size(log_weights: Tensor) -> Tensor:
+    """(sum w)^2 / sum w^2 [T], of L."""
+    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
+
+
+def pareto_k(log_weights: Tensor) -> Tensor:
+    """Shape of the generalised Pareto distribution of the largest min(L/5, 3 sqrt(L)) weights [T].
+
+    Below 0.7 the estimates of importance sampling can be trusted; moments of the weights above order 1/k do not exist.
+    (Vehtari et al. 2024, "Pareto smoothed importance sampling"; the fit is that of Zhang and Stephens 2009 with a weak
+    prior at 1/2.)
+    """
+    num_draws = len(log_weights)
+    num_tail = math.ceil(min(0.2 * num_draws, 3 * math.sqrt(num_draws)))
+    if num_tail < 5:
+        return torch.full_like(log_weights[0], math.inf)
+    weights = (log_weights - log_weights.amax(0)).double().exp().sort(0).values
+    excess = (weights[-num_tail:] - weights[-num_tail - 1]).mT  # [T, tail], ascending
+    k = _zhang_stephens(excess.clamp(min=torch.finfo(excess.dtype).tiny))
+    k = (num_tail * k + 10 * 0.5) / (num_tail + 10)
+    flat = excess[:, -1] < FLAT  # equal but for rounding: no tail
+    return torch.where(flat, 0.0, k).to(log_weights.dtype)
+
+
+def _zhang_stephens(excess: Tensor) -> Tensor:
+    """k [T] of excesses [T, n] in ascending order: the posterior mean over a grid of b = -k / sigma."""
+    num_tail = excess.shape[1]
+    size = 30 + int(math.sqrt(num_tail))
+    grid = 1 - (size / (torch.arange(1, size + 1, dtype=excess.dtype) - 0.5)).sqrt()
+    quartile = excess[:, int(num_tail / 4 + 0.5) - 1]
+    b = grid / (3 * quartile.unsqueeze(1)) + 1 / excess[:, -1:]  # [T, grid]
+    k = (-b.unsqueeze(-1) * excess.unsqueeze(1)).log1p().mean(-1)
+    profile = num_tail * ((-b / k).log() - k - 1)
+    mean_b = (profile.softmax(1) * b).sum(1, keepdim=True)
+    return (-mean_b * excess).log1p().mean(1)
+
+
+def bridge_evidence(at_gold: Tensor, at_proposal: Tensor, steps: int = 200) -> Tensor:
+    """log p(y) [T] from log weights at draws of the posterior and at draws of the proposal, both [L, T].
+
+    The fixed point of Meng and Wong's (1996) optimal bridge, r = E_g[p / (s p + s' r g)] / E_p[g / (s p + s' r g)], p
+    the unnormalised posterior and s, s' the shares of the draws; it asks for overlap, not for wider tails.
+    """
+    gold, proposal = len(at_gold), len(at_proposal)
+    share, other = math.log(gold / (gold + proposal)), math.log(proposal / (gold + proposal))
+    log_r = at_proposal.median(0).values
+    for _ in range(steps):
+        above = at_proposal - torch.logaddexp(share + at_proposal, other + log_r)
+        below = -torch.logaddexp(share + at_gold, other + log_r)
+        log_r = log_mean_exp(above) - log_mean_exp(below)
+    return log_r

@@ -1,0 +1,206 @@
+"""Groups of a CSV file as ragged tasks: what is drawn, in which units, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_metabayes import Episodes
+from pyro_metabayes.data.groups import Groups, load
+from pyro_metabayes.data.stream import TaskShape, TaskStream
+from pyro_metabayes.errors import UsageError
+from tests.commands import call, ran, results_of
+
+SIZES = (1, 4, 2, 7)
+TABLES = {  # of the shipped tables: groups, rows, and how to read them
+    "radon": (85, 919, {"group": "county.name", "response": "log.radon", "predictors": ["basement", "uranium"]}),
+    "sleepstudy": (18, 180, {"group": "Subject", "response": "Reaction", "predictors": ["Days"]}),
+    "Orthodont": (27, 108, {"group": "Subject", "response": "distance", "predictors": ["age"]}),
+    "Oxboys": (26, 234, {"group": "Subject", "response": "height", "predictors": ["age"]}),
+    "ChickWeight": (50, 578, {"group": "Chick", "response": "weight", "predictors": ["Time"]}),
+    "gapminder": (142, 1704, {"group": "country", "response": "lifeExp", "predictors": ["year"], "centre": True}),
+}
+
+
+def write(path: Path, sizes: tuple[int, ...] = SIZES) -> Path:
+    """y = 100 + 10 g + 2 a, with a column b of no use; groups stand among each other."""
+    rows = [(g, i) for i in range(max(sizes)) for g, size in enumerate(sizes) if i < size]
+    lines = [f"{i + g},g{g},{100 + 10 * g + 2 * (i + g)},{i % 3}" for g, i in rows]
+    path.write_text("\n".join(["a,who,y,b", *lines]) + "\n")
+    return path
+
+
+@pytest.fixture
+def groups(tmp_path: Path) -> Groups:
+    path = write(tmp_path / "table.csv")
+    return load("who", "y", ["a", "b"], ["a", "intercept"], path=str(path))
+
+
+def tasks(groups: Groups, shot: int, query: int, count: int = 8) -> Episodes:
+    shape = TaskShape(way=1, shot=shot, query=query)
+    return TaskStream(groups.sampler("train", shape), 0, "train", block=groups.block("train")).batch(0, count)
+
+
+def test_features_stand_with_those_of_the_groups_own_first(groups: Groups) -> None:
+    assert list(groups.features) == ["a", "intercept", "b"] and groups.num_random == 2
+    assert groups.mask.sum(1).tolist() == list(SIZES) and list(groups.names) == ["g0", "g1", "g2", "g3"]
+    assert (groups.x[groups.mask][:, 1] == 1).all()
+
+
+def test_points_and_weights_go_back_to_the_units_of_the_file(groups: Groups) -> None:
+    """In group g the response is (100 + 10 g) + 2 a: weights that say so fit the standardised columns."""
+    g = torch.arange(4.0)
+    intercept = (100 + 10 * g - groups.offset) / groups.scale
+    w = torch.stack((2 / groups.units[0] * torch.ones(4), intercept), 1).float()
+    fitted = (groups.x[..., :2] @ w.unsqueeze(-1)) * groups.mask.unsqueeze(-1)
+    torch.testing.assert_close(fitted, groups.y, atol=1e-5, rtol=0)
+    assert groups.in_units(w)[:, 0].tolist() == pytest.approx([2] * 4, rel=1e-5)
+    assert groups.in_units(w)[:, 1].tolist() == pytest.approx([100, 110, 120, 130], rel=1e-5)
+    rows = groups.y[groups.mask]
+    assert rows.mean().item() == pytest.approx(0, abs=1e-6) and rows.std(correction=0).item() == pytest.approx(1)
+
+
+def test_centred_predictors_have_mean_0(tmp_path: Path) -> None:
+    groups = load("who", "y", ["a"], path=str(write(tmp_path / "table.csv")), centre=True)
+    assert groups.x[groups.mask].mean(0).tolist() == pytest.approx([1, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("shot", [0, 1, 3, 50])
+def test_a_block_is_every_group_once_and_every_point_once(groups: Groups, shot: int) -> None:
+    drawn = tasks(groups, shot, 1000, count=4)
+    assert sorted(drawn.classes.flatten().tolist()) == [0, 1, 2, 3]
+    sizes = torch.tensor(SIZES)[drawn.classes.flatten()]
+    assert drawn.support_mask.sum(1).tolist() == (sizes - 1).clamp(max=shot).tolist()
+    whole = drawn.pooled()
+    assert whole.support_mask.sum(1).tolist() == sizes.tolist()
+    for task, group in enumerate(drawn.classes.flatten().tolist()):
+        got = whole.support_y[task][whole.support_mask[task]].flatten().sort().values
+        assert torch.equal(got, groups.y[group][groups.mask[group]].flatten().sort().values)
+        inputs = whole.support_x[task][whole.support_mask[task]][:, 0].sort().values
+        assert torch.equal(inputs, groups.x[group][groups.mask[group]][:, 0].sort().values)
+
+
+def test_without_shuffling_support_points_are_the_first(tmp_path: Path) -> None:
+    groups = load("who", "y", ["a"], path=str(write(tmp_path / "table.csv")), shuffle=False)
+    drawn = tasks(groups, 3, 9, count=4)
+    for task, group in enumerate(drawn.classes.flatten().tolist()):
+        num_support = min(3, SIZES[group] - 1)
+        assert torch.equal(drawn.support_y[task][drawn.support_mask[task]], groups.y[group, :num_support])
+        assert torch.equal(drawn.query_y[task][drawn.query_mask[task]], groups.y[group, num_support : SIZES[group]])
+
+
+def test_queries_are_at_most_as_many_as_asked_for(groups: Groups) -> None:
+    drawn = tasks(groups, 1, 2, count=4)
+    sizes = torch.tensor(SIZES)[drawn.classes.flatten()]
+    left = sizes - (sizes - 1).clamp(max=1)
+    assert drawn.query_mask.sum(1).tolist() == left.clamp(max=2).tolist()
+
+
+def test_passes_differ_and_a_stream_repeats_itself(groups: Groups) -> None:
+    one, again = tasks(groups, 3, 9), tasks(groups, 3, 9)
+    assert torch.equal(one.query_y, again.query_y)
+    first, second = (one.tasks(slice(4 * i, 4 * i + 4)) for i in range(2))
+    assert not torch.equal(first.query_y, second.query_y)
+
+
+def test_groups_are_held_out(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "table.csv", (3,) * 10))
+    splits = load("who", "y", ["a"], path=path, train=0.6, val=0.1).splits
+    assert [len(splits[name]) for name in ("train", "val", "test")] == [6, 1, 3]
+    assert sorted(torch.cat(list(splits.values())).tolist()) == list(range(10))
+    other = load("who", "y", ["a"], path=path, train=0.6, seed=1).splits
+    assert torch.equal(other["val"], other["train"]) and len(other["test"]) == 4
+    assert not torch.equal(other["train"], splits["train"])
+    every = load("who", "y", ["a"], path=path).splits
+    assert all(its.tolist() == list(range(10)) for its in every.values())
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_shipped_tables_load(table: str, metabayes_data: Path) -> None:
+    num_groups, num_rows, settings = TABLES[table]
+    groups = load(table=table, **settings)
+    assert len(groups.names) == num_groups and int(groups.mask.sum()) == num_rows
+    if table == "radon":
+        assert groups.mask.sum(1).min() == 1 and groups.mask.sum(1).max() == 116
+
+
+# ---------------------------------------------------------------- mistakes
+
+GOOD = "who,a,y\nA,1,2\nA,2,4\nB,3,5\nB,1,1\n"
+BAD_TABLES = {
+    "a column that is not there": (
+        "x,a,y\nA,1,2\n",
+        "expected one column 'who' in t.csv, got none; there are: x, a, y",
+    ),
+    "two columns of a name": ("who,a,a,y\nA,1,1,2\n", "expected one column 'a' in t.csv, got several"),
+    "a word for a number": (GOOD + "C,tall,3\n", "a finite number in column 'a', got 'tall' on line 6 of t.csv"),
+    "NaN": (GOOD + "C,nan,3\n", "a finite number in column 'a', got 'nan' on line 6"),
+    "an infinite number": (GOOD + "C,1,1e999\n", "a finite number in column 'y', got '1e999' on line 6"),
+    "an empty cell": (GOOD + "C,,3\n", "a finite number in column 'a', got '' on line 6"),
+    "no name of a group": (GOOD + " ,1,3\n", "expected a name in column 'who', got no text on line 6"),
+    "a short row": (GOOD + "C,1\n", "expected 3 cells as in the header, got 2 on line 6 of t.csv"),
+    "no rows": ("who,a,y\n", "expected rows below the header of t.csv, got none"),
+    "nothing": ("", "expected one column 'who' in t.csv, got none; there are: no header"),
+    "one group": ("who,a,y\nA,1,2\nA,2,3\n", "expected at least two groups in column 'who' of t.csv, got one"),
+    "a constant predictor": ("who,a,y\nA,1,2\nB,1,3\n", "expected numbers that differ in column 'a' of t.csv"),
+    "an open quote": ('who,a,y\nA,1,"2\n', "expected a CSV file in UTF-8 at t.csv, got one with"),
+}
+SETTINGS = {
+    "": "expected a CSV file, got no path; set data.path=FILE.csv",
+    "data.path=none.csv": "expected a CSV file, found none at none.csv; mend data.path",
+    "data.path=t.csv data.random=[b]": "expected data.random to name some of intercept, a, got 'b'",
+    "data.path=t.csv data.random=[]": "expected data.random to name what differs from group to group, got nothing",
+    "data.path=t.csv data.predictors=[a,a]": "to be another column, got 'a' twice",
+    "data.path=t.csv data.response=a": "to be another column, got 'a' twice",
+    "data.path=t.csv data.random=[a,a]": "to be another column, got 'a' twice",
+    "data.path=t.csv data.train=0": "expected shares train > 0, val >= 0 and train + val <= 1, got train=0.0",
+    "data.path=t.csv data.train=0.9": "expected groups for test, got none of 2; change data.train and data.val",
+    "data.path=t.csv data.group=null": "expected data.group to be of type str, got None",
+    "data.path=t.csv task.way=2": "expected way=1 (labels are numbers)",
+    "data.table=nope": "groups/nope.csv",
+}
+READ = ("data=groups", "guide=partial_pooling", "data.group=who", "data.response=y", "data.predictors=[a]")
+
+
+@pytest.mark.parametrize("what", BAD_TABLES)
+def test_tables_that_make_no_groups_are_refused(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, message = BAD_TABLES[what]
+    Path("t.csv").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load("who", "y", ["a"], path="t.csv")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    for content in (b"\xff\xfe\x00who", b"who,a,y\n\x00\xff"):
+        (tmp_path / "t.csv").write_bytes(content)
+        with pytest.raises(UsageError, match="expected a CSV file in UTF-8"):
+            load("who", "y", ["a"], path=str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_settings_that_make_no_groups_are_refused(
+    settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text(GOOD)
+    assert SETTINGS[settings] in call("run", *READ, *settings.split()).error
+    assert [path.name for path in Path.cwd().iterdir()] == ["t.csv"]
+
+
+@pytest.mark.parametrize("guide", ["partial_pooling", "savi", "exact", "mean_field", "laplace"])
+def test_groups_run_with_every_guide_that_suits_them(
+    guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("t.csv"))
+    small = ("train.steps=2", "eval.tasks=4", "train.validation_tasks=4", "train.tasks_per_step=4")
+    arguments = (*READ, "data.path=t.csv", "data.random=[intercept,a]", f"guide={guide}", *small)
+    ran("run", *arguments, "task.shot=1", "hydra.run.dir=run")
+    results = results_of(Path("run"))
+    assert results["data"] == "groups" and all(
+        isinstance(results[name], float) for name in ("rmse", "coverage90", "elbo")
+    )

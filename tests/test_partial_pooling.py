@@ -1,0 +1,111 @@
+"""Does the amortized guide learn what the closed form of the same model says? And does the study of it run?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.pooling_methods import held_out_rmse, mean_distance, of_fit, of_run, unpooled
+from pyro_metabayes.data.groups import Groups, load
+from pyro_metabayes.data.stream import TaskShape, TaskStream
+from pyro_metabayes.mixed_effects import fit
+from tests.commands import call, ran
+
+SIZES = (1, 1, 2, 3, 4, 5, 6, 8, 10, 12, 3, 4)
+
+
+def drawn_table(path: Path) -> Path:
+    """Groups of 1 to 12 points with an intercept each, sd 1.5, noise 1, one shared slope of 2."""
+    noise = np.random.default_rng(0)
+    rows = [
+        f"g{group},{a:.6f},{5 + intercept + 2 * a + noise.normal():.6f}"
+        for group, (size, intercept) in enumerate(zip(SIZES, 1.5 * noise.normal(size=len(SIZES)), strict=True))
+        for a in noise.normal(size=size)
+    ]
+    path.write_text("\n".join(["who,a,y", *rows]) + "\n")
+    return path
+
+
+def test_what_is_learned_is_the_maximum_of_the_likelihood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bars of radon, smaller: effects within 0.05 noise sds, groups of one point too; prior sd within 10%."""
+    monkeypatch.chdir(tmp_path)
+    settings = ["data=groups", f"data.path={drawn_table(Path('t.csv'))}", "data.group=who", "data.response=y"]
+    settings += [
+        "data.predictors=[a]",
+        "train.steps=400",
+        f"train.tasks_per_step={len(SIZES)}",
+        "guide=partial_pooling",
+    ]
+    settings += ["eval.tasks=12", "train.validation_tasks=12", "train.learning_rate=3e-2", "prior.scale=0.5"]
+    ran("run", *settings, "hydra.run.dir=run")
+    groups = load("who", "y", ["a"], path="t.csv")
+    best, learned = of_fit(groups, fit(groups.whole(), 1)), of_run(Path("run"))
+    every, ones = torch.ones(len(SIZES)).bool(), groups.mask.sum(1) == 1
+    assert mean_distance(learned, best, every)[0] < 0.05 and mean_distance(learned, best, ones)[0] < 0.05
+    assert learned.sd.item() == pytest.approx(best.sd.item(), rel=0.1)
+    assert learned.noise == pytest.approx(best.noise, rel=0.05)
+    torch.testing.assert_close(learned.coefficients, best.coefficients, rtol=0.02, atol=0.02)
+    assert best.log_likelihood is not None and learned.log_likelihood is not None
+    assert best.log_likelihood - 0.3 < learned.log_likelihood < best.log_likelihood + 0.1  # a mean of 100 draws
+
+
+def test_a_group_by_itself_is_its_least_squares(tmp_path: Path) -> None:
+    groups = load("who", "y", ["a"], path=str(drawn_table(tmp_path / "t.csv")))
+    found = fit(groups.whole(), 1)
+    got = unpooled(found, groups.whole())
+    for group, size in enumerate(SIZES):
+        x, y = groups.x[group, :size].double(), groups.y[group, :size].double()
+        assert got[group, 0].item() == pytest.approx((y - found.shared(x)).mean().item())
+
+
+def test_partial_pooling_predicts_best_where_groups_differ(tmp_path: Path) -> None:
+    """200 groups of known differences: between the mean of all and a few points of one's own."""
+    noise = np.random.default_rng(1)
+    lines = [f"{g},{3 + w + noise.normal()}" for g, w in enumerate(noise.normal(size=200)) for _ in range(6)]
+    (tmp_path / "t.csv").write_text("\n".join(["who,y", *lines]) + "\n")
+    groups: Groups = load("who", "y", path=str(tmp_path / "t.csv"), train=0.5)
+    draw = groups.sampler("test", TaskShape(way=1, shot=2, query=9))
+    tasks = TaskStream(draw, 0, "test", block=groups.block("test")).batch(0, 100)
+    got = held_out_rmse(groups, tasks)
+    assert got["empirical Bayes"] < got["unpooled"] < got["pooled"]
+    theory = {"pooled": 2.0, "unpooled": 1.5, "empirical Bayes": 4 / 3}  # variances of w and noise 1, two points
+    for name, expected in theory.items():  # 400 residuals in 100 groups: sds of a variance near 10%
+        assert (got[name] * groups.scale) ** 2 == pytest.approx(expected, rel=0.35)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_radon(seed: int, metabayes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intercepts within 0.05 log radon on average, counties of one house too; prior sd within 10%."""
+    monkeypatch.chdir(tmp_path)
+    ran("run", "data=radon", "guide=partial_pooling", f"seed={seed}", "hydra.run.dir=run")
+    groups = load("county.name", "log.radon", ["basement", "uranium"], table="radon")
+    best, learned = of_fit(groups, fit(groups.whole(), 1)), of_run(Path("run"))
+    ones = groups.mask.sum(1) == 1
+    assert ones.sum() == 3
+    for of in (ones, ~ones, ones | ~ones):
+        assert mean_distance(learned, best, of)[0] < 0.05
+    assert learned.sd.item() == pytest.approx(best.sd.item(), rel=0.1)
+
+
+@pytest.mark.parametrize("parts", ["all_points", pytest.param("all_points,held_out", marks=pytest.mark.slow)])
+def test_the_study_runs(parts: str, metabayes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ("size=smoke", "samples=4", "warmup=4", "splits=1", "workers=1", f"parts=[{parts}]")
+    outcome = ran("partial_pooling", "study=sleepstudy", *small, "hydra.run.dir=out")
+    pictures = {"effects.png", "shrinkage.png", "prior.png"}
+    assert pictures | {"table.md", "table.csv", "study.txt"} <= {path.name for path in Path("out").iterdir()}
+    page = Path("out/table.md").read_text()
+    for text in ("| maximum likelihood | 1 | 251.405 | 10.467 | 23.7806 | 5.7168 |", "24.7405 | 5.9221"):
+        assert text in page
+    assert ("| empirical Bayes, task.shot=3 |" in page) == ("held_out" in parts)
+    assert "NUTS: split R-hat at most" in outcome.out and "amortized, linear maps" in outcome.out
+
+
+def test_mistakes_of_the_study_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "expected samples >= 4, warmup and splits >= 1, got 2" in call("partial_pooling", "samples=2").error
+    assert not any(tmp_path.iterdir())
