@@ -6,12 +6,19 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+SHAPES = "\nTrace Shapes:"  # from here on it is Pyro's: it makes errors anew, with the shapes of the trace
+
+
 class UsageError(ValueError):
     """Expected what, got what, what there is or what to do: one line, shown without a traceback."""
 
     def __init__(self, message: str) -> None:
-        # What a file from elsewhere holds may stand in it: line breaks, commands to a terminal, halves of characters.
-        super().__init__("".join(sign if sign.isprintable() else "?" for sign in message))
+        super().__init__(printable(message.partition(SHAPES)[0]))
+
+
+def printable(message: str) -> str:
+    """Without what a file from elsewhere may bring in: line breaks, commands to a terminal, halves of characters."""
+    return "".join(sign if sign.isprintable() else "?" for sign in message)
 
 
 def unknown_key(key: str, known: Iterable[str], owner: str) -> UsageError:

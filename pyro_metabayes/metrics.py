@@ -10,6 +10,7 @@ from typing import Any
 
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -33,7 +34,7 @@ def cut_back(path: Path, step: int) -> None:
         return
     kept = []
     for line in path.read_text(errors="replace").splitlines():
-        with suppress(ValueError, TypeError, KeyError):  # a power cut may leave half a line
+        with suppress(*DAMAGED):  # a power cut may leave half a line
             if json.loads(line)["step"] <= step:
                 kept.append(line)
     write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))

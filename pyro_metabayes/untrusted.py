@@ -9,7 +9,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -110,20 +110,34 @@ def check_plain(value: Any) -> None:
             raise ValueError(f"it holds a {type(one).__name__}")
 
 
-def walked(value: Any) -> Iterator[Any]:
-    """A value and all that it holds, refused where there is no end to it: lists may hold each other."""
-    waiting, seen = [(value, 0)], 0
-    while waiting:
-        one, depth = waiting.pop()
-        seen += 1
-        if seen > MOST_VALUES or depth > DEEPEST:
+def walked(value: Any) -> list[Any]:
+    """A value and all that it holds, refused where there is no end to it: lists may hold each other.
+
+    What stands in several places is looked at once, and counted in each of them.
+    """
+    found: list[Any] = []
+    known: dict[int, tuple[int, int]] = {}  # how many values there are in a value, and how deep they stand
+
+    def measure(one: Any, depth: int) -> tuple[int, int]:
+        if id(one) not in known:
+            within = [measure(item, depth + 1) for item in _inside(one)] if depth <= DEEPEST else []
+            known[id(one)] = 1 + sum(count for count, _ in within), 1 + max((below for _, below in within), default=0)
+            found.append(one)
+        count, below = known[id(one)]
+        if count > MOST_VALUES or depth + below > DEEPEST:
             raise ValueError("it is nested without end")
-        yield one
-        inside = (
-            one.values() if isinstance(one, dict) else one if isinstance(one, list | tuple | set | frozenset) else ()
-        )
-        objects = one.ravel() if isinstance(one, np.ndarray) and one.dtype.hasobject else ()
-        waiting += [(item, depth + 1) for item in (*inside, *objects)]
+        return count, below
+
+    measure(value, 0)
+    return found
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, np.ndarray):
+        return value.ravel() if value.dtype.hasobject else ()
+    return value if isinstance(value, list | tuple | set | frozenset) else ()
 
 
 def _check_tensor(tensor: Tensor) -> None:

@@ -8,7 +8,7 @@ import io
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,27 +23,44 @@ from omegaconf import open_dict
 from PIL import Image
 from safetensors.numpy import save as safetensors_bytes
 
-from experiments.command import MISTAKES, one_line
+from experiments.command import answer
 from experiments.config import Config, register, saved_config, typed
 from experiments.runs import read_run
+from models.backbones.conv4 import Backbone
 from pyro_metabayes import MetaLearner, UsageError, checkpoint, metrics
 from pyro_metabayes.data import (
     cache,
     checksums,
     cifar100,
     features,
+    groups,
     image_folder,
     leo_embeddings,
     mini_imagenet,
     omniglot,
+    pacs,
     parts,
     tiered_imagenet,
     unpickle,
 )
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.digit_domains import Digits
 from pyro_metabayes.data.parts import Part
+from pyro_metabayes.pretraining import PretrainSettings, pretrained
 from tests.pairs import CONF, Pair
-from tests.published import write_archive, write_cache, write_category, write_table, write_tiered
+from tests.published import (
+    write_archive,
+    write_cache,
+    write_category,
+    write_digits,
+    write_pacs,
+    write_table,
+    write_tiered,
+)
+from tests.test_groups import write as write_groups
 from tests.test_training import SHORT, training_of
+
+CPU = torch.device("cpu")
 
 # ---------------------------------------------------------------- ways of being wrong
 
@@ -130,7 +147,8 @@ def lying(value: Any, edits: list[tuple[int, int]]) -> Any:
 class Format:
     """How to lay out a folder that is right, which file of it is made wrong, and how all of it is read.
 
-    content and dump, where there are any: the value that the file holds, and how it is written; else bytes are edited.
+    file: its name in the folder, or a pattern of it. content and dump, where there are any: the value that the file
+    holds, and how it is written; else bytes are edited.
     """
 
     lay_out: Callable[[Path], None]
@@ -158,6 +176,10 @@ def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
     kept = {str(name): its for name, its in arrays.items() if not isinstance(its, list | torch.Tensor)}
     np.savez_compressed(file, **kept)
     return file.getvalue()
+
+
+def loaded(path: Path) -> Any:
+    return torch.load(path, weights_only=True)
 
 
 def unpickled(path: Path) -> Any:
@@ -247,24 +269,67 @@ def save_interrupted(folder: Path) -> None:
     training_of(folder, settings=replace(SHORT, steps=1)).run()
 
 
-def composed_of(folder: Path) -> Config:
+def answered(task: Callable[[], Any]) -> Any:
+    """What a command makes of its settings, or the line that it ends with."""
+    made: list[Any] = []
+    try:
+        answer(lambda: made.append(task()))
+    except SystemExit as refused:
+        assert str(refused).isprintable()
+        raise UsageError(str(refused)) from None
+    return made[0]
+
+
+def composed_of(folder: Path, overrides: Sequence[str] = ("data=gaussian_features",)) -> Config:
     """The default configuration, from YAML files in the folder."""
     register()
-    try:
-        with initialize_config_dir(str(folder / "conf"), version_base="1.3"):
-            composed = compose("config", ["data=gaussian_features"], return_hydra_config=True)
-            HydraConfig.instance().set_config(composed)  # the names of the choices stand there
-            with open_dict(composed):
-                del composed["hydra"]
-            config = typed(composed)
-    except MISTAKES as error:
-        raise UsageError(one_line(error)) from None
+    with initialize_config_dir(str(folder / "conf"), version_base="1.3"):
+        composed = compose("config", list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(composed)  # the names of the choices stand there
+        with open_dict(composed):
+            del composed["hydra"]
+        config = typed(composed)
     MetaLearner.check(config.specification())
     return config
 
 
+def overrides_of(folder: Path) -> list[str]:
+    """Settings as of a shell, one a line."""
+    return (folder / "overrides").read_text(errors="surrogateescape").split("\n")
+
+
+def pretrained_in(folder: Path) -> None:
+    """A backbone in the cache, pretrained there if it is not yet."""
+    images = torch.arange(4 * 8 * 256).remainder(251).to(torch.uint8).reshape(32, 1, 16, 16)
+    ids = torch.arange(4)
+    bank = Bank(images, torch.full((4,), 8), {"train": ids, "val": ids[:0], "test": ids[:0]}, ["a", "b", "c", "d"])
+    settings = PretrainSettings(epochs=1, batch_size=16)
+    pretrained(Backbone((1, 16, 16), 2), {"_target_": "models.backbones.conv4.Backbone"}, bank, settings, CPU)
+
+
+def digits_of(folder: Path) -> None:
+    """A domain of digits, and photographs."""
+    files = {"usps": folder / "digits/usps_16.npz", "photographs": folder / "digits/bsds500_train_jpg.zip"}
+    digits = Digits(files, 8, {"train": 100, "val": 20, "test": 20}, seed=0)
+    all_of(Part([files["usps"]], lambda: digits.rows("train", ["usps"])))
+    assert all(photograph.ndim == 3 for photograph in digits.photographs("train"))
+
+
 def copy_conf(folder: Path) -> None:
     shutil.copytree(CONF, folder / "conf")
+
+
+def override_conf(folder: Path) -> None:
+    copy_conf(folder)
+    (folder / "overrides").write_text(
+        "data=gaussian_features\nguide=sib\ntask.shot=5\ntrain.kl_weight={start: 1e-6, end: 1.0, steps: 9}\nseed=1\n"
+        "guide.step_size=1e-3\n+train.learning_rates.prior=0.1\n~choices.data\nhydra.run.dir='runs/a b'"
+    )
+
+
+def override_saved(folder: Path) -> None:
+    save_configuration(folder)
+    (folder / "overrides").write_text("eval.tasks=100\nguide.num_steps=0\ntask.way=20\neval.split=val\nseed=2")
 
 
 def save_configuration(folder: Path) -> None:
@@ -294,6 +359,14 @@ FORMATS: dict[str, Format] = {
     },
     "csv": Format(partial(write_table, side=8), "train.csv", lambda folder: mini_imagenet._part(folder, "train", 8)),
     "class list": Format(listed, "train.txt", lambda folder: image_folder._listed(folder)),
+    "pacs list": Format(write_pacs, "photo_train_kfold.txt", lambda folder: pacs.files_of(folder, "photo", "train")),
+    "groups": Format(
+        lambda folder: write_groups(folder / "it.csv") and None,  # type: ignore[func-returns-value]
+        "it.csv",
+        lambda folder: groups.load("who", "y", ["a", "b"], path=str(folder / "it.csv")),
+    ),
+    "digits": Format(lambda folder: write_digits(folder / "digits"), "digits/usps_16.npz", digits_of),
+    "photographs": Format(lambda folder: write_digits(folder / "digits"), "digits/bsds500_train_jpg.zip", digits_of),
     "archive": Format(
         lambda folder: write_archive(folder / "it.tar.gz", ["a", "b"]) and None,  # type: ignore[func-returns-value]
         "it.tar.gz",
@@ -307,69 +380,81 @@ FORMATS: dict[str, Format] = {
     "results": Format(finished_run, "results.json", read_run),
     "task scores": Format(finished_run, "tasks.npz", read_run),
     "metrics": Format(logged, "metrics.jsonl", lambda folder: metrics.cut_back(folder / "metrics.jsonl", 5)),
-    "yaml": Format(copy_conf, "conf/guide/sib.yaml", composed_of),
+    "yaml": Format(copy_conf, "conf/guide/sib.yaml", lambda folder: answered(lambda: composed_of(folder))),
+    "settings of a run": Format(
+        override_conf, "overrides", lambda folder: answered(lambda: composed_of(folder, overrides_of(folder)))
+    ),
+    "settings of an evaluation": Format(
+        override_saved, "overrides", lambda folder: answered(lambda: saved_config(folder, overrides_of(folder)))
+    ),
     # Whole files whose content lies.
     "lying training state": Format(
         save_interrupted,
         "checkpoint.pt",
         lambda folder: training_of(folder)._restore(),
-        lambda folder: torch.load(folder / "checkpoint.pt", weights_only=True),
+        loaded,
         torch_bytes,
     ),
     "lying configuration": Format(
         save_configuration,
         "checkpoint.pt",
         lambda folder: saved_config(folder, []),
-        lambda folder: torch.load(folder / "checkpoint.pt", weights_only=True),
+        loaded,
         torch_bytes,
     ),
     "lying checkpoint": Format(
         save_learner,
         "checkpoint.pt",
         lambda folder: MetaLearner.load(folder / "checkpoint.pt"),
-        lambda folder: torch.load(folder / "checkpoint.pt", weights_only=True),
+        loaded,
         torch_bytes,
+    ),
+    "lying pretrained backbone": Format(
+        pretrained_in, f"cache/backbones/conv4-{16 * '?'}.pt", pretrained_in, loaded, torch_bytes
+    ),
+    "lying cached features": Format(
+        pretrained_in, "cache/backbones/*.features0.pt", pretrained_in, loaded, torch_bytes
     ),
     "lying npz": Format(
         write("it.npz", b""),
         "it.npz",
         lambda folder: features.load(str(folder / "it.npz")),
-        lambda folder: ARRAYS,
+        lambda path: ARRAYS,
         npz_bytes,
     ),
     "lying leo": Format(
         write_leo_small,
         LEO,
         lambda folder: all_of(leo_embeddings._part(folder / LEO)),
-        lambda folder: LEO_CONTENT,
+        lambda path: LEO_CONTENT,
         pickle.dumps,
     ),
     "lying mini-imagenet cache": Format(
         write_cache,
         mini_imagenet.CACHE.format("train"),
         lambda folder: all_of(mini_imagenet._part(folder, "train", 8)),
-        lambda folder: unpickled(folder / mini_imagenet.CACHE.format("train")),
+        unpickled,
         pickle.dumps,
     ),
     "lying mini-imagenet split": Format(
         write_category,
         mini_imagenet.CATEGORY.format("val"),
         lambda folder: all_of(mini_imagenet._part(folder, "val", 8)),
-        lambda folder: unpickled(folder / mini_imagenet.CATEGORY.format("val")),
+        unpickled,
         pickle.dumps,
     ),
     "lying tiered images": Format(
         lambda folder: write_tiered(folder / "it", True),
         "it/val_images_png.pkl",
         lambda folder: all_of(tiered_imagenet._part(folder / "it", "val", 8)),
-        lambda folder: unpickled(folder / "it/val_images_png.pkl"),
+        unpickled,
         pickle.dumps,
     ),
     "lying tiered labels": Format(
         lambda folder: write_tiered(folder / "it", True),
         "it/val_labels.pkl",
         lambda folder: all_of(tiered_imagenet._part(folder / "it", "val", 8)),
-        lambda folder: unpickled(folder / "it/val_labels.pkl"),
+        unpickled,
         pickle.dumps,
     ),
 }

@@ -203,6 +203,16 @@ def test_a_configuration_takes_nothing_from_the_surroundings(finished: Path) -> 
     assert "it asks for values from elsewhere" in call("evaluate", "run").error
 
 
+@pytest.mark.parametrize(
+    "text", ["# @\nguide: {}", "# @package\n", "guide: [", "a: &a [*a]", "\0", "- 1", "a\x1b: ${b\x1b"]
+)
+def test_settings_that_hydra_trips_over_get_one_line(text: str) -> None:
+    """Whatever kind of error it raises for them."""
+    Path("mine/guide").mkdir(parents=True)
+    Path("mine/guide/mine.yaml").write_text(text)
+    assert call("run", "--config-dir=mine", "guide=mine").error.isprintable()
+
+
 def test_a_message_is_one_line_that_says_nothing_to_the_terminal() -> None:
     assert str(UsageError("a\nb\x1b[2Jc\ud800")) == "a?b?[2Jc?"
     assert pickle.loads(pickle.dumps(UsageError("a\nb"))).args == ("a?b",)

@@ -34,8 +34,7 @@ def read_arrays(file: IO[bytes], name: str) -> Any:
     """As `load_arrays`, from an open file; `name` is what a message calls it."""
     try:
         value = _Restricted(_Bounded(file), encoding="latin1").load()
-        for _ in walked(value):
-            pass
+        walked(value)
         return value
     except _Refused as refused:
         raise UsageError(
