@@ -36,6 +36,7 @@ MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError, yaml.YA
 # Lines of Hydra and OmegaConf that speak of their insides.
 NOISE = ("full_key", "object_type", "reference_type", "Config search path", "provider=", "Set the environment")
 COMPOSERS = {"hydra", "omegaconf", "yaml", "antlr4"}
+NOTHING_KEPT = "interrupted; nothing of the unfinished work was kept but the cache: backbones, features, converted data"
 INTERRUPTED = 130  # the shell's code for a program that SIGINT ended
 
 
@@ -66,7 +67,7 @@ def answer(main: Callable[[], object]) -> None:
         with _stoppable():
             main()
     except KeyboardInterrupt as stop:  # Interrupted among them
-        print(f"\n{stop}" if str(stop) else "\ninterrupted; nothing of the unfinished work was kept", file=sys.stderr)
+        print(f"\n{str(stop) or NOTHING_KEPT}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except MISTAKES as error:
         sys.exit(f"error: {one_line(error)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,13 @@ from typing import Any
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.untrusted import DAMAGED
+
+
+def finite(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Null for what is not finite: JSON has no NaN."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
+    }
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:

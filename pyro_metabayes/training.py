@@ -145,6 +145,7 @@ class MetaTraining:
             line |= self._validate()
         if skipped := self.skipped:
             line["skipped"] = skipped
+        line = metrics.finite(line)
         metrics.append(self.folder / "metrics.jsonl", line)
         return line
 
@@ -153,7 +154,7 @@ class MetaTraining:
         """Scores of `posterior` and collapse figures on the tasks of this step; draws nothing from its noise."""
         last = self.step * self.settings.tasks_per_step
         episodes = self.learner.featured(self.stream.batch(last - self.settings.tasks_per_step, last))
-        with noise_of(self.seed):
+        with noise_of(self.seed), pyro.validation_enabled(False):  # parameters that overflow are a figure, too: null
             _, likelihood = self.learner.posterior_predictive(episodes.observed(), LOGGED_SAMPLES)
             scores = scores_of(likelihood, episodes.query_y, episodes.query_mask)
             figures = {name: scores[name].mean().item() if name in scores else None for name in LOGGED_SCORES}
@@ -205,7 +206,8 @@ class MetaTraining:
 
 def _shown(line: Mapping[str, Any]) -> dict[str, str]:
     """What the progress bar says beside the loss."""
-    return {"nll": f"{line['nll']:.3f}"} if line["accuracy"] is None else {"accuracy": f"{line['accuracy']:.1%}"}
+    formats = {"nll": "{:.3f}"} if line["accuracy"] is None else {"accuracy": "{:.1%}"}
+    return {name: how.format(line[name]) for name, how in formats.items() if line[name] is not None}
 
 
 def _compile_networks(learner: MetaLearner) -> None:

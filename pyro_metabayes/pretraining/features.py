@@ -78,7 +78,7 @@ def pretrained(
     backbone.to(device).eval()
     features = path.with_suffix(f".features{settings.views}.pt")
     if not features.exists():
-        checkpoint.save(features, _features(backbone, bank, settings, device))
+        _keep_features(features, name, backbone, bank, settings, device)
     with expecting(f"features of the bank in {features} (without the file they are made anew)"):
         return Pretrained(bank.with_inputs(**checkpoint.load(features)), curve, path, classes)
 
@@ -87,6 +87,19 @@ def _seen(bank: Bank, settings: PretrainSettings) -> Bank:
     """What is trained on: all but the inputs that are held out."""
     held_out = settings.holdout_per_class
     return without_rows(bank, held_out_rows(bank, held_out)) if held_out else bank
+
+
+def _keep_features(
+    path: Path, name: str, backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
+) -> None:
+    views = f" and of {settings.views} augmented views" if settings.views else ""
+    print(f"features of {len(bank.inputs)} inputs{views} under {name}: made once, kept in {path}", flush=True)
+    try:
+        checkpoint.save(path, _features(backbone, bank, settings, device))
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted before all features under {name} were made; its weights are kept: the same command goes on"
+        ) from None
 
 
 def _features(
