@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from safetensors.numpy import load_file
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED, read_npz, reason_of
 
 Arrays = Mapping[str, np.ndarray]
 SUFFIXES = (".npz", ".safetensors")
@@ -59,23 +58,12 @@ def _read(path: str) -> Arrays:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        with (
-            file.open("rb") as opened,
-            np.load(opened, allow_pickle=False) as archive,
-        ):  # never unpickle what somebody else wrote
-            return {name: archive[name] for name in archive.files}
-    except (
-        OSError, ValueError, EOFError, AttributeError, TypeError, KeyError,
-        zipfile.BadZipFile, zlib.error, SafetensorError,
-    ) as error:  # fmt: skip
+        return read_npz(file)  # never unpickle what somebody else wrote
+    except (*DAMAGED, SafetensorError) as error:
         raise UsageError(
-            f"expected plain arrays in {path}, but it cannot be read ({_first_line(error)}); it may be cut "
+            f"expected plain arrays in {path}, but it cannot be read ({reason_of(error)}); it may be cut "
             "short or hold pickled objects: write it anew"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 _SHAPES = {"features": 2, "labels": 1, "split": 1}  # number of axes
