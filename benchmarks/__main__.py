@@ -19,6 +19,7 @@ import torch
 from benchmarks import compiled, conditional, evaluation, gradient, images, memory, sampling, sib, slopes, soak, start
 from benchmarks.measure import Row
 from benchmarks.setting import Size
+from pyro_metabayes.allocator import keep_freed_memory
 from pyro_metabayes.report import text_table
 
 CASES = {
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"expected cases of {', '.join(known)}, got {', '.join(unknown)}")
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    keep_freed_memory()  # as every command does
     with pyro.validation_enabled(False):  # as in training after the first step
         rows = [row for name in given.cases or CASES for row in known[name](Size(given.toy))]
     print(text_table([shown(row) for row in rows]))

@@ -23,6 +23,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from experiments.config import register
 from experiments.lock import alone_in
+from pyro_metabayes.allocator import keep_freed_memory
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import Interrupted, UsageError, unknown_key
 from pyro_metabayes.interruption import SIGNALS
@@ -58,6 +59,7 @@ def run_command(
 
 def answer(main: Callable[[], object]) -> None:
     """Call the program of a command; a mistake, or a signal to stop, gets one line and an exit code."""
+    keep_freed_memory()
     try:
         with _stoppable():
             main()
