@@ -41,7 +41,9 @@ def ways(number: int) -> dict[str, Callable[[], object]]:
     @torch.no_grad()
     def batched() -> object:
         return (
-            (raw.logits(raw.adapted(data.support, data.query), data.query).argmax(-1) == data.labels).float().mean(-1)
+            (raw.logits(raw.adapted(data.support, data.query), data.query).max(-1).indices == data.labels)
+            .float()
+            .mean(-1)
         )
 
     def one_by_one() -> None:

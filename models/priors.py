@@ -21,6 +21,7 @@ from models.set_encoder import CountAware, MeanPooled, PseudoObservations, lower
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.once import remembered
+from pyro_metabayes.shared_normal import SharedNormal
 
 
 class Prior(nn.Module):
@@ -65,7 +66,7 @@ class Gaussian(Prior):
         self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
-        normal = Normal(self.loc, self.log_scale.exp())
+        normal = SharedNormal(self.loc, self.log_scale.exp())
         return normal.expand(Size((observed.num_tasks, *event_shape))).to_event(2)
 
     def start_at(self, w: Tensor) -> None:

@@ -151,7 +151,7 @@ def _of_classes(
     if not isinstance(innermost(posterior), Delta):
         of_mean = learner.model.likelihood(posterior.mean.unsqueeze(0), observed.query_x, observed)
         batch["accuracy_of_mean"] = scores_of(of_mean, labels, mask)["accuracy"]
-    if likelihood.probs.shape[-1] > episodes.num_classes:  # base classes stand behind those of the task
+    if likelihood.logits.shape[-1] > episodes.num_classes:  # base classes stand behind those of the task
         batch |= base_novel_scores(likelihood.logits, labels, mask, episodes.num_classes)
     return batch
 

@@ -34,6 +34,7 @@ from pyro_metabayes.optimisation import (
 )
 from pyro_metabayes.scores import scores_of
 from pyro_metabayes.shares import Share
+from pyro_metabayes.untrusted import count_of, expecting, within
 
 LOGGED_SAMPLES = 10  # draws of w for the scores and the collapse figures of a logged step
 LOGGED_SCORES = ("accuracy", "nll", "mse", "mutual_information")
@@ -81,8 +82,7 @@ class MetaTraining:
                 terms = self._step()
                 self.seconds = time.perf_counter() - started
                 bar.update()
-                last = self.step == self.settings.steps
-                validate = last or self.step % self.settings.validate_every == 0
+                validate = self.step == self.settings.steps or self.step % self.settings.validate_every == 0
                 if validate or self.step % self.settings.log_every == 0:
                     bar.set_postfix(**self._log(terms, validate))
                 if validate:
@@ -100,11 +100,12 @@ class MetaTraining:
         """Go on from the folder's checkpoint, if there is one; the other processes from where the first stands."""
         if self.share.first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if (self.folder / "checkpoint.pt").exists():
-                self._restore(checkpoint.load(self.folder / "checkpoint.pt"))
-            metrics.cut_back(self.folder / "metrics.jsonl", self.step)
+            if within(self.folder, "checkpoint.pt").exists():
+                self._restore()
+            metrics.cut_back(within(self.folder, "metrics.jsonl"), self.step)
         if self.share.of > 1:
-            self._restore(self.share.of_first(self._state()))
+            state = self.share.of_first(self._state())
+            self._restore_from(state, state["training"])
 
     def _step(self) -> dict[str, Tensor]:
         settings = self.settings
@@ -156,15 +157,16 @@ class MetaTraining:
             line |= self._validate()
         if skipped := self.skipped:
             line["skipped"] = skipped
+        line = metrics.finite(line)
         metrics.append(self.folder / "metrics.jsonl", line)
-        return {} if line["loss"] is None else {"loss": f"{line['loss']:.4g}"} | _shown(line)
+        return metrics.shown(line)
 
     @torch.no_grad()
     def _figures(self) -> dict[str, Any]:
         """Scores of `posterior` and collapse figures on the tasks of this step; draws nothing from its noise."""
         last = self.step * self.settings.tasks_per_step
         episodes = self.learner.featured(self.stream.batch(last - self.settings.tasks_per_step, last))
-        with noise_of(self.seed):
+        with noise_of(self.seed), pyro.validation_enabled(False):  # parameters that overflow are a figure, too: null
             _, likelihood = self.learner.posterior_predictive(episodes.observed(), LOGGED_SAMPLES)
             scores = scores_of(likelihood, episodes.query_y, episodes.query_mask)
             figures = {name: scores[name].mean().item() if name in scores else None for name in LOGGED_SCORES}
@@ -198,23 +200,21 @@ class MetaTraining:
         }
         return {"learner": self.learner.portable(), "best": self.best, "training": training}
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        training = state["training"]
-        if training["step"] > self.settings.steps:
-            raise UsageError(
-                f"expected train.steps >= {training['step']}, which the run in {self.folder} has taken, "
-                f"got {self.settings.steps}"
-            )
+    def _restore(self) -> None:
+        state = checkpoint.load(self.folder / "checkpoint.pt")
+        with expecting(f"the checkpoint of an interrupted run in {self.folder}"):
+            self._restore_from(state, state["training"])
+
+    def _restore_from(self, state: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+        step, taken = count_of(training["step"]), f"which the run in {self.folder} has taken"
+        if step > self.settings.steps:
+            raise UsageError(f"expected train.steps >= {step}, {taken}, got {self.settings.steps}")
+        self.learner.refuse_other(state["best"]["weights"])
         self.learner.load_weights(state["learner"]["weights"])
         restore_optimizer(self.optimizer, training["optimizer"])
-        self.step, self.seconds, self._saved = training["step"], training["seconds"], training["step"]
-        self.best_nll, self.best = training["best_nll"], state["best"]
-        self._skipped.fill_(training["skipped"])
+        self.step, self._saved, self.seconds = step, step, float(training["seconds"])
+        self.best_nll, self.best = float(training["best_nll"]), state["best"]
+        self._skipped.fill_(count_of(training["skipped"]))
         torch.set_rng_state(training["random"])
         if self.fabric.device.type == "cuda" and training["random_cuda"]:
             torch.cuda.set_rng_state(training["random_cuda"][0], self.fabric.device)
-
-
-def _shown(line: Mapping[str, Any]) -> dict[str, str]:
-    """What the progress bar says beside the loss."""
-    return {"nll": f"{line['nll']:.3f}"} if line["accuracy"] is None else {"accuracy": f"{line['accuracy']:.1%}"}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import pyro_metabayes
-from models.heads import Cosine, Head, Linear, fold_samples
+from models.heads import LARGE, Cosine, Head, Linear, _Cosines, _cosines, fold_samples
 from pyro_metabayes import MetaLearner, Observed, class_means
 from tests.pairs import FEATURES, HEADS, WAY, Pair, random_tasks
 
@@ -84,6 +84,50 @@ def test_folding_is_the_product_written_out() -> None:
     w, x = torch.randn(2, TASKS, WAY, FEATURES), torch.randn(TASKS, POINTS, FEATURES)
     expected = torch.einsum("ltcd,tnd->ltcn", w, x)
     torch.testing.assert_close(fold_samples(w, x), expected)
+
+
+@pytest.mark.parametrize("samples", [(), (4,), (2, 3)])
+def test_the_cosines_own_gradient_is_that_of_autograd(samples: tuple[int, ...]) -> None:
+    """To second order, of w and x, through the cosines and the inverse norms; autograd's own is taken for a small w."""
+    w, x, _ = inputs(Cosine(), *samples)
+    assert w.numel() < LARGE
+    weights = [torch.randn_like(value) for value in _cosines(w, x)]
+
+    def derivatives(cosines: Callable[..., tuple[Tensor, Tensor]]) -> list[Tensor]:
+        leaves = [value.clone().requires_grad_() for value in (w, x)]
+        loss = sum((a * b).square().sum() for a, b in zip(cosines(*leaves), weights, strict=True))
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        second = torch.autograd.grad(sum(value.square().sum() for value in first), leaves)
+        return [loss, *first, *second]
+
+    for own, expected in zip(derivatives(_Cosines.apply), derivatives(_cosines), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_cosines_own_gradient_bears_functional_transforms_and_a_class_without_support() -> None:
+    w, x, _ = inputs(Cosine())
+    w[0, 0] = 0
+
+    def loss(cosines: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+        return lambda w, x: (cosines(w.unsqueeze(0), x.unsqueeze(0))[0] - 0.5).square().sum()
+
+    own, expected = (torch.func.vmap(torch.func.grad(loss(cosines)))(w, x) for cosines in (_Cosines.apply, _cosines))
+    torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_large_batch_of_tasks_is_its_tasks() -> None:
+    """Large enough that logits and gradients come from the cosines' own gradient; task by task they do not."""
+    head, many = Cosine(), LARGE // (WAY * FEATURES) + 1
+    w, x = torch.randn(many, WAY, FEATURES), normalize(torch.randn(many, POINTS, FEATURES), dim=-1)
+
+    def logits_and_gradient(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = w.clone().requires_grad_()
+        logits = head.outputs(leaf, x)
+        return logits, torch.autograd.grad(logits.square().sum(), leaf)[0]
+
+    apart = [logits_and_gradient(w[t : t + 1], x[t : t + 1]) for t in range(0, many, 100)]
+    for together, each in zip(logits_and_gradient(w, x), zip(*apart, strict=True), strict=True):
+        torch.testing.assert_close(together[::100], torch.cat(each), rtol=1e-10, atol=1e-10)
 
 
 @heads

@@ -23,7 +23,7 @@ from pyro_metabayes.divergences import entropy_of, has_density, innermost, kl_by
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
-from pyro_metabayes.scores import log_mean_exp, masked_mean
+from pyro_metabayes.scores import log_mean_exp, masked_mean, most_probable
 
 # collapsed: draws move the logits by less than a tenth of a nat, and change fewer than 2% of the decisions.
 COLLAPSED_LOGIT_SD = 0.1
@@ -75,9 +75,9 @@ def _spread_of_outputs(likelihood: Any, mask: Tensor) -> Spread:
     if not isinstance(likelihood, Categorical):
         in_noise = (likelihood.mean / likelihood.stddev).var(0).flatten(2).mean(-1)
         return {"logit_variance": masked_mean(in_noise, mask)}
-    logits = likelihood.logits  # [L, T, Q, C]
+    logits = likelihood.logits  # [L, T, Q, C], normalised by the Categorical
     centred = logits - logits.mean(-1, keepdim=True)
-    ensemble = log_mean_exp(logits.log_softmax(-1)).argmax(-1, keepdim=True)
+    ensemble = most_probable(log_mean_exp(logits)).unsqueeze(-1)
     of_ensemble = logits.gather(-1, ensemble.expand(*logits.shape[:-1], 1)).squeeze(-1)
     otherwise = logits.amax(-1) - of_ensemble > COLLAPSED_LOGIT_SD
     return {

@@ -80,7 +80,7 @@ class Objective:
 
 def total(values: Tensor) -> Tensor:
     """Sum over tasks, mean over particles: values [T] or [L, T]."""
-    return values.sum() / (len(values) if values.dim() > NESTING else 1)
+    return values.sum() / len(values) if values.dim() > NESTING else values.sum()
 
 
 def added(sites: list[Tensor]) -> Tensor:

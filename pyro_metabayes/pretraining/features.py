@@ -24,6 +24,7 @@ from pyro_metabayes.pretraining.extraction import extract, extract_turned
 from pyro_metabayes.pretraining.prototypes import PrototypeScore
 from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.pretraining.training import Pretraining
+from pyro_metabayes.untrusted import expecting
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Pretrained:
         if self.classes is None or per_class < 2:
             return None
         rows = halves(held_out_rows(self.bank, per_class))["test"]
-        answers = (self.bank.inputs[rows] @ functional.normalize(self.classes, dim=-1).mT).argmax(-1)
+        answers = (self.bank.in_memory[rows] @ functional.normalize(self.classes, dim=-1).mT).argmax(-1)
         return (answers == self.bank.answers("train").unsqueeze(1)).float().mean().item()
 
 
@@ -70,14 +71,16 @@ def pretrained(
         path.with_suffix(".unfinished.pt").unlink(missing_ok=True)
         num_classes = len(bank.answers("train").unique())
         print(f"pretrained {name}: {_summary(training.curve[-1], num_classes)}; kept in {path}")
-    state = checkpoint.load(path)
-    backbone.load_state_dict(state["weights"])
+    with expecting(f"a backbone that was pretrained here in {path} (without the file it is pretrained anew)"):
+        state = checkpoint.load(path)
+        backbone.load_state_dict(state["weights"])
+        curve, classes = list(state["curve"]), state.get("classes", {}).get("weight")
     backbone.to(device).eval()
     features = path.with_suffix(f".features{settings.views}.pt")
     if not features.exists():
-        checkpoint.save(features, _features(backbone, bank, settings, device))
-    classes = state.get("classes", {}).get("weight")
-    return Pretrained(bank.with_inputs(**checkpoint.load(features)), state["curve"], path, classes)
+        _keep_features(features, name, backbone, bank, settings, device)
+    with expecting(f"features of the bank in {features} (without the file they are made anew)"):
+        return Pretrained(bank.with_inputs(**checkpoint.load(features)), curve, path, classes)
 
 
 def _seen(bank: Bank, settings: PretrainSettings) -> Bank:
@@ -86,14 +89,27 @@ def _seen(bank: Bank, settings: PretrainSettings) -> Bank:
     return without_rows(bank, held_out_rows(bank, held_out)) if held_out else bank
 
 
+def _keep_features(
+    path: Path, name: str, backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
+) -> None:
+    views = f" and of {settings.views} augmented views" if settings.views else ""
+    print(f"features of {len(bank.inputs)} inputs{views} under {name}: made once, kept in {path}", flush=True)
+    try:
+        checkpoint.save(path, _features(backbone, bank, settings, device))
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted before all features under {name} were made; its weights are kept: the same command goes on"
+        ) from None
+
+
 def _features(
     backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> dict[str, Tensor | None]:
     """Of every input, of augmented ones of the training classes, and of turned ones where a bank asks for them."""
-    inputs, turned = extract(backbone, bank.inputs, device), extract_turned(backbone, bank, device)
+    inputs, turned = extract(backbone, bank.in_memory, device), extract_turned(backbone, bank, device)
     if not settings.views:
         return {"inputs": inputs, "views": None, "turned": turned}
-    images = bank.inputs[bank.rows("train")]
+    images = bank.in_memory[bank.rows("train")]
     with noise_of(settings.seed):
         views = [extract(backbone, images, device, lambda x: augmented(x, settings)) for _ in range(settings.views)]
     return {"inputs": inputs, "views": torch.stack(views), "turned": turned}
@@ -106,7 +122,8 @@ def _train(
     with noise_of(settings.seed):
         training = Pretraining(backbone, bank, settings, device, PrototypeScore(bank, device))
         if unfinished.exists():
-            training.load(checkpoint.load(unfinished))
+            with expecting(f"an unfinished pretraining in {unfinished} (without the file it starts again)"):
+                training.load(checkpoint.load(unfinished))
             print(f"pretraining of {name} goes on after epoch {training.epoch} of {settings.epochs}")
         else:
             print(f"no pretrained {name} for this data yet: pretraining it once, epochs: {settings.epochs}")

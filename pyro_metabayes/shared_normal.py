@@ -1,0 +1,31 @@
+"""A normal distribution of many weights that share a few parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.distributions import Normal
+from torch import Size, Tensor
+
+
+class SharedNormal(Normal):
+    """A Normal that remembers, when it is expanded, from which one: log p(w) takes the logarithm of each scale once.
+
+    Normal.expand writes no copies, but its log_prob computes with them: of 64 tasks with 5 classes log(scale) and
+    1 / scale^2 of each weight 320 times, forwards and backwards, which is a tenth of a training step of sib.
+    """
+
+    _shared: SharedNormal | None = None
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> SharedNormal:
+        wide = super().expand(Size(batch_shape), _instance)
+        wide._shared = self._shared or self
+        return wide
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """As of the expanded Normal: value [..., *batch] -> the same shape."""
+        if self._shared is None:
+            return super().log_prob(value)
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._shared.log_prob(value)
