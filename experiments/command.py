@@ -24,7 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from experiments.config import register
 from experiments.lock import alone_in
-from experiments.sweep import failed_jobs, job_name, keep_failure
+from experiments.sweep import SILENT, job_name, note, unfinished_jobs
 from pyro_metabayes.allocator import keep_freed_memory
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import Interrupted, UsageError, printable, unknown_key
@@ -52,14 +52,21 @@ def run_command(
 
     def job(config: DictConfig) -> None:
         try:
+            note(SILENT)
             _in_clean_folder(lambda folder: task(config, folder))
+            note("")
         except Exception as error:
             if not (job_name() or isinstance(error, MISTAKES)):
                 raise
             failures.append(told(error))  # here: a launcher may have brought the job to another process
 
-    answer(hydra.main(version_base="1.3", config_path=config_folder, config_name=config_name)(job))
-    if summary := failed_jobs():
+    try:
+        answer(hydra.main(version_base="1.3", config_path=config_folder, config_name=config_name)(job))
+    except Exception as error:  # of a launcher: surprises of a job stay with the job
+        if not (summary := unfinished_jobs()):
+            raise
+        sys.exit(f"error: the launcher gave up ({type(error).__name__}); {summary}")
+    if summary := unfinished_jobs():
         sys.exit(f"error: {summary}")
     if failures:
         sys.exit(1)
@@ -68,8 +75,8 @@ def run_command(
 def told(error: Exception) -> str:
     """The line of a failed job, or all there is to say of a surprise: on the terminal, and in the folder of a sweep."""
     lines = one_line(error) if isinstance(error, MISTAKES) else "".join(traceback.format_exception(error)).rstrip()
-    if job_name():
-        keep_failure(lines)
+    with contextlib.suppress(UsageError):  # a disk that is full, perhaps
+        note(lines)
     print(f"error: {job_name()}{': ' if job_name() else ''}{lines}", file=sys.stderr)
     return lines
 

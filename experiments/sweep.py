@@ -1,11 +1,12 @@
 """A sweep (`-m`), whatever launches its jobs: one that fails leaves the others, and is named at the end.
 
 Jobs may run in other processes, and on other machines: what they have to tell the command that started them lies in the
-folder of the sweep.
+folder of the sweep. A job has a file there from its beginning on, which goes when it has succeeded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from omegaconf import DictConfig
 
 from pyro_metabayes.checkpoint import write_atomically
 
-FAILED = "failed"  # in the folder of a sweep: NAME.txt, why job NAME failed
+UNFINISHED = "unfinished"  # in the folder of a sweep: NAME.txt, why job NAME has no results
+SILENT = "it is still at work, or was stopped"
 
 
 class Sweep(Callback):
@@ -27,7 +29,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         Sweep.folder = Path(config.hydra.sweep.dir)
-        shutil.rmtree(Sweep.folder / FAILED, ignore_errors=True)  # of an earlier one
+        shutil.rmtree(Sweep.folder / UNFINISHED, ignore_errors=True)  # of an earlier one
 
 
 def job_name() -> str:
@@ -36,16 +38,25 @@ def job_name() -> str:
     return Path(its.runtime.output_dir).name if its.mode == RunMode.MULTIRUN else ""
 
 
-def keep_failure(why: str) -> None:
-    """Leave in the folder of the sweep why this job of it failed."""
-    path = Path(HydraConfig.get().sweep.dir) / FAILED / f"{job_name()}.txt"
-    write_atomically(path, lambda temporary: temporary.write_text(why + "\n"))
+def note(why: str) -> None:
+    """Leave why this job of a sweep has no results; '' once it has."""
+    its = HydraConfig.get()
+    if not job_name() or "sweep" not in its.callbacks:  # nobody would read it
+        return
+    path = Path(its.sweep.dir) / UNFINISHED / f"{job_name()}.txt"
+    if why:
+        write_atomically(path, lambda temporary: temporary.write_text(why + "\n"))
+    else:
+        path.unlink(missing_ok=True)
 
 
-def failed_jobs() -> str:
-    """A line that names the failed jobs of the sweep that this process has started; nothing if there are none."""
-    folder, Sweep.folder = Sweep.folder, None
-    if folder is None:
+def unfinished_jobs() -> str:
+    """A line that names the jobs without results of the sweep that this process has started; '' if there are none."""
+    sweep, Sweep.folder = Sweep.folder, None
+    if sweep is None:
         return ""
-    names = sorted(path.stem for path in (folder / FAILED).glob("*.txt"))
-    return f"failed jobs: {', '.join(names)}; why stands in {folder / FAILED}" if names else ""
+    folder = sweep / UNFINISHED
+    names = sorted(path.stem for path in folder.glob("*.txt"))
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # if nothing is in it
+    return f"unfinished jobs: {', '.join(names)}; why stands in {folder}" if names else ""

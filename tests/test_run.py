@@ -488,6 +488,7 @@ def test_another_seed_gives_others(features: Path, finished: Path) -> None:
 def test_a_sweep_leaves_a_folder_a_job(features: Path) -> None:
     ran("run", "-m", *on_features(features), "guide=mc,proto", "seed=0,1")
     found = [results_of(path.parent) for path in Path("runs/sweeps").rglob("results.json")]
+    assert not list(Path("runs/sweeps").rglob("unfinished"))
     jobs = {(results["guide"], results["seed"]) for results in found}
     assert len(found) == 4 and jobs == {(guide, seed) for guide in ("mc", "proto") for seed in (0, 1)}
 
@@ -497,8 +498,8 @@ def test_a_failed_job_leaves_the_others_and_is_named_at_the_end(features: Path) 
     outcome = call("run", "-m", *on_features(features), *settings)
     name, why = "1_features_mean_field_seed0", "expected guide.scale > 0, got -1.0"
     assert outcome.code == 1
-    assert outcome.err == f"error: {name}: {why}\nerror: failed jobs: {name}; why stands in sweep/failed\n"
-    assert Path(f"sweep/failed/{name}.txt").read_text() == f"{why}\n"
+    assert outcome.err == f"error: {name}: {why}\nerror: unfinished jobs: {name}; why stands in sweep/unfinished\n"
+    assert Path(f"sweep/unfinished/{name}.txt").read_text() == f"{why}\n"
     left = sorted(path.parent.name for path in Path("sweep").rglob("results.json"))
     assert left == ["0_features_mean_field_seed0", "2_features_mean_field_seed0"]
 
@@ -514,7 +515,9 @@ def test_every_launcher_leaves_the_same_runs(launcher: str, module: str, feature
     outcome = finish(started, 500)
     assert outcome.code == 1
     assert (
-        outcome.err.strip().split("\n")[-1].startswith("error: failed jobs: 1_features_proto_seed0, 3_features_proto_")
+        outcome.err.strip()
+        .split("\n")[-1]
+        .startswith("error: unfinished jobs: 1_features_proto_seed0, 3_features_proto_")
     )
     names = [sorted(path.parent.name for path in Path(of).rglob("results.json")) for of in ("basic", "other")]
     assert len(names[0]) == 4 and names[0] == names[1]
