@@ -25,7 +25,7 @@ from pyro_metabayes.data.stream import BLOCK, TaskStream
 from pyro_metabayes.optimisation import TrainSettings
 from pyro_metabayes.shares import Share
 from pyro_metabayes.training import MetaTraining
-from tests.commands import ROOT, checkpoint_of, figures_of, finish, lines_of, on_features, process, ran
+from tests.commands import ROOT, call, checkpoint_of, figures_of, finish, lines_of, on_features, process, ran
 from tests.pairs import Pair, random_tasks
 
 TASKS = 6  # of a step
@@ -219,6 +219,15 @@ def test_another_number_than_torchrun_has_started_is_refused(monkeypatch: pytest
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=r"expected trainer.devices=4, the processes that torchrun has started, got 2"):
         check_devices(config_of(["data=gaussian_features", "trainer.devices=2"]))
+
+
+@pytest.mark.usefixtures("empty_folder")
+def test_a_sweep_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    outcome = call("run", "-m", "data=gaussian_features", "guide=proto", "seed=0", "trainer.devices=2")
+    assert outcome.code == 1 and "expected one run under torchrun, got a sweep (-m)" in outcome.err
 
 
 # ---------------------------------------------------------------- the command
