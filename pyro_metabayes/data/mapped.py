@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SAMPLE = 1024  # rows that stand for all in a fingerprint
+SAMPLE, SAMPLED_BYTES = 1024, 2**24  # rows that stand for all in a fingerprint, fewer where they are wide
 
 Read = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Change = Callable[[Tensor], Tensor]
@@ -67,7 +67,8 @@ class MappedRows:
 
     def sample(self) -> bytes:
         """What tells this bank from others without reading it: its type, its shape and rows spread evenly over it."""
-        rows = np.linspace(0, len(self) - 1, min(len(self), SAMPLE)).astype(np.int64)
+        number = max(1, min(len(self), SAMPLE, SAMPLED_BYTES // self.array.strides[0]))
+        rows = np.linspace(0, len(self) - 1, number).astype(np.int64)
         return f"{self.array.dtype} {self.array.shape}".encode() + self.array[self._in_file(rows)].tobytes()
 
     def _announce(self, numbers: np.ndarray) -> None:
