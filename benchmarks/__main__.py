@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with pyro.validation_enabled(False):  # as in training after the first step
         rows = [row for name in given.cases or CASES for row in known[name](Size(given.toy))]
     print(text_table([shown(row) for row in rows]))
+    if given.toy:
+        print("one round of the smallest sizes: that they run is all that these numbers say", file=sys.stderr)
     if given.out:
         machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
         versions = {"torch": torch.__version__, "pyro": pyro.__version__}

@@ -9,12 +9,14 @@ import re
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -25,14 +27,17 @@ from experiments.config import register
 from experiments.lock import alone_in
 from pyro_metabayes.allocator import keep_freed_memory
 from pyro_metabayes.checkpoint import write_atomically
-from pyro_metabayes.errors import Interrupted, UsageError, unknown_key
+from pyro_metabayes.errors import Interrupted, UsageError, printable, unknown_key
 from pyro_metabayes.interruption import SIGNALS
 from pyro_metabayes.learner import PARTS
+from pyro_metabayes.untrusted import DAMAGED, reason_of
 
 CONF = str(Path(__file__).parent / "conf")
-MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError)
+MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError, yaml.YAMLError, UnicodeDecodeError)
 # Lines of Hydra and OmegaConf that speak of their insides.
 NOISE = ("full_key", "object_type", "reference_type", "Config search path", "provider=", "Set the environment")
+COMPOSERS = {"hydra", "omegaconf", "yaml", "antlr4"}
+NOTHING_KEPT = "interrupted; nothing of the unfinished work was kept but the cache: backbones, features, converted data"
 INTERRUPTED = 130  # the shell's code for a program that SIGINT ended
 
 
@@ -64,10 +69,21 @@ def answer(main: Callable[[], object]) -> None:
         with _stoppable():
             main()
     except KeyboardInterrupt as stop:  # Interrupted among them
-        print(f"\n{stop}" if str(stop) else "\ninterrupted; nothing of the unfinished work was kept", file=sys.stderr)
+        print(f"\n{str(stop) or NOTHING_KEPT}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except MISTAKES as error:
         sys.exit(f"error: {one_line(error)}")
+    except DAMAGED as error:
+        if not _in_composing(error):
+            raise
+        sys.exit(printable(f"error: expected settings that can be composed, got others: {reason_of(error)}"))
+
+
+def _in_composing(error: BaseException) -> bool:
+    """Whether Hydra, or what it reads YAML with, tripped over settings; its errors are of many kinds."""
+    called = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [name.partition(".")[0] for name in called]
+    return {*[name for name in packages if name not in sys.stdlib_module_names][-1:]} <= COMPOSERS
 
 
 @contextlib.contextmanager
@@ -84,8 +100,12 @@ def _stoppable() -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """The message of an error, its lines joined; Hydra and OmegaConf spread theirs over several."""
+    return printable(_joined(error))
+
+
+def _joined(error: BaseException) -> str:
     if isinstance(error, UsageError):
-        return str(error).partition("\n")[0]  # Pyro appends the shapes of a trace
+        return str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         near = get_close_matches(name, error.options, 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pyro_metabayes import checkpoint
 from pyro_metabayes.data.stream import TaskShape
@@ -17,6 +18,7 @@ from pyro_metabayes.evaluation import EvalSettings
 from pyro_metabayes.learner import PARTS
 from pyro_metabayes.optimisation import TrainSettings
 from pyro_metabayes.pretraining import PretrainSettings
+from pyro_metabayes.untrusted import DAMAGED, reason_of, within
 
 
 @dataclass
@@ -89,9 +91,24 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
         key, equals, _ = override.partition("=")
         if not equals or ("." not in key and key not in ("seed", "device", "threads")):
             raise UsageError(f"a saved run keeps its parts; expected settings like train.steps=4000, got '{override}'")
-    saved = checkpoint.load(folder / "checkpoint.pt").get("config")
-    if saved is None:
+    saved = checkpoint.load(within(folder, "checkpoint.pt")).get("config")
+    if not saved:
         raise UsageError(f"expected the checkpoint of a run in {folder}, got one without a configuration")
-    merged = OmegaConf.merge(OmegaConf.structured(Config), saved, OmegaConf.from_dotlist(list(overrides)))
+    merged = OmegaConf.merge(_as_it_was(saved, folder), OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(merged, DictConfig)
     return typed(merged)
+
+
+def _as_it_was(saved: Any, folder: Path) -> DictConfig:
+    """The saved configuration, of this version's settings and nothing to be filled in from the surroundings."""
+    try:
+        if "${" in repr(saved):
+            raise ValueError("it asks for values from elsewhere")
+        config = OmegaConf.merge(OmegaConf.structured(Config), saved)
+        assert isinstance(config, DictConfig)
+        typed(config)
+        return config
+    except (*DAMAGED, OmegaConfBaseException) as error:
+        raise UsageError(
+            f"expected the configuration of a run in {folder}, got another: {reason_of(error)}; start a new run"
+        ) from None

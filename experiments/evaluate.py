@@ -13,6 +13,7 @@ from experiments.results import results_of, write_results
 from experiments.trained import finished, refuse_training, trained
 from pyro_metabayes.evaluation import Evaluation, evaluate
 from pyro_metabayes.report import result_row, text_table
+from pyro_metabayes.untrusted import within
 
 
 def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     refuse_training(options.settings)
     config = saved_config(options.run, options.settings)
     name = ",".join(options.settings).replace("/", "_") or "again"
-    out = options.run / "evaluations" / name
+    out = within(options.run, "evaluations") / name
     print(text_table([result_row(evaluate_run(options.run, config, out))]))
     print(f"results: {out}")
 

@@ -72,6 +72,8 @@ def main(composed: DictConfig, folder: Path) -> None:
     if config.train.steps != before.train.steps:
         note_other_steps(before.train, folder)
     print(text_table([result_row(results)]))
+    if skipped := results["skipped"]:
+        print(f"{skipped} of {results['steps']} steps were left out: a loss or gradient was not finite (train.on_nan)")
     num_answers = results["way"] + (results["base_classes"] or 0)
     if results["accuracy"] and results["nll"] > (guessing := math.log(num_answers)):
         print(f"worse than guessing (NLL {guessing:.3f}): too few steps, or diverged (lower train.learning_rate)")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.report import task_name
+from pyro_metabayes.untrusted import DAMAGED, check_plain, read_npz, reason_of
 
 SCORES = ("accuracy", "nll", "joint_nll")
 QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
@@ -59,14 +58,20 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
 def read_run(folder: Path) -> Run:
     try:
         results = json.loads((folder / "results.json").read_text())
-        # Opened here: numpy leaves a damaged file open.
-        with (folder / "tasks.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            per_task = {name: archive[name] for name in SCORES if name in archive or name in NEEDED_SCORES}
+        archive = read_npz(folder / "tasks.npz")
+        per_task = {name: archive[name] for name in SCORES if name in archive or name in NEEDED_SCORES}
         if missing := sorted(NEEDED - (results.keys() if isinstance(results, dict) else set())):
             raise ValueError(f"results.json lacks {', '.join(missing)}")
+        if wrong := [name for name, its in per_task.items() if its.ndim != 1 or its.dtype.kind != "f"]:
+            raise ValueError(f"tasks.npz has no number for each task in {', '.join(wrong)}")
+        check_plain(results)
+        if not isinstance(results["config"], dict):
+            raise ValueError("results.json has no settings")
         return Run(folder, results, per_task)
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
-        raise UsageError(f"expected a finished run in {folder}, got files that do not read: {error}") from None
+    except DAMAGED as error:
+        raise UsageError(
+            f"expected a finished run in {folder}, got files that do not read: {reason_of(error)}"
+        ) from None
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

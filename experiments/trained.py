@@ -15,6 +15,7 @@ from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import BATCH
+from pyro_metabayes.untrusted import count_of, expecting, within
 
 Settings = TypeVar("Settings")
 TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # what made the run, and cannot be changed after it
@@ -42,10 +43,12 @@ def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Setti
 
 def finished(folder: Path, config: Config) -> dict[str, Any]:
     """The checkpoint of a run that has taken all its steps."""
-    state = checkpoint.load(folder / "checkpoint.pt")
+    state = checkpoint.load(within(folder, "checkpoint.pt"))
     if "training" not in state:
         raise UsageError(f"expected the checkpoint of a run in {folder}, got one without its training")
-    taken, asked = state["training"]["step"], config.train.steps
+    with expecting(f"the checkpoint of a run in {folder}"):
+        taken, asked = count_of(state["training"]["step"]), config.train.steps
+        count_of(state["training"]["skipped"])
     if taken < asked:
         raise UsageError(
             f"expected a finished run, got {folder}, which stands at step {taken} of {asked}; "
@@ -56,8 +59,11 @@ def finished(folder: Path, config: Config) -> dict[str, Any]:
 
 def trained(state: dict[str, Any], config: Config) -> Assembly:
     """The best learner of a checkpoint and its tasks; the configuration may differ in what has no weights."""
-    assembly = Assembly(config, state["best"]["specification"]["num_classes"])
-    assembly.learner.load_weights(state["best"]["weights"])
+    with expecting("a checkpoint with a learner"):
+        num_classes, weights = count_of(state["best"]["specification"]["num_classes"]), state["best"]["weights"]
+    assembly = Assembly(config, num_classes)
+    with expecting("a checkpoint with the weights of a learner"):
+        assembly.learner.load_weights(weights)
     assembly.learner.to(assembly.device)
     return assembly
 

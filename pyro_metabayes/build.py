@@ -29,7 +29,7 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
         raise UsageError(f"expected {part}._target_ to be a dotted name under {allowed}, got {name!r}{hint}")
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        target = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name):
             raise  # the file is there, something that it imports is not
@@ -37,6 +37,11 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
         raise UsageError(f"no module '{module}', which {part}._target_ names; {hint}") from None
     except AttributeError:
         raise UsageError(f"no '{attribute}' in {module}, which {part}._target_ names") from None
+    except (ImportError, ValueError, TypeError) as error:  # a name like models..heads
+        raise UsageError(f"no module '{module}', which {part}._target_ names: {error}") from None
+    if not (inspect.isclass(target) or inspect.isfunction(target)) or not target.__module__.startswith(tuple(prefixes)):
+        raise UsageError(f"expected a class or function of {module} itself as {part}._target_, got '{attribute}'")
+    return target
 
 
 def arguments_of(target: Any) -> dict[str, inspect.Parameter]:

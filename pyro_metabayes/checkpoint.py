@@ -7,13 +7,12 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED, check_archive, check_plain, reason_of
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -45,12 +44,13 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"expected a checkpoint at {path}, got no such file; give the folder of a run")
     try:
+        check_archive(path, inflation=1)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}")
+        check_plain(state)
         return state
-    except (OSError, RuntimeError, UnpicklingError, EOFError, BadZipFile, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except DAMAGED as error:
         raise UsageError(
-            f"expected a checkpoint of this package at {path}, got a file that does not load: {reason}"
+            f"expected a checkpoint of this package at {path}, got a file that does not load: {reason_of(error)}"
         ) from None

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+SHAPES = "\nTrace Shapes:"  # from here on it is Pyro's: it makes errors anew, with the shapes of the trace
+
 
 class UsageError(ValueError):
     """Expected what, got what, what there is or what to do: one line, shown without a traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message.partition(SHAPES)[0]))
+
+
+def printable(message: str) -> str:
+    """Without what a file from elsewhere may bring in: line breaks, commands to a terminal, halves of characters."""
+    return "".join(sign if sign.isprintable() else "?" for sign in message)
 
 
 def unknown_key(key: str, known: Iterable[str], owner: str) -> UsageError:

@@ -21,6 +21,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.guide import Guide
 from pyro_metabayes.model import Model
 from pyro_metabayes.objectives.objective import Objective
+from pyro_metabayes.untrusted import expecting, within
 
 Data = TypeVar("Data", bound=Observed)
 PARTS = ("backbone", "head", "prior", "model", "guide", "objective")
@@ -177,16 +178,28 @@ class MetaLearner(nn.Module):
         Only names under models., guides., pyro_metabayes. and the given prefixes are imported.
         """
         path = Path(path)
-        state = checkpoint.load(path / "checkpoint.pt" if path.is_dir() else path)
+        state = checkpoint.load(within(path, "checkpoint.pt") if path.is_dir() else path)
         saved = state.get("best") or state.get("learner")
         if saved is None:
-            raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(state)}")
-        learner = cls.from_specification(saved["specification"], saved["frozen"], (*PREFIXES, *prefixes))
-        learner.load_weights(saved["weights"])
+            raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
+        with expecting(f"a learner of this package at {path}"):
+            with torch.device("meta"):  # without memory, since a specification may claim any size
+                cls._restored(saved, prefixes).refuse_other(saved["weights"])
+            learner = cls._restored(saved, prefixes)
+            learner.load_weights(saved["weights"])
         return learner
+
+    @classmethod
+    def _restored(cls, saved: Mapping[str, Any], prefixes: Sequence[str]) -> Self:
+        return cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """state_dict in, with one line for a checkpoint of another shape."""
+        self.refuse_other(weights)
+        self.load_state_dict(dict(weights))
+
+    def refuse_other(self, weights: Mapping[str, Tensor]) -> None:
+        """One line for weights of other names or shapes."""
         own = self.state_dict()
         for name in sorted(own.keys() | weights.keys()):
             expected = tuple(own[name].shape) if name in own else "no such entry"
@@ -196,7 +209,6 @@ class MetaLearner(nn.Module):
                     f"expected a checkpoint of this model and guide, got another: {name} is {got}, "
                     f"not {expected}; build the learner with the settings that it was trained with"
                 )
-        self.load_state_dict(dict(weights))
 
 
 def _built(part: str, specification: Mapping[str, Any], prefixes: Sequence[str], context: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,14 @@ from typing import Any
 
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED
+
+
+def finite(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Null for what is not finite: JSON has no NaN."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
+    }
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -33,7 +42,7 @@ def cut_back(path: Path, step: int) -> None:
         return
     kept = []
     for line in path.read_text(errors="replace").splitlines():
-        with suppress(ValueError, TypeError, KeyError):  # a power cut may leave half a line
+        with suppress(*DAMAGED):  # a power cut may leave half a line
             if json.loads(line)["step"] <= step:
                 kept.append(line)
     write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))

@@ -117,6 +117,12 @@ def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
             "expected train.optimizer, backbone.frozen and the names in train.learning_rates as in the "
             "interrupted run, got others; leave them, or start a new run"
         )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+    for place, moments in state["state"].items():
+        shapes = {value.shape for name, value in moments.items() if name != "step" and value is not None}
+        if moments.keys() - names or (moments and names - moments.keys()) or shapes - {parameters[place].shape}:
+            raise ValueError(f"the moments of parameter {place} are those of another optimiser or shape")
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
@@ -131,7 +137,7 @@ def _report_unused(names: set[str], learner: nn.Module) -> None:
     for name in sorted(names):
         if name.partition(".")[0] not in dict(learner.named_children()):
             raise UsageError(f"no parameter '{name}' for train.learning_rates; there are: {there}")
-        print(f"note: no parameter '{name}' in this setting; its train.learning_rates is not used", file=sys.stderr)
+        print(f"note: no parameter '{name}' in this setting: its rate in train.learning_rates is idle", file=sys.stderr)
 
 
 def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, settings: TrainSettings) -> None:

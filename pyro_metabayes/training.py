@@ -32,6 +32,7 @@ from pyro_metabayes.optimisation import (
     step_unless,
 )
 from pyro_metabayes.scores import scores_of
+from pyro_metabayes.untrusted import count_of, expecting, within
 
 LOGGED_SAMPLES = 10  # draws of w for the scores and the collapse figures of a logged step
 LOGGED_SCORES = ("accuracy", "nll", "mse", "mutual_information")
@@ -70,9 +71,9 @@ class MetaTraining:
     def run(self) -> MetaLearner:
         """Train from wherever the folder's checkpoint stands to the last step; return the best learner."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / "checkpoint.pt").exists():
+        if within(self.folder, "checkpoint.pt").exists():
             self._restore()
-        metrics.cut_back(self.folder / "metrics.jsonl", self.step)
+        metrics.cut_back(within(self.folder, "metrics.jsonl"), self.step)
         started = time.perf_counter() - self.seconds
         bar = tqdm(total=self.settings.steps, initial=self.step, desc="meta-train", unit="step", disable=None)
         with Interruption() as interruption, bar:
@@ -144,6 +145,7 @@ class MetaTraining:
             line |= self._validate()
         if skipped := self.skipped:
             line["skipped"] = skipped
+        line = metrics.finite(line)
         metrics.append(self.folder / "metrics.jsonl", line)
         return line
 
@@ -152,7 +154,7 @@ class MetaTraining:
         """Scores of `posterior` and collapse figures on the tasks of this step; draws nothing from its noise."""
         last = self.step * self.settings.tasks_per_step
         episodes = self.learner.featured(self.stream.batch(last - self.settings.tasks_per_step, last))
-        with noise_of(self.seed):
+        with noise_of(self.seed), pyro.validation_enabled(False):  # parameters that overflow are a figure, too: null
             _, likelihood = self.learner.posterior_predictive(episodes.observed(), LOGGED_SAMPLES)
             scores = scores_of(likelihood, episodes.query_y, episodes.query_mask)
             figures = {name: scores[name].mean().item() if name in scores else None for name in LOGGED_SCORES}
@@ -184,17 +186,19 @@ class MetaTraining:
 
     def _restore(self) -> None:
         state = checkpoint.load(self.folder / "checkpoint.pt")
-        training = state["training"]
-        if training["step"] > self.settings.steps:
-            raise UsageError(
-                f"expected train.steps >= {training['step']}, which the run in {self.folder} has taken, "
-                f"got {self.settings.steps}"
-            )
+        with expecting(f"the checkpoint of an interrupted run in {self.folder}"):
+            self._restore_from(state, state["training"])
+
+    def _restore_from(self, state: Mapping[str, Any], training: Mapping[str, Any]) -> None:
+        step, taken = count_of(training["step"]), f"which the run in {self.folder} has taken"
+        if step > self.settings.steps:
+            raise UsageError(f"expected train.steps >= {step}, {taken}, got {self.settings.steps}")
+        self.learner.refuse_other(state["best"]["weights"])
         self.learner.load_weights(state["learner"]["weights"])
         restore_optimizer(self.optimizer, training["optimizer"])
-        self.step, self.seconds, self._saved = training["step"], training["seconds"], training["step"]
-        self.best_nll, self.best = training["best_nll"], state["best"]
-        self._skipped += training["skipped"]
+        self.step, self._saved, self.seconds = step, step, float(training["seconds"])
+        self.best_nll, self.best = float(training["best_nll"]), state["best"]
+        self._skipped += count_of(training["skipped"])
         torch.set_rng_state(training["random"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(training["random_cuda"])
@@ -202,7 +206,8 @@ class MetaTraining:
 
 def _shown(line: Mapping[str, Any]) -> dict[str, str]:
     """What the progress bar says beside the loss."""
-    return {"nll": f"{line['nll']:.3f}"} if line["accuracy"] is None else {"accuracy": f"{line['accuracy']:.1%}"}
+    formats = {"nll": "{:.3f}"} if line["accuracy"] is None else {"accuracy": "{:.1%}"}
+    return {name: how.format(line[name]) for name, how in formats.items() if line[name] is not None}
 
 
 def _compile_networks(learner: MetaLearner) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from models.backbones.embedding import embedding
 from pyro_metabayes.errors import UsageError
 
+MOST_LAYERS = 1000
+
 
 class Block(nn.Module):
     """Pre-activation block: BN-ReLU-Conv3x3-BN-ReLU-Conv3x3, and a 1x1 convolution where the shape changes."""
@@ -44,9 +46,10 @@ class Backbone(nn.Module):
                 f"backbone=wide_resnet expects images [channels, height, width], got inputs of shape {input_shape}; "
                 "take backbone=identity for features"
             )
-        if depth < 10 or (depth - 4) % 6 or width < 1:
+        if not 10 <= depth <= MOST_LAYERS or (depth - 4) % 6 or width < 1:
             raise UsageError(
-                f"expected backbone.depth = 6 n + 4 >= 10 and backbone.width >= 1, got {depth} and {width}"
+                f"expected backbone.depth = 6 n + 4 from 10 to {MOST_LAYERS} and backbone.width >= 1, got {depth} and "
+                f"{width}"
             )
         channels, height, _ = input_shape
         widths = [16, 16 * width, 32 * width, 64 * width]

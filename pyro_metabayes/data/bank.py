@@ -95,6 +95,9 @@ class Bank:
         self, inputs: Tensor | MappedRows, views: Tensor | None = None, turned: Tensor | None = None
     ) -> Bank:
         """The same classes and splits over other inputs, row by row (features of the images)."""
+        for name, rows in (("inputs", inputs), ("turned inputs", turned)):
+            if rows is not None and len(rows) != len(self.inputs):
+                raise UsageError(f"expected {len(self.inputs)} {name}, one a row of the bank, got {len(rows)}")
         return replace(self, inputs=inputs, views=views, turned=turned)
 
     def to(self, device: torch.device | str) -> Bank:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 
 from pyro_metabayes.data.checksums import verify
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED, read_npz
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -72,10 +71,8 @@ def cached_arrays(name: str, settings: Mapping[str, object], make: Callable[[], 
 def _read(path: Path) -> Arrays | None:
     """None where there is no file, or a damaged one: it is then made anew."""
     try:
-        # Opened here: numpy leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error):
+        return read_npz(path)
+    except DAMAGED:
         return None
 
 

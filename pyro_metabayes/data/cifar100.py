@@ -10,23 +10,23 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-import zlib
 from hashlib import sha1, sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import cache_folder, cached_arrays, data_file
 from pyro_metabayes.data.checksums import refuse_other
 from pyro_metabayes.data.class_lists import class_lists
 from pyro_metabayes.data.downloads import refuse_unless_allowed
-from pyro_metabayes.data.unpickle import read_arrays, text_keys
+from pyro_metabayes.data.images import pixels
+from pyro_metabayes.data.unpickle import flat_array, read_arrays, text_keys
 from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED, plain_name, reason_of
 
 SIDE, ROWS, COLUMNS = 32, 24, 25  # a sheet is 24 x 25 tiles of 32 x 32 pixels
 META = "cifar100/cifar100_meta.json"
@@ -65,9 +65,11 @@ def _from_sheets(split_name: str) -> tuple[dict[str, list[str]], dict[str, np.nd
         folder = {name: split for split in SPLITS for name in meta["cifar_fs"][split]}  # where the sheets lie
         splits = {split: list(meta[split_name][split]) for split in SPLITS}
         sums = dict(meta.get("sha256_raw", {}))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"expected the class splits of CIFAR-100 in {path}, got {error!r}; copy it anew") from None
-    wanted = [name for split in SPLITS for name in splits[split] if name in folder]
+        wanted = [plain_name(name, path) for split in SPLITS for name in splits[split] if name in folder]
+    except DAMAGED as error:
+        raise UsageError(
+            f"expected the class splits of CIFAR-100 in {path}, got another file ({reason_of(error)}); copy it anew"
+        ) from None
     return splits, {name: _sheet(folder[name], name, sums.get(name)) for name in wanted}
 
 
@@ -75,15 +77,14 @@ def _sheet(split: str, name: str, expected: str | None) -> np.ndarray:
     """The 600 images of a class [600, 3, 32, 32], their pixels checked against a SHA-256 sum where there is one."""
     path = data_file(f"cifar100/sheets/{split}/{name}.webp", HINT)
     try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+        sheet = pixels(path, None).transpose(1, 2, 0)
+    except DAMAGED as error:
         raise UsageError(
-            f"expected an image of {ROWS} x {COLUMNS} tiles at {path}, got a damaged file: {error}"
+            f"expected an image of {ROWS} x {COLUMNS} tiles at {path}, got a damaged file: {reason_of(error)}"
         ) from None
-    if pixels.shape != (ROWS * SIDE, COLUMNS * SIDE, 3):
-        raise UsageError(f"expected {ROWS} x {COLUMNS} tiles of {SIDE} x {SIDE} pixels in {path}, got {pixels.shape}")
-    tiles = pixels.reshape(ROWS, SIDE, COLUMNS, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
+    if sheet.shape != (ROWS * SIDE, COLUMNS * SIDE, 3):
+        raise UsageError(f"expected {ROWS} x {COLUMNS} tiles of {SIDE} x {SIDE} pixels in {path}, got {sheet.shape}")
+    tiles = sheet.reshape(ROWS, SIDE, COLUMNS, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
     if expected is not None:
         refuse_other(sha256(tiles.tobytes()).hexdigest(), expected, f"the pixels of {path} ({META})")
     return np.ascontiguousarray(tiles.transpose(0, 3, 1, 2))
@@ -128,21 +129,26 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
     try:
         with tarfile.open(path, "r:gz") as archive:
             parts = {name: _member(archive, name, path) for name in ("train", "test", "meta")}
-    except (OSError, EOFError, KeyError, AttributeError, tarfile.TarError, zlib.error) as error:
-        raise UsageError(f"expected the archive of CIFAR-100 at {path}, got {error}; download it anew") from None
+    except UsageError:
+        raise
+    except (*DAMAGED, tarfile.TarError) as error:
+        reason = reason_of(error)
+        raise UsageError(f"expected the archive of CIFAR-100 at {path}, got {reason}; download it anew") from None
     halves = [text_keys(parts[name], f"{name} of {path}", "data", "fine_labels") for name in ("train", "test")]
     names = text_keys(parts["meta"], f"meta of {path}", "fine_label_names")["fine_label_names"]
     try:
-        images = np.concatenate([np.asarray(half["data"]).reshape(-1, 3, SIDE, SIDE) for half in halves])
-        labels = np.concatenate([np.asarray(half["fine_labels"]) for half in halves])
+        images = np.concatenate([flat_array(half["data"], str(path)).reshape(-1, 3, SIDE, SIDE) for half in halves])
+        labels = np.concatenate([flat_array(half["fine_labels"], str(path)) for half in halves])
         classes = np.stack([in_order(images[labels == label]) for label in range(len(names))])
-    except (ValueError, TypeError, IndexError) as error:
-        raise UsageError(f"expected as many images of each class in {path}, got {error}; download it anew") from None
-    return {"images": classes, "names": np.array(names, dtype=str)}
+        return {"images": classes, "names": flat_array(names, str(path)).astype(str)}
+    except DAMAGED as error:
+        reason = reason_of(error)
+        raise UsageError(f"expected as many images of each class in {path}, got {reason}; download it anew") from None
 
 
 def _member(archive: tarfile.TarFile, name: str, path: Path) -> Any:
-    file = archive.extractfile(f"cifar-100-python/{name}")
+    member = archive.getmember(f"cifar-100-python/{name}")
+    file = archive.extractfile(member) if member.isreg() else None  # no links, which may lead anywhere
     if file is None:
         raise KeyError(f"no file {name} in it")
     return read_arrays(file, f"{name} of {path}")

@@ -15,7 +15,6 @@ two parts of one, and photographs behind test images are behind no others.
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,9 +25,10 @@ from PIL import Image
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import data_file
 from pyro_metabayes.data.domains import domain_bank, domain_rows, leave_one_out
-from pyro_metabayes.data.images import DAMAGED, pixels
+from pyro_metabayes.data.images import pixels
 from pyro_metabayes.data.parts import Part, Rows
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED, check_archive, read_npz, reason_of
 
 FILES = {"mnist": "mnist_28.npz", "usps": "usps_16.npz", "uci": "sklearn_digits_8.npz"}
 PHOTOGRAPHS = "bsds500_train_jpg.zip"
@@ -124,22 +124,23 @@ class Digits:
         """[3, height, width] each; those of the test and the others have none in common."""
         path = self.files["photographs"]
         try:
+            check_archive(path)
             with zipfile.ZipFile(path) as archive:
                 names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
                 most = round(len(names) * (1 - TEST_PHOTOGRAPHS))
                 return [
                     pixels(archive.read(name), None) for name in (names[most:] if split == "test" else names[:most])
                 ]
-        except (*DAMAGED, zipfile.BadZipFile) as error:
-            raise UsageError(f"expected a zip archive of photographs at {path}, got: {error}; copy it anew") from None
+        except DAMAGED as error:
+            reason = reason_of(error)
+            raise UsageError(f"expected a zip archive of photographs at {path}, got: {reason}; copy it anew") from None
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
     """What a file of digits holds."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        return read_npz(path)
+    except DAMAGED as error:
         raise UsageError(f"expected arrays of digits in {path}, got {type(error).__name__}; copy it anew") from None
 
 

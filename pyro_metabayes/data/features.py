@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors.numpy import load_file
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED, read_npz, reason_of
 
 Arrays = Mapping[str, np.ndarray]
 SUFFIXES = (".npz", ".safetensors")
@@ -61,12 +60,9 @@ def _read(path: str) -> Arrays:
         raise UsageError(f"expected a file of features, found none at {path}; mend data.path")
     try:
         return _arrays_of(file)
-    except (
-        OSError, ValueError, EOFError, AttributeError, TypeError, KeyError,
-        zipfile.BadZipFile, zlib.error, SafetensorError,
-    ) as error:  # fmt: skip
+    except (*DAMAGED, SafetensorError) as error:
         raise UsageError(
-            f"expected plain arrays in {path}, but it cannot be read ({_first_line(error)}); it may be cut "
+            f"expected plain arrays in {path}, but it cannot be read ({reason_of(error)}); it may be cut "
             "short or hold pickled objects: write it anew"
         ) from error
 
@@ -76,14 +72,7 @@ def _arrays_of(file: Path) -> Arrays:
     if file.is_dir():
         files = {name: file / f"{name}.npy" for name in _SHAPES}
         return {name: np.load(its, mmap_mode="r") for name, its in files.items() if its.is_file()}
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return load_file(file) if file.suffix == ".safetensors" else read_npz(file)
 
 
 _SHAPES = {"features": 2, "labels": 1, "split": 1}  # number of axes

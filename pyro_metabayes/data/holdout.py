@@ -18,7 +18,7 @@ def held_out_rows(bank: Bank, per_class: int) -> Tensor:
     if bank.twin is not None and (bank.twin != torch.arange(len(bank.twin))).any():
         raise UsageError(
             "expected inputs without twins (two renderings of one source) for pretrain.holdout_per_class, which would "
-            "part them, got a bank that has some; take other data"
+            "part them, got a bank that has some; take other data, such as data=cifar_fs"
         )
     if not 0 < per_class < int(sizes.min()):
         raise UsageError(

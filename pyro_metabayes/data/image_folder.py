@@ -13,6 +13,7 @@ from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.images import MODES, all_pixels
 from pyro_metabayes.data.parts import Part, Rows, bank_of, refuse_shared
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import plain_name
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 LAYOUT = "train/, val/ and test/, each with a folder a class, or the folders of the classes with a train.txt, ..."
@@ -56,6 +57,7 @@ def _listed(folder: Path) -> dict[str, dict[str, Path]]:
         names = [
             line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
         ]
+        names = [plain_name(name, file) for name in names]
         if absent := [name for name in names if not (folder / name).is_dir()]:
             raise UsageError(
                 f"expected a folder for every class that {file} names, got none for '{absent[0]}' ({len(absent)} of "

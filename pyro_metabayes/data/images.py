@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,11 +10,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED, reason_of
 
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")  # others would be clipped
 MODES = {1: "L", 3: "RGB"}
 SHOWN = 3  # unreadable images that a message names
-DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others: for EPS, Pillow runs Ghostscript
+MOST_PIXELS = 50_000_000  # of an image, before it is made small
 
 
 def pixels(source: Path | bytes, size: int | None, channels: int = 3) -> np.ndarray:
@@ -26,6 +26,8 @@ def pixels(source: Path | bytes, size: int | None, channels: int = 3) -> np.ndar
     leaves it as it is. Raises one of DAMAGED for what is no image.
     """
     with _opened(source) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"it has {image.width} x {image.height} pixels")
         if image.mode not in EIGHT_BIT:
             raise ValueError(f"it has the mode {image.mode}, not 8 bits a channel")
         image.load()
@@ -38,9 +40,11 @@ def pixels(source: Path | bytes, size: int | None, channels: int = 3) -> np.ndar
 
 def _opened(source: Path | bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError("it is no image") from None
+    except Image.DecompressionBombError:
+        raise ValueError("it claims too many pixels") from None
 
 
 def all_pixels(paths: Sequence[Path], size: int, channels: int = 3) -> Iterator[np.ndarray]:
@@ -50,7 +54,7 @@ def all_pixels(paths: Sequence[Path], size: int, channels: int = 3) -> Iterator[
         try:
             yield pixels(path, size, channels)
         except DAMAGED as error:
-            bad.append(f"{path} ({next(iter(str(error).splitlines()), type(error).__name__)})")
+            bad.append(f"{path} ({reason_of(error)})")
     if bad:
         more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         raise UsageError(

@@ -17,7 +17,7 @@ import numpy as np
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import data_folder
 from pyro_metabayes.data.parts import Part, Rows, bank_of
-from pyro_metabayes.data.unpickle import load_arrays, text_keys
+from pyro_metabayes.data.unpickle import flat_array, load_arrays, text_keys
 from pyro_metabayes.errors import UsageError
 
 BENCHMARKS = ("miniImageNet", "tieredImageNet")
@@ -49,11 +49,11 @@ def _part(path: Path) -> Part:
 
 def _rows(path: Path) -> Rows:
     content = text_keys(load_arrays(path), str(path), "embeddings", "keys")
-    embeddings, keys = np.asarray(content["embeddings"]), content["keys"]
-    if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(embeddings) != len(keys):
+    embeddings, keys = flat_array(content["embeddings"], str(path)), flat_array(content["keys"], str(path)).tolist()
+    if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(embeddings) != np.size(keys):
         raise UsageError(
             f"expected embeddings [N, D] of floats and a key for each in {path}, got {embeddings.dtype} of shape "
-            f"{list(embeddings.shape)} and {len(keys)} keys; unpack the archive anew"
+            f"{list(embeddings.shape)} and {np.size(keys)} keys; unpack the archive anew"
         )
     if bad := int((~np.isfinite(embeddings)).any(1).sum()):
         raise UsageError(f"expected finite embeddings in {path}, got NaN or infinity in {bad} rows; unpack it anew")

@@ -20,8 +20,9 @@ from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import data_folder
 from pyro_metabayes.data.images import all_pixels, centre
 from pyro_metabayes.data.parts import Part, Rows, bank_of
-from pyro_metabayes.data.unpickle import load_arrays, text_keys
+from pyro_metabayes.data.unpickle import flat_array, load_arrays, text_keys
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import plain_name
 
 SIDE = 84  # of the published images
 CACHE = "mini-imagenet-cache-{}.pkl"
@@ -63,10 +64,15 @@ def _part(folder: Path, split: str, size: int) -> Part:
 def _of_table(table: Path, size: int) -> Part:
     """Of a list of Ravi and Larochelle and the images that it names."""
     with table.open(encoding="utf-8", errors="replace", newline="") as file:
-        lines = list(csv.reader(file))
+        try:
+            lines = list(csv.reader(file))
+        except csv.Error as error:
+            raise UsageError(
+                f"expected lines of filename,label in {table}, got others ({error}); copy it anew"
+            ) from None
     if not lines or lines[0] != ["filename", "label"] or any(len(line) != 2 for line in lines):
         raise UsageError(f"expected lines of filename,label, these two words the first, in {table}; copy it anew")
-    label_of = {table.parent / "images" / name: label for name, label in lines[1:]}
+    label_of = {table.parent / "images" / plain_name(name, table): label for name, label in lines[1:]}
     if missing := [path for path in label_of if not path.is_file()]:
         raise UsageError(
             f"expected the images that {table.name} names, got no {missing[0]} ({len(missing)} of {len(label_of)} are "
@@ -81,7 +87,8 @@ def _of_cache(path: Path, size: int) -> Rows:
     content = text_keys(load_arrays(path), str(path), "image_data", "class_dict")
     images = checked_images(content["image_data"], str(path))
     rows_of = {
-        name: np.asarray(rows) for name, rows in text_keys(content["class_dict"], f"class_dict of {path}").items()
+        name: flat_array(rows, f"class_dict of {path}")
+        for name, rows in text_keys(content["class_dict"], f"class_dict of {path}").items()
     }
     for name, rows in rows_of.items():
         if (
@@ -111,7 +118,11 @@ def _of_category(path: Path, split: str, size: int) -> Rows:
 
 def checked_images(value: Any, name: str) -> np.ndarray:
     """uint8 [N, 84, 84, 3]; a list, or an array of objects, is one of mixed sizes."""
-    mixed = isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object)
+    if not isinstance(value, list | np.ndarray):
+        raise UsageError(f"expected images in {name}, got {type(value).__name__}; take the published file")
+    mixed = isinstance(value, list) or value.dtype == object
+    if mixed and (strange := [image for image in value if not isinstance(image, np.ndarray)]):
+        raise UsageError(f"expected images in {name}, got a {type(strange[0]).__name__}; take the published file")
     shapes = {np.shape(image) for image in value} if mixed else {np.shape(value)[1:]}
     if shapes != {(SIDE, SIDE, 3)}:
         got = ", ".join(sorted(str(list(shape)) for shape in shapes)[:3]) or "none"
@@ -124,7 +135,7 @@ def checked_images(value: Any, name: str) -> np.ndarray:
 
 def checked_labels(value: Any, rows: int, name: str) -> list[int]:
     """A whole number for each image."""
-    labels = np.asarray(value)
+    labels = flat_array(value, name)
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
         raise UsageError(
             f"expected a whole number for each of the {rows} images in {name}, got {labels.dtype} of shape "

@@ -8,7 +8,6 @@ turned by 90, 180 and 270 degrees.
 from __future__ import annotations
 
 import os
-import zipfile
 
 import numpy as np
 from PIL import Image
@@ -19,6 +18,7 @@ from pyro_metabayes.data.class_lists import class_lists
 from pyro_metabayes.data.downloads import refuse_unless_allowed
 from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED, read_npz, reason_of
 
 SIZE = 28
 FILE = "omniglot/omniglot_28.npz"
@@ -54,13 +54,13 @@ def _from_file() -> tuple[np.ndarray, np.ndarray]:
     """Images [1623, 20, 28, 28] and their names, from the user's data."""
     path = data_file(FILE, "put it there, or unset METABAYES_DATA and run python -m experiments.prepare data=omniglot")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = np.char.add(np.char.add(archive["alphabet"], "/"), archive["character"])
-            return archive["images"], names
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        archive = read_npz(path)
+        names = np.char.add(np.char.add(archive["alphabet"], "/"), archive["character"])
+        return archive["images"], names
+    except DAMAGED as error:
         raise UsageError(
             f"expected the arrays images, alphabet and character in {path}, got {type(error).__name__} "
-            f"({error}); copy the file anew"
+            f"({reason_of(error)}); copy the file anew"
         ) from error
 
 

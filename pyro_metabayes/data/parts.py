@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,6 +18,7 @@ from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import cache_folder
 from pyro_metabayes.data.checksums import verify
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED, reason_of
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _classes(path: Path) -> dict[str, int] | None:
         classes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         whole = len(np.load(path, mmap_mode="r")) == sum(classes.values())
         return classes if whole else None
-    except (OSError, ValueError, EOFError, AttributeError, TypeError):
+    except DAMAGED:
         return None
 
 
@@ -115,10 +115,10 @@ def _read(part: Part, what: str) -> Rows:
         return part.read()
     except UsageError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # arrays in the place of others
+    except DAMAGED as error:  # arrays in the place of others
         raise UsageError(
             f"expected {what} in a published form in {part.files[0]}, got another ({type(error).__name__}: "
-            f"{next(iter(str(error).splitlines()), '')}); take the published file"
+            f"{reason_of(error)}); take the published file"
         ) from error
 
 
@@ -129,10 +129,15 @@ def _fill(path: Path, what: str, rows: Rows) -> None:
         raise UsageError(f"expected at least one input in {what}, got none; bring data")
     inputs = iter(rows.inputs)
     first = np.asarray(next(inputs))
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=first.dtype, shape=(total, *first.shape))
+    header = {
+        "descr": np.lib.format.dtype_to_descr(first.dtype),
+        "fortran_order": False,
+        "shape": (total, *first.shape),
+    }
     values = itertools.chain([first], inputs)
-    for row, value in enumerate(tqdm(values, total=total, desc=f"convert {what}", unit="row", disable=None)):
-        array[row] = value
-    array.flush()
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    with path.open("wb") as file:  # written, not mapped: a full disk would end a process that has mapped it
+        np.lib.format.write_array_header_1_0(file, header)
+        for value in tqdm(values, total=total, desc=f"convert {what}", unit="row", disable=None):
+            if (row := np.asarray(value, first.dtype)).shape != first.shape:
+                raise UsageError(f"expected inputs of one shape in {what}, got {first.shape} and {row.shape}")
+            file.write(row.tobytes())

@@ -9,8 +9,6 @@ Read from METABAYES_DATA/tiered_imagenet, for each split
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,12 @@ import numpy as np
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import data_folder
-from pyro_metabayes.data.images import DAMAGED, centre, pixels
+from pyro_metabayes.data.images import centre, pixels
 from pyro_metabayes.data.mini_imagenet import SIDE, as_input, checked_images, checked_labels, refuse_size
 from pyro_metabayes.data.parts import Part, Rows, bank_of
-from pyro_metabayes.data.unpickle import load_arrays, text_keys
+from pyro_metabayes.data.unpickle import flat_array, load_arrays, text_keys
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED, read_npz, reason_of
 
 HINT = (
     "put {train,val,test}_images_png.pkl (or _images.npz) and {train,val,test}_labels.pkl there; images in folders go "
@@ -65,10 +64,12 @@ def _of_packed(images: Path, labels: Path, split: str, size: int) -> Rows:
 def _decoded(file: Any, row: int, source: Path) -> np.ndarray:
     """A PNG file, pickled as an array of bytes, or as a string."""
     try:
+        if not isinstance(file, str | bytes | np.ndarray):
+            raise TypeError(f"{type(file).__name__}")
         image = pixels(file.encode("latin1") if isinstance(file, str) else bytes(file), None)
-    except (*DAMAGED, TypeError) as error:
+    except DAMAGED as error:
         raise UsageError(
-            f"expected PNG files in {source}, got something else as number {row} ({error}); copy it anew"
+            f"expected PNG files in {source}, got something else as number {row} ({reason_of(error)}); copy it anew"
         ) from None
     if image.shape != (3, SIDE, SIDE):
         raise UsageError(
@@ -80,21 +81,11 @@ def _decoded(file: Any, row: int, source: Path) -> np.ndarray:
 
 def _of_unpacked(images: Path, labels: Path, split: str, size: int) -> Rows:
     try:
-        with images.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            array = checked_images(archive["images"][..., ::-1], str(images))
-    except UsageError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise UsageError(f"expected an array 'images' in {images}, got {error}; copy or download it anew") from None
+        published = read_npz(images)["images"][..., ::-1]
+    except DAMAGED as error:
+        reason = reason_of(error)
+        raise UsageError(f"expected an array 'images' in {images}, got {reason}; copy or download it anew") from None
+    array = checked_images(published, str(images))
     return Rows.of_labels(_names(labels, len(array), split), lambda row: as_input(array[row], size))
 
 
@@ -106,6 +97,7 @@ def _names(path: Path, rows: int, split: str) -> list[str]:
     names = content.get("label_specific_str")
     if names is None:
         return [f"{split} {label:03d}" for label in labels]
+    names = flat_array(names, str(path)).ravel().tolist()
     if absent := [label for label in labels if not 0 <= label < len(names)]:
         raise UsageError(
             f"expected a name in label_specific_str for every class in {path}, got {len(names)} names and the class "

@@ -9,6 +9,7 @@ No other file of this package unpickles anything.
 from __future__ import annotations
 
 import math
+import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.untrusted import DAMAGED, reason_of, walked
 
 KINDS = "biufcSUO"  # of dtypes: bool, integers, floats, complex, bytes, text, and lists of arrays
 
@@ -31,19 +33,18 @@ def load_arrays(path: Path) -> Any:
 def read_arrays(file: IO[bytes], name: str) -> Any:
     """As `load_arrays`, from an open file; `name` is what a message calls it."""
     try:
-        return _Restricted(file, encoding="latin1").load()
+        value = _Restricted(_Bounded(file), encoding="latin1").load()
+        walked(value)
+        return value
     except _Refused as refused:
         raise UsageError(
             f"expected arrays, containers, strings and numbers alone in {name}, but it asks for {refused}; "
             "nothing of it was run: take the published file"
         ) from None
-    except (
-        pickle.UnpicklingError, EOFError, OSError, ArithmeticError, AttributeError, IndexError, KeyError, MemoryError,
-        RecursionError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    except DAMAGED as error:
         raise UsageError(
-            f"expected a whole pickle in {name}, got a damaged or truncated one ({reason}); copy or download it anew"
+            f"expected a whole pickle in {name}, got a damaged or truncated one ({reason_of(error)}); copy or download "
+            "it anew"
         ) from None
 
 
@@ -60,11 +61,44 @@ def _text(value: Any) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
+def flat_array(value: Any, name: str) -> np.ndarray:
+    """An array, or one made of a list of numbers or strings; lists of lists could be anything but small."""
+    if isinstance(value, np.ndarray):
+        return np.asarray(value)
+    if isinstance(value, list | tuple) and all(
+        isinstance(item, int | float | str | bytes | np.generic) for item in value
+    ):
+        return np.asarray(value)
+    raise UsageError(f"expected an array, or a list of numbers or strings, in {name}, got {type(value).__name__}")
+
+
 class _Refused(Exception):
     """The name that a pickle asked for."""
 
 
-class _Restricted(pickle.Unpickler):
+class _Bounded:
+    """A file that refuses to read beyond its end, since room is made for all that is asked for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        here = file.tell()
+        self.file, self.left = file, file.seek(0, os.SEEK_END) - here
+        file.seek(here)
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.left:
+            raise EOFError("it claims to be longer than it is")
+        self.left -= size
+        return self.file.read(size)
+
+    def readline(self) -> bytes:
+        line = self.file.readline()
+        self.left -= len(line)
+        return line
+
+
+class _Restricted(pickle._Unpickler):
+    """Python's own in Python: that in C makes room for as many objects as a single number of the file tells it to."""
+
     def find_class(self, module: str, name: str) -> Any:
         """The only way of a pickle to anything that can be called."""
         module = module.replace("numpy._core.", "numpy.core.").replace("__builtin__", "builtins")
@@ -127,6 +161,17 @@ def _scalar(dtype: _Type, content: Any) -> Any:
     return _frombuffer(content, dtype, (1,), "C")[0]
 
 
+def _content(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """bytes or bytearray of a content; of a number they would be so many zeros."""
+
+    def made(content: Any = b"", *encoding: str) -> Any:
+        if not isinstance(content, bytes | bytearray | str | list) or set(encoding) - {"latin1", "latin-1"}:
+            raise _Refused(f"{kind.__name__} of {type(content).__name__}")
+        return kind(content, *encoding)
+
+    return made
+
+
 def _encode(text: str, encoding: str) -> bytes:
     """How Python 3 writes bytes for Python 2."""
     if encoding != "latin1":
@@ -142,5 +187,6 @@ ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy.core.numeric", "_frombuffer"): _frombuffer,
     ("_codecs", "encode"): _encode,
     ("collections", "OrderedDict"): OrderedDict,
-    **{("builtins", kind.__name__): kind for kind in (set, frozenset, bytearray, bytes, complex)},
+    **{("builtins", kind.__name__): kind for kind in (set, frozenset, complex)},
+    **{("builtins", kind.__name__): _content(kind) for kind in (bytearray, bytes)},
 }

@@ -24,6 +24,7 @@ from pyro_metabayes.pretraining.extraction import extract, extract_turned
 from pyro_metabayes.pretraining.prototypes import PrototypeScore
 from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.pretraining.training import Pretraining
+from pyro_metabayes.untrusted import expecting
 
 
 @dataclass(frozen=True)
@@ -70,20 +71,35 @@ def pretrained(
         path.with_suffix(".unfinished.pt").unlink(missing_ok=True)
         num_classes = len(bank.answers("train").unique())
         print(f"pretrained {name}: {_summary(training.curve[-1], num_classes)}; kept in {path}")
-    state = checkpoint.load(path)
-    backbone.load_state_dict(state["weights"])
+    with expecting(f"a backbone that was pretrained here in {path} (without the file it is pretrained anew)"):
+        state = checkpoint.load(path)
+        backbone.load_state_dict(state["weights"])
+        curve, classes = list(state["curve"]), state.get("classes", {}).get("weight")
     backbone.to(device).eval()
     features = path.with_suffix(f".features{settings.views}.pt")
     if not features.exists():
-        checkpoint.save(features, _features(backbone, bank, settings, device))
-    classes = state.get("classes", {}).get("weight")
-    return Pretrained(bank.with_inputs(**checkpoint.load(features)), state["curve"], path, classes)
+        _keep_features(features, name, backbone, bank, settings, device)
+    with expecting(f"features of the bank in {features} (without the file they are made anew)"):
+        return Pretrained(bank.with_inputs(**checkpoint.load(features)), curve, path, classes)
 
 
 def _seen(bank: Bank, settings: PretrainSettings) -> Bank:
     """What is trained on: all but the inputs that are held out."""
     held_out = settings.holdout_per_class
     return without_rows(bank, held_out_rows(bank, held_out)) if held_out else bank
+
+
+def _keep_features(
+    path: Path, name: str, backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
+) -> None:
+    views = f" and of {settings.views} augmented views" if settings.views else ""
+    print(f"features of {len(bank.inputs)} inputs{views} under {name}: made once, kept in {path}", flush=True)
+    try:
+        checkpoint.save(path, _features(backbone, bank, settings, device))
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted before all features under {name} were made; its weights are kept: the same command goes on"
+        ) from None
 
 
 def _features(
@@ -106,7 +122,8 @@ def _train(
     with noise_of(settings.seed):
         training = Pretraining(backbone, bank, settings, device, PrototypeScore(bank, device))
         if unfinished.exists():
-            training.load(checkpoint.load(unfinished))
+            with expecting(f"an unfinished pretraining in {unfinished} (without the file it starts again)"):
+                training.load(checkpoint.load(unfinished))
             print(f"pretraining of {name} goes on after epoch {training.epoch} of {settings.epochs}")
         else:
             print(f"no pretrained {name} for this data yet: pretraining it once, epochs: {settings.epochs}")
