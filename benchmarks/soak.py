@@ -40,7 +40,7 @@ def _of(name: str, settings: Sequence[str], steps: int) -> list[Row]:
     late = [look for look in run.looks if tenth < look.step < steps]
     if len(late) >= 2 * STRETCHES:
         table.append(Row(case, "slope (95% interval)", slope(late), "bytes a step", goal="0 within the interval"))
-    return [*table, Row(case, "a step", Spread.of([run.step_milliseconds]), "ms")]
+    return [*table, Row(case, "a step, CPU", Spread.of([run.step_milliseconds]), "ms")]
 
 
 def slope(looks: Sequence[Look]) -> Spread:

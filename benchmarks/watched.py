@@ -48,19 +48,12 @@ class Watched:
 
     @property
     def step_milliseconds(self) -> float:
-        """Of wall time a step, between the first logged line and the last."""
-        first, last = self.lines[0], self.lines[-1]
-        return 1e3 * (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+        """Of CPU time a step, from the first logged line to the last but one, before any validation at the end."""
+        first, last = (self._first_look(self.lines[place]["step"]) for place in (0, -2))
+        return 1e3 * (last.cpu - first.cpu) / (last.step - first.step) if last.step > first.step else math.nan
 
-    @property
-    def step_cpu(self) -> float:
-        """The same of CPU time, as close as the looks were; nan where none fell between."""
-        seen = [self._first_look(self.lines[place]["step"]) for place in (0, -1)]
-        steps = self.lines[-1]["step"] - self.lines[0]["step"]
-        return math.nan if None in seen else 1e3 * (seen[1].cpu - seen[0].cpu) / steps
-
-    def _first_look(self, step: int) -> Look | None:
-        return next((look for look in self.looks if look.step >= step), None)
+    def _first_look(self, step: int) -> Look:
+        return next(look for look in self.looks if look.step >= step)
 
 
 def watched(*arguments: str) -> Watched:
