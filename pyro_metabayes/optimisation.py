@@ -173,3 +173,10 @@ def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:
     factor = cosine if settings.schedule == "cosine" else 1.0
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * factor
+
+
+def compile_networks(learner: nn.Module) -> None:
+    """torch.compile, in place, the modules that say they are pure functions of tensors, as Pyro's handlers are not."""
+    for module in learner.modules():
+        if getattr(module, "pure", False):
+            module.compile()
