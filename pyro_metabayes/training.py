@@ -76,7 +76,7 @@ class MetaTraining:
         metrics.cut_back(within(self.folder, "metrics.jsonl"), self.step)
         started = time.perf_counter() - self.seconds
         bar = tqdm(total=self.settings.steps, initial=self.step, desc="meta-train", unit="step", disable=None)
-        with Interruption() as interruption, bar:
+        with Interruption() as interruption, bar, self._divergence.watch(self._stand):
             while self.step < self.settings.steps:
                 terms = self._step()
                 self.seconds = time.perf_counter() - started
@@ -126,13 +126,13 @@ class MetaTraining:
         """How many steps were left out for a loss or a gradient that was not finite (train.on_nan=skip)."""
         return int(self._skipped)
 
-    def _check_finite(self) -> None:
-        """Never save or log past a step that was not finite."""
+    def _stand(self) -> tuple[int, str]:
+        """The last step taken, and what there is to go on with."""
         where = f"of step {self._saved} in {self.folder}" if self._saved else "none yet"
-        self._divergence.check(f"the last good checkpoint: {where}")
+        return self.step, f"the last good checkpoint: {where}"
 
     def _log(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, Any]:
-        self._check_finite()
+        self._divergence.check(self._stand()[1])  # never past a step that was not finite
         line: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 3)}
         values = {name: value.item() for name, value in terms.items()}
         if math.isfinite(values["loss"]):
@@ -170,7 +170,7 @@ class MetaTraining:
         return line | ({"val_accuracy": figures["accuracy"]["mean"]} if figures["accuracy"] else {})
 
     def _save(self) -> None:
-        self._check_finite()
+        self._divergence.check(self._stand()[1])  # never past a step that was not finite
         training = {
             "step": self.step,
             "seconds": self.seconds,

@@ -187,6 +187,29 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]
 
 
+# ---------------------------------------------------------------- divergence
+
+HUGE = ("train.learning_rate=1e30", "train.log_every=1", "train.validate_every=2", "train.steps=4")
+
+
+@pytest.mark.parametrize("guide", ["sib", "mean_field", "savi", "maml", "llama", "abml", "sib_savi"])
+def test_parameters_that_overflow_end_the_run_in_one_line(guide: str, features: Path) -> None:
+    """Also where they are finite when a line is logged, but nothing can be sampled or factorised with them."""
+    outcome = call("run", *on_features(features), *HUGE, f"guide={guide}", "hydra.run.dir=run")
+    *notes, error = outcome.err.strip().split("\n")
+    assert outcome.code == 1 and all(note.startswith("note: ") for note in notes)
+    assert error.startswith("error: training has diverged: a") and " step " in error
+    assert error.endswith("lower train.learning_rate or set train.clip (the last good checkpoint: none yet)")
+    assert not Path("run/results.json").exists()
+
+
+def test_skipped_steps_are_told_at_the_end(features: Path) -> None:
+    settings = (*on_features(features), *HUGE, "guide=sib", "train.on_nan=skip")
+    outcome = ran("run", *settings, "hydra.run.dir=run")
+    assert "3 of 4 steps were left out: a loss or gradient was not finite" in outcome.out
+    assert results_of(Path("run"))["skipped"] == 3 and lines_of(Path("run"))[-1]["loss"] is None
+
+
 # ---------------------------------------------------------------- signals
 
 
