@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +37,9 @@ from tests.commands import (
 )
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
-LONG = ("train.steps=60", "train.log_every=2", "train.validate_every=6", "guide=sib", "seed=3")
+LONG = ("train.steps=60", "train.log_every=2", "train.validate_every=6", "seed=3")
 KILLS = 60
+KILLED = ("sib", "mc", "maml")  # two whose posteriors are sampled, a normal and an amortised one, and a point mass
 
 
 @pytest.fixture
@@ -268,18 +270,19 @@ def server() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("guide", KILLED)
 def test_runs_killed_at_random_moments_end_as_if_they_had_not_been(
-    seed: int, server: subprocess.Popen[str], features: Path
+    guide: str, server: subprocess.Popen[str], features: Path
 ) -> None:
-    """KILLS times each seed: the run is stopped at a random moment of what a whole one takes, and gone on with."""
-    settings, folder, moments = [*on_features(features), *LONG], Path("killed").resolve(), random.Random(seed)
+    """KILLS times each: the run is stopped at a random moment of what a whole one takes, and gone on with."""
+    settings, folder = [*on_features(features), *LONG, f"guide={guide}"], Path("killed").resolve()
+    moments, by_signal = random.Random(guide), Counter[str]()
     assert stopped(server, [*settings, "hydra.run.dir=first"], 300, signal.SIGKILL) == 0  # waits for the imports
     started = time.monotonic()
     assert stopped(server, [*settings, "hydra.run.dir=whole"], 300, signal.SIGKILL) == 0
-    whole, kills, ends, lost = time.monotonic() - started, 0, 0, 0
+    whole, ends, lost = time.monotonic() - started, 0, 0
     start = [*settings, f"hydra.run.dir={folder}"]
-    while kills < KILLS or not (folder / "results.json").exists():
+    while (kills := by_signal.total()) < KILLS or not (folder / "results.json").exists():
         if (folder / "results.json").exists():  # finished: compared, and begun again
             assert_equal_runs(folder, Path("whole"))
             shutil.rmtree(folder)
@@ -289,12 +292,12 @@ def test_runs_killed_at_random_moments_end_as_if_they_had_not_been(
         arguments = [f"resume={folder}"] if before else start
         code = stopped(server, arguments, moments.uniform(0, whole) if kills < KILLS else 300, number)
         assert code in (0, 130, 128 + number, -number), Path("log.txt").read_text()[-2000:]
-        kills += code != 0
+        by_signal[number.name] += code != 0
         assert_whole(folder)
         assert step_of(folder) >= before, "a checkpoint was lost"
-        lost += step_of(folder) == before
+        lost += code != 0 and step_of(folder) == before
     assert_equal_runs(folder, Path("whole"))
-    print(f"seed {seed}: {kills} kills, {ends + 1} runs ended the same, {lost} kills before the next checkpoint")
+    print(f"{guide}: {dict(by_signal)}, {ends + 1} runs ended the same, {lost} kills before the next checkpoint")
     assert "Traceback" not in Path("log.txt").read_text()
 
 
