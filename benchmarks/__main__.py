@@ -17,7 +17,20 @@ from pathlib import Path
 import pyro
 import torch
 
-from benchmarks import compiled, conditional, evaluation, gradient, images, memory, sampling, sib, slopes, soak, start
+from benchmarks import (
+    compiled,
+    conditional,
+    evaluation,
+    gradient,
+    images,
+    memory,
+    sampling,
+    scale,
+    sib,
+    slopes,
+    soak,
+    start,
+)
 from benchmarks.measure import Row
 from benchmarks.setting import Size
 from pyro_metabayes.allocator import keep_freed_memory
@@ -35,7 +48,12 @@ CASES = {
     "slopes": slopes.rows,
     "compiled": compiled.rows,
 }
-LONG = {"soak": soak.rows}  # minutes each, in processes of their own
+LONG = {
+    "soak": soak.rows,
+    "banks": scale.banks,
+    "ways": scale.ways,
+    "groups": scale.ragged,
+}  # minutes each, in processes of their own
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,6 @@ memory over the steps after the first tenth, with a 95% interval from leaving ou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,33 +25,22 @@ RUNS = {
 OFTEN = ("train.log_every=100", "train.validate_every=1000", "train.validation_tasks=32", "eval.tasks=64")
 
 
-@dataclass(frozen=True)
-class Length:
-    steps: int
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        return (f"train.steps={self.steps}", *OFTEN)
-
-
 def rows(size: Size) -> list[Row]:
-    length = Length(400 if size.toy else 100_000)
-    return [row for name, settings in RUNS.items() for row in _of(name, length, settings)]
+    steps = 400 if size.toy else 100_000
+    return [row for name, settings in RUNS.items() for row in _of(name, settings, steps)]
 
 
-def _of(name: str, length: Length, settings: Sequence[str]) -> list[Row]:
-    run = watched(*settings, *length.settings)
-    case = f"soak, {name}, {length.steps} steps"
-    table = []
-    for tenth in range(1, 11):
-        upto = tenth * length.steps // 10
-        own = [look.own / MEGABYTE for look in run.looks if upto - length.steps // 10 < look.step <= upto]
+def _of(name: str, settings: Sequence[str], steps: int) -> list[Row]:
+    run = watched(*settings, f"train.steps={steps}", *OFTEN)
+    case, tenth, table = f"soak, {name}, {steps:,} steps", steps // 10, []
+    for end in range(tenth, steps + 1, tenth):
+        own = [look.own / MEGABYTE for look in run.looks if end - tenth < look.step <= end]
         if own:
-            table.append(Row(case, f"own memory up to step {upto}", Spread.of(own), "MB"))
-    late = [look for look in run.looks if length.steps / 10 < look.step < length.steps]
+            table.append(Row(case, f"own memory up to step {end:,}", Spread.of(own), "MB"))
+    late = [look for look in run.looks if tenth < look.step < steps]
     if len(late) >= 2 * STRETCHES:
         table.append(Row(case, "slope (95% interval)", slope(late), "bytes a step", goal="0 within the interval"))
-    return [*table, Row(case, "a step", Spread.of([run.step_milliseconds]), "ms")]
+    return [*table, Row(case, "a step, CPU", Spread.of([run.step_milliseconds]), "ms")]
 
 
 def slope(looks: Sequence[Look]) -> Spread:

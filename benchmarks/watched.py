@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import subprocess
 import sys
@@ -19,11 +21,12 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class Look:
-    """What the kernel says of a process: bytes of its own (anonymous), of mapped files, and how far it is."""
+    """What the kernel says of a process: bytes of its own (anonymous), of mapped files, CPU seconds, how far it is."""
 
     step: int
     own: int
     mapped: int
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,17 @@ class Watched:
         return max(look.own for look in self.looks) / MEGABYTE
 
     @property
-    def before(self) -> float:
-        """Its own memory as the first step is taken, MB: program, data and learner."""
-        return max(look.own for look in self.looks if look.step == 0) / MEGABYTE
-
-    @property
     def most_mapped(self) -> float:
         return max(look.mapped for look in self.looks) / MEGABYTE
 
     @property
     def step_milliseconds(self) -> float:
-        """Of wall time a step, between the first logged line and the last."""
-        first, last = self.lines[0], self.lines[-1]
-        return 1e3 * (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+        """Of CPU time a step, from the first logged line to the last but one, before any validation at the end."""
+        first, last = (self._first_look(self.lines[place]["step"]) for place in (0, -2))
+        return 1e3 * (last.cpu - first.cpu) / (last.step - first.step) if last.step > first.step else math.nan
+
+    def _first_look(self, step: int) -> Look:
+        return next(look for look in self.looks if look.step >= step)
 
 
 def watched(*arguments: str) -> Watched:
@@ -77,12 +78,14 @@ def watched(*arguments: str) -> Watched:
 def _look(process: int, metrics: Path) -> Look | None:
     try:
         status = Path(f"/proc/{process}/status").read_text()
+        ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
     except OSError:  # it ended meanwhile
         return None
     kilobytes = {name: int(size) for name, size in re.findall(r"^Rss(Anon|File):\s+(\d+) kB", status, re.MULTILINE)}
     if not kilobytes:  # a process that has ended and was not waited for has no memory
         return None
-    return Look(_last_step(metrics), 1024 * kilobytes["Anon"], 1024 * kilobytes["File"])
+    cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return Look(_last_step(metrics), 1024 * kilobytes["Anon"], 1024 * kilobytes["File"], cpu)
 
 
 def _last_step(metrics: Path) -> int:

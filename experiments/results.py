@@ -20,6 +20,7 @@ import torch
 import pyro_metabayes
 from experiments.assembly import Assembly
 from experiments.config import Config
+from experiments.runs import flat
 from pyro_metabayes import checkpoint
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import Evaluation
@@ -73,9 +74,11 @@ def prior_name(config: Config, learner: MetaLearner) -> str | None:
 
 def write_results(folder: Path, results: dict[str, Any], evaluation: Evaluation) -> None:
     """tasks.npz (each score of each task) and results.json, the last file of a finished run."""
-    if not math.isfinite(results["nll"]):
+    broken = [name for name, value in flat(results) if isinstance(value, float) and not math.isfinite(value)]
+    if broken:
         raise UsageError(
-            "the scores are not finite: an inner loop diverges on some task; lower guide.step_size or guide.num_steps"
+            f"the scores are not finite ({', '.join(broken[:3])}): an inner loop diverges on some task, or the "
+            "training has; lower guide.step_size, guide.num_steps or train.learning_rate"
         )
 
     def scores(temporary: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from pyro_metabayes.errors import UsageError
 
+REMEDY = "lower train.learning_rate or set train.clip"
 SHOWN = 3  # quantities that a message names
 
 
@@ -46,6 +48,18 @@ class Divergence:
         before = [self.causes.get(name, torch.zeros_like(new)) for name in finite]
         self.causes |= dict(zip(finite, torch.where(new, bad, torch.stack(before)), strict=True))
 
+    @contextmanager
+    def watch(self, state: Callable[[], tuple[int, str]]) -> Iterator[None]:
+        """Inside, a matrix that cannot be factorised ends the run; `state`: the step, and what is kept."""
+        try:
+            yield
+        except torch.linalg.LinAlgError:
+            step, kept = state()
+            self.check(kept)
+            raise UsageError(
+                f"training has diverged: after step {step} a matrix cannot be factorised any more; {REMEDY} ({kept})"
+            ) from None
+
     def check(self, kept: str) -> None:
         """End a run that has diverged; `kept` says what there is to go on with."""
         if (step := int(self.first)) < 0:
@@ -56,7 +70,7 @@ class Divergence:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         raise UsageError(
             f"training has diverged: at step {step} {', '.join(names[:SHOWN])}{more} went first, and is not finite; "
-            f"lower train.learning_rate or set train.clip ({kept})"
+            f"{REMEDY} ({kept})"
         )
 
 

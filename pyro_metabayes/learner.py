@@ -137,8 +137,9 @@ class MetaLearner(nn.Module):
         self, distribution: TorchDistribution, observed: Observed, num_samples: int
     ) -> tuple[Tensor, TorchDistribution]:
         """As posterior_predictive, for any distribution of w."""
-        point = isinstance(innermost(distribution), Delta)
-        w = distribution.sample(torch.Size((1 if point else num_samples,)))
+        shape = torch.Size((1 if isinstance(innermost(distribution), Delta) else num_samples,))
+        with torch.no_grad():  # `sample` would raise where parameters have overflowed
+            w = distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)
         return w, self.model.likelihood(w, observed.query_x, observed)
 
     @torch.no_grad()

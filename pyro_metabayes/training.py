@@ -77,7 +77,7 @@ class MetaTraining:
         self._begin()
         started = time.perf_counter() - self.seconds
         bar = tqdm(total=self.settings.steps, initial=self.step, desc="meta-train", unit="step", disable=None)
-        with Interruption() as interruption, bar:
+        with Interruption() as interruption, bar, self._divergence.watch(self._stand):
             while self.step < self.settings.steps:
                 terms = self._step()
                 self.seconds = time.perf_counter() - started
@@ -135,14 +135,14 @@ class MetaTraining:
         """How many steps were left out for a loss or a gradient that was not finite (train.on_nan=skip)."""
         return int(self._skipped)
 
-    def _check_finite(self) -> None:
-        """Never save or log past a step that was not finite."""
+    def _stand(self) -> tuple[int, str]:
+        """The last step taken, and what there is to go on with."""
         where = f"of step {self._saved} in {self.folder}" if self._saved else "none yet"
-        self._divergence.check(f"the last good checkpoint: {where}")
+        return self.step, f"the last good checkpoint: {where}"
 
     def _log(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, str]:
         """Append the line of this step; return what of it the progress bar shows."""
-        self._check_finite()
+        self._divergence.check(self._stand()[1])  # never past a step that was not finite
         if not self.share.first:
             return {}
         line: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 3)}
@@ -182,7 +182,7 @@ class MetaTraining:
         return line | ({"val_accuracy": figures["accuracy"]["mean"]} if figures["accuracy"] else {})
 
     def _save(self) -> None:
-        self._check_finite()
+        self._divergence.check(self._stand()[1])  # never past a step that was not finite
         if self.share.first:
             checkpoint.save(self.folder / "checkpoint.pt", self._state() | {"config": dict(self.config)})
         self._saved = self.step

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from experiments.verify import parted
-from pyro_metabayes.data import features
+from pyro_metabayes.data import features, mapped
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.data.sampler import BankSampler
@@ -148,6 +148,14 @@ def test_a_row_that_is_no_feature_is_named_when_it_is_drawn(given: Any, message:
     tasks = stream(features.load(folder_of(tmp_path / "given", given)))
     with pytest.raises(UsageError, match=message):
         tasks.batch(0, 6)
+
+
+def test_prepare_names_it_before_a_task_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "PIECE", 1000)
+    folder = folder_of(tmp_path / "good", arrays())
+    assert "train  19       380" in ran("prepare", "data=features", f"data.path={folder}").out
+    folder = folder_of(tmp_path / "bad", with_row(433, np.inf))
+    assert "(the first is row 433)" in call("prepare", "data=features", f"data.path={folder}").error
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +37,9 @@ from tests.commands import (
 )
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
-LONG = ("train.steps=60", "train.log_every=2", "train.validate_every=6", "guide=sib", "seed=3")
+LONG = ("train.steps=60", "train.log_every=2", "train.validate_every=6", "seed=3")
 KILLS = 60
+KILLED = ("sib", "mc", "maml")  # two whose posteriors are sampled, a normal and an amortised one, and a point mass
 
 
 @pytest.fixture
@@ -187,6 +189,29 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]
 
 
+# ---------------------------------------------------------------- divergence
+
+HUGE = ("train.learning_rate=1e30", "train.log_every=1", "train.validate_every=2", "train.steps=4")
+
+
+@pytest.mark.parametrize("guide", ["sib", "mean_field", "savi", "maml", "llama", "abml", "sib_savi"])
+def test_parameters_that_overflow_end_the_run_in_one_line(guide: str, features: Path) -> None:
+    """Also where they are finite when a line is logged, but nothing can be sampled or factorised with them."""
+    outcome = call("run", *on_features(features), *HUGE, f"guide={guide}", "hydra.run.dir=run")
+    *notes, error = outcome.err.strip().split("\n")
+    assert outcome.code == 1 and all(note.startswith("note: ") for note in notes)
+    assert error.startswith("error: training has diverged: a") and " step " in error
+    assert error.endswith("lower train.learning_rate or set train.clip (the last good checkpoint: none yet)")
+    assert not Path("run/results.json").exists()
+
+
+def test_skipped_steps_are_told_at_the_end(features: Path) -> None:
+    settings = (*on_features(features), *HUGE, "guide=sib", "train.on_nan=skip")
+    outcome = ran("run", *settings, "hydra.run.dir=run")
+    assert "3 of 4 steps were left out: a loss or gradient was not finite" in outcome.out
+    assert results_of(Path("run"))["skipped"] == 3 and lines_of(Path("run"))[-1]["loss"] is None
+
+
 # ---------------------------------------------------------------- signals
 
 
@@ -245,18 +270,19 @@ def server() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("guide", KILLED)
 def test_runs_killed_at_random_moments_end_as_if_they_had_not_been(
-    seed: int, server: subprocess.Popen[str], features: Path
+    guide: str, server: subprocess.Popen[str], features: Path
 ) -> None:
-    """KILLS times each seed: the run is stopped at a random moment of what a whole one takes, and gone on with."""
-    settings, folder, moments = [*on_features(features), *LONG], Path("killed").resolve(), random.Random(seed)
+    """KILLS times each: the run is stopped at a random moment of what a whole one takes, and gone on with."""
+    settings, folder = [*on_features(features), *LONG, f"guide={guide}"], Path("killed").resolve()
+    moments, by_signal = random.Random(guide), Counter[str]()
     assert stopped(server, [*settings, "hydra.run.dir=first"], 300, signal.SIGKILL) == 0  # waits for the imports
     started = time.monotonic()
     assert stopped(server, [*settings, "hydra.run.dir=whole"], 300, signal.SIGKILL) == 0
-    whole, kills, ends, lost = time.monotonic() - started, 0, 0, 0
+    whole, ends, lost = time.monotonic() - started, 0, 0
     start = [*settings, f"hydra.run.dir={folder}"]
-    while kills < KILLS or not (folder / "results.json").exists():
+    while (kills := by_signal.total()) < KILLS or not (folder / "results.json").exists():
         if (folder / "results.json").exists():  # finished: compared, and begun again
             assert_equal_runs(folder, Path("whole"))
             shutil.rmtree(folder)
@@ -266,12 +292,12 @@ def test_runs_killed_at_random_moments_end_as_if_they_had_not_been(
         arguments = [f"resume={folder}"] if before else start
         code = stopped(server, arguments, moments.uniform(0, whole) if kills < KILLS else 300, number)
         assert code in (0, 130, 128 + number, -number), Path("log.txt").read_text()[-2000:]
-        kills += code != 0
+        by_signal[number.name] += code != 0
         assert_whole(folder)
         assert step_of(folder) >= before, "a checkpoint was lost"
-        lost += step_of(folder) == before
+        lost += code != 0 and step_of(folder) == before
     assert_equal_runs(folder, Path("whole"))
-    print(f"seed {seed}: {kills} kills, {ends + 1} runs ended the same, {lost} kills before the next checkpoint")
+    print(f"{guide}: {dict(by_signal)}, {ends + 1} runs ended the same, {lost} kills before the next checkpoint")
     assert "Traceback" not in Path("log.txt").read_text()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.commands import call, ran, results_of, write_features
+from tests.commands import SMALL, call, ran, results_of, write_features
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -29,6 +29,25 @@ def test_a_run_is_found_again(copied: Path) -> None:
     outcome = ran("verify", "run")
     assert outcome.out.startswith("equal: the ") and outcome.out.endswith("of run, and the scores of its 8 tasks\n")
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("data=gaussian_features", "guide=sib"),
+        ("data=gaussian_classes", "guide=savi"),
+        ("data=gaussian_mean", "guide=exact"),
+        ("data=linear_regression", "guide=exact"),
+        ("data=sinusoid", "guide=maml"),
+        ("data=sine_and_line", "guide=leo_regression"),
+        ("data=radon", "guide=partial_pooling"),
+        pytest.param(("data=glyphs", "guide=sib", "backbone.num_filters=4"), marks=pytest.mark.slow),
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_runs_on_every_kind_of_data_are_found_again(settings: tuple[str, ...], metabayes_data: Path) -> None:
+    ran("run", *settings, *SMALL, "pretrain.epochs=1", "hydra.run.dir=run")
+    assert ran("verify", "run").out.startswith("equal: the ")
 
 
 def test_each_figure_that_differs_is_named_with_both_values(copied: Path) -> None:

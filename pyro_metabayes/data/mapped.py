@@ -8,8 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-SAMPLE = 1024  # rows that stand for all in a fingerprint
+PIECE = 2**24  # bytes that are checked at once
+SAMPLE, SAMPLED_BYTES = 1024, 2**24  # rows that stand for all in a fingerprint, fewer where they are wide
 
 Read = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Change = Callable[[Tensor], Tensor]
@@ -30,8 +32,7 @@ class MappedRows:
     ) -> None:
         self.array, self.read, self.change, self.order = array, read, change, order
         self._file = array.base if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM") else None
-        if self._file is not None:
-            self._file.madvise(mmap.MADV_RANDOM)  # rows lie anywhere: their neighbours would be read for nothing
+        self._advise("MADV_RANDOM")  # rows lie anywhere: their neighbours would be read for nothing
 
     @property
     def shape(self) -> torch.Size:
@@ -65,10 +66,24 @@ class MappedRows:
         values = torch.from_numpy(self.read(self.array[numbers], numbers))
         return values if self.change is None else self.change(values)
 
+    def check(self) -> None:
+        """Read every row once, piece by piece, as tasks would: what is wrong with one is raised."""
+        self._advise("MADV_SEQUENTIAL")
+        each = max(1, PIECE // self.array.strides[0])
+        for start in tqdm(range(0, len(self), each), desc="check rows", unit="piece", disable=None):
+            numbers = np.arange(start, min(start + each, len(self)))
+            self.read(self.array[start : start + each], numbers)
+        self._advise("MADV_RANDOM")
+
     def sample(self) -> bytes:
         """What tells this bank from others without reading it: its type, its shape and rows spread evenly over it."""
-        rows = np.linspace(0, len(self) - 1, min(len(self), SAMPLE)).astype(np.int64)
+        number = max(1, min(len(self), SAMPLE, SAMPLED_BYTES // self.array.strides[0]))
+        rows = np.linspace(0, len(self) - 1, number).astype(np.int64)
         return f"{self.array.dtype} {self.array.shape}".encode() + self.array[self._in_file(rows)].tobytes()
+
+    def _advise(self, how: str) -> None:
+        if self._file is not None:
+            self._file.madvise(getattr(mmap, how))
 
     def _announce(self, numbers: np.ndarray) -> None:
         """Have the kernel fetch all of these rows side by side, where it would fetch one after the other."""
