@@ -2,7 +2,7 @@
 
 Every case measures its variants in turn, in one process, on one thread, in CPU time; the table has medians with
 quartiles, and ratios that are paired within the rounds. Other work on the machine makes times longer and ratios
-noisier, not different.
+noisier, not different. Long cases run only where they are named: they watch whole runs, in processes of their own.
 """
 
 from __future__ import annotations
@@ -10,13 +10,27 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyro
 import torch
 
-from benchmarks import compiled, conditional, evaluation, gradient, images, memory, sampling, sib, slopes, start
+from benchmarks import (
+    compiled,
+    conditional,
+    evaluation,
+    gradient,
+    images,
+    memory,
+    sampling,
+    scale,
+    sib,
+    slopes,
+    soak,
+    start,
+)
 from benchmarks.measure import Row
 from benchmarks.setting import Size
 from pyro_metabayes.allocator import keep_freed_memory
@@ -34,22 +48,32 @@ CASES = {
     "slopes": slopes.rows,
     "compiled": compiled.rows,
 }
+LONG = {
+    "soak": soak.rows,
+    "banks": scale.banks,
+    "ways": scale.ways,
+    "groups": scale.ragged,
+}  # minutes each, in processes of their own
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all unless given")
+    of_cases = f"of {', '.join(CASES)}: all unless given; or long ones, of {', '.join(LONG)}"
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=of_cases)
     parser.add_argument("--toy", action="store_true", help="one round of the smallest sizes: its numbers mean nothing")
     parser.add_argument("--out", type=Path, help="write the table as JSON, with the machine and the versions")
     given = parser.parse_args(arguments)
-    if unknown := [name for name in given.cases if name not in CASES]:
-        parser.error(f"expected cases of {', '.join(CASES)}, got {', '.join(unknown)}")
+    known = CASES | LONG
+    if unknown := [name for name in given.cases if name not in known]:
+        parser.error(f"expected cases of {', '.join(known)}, got {', '.join(unknown)}")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()  # as every command does
     with pyro.validation_enabled(False):  # as in training after the first step
-        rows = [row for name in given.cases or CASES for row in CASES[name](Size(given.toy))]
+        rows = [row for name in given.cases or CASES for row in known[name](Size(given.toy))]
     print(text_table([shown(row) for row in rows]))
+    if given.toy:
+        print("one round of the smallest sizes: that they run is all that these numbers say", file=sys.stderr)
     if given.out:
         machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
         versions = {"torch": torch.__version__, "pyro": pyro.__version__}

@@ -19,11 +19,10 @@ from pyro_metabayes.data.groups import Groups
 from pyro_metabayes.data.holdout import held_out_rows, without_rows
 from pyro_metabayes.data.perturbed import with_noise, with_shift
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import BLOCK, KnownTruth, Source, TaskShape, TaskStream
-from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.data.stream import BLOCK, Block, KnownTruth, Source, TaskShape, TaskStream
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.pretraining import extract, pretrained
+from pyro_metabayes.pretraining import embedded, pretrained
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -148,7 +147,7 @@ class Assembly:
             features, classes = found.bank, found.classes
             self.learner.backbone.requires_grad_(not self.config.frozen)
         else:
-            features, classes = bank.with_inputs(extract(backbone, bank.inputs, self.device)), None
+            features, classes = embedded(backbone, bank, self.device), None
         source = self._sampler((features if self.config.frozen else bank).to(self.device))
         if source.num_base_classes:
             self._start_at_classes(self.learner.model, features, classes)
@@ -161,11 +160,11 @@ class Assembly:
         if classes is None:
             seen = without_rows(features, held_out_rows(features, self.config.pretrain.holdout_per_class))
             rows = seen.rows("train")
-            each = seen.inputs[rows].split(seen.class_sizes[seen.splits["train"]].tolist())
+            each = seen.in_memory[rows].split(seen.class_sizes[seen.splits["train"]].tolist())
             classes = torch.stack([its.mean(0) for its in each])
         part.start_at_classes(classes)
 
 
-def _on(device: torch.device, draw: Callable[[Generator], Episodes]) -> Callable[[Generator], Any]:
-    """Tasks of simulators are drawn on the CPU, the same everywhere, and moved."""
+def _on(device: torch.device, draw: Callable[[Generator], Block]) -> Callable[[Generator], Block]:
+    """Tasks of simulators, and those of a bank in a file, are drawn on the CPU, the same everywhere, and moved."""
     return lambda generator: draw(generator).to(device)

@@ -19,12 +19,12 @@ import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from experiments.config import register
 from experiments.lock import alone_in
+from experiments.sweep import failed_jobs, job_name, keep_failure
 from pyro_metabayes.allocator import keep_freed_memory
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import Interrupted, UsageError, printable, unknown_key
@@ -53,13 +53,25 @@ def run_command(
     def job(config: DictConfig) -> None:
         try:
             _in_clean_folder(lambda folder: task(config, folder))
-        except MISTAKES as error:  # a failed job of a sweep leaves the others
-            failures.append(_job_name() + one_line(error))
-            print(f"error: {failures[-1]}", file=sys.stderr)
+        except Exception as error:
+            if not (job_name() or isinstance(error, MISTAKES)):
+                raise
+            failures.append(told(error))  # here: a launcher may have brought the job to another process
 
     answer(hydra.main(version_base="1.3", config_path=config_folder, config_name=config_name)(job))
+    if summary := failed_jobs():
+        sys.exit(f"error: {summary}")
     if failures:
         sys.exit(1)
+
+
+def told(error: Exception) -> str:
+    """The line of a failed job, or all there is to say of a surprise: on the terminal, and in the folder of a sweep."""
+    lines = one_line(error) if isinstance(error, MISTAKES) else "".join(traceback.format_exception(error)).rstrip()
+    if job_name():
+        keep_failure(lines)
+    print(f"error: {job_name()}{': ' if job_name() else ''}{lines}", file=sys.stderr)
+    return lines
 
 
 def answer(main: Callable[[], object]) -> None:
@@ -135,12 +147,6 @@ def _type_mistake(error: BaseException) -> str:
         return f"expected {name} to be a list, in quotes for the shell: '{name}=[...]'"
     found = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text)
     return f"expected {name} to be of type {found[2].lower()}, got '{found[1]}'" if found else ""
-
-
-def _job_name() -> str:
-    """Which job of a sweep this is; nothing outside one."""
-    hydra_config = HydraConfig.get()
-    return f"{Path(hydra_config.runtime.output_dir).name}: " if hydra_config.mode == RunMode.MULTIRUN else ""
 
 
 def of_a_part(argument: str) -> str:

@@ -18,7 +18,19 @@ from pyro_metabayes.evaluation import EvalSettings
 from pyro_metabayes.learner import PARTS
 from pyro_metabayes.optimisation import TrainSettings
 from pyro_metabayes.pretraining import PretrainSettings
+from pyro_metabayes.shares import refuse_uneven
 from pyro_metabayes.untrusted import DAMAGED, reason_of, within
+
+
+@dataclass
+class TrainerSettings:
+    """What a run is trained on."""
+
+    devices: int = 1  # of the whole job, each with its share of a step's tasks: docs/several-devices.md
+
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise UsageError(f"expected trainer.devices >= 1, got {self.devices}")
 
 
 @dataclass
@@ -35,6 +47,7 @@ class Config:
     task: TaskShape = field(default_factory=TaskShape)
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     choices: dict[str, str] = field(default_factory=dict)  # the names chosen for data and guide; filled in
     seed: int = 0  # of initial weights, tasks and noise
@@ -47,6 +60,7 @@ class Config:
             raise UsageError(f"expected 0 <= seed < 2^63, got {self.seed}")
         if self.threads < 1:
             raise UsageError(f"expected threads >= 1, got {self.threads}")
+        refuse_uneven(self.train.tasks_per_step, self.trainer.devices)
         if not isinstance(frozen := self.backbone.get("frozen", True), bool):
             raise UsageError(f"expected backbone.frozen to be true or false, got {frozen!r}")
 

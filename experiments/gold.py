@@ -20,7 +20,7 @@ from omegaconf import MISSING
 from pyro import validation_enabled
 
 from experiments.command import answer
-from experiments.gold_table import Measured, draw, pages, write_tasks
+from experiments.gold_table import Measured, draw, pages, unconverged, write_tasks
 from experiments.trained import run_and_tasks, settings_of
 from pyro_metabayes.diagnostics.gaps import best_in_family, check_density, gaps_of
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
@@ -96,6 +96,8 @@ def main(arguments: Sequence[str]) -> None:
         write_tasks(out / "tasks.npz", found)
         draw(found, out / "gold.png")
     print(text)
+    for line in unconverged(found):
+        print(line, file=sys.stderr)
     print(f"tables, picture and figures of every task: {out}")
 
 

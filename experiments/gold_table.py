@@ -18,6 +18,8 @@ from pyro_metabayes.diagnostics.importance import TRUSTED_K
 from pyro_metabayes.report import markdown_table, new_figure, save_figure, text_table
 
 POSTERIORS = {"support": "given support", "query": "given query", "all": "given support, query"}
+CONVERGED = 1.1  # the largest R-hat of chains that may be trusted
+WIDE = 10  # nats from which an axis is linear near 0 alone
 Row = dict[str, str]
 
 
@@ -91,6 +93,20 @@ def trust_row(run: str, its: Measured) -> Row:
     }
 
 
+def unconverged(found: Found) -> list[str]:
+    """A line for each run and target with tasks whose chains have not met."""
+    lines = []
+    for run, measured in found.items():
+        for its in measured:
+            bad = int((its.gold.r_hat > CONVERGED).sum())
+            if bad:
+                tasks = f"of {bad} of {len(its.gold.r_hat)} tasks, {POSTERIORS[its.labels]}"
+                lines.append(
+                    f"note: {run}: chains {tasks}, have not converged (R-hat > {CONVERGED}); raise warmup and draws"
+                )
+    return lines
+
+
 def _share(k: Tensor) -> str:
     return f"{100 * (k <= TRUSTED_K).double().mean():.0f}%"
 
@@ -158,8 +174,9 @@ def _draw_gaps(axis: Any, found: Found) -> None:
                 shift - height, value.mean.item(), 0.34, xerr=value.ci95.item(), color=colour, alpha=0.8, label=label
             )
     axis.set(yticks=range(0, -len(found), -1), yticklabels=list(found), ylim=(0.6 - len(found), 0.6))
-    axis.set_xscale("symlog", linthresh=1)
-    axis.set_xlim(left=-0.3)
+    if axis.get_xlim()[1] > WIDE:
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set_xlim(left=-0.3)
     axis.legend(frameon=False, fontsize=8)
     axis.set_title(f"gaps, {POSTERIORS[next(iter(found.values()))[-1].labels]}, nats a task", fontsize=9)
 
@@ -171,7 +188,8 @@ def _draw_bounds(axis: Any, found: Found) -> None:
         axis.plot(counts, (gaps.evidence - gaps.bounds).mean(1).numpy(), "o-", color=colour, ms=3, label=run)
         axis.plot(counts, (gaps.evidence - gaps.best_bounds).mean(1).numpy(), "s:", color=colour, ms=3)
     axis.set(xscale="log", xlabel="draws")
-    axis.set_yscale("symlog", linthresh=1)
-    axis.set_ylim(bottom=-0.3)
+    if axis.get_ylim()[1] > WIDE:
+        axis.set_yscale("symlog", linthresh=1)
+        axis.set_ylim(bottom=-0.3)
     axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     axis.set_title("evidence - bound of so many draws (dotted: best of family)", fontsize=9)

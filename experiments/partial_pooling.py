@@ -104,8 +104,8 @@ def groups_of(row: Row, folder: Path) -> Groups:
 
 def line_of(groups: Groups, name: str, seeds: Sequence[Learned], best: Learned) -> dict[str, str]:
     """Means over seeds, with their range; what is compared is compared with maximum likelihood."""
-    own, smallest = list(groups.features[: groups.num_random]), groups.mask.sum(1) == groups.mask.sum(1).min()
-    size = int(groups.mask.sum(1).min())
+    own, smallest = list(groups.features[: groups.num_random]), groups.sizes == groups.sizes.min()
+    size = int(groups.sizes.min())
     everywhere = smallest | ~smallest
     cells = {"": name, "seeds": str(len(seeds))}
     for i, feature in enumerate(groups.features):

@@ -19,7 +19,7 @@ from pyro_metabayes.report import new_figure, save_figure
 
 def draw_effects(groups: Groups, methods: Mapping[str, Learned], folder: Path) -> Path:
     """effects.png: central 90% intervals of every group, the smallest first; a panel for each effect."""
-    sizes = groups.mask.sum(1)
+    sizes = groups.sizes
     order = sizes.argsort(stable=True)
     figure, axes = new_figure(1, rows=groups.num_random)
     figure.set_size_inches(11.0, 3.2 * groups.num_random + 0.4)
@@ -42,7 +42,7 @@ def draw_effects(groups: Groups, methods: Mapping[str, Learned], folder: Path) -
 
 def _name_groups(axis: Any, groups: Groups, order: Tensor) -> None:
     """By name and size where there is room, else every few of them by size."""
-    sizes = [int(size) for size in groups.mask.sum(1)]
+    sizes = [int(size) for size in groups.sizes]
     few = len(order) <= 30
     step = 1 if few else len(order) // 20
     texts = [f"{groups.names[group]}\n{sizes[group]}" if few else str(sizes[group]) for group in order[::step].tolist()]
@@ -54,7 +54,7 @@ def draw_shrinkage(groups: Groups, found: MixedEffects, pooled: Learned, folder:
     alone = groups.in_units(unpooled(found, groups.whole()))
     figure, axes = new_figure(1)
     figure.set_size_inches(7.0, 4.4)
-    sizes = groups.mask.sum(1)
+    sizes = groups.sizes
     if groups.num_random == 1:
         start, end = ((sizes, effects[:, 0]) for effects in (alone, pooled.effects))
         axes[0].axhline(pooled.coefficients[0].item(), color="black", lw=0.8, ls=":", label="mean of the prior")

@@ -1,4 +1,4 @@
-"""python -m experiments.prepare data=cifar_fs: download or convert a data set now, and say what is in it.
+"""python -m experiments.prepare data=cifar_fs: download, convert or check a data set now, and say what is in it.
 
 A run converts data by itself on their first use, but fetches nothing from the network: this command alone does.
 What is finished is kept, so the same command goes on where an interrupted one stood.
@@ -16,6 +16,7 @@ from pyro_metabayes.build import build
 from pyro_metabayes.data import downloads
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import cache_folder
+from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.report import text_table
 
@@ -43,6 +44,8 @@ def main(composed: DictConfig, folder: Path) -> None:
     if not isinstance(data, Bank):
         print("nothing to prepare: these tasks are drawn as they are needed")
         return
+    if isinstance(data.inputs, MappedRows):
+        data.inputs.check()
     print(text_table(counts(data)))
     print(f"inputs of shape {list(data.input_shape)}; cache: {cache_folder()}")
 

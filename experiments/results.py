@@ -57,6 +57,7 @@ def results_of(
         },
         "seed": config.seed,
         "device": str(assembly.device),
+        "devices": config.trainer.devices,
         "machine": machine(assembly.device),
         "versions": versions(),
         "commit": commit(),

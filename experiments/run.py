@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from experiments.assembly import Assembly
 from experiments.command import keep_settings, run_command
 from experiments.config import Config, saved_config, typed
+from experiments.devices import check_devices, fabric_of, follow, follows
 from experiments.results import results_of, write_results
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import evaluate
@@ -26,19 +27,12 @@ from pyro_metabayes.training import MetaTraining
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
     """Train as the configuration says (or go on where `folder` stands), evaluate, write the results."""
+    check_devices(config)
     assembly = Assembly(config)
     folder.mkdir(parents=True, exist_ok=True)
-    training = MetaTraining(
-        learner=assembly.learner,
-        stream=assembly.stream("train"),
-        validation=assembly.stream("val"),
-        settings=config.train,
-        folder=folder,
-        fabric=Fabric(accelerator=assembly.device.type, devices=1),
-        config=dataclasses.asdict(config),
-        seed=config.seed,
-    )
-    learner = training.run()
+    with fabric_of(config, folder) as fabric:
+        training = training_of(config, assembly, folder, fabric)
+        learner = training.run()
     tasks = assembly.stream(config.eval.split)
     evaluation = evaluate(learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
     results = results_of(config, assembly, evaluation, training.seconds, training.skipped)
@@ -46,6 +40,24 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
     write_results(folder, results, evaluation)
     return results
+
+
+def training_of(config: Config, assembly: Assembly, folder: Path, fabric: Fabric) -> MetaTraining:
+    return MetaTraining(
+        learner=assembly.learner,
+        stream=assembly.stream("train"),
+        validation=assembly.stream("val"),
+        settings=config.train,
+        folder=folder,
+        fabric=fabric,
+        config=dataclasses.asdict(config),
+        seed=config.seed,
+    )
+
+
+def train_along(config: Config, folder: Path, fabric: Fabric) -> None:
+    """What the other processes of a job do."""
+    training_of(config, Assembly(config), folder, fabric).run()
 
 
 def note_other_steps(before: TrainSettings, folder: Path) -> None:
@@ -81,4 +93,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    if follows():
+        follow(train_along)
+    else:
+        run_command(main)

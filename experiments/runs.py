@@ -22,7 +22,7 @@ TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "se
 NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
-WITHOUT_MEANING = ("seed", "device", "threads", "resume", "choices")  # settings that make no other experiment
+WITHOUT_MEANING = ("seed", "device", "trainer", "threads", "resume", "choices")  # make no other experiment
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(eq=False, kw_only=True)
@@ -93,16 +94,27 @@ class Episodes(Observed):
 
 
 def concatenate(parts: Sequence[Episodes]) -> Episodes:
-    """One batch of the tasks of all parts, in their order."""
+    """One batch of the tasks of all parts, in their order; where they differ in size, with masked points."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
     joined: dict[str, Any] = {}
     for item in fields(first):
         if isinstance(getattr(first, item.name), Tensor):
-            joined[item.name] = torch.cat([getattr(part, item.name) for part in parts])
+            joined[item.name] = _joined([getattr(part, item.name) for part in parts])
     auxiliary = {name: torch.cat([part.auxiliary[name] for part in parts]) for name in first.auxiliary}
     return replace(first, **joined, auxiliary=auxiliary)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """torch.cat of [T_i, N_i, ...], filled up with zeros (a mask: with false) to the largest N_i."""
+    most = max(part.shape[1] for part in parts)
+
+    def filled(part: Tensor) -> Tensor:
+        missing = most - part.shape[1]
+        return pad(part, (*(0, 0) * (part.dim() - 2), 0, missing)) if missing else part
+
+    return torch.cat([filled(part) for part in parts])
 
 
 def class_sums(x: Tensor, y: Tensor, mask: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,10 @@ from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.scores import base_novel_scores, calibration_error, ci95_of, scores_of
+from pyro_metabayes.scores import answers, base_novel_scores, calibration_error, ci95_of, scores_of
 
 BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
+MOST_NUMBERS = 2**25  # of predictions at once: with thousands of classes a batch has fewer tasks
 # Of each task; those of the other kind of label are null in results.json and not in tasks.npz.
 SCORES = (
     *("accuracy", "accuracy_of_mean", "accuracy_of_sample", "nll", "joint_nll", "brier", "mutual_information"),
@@ -34,7 +35,7 @@ SCORES = (
 )
 SHARES = ("accuracy", "novel", "base", "both", "base_over_all")  # told with an interval
 BY_STEP, STEP_SCORES = "by_step", ("mse", "nll", "coverage90")  # of a regression whose guide or model takes inner steps
-PREDICTED = ("probabilities", "labels")
+PREDICTED = ("confidence", "right")
 
 
 @dataclass
@@ -87,18 +88,19 @@ def evaluate(
     """
     gathered: dict[str, list[Tensor]] = {}
     started = time.perf_counter()
-    starts = range(0, settings.tasks, BATCH)
-    stepping = taking_steps(learner)
-    bar = tqdm(starts, desc=f"evaluate on {settings.split}", unit="batch", disable=None if progress else True)
+    batches, stepping = list(_batches(stream, settings)), taking_steps(learner)
+    bar = tqdm(batches, desc=f"evaluate on {settings.split}", unit="batch", disable=None if progress else True)
     with noise_of(seed), pyro.validation_enabled(False):  # an inner loop that diverges is a score, if no good one
-        for start in bar:
-            episodes = learner.featured(stream.batch(start, min(start + BATCH, settings.tasks)))
+        for first, last in bar:
+            episodes = learner.featured(stream.batch(first, last))
             batch = scored(learner, episodes, settings.samples, truth)
             if stepping is not None and "mse" in batch:
                 batch[BY_STEP] = _by_step(learner, stepping, episodes, settings.samples)
             for name, value in batch.items():
                 gathered.setdefault(name, []).append(value.cpu())
-        known = None if twice is None else information(learner, _batches(twice, settings.tasks), settings.samples)
+        known = None
+        if twice is not None:
+            known = information(learner, (twice.batch(*its) for its in _batches(twice, settings)), settings.samples)
     seconds = time.perf_counter() - started
     figures = {name: torch.cat(values) for name, values in gathered.items()}
     by_step = figures.pop(BY_STEP, None)
@@ -110,9 +112,13 @@ def evaluate(
     return Evaluation(ends, {name: value.numpy() for name, value in figures.items()})
 
 
-def _batches(stream: TaskStream, num_tasks: int) -> Iterator[Episodes]:
-    for start in range(0, num_tasks, BATCH):
-        yield stream.batch(start, min(start + BATCH, num_tasks))
+def _batches(stream: TaskStream, settings: EvalSettings) -> Iterator[tuple[int, int]]:
+    """First task, and the one after the last, of all that are scored at once."""
+    first = stream.batch(0, 1)
+    numbers = settings.samples * first.query_x.shape[1] * max(first.num_classes, 1)
+    at_once = max(1, min(BATCH, MOST_NUMBERS // numbers))
+    for start in range(0, settings.tasks, at_once):
+        yield start, min(start + at_once, settings.tasks)
 
 
 def scored(
@@ -146,7 +152,7 @@ def _of_classes(
 ) -> dict[str, Tensor]:
     """What is scored of classes alone, and every prediction and label."""
     observed, mask, labels = episodes.observed(), episodes.query_mask, episodes.query_y
-    batch = dict(zip(PREDICTED, (likelihood.logits.exp().mean(0)[mask], labels[mask]), strict=True))
+    batch = dict(zip(PREDICTED, answers(likelihood.logits.exp().mean(0)[mask], labels[mask]), strict=True))
     batch["accuracy_of_mean"] = accuracy  # as it is for a point mass
     if not isinstance(innermost(posterior), Delta):
         of_mean = learner.model.likelihood(posterior.mean.unsqueeze(0), observed.query_x, observed)

@@ -46,3 +46,11 @@ def cut_back(path: Path, step: int) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
     write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
+
+
+def shown(line: Mapping[str, Any]) -> dict[str, str]:
+    """What the progress bar says of a line; nothing of a skipped step."""
+    if line["loss"] is None:
+        return {}
+    formats = {"loss": "{:.4g}"} | ({"nll": "{:.3f}"} if line["accuracy"] is None else {"accuracy": "{:.1%}"})
+    return {name: how.format(line[name]) for name, how in formats.items() if line[name] is not None}

@@ -137,7 +137,7 @@ def _report_unused(names: set[str], learner: nn.Module) -> None:
     for name in sorted(names):
         if name.partition(".")[0] not in dict(learner.named_children()):
             raise UsageError(f"no parameter '{name}' for train.learning_rates; there are: {there}")
-        print(f"note: no parameter '{name}' in this setting; its train.learning_rates is not used", file=sys.stderr)
+        print(f"note: no parameter '{name}' in this setting: its rate in train.learning_rates is idle", file=sys.stderr)
 
 
 def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, settings: TrainSettings) -> None:
@@ -173,3 +173,10 @@ def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:
     factor = cosine if settings.schedule == "cosine" else 1.0
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * factor
+
+
+def compile_networks(learner: nn.Module) -> None:
+    """torch.compile, in place, the modules that say they are pure functions of tensors, as Pyro's handlers are not."""
+    for module in learner.modules():
+        if getattr(module, "pure", False):
+            module.compile()

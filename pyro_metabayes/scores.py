@@ -63,7 +63,8 @@ def classification_scores(log_probs: Tensor, labels: Tensor, mask: Tensor) -> di
     of_label = log_probs.gather(-1, labels.expand(log_probs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
     hits = (most_probable(predictive) == labels).to(log_probs.dtype)
     hits_of_sample = hits if point else (most_probable(log_probs) == labels).to(log_probs.dtype).mean(0)
-    error = predictive.exp() - torch.nn.functional.one_hot(labels, log_probs.shape[-1])
+    place = labels.unsqueeze(-1)
+    error = predictive.exp().scatter_add(-1, place, -torch.ones_like(place, dtype=predictive.dtype))
     information = 0.0 * predictive[..., 0] if point else _entropy(predictive) - _entropy(log_probs).mean(0)
     return {
         "accuracy": masked_mean(hits, mask),
@@ -129,14 +130,18 @@ def _entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """Expected calibration error, 15 equal bins, over all queries together: [M, C] and [M]."""
-    torchvision()  # torchmetrics imports it in passing, and cannot by itself beside a CPU-only torch
-    from torchmetrics.functional.classification import multiclass_calibration_error
+def answers(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability of the most probable class, and whether it is right, of each query: [M, C] and [M] -> [M], [M]."""
+    confidence, answer = probabilities.max(-1)
+    return confidence, answer == labels
 
-    return multiclass_calibration_error(
-        probabilities, labels, num_classes=probabilities.shape[-1], n_bins=CALIBRATION_BINS
-    ).item()
+
+def calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """Expected calibration error, 15 equal bins, over all queries together, of their answers: [M] and [M]."""
+    torchvision()  # torchmetrics imports it in passing, and cannot by itself beside a CPU-only torch
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    return binary_calibration_error(confidence.clamp(max=1), right.long(), n_bins=CALIBRATION_BINS).item()
 
 
 def ci95_of(values: np.ndarray) -> float:

@@ -25,6 +25,7 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.optimisation import (
     TrainSettings,
     clip_gradients,
+    compile_networks,
     kl_weight_at,
     make_optimizer,
     restore_optimizer,
@@ -32,6 +33,7 @@ from pyro_metabayes.optimisation import (
     step_unless,
 )
 from pyro_metabayes.scores import scores_of
+from pyro_metabayes.shares import Share
 from pyro_metabayes.untrusted import count_of, expecting, within
 
 LOGGED_SAMPLES = 10  # draws of w for the scores and the collapse figures of a logged step
@@ -43,6 +45,7 @@ class MetaTraining:
 
     `checkpoint.pt` holds the last and the best learner (NLL of `posterior` on the validation
     stream, first of equals), optimiser, random state and step; `metrics.jsonl` a line a logged step.
+    On a Fabric of several processes each takes its share of a step's tasks, and the first alone logs and writes.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class MetaTraining:
     ) -> None:
         self.learner, self.stream, self.validation = learner, stream, validation
         self.settings, self.folder, self.fabric, self.config, self.seed = settings, folder, fabric, config, seed
+        self.share = Share(fabric.global_rank, fabric.world_size, settings.tasks_per_step)
         self.step, self.seconds, self.best_nll = 0, 0.0, math.inf
         self.best: dict[str, Any] = learner.portable()
         self._skipped = torch.zeros((), dtype=torch.long, device=fabric.device)
@@ -66,14 +70,11 @@ class MetaTraining:
         self._saved = 0  # the step that the checkpoint is of
         self.module, self.optimizer = fabric.setup(learner, make_optimizer(learner, settings))
         if settings.compile:
-            _compile_networks(learner)
+            compile_networks(learner)
 
     def run(self) -> MetaLearner:
         """Train from wherever the folder's checkpoint stands to the last step; return the best learner."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if within(self.folder, "checkpoint.pt").exists():
-            self._restore()
-        metrics.cut_back(within(self.folder, "metrics.jsonl"), self.step)
+        self._begin()
         started = time.perf_counter() - self.seconds
         bar = tqdm(total=self.settings.steps, initial=self.step, desc="meta-train", unit="step", disable=None)
         with Interruption() as interruption, bar, self._divergence.watch(self._stand):
@@ -81,15 +82,12 @@ class MetaTraining:
                 terms = self._step()
                 self.seconds = time.perf_counter() - started
                 bar.update()
-                last = self.step == self.settings.steps
-                validate = last or self.step % self.settings.validate_every == 0
+                validate = self.step == self.settings.steps or self.step % self.settings.validate_every == 0
                 if validate or self.step % self.settings.log_every == 0:
-                    line = self._log(terms, validate)
-                    if line["loss"] is not None:
-                        bar.set_postfix(loss=f"{line['loss']:.4g}", **_shown(line))
+                    bar.set_postfix(**self._log(terms, validate))
                 if validate:
                     self._save()
-                if interruption.requested:  # after the last step, too: what follows may take long
+                if self.share.any(interruption.requested):  # after the last step, too: what follows may take long
                     self._save()
                     raise Interrupted(
                         f"interrupted after step {self.step} of {self.settings.steps}; continue with: "
@@ -98,17 +96,28 @@ class MetaTraining:
         self.learner.load_weights(self.best["weights"])
         return self.learner
 
+    def _begin(self) -> None:
+        """Go on from the folder's checkpoint, if there is one; the other processes from where the first stands."""
+        if self.share.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if within(self.folder, "checkpoint.pt").exists():
+                self._restore()
+            metrics.cut_back(within(self.folder, "metrics.jsonl"), self.step)
+        if self.share.of > 1:
+            state = self.share.of_first(self._state())
+            self._restore_from(state, state["training"])
+
     def _step(self) -> dict[str, Tensor]:
         settings = self.settings
-        first_task = self.step * settings.tasks_per_step
-        episodes = self.stream.batch(first_task, first_task + settings.tasks_per_step)
+        episodes = self.stream.batch(*self.share.of_step(self.step))
         set_rates(self.optimizer, settings, self.step)
         self.optimizer.zero_grad()
         # Pyro checks shapes and sites once; each check costs, and a CUDA queue would wait for it.
-        with pyro.validation_enabled(self.step == 0):
+        with pyro.validation_enabled(self.step == 0), self.share.noise(self.learner.model, episodes):
             terms = self.module(episodes, kl_weight=kl_weight_at(settings.kl_weight, self.step))
         self.step += 1
-        self.fabric.backward(terms["loss"])
+        self.fabric.backward(terms["loss"])  # DDP averages the gradients of all processes
+        terms = self.share.mean(terms)
         finite = self._divergence.of_terms(terms)
         clip_gradients(self.fabric, self.module, self.optimizer, settings)
         if settings.on_nan == "skip":
@@ -131,8 +140,11 @@ class MetaTraining:
         where = f"of step {self._saved} in {self.folder}" if self._saved else "none yet"
         return self.step, f"the last good checkpoint: {where}"
 
-    def _log(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, Any]:
+    def _log(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, str]:
+        """Append the line of this step; return what of it the progress bar shows."""
         self._divergence.check(self._stand()[1])  # never past a step that was not finite
+        if not self.share.first:
+            return {}
         line: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 3)}
         values = {name: value.item() for name, value in terms.items()}
         if math.isfinite(values["loss"]):
@@ -147,7 +159,7 @@ class MetaTraining:
             line["skipped"] = skipped
         line = metrics.finite(line)
         metrics.append(self.folder / "metrics.jsonl", line)
-        return line
+        return metrics.shown(line)
 
     @torch.no_grad()
     def _figures(self) -> dict[str, Any]:
@@ -171,6 +183,12 @@ class MetaTraining:
 
     def _save(self) -> None:
         self._divergence.check(self._stand()[1])  # never past a step that was not finite
+        if self.share.first:
+            checkpoint.save(self.folder / "checkpoint.pt", self._state() | {"config": dict(self.config)})
+        self._saved = self.step
+
+    def _state(self) -> dict[str, Any]:
+        """All that the steps to come hang on. There is one random state, of every process."""
         training = {
             "step": self.step,
             "seconds": self.seconds,
@@ -178,11 +196,9 @@ class MetaTraining:
             "skipped": self.skipped,
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random_cuda": [torch.cuda.get_rng_state(its)] if (its := self.fabric.device).type == "cuda" else [],
         }
-        state = {"learner": self.learner.portable(), "best": self.best, "training": training}
-        checkpoint.save(self.folder / "checkpoint.pt", state | {"config": dict(self.config)})
-        self._saved = self.step
+        return {"learner": self.learner.portable(), "best": self.best, "training": training}
 
     def _restore(self) -> None:
         state = checkpoint.load(self.folder / "checkpoint.pt")
@@ -198,20 +214,7 @@ class MetaTraining:
         restore_optimizer(self.optimizer, training["optimizer"])
         self.step, self._saved, self.seconds = step, step, float(training["seconds"])
         self.best_nll, self.best = float(training["best_nll"]), state["best"]
-        self._skipped += count_of(training["skipped"])
+        self._skipped.fill_(count_of(training["skipped"]))
         torch.set_rng_state(training["random"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(training["random_cuda"])
-
-
-def _shown(line: Mapping[str, Any]) -> dict[str, str]:
-    """What the progress bar says beside the loss."""
-    formats = {"nll": "{:.3f}"} if line["accuracy"] is None else {"accuracy": "{:.1%}"}
-    return {name: how.format(line[name]) for name, how in formats.items() if line[name] is not None}
-
-
-def _compile_networks(learner: MetaLearner) -> None:
-    """torch.compile, in place, the modules that say they are pure functions of tensors, as Pyro's handlers are not."""
-    for module in learner.modules():
-        if getattr(module, "pure", False):
-            module.compile()
+        if self.fabric.device.type == "cuda" and training["random_cuda"]:
+            torch.cuda.set_rng_state(training["random_cuda"][0], self.fabric.device)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from benchmarks import gradient
-from benchmarks.__main__ import CASES, main
+from benchmarks.__main__ import CASES, LONG, main
 from benchmarks.measure import interleaved, ratios
 from benchmarks.setting import learner, tasks
 from benchmarks.sib_raw import RawSib
+from benchmarks.soak import slope
 from benchmarks.versa_raw import RawEncoder
+from benchmarks.watched import Look
 from pyro_metabayes import MetaLearner
 
 
@@ -126,8 +129,29 @@ def test_the_command_prints_a_table_and_writes_it(tmp_path: Path, capsys: pytest
     assert written["torch"] == torch.__version__
 
 
+@pytest.mark.slow
+def test_a_watched_run_is_seen_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A long case at its smallest: its run, its memory and its CPU time."""
+    main(["groups", "--toy", "--out", str(tmp_path / "table.json")])
+    capsys.readouterr()
+    values = {row["way"]: row["value"]["median"] for row in json.loads((tmp_path / "table.json").read_text())["rows"]}
+    assert 50 < values["partial pooling: own memory"] < 2000 and "partial pooling: a step, CPU" in values
+
+
+def test_a_slope_is_found_where_there_is_one_and_its_interval_holds_it() -> None:
+    """Memory in steps of some pages, as an allocator takes them; ten seeds, three bytes a step or none."""
+    for seed in range(10):
+        noise = np.random.default_rng(seed)
+        for bytes_a_step in (0, 3):
+            steps = np.arange(10_000, 100_000, 50)
+            own = 3e8 + bytes_a_step * steps + 4096 * noise.integers(0, 50, len(steps))
+            found = slope([Look(int(step), int(size), 0, 0.0) for step, size in zip(steps, own, strict=True)])
+            assert abs(found.median - bytes_a_step) < 0.5 and found.upper - found.lower < 1
+            assert found.lower - 0.1 < bytes_a_step < found.upper + 0.1
+
+
 def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["nothing"])
     assert ended.value.code == 2
-    assert f"expected cases of {', '.join(CASES)}, got nothing" in capsys.readouterr().err
+    assert f"expected cases of {', '.join(CASES | LONG)}, got nothing" in capsys.readouterr().err

@@ -15,7 +15,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from pyro_metabayes.data import features, glyph_sheet, glyphs, omniglot
+from pyro_metabayes.data import features, glyph_sheet, glyphs, omniglot, sampler
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.cache import cache_folder, cached_arrays, data_file
 from pyro_metabayes.data.gaussian_features import GaussianFeatures
@@ -115,6 +115,26 @@ def test_classes_and_rows_are_uniform() -> None:
     assert chi_square(torch.bincount(tasks.classes.flatten(), minlength=10)) < chi_square_bound(9)
     for x in (tasks.support_x, tasks.query_x):
         assert chi_square(torch.bincount(x.long().flatten(), minlength=120)) < chi_square_bound(119)
+
+
+def test_tasks_of_large_classes_are_drawn_without_replacement_too() -> None:
+    """Where keys for all inputs would be too many; the smallest class is used up."""
+    sizes = [20, 60_000, 30_000, 45_000, 21]
+    episodes = draw(numbered(sizes), TaskShape(5, 4, 16), 64)
+    rows = torch.cat([rows_of(episodes.support_x, 5), rows_of(episodes.query_x, 5)], -1)
+    assert (rows.sort(-1).values.diff(dim=-1) > 0).all()
+    assert episodes.classes is not None
+    starts = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
+    within = rows - starts[episodes.classes].unsqueeze(-1)
+    assert (within >= 0).all() and (within < torch.tensor(sizes)[episodes.classes].unsqueeze(-1)).all()
+
+
+def test_positions_one_after_the_other_are_uniform_in_every_place() -> None:
+    """All 60 ordered draws of three out of five are as likely: chi-squared on 59 degrees, 0.1% failure."""
+    drawn = sampler._one_after_the_other(torch.full((6000, 10), 5), 3, torch.Generator().manual_seed(0))
+    counts = torch.bincount((drawn * torch.tensor([25, 5, 1])).sum(-1).flatten(), minlength=125)
+    counts = counts[counts > 0].double()
+    assert len(counts) == 60 and ((counts - 1000).square() / 1000).sum() < 98.3
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ PAGES = [*TOP, *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "d
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 RUN = [page for page in PAGES if BLOCK.search((ROOT / page).read_text())]
 # A command in a block or indented, on one or more lines, or within a line.
-COMMAND = re.compile(r"^ *(?:make|python -m) (?:.*\\\n)*.*$|`((?:make|python -m) [^`]+)`", re.MULTILINE)
+COMMAND = re.compile(
+    r"^ *(?:srun )?(?:make|python -m|torchrun) (?:.*\\\n)*.*$|`((?:make|python -m|torchrun) [^`]+)`", re.MULTILINE
+)
 VARIABLE = re.compile(r'^([A-Z]+)="(.*?)"', re.MULTILINE)
 # The page's commands at a size for tests: two steps, a thin backbone, few tasks.
 SMALL = ("train.steps=2", "train.validation_tasks=4", "eval.tasks=8", "eval.samples=2")
@@ -90,11 +92,11 @@ def commands_of(text: str) -> Iterator[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_other_commands_compose(page: str) -> None:
     for command in dict.fromkeys(without_numbers(its) for its in commands_of((ROOT / page).read_text())):
-        program, *words = shlex.split(command, comments=True)
+        program, *words = shlex.split(command.removeprefix("srun "), comments=True)
         if program == "make":
             assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
             continue
-        _, module, *arguments = words
+        _, module, *arguments = words[words.index("-m") :]
         assert importlib.util.find_spec(module), command
         if module.startswith("experiments."):
             compose(module.removeprefix("experiments."), arguments)
@@ -139,7 +141,7 @@ def sweep(arguments: Sequence[str]) -> list[tuple[str, ...]]:
 
 def compose_run(settings: Sequence[str]) -> None:
     if not any(setting.startswith("resume=") for setting in settings):
-        config = config_of([setting for setting in settings if not setting.startswith("hydra.")])
+        config = config_of([setting for setting in settings if not re.match(r"\+?hydra[./]", setting)])
         MetaLearner.check(config.specification())
         check(config.data, "data", ())
 

@@ -63,6 +63,7 @@ UNKNOWN = {
     "train": "missing EQUAL",
 }
 WRONG_TYPE = {
+    "trainer.devices=two": "expected trainer.devices to be of type integer, got 'two'",
     "train.steps=many": "expected train.steps to be of type integer, got 'many'",
     "task.way=five": "expected task.way to be of type integer, got 'five'",
     "task.way=null": "field 'task.way' is not Optional",
@@ -92,6 +93,8 @@ WRONG_VALUE = {
     "train.clip=-1": "expected train.clip >= 0 and finite, got -1.0",
     "train.clip_value=-1": "expected train.clip_value >= 0 and finite, got -1.0",
     "train.clip_each=inf": "expected train.clip_each >= 0 and finite, got inf",
+    "trainer.devices=0": "expected trainer.devices >= 1, got 0",
+    "trainer.devices=3": "expected train.tasks_per_step to be a multiple of the 3 processes of the job, got 16; change",
     "pretrain.epochs=0": "expected pretrain.epochs >= 1",
     "eval.tasks=1": "expected eval.tasks >= 2",
     "eval.split=exam": "no split 'exam'; there are train, val, test",

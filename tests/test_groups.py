@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_metabayes import Episodes
+from pyro_metabayes.data import ragged
 from pyro_metabayes.data.groups import Groups, load
 from pyro_metabayes.data.stream import TaskShape, TaskStream
 from pyro_metabayes.errors import UsageError
@@ -45,8 +46,9 @@ def tasks(groups: Groups, shot: int, query: int, count: int = 8) -> Episodes:
 
 def test_features_stand_with_those_of_the_groups_own_first(groups: Groups) -> None:
     assert list(groups.features) == ["a", "intercept", "b"] and groups.num_random == 2
-    assert groups.mask.sum(1).tolist() == list(SIZES) and list(groups.names) == ["g0", "g1", "g2", "g3"]
-    assert (groups.x[groups.mask][:, 1] == 1).all()
+    assert groups.sizes.tolist() == list(SIZES) and list(groups.names) == ["g0", "g1", "g2", "g3"]
+    whole = groups.whole()
+    assert (whole.query_x[whole.query_mask][:, 1] == 1).all()
 
 
 def test_points_and_weights_go_back_to_the_units_of_the_file(groups: Groups) -> None:
@@ -54,17 +56,19 @@ def test_points_and_weights_go_back_to_the_units_of_the_file(groups: Groups) -> 
     g = torch.arange(4.0)
     intercept = (100 + 10 * g - groups.offset) / groups.scale
     w = torch.stack((2 / groups.units[0] * torch.ones(4), intercept), 1).float()
-    fitted = (groups.x[..., :2] @ w.unsqueeze(-1)) * groups.mask.unsqueeze(-1)
-    torch.testing.assert_close(fitted, groups.y, atol=1e-5, rtol=0)
+    whole = groups.whole()
+    fitted = (whole.query_x[..., :2] @ w.unsqueeze(-1)) * whole.query_mask.unsqueeze(-1)
+    torch.testing.assert_close(fitted, whole.query_y, atol=1e-5, rtol=0)
     assert groups.in_units(w)[:, 0].tolist() == pytest.approx([2] * 4, rel=1e-5)
     assert groups.in_units(w)[:, 1].tolist() == pytest.approx([100, 110, 120, 130], rel=1e-5)
-    rows = groups.y[groups.mask]
+    rows = whole.query_y[whole.query_mask]
     assert rows.mean().item() == pytest.approx(0, abs=1e-6) and rows.std(correction=0).item() == pytest.approx(1)
 
 
 def test_centred_predictors_have_mean_0(tmp_path: Path) -> None:
     groups = load("who", "y", ["a"], path=str(write(tmp_path / "table.csv")), centre=True)
-    assert groups.x[groups.mask].mean(0).tolist() == pytest.approx([1, 0], abs=1e-6)
+    whole = groups.whole()
+    assert whole.query_x[whole.query_mask].mean(0).tolist() == pytest.approx([1, 0], abs=1e-6)
 
 
 @pytest.mark.parametrize("shot", [0, 1, 3, 50])
@@ -73,22 +77,24 @@ def test_a_block_is_every_group_once_and_every_point_once(groups: Groups, shot: 
     assert sorted(drawn.classes.flatten().tolist()) == [0, 1, 2, 3]
     sizes = torch.tensor(SIZES)[drawn.classes.flatten()]
     assert drawn.support_mask.sum(1).tolist() == (sizes - 1).clamp(max=shot).tolist()
-    whole = drawn.pooled()
+    whole, every = drawn.pooled(), groups.whole()
     assert whole.support_mask.sum(1).tolist() == sizes.tolist()
     for task, group in enumerate(drawn.classes.flatten().tolist()):
         got = whole.support_y[task][whole.support_mask[task]].flatten().sort().values
-        assert torch.equal(got, groups.y[group][groups.mask[group]].flatten().sort().values)
+        assert torch.equal(got, every.query_y[group][every.query_mask[group]].flatten().sort().values)
         inputs = whole.support_x[task][whole.support_mask[task]][:, 0].sort().values
-        assert torch.equal(inputs, groups.x[group][groups.mask[group]][:, 0].sort().values)
+        assert torch.equal(inputs, every.query_x[group][every.query_mask[group]][:, 0].sort().values)
 
 
 def test_without_shuffling_support_points_are_the_first(tmp_path: Path) -> None:
     groups = load("who", "y", ["a"], path=str(write(tmp_path / "table.csv")), shuffle=False)
-    drawn = tasks(groups, 3, 9, count=4)
+    drawn, whole = tasks(groups, 3, 9, count=4), groups.whole()
     for task, group in enumerate(drawn.classes.flatten().tolist()):
         num_support = min(3, SIZES[group] - 1)
-        assert torch.equal(drawn.support_y[task][drawn.support_mask[task]], groups.y[group, :num_support])
-        assert torch.equal(drawn.query_y[task][drawn.query_mask[task]], groups.y[group, num_support : SIZES[group]])
+        assert torch.equal(drawn.support_y[task][drawn.support_mask[task]], whole.query_y[group, :num_support])
+        assert torch.equal(
+            drawn.query_y[task][drawn.query_mask[task]], whole.query_y[group, num_support : SIZES[group]]
+        )
 
 
 def test_queries_are_at_most_as_many_as_asked_for(groups: Groups) -> None:
@@ -117,13 +123,36 @@ def test_groups_are_held_out(tmp_path: Path) -> None:
     assert all(its.tolist() == list(range(10)) for its in every.values())
 
 
+def test_a_batch_is_as_wide_as_its_longest_task(tmp_path: Path) -> None:
+    """And one that spans two passes is filled up; a group of many points costs the other batches nothing."""
+    groups = load("who", "y", ["a"], path=str(write(tmp_path / "table.csv", (1, 2, 3, 40))))
+    stream = TaskStream(groups.sampler("train", TaskShape(1, 0, 1000)), 0, "train", block=groups.block("train"))
+    each = [stream.batch(task, task + 1) for task in range(4)]
+    assert sorted(task.query_x.shape[1] for task in each) == [1, 2, 3, 40]
+    both, after = stream.batch(3, 5), stream.batch(4, 5)
+    assert both.query_mask.sum(1).tolist() == [each[3].query_x.shape[1], after.query_x.shape[1]]
+    assert torch.equal(both.query_y[0][both.query_mask[0]], each[3].query_y[0])
+
+
+def test_many_groups_of_many_sizes_are_drawn_as_a_few_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a key for every point where one for every place of a padded table would be too many."""
+    monkeypatch.setattr(ragged, "MOST_KEYS", 0)
+    groups = load("who", "y", ["a", "b"], path=str(write(tmp_path / "table.csv")))
+    test_a_block_is_every_group_once_and_every_point_once(groups, 3)
+    test_passes_differ_and_a_stream_repeats_itself(groups)
+    sets = torch.full((4000,), 1)  # the group of four points, again and again: all 24 orders are as likely
+    orders = groups.points.shuffled(sets, torch.Generator().manual_seed(0)).view(-1, 4)
+    counts = orders.unique(dim=0, return_counts=True)[1].double()
+    assert len(counts) == 24 and ((counts - 4000 / 24).square() / (4000 / 24)).sum() < 49.7  # 0.1% of chi-squared
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_shipped_tables_load(table: str, metabayes_data: Path) -> None:
     num_groups, num_rows, settings = TABLES[table]
     groups = load(table=table, **settings)
-    assert len(groups.names) == num_groups and int(groups.mask.sum()) == num_rows
+    assert len(groups.names) == num_groups and int(groups.sizes.sum()) == num_rows
     if table == "radon":
-        assert groups.mask.sum(1).min() == 1 and groups.mask.sum(1).max() == 116
+        assert groups.sizes.min() == 1 and groups.sizes.max() == 116
 
 
 # ---------------------------------------------------------------- mistakes

@@ -228,12 +228,12 @@ def test_training_tasks_draw_from_every_view_and_no_others_do(few_shot: Bank) ->
     train = few_shot.rows("train")
     views = torch.stack([rows[train] + 1000, rows[train] + 2000])
     sampler = BankSampler(few_shot.with_inputs(rows, views))
-    episodes = sampler.sampler("train", TaskShape(4, 2, 3))(generator_of(0, "train", 0))
+    episodes = sampler.sampler("train", TaskShape(4, 2, 3))(generator_of(0, "train", 0)).tasks(slice(None))
     seen = torch.cat([episodes.support_x, episodes.query_x], 1).squeeze(-1)
     assert {int(value) // 1000 for value in seen.unique()} == {0, 1, 2}
     images = (seen % 1000).long()
     assert all(len(set(task.tolist())) == 20 for task in images), "no image twice in a task, in whatever view"
     assert episodes.classes is not None
     assert torch.equal(few_shot.labels[images[:, :8]], episodes.classes.gather(1, episodes.support_y))
-    held_out = sampler.sampler("val", TaskShape(4, 2, 3))(generator_of(0, "val", 0))
+    held_out = sampler.sampler("val", TaskShape(4, 2, 3))(generator_of(0, "val", 0)).tasks(slice(None))
     assert held_out.query_x.max() < 1000

@@ -203,7 +203,7 @@ def test_noise_is_for_features() -> None:
     draw = images.sampler("train", TaskShape())
 
     def of_bytes(generator: torch.Generator) -> Episodes:
-        return draw(generator).map_tensors(lambda x: x.byte() if x.is_floating_point() else x)
+        return draw(generator).tasks(slice(None)).map_tensors(lambda x: x.byte() if x.is_floating_point() else x)
 
     with pytest.raises(UsageError, match=r"expected features .* for task\.feature_noise, got torch\.uint8"):
         with_noise(of_bytes, 0.1)(generator_of(0, "train", 0))

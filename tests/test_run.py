@@ -62,6 +62,11 @@ OF_NUMBERS = {
 FEW_BASE = ("pretrain.holdout_per_class=6", "task.base_query=30")  # learning without forgetting, 20 inputs a class
 ZERO_SHOT = ("source_only", "sib_rotation")  # guides of classes that all tasks share
 WITHOUT_TRUTH = {"sine_and_line"}  # whose latent no simulator can know
+LAUNCHERS = {
+    "joblib": "hydra_joblib_launcher",
+    "submitit_local": "hydra_submitit_launcher",
+    "ray": "hydra_ray_launcher",
+}
 FILES = {".hydra", "metrics.jsonl", "results.json", "checkpoint.pt", "tasks.npz", "curves.png"}
 
 
@@ -374,7 +379,7 @@ def is_of_training_and_evaluation(value: Any) -> bool:
 KEYS = {
     **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device", "machine", "data_fingerprint"), is_text),
     **dict.fromkeys(
-        ("way", "shot", "query", "base_query", "train_query", "tasks", "steps", "seed", "skipped"), is_count
+        ("way", "shot", "query", "base_query", "train_query", "tasks", "steps", "seed", "skipped", "devices"), is_count
     ),
     **dict.fromkeys(("nll", "joint_nll", "brier", "ece", "mutual_information"), is_number),
     **dict.fromkeys(("accuracy_of_mean", "accuracy_of_sample"), lambda value: 0 <= value <= 1),
@@ -487,12 +492,34 @@ def test_a_sweep_leaves_a_folder_a_job(features: Path) -> None:
     assert len(found) == 4 and jobs == {(guide, seed) for guide in ("mc", "proto") for seed in (0, 1)}
 
 
-def test_a_failed_job_leaves_the_others(features: Path) -> None:
+def test_a_failed_job_leaves_the_others_and_is_named_at_the_end(features: Path) -> None:
     settings = ("guide=mean_field", "guide.scale=0.1,-1,0.2", "hydra.sweep.dir=sweep")
     outcome = call("run", "-m", *on_features(features), *settings)
-    assert outcome.error == "1_features_mean_field_seed0: expected guide.scale > 0, got -1.0"
-    left = sorted(path.name for path in Path("sweep").iterdir() if path.is_dir())
+    name, why = "1_features_mean_field_seed0", "expected guide.scale > 0, got -1.0"
+    assert outcome.code == 1
+    assert outcome.err == f"error: {name}: {why}\nerror: failed jobs: {name}; why stands in sweep/failed\n"
+    assert Path(f"sweep/failed/{name}.txt").read_text() == f"{why}\n"
+    left = sorted(path.parent.name for path in Path("sweep").rglob("results.json"))
     assert left == ["0_features_mean_field_seed0", "2_features_mean_field_seed0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "module"), LAUNCHERS.items())
+def test_every_launcher_leaves_the_same_runs(launcher: str, module: str, features: Path) -> None:
+    """Guides x seeds, a failed job among them, against a sweep one after the other; skipped where it is not there."""
+    pytest.importorskip(f"hydra_plugins.{module}")
+    settings = (*on_features(features), "guide=proto,mean_field", "seed=0,1", "train.learning_rate=1e-3,-1")
+    assert call("run", "-m", *settings, "hydra.sweep.dir=basic").code == 1
+    started = process("run", "-m", *settings, f"hydra/launcher={launcher}", "hydra.sweep.dir=other")
+    outcome = finish(started, 500)
+    assert outcome.code == 1
+    assert (
+        outcome.err.strip().split("\n")[-1].startswith("error: failed jobs: 1_features_proto_seed0, 3_features_proto_")
+    )
+    names = [sorted(path.parent.name for path in Path(of).rglob("results.json")) for of in ("basic", "other")]
+    assert len(names[0]) == 4 and names[0] == names[1]
+    for name in names[0]:
+        assert lines_of(Path("basic") / name) == lines_of(Path("other") / name)
 
 
 # ---------------------------------------------------------------- backbones

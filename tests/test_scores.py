@@ -12,10 +12,11 @@ import torch
 from pyro.distributions import Normal, Poisson
 from torch import Tensor
 
-from pyro_metabayes import MetaLearner, Observed, UsageError
+from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError, evaluation
 from pyro_metabayes.diagnostics.collapse import collapse_figures, prior_spread, summary
-from pyro_metabayes.evaluation import EvalSettings, evaluate, noise_of
+from pyro_metabayes.evaluation import EvalSettings, evaluate, noise_of, scored
 from pyro_metabayes.scores import (
+    answers,
     calibration_error,
     ci95_of,
     classification_scores,
@@ -204,13 +205,15 @@ def test_calibration_error_has_fifteen_bins(way: int) -> None:
     probabilities = (2 * torch.randn(400, way)).softmax(-1).float()
     labels = torch.randint(way, (400,))
     expected = ece_by_hand(probabilities.double().numpy(), labels.numpy())
-    assert calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-6)
+    assert calibration_error(*answers(probabilities, labels)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_calibration_of_the_sure_and_of_the_right() -> None:
     sure = torch.nn.functional.one_hot(torch.zeros(10, dtype=torch.long), 4).float()
-    assert calibration_error(sure, torch.zeros(10, dtype=torch.long)) == pytest.approx(0)
-    assert calibration_error(sure, torch.ones(10, dtype=torch.long)) == pytest.approx(1)
+    assert calibration_error(*answers(sure, torch.zeros(10, dtype=torch.long))) == pytest.approx(0)
+    assert calibration_error(*answers(sure, torch.ones(10, dtype=torch.long))) == pytest.approx(1)
+    rounded = torch.full((10,), 1 + 2e-7)  # a mean of probabilities may be; it is no logit
+    assert calibration_error(rounded, torch.ones(10).bool()) == pytest.approx(0)
 
 
 def test_the_interval_is_that_of_a_mean() -> None:
@@ -252,6 +255,25 @@ def test_evaluation_of_a_point_mass_is_the_scores_of_its_predictions() -> None:
     labels = episodes.query_y.flatten()
     expected_ece = ece_by_hand(logits.softmax(-1).flatten(0, 1).numpy(), labels.numpy())
     assert got.figures["ece"] == pytest.approx(expected_ece, abs=1e-6)
+
+
+def test_tasks_too_large_for_a_batch_are_scored_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand classes, ten draws: the predictions of 32 tasks would not fit into memory."""
+    learner, episodes = Pair("proto", "flat").learner(), random_tasks(num_tasks=40)
+    sizes: list[int] = []
+
+    def scores(learner: MetaLearner, tasks: Episodes, *settings: Any) -> dict[str, Tensor]:
+        sizes.append(tasks.num_tasks)
+        return scored(learner, tasks, *settings)
+
+    monkeypatch.setattr(evaluation, "scored", scores)
+    together = evaluate(learner, stream_of(episodes), EvalSettings(40), seed=0, progress=False)
+    monkeypatch.setattr(evaluation, "MOST_NUMBERS", 1)
+    alone = evaluate(learner, stream_of(episodes), EvalSettings(40), seed=0, progress=False)
+    assert sizes == [32, 8, *[1] * 40]
+    for name, value in together.per_task.items():
+        np.testing.assert_allclose(alone.per_task[name], value, rtol=1e-5, atol=1e-6)
+    assert alone.figures["ece"] == pytest.approx(together.figures["ece"], abs=1e-6)
 
 
 def test_one_sample_gives_finite_figures() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.errors import UsageError
 
 SPLITS = ("train", "val", "test")
@@ -20,7 +21,7 @@ SPLITS = ("train", "val", "test")
 class Bank:
     """Inputs sorted by class; classes belong to splits, so that test classes are never trained on.
 
-    inputs [M, *X]: float features, or uint8 images [M, channels, height, width].
+    inputs [M, *X]: float features, or uint8 images [M, channels, height, width]; or features that stay in their file.
     class_sizes [G]: how many inputs each of the G classes has; they stand one after another.
     splits: class ids (0 to G-1) of train, val and test.
     twin [M], optional: row of a second rendering of the same source, or the row itself. Twins
@@ -32,7 +33,7 @@ class Bank:
     turned [M, 3, *X], optional: the features of every input turned by 1, 2 and 3 quarters.
     """
 
-    inputs: Tensor
+    inputs: Tensor | MappedRows
     class_sizes: Tensor
     splits: Mapping[str, Tensor]
     class_names: Sequence[str]
@@ -44,6 +45,16 @@ class Bank:
     @property
     def input_shape(self) -> tuple[int, ...]:
         return tuple(self.inputs.shape[1:])
+
+    @property
+    def in_memory(self) -> Tensor:
+        """All inputs at once; refuses a bank that stays in its file."""
+        if isinstance(self.inputs, MappedRows):
+            raise UsageError(
+                "expected features in memory for this model, got a folder whose rows are read one by one; take an .npz "
+                "or .safetensors file, or a model that draws tasks and nothing else"
+            )
+        return self.inputs
 
     @property
     def class_starts(self) -> Tensor:
@@ -64,12 +75,15 @@ class Bank:
         return torch.arange(len(self.splits[split])) % (self.num_shared or max(len(self.splits[split]), 1))
 
     def fingerprint(self) -> str:
-        """A hash of inputs, classes and splits; caches of derived banks are named by it."""
+        """A hash of inputs (of a file: of a sample), classes and splits; caches of derived banks are named by it."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = sha256(self.inputs.cpu().contiguous().numpy().tobytes())
+        if isinstance(self.inputs, MappedRows):
+            digest = sha256(self.inputs.sample())
+        else:
+            digest = sha256(self.inputs.cpu().contiguous().numpy().tobytes())
         digest.update(self.class_sizes.numpy().tobytes())
         for split in SPLITS:
             digest.update(split.encode() + self.splits[split].numpy().tobytes())
@@ -77,7 +91,9 @@ class Bank:
             digest.update(f"shared {self.num_shared}".encode())
         return digest.hexdigest()[:16]
 
-    def with_inputs(self, inputs: Tensor, views: Tensor | None = None, turned: Tensor | None = None) -> Bank:
+    def with_inputs(
+        self, inputs: Tensor | MappedRows, views: Tensor | None = None, turned: Tensor | None = None
+    ) -> Bank:
         """The same classes and splits over other inputs, row by row (features of the images)."""
         for name, rows in (("inputs", inputs), ("turned inputs", turned)):
             if rows is not None and len(rows) != len(self.inputs):
@@ -93,7 +109,7 @@ class Bank:
     @classmethod
     def from_arrays(
         cls,
-        inputs: np.ndarray,
+        inputs: np.ndarray | MappedRows,
         labels: np.ndarray,
         split_of_class: Callable[[np.ndarray], Mapping[str, np.ndarray]] | Mapping[str, np.ndarray],
         class_names: Sequence[str] | None = None,
@@ -110,8 +126,12 @@ class Bank:
             place = np.empty_like(order)
             place[order] = np.arange(len(order))
             twin = place[twin[order]]
+        if not isinstance(inputs, MappedRows):
+            ordered: Tensor | MappedRows = torch.from_numpy(np.ascontiguousarray(inputs[order]))
+        else:
+            ordered = inputs.ordered(order)
         return cls(
-            inputs=torch.from_numpy(np.ascontiguousarray(inputs[order])),
+            inputs=ordered,
             class_sizes=torch.from_numpy(sizes.astype(np.int64)),
             splits=ids,
             class_names=list(class_names) if class_names is not None else [str(name) for name in names],

@@ -53,11 +53,12 @@ class BaseNovelSampler(BankSampler):
             )
 
         def draw(generator: Generator) -> Episodes:
-            tasks = draw_novel(generator)
+            tasks = draw_novel(generator).tasks(slice(None))
             base = self._base_classes(tasks, split)
             labels = torch.randint(base.shape[1], (BLOCK, shape.base_query), generator=generator)
             rows = self._rows(base.gather(1, labels), split, generator)
-            inputs = pool[few_shot.rendered(rows, pool, place, generator).to(pool.device)]
+            flat = few_shot.rendered(rows, pool, place, generator).flatten().to(pool.device)
+            inputs = pool.index_select(0, flat).view(BLOCK, -1, *self.input_shape)
             return replace(
                 tasks,
                 query_x=torch.cat((tasks.query_x, inputs), dim=1),

@@ -104,7 +104,7 @@ class DomainSampler:
             raise UsageError("expected no task.query_counts or query_concentration for minibatches; drop them")
 
     def _gather(self, rows: Tensor, classes: Tensor) -> Episodes:
-        images, device = self.bank.inputs, self.bank.inputs.device
+        images, device = self.bank.in_memory, self.bank.inputs.device
         place, labels = rows.to(device), self.labels[rows].to(device)
         query = images[place]
         return Episodes(

@@ -1,9 +1,10 @@
-"""Anybody's embeddings: one file with `features`, `labels` and, where classes have a split, `split`."""
+"""Anybody's embeddings: one file, or a folder, with `features`, `labels` and, where classes have a split, `split`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.untrusted import DAMAGED, read_npz, reason_of
 
@@ -19,18 +21,19 @@ SUFFIXES = (".npz", ".safetensors")
 
 
 def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) -> Bank:
-    """The bank of an .npz or .safetensors file.
+    """The bank of an .npz or .safetensors file, or of a folder with a file NAME.npy for each array.
 
     features [N, D]: any float or integer type. They become float32 of unit length, since they enter
-        the few-shot heads as they stand in the bank.
-    labels [N]: integers, or strings (.npz only).
-    split [N], optional: train, val or test (.npz only), or 0, 1 or 2; the same for all rows of a class.
+        the few-shot heads as they stand in the bank. Those of a folder stay in their file, which may be larger than
+        memory: the rows of a batch of tasks are read, checked and scaled when it is drawn.
+    labels [N]: integers, or strings (not .safetensors).
+    split [N], optional: train, val or test (not .safetensors), or 0, 1 or 2; the same for all rows of a class.
         Without it, the classes are shuffled by `seed`, and the fractions `train` and `val` of them, the
         rest for test, make the splits.
     """
     arrays = _read(path)
     _check_names(arrays, path)
-    features, (names, labels) = _unit_length(arrays["features"], path), _labels(arrays, path)
+    features, (names, labels) = _features(arrays["features"], path), _labels(arrays, path)
     if "split" in arrays:
         splits = _given_splits(arrays["split"], labels, names, path)
     else:
@@ -48,22 +51,28 @@ def _read(path: str) -> Arrays:
     if not path:
         raise UsageError("expected a file of features, got no path; set data.path=FILE.npz (or .safetensors)")
     file = Path(path).expanduser()
-    if file.suffix not in SUFFIXES:
+    if file.suffix not in SUFFIXES and not file.is_dir():
         raise UsageError(
-            f"expected a file that ends in {' or '.join(SUFFIXES)}, got {path}; write one with numpy.savez "
-            "or safetensors.numpy.save_file"
+            f"expected a folder of .npy files or a file that ends in {' or '.join(SUFFIXES)}, got {path}; write one "
+            "with numpy.savez or safetensors.numpy.save_file"
         )
-    if not file.is_file():
+    if not file.exists():
         raise UsageError(f"expected a file of features, found none at {path}; mend data.path")
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return read_npz(file)  # never unpickle what somebody else wrote
+        return _arrays_of(file)
     except (*DAMAGED, SafetensorError) as error:
         raise UsageError(
             f"expected plain arrays in {path}, but it cannot be read ({reason_of(error)}); it may be cut "
             "short or hold pickled objects: write it anew"
         ) from error
+
+
+def _arrays_of(file: Path) -> Arrays:
+    """Arrays in memory, or mapped where the path is a folder; never unpickles what somebody else wrote."""
+    if file.is_dir():
+        files = {name: file / f"{name}.npy" for name in _SHAPES}
+        return {name: np.load(its, mmap_mode="r") for name, its in files.items() if its.is_file()}
+    return load_file(file) if file.suffix == ".safetensors" else read_npz(file)
 
 
 _SHAPES = {"features": 2, "labels": 1, "split": 1}  # number of axes
@@ -87,23 +96,33 @@ def _check_names(arrays: Arrays, path: str) -> None:
         raise UsageError(f"expected at least one row of features in {path}, got none; bring data")
 
 
-def _unit_length(features: np.ndarray, path: str) -> np.ndarray:
+def _features(features: np.ndarray, path: str) -> np.ndarray | MappedRows:
     if features.dtype.kind not in "fiu":
         raise UsageError(f"expected numbers as features in {path}, got {features.dtype}; write them as float32")
+    if not isinstance(features, np.memmap):
+        return _unit_length(features, np.arange(len(features)), path)
+    if not features.flags.c_contiguous:
+        raise UsageError(
+            f"expected features row by row in {path}, got them column by column; write numpy.ascontiguousarray of them"
+        )
+    return MappedRows(features, partial(_unit_length, path=path))
+
+
+def _unit_length(features: np.ndarray, numbers: np.ndarray, path: str) -> np.ndarray:
+    """Rows [n, D] as float32 of unit length; numbers [n]: which rows of the file they are."""
     with np.errstate(over="ignore"):  # what does not fit is reported as infinite
         rows = features.astype(np.float32)
-    bad = int((~np.isfinite(rows)).any(1).sum())
-    if bad:
+    finite = np.isfinite(rows).all(1)
+    if bad := int((~finite).sum()):
         raise UsageError(
             f"expected finite features in {path}, got NaN or infinity (as float32) in {bad} of {len(rows)} "
-            "rows; drop or mend them"
+            f"rows; drop or mend them (the first is row {numbers[finite.argmin()]})"
         )
     largest = np.abs(rows).max(1, keepdims=True)
-    zero = int((largest == 0).sum())
-    if zero:
+    if zero := int((largest == 0).sum()):
         raise UsageError(
             f"expected rows that can be scaled to unit length in {path}, got {zero} of {len(rows)} that are "
-            "all zero; drop them"
+            f"all zero; drop them (the first is row {numbers[largest.argmin()]})"
         )
     rows = rows / largest  # so that the squares neither overflow nor vanish
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

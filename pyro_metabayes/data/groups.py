@@ -11,7 +11,8 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_metabayes.data.cache import data_file
-from pyro_metabayes.data.stream import TaskShape, check_regression
+from pyro_metabayes.data.ragged import Ragged, RaggedTasks
+from pyro_metabayes.data.stream import Block, TaskShape, check_regression
 from pyro_metabayes.data.table import read_columns
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
@@ -21,7 +22,7 @@ INTERCEPT = "intercept"  # the name of a feature that is always 1
 
 @dataclass(frozen=True)
 class Groups:
-    """G groups of n_g rows y = f(x), side by side and padded: x [G, N, D], y [G, N, 1], mask [G, N].
+    """G groups of n_g rows y = f(x), one after the other; tasks of them are padded, and have a mask.
 
     features: names of the D columns of x, those with weights of each group's own first (num_random of them).
     splits: which groups learning, validation and test draw from.
@@ -31,9 +32,7 @@ class Groups:
 
     names: Sequence[str]
     features: Sequence[str]
-    x: Tensor
-    y: Tensor
-    mask: Tensor
+    points: Ragged
     num_random: int
     splits: dict[str, Tensor]
     units: Tensor
@@ -47,6 +46,11 @@ class Groups:
     def input_shape(self) -> tuple[int, ...]:
         return (len(self.features),)
 
+    @property
+    def sizes(self) -> Tensor:
+        """How many rows each group has [G]."""
+        return self.points.sizes
+
     def block(self, split: str) -> int:
         """How many tasks are drawn at once: all groups of the split."""
         return len(self.splits[split])
@@ -54,51 +58,28 @@ class Groups:
     def whole(self, split: str = "train") -> Episodes:
         """Every group of a split once, all its points queries: the data of partial pooling."""
         groups = self.splits[split]
-        x, y, mask = self.x[groups], self.y[groups], self.mask[groups]
-        return Episodes(
-            support_x=x[:, :0], support_y=y[:, :0], query_x=x, query_y=y, query_mask=mask, classes=groups.unsqueeze(1)
-        )
+        return RaggedTasks(self.points, groups, self.points.rows(groups), 0, len(self.points.points)).tasks(slice(None))
 
     def in_units(self, w: Tensor) -> Tensor:
         """Weights [..., D'] of the first D' features in the units of the file; the intercept with the offset."""
         offset = torch.tensor([self.offset * (name == INTERCEPT) for name in self.features], dtype=w.dtype)
         return w * self.units[: w.shape[-1]].to(w) + offset[: w.shape[-1]].to(w)
 
-    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
+    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
         """As `Source.sampler`, but a block is every group of the split once, in a random order.
 
         Points are shuffled unless the order of the file is to stand; the first task.shot are support, but never all
         of them; of the rest as many as task.query are queries.
         """
         check_regression(split, shape)
-        groups = self.splits[split]
-        longest = int(self.mask[groups].sum(1).max())
-        num_support, num_query = min(shape.shot, longest - 1), min(shape.query, longest)
+        groups, points = self.splits[split], self.points
 
-        def draw(generator: Generator) -> Episodes:
+        def draw(generator: Generator) -> Block:
             drawn = groups[torch.randperm(len(groups), generator=generator)]
-            sizes = self.mask[drawn].sum(1, keepdim=True)
-            keys = torch.rand(len(groups), self.mask.shape[1], generator=generator)
-            keys = keys if self.shuffle else torch.linspace(0, 1, keys.shape[1]).expand_as(keys)
-            order = keys.masked_fill(~self.mask[drawn], 2.0).argsort(1)
-            support = (sizes - 1).clamp(max=num_support)  # how many, group by group
-            support_place = torch.arange(num_support).expand(len(groups), -1)
-            query_place = support + torch.arange(num_query)
-            support_x, support_y, support_mask = self._at(drawn, order, support_place, support)
-            query_x, query_y, query_mask = self._at(drawn, order, query_place, sizes)
-            return Episodes(
-                support_x=support_x, support_y=support_y, support_mask=support_mask,
-                query_x=query_x, query_y=query_y, query_mask=query_mask, classes=drawn.unsqueeze(1),
-            )  # fmt: skip
+            rows = points.shuffled(drawn, generator) if self.shuffle else points.rows(drawn)
+            return RaggedTasks(points, drawn, rows, shape.shot, shape.query)
 
         return draw
-
-    def _at(self, drawn: Tensor, order: Tensor, place: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x, y and mask of the points at these places [T, N] of the order; places from `end` on are masked, and 0."""
-        inside = place < end
-        row = order.gather(1, place.clamp(max=order.shape[1] - 1))
-        x, y = (values[drawn.unsqueeze(1), row] * inside.unsqueeze(-1) for values in (self.x, self.y))
-        return x, y, inside
 
 
 def load(
@@ -128,21 +109,21 @@ def load(
     columns = [name for name in features if name != INTERCEPT]
     file = _file(path, table)
     keys, rows = read_columns(file, group, [*columns, response])
-    names = list(dict.fromkeys(keys))
+    names = {name: number for number, name in enumerate(dict.fromkeys(keys))}
     if len(names) < 2:
         raise UsageError(f"expected at least two groups in column '{group}' of {file}, got one; change data.group")
-    place = torch.tensor([names.index(key) for key in keys])
+    place = torch.tensor([names[key] for key in keys])
     splits = _splits(len(names), train, val, seed)
-    values = torch.tensor(rows, dtype=torch.float64)
+    values = torch.from_numpy(rows)
     mean, sd = _moments(values[torch.isin(place, splits["train"])], [*columns, response], file)
     inputs = (values[:, :-1] - mean[:-1] * centre) / sd[:-1]
     x = torch.ones(len(rows), len(features), dtype=torch.float64)
     x[:, [features.index(name) for name in columns]] = inputs
     units = torch.ones(len(features), dtype=torch.float64)
     units[[features.index(name) for name in columns]] = 1 / sd[:-1]
-    padded = _padded(place, torch.cat((x, (values[:, -1:] - mean[-1]) / sd[-1]), 1))
+    points = torch.cat((x, (values[:, -1:] - mean[-1]) / sd[-1]), 1).to(torch.get_default_dtype())
     return Groups(
-        names, features, padded[..., :-2], padded[..., -2:-1], padded[..., -1] > 0, len(random), splits,
+        list(names), features, Ragged.of(place, points), len(random), splits,
         units * sd[-1], mean[-1].item(), sd[-1].item(), shuffle,
     )  # fmt: skip
 
@@ -193,14 +174,3 @@ def _moments(values: Tensor, names: Sequence[str], file: Path) -> tuple[Tensor, 
                 "groups; take another column, or more groups"
             )
     return mean, sd
-
-
-def _padded(place: Tensor, rows: Tensor) -> Tensor:
-    """Rows [G, N, K + 1] of each group, in the order of the file, behind them zeros; the last column is 1 in a row."""
-    sizes = torch.bincount(place)
-    order = place.argsort(stable=True)
-    within = torch.arange(len(place)) - (sizes.cumsum(0) - sizes)[place[order]]
-    padded = torch.zeros(len(sizes), int(sizes.max()), rows.shape[1] + 1)
-    padded[place[order], within, :-1] = rows[order].to(padded.dtype)
-    padded[place[order], within, -1] = 1.0
-    return padded

@@ -18,7 +18,7 @@ def held_out_rows(bank: Bank, per_class: int) -> Tensor:
     if bank.twin is not None and (bank.twin != torch.arange(len(bank.twin))).any():
         raise UsageError(
             "expected inputs without twins (two renderings of one source) for pretrain.holdout_per_class, which would "
-            "part them, got a bank that has some; take other data"
+            "part them, got a bank that has some; take other data, such as data=cifar_fs"
         )
     if not 0 < per_class < int(sizes.min()):
         raise UsageError(
@@ -42,6 +42,6 @@ def without_rows(bank: Bank, rows: Tensor) -> Bank:
     kept[rows.flatten()] = False
     sizes = torch.bincount(bank.labels[kept], minlength=len(bank.class_sizes))
     views = None if bank.views is None else bank.views[:, kept[bank.rows("train")].to(bank.views.device)]
-    inputs = bank.inputs[kept.to(bank.inputs.device)]
+    inputs = bank.in_memory[kept.to(bank.inputs.device)]
     turned = None if bank.turned is None else bank.turned[kept.to(bank.turned.device)]
     return replace(bank, inputs=inputs, class_sizes=sizes, twin=None, views=views, turned=turned)

@@ -11,10 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
+from pyro_metabayes.data.stream import Block
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 
-Draw = Callable[[Generator], Episodes]
+Draw = Callable[[Generator], Block]
 
 
 def with_noise(draw: Draw, relative: float) -> Draw:
@@ -28,7 +29,7 @@ def with_noise(draw: Draw, relative: float) -> Draw:
         return draw
 
     def noisy(generator: Generator) -> Episodes:
-        episodes = draw(generator)
+        episodes = draw(generator).tasks(slice(None))
         episodes.support_x = _turned(episodes.support_x, relative, generator)
         episodes.query_x = _turned(episodes.query_x, relative, generator)
         return episodes
@@ -48,7 +49,7 @@ def with_shift(draw: Draw, most: float) -> Draw:
         return draw
 
     def shifted(generator: Generator) -> Episodes:
-        episodes = draw(generator)
+        episodes = draw(generator).tasks(slice(None))
         points = _features(episodes.query_x, "train_shift").flatten(0, 1)
         one, other = points[torch.randint(len(points), (2, episodes.num_tasks), generator=generator)]
         shift = most * torch.rand(episodes.num_tasks, 1, generator=generator).to(one) * (one - other)

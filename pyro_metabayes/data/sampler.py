@@ -1,21 +1,48 @@
-"""Tasks from a bank of classes: a whole block in one gather."""
+"""Tasks from a bank of classes: which rows they have is drawn by the block, what is in them gathered by the batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.stream import BLOCK, TaskShape
+from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.data.stream import BLOCK, Block, TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 
+# Random keys for every input of the chosen classes are sorted in part, or, where that would be more of them, as many
+# positions as are needed are drawn one after the other. Part of what defines a task.
+MOST_KEYS = 2**21
+
+
+@dataclass(frozen=True)
+class RowsOfTasks:
+    """A block of tasks as rows of a pool: [T, S] and [T, Q] numbers stand in `rows` for the inputs."""
+
+    pool: Tensor | MappedRows
+    rows: Episodes
+    device: torch.device | str
+
+    def tasks(self, index: slice) -> Episodes:
+        """Those that `index` picks, their inputs gathered."""
+        part = self.rows.tasks(index)
+        return replace(part, support_x=self._inputs(part.support_x), query_x=self._inputs(part.query_x)).to(self.device)
+
+    def to(self, device: torch.device | str) -> RowsOfTasks:
+        return replace(self, device=device)
+
+    def _inputs(self, rows: Tensor) -> Tensor:
+        flat = self.pool.index_select(0, rows.flatten().to(self.pool.device, non_blocking=True))
+        return flat.view(*rows.shape, *flat.shape[1:])
+
 
 class BankSampler:
-    """Draws classes, then images of each, without replacement; a whole block in one gather."""
+    """Draws classes, then images of each, without replacement; a whole block at once."""
 
     num_targets = 0  # labels are classes
     num_base_classes = 0  # that are told apart beside those of a task
@@ -28,29 +55,30 @@ class BankSampler:
     def input_shape(self) -> tuple[int, ...]:
         return self.bank.input_shape
 
-    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
+    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
         """As `Source.sampler`; refuses a shape that the split cannot fill."""
         classes = self._checked_classes(split, shape)
         sizes, starts = self.bank.class_sizes[classes], self.bank.class_starts[classes]
         pool, place = self.pool(split)
 
-        def draw(generator: Generator) -> Episodes:
+        def draw(generator: Generator) -> Block:
             chosen = torch.rand(BLOCK, len(classes), generator=generator).topk(shape.way).indices
             within = self._draw_within(sizes[chosen], starts[chosen], shape, generator)
             rows = starts[chosen].unsqueeze(-1) + within  # [B, C, shot + most_queries]
-            return self._gather(pool, self.rendered(rows, pool, place, generator), classes[chosen], shape, generator)
+            rows = self.rendered(rows, pool, place, generator)
+            return RowsOfTasks(pool, self._tasks(rows, classes[chosen], shape, generator), pool.device)
 
         return draw
 
-    def pool(self, split: str) -> tuple[Tensor, Tensor | None]:
+    def pool(self, split: str) -> tuple[Tensor | MappedRows, Tensor | None]:
         """What inputs are drawn from; where there are views, those after one another, and the bank's rows of one."""
         if self.bank.views is None or split != "train":
             return self.bank.inputs, None
         rows = self.bank.rows("train")
-        plain = self.bank.inputs[rows.to(self.bank.inputs.device)]
+        plain = self.bank.in_memory[rows.to(self.bank.inputs.device)]
         return torch.cat([plain, self.bank.views.flatten(0, 1)]), rows
 
-    def rendered(self, rows: Tensor, pool: Tensor, place: Tensor | None, generator: Generator) -> Tensor:
+    def rendered(self, rows: Tensor, pool: Tensor | MappedRows, place: Tensor | None, generator: Generator) -> Tensor:
         """Rows of `pool` for rows of the bank: each image in one of its renderings, where there are any."""
         if place is None:
             return rows
@@ -91,32 +119,29 @@ class BankSampler:
 
     def _draw_within(self, sizes: Tensor, starts: Tensor, shape: TaskShape, generator: Generator) -> Tensor:
         """Positions inside each chosen class [B, C, shot + most_queries], all different."""
-        largest = int(self.bank.class_sizes.max())
+        largest, number = int(self.bank.class_sizes.max()), shape.shot + shape.most_queries
+        if self.bank.twin is None and sizes.numel() * largest > MOST_KEYS:
+            return _one_after_the_other(sizes, number, generator)
         keys = torch.rand(*sizes.shape, largest, generator=generator, dtype=torch.float64)
         beyond = torch.arange(largest) >= sizes.unsqueeze(-1)
         if self.bank.twin is None:
             keys = keys.masked_fill_(beyond, -1.0) if self.uneven else keys
-            return _largest(keys, shape.shot + shape.most_queries)
+            return _largest(keys, number)
         ties = torch.rand(keys.shape, generator=generator, dtype=torch.float64)
         rows = (starts.unsqueeze(-1) + torch.arange(largest)).clamp(max=len(self.bank.twin) - 1)
         partner = (self.bank.twin[rows] - starts.unsqueeze(-1)).clamp(0, largest - 1)
         return _twins_on_one_side(keys, ties, partner, beyond, shape)
 
-    def _gather(self, pool: Tensor, rows: Tensor, classes: Tensor, shape: TaskShape, generator: Generator) -> Episodes:
-        device, task = pool.device, torch.arange(BLOCK).unsqueeze(-1)
+    def _tasks(self, rows: Tensor, classes: Tensor, shape: TaskShape, generator: Generator) -> Episodes:
+        """Class-ordered tasks of `rows` [B, C, shot + most_queries], whose inputs are the numbers of their rows."""
         labels, within = shape.query_points(generator)
-
-        def take(points: Tensor) -> Tensor:
-            flat = pool.index_select(0, points.flatten().to(device, non_blocking=True))
-            return flat.view(BLOCK, -1, *self.input_shape)
-
         return Episodes(
-            support_x=take(rows[..., : shape.shot]),
-            support_y=shape.labels(shape.shot, BLOCK).to(device),
-            query_x=take(rows[task, labels, shape.shot + within]),
-            query_y=labels.to(device),
+            support_x=rows[..., : shape.shot].flatten(1),
+            support_y=shape.labels(shape.shot, BLOCK),
+            query_x=rows[torch.arange(BLOCK).unsqueeze(-1), labels, shape.shot + within],
+            query_y=labels,
             num_classes=shape.way,
-            classes=classes.to(device),
+            classes=classes,
         )
 
 
@@ -128,6 +153,21 @@ def _largest(keys: Tensor, number: int) -> Tensor:
     found = np.argpartition(values, -number, axis=-1)[..., -number:]
     order = np.take_along_axis(values, found, axis=-1).argsort(-1)[..., ::-1]
     return torch.from_numpy(np.take_along_axis(found, order, axis=-1))
+
+
+def _one_after_the_other(sizes: Tensor, number: int, generator: Generator) -> Tensor:
+    """`number` different positions below each of sizes [B, C], in random order, at a cost that no size enters.
+
+    For j = size - number, ..., size - 1 take a random one of 0, ..., j; j itself if that was taken before. All subsets
+    are as likely then (Bentley and Floyd 1987, "A sample of brilliance"), but not all of their orders: these are drawn.
+    """
+    chosen = torch.empty(*sizes.shape, number, dtype=torch.int64)
+    for i in range(number):
+        last = sizes - number + i
+        drawn = (torch.rand(sizes.shape, generator=generator, dtype=torch.float64) * (last + 1)).long()
+        taken = (chosen[..., :i] == drawn.unsqueeze(-1)).any(-1)
+        chosen[..., i] = torch.where(taken, last, drawn)
+    return chosen.gather(-1, torch.rand(chosen.shape, generator=generator, dtype=torch.float64).argsort(-1))
 
 
 def _twins_on_one_side(keys: Tensor, ties: Tensor, partner: Tensor, beyond: Tensor, shape: TaskShape) -> Tensor:

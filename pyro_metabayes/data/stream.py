@@ -123,6 +123,14 @@ class TaskShape:
         return torch.full((BLOCK, self.way), self.query)
 
 
+class Block(Protocol):
+    """Tasks drawn together: Episodes, or what makes those of them that are asked for."""
+
+    def tasks(self, index: slice) -> Episodes: ...
+
+    def to(self, device: torch.device | str) -> Block: ...
+
+
 class Source(Protocol):
     """Anything that draws a block of tasks: a bank of classes, or a simulator."""
 
@@ -134,7 +142,7 @@ class Source(Protocol):
         """How many numbers a label is; 0 for labels that are classes."""
         ...
 
-    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
+    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
         """A function that draws BLOCK tasks from a generator."""
         ...
 
@@ -172,7 +180,7 @@ class TaskStream:
 
     def __init__(
         self,
-        draw: Callable[[Generator], Episodes],
+        draw: Callable[[Generator], Block],
         seed: int,
         split: str,
         num_tasks: int | None = None,
@@ -180,7 +188,7 @@ class TaskStream:
     ) -> None:
         self._draw, self._seed, self._split, self.num_tasks = draw, seed, split, num_tasks
         self._size = block
-        self._block: tuple[int, Episodes] | None = None
+        self._block: tuple[int, Block] | None = None
         self._all: Episodes | None = None
 
     def batch(self, start: int, stop: int) -> Episodes:
@@ -199,7 +207,7 @@ class TaskStream:
             parts.append(self._tasks_of(block).tasks(slice(first, last)))
         return concatenate(parts)
 
-    def _tasks_of(self, block: int) -> Episodes:
+    def _tasks_of(self, block: int) -> Block:
         if self._block is None or self._block[0] != block:  # a stream is read in order: keep the last
             self._block = block, self._draw(generator_of(self._seed, self._split, block))
         return self._block[1]

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from pyro_metabayes.errors import UsageError
 
-Rows = list[tuple[int, dict[str, str]]]  # the line of the file, and a cell for each name of the header
+Cells = Sequence[str]
 
 
-def read_columns(path: Path, keys: str, numbers: Sequence[str]) -> tuple[list[str], list[list[float]]]:
-    """The cells of column `keys` as they stand, and those of the columns `numbers`, row by row, as finite floats."""
-    rows = _rows(path, [keys, *numbers])
-    names = [_filled(cells[keys], keys, line, path) for line, cells in rows]
-    return names, [[_number(cells[name], name, line, path) for name in numbers] for line, cells in rows]
+def read_columns(path: Path, keys: str, numbers: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The cells of column `keys` as they stand, and those of the columns `numbers` as finite float64 [N, columns]."""
+    names: dict[str, str] = {}  # of a name that comes again one copy is kept
+    found, values = [], array("d")
+    for line, (name, *cells) in _rows(path, [keys, *numbers]):
+        filled = _filled(name, keys, line, path)
+        found.append(names.setdefault(filled, filled))
+        values.extend(_number(cell, its, line, path) for its, cell in zip(numbers, cells, strict=True))
+    if not found:
+        raise UsageError(f"expected rows below the header of {path}, got none; bring data")
+    return found, np.frombuffer(values).reshape(len(found), -1)
 
 
-def _rows(path: Path, wanted: Sequence[str]) -> Rows:
+def _rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, Cells]]:
+    """The line of the file, and its cells of the columns `wanted`, row by row."""
     if not path.is_file():
         raise UsageError(f"expected a CSV file, found none at {path}; mend data.path")
     try:
@@ -27,12 +37,12 @@ def _rows(path: Path, wanted: Sequence[str]) -> Rows:
             lines = csv.reader(file, strict=True)
             header = [name.strip() for name in next(lines, [])]
             _check_header(header, wanted, path)
-            rows = [(lines.line_num, _cells(header, line, lines.line_num, path)) for line in lines if any(line)]
+            places = [header.index(name) for name in wanted]
+            for line in filter(any, lines):
+                _check_length(line, header, lines.line_num, path)
+                yield lines.line_num, [line[place] for place in places]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"expected a CSV file in UTF-8 at {path}, got one with '{error}'; save it anew") from None
-    if not rows:
-        raise UsageError(f"expected rows below the header of {path}, got none; bring data")
-    return rows
 
 
 def _check_header(header: Sequence[str], wanted: Sequence[str], path: Path) -> None:
@@ -46,10 +56,9 @@ def _check_header(header: Sequence[str], wanted: Sequence[str], path: Path) -> N
             )
 
 
-def _cells(header: Sequence[str], line: Sequence[str], number: int, path: Path) -> dict[str, str]:
+def _check_length(line: Cells, header: Cells, number: int, path: Path) -> None:
     if len(line) != len(header):
         raise UsageError(f"expected {len(header)} cells as in the header, got {len(line)} on line {number} of {path}")
-    return dict(zip(header, line, strict=True))
 
 
 def _filled(cell: str, name: str, line: int, path: Path) -> str:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pyro_metabayes.arrays import as_float
 from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.mapped import MappedRows
 
 BATCH = 512
 Change = Callable[[Tensor], Tensor]
@@ -27,9 +28,16 @@ def extract(backbone: nn.Module, inputs: Tensor, device: torch.device, change: C
     return torch.cat(parts)
 
 
+def embedded(backbone: nn.Module, bank: Bank, device: torch.device) -> Bank:
+    """The bank of the features of a backbone that needs no pretraining; of a file they are made as they are read."""
+    if isinstance(bank.inputs, MappedRows):
+        return bank.with_inputs(bank.inputs.changed(backbone))
+    return bank.with_inputs(extract(backbone, bank.inputs, device))
+
+
 def extract_turned(backbone: nn.Module, bank: Bank, device: torch.device) -> Tensor | None:
     """Features [M, 3, D] of a bank's images turned by 1, 2 and 3 quarters, where domains share their classes."""
     if not bank.num_shared:
         return None
-    quarters = [extract(backbone, bank.inputs, device, partial(torch.rot90, k=k, dims=(2, 3))) for k in (1, 2, 3)]
+    quarters = [extract(backbone, bank.in_memory, device, partial(torch.rot90, k=k, dims=(2, 3))) for k in (1, 2, 3)]
     return torch.stack(quarters, dim=1)

@@ -45,7 +45,7 @@ class Pretrained:
         if self.classes is None or per_class < 2:
             return None
         rows = halves(held_out_rows(self.bank, per_class))["test"]
-        answers = (self.bank.inputs[rows] @ functional.normalize(self.classes, dim=-1).mT).argmax(-1)
+        answers = (self.bank.in_memory[rows] @ functional.normalize(self.classes, dim=-1).mT).argmax(-1)
         return (answers == self.bank.answers("train").unsqueeze(1)).float().mean().item()
 
 
@@ -106,10 +106,10 @@ def _features(
     backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> dict[str, Tensor | None]:
     """Of every input, of augmented ones of the training classes, and of turned ones where a bank asks for them."""
-    inputs, turned = extract(backbone, bank.inputs, device), extract_turned(backbone, bank, device)
+    inputs, turned = extract(backbone, bank.in_memory, device), extract_turned(backbone, bank, device)
     if not settings.views:
         return {"inputs": inputs, "views": None, "turned": turned}
-    images = bank.inputs[bank.rows("train")]
+    images = bank.in_memory[bank.rows("train")]
     with noise_of(settings.seed):
         views = [extract(backbone, images, device, lambda x: augmented(x, settings)) for _ in range(settings.views)]
     return {"inputs": inputs, "views": torch.stack(views), "turned": turned}

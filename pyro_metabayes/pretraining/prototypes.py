@@ -33,9 +33,9 @@ class PrototypeScore:
     def __call__(self, backbone: nn.Module) -> float | None:
         if not self.possible:
             return None
-        features = extract(backbone, self.bank.inputs, self.device)
+        features = extract(backbone, self.bank.in_memory, self.device)
         draw = BankSampler(self.bank.with_inputs(features)).sampler("val", self.shape)
-        hits = [_hits(draw(generator_of(0, "val", block))) for block in range(self.num_blocks)]
+        hits = [_hits(draw(generator_of(0, "val", block)).tasks(slice(None))) for block in range(self.num_blocks)]
         return torch.cat(hits).mean().item()
 
 
@@ -48,7 +48,7 @@ def _validation(bank: Bank, per_class: int | None) -> Bank:
     none = torch.empty(0, dtype=torch.int64)
     splits = {"train": none, "val": torch.arange(len(sizes)), "test": none}
     names = [bank.class_names[int(number)] for number in bank.splits["val"]]
-    return Bank(bank.inputs[rows], sizes, splits, names)
+    return Bank(bank.in_memory[rows], sizes, splits, names)
 
 
 def _hits(episodes: Episodes) -> Tensor:

@@ -52,7 +52,7 @@ class Pretraining:
     ) -> None:
         rows, classes, answers = bank.rows("train"), bank.splits["train"], bank.answers("train")
         self.settings, self.device, self.score = settings, device, score
-        self.images, self.labels = bank.inputs[rows], answers[torch.searchsorted(classes, bank.labels[rows])]
+        self.images, self.labels = bank.in_memory[rows], answers[torch.searchsorted(classes, bank.labels[rows])]
         self.per_epoch = len(rows) // settings.batch_size
         self._check()
         _initialise(backbone)

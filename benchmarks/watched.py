@@ -1,0 +1,99 @@
+"""A training run in a process of its own, whose memory is read off the kernel (Linux) as it goes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EVERY = 0.2  # seconds between looks
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the kernel says of a process: bytes of its own (anonymous), of mapped files, CPU seconds, how far it is."""
+
+    step: int
+    own: int
+    mapped: int
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A finished run: looks in their order, the lines of its metrics.jsonl, its results."""
+
+    looks: Sequence[Look]
+    lines: Sequence[dict[str, Any]]
+    results: dict[str, Any]
+
+    @property
+    def most(self) -> float:
+        """The largest memory of its own that a look saw, MB; pages of files, which the kernel may drop, left out."""
+        return max(look.own for look in self.looks) / MEGABYTE
+
+    @property
+    def most_mapped(self) -> float:
+        return max(look.mapped for look in self.looks) / MEGABYTE
+
+    @property
+    def step_milliseconds(self) -> float:
+        """Of CPU time a step, from the first logged line to the last but one, before any validation at the end."""
+        first, last = (self._first_look(self.lines[place]["step"]) for place in (0, -2))
+        return 1e3 * (last.cpu - first.cpu) / (last.step - first.step) if last.step > first.step else math.nan
+
+    def _first_look(self, step: int) -> Look:
+        return next(look for look in self.looks if look.step >= step)
+
+
+def watched(*arguments: str) -> Watched:
+    """`python -m experiments.run ARGUMENTS`, to its end; raises with what it said where it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        command = [sys.executable, "-m", "experiments.run", *arguments, f"hydra.run.dir={run}"]
+        with (Path(folder) / "said").open("w+") as said:
+            process = subprocess.Popen(command, stdout=said, stderr=said)
+            looks = []
+            while process.poll() is None:
+                if (look := _look(process.pid, run / "metrics.jsonl")) is not None:
+                    looks.append(look)
+                time.sleep(EVERY)
+            said.seek(0)
+            if process.returncode:
+                raise RuntimeError(f"{' '.join(command)}: {said.read()}")
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return Watched(looks, lines, json.loads((run / "results.json").read_text()))
+
+
+def _look(process: int, metrics: Path) -> Look | None:
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+        ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except OSError:  # it ended meanwhile
+        return None
+    kilobytes = {name: int(size) for name, size in re.findall(r"^Rss(Anon|File):\s+(\d+) kB", status, re.MULTILINE)}
+    if not kilobytes:  # a process that has ended and was not waited for has no memory
+        return None
+    cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return Look(_last_step(metrics), 1024 * kilobytes["Anon"], 1024 * kilobytes["File"], cpu)
+
+
+def _last_step(metrics: Path) -> int:
+    """The step of the last whole line; 0 before there is one."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, metrics.stat().st_size - 8192))
+            steps = re.findall(rb'"step": (\d+),.*\n', file.read())
+    except OSError:
+        return 0
+    return int(steps[-1]) if steps else 0

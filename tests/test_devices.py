@@ -1,0 +1,264 @@
+"""Is a job on several processes the job of one? Which tasks each takes, with which noise, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from experiments.devices import check_devices, fabric_in_group, free_port, group
+from experiments.pool import config_of
+from pyro_metabayes import Episodes, UsageError
+from pyro_metabayes.data.stream import BLOCK, TaskStream
+from pyro_metabayes.optimisation import TrainSettings
+from pyro_metabayes.shares import Share
+from pyro_metabayes.training import MetaTraining
+from tests.commands import ROOT, checkpoint_of, figures_of, finish, lines_of, on_features, process, ran
+from tests.pairs import Pair, random_tasks
+
+TASKS = 6  # of a step
+SETTINGS = {"steps": 4, "tasks_per_step": TASKS, "learning_rate": 1e-3, "optimizer": "sgd", "particles": 2}
+SETTINGS |= {"log_every": 1, "validate_every": 2, "validation_tasks": 4}
+SIB = {"num_steps": 2, "step_size": 0.05, "learn_step_size": True}
+PAIRS = {
+    "delta": Pair("sib", "flat", settings={**SIB, "posterior": "delta"}),
+    "normal": Pair("sib", settings={**SIB, "inner_samples": 3}),  # as many as a process has tasks
+    "savi": Pair("savi", "conditional"),
+    "mc": Pair("mc", "conditional", objective="monte_carlo"),
+    "unused": Pair("mean_field", objective="monte_carlo"),  # of the prior no term of the loss knows
+}
+BAD = {"stop": "diverged: at step 2 ", "skip": ""}  # a task of the second process is not finite, and train.on_nan
+
+
+# ---------------------------------------------------------------- the same gradients, the same runs
+
+
+def poisoned(generator: Generator) -> Episodes:
+    """A block of tasks of which one is not finite: of the second step, and there of the second process."""
+    tasks = drawn(generator)
+    tasks.query_x[2 * TASKS - 1] = torch.nan
+    return tasks
+
+
+def drawn(generator: Generator) -> Episodes:
+    return random_tasks(BLOCK, seed=int(torch.randint(2**31, (), generator=generator)))
+
+
+def trained(fabric: Fabric, folder: Path, pair: Pair, draw: Any = drawn, **changed: Any) -> dict[str, Any]:
+    """Terms and gradients of the first step of a run, and its end."""
+    learner = pair.learner(seed=0, particles=2)
+    torch.manual_seed(0)
+    training = MetaTraining(
+        learner=learner,
+        stream=TaskStream(draw, seed=0, split="train"),
+        validation=TaskStream(drawn, seed=0, split="val"),
+        settings=TrainSettings(**SETTINGS | changed),
+        folder=folder,
+        fabric=fabric,
+        config={},
+    )
+    terms = training._step()
+    gradients = {name: its.grad for name, its in learner.named_parameters()}
+    gradients = {name: its if its is None else its.clone() for name, its in gradients.items()}
+    error = ""
+    try:
+        training.run()
+    except UsageError as raised:
+        error = str(raised)
+    return {"terms": terms, "gradients": gradients, "skipped": training.skipped, "error": error}
+
+
+def every_case(fabric: Fabric, folder: Path) -> dict[str, dict[str, Any]]:
+    """In float64; every process of a job trains them in this order."""
+    torch.set_default_dtype(torch.float64)
+    cases = {name: trained(fabric, folder / name, pair) for name, pair in PAIRS.items()}
+    return cases | {on_nan: trained(fabric, folder / on_nan, PAIRS["savi"], poisoned, on_nan=on_nan) for on_nan in BAD}
+
+
+def second(folder: Path) -> None:
+    """What the second process does."""
+    torch.set_num_threads(1)
+    with group():
+        every_case(fabric_in_group("cpu", 2), folder)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, Path]]:
+    """Every case with one process and with two, of which this is the first, and where they have left their files."""
+    folder = tmp_path_factory.mktemp("devices")
+    with pytest.MonkeyPatch.context() as patch:
+        job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        job |= {"LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+        for name, value in job.items():
+            patch.setenv(name, value)
+        program = f"import pathlib, tests.test_devices as its; its.second(pathlib.Path({str(folder / 'second')!r}))"
+        environment = os.environ | {"RANK": "1", "LOCAL_RANK": "1", "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen([sys.executable, "-c", program], env=environment) as other:
+            try:
+                one = every_case(Fabric(accelerator="cpu", devices=1), folder / "one")
+                with group():
+                    two = every_case(fabric_in_group("cpu", 2), folder / "two")
+                assert other.wait(30) == 0
+            finally:
+                other.kill()
+                torch.set_default_dtype(torch.float32)
+    yield one, two, folder
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_two_processes_with_half_the_tasks_give_the_gradient_of_one_with_all(case: str, both: Any) -> None:
+    one, two = (its[case] for its in both[:2])
+    for name, expected in one["gradients"].items():
+        if expected is None:
+            assert two["gradients"][name] is None, name
+        else:
+            torch.testing.assert_close(two["gradients"][name], expected, rtol=1e-10, atol=1e-12)
+    for name, value in one["terms"].items():
+        torch.testing.assert_close(two["terms"][name], value.detach(), rtol=1e-12, atol=0.0)
+    assert any(its is None for its in one["gradients"].values()) == (case == "unused")
+
+
+@pytest.mark.parametrize("case", [*PAIRS, "skip"])
+def test_a_run_of_two_processes_ends_as_that_of_one(case: str, both: Any) -> None:
+    """Weights, logged figures, validation; the second process writes nothing."""
+    one, two = (lines_of(both[2] / count / case) for count in ("one", "two"))
+    assert [line["step"] for line in two] == [2, 3, 4] and "val_nll" in two[-1]
+    for line, other in zip(one, two, strict=True):
+        assert line.keys() == other.keys()
+        for name, value in line.items():
+            assert (value is None and other[name] is None) or other[name] == pytest.approx(value, rel=1e-8), name
+    states = [checkpoint_of(both[2] / count / case) for count in ("one", "two")]
+    for which in ("learner", "best"):
+        for name, value in states[0][which]["weights"].items():
+            torch.testing.assert_close(states[1][which]["weights"][name], value, rtol=1e-8, atol=1e-10)
+    assert torch.equal(states[0]["training"]["random"], states[1]["training"]["random"])
+    assert not (both[2] / "second").exists()
+
+
+@pytest.mark.parametrize("on_nan", BAD)
+def test_a_step_that_is_bad_for_one_process_is_bad_for_all(on_nan: str, both: Any) -> None:
+    for outcome in both[:2]:
+        assert BAD[on_nan] in outcome[on_nan]["error"]
+        assert outcome[on_nan]["skipped"] == (on_nan == "skip")
+
+
+# ---------------------------------------------------------------- shares
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 6])
+def test_shares_are_the_tasks_of_a_step_in_their_order(of: int) -> None:
+    for step in range(3):
+        ranges = [Share(rank, of, TASKS).of_step(step) for rank in range(of)]
+        assert [task for start, stop in ranges for task in range(start, stop)] == [*range(step * 6, step * 6 + 6)]
+
+
+def test_uneven_shares_are_refused() -> None:
+    with pytest.raises(UsageError, match="a multiple of the 4 processes of the job, got 6"):
+        Share(0, 4, TASKS)
+
+
+class OfRank:
+    """A model whose latent has two axes."""
+
+    def event_shape(self, observed: Any) -> torch.Size:
+        return torch.Size((5, 7))
+
+
+DRAWS: dict[str, tuple[int, Callable[[int], Tensor]]] = {  # the axis of tasks, and a draw for so many of them
+    "randn": (0, lambda num: torch.randn(num, 5, 7)),
+    "samples of randn": (1, lambda num: torch.randn(3, num, 5, 7)),  # as many samples as a process has tasks
+    "randn of a size": (0, lambda num: torch.randn(size=(num, 5, 7), dtype=torch.float64)),
+    "rand of a list": (0, lambda num: torch.rand([num, 5, 7])),
+    "randn_like": (0, lambda num: torch.randn_like(torch.zeros(num, 5, 7))),
+    "normal_": (1, lambda num: torch.zeros(2, num, 5, 7).normal_(1.0, 2.0)),
+    "uniform_": (0, lambda num: torch.empty(num, 4).uniform_(-1, 1)),  # no latent: the first axis that fits
+    "dropout": (0, lambda num: functional.dropout(torch.ones(num, 11, 8), 0.4)),
+    "Normal": (1, lambda num: torch.distributions.Normal(torch.zeros(num, 5, 7), 1.0).rsample(torch.Size([2]))),
+    "of no task": (-1, lambda num: torch.randn(4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_the_noise_of_a_process_is_what_one_process_draws_for_its_tasks(name: str) -> None:
+    axis, draw = DRAWS[name]
+    torch.manual_seed(0)
+    whole = draw(TASKS)
+    after = torch.get_rng_state()
+    for rank in range(2):
+        torch.manual_seed(0)
+        with Share(rank, 2, TASKS).noise(OfRank(), None):  # type: ignore[arg-type]
+            part = draw(TASKS // 2)
+        assert torch.equal(part, whole if axis < 0 else whole.narrow(axis, 3 * rank, 3))
+        assert torch.equal(torch.get_rng_state(), after), "random states of processes drift apart"
+
+
+# ---------------------------------------------------------------- what there is not
+
+
+def test_more_devices_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match=r"expected trainer.devices <= 1, the CUDA devices of this machine, got 2"):
+        check_devices(config_of(["data=gaussian_features", "trainer.devices=2"]))
+
+
+def test_another_number_than_torchrun_has_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"expected trainer.devices=4, the processes that torchrun has started, got 2"):
+        check_devices(config_of(["data=gaussian_features", "trainer.devices=2"]))
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty_folder")
+def test_the_command_trains_on_two_processes_and_goes_on_with_another_number(features: Path) -> None:
+    """Stopped on two, continued on one, and the other way round: the run that was never stopped."""
+    settings = [*on_features(features), "guide=sib", "train.steps=60", "train.validate_every=20", "train.log_every=5"]
+    ran("run", *settings, "hydra.run.dir=whole")
+    for first, then in ((2, 1), (1, 2), (2, 2)):
+        folder = Path(f"from_{first}_to_{then}")
+        started = process("run", *settings, f"trainer.devices={first}", f"hydra.run.dir={folder}")
+        while not (folder / "checkpoint.pt").exists():
+            assert started.poll() is None, finish(started).err
+            time.sleep(0.01)
+        started.send_signal(signal.SIGINT)
+        outcome = finish(started)
+        assert outcome.code == 130 and "continue with: " in outcome.err and "Traceback" not in outcome.err
+        ran("run", f"resume={folder}", f"trainer.devices={then}")
+        assert figures_of(folder)["devices"] == then
+        assert lines_of(folder)[-1]["loss"] == pytest.approx(lines_of(Path("whole"))[-1]["loss"], rel=1e-4)
+        assert figures_of(folder)["nll"] == pytest.approx(figures_of(Path("whole"))["nll"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty_folder")
+@pytest.mark.parametrize("killed", ["first", "other"])
+def test_no_process_of_a_job_outlives_another(killed: str, features: Path) -> None:
+    settings = [*on_features(features), "guide=proto", "train.steps=100000", "train.validate_every=10"]
+    started = process("run", *settings, "trainer.devices=2", "hydra.run.dir=run")
+    while not Path("run/checkpoint.pt").exists():
+        assert started.poll() is None, finish(started).err
+        time.sleep(0.01)
+    found = subprocess.run(["pgrep", "-P", str(started.pid)], capture_output=True, text=True, check=True)
+    other = os.pidfd_open(int(found.stdout))
+    os.kill(started.pid if killed == "first" else int(found.stdout), signal.SIGKILL)
+    outcome = finish(started)
+    if killed == "other":
+        assert "a process of the job is gone" in outcome.error and "{1: -9}" in outcome.error
+    assert select.select([other], [], [], 10)[0], "it is still there"
+    ran("run", "resume=run", "train.steps=100")
