@@ -5,6 +5,7 @@ A damaged or hostile file must end in one line: DAMAGED is what the readers of t
 
 from __future__ import annotations
 
+import os
 import struct
 import tokenize
 import zipfile
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -69,6 +70,26 @@ def within(folder: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"expected {name} inside {folder}, got a link to {path.resolve()}; put the file itself there")
     return path
+
+
+class Bounded:
+    """A file that refuses to read beyond its end, since room is made for all that is asked for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        here = file.tell()
+        self.file, self.left = file, file.seek(0, os.SEEK_END) - here
+        file.seek(here)
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.left:
+            raise EOFError("it claims to be longer than it is")
+        self.left -= size
+        return self.file.read(size)
+
+    def readline(self) -> bytes:
+        line = self.file.readline()
+        self.left -= len(line)
+        return line
 
 
 def check_archive(path: Path, inflation: int = INFLATION) -> None:

@@ -237,6 +237,12 @@ def converted(folder: Path) -> None:
     (folder / "part.json").write_text('{"a": 2, "b": 3}')
 
 
+def mapped(folder: Path) -> None:
+    (folder / "bank").mkdir()
+    for name, array in ARRAYS.items():
+        np.save(folder / "bank" / f"{name}.npy", array)
+
+
 def summed(folder: Path) -> None:
     (folder / "file").write_bytes(b"x")
     (folder / checksums.LIST).write_text("2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881  file\n" * 3)
@@ -340,6 +346,10 @@ def save_configuration(folder: Path) -> None:
 FORMATS: dict[str, Format] = {
     "checkpoint": Format(save_learner, "checkpoint.pt", lambda folder: MetaLearner.load(folder / "checkpoint.pt")),
     "npz": Format(write("it.npz", npz_bytes(ARRAYS)), "it.npz", lambda folder: features.load(str(folder / "it.npz"))),
+    **{
+        f"mapped {name}": Format(mapped, f"bank/{name}.npy", lambda folder: features.load(str(folder / "bank")))
+        for name in ("features", "labels")
+    },
     "safetensors": Format(
         write("it.safetensors", safetensors_bytes(ARRAYS)),
         "it.safetensors",

@@ -67,6 +67,7 @@ def test_an_image_is_not_handed_to_another_program() -> None:
         b"\x80\x02]r\xff\xff\xff\x3f.",  # the object of the number 2^30, of which C's unpickler makes a table
         b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x.",  # a string of 2^40 bytes
         b"\x80\x04\x95" + (2**40).to_bytes(8, "little") + b"x.",  # a frame of as many
+        b"\x80\x05\x96" + (2**31).to_bytes(8, "little") + b"x.",  # a bytearray of 2^31 bytes
         b"c__builtin__\nbytearray\n(I9999999999\ntR.",
         b"c__builtin__\nbytes\n(I9999999999\ntR.",
     ],
@@ -76,6 +77,15 @@ def test_a_pickle_gets_no_room_for_what_it_claims(content: bytes) -> None:
     with pytest.raises(UsageError) if b"]r" not in content else pytest.MonkeyPatch.context():
         read_arrays(io.BytesIO(content), "it")
     assert megabytes() - before < 50
+
+
+def test_a_key_that_repeats_itself_is_refused() -> None:
+    """Its hash would take 2^60 steps."""
+    content = b"\x80\x02}(K\x01" + 60 * b"2\x86" + b"K\x01u."  # a pair of pairs of pairs ... of ones: a one
+    started = time.monotonic()
+    with pytest.raises(UsageError, match="nested without end"):
+        read_arrays(io.BytesIO(content), "it")
+    assert time.monotonic() - started < 5
 
 
 def test_lists_that_repeat_each_other_are_not_written_out() -> None:

@@ -9,7 +9,6 @@ No other file of this package unpickles anything.
 from __future__ import annotations
 
 import math
-import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.untrusted import DAMAGED, reason_of, walked
+from pyro_metabayes.untrusted import DAMAGED, MOST_VALUES, Bounded, reason_of, walked
 
 KINDS = "biufcSUO"  # of dtypes: bool, integers, floats, complex, bytes, text, and lists of arrays
 
@@ -33,7 +32,7 @@ def load_arrays(path: Path) -> Any:
 def read_arrays(file: IO[bytes], name: str) -> Any:
     """As `load_arrays`, from an open file; `name` is what a message calls it."""
     try:
-        value = _Restricted(_Bounded(file), encoding="latin1").load()
+        value = _Restricted(Bounded(file)).load()
         walked(value)
         return value
     except _Refused as refused:
@@ -76,28 +75,39 @@ class _Refused(Exception):
     """The name that a pickle asked for."""
 
 
-class _Bounded:
-    """A file that refuses to read beyond its end, since room is made for all that is asked for."""
+def _load_bytearray(unpickler: Any) -> None:
+    """Read first: Python's own makes room for as many bytes as the file says that there are."""
+    unpickler.append(bytearray(unpickler.read(int.from_bytes(unpickler.read(8), "little"))))
 
-    def __init__(self, file: IO[bytes]) -> None:
-        here = file.tell()
-        self.file, self.left = file, file.seek(0, os.SEEK_END) - here
-        file.seek(here)
 
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= self.left:
-            raise EOFError("it claims to be longer than it is")
-        self.left -= size
-        return self.file.read(size)
+def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A tuple as a key of a dictionary is hashed with all that it holds, however often that stands in it."""
 
-    def readline(self) -> bytes:
-        line = self.file.readline()
-        self.left -= len(line)
-        return line
+    def loading(unpickler: Any) -> None:
+        load(unpickler)
+        made = unpickler.stack[-1]
+        weight = 1 + sum(unpickler.weights.get(id(item), (1,))[0] for item in made)
+        if weight > MOST_VALUES:
+            raise ValueError("it is nested without end")
+        unpickler.weights[id(made)] = weight, made
+
+    return loading
 
 
 class _Restricted(pickle._Unpickler):
     """Python's own in Python: that in C makes room for as many objects as a single number of the file tells it to."""
+
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.BYTEARRAY8[0]: _load_bytearray,
+        **{
+            code[0]: _weighed(pickle._Unpickler.dispatch[code[0]])
+            for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+        },
+    }
+
+    def __init__(self, file: Bounded) -> None:
+        super().__init__(file, encoding="latin1")  # of Python 2
+        self.weights: dict[int, tuple[int, Any]] = {}  # of every tuple, which is kept so that no other takes its id
 
     def find_class(self, module: str, name: str) -> Any:
         """The only way of a pickle to anything that can be called."""
