@@ -67,7 +67,7 @@ def follows() -> bool:
 
 
 def follow(train: Callable[[Config, Path, Fabric], object]) -> None:
-    """Train along with the first process, and leave it to that one to say how it ended."""
+    """Train along with the first process, and leave it to that one to say how it ended; but not what we lack."""
     for number in SIGNALS:  # before there is a step to finish, they end us at once
         signal.signal(number, signal.SIG_DFL)
     if os.environ.get(STARTED):
@@ -76,8 +76,10 @@ def follow(train: Callable[[Config, Path, Fabric], object]) -> None:
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             _train_along(train)
-    except (UsageError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         pass  # which the first process meets too
+    except UsageError as error:
+        sys.exit(f"error: process {os.environ['RANK']} of the job: {error}")
     except RuntimeError as error:
         if not _is_loss(error):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shutil
@@ -56,8 +57,10 @@ def training_of(config: Config, assembly: Assembly, folder: Path, fabric: Fabric
 
 
 def train_along(config: Config, folder: Path, fabric: Fabric) -> None:
-    """What the other processes of a job do."""
-    training_of(config, Assembly(config), folder, fabric).run()
+    """What the other processes of a job do; a run that diverges does so on the first, too, which says it."""
+    training = training_of(config, Assembly(config), folder, fabric)
+    with contextlib.suppress(UsageError):
+        training.run()
 
 
 def note_other_steps(before: TrainSettings, folder: Path) -> None:
