@@ -106,7 +106,7 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
         if not equals or ("." not in key and key not in ("seed", "device", "threads")):
             raise UsageError(f"a saved run keeps its parts; expected settings like train.steps=4000, got '{override}'")
     saved = checkpoint.load(within(folder, "checkpoint.pt")).get("config")
-    if not saved:
+    if not isinstance(saved, dict) or not saved:
         raise UsageError(f"expected the checkpoint of a run in {folder}, got one without a configuration")
     merged = OmegaConf.merge(_as_it_was(saved, folder), OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(merged, DictConfig)

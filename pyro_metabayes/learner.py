@@ -180,8 +180,8 @@ class MetaLearner(nn.Module):
         """
         path = Path(path)
         state = checkpoint.load(within(path, "checkpoint.pt") if path.is_dir() else path)
-        saved = state.get("best") or state.get("learner")
-        if saved is None:
+        saved = state.get("best", state.get("learner"))
+        if not isinstance(saved, dict):
             raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
         with expecting(f"a learner of this package at {path}"):
             with torch.device("meta"):  # without memory, since a specification may claim any size

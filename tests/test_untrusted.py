@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments.config import saved_config
 from pyro_metabayes import MetaLearner, UsageError, checkpoint
 from pyro_metabayes.build import build
 from pyro_metabayes.data import cifar100, features, image_folder, mini_imagenet
@@ -140,6 +141,15 @@ def test_values_that_are_not_plain_are_refused(value: Any, reason: str) -> None:
     torch.save({"learner": value}, "it.pt")
     with pytest.raises(UsageError, match=reason):
         checkpoint.load(Path("it.pt"))
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3), [], 1.0])
+def test_a_checkpoint_whose_parts_are_no_parts_is_refused(value: Any) -> None:
+    checkpoint.save(Path("checkpoint.pt"), {"config": value, "best": value})
+    with pytest.raises(UsageError, match="expected a checkpoint with a learner at"):
+        MetaLearner.load("checkpoint.pt")
+    with pytest.raises(UsageError, match="got one without a configuration"):
+        saved_config(Path("."), [])
 
 
 def test_a_compressed_checkpoint_is_refused() -> None:
