@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.assembly import Assembly
 from experiments.command import answer
 from experiments.config import saved_config
-from pyro_metabayes import checkpoint
+from experiments.trained import finished, trained
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.data.sine_and_line import Functions, SineAndLine
 from pyro_metabayes.data.stream import BLOCK, generator_of
@@ -38,14 +37,13 @@ class FamilyStudy:
     """The best learner of a finished run, and tasks of any number of support points with their true functions."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        self.config, self.split = saved_config(folder, []), split
-        self.assembly = Assembly(replace(self.config, device="cpu"))
+        self.config, self.split = replace(saved_config(folder, []), device="cpu"), split
+        self.assembly = trained(finished(folder, self.config), self.config)
         source = self.assembly.source
         if not isinstance(source, SineAndLine):
             raise UsageError(f"expected a run on data=sine_and_line, got one on {self.config.choices.get('data')}")
         self.source = replace(source, fewest=0)
         self.learner = self.assembly.learner
-        self.learner.load_weights(checkpoint.load(folder / "checkpoint.pt")["best"]["weights"])
 
     def block(self, number: int, shot: int) -> tuple[Observed, Functions]:
         """Block `number` of the split's tasks, with the grid as queries."""

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.assembly import Assembly
 from experiments.command import answer
 from experiments.config import saved_config
-from pyro_metabayes import checkpoint
+from experiments.trained import finished, trained
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import noise_of, taking_steps
@@ -43,11 +42,11 @@ class Band:
 def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: int | None) -> list[Band]:
     """The band with points spread and with points from the left half of the range."""
     config = saved_config(folder, [f"task.shot={points}", f"task.query={MANY}"])
-    assembly = Assembly(config) if config.task.way == 1 else None  # classes may have too few inputs to ask for so many
+    regression = config.task.way == 1  # classes may have too few inputs to ask for so many
+    assembly = trained(finished(folder, config), config) if regression else None
     if assembly is None or assembly.source.num_targets != 1 or assembly.source.input_shape != (1,):
         raise UsageError(f"expected a regression of one number on one number to draw, got the run in {folder}")
     learner = assembly.learner
-    learner.load_weights(checkpoint.load(folder / "checkpoint.pt")["best"]["weights"])
     stepping = taking_steps(learner)
     if num_steps is not None and stepping is not None:
         stepping.num_steps = num_steps

@@ -22,7 +22,7 @@ from torch.nn import functional
 from experiments.assembly import Assembly
 from experiments.command import one_line
 from experiments.config import saved_config
-from pyro_metabayes import checkpoint
+from experiments.trained import finished, trained
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
@@ -33,10 +33,10 @@ from pyro_metabayes.rotation import TURNS, every_turn
 
 def learner_of(folder: Path) -> tuple[Assembly, MetaLearner]:
     """The best learner of a run, on the CPU."""
-    assembly = Assembly(replace(saved_config(folder, []), device="cpu"))
+    config = replace(saved_config(folder, []), device="cpu")
+    assembly = trained(finished(folder, config), config)
     if getattr(assembly.learner.guide, "rotation", None) is None:
         raise UsageError(f"expected a run of guide=sib_rotation with its step, got {assembly.config.choices['guide']}")
-    assembly.learner.load_weights(checkpoint.load(folder / "checkpoint.pt")["best"]["weights"])
     return assembly, assembly.learner
 
 
