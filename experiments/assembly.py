@@ -48,7 +48,8 @@ class Assembly:
         MetaLearner.check(specification)
         check(config.data, "data", ())
         data = build(config.data, "data")
-        self.data_fingerprint = data.fingerprint() if isinstance(data, Bank) else None  # simulators are their settings
+        fingerprint = getattr(data, "fingerprint", None)  # simulators are their settings, and have none
+        self.data_fingerprint = fingerprint() if fingerprint else None
         source = self._sampler(data) if isinstance(data, Bank) else data
         self._refuse_impossible(source)
         specification |= {

@@ -67,8 +67,8 @@ def note_other_steps(before: TrainSettings, folder: Path) -> None:
     """A cosine that has ended cannot be taken back, and earlier evaluations were of another learner."""
     shutil.rmtree(folder / "evaluations", ignore_errors=True)
     if before.schedule == "cosine":
-        note = f"note: the schedule was made for {before.steps} steps; a run started with more would end elsewhere"
-        print(note, file=sys.stderr)
+        note = f"note: the schedule was made for {before.steps} steps"
+        print(f"{note}; a run started with as many as now would end elsewhere", file=sys.stderr)
 
 
 def main(composed: DictConfig, folder: Path) -> None:
@@ -83,6 +83,11 @@ def main(composed: DictConfig, folder: Path) -> None:
         config = typed(composed)
         keep_settings(composed, folder)
     before = saved_config(folder, []) if composed.resume else config
+    if not sys.stderr.isatty():  # no progress bar shows
+        print(
+            f"at work in {folder}; metrics.jsonl there gets a line every {config.train.log_every} steps",
+            file=sys.stderr,
+        )
     results = run(config, folder)
     if config.train.steps != before.train.steps:
         note_other_steps(before.train, folder)

@@ -56,9 +56,15 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
+    reading = "results.json"
+    if not (folder / reading).is_file():
+        begun = (folder / "checkpoint.pt").is_file()
+        remedy = f"finish it with: python -m experiments.run resume={folder}" if begun else "give the folder of a run"
+        raise UsageError(f"expected a finished run in {folder}, got no {reading}; {remedy}")
     try:
-        results = json.loads((folder / "results.json").read_text())
-        archive = read_npz(folder / "tasks.npz")
+        results = json.loads((folder / reading).read_text())
+        reading = "tasks.npz"
+        archive = read_npz(folder / reading)
         per_task = {name: archive[name] for name in SCORES if name in archive or name in NEEDED_SCORES}
         if missing := sorted(NEEDED - (results.keys() if isinstance(results, dict) else set())):
             raise ValueError(f"results.json lacks {', '.join(missing)}")
@@ -70,7 +76,7 @@ def read_run(folder: Path) -> Run:
         return Run(folder, results, per_task)
     except DAMAGED as error:
         raise UsageError(
-            f"expected a finished run in {folder}, got files that do not read: {reason_of(error)}"
+            f"expected a finished run in {folder}, got files that do not read: {reading}: {reason_of(error)}"
         ) from None
 
 

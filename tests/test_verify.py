@@ -84,4 +84,6 @@ def test_other_data_is_named(tmp_path: Path) -> None:
 
 def test_what_is_no_finished_run_is_refused(copied: Path) -> None:
     (copied / "results.json").unlink()
-    assert call("verify", "run").error.startswith("expected a finished run in run, got files that do not read")
+    assert call("verify", "run").error == (
+        "expected a finished run in run, got no results.json; finish it with: python -m experiments.run resume=run"
+    )

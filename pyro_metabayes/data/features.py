@@ -71,8 +71,15 @@ def _arrays_of(file: Path) -> Arrays:
     """Arrays in memory, or mapped where the path is a folder; never unpickles what somebody else wrote."""
     if file.is_dir():
         files = {name: file / f"{name}.npy" for name in _SHAPES}
-        return {name: np.load(its, mmap_mode="r") for name, its in files.items() if its.is_file()}
+        return {name: _mapped(its) for name, its in files.items() if its.is_file()}
     return load_file(file) if file.suffix == ".safetensors" else read_npz(file)
+
+
+def _mapped(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r")
+    except DAMAGED as error:
+        raise ValueError(f"{file.name}: {reason_of(error)}") from error
 
 
 _SHAPES = {"features": 2, "labels": 1, "split": 1}  # number of axes

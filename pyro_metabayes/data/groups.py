@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -50,6 +51,13 @@ class Groups:
     def sizes(self) -> Tensor:
         """How many rows each group has [G]."""
         return self.points.sizes
+
+    def fingerprint(self) -> str:
+        """A hash of rows, groups and splits."""
+        digest = sha256(self.points.points.numpy().tobytes() + self.points.sizes.numpy().tobytes())
+        for split, groups in sorted(self.splits.items()):
+            digest.update(split.encode() + groups.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def block(self, split: str) -> int:
         """How many tasks are drawn at once: all groups of the split."""

@@ -52,7 +52,7 @@ def _check_header(header: Sequence[str], wanted: Sequence[str], path: Path) -> N
             there = ", ".join(header) or "no header"
             raise UsageError(
                 f"expected one column '{name}' in {path}, got {how_many}; there are: {there}; mend data.group, "
-                "data.predictors or data.response"
+                "data.predictors or data.response, or separate the columns with commas"
             )
 
 
@@ -74,6 +74,7 @@ def _number(cell: str, name: str, line: int, path: Path) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise UsageError(
-            f"expected a finite number in column '{name}', got '{cell}' on line {line} of {path}; mend or drop the row"
+            f"expected a finite number in column '{name}', got '{cell}' on line {line} of {path}; mend or drop the row "
+            "(a column of text: code it as numbers)"
         )
     return value
