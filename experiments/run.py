@@ -83,11 +83,6 @@ def main(composed: DictConfig, folder: Path) -> None:
         config = typed(composed)
         keep_settings(composed, folder)
     before = saved_config(folder, []) if composed.resume else config
-    if not sys.stderr.isatty():  # no progress bar shows
-        print(
-            f"at work in {folder}; metrics.jsonl there gets a line every {config.train.log_every} steps",
-            file=sys.stderr,
-        )
     results = run(config, folder)
     if config.train.steps != before.train.steps:
         note_other_steps(before.train, folder)

@@ -113,7 +113,7 @@ def test_an_interruption_says_how_to_go_on(cache: Path, monkeypatch: pytest.Monk
     """The signal arrives while images are read."""
     write_folder(Path("mine"))
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Image, "open", stop)
