@@ -343,6 +343,16 @@ def save_configuration(folder: Path) -> None:
     checkpoint.save(folder / "checkpoint.pt", {"config": asdict(composed_of(folder))})
 
 
+def lying_pickle(
+    lay_out: Callable[[Path], None],
+    file: str,
+    part: Callable[[Path], Part],
+    content: Callable[[Path], Any] = unpickled,
+) -> Format:
+    """A pickle of a published form whose content lies, read as a part of that source."""
+    return Format(lay_out, file, lambda folder: all_of(part(folder)), content, pickle.dumps)
+
+
 FORMATS: dict[str, Format] = {
     "checkpoint": Format(save_learner, "checkpoint.pt", lambda folder: MetaLearner.load(folder / "checkpoint.pt")),
     "npz": Format(write("it.npz", npz_bytes(ARRAYS)), "it.npz", lambda folder: features.load(str(folder / "it.npz"))),
@@ -432,41 +442,23 @@ FORMATS: dict[str, Format] = {
         lambda path: ARRAYS,
         npz_bytes,
     ),
-    "lying leo": Format(
-        write_leo_small,
-        LEO,
-        lambda folder: all_of(leo_embeddings._part(folder / LEO)),
-        lambda path: LEO_CONTENT,
-        pickle.dumps,
+    "lying leo": lying_pickle(
+        write_leo_small, LEO, lambda folder: leo_embeddings._part(folder / LEO), lambda _: LEO_CONTENT
     ),
-    "lying mini-imagenet cache": Format(
-        write_cache,
-        mini_imagenet.CACHE.format("train"),
-        lambda folder: all_of(mini_imagenet._part(folder, "train", 8)),
-        unpickled,
-        pickle.dumps,
+    "lying mini-imagenet cache": lying_pickle(
+        write_cache, mini_imagenet.CACHE.format("train"), lambda folder: mini_imagenet._part(folder, "train", 8)
     ),
-    "lying mini-imagenet split": Format(
-        write_category,
-        mini_imagenet.CATEGORY.format("val"),
-        lambda folder: all_of(mini_imagenet._part(folder, "val", 8)),
-        unpickled,
-        pickle.dumps,
+    "lying mini-imagenet split": lying_pickle(
+        write_category, mini_imagenet.CATEGORY.format("val"), lambda folder: mini_imagenet._part(folder, "val", 8)
     ),
-    "lying tiered images": Format(
-        lambda folder: write_tiered(folder / "it", True),
-        "it/val_images_png.pkl",
-        lambda folder: all_of(tiered_imagenet._part(folder / "it", "val", 8)),
-        unpickled,
-        pickle.dumps,
-    ),
-    "lying tiered labels": Format(
-        lambda folder: write_tiered(folder / "it", True),
-        "it/val_labels.pkl",
-        lambda folder: all_of(tiered_imagenet._part(folder / "it", "val", 8)),
-        unpickled,
-        pickle.dumps,
-    ),
+    **{
+        f"lying tiered {what}": lying_pickle(
+            lambda folder: write_tiered(folder / "it", True),
+            f"it/val_{file}.pkl",
+            lambda folder: tiered_imagenet._part(folder / "it", "val", 8),
+        )
+        for what, file in (("images", "images_png"), ("labels", "labels"))
+    },
 }
 
 
