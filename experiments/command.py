@@ -24,7 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from experiments.config import register
 from experiments.lock import alone_in
-from experiments.sweep import SILENT, job_name, note, unfinished_jobs
+from experiments.sweep import SILENT, how_to_go_on, job_name, note, unfinished_jobs
 from pyro_metabayes.allocator import keep_freed_memory
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import Interrupted, UsageError, printable, unknown_key
@@ -88,7 +88,7 @@ def answer(main: Callable[[], object]) -> None:
         with _stoppable():
             main()
     except KeyboardInterrupt as stop:  # Interrupted among them
-        print(f"\n{str(stop) or NOTHING_KEPT}", file=sys.stderr)
+        print(f"\n{how_to_go_on() or str(stop) or NOTHING_KEPT}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except MISTAKES as error:
         sys.exit(f"error: {one_line(error)}")

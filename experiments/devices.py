@@ -22,7 +22,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning_fabric.strategies import DDPStrategy
 from torch import distributed
 
@@ -53,7 +53,7 @@ def check_devices(config: Config) -> None:
 def fabric_of(config: Config, folder: Path) -> Iterator[Fabric]:
     """Fabric on the device of a run; on several, with the other processes at work inside the block."""
     if config.trainer.devices == 1:
-        yield Fabric(accelerator=device_of(config).type, devices=1)
+        yield fabric_alone(device_of(config).type)
         return
     external = TorchElasticEnvironment.detect()
     with contextlib.nullcontext() if external else _others(config.trainer.devices, folder), group():
@@ -149,6 +149,11 @@ def group() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def fabric_alone(accelerator: str) -> Fabric:
+    """One process, whatever else runs in a job of Slurm, LSF or MPI, which Fabric would look for."""
+    return Fabric(accelerator=accelerator, devices=1, plugins=[LightningEnvironment()])
 
 
 def fabric_in_group(accelerator: str, devices: int) -> Fabric:

@@ -19,6 +19,7 @@ from experiments.command import keep_settings, run_command
 from experiments.config import Config, saved_config, typed
 from experiments.devices import check_devices, fabric_of, follow, follows
 from experiments.results import results_of, write_results
+from experiments.sweep import job_name
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation import evaluate
 from pyro_metabayes.optimisation import TrainSettings
@@ -71,17 +72,33 @@ def note_other_steps(before: TrainSettings, folder: Path) -> None:
         print(f"{note}; a run started with as many as now would end elsewhere", file=sys.stderr)
 
 
-def main(composed: DictConfig, folder: Path) -> None:
+def settings_for(composed: DictConfig, folder: Path) -> Config:
+    """Of the run to make in the folder, or to go on with there; a folder that holds another is refused.
+
+    Only a job of a sweep goes on by itself, with a run of its own settings: the same command again, or a scheduler that
+    took the job's machine away and gives it another, means just that.
+    """
     if composed.resume:
         overrides = [item.lstrip("+") for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
-        config = saved_config(folder, overrides)
-    elif (folder / "checkpoint.pt").exists():
-        raise UsageError(f"expected a new folder, got {folder}, which holds a run; resume={folder} continues it")
+        return saved_config(folder, overrides)
+    config = typed(composed)
+    if (folder / "checkpoint.pt").exists():
+        if not job_name():
+            raise UsageError(f"expected a new folder, got {folder}, which holds a run; resume={folder} continues it")
+        if saved_config(folder, []) != config:
+            raise UsageError(f"expected a new folder, got {folder}, which holds a run of other settings; name another")
     elif (folder / "results.json").exists():
         raise UsageError(f"expected a new folder, got {folder}, which holds the results of a run; name another")
     else:
-        config = typed(composed)
         keep_settings(composed, folder)
+    return config
+
+
+def main(composed: DictConfig, folder: Path) -> None:
+    config = settings_for(composed, folder)
+    if job_name() and (folder / "results.json").exists():
+        print(f"kept, as these settings have been run: {folder}")
+        return
     before = saved_config(folder, []) if composed.resume else config
     results = run(config, folder)
     if config.train.steps != before.train.steps:

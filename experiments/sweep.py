@@ -50,6 +50,11 @@ def note(why: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def how_to_go_on() -> str:
+    """A line for a sweep that is stopped; '' if this process has started none."""
+    return f"interrupted; the same command with hydra.sweep.dir={Sweep.folder} goes on" if Sweep.folder else ""
+
+
 def unfinished_jobs() -> str:
     """A line that names the jobs without results of the sweep that this process has started; '' if there are none."""
     sweep, Sweep.folder = Sweep.folder, None

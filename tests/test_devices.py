@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lightning_fabric import Fabric
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from experiments.devices import check_devices, fabric_in_group, free_port, group
+from experiments.devices import check_devices, fabric_alone, fabric_in_group, free_port, group
 from experiments.pool import config_of
 from pyro_metabayes import Episodes, UsageError
 from pyro_metabayes.data.stream import BLOCK, TaskStream
@@ -107,7 +108,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, P
         environment = os.environ | {"RANK": "1", "LOCAL_RANK": "1", "PYTHONPATH": str(ROOT)}
         with subprocess.Popen([sys.executable, "-c", program], env=environment) as other:
             try:
-                one = every_case(Fabric(accelerator="cpu", devices=1), folder / "one")
+                one = every_case(fabric_alone("cpu"), folder / "one")
                 with group():
                     two = every_case(fabric_in_group("cpu", 2), folder / "two")
                 assert other.wait(30) == 0
@@ -115,6 +116,18 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, P
                 other.kill()
                 torch.set_default_dtype(torch.float32)
     yield one, two, folder
+
+
+def test_a_run_on_one_device_minds_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where srun is installed Lightning asks for it, and in a job of several processes it would wait for the others."""
+    srun = tmp_path / "srun"
+    srun.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with warnings.catch_warnings(action="error"):
+        assert fabric_alone("cpu").world_size == 1
+        for name, value in {"NTASKS": "2", "PROCID": "0", "JOB_NAME": "job", "NODEID": "0", "LOCALID": "0"}.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        assert fabric_alone("cpu").world_size == 1
 
 
 @pytest.mark.parametrize("case", PAIRS)

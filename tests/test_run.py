@@ -65,6 +65,7 @@ WITHOUT_TRUTH = {"sine_and_line"}  # whose latent no simulator can know
 LAUNCHERS = {
     "joblib": "hydra_joblib_launcher",
     "submitit_local": "hydra_submitit_launcher",
+    "submitit_slurm": "hydra_submitit_launcher",
     "ray": "hydra_ray_launcher",
 }
 FILES = {".hydra", "metrics.jsonl", "results.json", "checkpoint.pt", "tasks.npz", "curves.png"}
@@ -509,6 +510,8 @@ def test_a_failed_job_leaves_the_others_and_is_named_at_the_end(features: Path) 
 def test_every_launcher_leaves_the_same_runs(launcher: str, module: str, features: Path) -> None:
     """Guides x seeds, a failed job among them, against a sweep one after the other; skipped where it is not there."""
     pytest.importorskip(f"hydra_plugins.{module}")
+    if launcher == "submitit_slurm" and not shutil.which("sbatch"):
+        pytest.skip("no Slurm here")
     settings = (*on_features(features), "guide=proto,mean_field", "seed=0,1", "train.learning_rate=1e-3,-1")
     assert call("run", "-m", *settings, "hydra.sweep.dir=basic").code == 1
     started = process("run", "-m", *settings, f"hydra/launcher={launcher}", "hydra.sweep.dir=other")
@@ -610,6 +613,35 @@ def test_resumed_equals_uninterrupted(resumed: Path, uninterrupted: Path) -> Non
     for which in ("learner", "best"):
         weights = [checkpoint_of(folder)[which]["weights"] for folder in (resumed, uninterrupted)]
         assert same_weights(*weights)
+
+
+def test_a_sweep_made_again_keeps_what_is_finished_and_goes_on_with_the_rest(
+    uninterrupted: Path, features: Path
+) -> None:
+    """Bit for bit; so does a job that a cluster stops and starts again."""
+    sweep = ("run", "-m", *on_features(features), *LONG, "task.shot=2,1", "hydra.sweep.dir=sweep")
+    started, metrics = process(*sweep), Path("sweep/0_features_sib_seed3/metrics.jsonl")
+    wait_for(lambda: started.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 11))
+    started.send_signal(signal.SIGINT)
+    stopped = finish(started)
+    assert stopped.code == 130
+    assert stopped.err.strip().endswith("interrupted; the same command with hydra.sweep.dir=sweep goes on")
+    ran(*sweep)
+    assert figures_of(metrics.parent) == figures_of(uninterrupted)
+    assert lines_of(metrics.parent) == lines_of(uninterrupted)
+    assert results_of(Path("sweep/1_features_sib_seed3"))["shot"] == 1
+    written = {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("*.*") if path.is_file()}
+    assert ran(*sweep).out.count("kept, as these settings have been run: ") == 2
+    assert all(path.stat().st_mtime_ns == at for path, at in written.items() if path.name != "multirun.yaml")
+
+
+def test_a_sweep_writes_over_no_other(features: Path) -> None:
+    sweep = ("run", "-m", *on_features(features), "guide=proto", "hydra.sweep.dir=sweep")
+    ran(*sweep, "task.query=3")
+    before = figures_of(Path("sweep/0_features_proto_seed0"))
+    outcome = call(*sweep, "task.query=5")
+    assert outcome.code == 1 and "which holds a run of other settings; name another" in outcome.err
+    assert figures_of(Path("sweep/0_features_proto_seed0")) == before
 
 
 def test_a_resume_neither_repeats_nor_skips_a_line(resumed: Path) -> None:
