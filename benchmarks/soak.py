@@ -1,13 +1,14 @@
 """Long case: a hundred thousand steps of small tasks, as a run takes them: is its memory flat?
 
-`experiments.run` in a process of its own, logging, validating and saving on the way. The figure is the slope of its own
-memory over the steps after the first tenth, with a 95% interval from leaving out each tenth of the looks in turn
-(looks that lie side by side are not independent; whole stretches nearly are).
+`experiments.run` in a process of its own, logging, validating and saving on the way. The figures are the slopes of its
+own memory, of what is in use of it, and of the number of Python's blocks, over the steps after the first tenth, with a
+95% interval from leaving out each tenth of the looks in turn (looks that lie side by side are not independent; whole
+stretches nearly are). A leak is a slope of what is in use; the rest are holes between pieces of other sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,6 +23,11 @@ RUNS = {
     "sib": ("guide=sib", *FEATURES),
     "savi": ("guide=savi", "prior.num_hidden=32", *FEATURES),
 }
+SLOPES: tuple[tuple[str, str, Callable[[Look], int]], ...] = (
+    ("own memory", "bytes", lambda look: look.own),
+    ("memory in use", "bytes", lambda look: look.in_use),
+    ("Python's blocks", "blocks", lambda look: look.blocks),
+)
 OFTEN = ("train.log_every=100", "train.validate_every=1000", "train.validation_tasks=32", "eval.tasks=64")
 
 
@@ -39,15 +45,19 @@ def _of(name: str, settings: Sequence[str], steps: int) -> list[Row]:
             table.append(Row(case, f"own memory up to step {end:,}", Spread.of(own), "MB"))
     late = [look for look in run.looks if tenth < look.step < steps]
     if len(late) >= 2 * STRETCHES:
-        table.append(Row(case, "slope (95% interval)", slope(late), "bytes a step", goal="0 within the interval"))
+        for way, unit, its in SLOPES:
+            figure = slope([look.step for look in late], [its(look) for look in late])
+            table.append(
+                Row(case, f"slope of {way} (95% interval)", figure, f"{unit} a step", goal="0 within the interval")
+            )
     return [*table, Row(case, "a step, CPU", Spread.of([run.step_milliseconds]), "ms")]
 
 
-def slope(looks: Sequence[Look]) -> Spread:
-    """Bytes a step by least squares, with its 95% interval by the jackknife over stretches."""
-    steps, own = np.array([look.step for look in looks]), np.array([look.own for look in looks])
-    every = float(np.polyfit(steps, own, 1)[0])
-    kept = [np.delete(np.arange(len(looks)), gone) for gone in np.array_split(np.arange(len(looks)), STRETCHES)]
-    without = np.array([np.polyfit(steps[some], own[some], 1)[0] for some in kept])
+def slope(steps: Sequence[int], values: Sequence[int]) -> Spread:
+    """By least squares, with its 95% interval by the jackknife over stretches."""
+    x, y, places = np.array(steps), np.array(values), np.arange(len(steps))
+    every = float(np.polyfit(x, y, 1)[0])
+    kept = [np.delete(places, gone) for gone in np.array_split(places, STRETCHES)]
+    without = np.array([np.polyfit(x[some], y[some], 1)[0] for some in kept])
     error = float(np.sqrt((STRETCHES - 1) * without.var()))
     return Spread(every, every - T_9 * error, every + T_9 * error)

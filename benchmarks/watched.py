@@ -21,12 +21,17 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class Look:
-    """What the kernel says of a process: bytes of its own (anonymous), of mapped files, CPU seconds, how far it is."""
+    """How far a process is, its CPU seconds and its memory, in bytes but for the number of Python's own blocks.
+
+    `own` (anonymous) and `mapped` are what the kernel says, `in_use` is what malloc has given out of `own`.
+    """
 
     step: int
     own: int
     mapped: int
     cpu: float
+    in_use: int
+    blocks: int
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,13 @@ class Watched:
 def watched(*arguments: str) -> Watched:
     """`python -m experiments.run ARGUMENTS`, to its end; raises with what it said where it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        command = [sys.executable, "-m", "experiments.run", *arguments, f"hydra.run.dir={run}"]
+        run, counts = Path(folder) / "run", Path(folder) / "counts"
+        command = [sys.executable, "-m", "benchmarks.counted", str(counts), *arguments, f"hydra.run.dir={run}"]
         with (Path(folder) / "said").open("w+") as said:
             process = subprocess.Popen(command, stdout=said, stderr=said)
             looks = []
             while process.poll() is None:
-                if (look := _look(process.pid, run / "metrics.jsonl")) is not None:
+                if (look := _look(process.pid, run / "metrics.jsonl", counts)) is not None:
                     looks.append(look)
                 time.sleep(EVERY)
             said.seek(0)
@@ -75,17 +80,18 @@ def watched(*arguments: str) -> Watched:
         return Watched(looks, lines, json.loads((run / "results.json").read_text()))
 
 
-def _look(process: int, metrics: Path) -> Look | None:
+def _look(process: int, metrics: Path, counts: Path) -> Look | None:
     try:
+        in_use, blocks = map(int, counts.read_text().split())
         status = Path(f"/proc/{process}/status").read_text()
         ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
-    except OSError:  # it ended meanwhile
+    except (OSError, ValueError):  # it ended meanwhile, or has just begun
         return None
     kilobytes = {name: int(size) for name, size in re.findall(r"^Rss(Anon|File):\s+(\d+) kB", status, re.MULTILINE)}
     if not kilobytes:  # a process that has ended and was not waited for has no memory
         return None
     cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-    return Look(_last_step(metrics), 1024 * kilobytes["Anon"], 1024 * kilobytes["File"], cpu)
+    return Look(_last_step(metrics), 1024 * kilobytes["Anon"], 1024 * kilobytes["File"], cpu, in_use, blocks)
 
 
 def _last_step(metrics: Path) -> int:

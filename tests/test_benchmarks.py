@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from benchmarks import gradient
 from benchmarks.__main__ import CASES, LONG, main
+from benchmarks.counted import in_use
 from benchmarks.measure import interleaved, ratios
 from benchmarks.setting import learner, tasks
 from benchmarks.sib_raw import RawSib
 from benchmarks.soak import slope
 from benchmarks.versa_raw import RawEncoder
-from benchmarks.watched import Look
 from pyro_metabayes import MetaLearner
 
 
@@ -145,9 +145,21 @@ def test_a_slope_is_found_where_there_is_one_and_its_interval_holds_it() -> None
         for bytes_a_step in (0, 3):
             steps = np.arange(10_000, 100_000, 50)
             own = 3e8 + bytes_a_step * steps + 4096 * noise.integers(0, 50, len(steps))
-            found = slope([Look(int(step), int(size), 0, 0.0) for step, size in zip(steps, own, strict=True)])
+            found = slope(steps.tolist(), own.tolist())
             assert abs(found.median - bytes_a_step) < 0.5 and found.upper - found.lower < 1
             assert found.lower - 0.1 < bytes_a_step < found.upper + 0.1
+
+
+def test_what_is_in_use_is_counted() -> None:
+    """Memory mapped for itself, memory of the heap, and objects; none of it once it is freed."""
+    before = in_use()
+    arrays = [np.ones(5_000_000), *[np.ones(2_000) for _ in range(500)]]
+    floats = [float(number) for number in range(100_000)]
+    bytes_more, blocks_more = (now - then for now, then in zip(in_use(), before, strict=True))
+    assert bytes_more == pytest.approx(48_000_000, rel=0.05) and blocks_more == pytest.approx(100_000, rel=0.05)
+    del arrays, floats
+    bytes_more, blocks_more = (now - then for now, then in zip(in_use(), before, strict=True))
+    assert abs(bytes_more) < 500_000 and abs(blocks_more) < 5_000
 
 
 def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
