@@ -34,6 +34,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     with fabric_of(config, folder) as fabric:
         training = training_of(config, assembly, folder, fabric)
+        if not sys.stderr.isatty():  # which has no bar
+            print(f"training: every {config.train.log_every} steps a line in {folder / 'metrics.jsonl'}", flush=True)
         learner = training.run()
     tasks = assembly.stream(config.eval.split)
     evaluation = evaluate(learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)

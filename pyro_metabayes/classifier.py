@@ -23,7 +23,7 @@ except ImportError as error:
         raise  # scikit-learn is there, something that it imports is not
     raise UsageError(
         "expected scikit-learn 1.6 or newer for pyro_metabayes.classifier, found none or an older one; "
-        "run `pip install pyro_metabayes[sklearn]`"
+        "run: pip install -c constraints.txt -e '.[sklearn]'"
     ) from None
 
 # The data of scikit-learn's checks (1.6 to 1.9): {check: (features, class counts where they matter)}.

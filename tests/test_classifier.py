@@ -238,5 +238,5 @@ def test_scikit_learn_is_optional() -> None:
     )
     assert result.stdout == (
         "expected scikit-learn 1.6 or newer for pyro_metabayes.classifier, found none or an older one; "
-        "run `pip install pyro_metabayes[sklearn]`\n"
+        "run: pip install -c constraints.txt -e '.[sklearn]'\n"
     )

@@ -129,7 +129,7 @@ def test_without_arviz_one_line_says_what_to_install(monkeypatch: pytest.MonkeyP
 
     draws = predictive_draws(SIB.learner(), SIB.tasks(), 2)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UsageError, match="expected ArviZ for to_arviz, found none; run `pip install"):
+    with pytest.raises(UsageError, match="expected ArviZ for to_arviz, found none; run: pip install"):
         to_arviz(draws)
 
 

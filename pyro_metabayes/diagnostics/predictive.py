@@ -185,5 +185,7 @@ def _arviz() -> Any:
     except ImportError as error:
         if error.name != "arviz":
             raise  # ArviZ is there, something that it imports is not
-        raise UsageError("expected ArviZ for to_arviz, found none; run `pip install pyro_metabayes[arviz]`") from None
+        raise UsageError(
+            "expected ArviZ for to_arviz, found none; run: pip install -c constraints.txt -e '.[arviz]'"
+        ) from None
     return arviz
