@@ -55,10 +55,24 @@ def fabric_of(config: Config, folder: Path) -> Iterator[Fabric]:
     if config.trainer.devices == 1:
         yield fabric_alone(device_of(config).type)
         return
-    external = TorchElasticEnvironment.detect()
-    with contextlib.nullcontext() if external else _others(config.trainer.devices, folder), group():
+    with _losses_told(folder), _others(config.trainer.devices), group():
         distributed.broadcast_object_list([config, folder])
         yield fabric_in_group(device_of(config).type, config.trainer.devices)
+
+
+@contextlib.contextmanager
+def _losses_told(folder: Path) -> Iterator[None]:
+    """In one line: the collective that waited for a lost process says it at length."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_loss(error):
+            raise
+        codes = " ".join(getattr(error, "__notes__", []))
+        again = "the torchrun command with" if TorchElasticEnvironment.detect() else "python -m experiments.run"
+        raise UsageError(
+            f"a process of the job is gone{codes}; from its last checkpoint it goes on with: {again} resume={folder}"
+        ) from error
 
 
 def follows() -> bool:
@@ -101,8 +115,11 @@ def _end_with_the_first() -> None:
 
 
 @contextlib.contextmanager
-def _others(devices: int, folder: Path) -> Iterator[None]:
-    """The other processes, started and ready; none is left when the block ends."""
+def _others(devices: int) -> Iterator[None]:
+    """The other processes, started and ready, where torchrun has not; none is left when the block ends."""
+    if TorchElasticEnvironment.detect():
+        yield
+        return
     port = free_port()
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": devices, "LOCAL_WORLD_SIZE": devices}
     variables |= {"RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": port}
@@ -116,13 +133,10 @@ def _others(devices: int, folder: Path) -> Iterator[None]:
                 raise UsageError(f"process {rank} of the job did not start: exit code {other.wait()}")
         yield
     except RuntimeError as error:
-        if not _is_loss(error):
-            raise
         codes = {rank: code for rank, other in enumerate(others, 1) if (code := other.poll()) is not None}
-        raise UsageError(
-            f"a process of the job is gone (rank and exit code: {codes or 'unknown'}); from its last checkpoint "
-            f"it goes on with: python -m experiments.run resume={folder}"
-        ) from error
+        if _is_loss(error):
+            error.add_note(f" (rank and exit code: {codes or 'unknown'})")
+        raise
     finally:
         os.environ.clear()
         os.environ |= before

@@ -284,3 +284,23 @@ def test_no_process_of_a_job_outlives_another(killed: str, features: Path) -> No
         assert "a process of the job is gone" in outcome.error and "{1: -9}" in outcome.error
     assert select.select([other], [], [], 10)[0], "it is still there"
     ran("run", "resume=run", "train.steps=100")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty_folder")
+def test_a_lost_process_of_another_machine_is_told_in_one_line(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun starts them on two machines: neither process has started the other."""
+    job = {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    job |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    settings = [*on_features(features), "guide=proto", "train.steps=100000", "train.validate_every=10"]
+    started = []
+    for rank in range(2):
+        for name, value in (job | {"RANK": str(rank), "GROUP_RANK": str(rank)}).items():
+            monkeypatch.setenv(name, value)
+        started.append(process("run", *settings, "trainer.devices=2", "hydra.run.dir=run"))
+    while not Path("run/checkpoint.pt").exists():
+        assert started[0].poll() is None, finish(started[0]).err
+        time.sleep(0.01)
+    started[1].kill()
+    assert finish(started[1]).code == -signal.SIGKILL
+    assert "a process of the job is gone; " in (error := finish(started[0]).error) and "torchrun command" in error
