@@ -17,9 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 from tqdm import tqdm
 
-from experiments.command import CONF, MISTAKES, of_a_part, one_line
+from experiments.command import CONF, of_a_part
 from experiments.config import Config, register, saved_config, typed
 from experiments.evaluate import evaluate_run
+from experiments.mistakes import MISTAKES, one_line
 from experiments.run import run
 from experiments.study import Job
 from pyro_metabayes.errors import UsageError

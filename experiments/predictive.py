@@ -16,7 +16,7 @@ import numpy as np
 from omegaconf import MISSING
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.command import one_line
+from experiments.mistakes import one_line
 from experiments.trained import run_and_tasks, settings_of
 from pyro_metabayes.diagnostics.predictive import Discrepancy, discrepancies, predictive_draws
 from pyro_metabayes.errors import UsageError

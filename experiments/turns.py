@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from experiments.assembly import Assembly
-from experiments.command import one_line
 from experiments.config import saved_config
+from experiments.mistakes import one_line
 from experiments.trained import finished, trained
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.episodes import Episodes

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import flag_override
 
+from experiments.command import answer
 from experiments.lock import alone_in
 from pyro_metabayes import UsageError, checkpoint
 from tests.commands import (
@@ -222,6 +224,21 @@ def test_a_signal_during_the_imports_gets_one_line(number: signal.Signals) -> No
     started.send_signal(number)
     outcome = finish(started)
     assert outcome.code == 128 + number and outcome.err.split("\n")[1:] == ["interrupted; nothing was begun", ""]
+
+
+def test_a_signal_that_omegaconf_trips_over_is_a_signal(capsys: pytest.CaptureFixture[str]) -> None:
+    """It restores the flags of a node in `finally`: on one that is half made its error hides the interruption."""
+
+    def main() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            with flag_override(None, "struct", False):  # type: ignore[arg-type]
+                pass
+
+    with pytest.raises(SystemExit) as ended:
+        answer(main)
+    assert ended.value.code == 130 and capsys.readouterr().err.startswith("\ninterrupted; nothing of the unfinished")
 
 
 def test_sigterm_stops_an_evaluation_as_ctrl_c_does(features: Path) -> None:
