@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import register
 from experiments.lock import alone_in
 from experiments.mistakes import MISTAKES, hides_a_stop, in_composing, one_line
-from experiments.sweep import SILENT, how_to_go_on, job_name, note, unfinished_jobs
+from experiments.sweep import SILENT, how_to_go_on, job_name, note, sweeps, unfinished_jobs
 from pyro_metabayes.allocator import keep_freed_memory
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import Interrupted, UsageError, printable
@@ -38,7 +38,7 @@ def run_command(
 ) -> None:
     """Compose CONFIG_NAME.yaml, call the task with it and the run's folder, answer mistakes in one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
-    sys.argv[1:] = _in_resumed_folder([of_a_part(argument) for argument in sys.argv[1:]])
+    sys.argv[1:] = _in_resumed_folder([of_a_part(argument) for argument in _with_the_flag_first(sys.argv[1:])])
     register()
     failures: list[str] = []
 
@@ -55,9 +55,10 @@ def run_command(
     try:
         answer(hydra.main(version_base="1.3", config_path=config_folder, config_name=config_name)(job))
     except Exception as error:  # of a launcher: surprises of a job stay with the job
-        if not (summary := unfinished_jobs()):
+        if not sweeps():
             raise
-        sys.exit(f"error: the launcher gave up ({type(error).__name__}); {summary}")
+        begun = unfinished_jobs() or "no job is left unfinished"
+        sys.exit(f"error: the launcher gave up: {type(error).__name__}: {one_line(error)}; {begun}")
     if summary := unfinished_jobs():
         sys.exit(f"error: {summary}")
     if failures:
@@ -115,16 +116,33 @@ def of_a_part(argument: str) -> str:
     return f"++{argument}" if argument.startswith(open_ended) else argument
 
 
+def _with_the_flag_first(arguments: list[str]) -> list[str]:
+    """Hydra takes -m nowhere else."""
+    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
+
+
 def _in_resumed_folder(arguments: list[str]) -> list[str]:
     """`resume=DIR` runs in DIR."""
     folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
     if not folders or not folders[-1]:
         return arguments
     if not (Path(folders[-1]) / "checkpoint.pt").is_file():
-        sys.exit(f"error: expected resume= to name the folder of a run with a checkpoint.pt, got '{folders[-1]}'")
+        expected = f"expected resume= to name the folder of a run with a checkpoint.pt, got '{folders[-1]}'"
+        sys.exit(f"error: {expected}; {_instead_of(Path(folders[-1]))}")
     quoted = "'" + folders[-1].replace("'", r"\'") + "'"  # to Hydra a comma or an equals sign has a meaning
     others = [argument for argument in arguments if not argument.startswith("resume=")]
     return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+
+
+def _instead_of(folder: Path) -> str:
+    """What to do about a folder that cannot be resumed."""
+    if folder.is_file():
+        return f"give its folder, {folder.parent}"
+    if (folder / "multirun.yaml").exists():
+        return f"a sweep goes on with its own command and hydra.sweep.dir={folder}"
+    if folder.is_dir():
+        return "a run that has none yet begins again with its own command"
+    return "there is no such folder"
 
 
 def keep_settings(composed: DictConfig, folder: Path) -> None:

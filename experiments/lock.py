@@ -61,7 +61,7 @@ def _lock(handle: int, folder: Path) -> None:
         os.close(handle)
         raise UsageError(
             f"expected {folder} for this run alone, got one that {holder} works in; wait for it, or name another "
-            "folder: hydra.run.dir=DIR"
+            "folder: hydra.run.dir=DIR (of a sweep hydra.sweep.dir=DIR)"
         ) from None
     except OSError as error:
         note = f"note: {folder} cannot be locked ({error.strerror}): start no second run in it"

@@ -12,6 +12,7 @@ import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from experiments.sweep import LAUNCHER
 from pyro_metabayes.errors import UsageError, printable, unknown_key
 
 MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError, yaml.YAMLError, UnicodeDecodeError)
@@ -51,7 +52,11 @@ def _joined(error: BaseException) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         near = get_close_matches(name, error.options, 1)
         guess = f"did you mean '{near[0]}'? " if near else ""
-        return f"no '{name}' for {group}; {guess}there are: {', '.join(error.options)}"
+        there = f"{guess}there are: {', '.join(error.options)}"
+        extras = "; others come with extras: pip install -c constraints.txt -e '.[joblib]' (or submitit, or ray)"
+        return f"no '{name}' for {group}; {there}{extras if group == LAUNCHER else ''}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"expected to use {error.filename or 'the disk'}, got: {error.strerror}; free it, or name another place"
     if type_mistake := _type_mistake(error):
         return type_mistake
     if "Ambiguous value for argument" in str(error):

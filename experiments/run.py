@@ -35,7 +35,9 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     with fabric_of(config, folder) as fabric:
         training = training_of(config, assembly, folder, fabric)
         if not sys.stderr.isatty():  # which has no bar
-            print(f"training: every {config.train.log_every} steps a line in {folder / 'metrics.jsonl'}", flush=True)
+            goes_on = " goes on from the last checkpoint" if (folder / "checkpoint.pt").exists() else ""
+            lines = f"every {config.train.log_every} steps a line in {folder / 'metrics.jsonl'}"
+            print(f"training{goes_on}: {lines}", flush=True)
         learner = training.run()
     tasks = assembly.stream(config.eval.split)
     evaluation = evaluate(learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
@@ -88,7 +90,8 @@ def settings_for(composed: DictConfig, folder: Path) -> Config:
         if not job_name():
             raise UsageError(f"expected a new folder, got {folder}, which holds a run; resume={folder} continues it")
         if saved_config(folder, []) != config:
-            raise UsageError(f"expected a new folder, got {folder}, which holds a run of other settings; name another")
+            other = f"{folder}, which holds a run of other settings"
+            raise UsageError(f"expected a new folder, got {other}; name another: hydra.sweep.dir=DIR")
     elif (folder / "results.json").exists():
         raise UsageError(f"expected a new folder, got {folder}, which holds the results of a run; name another")
     else:

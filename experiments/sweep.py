@@ -18,18 +18,28 @@ from omegaconf import DictConfig
 
 from pyro_metabayes.checkpoint import write_atomically
 
+LAUNCHER = "hydra/launcher"  # a group
+STOPPED_BY = {"submitit_slurm": "scancel", "submitit_local": "pkill -f submitit"}  # jobs that outlive the command
 UNFINISHED = "unfinished"  # in the folder of a sweep: NAME.txt, why job NAME has no results
 SILENT = "it is still at work, or was stopped"
 
 
 class Sweep(Callback):
-    """Notes the folder of the sweep that this process has started (hydra.callbacks in conf/config.yaml)."""
+    """Notes the sweep that this process has started, and says where it is (hydra.callbacks in conf/config.yaml)."""
 
     folder: Path | None = None
+    launcher = ""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        Sweep.folder = Path(config.hydra.sweep.dir)
+        Sweep.folder, Sweep.launcher = Path(config.hydra.sweep.dir), config.hydra.runtime.choices[LAUNCHER]
         shutil.rmtree(Sweep.folder / UNFINISHED, ignore_errors=True)  # of an earlier one
+        if Sweep.launcher in STOPPED_BY:  # which says nothing until all is done
+            print(f"runs in {Sweep.folder}, what they print in {Sweep.folder / '.submitit'}", flush=True)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        if not list((folder / UNFINISHED).glob("*.txt")):
+            print(f"runs: {folder}; side by side with: python -m experiments.compare {folder}")
 
 
 def job_name() -> str:
@@ -50,9 +60,22 @@ def note(why: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def sweeps() -> bool:
+    """Whether this process has started a sweep that has not ended."""
+    return Sweep.folder is not None
+
+
 def how_to_go_on() -> str:
     """A line for a sweep that is stopped; '' if this process has started none."""
-    return f"interrupted; the same command with hydra.sweep.dir={Sweep.folder} goes on" if Sweep.folder else ""
+    if not Sweep.folder:
+        return ""
+    stop = STOPPED_BY.get(Sweep.launcher)
+    first = f"its jobs work on: wait for them, or stop them ({stop}); then " if stop else ""
+    return f"interrupted; {first}{_again(Sweep.folder)}"
+
+
+def _again(folder: Path) -> str:
+    return f"the same command with hydra.sweep.dir={folder} goes on"
 
 
 def unfinished_jobs() -> str:
@@ -64,4 +87,4 @@ def unfinished_jobs() -> str:
     names = sorted(path.stem for path in folder.glob("*.txt"))
     with contextlib.suppress(OSError):
         folder.rmdir()  # if nothing is in it
-    return f"unfinished jobs: {', '.join(names)}; why stands in {folder}" if names else ""
+    return f"unfinished jobs: {', '.join(names)}; why stands in {folder}; {_again(sweep)}" if names else ""

@@ -53,5 +53,5 @@ def load(path: Path) -> dict[str, Any]:
     except DAMAGED as error:
         raise UsageError(
             f"expected a checkpoint of this package at {path}, got a file that does not load: {reason_of(error)}; "
-            "it is damaged, or no checkpoint: take a copy of it, or start a new run"
+            "it is damaged, or no checkpoint: put back a copy that is not, or start a new run"
         ) from None

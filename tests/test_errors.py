@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hydra.core.plugins import Plugins
 from safetensors.numpy import save_file
 
 from pyro_metabayes import MetaLearner
@@ -335,12 +337,41 @@ def test_a_folder_that_holds_a_run_is_refused(copied: Path, features: Path) -> N
 def test_a_folder_that_cannot_be_written_is_refused(features: Path) -> None:
     Path("plain").write_text("a file, no folder")
     error = error_of(*on_features(features), "hydra.run.dir=plain/run")
-    assert "Not a directory: 'plain/run'" in error
+    assert error == "expected to use plain/run, got: Not a directory; free it, or name another place"
 
 
-@pytest.mark.parametrize("folder", ["nowhere", "."])
-def test_a_resume_without_a_checkpoint_is_refused(folder: str) -> None:
-    assert f"the folder of a run with a checkpoint.pt, got '{folder}'" in error_of(f"resume={folder}")
+@pytest.mark.parametrize(
+    ("folder", "remedy"),
+    [
+        ("nowhere", "there is no such folder"),
+        ("begun", "a run that has none yet begins again with its own command"),
+        ("swept", "a sweep goes on with its own command and hydra.sweep.dir=swept"),
+        ("swept/multirun.yaml", "give its folder, swept"),
+    ],
+)
+def test_a_resume_without_a_checkpoint_is_refused(folder: str, remedy: str) -> None:
+    Path("begun").mkdir()
+    Path("swept").mkdir()
+    Path("swept/multirun.yaml").touch()
+    assert error_of(f"resume={folder}").endswith(f"the folder of a run with a checkpoint.pt, got '{folder}'; {remedy}")
+
+
+def test_a_launcher_that_is_not_installed_is_an_extra() -> None:
+    error = error_of("-m", "guide=proto", "hydra/launcher=nowhere")
+    assert "no 'nowhere' for hydra/launcher" in error and "others come with extras: pip install" in error
+
+
+def test_a_launcher_that_fails_gets_one_line(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As submitit's does where Slurm has no such partition."""
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise RuntimeError("sbatch: error: invalid partition specified: gpu")
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", refused)
+    error = error_of("-m", *on_features(features), "guide=proto")
+    assert error == (
+        "the launcher gave up: RuntimeError: sbatch: error: invalid partition specified: gpu; no job is left unfinished"
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])

@@ -487,7 +487,8 @@ def test_another_seed_gives_others(features: Path, finished: Path) -> None:
 
 
 def test_a_sweep_leaves_a_folder_a_job(features: Path) -> None:
-    ran("run", "-m", *on_features(features), "guide=mc,proto", "seed=0,1")
+    outcome = ran("run", *on_features(features), "guide=mc,proto", "-m", "seed=0,1")  # -m wherever it stands
+    assert "python -m experiments.compare runs/sweeps/" in outcome.out
     found = [results_of(path.parent) for path in Path("runs/sweeps").rglob("results.json")]
     assert not list(Path("runs/sweeps").rglob("unfinished"))
     jobs = {(results["guide"], results["seed"]) for results in found}
@@ -499,7 +500,9 @@ def test_a_failed_job_leaves_the_others_and_is_named_at_the_end(features: Path) 
     outcome = call("run", "-m", *on_features(features), *settings)
     name, why = "1_features_mean_field_seed0", "expected guide.scale > 0, got -1.0"
     assert outcome.code == 1
-    assert outcome.err == f"error: {name}: {why}\nerror: unfinished jobs: {name}; why stands in sweep/unfinished\n"
+    named = f"unfinished jobs: {name}; why stands in sweep/unfinished"
+    again = "the same command with hydra.sweep.dir=sweep goes on"
+    assert outcome.err == f"error: {name}: {why}\nerror: {named}; {again}\n"
     assert Path(f"sweep/unfinished/{name}.txt").read_text() == f"{why}\n"
     left = sorted(path.parent.name for path in Path("sweep").rglob("results.json"))
     assert left == ["0_features_mean_field_seed0", "2_features_mean_field_seed0"]
@@ -640,7 +643,7 @@ def test_a_sweep_writes_over_no_other(features: Path) -> None:
     ran(*sweep, "task.query=3")
     before = figures_of(Path("sweep/0_features_proto_seed0"))
     outcome = call(*sweep, "task.query=5")
-    assert outcome.code == 1 and "which holds a run of other settings; name another" in outcome.err
+    assert outcome.code == 1 and "which holds a run of other settings; name another: hydra.sweep.dir=DIR" in outcome.err
     assert figures_of(Path("sweep/0_features_proto_seed0")) == before
 
 
