@@ -55,10 +55,8 @@ def _joined(error: BaseException) -> str:
         there = f"{guess}there are: {', '.join(error.options)}"
         extras = "; others come with extras: pip install -c constraints.txt -e '.[joblib]' (or submitit, or ray)"
         return f"no '{name}' for {group}; {there}{extras if group == LAUNCHER else ''}"
-    if isinstance(error, OSError) and error.strerror:
-        return f"expected to use {error.filename or 'the disk'}, got: {error.strerror}; free it, or name another place"
-    if type_mistake := _type_mistake(error):
-        return type_mistake
+    if known := _system_mistake(error) or _type_mistake(error):
+        return known
     if "Ambiguous value for argument" in str(error):
         return f"{str(error).splitlines()[0]}; to sweep over a list put -m first: python -m experiments.run -m ..."
     cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else None
@@ -70,6 +68,15 @@ def _joined(error: BaseException) -> str:
         lines += [line.strip() for line in str(cause).splitlines()]
     kept = [line for line in lines if line and not line.startswith(NOISE)]
     return " ".join(dict.fromkeys(kept))
+
+
+def _system_mistake(error: BaseException) -> str:
+    """What the system refuses; '' for other errors."""
+    if isinstance(error, BrokenPipeError):
+        return "expected a reader of what is printed, got none any more; write it to a file"
+    if isinstance(error, OSError) and error.strerror:
+        return f"expected to use {error.filename or 'the disk'}, got: {error.strerror}; free it, or name another place"
+    return ""
 
 
 def _type_mistake(error: BaseException) -> str:
