@@ -55,8 +55,8 @@ def _joined(error: BaseException) -> str:
         there = f"{guess}there are: {', '.join(error.options)}"
         extras = "; others come with extras: pip install -c constraints.txt -e '.[joblib]' (or submitit, or ray)"
         return f"no '{name}' for {group}; {there}{extras if group == LAUNCHER else ''}"
-    if known := _system_mistake(error) or _type_mistake(error):
-        return known
+    if said := _system_mistake(error) or _type_mistake(error):
+        return said
     if "Ambiguous value for argument" in str(error):
         return f"{str(error).splitlines()[0]}; to sweep over a list put -m first: python -m experiments.run -m ..."
     cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else None
