@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 
-EVERY = 0.2  # seconds
+from benchmarks.watched import EVERY
+
 FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
 

@@ -38,7 +38,7 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        if not list((folder / UNFINISHED).glob("*.txt")):
+        if not _names_in(folder):
             print(f"runs: {folder}; side by side with: python -m experiments.compare {folder}")
 
 
@@ -83,8 +83,12 @@ def unfinished_jobs() -> str:
     sweep, Sweep.folder = Sweep.folder, None
     if sweep is None:
         return ""
-    folder = sweep / UNFINISHED
-    names = sorted(path.stem for path in folder.glob("*.txt"))
+    folder, names = sweep / UNFINISHED, _names_in(sweep)
     with contextlib.suppress(OSError):
         folder.rmdir()  # if nothing is in it
     return f"unfinished jobs: {', '.join(names)}; why stands in {folder}; {_again(sweep)}" if names else ""
+
+
+def _names_in(sweep: Path) -> list[str]:
+    """Of the jobs that have left a note."""
+    return sorted(path.stem for path in (sweep / UNFINISHED).glob("*.txt"))
