@@ -18,23 +18,13 @@ from pyro_metabayes.data.domains import DomainSampler
 from pyro_metabayes.data.groups import Groups
 from pyro_metabayes.data.holdout import held_out_rows, without_rows
 from pyro_metabayes.data.perturbed import with_noise, with_shift
+from pyro_metabayes.data.placement import placed
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.stream import BLOCK, Block, KnownTruth, Source, TaskShape, TaskStream
+from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.pretraining import embedded, pretrained
-
-DEVICES = ("auto", "cpu", "cuda")
-
-
-def device_of(config: Config) -> torch.device:
-    """The device that `device` asks for; auto takes CUDA where there is one."""
-    if config.device not in DEVICES:
-        raise UsageError(f"expected device to be one of {', '.join(DEVICES)}, got '{config.device}'")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("expected a CUDA device for device=cuda, found none; take device=cpu")
-    cuda = config.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if cuda else "cpu")
 
 
 class Assembly:
@@ -42,12 +32,12 @@ class Assembly:
 
     def __init__(self, config: Config, num_classes: int | None = None) -> None:
         """num_classes: what the learner is built for, where it is not the way of the tasks."""
-        self.config, self.device = config, device_of(config)
+        self.config, self.device = config, device_of(config.device)
         torch.set_num_threads(config.threads)
         specification = config.specification()
         MetaLearner.check(specification)
-        check(config.data, "data", ())
-        data = build(config.data, "data")
+        check(config.source(), "data", ())
+        data = build(config.source(), "data")
         fingerprint = getattr(data, "fingerprint", None)  # simulators are their settings, and have none
         self.data_fingerprint = fingerprint() if fingerprint else None
         source = self._sampler(data) if isinstance(data, Bank) else data
@@ -149,7 +139,7 @@ class Assembly:
             self.learner.backbone.requires_grad_(not self.config.frozen)
         else:
             features, classes = embedded(backbone, bank, self.device), None
-        source = self._sampler((features if self.config.frozen else bank).to(self.device))
+        source = self._sampler(placed(features if self.config.frozen else bank, self.device, self.config.place))
         if source.num_base_classes:
             self._start_at_classes(self.learner.model, features, classes)
         elif bank.num_shared and hasattr(self.learner.guide, "start_at_classes"):

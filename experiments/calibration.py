@@ -23,8 +23,8 @@ from pyro_metabayes.diagnostics.calibration import LEVELS, Estimate, calibration
 from pyro_metabayes.diagnostics.sbc import Ranks, Uniformity, sbc_ranks, uniformity
 from pyro_metabayes.divergences import has_density
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.report import markdown_table, save_tables, text_table
+from pyro_metabayes.seeding import noise_of
 
 TOLD = (0.5, 0.9, 0.95)  # levels in the table; the picture has all
 Tested = dict[str, tuple[Ranks, Uniformity]]

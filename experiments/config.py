@@ -51,7 +51,7 @@ class Config:
     eval: EvalSettings = field(default_factory=EvalSettings)
     choices: dict[str, str] = field(default_factory=dict)  # the names chosen for data and guide; filled in
     seed: int = 0  # of initial weights, tasks and noise
-    device: str = "auto"  # auto, cpu, cuda
+    device: str = "auto"  # auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:1, mps, xpu
     threads: int = 1  # of torch on the CPU; with more, a run depends on how many there were
     resume: str = ""  # the folder of an interrupted run
 
@@ -69,6 +69,15 @@ class Config:
         parts = {name: dict(value) for name in PARTS if (value := getattr(self, name))}
         parts["backbone"].pop("frozen", None)
         return parts
+
+    def source(self) -> dict[str, Any]:
+        """The source of tasks, as plain values."""
+        return {name: value for name, value in self.data.items() if name != "device"}
+
+    @property
+    def place(self) -> str:
+        """Where the inputs of a bank lie (data.device): auto, cpu, accelerator."""
+        return str(self.data.get("device", "auto"))
 
     @property
     def frozen(self) -> bool:

@@ -22,12 +22,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from torch import distributed
 
-from experiments.assembly import device_of
 from experiments.config import Config
+from experiments.fabric import fabric_alone, fabric_in_group
+from pyro_metabayes.device import count_of, device_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.interruption import SIGNALS
 
@@ -45,19 +45,22 @@ def check_devices(config: Config) -> None:
             raise UsageError(f"expected trainer.devices={of}, the processes that torchrun has started, got {devices}")
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise UsageError("expected one run under torchrun, got a sweep (-m); leave out torchrun, or -m")
-    if device_of(config).type == "cuda" and here > (there := torch.cuda.device_count()):
-        raise UsageError(f"expected trainer.devices <= {there}, the CUDA devices of this machine, got {here}")
+    device = device_of(config.device)
+    if device.type != "cpu" and here > (there := count_of(device.type)):
+        raise UsageError(f"expected trainer.devices <= {there}, the {device.type} devices of this machine, got {here}")
+    if device.index and here > 1:
+        raise UsageError(f"expected device={device.type} for trainer.devices={devices}, got {device}, a single device")
 
 
 @contextlib.contextmanager
 def fabric_of(config: Config, folder: Path) -> Iterator[Fabric]:
     """Fabric on the device of a run; on several, with the other processes at work inside the block."""
     if config.trainer.devices == 1:
-        yield fabric_alone(device_of(config).type)
+        yield fabric_alone(device_of(config.device))
         return
     with _losses_told(folder), _others(config.trainer.devices), group():
         distributed.broadcast_object_list([config, folder])
-        yield fabric_in_group(device_of(config).type, config.trainer.devices)
+        yield fabric_in_group(device_of(config.device), config.trainer.devices)
 
 
 @contextlib.contextmanager
@@ -105,7 +108,7 @@ def _train_along(train: Callable[[Config, Path, Fabric], object]) -> None:
         given: list[Any] = [None, None]
         distributed.broadcast_object_list(given)
         config, folder = given
-        train(config, folder, fabric_in_group(device_of(config).type, config.trainer.devices))
+        train(config, folder, fabric_in_group(device_of(config.device), config.trainer.devices))
 
 
 def _end_with_the_first() -> None:
@@ -163,25 +166,6 @@ def group() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
-
-
-def fabric_alone(accelerator: str) -> Fabric:
-    """One process, whatever else runs in a job of Slurm, LSF or MPI, which Fabric would look for."""
-    return Fabric(accelerator=accelerator, devices=1, plugins=[LightningEnvironment()])
-
-
-def fabric_in_group(accelerator: str, devices: int) -> Fabric:
-    """Gradients are averaged by DDP. static_graph: the same parameters have a gradient in every step, if not all."""
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=here,
-        num_nodes=devices // here,
-        strategy=DDPStrategy(static_graph=True),
-        plugins=[TorchElasticEnvironment()],
-    )
-    fabric.launch()
-    return fabric
 
 
 def free_port() -> int:

@@ -22,11 +22,12 @@ from experiments.trained import finished, trained
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.data.sine_and_line import Functions, SineAndLine
 from pyro_metabayes.data.stream import BLOCK, generator_of
+from pyro_metabayes.device import as_double
 from pyro_metabayes.diagnostics.families import family_of
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.report import markdown_table, new_figure, save_figure, text_table
+from pyro_metabayes.seeding import noise_of
 
 GRID = torch.linspace(-5, 5, 101)
 BOTH = 0.2  # a task has samples of both families if each takes at least this share of them
@@ -69,10 +70,10 @@ def row_of(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict[str
             observed, truth = study.block(number, shot)
             sampled = study.functions(observed, samples)
             family = family_of(GRID, sampled)  # [L, T]
-            share = family.double().mean(0)
+            share = as_double(family).mean(0)
             lines.append(share)
-            own.append((family == truth.family).double().mean(0))
-            both.append(((share >= BOTH) & (share <= 1 - BOTH)).double())
+            own.append(as_double(family == truth.family).mean(0))
+            both.append(as_double((share >= BOTH) & (share <= 1 - BOTH)))
             error.append((sampled.mean(0) - truth(observed.query_x).squeeze(-1)).square().mean(-1))
     line = torch.cat(lines).mean().item()
     return {

@@ -26,10 +26,10 @@ from pyro_metabayes.diagnostics.gaps import best_in_family, check_density, gaps_
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.report import save_tables
 from pyro_metabayes.scores import scores_of
+from pyro_metabayes.seeding import noise_of
 
 
 @dataclass

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from pyro_metabayes.checkpoint import write_atomically
+from pyro_metabayes.device import as_double
 from pyro_metabayes.diagnostics.calibration import Estimate
 from pyro_metabayes.diagnostics.gaps import COUNTS, Gaps
 from pyro_metabayes.diagnostics.gold import Gold
@@ -41,7 +42,7 @@ Found = Mapping[str, Sequence[Measured]]  # by the name of the run
 
 def told(values: Tensor, digits: int = 1, factor: float = 1) -> str:
     """Mean over tasks and its 95% interval."""
-    its = Estimate.over_tasks(factor * values.double())
+    its = Estimate.over_tasks(factor * as_double(values))
     return f"{its.mean.item():.{digits}f} +- {its.ci95.item():.{digits}f}"
 
 
@@ -108,7 +109,7 @@ def unconverged(found: Found) -> list[str]:
 
 
 def _share(k: Tensor) -> str:
-    return f"{100 * (k <= TRUSTED_K).double().mean():.0f}%"
+    return f"{100 * as_double(k <= TRUSTED_K).mean():.0f}%"
 
 
 def pages(found: Found) -> tuple[str, str, list[Row]]:

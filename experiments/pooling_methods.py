@@ -17,11 +17,11 @@ from pyro_metabayes.conjugate import precision_of
 from pyro_metabayes.data.groups import Groups
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.full_bayes import Draws
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.mixed_effects import MixedEffects, fit
 from pyro_metabayes.objectives.elbo import Elbo
+from pyro_metabayes.seeding import noise_of
 
 BOUNDS = 100  # draws of which the bound is the mean
 

@@ -18,10 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.mistakes import one_line
 from experiments.trained import run_and_tasks, settings_of
+from pyro_metabayes.device import as_double
 from pyro_metabayes.diagnostics.predictive import Discrepancy, discrepancies, predictive_draws
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.report import markdown_table, new_figure, save_figure, save_tables, text_table
+from pyro_metabayes.seeding import noise_of
 
 SHOWN = 16  # tasks of the picture
 TAILS = 0.05
@@ -60,8 +61,8 @@ def rows_of(checks: Checks) -> list[dict[str, str]]:
             "observed": f"{its.observed.mean():.3f}",
             "replicated": f"{its.replicated.mean():.3f}",
             "mean p": f"{its.p_values.mean():.3f}",
-            f"p < {TAILS}, %": f"{100 * (its.p_values < TAILS).double().mean():.1f}",
-            f"p > {1 - TAILS}, %": f"{100 * (its.p_values > 1 - TAILS).double().mean():.1f}",
+            f"p < {TAILS}, %": f"{100 * as_double(its.p_values < TAILS).mean():.1f}",
+            f"p > {1 - TAILS}, %": f"{100 * as_double(its.p_values > 1 - TAILS).mean():.1f}",
         }
         for name, each in checks.items()
         for which, its in each.items()

@@ -20,9 +20,10 @@ from experiments.config import saved_config
 from experiments.trained import finished, trained
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation import noise_of, taking_steps
+from pyro_metabayes.evaluation import taking_steps
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.report import new_figure, save_figure
+from pyro_metabayes.seeding import noise_of
 
 MANY = 400  # queries of the task, from which its points and its curve are taken
 SHOWN = 12  # drawn functions

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from experiments.assembly import device_of
 from experiments.command import keep_settings, run_command
 from experiments.config import Config, typed
 from experiments.results import commit, versions
 from pyro_metabayes.build import build, check
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.pretraining import Pretrained, PrototypeScore, pretrained
 from pyro_metabayes.report import new_figure, save_figure, text_table
@@ -31,8 +31,8 @@ SHOTS = (1, 5)
 
 def bank_of(config: Config) -> Bank:
     """The images that `data` names; a simulator has none."""
-    check(config.data, "data", ())
-    data = build(config.data, "data")
+    check(config.source(), "data", ())
+    data = build(config.source(), "data")
     if not isinstance(data, Bank) or data.inputs.dim() != 4:
         name = config.choices.get("data")
         raise UsageError(f"expected a data set of images to pretrain on, got data={name}; take one like data=glyphs")
@@ -43,7 +43,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     config = typed(composed)
     keep_settings(composed, folder)
     torch.set_num_threads(config.threads)
-    device, bank = device_of(config), bank_of(config)
+    device, bank = device_of(config.device), bank_of(config)
     specification = config.specification()["backbone"]
     backbone = build(specification, "backbone", input_shape=bank.input_shape)
     found = pretrained(backbone, specification, bank, config.pretrain, device)

@@ -102,8 +102,8 @@ def versions() -> dict[str, str]:
 
 def machine(device: torch.device) -> str:
     """The GPU's name, or the processor's and its number of cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if device.type != "cpu" and (name := getattr(torch.get_device_module(device.type), "get_device_name", None)):
+        return str(name(device))
     with contextlib.suppress(OSError):
         named = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
         if named:

@@ -33,6 +33,8 @@ class Guide(pyro_metabayes.Guide):
     """
 
     log_step_size: Tensor
+    shape: Tensor
+    rate: Tensor
 
     def __init__(
         self,
@@ -53,7 +55,9 @@ class Guide(pyro_metabayes.Guide):
                 f"> 0, got {num_steps}, {inner_kl}, {hyper_weight}, {inner_samples}, {step_size}, {shape}, {rate}"
             )
         self.num_steps, self.inner_samples, self.inner_kl = num_steps, inner_samples, inner_kl
-        self.hyper_weight, self.hyper_prior = hyper_weight, (shape, rate)
+        self.hyper_weight = hyper_weight
+        for name, value in {"shape": shape, "rate": rate}.items():  # settings, not weights; they follow the device
+            self.register_buffer(name, torch.tensor(value), persistent=False)
         hold_step_size(self, step_size, learn_step_size)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
@@ -72,7 +76,8 @@ class Guide(pyro_metabayes.Guide):
             return {}
         prior = innermost(self._prior(episodes))
         loc, precision = prior.mean[:, 0], 1 / prior.variance[:, 0]  # a row for each class, all the same
-        log_prob = Normal(0.0, 1.0).log_prob(loc) + Gamma(*self.hyper_prior).log_prob(precision)
+        standard = Normal(torch.zeros_like(loc), 1.0)
+        log_prob = standard.log_prob(loc) + Gamma(self.shape, self.rate).log_prob(precision)
         return {"hyper_prior": -self.hyper_weight * log_prob.flatten(1).sum(1)}
 
     def _rate(self, observed: Observed, prior: TorchDistribution) -> Tensor:

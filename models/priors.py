@@ -40,6 +40,14 @@ class Prior(nn.Module):
         """Before training, move the mean to the weights [1, W], where a prior has a mean of its own."""
 
 
+class Improper(ImproperUniform):
+    """log p(w) = 0 everywhere, in the dtype and on the device of w: Pyro's own zeros are on the CPU always."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        batch = value.shape[: value.dim() - self.event_dim]
+        return value.new_zeros(()).expand(torch.broadcast_shapes(batch, self.batch_shape))
+
+
 class Flat(Prior):
     """p(w) constant and improper: MAML, ProtoNets and published SIB.
 
@@ -48,7 +56,7 @@ class Flat(Prior):
     """
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
-        return ImproperUniform(constraints.real, Size((observed.num_tasks,)), event_shape)
+        return Improper(constraints.real, Size((observed.num_tasks,)), event_shape)
 
 
 class Gaussian(Prior):

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.learner import MetaLearner, Prediction
+from pyro_metabayes.seeding import noise_of
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin

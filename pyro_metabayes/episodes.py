@@ -62,7 +62,8 @@ class Observed:
         return self.map_tensors(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> Self:
-        return self.map_tensors(lambda tensor: tensor.to(device))
+        """On a device; the host does not wait for the copies."""
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(eq=False, kw_only=True)

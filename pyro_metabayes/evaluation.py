@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.scores import answers, base_novel_scores, calibration_error, ci95_of, scores_of
+from pyro_metabayes.seeding import noise_of
 
 BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
 MOST_NUMBERS = 2**25  # of predictions at once: with thousands of classes a batch has fewer tasks
@@ -35,7 +35,7 @@ SCORES = (
 )
 SHARES = ("accuracy", "novel", "base", "both", "base_over_all")  # told with an interval
 BY_STEP, STEP_SCORES = "by_step", ("mse", "nll", "coverage90")  # of a regression whose guide or model takes inner steps
-PREDICTED = ("confidence", "right")
+PREDICTED = ("confidence", "right", "query_mask")  # of each query, in one row
 
 
 @dataclass
@@ -58,15 +58,6 @@ class Evaluation:
 
     figures: dict[str, Any]
     per_task: dict[str, np.ndarray]
-
-
-@contextmanager
-def noise_of(seed: int) -> Iterator[None]:
-    """Global random numbers from `seed` inside, and as if nothing had been drawn after."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 @torch.no_grad()
@@ -106,7 +97,10 @@ def evaluate(
     by_step = figures.pop(BY_STEP, None)
     predicted = [figures.pop(name) for name in PREDICTED if name in figures]
     spread = {name: figures.pop(name) for name in list(figures) if name not in SCORES}
-    ece = calibration_error(*predicted) if predicted else None
+    ece = None
+    if predicted:
+        confidence, right, mask = predicted
+        ece = calibration_error(confidence[mask], right[mask])
     ends = _means(figures) | {"ece": ece, BY_STEP: _of_steps(by_step), "information": known, "seconds": seconds}
     ends |= collapse.summary(spread)
     return Evaluation(ends, {name: value.numpy() for name, value in figures.items()})
@@ -124,7 +118,7 @@ def _batches(stream: TaskStream, settings: EvalSettings) -> Iterator[tuple[int, 
 def scored(
     learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None = None
 ) -> dict[str, Tensor]:
-    """Scores and spreads of each task [T]; of classes also every prediction and label [number of queries]."""
+    """Scores and spreads of each task [T]; of classes also every answer and the mask of the queries [T * Q]."""
     observed, mask = episodes.observed(), episodes.query_mask
     posterior = learner.guide.posterior(observed)
     _, likelihood = learner.predictive_under(posterior, observed, samples)
@@ -150,9 +144,10 @@ def scored(
 def _of_classes(
     learner: MetaLearner, episodes: Episodes, posterior: TorchDistribution, likelihood: Any, accuracy: Tensor
 ) -> dict[str, Tensor]:
-    """What is scored of classes alone, and every prediction and label."""
+    """What is scored of classes alone, and every answer."""
     observed, mask, labels = episodes.observed(), episodes.query_mask, episodes.query_y
-    batch = dict(zip(PREDICTED, answers(likelihood.logits.exp().mean(0)[mask], labels[mask]), strict=True))
+    answered = *answers(likelihood.logits.exp().mean(0), labels), mask
+    batch = {name: value.flatten() for name, value in zip(PREDICTED, answered, strict=True)}
     batch["accuracy_of_mean"] = accuracy  # as it is for a point mass
     if not isinstance(innermost(posterior), Delta):
         of_mean = learner.model.likelihood(posterior.mean.unsqueeze(0), observed.query_x, observed)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.mixed_effects import Sums, log_likelihood, sums_of
+from pyro_metabayes.seeding import noise_of
 
 CHAINS = 2
 

@@ -116,6 +116,7 @@ def _descended(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
 def sums_of(episodes: Episodes, num_random: int) -> Sums:
     if episodes.query_y.shape[-1] != 1 or episodes.support_mask.any():
         raise UsageError("expected groups of points with one number as label, all of them queries; see Groups.whole")
+    episodes = episodes.to("cpu")  # where the search reads every loss, in float64
     points = torch.cat((episodes.query_x, episodes.query_y), -1).double() * episodes.query_mask.unsqueeze(-1)
     z = points[..., :num_random]
     return Sums(z.mT @ z, z.mT @ points, (points.mT @ points).sum(0), int(episodes.query_mask.sum()))

@@ -51,6 +51,7 @@ class TrainSettings:
         kl_weight_at(self.kl_weight, 0)
 
 
+CAPTURABLE = ("cuda", "xpu")  # where torch's Adam can keep its count of steps on the device
 CHOICES = {"optimizer": ("adam", "sgd"), "schedule": ("cosine", "constant"), "on_nan": ("stop", "skip")}
 COUNTS = ("steps", "tasks_per_step", "particles", "log_every", "validate_every", "validation_tasks")
 NOT_NEGATIVE = ("num_tasks", "momentum", "weight_decay", "clip", "clip_value", "clip_each")
@@ -99,10 +100,9 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
         for name, parameters in groups.items()
     ]
     if settings.optimizer == "adam":
-        on_device = (
-            settings.on_nan == "skip" and next(iter(groups.values()))[0].is_cuda
-        )  # a step that may be taken back
-        return torch.optim.Adam(options, weight_decay=settings.weight_decay, capturable=on_device)
+        device = next(iter(groups.values()))[0].device
+        counted_there = settings.on_nan == "skip" and device.type in CAPTURABLE  # a step that may be taken back
+        return torch.optim.Adam(options, weight_decay=settings.weight_decay, capturable=counted_there)
     momentum = settings.momentum
     return torch.optim.SGD(
         options, lr=settings.learning_rate, momentum=momentum, nesterov=momentum > 0, weight_decay=settings.weight_decay
@@ -142,7 +142,7 @@ def _report_unused(names: set[str], learner: nn.Module) -> None:
 
 def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, settings: TrainSettings) -> None:
     """Bound entries, then each parameter's gradient, then all of it, where the settings ask for that."""
-    for parameter in learner.parameters():
+    for parameter in (each for each in learner.parameters() if each.grad is not None):
         if settings.clip_value:
             torch.nn.utils.clip_grad_value_(parameter, settings.clip_value)
         if settings.clip_each:
@@ -152,12 +152,16 @@ def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, set
 
 
 def step_unless(bad: Tensor, optimizer: Optimizer) -> None:
-    """A step that leaves parameters and moments as they were where the flag `bad` is set, which is not read."""
+    """A step that leaves parameters and moments as they were where the flag `bad` is set.
+
+    The flag is not read on the host, but where Adam counts its steps there (`CAPTURABLE`).
+    """
     before = {place: value.detach().clone() for place, value in _state_of(optimizer).items()}
     optimizer.step()
     with torch.no_grad():
         for place, value in _state_of(optimizer).items():
-            value.copy_(torch.where(bad, before.get(place, torch.zeros_like(value)), value))  # moments start at 0
+            old = before.get(place, torch.zeros_like(value))  # moments start at 0
+            value.copy_(torch.where(bad.to(value.device), old, value))
 
 
 def _state_of(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:

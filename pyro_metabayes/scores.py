@@ -131,7 +131,7 @@ def _entropy(log_probs: Tensor) -> Tensor:
 
 
 def answers(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability of the most probable class, and whether it is right, of each query: [M, C] and [M] -> [M], [M]."""
+    """Probability of the most probable class of each query, and whether it is right; [..., C], [...] -> 2 x [...]."""
     confidence, answer = probabilities.max(-1)
     return confidence, answer == labels
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from pyro_metabayes import checkpoint, metrics
 from pyro_metabayes.data.stream import TaskStream
-from pyro_metabayes.diagnostics.collapse import FIGURES, collapse_figures
+from pyro_metabayes.diagnostics.collapse import FIGURES, spreads_of, summary
 from pyro_metabayes.divergence import Divergence
 from pyro_metabayes.errors import Interrupted, UsageError
-from pyro_metabayes.evaluation import EvalSettings, evaluate, noise_of
+from pyro_metabayes.evaluation import EvalSettings, evaluate
 from pyro_metabayes.interruption import Interruption
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.optimisation import (
@@ -33,6 +33,7 @@ from pyro_metabayes.optimisation import (
     step_unless,
 )
 from pyro_metabayes.scores import scores_of
+from pyro_metabayes.seeding import noise_of, random_states, set_random_states
 from pyro_metabayes.shares import Share
 from pyro_metabayes.untrusted import count_of, expecting, within
 
@@ -148,7 +149,7 @@ class MetaTraining:
         line: dict[str, Any] = {"step": self.step, "seconds": round(self.seconds, 3)}
         values = {name: value.item() for name, value in terms.items()}
         if math.isfinite(values["loss"]):
-            line |= self._figures() | values
+            line |= self._read(*self._measured()) | values
             bound = self.learner.objective.bound and line["elbo"] is not None
             line["elbo"] = line["log_likelihood"] - line["kl"] if bound else None
         else:  # a skipped step: its figures are null, for NaN is no JSON
@@ -162,15 +163,23 @@ class MetaTraining:
         return metrics.shown(line)
 
     @torch.no_grad()
-    def _figures(self) -> dict[str, Any]:
-        """Scores of `posterior` and collapse figures on the tasks of this step; draws nothing from its noise."""
+    def _measured(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Scores of `posterior` and spreads on the tasks of this step, on the device; no number of its noise is drawn.
+
+        Parameters that overflow give a metric too: null.
+        """
         last = self.step * self.settings.tasks_per_step
         episodes = self.learner.featured(self.stream.batch(last - self.settings.tasks_per_step, last))
-        with noise_of(self.seed), pyro.validation_enabled(False):  # parameters that overflow are a figure, too: null
+        with noise_of(self.seed), pyro.validation_enabled(False):
             _, likelihood = self.learner.posterior_predictive(episodes.observed(), LOGGED_SAMPLES)
             scores = scores_of(likelihood, episodes.query_y, episodes.query_mask)
-            figures = {name: scores[name].mean().item() if name in scores else None for name in LOGGED_SCORES}
-            return figures | collapse_figures(self.learner, episodes, LOGGED_SAMPLES)
+            return scores, spreads_of(self.learner, episodes, LOGGED_SAMPLES)
+
+    @staticmethod
+    def _read(scores: Mapping[str, Tensor], spreads: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Their means, on the host."""
+        means = {name: scores[name].mean().item() if name in scores else None for name in LOGGED_SCORES}
+        return means | summary(spreads)
 
     def _validate(self) -> dict[str, float]:
         """Scores of `posterior` on the validation stream; the best learner is the one of the least NLL."""
@@ -196,7 +205,7 @@ class MetaTraining:
             "skipped": self.skipped,
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
-            "random_cuda": [torch.cuda.get_rng_state(its)] if (its := self.fabric.device).type == "cuda" else [],
+            "random_device": random_states(self.fabric.device),
         }
         return {"learner": self.learner.portable(), "best": self.best, "training": training}
 
@@ -216,5 +225,5 @@ class MetaTraining:
         self.best_nll, self.best = float(training["best_nll"]), state["best"]
         self._skipped.fill_(count_of(training["skipped"]))
         torch.set_rng_state(training["random"])
-        if self.fabric.device.type == "cuda" and training["random_cuda"]:
-            torch.cuda.set_rng_state(training["random_cuda"][0], self.fabric.device)
+        # The first name is that of version 0.1.
+        set_random_states(self.fabric.device, training.get("random_cuda", training.get("random_device", [])))

@@ -19,7 +19,8 @@ from lightning_fabric import Fabric
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from experiments.devices import check_devices, fabric_alone, fabric_in_group, free_port, group
+from experiments.devices import check_devices, free_port, group
+from experiments.fabric import fabric_alone, fabric_in_group
 from experiments.pool import config_of
 from pyro_metabayes import Episodes, UsageError
 from pyro_metabayes.data.stream import BLOCK, TaskStream
@@ -92,7 +93,7 @@ def second(folder: Path) -> None:
     """What the second process does."""
     torch.set_num_threads(1)
     with group():
-        every_case(fabric_in_group("cpu", 2), folder)
+        every_case(fabric_in_group(torch.device("cpu"), 2), folder)
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +109,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, P
         environment = os.environ | {"RANK": "1", "LOCAL_RANK": "1", "PYTHONPATH": str(ROOT)}
         with subprocess.Popen([sys.executable, "-c", program], env=environment) as other:
             try:
-                one = every_case(fabric_alone("cpu"), folder / "one")
+                one = every_case(fabric_alone(torch.device("cpu")), folder / "one")
                 with group():
-                    two = every_case(fabric_in_group("cpu", 2), folder / "two")
+                    two = every_case(fabric_in_group(torch.device("cpu"), 2), folder / "two")
                 assert other.wait(30) == 0
             finally:
                 other.kill()
@@ -124,10 +125,10 @@ def test_a_run_on_one_device_minds_no_cluster(tmp_path: Path, monkeypatch: pytes
     srun.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with warnings.catch_warnings(action="error"):
-        assert fabric_alone("cpu").world_size == 1
+        assert fabric_alone(torch.device("cpu")).world_size == 1
         for name, value in {"NTASKS": "2", "PROCID": "0", "JOB_NAME": "job", "NODEID": "0", "LOCALID": "0"}.items():
             monkeypatch.setenv(f"SLURM_{name}", value)
-        assert fabric_alone("cpu").world_size == 1
+        assert fabric_alone(torch.device("cpu")).world_size == 1
 
 
 @pytest.mark.parametrize("case", PAIRS)
@@ -223,8 +224,8 @@ def test_the_noise_of_a_process_is_what_one_process_draws_for_its_tasks(name: st
 def test_more_devices_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match=r"expected trainer.devices <= 1, the CUDA devices of this machine, got 2"):
-        check_devices(config_of(["data=gaussian_features", "trainer.devices=2"]))
+    with pytest.raises(UsageError, match=r"expected trainer.devices <= 1, the cuda devices of this machine, got 2"):
+        check_devices(config_of(["data=gaussian_features", "trainer.devices=2", "device=cuda"]))
 
 
 def test_another_number_than_torchrun_has_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

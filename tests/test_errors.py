@@ -100,7 +100,7 @@ WRONG_VALUE = {
     "pretrain.epochs=0": "expected pretrain.epochs >= 1",
     "eval.tasks=1": "expected eval.tasks >= 2",
     "eval.split=exam": "no split 'exam'; there are train, val, test",
-    "device=tpu": "expected device to be one of auto, cpu, cuda, got 'tpu'",
+    "device=tpu": "expected device to be auto, cpu, cuda, cuda:1, mps or xpu, got 'tpu'",
     "seed=-1": "expected 0 <= seed < 2^63, got -1",
     "guide.num_steps=-1": "expected guide.num_steps, inner_kl, inner_samples >= 0",
     "guide.posterior=cauchy": "expected guide.posterior to be one of normal, amortized, delta, got 'cauchy'",
@@ -429,7 +429,7 @@ EVALUATE = {
     "eval.split=exam": "no split 'exam'",
     "guide.initialisation=global": "expected a checkpoint of this model and guide",
     "data.path=gone.npz": "expected a file of features, found none at gone.npz",
-    "device=tpu": "expected device to be one of auto, cpu, cuda",
+    "device=tpu": "expected device to be auto, cpu, cuda",
 }
 
 

@@ -10,10 +10,10 @@ from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.stream import TaskShape, generator_of
 from pyro_metabayes.errors import Interrupted, UsageError
-from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.pretraining import PretrainSettings, PrototypeScore, extract, pretrained
 from pyro_metabayes.pretraining.augmentation import augmented
 from pyro_metabayes.pretraining.training import Pretraining
+from pyro_metabayes.seeding import noise_of
 
 SPECIFICATION = {"_target_": "models.backbones.conv4.Backbone", "num_filters": 8}
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError, evaluation
 from pyro_metabayes.diagnostics.collapse import collapse_figures, prior_spread, summary
-from pyro_metabayes.evaluation import EvalSettings, evaluate, noise_of, scored
+from pyro_metabayes.evaluation import EvalSettings, evaluate, scored
 from pyro_metabayes.scores import (
     answers,
     calibration_error,
@@ -24,6 +24,7 @@ from pyro_metabayes.scores import (
     masked_mean,
     scores_of,
 )
+from pyro_metabayes.seeding import noise_of
 from tests.pairs import HEADS, Pair, random_tasks, stream_of
 
 SAMPLES, TASKS, QUERIES, WAY = 4, 3, 5, 3

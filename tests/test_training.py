@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from experiments.devices import fabric_alone
+from experiments.fabric import fabric_alone
 from pyro_metabayes import Episodes, MetaLearner, UsageError, checkpoint
 from pyro_metabayes.data.stream import BLOCK, TaskStream
 from pyro_metabayes.errors import Interrupted
@@ -67,7 +67,7 @@ def training_of(
         validation=TaskStream(draw, seed=0, split="val"),
         settings=settings,
         folder=folder,
-        fabric=fabric_alone("cpu"),
+        fabric=fabric_alone(torch.device("cpu")),
         config={},
         seed=0,
     )
@@ -415,7 +415,7 @@ def test_gradients_are_bounded_by_entry_by_parameter_or_together(name: str) -> N
         "clip_each": ([0.3, 0.4], [-0.6, 0.8]),
         "clip": ([0.3 / 50.0025, 0.4 / 50.0025], [-30 / 50.0025, 40 / 50.0025]),
     }[name]
-    fabric, optimizer = fabric_alone("cpu"), torch.optim.SGD(learner.parameters(), lr=1.0)
+    fabric, optimizer = fabric_alone(torch.device("cpu")), torch.optim.SGD(learner.parameters(), lr=1.0)
     clip_gradients(fabric, learner, optimizer, TrainSettings(**{name: 1.0}))
     for parameter, gradient in zip((learner["small"], learner["large"]), expected, strict=True):
         torch.testing.assert_close(parameter.grad, torch.tensor(gradient), rtol=1e-5, atol=1e-6)

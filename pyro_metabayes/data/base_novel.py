@@ -45,7 +45,7 @@ class BaseNovelSampler(BankSampler):
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
         few_shot = BankSampler(self.trained_on if split == "train" else self.bank)
-        draw_novel, (pool, place) = few_shot.sampler(split, shape), few_shot.pool(split)
+        draw_novel, (pool, place) = few_shot.rows_sampler(split, shape), few_shot.pool(split)
         if split == "train" and self.num_base_classes == shape.way:
             raise UsageError(
                 f"expected more than task.way={shape.way} training classes, some of which stay base classes, got "
@@ -53,20 +53,19 @@ class BaseNovelSampler(BankSampler):
             )
 
         def draw(generator: Generator) -> Episodes:
-            tasks = draw_novel(generator).tasks(slice(None))
-            base = self._base_classes(tasks, split)
+            novel = draw_novel(generator)
+            tasks, base = novel.tasks(slice(None)), self._base_classes(novel.rows, split)
             labels = torch.randint(base.shape[1], (BLOCK, shape.base_query), generator=generator)
             rows = self._rows(base.gather(1, labels), split, generator)
-            flat = few_shot.rendered(rows, pool, place, generator).flatten().to(pool.device)
-            inputs = pool.index_select(0, flat).view(BLOCK, -1, *self.input_shape)
+            flat = few_shot.rendered(rows, pool, place, generator).flatten()
+            inputs = pool.index_select(0, flat.to(pool.device, non_blocking=True))
+            labels, base = (value.to(pool.device, non_blocking=True) for value in (shape.way + labels, base))
             return replace(
                 tasks,
-                query_x=torch.cat((tasks.query_x, inputs), dim=1),
-                query_y=torch.cat((tasks.query_y, (shape.way + labels).to(pool.device)), dim=1),
-                query_mask=torch.cat(
-                    (tasks.query_mask, torch.ones_like(rows, dtype=torch.bool, device=pool.device)), 1
-                ),
-                auxiliary={"base": base.to(pool.device)},
+                query_x=torch.cat((tasks.query_x, inputs.view(BLOCK, -1, *self.input_shape)), dim=1),
+                query_y=torch.cat((tasks.query_y, labels), dim=1),
+                query_mask=torch.cat((tasks.query_mask, torch.ones_like(labels, dtype=torch.bool)), dim=1),
+                auxiliary={"base": base},
             )
 
         return draw
@@ -77,7 +76,7 @@ class BaseNovelSampler(BankSampler):
             return torch.arange(self.num_base_classes).expand(BLOCK, -1)
         assert tasks.classes is not None
         classes = self.bank.splits["train"]
-        novel = (classes.unsqueeze(-1) == tasks.classes.cpu().unsqueeze(1)).any(-1)  # [T, B]
+        novel = (classes.unsqueeze(-1) == tasks.classes.unsqueeze(1)).any(-1)  # [T, B]
         return (~novel).nonzero()[:, 1].view(BLOCK, -1)
 
     def _rows(self, classes: Tensor, split: str, generator: Generator) -> Tensor:

@@ -105,7 +105,7 @@ class DomainSampler:
 
     def _gather(self, rows: Tensor, classes: Tensor) -> Episodes:
         images, device = self.bank.in_memory, self.bank.inputs.device
-        place, labels = rows.to(device), self.labels[rows].to(device)
+        place, labels, classes = (its.to(device, non_blocking=True) for its in (rows, self.labels[rows], classes))
         query = images[place]
         return Episodes(
             support_x=query[:, :0],
@@ -113,7 +113,7 @@ class DomainSampler:
             query_x=query,
             query_y=labels,
             num_classes=self.bank.num_shared,
-            classes=classes.to(device),
+            classes=classes,
             auxiliary={"turned": turns(query) if self.bank.turned is None else self.bank.turned[place]},
         )
 

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.data.stream import BLOCK, Block, TaskShape
+from pyro_metabayes.device import PINNING
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 
@@ -38,6 +39,8 @@ class RowsOfTasks:
 
     def _inputs(self, rows: Tensor) -> Tensor:
         flat = self.pool.index_select(0, rows.flatten().to(self.pool.device, non_blocking=True))
+        if self.pool.device != torch.device(self.device) and torch.device(self.device).type in PINNING:
+            flat = flat.pin_memory()  # from where a copy to the device goes on beside the host
         return flat.view(*rows.shape, *flat.shape[1:])
 
 
@@ -57,11 +60,15 @@ class BankSampler:
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
         """As `Source.sampler`; refuses a shape that the split cannot fill."""
+        return self.rows_sampler(split, shape)
+
+    def rows_sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], RowsOfTasks]:
+        """As `sampler`, with the rows of each task on the CPU."""
         classes = self._checked_classes(split, shape)
         sizes, starts = self.bank.class_sizes[classes], self.bank.class_starts[classes]
         pool, place = self.pool(split)
 
-        def draw(generator: Generator) -> Block:
+        def draw(generator: Generator) -> RowsOfTasks:
             chosen = torch.rand(BLOCK, len(classes), generator=generator).topk(shape.way).indices
             within = self._draw_within(sizes[chosen], starts[chosen], shape, generator)
             rows = starts[chosen].unsqueeze(-1) + within  # [B, C, shot + most_queries]

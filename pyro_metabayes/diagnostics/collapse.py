@@ -164,9 +164,14 @@ _RATIOS = {  # figure: square root of one mean over another
 
 
 @torch.no_grad()
-def collapse_figures(learner: MetaLearner, observed: Observed, num_samples: int) -> Figures:
-    """The summary for one batch of tasks; for Episodes of the posterior too."""
+def spreads_of(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
+    """Every spread of one batch of tasks, on its device; for Episodes those of the posterior too."""
     spread = prior_spread(learner, observed, num_samples)
     if isinstance(observed, Episodes):
         spread |= posterior_spread(learner, observed, learner.guide.training_posterior(observed))
-    return summary(spread)
+    return spread
+
+
+def collapse_figures(learner: MetaLearner, observed: Observed, num_samples: int) -> Figures:
+    """The summary of one batch of tasks, read on the host."""
+    return summary(spreads_of(learner, observed, num_samples))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_metabayes.device import as_double
 from pyro_metabayes.scores import log_mean_exp
 
 TRUSTED_K = 0.7  # above it the error of an estimate says nothing
@@ -46,7 +47,7 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     num_tail = math.ceil(min(0.2 * num_draws, 3 * math.sqrt(num_draws)))
     if num_tail < 5:
         return torch.full_like(log_weights[0], math.inf)
-    weights = (log_weights - log_weights.amax(0)).double().exp().sort(0).values
+    weights = as_double(log_weights - log_weights.amax(0)).exp().sort(0).values
     excess = (weights[-num_tail:] - weights[-num_tail - 1]).mT  # [T, tail], ascending
     k = _zhang_stephens(excess.clamp(min=torch.finfo(excess.dtype).tiny))
     k = (num_tail * k + 10 * 0.5) / (num_tail + 10)

@@ -21,6 +21,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from pyro_metabayes.device import as_double
 from pyro_metabayes.divergences import closed_form_kl, has_density, innermost
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.learner import MetaLearner
@@ -91,7 +92,7 @@ def _moments(q: TorchDistribution) -> dict[str, Tensor]:
     if not isinstance(innermost(q), Normal):
         return {}
     return {
-        name: value.flatten(1).double()
+        name: as_double(value.flatten(1))
         for name, value in (("mean", q.mean), ("variance", q.variance), ("draw", q.sample()))
     }
 
@@ -106,7 +107,7 @@ def _figures(each: dict[str, Tensor], sigma: float | None, points: float) -> dic
         below = _below(mean, variance, each["draw"])
     upper = {name: nats.get(name) for name in UPPER}
     least = max(0.0, min(value for value in upper.values() if value is not None))  # no KL is below 0 but by rounding
-    gap = each["gap"].double()
+    gap = as_double(each["gap"])
     bound = None if sigma is None else sigma * math.sqrt(2 * least / points)
     return upper | {
         "least": least,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_metabayes.divergences import innermost
-from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, latent_sites, observed_sites
+from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, added, latent_sites, observed_sites
 from pyro_metabayes.scores import log_mean_exp
 
 
@@ -29,19 +28,19 @@ class ImportanceWeighted(Objective):
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
         (data,) = args
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
-        tempered, ratio = torch.zeros(()), torch.zeros(())
-        for name in latent_sites(guide_trace):
-            log_ratio = _log_ratio(guide_trace.nodes[name], model_trace.nodes[name])
-            tempered = tempered + scale_and_mask(log_ratio, guide_trace.nodes[name]["scale"])
-            ratio = ratio + log_ratio.detach()
-        log_likelihood = torch.zeros(())
-        for name in observed_sites(model_trace):
-            site: Any = model_trace.nodes[name]
-            log_prob = site["fn"].log_prob(site["value"])
-            log_likelihood = log_likelihood + scale_and_mask(log_prob, site["scale"], site["mask"])
+        latent = latent_sites(guide_trace)
+        ratios = [_log_ratio(guide_trace.nodes[name], model_trace.nodes[name]) for name in latent]
+        scales = [guide_trace.nodes[name]["scale"] for name in latent]
+        tempered = added([scale_and_mask(ratio, scale) for ratio, scale in zip(ratios, scales, strict=True)])
+        ratio = added([ratio.detach() for ratio in ratios])
+        log_likelihood = added([_log_prob(model_trace.nodes[name]) for name in observed_sites(model_trace)])
         weights = log_likelihood + tempered  # [L, T], or [T] for one particle
         bound = log_mean_exp(weights) if self.particles > 1 else weights
         return Terms(-bound.sum(), log_likelihood.detach().sum() / self.particles, -ratio.sum() / self.particles)
+
+
+def _log_prob(site: Any) -> Tensor:
+    return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
 
 
 def _log_ratio(guide_site: Any, model_site: Any) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_metabayes.episodes import Episodes
-from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, latent_sites, observed_sites
+from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, added, latent_sites, observed_sites
 
 
 class MonteCarlo(Objective):
@@ -39,9 +38,7 @@ class MonteCarlo(Objective):
         seen = data.observed() if isinstance(data, Episodes) else data
         model_trace, guide_trace = self._traces(model, guide, data, seen, **kwargs)
         latent_sites(guide_trace)  # samples without a gradient would train nothing, in silence
-        total = torch.zeros(())
-        for name in observed_sites(model_trace):
-            total = total + self._log_predictive(model_trace.nodes[name]).sum()
+        total = added([self._log_predictive(model_trace.nodes[name]).sum() for name in observed_sites(model_trace)])
         return Terms(-total, total.detach(), None)
 
     def _log_predictive(self, site: Any) -> Tensor:

@@ -18,12 +18,12 @@ from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.cache import cache_folder
 from pyro_metabayes.data.holdout import halves, held_out_rows, without_rows
 from pyro_metabayes.errors import Interrupted
-from pyro_metabayes.evaluation import noise_of
 from pyro_metabayes.pretraining.augmentation import augmented
 from pyro_metabayes.pretraining.extraction import extract, extract_turned
 from pyro_metabayes.pretraining.prototypes import PrototypeScore
 from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.pretraining.training import Pretraining
+from pyro_metabayes.seeding import noise_of
 from pyro_metabayes.untrusted import expecting
 
 

@@ -19,6 +19,7 @@ from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.pretraining.augmentation import augmented, turned
 from pyro_metabayes.pretraining.settings import PretrainSettings
+from pyro_metabayes.seeding import random_states, set_random_states
 
 
 class CosineClassifier(nn.Module):
@@ -157,13 +158,12 @@ class Pretraining:
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, torch's noise included."""
         average = {} if self.average is None else self.average.state_dict()
-        on_gpu = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.empty(0)
         return {
             "network": self.network.state_dict(),
             "average": average,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "noise": [torch.get_rng_state(), on_gpu],
+            "noise": [torch.get_rng_state(), *random_states(self.device)],
             "curve": self.curve,
             "best": self.best,
             "best_classes": self.best_classes,
@@ -176,8 +176,7 @@ class Pretraining:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["noise"][0])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["noise"][1], self.device)
+        set_random_states(self.device, state["noise"][1:])
         self.curve, self.best, self.best_classes = list(state["curve"]), state["best"], state.get("best_classes", {})
 
 

@@ -1,0 +1,63 @@
+"""Lightning Fabric on any device that torch knows, alone or as one process of a job."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.accelerators import Accelerator
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy, SingleDeviceStrategy
+
+
+class AnyDevice(Accelerator):
+    """Fabric itself knows CPU, CUDA and MPS alone; nothing of what it asks of an accelerator needs more than torch."""
+
+    def setup_device(self, device: torch.device) -> None:
+        if device.index is not None and device.type not in ("cpu", "mps"):  # kernels without a device argument
+            torch.accelerator.set_device_index(device.index)
+
+    def teardown(self) -> None:
+        pass
+
+    @staticmethod
+    def parse_devices(devices: Any) -> Any:
+        return devices
+
+    @staticmethod
+    def get_parallel_devices(devices: Any) -> list[torch.device]:
+        return []  # the strategy holds the one device
+
+    @staticmethod
+    def auto_device_count() -> int:
+        return 1
+
+    @staticmethod
+    def is_available() -> bool:
+        return True
+
+    @staticmethod
+    def name() -> str:
+        return "any"
+
+
+def fabric_alone(device: torch.device) -> Fabric:
+    """One process, whatever else runs in a job of Slurm, LSF or MPI, which Fabric would look for."""
+    strategy = SingleDeviceStrategy(device, accelerator=AnyDevice())
+    return Fabric(strategy=strategy, plugins=[LightningEnvironment()])
+
+
+def fabric_in_group(device: torch.device, devices: int) -> Fabric:
+    """Gradients are averaged by DDP. static_graph: the same parameters have a gradient in every step, if not all."""
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=here,
+        num_nodes=devices // here,
+        strategy=DDPStrategy(static_graph=True),
+        plugins=[TorchElasticEnvironment()],
+    )
+    fabric.launch()
+    return fabric

@@ -1,0 +1,43 @@
+"""Where the inputs of a bank lie: on the device where tasks are used, or in the memory of the host."""
+
+from __future__ import annotations
+
+import torch
+
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.errors import UsageError
+
+PLACES = ("auto", "cpu", "accelerator")
+SHARE = 0.5  # of the free memory of a device: what a bank may take of it, the rest is for training
+
+
+def placed(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
+    """The bank on the device, or on the CPU, from where the tasks of each step are copied.
+
+    Args:
+        bank: any bank; one whose rows stay in a file stays there.
+        device: the device of the run.
+        place: "accelerator": on the device. "cpu": in the memory of the host.
+            "auto": on the device if the bank takes at most half of the free memory there.
+
+    Raises:
+        UsageError: another name of a place, or place="accelerator" on the CPU.
+    """
+    if place not in PLACES:
+        raise UsageError(f"expected data.device to be one of {', '.join(PLACES)}, got '{place}'")
+    if place == "accelerator" and device.type == "cpu":
+        raise UsageError("expected an accelerator for data.device=accelerator, got device=cpu; take data.device=auto")
+    return bank if place == "cpu" or (place == "auto" and not fits(bank, device)) else bank.to(device)
+
+
+def fits(bank: Bank, device: torch.device) -> bool:
+    """Whether the bank takes at most half of what is free; true where the device does not say what is."""
+    memory_of = getattr(torch.get_device_module(device.type), "mem_get_info", None) if device.type != "cpu" else None
+    return memory_of is None or num_bytes(bank) <= SHARE * memory_of(device)[0]
+
+
+def num_bytes(bank: Bank) -> int:
+    """Of inputs, views and turned inputs in memory."""
+    tensors = (bank.inputs, bank.views, bank.turned)
+    return sum(its.nbytes for its in tensors if its is not None and not isinstance(its, MappedRows))

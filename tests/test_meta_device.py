@@ -1,0 +1,242 @@
+"""Does a step run on one device, and never wait for it? Tried without a GPU, on torch's meta device.
+
+A tensor there has a shape, a dtype and a device, and no values: an operation that mixes devices fails, and so does
+whatever reads a value on the host. What must read one does so outside a step (`READS`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import Gamma, Normal, TorchDistribution
+from torch import Generator, Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pyro_metabayes
+from experiments.fabric import fabric_alone
+from pyro_metabayes import Episodes, MetaLearner, Observed, class_means
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.base_novel import BaseNovelSampler
+from pyro_metabayes.data.domains import DomainSampler
+from pyro_metabayes.data.sampler import BankSampler
+from pyro_metabayes.data.stream import BLOCK, TaskShape, TaskStream
+from pyro_metabayes.diagnostics.collapse import summary
+from pyro_metabayes.evaluation import scored
+from pyro_metabayes.objectives.elbo import Elbo
+from pyro_metabayes.objectives.objective import Terms
+from pyro_metabayes.optimisation import TrainSettings
+from pyro_metabayes.training import MetaTraining
+from tests.pairs import CONF, Pair, every_pair
+
+META = torch.device("meta")
+NUM_TASKS = 3
+PAIRS = every_pair()
+# What reads values on the host, each outside a step: after a line of metrics is due, or before a save.
+READS: dict[str, Callable[[MetaTraining], object]] = {
+    "the metrics of a logged step": lambda training: training._read(*training._measured()),
+    "the collapse figures": lambda training: summary(training._measured()[1]),
+    "the first step that was not finite": lambda training: training._divergence.check("nothing kept"),
+    "the number of skipped steps": lambda training: training.skipped,
+}
+
+
+class SinglePrecision(TorchDispatchMode):
+    """Raises where float64 is asked for, which not every accelerator has."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, Tensor) and value.device.type == "meta" and value.dtype == torch.float64:
+                raise AssertionError(f"{func} makes float64 on the device")
+        return result
+
+
+@pytest.fixture(autouse=True)
+def after_the_first_step() -> None:
+    """Pyro's validation reads values, and is on in the first step of a run alone."""
+    pyro.enable_validation(False)
+
+
+def training_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **settings: Any) -> MetaTraining:
+    """Meta-training of these tasks, with every kind of clipping."""
+    clipping = {"clip": 1.0, "clip_value": 1.0, "clip_each": 1.0}
+    on_meta = episodes.to(META)
+    stream = TaskStream(lambda generator: on_meta, seed=0, split="train", num_tasks=NUM_TASKS)
+    training = MetaTraining(
+        learner=learner,
+        stream=stream,
+        validation=stream,
+        settings=TrainSettings(tasks_per_step=NUM_TASKS, **clipping, **settings),
+        folder=folder,
+        fabric=fabric_alone(META),
+        config={},
+    )
+    training.step = 1
+    return training
+
+
+def step_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **settings: Any) -> None:
+    """One step (loss, backward, clipping, optimiser, marks) and what a logged step and an evaluation measure."""
+    training = training_on_meta(learner, episodes, folder, **settings)
+    with SinglePrecision():
+        training._step()
+        scores, spreads = training._measured()
+        with torch.no_grad():
+            scores |= scored(learner, episodes.to(META), samples=2)
+    for name, value in (scores | spreads).items():
+        assert value.device == META, f"{name} is on {value.device}"
+    for name, parameter in learner.named_parameters():
+        assert parameter.device == META, f"parameter {name} is on {parameter.device}"
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_a_step_is_taken_on_the_device_alone(pair: Pair, tmp_path: Path) -> None:
+    step_on_meta(pair.learner(), pair.tasks(), tmp_path)
+
+
+def test_every_guide_is_tried() -> None:
+    """By its YAML: no guide is left out of the pairs above."""
+    configured = {path.stem for path in (CONF / "guide").glob("*.yaml")}
+    assert len(PAIRS) >= len(configured) + 140, len(PAIRS)
+    assert {pair.guide for pair in PAIRS} == {path.stem for path in (CONF.parents[1] / "guides").glob("[a-z]*.py")}
+
+
+@pytest.mark.parametrize("pair", PAIRS[::12], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"on_nan": "skip", "optimizer": "sgd"}, {"kl_weight": 0.1, "particles": 2}], ids=str
+)
+def test_a_step_with_other_settings_is_taken_on_the_device_alone(
+    pair: Pair, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    step_on_meta(pair.learner(particles=settings.get("particles", 1)), pair.tasks(), tmp_path, **settings)
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def bank(**others: Any) -> Bank:
+    sizes, size = torch.full((12,), 8), (12 * 8, 5)
+    splits = {split: torch.arange(4 * i, 4 * i + 4) for i, split in enumerate(("train", "val", "test"))}
+    return Bank(torch.empty(size), sizes, splits, [str(i) for i in range(12)], **others)
+
+
+def base_novel_on_meta(split: str) -> Any:
+    """Held-out images are set apart once, on the CPU; tasks are drawn from banks on the device."""
+    sampler = BaseNovelSampler(bank(), 2)
+    sampler.bank, sampler.trained_on = sampler.bank.to(META), sampler.trained_on.to(META)
+    return sampler.sampler(split, TaskShape(2, 1, 3, base_query=4))
+
+
+SAMPLERS: dict[str, Callable[[], Any]] = {
+    "few-shot": lambda: BankSampler(bank().to(META)).sampler("train", TaskShape(2, 1, 3)),
+    "base classes": lambda: base_novel_on_meta("train"),
+    "held-out base classes": lambda: base_novel_on_meta("test"),
+    "domains": lambda: DomainSampler(bank(num_shared=4, turned=torch.empty(96, 3, 5)).to(META)).sampler(
+        "train", TaskShape(4, 0, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_tasks_are_drawn_without_reading_the_device(sampler: str) -> None:
+    episodes = SAMPLERS[sampler]()(Generator().manual_seed(0)).tasks(slice(0, BLOCK))
+    assert episodes.query_x.device == META and episodes.query_y.device == META
+
+
+# ---------------------------------------------------------------- what reads, and planted faults
+
+
+@pytest.mark.parametrize("read", READS)
+def test_what_reads_values_is_outside_a_step(read: str, tmp_path: Path) -> None:
+    pair = Pair("savi", "conditional")
+    training = training_on_meta(pair.learner(), pair.tasks(), tmp_path)
+    training._step()
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        READS[read](training)
+
+
+class Honest(pyro_metabayes.Guide):
+    """N(class mean, 1)."""
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        return Normal(self.mean(observed), 1.0).to_event(2)
+
+    def mean(self, observed: Observed) -> Tensor:
+        return class_means(observed)
+
+
+class HasAConstant(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        return super().mean(observed) + torch.zeros(observed.num_classes, 1)
+
+
+class HasADistribution(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        return super().mean(observed) + Gamma(1.0, 1.0).log_prob(class_means(observed).square()).mean()
+
+
+class Draws(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        return super().mean(observed) + torch.randn(observed.num_classes, 1)
+
+
+class Reads(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        means = super().mean(observed)
+        return means / means.norm().item()
+
+
+class Branches(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        means = super().mean(observed)
+        return means if means.sum() > 0 else -means
+
+
+class Selects(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        return super().mean(observed) + observed.support_x[observed.support_mask].mean()
+
+
+class GoesThroughNumpy(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        return super().mean(observed) + torch.from_numpy(observed.support_x.detach().numpy().mean(1, keepdims=True))
+
+
+class AsksForDouble(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        return super().mean(observed).double().float()
+
+
+class ReadingElbo(Elbo):
+    def terms(self, *args: Any, **kwargs: Any) -> Terms:
+        terms = super().terms(*args, **kwargs)
+        assert math.isfinite(terms.loss.item())
+        return terms
+
+
+def planted(guide: type[pyro_metabayes.Guide], objective: Elbo) -> MetaLearner:
+    honest = Pair("savi", "conditional").learner()
+    return MetaLearner(honest.backbone, honest.model, guide(honest.model), objective, honest.specification)
+
+
+def test_an_honest_guide_passes(tmp_path: Path) -> None:
+    step_on_meta(planted(Honest, Elbo()), Pair("savi").tasks(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "guide", [HasAConstant, HasADistribution, Draws, Reads, Branches, Selects, GoesThroughNumpy, AsksForDouble]
+)
+def test_a_planted_fault_is_caught(guide: type[pyro_metabayes.Guide], tmp_path: Path) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError, AssertionError, TypeError)):
+        step_on_meta(planted(guide, Elbo()), Pair("savi").tasks(), tmp_path)
+
+
+def test_an_objective_that_reads_is_caught(tmp_path: Path) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        step_on_meta(planted(Honest, ReadingElbo()), Pair("savi").tasks(), tmp_path)
