@@ -19,8 +19,8 @@ from lightning_fabric import Fabric
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from experiments.composition import config_of
 from experiments.devices import check_devices, fabric_alone, fabric_in_group, free_port, group
-from experiments.pool import config_of
 from pyro_metabayes import Episodes, UsageError
 from pyro_metabayes.data.stream import BLOCK, TaskStream
 from pyro_metabayes.optimisation import TrainSettings
