@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy.stats import t
 
 from benchmarks.measure import Row, Spread
 from benchmarks.setting import Size
 from benchmarks.watched import MEGABYTE, Look, watched
 
 STRETCHES = 10
-T_9 = 2.262  # 97.5% quantile of Student's t with as many degrees of freedom as there are stretches, less one
 FEATURES = ("data=gaussian_features", "data.num_features=16", "task.query=5", "train.tasks_per_step=4")
 RUNS = {
     "sib": ("guide=sib", *FEATURES),
@@ -59,5 +59,5 @@ def slope(steps: Sequence[int], values: Sequence[int]) -> Spread:
     every = float(np.polyfit(x, y, 1)[0])
     kept = [np.delete(places, gone) for gone in np.array_split(places, STRETCHES)]
     without = np.array([np.polyfit(x[some], y[some], 1)[0] for some in kept])
-    error = float(np.sqrt((STRETCHES - 1) * without.var()))
-    return Spread(every, every - T_9 * error, every + T_9 * error)
+    half_width = float(t.ppf(0.975, STRETCHES - 1) * np.sqrt((STRETCHES - 1) * without.var()))
+    return Spread(every, every - half_width, every + half_width)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.collapse_pictures import PICTURES
 from experiments.collapse_table import commands, table_of
 from experiments.command import run_command
-from experiments.pool import run_jobs
+from experiments.run_grid import run_grid
 from experiments.study import Row, chosen_rows, claim, complete, jobs_of
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.report import markdown_table, save_tables, text_table
@@ -47,8 +47,8 @@ def run_study(config: Any, name: str, folder: Path, write: Write) -> None:
     claim(folder, name)
     runs, evaluations = jobs_of(rows, folder, config.study["evaluations"])
     try:
-        run_jobs(runs, config.workers, "study")
-        run_jobs(evaluations, config.workers, "evaluate")
+        run_grid(runs, config.workers, "study")
+        run_grid(evaluations, config.workers, "evaluate")
     except KeyboardInterrupt:
         raise Interrupted("interrupted; finished runs are kept: the same command continues the study") from None
     everything = chosen_rows(config.study, config.size, ())

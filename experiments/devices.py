@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from torch import distributed
 
 from experiments.config import Config
@@ -65,7 +65,7 @@ def fabric_of(config: Config, folder: Path) -> Iterator[Fabric]:
 
 @contextlib.contextmanager
 def _losses_told(folder: Path) -> Iterator[None]:
-    """In one line: the collective that waited for a lost process says it at length."""
+    """Report a lost process in one line, in place of the long error of the collective that waited for it."""
     try:
         yield
     except RuntimeError as error:
@@ -112,7 +112,7 @@ def _train_along(train: Callable[[Config, Path, Fabric], object]) -> None:
 
 
 def _end_with_the_first() -> None:
-    """Its end of the pipe closes however it ends, by SIGKILL too; a collective would wait for it in vain."""
+    """The pipe from the first process closes however that one ends; a collective would wait for it in vain."""
     sys.stdin.buffer.read()
     os._exit(1)
 
@@ -123,7 +123,7 @@ def _others(devices: int) -> Iterator[None]:
     if TorchElasticEnvironment.detect():
         yield
         return
-    port = free_port()
+    port = find_free_network_port()
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": devices, "LOCAL_WORLD_SIZE": devices}
     variables |= {"RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": port}
     before = dict(os.environ)
@@ -149,12 +149,16 @@ def _others(devices: int) -> Iterator[None]:
 
 
 def _started(rank: int) -> subprocess.Popen[bytes]:
-    """A session of its own: Ctrl-C is for the first process, which stops the others at the end of a step."""
+    """In a session of its own: Ctrl-C is for the first process, which stops the others at the end of a step.
+
+    Fabric's launcher would kill the first process with SIGKILL when another is lost, so that no line could be printed;
+    torchrun's would leave the others behind when it is killed itself, and reports a lost process on many lines.
+    """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    its = {"RANK": str(rank), "LOCAL_RANK": str(rank), STARTED: "1", "PYTHONPATH": os.pathsep.join(paths)}
+    variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), STARTED: "1", "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "experiments.run"]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=os.environ | its, start_new_session=True)
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=os.environ | variables, start_new_session=True)
 
 
 @contextlib.contextmanager
@@ -166,12 +170,6 @@ def group() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as its:
-        its.bind(("127.0.0.1", 0))
-        return its.getsockname()[1]
 
 
 def _is_loss(error: RuntimeError) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from scipy.stats import t
 
 from experiments.collapse import StudyConfig, run_study
 from experiments.collapse_table import commands
@@ -23,8 +24,6 @@ from experiments.study import Row
 from pyro_metabayes.report import markdown_table, new_figure, save_figure, save_tables, text_table
 from pyro_metabayes.scores import ci95_of
 
-# 97.5% quantiles of Student's t for 1, 2, ... degrees of freedom; the normal one beyond.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 AVERAGE = "average"
 NOTE = (
     "Accuracy on the target, %. Of one target: mean over all minibatches of all seeds, and its 95% interval. Of the "
@@ -57,8 +56,7 @@ def student(values: np.ndarray) -> float | None:
     """Half width of the 95% interval of a mean over seeds; None of one seed."""
     if (degrees := len(values) - 1) < 1:
         return None
-    quantile = STUDENT[degrees - 1] if degrees <= len(STUDENT) else 1.96
-    return float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(t.ppf(0.975, degrees) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def cell(mean: float, half_width: float | None, sign: str = "") -> str:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.collapse_table import commands, verdict
 from experiments.command import run_command
-from experiments.pool import run_jobs
+from experiments.run_grid import run_grid
 from experiments.study import Row, chosen_rows, claim, jobs_of, read, rows_of
 from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import Interrupted, UsageError
@@ -46,7 +46,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     claim(folder, f"table={config.name} size={config.size}")
     jobs, _ = jobs_of(rows, folder, {})
     try:
-        run_jobs(jobs, config.workers, "table")
+        run_grid(jobs, config.workers, "table")
     except KeyboardInterrupt:
         raise Interrupted("interrupted; finished runs are kept: the same command continues the table") from None
     section = section_of(config.name, config.table, config.size == "smoke", folder)

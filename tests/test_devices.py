@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from experiments.devices import check_devices, free_port, group
+from experiments.composition import config_of
+from experiments.devices import check_devices, group
 from experiments.fabric import fabric_alone, fabric_in_group
-from experiments.pool import config_of
 from pyro_metabayes import Episodes, UsageError
 from pyro_metabayes.data.stream import BLOCK, TaskStream
 from pyro_metabayes.optimisation import TrainSettings
@@ -101,7 +102,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, P
     """Every case with one process and with two, of which this is the first, and where they have left their files."""
     folder = tmp_path_factory.mktemp("devices")
     with pytest.MonkeyPatch.context() as patch:
-        job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": "2"}
         job |= {"LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
         for name, value in job.items():
             patch.setenv(name, value)
@@ -291,7 +292,7 @@ def test_no_process_of_a_job_outlives_another(killed: str, features: Path) -> No
 @pytest.mark.usefixtures("empty_folder")
 def test_a_lost_process_of_another_machine_is_told_in_one_line(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As torchrun starts them on two machines: neither process has started the other."""
-    job = {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    job = {"TORCHELASTIC_RUN_ID": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
     job |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     settings = [*on_features(features), "guide=proto", "train.steps=100000", "train.validate_every=10"]
     started = []

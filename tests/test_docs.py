@@ -18,8 +18,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.calibration import CalibrationSettings
+from experiments.composition import config_of
 from experiments.gold import GoldSettings
-from experiments.pool import config_of
 from experiments.predictive import PredictiveSettings
 from experiments.trained import settings_of
 from pyro_metabayes.build import check

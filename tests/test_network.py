@@ -73,7 +73,7 @@ def test_every_module_and_a_run_from_start_to_end_stay_off_the_network(features:
 
 
 def test_every_download_asks_whether_it_may() -> None:
-    """And there are no others than these two; the processes of a job ask for a free port of their own machine."""
+    """And there are no others than these two."""
     fetches = re.compile(
         r"download=True|download_url\(|urlopen|urlretrieve|import (requests|httpx|aiohttp|socket|urllib)"
     )
@@ -83,7 +83,6 @@ def test_every_download_asks_whether_it_may() -> None:
         for path in (ROOT / folder).rglob("*.py")
     ]
     found = {path.relative_to(ROOT).as_posix(): path.read_text() for path in files if fetches.search(path.read_text())}
-    assert 'bind(("127.0.0.1", 0))' in found.pop("experiments/devices.py")
     assert sorted(found) == ["pyro_metabayes/data/cifar100.py", "pyro_metabayes/data/omniglot.py"]
     assert all("refuse_unless_allowed(" in text for text in found.values())
 

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from experiments.collapse import write
 from experiments.command import CONF, of_a_part
 from experiments.config import register, typed
-from experiments.pool import run_jobs
+from experiments.run_grid import run_grid
 from experiments.study import Row, jobs_of, rows_of
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.build import check
@@ -212,7 +212,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, li
         folder = tmp_path_factory.mktemp(name)
         chosen[name] = folder, rows
         jobs += jobs_of(rows, folder, {})[0]
-    run_jobs(jobs, workers=1, title="study")
+    run_grid(jobs, workers=1, title="study")
     for name, (folder, rows) in chosen.items():
         write(study_of(name), rows, folder)
     return chosen

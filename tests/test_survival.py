@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -80,6 +82,21 @@ def test_the_lock_of_a_killed_run_locks_nobody_out(copied: Path) -> None:
     (copied / ".checkpoint.pt.1.tmp").write_text("half of it")
     ran("run", f"resume={copied}")
     assert not (copied / ".lock").exists() and not (copied / ".checkpoint.pt.1.tmp").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_gets_a_note(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with alone_in(tmp_path):
+        reason = os.strerror(number)
+        expected = f"note: {tmp_path} cannot be locked ({reason}): start no second run in it\n"
+        assert capsys.readouterr().err == expected
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("gone", [(), ("checkpoint.pt",)])
