@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", help="cuda unless given, or cpu, xpu, mps; with --toy: cpu")
+    parser.add_argument(
+        "--device", help="cuda unless given (of several: the first visible), or cpu, xpu, mps; with --toy: cpu"
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="rows that do not fit are named, and not run")
     parser.add_argument("--toy", action="store_true", help="one round of the smallest sizes: its numbers mean nothing")
     parser.add_argument("--out", type=Path, help="the JSON file; runs/bench-gpu.json unless given, with --toy none")
@@ -71,8 +73,8 @@ def _sections(device: torch.device, toy: bool, minutes: float) -> Iterator[tuple
     for name, (rows, _) in SECTIONS.items():
         torch.manual_seed(0)
         with pyro.validation_enabled(False):  # as in training after the first step
-            found_rows = [row for several in rows(Run(device, toy, ends[name])) for row in several]
-        yield name, [replace(row, section=name) for row in found_rows]
+            measured = [row for several in rows(Run(device, toy, ends[name])) for row in several]
+        yield name, [replace(row, section=name) for row in measured]
 
 
 def _write(path: Path | None, about: dict[str, Any], results: list[Result]) -> None:

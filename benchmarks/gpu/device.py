@@ -23,7 +23,7 @@ def found(name: str) -> torch.device:
     """The device of that name, with one line where there is none."""
     with suppress(RuntimeError):  # a name that torch does not know
         device = torch.device(name)
-        if torch.get_device_module(device).is_available():
+        if device.index is None and torch.get_device_module(device).is_available():
             return device
     raise UsageError(f"expected a device '{name}', found none; take --device cpu, or --toy to try that the rows run")
 

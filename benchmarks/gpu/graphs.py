@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 
 from benchmarks.gpu.compiled import TASKS, eager, sib
 from benchmarks.gpu.result import NOT_RUN, Result, Run, compared
+from benchmarks.measure import Way
 from benchmarks.setting import Size, tasks
 from pyro_metabayes import Episodes, MetaLearner
 
@@ -26,7 +27,10 @@ def rows(run: Run) -> Iterator[list[Result]]:
 
 def _compared(case: str, number: int, run: Run) -> list[Result]:
     episodes = tasks(number, device=run.device).episodes
-    ways = {"eager": lambda: eager(sib(run), episodes), "captured": lambda: CapturedStep(sib(run), episodes)}
+    ways: dict[str, Callable[[], Way]] = {
+        "eager": lambda: eager(sib(run), episodes),
+        "captured": lambda: CapturedStep(sib(run), episodes),
+    }
     return compared(run, case, ways, 1, "steps/s")
 
 

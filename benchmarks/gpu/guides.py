@@ -38,7 +38,7 @@ def _trained(name: str, run: Run) -> list[Result]:
     rate = Spread.of([steps / (now() - started)])
     if not math.isfinite(value := loss.item()):
         return [Result(name, "training", FAILED, note=f"the loss is {value} after {steps} steps")]
-    return [Result(name, "training", value=rate, unit="steps/s, passed")]
+    return [Result(name, "training", value=rate, unit="steps/s")]
 
 
 class Training:

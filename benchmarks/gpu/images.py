@@ -17,6 +17,7 @@ from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.pretraining.training import Pretraining
 
 SHAPE, CLASSES, STEPS, EPOCHS = (3, 32, 32), 64, 4, 1000  # an epoch is a few steps, as many epochs as are timed
+FIRST_EPOCHS = 15.0  # seconds that have to be left, for two epochs of the largest network
 BACKBONES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], dict[str, Any]]] = {  # as configured, as toys
     "conv4": (conv4.Backbone, {}, {"num_filters": 4}),
     "resnet12": (resnet12.Backbone, {}, {"num_filters": 4}),
@@ -31,14 +32,16 @@ WAYS = {
 
 def rows(run: Run) -> Iterator[list[Result]]:
     for name in BACKBONES:
-        yield run.attempt(name, "pretraining", partial(_of, name, run))
+        yield run.attempt(name, "pretraining", partial(_of, name, run), FIRST_EPOCHS)
 
 
 def _of(name: str, run: Run) -> list[Result]:
     batch, steps = (4, 1) if run.toy else (PretrainSettings().batch_size, STEPS)
     bank = images(batch * steps)
     ways = {way: partial(_epoch, name, bank, batch, *WAYS[way], run) for way in WAYS}
-    return compared(run, f"{name}, {SHAPE[1]} x {SHAPE[2]}, batch {batch}", ways, batch * steps, "images/s")
+    return compared(
+        run, f"{name}, {SHAPE[1]} x {SHAPE[2]}, batch {batch}", ways, batch * steps, "images/s", FIRST_EPOCHS
+    )
 
 
 def images(number: int) -> Bank:

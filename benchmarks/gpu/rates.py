@@ -34,12 +34,12 @@ def sib(posterior: str, number: int, device: torch.device) -> Ways:
     episodes = data.episodes
 
     def ours() -> Way:
-        its = learner("sib", "Gaussian", of_guide={"posterior": posterior}, device=device)
-        return stepping(its.parameters(), lambda: its(episodes)["loss"], adam=True)
+        built = learner("sib", "Gaussian", of_guide={"posterior": posterior}, device=device)
+        return stepping(built.parameters(), lambda: built(episodes)["loss"], adam=True)
 
     def raw() -> Way:
-        its = RawSib(FEATURES, WAY, STEPS).to(device)
-        return stepping(its.parameters(), lambda: its.loss(data.support, data.query, data.labels), adam=True)
+        module = RawSib(FEATURES, WAY, STEPS).to(device)
+        return stepping(module.parameters(), lambda: module.loss(data.support, data.query, data.labels), adam=True)
 
     return {"learner": ours} | ({"raw batched": raw} if posterior == "delta" else {})
 
@@ -51,14 +51,13 @@ def versa(guide: str, number: int, device: torch.device) -> Ways:
     objective, settings = ("monte_carlo.MonteCarlo", {}) if guide == "mc" else ("elbo.Elbo", {"kl": "analytic"})
 
     def ours() -> Way:
-        parts = {"of_objective": settings, "particles": samples, "device": device}
-        its = learner(guide, "Conditional", objective, **parts)
-        return stepping(its.parameters(), lambda: its(episodes)["loss"], adam=True)
+        built = learner(guide, "Conditional", objective, None, settings, particles=samples, device=device)
+        return stepping(built.parameters(), lambda: built(episodes)["loss"], adam=True)
 
     def raw() -> Way:
-        its = RawEncoder(FEATURES).to(device)
-        loss = its.mc_loss if guide == "mc" else its.savi_loss
-        return stepping(its.parameters(), lambda: loss(data.support, data.query, data.labels, samples), adam=True)
+        module = RawEncoder(FEATURES).to(device)
+        loss = module.mc_loss if guide == "mc" else module.savi_loss
+        return stepping(module.parameters(), lambda: loss(data.support, data.query, data.labels, samples), adam=True)
 
     return {"learner": ours, "raw batched": raw}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +42,15 @@ class Result:
     def shown(self) -> dict[str, str]:
         """The row of a table; the reason of a failure stands below it."""
         spread = self.value
-        not_run = f"{NOT_RUN}: {self.note}" if self.status == NOT_RUN else self.status
         return {
             "section": self.section,
             "case": self.case,
             "way": self.way,
-            "result": not_run if spread is None else f"{spread.median:.4g} {self.unit}",
-            "quartiles": "" if spread is None else f"{spread.lower:.4g} to {spread.upper:.4g}",
+            "status": f"{NOT_RUN}: {self.note}" if self.status == NOT_RUN else self.status,
+            "median": "" if spread is None else f"{spread.median:.4g} {self.unit}",
+            "quartiles": ""
+            if spread is None or spread.lower == spread.upper
+            else f"{spread.lower:.4g} to {spread.upper:.4g}",
             "peak MB": "" if self.peak is None else f"{self.peak:.0f}",
         }
 
@@ -114,8 +118,9 @@ def compared(
         warm[name] = Warm.of(build[name], run.device)
         return []
 
-    table = [row for name in build for row in run.attempt(case, name, lambda name=name: add(name), needs)]
-    return table + (run.attempt(case, "in turn", lambda: _rates(run, case, warm, amount, unit)) if warm else [])
+    table = [row for name in build for row in run.attempt(case, name, partial(add, name), needs)]
+    rates = partial(_rates, run, case, warm, amount, unit)
+    return table + (run.attempt(case, "in turn", rates, needs=-math.inf) if warm else [])  # what is ready is measured
 
 
 def _rates(run: Run, case: str, warm: Mapping[str, Warm], amount: int, unit: str) -> list[Result]:
@@ -125,10 +130,10 @@ def _rates(run: Run, case: str, warm: Mapping[str, Warm], amount: int, unit: str
 
 def _seconds(run: Run, warm: Mapping[str, Warm]) -> dict[str, list[float]]:
     """Medians are of several blocks of steps; of fewer where the time that is left does not carry them."""
-    ways, now = {name: its.way for name, its in warm.items()}, clock_of(run.device)
+    ways, now = {name: warmed.way for name, warmed in warm.items()}, clock_of(run.device)
     if run.toy:
         return interleaved(ways, 1, clock=now)
-    slowest = max(its.seconds for its in warm.values())
+    slowest = max(warmed.seconds for warmed in warm.values())
     in_a_row = int(min(max(BLOCK_SECONDS / slowest, 1), MOST_IN_A_ROW))
     affordable = max(run.deadline.left, 0.0) / (slowest * in_a_row * len(ways)) - WARM_UP
     return interleaved(ways, int(min(max(affordable, 1), BLOCKS)), in_a_row, now)

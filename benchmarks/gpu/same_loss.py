@@ -6,6 +6,7 @@ throughout, without TF32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -31,26 +32,26 @@ def rows(run: Run) -> Iterator[list[Result]]:
 
 def _compared(name: str, run: Run) -> list[Result]:
     setting = Setting.of(name, run.toy)
-    here, there = setting.learner(), setting.learner().to(run.device)
+    on_cpu, on_device = setting.learner(), setting.learner().to(run.device)
     weight = kl_weight_at(setting.config.train.kl_weight, 0)
-    return [agreement(name, here, there, setting.episodes, run.device, weight)]
+    return [agreement(name, on_cpu, on_device, setting.episodes, run.device, weight)]
 
 
 def agreement(
-    name: str, here: MetaLearner, there: MetaLearner, episodes: Episodes, device: torch.device, weight: float = 1.0
+    name: str, on_cpu: MetaLearner, on_device: MetaLearner, episodes: Episodes, device: torch.device, kl_weight: float
 ) -> Result:
     """The row of two learners with the same weights, one on the CPU and one on the device."""
     with without_tf32():
-        expected, got = loss_of(here, episodes, weight), loss_of(there, episodes.to(device), weight)
+        expected, got = loss_of(on_cpu, episodes, kl_weight), loss_of(on_device, episodes.to(device), kl_weight)
     difference = abs(got - expected) / max(abs(expected), abs(got), 1e-30)
     near = difference <= TOLERANCE  # false for NaN
     note = "" if near else f"{got:.7g} on {device.type}, {expected:.7g} on the CPU, with the same weights and noise"
-    value = Spread.of([difference])
+    value = Spread.of([difference]) if math.isfinite(difference) else None
     return Result(name, "loss", PASSED if near else FAILED, value, "relative difference", note=note)
 
 
 @torch.no_grad()
-def loss_of(learner: MetaLearner, episodes: Episodes, weight: float) -> float:
+def loss_of(learner: MetaLearner, episodes: Episodes, kl_weight: float) -> float:
     torch.manual_seed(1)
     with pyro.validation_enabled(False), NoiseOfCpu():
-        return learner(episodes, kl_weight=weight)["loss"].item()
+        return learner(episodes, kl_weight=kl_weight)["loss"].item()
