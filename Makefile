@@ -14,7 +14,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_DOCS := .venv/.ready_docs
 
-.PHONY: run test check docs wheel bench audit clean
+.PHONY: run test check docs wheel bench bench-gpu audit clean
 
 run: $(READY)
 	$(BIN)/python -m experiments.run $(ARGS)
@@ -23,6 +23,11 @@ run: $(READY)
 bench: ARGS = --out runs/bench.json
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(ARGS)
+
+# What a GPU does with it, in 8 minutes, to runs/bench-gpu.json; ARGS=--toy only tries, on the CPU, that it runs.
+bench-gpu: ARGS =
+bench-gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from benchmarks.measure import Row, Spread, interleaved, rows_of
 from benchmarks.setting import Size, learner, stepping, tasks
@@ -37,7 +38,13 @@ def _of(guide: str, number: int, size: Size) -> list[Row]:
 def _step(guide: str, number: int, backend: str = "") -> Callable[[], None]:
     name, prior, settings = GUIDES[guide]
     ours, episodes = learner(name, prior, **settings), tasks(number).episodes
-    for module in ours.modules():
-        if backend and getattr(module, "pure", False):
-            module.compile(backend=backend)
+    if backend:
+        compile_pure(ours, backend)
     return stepping(ours.parameters(), lambda: ours(episodes)["loss"])
+
+
+def compile_pure(learner: nn.Module, backend: str) -> None:
+    """As compile_networks of pyro_metabayes/optimisation.py, with another backend."""
+    for module in learner.modules():
+        if getattr(module, "pure", False):
+            module.compile(backend=backend)

@@ -38,12 +38,12 @@ def rows(size: Size) -> list[Row]:
     return table
 
 
-def tasks() -> Episodes:
-    return TaskStream(Sinusoid().sampler("train", TaskShape(1, POINTS, POINTS)), 0, "train").batch(0, TASKS)
+def tasks(number: int = TASKS) -> Episodes:
+    return TaskStream(Sinusoid().sampler("train", TaskShape(1, POINTS, POINTS)), 0, "train").batch(0, number)
 
 
 def through_pyro(episodes: Episodes, num_steps: int, guide: str = "maml") -> tuple[Step, list[Tensor]]:
-    """What experiments.run does in a step."""
+    """What experiments.run does in a step, on the device of the tasks."""
     learner = MetaLearner.from_specification(
         {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
@@ -56,7 +56,7 @@ def through_pyro(episodes: Episodes, num_steps: int, guide: str = "maml") -> tup
             "num_classes": 1,
             "num_targets": 1,
         }
-    )
+    ).to(episodes.query_x.device)
     parameters = [value for value in learner.parameters() if value.requires_grad]
     return stepping(parameters, lambda: learner(episodes)["loss"], adam=True), parameters
 
@@ -69,10 +69,10 @@ def network(weights: list[Tensor], x: Tensor) -> Tensor:
     return x
 
 
-def initial() -> list[Tensor]:
+def initial(device: torch.device | str = "cpu") -> list[Tensor]:
     layers = ((1, 40), (40, 40), (40, 1))
     shapes = [shape for inputs, outputs in layers for shape in ((inputs, outputs), (1, outputs))]
-    return [torch.nn.Parameter(0.2 * torch.randn(shape)) for shape in shapes]
+    return [torch.nn.Parameter(0.2 * torch.randn(shape, device=device)) for shape in shapes]
 
 
 def adapted(weights: list[Tensor], x: Tensor, y: Tensor, num_steps: int) -> list[Tensor]:
@@ -85,12 +85,12 @@ def adapted(weights: list[Tensor], x: Tensor, y: Tensor, num_steps: int) -> list
 
 
 def batched(episodes: Episodes, num_steps: int) -> tuple[Step, list[Tensor]]:
-    theta = initial()
+    theta = initial(episodes.query_x.device)
 
     def loss() -> Tensor:
-        copies = [w.expand(TASKS, *w.shape) for w in theta]
+        copies = [w.expand(episodes.num_tasks, *w.shape) for w in theta]
         phi = adapted(copies, episodes.support_x, episodes.support_y, num_steps)
-        return (network(phi, episodes.query_x) - episodes.query_y).square().sum() / TASKS
+        return (network(phi, episodes.query_x) - episodes.query_y).square().sum() / episodes.num_tasks
 
     return stepping(theta, loss, adam=True), theta
 

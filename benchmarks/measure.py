@@ -50,8 +50,13 @@ class Row:
         return asdict(self)
 
 
-def interleaved(ways: Mapping[str, Way], rounds: int, in_a_row: int = 1) -> dict[str, list[float]]:
-    """CPU seconds of each way, round by round; a round takes `in_a_row` of each, as training does."""
+def interleaved(
+    ways: Mapping[str, Way], rounds: int, in_a_row: int = 1, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """Seconds of each way, round by round; a round takes `in_a_row` of each, as training does.
+
+    clock: CPU time of this process, unless given; that of a device waits until the device has finished.
+    """
     names, seconds = list(ways), {name: [] for name in ways}
     warm_up = WARM_UP if rounds > 1 else 0
     gc.collect()
@@ -59,11 +64,11 @@ def interleaved(ways: Mapping[str, Way], rounds: int, in_a_row: int = 1) -> dict
     try:
         for turn in range(rounds + warm_up):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                started = time.process_time()
+                started = clock()
                 for _ in range(in_a_row):
                     ways[name]()
                 if turn >= warm_up:
-                    seconds[name].append((time.process_time() - started) / in_a_row)
+                    seconds[name].append((clock() - started) / in_a_row)
     finally:
         gc.enable()
     return seconds

@@ -41,21 +41,33 @@ class Tasks:
         num_tasks, way, shot, _ = self.support.shape
         return Episodes(
             support_x=self.support.flatten(1, 2),
-            support_y=torch.arange(way).repeat_interleave(shot).expand(num_tasks, -1).contiguous(),
+            support_y=_labels(num_tasks, way, shot, self.support.device),
             query_x=self.query,
             query_y=self.labels,
             num_classes=way,
         )
 
 
-def tasks(number: int, way: int = WAY, shot: int = SHOT, query: int = QUERY, features: int = FEATURES) -> Tasks:
+def tasks(
+    number: int,
+    way: int = WAY,
+    shot: int = SHOT,
+    query: int = QUERY,
+    features: int = FEATURES,
+    device: torch.device | str = "cpu",
+) -> Tasks:
     """Random class means, unit noise, ReLU: the benchmark family of docs/results.md."""
-    means = 0.3 + 0.27 * torch.randn(number, way, 1, features)
+    means = 0.3 + 0.27 * torch.randn(number, way, 1, features, device=device)
     support, queries = (
-        functional.normalize((means + torch.randn(number, way, n, features)).relu(), dim=-1) for n in (shot, query)
+        functional.normalize((means + torch.randn(number, way, n, features, device=device)).relu(), dim=-1)
+        for n in (shot, query)
     )
-    labels = torch.arange(way).repeat_interleave(query).expand(number, -1).contiguous()
-    return Tasks(support, queries.flatten(1, 2).contiguous(), labels)
+    return Tasks(support, queries.flatten(1, 2).contiguous(), _labels(number, way, query, device))
+
+
+def _labels(number: int, way: int, per_class: int, device: torch.device | str) -> Tensor:
+    """Class-ordered labels [T, C * per_class]."""
+    return torch.arange(way, device=device).repeat_interleave(per_class).expand(number, -1).contiguous()
 
 
 def learner(
@@ -67,9 +79,10 @@ def learner(
     way: int = WAY,
     features: int = FEATURES,
     particles: int = 1,
+    device: torch.device | str = "cpu",
 ) -> MetaLearner:
     """A few-shot classifier with the cosine head; of_guide, of_objective: their settings."""
-    return MetaLearner.from_specification(
+    built = MetaLearner.from_specification(
         {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
             "head": {"_target_": "models.heads.Cosine"},
@@ -82,6 +95,7 @@ def learner(
             "particles": particles,
         }
     )
+    return built.to(device)
 
 
 def stepping(parameters: Iterable[Tensor], loss: Callable[[], Tensor], adam: bool = False) -> Callable[[], None]:

@@ -32,7 +32,7 @@ class RawEncoder(nn.Module):
     def log_likelihood(self, loc: Tensor, scale: Tensor, x: Tensor, labels: Tensor, samples: int) -> Tensor:
         """log p(y_i | x_i, w_l) [T, L, Q] of the queries x [T, Q, D], their labels [T, Q]."""
         num_tasks, num_classes, num_features = loc.shape
-        noise = torch.randn(num_tasks, samples, num_classes, num_features)
+        noise = torch.randn(num_tasks, samples, num_classes, num_features, device=loc.device)
         w = loc.unsqueeze(1) + scale.unsqueeze(1) * noise
         cosine = torch.bmm(functional.normalize(w, dim=-1).flatten(1, 2), x.mT)  # [T, L * C, Q]
         logits = self.scale * (cosine.unflatten(1, (samples, num_classes)) + self.bias)

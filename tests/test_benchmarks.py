@@ -13,12 +13,19 @@ from torch import Tensor, nn
 from benchmarks import gradient
 from benchmarks.__main__ import CASES, LONG, main
 from benchmarks.counted import in_use
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu.budget import deadlines
+from benchmarks.gpu.configured import Setting, names
+from benchmarks.gpu.noise import NoiseOfCpu
+from benchmarks.gpu.result import Run, compared
+from benchmarks.gpu.same_loss import agreement
 from benchmarks.measure import interleaved, ratios
 from benchmarks.setting import learner, tasks
 from benchmarks.sib_raw import RawSib
 from benchmarks.soak import slope
 from benchmarks.versa_raw import RawEncoder
 from pyro_metabayes import MetaLearner
+from pyro_metabayes.data.stream import TaskShape
 
 
 def _gradients(parameters: list[Tensor]) -> Tensor:
@@ -167,3 +174,91 @@ def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         main(["nothing"])
     assert ended.value.code == 2
     assert f"expected cases of {', '.join(CASES | LONG)}, got nothing" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- benchmarks.gpu
+
+CPU = torch.device("cpu")
+
+
+def test_the_benchmark_of_a_gpu_runs_on_a_cpu_and_has_a_row_for_every_guide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu.main(["--toy", "--out", str(tmp_path / "gpu.json")])  # an exit code other than 0 would raise
+    printed = capsys.readouterr().out
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    status = {(row["section"], row["case"]): row["status"] for row in written["rows"]}
+    for name in names():
+        assert status["guides", name] == status["loss", name] == "passed"
+        assert f" {name} " in printed
+    assert {row["section"] for row in written["rows"]} == set(gpu.SECTIONS)
+    assert "failed" not in status.values()
+    assert written["versions"]["torch"] == torch.__version__ and written["device"] == "cpu"
+
+
+def test_losses_of_the_same_weights_agree_and_a_planted_difference_is_found() -> None:
+    setting = Setting.of("sib", toy=True)
+    on_cpu, on_device, weight = setting.learner(), setting.learner(), setting.config.train.kl_weight
+    assert agreement("sib", on_cpu, on_device, setting.episodes, CPU, weight).status == "passed"
+    with torch.no_grad():
+        on_device.model.head.scale.mul_(1.001)
+    row = agreement("sib", on_cpu, on_device, setting.episodes, CPU, weight)
+    assert row.status == "failed" and "with the same weights and noise" in row.note
+    with torch.no_grad():
+        on_device.model.head.scale.fill_(torch.nan)
+    assert agreement("sib", on_cpu, on_device, setting.episodes, CPU, weight).status == "failed"
+
+
+def test_noise_of_the_cpu_is_what_the_cpu_draws_and_goes_where_it_was_asked_for() -> None:
+    def draws(device: str) -> list[Tensor]:
+        like = torch.ones(3, 5, device=device)
+        made = [torch.randn(3, 5, device=device), torch.rand_like(like), torch.empty(40, device=device).normal_()]
+        return [*made, torch.normal(like, like), torch.nn.functional.dropout(like, 0.5), torch.randperm(9)]
+
+    torch.manual_seed(0)
+    expected = draws("cpu")
+    torch.manual_seed(0)
+    with NoiseOfCpu():
+        got, elsewhere, last = draws("cpu"), torch.randn(2, device="meta"), torch.rand(1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    torch.manual_seed(0)
+    draws("cpu")
+    torch.randn(2)  # the draw for the other device has taken as much from the generator of the CPU
+    assert elsewhere.device.type == "meta" and torch.equal(last, torch.rand(1))
+
+
+def test_a_row_that_fails_says_why_and_where_and_the_others_go_on() -> None:
+    def broken() -> None:
+        TaskShape(train_shift=-1.0)
+
+    rows = compared(Run(CPU, toy=True), "case", {"broken": lambda: broken, "whole": lambda: lambda: None}, 1, "steps/s")
+    assert [(row.way, row.status) for row in rows] == [("broken", "failed"), ("whole", "passed")]
+    assert rows[0].note.startswith("UsageError: expected task.train_shift")
+    assert "(pyro_metabayes/data/stream.py:" in rows[0].note
+
+
+def test_time_that_a_section_leaves_goes_to_the_next_and_no_row_begins_after_the_end() -> None:
+    seconds = 0.0
+    ends = deadlines(1, {"first": 1, "second": 3}, clock=lambda: seconds)
+    assert ends["first"].end == pytest.approx(0.25 * ends["second"].end) and 50 < ends["second"].end < 60
+    seconds = ends["first"].end + 1
+    late, early = (Run(CPU, False, ends[name]) for name in ("first", "second"))
+    assert [row.status for row in late.attempt("case", "way", lambda: [])] == ["not run"]
+    assert early.attempt("case", "way", lambda: []) == []
+    assert [row.status for row in early.attempt("case", "way", lambda: [], needs=60)] == ["not run"]
+
+
+def test_without_time_every_row_is_named_and_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.main(["--toy", "--minutes", "1e-9"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("not run: out of time" in line for line in lines) >= 2 * len(names()) + 8
+    assert not any("passed" in line for line in lines)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("arguments", [[], ["--device", "cuda"], ["--device", "nothing", "--toy"]])
+def test_without_its_device_the_benchmark_of_a_gpu_says_so_in_one_line(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(arguments)
+    assert str(ended.value.code).startswith("error: expected a device '")
+    assert "\n" not in str(ended.value.code) and "take --device cpu" in str(ended.value.code)

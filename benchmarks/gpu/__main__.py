@@ -1,0 +1,99 @@
+"""python -m benchmarks.gpu [--device cuda] [--minutes 8] [--toy]: what a GPU does with the library.
+
+Every guide trains without making the host wait; its loss is that of the CPU; tasks, steps and images per second, and
+peak memory. A row that fails says why, and the others go on. The exit code is 1 where a guide or a loss has failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+
+from benchmarks.gpu import compiled, graphs, guides, images, rates, same_loss
+from benchmarks.gpu.budget import deadlines
+from benchmarks.gpu.device import description, found
+from benchmarks.gpu.result import FAILED, Result, Run
+from pyro_metabayes.allocator import keep_freed_memory
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.report import text_table
+
+SECTIONS: dict[str, tuple[Callable[[Run], Iterator[list[Result]]], float]] = {  # rows, share of the time
+    "guides": (guides.rows, 0.25),
+    "loss": (same_loss.rows, 0.1),
+    "tasks": (rates.rows, 0.25),
+    "images": (images.rows, 0.2),
+    "compiled": (compiled.rows, 0.15),
+    "graphs": (graphs.rows, 0.05),  # last: a capture that fails may leave the device in any state
+}
+CHECKS = ("guides", "loss")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = _parsed(arguments)
+    try:
+        device = found(given.device or ("cpu" if given.toy else "cuda"))
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+    keep_freed_memory()  # as every command does
+    about, results = description(device), []
+    for name, rows in _sections(device, given.toy, given.minutes):
+        results += rows
+        print(f"{name}: {len(rows)} rows", file=sys.stderr)
+        _write(given.out, about, results)  # after each section: a machine that is lost takes only what comes later
+    _report(about, results, given.toy)
+    if any(row.status == FAILED and row.section in CHECKS for row in results):
+        sys.exit(1)
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--device", help="cuda unless given (of several: the first visible), or cpu, xpu, mps; with --toy: cpu"
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="rows that do not fit are named, and not run")
+    parser.add_argument("--toy", action="store_true", help="one round of the smallest sizes: its numbers mean nothing")
+    parser.add_argument("--out", type=Path, help="the JSON file; runs/bench-gpu.json unless given, with --toy none")
+    given = parser.parse_args(arguments)
+    if not 0 < given.minutes < float("inf"):
+        parser.error(f"expected a number --minutes > 0, got {given.minutes}")
+    given.out = given.out or (None if given.toy else Path("runs/bench-gpu.json"))
+    return given
+
+
+def _sections(device: torch.device, toy: bool, minutes: float) -> Iterator[tuple[str, list[Result]]]:
+    ends = deadlines(minutes, {name: share for name, (_, share) in SECTIONS.items()})
+    for name, (rows, _) in SECTIONS.items():
+        torch.manual_seed(0)
+        with pyro.validation_enabled(False):  # as in training after the first step
+            measured = [row for several in rows(Run(device, toy, ends[name])) for row in several]
+        yield name, [replace(row, section=name) for row in measured]
+
+
+def _write(path: Path | None, about: dict[str, Any], results: list[Result]) -> None:
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(about | {"rows": [row.as_json() for row in results]}, indent=1) + "\n")
+
+
+def _report(about: dict[str, Any], results: list[Result], toy: bool) -> None:
+    """The device, the table, and the reason of each failure."""
+    shown = ("name", "capability", "driver", "cuda", "commit", "date")
+    print(", ".join(f"{name} {about[name]}" for name in shown if about[name] is not None))
+    print(text_table([row.shown() for row in results]))
+    for row in results:
+        if row.status == FAILED:
+            print(f"failed: {row.section}, {row.case}, {row.way}: {row.note}")
+    if toy:
+        print("one round of the smallest sizes: that they run is all that these numbers say", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

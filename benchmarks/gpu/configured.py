@@ -1,0 +1,111 @@
+"""Every guide with the parts and the training settings that its YAML file asks for, and tasks that suit it.
+
+No data set is read: features are simulated, and backbones are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch.nn import functional
+
+from experiments.command import CONF
+from experiments.config import Config, register, typed
+from pyro_metabayes import Episodes, MetaLearner
+from pyro_metabayes.build import build
+from pyro_metabayes.data.stream import TaskStream
+
+CLASSES = ("data=gaussian_features",)
+SUITED = {  # guides that are not for few-shot classes; partial_pooling takes groups without support points
+    "exact": ("data=linear_regression",),
+    "leo_regression": ("data=sine_and_line",),
+    "partial_pooling": ("data=linear_regression", "model=hierarchical_regression", "task.shot=0"),
+}
+SMALL = ("+data.num_features=16", "task.query=3")  # of classes, for a quick try
+NUM_RANDOM, BASE_CLASSES, BASE_QUERIES, KEPT = 2, 20, 15, 0.7
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in Path(CONF, "guide").glob("*.yaml"))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A guide as configured, and a batch of tasks on the CPU."""
+
+    config: Config
+    specification: dict[str, Any]
+    episodes: Episodes
+
+    @classmethod
+    def of(cls, name: str, toy: bool) -> Setting:
+        config = composed(name, toy)
+        source = build(config.data, "data")
+        stream = TaskStream(source.sampler("train", config.task), config.seed, "train")
+        torch.manual_seed(config.seed)
+        episodes = adjusted(config, stream.batch(0, 2 if toy else config.train.tasks_per_step))
+        return cls(config, specification(config, source), episodes)
+
+    def learner(self) -> MetaLearner:
+        """On the CPU, with the same initial weights every time."""
+        torch.manual_seed(self.config.seed)
+        return MetaLearner.from_specification(self.specification)
+
+
+@cache
+def composed(name: str, toy: bool) -> Config:
+    """What `python -m experiments.run guide=NAME` would run, on simulated features."""
+    register()
+    chosen = [f"guide={name}", *SUITED.get(name, CLASSES), *(SMALL if toy and name not in SUITED else ())]
+    choices = [f"choices.guide={name}", "choices.data=simulated"]  # else Hydra's own, known in its jobs alone
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return typed(compose("config", [*chosen, *choices]))
+
+
+def specification(config: Config, source: Any) -> dict[str, Any]:
+    """As experiments/assembly.py has it."""
+    return config.specification() | {
+        "input_shape": list(source.input_shape),
+        "num_classes": source.num_targets or config.task.way,
+        "num_targets": source.num_targets,
+        "num_base_classes": BASE_CLASSES if config.task.base_query else 0,
+        "num_random": NUM_RANDOM if _of_groups(config) else 0,
+        "particles": config.train.particles,
+    }
+
+
+def adjusted(config: Config, episodes: Episodes) -> Episodes:
+    """With what a guide's tasks have beside simulated points: turned views, base classes, groups of unequal size."""
+    if config.guide.get("rotation_step_size"):
+        shape = (*episodes.query_x.shape[:2], 3, *episodes.query_x.shape[2:])
+        turned = functional.normalize(torch.randn(shape), dim=-1)
+        return replace(episodes, auxiliary={"turned": turned})
+    if config.task.base_query:
+        return _with_base_queries(episodes, config.task.way)
+    if _of_groups(config):
+        return replace(episodes, query_mask=torch.rand(episodes.query_x.shape[:2]) < KEPT)
+    return episodes
+
+
+def _with_base_queries(episodes: Episodes, way: int) -> Episodes:
+    """Queries of base classes behind those of the novel ones; a task has all base classes but `way` of them."""
+    num_tasks, _, num_features = episodes.query_x.shape
+    base = torch.rand(num_tasks, BASE_CLASSES).argsort(-1)[:, way:]
+    points = functional.normalize(torch.randn(num_tasks, BASE_QUERIES, num_features), dim=-1)
+    labels = way + torch.randint(base.shape[1], (num_tasks, BASE_QUERIES))
+    return replace(
+        episodes,
+        query_x=torch.cat((episodes.query_x, points), dim=1),
+        query_y=torch.cat((episodes.query_y, labels), dim=1),
+        query_mask=torch.ones(num_tasks, episodes.query_x.shape[1] + BASE_QUERIES, dtype=torch.bool),
+        auxiliary={"base": base},
+    )
+
+
+def _of_groups(config: Config) -> bool:
+    return "hierarchical_regression" in config.model["_target_"]

@@ -1,0 +1,118 @@
+"""The device that is measured: its clock, its memory, and what it is. CUDA; other accelerators for what they have."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from experiments.results import commit, machine, versions
+from pyro_metabayes.errors import UsageError
+
+MEGABYTE = 2**20
+
+
+def found(name: str) -> torch.device:
+    """The device of that name, with one line where there is none."""
+    with suppress(RuntimeError):  # a name that torch does not know
+        device = torch.device(name)
+        if device.index is None and torch.get_device_module(device).is_available():
+            return device
+    raise UsageError(f"expected a device '{name}', found none; take --device cpu, or --toy to try that the rows run")
+
+
+def synchronise(device: torch.device) -> None:
+    torch.get_device_module(device).synchronize()
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds of wall time, read once the device has finished what was queued."""
+
+    def now() -> float:
+        synchronise(device)
+        return time.perf_counter()
+
+    return now
+
+
+def reset_peak(device: torch.device) -> None:
+    if reset := getattr(torch.get_device_module(device), "reset_peak_memory_stats", None):
+        reset()
+
+
+def peak_megabytes(device: torch.device) -> float | None:
+    """The most memory that tensors had since `reset_peak`; None where the device does not count it."""
+    most = getattr(torch.get_device_module(device), "max_memory_allocated", None)
+    return None if most is None else most() / MEGABYTE
+
+
+def free_unused(device: torch.device) -> None:
+    """Give memory that tensors no longer need back to the device: a row does not depend on those before it."""
+    if empty := getattr(torch.get_device_module(device), "empty_cache", None):
+        gc.collect()
+        empty()
+
+
+@contextmanager
+def refusing_to_wait(device: torch.device) -> Iterator[None]:
+    """Inside, an operation that makes the host wait for a CUDA device raises; other devices do not count these."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Inside, float32 products and convolutions have all 24 bits of precision on CUDA, too."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def description(device: torch.device) -> dict[str, Any]:
+    """Device, capability, driver, versions, commit and date of a measurement."""
+    return {
+        "device": device.type,
+        "name": _name(device),
+        "capability": _capability(device),
+        "driver": _driver() if device.type == "cuda" else None,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+        "host": platform.platform(),
+        "versions": versions(),
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _name(device: torch.device) -> str:
+    named = getattr(torch.get_device_module(device), "get_device_name", None)
+    return machine(device) if named is None else named(device)
+
+
+def _capability(device: torch.device) -> str | None:
+    return ".".join(map(str, torch.cuda.get_device_capability(device))) if device.type == "cuda" else None
+
+
+def _driver() -> str | None:
+    """As nvidia-smi has it; None without nvidia-smi."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.SubprocessError):
+        lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split("\n")
+        return lines[0].strip() or None
+    return None

@@ -1,0 +1,70 @@
+"""Does every guide train on the device, and never make the host wait for it?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import pyro
+import torch
+from torch import Tensor
+
+from benchmarks.gpu import configured
+from benchmarks.gpu.configured import Setting
+from benchmarks.gpu.device import clock_of, refusing_to_wait
+from benchmarks.gpu.result import FAILED, Result, Run
+from benchmarks.measure import Spread
+from experiments.devices import fabric_alone
+from pyro_metabayes.divergence import Divergence
+from pyro_metabayes.optimisation import clip_gradients, kl_weight_at, make_optimizer, set_rates, step_unless
+
+STEPS = 50
+
+
+def rows(run: Run) -> Iterator[list[Result]]:
+    for name in configured.names():
+        yield run.attempt(name, "training", partial(_trained, name, run))
+
+
+def _trained(name: str, run: Run) -> list[Result]:
+    training, steps = Training(Setting.of(name, run.toy), run.device), 2 if run.toy else STEPS
+    training.step()  # loads kernels, allocates the moments; Pyro checks shapes and reads values back
+    now = clock_of(run.device)
+    started = now()
+    with refusing_to_wait(run.device):
+        for _ in range(steps):
+            loss = training.step()
+    rate = Spread.of([steps / (now() - started)])
+    if not math.isfinite(value := loss.item()):
+        return [Result(name, "training", FAILED, note=f"the loss is {value} after {steps} steps")]
+    return [Result(name, "training", value=rate, unit="steps/s")]
+
+
+class Training:
+    """The steps of pyro_metabayes/training.py on the same tasks again and again; drawing tasks is not part of it."""
+
+    def __init__(self, setting: Setting, device: torch.device) -> None:
+        self.settings, self.taken = setting.config.train, 0
+        self.learner, self.episodes = setting.learner().to(device), setting.episodes.to(device)
+        self.optimizer = make_optimizer(self.learner, self.settings)
+        self.divergence = Divergence(self.learner, device)
+        self.fabric = fabric_alone("cpu")  # it clips, on whatever device the gradients are, and does nothing else
+
+    def step(self) -> Tensor:
+        """The loss, on the device."""
+        set_rates(self.optimizer, self.settings, self.taken)
+        self.optimizer.zero_grad()
+        with pyro.validation_enabled(self.taken == 0):
+            terms = self.learner(self.episodes, kl_weight=kl_weight_at(self.settings.kl_weight, self.taken))
+        self.taken += 1
+        terms["loss"].backward()
+        finite = self.divergence.of_terms(terms)
+        clip_gradients(self.fabric, self.learner, self.optimizer, self.settings)
+        if self.settings.on_nan == "skip":
+            step_unless(~torch.stack(list(finite.values())).all(), self.optimizer)
+            finite = {}
+        else:
+            self.optimizer.step()
+        self.divergence.mark(self.taken, finite | self.divergence.of_parameters())
+        return terms["loss"].detach()
