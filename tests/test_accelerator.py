@@ -1,17 +1,16 @@
-"""Does all that is computed on a device hold on one that is not CUDA? On "twin": PyTorch's own tests call this openreg.
+"""Do the learners and the commands compute on an accelerator what they compute on the CPU?
 
-tests/accelerator/twin.cpp makes it of the CPU's memory and kernels: numbers are those of the CPU, bit for bit, and to mix
-devices is an error. The name of the device holds for a whole process, so all of this is done by another one.
+The accelerator is the device "twin" of tests/accelerator/twin.cpp. It uses the memory and the kernels of the CPU, so
+its numbers equal those of the CPU bit for bit, but it refuses operations that mix devices. Loading it changes torch for
+the whole process; the tests therefore call it in a process of its own.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from copy import deepcopy
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
 from torch.nn import functional
 
 from tests.accelerator.build import build
-from tests.commands import SMALL, checkpoint_of, figures_of, finish, lines_of, process, same_weights
+from tests.commands import SMALL, checkpoint_of, figures_of, finish, lines_of, on_features, process, same_weights
 from tests.pairs import Pair, every_pair
 from tests.test_run import GLYPHS
 
@@ -252,37 +251,60 @@ def two_steps(pair: Pair, device: str) -> list[Tensor]:
 
 @pytest.mark.parametrize("pair", every_pair(), ids=str)
 def test_every_learner_takes_a_step(pair: Pair, on_twin: On) -> None:
-    """Its loss, its gradient and its noise are those of the CPU: there is none among its tensors that has not moved."""
+    """Losses, gradients and noise equal those of the CPU, and no tensor has stayed on the CPU."""
     assert same(on_twin(two_steps, pair, TWIN), two_steps(pair, "cpu"))
 
 
 # ---------------------------------------------------------------- the command
 
 
-def finished_run(device: str, *settings: str) -> Path:
-    """Two steps, and two more on a resume; each device pretrains its own backbone."""
-    folder = Path(device)
-    for arguments in (
-        (*settings, f"device={device}", f"hydra.run.dir={folder}"),
-        (f"resume={folder}", "train.steps=4"),
-    ):
-        outcome = finish(process("run", *arguments), 120)
-        assert outcome.code == 0, outcome.err
-    return folder
+@pytest.fixture
+def shell(backend: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The current folder and the environment of commands that find the device."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(backend))
+    return monkeypatch
+
+
+def finished(*settings: str) -> None:
+    outcome = finish(process("run", *settings, "train.log_every=1", "train.validate_every=1"), 240)
+    assert outcome.code == 0, outcome.err
+
+
+def assert_same_runs(folder: Path, other: Path) -> None:
+    """Metrics, logged lines and weights, bit for bit; not the settings, which name the device."""
+    figures, others = (
+        {k: v for k, v in figures_of(run).items() if k not in ("config", "device")} for run in (folder, other)
+    )
+    assert figures == others
+    assert lines_of(folder) == lines_of(other)
+    for which in ("learner", "best"):
+        assert same_weights(*(checkpoint_of(run)[which]["weights"] for run in (folder, other)))
 
 
 @pytest.mark.parametrize("guide", ["sib", "savi", "mc", "maml", "proto"])
-def test_a_whole_run(guide: str, backend: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data, pretraining, training, evaluation, checkpoint and resume have the CPU's figures, bit for bit."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(backend))
-    settings = (*GLYPHS, *SMALL, f"guide={guide}", "train.log_every=1", "train.validate_every=1")
-    folders = []
+def test_a_whole_run_is_that_of_the_cpu(guide: str, features: Path, shell: pytest.MonkeyPatch) -> None:
+    """Data, training, evaluation, checkpoint and resume."""
+    shell.setenv("TWIN_ONE_STREAM", "1")
     for device in ("cpu", TWIN):
-        monkeypatch.setenv("METABAYES_CACHE", str(tmp_path / f"cache_{device}"))
-        folders.append(finished_run(device, *settings))
-    on_cpu, there = (figures_of(folder) for folder in folders)
-    assert there.pop("device") == TWIN and on_cpu.pop("device") == "cpu"
-    assert there == on_cpu
-    assert lines_of(folders[1]) == lines_of(folders[0])
-    assert same_weights(*(checkpoint_of(folder)["best"]["weights"] for folder in folders))
+        finished(*on_features(features), f"guide={guide}", f"device={device}", f"hydra.run.dir={device}")
+        finished(f"resume={device}", "train.steps=4")
+        assert figures_of(Path(device))["device"].startswith(device)
+    assert_same_runs(Path(TWIN), Path("cpu"))
+
+
+def test_a_pretraining_is_that_of_the_cpu(shell: pytest.MonkeyPatch) -> None:
+    shell.setenv("TWIN_ONE_STREAM", "1")
+    for device in ("cpu", TWIN):
+        shell.setenv("METABAYES_CACHE", f"cache_{device}")
+        finished(*GLYPHS, *SMALL, "guide=proto", f"device={device}", f"hydra.run.dir={device}")
+    assert_same_runs(Path(TWIN), Path("cpu"))
+
+
+def test_a_resumed_run_goes_on_with_the_noise_of_the_device(features: Path, shell: pytest.MonkeyPatch) -> None:
+    """The state of the device's generator is part of the checkpoint."""
+    settings = *on_features(features), "guide=savi", f"device={TWIN}"
+    finished(*settings, "train.steps=4", "hydra.run.dir=whole")
+    finished(*settings, "train.steps=2", "hydra.run.dir=resumed")
+    finished("resume=resumed", "train.steps=4")
+    assert_same_runs(Path("resumed"), Path("whole"))

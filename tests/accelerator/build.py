@@ -1,4 +1,4 @@
-"""Lays out a distribution that gives torch the device "twin"."""
+"""Builds the distribution torch-twin, which registers the device "twin" with torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 
 def build(folder: Path) -> Path:
-    """The folder, which a process is to have on its PYTHONPATH; takes half a minute."""
+    """Compiles the extension (half a minute) into `folder`, which belongs on the PYTHONPATH of a process."""
     about = folder / "torch_twin-0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-twin\nVersion: 0\n")

@@ -1,4 +1,4 @@
-"""The device "twin" of the tests: `import torch` calls `register` by the entry point `torch.backends`."""
+"""The device module torch.twin. `import torch` calls `register` through the entry point group torch.backends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def register() -> None:
     torch.utils.rename_privateuse1_backend("twin")
     torch._register_device_module("twin", sys.modules[__name__])
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
-    # In a thread of the device's own a backward pass adds up gradients of gradients in another order.
+    # A backward pass in a thread per device sums second derivatives in another order than the CPU does.
     torch.autograd.set_multithreading_enabled(False)
     default_generators = (torch.ops.twin.default_generator(),)
 
@@ -41,17 +41,17 @@ def current_device() -> int:
 
 
 def set_device(device: object) -> None:
-    """There is one."""
+    """The only device is always the current one."""
 
 
 @contextlib.contextmanager
 def device(device: object) -> Iterator[None]:
-    """A block on the only one."""
+    """Context of the current device, which is the only one."""
     yield
 
 
 def synchronize(device: object = None) -> None:
-    """The CPU's kernels have returned when a call has."""
+    """Kernels are synchronous."""
 
 
 def get_amp_supported_dtype() -> list[torch.dtype]:

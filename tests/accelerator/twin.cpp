@@ -1,8 +1,8 @@
-// A device for tests, "twin": tensors in CPU memory that PyTorch takes for those of an accelerator (PrivateUse1).
+// The device "twin" for tests: tensors in CPU memory that PyTorch treats as those of an accelerator (PrivateUse1).
 //
-// The memory of every storage of the device belongs to a CPU storage, its twin. An operation runs the CPU kernel on
-// tensors over the twins; what the kernel returns, resizes or gives another storage goes back to the device's tensors.
-// Numbers are therefore those of the CPU, bit for bit, while the device's rules hold: no operation mixes devices.
+// Each storage of the device refers to a CPU storage, its twin, which owns the memory. The boxed fallback calls the CPU
+// kernel on CPU tensors over the twins and hands its results back as tensors of the device. Numbers therefore equal
+// those of the CPU bit for bit. An operation that mixes devices is an error, as on CUDA.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -14,6 +14,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <cstdlib>
 #include <unordered_map>
 
 namespace {
@@ -55,7 +56,7 @@ Storage twin_of(const Storage& storage) {
   return Storage(c10::intrusive_ptr<StorageImpl>::reclaim_copy(static_cast<StorageImpl*>(context)));
 }
 
-/// Takes over what a CPU kernel has made of the twin's size.
+/// After a CPU kernel has resized the twin, the storage takes its memory and size.
 void refresh(const Storage& storage, const Storage& twin) {
   if (storage.data() != twin.data() || storage.nbytes() != twin.nbytes()) {
     storage.unsafeGetStorageImpl()->set_data_ptr_noswap(memory_of(twin.unsafeGetStorageImpl()));
@@ -65,7 +66,7 @@ void refresh(const Storage& storage, const Storage& twin) {
 
 // ---------------------------------------------------------------- random numbers
 
-/// A generator of the device: the stream of a CPU generator with the same seed.
+/// A generator of the device; it draws the stream of a CPU generator with the same seed.
 struct Generator final : at::CPUGeneratorImpl {
   explicit Generator(uint64_t seed = c10::default_rng_seed_val) : at::CPUGeneratorImpl(seed) {
     device_ = DEVICE;
@@ -85,12 +86,16 @@ const at::Generator& default_generator() {
   return generator;
 }
 
-/// CPU kernels draw from the CPU's default generator: inside the block it has the state of the device's.
+/// Whether what names no generator draws from the CPU's, as in a run on the CPU, which has one stream for all its noise.
+const bool ONE_STREAM = std::getenv("TWIN_ONE_STREAM") != nullptr;
+
+/// CPU kernels draw from the default generator of the CPU. During the call it has the state of the device's generator.
 struct Exchange {
   at::CPUGeneratorImpl *cpu, *own;
 
   explicit Exchange(const at::Generator& generator)
-      : cpu(at::detail::getDefaultCPUGenerator().get<at::CPUGeneratorImpl>()), own(generator.get<at::CPUGeneratorImpl>()) {
+      : cpu(at::detail::getDefaultCPUGenerator().get<at::CPUGeneratorImpl>()),
+        own(generator.get<at::CPUGeneratorImpl>()) {
     exchange();
   }
   ~Exchange() { exchange(); }
@@ -118,7 +123,7 @@ Tensor tensor_over(const Storage& storage, const Tensor& like, DispatchKey key) 
   return tensor;
 }
 
-/// The arguments of one call on the CPU, and the way back.
+/// One call of a CPU kernel: converts the arguments to tensors over the twins, and the results back.
 struct Call {
   const c10::OperatorHandle& op;
   std::unordered_map<const TensorImpl*, Tensor> originals;  // by the tensor over the twin
@@ -192,7 +197,7 @@ struct Call {
     return tensors;
   }
 
-  /// A tensor that the kernel has resized, or given another storage.
+  /// Gives a tensor of the device the storage and the shape that the kernel has given its counterpart.
   void follow(const Tensor& tensor, const TensorImpl* twin) {
     auto storage = to_device(twin->storage());
     refresh(storage, twin->storage());
@@ -206,7 +211,7 @@ struct Call {
   void run(torch::jit::Stack* stack) {
     const auto& schema = op.schema();
     const auto first = stack->size() - schema.arguments().size();
-    std::vector<IValue> twins;  // keeps them until their tensors have followed
+    std::vector<IValue> twins;  // kept alive until `follow` has read them
     for (size_t i = first; i < stack->size(); i++) {
       const auto* alias = schema.arguments()[i - first].alias_info();
       twins.push_back((*stack)[i] = to_cpu((*stack)[i], alias && alias->isWrite()));
@@ -216,7 +221,7 @@ struct Call {
         "Expected all tensors to be on the same device, but found at least two devices, ", DEVICE,
         " and cpu! (in ", schema.operator_name(), ")");
     c10::optional<Exchange> exchange;
-    if (op.hasTag(at::Tag::nondeterministic_seeded)) exchange.emplace(generator.value_or(default_generator()));
+    if (op.hasTag(at::Tag::nondeterministic_seeded) && (generator || !ONE_STREAM)) exchange.emplace(generator.value_or(default_generator()));
     op.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), stack);
     for (const auto& [twin, tensor] : originals) follow(tensor, twin);
     for (auto i = stack->size() - schema.returns().size(); i < stack->size(); i++) (*stack)[i] = to_device((*stack)[i]);
@@ -247,7 +252,7 @@ void run_as(const char* name, torch::jit::Stack* stack) {
   Call{op}.run(stack);
 }
 
-/// Zeros without memory are made ones with: only tensors that are all there have twins.
+/// Tensors of zeros without memory get memory, as a twin must have some.
 void zeros(const c10::OperatorHandle&, torch::jit::Stack* stack) {
   run_as("aten::zeros", stack);
 }
@@ -256,7 +261,7 @@ void convolution(const c10::OperatorHandle&, torch::jit::Stack* stack) {
   run_as("aten::convolution", stack);
 }
 
-/// That of the CPU also asks for the size of the bias, after the gradient, the input and the weight.
+/// The CPU kernel has one more argument, the shape of the bias, after the gradient, the input and the weight.
 void convolution_backward(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto first = stack->end() - op.schema().arguments().size();
   const auto num_outputs = first->toTensor().size(1);
@@ -307,7 +312,7 @@ TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {
   library.fallback(torch::CppFunction::makeFromBoxedFunction<&on_twins>());
 }
 
-TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {  // what no CPU kernel of the same name does
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {  // operations without a CPU kernel of the same name
   library.impl("_copy_from", &copy_from);
   library.impl("_copy_from_and_resize", &copy_from_and_resize);
   library.impl("_efficientzerotensor", torch::CppFunction::makeFromBoxedFunction<&zeros>());
@@ -315,7 +320,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {  // what no CPU kernel of the s
   library.impl("convolution_backward_overrideable", torch::CppFunction::makeFromBoxedFunction<&convolution_backward>());
 }
 
-TORCH_LIBRARY_IMPL(aten, Conjugate, library) {  // a copy resolves the two bits: their own kernels would ask it to
+TORCH_LIBRARY_IMPL(aten, Conjugate, library) {  // else a copy resolves the bit by a copy, without end
   library.impl("_copy_from", torch::CppFunction::makeFallthrough());
 }
 
@@ -330,7 +335,7 @@ TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, library) {
   library.fallback(torch::CppFunction::makeFallthrough());
 }
 
-TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {  // the macros call it so; the lists are those of CUDA
+TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {  // the name that the macros expect; the lists are those of CUDA
   AT_FORALL_LOWER_PRECISION_FP(LOW)
   AT_FORALL_FP32(SINGLE)
 }
