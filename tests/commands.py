@@ -66,7 +66,8 @@ def ran(name: str, *arguments: str) -> Outcome:
 
 def process(name: str, *arguments: str) -> subprocess.Popen[str]:
     """`python -m experiments.NAME arguments` in a process of its own, started in the current folder."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", f"experiments.{name}", *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
