@@ -1,6 +1,12 @@
 """Bayesian meta-learning in Pyro: one generative model, every inference scheme as a guide."""
 
+from pathlib import Path
+
 import pyro
+
+# In a checkout models, guides and experiments lie beside the package; installed, they lie within it.
+if not (Path(__file__).parent / "guides").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
 
 # Before any PyroModule exists: with the global store two modules of one name share their values.
 pyro.settings.set(module_local_params=True)

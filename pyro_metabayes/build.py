@@ -15,33 +15,48 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pyro_metabayes.errors import UsageError, unknown_key
+from pyro_metabayes.moved import MOVED
 
 Spec = Mapping[str, Any]
 PREFIXES = ("models.", "guides.", "pyro_metabayes.")
+SHORT = ("models.", "guides.")  # of the package, which settings and checkpoints name without its name
+# Commands and tests, which no specification may call.
+OUTSIDE = ("pyro_metabayes.experiments.", "pyro_metabayes.tests.", "pyro_metabayes.benchmarks.")
 
 
 def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
     """The class or function that a specification names; only names under the prefixes are imported."""
     name = spec.get("_target_")
-    if not isinstance(name, str) or not name.startswith(tuple(prefixes)):
+    if not isinstance(name, str) or not name.startswith(tuple(prefixes)) or full_name(name).startswith(OUTSIDE):
         allowed = ", ".join(prefixes)
         hint = "" if name else f"; does the YAML of {part} begin with '# @package _global_'?"
         raise UsageError(f"expected {part}._target_ to be a dotted name under {allowed}, got {name!r}{hint}")
-    module, _, attribute = name.rpartition(".")
+    module, _, attribute = full_name(name).rpartition(".")
+    given = name.rpartition(".")[0]
     try:
         target = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name):
             raise  # the file is there, something that it imports is not
-        hint = "run from the repository root, or after `pip install -e .`"
-        raise UsageError(f"no module '{module}', which {part}._target_ names; {hint}") from None
+        raise UsageError(f"no module '{given}', which {part}._target_ names") from None
     except AttributeError:
-        raise UsageError(f"no '{attribute}' in {module}, which {part}._target_ names") from None
+        raise UsageError(f"no '{attribute}' in {given}, which {part}._target_ names") from None
     except (ImportError, ValueError, TypeError) as error:  # a name like models..heads
-        raise UsageError(f"no module '{module}', which {part}._target_ names: {error}") from None
-    if not (inspect.isclass(target) or inspect.isfunction(target)) or not target.__module__.startswith(tuple(prefixes)):
-        raise UsageError(f"expected a class or function of {module} itself as {part}._target_, got '{attribute}'")
+        raise UsageError(f"no module '{given}', which {part}._target_ names: {error}") from None
+    of_module = inspect.isclass(target) or inspect.isfunction(target)
+    if not of_module or not target.__module__.startswith(tuple(map(_full, prefixes))):
+        raise UsageError(f"expected a class or function of {given} itself as {part}._target_, got '{attribute}'")
     return target
+
+
+def full_name(name: str) -> str:
+    """The name of a target in this version: guides.sib.Guide is pyro_metabayes.guides.sib.Guide."""
+    module, _, attribute = _full(name).rpartition(".")
+    return f"{MOVED.get(module, module)}.{attribute}"
+
+
+def _full(name: str) -> str:
+    return f"pyro_metabayes.{name}" if name.startswith(SHORT) else name
 
 
 def arguments_of(target: Any) -> dict[str, inspect.Parameter]:
