@@ -18,6 +18,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from models.set_encoder import CountAware, MeanPooled, PseudoObservations, lower_triangular
+from pyro_metabayes.cholesky import normal_of_precision
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.once import remembered
@@ -160,7 +161,7 @@ class Conditional(Prior):
             loc, spread = self.encoder(*points, event_shape[0])
         if loc.dim() == spread.dim():
             return Normal(loc, spread).to_event(2)
-        return MultivariateNormal(loc, precision_matrix=spread).to_event(1)
+        return normal_of_precision(loc, spread).to_event(1)
 
     def _of_outputs(self, observed: Observed) -> tuple[Tensor, Tensor]:
         """loc [T, Y, W] and scale, or precision [T, Y, W, W]: the outputs side by side, as sets of one class."""

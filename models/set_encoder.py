@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_metabayes.cholesky import cholesky
 from pyro_metabayes.episodes import class_sums
 
 
@@ -130,5 +131,5 @@ class PseudoObservations(SetEncoder):
         before = factor @ factor.mT
         precision = before + added.unflatten(-1, before.shape)
         evidence = before @ self.prior_loc + weighted
-        loc = torch.cholesky_solve(evidence.unsqueeze(-1), torch.linalg.cholesky(precision)).squeeze(-1)
+        loc = torch.cholesky_solve(evidence.unsqueeze(-1), cholesky(precision)).squeeze(-1)
         return loc, precision

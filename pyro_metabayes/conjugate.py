@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch import Tensor
 
+from pyro_metabayes.cholesky import cholesky, normal_of_precision
 from pyro_metabayes.divergences import innermost
 from pyro_metabayes.errors import UsageError
 
@@ -36,9 +37,9 @@ def posterior_of_rows(
     before = precision_of(prior)
     precision = before + (x.mT @ x / noise**2).unsqueeze(-3)  # [T, Y, D, D]
     evidence = (before @ prior.mean.unsqueeze(-1)).squeeze(-1) + y.mT @ x / noise**2  # [T, Y, D]
-    factor = torch.linalg.cholesky(precision)
+    factor = cholesky(precision)
     loc = torch.cholesky_solve(evidence.unsqueeze(-1), factor).squeeze(-1)
-    return MultivariateNormal(loc, precision_matrix=precision).to_event(1)
+    return normal_of_precision(loc, precision).to_event(1)
 
 
 def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: Tensor, noise: Tensor | float) -> Tensor:

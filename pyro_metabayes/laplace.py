@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Categorical, Independent, Normal, constraints, register_kl
 
+from pyro_metabayes.cholesky import cholesky
 from pyro_metabayes.divergences import innermost
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.model import Model
@@ -48,7 +49,7 @@ def hessian_root(likelihood: TorchDistribution) -> Tensor:
 
 def factor_of_points(v: Tensor) -> Tensor:
     """Cholesky factor of I + v^T v [..., M, M], v [..., P, M]."""
-    return torch.linalg.cholesky(v.mT @ v + torch.eye(v.shape[-1], dtype=v.dtype, device=v.device))
+    return cholesky(v.mT @ v + torch.eye(v.shape[-1], dtype=v.dtype, device=v.device))
 
 
 def half_log_det(factor: Tensor) -> Tensor:

@@ -46,10 +46,12 @@ READS: dict[str, Callable[[MetaTraining], object]] = {
 }
 
 
-class SinglePrecision(TorchDispatchMode):
-    """Raises where float64 is asked for, which not every accelerator has."""
+class Device(TorchDispatchMode):
+    """Raises where float64 is asked for, which not every accelerator has, and where an error flag is read."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ == "_linalg_check_errors":
+            raise AssertionError("a factorisation waits for the device to say whether it has failed")
         result = func(*args, **(kwargs or {}))
         for value in result if isinstance(result, tuple | list) else [result]:
             if isinstance(value, Tensor) and value.device.type == "meta" and value.dtype == torch.float64:
@@ -84,7 +86,7 @@ def training_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **s
 def step_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **settings: Any) -> None:
     """One step (loss, backward, clipping, optimiser, marks) and what a logged step and an evaluation measure."""
     training = training_on_meta(learner, episodes, folder, **settings)
-    with SinglePrecision():
+    with Device():
         training._step()
         scores, spreads = training._measured()
         with torch.no_grad():
@@ -213,6 +215,12 @@ class AsksForDouble(Honest):
         return super().mean(observed).double().float()
 
 
+class ChecksItsFactor(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        means = super().mean(observed)
+        return means + torch.linalg.cholesky(means @ means.mT).mean()
+
+
 class ReadingElbo(Elbo):
     def terms(self, *args: Any, **kwargs: Any) -> Terms:
         terms = super().terms(*args, **kwargs)
@@ -230,7 +238,8 @@ def test_an_honest_guide_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "guide", [HasAConstant, HasADistribution, Draws, Reads, Branches, Selects, GoesThroughNumpy, AsksForDouble]
+    "guide",
+    [HasAConstant, HasADistribution, Draws, Reads, Branches, Selects, GoesThroughNumpy, AsksForDouble, ChecksItsFactor],
 )
 def test_a_planted_fault_is_caught(guide: type[pyro_metabayes.Guide], tmp_path: Path) -> None:
     with pytest.raises((RuntimeError, NotImplementedError, AssertionError, TypeError)):
