@@ -116,7 +116,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def checkpoint_of(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
+    return torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
 
 
 def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -86,7 +86,8 @@ const at::Generator& default_generator() {
   return generator;
 }
 
-/// Whether what names no generator draws from the CPU's, as in a run on the CPU, which has one stream for all its noise.
+/// Whether draws without a generator of the caller's use the default generator of the CPU. A run on the CPU has one
+/// stream for all its noise; with this, a run on the device has the same.
 const bool ONE_STREAM = std::getenv("TWIN_ONE_STREAM") != nullptr;
 
 /// CPU kernels draw from the default generator of the CPU. During the call it has the state of the device's generator.
@@ -221,7 +222,8 @@ struct Call {
         "Expected all tensors to be on the same device, but found at least two devices, ", DEVICE,
         " and cpu! (in ", schema.operator_name(), ")");
     c10::optional<Exchange> exchange;
-    if (op.hasTag(at::Tag::nondeterministic_seeded) && (generator || !ONE_STREAM)) exchange.emplace(generator.value_or(default_generator()));
+    if (op.hasTag(at::Tag::nondeterministic_seeded) && (generator || !ONE_STREAM))
+      exchange.emplace(generator.value_or(default_generator()));
     op.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), stack);
     for (const auto& [twin, tensor] : originals) follow(tensor, twin);
     for (auto i = stack->size() - schema.returns().size(); i < stack->size(); i++) (*stack)[i] = to_device((*stack)[i]);
