@@ -44,7 +44,7 @@ def _step(guide: str, number: int, backend: str = "") -> Callable[[], None]:
 
 
 def compile_pure(learner: nn.Module, backend: str) -> None:
-    """As compile_networks of pyro_metabayes/optimisation.py, with another backend."""
+    """As compile_networks of pyro_metabayes/training/optimisation.py, with another backend."""
     for module in learner.modules():
         if getattr(module, "pure", False):
             module.compile(backend=backend)

@@ -9,7 +9,7 @@ import torch
 from benchmarks.measure import Row, Spread, interleaved, ratios
 from benchmarks.setting import FEATURES, STEPS, WAY, Size, learner, tasks
 from benchmarks.sib_raw import RawSib
-from pyro_metabayes.evaluation import scored
+from pyro_metabayes.evaluation.evaluate import scored
 
 SAMPLES = 10
 LEARNERS = {

@@ -14,8 +14,9 @@ from torch import Tensor
 from benchmarks.measure import Row, interleaved, rows_of
 from benchmarks.setting import Size, stepping
 from pyro_metabayes import Episodes, MetaLearner
-from pyro_metabayes.data.sinusoid import Sinusoid
-from pyro_metabayes.data.stream import TaskShape, TaskStream
+from pyro_metabayes.data.sources.sinusoid import Sinusoid
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.data.task_shape import TaskShape
 
 TASKS, POINTS, RATE, NOISE = 25, 10, 0.01, 0.5**0.5  # with this noise -log p is the squared error
 FASTER_THAN_THE_LOOP = {1: ">= 4.5", 5: ">= 8"}

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from benchmarks.measure import Row, Spread, interleaved, ratios
 from benchmarks.setting import Size
-from models.backbones.conv4 import Backbone
+from pyro_metabayes.models.backbones.conv4 import Backbone
 
 BATCH, CLASSES = 64, 64
 

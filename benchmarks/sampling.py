@@ -13,7 +13,7 @@ from benchmarks.setting import FEATURES, QUERY, SHOT, WAY, Size
 from benchmarks.sib import ways as training
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import BLOCK, TaskShape
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 
 CASE = f"drawing {BLOCK} tasks, 100 classes of 600"
 

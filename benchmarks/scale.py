@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.measure import Row, Spread, interleaved, rows_of
 from benchmarks.setting import Size, learner, stepping, tasks
 from benchmarks.watched import Watched, watched
-from pyro_metabayes.data import groups
+from pyro_metabayes.data.sources import groups
 
 WIDTH, CLASSES, PIECE = 64, 1000, 100_000
 BANK_STEPS = ("train.steps=400", "train.log_every=100", "train.validate_every=400", "train.validation_tasks=32")

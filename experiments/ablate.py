@@ -16,13 +16,14 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import compare
-from experiments.collapse import StudyConfig, run_study
-from experiments.collapse_table import commands
-from experiments.command import CONF, run_command
-from experiments.runs import Run, read_run
-from experiments.study import Row
-from pyro_metabayes.report import markdown_table, new_figure, queries_of, save_figure, save_tables, text_table
+from pyro_metabayes.experiments.cli.command import CONF, run_command
+from pyro_metabayes.experiments.runs.comparison import differences_row, scores_row
+from pyro_metabayes.experiments.runs.finished import Run, read_run
+from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.runs.tables import markdown_table, queries_of, save_tables, text_table
+from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
+from pyro_metabayes.experiments.studies.study import Row
+from pyro_metabayes.experiments.studies.tables import commands
 
 COLUMNS = ("NLL", "ECE", "KL", "prior")  # of experiments.compare
 NOTE = (
@@ -78,8 +79,8 @@ def scored(study: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[
 
 def line_of(its: Scored, base: Sequence[Run]) -> dict[str, str]:
     """One row of the table; `base`: all runs of the first row that a gain can be paired with."""
-    cells = compare.row("", "", its.runs)
-    gain = compare.differences("", "", its.runs, base)["accuracy gain, points"]
+    cells = scores_row("", "", its.runs)
+    gain = differences_row("", "", its.runs, base)["accuracy gain, points"]
     return {
         "part": its.row.part,
         "row": its.row.label,

@@ -17,12 +17,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from scipy.stats import t
 
-from experiments.collapse import StudyConfig, run_study
-from experiments.collapse_table import commands
-from experiments.command import run_command
-from experiments.study import Row
-from pyro_metabayes.report import markdown_table, new_figure, save_figure, save_tables, text_table
-from pyro_metabayes.scores import ci95_of
+from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.experiments.cli.command import run_command
+from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
+from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
+from pyro_metabayes.experiments.studies.study import Row
+from pyro_metabayes.experiments.studies.tables import commands
 
 AVERAGE = "average"
 NOTE = (

@@ -5,31 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from experiments.command import answer
-from experiments.config import Config, saved_config
-from experiments.results import results_of, write_results
-from experiments.trained import finished, refuse_training, trained
-from pyro_metabayes.evaluation import Evaluation, evaluate
-from pyro_metabayes.report import result_row, text_table
-from pyro_metabayes.untrusted import within
-
-
-def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
-    """Evaluate a run, and write what comes out."""
-    results, evaluation = evaluated(folder, config)
-    write_results(out, results, evaluation)
-    return results
-
-
-def evaluated(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]:
-    """Evaluate the best learner of a run under a configuration that may differ in what has no weights."""
-    state = finished(folder, config)
-    assembly = trained(state, config)
-    tasks = assembly.stream(config.eval.split)
-    evaluation = evaluate(assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
-    return results_of(config, assembly, evaluation, None, state["training"]["skipped"]), evaluation
+from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.runs.evaluation import evaluate_run
+from pyro_metabayes.experiments.runs.restore_run import refuse_training
+from pyro_metabayes.experiments.runs.tables import result_row, text_table
+from pyro_metabayes.storage.untrusted import within
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,18 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.command import answer
-from experiments.config import saved_config
-from experiments.trained import finished, trained
-from pyro_metabayes.checkpoint import write_atomically
-from pyro_metabayes.data.sine_and_line import Functions, SineAndLine
-from pyro_metabayes.data.stream import BLOCK, generator_of
+from pyro_metabayes.data.sources.sine_and_line import Functions, SineAndLine
+from pyro_metabayes.data.stream import generator_of
+from pyro_metabayes.data.task_shape import BLOCK
 from pyro_metabayes.device import as_double
 from pyro_metabayes.diagnostics.families import family_of
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.report import markdown_table, new_figure, save_figure, text_table
+from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.runs.restore_run import finished, trained
+from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
 from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.storage.checkpoint import write_atomically
 
 GRID = torch.linspace(-5, 5, 101)
 BOTH = 0.2  # a task has samples of both families if each takes at least this share of them

@@ -16,11 +16,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.collapse import StudyConfig, run_study
-from experiments.collapse_table import commands
-from experiments.command import run_command
-from experiments.study import Row, read
-from pyro_metabayes.report import markdown_table, new_figure, number, per_cent, save_figure, save_tables, text_table
+from pyro_metabayes.experiments.cli.command import run_command
+from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.runs.tables import markdown_table, number, per_cent, save_tables, text_table
+from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
+from pyro_metabayes.experiments.studies.study import Row, read
+from pyro_metabayes.experiments.studies.tables import commands
 
 NATS = {
     "prior": "KL to the prior",

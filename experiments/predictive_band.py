@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.command import answer
-from experiments.config import saved_config
-from experiments.trained import finished, trained
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation import taking_steps
+from pyro_metabayes.evaluation.evaluate import taking_steps
+from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.runs.restore_run import finished, trained
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.report import new_figure, save_figure
 from pyro_metabayes.seeding import noise_of
 
 MANY = 400  # queries of the task, from which its points and its curve are taken

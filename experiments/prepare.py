@@ -11,14 +11,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.command import run_command
 from pyro_metabayes.build import build
-from pyro_metabayes.data import downloads
 from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.data.cache import cache_folder
 from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.errors import Interrupted
-from pyro_metabayes.report import text_table
+from pyro_metabayes.experiments.cli.command import run_command
+from pyro_metabayes.experiments.runs.tables import text_table
+from pyro_metabayes.storage import downloads
+from pyro_metabayes.storage.cache import cache_folder
 
 
 def counts(bank: Bank) -> list[dict[str, str]]:

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from experiments.command import keep_settings, run_command
-from experiments.config import Config, typed
-from experiments.results import commit, versions
 from pyro_metabayes.build import build, check
-from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.command import keep_settings, run_command
+from pyro_metabayes.experiments.cli.config import Config, typed
+from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.runs.results import commit, versions
+from pyro_metabayes.experiments.runs.tables import text_table
 from pyro_metabayes.pretraining import Pretrained, PrototypeScore, pretrained
-from pyro_metabayes.report import new_figure, save_figure, text_table
+from pyro_metabayes.storage.checkpoint import write_atomically
 
 SHOTS = (1, 5)
 

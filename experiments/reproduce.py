@@ -16,14 +16,14 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.collapse_table import commands, verdict
-from experiments.command import run_command
-from experiments.run_grid import run_grid
-from experiments.study import Row, chosen_rows, claim, jobs_of, read, rows_of
-from pyro_metabayes.checkpoint import write_atomically
 from pyro_metabayes.errors import Interrupted, UsageError
-from pyro_metabayes.report import markdown_table, per_cent, text_table
-from pyro_metabayes.scores import ci95_of
+from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.experiments.cli.command import run_command
+from pyro_metabayes.experiments.runs.tables import markdown_table, per_cent, text_table
+from pyro_metabayes.experiments.studies.run_grid import run_grid
+from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, jobs_of, read, rows_of
+from pyro_metabayes.experiments.studies.tables import commands, verdict
+from pyro_metabayes.storage.checkpoint import write_atomically
 
 KINDS = {False: "inductive", True: "transductive"}
 

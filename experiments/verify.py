@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import answer
-from experiments.config import saved_config
-from experiments.evaluate import evaluated
-from experiments.runs import flat, read_run
-from pyro_metabayes.evaluation import Evaluation
+from pyro_metabayes.evaluation.evaluate import Evaluation
+from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.runs.evaluation import evaluated
+from pyro_metabayes.experiments.runs.finished import flat, read_run
 
 CLOCKED = ("seconds", "episodes_per_second")
 SURROUNDINGS = ("versions", "commit", "device", "machine", "data_fingerprint", "config")  # what figures may hang on

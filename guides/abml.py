@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.func import grad
 
 import pyro_metabayes
-from pyro_metabayes.descent import descend, hold_step_size, loss_gradient, rate_of_mean
-from pyro_metabayes.divergences import check_gaussian, differentiable_divergence, innermost
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.descent import descend, hold_step_size, loss_gradient, rate_of_mean
+from pyro_metabayes.inference.divergences import check_gaussian, differentiable_divergence, innermost
 
 
 class Guide(pyro_metabayes.Guide):

@@ -12,10 +12,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 import pyro_metabayes
-from guides.maml import Guide as Maml
-from pyro_metabayes.divergences import check_gaussian
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.laplace import LowRankPrecision, ggn_root
+from pyro_metabayes.guides.maml import Guide as Maml
+from pyro_metabayes.inference.divergences import check_gaussian
+from pyro_metabayes.inference.laplace import LowRankPrecision, ggn_root
 
 
 class Guide(Maml):

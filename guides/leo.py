@@ -14,7 +14,7 @@ from torch import Tensor
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed, class_sums
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.networks import half_square, positive, relu_network
+from pyro_metabayes.inference.networks import half_square, positive, relu_network
 
 
 class Guide(pyro_metabayes.Guide):

@@ -9,10 +9,10 @@ import torch
 from pyro.distributions import Delta, TorchDistribution
 
 import pyro_metabayes
-from guides.maml import Guide as Maml
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.laplace import ggn_root, log_det_precision
+from pyro_metabayes.guides.maml import Guide as Maml
+from pyro_metabayes.inference.laplace import ggn_root, log_det_precision
 
 
 class Guide(Maml):

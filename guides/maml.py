@@ -13,10 +13,10 @@ from pyro.distributions import Delta, ImproperUniform, TorchDistribution
 from torch import Tensor, nn
 
 import pyro_metabayes
-from pyro_metabayes.descent import descend, hold_step_size, loss_gradient, rate_of_mean
-from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.descent import descend, hold_step_size, loss_gradient, rate_of_mean
+from pyro_metabayes.inference.divergences import innermost
 
 INITIALISATIONS = ("global", "prior", "support")
 

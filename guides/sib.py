@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.func import grad
 
 import pyro_metabayes
-from pyro_metabayes.descent import descend, output_gradient
-from pyro_metabayes.divergences import differentiable_divergence
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
-from pyro_metabayes.rotation import RotationHead
+from pyro_metabayes.inference.descent import descend, output_gradient
+from pyro_metabayes.inference.divergences import differentiable_divergence
+from pyro_metabayes.inference.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
+from pyro_metabayes.inference.rotation import RotationHead
 
 FAMILIES = ("normal", "amortized", "delta")
 NETWORKS = {"ordered": OrderedNet, "equivariant": EquivariantNet, "marginal_aware": MarginalNet}

@@ -14,12 +14,12 @@ from pyro.distributions import LowRankMultivariateNormal, Normal, TorchDistribut
 from torch import Tensor, nn
 
 import pyro_metabayes
-from guides.sib import Guide as Sib
-from guides.sib import choose
-from pyro_metabayes.descent import loss_gradient
-from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.guides.sib import Guide as Sib
+from pyro_metabayes.guides.sib import choose
+from pyro_metabayes.inference.descent import loss_gradient
+from pyro_metabayes.inference.divergences import innermost
 
 
 class Guide(Sib):

@@ -9,10 +9,10 @@ from torch import Size, Tensor
 from torch.nn import functional
 
 import pyro_metabayes
-from models.heads import Head
-from models.priors import Prior
 from pyro_metabayes.episodes import Observed, class_means
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.models.heads import Head
+from pyro_metabayes.models.priors import Prior
 
 
 class Model(pyro_metabayes.Model):

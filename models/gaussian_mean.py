@@ -6,11 +6,11 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
-from models.linear_regression import Model as LinearRegression
-from models.priors import Prior
-from pyro_metabayes.conjugate import precision_of
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.conjugate import precision_of
+from pyro_metabayes.models.linear_regression import Model as LinearRegression
+from pyro_metabayes.models.priors import Prior
 
 
 class Model(LinearRegression):

@@ -10,8 +10,8 @@ from pyro.distributions import Categorical, Normal, TorchDistribution
 from torch import Size, Tensor
 from torch.nn import functional
 
-from models.heads import fold_samples, unfold_samples
 from pyro_metabayes.episodes import Observed
+from pyro_metabayes.models.heads import fold_samples, unfold_samples
 
 Pullback = Callable[[Tensor], Tensor]
 

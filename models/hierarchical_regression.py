@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.linear_regression import Model as LinearRegression
-from models.priors import Prior
+from pyro_metabayes.models.linear_regression import Model as LinearRegression
+from pyro_metabayes.models.priors import Prior
 
 
 class Model(LinearRegression):

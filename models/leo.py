@@ -14,10 +14,10 @@ from torch.func import vjp
 from torch.nn import functional
 
 import pyro_metabayes
-from models.generated import LinearClassifier, NeuralRegression, Predictor
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.networks import half_square, positive, relu_network
+from pyro_metabayes.inference.networks import half_square, positive, relu_network
+from pyro_metabayes.models.generated import LinearClassifier, NeuralRegression, Predictor
 
 
 class Model(pyro_metabayes.Model):

@@ -9,10 +9,10 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Size, Tensor
 
 import pyro_metabayes
-from models.priors import Prior
-from pyro_metabayes.conjugate import log_evidence_of_rows, posterior_of_rows
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.conjugate import log_evidence_of_rows, posterior_of_rows
+from pyro_metabayes.models.priors import Prior
 
 
 class Model(pyro_metabayes.Model):

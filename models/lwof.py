@@ -14,11 +14,11 @@ from pyro.distributions import Categorical, Independent, MixtureSameFamily, Norm
 from torch import Size, Tensor, nn
 from torch.nn import functional
 
-from models import few_shot_classifier
-from models.heads import Head
-from models.priors import Flat, Prior
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.models import few_shot_classifier
+from pyro_metabayes.models.heads import Head
+from pyro_metabayes.models.priors import Flat, Prior
 
 INNER = ("novel", "gated", "pooled", "all")
 

@@ -10,10 +10,10 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Size, Tensor, nn
 
 import pyro_metabayes
-from models.heads import Head, Pullback
-from models.priors import Prior
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.models.heads import Head, Pullback
+from pyro_metabayes.models.priors import Prior
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Size, Tensor, nn
 
 import pyro_metabayes
-from models import few_shot_classifier, neural_regression
-from models.heads import Head
-from models.priors import Prior
-from pyro_metabayes.descent import descend, loss_gradient, rate_of_mean
-from pyro_metabayes.divergences import check_gaussian
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.descent import descend, loss_gradient, rate_of_mean
+from pyro_metabayes.inference.divergences import check_gaussian
+from pyro_metabayes.models import few_shot_classifier, neural_regression
+from pyro_metabayes.models.heads import Head
+from pyro_metabayes.models.priors import Prior
 
 
 class Model(pyro_metabayes.Model):

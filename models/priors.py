@@ -17,12 +17,12 @@ from pyro.distributions import (
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from models.set_encoder import CountAware, MeanPooled, PseudoObservations, lower_triangular
-from pyro_metabayes.cholesky import normal_of_precision
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.once import remembered
-from pyro_metabayes.shared_normal import SharedNormal
+from pyro_metabayes.handlers.memoise import remembered
+from pyro_metabayes.inference.cholesky import normal_of_precision
+from pyro_metabayes.inference.shared_normal import SharedNormal
+from pyro_metabayes.models.set_encoder import CountAware, MeanPooled, PseudoObservations, lower_triangular
 
 
 class Prior(nn.Module):

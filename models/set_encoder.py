@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_metabayes.cholesky import cholesky
 from pyro_metabayes.episodes import class_sums
+from pyro_metabayes.inference.cholesky import cholesky
 
 
 def elu_network(num_inputs: int, num_hidden: int, num_outputs: int, start: float | None = None) -> nn.Module:

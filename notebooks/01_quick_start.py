@@ -71,7 +71,7 @@ print("right:", (answers == truth).sum(), "of", len(truth))
 # queries at once, without their labels, and moves the class weights towards the clouds.
 
 # %%
-from pyro_metabayes.report import new_figure
+from pyro_metabayes.experiments.runs.plots import new_figure
 
 
 def nearest_mean(support_x: np.ndarray, labels: np.ndarray, query_x: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyro_metabayes.report import new_figure
+from pyro_metabayes.experiments.runs.plots import new_figure
 
 # %matplotlib inline
 

@@ -26,8 +26,8 @@
 # labels surprise the model more than its own do, so that it was too sure; near 1 less, so that it was not sure enough.
 
 # %%
-from experiments.trained import run_and_tasks
 from pyro_metabayes.diagnostics.predictive import Discrepancy, discrepancies, predictive_draws
+from pyro_metabayes.experiments.runs.restore_run import run_and_tasks
 
 # %matplotlib inline
 
@@ -57,7 +57,7 @@ print({name: tuple(its.replicated.shape) for name, its in as_trained.items()}, "
 # to do no better than guessing, whose NLL is log 5 = 1.61.
 
 # %%
-from pyro_metabayes.report import new_figure
+from pyro_metabayes.experiments.runs.plots import new_figure
 
 figure, axes = new_figure(2)
 for axis, (name, its) in zip(axes, as_trained.items(), strict=True):

@@ -67,9 +67,10 @@ class Guide(pyro_metabayes.Guide):
 
 # %%
 from pyro_metabayes import MetaLearner
-from pyro_metabayes.data.gaussian_features import GaussianFeatures
-from pyro_metabayes.data.stream import TaskShape, TaskStream
-from pyro_metabayes.evaluation import EvalSettings, evaluate
+from pyro_metabayes.data.sources.gaussian_features import GaussianFeatures
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.data.task_shape import TaskShape
+from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 
 source = GaussianFeatures(num_features=64, separation=0.7)
 
@@ -119,8 +120,8 @@ print("kappa:", round(mine.guide.log_kappa.exp().item(), 2))
 # tasks, so differences are taken task by task:
 
 # %%
-from pyro_metabayes.report import new_figure
-from pyro_metabayes.scores import ci95_of
+from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.experiments.runs.plots import new_figure
 
 SHOTS = (1, 2, 5, 10)
 scored = {

@@ -69,8 +69,9 @@ print((radon.is_file() and "the table of Minnesota") or "made-up counties")
 # %%
 import torch
 
-from pyro_metabayes import MetaLearner, mixed_effects
-from pyro_metabayes.data.groups import load
+from pyro_metabayes import MetaLearner
+from pyro_metabayes.data.sources.groups import load
+from pyro_metabayes.inference import mixed_effects
 
 counties = load("county.name", "log.radon", ["basement", "uranium"], path="radon.csv")
 episodes = counties.whole()
@@ -94,7 +95,7 @@ print(f"sd of the counties, log radon: guide {prior_sd:.3f}, maximum likelihood 
 # form, county by county. Right: how sure they are.
 
 # %%
-from pyro_metabayes.report import new_figure
+from pyro_metabayes.experiments.runs.plots import new_figure
 
 houses = episodes.query_mask.sum(1).numpy()
 residual = (episodes.query_y - closed.shared(episodes.query_x.double())).squeeze(-1) * episodes.query_mask

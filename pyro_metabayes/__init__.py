@@ -17,9 +17,20 @@ from pyro_metabayes.guide import Guide  # noqa: E402
 from pyro_metabayes.learner import MetaLearner, Prediction  # noqa: E402
 from pyro_metabayes.model import Model  # noqa: E402
 
+
+def __getattr__(name: str) -> object:
+    """FewShotClassifier, whose scikit-learn is imported when it is asked for."""
+    if name == "FewShotClassifier":
+        from pyro_metabayes.sklearn import FewShotClassifier
+
+        return FewShotClassifier
+    raise AttributeError(f"module 'pyro_metabayes' has no attribute '{name}'")
+
+
 __version__ = "0.1.0"
 __all__ = [
     "Episodes",
+    "FewShotClassifier",
     "Guide",
     "MetaLearner",
     "Model",

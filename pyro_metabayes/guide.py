@@ -10,11 +10,11 @@ from pyro import poutine
 from pyro.distributions import ImproperUniform, TorchDistribution
 from torch import Tensor
 
-from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.handlers.parameters import Program, announce_parameters
+from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
-from pyro_metabayes.parameters import Program, announce_parameters
 
 
 class Guide(Program):

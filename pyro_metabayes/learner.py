@@ -11,17 +11,17 @@ import torch
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor, nn
 
-from pyro_metabayes import checkpoint
 from pyro_metabayes.arrays import Array, as_float, task_of
 from pyro_metabayes.build import PREFIXES, Spec, build
 from pyro_metabayes.build import check as check_part
-from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.guide import Guide
+from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
 from pyro_metabayes.objectives.objective import Objective
-from pyro_metabayes.untrusted import expecting, within
+from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.untrusted import expecting, within
 
 Data = TypeVar("Data", bound=Observed)
 PARTS = ("backbone", "head", "prior", "model", "guide", "objective")

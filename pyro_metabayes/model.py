@@ -13,7 +13,7 @@ from torch import Size, Tensor, nn
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.parameters import Program, announce_parameters
+from pyro_metabayes.handlers.parameters import Program, announce_parameters
 
 OBSERVE = ("query", "support", "all")
 

@@ -23,14 +23,9 @@ from omegaconf import open_dict
 from PIL import Image
 from safetensors.numpy import save as safetensors_bytes
 
-from experiments.command import answer
-from experiments.config import Config, register, saved_config, typed
-from experiments.runs import read_run
-from models.backbones.conv4 import Backbone
-from pyro_metabayes import MetaLearner, UsageError, checkpoint, metrics
-from pyro_metabayes.data import (
-    cache,
-    checksums,
+from pyro_metabayes import MetaLearner, UsageError
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.sources import (
     cifar100,
     features,
     groups,
@@ -41,12 +36,16 @@ from pyro_metabayes.data import (
     pacs,
     parts,
     tiered_imagenet,
-    unpickle,
 )
-from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.digit_domains import Digits
-from pyro_metabayes.data.parts import Part
+from pyro_metabayes.data.sources.digit_domains import Digits
+from pyro_metabayes.data.sources.parts import Part
+from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.cli.config import Config, register, saved_config, typed
+from pyro_metabayes.experiments.runs.finished import read_run
+from pyro_metabayes.models.backbones.conv4 import Backbone
 from pyro_metabayes.pretraining import PretrainSettings, pretrained
+from pyro_metabayes.storage import cache, checkpoint, checksums, unpickle
+from pyro_metabayes.training import log as metrics
 from tests.pairs import CONF, Pair
 from tests.published import (
     write_archive,
@@ -97,7 +96,14 @@ for _ in range(8):
 
 ODD: list[Any] = [
     *(None, True, -1, 0, 3, 10**12, 2**63, 10**30, -0.5, 1e308, float("nan"), float("inf")),
-    *("", "../../etc/passwd", "/etc/passwd", "${oc.env:HOME}", "models.leo.partial", "pyro_metabayes.checkpoint.Path"),
+    *(
+        "",
+        "../../etc/passwd",
+        "/etc/passwd",
+        "${oc.env:HOME}",
+        "models.leo.partial",
+        "pyro_metabayes.storage.checkpoint.Path",
+    ),
     *("os.system", "models..heads", "a\nb", "\0", "train", b"", b"\xff\xfe", [], {}, [[]], [[1, 2], [3]], {"a": {}}),
     *(LAUGHS, list(range(7)), ["a", None], np.zeros((0, 3)), np.zeros((2, 3, 4), np.float32), np.array(["a", "b"])),
     *(

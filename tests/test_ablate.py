@@ -10,10 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.command import CONF, of_a_part
-from experiments.config import register, typed
-from experiments.study import Row, rows_of
 from pyro_metabayes import MetaLearner
+from pyro_metabayes.experiments.cli.command import CONF, of_a_part
+from pyro_metabayes.experiments.cli.config import register, typed
+from pyro_metabayes.experiments.studies.study import Row, rows_of
 from tests.commands import call, ran, results_of
 
 ABLATIONS = sorted(path.stem for path in (Path(CONF) / "ablate/guide").glob("*.yaml"))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.backbones import conv4, resnet12, wide_resnet
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.models.backbones import conv4, resnet12, wide_resnet
 
 
 def count(backbone: nn.Module) -> int:

@@ -25,7 +25,7 @@ from benchmarks.sib_raw import RawSib
 from benchmarks.soak import slope
 from benchmarks.versa_raw import RawEncoder
 from pyro_metabayes import MetaLearner
-from pyro_metabayes.data.stream import TaskShape
+from pyro_metabayes.data.task_shape import TaskShape
 
 
 def _gradients(parameters: list[Tensor]) -> Tensor:

@@ -152,7 +152,7 @@ def test_own_prefixes_may_be_added() -> None:
     assert type(learner.guide) is OwnGuide
 
 
-from guides.proto import Guide as Proto  # noqa: E402  # beside the class that needs it
+from pyro_metabayes.guides.proto import Guide as Proto  # noqa: E402  # beside the class that needs it
 
 
 class OwnGuide(Proto):

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
-from pyro_metabayes.data.linear_gaussian import LinearGaussian
+from pyro_metabayes.data.sources.linear_gaussian import LinearGaussian
 from pyro_metabayes.diagnostics import calibration as its
 from pyro_metabayes.diagnostics.sbc import SIMULATIONS, Ranks, sbc_ranks, uniformity
-from pyro_metabayes.scores import answers, calibration_error
+from pyro_metabayes.evaluation.scores import answers, calibration_error
 from tests.commands import call, ran
 from tests.pairs import REGRESSIONS, Pair, random_regressions, random_tasks
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pyro_metabayes.data import cifar_fs, fc100
 from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.sources import cifar_fs, fc100
 from pyro_metabayes.errors import UsageError
 
 

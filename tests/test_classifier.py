@@ -19,7 +19,7 @@ pytest.importorskip("sklearn")
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
-from pyro_metabayes.classifier import CHECK_DATA, FewShotClassifier, expected_failed_checks
+from pyro_metabayes.sklearn import CHECK_DATA, FewShotClassifier, expected_failed_checks
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBSET, HASH = "check_methods_subset_invariance", "check_estimators_overwrite_params"
@@ -226,10 +226,10 @@ def test_a_learner_names_mistakes_in_arrays(support_y: Any, query_x: Any, messag
 def test_scikit_learn_is_optional() -> None:
     """The engine does not import it; the classifier says in one line that it is missing."""
     program = (
-        "import sys, pyro_metabayes, pyro_metabayes.evaluation\n"
+        "import sys, pyro_metabayes, pyro_metabayes.evaluation.evaluate\n"
         "assert not any(name.startswith('sklearn') for name in sys.modules)\n"
         "sys.modules['sklearn'] = None\n"
-        "try: import pyro_metabayes.classifier\n"
+        "try: import pyro_metabayes.sklearn\n"
         "except pyro_metabayes.UsageError as error: print(error)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -237,6 +237,6 @@ def test_scikit_learn_is_optional() -> None:
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert result.stdout == (
-        "expected scikit-learn 1.6 or newer for pyro_metabayes.classifier, found none or an older one; "
+        "expected scikit-learn 1.6 or newer for pyro_metabayes.sklearn, found none or an older one; "
         "run: pip install -c constraints.txt -e '.[sklearn]'\n"
     )

@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 import pyro_metabayes
-from experiments.collapse_pictures import critical_samples, information
-from models import few_shot_classifier, gaussian_mean
-from models.heads import Linear
-from models.priors import Flat, Gaussian
 from pyro_metabayes import Episodes, MetaLearner, Observed
-from pyro_metabayes.data.linear_gaussian import LinearGaussian
-from pyro_metabayes.data.spinning_lines import SpinningLines
-from pyro_metabayes.data.stream import TaskShape, TaskStream
+from pyro_metabayes.data.sources.linear_gaussian import LinearGaussian
+from pyro_metabayes.data.sources.spinning_lines import SpinningLines
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.diagnostics.collapse import (
     ACTIVE_NATS,
     FIGURES,
@@ -31,9 +28,13 @@ from pyro_metabayes.diagnostics.collapse import (
     prior_spread,
     summary,
 )
-from pyro_metabayes.evaluation import EvalSettings, evaluate
+from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
+from pyro_metabayes.evaluation.scores import classification_scores
+from pyro_metabayes.experiments.collapse.plots import critical_samples, information
+from pyro_metabayes.models import few_shot_classifier, gaussian_mean
+from pyro_metabayes.models.heads import Linear
+from pyro_metabayes.models.priors import Flat, Gaussian
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
-from pyro_metabayes.scores import classification_scores
 from tests.pairs import TARGETS, Pair, normal_with, random_regressions, random_tasks, stream_of
 
 NOISE = 0.7

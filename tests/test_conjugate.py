@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 import pyro_metabayes
-from guides.savi import Guide as SharedGuide
-from models import gaussian_mean, linear_regression
-from models.priors import Conditional, Gaussian
 from pyro_metabayes import Episodes, Observed, UsageError
-from pyro_metabayes.divergences import closed_form_kl
+from pyro_metabayes.guides.savi import Guide as SharedGuide
+from pyro_metabayes.inference.divergences import closed_form_kl
+from pyro_metabayes.models import gaussian_mean, linear_regression
+from pyro_metabayes.models.priors import Conditional, Gaussian
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo

@@ -20,14 +20,12 @@ from pyro.distributions import Categorical, Delta, MixtureSameFamily, Normal, To
 from pyro.infer import Predictive
 from torch import Tensor, nn
 
-import guides
-import models
 import pyro_metabayes
-from models.heads import Head
-from models.priors import Prior
-from pyro_metabayes import Episodes, MetaLearner, Observed, class_means
-from pyro_metabayes.divergences import has_density, innermost
-from pyro_metabayes.evaluation import EvalSettings, evaluate
+from pyro_metabayes import Episodes, MetaLearner, Observed, class_means, guides, models
+from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
+from pyro_metabayes.inference.divergences import has_density, innermost
+from pyro_metabayes.models.heads import Head
+from pyro_metabayes.models.priors import Prior
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
@@ -444,7 +442,7 @@ def test_every_file_is_tried() -> None:
     with_model = {
         module.name
         for module in pkgutil.iter_modules(models.__path__)
-        if hasattr(importlib.import_module(f"models.{module.name}"), "Model")
+        if hasattr(importlib.import_module(f"pyro_metabayes.models.{module.name}"), "Model")
     }
     assert with_model == {
         "few_shot_classifier",

@@ -15,15 +15,17 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from pyro_metabayes.data import features, glyph_sheet, glyphs, omniglot, sampler
+from pyro_metabayes.data import sampler
 from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.data.cache import cache_folder, cached_arrays, data_file
-from pyro_metabayes.data.gaussian_features import GaussianFeatures
-from pyro_metabayes.data.jitter import Jitter
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import TaskShape, TaskStream
+from pyro_metabayes.data.sources import features, glyph_sheet, glyphs, omniglot
+from pyro_metabayes.data.sources.gaussian_features import GaussianFeatures
+from pyro_metabayes.data.sources.jitter import Jitter
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.episodes import Episodes, class_means
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.cache import cache_folder, cached_arrays, data_file
 
 FAILURE_RATE = 1e-6  # of each statistical test, over seeds; the seeds are fixed
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Gamma, Normal, kl_divergence
 
-from models.neural_regression import Network
 from pyro_metabayes import Episodes, MetaLearner, UsageError
-from pyro_metabayes.descent import descend, loss_gradient, output_gradient
+from pyro_metabayes.inference.descent import descend, loss_gradient, output_gradient
+from pyro_metabayes.models.neural_regression import Network
 from tests.pairs import Pair, random_regressions, random_tasks
 
 STEPS = {"num_steps": 3, "step_size": 0.1}

@@ -20,14 +20,15 @@ from lightning_fabric.plugins.environments.lightning import find_free_network_po
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from experiments.composition import config_of
-from experiments.devices import check_devices, group
-from experiments.fabric import fabric_alone, fabric_in_group
 from pyro_metabayes import Episodes, UsageError
-from pyro_metabayes.data.stream import BLOCK, TaskStream
-from pyro_metabayes.optimisation import TrainSettings
-from pyro_metabayes.shares import Share
-from pyro_metabayes.training import MetaTraining
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.data.task_shape import BLOCK
+from pyro_metabayes.experiments.cli.composition import config_of
+from pyro_metabayes.experiments.cli.distributed import check_devices, group
+from pyro_metabayes.experiments.cli.fabric import fabric_alone, fabric_in_group
+from pyro_metabayes.training.data_parallel import Share
+from pyro_metabayes.training.loop import MetaTraining
+from pyro_metabayes.training.optimisation import TrainSettings
 from tests.commands import ROOT, call, checkpoint_of, figures_of, finish, lines_of, on_features, process, ran
 from tests.pairs import Pair, random_tasks
 

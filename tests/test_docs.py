@@ -17,12 +17,12 @@ from string import Template
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments.calibration import CalibrationSettings
-from experiments.composition import config_of
-from experiments.gold import GoldSettings
-from experiments.predictive import PredictiveSettings
-from experiments.trained import settings_of
 from pyro_metabayes.build import check
+from pyro_metabayes.experiments.calibration.__main__ import CalibrationSettings
+from pyro_metabayes.experiments.cli.composition import config_of
+from pyro_metabayes.experiments.gold.__main__ import GoldSettings
+from pyro_metabayes.experiments.predictive.__main__ import PredictiveSettings
+from pyro_metabayes.experiments.runs.restore_run import settings_of
 from pyro_metabayes.learner import MetaLearner
 from tests.commands import ROOT, call, ran
 

@@ -13,21 +13,22 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from experiments.domain_adaptation import student, write
-from experiments.study import Row
-from models.backbones.conv4 import Backbone
 from pyro_metabayes import UsageError
-from pyro_metabayes.data import digit_domains, pacs
 from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.data.digit_domains import DOMAINS, OF_MNIST, Digits
 from pyro_metabayes.data.domains import DomainSampler
-from pyro_metabayes.data.stream import BLOCK, TaskShape, generator_of
+from pyro_metabayes.data.sources import digit_domains, pacs
+from pyro_metabayes.data.sources.digit_domains import DOMAINS, OF_MNIST, Digits
+from pyro_metabayes.data.stream import generator_of
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.diagnostics.information import query_sets
 from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.experiments.domain_adaptation import student, write
+from pyro_metabayes.experiments.studies.study import Row
+from pyro_metabayes.inference.rotation import every_turn
+from pyro_metabayes.models.backbones.conv4 import Backbone
 from pyro_metabayes.pretraining import PretrainSettings, PrototypeScore
 from pyro_metabayes.pretraining.extraction import extract, extract_turned
 from pyro_metabayes.pretraining.training import Pretraining
-from pyro_metabayes.rotation import every_turn
 from tests.commands import call
 from tests.pairs import Pair, random_tasks, with_turns
 from tests.published import write_digits, write_pacs

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from pyro_metabayes import UsageError
-from pyro_metabayes.data.sine_and_line import FAMILIES, SineAndLine
-from pyro_metabayes.data.stream import BLOCK, TaskShape, TaskStream, generator_of
+from pyro_metabayes.data.sources.sine_and_line import FAMILIES, SineAndLine
+from pyro_metabayes.data.stream import TaskStream, generator_of
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.diagnostics.families import family_of, residuals_of_families
 from tests.commands import SMALL, call, ran
 

@@ -15,7 +15,6 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
 from pyro_metabayes import Episodes, UsageError
-from pyro_metabayes.conjugate import log_evidence_of_rows
 from pyro_metabayes.diagnostics.gaps import best_in_family, check_density, elbo_of, gaps_of
 from pyro_metabayes.diagnostics.gold import Gold, NutsSettings, Target, gold_posterior
 from pyro_metabayes.diagnostics.importance import (
@@ -25,6 +24,7 @@ from pyro_metabayes.diagnostics.importance import (
     pareto_k,
 )
 from pyro_metabayes.diagnostics.predictive import observing
+from pyro_metabayes.inference.conjugate import log_evidence_of_rows
 from tests.commands import call, ran, results_of
 from tests.pairs import REGRESSIONS, Pair, random_regressions
 

@@ -9,8 +9,9 @@ import torch
 
 from pyro_metabayes import Episodes
 from pyro_metabayes.data import ragged
-from pyro_metabayes.data.groups import Groups, load
-from pyro_metabayes.data.stream import TaskShape, TaskStream
+from pyro_metabayes.data.sources.groups import Groups, load
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import UsageError
 from tests.commands import call, ran, results_of
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import pyro_metabayes
-from models.heads import LARGE, Cosine, Head, Linear, _Cosines, _cosines, fold_samples
 from pyro_metabayes import MetaLearner, Observed, class_means
+from pyro_metabayes.models.heads import LARGE, Cosine, Head, Linear, _Cosines, _cosines, fold_samples
 from tests.pairs import FEATURES, HEADS, WAY, Pair, random_tasks
 
 TASKS, POINTS = 3, 7

@@ -15,13 +15,14 @@ from pyro.distributions import Categorical, MixtureSameFamily, Normal, TorchDist
 from torch import Size, Tensor
 
 import pyro_metabayes
-from models.heads import Cosine, Head
-from models.priors import Prior
 from pyro_metabayes import Episodes, MetaLearner, Observed
-from pyro_metabayes.data.linear_gaussian import LinearGaussian
-from pyro_metabayes.data.stream import TaskShape, TaskStream
+from pyro_metabayes.data.sources.linear_gaussian import LinearGaussian
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.diagnostics.information import UPPER, _figures, information, query_sets
-from pyro_metabayes.evaluation import EvalSettings, evaluate
+from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
+from pyro_metabayes.models.heads import Cosine, Head
+from pyro_metabayes.models.priors import Prior
 from pyro_metabayes.objectives.elbo import Elbo
 from tests.commands import SMALL, call, ran, results_of
 from tests.pairs import Pair, random_tasks, stream_of

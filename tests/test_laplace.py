@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from pyro_metabayes import MetaLearner, UsageError
-from pyro_metabayes.laplace import LowRankPrecision, ggn_root, hessian_root, log_det_precision
+from pyro_metabayes.inference.laplace import LowRankPrecision, ggn_root, hessian_root, log_det_precision
 from tests.pairs import Pair
 
 NETWORK = Pair("maml", "flat", model="neural_regression")

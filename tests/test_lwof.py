@@ -16,16 +16,17 @@ from pyro.distributions import Delta, MixtureSameFamily
 from torch import Tensor
 from torch.nn import functional
 
-from models.backbones.conv4 import Backbone
 from pyro_metabayes import Episodes, MetaLearner, UsageError
-from pyro_metabayes.classifier import FewShotClassifier
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.base_novel import BaseNovelSampler, distinct_positions
 from pyro_metabayes.data.holdout import held_out_rows, without_rows
-from pyro_metabayes.data.stream import TaskShape, generator_of
-from pyro_metabayes.divergences import innermost
+from pyro_metabayes.data.stream import generator_of
+from pyro_metabayes.data.task_shape import TaskShape
+from pyro_metabayes.evaluation.scores import base_novel_scores
+from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.models.backbones.conv4 import Backbone
 from pyro_metabayes.pretraining import PretrainSettings, pretrained
-from pyro_metabayes.scores import base_novel_scores
+from pyro_metabayes.sklearn import FewShotClassifier
 from tests.commands import call, on_features, ran, results_of
 from tests.pairs import BASE, FEATURES, WAY, Pair, random_tasks
 

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.verify import parted
-from pyro_metabayes.data import features, mapped
+from pyro_metabayes.data import mapped
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import TaskShape, TaskStream
+from pyro_metabayes.data.sources import features
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.verify import parted
 from tests.commands import SMALL, call, ran
 
 WIDTH = 6

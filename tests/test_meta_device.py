@@ -19,19 +19,20 @@ from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_metabayes
-from experiments.fabric import fabric_alone
 from pyro_metabayes import Episodes, MetaLearner, Observed, class_means
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.base_novel import BaseNovelSampler
 from pyro_metabayes.data.domains import DomainSampler
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import BLOCK, TaskShape, TaskStream
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.diagnostics.collapse import summary
-from pyro_metabayes.evaluation import scored
+from pyro_metabayes.evaluation.evaluate import scored
+from pyro_metabayes.experiments.cli.fabric import fabric_alone
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.objective import Terms
-from pyro_metabayes.optimisation import TrainSettings
-from pyro_metabayes.training import MetaTraining
+from pyro_metabayes.training.loop import MetaTraining
+from pyro_metabayes.training.optimisation import TrainSettings
 from tests.pairs import CONF, Pair, every_pair
 
 META = torch.device("meta")

@@ -11,12 +11,12 @@ import torch
 from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
-from models.hierarchical_regression import Model
-from models.priors import FullGaussian
 from pyro_metabayes import Episodes, UsageError
-from pyro_metabayes.data.groups import Groups, load
-from pyro_metabayes.full_bayes import drawn_effects, sampled
-from pyro_metabayes.mixed_effects import MixedEffects, fit, log_likelihood, sums_of
+from pyro_metabayes.data.sources.groups import Groups, load
+from pyro_metabayes.inference.hierarchical_nuts import drawn_effects, sampled
+from pyro_metabayes.inference.mixed_effects import MixedEffects, fit, log_likelihood, sums_of
+from pyro_metabayes.models.hierarchical_regression import Model
+from pyro_metabayes.models.priors import FullGaussian
 from tests.pairs import random_regressions
 
 RANDOM = 2

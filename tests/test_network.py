@@ -29,7 +29,7 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 """
 COMMANDS = """
-import experiments.run
+import pyro_metabayes.experiments.run
 for path in {paths}:
     __import__(path)
 for name, *arguments in {commands}:
@@ -59,7 +59,8 @@ def test_the_network_is_noticed(code: str, exit_code: int, tmp_path: Path) -> No
 def test_every_module_and_a_run_from_start_to_end_stay_off_the_network(features: Path, tmp_path: Path) -> None:
     folders = ("pyro_metabayes", "models", "guides", "experiments")
     files = [path.relative_to(ROOT).with_suffix("") for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    paths = sorted(".".join(path.parts).removesuffix(".__init__") for path in files)
+    names = sorted(".".join(path.parts).removesuffix(".__init__") for path in files)
+    paths = [name if name.startswith("pyro_metabayes") else f"pyro_metabayes.{name}" for name in names]
     commands = [
         ["run", *on_features(features), "guide=sib", "hydra.run.dir=run"],
         ["run", "resume=run", "train.steps=3"],
@@ -83,7 +84,7 @@ def test_every_download_asks_whether_it_may() -> None:
         for path in (ROOT / folder).rglob("*.py")
     ]
     found = {path.relative_to(ROOT).as_posix(): path.read_text() for path in files if fetches.search(path.read_text())}
-    assert sorted(found) == ["pyro_metabayes/data/cifar100.py", "pyro_metabayes/data/omniglot.py"]
+    assert sorted(found) == ["pyro_metabayes/data/sources/cifar100.py", "pyro_metabayes/data/sources/omniglot.py"]
     assert all("refuse_unless_allowed(" in text for text in found.values())
 
 

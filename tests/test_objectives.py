@@ -19,7 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
-from pyro_metabayes.divergences import mixture_kl_bounds, mixture_kl_convexity_bound, mixture_kl_variational_bound
+from pyro_metabayes.inference.divergences import (
+    mixture_kl_bounds,
+    mixture_kl_convexity_bound,
+    mixture_kl_variational_bound,
+)
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo

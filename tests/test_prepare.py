@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.prepare import counts
 from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.experiments.prepare import counts
 from tests.commands import SMALL, call, ran, results_of
 from tests.published import write_cache, write_folder, write_leo, write_tiered
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.backbones.conv4 import Backbone
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import TaskShape, generator_of
+from pyro_metabayes.data.stream import generator_of
+from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.models.backbones.conv4 import Backbone
 from pyro_metabayes.pretraining import PretrainSettings, PrototypeScore, extract, pretrained
 from pyro_metabayes.pretraining.augmentation import augmented
 from pyro_metabayes.pretraining.training import Pretraining

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.runs import Run
 from pyro_metabayes import Episodes, UsageError
-from pyro_metabayes.data.gaussian_features import GaussianFeatures
-from pyro_metabayes.data.linear_gaussian import LinearGaussian
 from pyro_metabayes.data.perturbed import with_noise, with_shift
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import BLOCK, TaskShape, TaskStream, generator_of
-from pyro_metabayes.report import queries_of
+from pyro_metabayes.data.sources.gaussian_features import GaussianFeatures
+from pyro_metabayes.data.sources.linear_gaussian import LinearGaussian
+from pyro_metabayes.data.stream import TaskStream, generator_of
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
+from pyro_metabayes.experiments.runs.finished import Run
+from pyro_metabayes.experiments.runs.tables import queries_of
 from tests.pairs import random_tasks
 from tests.test_data import equal, numbered
 

@@ -10,12 +10,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.command import CONF, of_a_part
-from experiments.config import register, typed
-from experiments.reproduce import KINDS, with_section
-from experiments.study import rows_of
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.build import check
+from pyro_metabayes.experiments.cli.command import CONF, of_a_part
+from pyro_metabayes.experiments.cli.config import register, typed
+from pyro_metabayes.experiments.reproduce import KINDS, with_section
+from pyro_metabayes.experiments.studies.study import rows_of
 from tests.commands import Outcome, call, ran, results_of
 
 TABLES = sorted(path.stem for path in (Path(CONF) / "table").glob("*.yaml"))

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from pyro_metabayes import MetaLearner
-from pyro_metabayes.data.omniglot import vinyals_split
+from pyro_metabayes.data.sources.omniglot import vinyals_split
 from tests.commands import (
     ROOT,
     SMALL,
@@ -759,7 +759,7 @@ def test_a_run_predicts_from_arrays(finished: Path, features: Path) -> None:
 
 def test_a_run_is_a_scikit_learn_classifier(finished: Path, features: Path) -> None:
     pytest.importorskip("sklearn")
-    from pyro_metabayes.classifier import FewShotClassifier
+    from pyro_metabayes.sklearn import FewShotClassifier
 
     support_x, support_y, query_x, query_y = one_task(features)
     names = np.array(["ant", "bee", "cow", "dog", "elk"])

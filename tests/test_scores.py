@@ -12,13 +12,14 @@ import torch
 from pyro.distributions import Normal, Poisson
 from torch import Tensor
 
-from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError, evaluation
+from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
 from pyro_metabayes.diagnostics.collapse import collapse_figures, prior_spread, summary
-from pyro_metabayes.evaluation import EvalSettings, evaluate, scored
-from pyro_metabayes.scores import (
+from pyro_metabayes.evaluation import evaluate as evaluation
+from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate, scored
+from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.evaluation.scores import (
     answers,
     calibration_error,
-    ci95_of,
     classification_scores,
     log_mean_exp,
     masked_mean,

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions import Normal
 from torch.distributions import kl_divergence
 
-from pyro_metabayes.shared_normal import SharedNormal
+from pyro_metabayes.inference.shared_normal import SharedNormal
 
 BATCH = torch.Size((4, 3, 5))
 

@@ -13,8 +13,8 @@ from torch.distributions import kl_divergence
 from torch.nn import functional
 
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
-from pyro_metabayes.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
-from pyro_metabayes.task_norm import TaskNorm, point_shares
+from pyro_metabayes.inference.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
+from pyro_metabayes.inference.task_norm import TaskNorm, point_shares
 from tests.commands import ran, results_of
 from tests.pairs import FEATURES, WAY, Pair, random_tasks
 

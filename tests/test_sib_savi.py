@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyro_metabayes import Episodes, UsageError
-from pyro_metabayes.divergences import innermost
+from pyro_metabayes.inference.divergences import innermost
 from tests.commands import call
 from tests.pairs import Pair, random_regressions, random_tasks
 

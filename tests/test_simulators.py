@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from models import gaussian_mean
-from models.priors import Gaussian
 from pyro_metabayes import Episodes, UsageError
-from pyro_metabayes.data.gaussian_features import GaussianFeatures
-from pyro_metabayes.data.linear_gaussian import LinearGaussian
-from pyro_metabayes.data.sinusoid import Sinusoid
-from pyro_metabayes.data.spinning_lines import SpinningLines
-from pyro_metabayes.data.stream import BLOCK, KnownTruth, Source, TaskShape, TaskStream, generator_of
+from pyro_metabayes.data.sources.gaussian_features import GaussianFeatures
+from pyro_metabayes.data.sources.linear_gaussian import LinearGaussian
+from pyro_metabayes.data.sources.sinusoid import Sinusoid
+from pyro_metabayes.data.sources.spinning_lines import SpinningLines
+from pyro_metabayes.data.stream import KnownTruth, Source, TaskStream, generator_of
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
+from pyro_metabayes.models import gaussian_mean
+from pyro_metabayes.models.priors import Gaussian
 
 
 def equal(a: Episodes, b: Episodes) -> bool:

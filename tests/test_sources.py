@@ -20,21 +20,21 @@ import pytest
 import torch
 from PIL import Image
 
-from pyro_metabayes.data import (
+from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.sources import (
     cifar100,
     cifar_fs,
-    downloads,
     fc100,
     image_folder,
     leo_embeddings,
     mini_imagenet,
     tiered_imagenet,
 )
-from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.data.class_lists import class_lists
-from pyro_metabayes.data.parts import Part, Rows, bank_of
+from pyro_metabayes.data.sources.class_lists import class_lists
+from pyro_metabayes.data.sources.parts import Part, Rows, bank_of
 from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage import downloads
 from tests.published import (
     WNIDS,
     dump,

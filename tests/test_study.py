@@ -18,13 +18,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.collapse import write
-from experiments.command import CONF, of_a_part
-from experiments.config import register, typed
-from experiments.run_grid import run_grid
-from experiments.study import Row, jobs_of, rows_of
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.build import check
+from pyro_metabayes.experiments.cli.command import CONF, of_a_part
+from pyro_metabayes.experiments.cli.config import register, typed
+from pyro_metabayes.experiments.collapse.__main__ import write
+from pyro_metabayes.experiments.studies.run_grid import run_grid
+from pyro_metabayes.experiments.studies.study import Row, jobs_of, rows_of
 from tests.commands import ROOT, Outcome, call, finish, ran, results_of
 
 STUDIES = sorted(path.stem for path in (Path(CONF) / "study").glob("*.yaml"))

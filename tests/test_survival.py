@@ -23,9 +23,10 @@ import pytest
 import yaml
 from omegaconf import flag_override
 
-from experiments.command import answer
-from experiments.lock import alone_in
-from pyro_metabayes import UsageError, checkpoint
+from pyro_metabayes import UsageError
+from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.cli.lock import alone_in
+from pyro_metabayes.storage import checkpoint
 from tests.commands import (
     ROOT,
     call,
@@ -277,7 +278,7 @@ def test_sigterm_stops_an_evaluation_as_ctrl_c_does(features: Path) -> None:
 # Imports once, then runs each command that a line names in a process of its own, and says how it ended.
 SERVER = """
 import os, runpy, signal, sys
-import experiments.run
+import experiments, pyro_metabayes.experiments.run
 for number in experiments.STOP:  # as where the command is imported anew
     signal.signal(number, experiments._leave)
 for line in sys.stdin:

@@ -15,13 +15,15 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from experiments.fabric import fabric_alone
-from pyro_metabayes import Episodes, MetaLearner, UsageError, checkpoint
-from pyro_metabayes.data.stream import BLOCK, TaskStream
+from pyro_metabayes import Episodes, MetaLearner, UsageError
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.data.task_shape import BLOCK
 from pyro_metabayes.errors import Interrupted
-from pyro_metabayes.optimisation import TrainSettings, clip_gradients, kl_weight_at, make_optimizer, set_rates
-from pyro_metabayes.report import draw_curves
-from pyro_metabayes.training import MetaTraining
+from pyro_metabayes.experiments.cli.fabric import fabric_alone
+from pyro_metabayes.experiments.runs.plots import draw_curves
+from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.training.loop import MetaTraining
+from pyro_metabayes.training.optimisation import TrainSettings, clip_gradients, kl_weight_at, make_optimizer, set_rates
 from tests.pairs import Pair, random_tasks
 from tests.test_objectives import NoSynchronisation
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyro_metabayes.data.unpickle import load_arrays, read_arrays, text_keys
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.unpickle import load_arrays, read_arrays, text_keys
 from tests.published import dump
 
 CONTENT = {

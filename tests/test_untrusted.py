@@ -17,12 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.config import saved_config
-from pyro_metabayes import MetaLearner, UsageError, checkpoint
+from pyro_metabayes import MetaLearner, UsageError
 from pyro_metabayes.build import build
-from pyro_metabayes.data import cifar100, features, image_folder, mini_imagenet
-from pyro_metabayes.data.images import all_pixels, pixels
-from pyro_metabayes.data.unpickle import flat_array, read_arrays
+from pyro_metabayes.data.sources import cifar100, features, image_folder, mini_imagenet
+from pyro_metabayes.data.sources.images import all_pixels, pixels
+from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.unpickle import flat_array, read_arrays
 from tests.commands import call
 from tests.fuzzing import LAUGHS
 from tests.pairs import Pair
@@ -38,8 +39,8 @@ pytestmark = pytest.mark.usefixtures("empty_folder")
     "target",
     [
         "models.leo.partial",
-        "pyro_metabayes.checkpoint.Path",
-        "pyro_metabayes.checkpoint.os",
+        "pyro_metabayes.storage.checkpoint.Path",
+        "pyro_metabayes.storage.checkpoint.os",
         "models..heads",
         "models.",
     ],

@@ -12,7 +12,7 @@ from benchmarks.gpu.result import Result, Run, compared
 from benchmarks.measure import Way
 from benchmarks.setting import Size, learner, stepping, tasks
 from pyro_metabayes import Episodes, MetaLearner
-from pyro_metabayes.optimisation import compile_networks
+from pyro_metabayes.training.optimisation import compile_networks
 
 COMPILATION = 60.0  # seconds that have to be left: a first step cannot be stopped halfway
 TASKS = 16  # as a run has them; so small a step is bound by its launches

@@ -14,11 +14,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.nn import functional
 
-from experiments.command import CONF
-from experiments.config import Config, register, typed
 from pyro_metabayes import Episodes, MetaLearner
 from pyro_metabayes.build import build
 from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.experiments.cli.command import CONF
+from pyro_metabayes.experiments.cli.config import Config, register, typed
 
 CLASSES = ("data=gaussian_features",)
 SUITED = {  # guides that are not for few-shot classes; partial_pooling takes groups without support points
@@ -68,7 +68,7 @@ def composed(name: str, toy: bool) -> Config:
 
 
 def specification(config: Config, source: Any) -> dict[str, Any]:
-    """As experiments/assembly.py has it."""
+    """As experiments/runs/assembly.py has it."""
     return config.specification() | {
         "input_shape": list(source.input_shape),
         "num_classes": source.num_targets or config.task.way,

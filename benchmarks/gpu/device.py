@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from experiments.results import commit, machine, versions
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.runs.results import commit, machine, versions
 
 MEGABYTE = 2**20
 

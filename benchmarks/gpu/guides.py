@@ -15,9 +15,9 @@ from benchmarks.gpu.configured import Setting
 from benchmarks.gpu.device import clock_of, refusing_to_wait
 from benchmarks.gpu.result import FAILED, Result, Run
 from benchmarks.measure import Spread
-from experiments.devices import fabric_alone
-from pyro_metabayes.divergence import Divergence
-from pyro_metabayes.optimisation import clip_gradients, kl_weight_at, make_optimizer, set_rates, step_unless
+from pyro_metabayes.experiments.cli.distributed import fabric_alone
+from pyro_metabayes.training.nonfinite import Divergence
+from pyro_metabayes.training.optimisation import clip_gradients, kl_weight_at, make_optimizer, set_rates, step_unless
 
 STEPS = 50
 
@@ -42,7 +42,7 @@ def _trained(name: str, run: Run) -> list[Result]:
 
 
 class Training:
-    """The steps of pyro_metabayes/training.py on the same tasks again and again; drawing tasks is not part of it."""
+    """The steps of pyro_metabayes/training/loop.py on the same tasks again and again; drawing tasks is no part."""
 
     def __init__(self, setting: Setting, device: torch.device) -> None:
         self.settings, self.taken = setting.config.train, 0

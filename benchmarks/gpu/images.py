@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.result import Result, Run, compared
-from models.backbones import conv4, resnet12, wide_resnet
 from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.models.backbones import conv4, resnet12, wide_resnet
 from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.pretraining.training import Pretraining
 

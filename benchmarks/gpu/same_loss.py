@@ -20,7 +20,7 @@ from benchmarks.gpu.noise import NoiseOfCpu
 from benchmarks.gpu.result import FAILED, PASSED, Result, Run
 from benchmarks.measure import Spread
 from pyro_metabayes import Episodes, MetaLearner
-from pyro_metabayes.optimisation import kl_weight_at
+from pyro_metabayes.training.optimisation import kl_weight_at
 
 TOLERANCE = 1e-4  # relative
 

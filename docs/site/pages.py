@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "build" / "pages"
 AT_THE_TOP = ("README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff")
-PACKAGES = ("pyro_metabayes", "models", "guides")
+PACKAGE = ROOT / "build" / "package"  # as it is installed; the commands are not part of the reference
 
 
 def repository_files() -> list[Path]:
@@ -23,8 +23,10 @@ def repository_files() -> list[Path]:
 def reference() -> dict[str, list[str]]:
     """The modules of every package."""
     found: dict[str, list[str]] = {}
-    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        *package, module = path.relative_to(ROOT).with_suffix("").parts
+    for path in sorted((PACKAGE / "pyro_metabayes").rglob("*.py")):
+        *package, module = path.relative_to(PACKAGE).with_suffix("").parts
+        if "experiments" in package:
+            continue
         found.setdefault(".".join(package), []).append(module)
     return found
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.backbones.embedding import embedding
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.models.backbones.embedding import embedding
 
 
 class Block(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.backbones.embedding import embedding
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.models.backbones.embedding import embedding
 
 MOST_LAYERS = 1000
 

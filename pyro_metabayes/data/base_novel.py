@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.holdout import halves, held_out_rows, without_rows
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import BLOCK, TaskShape
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 

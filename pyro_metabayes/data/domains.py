@@ -15,8 +15,8 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.data.parts import Part, Rows, bank_of
-from pyro_metabayes.data.stream import BLOCK, TaskShape
+from pyro_metabayes.data.sources.parts import Part, Rows, bank_of
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 

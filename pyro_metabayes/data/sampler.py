@@ -11,7 +11,8 @@ from torch import Generator, Tensor
 
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.mapped import MappedRows
-from pyro_metabayes.data.stream import BLOCK, Block, TaskShape
+from pyro_metabayes.data.stream import Block
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.device import PINNING
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError

@@ -14,11 +14,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Categorical, Normal
 
-from pyro_metabayes.divergences import innermost
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evaluation.scores import CALIBRATION_BINS, log_mean_exp, masked_mean
+from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.scores import CALIBRATION_BINS, log_mean_exp, masked_mean
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 RESAMPLES = 1000

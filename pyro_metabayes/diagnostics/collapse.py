@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
-from pyro_metabayes.divergences import entropy_of, has_density, innermost, kl_by_dimension, mixture_kl_bounds
 from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.evaluation.scores import log_mean_exp, masked_mean, most_probable
+from pyro_metabayes.inference.divergences import entropy_of, has_density, innermost, kl_by_dimension, mixture_kl_bounds
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
-from pyro_metabayes.scores import log_mean_exp, masked_mean, most_probable
 
 # collapsed: draws move the logits by less than a tenth of a nat, and change fewer than 2% of the decisions.
 COLLAPSED_LOGIT_SD = 0.1

@@ -19,9 +19,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_metabayes.diagnostics.gold import Gold, Target
 from pyro_metabayes.diagnostics.importance import bridge_evidence, importance_weighted_bounds, pareto_k
-from pyro_metabayes.divergences import closed_form_kl, has_density, innermost
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.laplace import LowRankPrecision
+from pyro_metabayes.inference.divergences import closed_form_kl, has_density, innermost
+from pyro_metabayes.inference.laplace import LowRankPrecision
 
 Build = Callable[..., TorchDistribution]
 COUNTS = (1, 10, 100, 1000, 10_000)  # draws of an importance-weighted bound

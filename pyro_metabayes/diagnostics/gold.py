@@ -15,9 +15,9 @@ from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
-from pyro_metabayes.divergences import has_density
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.divergences import has_density
 from pyro_metabayes.model import OBSERVE, Model
 
 

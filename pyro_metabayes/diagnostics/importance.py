@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.device import as_double
-from pyro_metabayes.scores import log_mean_exp
+from pyro_metabayes.evaluation.scores import log_mean_exp
 
 TRUSTED_K = 0.7  # above it the error of an estimate says nothing
 FLAT = 1e-3  # by how much the largest weight exceeds those below the tail, of its size

@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from pyro_metabayes.device import as_double
-from pyro_metabayes.divergences import closed_form_kl, has_density, innermost
 from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.evaluation.scores import masked_mean
+from pyro_metabayes.inference.divergences import closed_form_kl, has_density, innermost
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.scores import ci95_of, masked_mean
 
 UPPER = ("prior", "refitted_prior", "other_tasks", "second_set")
 

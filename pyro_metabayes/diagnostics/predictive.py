@@ -18,12 +18,12 @@ from pyro.infer import Predictive
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_metabayes.divergences import has_density
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evaluation.scores import log_mean_exp, masked_mean
+from pyro_metabayes.inference.divergences import has_density
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.model import Model
-from pyro_metabayes.scores import log_mean_exp, masked_mean
 
 TIE = 1e-6  # nats; what float32 makes of equal labels
 

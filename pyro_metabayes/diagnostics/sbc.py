@@ -14,9 +14,9 @@ from pyro.distributions import TorchDistribution
 from torch import Generator, Tensor
 
 from pyro_metabayes.data.stream import KnownTruth
-from pyro_metabayes.divergences import has_density
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.divergences import has_density
 from pyro_metabayes.learner import MetaLearner
 
 MOST_WEIGHTS = 8

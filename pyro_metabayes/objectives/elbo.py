@@ -10,8 +10,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from pyro_metabayes.divergences import KL_BOUNDS, closed_form_kl, innermost, mixture_kl_bounds
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.divergences import KL_BOUNDS, closed_form_kl, innermost, mixture_kl_bounds
 from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, added, latent_sites, observed_sites, total
 
 
@@ -22,7 +22,7 @@ class Elbo(Objective, Trace_ELBO):
     samples, equal to Trace_ELBO in value and gradient; for the exact posterior every single sample
     gives the log evidence. kl="analytic": the closed form where there is one, equal to
     TraceMeanField_ELBO; else sampled. kl="variational" or "convexity": that upper bound on the KL to a mixture
-    (`pyro_metabayes/divergences.py`), which leaves -loss a bound, a lower one; for a point mass as sampled.
+    (`pyro_metabayes/inference/divergences.py`), which leaves -loss a bound, a lower one; for a point mass as sampled.
     kl_weight is a scale on the latent site of model and guide.
     (Kingma and Welling 2014; Hu et al. 2020, workshop version, eq. 4.)
     """

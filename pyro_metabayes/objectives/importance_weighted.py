@@ -8,9 +8,9 @@ from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_metabayes.divergences import innermost
+from pyro_metabayes.evaluation.scores import log_mean_exp
+from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, added, latent_sites, observed_sites
-from pyro_metabayes.scores import log_mean_exp
 
 
 class ImportanceWeighted(Objective):

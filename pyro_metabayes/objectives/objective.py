@@ -14,11 +14,11 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from pyro_metabayes.divergences import innermost
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.once import once
-from pyro_metabayes.parameters import quietly
-from pyro_metabayes.particles import Particles
+from pyro_metabayes.handlers.memoise import once
+from pyro_metabayes.handlers.parameters import quietly
+from pyro_metabayes.handlers.particles import Particles
+from pyro_metabayes.inference.divergences import innermost
 
 Stochastic = Callable[..., Any]
 NESTING = 1  # plates of a program: that of tasks

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_metabayes import checkpoint
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.cache import cache_folder
 from pyro_metabayes.data.holdout import halves, held_out_rows, without_rows
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.pretraining.augmentation import augmented
@@ -24,7 +22,9 @@ from pyro_metabayes.pretraining.prototypes import PrototypeScore
 from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.pretraining.training import Pretraining
 from pyro_metabayes.seeding import noise_of
-from pyro_metabayes.untrusted import expecting
+from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.cache import cache_folder
+from pyro_metabayes.storage.untrusted import expecting
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.sampler import BankSampler
-from pyro_metabayes.data.stream import BLOCK, TaskShape, generator_of
+from pyro_metabayes.data.stream import generator_of
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.pretraining.extraction import extract
 

@@ -1,0 +1,46 @@
+"""metabayes NAME ...: every command of the package; without a name, the list of them."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+from pyro_metabayes.experiments import require_extra
+
+FOLDER = Path(__file__).parent
+
+
+def commands() -> dict[str, Path]:
+    """The file of each command: one that ends in `if __name__ == "__main__"`, or the __main__ of a package."""
+    files = {path.stem: path for path in FOLDER.glob("[a-z]*.py")}
+    files |= {path.parent.name: path for path in FOLDER.glob("*/__main__.py")}
+    return dict(sorted(files.items()))
+
+
+def summary(path: Path) -> str:
+    """What a command does, in the first line of its docstring; nothing of it is imported."""
+    line = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+    return line.rpartition(": ")[2] if ": " in line else line
+
+
+def main() -> None:
+    there = commands()
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        lines = [f"  {command:20}{summary(path)}" for command, path in there.items()]
+        print("\n".join(["usage: metabayes NAME ...", "", *lines, "", "metabayes NAME --help explains a command"]))
+        return
+    if name not in there:
+        near = get_close_matches(name, there, 1)
+        guess = f"did you mean '{near[0]}'? " if near else ""
+        sys.exit(f"error: no command '{name}'; {guess}there are: {', '.join(there)}")
+    require_extra()
+    del sys.argv[1]
+    runpy.run_module(f"pyro_metabayes.experiments.{name}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

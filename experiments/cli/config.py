@@ -1,0 +1,137 @@
+"""The runner's own settings, typed, each with its meaning. Those of a guide, prior, head stand in its constructor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pyro_metabayes.data.task_shape import TaskShape
+from pyro_metabayes.errors import UsageError, unknown_key
+from pyro_metabayes.evaluation.evaluate import EvalSettings
+from pyro_metabayes.learner import PARTS
+from pyro_metabayes.pretraining import PretrainSettings
+from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.untrusted import DAMAGED, reason_of, within
+from pyro_metabayes.training.data_parallel import refuse_uneven
+from pyro_metabayes.training.optimisation import TrainSettings
+
+
+@dataclass
+class TrainerSettings:
+    """What a run is trained on."""
+
+    devices: int = 1  # of the whole job, each with its share of a step's tasks: docs/several-devices.md
+
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise UsageError(f"expected trainer.devices >= 1, got {self.devices}")
+
+
+@dataclass
+class Config:
+    """Everything that defines a run."""
+
+    data: dict[str, Any]
+    backbone: dict[str, Any]
+    model: dict[str, Any]
+    head: dict[str, Any] | None
+    prior: dict[str, Any] | None
+    objective: dict[str, Any]
+    guide: dict[str, Any]
+    task: TaskShape = field(default_factory=TaskShape)
+    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    choices: dict[str, str] = field(default_factory=dict)  # the names chosen for data and guide; filled in
+    seed: int = 0  # of initial weights, tasks and noise
+    device: str = "auto"  # auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:1, mps, xpu
+    threads: int = 1  # of torch on the CPU; with more, a run depends on how many there were
+    resume: str = ""  # the folder of an interrupted run
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"expected 0 <= seed < 2^63, got {self.seed}")
+        if self.threads < 1:
+            raise UsageError(f"expected threads >= 1, got {self.threads}")
+        refuse_uneven(self.train.tasks_per_step, self.trainer.devices)
+        if not isinstance(frozen := self.backbone.get("frozen", True), bool):
+            raise UsageError(f"expected backbone.frozen to be true or false, got {frozen!r}")
+
+    def specification(self) -> dict[str, Any]:
+        """The parts of the learner, as plain values."""
+        parts = {name: dict(value) for name in PARTS if (value := getattr(self, name))}
+        parts["backbone"].pop("frozen", None)
+        return parts
+
+    def source(self) -> dict[str, Any]:
+        """The source of tasks, as plain values."""
+        return {name: value for name, value in self.data.items() if name != "device"}
+
+    @property
+    def place(self) -> str:
+        """Where the inputs of a bank lie (data.device): auto, cpu, accelerator."""
+        return str(self.data.get("device", "auto"))
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the backbone is left as it was pretrained (backbone.frozen)."""
+        return bool(self.backbone.get("frozen", True))
+
+
+def register() -> None:
+    """Let Hydra check the runner's settings against Config."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def typed(config: DictConfig) -> Config:
+    """The plain dataclasses of a composed configuration."""
+    value = OmegaConf.to_object(config)
+    assert isinstance(value, Config)
+    _refuse_added(value)
+    return value
+
+
+def _refuse_added(settings: Any, prefix: str = "") -> None:
+    """+train.foo=1 adds a key, whatever the schema says."""
+    known = [setting.name for setting in fields(settings)]
+    for name, value in vars(settings).items():
+        if name not in known:
+            raise unknown_key(prefix + name, known, type(settings).__name__)
+        if is_dataclass(value):
+            _refuse_added(value, f"{prefix}{name}.")
+
+
+def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
+    """The configuration of a run's checkpoint, with settings like train.steps=4000 changed."""
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or ("." not in key and key not in ("seed", "device", "threads")):
+            raise UsageError(f"a saved run keeps its parts; expected settings like train.steps=4000, got '{override}'")
+    saved = checkpoint.load(within(folder, "checkpoint.pt")).get("config")
+    if not isinstance(saved, dict) or not saved:
+        raise UsageError(f"expected the checkpoint of a run in {folder}, got one without a configuration")
+    merged = OmegaConf.merge(_as_it_was(saved, folder), OmegaConf.from_dotlist(list(overrides)))
+    assert isinstance(merged, DictConfig)
+    return typed(merged)
+
+
+def _as_it_was(saved: Any, folder: Path) -> DictConfig:
+    """The saved configuration, of this version's settings and nothing to be filled in from the surroundings."""
+    try:
+        if "${" in repr(saved):
+            raise ValueError("it asks for values from elsewhere")
+        config = OmegaConf.merge(OmegaConf.structured(Config), saved)
+        assert isinstance(config, DictConfig)
+        typed(config)
+        return config
+    except (*DAMAGED, OmegaConfBaseException) as error:
+        raise UsageError(
+            f"expected the configuration of a run in {folder}, got another: {reason_of(error)}; start a new run"
+        ) from None

@@ -1,0 +1,1 @@
+"""Which objective keeps the prior alive, and what it costs."""

@@ -1,0 +1,49 @@
+"""python -m experiments.collapse study=gaussian_mean: which objective keeps the prior alive, and what it costs.
+
+Each study is a grid of runs of experiments.run (conf/study/NAME.yaml). Finished runs are kept, so an
+interrupted study goes on when it is called again. Leaves table.md, table.csv and pictures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from pyro_metabayes.experiments.cli.command import run_command
+from pyro_metabayes.experiments.collapse.plots import PICTURES
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
+from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
+from pyro_metabayes.experiments.studies.study import Row
+from pyro_metabayes.experiments.studies.tables import commands, table_of
+
+
+def main(composed: DictConfig, folder: Path) -> None:
+    config: Any = OmegaConf.to_object(composed)
+    run_study(config, f"study={HydraConfig.get().runtime.choices['study']} size={config.size}", folder, write)
+
+
+def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
+    """table.md (with the command of every row), table.csv, and the pictures that the study asks for."""
+    parts = {part: [row for row in rows if row.part == part] for part in dict.fromkeys(row.part for row in rows)}
+    tables = {part: table_of(its, folder) for part, its in parts.items()}
+    sections = [f"## {part}\n\n{markdown_table(its)}\n\n{commands(parts[part])}" for part, its in tables.items()]
+    columns = list(dict.fromkeys(name for its in tables.values() for row in its for name in row))
+    merged = [
+        {"part": part} | {name: row.get(name, "-") for name in columns} for part in tables for row in tables[part]
+    ]
+    save_tables(folder, "\n\n".join(sections) + "\n", merged)
+    for part, its in tables.items():
+        print(f"{part}\n{text_table(its)}\n")
+    for name, chosen in study["pictures"].items():
+        if path := PICTURES[name](chosen or [], rows, folder):
+            print(f"picture: {path}")
+    print(f"table.md and table.csv: {folder}")
+
+
+if __name__ == "__main__":
+    ConfigStore.instance().store(name="study_schema", node=StudyConfig)
+    run_command(main, "collapse")

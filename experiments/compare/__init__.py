@@ -1,0 +1,1 @@
+"""Finished runs in one table and one plot."""

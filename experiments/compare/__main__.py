@@ -1,0 +1,45 @@
+"""python -m experiments.compare runs/...: gather finished runs into one table and one picture."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.compare.plot import draw
+from pyro_metabayes.experiments.runs.comparison import differences_row, scores_row
+from pyro_metabayes.experiments.runs.finished import Run, find_runs, grouped
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
+
+PAIRED = "Less the first row of the same data and task, on the same tasks (95% intervals of the paired differences):"
+
+
+def tables(groups: Mapping[tuple[str, str], Sequence[Run]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The scores, and their differences to the first row of the same data and task."""
+    first: dict[str, Sequence[Run]] = {}
+    scores, paired = [], []
+    for (task, label), runs in groups.items():
+        scores.append(scores_row(task, label, runs))
+        paired.append(differences_row(task, label, runs, first.setdefault(task, runs)))
+    return scores, paired
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=__doc__)
+    help_runs = "folders of runs, or folders above them (in the order of their paths); the first row is the baseline"
+    parser.add_argument("runs", nargs="+", help=help_runs)
+    parser.add_argument("--out", default="runs/comparison", help="folder for table.md, table.csv and comparison.png")
+    options = parser.parse_args(arguments)
+    groups = grouped(find_runs(options.runs))
+    scores, paired = tables(groups)
+    out = Path(options.out)
+    both = f"{markdown_table(scores)}\n\n{PAIRED}\n\n{markdown_table(paired)}\n"
+    save_tables(out, both, [its | difference for its, difference in zip(scores, paired, strict=True)])
+    draw(groups, out / "comparison.png")
+    print(f"{text_table(scores)}\n\n{PAIRED}\n\n{text_table(paired)}\n")
+    print(f"table.md, table.csv and comparison.png: {out}")
+
+
+if __name__ == "__main__":
+    answer(main)

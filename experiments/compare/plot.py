@@ -1,0 +1,70 @@
+"""The picture of compared runs."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.experiments.runs.finished import Run
+from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+
+Groups = Mapping[tuple[str, str], Sequence[Run]]
+
+
+def draw(groups: Groups, path: Path) -> None:
+    """Accuracy (of a regression the joint NLL) and NLL of every row, and how alive its prior stayed in training."""
+    alive = {label: curve for (_, label), runs in groups.items() if (curve := spread_in_training(runs))}
+    of_classes = any("accuracy" in run.per_task for runs in groups.values() for run in runs)
+    first = ("accuracy", 100, "accuracy, %") if of_classes else ("joint_nll", 1, "joint NLL, nats a query")
+    figure, axes = new_figure(3 if alive else 2)
+    figure.set_size_inches(2.4 + 2.9 * len(axes), max(3.2, 1.4 + 0.34 * len(groups)))
+    _draw_scores(axes[0], groups, *first)
+    _draw_scores(axes[1], groups, "nll", 1, "NLL, nats a query")
+    several = len({task for task, _ in groups}) > 1
+    axes[0].set_yticklabels([_name(label, task if several else "") for task, label in groups])
+    axes[1].set_yticklabels([])
+    if alive:
+        for label, (steps, spread) in alive.items():
+            axes[2].plot(steps, spread, label=_name(label))
+        axes[2].set(yscale="log", xlabel="meta-training step")
+        axes[2].set_title("sd of logits under the prior" if of_classes else "sd of means / noise", fontsize=10)
+        axes[2].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width + 2.4, height)
+    for axis in axes:
+        axis.tick_params(labelsize=8)
+    figure.suptitle("means over tasks of the test split, 95% intervals; hollow: transductive", fontsize=9)
+    save_figure(figure, path)
+
+
+def _name(label: str, task: str = "") -> str:
+    """A row's name, in lines that a picture has room for."""
+    return "\n".join([*textwrap.wrap(label, 30, break_on_hyphens=False), *([task] if task else [])])
+
+
+def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: str) -> None:
+    """One row below the other at the same heights in every panel, also where a run has no such score."""
+    for height, runs in enumerate(groups.values()):
+        if score in runs[0].per_task:
+            values = factor * np.concatenate([run.per_task[score] for run in runs])
+            fill = "white" if runs[0].results["transductive"] else "C0"
+            axis.errorbar(values.mean(), -height, xerr=ci95_of(values), fmt="o", color="C0", mfc=fill, capsize=3)
+    axis.set(yticks=range(0, -len(groups), -1), ylim=(0.5 - len(groups), 0.5))
+    axis.set_title(title, fontsize=10)
+
+
+def spread_in_training(runs: Sequence[Run]) -> tuple[list[int], list[float]] | None:
+    """Steps and logit_sd of the first seed that was trained with a prior; an evaluation has no training."""
+    for run in runs:
+        file = run.folder / "metrics.jsonl"
+        if run.results["logit_sd"] is not None and file.exists():
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            known = [line for line in lines if line["logit_sd"] is not None]
+            return [line["step"] for line in known], [line["logit_sd"] for line in known]
+    return None

@@ -1,0 +1,1 @@
+"""A trained guide beside exact inference in its own model."""

@@ -1,0 +1,105 @@
+"""python -m experiments.gold run=RUN_DIR tasks=32: a trained guide beside exact inference in its own model.
+
+NUTS on p(w | support), the ceiling of an inductive prediction, and on p(w | support and query), what the training
+posterior approximates; approximation and amortization gap of the guide, importance sampling. run=[A,B,...] puts several
+runs into one table. Settings of task, eval and guide may be changed too. Leaves table.md, table.csv, gold.png and
+tasks.npz (the figures of every task) in RUN_DIR/gold, of the first run. docs/gold.md says what they mean.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+from pyro import validation_enabled
+
+from pyro_metabayes.diagnostics.gaps import best_in_family, check_density, gaps_of
+from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evaluation.scores import scores_of
+from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.gold.tables import Measured, draw, pages, unconverged, write_tasks
+from pyro_metabayes.experiments.runs.restore_run import run_and_tasks, settings_of
+from pyro_metabayes.experiments.runs.tables import save_tables
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.seeding import noise_of
+
+
+@dataclass
+class GoldSettings:
+    """Of which runs, how many of their tasks, and how NUTS runs on them; noise is the seed of all draws.
+
+    targets: labels of the posteriors, of support, all and query. samples: importance draws. fit_steps: of the
+    search for the best of the guide's family. together: tasks that share a chain of NUTS.
+    """
+
+    run: Any = MISSING
+    tasks: int = 32
+    targets: list[str] = field(default_factory=lambda: ["support", "all"])
+    warmup: int = 100
+    draws: int = 150
+    chains: int = 2
+    together: int = 16
+    samples: int = 2000
+    fit_steps: int = 600
+    noise: int = 0
+
+    def check(self) -> NutsSettings:
+        if self.samples < 100 or self.fit_steps < 1:
+            raise UsageError(f"expected samples >= 100 and fit_steps >= 1, got {self.samples} and {self.fit_steps}")
+        return NutsSettings(self.warmup, self.draws, self.chains, self.together)
+
+    @property
+    def runs(self) -> list[str]:
+        return [str(run) for run in self.run] if isinstance(self.run, list) else [str(self.run)]
+
+
+def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: GoldSettings) -> Measured:
+    """The guide's posterior for these labels beside the exact one; scores are those of predictions of the queries."""
+    started, target = time.process_time(), Target(learner.model, episodes, labels)
+    with torch.no_grad():
+        observed, guide = episodes.observed(), learner.guide
+        q = guide.posterior(observed) if labels == "support" else guide.training_posterior(episodes)
+    check_density(q)
+    best = best_in_family(target, q, settings.fit_steps)
+    gold = gold_posterior(target, settings.check())
+    with torch.no_grad():
+        gaps = gaps_of(target, q, best, gold, settings.samples)
+        given = episodes.query_y, episodes.query_mask
+        scores = scores_of(learner.predictive_under(q, observed, len(gold.w))[1], *given)
+        of_gold = scores_of(learner.model.likelihood(gold.w, observed.query_x, observed), *given)
+    seconds = time.process_time() - started
+    return Measured(labels, gaps, gold, scores, of_gold, learner.guide.transductive, seconds)
+
+
+def measure_run(folder: str, changed: Sequence[str], settings: GoldSettings) -> list[Measured]:
+    assembly, episodes = run_and_tasks(folder, changed, settings.tasks)
+    with noise_of(settings.noise), validation_enabled(False):
+        return [measure(assembly.learner, episodes, labels, settings) for labels in settings.targets]
+
+
+def main(arguments: Sequence[str]) -> None:
+    settings, changed = settings_of(GoldSettings, arguments)
+    settings.check()
+    out, text, found = Path(settings.runs[0]) / "gold", "", {}
+    for run in settings.runs:
+        found[Path(run).name] = measure_run(run, changed, settings)
+        text, page, rows = pages(found)  # anew after each run: what is interrupted leaves the table of those before
+        save_tables(out, page, rows)
+        write_tasks(out / "tasks.npz", found)
+        draw(found, out / "gold.png")
+    print(text)
+    for line in unconverged(found):
+        print(line, file=sys.stderr)
+    print(f"tables, picture and figures of every task: {out}")
+
+
+if __name__ == "__main__":
+    answer(lambda: main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Amortized partial pooling beside closed forms and NUTS."""

@@ -1,0 +1,62 @@
+"""Finished runs as rows of a table, and their paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.experiments.runs.finished import Run
+from pyro_metabayes.experiments.runs.tables import COLLAPSE, number, per_cent
+
+DIFFERENCES = {  # title, factor, digits
+    "accuracy": ("accuracy gain, points", 100, 1),
+    "nll": ("NLL difference", 1, 4),
+    "joint_nll": ("joint NLL difference", 1, 4),
+}
+
+
+def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
+    values = [run.results[name] for run in runs]
+    return None if None in values else float(np.mean(values))
+
+
+def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
+    """Means over seeds, with 95% intervals over all their tasks."""
+    scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in runs[0].per_task}
+    collapsed = {run.results["collapsed"] for run in runs}
+    accuracy = "-"
+    if "accuracy" in scores:
+        accuracy = per_cent(scores["accuracy"].mean(), ci95_of(scores["accuracy"]))
+    transductive = runs[0].results["transductive"]
+    return {
+        "data and task": task,
+        "guide": label,
+        "seeds": str(len(runs)),
+        "steps": "-".join(sorted({str(run.results["steps"]) for run in runs})),
+        # Two columns: who sees the whole query set before it answers competes with its like alone.
+        "accuracy %": "-" if transductive else accuracy,
+        "transductive %": accuracy if transductive else "-",
+        "NLL": f"{scores['nll'].mean():.3f} +- {ci95_of(scores['nll']):.3f}",
+        "joint NLL": f"{scores['joint_nll'].mean():.3f} +- {ci95_of(scores['joint_nll']):.3f}",
+        "ECE": number(mean_over_seeds(runs, "ece")),
+        "ELBO": number(mean_over_seeds(runs, "elbo"), 1),
+        "KL": number(mean_over_seeds(runs, "kl"), 1),
+        "prior": COLLAPSE[collapsed.pop()] if len(collapsed) == 1 else "differs",
+    }
+
+
+def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:
+    """Each score less that of `first`, paired: on the same tasks, which leaves out how hard they were."""
+    row = {"data and task": task, "guide": label}
+    for name, (title, factor, digits) in DIFFERENCES.items():
+        of_first = {run.tasks: run.per_task.get(name) for run in first}
+        pairs = [
+            (run.per_task[name], of_first[run.tasks]) for run in runs if name in run.per_task and run.tasks in of_first
+        ]
+        row[title] = "-"
+        if pairs and runs is not first:
+            gain = factor * np.concatenate([its - other for its, other in pairs])
+            row[title] = f"{gain.mean():+.{digits}f} +- {ci95_of(gain):.{digits}f}"
+    return row

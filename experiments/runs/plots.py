@@ -1,0 +1,81 @@
+"""Plots of runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_metabayes.storage.checkpoint import write_atomically
+
+SPREADS = {"relative_sd": "sd / mean of weights", "logit_sd": "sd of logits", "disagreement": "disagreement"}
+
+
+def draw_curves(folder: Path, title: str) -> Path:
+    """curves.png: loss, accuracy (or NLL) and the collapse figures of metrics.jsonl over the steps."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    alive = any(line["prior_sd"] is not None for line in lines)
+    figure, axes = new_figure(3 if alive else 2)
+    _draw_noisy(axes[0], lines, "loss", 1)
+    axes[0].set_title("loss, nats a task")
+    of_classes = any("val_accuracy" in line for line in lines)
+    score, factor, name = ("accuracy", 100, "accuracy, %") if of_classes else ("nll", 1, "NLL, nats a query")
+    _draw_noisy(axes[1], lines, score, factor)
+    validated = [line for line in lines if "val_nll" in line]
+    axes[1].plot(*_curve(validated, f"val_{score}", factor), "o-", color="C1", ms=4, label="validation tasks")
+    axes[1].set_title(name)
+    axes[1].legend(frameon=False, fontsize=8)
+    if alive:
+        for name, legend in SPREADS.items():
+            if all(line[name] is None for line in lines):
+                continue  # a regression takes no decisions
+            label = legend if of_classes else legend.replace("logits", "means / noise")
+            axes[2].plot(*_curve(lines, name), _style(lines), label=label)
+        axes[2].set(title="spread of the prior", yscale="log")
+        axes[2].legend(frameon=False, fontsize=8)
+    for axis in axes:
+        axis.set_xlabel("meta-training step")
+    figure.suptitle(title, fontsize=10)
+    return save_figure(figure, folder / "curves.png")
+
+
+def _curve(lines: Sequence[Mapping[str, Any]], name: str, factor: float = 1) -> tuple[list[int], list[float]]:
+    """Steps and values; a figure that a step does not have is a gap."""
+    values = [math.nan if line[name] is None else factor * line[name] for line in lines]
+    return [line["step"] for line in lines], values
+
+
+def _draw_noisy(axis: Any, lines: Sequence[Mapping[str, Any]], name: str, factor: float) -> None:
+    """The figure of each logged step, faint, and its mean over the last ten of them."""
+    steps, values = _curve(lines, name, factor)
+    means = [np.nanmean(values[max(0, end - 10) : end]) for end in range(1, len(values) + 1)]
+    axis.plot(steps, values, color="C0", alpha=0.3)
+    axis.plot(steps, means, _style(lines), color="C0", label="tasks of the step")
+
+
+def _style(lines: Sequence[Mapping[str, Any]]) -> str:
+    """A single point makes no line."""
+    return "o-" if len(lines) == 1 else "-"
+
+
+def new_figure(num_panels: int, rows: int = 1) -> tuple[Any, list[Any]]:
+    """A figure with panels side by side, in one or more rows of as many, row after row; drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * num_panels, 3.2 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, num_panels, squeeze=False).flat)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    return figure, axes
+
+
+def save_figure(figure: Any, path: Path) -> Path:
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    return path

@@ -1,0 +1,123 @@
+"""What a run leaves behind: results.json, and the score of each task."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+
+import pyro_metabayes
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evaluation.evaluate import Evaluation
+from pyro_metabayes.experiments.cli.config import Config
+from pyro_metabayes.experiments.runs.assembly import Assembly
+from pyro_metabayes.experiments.runs.finished import flat
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.storage import checkpoint
+
+ROOT = Path(__file__).parents[2]  # of a checkout
+
+
+def results_of(
+    config: Config, assembly: Assembly, evaluation: Evaluation, train_seconds: float | None, skipped: int
+) -> dict[str, Any]:
+    """The end figures of a run: accuracies are fractions, log scores nats, what a setting lacks is null."""
+    figures = dict(evaluation.figures)
+    seconds = figures.pop("seconds")
+    trained = config.train.steps * config.train.tasks_per_step
+    learner = assembly.learner
+    return {
+        "guide": config.choices.get("guide"),
+        "prior": prior_name(config, learner),
+        "data": config.choices.get("data"),
+        "split": config.eval.split,
+        **dataclasses.asdict(config.task),
+        "base_classes": learner.specification["num_base_classes"] or None,
+        "tasks": config.eval.tasks,
+        **figures,
+        "objective": learner.objective.name if evaluation.figures["elbo"] is not None else "predictive",
+        "transductive": learner.guide.transductive,
+        "steps": config.train.steps,
+        "skipped": skipped,
+        "seconds": {"train": train_seconds, "eval": seconds},
+        "episodes_per_second": {
+            "train": trained / train_seconds if train_seconds else None,
+            "eval": config.eval.tasks / seconds,
+        },
+        "seed": config.seed,
+        "device": str(assembly.device),
+        "devices": config.trainer.devices,
+        "machine": machine(assembly.device),
+        "versions": versions(),
+        "commit": commit(),
+        "data_fingerprint": assembly.data_fingerprint,
+        "config": dataclasses.asdict(config),
+    }
+
+
+def prior_name(config: Config, learner: MetaLearner) -> str | None:
+    """The prior of the configuration; flat, or the model's own where it brings one."""
+    named = (config.prior or {}).get("_target_", "").rpartition(".")[2].lower() or None
+    return named if named == "flat" else learner.model.own_prior or named
+
+
+def write_results(folder: Path, results: dict[str, Any], evaluation: Evaluation) -> None:
+    """tasks.npz (each score of each task) and results.json, the last file of a finished run."""
+    broken = [name for name, value in flat(results) if isinstance(value, float) and not math.isfinite(value)]
+    if broken:
+        raise UsageError(
+            f"the scores are not finite ({', '.join(broken[:3])}): an inner loop diverges on some task, or the "
+            "training has; lower guide.step_size, guide.num_steps or train.learning_rate"
+        )
+
+    def scores(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a name, numpy would append .npz to it
+            np.savez_compressed(file, allow_pickle=False, **evaluation.per_task)
+
+    checkpoint.write_atomically(folder / "tasks.npz", scores)
+    text = json.dumps(results, indent=2, allow_nan=False)
+    checkpoint.write_atomically(folder / "results.json", lambda temporary: temporary.write_text(text + "\n"))
+
+
+def versions() -> dict[str, str]:
+    return {
+        "pyro_metabayes": pyro_metabayes.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def machine(device: torch.device) -> str:
+    """The GPU's name, or the processor's and its number of cores."""
+    if device.type != "cpu" and (name := getattr(torch.get_device_module(device.type), "get_device_name", None)):
+        return str(name(device))
+    with contextlib.suppress(OSError):
+        named = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        if named:
+            return f"{named[1]}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def commit() -> str | None:
+    """The commit of the code, marked where files differ from it; null outside a repository."""
+    if not (ROOT / ".git").exists():  # installed: a repository above it is another project's
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

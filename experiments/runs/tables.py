@@ -1,0 +1,102 @@
+"""Tables and pictures of runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyro_metabayes.storage.checkpoint import write_atomically
+
+Row = Mapping[str, str]
+COLLAPSE = {True: "collapsed", False: "alive", None: "-"}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure of a table; a dash for null."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def per_cent(mean: float, ci95: float | None = None) -> str:
+    """72.7 +- 0.6 of a fraction and its interval."""
+    return f"{100 * mean:.1f}" + ("" if ci95 is None else f" +- {100 * ci95:.1f}")
+
+
+def task_name(way: int, shot: int, base_classes: int | None = None) -> str:
+    """5-way 1-shot, 64+5-way 1-shot beside base classes; a regression (way 1) has points of support."""
+    beside = f"{base_classes}+" if base_classes else ""
+    return f"{beside}{way}-way {shot}-shot" if way > 1 else f"{shot} support points"
+
+
+def queries_of(task: Mapping[str, Any]) -> str:
+    """15 a class; 55/5/5/5/5 where they differ; Dirichlet(2) where they are drawn."""
+    if task["query_counts"]:
+        return "/".join(map(str, task["query_counts"]))
+    if task["query_concentration"]:
+        return f"Dirichlet({task['query_concentration']:g})"
+    return str(task["query"])
+
+
+def result_row(results: Mapping[str, Any]) -> dict[str, str]:
+    """One run as a row: what the table of `experiments.run` shows."""
+    of_classes = results["accuracy"] is not None
+    task, queries = (
+        task_name(results["way"], results["shot"], results.get("base_classes")),
+        f"{queries_of(results)} queries",
+    )
+    if results.get("base_query"):
+        queries += f" + {results['base_query']}"
+    return {
+        "guide": results["guide"],
+        "data": f"{results['data']} {results['split']}",
+        "task": f"{task}, {queries}",
+        **_shares(results),
+        "NLL": number(results["nll"]),
+        "joint NLL": number(results["joint_nll"]),
+        **({"ECE": number(results["ece"])} if of_classes else {"coverage 90%": number(results["coverage90"])}),
+        "ELBO": number(results["elbo"], 1),
+        "KL": number(results["kl"], 1 if of_classes else 3),
+        "prior": COLLAPSE[results["collapsed"]],
+        "transductive": "yes" if results["transductive"] else "no",
+    }
+
+
+def _shares(results: Mapping[str, Any]) -> dict[str, str]:
+    """Accuracy; of learning without forgetting its three, and that of base classes among all; RMSE of a regression."""
+    if results["accuracy"] is None:
+        return {"RMSE": number(results["rmse"])}
+    if results.get("novel") is None:
+        return {"accuracy %": per_cent(**results["accuracy"])}
+    names = {"novel %": "novel", "base %": "base", "both %": "both", "base over all %": "base_over_all"}
+    return {title: per_cent(**results[name]) for title, name in names.items()}
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """Aligned columns for a terminal."""
+    columns = list(rows[0])
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+    lines = [columns, *([row[name] for name in columns] for row in rows)]
+    text = ["  ".join(cell.ljust(widths[name]) for name, cell in zip(columns, line, strict=True)) for line in lines]
+    return "\n".join(line.rstrip() for line in text)
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def save_tables(folder: Path, page: str, rows: Sequence[Row]) -> None:
+    """table.md, the page, and table.csv, the rows."""
+    write_atomically(folder / "table.md", lambda path: path.write_text(page))
+    write_atomically(folder / "table.csv", lambda path: path.write_text(csv_table(rows)))

@@ -1,0 +1,1 @@
+"""Grids of runs: their jobs, workers and tables."""

@@ -1,0 +1,105 @@
+"""The runs of a study, side by side in processes."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from tqdm import tqdm
+
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.composition import config_of
+from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.messages import MISTAKES, one_line
+from pyro_metabayes.experiments.runs.evaluation import evaluate_run
+from pyro_metabayes.experiments.runs.train import run
+from pyro_metabayes.experiments.studies.study import Job
+from pyro_metabayes.training.interruption import SIGNALS
+
+_stopped = False  # set in a worker that starts no further job
+
+
+def run_grid(jobs: Sequence[Job], workers: int, title: str) -> None:
+    """Run every unfinished job; the first of each data set before the others, since it fills the caches."""
+    if workers < 1:
+        raise UsageError(f"expected workers >= 1, got {workers}")
+    todo = [job for job in jobs if not job.finished]
+    first = list({_data_of(job): job for job in reversed(todo)}.values())
+    bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=title, unit="run", disable=None)
+    print(f"{title}: {len(todo)} of {len(jobs)} runs to do, {workers} at a time")
+    with bar, ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _listen) as pool:
+        try:
+            for batch in (first, [job for job in todo if job not in first]):
+                with _signals_blocked():  # inherited by new workers, which cannot handle signals while they import
+                    futures = [pool.submit(_run_job, job) for job in batch]
+                for future in as_completed(futures):
+                    if mistake := future.result():
+                        raise UsageError(mistake)
+                    bar.update()
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _listen() -> None:
+    """In a worker: handle SIGTERM. SIGINT stays blocked, so that Ctrl-C reaches workers once: by way of the command."""
+    signal.signal(signal.SIGTERM, _start_no_further_job)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _start_no_further_job(*_: object) -> None:
+    global _stopped
+    _stopped = True
+
+
+def _data_of(job: Job) -> str:
+    """The settings that determine the caches of a job."""
+    return " ".join(part for part in job.settings if part.startswith(("data", "backbone", "pretrain")))
+
+
+def _run_job(job: Job) -> str:
+    """In a worker: run the job, with its output in log.txt; return '' or the mistake in one line."""
+    between = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if _stopped:
+            raise KeyboardInterrupt
+        return _mistake_of(job)
+    except KeyboardInterrupt:  # Interrupted among them
+        _start_no_further_job()
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, between)
+
+
+def _mistake_of(job: Job) -> str:
+    job.out.mkdir(parents=True, exist_ok=True)
+    (job.out / "settings.txt").write_text(job.text)
+    with (job.out / "log.txt").open("a") as log, contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
+        try:
+            if job.again:
+                evaluate_run(job.folder, saved_config(job.folder, job.again), job.out)
+            else:
+                run(config_of(job.settings), job.folder)
+            return ""
+        except MISTAKES as error:
+            mistake = f"{job.out}: {one_line(error)}"
+    if not (job.out / "checkpoint.pt").exists():  # then there is nothing to resume
+        shutil.rmtree(job.out)
+        if not any(job.out.parent.iterdir()):
+            job.out.parent.rmdir()
+    return mistake

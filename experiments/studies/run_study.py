@@ -1,0 +1,38 @@
+"""A study from its settings to its tables: finished runs are kept, the others run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyro_metabayes.errors import Interrupted
+from pyro_metabayes.experiments.studies.run_grid import run_grid
+from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, complete, jobs_of
+
+Write = Callable[[dict[str, Any], list[Row], Path], None]
+
+
+@dataclass
+class StudyConfig:
+    """Which study, and how it is run."""
+
+    study: dict[str, Any]
+    size: str = "full"  # full, smoke (a few steps of one seed: does it run?)
+    parts: list[str] = field(default_factory=list)  # of the study; none named: all
+    workers: int = 2  # runs side by side, each on one thread
+
+
+def run_study(config: Any, name: str, folder: Path, write: Write) -> None:
+    """Run what is not finished of a study, in a folder that is its own, and write what it shows."""
+    rows = chosen_rows(config.study, config.size, config.parts)
+    claim(folder, name)
+    runs, evaluations = jobs_of(rows, folder, config.study["evaluations"])
+    try:
+        run_grid(runs, config.workers, "study")
+        run_grid(evaluations, config.workers, "evaluate")
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; finished runs are kept: the same command continues the study") from None
+    everything = chosen_rows(config.study, config.size, ())
+    write(config.study, complete(everything, folder), folder)  # other parts that were finished before among them

@@ -1,0 +1,94 @@
+"""The rows of a study's table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.experiments.runs.tables import COLLAPSE, per_cent
+from pyro_metabayes.experiments.studies.study import Row, read
+
+EARLY = 1000  # the step at which the spread of the prior is shown besides the last one
+COLUMNS = (  # title, figure of results.json, digits
+    ("NLL", "nll", 3),
+    ("joint NLL", "joint_nll", 3),
+    ("ECE", "ece", 3),
+    ("MSE", "mse", 4),
+    ("MSE of the true posterior mean", "oracle_mse", 4),
+    ("sd / true", "sd_ratio", 3),
+    ("training sd / true", "training_sd_ratio", 3),
+    ("true share in 90%", "coverage90_of_truth", 3),
+    ("KL(true, fit)", "kl_from_truth", 3),
+    ("KL(fit, true)", "kl_to_truth", 3),
+    ("KL(q, p)", "kl", 3),
+    ("active weights", "active_dimensions", 0),
+    ("mutual information", "mutual_information", 3),
+    ("sd / mean of weights", "relative_sd", 3),
+    ("sd of logits", "logit_sd", 3),
+    ("disagreement", "disagreement", 3),
+)
+ACCURACIES = {"accuracy %": "accuracy", "of mean weights": "accuracy_of_mean", "of one draw": "accuracy_of_sample"}
+
+
+def table_of(rows: Sequence[Row], study: Path) -> list[dict[str, str]]:
+    """The rows, without the columns that none of them has a figure for."""
+    table = [row_of(row, study) for row in rows]
+    return [{name: cell for name, cell in its.items() if any(row[name] != "-" for row in table)} for its in table]
+
+
+def row_of(row: Row, study: Path) -> dict[str, str]:
+    """Figures of one row, mean over seeds, with their range where there are several."""
+    folders = [row.folder(study, seed) for seed in range(row.seeds)]
+    results = [read(folder) for folder in folders]
+    cells = {"": row.label, "seeds": str(row.seeds), **_accuracies(folders, results)}
+    for title, name, digits in COLUMNS:
+        cells[title] = spread([its[name] for its in results], digits)
+    cells[f"sd / mean at step {EARLY}"] = spread([relative_sd_at(folder, EARLY) for folder in folders], 3)
+    cells["prior"] = verdict([its["collapsed"] for its in results])
+    return cells
+
+
+def spread(values: Sequence[float | None], digits: int) -> str:
+    """0.53 (0.51 to 0.55): mean over seeds, lowest and highest; a dash for null."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "-"
+    mean = f"{np.mean(numbers):.{digits}f}"
+    return mean if len(numbers) == 1 else f"{mean} ({min(numbers):.{digits}f} to {max(numbers):.{digits}f})"
+
+
+def _accuracies(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Of the ensemble, of the mean weights and of one draw: means over the tasks of all seeds."""
+    if results[0]["accuracy"] is None:
+        return dict.fromkeys(ACCURACIES, "-")
+    cells = {}
+    for column, name in ACCURACIES.items():
+        tasks = np.concatenate([np.load(folder / "tasks.npz")[name] for folder in folders])
+        cells[column] = per_cent(tasks.mean(), ci95_of(tasks))
+    return cells
+
+
+def verdict(verdicts: Sequence[bool | None]) -> str:
+    """Collapsed, alive, or how many of the seeds collapsed."""
+    if len(set(verdicts)) == 1:
+        return COLLAPSE[verdicts[0]]
+    return f"{sum(map(bool, verdicts))} of {len(verdicts)} collapsed"
+
+
+def relative_sd_at(folder: Path, step: int) -> float | None:
+    """relative_sd of the line of metrics.jsonl that was logged at a step."""
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        if (logged := json.loads(line))["step"] == step:
+            value: float | None = logged["relative_sd"]
+            return value
+    return None
+
+
+def commands(rows: Sequence[Row]) -> str:
+    """What runs each row by itself, as a block of a page."""
+    return "\n".join(["```sh", *(f"{row.command}  # {row.label}" for row in rows), "```"])

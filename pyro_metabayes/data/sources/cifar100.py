@@ -1,0 +1,160 @@
+"""CIFAR-100, 100 classes of 600 images, under the class splits of the few-shot literature.
+
+From METABAYES_DATA/cifar100 (lossless sheets of a class each), or without METABAYES_DATA from the archive
+that torchvision downloads. Classes stand in the order of the published lists (splits/), the images of a class
+in the order of the SHA-1 sums of their pixels: both sources give the same bank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from hashlib import sha1, sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.sources.class_lists import class_lists
+from pyro_metabayes.data.sources.images import pixels
+from pyro_metabayes.data.vision import torchvision
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.cache import cache_folder, cached_arrays, data_file
+from pyro_metabayes.storage.checksums import refuse_other
+from pyro_metabayes.storage.downloads import refuse_unless_allowed
+from pyro_metabayes.storage.unpickle import flat_array, read_arrays, text_keys
+from pyro_metabayes.storage.untrusted import DAMAGED, plain_name, reason_of
+
+SIDE, ROWS, COLUMNS = 32, 24, 25  # a sheet is 24 x 25 tiles of 32 x 32 pixels
+META = "cifar100/cifar100_meta.json"
+HINT = (
+    "put cifar100_meta.json and the lossless sheets cifar100/sheets/SPLIT/CLASS.webp there, or unset METABAYES_DATA "
+    "and run python -m experiments.prepare data=cifar_fs"
+)
+
+
+def bank_of(split_name: str) -> Bank:
+    """uint8 images [60000, 3, 32, 32] in the classes of a split ("cifar_fs", "fc100")."""
+    if os.environ.get("METABAYES_DATA"):
+        splits, images_of = _from_sheets(split_name)
+    else:
+        splits, images_of = class_lists(split_name), _from_torchvision()
+    names = [name for split in SPLITS for name in splits[split]]
+    if absent := [name for name in names if name not in images_of]:
+        raise UsageError(
+            f"expected images of every class of {split_name} in CIFAR-100, got none of '{absent[0]}' ({len(absent)} "
+            "classes are absent); copy or download the data anew"
+        )
+    images = [images_of[name] for name in names]
+    labels = np.arange(len(names)).repeat([len(its) for its in images])
+    ids = {split: np.array([names.index(name) for name in splits[split]]) for split in SPLITS}
+    return Bank.from_arrays(np.concatenate(images), labels, ids, names)
+
+
+# METABAYES_DATA --------------------------------------------------------------------------------------
+
+
+def _from_sheets(split_name: str) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
+    """Classes of each split, and the images [600, 3, 32, 32] of each class."""
+    path = data_file(META, HINT)
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        folder = {name: split for split in SPLITS for name in meta["cifar_fs"][split]}  # where the sheets lie
+        splits = {split: list(meta[split_name][split]) for split in SPLITS}
+        sums = dict(meta.get("sha256_raw", {}))
+        wanted = [plain_name(name, path) for split in SPLITS for name in splits[split] if name in folder]
+    except DAMAGED as error:
+        raise UsageError(
+            f"expected the class splits of CIFAR-100 in {path}, got another file ({reason_of(error)}); copy it anew"
+        ) from None
+    return splits, {name: _sheet(folder[name], name, sums.get(name)) for name in wanted}
+
+
+def _sheet(split: str, name: str, expected: str | None) -> np.ndarray:
+    """The 600 images of a class [600, 3, 32, 32], their pixels checked against a SHA-256 sum where there is one."""
+    path = data_file(f"cifar100/sheets/{split}/{name}.webp", HINT)
+    try:
+        sheet = pixels(path, None).transpose(1, 2, 0)
+    except DAMAGED as error:
+        raise UsageError(
+            f"expected an image of {ROWS} x {COLUMNS} tiles at {path}, got a damaged file: {reason_of(error)}"
+        ) from None
+    if sheet.shape != (ROWS * SIDE, COLUMNS * SIDE, 3):
+        raise UsageError(f"expected {ROWS} x {COLUMNS} tiles of {SIDE} x {SIDE} pixels in {path}, got {sheet.shape}")
+    tiles = sheet.reshape(ROWS, SIDE, COLUMNS, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
+    if expected is not None:
+        refuse_other(sha256(tiles.tobytes()).hexdigest(), expected, f"the pixels of {path} ({META})")
+    return np.ascontiguousarray(tiles.transpose(0, 3, 1, 2))
+
+
+# torchvision -----------------------------------------------------------------------------------------
+
+
+def _from_torchvision() -> dict[str, np.ndarray]:
+    """Images of each class; downloaded once, unless the archive lies in the cache already."""
+    arrays = cached_arrays("cifar100", {"order": "sha1"}, lambda: read_archive(_downloaded()))
+    return dict(zip(arrays["names"].tolist(), arrays["images"], strict=True))
+
+
+def _downloaded() -> Path:
+    """torchvision's archive with the md5 sum that torchvision has for it; it lies in the cache whole or not at all."""
+    vision = torchvision()
+    source = vision.datasets.CIFAR100
+    path = cache_folder() / source.filename
+    if not path.is_file():
+        refuse_unless_allowed("CIFAR-100", "cifar_fs", f"put {META} below a folder that METABAYES_DATA names")
+    if path.is_file() and not vision.datasets.utils.check_integrity(str(path), source.tgz_md5):
+        raise UsageError(
+            f"expected the md5 checksum {source.tgz_md5} of {path}, got another: it is cut short or another file; "
+            "delete it, and it is downloaded anew"
+        )
+    if not path.is_file():
+        try:
+            with TemporaryDirectory(dir=path.parent) as folder:
+                vision.datasets.utils.download_url(source.url, folder, path.name, source.tgz_md5)
+                os.replace(Path(folder) / path.name, path)
+        except (OSError, RuntimeError) as error:  # no network, or another file
+            raise UsageError(
+                f"expected to download CIFAR-100 with the md5 checksum {source.tgz_md5}, got: {error}; try again, put "
+                f"{source.url} into {path.parent} yourself, or {META} below a folder that METABAYES_DATA names"
+            ) from error
+    return path
+
+
+def read_archive(path: Path) -> dict[str, np.ndarray]:
+    """Images [G, N, 3, 32, 32] and names [G] of the classes in cifar-100-python.tar.gz, which is not unpacked."""
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            parts = {name: _member(archive, name, path) for name in ("train", "test", "meta")}
+    except UsageError:
+        raise
+    except (*DAMAGED, tarfile.TarError) as error:
+        reason = reason_of(error)
+        raise UsageError(f"expected the archive of CIFAR-100 at {path}, got {reason}; download it anew") from None
+    halves = [text_keys(parts[name], f"{name} of {path}", "data", "fine_labels") for name in ("train", "test")]
+    names = text_keys(parts["meta"], f"meta of {path}", "fine_label_names")["fine_label_names"]
+    try:
+        images = np.concatenate([flat_array(half["data"], str(path)).reshape(-1, 3, SIDE, SIDE) for half in halves])
+        labels = np.concatenate([flat_array(half["fine_labels"], str(path)) for half in halves])
+        classes = np.stack([in_order(images[labels == label]) for label in range(len(names))])
+        return {"images": classes, "names": flat_array(names, str(path)).astype(str)}
+    except DAMAGED as error:
+        reason = reason_of(error)
+        raise UsageError(f"expected as many images of each class in {path}, got {reason}; download it anew") from None
+
+
+def _member(archive: tarfile.TarFile, name: str, path: Path) -> Any:
+    member = archive.getmember(f"cifar-100-python/{name}")
+    file = archive.extractfile(member) if member.isreg() else None  # no links, which may lead anywhere
+    if file is None:
+        raise KeyError(f"no file {name} in it")
+    return read_arrays(file, f"{name} of {path}")
+
+
+def in_order(images: np.ndarray) -> np.ndarray:
+    """Images [N, 3, 32, 32] sorted by the SHA-1 sums of their pixels, row by row and colour by colour in each."""
+    keys = [sha1(image.tobytes()).digest() for image in images.transpose(0, 2, 3, 1)]
+    return images[sorted(range(len(images)), key=keys.__getitem__)]

@@ -1,0 +1,160 @@
+"""Handwritten digits of six domains: three data sets as they are, and three that are made of MNIST.
+
+    mnist     60,000 + 10,000 digits (LeCun et al.), 28 x 28
+    usps      7,291 + 2,007 digits of envelopes (Hull 1994), 16 x 16
+    uci       1,797 digits (Alpaydin and Kaynak), 8 x 8, as scikit-learn has them
+    tilted    MNIST turned by 45 degrees against the clock
+    inverted  MNIST, dark on white
+    blended   |patch - digit|, patches of photographs (BSDS500): the recipe of MNIST-M (Ganin et al. 2016), in colour;
+              not the published images
+
+From METABAYES_DATA/digits. All are brought to one size, with three channels. No digit of MNIST is in two domains or in
+two parts of one, and photographs behind test images are behind no others.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.domains import domain_bank, domain_rows, leave_one_out
+from pyro_metabayes.data.sources.images import pixels
+from pyro_metabayes.data.sources.parts import Part, Rows
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.cache import data_file
+from pyro_metabayes.storage.untrusted import DAMAGED, check_archive, read_npz, reason_of
+
+FILES = {"mnist": "mnist_28.npz", "usps": "usps_16.npz", "uci": "sklearn_digits_8.npz"}
+PHOTOGRAPHS = "bsds500_train_jpg.zip"
+OF_MNIST = ("mnist", "tilted", "inverted", "blended")  # each takes digits that the others do not
+DOMAINS = ("mnist", "usps", "uci", "tilted", "inverted", "blended")
+HINT = "put the digits there (docs/domain-adaptation.md names the files)"
+TILT = 45.0  # degrees
+UCI_TEST = 500  # of its 1,797 digits, which come without a test set
+TEST_PHOTOGRAPHS = 0.25  # share of the photographs
+CLASSES = tuple(map(str, range(10)))
+Images = list[np.ndarray]
+
+
+def load(
+    target: str = "usps",
+    validation: str = "",
+    size: int = 32,
+    train_images: int = 2000,
+    val_images: int = 300,
+    test_images: int = 1000,
+    seed: int = 0,
+) -> Bank:
+    """uint8 images [M, 3, size, size] of the sources for training and validation, and of the target for the test.
+
+    target: the domain that is left out. validation: another one that is not trained on but validated on; without it,
+    validation images of every source. train_images, val_images, test_images: of each domain, or as many as it has.
+    seed: of the choice of images, photographs and patches.
+    """
+    if size < 1 or min(train_images, val_images, test_images) < 1:
+        raise UsageError(
+            "expected data.size and the numbers of images to be >= 1, got "
+            f"{size}, {train_images}, {val_images} and {test_images}"
+        )
+    domains = leave_one_out(DOMAINS, target, validation)
+    files = {name: data_file(f"digits/{file}", HINT) for name, file in (*FILES.items(), ("photographs", PHOTOGRAPHS))}
+    counts = {"train": train_images, "val": val_images, "test": test_images}
+    digits = Digits(files, size, counts, seed)
+    parts = {split: Part(list(files.values()), partial(digits.rows, split, domains[split])) for split in SPLITS}
+    settings = {"domains": domains, "size": size, "counts": counts, "seed": seed}
+    return domain_bank("digit_domains", parts, settings, len(CLASSES))
+
+
+class Digits:
+    """Images of any domain and part, made of the files."""
+
+    def __init__(self, files: Mapping[str, Path], size: int, counts: Mapping[str, int], seed: int) -> None:
+        self.files, self.size, self.counts, self.seed = files, size, counts, seed
+
+    def rows(self, split: str, domains: list[str]) -> Rows:
+        return domain_rows(split, {name: self.of_classes(name, split) for name in domains}, iter)
+
+    def of_classes(self, domain: str, split: str) -> dict[str, Images]:
+        """The images of each class."""
+        noise = np.random.default_rng([self.seed, DOMAINS.index(domain), SPLITS.index(split)])
+        drawings, labels = self.drawings(domain, split)
+        render = self.renderer(domain, split, noise)
+        images = [squared(render(drawing), self.size) for drawing in drawings]
+        return {name: [images[row] for row in np.flatnonzero(labels == digit)] for digit, name in enumerate(CLASSES)}
+
+    def drawings(self, domain: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 drawings [N, height, width], ink 255 on 0, and their digits [N]."""
+        source = "mnist" if domain in OF_MNIST else domain
+        x, y = self.pool(source, "test" if split == "test" else "train")
+        counts = self.counts
+        wanted = counts["test"] if split == "test" else counts["train"] + counts["val"]
+        first = wanted * OF_MNIST.index(domain) if domain in OF_MNIST else 0
+        order = np.random.default_rng(self.seed).permutation(len(x))[first : first + wanted]
+        if split != "test":
+            order = order[: counts["val"]] if split == "val" else order[counts["val"] :]
+        return x[order], y[order]
+
+    def pool(self, source: str, half: str) -> tuple[np.ndarray, np.ndarray]:
+        """All digits of a file that training (with validation), or the test, may have."""
+        arrays = arrays_of(self.files[source])
+        if source != "uci":
+            return arrays[f"{half}_x"], arrays[f"{half}_y"]
+        x, y = (arrays["x"].astype(np.float32) * (255 / 16)).astype(np.uint8), arrays["y"]
+        order = np.random.default_rng(self.seed).permutation(len(x))
+        order = order[:UCI_TEST] if half == "test" else order[UCI_TEST:]
+        return x[order], y[order]
+
+    def renderer(self, domain: str, split: str, noise: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+        """What a domain makes of a drawing."""
+        if domain == "tilted":
+            return lambda x: np.asarray(Image.fromarray(x).rotate(TILT, Image.Resampling.BICUBIC))
+        if domain == "inverted":
+            return lambda x: 255 - x
+        if domain == "blended":
+            return partial(blended, photographs=self.photographs(split), noise=noise)
+        return lambda x: x
+
+    def photographs(self, split: str) -> Images:
+        """[3, height, width] each; those of the test and the others have none in common."""
+        path = self.files["photographs"]
+        try:
+            check_archive(path)
+            with zipfile.ZipFile(path) as archive:
+                names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
+                most = round(len(names) * (1 - TEST_PHOTOGRAPHS))
+                return [
+                    pixels(archive.read(name), None) for name in (names[most:] if split == "test" else names[:most])
+                ]
+        except DAMAGED as error:
+            reason = reason_of(error)
+            raise UsageError(f"expected a zip archive of photographs at {path}, got: {reason}; copy it anew") from None
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """What a file of digits holds."""
+    try:
+        return read_npz(path)
+    except DAMAGED as error:
+        raise UsageError(f"expected arrays of digits in {path}, got {type(error).__name__}; copy it anew") from None
+
+
+def blended(drawing: np.ndarray, photographs: Images, noise: np.random.Generator) -> np.ndarray:
+    """|patch - drawing| [height, width, 3], of a random patch of a random photograph."""
+    photograph = photographs[noise.integers(len(photographs))]
+    top, left = (
+        noise.integers(length - side + 1) for length, side in zip(photograph.shape[1:], drawing.shape, strict=True)
+    )
+    patch = photograph[:, top : top + drawing.shape[0], left : left + drawing.shape[1]].astype(np.int16)
+    return np.abs(patch - drawing).astype(np.uint8).transpose(1, 2, 0)
+
+
+def squared(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [3, size, size] of [height, width] or [height, width, 3]."""
+    resized = Image.fromarray(image).convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))

@@ -1,0 +1,11 @@
+"""FC100: CIFAR-100 split by superclass (Oreshkin et al. 2018), 60 / 20 / 20 classes, so that test classes are far."""
+
+from __future__ import annotations
+
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.sources.cifar100 import bank_of
+
+
+def load() -> Bank:
+    """uint8 images [60000, 3, 32, 32], from METABAYES_DATA, or torchvision's download without it."""
+    return bank_of("fc100")

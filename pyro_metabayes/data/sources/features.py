@@ -1,0 +1,180 @@
+"""Anybody's embeddings: one file, or a folder, with `features`, `labels` and, where classes have a split, `split`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.untrusted import DAMAGED, read_npz, reason_of
+
+Arrays = Mapping[str, np.ndarray]
+SUFFIXES = (".npz", ".safetensors")
+
+
+def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) -> Bank:
+    """The bank of an .npz or .safetensors file, or of a folder with a file NAME.npy for each array.
+
+    features [N, D]: any float or integer type. They become float32 of unit length, since they enter
+        the few-shot heads as they stand in the bank. Those of a folder stay in their file, which may be larger than
+        memory: the rows of a batch of tasks are read, checked and scaled when it is drawn.
+    labels [N]: integers, or strings (not .safetensors).
+    split [N], optional: train, val or test (not .safetensors), or 0, 1 or 2; the same for all rows of a class.
+        Without it, the classes are shuffled by `seed`, and the fractions `train` and `val` of them, the
+        rest for test, make the splits.
+    """
+    arrays = _read(path)
+    _check_names(arrays, path)
+    features, (names, labels) = _features(arrays["features"], path), _labels(arrays, path)
+    if "split" in arrays:
+        splits = _given_splits(arrays["split"], labels, names, path)
+    else:
+        splits = _drawn_splits(len(names), train, val, seed)
+    for split, classes in splits.items():
+        if len(classes) == 0:
+            raise UsageError(
+                f"expected classes in every split, got none in {split} of {path} ({len(names)} classes in "
+                "all); bring more classes, or give each its place in the array 'split'"
+            )
+    return Bank.from_arrays(features, labels, splits, [str(name) for name in names])
+
+
+def _read(path: str) -> Arrays:
+    if not path:
+        raise UsageError("expected a file of features, got no path; set data.path=FILE.npz (or .safetensors)")
+    file = Path(path).expanduser()
+    if file.suffix not in SUFFIXES and not file.is_dir():
+        raise UsageError(
+            f"expected a folder of .npy files or a file that ends in {' or '.join(SUFFIXES)}, got {path}; write one "
+            "with numpy.savez or safetensors.numpy.save_file"
+        )
+    if not file.exists():
+        raise UsageError(f"expected a file of features, found none at {path}; mend data.path")
+    try:
+        return _arrays_of(file)
+    except (*DAMAGED, SafetensorError) as error:
+        raise UsageError(
+            f"expected plain arrays in {path}, but it cannot be read ({reason_of(error)}); it may be cut "
+            "short or hold pickled objects: write it anew"
+        ) from error
+
+
+def _arrays_of(file: Path) -> Arrays:
+    """Arrays in memory, or mapped where the path is a folder; never unpickles what somebody else wrote."""
+    if file.is_dir():
+        files = {name: file / f"{name}.npy" for name in _SHAPES}
+        return {name: _mapped(its) for name, its in files.items() if its.is_file()}
+    return load_file(file) if file.suffix == ".safetensors" else read_npz(file)
+
+
+def _mapped(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r")
+    except DAMAGED as error:
+        raise ValueError(f"{file.name}: {reason_of(error)}") from error
+
+
+_SHAPES = {"features": 2, "labels": 1, "split": 1}  # number of axes
+
+
+def _check_names(arrays: Arrays, path: str) -> None:
+    """Both arrays are there, with one row an input."""
+    for name in ("features", "labels"):
+        if name not in arrays:
+            there = ", ".join(sorted(arrays)) or "none"
+            raise UsageError(f"expected an array '{name}' in {path}, got {there}; rename or add it")
+    lengths = {name: len(arrays[name]) if arrays[name].ndim else 0 for name in arrays if name in _SHAPES}
+    for name, length in lengths.items():
+        if arrays[name].ndim != _SHAPES[name] or length != lengths["features"]:
+            shapes = ", ".join(f"{key} {list(arrays[key].shape)}" for key in lengths)
+            raise UsageError(
+                f"expected features [N, D] and one of labels [N], split [N] a row, got {shapes} in {path}; "
+                "give every input one row"
+            )
+    if arrays["features"].size == 0:
+        raise UsageError(f"expected at least one row of features in {path}, got none; bring data")
+
+
+def _features(features: np.ndarray, path: str) -> np.ndarray | MappedRows:
+    if features.dtype.kind not in "fiu":
+        raise UsageError(f"expected numbers as features in {path}, got {features.dtype}; write them as float32")
+    if not isinstance(features, np.memmap):
+        return _unit_length(features, np.arange(len(features)), path)
+    if not features.flags.c_contiguous:
+        raise UsageError(
+            f"expected features row by row in {path}, got them column by column; write numpy.ascontiguousarray of them"
+        )
+    return MappedRows(features, partial(_unit_length, path=path))
+
+
+def _unit_length(features: np.ndarray, numbers: np.ndarray, path: str) -> np.ndarray:
+    """Rows [n, D] as float32 of unit length; numbers [n]: which rows of the file they are."""
+    with np.errstate(over="ignore"):  # what does not fit is reported as infinite
+        rows = features.astype(np.float32)
+    finite = np.isfinite(rows).all(1)
+    if bad := int((~finite).sum()):
+        raise UsageError(
+            f"expected finite features in {path}, got NaN or infinity (as float32) in {bad} of {len(rows)} "
+            f"rows; drop or mend them (the first is row {numbers[finite.argmin()]})"
+        )
+    largest = np.abs(rows).max(1, keepdims=True)
+    if zero := int((largest == 0).sum()):
+        raise UsageError(
+            f"expected rows that can be scaled to unit length in {path}, got {zero} of {len(rows)} that are "
+            f"all zero; drop them (the first is row {numbers[largest.argmin()]})"
+        )
+    rows = rows / largest  # so that the squares neither overflow nor vanish
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _labels(arrays: Arrays, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Names of the classes in sorted order, and the class of every row."""
+    labels = arrays["labels"]
+    if labels.dtype.kind not in "iuU":
+        raise UsageError(
+            f"expected integers or strings as labels in {path}, got {labels.dtype}; write "
+            "labels.astype(int), or .astype(str) for names"
+        )
+    names, rows = np.unique(labels, return_inverse=True)
+    return names, rows
+
+
+def _given_splits(split: np.ndarray, labels: np.ndarray, names: np.ndarray, path: str) -> Arrays:
+    """Classes of each split, from the split of every row."""
+    known = np.array(SPLITS) if split.dtype.kind == "U" else np.arange(len(SPLITS))
+    strange = np.setdiff1d(split, known) if split.dtype.kind in "Uiu" else split[:1]
+    if len(strange):
+        raise UsageError(
+            f"expected train, val, test or 0, 1, 2 in 'split' of {path}, got {strange[0]} ({split.dtype}); "
+            "name the split of every row so"
+        )
+    splits = {name: np.unique(labels[split == key]) for name, key in zip(SPLITS, known, strict=True)}
+    places = np.bincount(np.concatenate(list(splits.values())), minlength=len(names))
+    if (places > 1).any():
+        first = int((places > 1).argmax())
+        raise UsageError(
+            f"expected each class in one split, got class '{names[first]}' in "
+            f"{' and '.join(name for name in SPLITS if first in splits[name])} of {path} "
+            f"({int((places > 1).sum())} such classes); give all its rows one split"
+        )
+    return splits
+
+
+def _drawn_splits(num_classes: int, train: float, val: float, seed: int) -> Arrays:
+    if not (train > 0 and val > 0 and train + val < 1):
+        raise UsageError(
+            f"expected fractions train > 0, val > 0 and train + val < 1, got train={train} and val={val}; "
+            "what they leave is for test"
+        )
+    order = np.random.default_rng(seed).permutation(num_classes)
+    first, second = math.floor(train * num_classes + 0.5), math.floor((train + val) * num_classes + 0.5)
+    parts = (order[:first], order[first:second], order[second:])
+    return {name: np.sort(part) for name, part in zip(SPLITS, parts, strict=True)}

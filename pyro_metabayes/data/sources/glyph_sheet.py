@@ -1,0 +1,118 @@
+"""The characters that all faces of the DejaVu fonts share, drawn without distortion, each look once.
+
+Blanks are left out, and characters that look like an earlier one that stays. Two look alike where their
+correlation exceeds LOOK_ALIKE. Compared are images blurred by a pixel, in a frame half way between true
+proportions and a square (else a small o is no capital one). An image meets the nearest of the other
+character's upright faces (else a small capital, whose strokes come out bolder, is no capital), and the
+mean over the faces counts.
+
+Above the threshold stand A, Greek Alpha and Cyrillic A (0.99 and more), 7 and its superscript (0.96), B
+and Cyrillic ve (0.95), o and O (0.94), e with acute, grave or dots (0.93), the two sizes of Cyrillic el
+(0.917); below it an arrow down and one up and down (0.910), D without and with a bar (0.90), E and F
+(0.89), 8 and B (0.89), a without and with a grave accent (0.54).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import PIL
+import torch
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from pyro_metabayes.storage.cache import Arrays, cached_arrays
+
+FACES = [
+    f"DejaVu{family}.ttf"
+    for family in (
+        "Sans", "Sans-Bold", "Sans-Oblique", "Sans-BoldOblique",
+        "SansMono", "SansMono-Bold", "SansMono-Oblique", "SansMono-BoldOblique",
+        "Serif", "Serif-Bold", "Serif-Italic", "Serif-BoldItalic",
+    )
+]  # fmt: skip
+COMPARED = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf")
+SHEET = 56  # side of the undistorted images
+INK = 40  # longer side of the ink on them
+EM = 64  # size of the type, of which the ink is cut
+LOOK_ALIKE = 0.915  # of the correlation that the docstring defines
+RECIPE = 1  # raise it when anything here changes what is drawn: it is part of the caches' names
+
+
+def undistorted() -> Arrays:
+    """`images` [G, 12, 56, 56] of all classes and faces, and the `code_points` [G] of the classes."""
+    return cached_arrays("glyph-sheet", versions(), _sheet)
+
+
+def versions() -> dict[str, object]:
+    return {"matplotlib": matplotlib.__version__, "pillow": PIL.__version__, "recipe": RECIPE}
+
+
+def _sheet() -> Arrays:
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    common = set.intersection(*(set(FT2Font(str(folder / face)).get_charmap()) for face in FACES))
+    code_points = np.array(sorted(common))
+    fonts = [ImageFont.truetype(str(folder / face), EM, layout_engine=ImageFont.Layout.BASIC) for face in FACES]
+    drawn = [[_ink(chr(code_point), font) for font in fonts] for code_point in code_points]
+    visible = [index for index, faces in enumerate(drawn) if all(faces)]
+    ink = [[image for image in drawn[index] if image] for index in visible]
+    kept = _first_of_look_alikes(_framed(ink, 28, 24, 0.5))
+    return {
+        "images": _framed([ink[index] for index in kept], SHEET, INK, 1.0).numpy(),
+        "code_points": code_points[visible][kept],
+    }
+
+
+def _ink(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
+    """The character cut to the box of its ink; None for a blank."""
+    canvas = Image.new("L", (3 * EM, 3 * EM))
+    ImageDraw.Draw(canvas).text((EM, EM // 2), character, 255, font=font)
+    box = canvas.getbbox()
+    return canvas.crop(box) if box else None
+
+
+def _framed(ink: list[list[Image.Image]], side: int, longest: int, power: float) -> Tensor:
+    """Centred on uint8 [G, F, side, side]; sides in the proportion (width / height) ** power."""
+    frames = np.zeros((len(ink), len(FACES), side, side), np.uint8)
+    for index, faces in enumerate(ink):
+        for face, image in enumerate(faces):
+            width, height = (max(1, round(longest * (part / max(image.size)) ** power)) for part in image.size)
+            left, top = (side - width) // 2, (side - height) // 2
+            small = image.resize((width, height), Image.Resampling.BOX)
+            frames[index, face, top : top + height, left : left + width] = np.asarray(small)
+    return torch.from_numpy(frames)
+
+
+def _first_of_look_alikes(images: Tensor) -> list[int]:
+    """Indices of the characters that look like none kept before them; images [G, F, H, H]."""
+    faces = [_standardised(images[:, FACES.index(name)]) for name in COMPARED]
+    nearest = torch.zeros(len(images), len(images))
+    for face in faces:
+        best = torch.full_like(nearest, -1.0)
+        for other in faces:
+            torch.maximum(best, face @ other.T, out=best)
+        nearest += best / len(faces)
+    correlation = torch.maximum(nearest, nearest.T)
+    alike, kept = (correlation > LOOK_ALIKE).numpy(), np.zeros(len(images), bool)
+    for index in range(len(images)):
+        kept[index] = not alike[index, kept].any()
+    return np.flatnonzero(kept).tolist()
+
+
+def _standardised(images: Tensor) -> Tensor:
+    """Blurred images [N, H * H] of mean 0 and length 1: their products are correlations."""
+    points = _blurred(images.float()).flatten(1)
+    points = points - points.mean(1, keepdim=True)
+    return points / points.norm(dim=1, keepdim=True)
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """By a Gaussian of one pixel; images [N, H, H]."""
+    kernel = torch.exp(-0.5 * torch.arange(-4.0, 5.0) ** 2)
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, 9)
+    rows = conv2d(images.unsqueeze(1), kernel, padding=(0, 4))
+    return conv2d(rows, kernel.mT, padding=(4, 0)).squeeze(1)

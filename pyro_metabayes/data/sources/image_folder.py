@@ -1,0 +1,87 @@
+"""Anybody's images: a folder a class, and a split of the classes.
+
+Either FOLDER/train, FOLDER/val and FOLDER/test hold the folders of their classes, or FOLDER holds them
+all, beside train.txt, val.txt and test.txt with the names of the classes, one a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.sources.images import MODES, all_pixels
+from pyro_metabayes.data.sources.parts import Part, Rows, bank_of, refuse_shared
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.untrusted import plain_name
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+LAYOUT = "train/, val/ and test/, each with a folder a class, or the folders of the classes with a train.txt, ..."
+
+
+def load(path: str = "", size: int = 84, channels: int = 3) -> Bank:
+    """uint8 images [M, channels, size, size], converted once and kept in the cache.
+
+    path: the folder. Files that are no images by their suffix are passed over.
+    size: of the square that every image is squeezed into by Lanczos, the whole of it, whatever its shape.
+    channels: 3 (colour) or 1 (grey).
+    """
+    if size < 1 or channels not in MODES:
+        raise UsageError(f"expected data.size >= 1 and data.channels 1 or 3, got {size} and {channels}")
+    folder = Path(path).expanduser()
+    if not path or not folder.is_dir():
+        raise UsageError(f"expected a folder of images, got '{path}'; set data.path to one with {LAYOUT}")
+    classes = _listed(folder) if (folder / "train.txt").is_file() else _nested(folder)
+    refuse_shared({split: list(its) for split, its in classes.items()}, folder)
+    parts = {split: _part(its, size, channels) for split, its in classes.items()}
+    return bank_of("image_folder", parts, {"size": size, "channels": channels})
+
+
+def _nested(folder: Path) -> dict[str, dict[str, Path]]:
+    """Folder of each class of each split: FOLDER/SPLIT/CLASS."""
+    if missing := [split for split in SPLITS if not (folder / split).is_dir()]:
+        raise UsageError(f"expected a folder {folder / missing[0]}, got none; {folder} has to hold {LAYOUT}")
+    return {
+        split: {inner.name: inner for inner in (folder / split).iterdir() if _counts(inner) and inner.is_dir()}
+        for split in SPLITS
+    }
+
+
+def _listed(folder: Path) -> dict[str, dict[str, Path]]:
+    """The same: FOLDER/CLASS, where FOLDER/SPLIT.txt names CLASS."""
+    classes = {}
+    for split in SPLITS:
+        file = folder / f"{split}.txt"
+        if not file.is_file():
+            raise UsageError(f"expected the names of the {split} classes in {file}, got no such file; write it")
+        names = [
+            line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
+        names = [plain_name(name, file) for name in names]
+        if absent := [name for name in names if not (folder / name).is_dir()]:
+            raise UsageError(
+                f"expected a folder for every class that {file} names, got none for '{absent[0]}' ({len(absent)} of "
+                f"{len(names)} are absent); mend the name or bring the images"
+            )
+        classes[split] = {name: folder / name for name in names}
+    return classes
+
+
+def _part(classes: Mapping[str, Path], size: int, channels: int) -> Part:
+    images = {name: _images(classes[name]) for name in sorted(classes)}
+    files = [file for its in images.values() for file in its]
+    sizes = {name: len(its) for name, its in images.items()}
+    return Part(files, lambda: Rows(sizes, all_pixels(files, size, channels)))
+
+
+def _images(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and _counts(file))
+    if not files:
+        known = ", ".join(sorted(SUFFIXES))
+        raise UsageError(f"expected images in the folder of a class, got none in {folder}; they end in {known}")
+    return files
+
+
+def _counts(path: Path) -> bool:
+    """Hidden files are the file browser's."""
+    return not path.name.startswith(".")

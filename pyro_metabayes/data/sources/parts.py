@@ -1,0 +1,143 @@
+"""Data sets that are converted once, one part (a split) at a time, and from then on read as they lie in the cache."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.cache import cache_folder
+from pyro_metabayes.storage.checkpoint import write_atomically
+from pyro_metabayes.storage.checksums import verify
+from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a part consists of: its inputs, class after class; classes stand in the order of their names."""
+
+    class_sizes: Mapping[str, int]
+    inputs: Iterable[np.ndarray]  # sum of class_sizes arrays, all of one shape and type
+
+    @classmethod
+    def of_labels(cls, names: Sequence[str], input_of: Callable[[int], np.ndarray]) -> Rows:
+        """From the class name of each row, and a function that gives its input."""
+        order = sorted(range(len(names)), key=names.__getitem__)  # stable: within a class as they came
+        sizes = {name: len(list(rows)) for name, rows in itertools.groupby(order, names.__getitem__)}
+        return cls(sizes, map(input_of, order))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split of a data set in its published form: the files it stands in, and how to read them."""
+
+    files: Sequence[Path]
+    read: Callable[[], Rows]
+
+
+def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]) -> Bank:
+    """The bank of the converted parts; those that the cache does not have are converted first.
+
+    A part lies in the cache as NAME/SPLIT-KEY.npy, with its classes in a .json beside it, which is written
+    last. KEY is of the settings and of the part's files with their sizes and times. So an interrupted
+    conversion keeps the parts that it has finished, and changed files are converted again.
+    """
+    paths = {split: _path(name, split, parts[split], settings) for split in SPLITS}
+    for split, path in paths.items():
+        if _classes(path) is None:
+            _convert(path, f"{name} {split}", parts[split])
+    classes = {split: _classes(path) or {} for split, path in paths.items()}
+    refuse_shared({split: list(sizes) for split, sizes in classes.items()}, name)
+    arrays = [np.load(path, mmap_mode="r") for path in paths.values()]
+    if len({(array.shape[1:], array.dtype) for array in arrays}) > 1:
+        shapes = ", ".join(f"{list(array.shape[1:])} in {split}" for split, array in zip(paths, arrays, strict=True))
+        raise UsageError(f"expected inputs of one shape in all splits of {name}, got {shapes}; take one source for all")
+    inputs = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
+    np.concatenate(arrays, out=inputs)  # the parts are mapped, so this is the only copy in memory
+    sizes = [size for split in SPLITS for size in classes[split].values()]
+    ends = np.cumsum([len(classes[split]) for split in SPLITS])
+    return Bank(
+        inputs=torch.from_numpy(inputs),
+        class_sizes=torch.tensor(sizes),
+        splits={s: torch.arange(end - len(classes[s]), end) for s, end in zip(SPLITS, ends.tolist(), strict=True)},
+        class_names=[name for split in SPLITS for name in classes[split]],
+    )
+
+
+def refuse_shared(names: Mapping[str, Sequence[str]], source: object) -> None:
+    """Every split has classes, and none has one of another's: test classes are never trained on."""
+    if empty := [split for split in SPLITS if not names[split]]:
+        raise UsageError(f"expected classes in every split of {source}, got none in {empty[0]}; bring some")
+    for one, other in itertools.combinations(SPLITS, 2):
+        if both := sorted(set(names[one]) & set(names[other])):
+            raise UsageError(
+                f"expected each class in one split of {source}, got '{both[0]}' in {one} and {other} ({len(both)} such "
+                "classes); few-shot splits divide the classes, not the images of a class"
+            )
+
+
+def _path(name: str, split: str, part: Part, settings: Mapping[str, object]) -> Path:
+    times = [(str(file.absolute()), (seen := file.stat()).st_size, seen.st_mtime_ns) for file in part.files]
+    key = sha256(repr((sorted(settings.items()), times)).encode()).hexdigest()[:16]
+    return cache_folder() / name / f"{split}-{key}.npy"
+
+
+def _classes(path: Path) -> dict[str, int] | None:
+    """Number of inputs of each class of a converted part; None where there is none, or a damaged one."""
+    try:
+        classes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        whole = len(np.load(path, mmap_mode="r")) == sum(classes.values())
+        return classes if whole else None
+    except DAMAGED:
+        return None
+
+
+def _convert(path: Path, what: str, part: Part) -> None:
+    for file in part.files:
+        verify(file)
+    rows = _read(part, what)
+    write_atomically(path, lambda temporary: _fill(temporary, what, rows))
+    text = json.dumps(rows.class_sizes)
+    write_atomically(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _read(part: Part, what: str) -> Rows:
+    try:
+        return part.read()
+    except UsageError:
+        raise
+    except DAMAGED as error:  # arrays in the place of others
+        raise UsageError(
+            f"expected {what} in a published form in {part.files[0]}, got another ({type(error).__name__}: "
+            f"{reason_of(error)}); take the published file"
+        ) from error
+
+
+def _fill(path: Path, what: str, rows: Rows) -> None:
+    """Row by row, so that no more than one of them is held in memory."""
+    total = sum(rows.class_sizes.values())
+    if total == 0:
+        raise UsageError(f"expected at least one input in {what}, got none; bring data")
+    inputs = iter(rows.inputs)
+    first = np.asarray(next(inputs))
+    header = {
+        "descr": np.lib.format.dtype_to_descr(first.dtype),
+        "fortran_order": False,
+        "shape": (total, *first.shape),
+    }
+    values = itertools.chain([first], inputs)
+    with path.open("wb") as file:  # written, not mapped: a full disk would end a process that has mapped it
+        np.lib.format.write_array_header_1_0(file, header)
+        for value in tqdm(values, total=total, desc=f"convert {what}", unit="row", disable=None):
+            if (row := np.asarray(value, first.dtype)).shape != first.shape:
+                raise UsageError(f"expected inputs of one shape in {what}, got {first.shape} and {row.shape}")
+            file.write(row.tobytes())

@@ -1,0 +1,91 @@
+"""Sines and straight lines in one stream: few points do not tell which of the two a task is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from pyro_metabayes.data.stream import check_regression
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.errors import UsageError
+
+FAMILIES = ("sine", "line")
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The true functions of a block of tasks; called with x [T, N, 1] they give y without noise."""
+
+    family: Tensor  # [T], the place in FAMILIES
+    amplitude: Tensor  # [T, 1, 1], as all that follow; both families' numbers are drawn for every task
+    phase: Tensor
+    slope: Tensor
+    intercept: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        sine = self.amplitude * torch.sin(x - self.phase)
+        return torch.where(self.family.view(-1, 1, 1) == 0, sine, self.slope * x + self.intercept)
+
+
+@dataclass(frozen=True)
+class SineAndLine:
+    """y = A sin(x - phase) or y = slope x + intercept, one task in two each, plus N(0, noise^2).
+
+    x ~ U[-5, 5], A ~ U[0.1, 5], phase ~ U[0, pi], slope and intercept ~ U[-3, 3]. (Finn et al. 2018;
+    Rusu et al. 2019, figure 2.) fewest: with it above 0 a task has any number of support points from
+    `fewest` to task.shot, all equally likely, the rest masked; 0 gives every task all of them.
+    """
+
+    noise: float = 0.3
+    fewest: int = 0
+
+    num_targets = 1
+    input_shape = (1,)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.noise < math.inf or self.fewest < 0:
+            raise UsageError(f"expected a finite noise > 0 and fewest >= 0, got {self}; change data.*")
+
+    def functions(self, generator: Generator) -> Functions:
+        """The first thing that a block draws: functions(generator_of(seed, split, b)) are those of block b.
+
+        They are no part of the episodes, where a guide could look its task up.
+        """
+
+        def uniform(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand(BLOCK, 1, 1, generator=generator)
+
+        family = torch.randint(len(FAMILIES), (BLOCK,), generator=generator)
+        return Functions(family, uniform(0.1, 5), uniform(0, math.pi), uniform(-3, 3), uniform(-3, 3))
+
+    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
+        """As `Source.sampler`; shot and query count points."""
+        check_regression(split, shape)
+        if self.fewest > shape.shot:
+            raise UsageError(f"expected data.fewest <= task.shot, got {self.fewest} and {shape.shot}")
+
+        def draw(generator: Generator) -> Episodes:
+            function = self.functions(generator)
+            x = 10 * torch.rand(BLOCK, shape.shot + shape.query, 1, generator=generator) - 5
+            y = function(x) + self.noise * torch.randn(x.shape, generator=generator)
+            return Episodes(
+                support_x=x[:, : shape.shot],
+                support_y=y[:, : shape.shot],
+                query_x=x[:, shape.shot :],
+                query_y=y[:, shape.shot :],
+                support_mask=self._support_mask(shape.shot, generator),
+            )
+
+        return draw
+
+    def _support_mask(self, shot: int, generator: Generator) -> Tensor:
+        """[T, S]: the first so many points of each task."""
+        counts = torch.full((BLOCK, 1), shot)
+        if self.fewest:
+            counts = torch.randint(self.fewest, shot + 1, (BLOCK, 1), generator=generator)
+        return torch.arange(shot) < counts

@@ -1,0 +1,55 @@
+"""Sinusoids of random amplitude and phase: the regression that MAML was shown on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from pyro_metabayes.data.stream import check_regression
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Sinusoid:
+    """y_i = A sin(x_i - b) + noise e_i, A ~ U[0.1, 5], b ~ U[0, pi], x_i ~ U[-5, 5], e_i ~ N(0, 1).
+
+    The splits differ by the random stream only. (Finn, Abbeel and Levine 2017, section 5.1, has no noise.)
+    """
+
+    noise: float = 0.0
+
+    num_targets = 1
+    input_shape = (1,)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < math.inf:
+            raise UsageError(f"expected a finite data.noise >= 0, got {self.noise}")
+
+    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
+        """As `Source.sampler`; shot and query count points."""
+        check_regression(split, shape)
+
+        def draw(generator: Generator) -> Episodes:
+            def uniform(low: float, high: float, num_points: int) -> Tensor:
+                return low + (high - low) * torch.rand(BLOCK, num_points, 1, generator=generator)
+
+            amplitude, phase = uniform(0.1, 5.0, 1), uniform(0.0, math.pi, 1)
+            num_points = shape.shot + shape.query
+            x = uniform(-5.0, 5.0, num_points)
+            y = amplitude * torch.sin(x - phase)
+            if self.noise:
+                y = y + self.noise * torch.randn(BLOCK, num_points, 1, generator=generator)
+            return Episodes(
+                support_x=x[:, : shape.shot],
+                support_y=y[:, : shape.shot],
+                query_x=x[:, shape.shot :],
+                query_y=y[:, shape.shot :],
+            )
+
+        return draw

@@ -1,0 +1,107 @@
+"""tiered-ImageNet (Ren et al. 2018): 608 classes, 779,165 images; 351 / 97 / 160 classes from different categories.
+
+Read from METABAYES_DATA/tiered_imagenet, for each split
+
+    {split}_images_png.pkl, a list of PNG files, or {split}_images.npz, images [N, 84, 84, 3], blue first (that is
+    how OpenCV, which unpacked the PNGs into it, has the channels), and
+    {split}_labels.pkl: label_specific (or labels) [N], and with it label_specific_str, the names of the classes
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.sources.images import centre, pixels
+from pyro_metabayes.data.sources.mini_imagenet import SIDE, as_input, checked_images, checked_labels, refuse_size
+from pyro_metabayes.data.sources.parts import Part, Rows, bank_of
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.cache import data_folder
+from pyro_metabayes.storage.unpickle import flat_array, load_arrays, text_keys
+from pyro_metabayes.storage.untrusted import DAMAGED, read_npz, reason_of
+
+HINT = (
+    "put {train,val,test}_images_png.pkl (or _images.npz) and {train,val,test}_labels.pkl there; images in folders go "
+    "through data=image_folder"
+)
+
+
+def load(size: int = SIDE) -> Bank:
+    """uint8 images [779165, 3, size, size], converted once and kept in the cache (16.5 GB there and in memory).
+
+    size: 84, or the side of a square from the middle of the images (80 in SIB's evaluation).
+    """
+    refuse_size(size)
+    folder = data_folder("tiered_imagenet", HINT)
+    return bank_of("tiered_imagenet", {split: _part(folder, split, size) for split in SPLITS}, {"size": size})
+
+
+def _part(folder: Path, split: str, size: int) -> Part:
+    labels = folder / f"{split}_labels.pkl"
+    packed, unpacked = folder / f"{split}_images_png.pkl", folder / f"{split}_images.npz"
+    images = packed if packed.is_file() else unpacked
+    for path in (images, labels):
+        if not path.is_file():
+            raise UsageError(f"expected a file at {path}, got none; {HINT}")
+    read = _of_packed if images == packed else _of_unpacked
+    return Part([images, labels], lambda: read(images, labels, split, size))
+
+
+def _of_packed(images: Path, labels: Path, split: str, size: int) -> Rows:
+    files = load_arrays(images)
+    if not isinstance(files, list | np.ndarray):
+        raise UsageError(
+            f"expected a list of PNG files in {images}, got {type(files).__name__}; take the published file"
+        )
+    return Rows.of_labels(
+        _names(labels, len(files), split), lambda row: centre(_decoded(files[row], row, images), size)
+    )
+
+
+def _decoded(file: Any, row: int, source: Path) -> np.ndarray:
+    """A PNG file, pickled as an array of bytes, or as a string."""
+    try:
+        if not isinstance(file, str | bytes | np.ndarray):
+            raise TypeError(f"{type(file).__name__}")
+        image = pixels(file.encode("latin1") if isinstance(file, str) else bytes(file), None)
+    except DAMAGED as error:
+        raise UsageError(
+            f"expected PNG files in {source}, got something else as number {row} ({reason_of(error)}); copy it anew"
+        ) from None
+    if image.shape != (3, SIDE, SIDE):
+        raise UsageError(
+            f"expected images of {SIDE} x {SIDE} alone in {source}, got number {row} of {image.shape[2]} x "
+            f"{image.shape[1]}; take the published file"
+        )
+    return image
+
+
+def _of_unpacked(images: Path, labels: Path, split: str, size: int) -> Rows:
+    try:
+        published = read_npz(images)["images"][..., ::-1]
+    except DAMAGED as error:
+        reason = reason_of(error)
+        raise UsageError(f"expected an array 'images' in {images}, got {reason}; copy or download it anew") from None
+    array = checked_images(published, str(images))
+    return Rows.of_labels(_names(labels, len(array), split), lambda row: as_input(array[row], size))
+
+
+def _names(path: Path, rows: int, split: str) -> list[str]:
+    """Class name of each image; classes are numbered from 0 in each split, and words may be shared."""
+    content = text_keys(load_arrays(path), str(path))
+    key = "label_specific" if "label_specific" in content else "labels"
+    labels = checked_labels(text_keys(content, str(path), key)[key], rows, str(path))
+    names = content.get("label_specific_str")
+    if names is None:
+        return [f"{split} {label:03d}" for label in labels]
+    names = flat_array(names, str(path)).ravel().tolist()
+    if absent := [label for label in labels if not 0 <= label < len(names)]:
+        raise UsageError(
+            f"expected a name in label_specific_str for every class in {path}, got {len(names)} names and the class "
+            f"{absent[0]}; take the published file"
+        )
+    words = [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
+    return [f"{split} {label:03d} {words[label]}" for label in labels]

@@ -1,0 +1,118 @@
+"""What a task has: ways, shots, queries, and how they are shared out among the classes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from pyro_metabayes.data.bank import SPLITS
+from pyro_metabayes.errors import UsageError
+
+BLOCK = 64  # tasks drawn by one generator (a table of groups draws all it has); part of what defines a task: no setting
+
+
+@dataclass
+class TaskShape:
+    """`way` classes, `shot` support points and `query` query points of each; way is 1 in a regression.
+
+    Where domains share their classes the queries are a minibatch of way * query points, of any class; shot is 0.
+
+    query_counts: how many query points the classes have instead, dealt out to them anew in every task; with them
+        the two below have no say.
+    query_concentration: a > 0 draws the counts, Multinomial(way * query, Dirichlet(a, ..., a)): unbalanced
+        queries as Veilleux et al. (2021, "Realistic evaluation of transductive few-shot learning") have
+        them, with a = 2; a share query_balanced of the tasks is balanced all the same. 0: none of this.
+    feature_noise: length of the noise that is added to each feature vector, in units of its own (perturbed.py).
+    """
+
+    way: int = 5
+    shot: int = 1
+    query: int = 15
+    query_counts: list[int] = field(default_factory=list)
+    query_concentration: float = 0.0
+    query_balanced: float = 0.0
+    feature_noise: float = 0.0
+    train_shift: float = (
+        0.0  # of training tasks: all their features are moved alike, to a domain that is not (perturbed.py)
+    )
+    base_query: int = 0  # queries of base classes beside those, learning without forgetting (model=lwof)
+    train_query: int = 0  # in place of query in training tasks, with base_query in proportion; 0: the same
+
+    def __post_init__(self) -> None:
+        for name in ("feature_noise", "train_shift"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise UsageError(f"expected task.{name} to be finite and >= 0, got {value}")
+        if min(self.base_query, self.train_query) < 0:
+            raise UsageError(
+                f"expected task.base_query and task.train_query >= 0, got {self.base_query} and {self.train_query}"
+            )
+
+    def __str__(self) -> str:
+        return f"way {self.way}, shot {self.shot}, query {self.query}"
+
+    def of(self, split: str) -> TaskShape:
+        """The shape of the tasks of a split."""
+        if split != "train":
+            return replace(self, train_shift=0.0) if self.train_shift else self
+        if not self.train_query:
+            return self
+        return replace(self, query=self.train_query, base_query=self.base_query * self.train_query // self.query)
+
+    def labels(self, points_per_class: int, num_tasks: int) -> Tensor:
+        """Class-ordered labels [T, way * points_per_class]."""
+        labels = torch.arange(self.way).repeat_interleave(points_per_class)
+        return labels.expand(num_tasks, -1)
+
+    def twice(self) -> TaskShape:
+        """The same tasks with twice the queries of each class."""
+        return replace(self, query=2 * self.query, query_counts=[2 * count for count in self.query_counts])
+
+    @property
+    def most_queries(self) -> int:
+        """The largest number of query points that a class can have."""
+        most = self.way * self.query if self.query_concentration else self.query
+        return max(self.query_counts, default=most)
+
+    def check_classes(self, split: str) -> None:
+        """Refuse what no task of classes has."""
+        if split not in SPLITS:
+            raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
+        if self.way < 2 or self.shot < 1 or self.query < 1:
+            raise UsageError(f"expected way >= 2, shot >= 1 and query >= 1, got {self}")
+        counts, concentration = self.query_counts, self.query_concentration
+        if counts and (len(counts) != self.way or min(counts) < 0 or sum(counts) < 1):
+            raise UsageError(
+                f"expected task.query_counts to be {self.way} numbers >= 0, one for each class, got {counts}"
+            )
+        if not 0 <= concentration < math.inf:
+            raise UsageError(f"expected task.query_concentration to be finite and >= 0, got {concentration}")
+        if not 0 <= self.query_balanced <= 1 or (self.query_balanced and not concentration):
+            raise UsageError(
+                "expected task.query_balanced to be a share, 0 without task.query_concentration, got "
+                f"{self.query_balanced} and {concentration}"
+            )
+
+    def query_points(self, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Class-ordered labels of the queries of BLOCK tasks, and which of its class each is: both [BLOCK, Q]."""
+        counts = self._query_counts(generator)
+        point = torch.arange(int(counts[0].sum())).expand(BLOCK, -1).contiguous()
+        labels = torch.searchsorted(counts.cumsum(1), point, right=True)
+        return labels, point - (counts.cumsum(1) - counts).gather(1, labels)
+
+    def _query_counts(self, generator: Generator) -> Tensor:
+        """[BLOCK, way], with the same sum in all tasks; a balanced task takes nothing from the generator."""
+        if self.query_counts:
+            # In another order each time: else the label of a class would tell how many queries it has.
+            order = torch.rand(BLOCK, self.way, generator=generator).argsort(1)
+            return torch.tensor(self.query_counts)[order]
+        if self.query_concentration:
+            numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+            marginals = numbers.dirichlet([self.query_concentration] * self.way, BLOCK)
+            counts = torch.from_numpy(numbers.multinomial(self.way * self.query, marginals))
+            counts[numbers.random(BLOCK) < self.query_balanced] = self.query
+            return counts
+        return torch.full((BLOCK, self.way), self.query)

@@ -1,0 +1,1 @@
+"""Scores of trained learners, with intervals."""

@@ -1,0 +1,1 @@
+"""Pyro effect handlers and the like, one effect per file."""

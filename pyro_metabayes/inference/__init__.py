@@ -1,0 +1,1 @@
+"""What guides are built from: inner loops, families, divergences, closed forms."""

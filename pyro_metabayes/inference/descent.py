@@ -1,0 +1,79 @@
+"""The inner loop of gradient-based meta-learning: descent on a task's points, unrolled, all tasks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Normal
+from torch.nn import functional
+
+from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.model import Model
+
+
+def descend(
+    start: Tensor,
+    gradient: Callable[[Tensor], Tensor],
+    step_size: Tensor | float,
+    num_steps: int,
+    first_order: bool = False,
+) -> Tensor:
+    """theta^K of theta^{k+1} = theta^k - step_size * gradient(theta^k), theta^0 = start [T, ...].
+
+    Outer gradients flow through every step; first_order treats `gradient` as a constant, which leaves
+    those through theta^k alone. (Finn, Abbeel and Levine 2017, eq. 1 and section 5.2.)
+    """
+    theta = start
+    for _ in range(num_steps):
+        direction = gradient(theta)
+        direction = direction.detach() if first_order else direction
+        if isinstance(step_size, Tensor):
+            theta = torch.addcmul(theta, step_size, direction, value=-1)  # one pass over theta
+        else:
+            theta = torch.sub(theta, direction, alpha=step_size)
+    return theta
+
+
+def loss_gradient(model: Model, w: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """d/dw of the sum of -log p(y_i | x_i, w) over the points that are there: w and result [..., T, *W].
+
+    x [T, N, *X], y [T, N, ...], mask [T, N]. The pullback of the gradient with respect to the outputs: it
+    works under no_grad, and outer gradients flow through it.
+    """
+    outputs, pullback = model.outputs_and_pullback(w, x)
+    return pullback(output_gradient(model, outputs, y, mask))
+
+
+def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """d/d outputs of the sum of -log p(y_i | outputs_i) over the points that are there [..., T, N, *Y].
+
+    softmax(outputs) - [y = c] for logits, (outputs - y) / sd^2 for means; other families by torch.func.grad.
+    """
+    family: Any = innermost(model.likelihood_of(outputs))
+    if isinstance(family, Categorical):
+        gradient = family.probs - functional.one_hot(y, outputs.shape[-1])
+    elif isinstance(family, Normal):
+        gradient = (outputs - y) / family.scale**2
+    else:
+        gradient = torch.func.grad(lambda its: -model.likelihood_of(its).log_prob(y).sum())(outputs)
+    return gradient * mask.unsqueeze(-1)
+
+
+def hold_step_size(guide: nn.Module, step_size: float, learned: bool) -> None:
+    """Give the guide `log_step_size`: a parameter, or a constant, which no checkpoint holds: evaluations change it."""
+    value = torch.tensor(step_size).log()
+    if learned:
+        guide.log_step_size = nn.Parameter(value)
+    else:
+        guide.register_buffer("log_step_size", value, persistent=False)
+
+
+def rate_of_mean(model: Model, log_step_size: Tensor, mask: Tensor) -> Tensor:
+    """The rate [T, 1, 1] at which descending the sum of -log p is descending its mean, in the model's unit.
+
+    step_size loss_unit / n for the n points of the mask [T, N], at least 1; latents are [..., T, *W] with two axes W.
+    """
+    return log_step_size.exp() * model.loss_unit() / mask.sum(-1).clamp(min=1).view(-1, 1, 1)

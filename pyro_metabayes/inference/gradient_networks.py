@@ -1,0 +1,115 @@
+"""Networks that make up what nobody can compute without labels: the gradient of a loss with respect to the logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pyro_metabayes.inference.task_norm import TaskNorm, point_shares
+
+LEAST_SHARE = 1e-3  # of the queries that a class is taken to have: the logarithm of nothing tells nothing
+
+
+class OrderedNet(nn.Module):
+    """xi as published: Linear-ReLU-norm, twice, then Linear, of width 8 C, on the C logits in class order."""
+
+    pure = True  # a function of tensors: torch.compile may have it
+
+    def __init__(self, num_classes: int, normalise: bool = True, over_batch: bool = False) -> None:
+        super().__init__()
+        self.over_batch = over_batch
+        width = 8 * num_classes
+        self.inputs = nn.Linear(num_classes, width)
+        self.hidden = nn.Linear(width, width)
+        self.outputs = nn.Linear(width, num_classes)
+        self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Synthetic d loss / d logits [..., T, Q, C] from the logits; mask [T, Q]."""
+        x, shares = logits, point_shares(mask, self.over_batch)
+        for i, layer in enumerate((self.inputs, self.hidden)):
+            x = layer(x).relu()
+            x = self.norms[i](x, shares) if self.norms else x
+        return self.outputs(x)
+
+
+class PooledLinear(nn.Linear):
+    """A linear map of each class's channels plus one of their mean over classes: permutation-equivariant."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__(2 * num_inputs, num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.cat((x, x.mean(-2, keepdim=True).expand_as(x)), dim=-1))
+
+
+class EquivariantNet(nn.Module):
+    """xi that commutes with any reordering of the classes, and so serves any number of them.
+
+    The same three layers, each acting on every class alike and on the mean over classes; channels
+    are normalised over the queries and classes of a task together.
+    """
+
+    pure = True
+
+    def __init__(self, width: int = 32, normalise: bool = True, over_batch: bool = False) -> None:
+        super().__init__()
+        self.over_batch = over_batch
+        self.inputs = PooledLinear(2, width)
+        self.hidden = PooledLinear(width, width)
+        self.outputs = PooledLinear(width, 1)
+        self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """As OrderedNet.forward, for any C."""
+        num_classes = logits.shape[-1]
+        shares = point_shares(mask.repeat_interleave(num_classes, dim=-1), self.over_batch)  # [T, 1, Q * C]
+        x = torch.stack((logits, logits.softmax(-1)), dim=-1)
+        for i, layer in enumerate((self.inputs, self.hidden)):
+            x = layer(x).relu()  # [..., T, Q, C, H]
+            if self.norms:
+                x = self.norms[i](x.flatten(-3, -2), shares).unflatten(-2, (-1, num_classes))
+        return self.outputs(x).squeeze(-1)
+
+
+class MarginalNet(nn.Module):
+    """xi that sees how the queries share out among the classes; equivariant, for any number of them.
+
+    Channels are normalised over the queries, each class by itself, as the published network does it. That hides how
+    many queries a class attracts: right where all attract as many, and the ruin of the others. So what is taken
+    out, the mean over the queries, comes back as a further input of the next layer, and with it the marginal
+
+        m_c = (1/Q) sum_i softmax(logits_i)_c    and its logarithm.
+
+    """
+
+    pure = True
+
+    def __init__(self, width: int = 64, normalise: bool = True, over_batch: bool = False) -> None:
+        super().__init__()
+        self.over_batch = over_batch
+        self.inputs = PooledLinear(2, width)
+        self.hidden = PooledLinear(width, width)
+        self.outputs = PooledLinear(width, 1)
+        self.shares = nn.ModuleList([PooledLinear(width + 2, width) for _ in range(2)])
+        self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """As OrderedNet.forward, for any C."""
+        x = torch.stack((logits, logits.softmax(-1)), dim=-1)
+        shares = point_shares(mask, self.over_batch)
+        marginal = masked_mean_point(x[..., 1:], mask).clamp(min=LEAST_SHARE)
+        marginal = torch.cat((marginal, marginal.log()), dim=-1)  # [..., T, 1, C, 2]
+        for i, layer in enumerate((self.inputs, self.hidden)):
+            x = layer(x).relu()  # [..., T, Q, C, H]
+            share = self.shares[i](torch.cat((masked_mean_point(x, mask), marginal), dim=-1))
+            if self.norms:
+                x = self.norms[i](x.movedim(-2, 0), shares).movedim(0, -2)
+            x = x + share
+        return self.outputs(x).squeeze(-1)
+
+
+def masked_mean_point(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the queries that are there: x [..., T, Q, C, H], mask [T, Q] -> [..., T, 1, C, H]."""
+    weight = mask / mask.sum(-1, keepdim=True).clamp(min=1)
+    return (x * weight[..., None, None]).sum(-3, keepdim=True)

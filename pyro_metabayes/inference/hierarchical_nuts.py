@@ -1,0 +1,93 @@
+"""The linear mixed model with a prior on everything, by NUTS: empirical Bayes with the doubt that it leaves out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro
+import torch
+from pyro.distributions import HalfNormal, LKJCholesky, MultivariateNormal, Normal
+from pyro.infer import MCMC, NUTS
+from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+from torch import Tensor
+
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.mixed_effects import Sums, log_likelihood, sums_of
+from pyro_metabayes.seeding import noise_of
+
+CHAINS = 2
+
+
+@dataclass(frozen=True)
+class Draws:
+    """L draws of coefficients [L, D], factor [L, R, R], a root of the covariance of the groups' effects, noise [L] and
+    effects w [L, T, R]; of coefficients, sds and noise the largest split R-hat and smallest effective number of draws.
+    """
+
+    coefficients: Tensor
+    factor: Tensor
+    noise: Tensor
+    effects: Tensor
+    r_hat: float
+    effective_size: float
+
+    @property
+    def covariance(self) -> Tensor:
+        return self.factor @ self.factor.mT
+
+
+def hierarchical(sums: Sums) -> None:
+    """y_i ~ N(x_i . coefficients + z_i . u_g, noise^2), u_g ~ N(0, S R S), the u_g integrated out.
+
+    Weak priors for standardised columns: coefficients ~ N(0, 10^2), the sds S and noise ~ half-normal(1), the
+    correlations R ~ LKJ(1). What is left has a handful of dimensions, where the u_g would be a funnel.
+    """
+    like, num_random = sums.pp, sums.zz.shape[-1]
+    coefficients = pyro.sample("coefficients", Normal(like.new_zeros(len(like) - 1), 10.0).to_event(1))
+    sd = pyro.sample("sd", HalfNormal(like.new_ones(num_random)).to_event(1))
+    noise = pyro.sample("noise", HalfNormal(like.new_ones(())))
+    factor = like.new_ones(1, 1)
+    if num_random > 1:
+        factor = pyro.sample("correlation", LKJCholesky(num_random, like.new_ones(())))
+    pyro.factor("points", log_likelihood(sums, coefficients, sd.unsqueeze(-1) * factor, noise))
+
+
+def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed: int = 0) -> Draws:
+    """The posterior given all query points: `samples` draws from each of two chains, in float64.
+
+    Effects are drawn from their Gaussian given the draw of all else, which is exact.
+    """
+    if samples < 4 or warmup < 1:
+        raise UsageError(f"expected samples >= 4 and warmup >= 1 for NUTS, got {samples} and {warmup}")
+    sums, chains = sums_of(episodes, num_random), []
+    for chain in range(CHAINS):
+        with noise_of(CHAINS * seed + chain):
+            mcmc = MCMC(NUTS(hierarchical), num_samples=samples, warmup_steps=warmup, disable_progbar=True)
+            mcmc.run(sums)
+            chains.append(mcmc.get_samples())
+    sites = {name: torch.stack([chain[name] for chain in chains]) for name in chains[0]}
+    varying = [sites[name] for name in ("coefficients", "sd", "noise")]  # a Cholesky factor has constants
+    r_hat = max(split_gelman_rubin(value).max().item() for value in varying)
+    size = min(effective_sample_size(value).min().item() for value in varying)
+    coefficients, sd, noise = (value.flatten(0, 1) for value in varying)
+    factor = sd.unsqueeze(-1)
+    if num_random > 1:
+        factor = factor * sites["correlation"].flatten(0, 1)
+    with noise_of(seed):
+        effects = drawn_effects(sums, coefficients, factor, noise)
+    return Draws(coefficients, factor, noise, effects, r_hat, size)
+
+
+def drawn_effects(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
+    """w [L, T, R] = mean + factor e, e given the points: precision I + F^T z^T z F / noise^2, F = factor."""
+    num_random = factor.shape[-1]
+    contrast = torch.cat((-coefficients, torch.ones_like(coefficients[:, :1])), -1)
+    residual = torch.einsum("trd,ld->ltr", sums.zp, contrast) / noise.view(-1, 1, 1) ** 2
+    wide = factor.unsqueeze(1)  # [L, 1, R, R]
+    eye = torch.eye(num_random, dtype=factor.dtype)
+    precision = eye + wide.mT @ sums.zz @ wide / noise.view(-1, 1, 1, 1) ** 2
+    evidence = wide.mT @ residual.unsqueeze(-1)
+    loc = torch.cholesky_solve(evidence, torch.linalg.cholesky(precision)).squeeze(-1)
+    unit = MultivariateNormal(loc, precision_matrix=precision).sample()
+    return coefficients[:, None, :num_random] + (wide @ unit.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,140 @@
+"""Laplace's approximation where points are few and weights many: everything through matrices of the points' size."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Categorical, Independent, Normal, constraints, register_kl
+
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.cholesky import cholesky
+from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.model import Model
+
+Shape = Size | list[int] | tuple[int, ...]
+
+
+def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    """U [T, *W, N * C] with U U^T = sum_i J_i^T L_i J_i, the generalised Gauss-Newton matrix of -log p(y | x, w).
+
+    J_i = d outputs_i / d w, and L_i the Hessian in the outputs, which needs no label: the Fisher information.
+    Columns are pullbacks of the columns of root(L_i), one for each point and output; masked points have 0. Every point
+    goes by itself, as the only one of a task of its own: J_i^T s is wanted, not its sum over points.
+    w [T, *W], x [T, N, *X], mask [T, N]. (Schraudolph 2002; Martens 2020.)
+    """
+    alone = w.repeat_interleave(x.shape[1], dim=0)  # [T * N, *W]
+    outputs, pullback = model.outputs_and_pullback(alone, x.flatten(0, 1).unsqueeze(1))
+    root = hessian_root(model.likelihood_of(outputs)) * mask.reshape(-1, 1, 1, 1)  # [T * N, 1, C, C']
+    columns = torch.func.vmap(pullback, in_dims=-1, out_dims=-1)(root)  # [T * N, *W, C']
+    return columns.unflatten(0, x.shape[:2]).movedim(1, -2).flatten(-2)
+
+
+def hessian_root(likelihood: TorchDistribution) -> Tensor:
+    """S [..., C, C] with S S^T = d^2 -log p(y | outputs) / d outputs^2.
+
+    diag(sqrt p) - p sqrt(p)^T for logits, whose Hessian is diag(p) - p p^T; 1 / sd for means.
+    """
+    family: Any = innermost(likelihood)
+    if isinstance(family, Categorical):
+        root = family.probs.clamp(min=torch.finfo(family.probs.dtype).tiny).sqrt()  # sqrt has no gradient at 0
+        return torch.diag_embed(root) - family.probs.unsqueeze(-1) * root.unsqueeze(-2)
+    if isinstance(family, Normal):
+        return torch.diag_embed(1 / family.scale.expand(family.batch_shape))
+    raise UsageError(f"expected a Categorical or Normal likelihood for its curvature, got {type(family).__name__}")
+
+
+def factor_of_points(v: Tensor) -> Tensor:
+    """Cholesky factor of I + v^T v [..., M, M], v [..., P, M]."""
+    return cholesky(v.mT @ v + torch.eye(v.shape[-1], dtype=v.dtype, device=v.device))
+
+
+def half_log_det(factor: Tensor) -> Tensor:
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
+    """log det(diag(precision) + U U^T) [T], by the determinant lemma on the smaller side; root [T, *W, M].
+
+    sum log precision + log det(I + U^T diag(precision)^-1 U). precision: one for every weight, [*W] or a scalar.
+    """
+    precision = precision.expand(root.shape[1:-1]).flatten()
+    v = root.flatten(1, -2) / precision.sqrt().unsqueeze(-1)
+    v = v if v.shape[-1] <= v.shape[-2] else v.mT
+    return precision.log().sum() + 2 * half_log_det(factor_of_points(v))
+
+
+class LowRankPrecision(TorchDistribution):
+    """N(loc, (diag(precision) + U U^T)^-1), U [*batch, *W, M], loc [*batch, *W], precision [*W] or [*batch, *W].
+
+    With V = diag(precision)^-1/2 U, all that is ever factorised is L L^T = I + V^T V, [M, M]. Draws are
+    loc + diag(precision)^-1/2 R e, e ~ N(0, I), R = I - V L^-T (I + L)^-1 V^T, for which R R^T = (I + V V^T)^-1.
+    (torch's LowRankMultivariateNormal adds to a covariance; this one takes away.)
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  # checked where they are made
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, precision: Tensor, root: Tensor, event_dim: int = 1) -> None:
+        self.loc, self.root = loc, root
+        self.precision = precision.expand(loc.shape)
+        batch, event = loc.shape[: loc.dim() - event_dim], loc.shape[loc.dim() - event_dim :]
+        self._v = (root / self.precision.sqrt().unsqueeze(-1)).flatten(len(batch), -2)  # [*batch, P, M]
+        self._factor = factor_of_points(self._v)
+        super().__init__(batch, event, validate_args=False)
+
+    def _flat(self, w: Tensor) -> Tensor:
+        return w.flatten(w.dim() - len(self.event_shape))
+
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> LowRankPrecision:
+        if Size(batch_shape) == self.batch_shape:
+            return self
+        event = self.event_shape
+        loc, precision = (its.expand(*batch_shape, *event) for its in (self.loc, self.precision))
+        return LowRankPrecision(loc, precision, self.root.expand(*batch_shape, *event, -1), len(event))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """(1 - row norms of V L^-T) / precision."""
+        removed = torch.linalg.solve_triangular(self._factor, self._v.mT, upper=False)
+        return (1 - removed.square().sum(-2).view(self.loc.shape)) / self.precision
+
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
+        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        along = self._v.mT @ self._flat(noise).unsqueeze(-1)
+        one = torch.eye(self._factor.shape[-1], dtype=noise.dtype, device=noise.device)
+        along = torch.linalg.solve_triangular(self._factor + one, along, upper=False)
+        along = torch.linalg.solve_triangular(self._factor.mT, along, upper=True)
+        return self.loc + (noise - (self._v @ along).view(noise.shape)) / self.precision.sqrt()
+
+    def log_det(self) -> Tensor:
+        """log det of the precision matrix, [*batch]."""
+        return self._flat(self.precision.log()).sum(-1) + 2 * half_log_det(self._factor)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        whitened = self._flat((value - self.loc) * self.precision.sqrt())
+        along = (self._v.mT @ whitened.unsqueeze(-1)).squeeze(-1)
+        quadratic = whitened.square().sum(-1) + along.square().sum(-1)
+        return 0.5 * (self.log_det() - quadratic - whitened.shape[-1] * math.log(2 * math.pi))
+
+    def entropy(self) -> Tensor:
+        return 0.5 * (self.event_shape.numel() * (1 + math.log(2 * math.pi)) - self.log_det())
+
+
+@register_kl(LowRankPrecision, Independent)
+def _kl_to_diagonal(q: LowRankPrecision, p: Any) -> Tensor:
+    """KL to a diagonal Gaussian: cross-entropy, which needs the variances of q alone, less entropy."""
+    inner = innermost(p)
+    if not isinstance(inner, Normal):
+        raise NotImplementedError
+    squared = (q.variance + (q.loc - inner.mean).square()) / inner.variance
+    cross = 0.5 * (squared + inner.variance.log() + math.log(2 * math.pi))
+    return cross.flatten(len(q.batch_shape)).sum(-1) - q.entropy()

@@ -1,0 +1,148 @@
+"""Linear mixed models in closed form: maximum likelihood (empirical Bayes) and restricted maximum likelihood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from pyro.distributions import MultivariateNormal, TorchDistribution
+from torch import Size, Tensor
+
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.conjugate import posterior_of_rows
+
+STARTS = (1.0, 0.3, 0.1)  # of sd / noise: no slope leads away from L = 0, where a long first step may end
+
+
+@dataclass(frozen=True)
+class MixedEffects:
+    """y_i = x_i . coefficients + z_i . u_g + noise e_i, u_g ~ N(0, covariance): z_i are the first R features of x_i.
+
+    coefficients [D], their covariance (errors) [D, D]; covariance [R, R]; log_likelihood: of all points, or the
+    restricted one.
+    """
+
+    coefficients: Tensor
+    errors: Tensor
+    covariance: Tensor
+    noise: Tensor
+    log_likelihood: float
+
+    def effects(self, observed: Observed) -> TorchDistribution:
+        """p(w | support) of each group, w = coefficients[:R] + u_g, at these estimates: batch [T], event [1, R].
+
+        Its mean is the best linear unbiased prediction; its spread does not count the errors of the estimates.
+        """
+        num_random = len(self.covariance)
+        x, y = observed.support_x.double(), observed.support_y.double()
+        # A variance of 0 has no precision: a spread that no figure shows stands for it.
+        some = 1e-12 * self.noise**2 * torch.eye(num_random, dtype=x.dtype)
+        prior = MultivariateNormal(self.coefficients[:num_random], self.covariance + some)
+        rows = prior.expand(Size((len(x), 1))).to_event(1)
+        own = x[..., :num_random], y - self.shared(x)
+        return posterior_of_rows(rows, *own, observed.support_mask, self.noise)
+
+    def shared(self, x: Tensor) -> Tensor:
+        """What the features that all groups share contribute to the mean [T, N, 1]; x [T, N, D]."""
+        num_random = len(self.covariance)
+        return x[..., num_random:] @ self.coefficients[num_random:].unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the likelihood needs of n points: of each group z^T z [T, R, R] and z^T (x, y) [T, R, D + 1], and
+    (x, y)^T (x, y) [D + 1, D + 1] of all of them. z are the first R of the D features x."""
+
+    zz: Tensor
+    zp: Tensor
+    pp: Tensor
+    num_points: int
+
+
+def fit(episodes: Episodes, num_random: int, restricted: bool = False, diagonal: bool = False) -> MixedEffects:
+    """The maximum of the likelihood, or of the restricted one, of all query points, in float64.
+
+    With covariance = noise^2 L L^T, M_g = I + L^T z^T z L and the coefficients b at their generalised least squares,
+
+        -2 log p(y) = sum_g log |M_g| + n (1 + log(2 pi r / n)),    noise^2 = r / n,
+        r = |y - x b|^2 - sum_g |M_g^{-1/2} L^T z^T (y - x b)|^2;
+
+    restricted: log |x^T V^-1 x| is added (V = I + z L L^T z^T) and n gives way to n - D. Only L is searched, by L-BFGS;
+    it may end at a singular one, where groups do not differ. diagonal: no covariances.
+    (Bates et al. 2015, "Fitting linear mixed-effects models using lme4", eqs. 34 and 41.)
+    """
+    sums = sums_of(episodes, num_random)
+    num_features = len(sums.pp) - 1
+    if sums.num_points <= num_features:
+        raise UsageError(f"expected more points than {num_features} coefficients, got {sums.num_points}; bring data")
+    where = torch.eye(num_random).bool() if diagonal else torch.ones(num_random, num_random).tril().bool()
+    scale = (sums.zz.diagonal(dim1=-2, dim2=-1).sum(0) / sums.num_points).rsqrt()  # L for features of any size
+
+    def factor(theta: Tensor) -> Tensor:
+        return scale.unsqueeze(-1) * torch.zeros_like(sums.zz[0]).masked_scatter(where, theta)
+
+    def loss(theta: Tensor) -> Tensor:
+        return _deviance(sums, factor(theta), restricted)[0]
+
+    start = torch.eye(num_random, dtype=sums.zz.dtype)[where]
+    theta = min((_descended(loss, size * start) for size in STARTS), key=lambda theta: loss(theta).item())
+    with torch.no_grad():
+        found = factor(theta)
+        deviance, coefficients, variance, errors = _deviance(sums, found, restricted)
+    return MixedEffects(
+        coefficients, variance * errors, variance * found @ found.mT, variance.sqrt(), -0.5 * deviance.item()
+    )
+
+
+def _descended(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    theta = start.clone().requires_grad_()
+    optimiser = torch.optim.LBFGS(
+        [theta], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-13, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = loss(theta)
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    return theta.detach()
+
+
+def sums_of(episodes: Episodes, num_random: int) -> Sums:
+    if episodes.query_y.shape[-1] != 1 or episodes.support_mask.any():
+        raise UsageError("expected groups of points with one number as label, all of them queries; see Groups.whole")
+    episodes = episodes.to("cpu")  # where the search reads every loss, in float64
+    points = torch.cat((episodes.query_x, episodes.query_y), -1).double() * episodes.query_mask.unsqueeze(-1)
+    z = points[..., :num_random]
+    return Sums(z.mT @ z, z.mT @ points, (points.mT @ points).sum(0), int(episodes.query_mask.sum()))
+
+
+def log_likelihood(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
+    """log p(y | x) at coefficients [D], factor [R, R], a root of the covariance of the effects, and noise."""
+    contrast = torch.cat((-coefficients, coefficients.new_ones(1)))  # (x, y) @ contrast = y - x . coefficients
+    root = torch.linalg.cholesky(torch.eye(len(factor), dtype=factor.dtype) + factor.mT @ sums.zz @ factor / noise**2)
+    explained = torch.linalg.solve_triangular(root, factor.mT @ (sums.zp @ contrast).unsqueeze(-1) / noise, upper=False)
+    quadratic = (contrast @ sums.pp @ contrast - explained.square().sum()) / noise**2
+    log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum() + sums.num_points * (2 * math.pi * noise**2).log()
+    return -0.5 * (log_det + quadratic)
+
+
+def _deviance(sums: Sums, factor: Tensor, restricted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """-2 log likelihood at L, with what maximises it: coefficients, noise^2 and (x^T V^-1 x)^-1."""
+    root = torch.linalg.cholesky(torch.eye(len(factor), dtype=factor.dtype) + factor.mT @ sums.zz @ factor)
+    explained = torch.linalg.solve_triangular(root, factor.mT @ sums.zp, upper=False)
+    whole = sums.pp - (explained.mT @ explained).sum(0)  # (x, y)^T V^-1 (x, y)
+    precision, evidence = whole[:-1, :-1], whole[:-1, -1]
+    of_precision = torch.linalg.cholesky(precision)
+    coefficients = torch.cholesky_solve(evidence.unsqueeze(-1), of_precision).squeeze(-1)
+    freedom = sums.num_points - restricted * len(coefficients)
+    variance = (whole[-1, -1] - evidence @ coefficients) / freedom
+    deviance = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum() + freedom * (1 + (2 * math.pi * variance).log())
+    if restricted:
+        deviance = deviance + 2 * of_precision.diagonal().log().sum()
+    return deviance, coefficients, variance, torch.cholesky_inverse(of_precision)

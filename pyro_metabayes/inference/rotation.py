@@ -1,0 +1,56 @@
+"""Self-supervision by rotation: by how many quarters was an image turned?
+
+Gidaris, Singh and Komodakis, "Unsupervised Representation Learning by Predicting Image Rotations", ICLR 2018 (arXiv
+1803.07728).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad
+
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.networks import relu_network
+from pyro_metabayes.model import Model
+
+TURNS = 4
+
+
+class RotationHead(nn.Module):
+    """zhat: what a classifier says of an image [C] -> logits of the four turns, by a network C - 8 C - 4. The loss
+
+        L_rot(w) = sum_i (1/4) sum_{r=0..3} -log softmax(zhat(yhat(turn_r x_i, w)))_r
+
+    over the queries x_i of a task, yhat = outputs(w, x), depends on the weights w of the classifier and needs no label.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.network = relu_network([num_classes, 8 * num_classes, TURNS])
+
+    def loss(self, model: Model, w: Tensor, observed: Observed) -> Tensor:
+        """L_rot [T] at w [T, C, W]."""
+        return self._of_outputs(model.outputs(w, every_turn(observed)), observed.query_mask)
+
+    def gradient(self, model: Model, w: Tensor, observed: Observed) -> Tensor:
+        """d L_rot / d w [T, C, W]; works under no_grad, and outer gradients flow through it."""
+        outputs, pullback = model.outputs_and_pullback(w, every_turn(observed))
+        return pullback(grad(lambda its: self._of_outputs(its, observed.query_mask).sum())(outputs))
+
+    def _of_outputs(self, outputs: Tensor, mask: Tensor) -> Tensor:
+        """L_rot [T] of outputs [T, 4 Q, C]; mask [T, Q]."""
+        log_probs = self.network(outputs).log_softmax(-1).unflatten(-2, (-1, TURNS))  # [T, Q, turn, answer]
+        return -(log_probs.diagonal(dim1=-2, dim2=-1).mean(-1) * mask).sum(-1)
+
+
+def every_turn(observed: Observed) -> Tensor:
+    """The queries, each as it is and turned by 1, 2 and 3 quarters, one after another [T, 4 Q, *X]."""
+    turned = observed.auxiliary.get("turned")
+    if turned is None:
+        raise UsageError(
+            "expected tasks with turned views of their queries for guide.rotation_step_size > 0, got none; take "
+            "data=digit_domains or data=pacs, or set it to 0"
+        )
+    return torch.cat((observed.query_x.unsqueeze(2), turned), dim=2).flatten(1, 2)

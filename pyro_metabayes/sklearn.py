@@ -1,0 +1,178 @@
+"""The meta-learner as a scikit-learn classifier; needs scikit-learn, which no other file imports."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.learner import MetaLearner, Prediction
+from pyro_metabayes.seeding import noise_of
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.utils import check_random_state
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    if (error.name or "").partition(".")[0] != "sklearn":
+        raise  # scikit-learn is there, something that it imports is not
+    raise UsageError(
+        "expected scikit-learn 1.6 or newer for pyro_metabayes.sklearn, found none or an older one; "
+        "run: pip install -c constraints.txt -e '.[sklearn]'"
+    ) from None
+
+# The data of scikit-learn's checks (1.6 to 1.9): {check: (features, class counts where they matter)}.
+CHECK_DATA: dict[str, tuple[int, set[int]]] = {
+    "check_fit2d_1feature": (1, {2}),
+    "check_classifier_data_not_an_array": (2, {2}),  # runs where pandas is installed
+    "check_classifiers_classes": (2, {2, 3}),
+    "check_classifiers_train": (2, {2, 3}),
+    "check_estimators_fit_returns_self": (2, {3}),
+    "check_estimators_overwrite_params": (2, {3}),
+    "check_fit_check_is_fitted": (2, {2}),
+    "check_fit_idempotent": (2, {2}),
+    "check_n_features_in": (2, {2}),
+    "check_readonly_memmap_input": (2, {3}),
+    "check_classifiers_one_label": (3, set()),  # content with a refusal that speaks of classes
+    "check_dict_unchanged": (3, {3}),
+    "check_dont_overwrite_parameters": (3, {3}),
+    "check_estimators_nan_inf": (3, {2}),
+    "check_estimators_pickle": (3, {2}),
+    "check_f_contiguous_array_estimator": (3, {3}),
+    "check_fit2d_predict1d": (3, {3}),
+    "check_fit_score_takes_y": (3, {3}),
+    "check_methods_sample_order_invariance": (3, {3}),
+    "check_methods_subset_invariance": (3, {3}),
+    "check_pipeline_consistency": (3, {2}),
+    "check_supervised_y_2d": (3, {3}),
+    "check_n_features_in_after_fitting": (4, {3}),
+    "check_positive_only_tag_during_fit": (4, {3}),
+    "check_estimators_dtypes": (5, {2}),
+    "check_array_api_input": (10, {2}),  # runs where SCIPY_ARRAY_API is set
+    "check_dtype_object": (10, {4}),
+    "check_fit2d_1sample": (10, {1}),
+}
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):
+    """`fit` keeps the support set of one task; `predict_proba(X)` answers for the query set X.
+
+        classifier = FewShotClassifier("runs/glyphs/sib/...").fit(support_images, names)
+        classifier.predict(query_images)
+
+    learner: a MetaLearner, or the folder of a run; None is ProtoNets on the features as they are
+    (softmax of minus the squared distance to the class means), which need no training.
+    num_samples: draws of the latent that probabilities are averaged over; a point mass needs one.
+    random_state: of those draws; one seed a fit, so a fitted classifier always answers the same.
+
+    Nothing is trained here: `fit` checks the support set and the classes against the learner. A
+    transductive guide (sib) answers for the whole query set at once: by design, predictions for a
+    subset differ from those for the whole.
+    """
+
+    def __init__(
+        self,
+        learner: MetaLearner | str | PathLike[str] | None = None,
+        num_samples: int = 100,
+        random_state: Any = None,
+    ) -> None:
+        self.learner = learner
+        self.num_samples = num_samples
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Keep the support set; any labels, as many classes as the guide can serve."""
+        X, y = self._validated(X, y)
+        check_classification_targets(y)
+        self.classes_, self.support_y_ = np.unique(y, return_inverse=True)
+        self.support_x_ = X
+        self.seed_ = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        self.learner_ = self._learner_for(X.shape[1:], len(self.classes_))
+        self._prediction(X[:1])  # what the learner does not take is refused here
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities [Q, C] of `classes_`, with X as the query set of one task."""
+        return self._answer(X).probabilities.cpu().numpy()
+
+    def predict_spread(self, X: Any) -> np.ndarray:
+        """Standard deviation [Q, C] of those probabilities over draws of the latent; 0 for a point mass."""
+        return self._answer(X).spread.cpu().numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class of each query point."""
+        best = self._answer(X).probabilities.argmax(-1)
+        return self.classes_[best.cpu().numpy()]
+
+    def _answer(self, X: Any) -> Prediction:
+        check_is_fitted(self)
+        return self._prediction(self._validated(X, reset=False))
+
+    def _prediction(self, X: np.ndarray) -> Prediction:
+        with noise_of(self.seed_):
+            return self.learner_.predict(self.support_x_, self.support_y_, X, self.num_samples)
+
+    def _validated(self, *arrays: Any, **options: Any) -> Any:
+        """A learner is handed images and their bytes as they come; without one there are only features."""
+        options |= {"dtype": np.float64} if self.learner is None else {"allow_nd": True}
+        return validate_data(self, *arrays, **options)
+
+    def _learner_for(self, input_shape: tuple[int, ...], num_classes: int) -> MetaLearner:
+        if self.learner is None:
+            return MetaLearner.from_specification(_proto(input_shape, num_classes)).double()
+        learner = _loaded(self.learner)
+        if learner.specification.get("num_base_classes"):
+            raise UsageError(
+                "expected a learner whose classes are those of fit, got one of learning without forgetting, which "
+                "answers with base classes too; take MetaLearner.predict"
+            )
+        return learner
+
+
+def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
+    """{check: reason} for `sklearn.utils.estimator_checks.check_estimator`; empty without a learner.
+
+    A learner is built for one shape of input, and some guides for one number of classes; the checks
+    bring their own. In float64 exactly these fail; in float32 none but these.
+    """
+    if estimator.learner is None:
+        return {}
+    learner = _loaded(estimator.learner)
+    shape, way = tuple(learner.specification["input_shape"]), learner.guide.num_classes
+    reasons: dict[str, str] = {}
+    for check, (num_features, counts) in CHECK_DATA.items():
+        if shape != (num_features,):
+            reasons[check] = f"the learner takes inputs {list(shape)}, the check has {[num_features]}"
+        elif way is not None and counts - {way}:
+            reasons[check] = f"the guide serves {way} classes, the check has {sorted(counts)}"
+    if next(learner.parameters()).dtype != torch.float64:
+        order = "asks for more digits than float32 has; learner.double() passes"
+        reasons["check_methods_sample_order_invariance"] = order
+    if learner.guide.transductive:
+        reasons["check_methods_subset_invariance"] = "a transductive guide answers for the whole query set"
+    reasons["check_estimators_overwrite_params"] = "joblib.hash of a torch tensor differs from its copy's"
+    return reasons
+
+
+def _loaded(learner: MetaLearner | str | PathLike[str]) -> MetaLearner:
+    return learner if isinstance(learner, MetaLearner) else MetaLearner.load(Path(learner))
+
+
+def _proto(input_shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
+    """ProtoNets on raw features, by names alone: the engine imports no model and no guide."""
+    return {
+        "input_shape": list(input_shape),
+        "num_classes": num_classes,
+        "particles": 1,
+        "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
+        "head": {"_target_": "models.heads.Linear"},
+        "prior": {"_target_": "models.priors.Flat"},
+        "model": {"_target_": "models.few_shot_classifier.Model"},
+        "guide": {"_target_": "guides.proto.Guide"},
+        "objective": {"_target_": "pyro_metabayes.objectives.elbo.Elbo"},
+    }

@@ -1,0 +1,88 @@
+"""Where data is looked for, and where what was derived from it is kept."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.checksums import verify
+from pyro_metabayes.storage.untrusted import DAMAGED, read_npz
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def cache_folder() -> Path:
+    """The folder named by METABAYES_CACHE, else ~/.cache/pyro_metabayes; made if need be."""
+    folder = Path(os.environ.get("METABAYES_CACHE") or Path.home() / ".cache" / "pyro_metabayes")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # a folder that is there may refuse, too
+            return folder
+    except OSError as error:
+        raise UsageError(
+            f"expected a cache folder that can be written, got {folder}: {error.strerror}; "
+            "name another in the environment variable METABAYES_CACHE"
+        ) from None
+
+
+def data_file(relative: str, hint: str) -> Path:
+    """The file under the folder named by METABAYES_DATA, its checksum checked; `hint` says what to put there."""
+    root = os.environ.get("METABAYES_DATA")
+    if not root:
+        raise UsageError(
+            f"expected the environment variable METABAYES_DATA to name a folder with {relative}, got nothing; {hint}"
+        )
+    path = Path(root) / relative
+    if not path.is_file():
+        raise UsageError(f"expected a file at {path}, got none; {hint}")
+    return verify(path)
+
+
+def data_folder(relative: str, hint: str) -> Path:
+    """The folder under the one named by METABAYES_DATA; `hint` says what to put there."""
+    root = os.environ.get("METABAYES_DATA")
+    if not root:
+        raise UsageError(
+            f"expected the environment variable METABAYES_DATA to name a folder with {relative}/, got nothing; {hint}"
+        )
+    path = Path(root) / relative
+    if not path.is_dir():
+        raise UsageError(f"expected a folder {path}, got none; {hint}")
+    return path
+
+
+def cached_arrays(name: str, settings: Mapping[str, object], make: Callable[[], Arrays]) -> Arrays:
+    """The arrays that `make` returns, kept under `name` and a hash of all that they depend on."""
+    key = sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
+    path = cache_folder() / f"{name}-{key}.npz"
+    arrays = _read(path)
+    if arrays is None:
+        arrays = make()
+        _write(path, arrays)
+    return arrays
+
+
+def _read(path: Path) -> Arrays | None:
+    """None where there is no file, or a damaged one: it is then made anew."""
+    try:
+        return read_npz(path)
+    except DAMAGED:
+        return None
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    """Whole or not at all: another process may read or write the same file meanwhile."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".npz")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes them for allow_pickle
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

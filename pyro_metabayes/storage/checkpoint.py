@@ -1,0 +1,57 @@
+"""Files that are whole or absent, and tensors that load without running code."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.untrusted import DAMAGED, check_archive, check_plain, reason_of
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one move."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb+") as file:  # a disk may be found full, or a write lost, as late as here
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"expected to write {path}, got: {reason}; free or change the folder") from None
+    finally:
+        with suppress(OSError):  # where the folder is none, there is nothing to clear away either
+            temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Tensors, numbers, strings and containers of them; nothing that needs code to load."""
+    content = io.BytesIO()  # torch reports a full disk as an error of its own, which says nothing of the disk
+    torch.save(state, content)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What `save` wrote, on the CPU. weights_only: a file from elsewhere cannot run code."""
+    if not path.is_file():
+        raise UsageError(f"expected a checkpoint at {path}, got no such file; give the folder of a run")
+    try:
+        check_archive(path, inflation=1)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        check_plain(state)
+        return state
+    except DAMAGED as error:
+        raise UsageError(
+            f"expected a checkpoint of this package at {path}, got a file that does not load: {reason_of(error)}; "
+            "it is damaged, or no checkpoint: put back a copy that is not, or start a new run"
+        ) from None

@@ -1,0 +1,1 @@
+"""Meta-training: the loop, its optimiser, its log, and how it ends."""
