@@ -303,7 +303,7 @@ def test_a_pretraining_is_that_of_the_cpu(shell: pytest.MonkeyPatch) -> None:
 
 def test_a_resumed_run_goes_on_with_the_noise_of_the_device(features: Path, shell: pytest.MonkeyPatch) -> None:
     """The state of the device's generator is part of the checkpoint."""
-    settings = *on_features(features), "guide=savi", f"device={TWIN}"
+    settings = *on_features(features), "guide=savi", "train.schedule=constant", f"device={TWIN}"
     finished(*settings, "train.steps=4", "hydra.run.dir=whole")
     finished(*settings, "train.steps=2", "hydra.run.dir=resumed")
     finished("resume=resumed", "train.steps=4")
