@@ -8,6 +8,7 @@ turns/table.md in RUN_DIR.
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from pyro_metabayes.experiments.cli.messages import one_line
 from pyro_metabayes.experiments.runs.assembly import Assembly
 from pyro_metabayes.experiments.runs.restore_run import finished, trained
 from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
+from pyro_metabayes.guides import sib_rotation
 from pyro_metabayes.inference.rotation import TURNS, every_turn
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage.checkpoint import write_atomically
@@ -35,8 +37,8 @@ def learner_of(folder: Path) -> tuple[Assembly, MetaLearner]:
     """The best learner of a run, on the CPU."""
     config = replace(saved_config(folder, []), device="cpu")
     assembly = trained(finished(folder, config), config)
-    if getattr(assembly.learner.guide, "rotation", None) is None:
-        raise UsageError(f"expected a run of guide=sib_rotation with its step, got {assembly.config.choices['guide']}")
+    if not isinstance(assembly.learner.guide, sib_rotation.Guide):
+        raise UsageError(f"expected a run of guide=sib_rotation, got {assembly.config.choices['guide']}")
     return assembly, assembly.learner
 
 
@@ -45,13 +47,13 @@ def figures_of(learner: MetaLearner, episodes: Episodes) -> dict[str, Tensor]:
     """Of each query [T, Q]: shares of its views told right, and half a turn off; whether it is answered right."""
     guide: Any = learner.guide
     observed, num_steps = episodes.observed(), guide.num_steps
-    start = guide.initial.expand(episodes.num_tasks, -1, -1)
+    start = guide.start(learner.model, episodes)
     told = guide.rotation.network(learner.model.outputs(start, every_turn(observed))).argmax(-1)
     off = (told.unflatten(1, (-1, TURNS)) - torch.arange(TURNS)) % TURNS
     figures = {"turns told": (off == 0).float().mean(-1), "half a turn off": (off == TURNS // 2).float().mean(-1)}
-    guide.num_steps = 0
-    points = {"at lambda": start, "after the rotation step": guide.posterior(observed).mean}
-    guide.num_steps = num_steps
+    rotated = copy.copy(guide)
+    rotated.num_steps = 0
+    points = {"at lambda": start, "after the rotation step": rotated.posterior(observed).mean}
     points[f"after {num_steps} more"] = guide.posterior(observed).mean
     for name, w in points.items():
         figures[name] = (learner.model.outputs(w, episodes.query_x).argmax(-1) == episodes.query_y).float()

@@ -5,8 +5,6 @@ Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting", CV
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from torch.nn import functional
 import pyro_metabayes
 from pyro_metabayes.episodes import Observed, class_sums
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.capabilities import HasBaseClasses, HasPrototypes
 
 
 class Guide(pyro_metabayes.Guide):
@@ -27,6 +26,8 @@ class Guide(pyro_metabayes.Guide):
     starts near the identity, and `scale` learned too. What a base class is, model=lwof knows.
     """
 
+    requires = (HasBaseClasses, HasPrototypes)
+
     def __init__(
         self,
         model: pyro_metabayes.Model,
@@ -36,11 +37,6 @@ class Guide(pyro_metabayes.Guide):
         scale: float = 10.0,
     ) -> None:
         super().__init__(model)
-        if not hasattr(model, "base_weights"):
-            raise UsageError(
-                "expected model=lwof for guide=attention, which attends to base classes, got "
-                f"{type(model).__module__}; take model=lwof"
-            )
         if scale <= 0:
             raise UsageError(f"expected guide.scale > 0, got {scale}")
         self.query = nn.Linear(num_features, num_features)
@@ -52,18 +48,14 @@ class Guide(pyro_metabayes.Guide):
         self.average_factor = nn.Parameter(torch.ones(num_weights))
         self.attention_factor = nn.Parameter(torch.ones(num_weights))
 
-    @property
-    def with_base_classes(self) -> Any:
-        """The model, with what only that of learning without forgetting has."""
-        return self.model
-
     def posterior(self, observed: Observed) -> TorchDistribution:
-        average, attended = self.model.prototypes(observed), self._attended(observed)
+        average, attended = self.require(HasPrototypes).prototypes(observed), self._attended(observed)
         return Delta(self.average_factor * average + self.attention_factor * attended, event_dim=2)
 
     def _attended(self, observed: Observed) -> Tensor:
         """att [T, C, W]."""
-        read = self._attention(observed) @ functional.normalize(self.with_base_classes.base_weights(observed), dim=-1)
+        base = functional.normalize(self.require(HasBaseClasses).base_weights(observed), dim=-1)
+        read = self._attention(observed) @ base
         sums, counts = class_sums(read, observed.support_y, observed.support_mask, observed.num_classes)
         return sums / counts.clamp(min=1)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from pyro.distributions import TorchDistribution
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.capabilities import Conjugate
 
 
 class Guide(pyro_metabayes.Guide):
@@ -19,17 +18,10 @@ class Guide(pyro_metabayes.Guide):
     prior by it is empirical Bayes without approximation.
     """
 
-    def __init__(self, model: pyro_metabayes.Model) -> None:
-        super().__init__(model)
-        if not hasattr(model, "exact_posterior"):
-            raise UsageError(
-                "expected a model with exact_posterior for guide=exact, got one without; take data=gaussian_mean, "
-                "data=linear_regression or data=groups"
-            )
+    requires = (Conjugate,)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
-        model: Any = self.model
-        return model.exact_posterior(observed)
+        return self.require(Conjugate).exact_posterior(observed)
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
         seen = episodes.pooled()

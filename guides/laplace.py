@@ -6,19 +6,18 @@ in the posterior.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.guides.maml import Guide as Maml
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.descent import descend, hold_step_size, loss_gradient, rate_of_mean
 from pyro_metabayes.inference.divergences import check_gaussian
 from pyro_metabayes.inference.laplace import LowRankPrecision, ggn_root
 
 
-class Guide(Maml):
+class Guide(pyro_metabayes.Guide):
     """q(w | support) = N(theta^K, (Lambda + GGN)^-1), where the prior is N(theta^0, Lambda^-1), Lambda diagonal,
 
         theta^{k+1} = theta^k - a (1 + a Lambda)^-1 (grad_w -log p(y_support | theta^k) + Lambda (theta^k - theta^0)),
@@ -29,32 +28,32 @@ class Guide(Maml):
     weight 1; draws and determinants take Cholesky factors of the size of the points, never of the weights.
     """
 
+    log_step_size: Tensor
+
     def __init__(
         self,
         model: pyro_metabayes.Model,
-        num_classes: int,
-        num_features: int,
         num_steps: int = 1,
         step_size: float = 0.01,
         learn_step_size: bool = False,
         first_order: bool = False,
     ) -> None:
-        super().__init__(model, num_classes, num_features, num_steps, step_size, learn_step_size, first_order, "prior")
+        super().__init__(model)
+        if num_steps < 0:
+            raise UsageError(f"expected guide.num_steps >= 0, got {num_steps}")
+        self.num_steps, self.first_order = num_steps, first_order
+        hold_step_size(self, step_size, learn_step_size)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
-        phi = self.adapted(observed)
-        root = ggn_root(self.model, phi, observed.support_x, observed.support_mask)
-        return LowRankPrecision(phi, 1 / self._prior(observed).variance, root, event_dim=phi.dim() - 1)
-
-    def slope(self, observed: Observed, start: Tensor) -> Callable[[Tensor], Tensor]:
-        of_points, variance = super().slope(observed, start), self._prior(observed).variance
-        return lambda w: of_points(w) + (w - start) / variance
-
-    def rate(self, observed: Observed) -> Tensor:
-        explicit = super().rate(observed)
-        return explicit / (1 + explicit / self._prior(observed).variance)
-
-    def _prior(self, observed: Observed) -> TorchDistribution:
         prior = self.model.prior(observed)
         check_gaussian(prior, "guide=laplace")
-        return prior
+        start, variance = prior.mean, prior.variance
+        points = observed.support_x, observed.support_y, observed.support_mask
+        explicit = rate_of_mean(self.model, self.log_step_size, observed.support_mask)
+
+        def gradient(w: Tensor) -> Tensor:
+            return loss_gradient(self.model, w, *points) + (w - start) / variance
+
+        theta = descend(start, gradient, explicit / (1 + explicit / variance), self.num_steps, self.first_order)
+        root = ggn_root(self.model, theta, observed.support_x, observed.support_mask)
+        return LowRankPrecision(theta, 1 / variance, root, event_dim=theta.dim() - 1)

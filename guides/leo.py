@@ -5,16 +5,31 @@ Rusu et al., "Meta-Learning with Latent Embedding Optimization", ICLR 2019 (arXi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from pyro.distributions import Delta, Normal, TorchDistribution
-from torch import Tensor
+from torch import Size, Tensor
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed, class_sums
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.networks import half_square, positive, relu_network
+
+
+@runtime_checkable
+class DecodesLatents(Protocol):
+    """The model of LEO: weights are decoded from a latent z, which adapts to the support set."""
+
+    num_latents: int
+    sample_at_test: bool
+    l2: float
+
+    def event_shape(self, observed: Observed) -> Size: ...
+
+    def adapt(self, z: Tensor, observed: Observed) -> tuple[Tensor, Tensor]: ...
+
+    def dropped(self, x: Tensor, observed: Observed) -> Tensor: ...
 
 
 class Guide(pyro_metabayes.Guide):
@@ -28,6 +43,8 @@ class Guide(pyro_metabayes.Guide):
     of its own, with z^last taken as a constant: the one stop-gradient of the method.
     """
 
+    requires = (DecodesLatents,)
+
     def __init__(
         self,
         model: pyro_metabayes.Model,
@@ -38,8 +55,6 @@ class Guide(pyro_metabayes.Guide):
         encoder_penalty: float = 0.0,
     ) -> None:
         super().__init__(model)
-        if not hasattr(model, "adapt"):
-            raise UsageError(f"expected model=leo for guide=leo, got {type(model).__module__}; take model=leo")
         if num_hidden < 0 or scale <= 0 or encoder_penalty < 0:
             raise UsageError(
                 "expected guide.num_hidden, encoder_penalty >= 0 and scale > 0, got "
@@ -53,9 +68,8 @@ class Guide(pyro_metabayes.Guide):
         self.relation = relu_network([2 * latents] * 4, bias)
 
     @property
-    def leo(self) -> Any:
-        """The model, with what only LEO's has."""
-        return self.model
+    def leo(self) -> DecodesLatents:
+        return self.require(DecodesLatents)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         q = self._q(observed, observed.support_x)

@@ -5,17 +5,18 @@ Grant et al., "Recasting Gradient-Based Meta-Learning as Hierarchical Bayes", IC
 
 from __future__ import annotations
 
-import torch
 from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor
 
 import pyro_metabayes
-from pyro_metabayes.episodes import Episodes
-from pyro_metabayes.errors import UsageError
-from pyro_metabayes.guides.maml import Guide as Maml
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError, check_choice
+from pyro_metabayes.inference.descent import adapted, hold_step_size
+from pyro_metabayes.inference.initialisation import INITIALISATIONS, initialisation_of_latent
 from pyro_metabayes.inference.laplace import ggn_root, log_det_precision
 
 
-class Guide(Maml):
+class Guide(pyro_metabayes.Guide):
     """q(w | support) = delta(theta^K) as in maml, and in training the loss (subroutine ML-LAPLACE)
 
         -log p(y_query | theta^K) + weight 1/2 log det H,  H = precision I + GGN of -log p(y_query | theta^K).
@@ -26,28 +27,43 @@ class Guide(Maml):
     log density of q at its own point. `guide=laplace` is the posterior that this one is the mean of.
     """
 
+    log_step_size: Tensor
+
     def __init__(
         self,
         model: pyro_metabayes.Model,
         num_classes: int,
         num_features: int,
+        weight: float = 1e-6,
+        precision: float = 1.0,
         num_steps: int = 1,
         step_size: float = 0.01,
         learn_step_size: bool = False,
         first_order: bool = False,
         initialisation: str = "global",
-        weight: float = 1e-6,
-        precision: float = 1.0,
     ) -> None:
-        descent = (num_steps, step_size, learn_step_size, first_order, initialisation)
-        super().__init__(model, num_classes, num_features, *descent)
-        if weight < 0 or precision <= 0:
-            raise UsageError(f"expected guide.weight >= 0 and precision > 0, got {weight} and {precision}")
-        self.weight, self.precision = weight, precision
+        super().__init__(model)
+        check_choice("guide.initialisation", initialisation, INITIALISATIONS)
+        if min(num_steps, weight) < 0 or precision <= 0:
+            got = f"{num_steps}, {weight} and {precision}"
+            raise UsageError(f"expected guide.num_steps, weight >= 0 and precision > 0, got {got}")
+        self.num_steps, self.first_order, self.weight, self.precision = num_steps, first_order, weight, precision
+        self.start = initialisation_of_latent(initialisation, model, num_classes, num_features)
+        self.num_classes = num_classes if self.start.fixed_classes else None
+        hold_step_size(self, step_size, learn_step_size)
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        theta = self._adapted(observed)
+        return Delta(theta, event_dim=theta.dim() - 1)
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
-        self.check(episodes)
-        phi = self.adapted(episodes)
-        root = ggn_root(self.model, phi, episodes.query_x, episodes.query_mask)
-        half_log_det = 0.5 * log_det_precision(root, torch.as_tensor(self.precision).to(root))
-        return Delta(phi, self.weight * half_log_det, event_dim=len(self.model.event_shape(episodes)))
+        theta = self._adapted(episodes)
+        root = ggn_root(self.model, theta, episodes.query_x, episodes.query_mask)
+        half_log_det = 0.5 * log_det_precision(root, root.new_tensor(self.precision))
+        return Delta(theta, self.weight * half_log_det, event_dim=theta.dim() - 1)
+
+    def _adapted(self, observed: Observed) -> Tensor:
+        """theta^K [T, *W] of MAML."""
+        self.check(observed)
+        start = self.start(self.model, observed)
+        return adapted(self.model, start, observed, self.log_step_size, self.num_steps, self.first_order)

@@ -1,4 +1,4 @@
-"""MAML: a point mass at the end of gradient descent on the support set, from a learned initialisation.
+"""MAML: a point estimate at the end of gradient descent on the support set, from a learned initialisation.
 
 Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017
 (arXiv 1703.03400); as empirical Bayes: Grant et al., "Recasting Gradient-Based Meta-Learning as Hierarchical
@@ -7,18 +7,14 @@ Bayes", ICLR 2018 (arXiv 1801.08930).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from pyro.distributions import Delta, ImproperUniform, TorchDistribution
-from torch import Tensor, nn
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.descent import descend, hold_step_size, loss_gradient, rate_of_mean
-from pyro_metabayes.inference.divergences import innermost
-
-INITIALISATIONS = ("global", "prior", "support")
+from pyro_metabayes.errors import UsageError, check_choice
+from pyro_metabayes.inference.descent import adapted, hold_step_size
+from pyro_metabayes.inference.initialisation import INITIALISATIONS, initialisation_of_latent
 
 
 class Guide(pyro_metabayes.Guide):
@@ -50,42 +46,16 @@ class Guide(pyro_metabayes.Guide):
         initialisation: str = "global",
     ) -> None:
         super().__init__(model)
-        if initialisation not in INITIALISATIONS:
-            choices = ", ".join(INITIALISATIONS)
-            raise UsageError(f"expected guide.initialisation to be one of {choices}, got '{initialisation}'")
-        if num_steps < 0 or step_size <= 0:
-            raise UsageError(f"expected guide.num_steps >= 0 and step_size > 0, got {num_steps} and {step_size}")
-        self.num_steps, self.first_order, self.initialisation = num_steps, first_order, initialisation
+        check_choice("guide.initialisation", initialisation, INITIALISATIONS)
+        if num_steps < 0:
+            raise UsageError(f"expected guide.num_steps >= 0, got {num_steps}")
+        self.num_steps, self.first_order = num_steps, first_order
+        self.start = initialisation_of_latent(initialisation, model, num_classes, num_features)
+        self.num_classes = num_classes if self.start.fixed_classes else None
         hold_step_size(self, step_size, learn_step_size)
-        if initialisation == "global":
-            self.initial = nn.Parameter(model.initial_latent(num_classes, num_features))
-            self.num_classes = num_classes
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         self.check(observed)
-        return Delta(self.adapted(observed), event_dim=len(self.model.event_shape(observed)))
-
-    def adapted(self, observed: Observed) -> Tensor:
-        """theta^K [T, *W]."""
-        start = self.start(observed)
-        return descend(start, self.slope(observed, start), self.rate(observed), self.num_steps, self.first_order)
-
-    def rate(self, observed: Observed) -> Tensor:
-        """eta / n [T, 1, 1]."""
-        return rate_of_mean(self.model, self.log_step_size, observed.support_mask)
-
-    def slope(self, observed: Observed, start: Tensor) -> Callable[[Tensor], Tensor]:
-        """What is descended, before the mean over the support points."""
-        points = observed.support_x, observed.support_y, observed.support_mask
-        return lambda w: loss_gradient(self.model, w, *points)
-
-    def start(self, observed: Observed) -> Tensor:
-        """theta^0 [T, *W]."""
-        if self.initialisation == "support":
-            return self.model.prototypes(observed)
-        if self.initialisation == "global":
-            return self.initial.expand(observed.num_tasks, *self.initial.shape)
-        prior = self.model.prior(observed)
-        if isinstance(innermost(prior), ImproperUniform):
-            raise UsageError("expected a prior with a mean for guide.initialisation=prior; take prior=gaussian")
-        return prior.mean
+        start = self.start(self.model, observed)
+        theta = adapted(self.model, start, observed, self.log_step_size, self.num_steps, self.first_order)
+        return Delta(theta, event_dim=theta.dim() - 1)

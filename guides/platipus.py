@@ -5,15 +5,24 @@ Finn, Xu and Levine, "Probabilistic Model-Agnostic Meta-Learning", NeurIPS 2018 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from pyro.distributions import Normal, TorchDistribution
-from torch import nn
+from torch import Tensor, nn
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+
+
+@runtime_checkable
+class AdaptsInTheLikelihood(Protocol):
+    """The model of PLATIPUS."""
+
+    def centre(self, observed: Observed) -> TorchDistribution: ...
+
+    def moved(self, w: Tensor, log_step_size: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> Tensor: ...
 
 
 class Guide(pyro_metabayes.Guide):
@@ -24,12 +33,12 @@ class Guide(pyro_metabayes.Guide):
     learned. With frozen features it is the head's weights that adapt. The steps of descent are model.num_steps.
     """
 
+    requires = (AdaptsInTheLikelihood,)
+
     def __init__(
         self, model: pyro_metabayes.Model, num_weights: int, step_size: float = 0.01, scale: float = 0.02
     ) -> None:
         super().__init__(model)
-        if not hasattr(model, "centre"):
-            raise UsageError("expected model=platipus for guide=platipus, got another; leave model= as it is")
         if step_size <= 0 or scale <= 0:
             raise UsageError(f"expected guide.step_size and scale > 0, got {step_size} and {scale}")
         self.log_step_size = nn.Parameter(torch.tensor(step_size).log())
@@ -39,7 +48,7 @@ class Guide(pyro_metabayes.Guide):
         return self.model.prior(observed)
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
-        model: Any = self.model
+        model = self.require(AdaptsInTheLikelihood)
         mu = model.centre(episodes).mean
         loc = model.moved(mu, self.log_step_size, episodes.query_x, episodes.query_y, episodes.query_mask)
         return Normal(loc, self.log_scale.exp()).to_event(loc.dim() - 1)

@@ -1,4 +1,4 @@
-"""ProtoNets as a guide: a point mass at the class means.
+"""ProtoNets as a guide: a point estimate at the class means.
 
 Snell, Swersky and Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017 (arXiv 1703.05175).
 """
@@ -9,10 +9,13 @@ from pyro.distributions import Delta, TorchDistribution
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Observed
+from pyro_metabayes.inference.capabilities import HasPrototypes
 
 
 class Guide(pyro_metabayes.Guide):
     """q(w | support) = delta(prototypes): cosine to the class means, or squared distance (linear head)."""
 
+    requires = (HasPrototypes,)
+
     def posterior(self, observed: Observed) -> TorchDistribution:
-        return Delta(self.model.prototypes(observed), event_dim=2)
+        return Delta(self.require(HasPrototypes).prototypes(observed), event_dim=2)

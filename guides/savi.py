@@ -7,13 +7,13 @@ Iakovleva, Verbeek and Alahari, "Meta-Learning with Shared Amortized Variational
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from pyro.distributions import TorchDistribution
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.capabilities import HasPrior
 
 
 class Guide(pyro_metabayes.Guide):
@@ -25,8 +25,8 @@ class Guide(pyro_metabayes.Guide):
 
     def __init__(self, model: pyro_metabayes.Model, shared: bool = True) -> None:
         super().__init__(model)
-        prior: Any = getattr(model, "prior_over_weights", None)
-        if not getattr(prior, "conditional", False):
+        prior = self.require(HasPrior).prior_over_weights
+        if not prior.conditional:
             raise UsageError(
                 "expected a prior that reads the support set, which savi infers with; take prior=conditional"
             )

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
-from pyro_metabayes.errors import UsageError
-from pyro_metabayes.guides.sib import Guide as Sib
-from pyro_metabayes.guides.sib import choose
-from pyro_metabayes.inference.descent import loss_gradient
-from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.errors import UsageError, check_choice
+from pyro_metabayes.inference.capabilities import HasPrior
+from pyro_metabayes.inference.descent import descend, hold_step_size, loss_gradient
+from pyro_metabayes.inference.family import Scale
+from pyro_metabayes.inference.initialisation import initialisation_of_rows
+from pyro_metabayes.inference.synthetic_gradient import NETWORKS, network_of, synthetic_gradient
 
 
-class Guide(Sib):
+class Guide(pyro_metabayes.Guide):
     """p(w | support, x_query) = N(theta^K, Sigma) of sib predicts, and is the prior (prior=guided); in training
 
         q(w | support, x_query, y_query) = N(theta^K - Sigma_q sum_i d -log p(y_i | x_i, theta^K) / d theta, Sigma_q),
@@ -56,13 +57,20 @@ class Guide(Sib):
         by_entropy: bool = True,
         between: float = 0.0,
     ) -> None:
-        choose("guide.posterior", posterior, ("normal", "amortized"))
-        if label_precision <= 0 or between < 0:
-            got = f"{label_precision} and {between}"
-            raise UsageError(f"expected guide.label_precision > 0 and guide.between >= 0, got {got}")
-        of_sib = (num_steps, step_size, learn_step_size, posterior, scale, initialisation, synthetic_gradient)
-        super().__init__(model, num_classes, num_weights, *of_sib)
-        _follow(getattr(model, "prior_over_weights", None), self)
+        super().__init__(model)
+        check_choice("guide.posterior", posterior, ("normal", "amortized"))
+        check_choice("guide.initialisation", initialisation, ("support", "global"))
+        check_choice("guide.synthetic_gradient", synthetic_gradient, NETWORKS)
+        if min(num_steps, between) < 0 or min(label_precision, scale) <= 0:
+            got = f"{num_steps}, {between}, {label_precision} and {scale}"
+            raise UsageError(f"expected guide.num_steps, between >= 0 and label_precision, scale > 0, got {got}")
+        self.num_steps, self.transductive = num_steps, num_steps > 0
+        self.xi = network_of(synthetic_gradient, model, num_classes)
+        self.start = initialisation_of_rows(initialisation, num_classes, num_weights)
+        self.scale = Scale(num_weights, scale, posterior == "amortized")
+        self.num_classes = num_classes if synthetic_gradient == "ordered" or self.start.fixed_classes else None
+        hold_step_size(self, step_size, learn_step_size)
+        _follow(self.require(HasPrior).prior_over_weights, self)
         self.sees_query_labels = see_labels
         self.entropy_slope = nn.Parameter(torch.zeros(())) if by_entropy else None
         self.log_between = nn.Parameter(torch.tensor(between).log()) if between else None
@@ -89,18 +97,24 @@ class Guide(Sib):
 
     def _prior(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor | None]:
         """theta^K [T, C, W], sigma [T or 1, C or 1, W] and kappa [T or 1, C or 1, 1], None where there is none."""
-        its: Any = innermost(super().posterior(observed))
-        doubt = its.loc.new_zeros(1, 1, 1)
+        self.check(observed)
+        start = self.start(self.model, observed)
+
+        def gradient(theta: Tensor) -> Tensor:
+            return synthetic_gradient(self.model, self.xi, theta, observed)
+
+        theta = descend(start, gradient, self.log_step_size.exp(), self.num_steps)
+        doubt = theta.new_zeros(1, 1, 1)
         if self.entropy_slope is not None:
-            doubt = (self.entropy_slope * self._entropy(its.loc, observed)).clamp(-5, 5)
+            doubt = (self.entropy_slope * self._entropy(theta, observed)).clamp(-5, 5)
         spread = None if self.log_between is None else (self.log_between + doubt).exp()
-        return its.loc, its.scale * doubt.exp(), spread
+        return theta, self.scale(start).expand(theta.shape) * doubt.exp(), spread
 
     def _entropy(self, theta: Tensor, observed: Observed) -> Tensor:
         """H_c [T, C, 1]: of the predictions with weights theta, mean over the queries that class c attracts."""
         if not observed.num_classes:
             raise UsageError("expected classes for guide.by_entropy=true, got numbers; set guide.by_entropy=false")
-        probs = self.model.query_outputs_and_pullback(theta, observed)[0].softmax(-1)
+        probs = self.model.outputs(theta, observed.query_x).softmax(-1)
         entropy = -(probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()).sum(-1, keepdim=True)
         share = probs * observed.query_mask.unsqueeze(-1)
         return (share * entropy).sum(1).div(share.sum(1).clamp(min=1e-6)).unsqueeze(-1)

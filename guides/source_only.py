@@ -8,6 +8,7 @@ from torch import Tensor
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Observed
+from pyro_metabayes.inference.capabilities import FromClassifier
 
 
 class Guide(pyro_metabayes.Guide):
@@ -17,6 +18,7 @@ class Guide(pyro_metabayes.Guide):
     """
 
     needs_shared_classes = True
+    requires = (FromClassifier,)
     initial: Tensor
 
     def __init__(self, model: pyro_metabayes.Model, num_classes: int, num_weights: int) -> None:
@@ -26,7 +28,7 @@ class Guide(pyro_metabayes.Guide):
 
     def start_at_classes(self, weights: Tensor) -> None:
         """Take the weights [C, D] of a cosine classifier."""
-        self.initial.copy_(self.model.of_classifier(weights))
+        self.initial.copy_(self.require(FromClassifier).of_classifier(weights))
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         self.check(observed)

@@ -12,7 +12,7 @@ import pyro_metabayes
 from pyro_metabayes.episodes import Observed, class_means
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.models.heads import Head
-from pyro_metabayes.models.priors import Prior
+from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):

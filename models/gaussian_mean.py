@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.conjugate import precision_of
+from pyro_metabayes.exact.conjugate import precision_of
 from pyro_metabayes.models.linear_regression import Model as LinearRegression
-from pyro_metabayes.models.priors import Prior
+from pyro_metabayes.prior import Prior
 
 
 class Model(LinearRegression):

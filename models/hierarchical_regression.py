@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_metabayes.models.linear_regression import Model as LinearRegression
-from pyro_metabayes.models.priors import Prior
+from pyro_metabayes.prior import Prior
 
 
 class Model(LinearRegression):

@@ -11,8 +11,8 @@ from torch import Size, Tensor
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.conjugate import log_evidence_of_rows, posterior_of_rows
-from pyro_metabayes.models.priors import Prior
+from pyro_metabayes.exact.conjugate import log_evidence_of_rows, posterior_of_rows
+from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):

@@ -7,18 +7,17 @@ the inner loop sees and how base weights are used at test: choices here, named b
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from pyro.distributions import Categorical, Independent, MixtureSameFamily, Normal, TorchDistribution
 from torch import Size, Tensor, nn
-from torch.nn import functional
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.capabilities import Pullback
 from pyro_metabayes.models import few_shot_classifier
 from pyro_metabayes.models.heads import Head
-from pyro_metabayes.models.priors import Flat, Prior
+from pyro_metabayes.models.priors import Flat
+from pyro_metabayes.prior import Prior
 
 INNER = ("novel", "gated", "pooled", "all")
 
@@ -70,7 +69,6 @@ class Model(few_shot_classifier.Model):
     all C + B logits, for a network that serves any number of classes.
     """
 
-    own_prior = "mixture"
     prior_over_weights: BaseClasses
 
     def __init__(
@@ -128,12 +126,6 @@ class Model(few_shot_classifier.Model):
         logits = self.head.outputs(base, x) + self.base_offset
         return torch.cat((novel, logits.expand(*novel.shape[:-1], logits.shape[-1])), dim=-1)
 
-    def query_outputs_and_pullback(self, w: Tensor, observed: Observed) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """All C + B' logits at the means of the base weights, which no inner step moves."""
-        novel, pullback = self.outputs_and_pullback(w, observed.query_x)
-        logits = self._beside(novel, self.base_weights(observed), observed.query_x)
-        return logits, lambda cotangent: pullback(cotangent[..., : observed.num_classes])
-
     def num_seen(self, num_classes: int) -> int:
         if self.inner == "all":
             raise UsageError(
@@ -142,13 +134,16 @@ class Model(few_shot_classifier.Model):
             )
         return num_classes + (self.inner == "pooled")
 
-    def synthetic_gradient(self, network: nn.Module, logits: Tensor, observed: Observed) -> Tensor:
-        if self.inner == "all":
-            return network(logits, observed.query_mask)
+    def query_view(self, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
+        """The logits that `inner` names, at the means of the base weights, which no inner step moves."""
+        novel, pullback = self.outputs_and_pullback(w, observed.query_x)
+        if self.inner == "novel":
+            return novel, pullback
+        logits = self._beside(novel, self.base_weights(observed), observed.query_x)
         num_novel = observed.num_classes
-        novel, base = logits[..., :num_novel], logits[..., num_novel:]
-        seen = torch.cat((novel, base.logsumexp(-1, keepdim=True)), -1) if self.inner == "pooled" else novel
-        gradient = network(seen, observed.query_mask)[..., :num_novel]
         if self.inner == "gated":
-            gradient = gradient * logits.softmax(-1)[..., :num_novel].sum(-1, keepdim=True)
-        return functional.pad(gradient, (0, base.shape[-1]))
+            gate = logits.softmax(-1)[..., :num_novel].sum(-1, keepdim=True)
+            return novel, lambda cotangent: pullback(cotangent * gate)
+        if self.inner == "pooled":
+            logits = torch.cat((novel, logits[..., num_novel:].logsumexp(-1, keepdim=True)), -1)
+        return logits, lambda cotangent: pullback(cotangent[..., :num_novel])

@@ -13,7 +13,7 @@ import pyro_metabayes
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.models.heads import Head, Pullback
-from pyro_metabayes.models.priors import Prior
+from pyro_metabayes.prior import Prior
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from pyro_metabayes.inference.descent import descend, loss_gradient, rate_of_mea
 from pyro_metabayes.inference.divergences import check_gaussian
 from pyro_metabayes.models import few_shot_classifier, neural_regression
 from pyro_metabayes.models.heads import Head
-from pyro_metabayes.models.priors import Prior
+from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):

@@ -23,22 +23,7 @@ from pyro_metabayes.handlers.memoise import remembered
 from pyro_metabayes.inference.cholesky import normal_of_precision
 from pyro_metabayes.inference.shared_normal import SharedNormal
 from pyro_metabayes.models.set_encoder import CountAware, MeanPooled, PseudoObservations, lower_triangular
-
-
-class Prior(nn.Module):
-    """p_psi(w | support or nothing), a choice of its own beside model and guide (`prior=` on the command line).
-
-    conditional: whether it reads the support set.
-    """
-
-    conditional: bool = False
-
-    def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
-        """Batch [T], event [C, W] = event_shape."""
-        raise NotImplementedError
-
-    def start_at(self, w: Tensor) -> None:
-        """Before training, move the mean to the weights [1, W], where a prior has a mean of its own."""
+from pyro_metabayes.prior import Prior
 
 
 class Improper(ImproperUniform):

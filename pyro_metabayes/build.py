@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pyro_metabayes.errors import UsageError, unknown_key
-from pyro_metabayes.moved import MOVED
+from pyro_metabayes.moved import MODULES, current_specification
 
 Spec = Mapping[str, Any]
 PREFIXES = ("models.", "guides.", "pyro_metabayes.")
@@ -52,7 +52,7 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
 def full_name(name: str) -> str:
     """The name of a target in this version: guides.sib.Guide is pyro_metabayes.guides.sib.Guide."""
     module, _, attribute = _full(name).rpartition(".")
-    return f"{MOVED.get(module, module)}.{attribute}"
+    return f"{MODULES.get(module, module)}.{attribute}"
 
 
 def _full(name: str) -> str:
@@ -75,6 +75,7 @@ def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str]
 
     context: names that the surroundings provide and a specification may not set.
     """
+    spec = current_specification(spec)
     target = target_of(spec, part, prefixes)
     hints = _hints_of(target)
     settings = [name for name in arguments_of(target) if name not in context]
@@ -92,6 +93,7 @@ def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str]
 def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: Any) -> Any:
     """The checked object; of the context it gets what its constructor has an argument for."""
     check(spec, part, list(context), prefixes)
+    spec = current_specification(spec)
     target = target_of(spec, part, prefixes)
     wanted = arguments_of(target)
     provided = {name: value for name, value in context.items() if name in wanted}

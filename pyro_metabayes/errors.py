@@ -1,8 +1,8 @@
-"""The one exception for a mistake that the caller can mend."""
+"""The one exception for a mistake that the caller can correct."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 SHAPES = "\nTrace Shapes:"  # from here on it is Pyro's: it makes errors anew, with the shapes of the trace
@@ -26,6 +26,12 @@ def unknown_key(key: str, known: Iterable[str], owner: str) -> UsageError:
     near = get_close_matches(key.rpartition(".")[2], known, 1)
     guess = f"did you mean '{near[0]}'? " if near else ""
     return UsageError(f"unknown key '{key}'; {guess}{owner} takes: {', '.join(known) or 'none'}")
+
+
+def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a setting that is none of the choices."""
+    if value not in choices:
+        raise UsageError(f"expected {key} to be one of {', '.join(choices)}, got '{value}'")
 
 
 class Interrupted(KeyboardInterrupt):

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.parameters import Program, announce_parameters
+from pyro_metabayes.inference.capabilities import Capability, require
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
 
@@ -23,6 +24,7 @@ class Guide(Program):
     transductive: whether `posterior` depends on the query inputs; a test holds it to its word.
     num_classes: the one class count that the guide can serve, or None for any.
     needs_shared_classes: whether it means nothing unless all tasks share their classes.
+    requires: the capabilities that it needs of a model (`pyro_metabayes/inference/capabilities.py`).
     sees_query_labels: whether `training_posterior` does; true where a guide defines it, unless it says otherwise.
     """
 
@@ -30,6 +32,7 @@ class Guide(Program):
     num_classes: int | None = None
     sees_query_labels: bool = False
     needs_shared_classes: bool = False
+    requires: tuple[type, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -38,10 +41,16 @@ class Guide(Program):
     def __init__(self, model: Model) -> None:
         super().__init__(name="guide")
         self._model = (model,)  # in a tuple: the model's parameters are not the guide's
+        for capability in self.requires:
+            self.require(capability)
 
     @property
     def model(self) -> Model:
         return self._model[0]
+
+    def require(self, capability: type[Capability]) -> Capability:
+        """The model, known to have a capability; refuses a model without it."""
+        return require(self.model, capability, f"guide={type(self).__module__.rpartition('.')[2]}")
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         """q(w | support, x_query), what predictions use: batch [T], event [*W]."""

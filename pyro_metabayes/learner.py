@@ -19,6 +19,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.guide import Guide
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
+from pyro_metabayes.moved import current_name
 from pyro_metabayes.objectives.objective import Objective
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import expecting, within
@@ -195,13 +196,13 @@ class MetaLearner(nn.Module):
         return cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """state_dict in, with one line for a checkpoint of another shape."""
+        """state_dict in, with one line for a checkpoint of another shape; names of earlier versions are understood."""
         self.refuse_other(weights)
-        self.load_state_dict(dict(weights))
+        self.load_state_dict(self._current(weights))
 
     def refuse_other(self, weights: Mapping[str, Tensor]) -> None:
         """One line for weights of other names or shapes."""
-        own = self.state_dict()
+        own, weights = self.state_dict(), self._current(weights)
         for name in sorted(own.keys() | weights.keys()):
             expected = tuple(own[name].shape) if name in own else "no such entry"
             got = tuple(weights[name].shape) if name in weights else "none"
@@ -210,6 +211,12 @@ class MetaLearner(nn.Module):
                     f"expected a checkpoint of this model and guide, got another: {name} is {got}, "
                     f"not {expected}; build the learner with the settings that it was trained with"
                 )
+
+    def _current(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by the names of this version."""
+        there = self.state_dict().keys()
+        named = {current_name(name, there): value for name, value in weights.items()}
+        return {name: value for name, value in named.items() if name is not None}
 
 
 def _built(part: str, specification: Mapping[str, Any], prefixes: Sequence[str], context: dict[str, Any]) -> Any:

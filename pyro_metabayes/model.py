@@ -9,11 +9,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.parameters import Program, announce_parameters
+from pyro_metabayes.inference.capabilities import HasPrior
 
 OBSERVE = ("query", "support", "all")
 
@@ -24,10 +25,8 @@ class Model(Program):
     A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed.
     `observe` names the labels that forward has sites for: "query" (few-shot objectives),
     "support" (the gold posterior p(w | support)), "all" (both).
-    own_prior: the name of the prior, where the model brings one of its own.
+    What only some guides ask for is a capability (`pyro_metabayes/inference/capabilities.py`).
     """
-
-    own_prior: str | None = None
 
     def __init__(self, observe: str = "query") -> None:
         super().__init__(name="model")
@@ -38,7 +37,7 @@ class Model(Program):
     @property
     def given_support(self) -> bool:
         """Whether prior or likelihood take the support labels as given: they are then no data beside them."""
-        return bool(getattr(getattr(self, "prior_over_weights", None), "conditional", False))
+        return isinstance(self, HasPrior) and self.prior_over_weights.conditional
 
     def event_shape(self, observed: Observed) -> Size:
         """*W, the shape of one task's latent."""
@@ -72,55 +71,12 @@ class Model(Program):
         value, pullback = torch.func.vjp(lambda latent: self.outputs(latent, x), w)[:2]
         return value, lambda cotangent: pullback(cotangent)[0]
 
-    def query_outputs_and_pullback(self, w: Tensor, observed: Observed) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """What the likelihood of the queries is made of, and its pullback to w, for inner loops on the queries.
-
-        A model overrides this where these outputs depend on more than w and the inputs.
-        """
-        return self.outputs_and_pullback(w, observed.query_x)
-
-    def synthetic_gradient(self, network: nn.Module, outputs: Tensor, observed: Observed) -> Tensor:
-        """d loss / d outputs [..., T, Q, *Y] as `network` makes it up, from what the model shows it of the outputs."""
-        return network(outputs, observed.query_mask)
-
-    def num_seen(self, num_classes: int) -> int:
-        """How many numbers of a query that network sees."""
-        return num_classes
-
-    def pullback(self, w: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
-        """The product of a cotangent on outputs(w, x) with d outputs / d w."""
-        return self.outputs_and_pullback(w, x)[1](cotangent)
-
-    def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        """A random point [*W] where descent can start, which a guide may go on to learn."""
-        raise UsageError(
-            f"expected a model with initial_latent for this guide, got {type(self).__module__}; take another guide"
-        )
-
     def loss_unit(self) -> Tensor | float:
         """What an inner loop multiplies -log p by, so that its rates mean what they do in the papers.
 
         1 for classes, whose loss is the cross-entropy; 2 noise^2 in a regression, which makes it the squared error.
         """
         return 1.0
-
-    def loss_range(self, observed: Observed) -> Tensor | None:
-        """How far -log p of a label can move, in nats, whatever w and x; None where nothing bounds it."""
-        return None
-
-    def prototypes(self, observed: Observed) -> Tensor:
-        """The latent that the support set suggests before any inference [T, *W]; class means in a classifier."""
-        raise UsageError(
-            f"expected a model with class prototypes for this guide, got {type(self).__module__}; "
-            "take another guide, or guide.initialisation=global where it has that"
-        )
-
-    def of_classifier(self, weights: Tensor) -> Tensor:
-        """The latent [*W] that answers as a cosine classifier with weights [C, D] does."""
-        raise UsageError(
-            f"expected a model of classes to start at those of the pretraining, got {type(self).__module__}; take "
-            "model=few_shot_classifier"
-        )
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
         """Named terms [T] that join the loss but no bound."""

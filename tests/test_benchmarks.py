@@ -49,7 +49,7 @@ def test_the_three_steps_of_sib_have_the_same_loss_and_gradients() -> None:
     torch.testing.assert_close(reference, expected)
     named = dict(raw.named_parameters())
     matching = {
-        "guide.initial_scale": "start",
+        "guide.start.scale": "start",
         "model.head.scale": "scale",
         "model.prior_over_weights.loc": "loc",
         "model.prior_over_weights.log_scale": "log_scale",

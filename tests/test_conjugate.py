@@ -157,7 +157,7 @@ def test_the_pullback_is_that_of_autograd() -> None:
         value = model.outputs(w, episodes.query_x)
         cotangent = torch.randn_like(value)
         (expected,) = torch.autograd.grad((value * cotangent).sum(), w)
-        torch.testing.assert_close(model.pullback(w, episodes.query_x, cotangent), expected)
+        torch.testing.assert_close(model.outputs_and_pullback(w, episodes.query_x)[1](cotangent), expected)
 
 
 # ---------------------------------------------------------------- the objectives

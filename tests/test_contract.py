@@ -25,10 +25,10 @@ from pyro_metabayes import Episodes, MetaLearner, Observed, class_means, guides,
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.inference.divergences import has_density, innermost
 from pyro_metabayes.models.heads import Head
-from pyro_metabayes.models.priors import Prior
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
+from pyro_metabayes.prior import Prior
 from tests.pairs import FEATURES, FOLLOWING, HEADS, PRIORS, WAY, Pair, every_pair, random_tasks, stream_of, tasks_like
 
 PAIRS = every_pair()
@@ -324,7 +324,9 @@ def test_transductive_says_whether_query_inputs_matter(pair: Pair) -> None:
 
 def without_gradient(pair: Pair) -> Callable[[str], bool]:
     """Names of the parameters that the loss of a pair does not depend on, and why."""
-    has_steps = pair.guide in ("sib", "sib_savi") and pair.settings.get("num_steps", 3) > 0
+    has_steps = (
+        pair.guide in ("sib", "sib_ablation", "sib_rotation", "sib_savi") and pair.settings.get("num_steps", 3) > 0
+    )
     rotates = bool(pair.settings.get("rotation_step_size"))
 
     def exception(name: str) -> bool:

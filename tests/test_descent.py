@@ -113,7 +113,7 @@ def test_descent_in_a_linear_model_is_the_map_estimate() -> None:
         eigenvalues, basis = torch.linalg.eigh(hessian)
         covariance = basis @ torch.diag(((1 - rate * eigenvalues) ** -3 - 1) / eigenvalues) @ basis.mT
         precision = torch.linalg.inv(covariance)
-        at = torch.linalg.solve(hessian + precision, x.mT @ y / noise**2 + precision @ guide.initial.mT)
+        at = torch.linalg.solve(hessian + precision, x.mT @ y / noise**2 + precision @ guide.start.point.mT)
         assert (at.mT - w).abs().max() < 1e-10
 
 
@@ -126,7 +126,7 @@ def by_hand(learner: MetaLearner, episodes: Episodes, num_steps: int) -> Tensor:
     model: Any = learner.model
     total = torch.zeros(())
     for t in range(episodes.num_tasks):
-        w, here = guide.initial.unsqueeze(0), slice(t, t + 1)
+        w, here = guide.start.point.unsqueeze(0), slice(t, t + 1)
         kept = episodes.support_mask[t]
         x, y = episodes.support_x[here, kept], episodes.support_y[here, kept]
         for _ in range(num_steps):
@@ -140,7 +140,7 @@ def by_hand(learner: MetaLearner, episodes: Episodes, num_steps: int) -> Tensor:
 
 def meta_gradient(learner: MetaLearner, loss: Tensor) -> Tensor:
     guide: Any = learner.guide
-    return torch.autograd.grad(loss, guide.initial)[0]
+    return torch.autograd.grad(loss, guide.start.point)[0]
 
 
 def test_mamls_meta_gradient_is_that_of_the_loop_by_hand_and_not_first_order() -> None:
@@ -329,14 +329,14 @@ def test_sibs_oracle_sees_labels_in_training_only() -> None:
         return -learner.model.likelihood(w, episodes.query_x, episodes).log_prob(episodes.query_y).sum(-1)
 
     start: Any = guide
-    assert (nll(guide.training_posterior(episodes).mean) < nll(start._initial(episodes))).all()
+    assert (nll(guide.training_posterior(episodes).mean) < nll(start.start(start.model, episodes))).all()
 
 
 def test_sibs_oracle_descends_on_the_true_loss() -> None:
     settings = {"num_steps": 1, "step_size": 0.05, "true_gradient": True, "posterior": "delta"}
     learner, episodes = Pair("sib", "flat", settings=settings).learner(), random_tasks()
     guide: Any = learner.guide
-    start = guide._initial(episodes)
+    start = guide.start(guide.model, episodes)
     gradient = loss_gradient(learner.model, start, episodes.query_x, episodes.query_y, episodes.query_mask)
     expected = start - guide.log_step_size.exp() * gradient
     torch.testing.assert_close(guide.training_posterior(episodes).mean, expected)

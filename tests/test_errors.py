@@ -383,7 +383,7 @@ def test_a_truncated_checkpoint_is_refused(share: float, copied: Path) -> None:
     assert expected in call("evaluate", str(copied)).error
 
 
-@pytest.mark.parametrize("change", ["train.optimizer=sgd", "train.learning_rates={guide.initial_scale: 0.1}"])
+@pytest.mark.parametrize("change", ["train.optimizer=sgd", "train.learning_rates={guide.start.scale: 0.1}"])
 def test_moments_of_another_optimiser_are_refused(change: str, copied: Path) -> None:
     error = error_of(f"resume={copied}", "train.steps=4", change)
     assert error.startswith("expected train.optimizer, backbone.frozen and the names in train.learning_rates")
@@ -398,8 +398,8 @@ def test_a_checkpoint_of_another_shape_is_refused(copied: Path) -> None:
 def test_weights_of_another_shape_are_refused(finished: Path) -> None:
     learner = MetaLearner.load(finished)
     weights = checkpoint_of(finished)["best"]["weights"]
-    weights["guide.initial_scale"] = torch.ones(3)
-    with pytest.raises(UsageError, match=r"guide.initial_scale is \(3,\), not \(16,\)"):
+    weights["guide.start.scale"] = torch.ones(3)
+    with pytest.raises(UsageError, match=r"guide.start.scale is \(3,\), not \(16,\)"):
         learner.load_weights(weights)
 
 

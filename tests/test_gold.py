@@ -24,7 +24,7 @@ from pyro_metabayes.diagnostics.importance import (
     pareto_k,
 )
 from pyro_metabayes.diagnostics.predictive import observing
-from pyro_metabayes.inference.conjugate import log_evidence_of_rows
+from pyro_metabayes.exact.conjugate import log_evidence_of_rows
 from tests.commands import call, ran, results_of
 from tests.pairs import REGRESSIONS, Pair, random_regressions
 

@@ -257,7 +257,7 @@ class Mean(nn.Module):
 def test_no_inner_step_is_the_prototype_classifier(posterior: str, head: str) -> None:
     settings = {"num_steps": 0, "posterior": posterior}
     sib = Pair("sib", "flat", head, settings=settings).learner()
-    torch.nn.init.ones_(sib.guide.initial_scale)
+    torch.nn.init.ones_(sib.guide.start.scale)
     observed = random_tasks().observed()
     mean = sib.guide.posterior(observed).mean
     torch.testing.assert_close(mean, sib.model.head.prototypes(class_means(observed)), rtol=0, atol=0)

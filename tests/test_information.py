@@ -22,8 +22,8 @@ from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.diagnostics.information import UPPER, _figures, information, query_sets
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.models.heads import Cosine, Head
-from pyro_metabayes.models.priors import Prior
 from pyro_metabayes.objectives.elbo import Elbo
+from pyro_metabayes.prior import Prior
 from tests.commands import SMALL, call, ran, results_of
 from tests.pairs import Pair, random_tasks, stream_of
 

@@ -88,7 +88,7 @@ def test_the_determinant_lemma_on_mamls_network() -> None:
     specification |= {"head": {"_target_": "models.neural_regression.Network"}}
     learner = MetaLearner.from_specification(specification)
     guide: Any = learner.guide
-    root = ggn_root(learner.model, guide.initial.unsqueeze(0), torch.randn(1, 10, 1), torch.ones(1, 10).bool())
+    root = ggn_root(learner.model, guide.start.point.unsqueeze(0), torch.randn(1, 10, 1), torch.ones(1, 10).bool())
     assert root.shape == (1, 1, 1761, 10)
     u = root.flatten(1, 2)
     dense = torch.eye(1761) + u @ u.mT

@@ -11,8 +11,8 @@ import torch
 from pyro_metabayes.data.sources.groups import Groups, load
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
+from pyro_metabayes.exact.mixed_effects import fit
 from pyro_metabayes.experiments.partial_pooling.methods import held_out_rmse, mean_distance, of_fit, of_run, unpooled
-from pyro_metabayes.inference.mixed_effects import fit
 from tests.commands import call, ran
 
 SIZES = (1, 1, 2, 3, 4, 5, 6, 8, 10, 12, 3, 4)

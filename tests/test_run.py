@@ -299,7 +299,7 @@ def test_zero_shot_guides_run(of_domains: tuple[str, ...]) -> None:
         outcome = ran("run", *digits, f"guide={guide}", f"hydra.run.dir={guide}")
         results = results_of(Path(guide))
         assert "10-way 0-shot" in outcome.out and results["transductive"] == (guide == "sib_rotation")
-        starts.append(checkpoint_of(Path(guide))["best"]["weights"]["guide.initial"])
+        starts.append(checkpoint_of(Path(guide))["best"]["weights"]["guide.start.point"])
     torch.testing.assert_close(starts[0], starts[1], atol=1e-3, rtol=0)  # two small steps away
     torch.testing.assert_close(starts[0].norm(dim=1), torch.ones(10))
     ran("evaluate", "sib_rotation", "guide.num_steps=0")
@@ -673,8 +673,8 @@ def test_a_rate_that_is_changed_on_resume_holds(unfinished: Path) -> None:
     step = checkpoint_of(unfinished)["training"]["step"]
     ran("run", f"resume={unfinished}", f"train.steps={step + 3}", "train.learning_rate=1e-20")
     after = checkpoint_of(unfinished)["learner"]["weights"]
-    assert torch.equal(before["guide.initial_scale"], after["guide.initial_scale"])
-    assert not torch.equal(before["guide.log_scale"], after["guide.log_scale"])  # it has a rate of its own
+    assert torch.equal(before["guide.start.scale"], after["guide.start.scale"])
+    assert not torch.equal(before["guide.scale.log_scale"], after["guide.scale.log_scale"])  # it has a rate of its own
 
 
 def test_a_finished_run_may_be_resumed(resumed: Path) -> None:

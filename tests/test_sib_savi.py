@@ -57,7 +57,7 @@ def test_without_a_scale_it_is_the_point_mass_with_nothing_to_pay(see_labels: bo
     learner = Pair("sib_savi", "guided", settings={**settings, "see_labels": see_labels}).learner()
     delta = Pair("sib", "flat", settings={**STEPS, "posterior": "delta"}).learner()
     with torch.no_grad():
-        learner.guide.log_scale.fill_(1e-6).log_()
+        learner.guide.scale.log_scale.fill_(1e-6).log_()
     shared = {name: value for name, value in learner.state_dict().items() if name in delta.state_dict()}
     delta.load_state_dict({**delta.state_dict(), **shared})
     assert learner(episodes)["loss"].item() == pytest.approx(delta(episodes)["loss"].item(), rel=1e-4)
@@ -102,7 +102,7 @@ def test_the_posterior_with_noise_between_classes_by_hand() -> None:
     centred = theta - theta.mean(1, keepdim=True)
     outer = (centred.mT @ centred).unsqueeze(1)
     kappa, h_b = guide.log_between.exp(), guide.log_between_precision.exp()
-    sigma, h = guide.log_scale.exp(), guide.log_label_precision.exp()
+    sigma, h = guide.scale.log_scale.exp(), guide.log_label_precision.exp()
     torch.testing.assert_close(p.covariance_matrix, (sigma**2).diag() + kappa**2 * outer.expand_as(p.covariance_matrix))
     covariance = (1 / (1 / sigma**2 + h)).diag() + outer / (1 / kappa**2 + h_b)
     torch.testing.assert_close(q.covariance_matrix, covariance.expand_as(q.covariance_matrix))
@@ -123,11 +123,11 @@ def test_the_scale_follows_the_entropy_of_the_queries_that_a_class_attracts() ->
         probs = guide.model.outputs(its.loc, observed.query_x)[task, kept].softmax(-1)
         entropy = torch.distributions.Categorical(probs=probs).entropy()
         of_class = (probs * entropy.unsqueeze(-1)).sum(0) / probs.sum(0)
-        expected = guide.log_scale.exp() * (guide.entropy_slope * of_class).exp().unsqueeze(-1)
+        expected = guide.scale.log_scale.exp() * (guide.entropy_slope * of_class).exp().unsqueeze(-1)
         torch.testing.assert_close(its.scale[task], expected)
     with torch.no_grad():
         guide.entropy_slope.zero_()
-    torch.testing.assert_close(guide.posterior(observed).variance[0, 0], (2 * guide.log_scale).exp())
+    torch.testing.assert_close(guide.posterior(observed).variance[0, 0], (2 * guide.scale.log_scale).exp())
 
 
 def test_it_asks_for_its_prior_and_the_prior_for_its_guide() -> None:

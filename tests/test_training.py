@@ -356,8 +356,8 @@ def test_the_cosine_ends_at_zero_and_the_constant_stays() -> None:
     for step, factor in ((0, 1.0), (50, 0.5), (100, 0.0)):
         rates = rate_of(SIB.learner(), settings, step)
         assert rates["model.head.scale"] == pytest.approx(0.5 * factor)
-        assert rates["guide.log_scale"] == pytest.approx(0.1 * factor)
-    assert rate_of(SIB.learner(), replace(settings, schedule="constant"), 99)["guide.log_scale"] == 0.1
+        assert rates["guide.scale.log_scale"] == pytest.approx(0.1 * factor)
+    assert rate_of(SIB.learner(), replace(settings, schedule="constant"), 99)["guide.scale.log_scale"] == 0.1
 
 
 def test_sgd_takes_nesterov_steps_with_decay(tmp_path: Path) -> None:

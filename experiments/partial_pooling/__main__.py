@@ -19,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.exact.hierarchical_nuts import sampled
+from pyro_metabayes.exact.mixed_effects import fit
 from pyro_metabayes.experiments.cli.command import run_command
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.partial_pooling.methods import (
@@ -36,8 +38,6 @@ from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, 
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row, read
 from pyro_metabayes.experiments.studies.tables import commands, spread
-from pyro_metabayes.inference.hierarchical_nuts import sampled
-from pyro_metabayes.inference.mixed_effects import fit
 
 HELD_OUT = "held_out"  # the part whose runs learn from some groups and are scored on others
 ML, REML, NUTS = "maximum likelihood", "restricted maximum likelihood", "NUTS, weak priors"

@@ -14,11 +14,11 @@ from torch import Tensor
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.exact.conjugate import precision_of
+from pyro_metabayes.exact.hierarchical_nuts import Draws
+from pyro_metabayes.exact.mixed_effects import MixedEffects, fit
 from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.runs.assembly import Assembly
-from pyro_metabayes.inference.conjugate import precision_of
-from pyro_metabayes.inference.hierarchical_nuts import Draws
-from pyro_metabayes.inference.mixed_effects import MixedEffects, fit
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.seeding import noise_of

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.diagnostics.collapse import HALF_OF_90
+from pyro_metabayes.exact.hierarchical_nuts import Draws
+from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.experiments.partial_pooling.methods import Learned, unpooled
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
-from pyro_metabayes.inference.hierarchical_nuts import Draws
-from pyro_metabayes.inference.mixed_effects import MixedEffects
 
 
 def draw_effects(groups: Groups, methods: Mapping[str, Learned], folder: Path) -> Path:

@@ -27,6 +27,7 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage import checkpoint
 
 ROOT = Path(__file__).parents[2]  # of a checkout
+OWN_PRIORS = {"models.lwof.Model": "mixture"}  # of models that bring theirs
 
 
 def results_of(
@@ -69,7 +70,7 @@ def results_of(
 def prior_name(config: Config, learner: MetaLearner) -> str | None:
     """The prior of the configuration; flat, or the model's own where it brings one."""
     named = (config.prior or {}).get("_target_", "").rpartition(".")[2].lower() or None
-    return named if named == "flat" else learner.model.own_prior or named
+    return named if named == "flat" else OWN_PRIORS.get(config.model["_target_"], named)
 
 
 def write_results(folder: Path, results: dict[str, Any], evaluation: Evaluation) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -22,11 +22,18 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from pyro_metabayes.device import as_double
-from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.evaluation.scores import masked_mean
 from pyro_metabayes.inference.divergences import closed_form_kl, has_density, innermost
 from pyro_metabayes.learner import MetaLearner
+
+
+@runtime_checkable
+class HasLossRange(Protocol):
+    def loss_range(self, observed: Observed) -> Tensor | None:
+        """How far -log p of a label can move, in nats, whatever w and x; None where nothing bounds it."""
+
 
 UPPER = ("prior", "refitted_prior", "other_tasks", "second_set")
 
@@ -34,6 +41,10 @@ UPPER = ("prior", "refitted_prior", "other_tasks", "second_set")
 def query_sets(episodes: Episodes) -> tuple[Episodes, Episodes]:
     """Every other query each: d and b of the same tasks, as alike in their classes as they can be."""
     return episodes.change_queries(lambda x: x[:, ::2]), episodes.change_queries(lambda x: x[:, 1::2])
+
+
+def _loss_range(model: object, observed: Observed) -> Tensor | None:
+    return model.loss_range(observed) if isinstance(model, HasLossRange) else None
 
 
 @torch.no_grad()
@@ -64,7 +75,7 @@ def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
             return None
         for name, value in (_of_task(learner, d, b, q, num_samples) | _moments(q)).items():
             gathered.setdefault(name, []).append(value)
-        if (width := learner.model.loss_range(d.observed())) is not None:
+        if (width := _loss_range(learner.model, d.observed())) is not None:
             sigma = float(width) / 2
         points = min(points, int(d.query_mask.sum(-1).min()))
     return _figures({name: torch.cat(values) for name, values in gathered.items()}, sigma, points)

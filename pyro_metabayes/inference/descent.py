@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 from torch.nn import functional
 
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.capabilities import HasQueryView
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
 
@@ -47,6 +50,23 @@ def loss_gradient(model: Model, w: Tensor, x: Tensor, y: Tensor, mask: Tensor) -
     return pullback(output_gradient(model, outputs, y, mask))
 
 
+def adapted(
+    model: Model,
+    start: Tensor,
+    observed: Observed,
+    log_step_size: Tensor,
+    num_steps: int,
+    first_order: bool = False,
+) -> Tensor:
+    """theta^K [T, *W] of theta^{k+1} = theta^k - eta grad_w -(1/n) sum_i log p(y_i | x_i, theta^k), n support points.
+
+    eta is the step size times the model's `loss_unit`, so that rates mean what they do in the papers.
+    """
+    points = observed.support_x, observed.support_y, observed.support_mask
+    rate = rate_of_mean(model, log_step_size, observed.support_mask)
+    return descend(start, lambda w: loss_gradient(model, w, *points), rate, num_steps, first_order)
+
+
 def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """d/d outputs of the sum of -log p(y_i | outputs_i) over the points that are there [..., T, N, *Y].
 
@@ -62,13 +82,31 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
     return gradient * mask.unsqueeze(-1)
 
 
-def hold_step_size(guide: nn.Module, step_size: float, learned: bool) -> None:
-    """Give the guide `log_step_size`: a parameter, or a constant, which no checkpoint holds: evaluations change it."""
+def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
+    """d/dw of the sum of -log p(y_i | x_i, w) over the query points: what synthetic gradients predict [T, *W]."""
+    if not isinstance(model, HasQueryView):
+        return loss_gradient(model, w, episodes.query_x, episodes.query_y, episodes.query_mask)
+    observed = episodes.observed()
+
+    def loss(latent: Tensor) -> Tensor:
+        log_prob = model.likelihood(latent, episodes.query_x, observed).log_prob(episodes.query_y)
+        return -(log_prob * episodes.query_mask).sum()
+
+    return torch.func.grad(loss)(w)
+
+
+def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str = "step_size") -> None:
+    """Give the guide `log_step_size` (or log_NAME): a learned parameter, or a constant, which is in no checkpoint.
+
+    A fixed step size is a setting, which an evaluation may change.
+    """
+    if step_size <= 0:
+        raise UsageError(f"expected guide.{name} > 0, got {step_size}")
     value = torch.tensor(step_size).log()
     if learned:
-        guide.log_step_size = nn.Parameter(value)
+        guide.register_parameter(f"log_{name}", nn.Parameter(value))
     else:
-        guide.register_buffer("log_step_size", value, persistent=False)
+        guide.register_buffer(f"log_{name}", value, persistent=False)
 
 
 def rate_of_mean(model: Model, log_step_size: Tensor, mask: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def every_turn(observed: Observed) -> Tensor:
     turned = observed.auxiliary.get("turned")
     if turned is None:
         raise UsageError(
-            "expected tasks with turned views of their queries for guide.rotation_step_size > 0, got none; take "
-            "data=digit_domains or data=pacs, or set it to 0"
+            "expected tasks with turned views of their queries for guide=sib_rotation, got none; take "
+            "data=digit_domains or data=pacs"
         )
     return torch.cat((observed.query_x.unsqueeze(2), turned), dim=2).flatten(1, 2)

@@ -33,6 +33,7 @@ from pyro_metabayes.training.optimisation import (
     compile_networks,
     kl_weight_at,
     make_optimizer,
+    optimizer_state,
     restore_optimizer,
     set_rates,
     step_unless,
@@ -204,7 +205,7 @@ class MetaTraining:
             "seconds": self.seconds,
             "best_nll": self.best_nll,
             "skipped": self.skipped,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer, self.learner),
             "random": torch.get_rng_state(),
             "random_device": random_states(self.fabric.device),
         }
@@ -221,7 +222,7 @@ class MetaTraining:
             raise UsageError(f"expected train.steps >= {step}, {taken}, got {self.settings.steps}")
         self.learner.refuse_other(state["best"]["weights"])
         self.learner.load_weights(state["learner"]["weights"])
-        restore_optimizer(self.optimizer, training["optimizer"])
+        restore_optimizer(self.optimizer, training["optimizer"], self.learner, state["learner"]["weights"])
         self.step, self._saved, self.seconds = step, step, float(training["seconds"])
         self.best_nll, self.best = float(training["best_nll"]), state["best"]
         self._skipped.fill_(count_of(training["skipped"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.moved import current_name
 
 
 @dataclass
@@ -84,23 +85,21 @@ def kl_weight_at(weight: Any, step: int) -> float:
 
 def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
     """One torch optimiser; a group for each entry of learning_rates and one for the rest, with their base rates."""
-    groups: dict[str, list[nn.Parameter]] = {}
-    unused = set(settings.learning_rates)
-    for name, parameter in learner.named_parameters():
-        if parameter.requires_grad:
-            matching = [key for key in settings.learning_rates if name == key or name.startswith(key + ".")]
-            unused -= set(matching)
-            groups.setdefault(max(matching, key=len, default=""), []).append(parameter)
-    if not groups:
+    trained = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
+    if not trained:
         raise UsageError("expected parameters to train, got a model and a guide without any; take another guide=")
-    _report_unused(unused, learner)
-    rates = {"": settings.learning_rate, **settings.learning_rates}
-    options = [
-        {"params": parameters, "lr": rates[name], "base": rates[name], "name": name}
-        for name, parameters in groups.items()
+    rates = {"": settings.learning_rate}
+    rates |= {current_name(name, trained) or name: rate for name, rate in settings.learning_rates.items()}
+    groups: dict[str, list[str]] = {}
+    for name in trained:
+        groups.setdefault(_rate_of(name, rates), []).append(name)
+    _report_unused(rates.keys() - groups.keys() - {""}, learner)
+    options: list[dict[str, Any]] = [
+        {"params": [trained[name] for name in names], "lr": rates[key], "base": rates[key], "name": key}
+        for key, names in groups.items()
     ]
     if settings.optimizer == "adam":
-        device = next(iter(groups.values()))[0].device
+        device = next(iter(trained.values())).device
         counted_there = settings.on_nan == "skip" and device.type in CAPTURABLE  # a step that may be taken back
         return torch.optim.Adam(options, weight_decay=settings.weight_decay, capturable=counted_there)
     momentum = settings.momentum
@@ -109,26 +108,55 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
     )
 
 
-def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Moments from the state, rates and the like as they are set: those may change on a resume."""
-    groups = optimizer.state_dict()["param_groups"]
-    if _layout(groups) != _layout(state["param_groups"]):
+def _rate_of(name: str, rates: Iterable[str]) -> str:
+    """The longest entry of learning_rates that is the name of a parameter or its beginning; '' if none is."""
+    return max((key for key in rates if name == key or name.startswith(f"{key}.")), key=len, default="")
+
+
+def optimizer_state(optimizer: Optimizer, learner: nn.Module) -> dict[str, Any]:
+    """The state of the optimiser with the names of its parameters, in the order of their numbers."""
+    name_of = {parameter: name for name, parameter in learner.named_parameters()}
+    names = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    return {**optimizer.state_dict(), "names": names}
+
+
+def restore_optimizer(
+    optimizer: Optimizer, state: Mapping[str, Any], learner: nn.Module, weights: Iterable[str]
+) -> None:
+    """Moments from the state, rates and the like as they are set: those may change on a resume.
+
+    weights: the names of the weights in the checkpoint; version 0.1 kept none beside the moments.
+    """
+    own = optimizer_state(optimizer, learner)
+    place = {name: number for number, name in enumerate(own["names"])}
+    names = [current_name(name, place) for name in state.get("names") or _names_of_groups(state, weights, place)]
+    layouts = [_layout(one["param_groups"], one_names) for one, one_names in ((own, own["names"]), (state, names))]
+    if layouts[0] != layouts[1]:
         raise UsageError(
             "expected train.optimizer, backbone.frozen and the names in train.learning_rates as in the "
             "interrupted run, got others; leave them, or start a new run"
         )
+    moments = {place[names[number]]: value for number, value in state["state"].items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
-    for place, moments in state["state"].items():
-        shapes = {value.shape for name, value in moments.items() if name != "step" and value is not None}
-        if moments.keys() - names or (moments and names - moments.keys()) or shapes - {parameters[place].shape}:
-            raise ValueError(f"the moments of parameter {place} are those of another optimiser or shape")
-    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    kinds = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+    for number, values in moments.items():
+        shapes = {value.shape for name, value in values.items() if name != "step" and value is not None}
+        if values.keys() - kinds or (values and kinds - values.keys()) or shapes - {parameters[number].shape}:
+            raise ValueError(f"the moments of parameter {number} are those of another optimiser or shape")
+    optimizer.load_state_dict({"state": moments, "param_groups": own["param_groups"]})
 
 
-def _layout(groups: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _names_of_groups(state: Mapping[str, Any], weights: Iterable[str], place: Mapping[str, int]) -> list[str]:
+    """The names that version 0.1 did not keep: group by group in the order of the weights."""
+    trained = [name for name in weights if current_name(name, place) in place]
+    keys = [group["name"] for group in state["param_groups"]]
+    return [name for key in keys for name in trained if _rate_of(name, keys) == key]
+
+
+def _layout(groups: Sequence[Mapping[str, Any]], names: Sequence[str | None]) -> list[Any]:
     """What the moments of an optimiser belong to."""
-    return [(sorted(group), group["name"], group["params"]) for group in groups]
+    each = [(sorted(group), sorted(str(names[number]) for number in group["params"])) for group in groups]
+    return sorted(each, key=str)
 
 
 def _report_unused(names: set[str], learner: nn.Module) -> None:

@@ -14,7 +14,7 @@ from pyro_metabayes.data.stream import check_regression
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.conjugate import posterior_of_rows
+from pyro_metabayes.exact.conjugate import posterior_of_rows
 
 
 @dataclass(frozen=True)

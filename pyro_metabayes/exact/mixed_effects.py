@@ -12,7 +12,7 @@ from torch import Size, Tensor
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.conjugate import posterior_of_rows
+from pyro_metabayes.exact.conjugate import posterior_of_rows
 
 STARTS = (1.0, 0.3, 0.1)  # of sd / noise: no slope leads away from L = 0, where a long first step may end
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.mixed_effects import Sums, log_likelihood, sums_of
+from pyro_metabayes.exact.mixed_effects import Sums, log_likelihood, sums_of
 from pyro_metabayes.seeding import noise_of
 
 CHAINS = 2

@@ -1,0 +1,67 @@
+"""SIB with the true gradient in the place of the synthetic one: an oracle, which sees the query labels.
+
+Hu et al., "Empirical Bayes Meta-Learning with Synthetic Gradients", NeurIPS 2019 MetaLearn workshop, eq. 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.inference.descent import descend, hold_step_size, query_loss_gradient
+from pyro_metabayes.inference.family import around, kl_gradient, scale_of_family
+from pyro_metabayes.inference.initialisation import initialisation_of_rows
+from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gradient
+
+
+class Guide(pyro_metabayes.Guide):
+    """For a trained run of `sib`, whose weights and settings it takes. training_posterior is N(theta^K, diag(sigma^2)),
+
+        theta^{k+1} = theta^k - eta { sum_i d -log p(y_i | x_i, theta^k) / d theta + inner_kl d KL / d theta },
+
+    over the query points i: the ELBO of an evaluation is that of the gradient which xi predicts without labels.
+    `posterior` is that of `sib`, and sees no label. The arguments are those of `sib`.
+    """
+
+    log_step_size: Tensor
+
+    def __init__(
+        self,
+        model: pyro_metabayes.Model,
+        num_classes: int,
+        num_weights: int,
+        posterior: str = "normal",
+        scale: float = 0.01,
+        initialisation: str = "support",
+        synthetic_gradient: str = "ordered",
+        inner_kl: float = 0.0,
+        num_steps: int = 3,
+        step_size: float = 1e-3,
+        learn_step_size: bool = False,
+    ) -> None:
+        super().__init__(model)
+        self.num_steps, self.inner_kl, self.transductive = num_steps, inner_kl, num_steps > 0
+        self.xi = network_of(synthetic_gradient, model, num_classes)
+        self.start = initialisation_of_rows(initialisation, num_classes, num_weights)
+        self.scale = scale_of_family(posterior, num_weights, scale)
+        hold_step_size(self, step_size, learn_step_size)
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        return self._descended(observed, lambda theta: synthetic_gradient(self.model, self.xi, theta, observed))
+
+    def training_posterior(self, episodes: Episodes) -> TorchDistribution:
+        return self._descended(episodes.observed(), lambda theta: query_loss_gradient(self.model, theta, episodes))
+
+    def _descended(self, observed: Observed, slope: Callable[[Tensor], Tensor]) -> TorchDistribution:
+        start = self.start(self.model, observed)
+        scale = None if self.scale is None else self.scale(start)
+
+        def gradient(theta: Tensor) -> Tensor:
+            of_kl = self.inner_kl * kl_gradient(theta, scale, self.model.prior(observed)) if self.inner_kl else 0.0
+            return slope(theta) + of_kl
+
+        return around(descend(start, gradient, self.log_step_size.exp(), self.num_steps), scale)

@@ -1,0 +1,99 @@
+"""SIB without a support set: a step on a self-supervised loss, then synthetic gradients.
+
+Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020 (arXiv 2004.12696), for
+unsupervised domain adaptation.
+"""
+
+from __future__ import annotations
+
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError, check_choice
+from pyro_metabayes.inference.descent import descend, hold_step_size
+from pyro_metabayes.inference.family import FAMILIES, around, scale_of_family
+from pyro_metabayes.inference.initialisation import LearnedPoint, learned_rows
+from pyro_metabayes.inference.rotation import RotationHead
+from pyro_metabayes.inference.synthetic_gradient import NETWORKS, network_of, synthetic_gradient
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w | x_query) = N(theta^K, diag(sigma^2)) after K synthetic steps as in `sib`, from
+
+        theta^0 = lambda - rotation_step_size d L_rot(lambda) / d lambda,
+
+    lambda a learned point, L_rot the loss of RotationHead on views of the queries turned by quarters. Its network is
+    trained by rotation_weight L_rot(lambda), which joins the loss. Where tasks share their classes, lambda starts at
+    the classifier of the pretraining.
+
+    Args:
+        rotation_step_size: rate of the step on L_rot; 0: no such step, and no such loss.
+        rotation_weight: weight of L_rot(lambda) in the loss; 0 trains its network by the outer loss alone.
+        num_steps: K.
+        step_size: eta of the synthetic steps, for a sum over queries.
+        learn_step_size: whether both rates are learned.
+        posterior: `normal`, `amortized` or `delta`, as in `sib`.
+        scale: sigma before training.
+        synthetic_gradient: xi: `ordered`, `equivariant` or `marginal_aware`, as in `sib`.
+    """
+
+    log_step_size: Tensor
+    log_rotation_step_size: Tensor
+    start: LearnedPoint
+
+    def __init__(
+        self,
+        model: pyro_metabayes.Model,
+        num_classes: int,
+        num_weights: int,
+        rotation_step_size: float = 1e-3,
+        rotation_weight: float = 1.0,
+        num_steps: int = 3,
+        step_size: float = 1e-3,
+        learn_step_size: bool = False,
+        posterior: str = "normal",
+        scale: float = 0.01,
+        synthetic_gradient: str = "ordered",
+    ) -> None:
+        super().__init__(model)
+        check_choice("guide.posterior", posterior, FAMILIES)
+        check_choice("guide.synthetic_gradient", synthetic_gradient, NETWORKS)
+        if min(num_steps, rotation_step_size, rotation_weight) < 0 or scale <= 0:
+            got = f"{num_steps}, {rotation_step_size}, {rotation_weight}, {scale}"
+            raise UsageError(
+                f"expected guide.num_steps, rotation_step_size, rotation_weight >= 0 and scale > 0, got {got}"
+            )
+        self.num_steps, self.rotation_weight, self.num_classes = num_steps, rotation_weight, num_classes
+        self.transductive = num_steps > 0 or rotation_step_size > 0
+        self.xi = network_of(synthetic_gradient, model, num_classes)
+        self.rotation = RotationHead(num_classes) if rotation_step_size else None
+        self.start = learned_rows(num_classes, num_weights)
+        self.scale = scale_of_family(posterior, num_weights, scale)
+        hold_step_size(self, step_size, learn_step_size)
+        if rotation_step_size:
+            hold_step_size(self, rotation_step_size, learn_step_size, "rotation_step_size")
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        self.check(observed)
+        start = self.start(self.model, observed)
+        if self.rotation is not None:
+            start = start - self.log_rotation_step_size.exp() * self.rotation.gradient(self.model, start, observed)
+
+        def gradient(theta: Tensor) -> Tensor:
+            return synthetic_gradient(self.model, self.xi, theta, observed)
+
+        theta = descend(start, gradient, self.log_step_size.exp(), self.num_steps)
+        return around(theta, None if self.scale is None else self.scale(start))
+
+    def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
+        """rotation_weight L_rot(lambda) [T], without which the network would not learn to tell rotations."""
+        if self.rotation is None or not self.rotation_weight:
+            return {}
+        point = self.start(self.model, episodes)
+        return {"rotation": self.rotation_weight * self.rotation.loss(self.model, point, episodes)}
+
+    def start_at_classes(self, weights: Tensor) -> None:
+        """Before training, move lambda to the weights [C, D] of a cosine classifier of the shared classes."""
+        self.start.start_at_classes(self.model, weights)

@@ -1,0 +1,58 @@
+"""The family of q around the end of an inner loop: a point estimate, or a normal distribution with a learned scale."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import Delta, Normal, TorchDistribution
+from torch import Tensor, nn
+from torch.func import grad
+
+from pyro_metabayes.inference.divergences import differentiable_divergence
+
+FAMILIES = ("normal", "amortized", "delta")
+
+
+class Scale(nn.Module):
+    """sigma of q = N(theta^K, diag(sigma^2)): a vector [W], learned from `scale`, shared by classes and tasks.
+
+    amortized: times the exponential of a network of theta^0 [T, C, W], which starts at 1.
+    """
+
+    def __init__(self, num_weights: int, scale: float, amortized: bool = False) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
+        self.network = _network(num_weights) if amortized else None
+
+    def forward(self, start: Tensor) -> Tensor:
+        """sigma [W] or [T, C, W] from theta^0."""
+        log_ratio = 0.0 if self.network is None else self.network(start)
+        return (self.log_scale + log_ratio).clamp(-10, 4).exp()
+
+
+def _network(num_weights: int) -> nn.Module:
+    last = nn.Linear(num_weights, num_weights)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(num_weights, num_weights), nn.ELU(), last)
+
+
+def scale_of_family(family: str, num_weights: int, scale: float) -> Scale | None:
+    """`normal`, `amortized`, or None for `delta`, the point estimate."""
+    return None if family == "delta" else Scale(num_weights, scale, family == "amortized")
+
+
+def around(loc: Tensor, scale: Tensor | None) -> TorchDistribution:
+    """N(loc, diag(scale^2)), or the point estimate delta(loc) without a scale: batch [T], event [C, W]."""
+    return Delta(loc, event_dim=2) if scale is None else Normal(loc, scale).to_event(2)
+
+
+def draws_around(loc: Tensor, scale: Tensor | None, num_samples: int) -> Tensor:
+    """w [L, T, C, W] of N(loc, diag(scale^2)), L = num_samples; for 0 draws, or without a scale, loc itself."""
+    if not num_samples or scale is None:
+        return loc
+    return loc + scale * torch.randn(num_samples, *loc.shape, device=loc.device)
+
+
+def kl_gradient(loc: Tensor, scale: Tensor | None, prior: TorchDistribution) -> Tensor:
+    """d/d loc of KL(q, prior), of its bound for a mixture, of -log prior(loc) for a point estimate [T, C, W]."""
+    return grad(lambda theta: differentiable_divergence(around(theta, scale), prior).sum())(loc)

@@ -1,0 +1,88 @@
+"""Where an inner loop starts: theta^0 of each task."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import ImproperUniform
+from torch import Tensor, nn
+
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.capabilities import FromClassifier, HasInitialPoint, HasPrototypes, require
+from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.model import Model
+
+INITIALISATIONS = ("global", "prior", "support")  # of `initialisation_of_latent`
+
+
+class Initialisation(nn.Module):
+    """theta^0 [T, *W] from what is observed of the tasks. fixed_classes: whether it serves one number of classes."""
+
+    fixed_classes = False
+
+    def forward(self, model: Model, observed: Observed) -> Tensor:
+        raise NotImplementedError
+
+
+class Prototypes(Initialisation):
+    """The prototypes of the support set; Proto-MAML's (Triantafillou et al. 2020)."""
+
+    def forward(self, model: Model, observed: Observed) -> Tensor:
+        return require(model, HasPrototypes, "guide.initialisation=support").prototypes(observed)
+
+
+class ScaledPrototypes(Prototypes):
+    """v * prototypes, v [W] learned, from 1: SIB's initialisation network lambda(support)."""
+
+    def __init__(self, num_weights: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_weights))
+
+    def forward(self, model: Model, observed: Observed) -> Tensor:
+        return self.scale * super().forward(model, observed)
+
+
+class LearnedPoint(Initialisation):
+    """One learned point [*W] for all tasks, which needs no support set."""
+
+    fixed_classes = True
+
+    def __init__(self, point: Tensor) -> None:
+        super().__init__()
+        self.point = nn.Parameter(point)
+
+    def forward(self, model: Model, observed: Observed) -> Tensor:
+        return self.point.expand(observed.num_tasks, *self.point.shape)
+
+    def start_at_classes(self, model: Model, weights: Tensor) -> None:
+        """Before training, move the point to where the model predicts as a cosine classifier [C, D] does."""
+        self.point.data.copy_(require(model, FromClassifier, "guide.initialisation=global").of_classifier(weights))
+
+
+class PriorMean(Initialisation):
+    """The mean of the prior."""
+
+    def forward(self, model: Model, observed: Observed) -> Tensor:
+        prior = model.prior(observed)
+        if isinstance(innermost(prior), ImproperUniform):
+            raise UsageError("expected a prior with a mean for guide.initialisation=prior; take prior=gaussian")
+        return prior.mean
+
+
+def initialisation_of_rows(name: str, num_classes: int, num_weights: int) -> Initialisation:
+    """`support`: scaled prototypes. `global`: a learned row [W] for each of the classes (or outputs) of all tasks."""
+    return ScaledPrototypes(num_weights) if name == "support" else learned_rows(num_classes, num_weights)
+
+
+def learned_rows(num_classes: int, num_weights: int) -> LearnedPoint:
+    """A learned row [W], from random ones of about unit length, for each of the classes (or outputs) of all tasks."""
+    start = torch.randn if num_classes > 1 else torch.zeros  # one output has no symmetry to break
+    return LearnedPoint(start(num_classes, num_weights) * num_weights**-0.5)
+
+
+def initialisation_of_latent(name: str, model: Model, num_classes: int, num_features: int) -> Initialisation:
+    """`support`: prototypes. `prior`: the mean of the prior. `global`: a learned point of the model's latent."""
+    if name == "global":
+        model_with_point = require(model, HasInitialPoint, "guide.initialisation=global")
+        return LearnedPoint(model_with_point.initial_latent(num_classes, num_features))
+    return {"support": Prototypes, "prior": PriorMean}[name]()

@@ -1,0 +1,47 @@
+"""Synthetic gradients: a network in the place of d loss / d logits, which nobody has without the labels.
+
+Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020 (arXiv 2004.12696).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.inference.capabilities import HasQueryView, Pullback
+from pyro_metabayes.inference.family import draws_around
+from pyro_metabayes.inference.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
+from pyro_metabayes.model import Model
+
+NETWORKS = ("ordered", "equivariant", "marginal_aware")
+
+
+def network_of(
+    name: str, model: Model, num_classes: int, normalise: bool = True, over_batch: bool = False
+) -> nn.Module:
+    """xi: `ordered`, for the one number of classes, or `equivariant` or `marginal_aware`, for any number."""
+    if name == "ordered":
+        num_seen = model.num_seen(num_classes) if isinstance(model, HasQueryView) else num_classes
+        return OrderedNet(num_seen, normalise, over_batch)
+    network = EquivariantNet if name == "equivariant" else MarginalNet
+    return network(normalise=normalise, over_batch=over_batch)
+
+
+def view_of_queries(model: Model, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
+    """yhat [..., T, Q, C], what an inner loop sees of the queries under w [..., T, C, W], and its pullback to w."""
+    if isinstance(model, HasQueryView):
+        return model.query_view(w, observed)
+    return model.outputs_and_pullback(w, observed.query_x)
+
+
+def synthetic_gradient(
+    model: Model, xi: nn.Module, theta: Tensor, observed: Observed, scale: Tensor | None = None, num_samples: int = 0
+) -> Tensor:
+    """E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ] [T, C, W] over the queries that are there, the first term of eq. 9.
+
+    w = theta + scale eps, of which d w / d theta is the identity: num_samples draws of eps, or none, w = theta.
+    """
+    w = draws_around(theta, scale, num_samples)
+    yhat, pullback = view_of_queries(model, w, observed)
+    gradient = pullback(xi(yhat, observed.query_mask) * observed.query_mask.unsqueeze(-1))
+    return gradient if w is theta else gradient.mean(0)
