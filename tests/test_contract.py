@@ -324,9 +324,8 @@ def test_transductive_says_whether_query_inputs_matter(pair: Pair) -> None:
 
 def without_gradient(pair: Pair) -> Callable[[str], bool]:
     """Names of the parameters that the loss of a pair does not depend on, and why."""
-    has_steps = (
-        pair.guide in ("sib", "sib_ablation", "sib_rotation", "sib_savi") and pair.settings.get("num_steps", 3) > 0
-    )
+    with_network = ("sib", "sib_ablation", "sib_rotation", "sib_savi")
+    has_steps = pair.guide in with_network and pair.settings.get("num_steps", 3) > 0
     rotates = bool(pair.settings.get("rotation_step_size"))
 
     def exception(name: str) -> bool:

@@ -230,7 +230,7 @@ def test_two_inner_steps_pass_gradcheck(head: str) -> None:
     learner = Pair("sib", "flat", head, settings=settings).learner(way=2, features=2)
     episodes = random_tasks(num_tasks=1, way=2, shot=1, query=2, features=2).observed()
     guide: Any = learner.guide
-    names = ["initial_scale", "log_step_size", "xi.outputs.weight", "xi.norms.0.weight"]
+    names = ["start.scale", "log_step_size", "xi.outputs.weight", "xi.norms.0.weight"]
 
     def theta(query_x: Tensor, *values: Tensor) -> Tensor:
         named = {f"guide.{name}": value for name, value in zip(names, values, strict=True)}

@@ -288,7 +288,7 @@ def test_learn_step_size_moves_eta(learn: bool) -> None:
     optimizer.step()
     after = guide.log_step_size.exp().item()
     assert after > 0 and (after != before) == learn
-    assert "guide.log_step_size" in learner.state_dict(), "a fixed eta belongs to the checkpoint too"
+    assert ("guide.log_step_size" in learner.state_dict()) == learn, "a fixed eta is a setting"
     assert ("guide.log_step_size" in dict(learner.named_parameters())) == learn
 
 
@@ -343,8 +343,8 @@ def test_the_posterior_of_a_conditional_prior_centred_there_has_no_kl() -> None:
         ),
         ({"reduction": "max"}, r"guide\.reduction to be one of sum, mean, got 'max'"),
         ({"num_steps": -1}, r"guide\.num_steps.*>= 0"),
-        ({"step_size": 0.0}, r"step_size, scale > 0"),
-        ({"scale": -1.0}, r"step_size, scale > 0"),
+        ({"step_size": 0.0}, r"guide\.step_size > 0, got 0"),
+        ({"scale": -1.0}, r"scale > 0"),
         ({"inner_kl": -1.0}, r"inner_kl.*>= 0"),
         ({"inner_samples": -2}, r"inner_samples >= 0"),
     ],

@@ -55,7 +55,7 @@ def test_without_a_scale_it_is_the_point_mass_with_nothing_to_pay(see_labels: bo
     episodes = random_tasks()
     settings = {**STEPS, "scale": 1e-6}
     learner = Pair("sib_savi", "guided", settings={**settings, "see_labels": see_labels}).learner()
-    delta = Pair("sib", "flat", settings={**STEPS, "posterior": "delta"}).learner()
+    delta = Pair("sib", "flat", settings={**STEPS, "posterior": "delta", "learn_step_size": True}).learner()
     with torch.no_grad():
         learner.guide.scale.log_scale.fill_(1e-6).log_()
     shared = {name: value for name, value in learner.state_dict().items() if name in delta.state_dict()}
@@ -145,8 +145,8 @@ def test_it_asks_for_its_prior_and_the_prior_for_its_guide() -> None:
     ("setting", "message"),
     [
         ("guide.posterior=delta", "guide.posterior to be one of normal, amortized, got 'delta'"),
-        ("guide.between=-1", "guide.label_precision > 0 and guide.between >= 0, got 100.0 and -1.0"),
-        ("guide.label_precision=0", "guide.label_precision > 0 and guide.between >= 0, got 0.0 and 0.0"),
+        ("guide.between=-1", "guide.num_steps, between >= 0 and label_precision, scale > 0, got 3, -1.0, 100.0"),
+        ("guide.label_precision=0", "guide.num_steps, between >= 0 and label_precision, scale > 0, got 3, 0.0, 0.0"),
     ],
 )
 def test_bad_settings_are_named(setting: str, message: str) -> None:
