@@ -1,4 +1,4 @@
-"""Where the modules that settings and checkpoints of earlier versions name are now."""
+"""Where modules and settings of earlier versions, which checkpoints and commands name, are now."""
 
 # Version 0.1: sources of data stood in pyro_metabayes.data.
 _SOURCES = (
@@ -21,3 +21,4 @@ _SOURCES = (
     "tiered_imagenet",
 )
 MOVED = {f"pyro_metabayes.data.{name}": f"pyro_metabayes.data.sources.{name}" for name in _SOURCES}
+MOVED_SETTINGS = {"task.train_shift": "data.train_shift, a setting of data=digit_domains and data=pacs"}

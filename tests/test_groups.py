@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_metabayes import Episodes
-from pyro_metabayes.data import ragged
+from pyro_metabayes.data.sources import ragged
 from pyro_metabayes.data.sources.groups import Groups, load
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape

@@ -32,9 +32,9 @@ from pyro_metabayes.data.sources import (
 )
 from pyro_metabayes.data.sources.class_lists import class_lists
 from pyro_metabayes.data.sources.parts import Part, Rows, bank_of
-from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage import downloads
+from pyro_metabayes.vision import torchvision
 from tests.published import (
     WNIDS,
     dump,

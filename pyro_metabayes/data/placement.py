@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.errors import UsageError
 
 PLACES = ("auto", "cpu", "accelerator")
@@ -38,6 +38,6 @@ def fits(bank: Bank, device: torch.device) -> bool:
 
 
 def num_bytes(bank: Bank) -> int:
-    """Of inputs, views and turned inputs in memory."""
-    tensors = (bank.inputs, bank.views, bank.turned)
-    return sum(its.nbytes for its in tensors if its is not None and not isinstance(its, MappedRows))
+    """Memory of inputs, views and auxiliary inputs; none for inputs that stay in a file."""
+    tensors = (bank.inputs, bank.views, *bank.auxiliary.values())
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))

@@ -36,16 +36,12 @@ class TaskShape:
     query_concentration: float = 0.0
     query_balanced: float = 0.0
     feature_noise: float = 0.0
-    train_shift: float = (
-        0.0  # of training tasks: all their features are moved alike, to a domain that is not (perturbed.py)
-    )
     base_query: int = 0  # queries of base classes beside those, learning without forgetting (model=lwof)
     train_query: int = 0  # in place of query in training tasks, with base_query in proportion; 0: the same
 
     def __post_init__(self) -> None:
-        for name in ("feature_noise", "train_shift"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise UsageError(f"expected task.{name} to be finite and >= 0, got {value}")
+        if not 0 <= self.feature_noise < math.inf:
+            raise UsageError(f"expected task.feature_noise to be finite and >= 0, got {self.feature_noise}")
         if min(self.base_query, self.train_query) < 0:
             raise UsageError(
                 f"expected task.base_query and task.train_query >= 0, got {self.base_query} and {self.train_query}"
@@ -56,9 +52,7 @@ class TaskShape:
 
     def of(self, split: str) -> TaskShape:
         """The shape of the tasks of a split."""
-        if split != "train":
-            return replace(self, train_shift=0.0) if self.train_shift else self
-        if not self.train_query:
+        if split != "train" or not self.train_query:
             return self
         return replace(self, query=self.train_query, base_query=self.base_query * self.train_query // self.query)
 

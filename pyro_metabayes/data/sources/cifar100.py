@@ -20,13 +20,13 @@ import numpy as np
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.sources.class_lists import class_lists
 from pyro_metabayes.data.sources.images import pixels
-from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import cache_folder, cached_arrays, data_file
 from pyro_metabayes.storage.checksums import refuse_other
 from pyro_metabayes.storage.downloads import refuse_unless_allowed
 from pyro_metabayes.storage.unpickle import flat_array, read_arrays, text_keys
 from pyro_metabayes.storage.untrusted import DAMAGED, plain_name, reason_of
+from pyro_metabayes.vision import torchvision
 
 SIDE, ROWS, COLUMNS = 32, 24, 25  # a sheet is 24 x 25 tiles of 32 x 32 pixels
 META = "cifar100/cifar100_meta.json"

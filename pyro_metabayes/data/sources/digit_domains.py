@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.data.domains import domain_bank, domain_rows, leave_one_out
+from pyro_metabayes.data.bank import SPLITS
+from pyro_metabayes.data.domains import DomainBank, domain_bank, domain_rows, leave_one_out
 from pyro_metabayes.data.sources.images import pixels
 from pyro_metabayes.data.sources.parts import Part, Rows
 from pyro_metabayes.errors import UsageError
@@ -50,12 +50,14 @@ def load(
     val_images: int = 300,
     test_images: int = 1000,
     seed: int = 0,
-) -> Bank:
+    train_shift: float = 0.0,
+) -> DomainBank:
     """uint8 images [M, 3, size, size] of the sources for training and validation, and of the target for the test.
 
     target: the domain that is left out. validation: another one that is not trained on but validated on; without it,
     validation images of every source. train_images, val_images, test_images: of each domain, or as many as it has.
     seed: of the choice of images, photographs and patches.
+    train_shift: largest shift of the features of a training task (domains.DomainBank).
     """
     if size < 1 or min(train_images, val_images, test_images) < 1:
         raise UsageError(
@@ -68,7 +70,7 @@ def load(
     digits = Digits(files, size, counts, seed)
     parts = {split: Part(list(files.values()), partial(digits.rows, split, domains[split])) for split in SPLITS}
     settings = {"domains": domains, "size": size, "counts": counts, "seed": seed}
-    return domain_bank("digit_domains", parts, settings, len(CLASSES))
+    return domain_bank("digit_domains", parts, settings, len(CLASSES), train_shift)
 
 
 class Digits:

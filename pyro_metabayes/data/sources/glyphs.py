@@ -18,6 +18,7 @@ halved) is right on 54 per cent of 5-way 1-shot test tasks and 70 at 5 shots; wi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.pairs import Pairs
 from pyro_metabayes.data.sources.glyph_sheet import FACES, undistorted, versions
 from pyro_metabayes.data.sources.jitter import Jitter
 from pyro_metabayes.errors import UsageError
@@ -46,7 +48,7 @@ def load(
     """uint8 images [M, 1, 28, 28], ink 255 on 0; the distortions are those of `Jitter`.
 
     A class has each of the twelve faces once, then some of them, chosen at random, a second time under
-    another distortion; the two images of one face are twins. images_per_class: 2 to 24.
+    another distortion; the two images of one face are a pair (pairs.py). images_per_class: 2 to 24.
     """
     if not 2 <= images_per_class <= 2 * len(FACES):
         raise UsageError(
@@ -55,16 +57,16 @@ def load(
         )
     jitter = Jitter(rotation, shear, scale, shift, erase, noise)
     settings = {"jitter": jitter, "seed": seed, "images_per_class": images_per_class, **versions()}
-    arrays = cached_arrays("glyphs", settings, lambda: _distorted(jitter, images_per_class, seed))
+    arrays = cached_arrays("glyphs", settings, lambda: _distort(jitter, images_per_class, seed))
     code_points = arrays["code_points"]
     split = np.array([block[2] for block in blocks_of(code_points)])
-    return Bank.from_arrays(
+    bank = Bank.from_arrays(
         arrays["images"],
         np.repeat(np.arange(len(code_points)), images_per_class),
         {name: np.flatnonzero(split == name) for name in SPLITS},
         [chr(code_point) for code_point in code_points],
-        arrays["twin"],
     )
+    return replace(bank, pairs=Pairs(torch.from_numpy(arrays["twin"])))
 
 
 def blocks_of(code_points: np.ndarray) -> list[tuple[int, int, str, str]]:
@@ -76,26 +78,26 @@ def blocks_of(code_points: np.ndarray) -> list[tuple[int, int, str, str]]:
     return [table[index] for index in place]
 
 
-def _distorted(jitter: Jitter, images_per_class: int, seed: int) -> Arrays:
+def _distort(jitter: Jitter, images_per_class: int, seed: int) -> Arrays:
     sheet = undistorted()
     num_classes, num_faces = sheet["images"].shape[:2]
     generator = torch.Generator().manual_seed(seed)
-    # All faces in random order, then all again: cut off where the class is full.
+    # All faces in random order, then all again; the first images_per_class of them are used.
     orders = torch.rand(2, num_classes, num_faces, generator=generator).argsort(-1)
     faces = orders.transpose(0, 1).flatten(1)[:, :images_per_class]
     source = faces + num_faces * torch.arange(num_classes).unsqueeze(-1)
     images = torch.from_numpy(sheet["images"]).flatten(0, 1)
     return {
         "images": jitter.apply(images, source.flatten(), SIZE, generator).numpy(),
-        "twin": _twins(source.flatten()).numpy(),
+        "twin": partners(source.flatten()).numpy(),
         "code_points": sheet["code_points"],
     }
 
 
-def _twins(source: Tensor) -> Tensor:
+def partners(source: Tensor) -> Tensor:
     """Row of the other image of the same source, which has two at most; the row itself if there is none."""
     order = source.argsort(stable=True)
-    paired = source[order][1:] == source[order][:-1]
-    twin = torch.arange(len(source))
-    twin[order[1:][paired]], twin[order[:-1][paired]] = order[:-1][paired], order[1:][paired]
-    return twin
+    same = source[order][1:] == source[order][:-1]
+    partner = torch.arange(len(source))
+    partner[order[1:][same]], partner[order[:-1][same]] = order[:-1][same], order[1:][same]
+    return partner

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from pyro_metabayes.data.ragged import Ragged, RaggedTasks
+from pyro_metabayes.data.sources.ragged import Ragged, RaggedTasks
 from pyro_metabayes.data.sources.table import read_columns
 from pyro_metabayes.data.stream import Block, check_regression
 from pyro_metabayes.data.task_shape import TaskShape

@@ -14,11 +14,11 @@ from PIL import Image
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.sources.class_lists import class_lists
-from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import cache_folder, cached_arrays, data_file
 from pyro_metabayes.storage.downloads import refuse_unless_allowed
 from pyro_metabayes.storage.untrusted import DAMAGED, read_npz, reason_of
+from pyro_metabayes.vision import torchvision
 
 SIZE = 28
 FILE = "omniglot/omniglot_28.npz"

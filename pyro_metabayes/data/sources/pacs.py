@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.domains import domain_bank, domain_rows, leave_one_out
+from pyro_metabayes.data.domains import DomainBank, domain_bank, domain_rows, leave_one_out
 from pyro_metabayes.data.sources.images import all_pixels
 from pyro_metabayes.data.sources.parts import Part
 from pyro_metabayes.errors import UsageError
@@ -29,18 +28,19 @@ HINT = "unpack PACS there, as kfold/DOMAIN/CLASS/*.jpg"
 Files = dict[str, list[Path]]
 
 
-def load(target: str = "sketch", validation: str = "", size: int = 84) -> Bank:
+def load(target: str = "sketch", validation: str = "", size: int = 84, train_shift: float = 0.0) -> DomainBank:
     """uint8 images [M, 3, size, size]: the sources' for training and validation, all of the target's for the test.
 
     target: the domain that is left out. validation: another one that is not trained on but validated on; without it,
     validation images of every source. size: that every image is squeezed to by Lanczos.
+    train_shift: largest shift of the features of a training task (domains.DomainBank).
     """
     if size < 1:
         raise UsageError(f"expected data.size >= 1, got {size}")
     domains = leave_one_out(DOMAINS, target, validation)
     root = data_folder("pacs", HINT)
     parts = {split: _part(root, split, names, size) for split, names in domains.items()}
-    return domain_bank("pacs", parts, {"domains": domains, "size": size}, len(CLASSES))
+    return domain_bank("pacs", parts, {"domains": domains, "size": size}, len(CLASSES), train_shift)
 
 
 def _part(root: Path, split: str, domains: Sequence[str], size: int) -> Part:
