@@ -255,9 +255,9 @@ def test_glyphs_depend_on_the_seed_and_on_nothing_else(
 ) -> None:
     cached, other = glyphs.load(), glyphs.load(seed=1)
     assert bank.fingerprint() == cached.fingerprint() != other.fingerprint()
-    sheet = glyph_sheet.undistorted()
+    sheet = glyph_sheet.clean_sheet()
     monkeypatch.setenv("METABAYES_CACHE", str(tmp_path))
-    assert all(np.array_equal(array, sheet[name]) for name, array in glyph_sheet.undistorted().items())
+    assert all(np.array_equal(array, sheet[name]) for name, array in glyph_sheet.clean_sheet().items())
     assert glyphs.load().fingerprint() == bank.fingerprint()
 
 
@@ -439,7 +439,7 @@ def changed_features(row: int, value: float) -> np.ndarray:
         ({"features": np.zeros((40, 2, 3))}, r"features \[40, 2, 3\], labels"),
         ({"features": np.zeros((0, 6)), "labels": np.zeros(0, int)}, "at least one row .* got none; bring"),
         ({"features": np.full((40, 6), "x")}, "expected numbers as features in .*, got <U1; write"),
-        ({"features": changed_features(2, np.nan)}, "NaN or infinity .* in 1 of 40 rows; drop or mend"),
+        ({"features": changed_features(2, np.nan)}, "NaN or infinity .* in 1 of 40 rows; drop or fix"),
         ({"features": changed_features(2, 1e39)}, "NaN or infinity .as float32. in 1 of 40 rows"),
         ({"features": changed_features(5, 0.0)}, "got 1 of 40 that are all zero; drop"),
         ({"split": np.full(40, "training")}, "train, val, test or 0, 1, 2 in 'split' .* got training"),
@@ -466,7 +466,7 @@ def test_what_is_wrong_with_the_file_is_named(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
     refused("", "got no path; set data.path=")
-    refused(str(tmp_path / "none.npz"), "found none at .*none.npz; mend data.path")
+    refused(str(tmp_path / "none.npz"), "found none at .*none.npz; fix data.path")
     refused(str(tmp_path / "given.csv"), "ends in .npz or .safetensors, got .*given.csv; write one")
     whole = Path(stored(tmp_path)).read_bytes()
     save_file(arrays(), tmp_path / "whole.safetensors")

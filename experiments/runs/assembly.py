@@ -16,7 +16,7 @@ from pyro_metabayes.data.base_novel import BaseNovelSampler
 from pyro_metabayes.data.domains import DomainBank, DomainSampler
 from pyro_metabayes.data.holdout import held_out_rows, without_rows
 from pyro_metabayes.data.perturbed import with_noise
-from pyro_metabayes.data.placement import placed
+from pyro_metabayes.data.placement import place_bank
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.stream import Block, KnownTruth, Source, TaskStream
@@ -149,7 +149,7 @@ class Assembly:
             self.learner.backbone.requires_grad_(not self.config.frozen)
         else:
             features, classes = embedded(backbone, bank, self.device), None
-        source = self._sampler(placed(features if self.config.frozen else bank, self.device, self.config.place))
+        source = self._sampler(place_bank(features if self.config.frozen else bank, self.device, self.config.place))
         if source.num_base_classes:
             self._start_at_classes(self.learner.model, features, classes)
         elif bank.num_shared and hasattr(self.learner.guide, "start_at_classes"):

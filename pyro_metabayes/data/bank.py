@@ -1,4 +1,4 @@
-"""A bank: every labelled input of a data set, class by class, on one device."""
+"""A bank: all labelled inputs of a data set, sorted by class, on one device."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Inputs sorted by class; classes belong to splits, so that test classes are never trained on.
+    """Inputs sorted by class; every class belongs to one split, so test classes are not seen in training.
 
-    inputs [M, *X]: float features, or uint8 images [M, channels, height, width]; or features that stay in their file.
-    class_sizes [G]: how many inputs each of the G classes has; they stand one after another.
+    inputs [M, *X]: float features, uint8 images [M, channels, height, width], or features that stay in their file.
+    class_sizes [G]: number of inputs of each of the G classes, which follow one another.
     splits: class ids (0 to G-1) of train, val and test.
     pairs: rows that must not be split between support and query set, if there are any.
-    views [V, N, *X], optional: V other renderings of each of the N inputs of the training classes (in
-        the order of rows("train")), which tasks draw from as often as from the inputs themselves.
-    num_shared: 0, or how many classes all tasks share. A split then holds one or more domains, one after
-        another, each of them with these classes in their order (domains.py).
+    views [V, N, *X], optional: V augmented renderings of each of the N inputs of the training classes, in the order of
+        rows("train"). Training tasks draw from inputs and views with equal probability (pretrain.views).
+    num_shared: number of classes that all tasks share, or 0. If positive, a split consists of one or more domains, each
+        with these classes in the same order (domains.py).
     auxiliary: further inputs of every row [M, ...] by name, which samplers may put into tasks (domains.py).
     """
 
@@ -48,7 +48,7 @@ class Bank:
 
     @property
     def in_memory(self) -> Tensor:
-        """All inputs at once; refuses a bank that stays in its file."""
+        """All inputs; refuses a bank that stays in its file."""
         if isinstance(self.inputs, MappedRows):
             raise UsageError(
                 "expected features in memory for this model, got a folder whose rows are read one by one; take an .npz "
@@ -71,11 +71,11 @@ class Bank:
         return torch.isin(self.labels, self.splits[split]).nonzero().squeeze(1)
 
     def answers(self, split: str) -> Tensor:
-        """What a classifier has to answer for each class of a split: its place there, or the shared class."""
+        """Label of each class of a split for a classifier: its index in the split, or its shared class."""
         return torch.arange(len(self.splits[split])) % (self.num_shared or max(len(self.splits[split]), 1))
 
     def fingerprint(self) -> str:
-        """A hash of inputs (of a file: of a sample), classes and splits; caches of derived banks are named by it."""
+        """A hash of inputs (a sample of those in a file), classes and splits; it names the caches of derived banks."""
         return self._fingerprint
 
     @cached_property
@@ -102,7 +102,7 @@ class Bank:
         return replace(self, inputs=inputs, views=views, auxiliary=auxiliary)
 
     def to(self, device: torch.device | str) -> Bank:
-        """The inputs on a device; the small tables stay on the CPU, where tasks are drawn."""
+        """The inputs on a device; the tables of classes stay on the CPU, where tasks are drawn."""
         views = None if self.views is None else self.views.to(device)
         auxiliary = {name: rows.to(device) for name, rows in self.auxiliary.items()}
         return replace(self, inputs=self.inputs.to(device), views=views, auxiliary=auxiliary)
@@ -123,11 +123,11 @@ class Bank:
         splits = split_of_class(names) if callable(split_of_class) else split_of_class
         ids = {split: torch.from_numpy(np.flatnonzero(np.isin(names, splits.get(split, [])))) for split in SPLITS}
         if not isinstance(inputs, MappedRows):
-            ordered: Tensor | MappedRows = torch.from_numpy(np.ascontiguousarray(inputs[order]))
+            rows: Tensor | MappedRows = torch.from_numpy(np.ascontiguousarray(inputs[order]))
         else:
-            ordered = inputs.ordered(order)
+            rows = inputs.in_order(order)
         return cls(
-            inputs=ordered,
+            inputs=rows,
             class_sizes=torch.from_numpy(sizes.astype(np.int64)),
             splits=ids,
             class_names=list(class_names) if class_names is not None else [str(name) for name in names],

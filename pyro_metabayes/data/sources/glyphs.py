@@ -1,8 +1,8 @@
-"""The data set that needs no download: characters of the fonts that come with matplotlib.
+"""A data set without download: characters of the fonts that come with matplotlib.
 
-The twelve faces of DejaVu Sans, Sans Mono and Serif have 2,383 code points in common. Blanks left out,
-and characters that look like an earlier one, 1,163 stay as classes. Whole Unicode blocks make the splits
-(splits/unicode_blocks.txt), so that no alphabet of the test is trained on:
+The twelve faces of DejaVu Sans, Sans Mono and Serif have 2,383 code points in common. Without blanks and characters
+that look like an earlier one, 1,163 classes remain. Splits consist of whole Unicode blocks (splits/unicode_blocks.txt),
+so test alphabets are not seen in training:
 
     train 762: Latin blocks 423 (Basic 83, Latin-1 52, Extended-A 58, -B 86, Additional 67, -C 6, -D 3,
                IPA 67, ligatures 1), phonetic 16, modifier letters and tones 26, combining marks 25,
@@ -11,9 +11,9 @@ and characters that look like an earlier one, 1,163 stay as classes. Whole Unico
     val   177: Cyrillic 58, mathematical operators and symbols 76, technical 17, miscellaneous symbols 26
     test  224: Greek 62, Greek Extended 64, Armenian 58, Georgian 39, Thai 1
 
-(with matplotlib 3.11.2 and Pillow 13; another version of the fonts may move a few). glyph_sheet.py says
-which characters look alike. At the default distortions the nearest class mean of the pixels (cosine, image
-halved) is right on 54 per cent of 5-way 1-shot test tasks and 70 at 5 shots; without distortion, 92 and 97.
+(with matplotlib 3.11.2 and Pillow 13; other font versions may move a few). glyph_sheet.py defines look-alikes. At the
+default distortions, classification by the nearest class mean of the pixels (cosine, half-size images) has an accuracy
+of 54% on 5-way 1-shot test tasks and 70% at 5 shots; without distortion, 92% and 97%.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.pairs import Pairs
-from pyro_metabayes.data.sources.glyph_sheet import FACES, undistorted, versions
+from pyro_metabayes.data.sources.glyph_sheet import FACES, clean_sheet, versions
 from pyro_metabayes.data.sources.jitter import Jitter
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import Arrays, cached_arrays
@@ -79,7 +79,7 @@ def blocks_of(code_points: np.ndarray) -> list[tuple[int, int, str, str]]:
 
 
 def _distort(jitter: Jitter, images_per_class: int, seed: int) -> Arrays:
-    sheet = undistorted()
+    sheet = clean_sheet()
     num_classes, num_faces = sheet["images"].shape[:2]
     generator = torch.Generator().manual_seed(seed)
     # All faces in random order, then all again; the first images_per_class of them are used.
