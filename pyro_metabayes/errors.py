@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+from pyro_metabayes.moved import MOVED_SETTINGS
+
 SHAPES = "\nTrace Shapes:"  # from here on it is Pyro's: it makes errors anew, with the shapes of the trace
 
 
@@ -22,6 +24,8 @@ def printable(message: str) -> str:
 
 def unknown_key(key: str, known: Iterable[str], owner: str) -> UsageError:
     """The mistake of a setting that its owner does not have, with the nearest one that it has."""
+    if key in MOVED_SETTINGS:
+        return UsageError(f"unknown key '{key}'; it is now {MOVED_SETTINGS[key]}")
     known = list(known)
     near = get_close_matches(key.rpartition(".")[2], known, 1)
     guess = f"did you mean '{near[0]}'? " if near else ""

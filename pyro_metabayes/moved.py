@@ -13,6 +13,9 @@ _SOURCES = (
 )
 MODULES = {f"pyro_metabayes.data.{name}": f"pyro_metabayes.data.sources.{name}" for name in _SOURCES}
 
+# Settings that are another part's now, and what is said where the command line has them.
+MOVED_SETTINGS = {"task.train_shift": "data.train_shift, a setting of data=digit_domains and data=pacs"}
+
 # Settings that have left a part: at this default they are dropped, else the part is another one now.
 _SETTINGS: dict[str, dict[str, tuple[Any, str]]] = {
     "guides.sib.Guide": {

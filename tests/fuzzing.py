@@ -384,7 +384,7 @@ FORMATS: dict[str, Format] = {
         for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
     },
     "csv": Format(partial(write_table, side=8), "train.csv", lambda folder: mini_imagenet._part(folder, "train", 8)),
-    "class list": Format(listed, "train.txt", lambda folder: image_folder._listed(folder)),
+    "class list": Format(listed, "train.txt", lambda folder: image_folder._classes_of_lists(folder)),
     "pacs list": Format(write_pacs, "photo_train_kfold.txt", lambda folder: pacs.files_of(folder, "photo", "train")),
     "groups": Format(
         lambda folder: write_groups(folder / "it.csv") and None,  # type: ignore[func-returns-value]

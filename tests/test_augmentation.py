@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.pretraining.augmentation import jittered, mirrored, shifted, turned
+from pyro_metabayes.vision import torchvision
 
 
 @pytest.fixture

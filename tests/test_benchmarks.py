@@ -229,11 +229,11 @@ def test_noise_of_the_cpu_is_what_the_cpu_draws_and_goes_where_it_was_asked_for(
 
 def test_a_row_that_fails_says_why_and_where_and_the_others_go_on() -> None:
     def broken() -> None:
-        TaskShape(train_shift=-1.0)
+        TaskShape(feature_noise=-1.0)
 
     rows = compared(Run(CPU, toy=True), "case", {"broken": lambda: broken, "whole": lambda: lambda: None}, 1, "steps/s")
     assert [(row.way, row.status) for row in rows] == [("broken", "failed"), ("whole", "passed")]
-    assert rows[0].note.startswith("UsageError: expected task.train_shift")
+    assert rows[0].note.startswith("UsageError: expected task.feature_noise")
     assert "(pyro_metabayes/data/stream.py:" in rows[0].note
 
 

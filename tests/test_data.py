@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from pyro_metabayes.data import sampler
 from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.pairs import Pairs
+from pyro_metabayes.data.positions import sequential_positions
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.sources import features, glyph_sheet, glyphs, omniglot
 from pyro_metabayes.data.sources.gaussian_features import GaussianFeatures
@@ -35,18 +37,18 @@ def bank() -> Bank:
     return glyphs.load()
 
 
-def numbered(sizes: list[int], twins: int = 0) -> Bank:
-    """A bank whose inputs are their row numbers; all classes train; the first `twins` rows of each class
-    have twins among those that follow."""
+def numbered(sizes: list[int], pairs: int = 0) -> Bank:
+    """A bank whose inputs are their row numbers; all classes train; the first `pairs` rows of each class
+    have partners among those that follow."""
     starts = np.cumsum(sizes) - sizes
-    twin = np.arange(sum(sizes))
+    partner = torch.arange(sum(sizes))
     for start in starts:
-        first, second = start + np.arange(twins), start + twins + np.arange(twins)
-        twin[first], twin[second] = second, first
+        first, second = start + torch.arange(pairs), start + pairs + torch.arange(pairs)
+        partner[first], partner[second] = second, first
     labels = np.repeat(np.arange(len(sizes)), sizes)
     rows = np.arange(sum(sizes), dtype=np.float32)[:, None]
     splits = {"train": np.arange(len(sizes))}
-    return Bank.from_arrays(rows, labels, splits, twin=twin if twins else None)
+    return replace(Bank.from_arrays(rows, labels, splits), pairs=Pairs(partner) if pairs else None)
 
 
 def draw(bank: Bank, shape: TaskShape, tasks: int, seed: int = 0, split: str = "train") -> Episodes:
@@ -131,24 +133,24 @@ def test_tasks_of_large_classes_are_drawn_without_replacement_too() -> None:
     assert (within >= 0).all() and (within < torch.tensor(sizes)[episodes.classes].unsqueeze(-1)).all()
 
 
-def test_positions_one_after_the_other_are_uniform_in_every_place() -> None:
+def test_sequential_positions_are_uniform_in_every_place() -> None:
     """All 60 ordered draws of three out of five are as likely: chi-squared on 59 degrees, 0.1% failure."""
-    drawn = sampler._one_after_the_other(torch.full((6000, 10), 5), 3, torch.Generator().manual_seed(0))
-    counts = torch.bincount((drawn * torch.tensor([25, 5, 1])).sum(-1).flatten(), minlength=125)
+    positions = sequential_positions(torch.full((6000, 10), 5), 3, torch.Generator().manual_seed(0))
+    counts = torch.bincount((positions * torch.tensor([25, 5, 1])).sum(-1).flatten(), minlength=125)
     counts = counts[counts > 0].double()
     assert len(counts) == 60 and ((counts - 1000).square() / 1000).sum() < 98.3
 
 
 @pytest.mark.parametrize(
-    ("shot", "query", "twins"), [(1, 15, 8), (5, 15, 8), (5, 10, 8), (1, 19, 8), (10, 10, 8), (2, 18, 10)]
+    ("shot", "query", "pairs"), [(1, 15, 8), (5, 15, 8), (5, 10, 8), (1, 19, 8), (10, 10, 8), (2, 18, 10)]
 )
-def test_twins_never_part(shot: int, query: int, twins: int) -> None:
-    bank = numbered([20] * 6, twins)
-    assert bank.twin is not None
+def test_pairs_are_never_split(shot: int, query: int, pairs: int) -> None:
+    bank = numbered([20] * 6, pairs)
+    assert bank.pairs is not None
     tasks = draw(bank, TaskShape(5, shot, query), 3200)
     support, query_rows = rows_of(tasks.support_x, 5), rows_of(tasks.query_x, 5)
-    partner = bank.twin[support]
-    # A row without twin is its own partner, so this also asks that no row stands on both sides.
+    partner = bank.pairs.partner[support]
+    # A single row is its own partner, so this also asks that no row stands on both sides.
     assert not (partner.unsqueeze(-1) == query_rows.unsqueeze(-2)).any()
     rows = torch.cat((support, query_rows), -1)
     assert (rows.sort(-1).values.diff(dim=-1) > 0).all()
@@ -169,7 +171,7 @@ def test_the_support_is_not_always_the_same_rows(shot: int) -> None:
         assert share.min() > 0.9 and share.max() < 1.2
 
 
-def test_a_pair_that_must_part_is_refused() -> None:
+def test_a_pair_that_must_be_split_is_refused() -> None:
     bank = numbered([20] * 5, 10)
     with pytest.raises(UsageError, match=re.escape("even task.shot")):
         BankSampler(bank).sampler("train", TaskShape(5, 5, 15))
@@ -191,13 +193,12 @@ def test_a_shape_that_the_bank_cannot_fill_is_refused(split: str, shape: TaskSha
         BankSampler(numbered([20] * 5)).sampler(split, shape)
 
 
-def test_a_bank_sorts_rows_and_follows_twins() -> None:
-    labels, twin = np.array([7, 3, 7, 3, 3]), np.array([2, 4, 0, 3, 1])
+def test_a_bank_sorts_rows() -> None:
+    labels = np.array([7, 3, 7, 3, 3])
     splits = {"train": np.array([3]), "test": np.array([7])}
-    bank = Bank.from_arrays(np.arange(5.0)[:, None], labels, splits, twin=twin)
+    bank = Bank.from_arrays(np.arange(5.0)[:, None], labels, splits)
     assert bank.inputs.flatten().tolist() == [1, 3, 4, 0, 2]
     assert bank.class_sizes.tolist() == [3, 2] and bank.class_names == ["3", "7"]
-    assert bank.twin is not None and bank.twin.tolist() == [2, 1, 0, 4, 3]
     assert bank.rows("test").tolist() == [3, 4] and bank.rows("val").tolist() == []
 
 
@@ -232,18 +233,17 @@ def test_different_characters_stay(bank: Bank, different: str) -> None:
     assert set(different) <= set(bank.class_names)
 
 
-def test_a_class_has_every_face_and_its_twins_are_the_faces_used_twice(bank: Bank) -> None:
-    assert bank.twin is not None
-    itself = torch.arange(len(bank.twin))
-    assert torch.equal(bank.twin[bank.twin], itself)
-    assert torch.equal(bank.labels[bank.twin], bank.labels)
-    alone = (bank.twin == itself).view(-1, 20)
-    assert (alone.sum(1) == 4).all()
+def test_a_class_has_every_face_and_faces_used_twice_are_pairs(bank: Bank) -> None:
+    assert bank.pairs is not None
+    partner = bank.pairs.partner
+    assert torch.equal(partner[partner], torch.arange(len(partner)))
+    assert torch.equal(bank.labels[partner], bank.labels)
+    assert (bank.pairs.single.view(-1, 20).sum(1) == 4).all()
     # Without distortion the two renderings of a face are one image.
     plain = glyphs.load(rotation=0.0, shear=0.0, scale=0.0, shift=0.0, noise=0.0)
-    assert plain.twin is not None and torch.equal(plain.twin, bank.twin)
-    assert torch.equal(plain.inputs, plain.inputs[plain.twin])
-    assert not torch.equal(bank.inputs, bank.inputs[bank.twin])
+    assert plain.pairs is not None and torch.equal(plain.pairs.partner, partner)
+    assert torch.equal(plain.inputs, plain.inputs[partner])
+    assert not torch.equal(bank.inputs, bank.inputs[partner])
     number = plain.class_names.index("R")
     images = plain.inputs[20 * number : 20 * number + 20].flatten(1)
     assert len(images.unique(dim=0)) == 12
@@ -255,15 +255,15 @@ def test_glyphs_depend_on_the_seed_and_on_nothing_else(
 ) -> None:
     cached, other = glyphs.load(), glyphs.load(seed=1)
     assert bank.fingerprint() == cached.fingerprint() != other.fingerprint()
-    sheet = glyph_sheet.undistorted()
+    sheet = glyph_sheet.clean_sheet()
     monkeypatch.setenv("METABAYES_CACHE", str(tmp_path))
-    assert all(np.array_equal(array, sheet[name]) for name, array in glyph_sheet.undistorted().items())
+    assert all(np.array_equal(array, sheet[name]) for name, array in glyph_sheet.clean_sheet().items())
     assert glyphs.load().fingerprint() == bank.fingerprint()
 
 
 def test_images_per_class_is_a_setting() -> None:
     few = glyphs.load(images_per_class=5)
-    assert few.twin is not None and torch.equal(few.twin, torch.arange(len(few.twin)))
+    assert few.pairs is not None and few.pairs.single.all()
     for wrong in (1, 25):
         with pytest.raises(UsageError, match=f"between 2 and 24 .* got {wrong}"):
             glyphs.load(images_per_class=wrong)
@@ -439,7 +439,7 @@ def changed_features(row: int, value: float) -> np.ndarray:
         ({"features": np.zeros((40, 2, 3))}, r"features \[40, 2, 3\], labels"),
         ({"features": np.zeros((0, 6)), "labels": np.zeros(0, int)}, "at least one row .* got none; bring"),
         ({"features": np.full((40, 6), "x")}, "expected numbers as features in .*, got <U1; write"),
-        ({"features": changed_features(2, np.nan)}, "NaN or infinity .* in 1 of 40 rows; drop or mend"),
+        ({"features": changed_features(2, np.nan)}, "NaN or infinity .* in 1 of 40 rows; drop or fix"),
         ({"features": changed_features(2, 1e39)}, "NaN or infinity .as float32. in 1 of 40 rows"),
         ({"features": changed_features(5, 0.0)}, "got 1 of 40 that are all zero; drop"),
         ({"split": np.full(40, "training")}, "train, val, test or 0, 1, 2 in 'split' .* got training"),
@@ -466,7 +466,7 @@ def test_what_is_wrong_with_the_file_is_named(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
     refused("", "got no path; set data.path=")
-    refused(str(tmp_path / "none.npz"), "found none at .*none.npz; mend data.path")
+    refused(str(tmp_path / "none.npz"), "found none at .*none.npz; fix data.path")
     refused(str(tmp_path / "given.csv"), "ends in .npz or .safetensors, got .*given.csv; write one")
     whole = Path(stored(tmp_path)).read_bytes()
     save_file(arrays(), tmp_path / "whole.safetensors")
@@ -592,7 +592,7 @@ def test_omniglot_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_torchvision_can_be_imported() -> None:
     """In a process of its own: here it may have been imported before."""
     code = (
-        "from pyro_metabayes.data.vision import torchvision\n"
+        "from pyro_metabayes.vision import torchvision\n"
         "assert torchvision() is torchvision() and hasattr(torchvision().datasets, 'Omniglot')"
     )
     root = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import torch
 
 from pyro_metabayes import UsageError
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.placement import fits, num_bytes, placed
+from pyro_metabayes.data.placement import fits, num_bytes, place_bank
 from pyro_metabayes.device import as_double, device_of
 from pyro_metabayes.seeding import noise_of, random_states, set_random_states
 from tests.commands import on_features, ran
@@ -88,7 +88,7 @@ def small_bank() -> Bank:
 @pytest.mark.parametrize(("place", "expected"), [("auto", "meta"), ("accelerator", "meta"), ("cpu", "cpu")])
 def test_a_bank_lies_where_it_is_asked_to(place: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_kind(monkeypatch, Kind(1))
-    assert placed(small_bank(), torch.device("meta"), place).inputs.device.type == expected
+    assert place_bank(small_bank(), torch.device("meta"), place).inputs.device.type == expected
 
 
 def test_a_bank_that_does_not_fit_stays_in_the_memory_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_a_bank_that_does_not_fit_stays_in_the_memory_of_the_host(monkeypatch: p
     for free, there in ((2 * size, True), (2 * size - 1, False)):
         with_kind(monkeypatch, Kind(1, free))
         assert fits(bank, torch.device("cuda")) == there
-    assert placed(bank, torch.device("cuda")).inputs.device == CPU
+    assert place_bank(bank, torch.device("cuda")).inputs.device == CPU
 
 
 def test_places_that_are_not_there_are_refused(features: Path) -> None:

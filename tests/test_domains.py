@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -15,13 +15,16 @@ from torch.nn import functional
 
 from pyro_metabayes import UsageError
 from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.data.domains import DomainSampler
+from pyro_metabayes.data.domains import DomainBank, DomainSampler
+from pyro_metabayes.data.perturbed import with_shift
 from pyro_metabayes.data.sources import digit_domains, pacs
 from pyro_metabayes.data.sources.digit_domains import DOMAINS, OF_MNIST, Digits
 from pyro_metabayes.data.stream import generator_of
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.diagnostics.information import query_sets
 from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.experiments.cli.composition import config_of
+from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.domain_adaptation import student, write
 from pyro_metabayes.experiments.studies.study import Row
 from pyro_metabayes.inference.rotation import every_turn
@@ -29,6 +32,7 @@ from pyro_metabayes.models.backbones.conv4 import Backbone
 from pyro_metabayes.pretraining import PretrainSettings, PrototypeScore
 from pyro_metabayes.pretraining.extraction import extract, extract_turned
 from pyro_metabayes.pretraining.training import Pretraining
+from pyro_metabayes.storage import checkpoint
 from tests.commands import call
 from tests.pairs import Pair, random_tasks, with_turns
 from tests.published import write_digits, write_pacs
@@ -52,18 +56,21 @@ def maker(digits: Path) -> Digits:
 
 
 @pytest.fixture
-def bank(digits: Path, monkeypatch: pytest.MonkeyPatch) -> Bank:
+def bank(digits: Path, monkeypatch: pytest.MonkeyPatch) -> DomainBank:
     monkeypatch.setenv("METABAYES_DATA", str(digits))
     return digit_domains.load(target="usps", **SMALL)
 
 
-def small_bank(num_features: int = 6) -> Bank:
+def small_bank(num_features: int = 6, train_shift: float = 0.0) -> DomainBank:
     """Two sources of 12 and 24 points and a target of 12, three shared classes; a feature tells its row."""
     sizes = torch.tensor([4] * 3 + [8] * 3 + [2] * 6 + [4] * 3)
     inputs = torch.arange(float(sizes.sum())).unsqueeze(1).expand(-1, num_features)
-    turned = torch.stack([inputs + 1000 * quarters for quarters in (1, 2, 3)], dim=1)
+    rotations = torch.stack([inputs + 1000 * quarters for quarters in (1, 2, 3)], dim=1)
     splits = {"train": torch.arange(6), "val": torch.arange(6, 12), "test": torch.arange(12, 15)}
-    return Bank(inputs, sizes, splits, list("abcdefghijklmno"), num_shared=3, turned=turned)
+    return DomainBank(
+        inputs, sizes, splits, list("abcdefghijklmno"), num_shared=3, auxiliary={"turned": rotations},
+        train_shift=train_shift,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- digits
@@ -135,6 +142,7 @@ def test_a_source_may_be_left_out_for_validation(digits: Path, monkeypatch: pyte
         ),
         ({"validation": "usps"}, "expected data.validation to be a source, got the target 'usps'; take another"),
         ({"validation": "svhn"}, "expected data.validation to be one of mnist"),
+        ({"train_shift": -1.0}, "expected data.train_shift to be finite and >= 0, got -1.0"),
         ({"val_images": 0}, "expected data.size and the numbers of images to be >= 1"),
         ({"val_images": 2}, "expected val images of every class in domain 'mnist', got none of"),
     ],
@@ -180,7 +188,21 @@ def test_a_task_is_a_minibatch_of_one_domain() -> None:
     torch.testing.assert_close(turned[..., 0], rows.unsqueeze(-1) + torch.tensor([1000.0, 2000.0, 3000.0]))
 
 
-def test_images_are_turned_where_the_bank_has_no_features_of_them(bank: Bank) -> None:
+def test_training_tasks_alone_are_shifted() -> None:
+    """The tasks of a bank with train_shift are those of one without, each moved as a whole, in training only."""
+    shape = TaskShape(3, 0, 2)
+    for split in SPLITS:
+        plain = DomainSampler(small_bank()).sampler(split, shape)
+        shift = DomainSampler(small_bank(train_shift=2.0)).sampler(split, shape)
+        before, after = (draw(generator_of(0, split, 0)).tasks(slice(None)) for draw in (plain, shift))
+        expected = with_shift(plain, 2.0)(generator_of(0, split, 0)) if split == "train" else before
+        for name in ("query_x", "query_y"):
+            assert torch.equal(getattr(after, name), getattr(expected, name)), split
+        assert torch.equal(after.auxiliary["turned"], expected.auxiliary["turned"])
+        assert torch.equal(after.query_x, before.query_x) == (split != "train")
+
+
+def test_images_are_turned_where_the_bank_has_no_features_of_them(bank: DomainBank) -> None:
     episodes = DomainSampler(bank).sampler("test", TaskShape(10, 0, 2))(generator_of(0, "test", 0))
     for quarters in (1, 2, 3):
         expected = episodes.query_x.rot90(quarters, (-2, -1))
@@ -207,6 +229,30 @@ def test_queries_are_parted_with_their_turned_views() -> None:
     for start, part in enumerate(query_sets(episodes)):
         assert torch.equal(part.query_y, episodes.query_y[:, start::2])
         assert torch.equal(part.auxiliary["turned"][..., 0] % 1000, part.query_x[..., :1].expand(-1, -1, 3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "shift"),
+    [(("data=digit_domains", "guide=sib_rotation"), 1.5), (("data=pacs", "guide=source_only"), 0.0), ((), 0.0)],
+    ids=str,
+)
+def test_a_shift_that_an_earlier_version_saved_is_still_understood(
+    settings: tuple[str, ...], shift: float, tmp_path: Path
+) -> None:
+    config = config_of(settings)
+    saved = asdict(config)
+    saved["data"].pop("train_shift", None)
+    saved["task"]["train_shift"] = shift
+    checkpoint.save(tmp_path / "checkpoint.pt", {"config": saved})
+    assert saved_config(tmp_path, []) == config
+
+
+def test_where_the_shift_is_now_is_said(empty_folder: None) -> None:
+    for setting in ("task.train_shift=1", "+task.train_shift=1"):
+        error = call("run", "data=digit_domains", setting).error
+        assert "unknown key 'task.train_shift'; it is now data.train_shift, a setting of data=digit_domains" in error
+    error = call("run", "data=gaussian_features", "guide=sib_rotation").error
+    assert "expected data with several domains for data.train_shift" in error and "take data=digit_domains or" in error
 
 
 # ---------------------------------------------------------------- pretraining

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_metabayes import Episodes
-from pyro_metabayes.data import ragged
+from pyro_metabayes.data.sources import ragged
 from pyro_metabayes.data.sources.groups import Groups, load
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
@@ -142,7 +142,7 @@ def test_many_groups_of_many_sizes_are_drawn_as_a_few_are(tmp_path: Path, monkey
     test_a_block_is_every_group_once_and_every_point_once(groups, 3)
     test_passes_differ_and_a_stream_repeats_itself(groups)
     sets = torch.full((4000,), 1)  # the group of four points, again and again: all 24 orders are as likely
-    orders = groups.points.shuffled(sets, torch.Generator().manual_seed(0)).view(-1, 4)
+    orders = groups.points.shuffled_rows(sets, torch.Generator().manual_seed(0)).view(-1, 4)
     counts = orders.unique(dim=0, return_counts=True)[1].double()
     assert len(counts) == 24 and ((counts - 4000 / 24).square() / (4000 / 24)).sum() < 49.7  # 0.1% of chi-squared
 
@@ -179,7 +179,7 @@ BAD_TABLES = {
 }
 SETTINGS = {
     "": "expected a CSV file, got no path; set data.path=FILE.csv",
-    "data.path=none.csv": "expected a CSV file, found none at none.csv; mend data.path",
+    "data.path=none.csv": "expected a CSV file, found none at none.csv; fix data.path",
     "data.path=t.csv data.random=[b]": "expected data.random to name some of intercept, a, got 'b'",
     "data.path=t.csv data.random=[]": "expected data.random to name what differs from group to group, got nothing",
     "data.path=t.csv data.predictors=[a,a]": "to be another column, got 'a' twice",

@@ -28,7 +28,7 @@ FORBIDDEN = {
     "guides": COMMAND_LINE | {"pyro_metabayes.models"},
     "experiments": set(),
 }
-ONLY_IN = {"torchvision": Path("pyro_metabayes/data/vision.py")}  # its import can fail beside another torch
+ONLY_IN = {"torchvision": Path("pyro_metabayes/vision.py")}  # its import can fail beside another torch
 
 
 def python_files(root: Path = ROOT) -> list[Path]:
@@ -127,7 +127,7 @@ def test_a_planted_import_is_caught(tmp_path: Path, path: str, line: str, name: 
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("pyro_metabayes/data/vision.py", "def load():\n    import torchvision"),
+        ("pyro_metabayes/vision.py", "def load():\n    import torchvision"),
         ("guides/planted.py", "from pyro_metabayes.episodes import Observed\nimport modelstore"),
         ("experiments/planted.py", "import hydra\nfrom pyro_metabayes import guides, models"),
     ],

@@ -19,6 +19,7 @@ from pyro_metabayes import Episodes, MetaLearner, UsageError
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.base_novel import BaseNovelSampler, distinct_positions
 from pyro_metabayes.data.holdout import held_out_rows, without_rows
+from pyro_metabayes.data.pairs import Pairs
 from pyro_metabayes.data.stream import generator_of
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.evaluation.scores import base_novel_scores
@@ -140,11 +141,11 @@ def test_a_holdout_that_cannot_be_is_refused(per_class: int, message: str, bank:
         BaseNovelSampler(bank, per_class)
 
 
-def test_twins_are_not_parted(bank: Bank) -> None:
-    twin = torch.arange(len(bank.labels))
-    twin[[0, 1]] = twin[[1, 0]]
-    with pytest.raises(UsageError, match="expected inputs without twins"):
-        held_out_rows(replace(bank, twin=twin), 4)
+def test_pairs_are_not_split(bank: Bank) -> None:
+    partner = torch.arange(len(bank.labels))
+    partner[[0, 1]] = partner[[1, 0]]
+    with pytest.raises(UsageError, match="expected inputs without pairs"):
+        held_out_rows(replace(bank, pairs=Pairs(partner)), 4)
 
 
 def test_a_base_class_is_left(bank: Bank) -> None:

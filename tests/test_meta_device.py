@@ -22,7 +22,7 @@ import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, class_means
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.base_novel import BaseNovelSampler
-from pyro_metabayes.data.domains import DomainSampler
+from pyro_metabayes.data.domains import DomainBank, DomainSampler
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
@@ -123,16 +123,24 @@ def test_a_step_with_other_settings_is_taken_on_the_device_alone(
 # ---------------------------------------------------------------- tasks
 
 
-def bank(**others: Any) -> Bank:
+def bank() -> Bank:
     sizes, size = torch.full((12,), 8), (12 * 8, 5)
     splits = {split: torch.arange(4 * i, 4 * i + 4) for i, split in enumerate(("train", "val", "test"))}
-    return Bank(torch.empty(size), sizes, splits, [str(i) for i in range(12)], **others)
+    return Bank(torch.empty(size), sizes, splits, [str(i) for i in range(12)])
+
+
+def domains() -> DomainBank:
+    plain = bank()
+    rotations = torch.empty(96, 3, 5)
+    return DomainBank(
+        plain.inputs, plain.class_sizes, plain.splits, plain.class_names, num_shared=4, auxiliary={"turned": rotations}
+    )
 
 
 def base_novel_on_meta(split: str) -> Any:
     """Held-out images are set apart once, on the CPU; tasks are drawn from banks on the device."""
     sampler = BaseNovelSampler(bank(), 2)
-    sampler.bank, sampler.trained_on = sampler.bank.to(META), sampler.trained_on.to(META)
+    sampler.bank, sampler.training_bank = sampler.bank.to(META), sampler.training_bank.to(META)
     return sampler.sampler(split, TaskShape(2, 1, 3, base_query=4))
 
 
@@ -140,9 +148,7 @@ SAMPLERS: dict[str, Callable[[], Any]] = {
     "few-shot": lambda: BankSampler(bank().to(META)).sampler("train", TaskShape(2, 1, 3)),
     "base classes": lambda: base_novel_on_meta("train"),
     "held-out base classes": lambda: base_novel_on_meta("test"),
-    "domains": lambda: DomainSampler(bank(num_shared=4, turned=torch.empty(96, 3, 5)).to(META)).sampler(
-        "train", TaskShape(4, 0, 3)
-    ),
+    "domains": lambda: DomainSampler(domains().to(META)).sampler("train", TaskShape(4, 0, 3)),
 }
 
 

@@ -32,9 +32,9 @@ from pyro_metabayes.data.sources import (
 )
 from pyro_metabayes.data.sources.class_lists import class_lists
 from pyro_metabayes.data.sources.parts import Part, Rows, bank_of
-from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage import downloads
+from pyro_metabayes.vision import torchvision
 from tests.published import (
     WNIDS,
     dump,
@@ -512,7 +512,7 @@ def test_what_is_wrong_with_folders_is_named(tmp_path: Path, cache: Path) -> Non
     for index, content in enumerate((b"", b"none", whole[:50])):
         (mine / f"val/n10/{index}.PNG").write_bytes(content)
     Image.fromarray(np.zeros((3, 3), np.uint16)).save(mine / "val/n11/0.PNG")
-    assert re.search(r"got 4 of 6 that cannot: .*n10/0.PNG .*n10/1.PNG .*n10/2.PNG .* and 1 more; mend", line())
+    assert re.search(r"got 4 of 6 that cannot: .*n10/0.PNG .*n10/1.PNG .*n10/2.PNG .* and 1 more; fix", line())
     shutil.copytree(mine / "train/n01", mine / "test/n01")
     assert re.search("in one split of .*mine, got 'n01' in train and test .*divide the classes, not the images", line())
     (mine / "test/empty").mkdir()
@@ -532,7 +532,7 @@ def test_a_list_that_names_an_absent_class_is_refused(tmp_path: Path, cache: Pat
     (mine / "val.txt").write_text("n10\nyak\n")
     load = functools.partial(image_folder.load, str(mine), size=24)
     assert re.search(
-        r"every class that .*val.txt names, got none for 'yak' .1 of 2 are absent.; mend", line_of(load, cache)
+        r"every class that .*val.txt names, got none for 'yak' .1 of 2 are absent.; fix", line_of(load, cache)
     )
     (mine / "val.txt").unlink()
     assert re.search("the val classes in .*val.txt, got no such file; write it", line_of(load, cache))

@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pyro_metabayes.build import arguments_of, target_of
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import UsageError, unknown_key
 from pyro_metabayes.evaluation.evaluate import EvalSettings
@@ -122,12 +123,21 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
     return typed(merged)
 
 
+def with_moved_settings(saved: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of an earlier version, with task.train_shift (version 0.1) as data.train_shift."""
+    task, data = dict(saved.get("task", {})), dict(saved.get("data", {}))
+    shift = task.pop("train_shift", None)
+    if shift or (shift is not None and "train_shift" in arguments_of(target_of(data, "data"))):
+        data.setdefault("train_shift", shift)
+    return saved | {"task": task, "data": data}
+
+
 def _as_it_was(saved: Any, folder: Path) -> DictConfig:
     """The saved configuration, of this version's settings and nothing to be filled in from the surroundings."""
     try:
         if "${" in repr(saved):
             raise ValueError("it asks for values from elsewhere")
-        config = OmegaConf.merge(OmegaConf.structured(Config), saved)
+        config = OmegaConf.merge(OmegaConf.structured(Config), with_moved_settings(saved))
         assert isinstance(config, DictConfig)
         typed(config)
         return config

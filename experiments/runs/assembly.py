@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from pyro_metabayes.build import build, check
+from pyro_metabayes.build import arguments_of, build, check, target_of
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.base_novel import BaseNovelSampler
-from pyro_metabayes.data.domains import DomainSampler
+from pyro_metabayes.data.domains import DomainBank, DomainSampler
 from pyro_metabayes.data.holdout import held_out_rows, without_rows
-from pyro_metabayes.data.perturbed import with_noise, with_shift
-from pyro_metabayes.data.placement import placed
+from pyro_metabayes.data.perturbed import with_noise
+from pyro_metabayes.data.placement import place_bank
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.stream import Block, KnownTruth, Source, TaskStream
@@ -37,6 +37,7 @@ class Assembly:
         torch.set_num_threads(config.threads)
         specification = config.specification()
         MetaLearner.check(specification)
+        self._refuse_shift_without_domains()
         check(config.source(), "data", ())
         data = build(config.source(), "data")
         fingerprint = getattr(data, "fingerprint", None)  # simulators are their settings, and have none
@@ -85,7 +86,6 @@ class Assembly:
 
     def _stream(self, split: str, shape: TaskShape, num_tasks: int | None = None) -> TaskStream:
         draw = with_noise(self.source.sampler(split, shape), shape.feature_noise)
-        draw = with_shift(draw, shape.train_shift)
         block = self.source.block(split) if isinstance(self.source, Groups) else BLOCK
         return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks, block)
 
@@ -98,14 +98,23 @@ class Assembly:
         """Shapes that the data cannot fill, before anything is pretrained."""
         for split in dict.fromkeys(("train", "val", self.config.eval.split)):
             source.sampler(split, self.config.task.of(split))
-        for name in ("feature_noise", "train_shift"):
-            if getattr(self.config.task, name) and len(source.input_shape) > 1 and not self.config.frozen:
-                raise UsageError(f"expected features for task.{name}, got images; freeze the backbone, or set it to 0")
+        perturbed = {"task.feature_noise": self.config.task.feature_noise, "data.train_shift": _shift_of(source)}
+        for name, value in perturbed.items():
+            if value and len(source.input_shape) > 1 and not self.config.frozen:
+                raise UsageError(f"expected features for {name}, got images; freeze the backbone, or set it to 0")
         if self.config.eval.information:
             try:
                 source.sampler(self.config.eval.split, self.config.task.twice())
             except UsageError as error:
                 raise UsageError(f"eval.information=true draws twice the queries: {error}") from None
+
+    def _refuse_shift_without_domains(self) -> None:
+        source = self.config.source()
+        if "train_shift" in source and "train_shift" not in arguments_of(target_of(source, "data")):
+            raise UsageError(
+                f"expected data with several domains for data.train_shift (guide=sib_rotation sets it), got data="
+                f"{self.config.choices.get('data')}; take data=digit_domains or data=pacs"
+            )
 
     def _refuse_base_classes_without_their_model(self, source: Source) -> None:
         asked, given = self.config.task.base_query, getattr(source, "num_base_classes", 0)
@@ -124,7 +133,7 @@ class Assembly:
 
     def _sampler(self, bank: Bank) -> BankSampler | DomainSampler:
         """Few-shot tasks of a bank, with queries of base classes where asked; minibatches of one of domains."""
-        if bank.num_shared:
+        if isinstance(bank, DomainBank):
             return DomainSampler(bank)
         if self.config.task.base_query:
             return BaseNovelSampler(bank, self.config.pretrain.holdout_per_class)
@@ -140,7 +149,7 @@ class Assembly:
             self.learner.backbone.requires_grad_(not self.config.frozen)
         else:
             features, classes = embedded(backbone, bank, self.device), None
-        source = self._sampler(placed(features if self.config.frozen else bank, self.device, self.config.place))
+        source = self._sampler(place_bank(features if self.config.frozen else bank, self.device, self.config.place))
         if source.num_base_classes:
             self._start_at_classes(self.learner.model, features, classes)
         elif bank.num_shared and hasattr(self.learner.guide, "start_at_classes"):
@@ -155,6 +164,10 @@ class Assembly:
             each = seen.in_memory[rows].split(seen.class_sizes[seen.splits["train"]].tolist())
             classes = torch.stack([its.mean(0) for its in each])
         part.start_at_classes(classes)
+
+
+def _shift_of(source: Source) -> float:
+    return source.bank.train_shift if isinstance(source, DomainSampler) else 0.0
 
 
 def _on(device: torch.device, draw: Callable[[Generator], Block]) -> Callable[[Generator], Block]:

@@ -1,1 +1,1 @@
-"""Banks of classes, the sampler of tasks, and one file a source of data."""
+"""Banks of classes, the sampler of tasks, and one file per source of data."""

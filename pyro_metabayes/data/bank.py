@@ -1,9 +1,9 @@
-"""A bank: every labelled input of a data set, class by class, on one device."""
+"""A bank: all labelled inputs of a data set, sorted by class, on one device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.data.pairs import Pairs
 from pyro_metabayes.errors import UsageError
 
 SPLITS = ("train", "val", "test")
@@ -19,28 +20,27 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Inputs sorted by class; classes belong to splits, so that test classes are never trained on.
+    """Inputs sorted by class; every class belongs to one split, so test classes are not seen in training.
 
-    inputs [M, *X]: float features, or uint8 images [M, channels, height, width]; or features that stay in their file.
-    class_sizes [G]: how many inputs each of the G classes has; they stand one after another.
+    inputs [M, *X]: float features, uint8 images [M, channels, height, width], or features that stay in their file.
+    class_sizes [G]: number of inputs of each of the G classes, which follow one another.
     splits: class ids (0 to G-1) of train, val and test.
-    twin [M], optional: row of a second rendering of the same source, or the row itself. Twins
-        never stand on both sides of one task, support and query.
-    views [V, N, *X], optional: V other renderings of each of the N inputs of the training classes (in
-        the order of rows("train")), which tasks draw from as often as from the inputs themselves.
-    num_shared: 0, or how many classes all tasks share. A split then holds one or more domains, one after
-        another, each of them with these classes in their order (domains.py).
-    turned [M, 3, *X], optional: the features of every input turned by 1, 2 and 3 quarters.
+    pairs: rows that must not be split between support and query set, if there are any.
+    views [V, N, *X], optional: V augmented renderings of each of the N inputs of the training classes, in the order of
+        rows("train"). Training tasks draw from inputs and views with equal probability (pretrain.views).
+    num_shared: number of classes that all tasks share, or 0. If positive, a split consists of one or more domains, each
+        with these classes in the same order (domains.py).
+    auxiliary: further inputs of every row [M, ...] by name, which samplers may put into tasks (domains.py).
     """
 
     inputs: Tensor | MappedRows
     class_sizes: Tensor
     splits: Mapping[str, Tensor]
     class_names: Sequence[str]
-    twin: Tensor | None = None
+    pairs: Pairs | None = None
     views: Tensor | None = None
     num_shared: int = 0
-    turned: Tensor | None = None
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ class Bank:
 
     @property
     def in_memory(self) -> Tensor:
-        """All inputs at once; refuses a bank that stays in its file."""
+        """All inputs; refuses a bank that stays in its file."""
         if isinstance(self.inputs, MappedRows):
             raise UsageError(
                 "expected features in memory for this model, got a folder whose rows are read one by one; take an .npz "
@@ -71,11 +71,11 @@ class Bank:
         return torch.isin(self.labels, self.splits[split]).nonzero().squeeze(1)
 
     def answers(self, split: str) -> Tensor:
-        """What a classifier has to answer for each class of a split: its place there, or the shared class."""
+        """Label of each class of a split for a classifier: its index in the split, or its shared class."""
         return torch.arange(len(self.splits[split])) % (self.num_shared or max(len(self.splits[split]), 1))
 
     def fingerprint(self) -> str:
-        """A hash of inputs (of a file: of a sample), classes and splits; caches of derived banks are named by it."""
+        """A hash of inputs (a sample of those in a file), classes and splits; it names the caches of derived banks."""
         return self._fingerprint
 
     @cached_property
@@ -92,19 +92,20 @@ class Bank:
         return digest.hexdigest()[:16]
 
     def with_inputs(
-        self, inputs: Tensor | MappedRows, views: Tensor | None = None, turned: Tensor | None = None
+        self, inputs: Tensor | MappedRows, views: Tensor | None = None, auxiliary: Mapping[str, Tensor] | None = None
     ) -> Bank:
         """The same classes and splits over other inputs, row by row (features of the images)."""
-        for name, rows in (("inputs", inputs), ("turned inputs", turned)):
-            if rows is not None and len(rows) != len(self.inputs):
-                raise UsageError(f"expected {len(self.inputs)} {name}, one a row of the bank, got {len(rows)}")
-        return replace(self, inputs=inputs, views=views, turned=turned)
+        auxiliary = auxiliary or {}
+        for name, rows in {"inputs": inputs, **auxiliary}.items():
+            if len(rows) != len(self.inputs):
+                raise UsageError(f"expected {len(self.inputs)} {name}, one per row of the bank, got {len(rows)}")
+        return replace(self, inputs=inputs, views=views, auxiliary=auxiliary)
 
     def to(self, device: torch.device | str) -> Bank:
-        """The inputs on a device; the small tables stay on the CPU, where tasks are drawn."""
+        """The inputs on a device; the tables of classes stay on the CPU, where tasks are drawn."""
         views = None if self.views is None else self.views.to(device)
-        turned = None if self.turned is None else self.turned.to(device)
-        return replace(self, inputs=self.inputs.to(device), views=views, turned=turned)
+        auxiliary = {name: rows.to(device) for name, rows in self.auxiliary.items()}
+        return replace(self, inputs=self.inputs.to(device), views=views, auxiliary=auxiliary)
 
     @classmethod
     def from_arrays(
@@ -113,7 +114,6 @@ class Bank:
         labels: np.ndarray,
         split_of_class: Callable[[np.ndarray], Mapping[str, np.ndarray]] | Mapping[str, np.ndarray],
         class_names: Sequence[str] | None = None,
-        twin: np.ndarray | None = None,
     ) -> Bank:
         """A bank from rows in any order; labels are integers, splits name the labels they hold."""
         order = np.argsort(labels, kind="stable")
@@ -122,18 +122,13 @@ class Bank:
             raise UsageError("expected a bank with at least one labelled input, got an empty one")
         splits = split_of_class(names) if callable(split_of_class) else split_of_class
         ids = {split: torch.from_numpy(np.flatnonzero(np.isin(names, splits.get(split, [])))) for split in SPLITS}
-        if twin is not None:  # follow the rows to their sorted places
-            place = np.empty_like(order)
-            place[order] = np.arange(len(order))
-            twin = place[twin[order]]
         if not isinstance(inputs, MappedRows):
-            ordered: Tensor | MappedRows = torch.from_numpy(np.ascontiguousarray(inputs[order]))
+            rows: Tensor | MappedRows = torch.from_numpy(np.ascontiguousarray(inputs[order]))
         else:
-            ordered = inputs.ordered(order)
+            rows = inputs.in_order(order)
         return cls(
-            inputs=ordered,
+            inputs=rows,
             class_sizes=torch.from_numpy(sizes.astype(np.int64)),
             splits=ids,
             class_names=list(class_names) if class_names is not None else [str(name) for name in names],
-            twin=None if twin is None else torch.from_numpy(twin),
         )

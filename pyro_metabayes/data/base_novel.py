@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.holdout import halves, held_out_rows, without_rows
+from pyro_metabayes.data.pool import Pool
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
@@ -20,12 +21,12 @@ from pyro_metabayes.errors import UsageError
 
 
 class BaseNovelSampler(BankSampler):
-    """Few-shot tasks as of BankSampler, with task.base_query queries of base classes beside those of the novel ones.
+    """Few-shot tasks as from BankSampler, with task.base_query additional queries of base classes.
 
-    Base classes are the B training classes. Of a base query first the class is drawn, uniformly and with replacement,
-    then the image; images of one class are different as long as there are enough. Validation and test query every base
-    class, on images that were held out (one half of them each). A training task makes `way` base classes novel, all B -
-    way others are its base classes, and no held-out image is seen.
+    Base classes are the B training classes. The class of a base query is drawn uniformly with replacement, then its
+    image; the images of one class differ as long as there are enough. Validation and test tasks query all base classes,
+    each on one half of the held-out images. A training task takes `way` of the base classes as novel classes, and the
+    other B - way as base classes; it contains no held-out image.
 
     Novel classes are labelled 0 to way - 1, in support and query; label way + i is the base class
     auxiliary["base"][t, i], a number from 0 to B - 1 in the order of the training split.
@@ -39,13 +40,13 @@ class BaseNovelSampler(BankSampler):
                 "expected pretrain.holdout_per_class >= 2 for task.base_query, images of base classes for validation "
                 f"and for the test, got {holdout_per_class}"
             )
-        held_out = held_out_rows(bank, holdout_per_class)
-        self.trained_on = without_rows(bank, held_out)
-        self.held_out = halves(held_out)
+        holdout = held_out_rows(bank, holdout_per_class)
+        self.training_bank = without_rows(bank, holdout)
+        self.holdout = halves(holdout)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        few_shot = BankSampler(self.trained_on if split == "train" else self.bank)
-        draw_novel, (pool, place) = few_shot.rows_sampler(split, shape), few_shot.pool(split)
+        bank = self.training_bank if split == "train" else self.bank
+        draw_novel, pool = BankSampler(bank).rows_sampler(split, shape), Pool.of(bank, split)
         if split == "train" and self.num_base_classes == shape.way:
             raise UsageError(
                 f"expected more than task.way={shape.way} training classes, some of which stay base classes, got "
@@ -57,12 +58,11 @@ class BaseNovelSampler(BankSampler):
             tasks, base = novel.tasks(slice(None)), self._base_classes(novel.rows, split)
             labels = torch.randint(base.shape[1], (BLOCK, shape.base_query), generator=generator)
             rows = self._rows(base.gather(1, labels), split, generator)
-            flat = few_shot.rendered(rows, pool, place, generator).flatten()
-            inputs = pool.index_select(0, flat.to(pool.device, non_blocking=True))
+            inputs = pool.at(pool.places(rows, generator))
             labels, base = (value.to(pool.device, non_blocking=True) for value in (shape.way + labels, base))
             return replace(
                 tasks,
-                query_x=torch.cat((tasks.query_x, inputs.view(BLOCK, -1, *self.input_shape)), dim=1),
+                query_x=torch.cat((tasks.query_x, inputs), dim=1),
                 query_y=torch.cat((tasks.query_y, labels), dim=1),
                 query_mask=torch.cat((tasks.query_mask, torch.ones_like(labels, dtype=torch.bool)), dim=1),
                 auxiliary={"base": base},
@@ -82,16 +82,16 @@ class BaseNovelSampler(BankSampler):
     def _rows(self, classes: Tensor, split: str, generator: Generator) -> Tensor:
         """A row of the split's bank for each draw of a base class [T, Q]."""
         if split != "train":
-            held_out = self.held_out[split]
-            sizes = torch.full_like(classes, held_out.shape[1])
-            return held_out[classes, distinct_positions(classes, sizes, generator)]
+            holdout = self.holdout[split]
+            sizes = torch.full_like(classes, holdout.shape[1])
+            return holdout[classes, distinct_positions(classes, sizes, generator)]
         ids = self.bank.splits["train"][classes]
-        sizes = self.trained_on.class_sizes[ids]
-        return self.trained_on.class_starts[ids] + distinct_positions(classes, sizes, generator)
+        sizes = self.training_bank.class_sizes[ids]
+        return self.training_bank.class_starts[ids] + distinct_positions(classes, sizes, generator)
 
 
 def distinct_positions(groups: Tensor, sizes: Tensor, generator: Generator) -> Tensor:
-    """A random position below sizes [T, Q] for each member of a group; no two of a group alike while there are enough.
+    """A random position below sizes [T, Q] for each member of a group; distinct within a group while there are enough.
 
     groups [T, Q]: the group of each draw. The members of a group take the first entries of one random order.
     """

@@ -1,13 +1,14 @@
-"""Domains that share their classes: labelled ones to learn from, and one that is left out, to adapt to without labels.
+"""Domains that share their classes: labelled source domains for training, and an unlabelled target domain.
 
-A task is a minibatch of one domain: no support set, and the minibatch is the query set. (Unsupervised multi-source
-domain adaptation as Hu et al. 2020 have it, "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients".)
+A task is a minibatch of one domain. It has no support set; the minibatch is the query set. This is the unsupervised
+multi-source domain adaptation of Hu et al. 2020, "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients".
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.perturbed import with_shift
 from pyro_metabayes.data.sources.parts import Part, Rows, bank_of
+from pyro_metabayes.data.stream import Block
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
@@ -24,9 +27,9 @@ Pixels = Callable[[Sequence[Any]], Iterable[np.ndarray]]
 
 
 def leave_one_out(names: Sequence[str], target: str, validation: str = "") -> dict[str, list[str]]:
-    """The domains of each split: the target for the test, the others (sources) for training and validation.
+    """The domains of each split: the target for test, the others (sources) for training and validation.
 
-    validation: a source to validate on that is not trained on either; without one, validation images of all sources.
+    validation: a source for validation only; without one, validation uses validation images of all sources.
     """
     for key, name in (("target", target), *((("validation", validation),) if validation else ())):
         if name not in names:
@@ -42,26 +45,45 @@ def domain_rows(split: str, domains: Mapping[str, Mapping[str, Sequence[Any]]], 
     for domain, classes in domains.items():
         if empty := [name for name, images in classes.items() if not len(images)]:
             raise UsageError(f"expected {split} images of every class in domain '{domain}', got none of '{empty[0]}'")
-    every = [(f"{split}/{domain}/{name}", its) for domain, classes in domains.items() for name, its in classes.items()]
-    return Rows({name: len(its) for name, its in every}, pixels([image for _, its in every for image in its]))
+    images_of = {f"{split}/{domain}/{name}": images for domain in domains for name, images in domains[domain].items()}
+    sizes = {name: len(images) for name, images in images_of.items()}
+    return Rows(sizes, pixels([image for images in images_of.values() for image in images]))
 
 
-def domain_bank(name: str, parts: Mapping[str, Part], settings: Mapping[str, object], num_shared: int) -> Bank:
+@dataclass(frozen=True, eq=False)
+class DomainBank(Bank):
+    """A bank of domains that share `num_shared` classes.
+
+    auxiliary["turned"] [M, 3, *X]: the features of every input rotated by 90, 180 and 270 degrees.
+    train_shift: largest shift of the features of a training task, 0 for none (perturbed.with_shift).
+    """
+
+    train_shift: float = 0.0
+
+
+def domain_bank(
+    name: str, parts: Mapping[str, Part], settings: Mapping[str, object], num_shared: int, train_shift: float
+) -> DomainBank:
     """The bank of parts that `domain_rows` reads, converted once; its domains share `num_shared` classes."""
-    return replace(bank_of(name, parts, settings), num_shared=num_shared)
+    if not 0 <= train_shift < math.inf:
+        raise UsageError(f"expected data.train_shift to be finite and >= 0, got {train_shift}")
+    bank = bank_of(name, parts, settings)
+    values = {field.name: getattr(bank, field.name) for field in fields(bank)}
+    return DomainBank(**values | {"num_shared": num_shared, "train_shift": train_shift})
 
 
 class DomainSampler:
-    """Minibatches of task.way * task.query images, whatever their class, each of one domain of the split.
+    """Minibatches of task.way * task.query images of any class, each from one domain of the split.
 
-    Labels are the shared classes. Beside the queries stand their views turned by 1, 2 and 3 quarters,
-    auxiliary["turned"] [T, Q, 3, *X]: the bank's features of them, or images where the bank holds images.
+    Labels are the shared classes. Tasks also contain their queries rotated by 90, 180 and 270 degrees,
+    auxiliary["turned"] [T, Q, 3, *X]: features if the bank holds features, images otherwise. Training tasks are shifted
+    by the train_shift of the bank.
     """
 
     num_targets = 0  # labels are classes
     num_base_classes = 0
 
-    def __init__(self, bank: Bank) -> None:
+    def __init__(self, bank: DomainBank) -> None:
         self.bank = bank
         answers = torch.zeros(len(bank.class_sizes), dtype=torch.int64)
         for split in SPLITS:
@@ -72,7 +94,7 @@ class DomainSampler:
     def input_shape(self) -> tuple[int, ...]:
         return self.bank.input_shape
 
-    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
+    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
         """As `Source.sampler`; refuses a shape that is no minibatch, or larger than a domain."""
         self._check(split, shape)
         classes = self.bank.splits[split].view(-1, self.bank.num_shared)  # [domains, C]
@@ -90,7 +112,7 @@ class DomainSampler:
             keys.masked_fill_(torch.arange(largest) >= sizes[domain].unsqueeze(1), -1.0)
             return self._gather(starts[domain].unsqueeze(1) + keys.topk(size).indices, classes[domain])
 
-        return draw
+        return with_shift(draw, self.bank.train_shift if split == "train" else 0.0)
 
     def _check(self, split: str, shape: TaskShape) -> None:
         if split not in SPLITS:
@@ -105,8 +127,9 @@ class DomainSampler:
 
     def _gather(self, rows: Tensor, classes: Tensor) -> Episodes:
         images, device = self.bank.in_memory, self.bank.inputs.device
-        place, labels, classes = (its.to(device, non_blocking=True) for its in (rows, self.labels[rows], classes))
-        query = images[place]
+        numbers = (rows, self.labels[rows], classes)
+        places, labels, classes = (number.to(device, non_blocking=True) for number in numbers)
+        query, rotations = images[places], self.bank.auxiliary.get("turned")
         return Episodes(
             support_x=query[:, :0],
             support_y=labels[:, :0],
@@ -114,10 +137,10 @@ class DomainSampler:
             query_y=labels,
             num_classes=self.bank.num_shared,
             classes=classes,
-            auxiliary={"turned": turns(query) if self.bank.turned is None else self.bank.turned[place]},
+            auxiliary={"turned": rotated_views(query) if rotations is None else rotations[places]},
         )
 
 
-def turns(images: Tensor) -> Tensor:
-    """Square images [T, Q, channels, size, size] turned by 1, 2 and 3 quarters [T, Q, 3, ...]."""
+def rotated_views(images: Tensor) -> Tensor:
+    """Square images [T, Q, channels, size, size] rotated by 90, 180 and 270 degrees [T, Q, 3, ...]."""
     return torch.stack([images.rot90(quarters, (-2, -1)) for quarters in (1, 2, 3)], dim=2)

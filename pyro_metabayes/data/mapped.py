@@ -1,4 +1,4 @@
-"""Inputs that stay in their file: a bank larger than memory."""
+"""Inputs that stay in their file, for banks larger than memory."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-PIECE = 2**24  # bytes that are checked at once
-SAMPLE, SAMPLED_BYTES = 1024, 2**24  # rows that stand for all in a fingerprint, fewer where they are wide
+PIECE = 2**24  # bytes checked at once
+SAMPLE, SAMPLED_BYTES = 1024, 2**24  # rows in a fingerprint, and a limit of their bytes
 
 Read = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Change = Callable[[Tensor], Tensor]
 
 
 class MappedRows:
-    """Rows [M, D] of a memory-mapped array: what is asked for is read from the file, and nothing else.
+    """Rows [M, D] of a memory-mapped array; only the requested rows are read.
 
-    It has of a tensor what tasks are drawn with, and lies on the CPU whatever the device of a run.
-    read: what becomes of rows [n, D] of the file, given their numbers there [n]; change: of those as a tensor, on their
-    way to whoever asks. order [M]: the row of the file that each row is; None: as they stand.
+    It has those methods of a tensor that samplers use, and is on the CPU for every device of a run.
+
+    read: maps rows [n, D] of the file and their numbers [n] to the rows of the bank.
+    change: applied to the rows as a tensor, after `read`.
+    order [M]: the row of the file for each row; None for the order of the file.
     """
 
     device = torch.device("cpu")
@@ -32,7 +34,7 @@ class MappedRows:
     ) -> None:
         self.array, self.read, self.change, self.order = array, read, change, order
         self._file = array.base if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM") else None
-        self._advise("MADV_RANDOM")  # rows lie anywhere: their neighbours would be read for nothing
+        self._advise("MADV_RANDOM")  # reading ahead would be wasted
 
     @property
     def shape(self) -> torch.Size:
@@ -45,17 +47,17 @@ class MappedRows:
         return len(self.array)
 
     def to(self, device: torch.device | str) -> MappedRows:
-        """Itself: tasks are moved, the file is not."""
+        """No copy: tasks are moved to the device, the file is not."""
         return self
 
-    def ordered(self, order: np.ndarray) -> MappedRows:
-        """The same rows in another order, which is kept (8 bytes a row) where it is another."""
+    def in_order(self, order: np.ndarray) -> MappedRows:
+        """The same rows in another order, which takes 8 bytes per row unless it is that of the file."""
         if (order == np.arange(len(order))).all():
             return self
         return MappedRows(self.array, self.read, self.change, order)
 
-    def changed(self, change: Change) -> MappedRows:
-        """The same rows, each with `change` applied when it is asked for."""
+    def with_change(self, change: Change) -> MappedRows:
+        """The same rows, with `change` applied when they are read."""
         return MappedRows(self.array, self.read, change, self.order)
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ class MappedRows:
         return values if self.change is None else self.change(values)
 
     def check(self) -> None:
-        """Read every row once, piece by piece, as tasks would: what is wrong with one is raised."""
+        """Read every row once, piece by piece; raises the errors that tasks would meet."""
         self._advise("MADV_SEQUENTIAL")
         each = max(1, PIECE // self.array.strides[0])
         for start in tqdm(range(0, len(self), each), desc="check rows", unit="piece", disable=None):
@@ -76,7 +78,7 @@ class MappedRows:
         self._advise("MADV_RANDOM")
 
     def sample(self) -> bytes:
-        """What tells this bank from others without reading it: its type, its shape and rows spread evenly over it."""
+        """Bytes for a fingerprint without reading the whole file: type, shape, and evenly spaced rows."""
         number = max(1, min(len(self), SAMPLE, SAMPLED_BYTES // self.array.strides[0]))
         rows = np.linspace(0, len(self) - 1, number).astype(np.int64)
         return f"{self.array.dtype} {self.array.shape}".encode() + self.array[self._in_file(rows)].tobytes()
@@ -86,7 +88,7 @@ class MappedRows:
             self._file.madvise(getattr(mmap, how))
 
     def _announce(self, numbers: np.ndarray) -> None:
-        """Have the kernel fetch all of these rows side by side, where it would fetch one after the other."""
+        """Let the kernel fetch these rows in parallel instead of one after the other."""
         if self._file is not None:
             start = self.array.offset % mmap.ALLOCATIONGRANULARITY + numbers * self.array.strides[0]
             first = start - start % mmap.PAGESIZE

@@ -1,6 +1,6 @@
-"""Tasks whose features are not clean, or not where those of the training were.
+"""Tasks with perturbed features.
 
-Noise asks how far a method leans on clean features; a shift makes training tasks of domains that no data set has.
+Noise measures how much a method depends on clean features. A shift makes training tasks from artificial domains.
 """
 
 from __future__ import annotations
@@ -19,53 +19,53 @@ Draw = Callable[[Generator], Block]
 
 
 def with_noise(draw: Draw, relative: float) -> Draw:
-    """The tasks of `draw`, every feature vector x [D] of support and query turned into
+    """The tasks of `draw`, with every feature vector x [D] of support and query set replaced by
 
         |x| (x + e) / |x + e|,    e ~ N(0, (relative |x|)^2 / D),
 
-    so that noise of `relative` times its length turns it, and leaves its length. relative = 0: as they are.
+    which changes the direction of x but not its length. relative = 0 leaves the tasks unchanged.
     """
     if not relative:
         return draw
 
-    def noisy(generator: Generator) -> Episodes:
+    def add_noise(generator: Generator) -> Episodes:
         episodes = draw(generator).tasks(slice(None))
-        episodes.support_x = _turned(episodes.support_x, relative, generator)
-        episodes.query_x = _turned(episodes.query_x, relative, generator)
+        episodes.support_x = _add_noise(episodes.support_x, relative, generator)
+        episodes.query_x = _add_noise(episodes.query_x, relative, generator)
         return episodes
 
-    return noisy
+    return add_noise
 
 
 def with_shift(draw: Draw, most: float) -> Draw:
-    """The tasks of `draw`, every feature vector of task t turned into
+    """The tasks of `draw`, with every feature vector x of task t replaced by
 
         |x| (x + s_t) / |x + s_t|,    s_t = u_t (x_a - x_b),    u_t ~ Uniform(0, most),
 
-    x_a and x_b two queries of the block that t is drawn in: one direction of the data for all points of a task, its
-    support set, queries and their turned views. most = 0: as they are.
+    with x_a and x_b two queries of the block that contains t. All points of a task share one shift: support set,
+    queries, and rotated views of the queries. most = 0 leaves the tasks unchanged.
     """
     if not most:
         return draw
 
-    def shifted(generator: Generator) -> Episodes:
+    def shift_tasks(generator: Generator) -> Episodes:
         episodes = draw(generator).tasks(slice(None))
-        points = _features(episodes.query_x, "train_shift").flatten(0, 1)
+        points = _features(episodes.query_x, "data.train_shift").flatten(0, 1)
         one, other = points[torch.randint(len(points), (2, episodes.num_tasks), generator=generator)]
         shift = most * torch.rand(episodes.num_tasks, 1, generator=generator).to(one) * (one - other)
 
-        def moved(x: Tensor) -> Tensor:
+        def add_shift(x: Tensor) -> Tensor:
             return _of_length(x + shift.view(len(shift), *[1] * (x.dim() - 2), -1), x.norm(dim=-1, keepdim=True))
 
-        turned = {name: moved(x) for name, x in episodes.auxiliary.items() if name == "turned"}
-        support, query = moved(episodes.support_x), moved(episodes.query_x)
-        return replace(episodes, support_x=support, query_x=query, auxiliary=episodes.auxiliary | turned)
+        rotations = {name: add_shift(x) for name, x in episodes.auxiliary.items() if name == "turned"}
+        support, query = add_shift(episodes.support_x), add_shift(episodes.query_x)
+        return replace(episodes, support_x=support, query_x=query, auxiliary=episodes.auxiliary | rotations)
 
-    return shifted
+    return shift_tasks
 
 
-def _turned(x: Tensor, relative: float, generator: Generator) -> Tensor:
-    length = _features(x, "feature_noise").norm(dim=-1, keepdim=True)
+def _add_noise(x: Tensor, relative: float, generator: Generator) -> Tensor:
+    length = _features(x, "task.feature_noise").norm(dim=-1, keepdim=True)
     noise = torch.randn(x.shape, generator=generator).to(x) * x.shape[-1] ** -0.5
     return _of_length(x + relative * length * noise, length)
 
@@ -77,7 +77,7 @@ def _of_length(x: Tensor, length: Tensor) -> Tensor:
 def _features(x: Tensor, setting: str) -> Tensor:
     if not x.is_floating_point() or x.dim() != 3:
         raise UsageError(
-            f"expected features [T, N, D] for task.{setting}, got {x.dtype} inputs {list(x.shape)}; take a frozen "
-            f"backbone, or task.{setting}=0"
+            f"expected features [T, N, D] for {setting}, got {x.dtype} inputs {list(x.shape)}; take a frozen "
+            f"backbone, or {setting}=0"
         )
     return x

@@ -1,18 +1,18 @@
-"""Where the inputs of a bank lie: on the device where tasks are used, or in the memory of the host."""
+"""Where the inputs of a bank are kept: on the device of the run, or in the memory of the host."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.errors import UsageError
 
 PLACES = ("auto", "cpu", "accelerator")
-SHARE = 0.5  # of the free memory of a device: what a bank may take of it, the rest is for training
+SHARE = 0.5  # of the free memory of a device that a bank may take; the rest is for training
 
 
-def placed(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
+def place_bank(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
     """The bank on the device, or on the CPU, from where the tasks of each step are copied.
 
     Args:
@@ -32,12 +32,12 @@ def placed(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
 
 
 def fits(bank: Bank, device: torch.device) -> bool:
-    """Whether the bank takes at most half of what is free; true where the device does not say what is."""
+    """Whether the bank takes at most half of the free memory; true if the device does not report it."""
     memory_of = getattr(torch.get_device_module(device.type), "mem_get_info", None) if device.type != "cpu" else None
     return memory_of is None or num_bytes(bank) <= SHARE * memory_of(device)[0]
 
 
 def num_bytes(bank: Bank) -> int:
-    """Of inputs, views and turned inputs in memory."""
-    tensors = (bank.inputs, bank.views, bank.turned)
-    return sum(its.nbytes for its in tensors if its is not None and not isinstance(its, MappedRows))
+    """Memory of inputs, views and auxiliary inputs; none for inputs that stay in a file."""
+    tensors = (bank.inputs, bank.views, *bank.auxiliary.values())
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))

@@ -17,7 +17,7 @@ from pyro_metabayes.errors import UsageError
 
 
 class Block(Protocol):
-    """Tasks drawn together: Episodes, or what makes those of them that are asked for."""
+    """Tasks drawn together: Episodes, or an object that makes the requested ones."""
 
     def tasks(self, index: slice) -> Episodes: ...
 
@@ -32,7 +32,7 @@ class Source(Protocol):
 
     @property
     def num_targets(self) -> int:
-        """How many numbers a label is; 0 for labels that are classes."""
+        """Number of components of a label; 0 if labels are classes."""
         ...
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
@@ -42,15 +42,15 @@ class Source(Protocol):
 
 @runtime_checkable
 class KnownTruth(Protocol):
-    """A simulator that knows what can be known of a task's latent."""
+    """A simulator with a known posterior over the latent of a task."""
 
     def truth(self, observed: Observed) -> TorchDistribution:
-        """The true p(w | what is observed): batch [T], event [*W]."""
+        """The true p(w | observed): batch [T], event [*W]."""
         ...
 
 
 def check_regression(split: str, shape: TaskShape) -> None:
-    """Refuse what a simulator of numbers cannot draw."""
+    """Refuse a split or shape that no regression simulator can draw."""
     if split not in SPLITS:
         raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
     if shape.way != 1 or shape.shot < 0 or shape.query < 1:
@@ -66,9 +66,9 @@ def generator_of(seed: int, split: str, block: int) -> Generator:
 
 
 class TaskStream:
-    """Tasks of one split, addressed by index: endless, or the first `num_tasks` again and again.
+    """Tasks of one split, addressed by index: endless, or the first `num_tasks` repeated.
 
-    block: how many tasks `draw` draws at once.
+    block: number of tasks per call of `draw`.
     """
 
     def __init__(
@@ -101,6 +101,6 @@ class TaskStream:
         return concatenate(parts)
 
     def _tasks_of(self, block: int) -> Block:
-        if self._block is None or self._block[0] != block:  # a stream is read in order: keep the last
+        if self._block is None or self._block[0] != block:  # a stream is read in order: cache the last block
             self._block = block, self._draw(generator_of(self._seed, self._split, block))
         return self._block[1]

@@ -1,4 +1,4 @@
-"""What a task has: ways, shots, queries, and how they are shared out among the classes."""
+"""The shape of a task: way, shots and queries, and the distribution of the queries over the classes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from torch import Generator, Tensor
 from pyro_metabayes.data.bank import SPLITS
 from pyro_metabayes.errors import UsageError
 
-BLOCK = 64  # tasks drawn by one generator (a table of groups draws all it has); part of what defines a task: no setting
+BLOCK = 64  # tasks per generator (data=groups: all groups); part of what defines a task, hence no setting
 
 
 @dataclass
 class TaskShape:
     """`way` classes, `shot` support points and `query` query points of each; way is 1 in a regression.
 
-    Where domains share their classes the queries are a minibatch of way * query points, of any class; shot is 0.
+    If domains share their classes, the queries are a minibatch of way * query points of any class, and shot is 0.
 
-    query_counts: how many query points the classes have instead, dealt out to them anew in every task; with them
-        the two below have no say.
-    query_concentration: a > 0 draws the counts, Multinomial(way * query, Dirichlet(a, ..., a)): unbalanced
-        queries as Veilleux et al. (2021, "Realistic evaluation of transductive few-shot learning") have
-        them, with a = 2; a share query_balanced of the tasks is balanced all the same. 0: none of this.
-    feature_noise: length of the noise that is added to each feature vector, in units of its own (perturbed.py).
+    query_counts: numbers of query points of the classes instead of `query`, in a new random order in every task;
+        query_concentration and query_balanced are then ignored.
+    query_concentration: a > 0 draws the counts from Multinomial(way * query, Dirichlet(a, ..., a)): the unbalanced
+        queries of Veilleux et al. (2021, "Realistic evaluation of transductive few-shot learning"), who take a = 2.
+        0: off.
+    query_balanced: fraction of the tasks that are balanced even so.
+    feature_noise: length of the noise added to each feature vector, relative to its length (perturbed.py).
     """
 
     way: int = 5
@@ -36,16 +37,12 @@ class TaskShape:
     query_concentration: float = 0.0
     query_balanced: float = 0.0
     feature_noise: float = 0.0
-    train_shift: float = (
-        0.0  # of training tasks: all their features are moved alike, to a domain that is not (perturbed.py)
-    )
-    base_query: int = 0  # queries of base classes beside those, learning without forgetting (model=lwof)
-    train_query: int = 0  # in place of query in training tasks, with base_query in proportion; 0: the same
+    base_query: int = 0  # additional queries of base classes, for learning without forgetting (model=lwof)
+    train_query: int = 0  # query in training tasks, with base_query in proportion; 0: as query
 
     def __post_init__(self) -> None:
-        for name in ("feature_noise", "train_shift"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise UsageError(f"expected task.{name} to be finite and >= 0, got {value}")
+        if not 0 <= self.feature_noise < math.inf:
+            raise UsageError(f"expected task.feature_noise to be finite and >= 0, got {self.feature_noise}")
         if min(self.base_query, self.train_query) < 0:
             raise UsageError(
                 f"expected task.base_query and task.train_query >= 0, got {self.base_query} and {self.train_query}"
@@ -56,9 +53,7 @@ class TaskShape:
 
     def of(self, split: str) -> TaskShape:
         """The shape of the tasks of a split."""
-        if split != "train":
-            return replace(self, train_shift=0.0) if self.train_shift else self
-        if not self.train_query:
+        if split != "train" or not self.train_query:
             return self
         return replace(self, query=self.train_query, base_query=self.base_query * self.train_query // self.query)
 
@@ -78,7 +73,7 @@ class TaskShape:
         return max(self.query_counts, default=most)
 
     def check_classes(self, split: str) -> None:
-        """Refuse what no task of classes has."""
+        """Refuse a split or shape that no classification task can have."""
         if split not in SPLITS:
             raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
         if self.way < 2 or self.shot < 1 or self.query < 1:
@@ -97,16 +92,16 @@ class TaskShape:
             )
 
     def query_points(self, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Class-ordered labels of the queries of BLOCK tasks, and which of its class each is: both [BLOCK, Q]."""
+        """Class-ordered labels of the queries of BLOCK tasks, and their number within the class: both [BLOCK, Q]."""
         counts = self._query_counts(generator)
         point = torch.arange(int(counts[0].sum())).expand(BLOCK, -1).contiguous()
         labels = torch.searchsorted(counts.cumsum(1), point, right=True)
         return labels, point - (counts.cumsum(1) - counts).gather(1, labels)
 
     def _query_counts(self, generator: Generator) -> Tensor:
-        """[BLOCK, way], with the same sum in all tasks; a balanced task takes nothing from the generator."""
+        """[BLOCK, way], with the same sum in all tasks; balanced queries use no random numbers."""
         if self.query_counts:
-            # In another order each time: else the label of a class would tell how many queries it has.
+            # In random order; otherwise the label of a class would reveal its number of queries.
             order = torch.rand(BLOCK, self.way, generator=generator).argsort(1)
             return torch.tensor(self.query_counts)[order]
         if self.query_concentration:

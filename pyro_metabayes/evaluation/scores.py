@@ -10,9 +10,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Categorical, Normal
 
-from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.vision import torchvision
 
 CALIBRATION_BINS = 15
 

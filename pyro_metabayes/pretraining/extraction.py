@@ -31,7 +31,7 @@ def extract(backbone: nn.Module, inputs: Tensor, device: torch.device, change: C
 def embedded(backbone: nn.Module, bank: Bank, device: torch.device) -> Bank:
     """The bank of the features of a backbone that needs no pretraining; of a file they are made as they are read."""
     if isinstance(bank.inputs, MappedRows):
-        return bank.with_inputs(bank.inputs.changed(backbone))
+        return bank.with_inputs(bank.inputs.with_change(backbone))
     return bank.with_inputs(extract(backbone, bank.inputs, device))
 
 

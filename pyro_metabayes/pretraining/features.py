@@ -80,7 +80,7 @@ def pretrained(
     if not features.exists():
         _keep_features(features, name, backbone, bank, settings, device)
     with expecting(f"features of the bank in {features} (without the file they are made anew)"):
-        return Pretrained(bank.with_inputs(**checkpoint.load(features)), curve, path, classes)
+        return Pretrained(_with_features(bank, **checkpoint.load(features)), curve, path, classes)
 
 
 def _seen(bank: Bank, settings: PretrainSettings) -> Bank:
@@ -113,6 +113,11 @@ def _features(
     with noise_of(settings.seed):
         views = [extract(backbone, images, device, lambda x: augmented(x, settings)) for _ in range(settings.views)]
     return {"inputs": inputs, "views": torch.stack(views), "turned": turned}
+
+
+def _with_features(bank: Bank, inputs: Tensor, views: Tensor | None = None, turned: Tensor | None = None) -> Bank:
+    """The bank over the tensors of `_features`."""
+    return bank.with_inputs(inputs, views, {} if turned is None else {"turned": turned})
 
 
 def _train(

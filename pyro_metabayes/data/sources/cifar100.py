@@ -1,8 +1,8 @@
 """CIFAR-100, 100 classes of 600 images, under the class splits of the few-shot literature.
 
-From METABAYES_DATA/cifar100 (lossless sheets of a class each), or without METABAYES_DATA from the archive
-that torchvision downloads. Classes stand in the order of the published lists (splits/), the images of a class
-in the order of the SHA-1 sums of their pixels: both sources give the same bank.
+Read from METABAYES_DATA/cifar100 (one lossless sheet per class), or without METABAYES_DATA from the archive that
+torchvision downloads. Classes are in the order of the published lists (splits/), the images of a class in the order of
+the SHA-1 sums of their pixels, so both sources give the same bank.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.sources.class_lists import class_lists
 from pyro_metabayes.data.sources.images import pixels
-from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import cache_folder, cached_arrays, data_file
 from pyro_metabayes.storage.checksums import refuse_other
 from pyro_metabayes.storage.downloads import refuse_unless_allowed
 from pyro_metabayes.storage.unpickle import flat_array, read_arrays, text_keys
 from pyro_metabayes.storage.untrusted import DAMAGED, plain_name, reason_of
+from pyro_metabayes.vision import torchvision
 
 SIDE, ROWS, COLUMNS = 32, 24, 25  # a sheet is 24 x 25 tiles of 32 x 32 pixels
 META = "cifar100/cifar100_meta.json"
@@ -49,7 +49,7 @@ def bank_of(split_name: str) -> Bank:
             "classes are absent); copy or download the data anew"
         )
     images = [images_of[name] for name in names]
-    labels = np.arange(len(names)).repeat([len(its) for its in images])
+    labels = np.arange(len(names)).repeat([len(array) for array in images])
     ids = {split: np.array([names.index(name) for name in splits[split]]) for split in SPLITS}
     return Bank.from_arrays(np.concatenate(images), labels, ids, names)
 
@@ -62,19 +62,19 @@ def _from_sheets(split_name: str) -> tuple[dict[str, list[str]], dict[str, np.nd
     path = data_file(META, HINT)
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        folder = {name: split for split in SPLITS for name in meta["cifar_fs"][split]}  # where the sheets lie
+        folder = {name: split for split in SPLITS for name in meta["cifar_fs"][split]}  # of the sheets
         splits = {split: list(meta[split_name][split]) for split in SPLITS}
         sums = dict(meta.get("sha256_raw", {}))
-        wanted = [plain_name(name, path) for split in SPLITS for name in splits[split] if name in folder]
+        sheets = [plain_name(name, path) for split in SPLITS for name in splits[split] if name in folder]
     except DAMAGED as error:
         raise UsageError(
             f"expected the class splits of CIFAR-100 in {path}, got another file ({reason_of(error)}); copy it anew"
         ) from None
-    return splits, {name: _sheet(folder[name], name, sums.get(name)) for name in wanted}
+    return splits, {name: _sheet(folder[name], name, sums.get(name)) for name in sheets}
 
 
-def _sheet(split: str, name: str, expected: str | None) -> np.ndarray:
-    """The 600 images of a class [600, 3, 32, 32], their pixels checked against a SHA-256 sum where there is one."""
+def _sheet(split: str, name: str, checksum: str | None) -> np.ndarray:
+    """The 600 images of a class [600, 3, 32, 32]; checksum: SHA-256 of the pixels, checked if given."""
     path = data_file(f"cifar100/sheets/{split}/{name}.webp", HINT)
     try:
         sheet = pixels(path, None).transpose(1, 2, 0)
@@ -85,8 +85,8 @@ def _sheet(split: str, name: str, expected: str | None) -> np.ndarray:
     if sheet.shape != (ROWS * SIDE, COLUMNS * SIDE, 3):
         raise UsageError(f"expected {ROWS} x {COLUMNS} tiles of {SIDE} x {SIDE} pixels in {path}, got {sheet.shape}")
     tiles = sheet.reshape(ROWS, SIDE, COLUMNS, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
-    if expected is not None:
-        refuse_other(sha256(tiles.tobytes()).hexdigest(), expected, f"the pixels of {path} ({META})")
+    if checksum is not None:
+        refuse_other(sha256(tiles.tobytes()).hexdigest(), checksum, f"the pixels of {path} ({META})")
     return np.ascontiguousarray(tiles.transpose(0, 3, 1, 2))
 
 
@@ -94,13 +94,13 @@ def _sheet(split: str, name: str, expected: str | None) -> np.ndarray:
 
 
 def _from_torchvision() -> dict[str, np.ndarray]:
-    """Images of each class; downloaded once, unless the archive lies in the cache already."""
-    arrays = cached_arrays("cifar100", {"order": "sha1"}, lambda: read_archive(_downloaded()))
+    """Images of each class; downloaded once, unless the archive is in the cache already."""
+    arrays = cached_arrays("cifar100", {"order": "sha1"}, lambda: read_archive(_archive_path()))
     return dict(zip(arrays["names"].tolist(), arrays["images"], strict=True))
 
 
-def _downloaded() -> Path:
-    """torchvision's archive with the md5 sum that torchvision has for it; it lies in the cache whole or not at all."""
+def _archive_path() -> Path:
+    """torchvision's archive in the cache, with torchvision's md5 checksum; a partial download is never kept."""
     vision = torchvision()
     source = vision.datasets.CIFAR100
     path = cache_folder() / source.filename
@@ -125,7 +125,7 @@ def _downloaded() -> Path:
 
 
 def read_archive(path: Path) -> dict[str, np.ndarray]:
-    """Images [G, N, 3, 32, 32] and names [G] of the classes in cifar-100-python.tar.gz, which is not unpacked."""
+    """Images [G, N, 3, 32, 32] and names [G] of the classes in cifar-100-python.tar.gz, read without unpacking it."""
     try:
         with tarfile.open(path, "r:gz") as archive:
             parts = {name: _member(archive, name, path) for name in ("train", "test", "meta")}
@@ -148,7 +148,7 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
 
 def _member(archive: tarfile.TarFile, name: str, path: Path) -> Any:
     member = archive.getmember(f"cifar-100-python/{name}")
-    file = archive.extractfile(member) if member.isreg() else None  # no links, which may lead anywhere
+    file = archive.extractfile(member) if member.isreg() else None  # a link may point outside the archive
     if file is None:
         raise KeyError(f"no file {name} in it")
     return read_arrays(file, f"{name} of {path}")

@@ -8,6 +8,6 @@ from pyro_metabayes.data.bank import SPLITS
 
 
 def class_lists(name: str) -> dict[str, list[str]]:
-    """Class names of train, val and test, one a line in splits/NAME_SPLIT.txt."""
+    """Class names of train, val and test, one per line in splits/NAME_SPLIT.txt."""
     folder = Path(__file__).parent / "splits"
     return {split: (folder / f"{name}_{split}.txt").read_text(encoding="utf-8").split() for split in SPLITS}

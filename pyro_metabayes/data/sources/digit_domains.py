@@ -1,15 +1,15 @@
-"""Handwritten digits of six domains: three data sets as they are, and three that are made of MNIST.
+"""Handwritten digits of six domains: three data sets, and three domains made from MNIST.
 
     mnist     60,000 + 10,000 digits (LeCun et al.), 28 x 28
     usps      7,291 + 2,007 digits of envelopes (Hull 1994), 16 x 16
-    uci       1,797 digits (Alpaydin and Kaynak), 8 x 8, as scikit-learn has them
-    tilted    MNIST turned by 45 degrees against the clock
+    uci       1,797 digits (Alpaydin and Kaynak), 8 x 8, from scikit-learn
+    tilted    MNIST rotated by 45 degrees, counter-clockwise
     inverted  MNIST, dark on white
     blended   |patch - digit|, patches of photographs (BSDS500): the recipe of MNIST-M (Ganin et al. 2016), in colour;
               not the published images
 
-From METABAYES_DATA/digits. All are brought to one size, with three channels. No digit of MNIST is in two domains or in
-two parts of one, and photographs behind test images are behind no others.
+Read from METABAYES_DATA/digits and resized to one size, with three channels. No digit of MNIST is in two domains or
+in two splits. Photographs in test images are not used for training or validation.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.data.domains import domain_bank, domain_rows, leave_one_out
+from pyro_metabayes.data.bank import SPLITS
+from pyro_metabayes.data.domains import DomainBank, domain_bank, domain_rows, leave_one_out
 from pyro_metabayes.data.sources.images import pixels
 from pyro_metabayes.data.sources.parts import Part, Rows
 from pyro_metabayes.errors import UsageError
@@ -32,11 +32,11 @@ from pyro_metabayes.storage.untrusted import DAMAGED, check_archive, read_npz, r
 
 FILES = {"mnist": "mnist_28.npz", "usps": "usps_16.npz", "uci": "sklearn_digits_8.npz"}
 PHOTOGRAPHS = "bsds500_train_jpg.zip"
-OF_MNIST = ("mnist", "tilted", "inverted", "blended")  # each takes digits that the others do not
+OF_MNIST = ("mnist", "tilted", "inverted", "blended")  # they use disjoint sets of digits
 DOMAINS = ("mnist", "usps", "uci", "tilted", "inverted", "blended")
 HINT = "put the digits there (docs/domain-adaptation.md names the files)"
 TILT = 45.0  # degrees
-UCI_TEST = 500  # of its 1,797 digits, which come without a test set
+UCI_TEST = 500  # of the 1,797 digits, which have no official test set
 TEST_PHOTOGRAPHS = 0.25  # share of the photographs
 CLASSES = tuple(map(str, range(10)))
 Images = list[np.ndarray]
@@ -50,12 +50,15 @@ def load(
     val_images: int = 300,
     test_images: int = 1000,
     seed: int = 0,
-) -> Bank:
+    train_shift: float = 0.0,
+) -> DomainBank:
     """uint8 images [M, 3, size, size] of the sources for training and validation, and of the target for the test.
 
-    target: the domain that is left out. validation: another one that is not trained on but validated on; without it,
-    validation images of every source. train_images, val_images, test_images: of each domain, or as many as it has.
+    target: the domain that is left out of training.
+    validation: a source for validation only; without one, validation uses validation images of every source.
+    train_images, val_images, test_images: the largest number of images of each domain.
     seed: of the choice of images, photographs and patches.
+    train_shift: largest shift of the features of a training task (domains.DomainBank).
     """
     if size < 1 or min(train_images, val_images, test_images) < 1:
         raise UsageError(
@@ -68,11 +71,11 @@ def load(
     digits = Digits(files, size, counts, seed)
     parts = {split: Part(list(files.values()), partial(digits.rows, split, domains[split])) for split in SPLITS}
     settings = {"domains": domains, "size": size, "counts": counts, "seed": seed}
-    return domain_bank("digit_domains", parts, settings, len(CLASSES))
+    return domain_bank("digit_domains", parts, settings, len(CLASSES), train_shift)
 
 
 class Digits:
-    """Images of any domain and part, made of the files."""
+    """Images of any domain and split, made from the files."""
 
     def __init__(self, files: Mapping[str, Path], size: int, counts: Mapping[str, int], seed: int) -> None:
         self.files, self.size, self.counts, self.seed = files, size, counts, seed
@@ -85,7 +88,7 @@ class Digits:
         noise = np.random.default_rng([self.seed, DOMAINS.index(domain), SPLITS.index(split)])
         drawings, labels = self.drawings(domain, split)
         render = self.renderer(domain, split, noise)
-        images = [squared(render(drawing), self.size) for drawing in drawings]
+        images = [as_square(render(drawing), self.size) for drawing in drawings]
         return {name: [images[row] for row in np.flatnonzero(labels == digit)] for digit, name in enumerate(CLASSES)}
 
     def drawings(self, domain: str, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -93,15 +96,15 @@ class Digits:
         source = "mnist" if domain in OF_MNIST else domain
         x, y = self.pool(source, "test" if split == "test" else "train")
         counts = self.counts
-        wanted = counts["test"] if split == "test" else counts["train"] + counts["val"]
-        first = wanted * OF_MNIST.index(domain) if domain in OF_MNIST else 0
-        order = np.random.default_rng(self.seed).permutation(len(x))[first : first + wanted]
+        number = counts["test"] if split == "test" else counts["train"] + counts["val"]
+        first = number * OF_MNIST.index(domain) if domain in OF_MNIST else 0
+        order = np.random.default_rng(self.seed).permutation(len(x))[first : first + number]
         if split != "test":
             order = order[: counts["val"]] if split == "val" else order[counts["val"] :]
         return x[order], y[order]
 
     def pool(self, source: str, half: str) -> tuple[np.ndarray, np.ndarray]:
-        """All digits of a file that training (with validation), or the test, may have."""
+        """All digits of a file for training and validation, or for test."""
         arrays = arrays_of(self.files[source])
         if source != "uci":
             return arrays[f"{half}_x"], arrays[f"{half}_y"]
@@ -111,17 +114,17 @@ class Digits:
         return x[order], y[order]
 
     def renderer(self, domain: str, split: str, noise: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-        """What a domain makes of a drawing."""
+        """The function from a drawing to an image of the domain."""
         if domain == "tilted":
             return lambda x: np.asarray(Image.fromarray(x).rotate(TILT, Image.Resampling.BICUBIC))
         if domain == "inverted":
             return lambda x: 255 - x
         if domain == "blended":
-            return partial(blended, photographs=self.photographs(split), noise=noise)
+            return partial(blend, photographs=self.photographs(split), noise=noise)
         return lambda x: x
 
     def photographs(self, split: str) -> Images:
-        """[3, height, width] each; those of the test and the others have none in common."""
+        """Photographs [3, height, width]; test and the other splits have none in common."""
         path = self.files["photographs"]
         try:
             check_archive(path)
@@ -137,14 +140,14 @@ class Digits:
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """What a file of digits holds."""
+    """The arrays of a file of digits."""
     try:
         return read_npz(path)
     except DAMAGED as error:
         raise UsageError(f"expected arrays of digits in {path}, got {type(error).__name__}; copy it anew") from None
 
 
-def blended(drawing: np.ndarray, photographs: Images, noise: np.random.Generator) -> np.ndarray:
+def blend(drawing: np.ndarray, photographs: Images, noise: np.random.Generator) -> np.ndarray:
     """|patch - drawing| [height, width, 3], of a random patch of a random photograph."""
     photograph = photographs[noise.integers(len(photographs))]
     top, left = (
@@ -154,7 +157,7 @@ def blended(drawing: np.ndarray, photographs: Images, noise: np.random.Generator
     return np.abs(patch - drawing).astype(np.uint8).transpose(1, 2, 0)
 
 
-def squared(image: np.ndarray, size: int) -> np.ndarray:
+def as_square(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 [3, size, size] of [height, width] or [height, width, 3]."""
-    resized = Image.fromarray(image).convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+    square = Image.fromarray(image).convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))

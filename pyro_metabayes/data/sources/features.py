@@ -1,4 +1,4 @@
-"""Anybody's embeddings: one file, or a folder, with `features`, `labels` and, where classes have a split, `split`."""
+"""Embeddings of the user: a file or folder with the arrays `features`, `labels` and, optionally, `split`."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ SUFFIXES = (".npz", ".safetensors")
 def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) -> Bank:
     """The bank of an .npz or .safetensors file, or of a folder with a file NAME.npy for each array.
 
-    features [N, D]: any float or integer type. They become float32 of unit length, since they enter
-        the few-shot heads as they stand in the bank. Those of a folder stay in their file, which may be larger than
-        memory: the rows of a batch of tasks are read, checked and scaled when it is drawn.
+    features [N, D]: any float or integer type. They become float32 of unit length, the input of the few-shot heads.
+        Those of a folder stay in their file, which may be larger than memory. The rows of a batch of tasks are read,
+        checked and scaled when the batch is drawn.
     labels [N]: integers, or strings (not .safetensors).
     split [N], optional: train, val or test (not .safetensors), or 0, 1 or 2; the same for all rows of a class.
-        Without it, the classes are shuffled by `seed`, and the fractions `train` and `val` of them, the
-        rest for test, make the splits.
+        Without it, the classes are shuffled with `seed`; the fractions `train` and `val` of them are for training and
+        validation, the rest for test.
     """
     arrays = _read(path)
     _check_names(arrays, path)
     features, (names, labels) = _features(arrays["features"], path), _labels(arrays, path)
     if "split" in arrays:
-        splits = _given_splits(arrays["split"], labels, names, path)
+        splits = _splits_of_rows(arrays["split"], labels, names, path)
     else:
-        splits = _drawn_splits(len(names), train, val, seed)
+        splits = _random_splits(len(names), train, val, seed)
     for split, classes in splits.items():
         if len(classes) == 0:
             raise UsageError(
@@ -57,7 +57,7 @@ def _read(path: str) -> Arrays:
             "with numpy.savez or safetensors.numpy.save_file"
         )
     if not file.exists():
-        raise UsageError(f"expected a file of features, found none at {path}; mend data.path")
+        raise UsageError(f"expected a file of features, found none at {path}; fix data.path")
     try:
         return _arrays_of(file)
     except (*DAMAGED, SafetensorError) as error:
@@ -68,14 +68,14 @@ def _read(path: str) -> Arrays:
 
 
 def _arrays_of(file: Path) -> Arrays:
-    """Arrays in memory, or mapped where the path is a folder; never unpickles what somebody else wrote."""
+    """Arrays in memory, or mapped where the path is a folder; pickled objects are never loaded."""
     if file.is_dir():
         files = {name: file / f"{name}.npy" for name in _SHAPES}
-        return {name: _mapped(its) for name, its in files.items() if its.is_file()}
+        return {name: _map(array) for name, array in files.items() if array.is_file()}
     return load_file(file) if file.suffix == ".safetensors" else read_npz(file)
 
 
-def _mapped(file: Path) -> np.ndarray:
+def _map(file: Path) -> np.ndarray:
     try:
         return np.load(file, mmap_mode="r")
     except DAMAGED as error:
@@ -86,7 +86,7 @@ _SHAPES = {"features": 2, "labels": 1, "split": 1}  # number of axes
 
 
 def _check_names(arrays: Arrays, path: str) -> None:
-    """Both arrays are there, with one row an input."""
+    """Refuse a file without both arrays, or with different numbers of rows."""
     for name in ("features", "labels"):
         if name not in arrays:
             there = ", ".join(sorted(arrays)) or "none"
@@ -117,13 +117,13 @@ def _features(features: np.ndarray, path: str) -> np.ndarray | MappedRows:
 
 def _unit_length(features: np.ndarray, numbers: np.ndarray, path: str) -> np.ndarray:
     """Rows [n, D] as float32 of unit length; numbers [n]: which rows of the file they are."""
-    with np.errstate(over="ignore"):  # what does not fit is reported as infinite
+    with np.errstate(over="ignore"):  # an overflow is reported as infinite
         rows = features.astype(np.float32)
     finite = np.isfinite(rows).all(1)
     if bad := int((~finite).sum()):
         raise UsageError(
             f"expected finite features in {path}, got NaN or infinity (as float32) in {bad} of {len(rows)} "
-            f"rows; drop or mend them (the first is row {numbers[finite.argmin()]})"
+            f"rows; drop or fix them (the first is row {numbers[finite.argmin()]})"
         )
     largest = np.abs(rows).max(1, keepdims=True)
     if zero := int((largest == 0).sum()):
@@ -147,16 +147,16 @@ def _labels(arrays: Arrays, path: str) -> tuple[np.ndarray, np.ndarray]:
     return names, rows
 
 
-def _given_splits(split: np.ndarray, labels: np.ndarray, names: np.ndarray, path: str) -> Arrays:
+def _splits_of_rows(split: np.ndarray, labels: np.ndarray, names: np.ndarray, path: str) -> Arrays:
     """Classes of each split, from the split of every row."""
-    known = np.array(SPLITS) if split.dtype.kind == "U" else np.arange(len(SPLITS))
-    strange = np.setdiff1d(split, known) if split.dtype.kind in "Uiu" else split[:1]
+    keys = np.array(SPLITS) if split.dtype.kind == "U" else np.arange(len(SPLITS))
+    strange = np.setdiff1d(split, keys) if split.dtype.kind in "Uiu" else split[:1]
     if len(strange):
         raise UsageError(
             f"expected train, val, test or 0, 1, 2 in 'split' of {path}, got {strange[0]} ({split.dtype}); "
             "name the split of every row so"
         )
-    splits = {name: np.unique(labels[split == key]) for name, key in zip(SPLITS, known, strict=True)}
+    splits = {name: np.unique(labels[split == key]) for name, key in zip(SPLITS, keys, strict=True)}
     places = np.bincount(np.concatenate(list(splits.values())), minlength=len(names))
     if (places > 1).any():
         first = int((places > 1).argmax())
@@ -168,7 +168,7 @@ def _given_splits(split: np.ndarray, labels: np.ndarray, names: np.ndarray, path
     return splits
 
 
-def _drawn_splits(num_classes: int, train: float, val: float, seed: int) -> Arrays:
+def _random_splits(num_classes: int, train: float, val: float, seed: int) -> Arrays:
     if not (train > 0 and val > 0 and train + val < 1):
         raise UsageError(
             f"expected fractions train > 0, val > 0 and train + val < 1, got train={train} and val={val}; "

@@ -1,4 +1,4 @@
-"""Synthetic features, endless classes: no data set, no backbone, known accuracies."""
+"""Synthetic features of endlessly many classes, without data set or backbone, and with known accuracies."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class GaussianFeatures:
     """A class has a mean m; its points are ReLU(m + e), scaled to unit length (rectify=false: m + e as it is).
 
     m ~ N(mean, separation^2) and e ~ N(0, noise^2) in each of `num_features` dimensions. At the defaults a
-    nearest-prototype cosine classifier is right on 60 per cent of 5-way 1-shot 15-query tasks, SIB on
-    87. The splits differ by the random stream only: no class is ever drawn twice.
+    nearest-prototype cosine classifier has an accuracy of 60% on 5-way 1-shot 15-query tasks, SIB of 87%. The splits
+    differ by the random stream only: no class is drawn twice.
     """
 
     num_targets = 0  # labels are classes

@@ -1,14 +1,14 @@
-"""The characters that all faces of the DejaVu fonts share, drawn without distortion, each look once.
+"""The characters that all faces of the DejaVu fonts share, without distortion and without look-alikes.
 
-Blanks are left out, and characters that look like an earlier one that stays. Two look alike where their
-correlation exceeds LOOK_ALIKE. Compared are images blurred by a pixel, in a frame half way between true
-proportions and a square (else a small o is no capital one). An image meets the nearest of the other
-character's upright faces (else a small capital, whose strokes come out bolder, is no capital), and the
-mean over the faces counts.
+Blanks are left out, and characters that look like an earlier one. Two characters look alike if their correlation
+exceeds LOOK_ALIKE. The correlation is that of images blurred by one pixel, in a frame half way between true
+proportions and a square (otherwise o and O would differ). Each image is compared with the nearest upright face of the
+other character (otherwise small capitals, whose strokes are bolder, would differ from capitals). The correlations are
+averaged over the faces.
 
-Above the threshold stand A, Greek Alpha and Cyrillic A (0.99 and more), 7 and its superscript (0.96), B
+Pairs above the threshold: A, Greek Alpha and Cyrillic A (0.99 and more), 7 and its superscript (0.96), B
 and Cyrillic ve (0.95), o and O (0.94), e with acute, grave or dots (0.93), the two sizes of Cyrillic el
-(0.917); below it an arrow down and one up and down (0.910), D without and with a bar (0.90), E and F
+(0.917). Pairs below it: an arrow down and one up and down (0.910), D without and with a bar (0.90), E and F
 (0.89), 8 and B (0.89), a without and with a grave accent (0.54).
 """
 
@@ -35,15 +35,15 @@ FACES = [
         "Serif", "Serif-Bold", "Serif-Italic", "Serif-BoldItalic",
     )
 ]  # fmt: skip
-COMPARED = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf")
-SHEET = 56  # side of the undistorted images
+COMPARISON_FACES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf")
+SHEET = 56  # side of the clean_sheet images
 INK = 40  # longer side of the ink on them
-EM = 64  # size of the type, of which the ink is cut
-LOOK_ALIKE = 0.915  # of the correlation that the docstring defines
-RECIPE = 1  # raise it when anything here changes what is drawn: it is part of the caches' names
+EM = 64  # font size before the ink is cropped
+LOOK_ALIKE = 0.915  # threshold of the correlation
+RECIPE = 1  # part of the cache names; raise it whenever the images change
 
 
-def undistorted() -> Arrays:
+def clean_sheet() -> Arrays:
     """`images` [G, 12, 56, 56] of all classes and faces, and the `code_points` [G] of the classes."""
     return cached_arrays("glyph-sheet", versions(), _sheet)
 
@@ -57,13 +57,13 @@ def _sheet() -> Arrays:
     common = set.intersection(*(set(FT2Font(str(folder / face)).get_charmap()) for face in FACES))
     code_points = np.array(sorted(common))
     fonts = [ImageFont.truetype(str(folder / face), EM, layout_engine=ImageFont.Layout.BASIC) for face in FACES]
-    drawn = [[_ink(chr(code_point), font) for font in fonts] for code_point in code_points]
-    visible = [index for index, faces in enumerate(drawn) if all(faces)]
-    ink = [[image for image in drawn[index] if image] for index in visible]
-    kept = _first_of_look_alikes(_framed(ink, 28, 24, 0.5))
+    images = [[_ink(chr(code_point), font) for font in fonts] for code_point in code_points]
+    visible = [index for index, faces in enumerate(images) if all(faces)]
+    ink = [[image for image in images[index] if image] for index in visible]
+    first = _first_of_look_alikes(_frame(ink, 28, 24, 0.5))
     return {
-        "images": _framed([ink[index] for index in kept], SHEET, INK, 1.0).numpy(),
-        "code_points": code_points[visible][kept],
+        "images": _frame([ink[index] for index in first], SHEET, INK, 1.0).numpy(),
+        "code_points": code_points[visible][first],
     }
 
 
@@ -75,7 +75,7 @@ def _ink(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
     return canvas.crop(box) if box else None
 
 
-def _framed(ink: list[list[Image.Image]], side: int, longest: int, power: float) -> Tensor:
+def _frame(ink: list[list[Image.Image]], side: int, longest: int, power: float) -> Tensor:
     """Centred on uint8 [G, F, side, side]; sides in the proportion (width / height) ** power."""
     frames = np.zeros((len(ink), len(FACES), side, side), np.uint8)
     for index, faces in enumerate(ink):
@@ -89,7 +89,7 @@ def _framed(ink: list[list[Image.Image]], side: int, longest: int, power: float)
 
 def _first_of_look_alikes(images: Tensor) -> list[int]:
     """Indices of the characters that look like none kept before them; images [G, F, H, H]."""
-    faces = [_standardised(images[:, FACES.index(name)]) for name in COMPARED]
+    faces = [_standardise(images[:, FACES.index(name)]) for name in COMPARISON_FACES]
     nearest = torch.zeros(len(images), len(images))
     for face in faces:
         best = torch.full_like(nearest, -1.0)
@@ -97,20 +97,20 @@ def _first_of_look_alikes(images: Tensor) -> list[int]:
             torch.maximum(best, face @ other.T, out=best)
         nearest += best / len(faces)
     correlation = torch.maximum(nearest, nearest.T)
-    alike, kept = (correlation > LOOK_ALIKE).numpy(), np.zeros(len(images), bool)
+    alike, first = (correlation > LOOK_ALIKE).numpy(), np.zeros(len(images), bool)
     for index in range(len(images)):
-        kept[index] = not alike[index, kept].any()
-    return np.flatnonzero(kept).tolist()
+        first[index] = not alike[index, first].any()
+    return np.flatnonzero(first).tolist()
 
 
-def _standardised(images: Tensor) -> Tensor:
+def _standardise(images: Tensor) -> Tensor:
     """Blurred images [N, H * H] of mean 0 and length 1: their products are correlations."""
-    points = _blurred(images.float()).flatten(1)
+    points = _blur(images.float()).flatten(1)
     points = points - points.mean(1, keepdim=True)
     return points / points.norm(dim=1, keepdim=True)
 
 
-def _blurred(images: Tensor) -> Tensor:
+def _blur(images: Tensor) -> Tensor:
     """By a Gaussian of one pixel; images [N, H, H]."""
     kernel = torch.exp(-0.5 * torch.arange(-4.0, 5.0) ** 2)
     kernel = (kernel / kernel.sum()).view(1, 1, 1, 9)

@@ -1,8 +1,8 @@
-"""The data set that needs no download: characters of the fonts that come with matplotlib.
+"""A data set without download: characters of the fonts that come with matplotlib.
 
-The twelve faces of DejaVu Sans, Sans Mono and Serif have 2,383 code points in common. Blanks left out,
-and characters that look like an earlier one, 1,163 stay as classes. Whole Unicode blocks make the splits
-(splits/unicode_blocks.txt), so that no alphabet of the test is trained on:
+The twelve faces of DejaVu Sans, Sans Mono and Serif have 2,383 code points in common. Without blanks and characters
+that look like an earlier one, 1,163 classes remain. Splits consist of whole Unicode blocks (splits/unicode_blocks.txt),
+so test alphabets are not seen in training:
 
     train 762: Latin blocks 423 (Basic 83, Latin-1 52, Extended-A 58, -B 86, Additional 67, -C 6, -D 3,
                IPA 67, ligatures 1), phonetic 16, modifier letters and tones 26, combining marks 25,
@@ -11,13 +11,14 @@ and characters that look like an earlier one, 1,163 stay as classes. Whole Unico
     val   177: Cyrillic 58, mathematical operators and symbols 76, technical 17, miscellaneous symbols 26
     test  224: Greek 62, Greek Extended 64, Armenian 58, Georgian 39, Thai 1
 
-(with matplotlib 3.11.2 and Pillow 13; another version of the fonts may move a few). glyph_sheet.py says
-which characters look alike. At the default distortions the nearest class mean of the pixels (cosine, image
-halved) is right on 54 per cent of 5-way 1-shot test tasks and 70 at 5 shots; without distortion, 92 and 97.
+(with matplotlib 3.11.2 and Pillow 13; other font versions may move a few). glyph_sheet.py defines look-alikes. At the
+default distortions, classification by the nearest class mean of the pixels (cosine, half-size images) has an accuracy
+of 54% on 5-way 1-shot test tasks and 70% at 5 shots; without distortion, 92% and 97%.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.data.sources.glyph_sheet import FACES, undistorted, versions
+from pyro_metabayes.data.pairs import Pairs
+from pyro_metabayes.data.sources.glyph_sheet import FACES, clean_sheet, versions
 from pyro_metabayes.data.sources.jitter import Jitter
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import Arrays, cached_arrays
@@ -46,7 +48,7 @@ def load(
     """uint8 images [M, 1, 28, 28], ink 255 on 0; the distortions are those of `Jitter`.
 
     A class has each of the twelve faces once, then some of them, chosen at random, a second time under
-    another distortion; the two images of one face are twins. images_per_class: 2 to 24.
+    another distortion; the two images of one face are a pair (pairs.py). images_per_class: 2 to 24.
     """
     if not 2 <= images_per_class <= 2 * len(FACES):
         raise UsageError(
@@ -55,16 +57,16 @@ def load(
         )
     jitter = Jitter(rotation, shear, scale, shift, erase, noise)
     settings = {"jitter": jitter, "seed": seed, "images_per_class": images_per_class, **versions()}
-    arrays = cached_arrays("glyphs", settings, lambda: _distorted(jitter, images_per_class, seed))
+    arrays = cached_arrays("glyphs", settings, lambda: _distort(jitter, images_per_class, seed))
     code_points = arrays["code_points"]
     split = np.array([block[2] for block in blocks_of(code_points)])
-    return Bank.from_arrays(
+    bank = Bank.from_arrays(
         arrays["images"],
         np.repeat(np.arange(len(code_points)), images_per_class),
         {name: np.flatnonzero(split == name) for name in SPLITS},
         [chr(code_point) for code_point in code_points],
-        arrays["twin"],
     )
+    return replace(bank, pairs=Pairs(torch.from_numpy(arrays["twin"])))
 
 
 def blocks_of(code_points: np.ndarray) -> list[tuple[int, int, str, str]]:
@@ -76,26 +78,26 @@ def blocks_of(code_points: np.ndarray) -> list[tuple[int, int, str, str]]:
     return [table[index] for index in place]
 
 
-def _distorted(jitter: Jitter, images_per_class: int, seed: int) -> Arrays:
-    sheet = undistorted()
+def _distort(jitter: Jitter, images_per_class: int, seed: int) -> Arrays:
+    sheet = clean_sheet()
     num_classes, num_faces = sheet["images"].shape[:2]
     generator = torch.Generator().manual_seed(seed)
-    # All faces in random order, then all again: cut off where the class is full.
+    # All faces in random order, then all again; the first images_per_class of them are used.
     orders = torch.rand(2, num_classes, num_faces, generator=generator).argsort(-1)
     faces = orders.transpose(0, 1).flatten(1)[:, :images_per_class]
     source = faces + num_faces * torch.arange(num_classes).unsqueeze(-1)
     images = torch.from_numpy(sheet["images"]).flatten(0, 1)
     return {
         "images": jitter.apply(images, source.flatten(), SIZE, generator).numpy(),
-        "twin": _twins(source.flatten()).numpy(),
+        "twin": partners(source.flatten()).numpy(),
         "code_points": sheet["code_points"],
     }
 
 
-def _twins(source: Tensor) -> Tensor:
+def partners(source: Tensor) -> Tensor:
     """Row of the other image of the same source, which has two at most; the row itself if there is none."""
     order = source.argsort(stable=True)
-    paired = source[order][1:] == source[order][:-1]
-    twin = torch.arange(len(source))
-    twin[order[1:][paired]], twin[order[:-1][paired]] = order[:-1][paired], order[1:][paired]
-    return twin
+    same = source[order][1:] == source[order][:-1]
+    partner = torch.arange(len(source))
+    partner[order[1:][same]], partner[order[:-1][same]] = order[:-1][same], order[1:][same]
+    return partner

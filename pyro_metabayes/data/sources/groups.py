@@ -1,4 +1,4 @@
-"""Real hierarchical data: the rows of a CSV file in groups, each group a task of its own size."""
+"""Real hierarchical data: the rows of a CSV file in groups; each group is a task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from pyro_metabayes.data.ragged import Ragged, RaggedTasks
+from pyro_metabayes.data.sources.ragged import Ragged, RaggedTasks
 from pyro_metabayes.data.sources.table import read_columns
 from pyro_metabayes.data.stream import Block, check_regression
 from pyro_metabayes.data.task_shape import TaskShape
@@ -26,10 +26,10 @@ INTERCEPT = "intercept"  # the name of a feature that is always 1
 class Groups:
     """G groups of n_g rows y = f(x), one after the other; tasks of them are padded, and have a mask.
 
-    features: names of the D columns of x, those with weights of each group's own first (num_random of them).
-    splits: which groups learning, validation and test draw from.
-    units [D]: what a weight is multiplied by to be in the units of the file; offset, scale: those of the response,
-    of which y is the standardised one.
+    features: names of the D columns of x; the first num_random of them have group-specific weights.
+    splits: the groups of training, validation and test.
+    units [D]: factor that brings a weight to the units of the file.
+    offset, scale: mean and standard deviation by which the response was standardised.
     """
 
     names: Sequence[str]
@@ -75,18 +75,18 @@ class Groups:
         return w * self.units[: w.shape[-1]].to(w) + offset[: w.shape[-1]].to(w)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
-        """As `Source.sampler`, but a block is every group of the split once, in a random order.
+        """As `Source.sampler`, but a block contains every group of the split once, in random order.
 
-        Points are shuffled unless the order of the file is to stand; the first task.shot are support, but never all
-        of them; of the rest as many as task.query are queries.
+        The points of a group are shuffled if `shuffle` is set. The first task.shot of them are the support set, which
+        never contains all points. At most task.query of the rest are queries.
         """
         check_regression(split, shape)
         groups, points = self.splits[split], self.points
 
         def draw(generator: Generator) -> Block:
-            drawn = groups[torch.randperm(len(groups), generator=generator)]
-            rows = points.shuffled(drawn, generator) if self.shuffle else points.rows(drawn)
-            return RaggedTasks(points, drawn, rows, shape.shot, shape.query)
+            order = groups[torch.randperm(len(groups), generator=generator)]
+            rows = points.shuffled_rows(order, generator) if self.shuffle else points.rows(order)
+            return RaggedTasks(points, order, rows, shape.shot, shape.query)
 
         return draw
 
@@ -106,12 +106,12 @@ def load(
 ) -> Groups:
     """The groups of a CSV file, or of a table METABAYES_DATA/groups/TABLE.csv.
 
-    random: the predictors, and "intercept", that have weights of each group's own; the others share theirs. Every
-        predictor is divided by its standard deviation, and so is the response, whose mean is taken off; with `centre`
-        also that of each predictor, so that the intercept is the response at their means.
-    shuffle: false leaves the points of a group in their order, so that the support set is the first ones: the past.
-    train, val: shares of the groups, shuffled by `seed`; the rest is for test. Without a share of its own validation
-        is on the training groups, and with train=1 the test too: partial pooling has all groups in all splits.
+    random: the predictors, and "intercept", with group-specific weights; the others have shared weights.
+    centre: subtract the mean of every predictor, so that the intercept is the response at the means. Predictors are
+        always divided by their standard deviation, and the response is standardised.
+    shuffle: false keeps the order of the points, so that the support set is the first of them (the past).
+    train, val: fractions of the groups, shuffled with `seed`; the rest is for test. With val=0 validation uses the
+        training groups. With train=1 all splits contain all groups, for partial pooling.
     """
     features = [*random, *(name for name in (INTERCEPT, *predictors) if name not in random)]
     _check_names(random, predictors, group, response)
@@ -174,12 +174,12 @@ def _splits(num_groups: int, train: float, val: float, seed: int) -> dict[str, T
 
 
 def _moments(values: Tensor, names: Sequence[str], file: Path) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every column over the training groups; refuses a column that says nothing."""
+    """Mean and standard deviation of every column over the training groups; refuses a constant column."""
     mean, sd = values.mean(0), values.std(0, correction=0)
-    for name, its, size in zip(names, sd.tolist(), values.abs().amax(0).tolist(), strict=True):
-        if not 1e-12 * size < its < math.inf:
+    for name, spread, size in zip(names, sd.tolist(), values.abs().amax(0).tolist(), strict=True):
+        if not 1e-12 * size < spread < math.inf:
             raise UsageError(
-                f"expected numbers that differ in column '{name}' of {file}, got a spread of {its:g} in the training "
-                "groups; take another column, or more groups"
+                f"expected numbers that differ in column '{name}' of {file}, got a spread of {spread:g} in the "
+                "training groups; take another column, or more groups"
             )
     return mean, sd

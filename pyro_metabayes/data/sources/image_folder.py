@@ -1,7 +1,7 @@
-"""Anybody's images: a folder a class, and a split of the classes.
+"""Images of the user: one folder per class, and a split of the classes.
 
-Either FOLDER/train, FOLDER/val and FOLDER/test hold the folders of their classes, or FOLDER holds them
-all, beside train.txt, val.txt and test.txt with the names of the classes, one a line.
+Either FOLDER/train, FOLDER/val and FOLDER/test contain the folders of their classes, or FOLDER contains all of them and
+train.txt, val.txt and test.txt with the names of the classes, one per line.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LAYOUT = "train/, val/ and test/, each with a folder a class, or the folders of 
 def load(path: str = "", size: int = 84, channels: int = 3) -> Bank:
     """uint8 images [M, channels, size, size], converted once and kept in the cache.
 
-    path: the folder. Files that are no images by their suffix are passed over.
-    size: of the square that every image is squeezed into by Lanczos, the whole of it, whatever its shape.
+    path: the folder. Files without the suffix of an image are ignored.
+    size: side of the square to which every whole image is resized (Lanczos), whatever its shape.
     channels: 3 (colour) or 1 (grey).
     """
     if size < 1 or channels not in MODES:
@@ -31,23 +31,23 @@ def load(path: str = "", size: int = 84, channels: int = 3) -> Bank:
     folder = Path(path).expanduser()
     if not path or not folder.is_dir():
         raise UsageError(f"expected a folder of images, got '{path}'; set data.path to one with {LAYOUT}")
-    classes = _listed(folder) if (folder / "train.txt").is_file() else _nested(folder)
-    refuse_shared({split: list(its) for split, its in classes.items()}, folder)
-    parts = {split: _part(its, size, channels) for split, its in classes.items()}
+    classes = _classes_of_lists(folder) if (folder / "train.txt").is_file() else _classes_of_folders(folder)
+    refuse_shared({split: list(folders) for split, folders in classes.items()}, folder)
+    parts = {split: _part(folders, size, channels) for split, folders in classes.items()}
     return bank_of("image_folder", parts, {"size": size, "channels": channels})
 
 
-def _nested(folder: Path) -> dict[str, dict[str, Path]]:
+def _classes_of_folders(folder: Path) -> dict[str, dict[str, Path]]:
     """Folder of each class of each split: FOLDER/SPLIT/CLASS."""
     if missing := [split for split in SPLITS if not (folder / split).is_dir()]:
         raise UsageError(f"expected a folder {folder / missing[0]}, got none; {folder} has to hold {LAYOUT}")
     return {
-        split: {inner.name: inner for inner in (folder / split).iterdir() if _counts(inner) and inner.is_dir()}
+        split: {inner.name: inner for inner in (folder / split).iterdir() if _is_visible(inner) and inner.is_dir()}
         for split in SPLITS
     }
 
 
-def _listed(folder: Path) -> dict[str, dict[str, Path]]:
+def _classes_of_lists(folder: Path) -> dict[str, dict[str, Path]]:
     """The same: FOLDER/CLASS, where FOLDER/SPLIT.txt names CLASS."""
     classes = {}
     for split in SPLITS:
@@ -61,7 +61,7 @@ def _listed(folder: Path) -> dict[str, dict[str, Path]]:
         if absent := [name for name in names if not (folder / name).is_dir()]:
             raise UsageError(
                 f"expected a folder for every class that {file} names, got none for '{absent[0]}' ({len(absent)} of "
-                f"{len(names)} are absent); mend the name or bring the images"
+                f"{len(names)} are absent); fix the name or bring the images"
             )
         classes[split] = {name: folder / name for name in names}
     return classes
@@ -69,19 +69,19 @@ def _listed(folder: Path) -> dict[str, dict[str, Path]]:
 
 def _part(classes: Mapping[str, Path], size: int, channels: int) -> Part:
     images = {name: _images(classes[name]) for name in sorted(classes)}
-    files = [file for its in images.values() for file in its]
-    sizes = {name: len(its) for name, its in images.items()}
+    files = [file for names in images.values() for file in names]
+    sizes = {name: len(names) for name, names in images.items()}
     return Part(files, lambda: Rows(sizes, all_pixels(files, size, channels)))
 
 
 def _images(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and _counts(file))
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and _is_visible(file))
     if not files:
-        known = ", ".join(sorted(SUFFIXES))
-        raise UsageError(f"expected images in the folder of a class, got none in {folder}; they end in {known}")
+        suffixes = ", ".join(sorted(SUFFIXES))
+        raise UsageError(f"expected images in the folder of a class, got none in {folder}; they end in {suffixes}")
     return files
 
 
-def _counts(path: Path) -> bool:
-    """Hidden files are the file browser's."""
+def _is_visible(path: Path) -> bool:
+    """Whether it is no hidden file, such as those that file browsers leave."""
     return not path.name.startswith(".")

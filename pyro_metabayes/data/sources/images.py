@@ -14,31 +14,31 @@ from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
 
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")  # others would be clipped
 MODES = {1: "L", 3: "RGB"}
-SHOWN = 3  # unreadable images that a message names
+MOST_NAMES = 3  # unreadable images that a message names
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others: for EPS, Pillow runs Ghostscript
-MOST_PIXELS = 50_000_000  # of an image, before it is made small
+MOST_PIXELS = 50_000_000  # of an image before it is resized
 
 
 def pixels(source: Path | bytes, size: int | None, channels: int = 3) -> np.ndarray:
     """A file, or the content of one, as uint8 [channels, size, size].
 
-    The whole image is squeezed into the square by Lanczos, unless it has that size already; size None
-    leaves it as it is. Raises one of DAMAGED for what is no image.
+    The whole image is resized to the square (Lanczos); size None keeps its size. Raises one of DAMAGED if the content
+    is no image.
     """
-    with _opened(source) as image:
+    with _open(source) as image:
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"it has {image.width} x {image.height} pixels")
         if image.mode not in EIGHT_BIT:
             raise ValueError(f"it has the mode {image.mode}, not 8 bits a channel")
         image.load()
-        converted: Image.Image = image.convert(MODES[channels])
-    if size is not None and converted.size != (size, size):
-        converted = converted.resize((size, size), Image.Resampling.LANCZOS)
-    array = np.asarray(converted)
+        copy: Image.Image = image.convert(MODES[channels])
+    if size is not None and copy.size != (size, size):
+        copy = copy.resize((size, size), Image.Resampling.LANCZOS)
+    array = np.asarray(copy)
     return np.ascontiguousarray(array.reshape(*array.shape[:2], channels).transpose(2, 0, 1))
 
 
-def _opened(source: Path | bytes) -> Image.Image:
+def _open(source: Path | bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except UnidentifiedImageError:
@@ -48,7 +48,7 @@ def _opened(source: Path | bytes) -> Image.Image:
 
 
 def all_pixels(paths: Sequence[Path], size: int, channels: int = 3) -> Iterator[np.ndarray]:
-    """The pixels of each file; after the last one, those that could not be read are named."""
+    """The pixels of each file; raises after the last one if any could not be read."""
     bad: list[str] = []
     for path in paths:
         try:
@@ -56,10 +56,10 @@ def all_pixels(paths: Sequence[Path], size: int, channels: int = 3) -> Iterator[
         except DAMAGED as error:
             bad.append(f"{path} ({reason_of(error)})")
     if bad:
-        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        more = f" and {len(bad) - MOST_NAMES} more" if len(bad) > MOST_NAMES else ""
         raise UsageError(
             f"expected images that can be read, got {len(bad)} of {len(paths)} that cannot: "
-            f"{', '.join(bad[:SHOWN])}{more}; mend or remove them"
+            f"{', '.join(bad[:MOST_NAMES])}{more}; fix or remove them"
         )
 
 

@@ -15,14 +15,14 @@ CHUNK = 4096  # images distorted at a time: memory, nothing else
 
 @dataclass(frozen=True)
 class Jitter:
-    """How far an image may be distorted; every number is drawn uniformly, apart for each image.
+    """Limits of the distortion of an image; every number is drawn uniformly and independently for each image.
 
-    rotation: at most so many degrees either way.
-    shear: x moves by at most so many pixels a pixel of y.
+    rotation: at most this many degrees in either direction.
+    shear: x moves by at most this many pixels per pixel of y.
     scale: each side grows or shrinks by a factor between exp(-scale) and exp(scale).
-    shift: at most so many pixels of the result, in x and in y.
-    erase: width, in pixels of the result, of a bar of any direction that takes the ink away; it passes
-        at most a quarter of the image's side from the centre. 0: no bar.
+    shift: at most this many pixels of the result, in x and in y.
+    erase: width, in pixels of the result, of a bar of any direction without ink; its distance from the
+        centre is at most a quarter of the side of the image. 0: no bar.
     noise: standard deviation of Gaussian pixel noise, where full ink is 1; the sum is clipped.
     """
 
@@ -56,7 +56,7 @@ class Jitter:
         return torch.cat(parts)
 
     def _inverse_maps(self, draws: Tensor, size: int) -> Tensor:
-        """From a place in the result to its place in the source [M, 2, 3]; both axes run from -1 to 1."""
+        """Affine maps [M, 2, 3] from the result to the source; both axes run from -1 to 1."""
         angle, shear = torch.deg2rad(self.rotation * draws[:, 0]), self.shear * draws[:, 1]
         cosine, sine = angle.cos(), angle.sin()
         zoom = torch.exp(self.scale * draws[:, 2:4])
@@ -64,8 +64,8 @@ class Jitter:
         slant = torch.eye(2).repeat(len(draws), 1, 1)
         slant[:, 0, 1] = shear
         linear = rotate @ slant * zoom.unsqueeze(1)
-        moved = linear @ (2 / size * self.shift * draws[:, 4:6]).unsqueeze(-1)
-        return torch.cat((linear, moved), -1)
+        translation = linear @ (2 / size * self.shift * draws[:, 4:6]).unsqueeze(-1)
+        return torch.cat((linear, translation), -1)
 
     def _outside_bar(self, draws: Tensor, size: int) -> Tensor:
         """1 outside the bar, 0 inside [M, 1, size, size]."""

@@ -28,7 +28,7 @@ HINT = "unpack http://storage.googleapis.com/leo-embeddings/embeddings.zip in it
 def load(benchmark: str = "miniImageNet", crop: str = "center") -> Bank:
     """float32 features [M, 640] as published, converted once and kept in the cache.
 
-    LEO scales them to unit length, as backbone=identity does. benchmark: miniImageNet (64 / 16 / 20 classes
+    LEO and backbone=identity scale them to unit length. benchmark: miniImageNet (64 / 16 / 20 classes
     of 600 images) or tieredImageNet (351 / 97 / 160). crop: center, or multiview (miniImageNet).
     """
     if benchmark not in BENCHMARKS or crop not in CROPS:

@@ -1,6 +1,6 @@
 """mini-ImageNet: 100 classes of 600 images, 64 / 16 / 20 for train, val and test (Ravi and Larochelle 2017).
 
-It has no home to download it from. What people have is read from METABAYES_DATA/mini_imagenet, in this order:
+There is no official download. The following forms are read from METABAYES_DATA/mini_imagenet, in this order:
 
     train.csv, val.csv, test.csv, with a line filename,label for each image, and the files in images/
     mini-imagenet-cache-{train,val,test}.pkl: image_data [N, 84, 84, 3] and class_dict, class -> rows
@@ -36,8 +36,8 @@ HINT = (
 def load(size: int = SIDE) -> Bank:
     """uint8 images [60000, 3, size, size], converted once and kept in the cache.
 
-    Images of a folder are squeezed to 84 x 84 by Lanczos. size: 84, or the side of a square from their
-    middle (80 in SIB's evaluation).
+    Images of a folder are resized to 84 x 84 (Lanczos). size: 84, or the side of a centre crop (80 in the evaluation
+    of SIB).
     """
     refuse_size(size)
     folder = data_folder("mini_imagenet", HINT)
@@ -62,7 +62,7 @@ def _part(folder: Path, split: str, size: int) -> Part:
 
 
 def _of_table(table: Path, size: int) -> Part:
-    """Of a list of Ravi and Larochelle and the images that it names."""
+    """From a list of Ravi and Larochelle and its image files."""
     with table.open(encoding="utf-8", errors="replace", newline="") as file:
         try:
             lines = list(csv.reader(file))
@@ -85,7 +85,7 @@ def _of_table(table: Path, size: int) -> Part:
 
 def _of_cache(path: Path, size: int) -> Rows:
     content = text_keys(load_arrays(path), str(path), "image_data", "class_dict")
-    images = checked_images(content["image_data"], str(path))
+    images = validate_images(content["image_data"], str(path))
     rows_of = {
         name: flat_array(rows, f"class_dict of {path}")
         for name, rows in text_keys(content["class_dict"], f"class_dict of {path}").items()
@@ -109,15 +109,15 @@ def _of_cache(path: Path, size: int) -> Rows:
 
 def _of_category(path: Path, split: str, size: int) -> Rows:
     content = text_keys(load_arrays(path), str(path), "data", "labels")
-    images = checked_images(content["data"], str(path))
-    labels = checked_labels(content["labels"], len(images), str(path))
-    named = {int(label): name for name, label in text_keys(content.get("catname2label", {}), str(path)).items()}
-    names = [named.get(label, f"{split} {label:03d}") for label in labels]
+    images = validate_images(content["data"], str(path))
+    labels = validate_labels(content["labels"], len(images), str(path))
+    name_of = {int(label): name for name, label in text_keys(content.get("catname2label", {}), str(path)).items()}
+    names = [name_of.get(label, f"{split} {label:03d}") for label in labels]
     return Rows.of_labels(names, lambda index: as_input(images[index], size))
 
 
-def checked_images(value: Any, name: str) -> np.ndarray:
-    """uint8 [N, 84, 84, 3]; a list, or an array of objects, is one of mixed sizes."""
+def validate_images(value: Any, name: str) -> np.ndarray:
+    """Images uint8 [N, 84, 84, 3], also from a list or an array of objects; refuses all others."""
     if not isinstance(value, list | np.ndarray):
         raise UsageError(f"expected images in {name}, got {type(value).__name__}; take the published file")
     mixed = isinstance(value, list) or value.dtype == object
@@ -133,8 +133,8 @@ def checked_images(value: Any, name: str) -> np.ndarray:
     return images
 
 
-def checked_labels(value: Any, rows: int, name: str) -> list[int]:
-    """A whole number for each image."""
+def validate_labels(value: Any, rows: int, name: str) -> list[int]:
+    """One integer per image; refuses anything else."""
     labels = flat_array(value, name)
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
         raise UsageError(
@@ -145,5 +145,5 @@ def checked_labels(value: Any, rows: int, name: str) -> list[int]:
 
 
 def as_input(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle of an image [84, 84, 3], as [3, size, size]."""
+    """The centre of an image [84, 84, 3], as [3, size, size]."""
     return centre(image.transpose(2, 0, 1), size)

@@ -1,8 +1,7 @@
 """Omniglot (Lake et al. 2015): 1,623 handwritten characters of 50 alphabets, 20 drawings of each.
 
-28 x 28 grey, ink 255 on 0. The split is that of Vinyals et al. 2016: 1,028 / 172 / 423 characters,
-listed in splits/ as `alphabet/character`. Classes are those characters and, as customary, each of them
-turned by 90, 180 and 270 degrees.
+28 x 28 grey, ink 255 on 0. The split is that of Vinyals et al. 2016: 1,028 / 172 / 423 characters, listed in splits/ as
+`alphabet/character`. Classes are the characters and, as customary, their rotations by 90, 180 and 270 degrees.
 """
 
 from __future__ import annotations
@@ -14,29 +13,29 @@ from PIL import Image
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.sources.class_lists import class_lists
-from pyro_metabayes.data.vision import torchvision
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import cache_folder, cached_arrays, data_file
 from pyro_metabayes.storage.downloads import refuse_unless_allowed
 from pyro_metabayes.storage.untrusted import DAMAGED, read_npz, reason_of
+from pyro_metabayes.vision import torchvision
 
 SIZE = 28
 FILE = "omniglot/omniglot_28.npz"
-TURNED = {"all": SPLITS, "train": ("train",), "none": ()}  # the splits whose characters are turned
+ROTATED_SPLITS = {"all": SPLITS, "train": ("train",), "none": ()}
 
 
 def load(rotations: str = "all") -> Bank:
     """The bank, from METABAYES_DATA/omniglot/omniglot_28.npz, or torchvision's download without it.
 
-    rotations: "all" turns the characters of every split (4,112 / 688 / 1,692 classes, as Snell et al.
+    rotations: "all" rotates the characters of every split (4,112 / 688 / 1,692 classes, as Snell et al.
     2017 and VERSA do), "train" those of the training split only, "none" none.
     """
-    if rotations not in TURNED:
-        raise UsageError(f"expected rotations to be one of {', '.join(TURNED)}, got '{rotations}'")
+    if rotations not in ROTATED_SPLITS:
+        raise UsageError(f"expected rotations to be one of {', '.join(ROTATED_SPLITS)}, got '{rotations}'")
     images, names = _from_file() if os.environ.get("METABAYES_DATA") else _from_torchvision()
     split_of = vinyals_split()
     images = _in_order(images, names, list(split_of))
-    return _bank(images, list(split_of), np.array(list(split_of.values())), TURNED[rotations])
+    return _bank(images, list(split_of), np.array(list(split_of.values())), ROTATED_SPLITS[rotations])
 
 
 def vinyals_split() -> dict[str, str]:
@@ -45,7 +44,7 @@ def vinyals_split() -> dict[str, str]:
 
 
 def to_28(drawings: np.ndarray) -> np.ndarray:
-    """Drawings [N, height, width], ink 255 on 0, made small by Lanczos."""
+    """Drawings [N, height, width], ink 255 on 0, resized to 28 x 28 (Lanczos)."""
     small = [Image.fromarray(drawing).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for drawing in drawings]
     return np.stack([np.asarray(image) for image in small])
 
@@ -90,22 +89,22 @@ def _download() -> dict[str, np.ndarray]:
     return {"images": np.concatenate(images), "names": np.array(names)}
 
 
-def _in_order(images: np.ndarray, names: np.ndarray, wanted: list[str]) -> np.ndarray:
-    """The characters in the order of the lists, the same whatever the source."""
+def _in_order(images: np.ndarray, names: np.ndarray, order: list[str]) -> np.ndarray:
+    """The characters in the order of the lists, for every source of the images."""
     place = {str(name): index for index, name in enumerate(names)}
-    missing = [name for name in wanted if name not in place]
+    missing = [name for name in order if name not in place]
     if missing:
         raise UsageError(
-            f"expected all {len(wanted)} characters of Omniglot, got {len(place)} without {missing[0]}; "
+            f"expected all {len(order)} characters of Omniglot, got {len(place)} without {missing[0]}; "
             "copy or download the data anew"
         )
-    return images[[place[name] for name in wanted]]
+    return images[[place[name] for name in order]]
 
 
-def _bank(images: np.ndarray, names: list[str], splits: np.ndarray, turned: tuple[str, ...]) -> Bank:
-    """Turned characters follow the upright ones as classes of their own."""
+def _bank(images: np.ndarray, names: list[str], splits: np.ndarray, rotated_splits: tuple[str, ...]) -> Bank:
+    """Rotated characters follow the upright ones, as further classes."""
     parts, class_names, class_splits = [images], list(names), [splits]
-    rows = np.flatnonzero(np.isin(splits, turned))
+    rows = np.flatnonzero(np.isin(splits, rotated_splits))
     for quarter in (1, 2, 3) if len(rows) else ():
         parts.append(np.rot90(images[rows], quarter, axes=(2, 3)))
         class_names += [f"{names[row]}/rot{90 * quarter:03d}" for row in rows]

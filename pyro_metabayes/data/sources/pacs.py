@@ -2,9 +2,9 @@
 
 Li, Yang, Song and Hospedales, "Deeper, Broader and Artier Domain Generalization", ICCV 2017 (arXiv 1710.03077). From
 METABAYES_DATA/pacs, as the archive of its authors unpacks: kfold/DOMAIN/CLASS/*.jpg (sketch: *.png). Their split files,
-DOMAIN_train_kfold.txt and DOMAIN_crossval_kfold.txt with a line "DOMAIN/CLASS/FILE LABEL" an image, are looked for in
-pacs/, pacs/kfold/ and pacs/splits/. The label is read off the folder, since editions of these files count from 0 or
-from 1. Without them every tenth image of a class is for validation, as many as they have, but not the same.
+DOMAIN_train_kfold.txt and DOMAIN_crossval_kfold.txt with one line "DOMAIN/CLASS/FILE LABEL" per image, are
+looked for in pacs/, pacs/kfold/ and pacs/splits/. The label is that of the folder, since editions of these files count
+from 0 or from 1. Without split files every tenth image of a class is for validation: as many images, but others.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.domains import domain_bank, domain_rows, leave_one_out
+from pyro_metabayes.data.domains import DomainBank, domain_bank, domain_rows, leave_one_out
 from pyro_metabayes.data.sources.images import all_pixels
 from pyro_metabayes.data.sources.parts import Part
 from pyro_metabayes.errors import UsageError
@@ -24,44 +23,46 @@ DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 SUFFIXES = (".jpg", ".jpeg", ".png")
 FOLDERS = ("", "kfold", "splits")  # where the split files may lie
-WITHDRAWN = "sketch/dog/n02103406_4068-1.png"  # listed, and known to be wrong
+FAULTY = "sketch/dog/n02103406_4068-1.png"  # listed, and known to be wrong
 HINT = "unpack PACS there, as kfold/DOMAIN/CLASS/*.jpg"
 Files = dict[str, list[Path]]
 
 
-def load(target: str = "sketch", validation: str = "", size: int = 84) -> Bank:
+def load(target: str = "sketch", validation: str = "", size: int = 84, train_shift: float = 0.0) -> DomainBank:
     """uint8 images [M, 3, size, size]: the sources' for training and validation, all of the target's for the test.
 
-    target: the domain that is left out. validation: another one that is not trained on but validated on; without it,
-    validation images of every source. size: that every image is squeezed to by Lanczos.
+    target: the domain that is left out of training.
+    validation: a source for validation only; without one, validation uses validation images of every source.
+    size: side of the square to which images are resized (Lanczos).
+    train_shift: largest shift of the features of a training task (domains.DomainBank).
     """
     if size < 1:
         raise UsageError(f"expected data.size >= 1, got {size}")
     domains = leave_one_out(DOMAINS, target, validation)
     root = data_folder("pacs", HINT)
     parts = {split: _part(root, split, names, size) for split, names in domains.items()}
-    return domain_bank("pacs", parts, {"domains": domains, "size": size}, len(CLASSES))
+    return domain_bank("pacs", parts, {"domains": domains, "size": size}, len(CLASSES), train_shift)
 
 
 def _part(root: Path, split: str, domains: Sequence[str], size: int) -> Part:
-    found = {domain: files_of(root, domain, split) for domain in domains}
-    files = [file for classes in found.values() for its in classes.values() for file in its]
-    return Part(files, partial(domain_rows, split, found, lambda paths: all_pixels(paths, size)))
+    images = {domain: files_of(root, domain, split) for domain in domains}
+    files = [file for classes in images.values() for names in classes.values() for file in names]
+    return Part(files, partial(domain_rows, split, images, lambda paths: all_pixels(paths, size)))
 
 
 def files_of(root: Path, domain: str, split: str) -> Files:
-    """The images of each class of a domain; of all of them for the test, where the domain is the target."""
+    """The images of each class of a domain, which is the target if the split is test: then all of its images."""
     every = {name: _images(root / "kfold" / domain / name) for name in CLASSES}
     if split == "test":
         return every
-    train, crossval = (_listed(root, domain, part) for part in ("train", "crossval"))
+    train, crossval = (_names_in_list(root, domain, part) for part in ("train", "crossval"))
     if train is None or crossval is None:
-        return {name: _tenths(its, split == "val") for name, its in every.items()}
+        return {name: _tenths(files, split == "val") for name, files in every.items()}
     if both := sorted(train & crossval):
-        raise UsageError(f"expected each image of {domain} in one split file, got {both[0]} in two; mend them")
-    listed = train if split == "train" else crossval
-    _refuse_absent(listed, every, domain)
-    return {name: [file for file in its if f"{domain}/{name}/{file.name}" in listed] for name, its in every.items()}
+        raise UsageError(f"expected each image of {domain} in one split file, got {both[0]} in two; fix them")
+    names = train if split == "train" else crossval
+    _refuse_absent(names, every, domain)
+    return {name: [file for file in files if f"{domain}/{name}/{file.name}" in names] for name, files in every.items()}
 
 
 def _tenths(files: Sequence[Path], validation: bool) -> list[Path]:
@@ -72,26 +73,26 @@ def _tenths(files: Sequence[Path], validation: bool) -> list[Path]:
 def _images(folder: Path) -> list[Path]:
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     images = [file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
-    images = [file for file in images if not file.as_posix().endswith(WITHDRAWN)]
+    images = [file for file in images if not file.as_posix().endswith(FAULTY)]
     if not images:
         raise UsageError(f"expected images in {folder}, got none; {HINT}")
     return images
 
 
-def _listed(root: Path, domain: str, part: str) -> set[str] | None:
+def _names_in_list(root: Path, domain: str, part: str) -> set[str] | None:
     """DOMAIN/CLASS/FILE of every image that a split file names; None where there is no such file."""
     for folder in FOLDERS:
         path = root / folder / f"{domain}_{part}_kfold.txt"
         if path.is_file():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            return {line.split()[0] for line in lines if line.strip()} - {WITHDRAWN}
+            return {line.split()[0] for line in lines if line.strip()} - {FAULTY}
     return None
 
 
-def _refuse_absent(listed: set[str], images: Files, domain: str) -> None:
-    there = {f"{domain}/{name}/{file.name}" for name, its in images.items() for file in its}
-    if absent := sorted(listed - there):
+def _refuse_absent(names: set[str], images: Files, domain: str) -> None:
+    there = {f"{domain}/{name}/{file.name}" for name, files in images.items() for file in files}
+    if absent := sorted(names - there):
         raise UsageError(
             f"expected every image that the split files of {domain} name, got no {absent[0]} ({len(absent)} of "
-            f"{len(listed)} are absent); unpack PACS anew, or remove the split files"
+            f"{len(names)} are absent); unpack PACS anew, or remove the split files"
         )

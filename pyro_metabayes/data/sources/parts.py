@@ -1,4 +1,4 @@
-"""Data sets that are converted once, one part (a split) at a time, and from then on read as they lie in the cache."""
+"""Data sets that are converted once, one part (a split) at a time, and afterwards read from the cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
 
 @dataclass(frozen=True)
 class Rows:
-    """What a part consists of: its inputs, class after class; classes stand in the order of their names."""
+    """The inputs of a part, class after class; classes are sorted by name."""
 
     class_sizes: Mapping[str, int]
     inputs: Iterable[np.ndarray]  # sum of class_sizes arrays, all of one shape and type
@@ -38,18 +38,18 @@ class Rows:
 
 @dataclass(frozen=True)
 class Part:
-    """One split of a data set in its published form: the files it stands in, and how to read them."""
+    """One split of a data set in its published form: its files, and how to read them."""
 
     files: Sequence[Path]
     read: Callable[[], Rows]
 
 
 def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]) -> Bank:
-    """The bank of the converted parts; those that the cache does not have are converted first.
+    """The bank of the converted parts; parts that are not in the cache are converted first.
 
-    A part lies in the cache as NAME/SPLIT-KEY.npy, with its classes in a .json beside it, which is written
-    last. KEY is of the settings and of the part's files with their sizes and times. So an interrupted
-    conversion keeps the parts that it has finished, and changed files are converted again.
+    A part is cached as NAME/SPLIT-KEY.npy, with its classes in a .json of the same name, which is written last. KEY is
+    a hash of the settings and of the files with their sizes and times. An interrupted conversion therefore keeps its
+    finished parts, and changed files are converted again.
     """
     paths = {split: _path(name, split, parts[split], settings) for split in SPLITS}
     for split, path in paths.items():
@@ -62,7 +62,7 @@ def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]
         shapes = ", ".join(f"{list(array.shape[1:])} in {split}" for split, array in zip(paths, arrays, strict=True))
         raise UsageError(f"expected inputs of one shape in all splits of {name}, got {shapes}; take one source for all")
     inputs = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
-    np.concatenate(arrays, out=inputs)  # the parts are mapped, so this is the only copy in memory
+    np.concatenate(arrays, out=inputs)  # the parts are memory-mapped: this is the only copy
     sizes = [size for split in SPLITS for size in classes[split].values()]
     ends = np.cumsum([len(classes[split]) for split in SPLITS])
     return Bank(
@@ -74,7 +74,7 @@ def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]
 
 
 def refuse_shared(names: Mapping[str, Sequence[str]], source: object) -> None:
-    """Every split has classes, and none has one of another's: test classes are never trained on."""
+    """Refuse empty splits, and classes in more than one split: test classes are not seen in training."""
     if empty := [split for split in SPLITS if not names[split]]:
         raise UsageError(f"expected classes in every split of {source}, got none in {empty[0]}; bring some")
     for one, other in itertools.combinations(SPLITS, 2):
@@ -86,7 +86,7 @@ def refuse_shared(names: Mapping[str, Sequence[str]], source: object) -> None:
 
 
 def _path(name: str, split: str, part: Part, settings: Mapping[str, object]) -> Path:
-    times = [(str(file.absolute()), (seen := file.stat()).st_size, seen.st_mtime_ns) for file in part.files]
+    times = [(str(file.absolute()), (status := file.stat()).st_size, status.st_mtime_ns) for file in part.files]
     key = sha256(repr((sorted(settings.items()), times)).encode()).hexdigest()[:16]
     return cache_folder() / name / f"{split}-{key}.npy"
 
@@ -115,7 +115,7 @@ def _read(part: Part, what: str) -> Rows:
         return part.read()
     except UsageError:
         raise
-    except DAMAGED as error:  # arrays in the place of others
+    except DAMAGED as error:
         raise UsageError(
             f"expected {what} in a published form in {part.files[0]}, got another ({type(error).__name__}: "
             f"{reason_of(error)}); take the published file"
@@ -123,7 +123,7 @@ def _read(part: Part, what: str) -> Rows:
 
 
 def _fill(path: Path, what: str, rows: Rows) -> None:
-    """Row by row, so that no more than one of them is held in memory."""
+    """Write row by row, with one row in memory."""
     total = sum(rows.class_sizes.values())
     if total == 0:
         raise UsageError(f"expected at least one input in {what}, got none; bring data")
@@ -135,7 +135,7 @@ def _fill(path: Path, what: str, rows: Rows) -> None:
         "shape": (total, *first.shape),
     }
     values = itertools.chain([first], inputs)
-    with path.open("wb") as file:  # written, not mapped: a full disk would end a process that has mapped it
+    with path.open("wb") as file:  # not memory-mapped: on a full disk that would kill the process
         np.lib.format.write_array_header_1_0(file, header)
         for value in tqdm(values, total=total, desc=f"convert {what}", unit="row", disable=None):
             if (row := np.asarray(value, first.dtype)).shape != first.shape:

@@ -1,4 +1,4 @@
-"""Sines and straight lines in one stream: few points do not tell which of the two a task is."""
+"""Sines and straight lines in one stream; a few points do not determine the family of a task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAMILIES = ("sine", "line")
 class Functions:
     """The true functions of a block of tasks; called with x [T, N, 1] they give y without noise."""
 
-    family: Tensor  # [T], the place in FAMILIES
+    family: Tensor  # [T], index in FAMILIES
     amplitude: Tensor  # [T, 1, 1], as all that follow; both families' numbers are drawn for every task
     phase: Tensor
     slope: Tensor
@@ -36,9 +36,11 @@ class Functions:
 class SineAndLine:
     """y = A sin(x - phase) or y = slope x + intercept, one task in two each, plus N(0, noise^2).
 
-    x ~ U[-5, 5], A ~ U[0.1, 5], phase ~ U[0, pi], slope and intercept ~ U[-3, 3]. (Finn et al. 2018;
-    Rusu et al. 2019, figure 2.) fewest: with it above 0 a task has any number of support points from
-    `fewest` to task.shot, all equally likely, the rest masked; 0 gives every task all of them.
+    x ~ U[-5, 5], A ~ U[0.1, 5], phase ~ U[0, pi], slope and intercept ~ U[-3, 3]. (Finn et al. 2018; Rusu et al. 2019,
+    figure 2.)
+
+    fewest: 0 gives every task task.shot support points. Above 0, their number is uniform from `fewest` to task.shot,
+        and the rest is masked.
     """
 
     noise: float = 0.3
@@ -52,9 +54,9 @@ class SineAndLine:
             raise UsageError(f"expected a finite noise > 0 and fewest >= 0, got {self}; change data.*")
 
     def functions(self, generator: Generator) -> Functions:
-        """The first thing that a block draws: functions(generator_of(seed, split, b)) are those of block b.
+        """The true functions of block b are functions(generator_of(seed, split, b)): a block draws them first.
 
-        They are no part of the episodes, where a guide could look its task up.
+        They are not part of the episodes, where a guide could read them.
         """
 
         def uniform(low: float, high: float) -> Tensor:
@@ -84,7 +86,7 @@ class SineAndLine:
         return draw
 
     def _support_mask(self, shot: int, generator: Generator) -> Tensor:
-        """[T, S]: the first so many points of each task."""
+        """True for the unmasked support points [T, S], which come first."""
         counts = torch.full((BLOCK, 1), shot)
         if self.fewest:
             counts = torch.randint(self.fewest, shot + 1, (BLOCK, 1), generator=generator)

@@ -1,4 +1,4 @@
-"""Sinusoids of random amplitude and phase: the regression that MAML was shown on."""
+"""Sinusoids of random amplitude and phase, the regression tasks of the MAML paper."""
 
 from __future__ import annotations
 

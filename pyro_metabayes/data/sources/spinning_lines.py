@@ -1,4 +1,4 @@
-"""Lines whose slope hangs on the inputs alone: a task that can be solved without a label."""
+"""Lines whose slope depends on the inputs alone: tasks that can be solved without labels."""
 
 from __future__ import annotations
 

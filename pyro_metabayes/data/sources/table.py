@@ -1,4 +1,4 @@
-"""Columns of numbers from a CSV file, or one line that says what is wrong where."""
+"""Columns of numbers from a CSV file; errors name the line."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ Cells = Sequence[str]
 
 def read_columns(path: Path, keys: str, numbers: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """The cells of column `keys` as they stand, and those of the columns `numbers` as finite float64 [N, columns]."""
-    names: dict[str, str] = {}  # of a name that comes again one copy is kept
-    found, values = [], array("d")
+    names: dict[str, str] = {}  # one copy of each string
+    keys_of_rows, values = [], array("d")
     for line, (name, *cells) in _rows(path, [keys, *numbers]):
-        filled = _filled(name, keys, line, path)
-        found.append(names.setdefault(filled, filled))
-        values.extend(_number(cell, its, line, path) for its, cell in zip(numbers, cells, strict=True))
-    if not found:
+        key = _key(name, keys, line, path)
+        keys_of_rows.append(names.setdefault(key, key))
+        values.extend(_number(cell, column, line, path) for column, cell in zip(numbers, cells, strict=True))
+    if not keys_of_rows:
         raise UsageError(f"expected rows below the header of {path}, got none; bring data")
-    return found, np.frombuffer(values).reshape(len(found), -1)
+    return keys_of_rows, np.frombuffer(values).reshape(len(keys_of_rows), -1)
 
 
-def _rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, Cells]]:
-    """The line of the file, and its cells of the columns `wanted`, row by row."""
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
+    """The line of the file, and its cells of the columns, row by row."""
     if not path.is_file():
-        raise UsageError(f"expected a CSV file, found none at {path}; mend data.path")
+        raise UsageError(f"expected a CSV file, found none at {path}; fix data.path")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file, strict=True)
             header = [name.strip() for name in next(lines, [])]
-            _check_header(header, wanted, path)
-            places = [header.index(name) for name in wanted]
+            _check_header(header, columns, path)
+            places = [header.index(name) for name in columns]
             for line in filter(any, lines):
                 _check_length(line, header, lines.line_num, path)
                 yield lines.line_num, [line[place] for place in places]
@@ -45,13 +45,13 @@ def _rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, Cells]]:
         raise UsageError(f"expected a CSV file in UTF-8 at {path}, got one with '{error}'; save it anew") from None
 
 
-def _check_header(header: Sequence[str], wanted: Sequence[str], path: Path) -> None:
-    for name in wanted:
+def _check_header(header: Sequence[str], columns: Sequence[str], path: Path) -> None:
+    for name in columns:
         if header.count(name) != 1:
             how_many = "several" if name in header else "none"
             there = ", ".join(header) or "no header"
             raise UsageError(
-                f"expected one column '{name}' in {path}, got {how_many}; there are: {there}; mend data.group, "
+                f"expected one column '{name}' in {path}, got {how_many}; there are: {there}; fix data.group, "
                 "data.predictors or data.response, or separate the columns with commas"
             )
 
@@ -61,7 +61,7 @@ def _check_length(line: Cells, header: Cells, number: int, path: Path) -> None:
         raise UsageError(f"expected {len(header)} cells as in the header, got {len(line)} on line {number} of {path}")
 
 
-def _filled(cell: str, name: str, line: int, path: Path) -> str:
+def _key(cell: str, name: str, line: int, path: Path) -> str:
     if not cell.strip():
         raise UsageError(f"expected a name in column '{name}', got no text on line {line} of {path}; drop the row")
     return cell.strip()
@@ -74,7 +74,7 @@ def _number(cell: str, name: str, line: int, path: Path) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise UsageError(
-            f"expected a finite number in column '{name}', got '{cell}' on line {line} of {path}; mend or drop the row "
+            f"expected a finite number in column '{name}', got '{cell}' on line {line} of {path}; fix or drop the row "
             "(a column of text: code it as numbers)"
         )
     return value

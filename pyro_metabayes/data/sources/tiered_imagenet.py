@@ -16,7 +16,7 @@ import numpy as np
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.sources.images import centre, pixels
-from pyro_metabayes.data.sources.mini_imagenet import SIDE, as_input, checked_images, checked_labels, refuse_size
+from pyro_metabayes.data.sources.mini_imagenet import SIDE, as_input, refuse_size, validate_images, validate_labels
 from pyro_metabayes.data.sources.parts import Part, Rows, bank_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import data_folder
@@ -32,7 +32,7 @@ HINT = (
 def load(size: int = SIDE) -> Bank:
     """uint8 images [779165, 3, size, size], converted once and kept in the cache (16.5 GB there and in memory).
 
-    size: 84, or the side of a square from the middle of the images (80 in SIB's evaluation).
+    size: 84, or the side of a centre crop (80 in the evaluation of SIB).
     """
     refuse_size(size)
     folder = data_folder("tiered_imagenet", HINT)
@@ -41,27 +41,25 @@ def load(size: int = SIDE) -> Bank:
 
 def _part(folder: Path, split: str, size: int) -> Part:
     labels = folder / f"{split}_labels.pkl"
-    packed, unpacked = folder / f"{split}_images_png.pkl", folder / f"{split}_images.npz"
-    images = packed if packed.is_file() else unpacked
+    png_files, array_file = folder / f"{split}_images_png.pkl", folder / f"{split}_images.npz"
+    images = png_files if png_files.is_file() else array_file
     for path in (images, labels):
         if not path.is_file():
             raise UsageError(f"expected a file at {path}, got none; {HINT}")
-    read = _of_packed if images == packed else _of_unpacked
+    read = _rows_of_files if images == png_files else _rows_of_array
     return Part([images, labels], lambda: read(images, labels, split, size))
 
 
-def _of_packed(images: Path, labels: Path, split: str, size: int) -> Rows:
+def _rows_of_files(images: Path, labels: Path, split: str, size: int) -> Rows:
     files = load_arrays(images)
     if not isinstance(files, list | np.ndarray):
         raise UsageError(
             f"expected a list of PNG files in {images}, got {type(files).__name__}; take the published file"
         )
-    return Rows.of_labels(
-        _names(labels, len(files), split), lambda row: centre(_decoded(files[row], row, images), size)
-    )
+    return Rows.of_labels(_names(labels, len(files), split), lambda row: centre(_decode(files[row], row, images), size))
 
 
-def _decoded(file: Any, row: int, source: Path) -> np.ndarray:
+def _decode(file: Any, row: int, source: Path) -> np.ndarray:
     """A PNG file, pickled as an array of bytes, or as a string."""
     try:
         if not isinstance(file, str | bytes | np.ndarray):
@@ -79,21 +77,21 @@ def _decoded(file: Any, row: int, source: Path) -> np.ndarray:
     return image
 
 
-def _of_unpacked(images: Path, labels: Path, split: str, size: int) -> Rows:
+def _rows_of_array(images: Path, labels: Path, split: str, size: int) -> Rows:
     try:
-        published = read_npz(images)["images"][..., ::-1]
+        content = read_npz(images)["images"][..., ::-1]
     except DAMAGED as error:
         reason = reason_of(error)
         raise UsageError(f"expected an array 'images' in {images}, got {reason}; copy or download it anew") from None
-    array = checked_images(published, str(images))
+    array = validate_images(content, str(images))
     return Rows.of_labels(_names(labels, len(array), split), lambda row: as_input(array[row], size))
 
 
 def _names(path: Path, rows: int, split: str) -> list[str]:
-    """Class name of each image; classes are numbered from 0 in each split, and words may be shared."""
+    """Class name of each image. Numbers keep the names unique: classes of different splits may share a word."""
     content = text_keys(load_arrays(path), str(path))
     key = "label_specific" if "label_specific" in content else "labels"
-    labels = checked_labels(text_keys(content, str(path), key)[key], rows, str(path))
+    labels = validate_labels(text_keys(content, str(path), key)[key], rows, str(path))
     names = content.get("label_specific_str")
     if names is None:
         return [f"{split} {label:03d}" for label in labels]

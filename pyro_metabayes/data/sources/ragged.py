@@ -1,4 +1,4 @@
-"""Sets of points of any size: side by side in memory, padded where tasks are made of them."""
+"""Sets of points of any size: contiguous in memory, padded when tasks are made of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from torch import Generator, Tensor
 
 from pyro_metabayes.episodes import Episodes
 
-# A random key for every place of a padded table, or, where that would be more of them, for every point. Part of what
-# defines a task.
+# Above this number of random keys for a padded table, one key per point is drawn instead. Part of what defines a task.
 MOST_KEYS = 2**22
 
 
@@ -27,13 +26,13 @@ class Ragged:
         return cls(points[place.argsort(stable=True)], torch.bincount(place))
 
     def rows(self, sets: Tensor) -> Tensor:
-        """Which points these sets have, one set after the other."""
+        """Row numbers of the points of these sets, one set after the other."""
         sizes = self.sizes[sets]
         before = (self.sizes.cumsum(0) - self.sizes)[sets] - (sizes.cumsum(0) - sizes)
         return before.repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
 
-    def shuffled(self, sets: Tensor, generator: Generator) -> Tensor:
-        """The same, in a random order within each set."""
+    def shuffled_rows(self, sets: Tensor, generator: Generator) -> Tensor:
+        """As `rows`, in random order within each set."""
         sizes, longest = self.sizes[sets], int(self.sizes.max())
         if len(sets) * longest > MOST_KEYS:
             keys = torch.rand(int(sizes.sum()), generator=generator)
@@ -46,10 +45,10 @@ class Ragged:
 
 @dataclass(frozen=True)
 class RaggedTasks:
-    """A block of tasks, a set each: `tasks` pads those that are asked for, to the longest of them.
+    """A block of tasks, one per set; `tasks` pads the requested ones to the longest of them.
 
-    sets [B]; rows: the points of the sets, one set after the other; the first `shot` of a set are support, but never
-    all of them; of the rest as many as `query` are queries.
+    sets [B]; rows: the points of the sets, one set after the other. The first `shot` points of a set are the support
+    set, which never contains all of them. At most `query` of the rest are queries.
     """
 
     ragged: Ragged

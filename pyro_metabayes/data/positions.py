@@ -1,0 +1,50 @@
+"""Random positions without replacement, for a whole block of tasks at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+# Above this number of random keys, positions are sampled one after the other instead of by a partial sort. Part of
+# what defines a task.
+MOST_KEYS = 2**21
+
+
+def random_positions(sizes: Tensor, number: int, largest: int, generator: Generator) -> Tensor:
+    """`number` different positions below each of `sizes` [B, C], in random order: [B, C, number].
+
+    largest: the largest class of the bank, which fixes how many random numbers are used.
+    """
+    if sizes.numel() * largest > MOST_KEYS:
+        return sequential_positions(sizes, number, generator)
+    keys = torch.rand(*sizes.shape, largest, generator=generator, dtype=torch.float64)
+    if int(sizes.min()) < largest:
+        keys.masked_fill_(torch.arange(largest) >= sizes.unsqueeze(-1), -1.0)
+    return _places_of_largest(keys, number)
+
+
+def sequential_positions(sizes: Tensor, number: int, generator: Generator) -> Tensor:
+    """As `random_positions`, at a cost that does not depend on the sizes.
+
+    For j = size - number, ..., size - 1: take a random one of 0, ..., j, or j itself if that one was taken before. All
+    subsets are equally likely (Bentley and Floyd 1987, "A sample of brilliance"), but their orders are not, so the
+    order is drawn at the end.
+    """
+    positions = torch.empty(*sizes.shape, number, dtype=torch.int64)
+    for i in range(number):
+        last = sizes - number + i
+        candidate = (torch.rand(sizes.shape, generator=generator, dtype=torch.float64) * (last + 1)).long()
+        duplicate = (positions[..., :i] == candidate.unsqueeze(-1)).any(-1)
+        positions[..., i] = torch.where(duplicate, last, candidate)
+    return positions.gather(-1, torch.rand(positions.shape, generator=generator, dtype=torch.float64).argsort(-1))
+
+
+def _places_of_largest(keys: Tensor, number: int) -> Tensor:
+    """keys.topk(number).indices along the last axis, in half the time: numpy partitions before it sorts. No ties."""
+    values = keys.numpy()
+    if number == values.shape[-1]:
+        return keys.argsort(-1, descending=True)
+    largest = np.argpartition(values, -number, axis=-1)[..., -number:]
+    order = np.take_along_axis(values, largest, axis=-1).argsort(-1)[..., ::-1]
+    return torch.from_numpy(np.take_along_axis(largest, order, axis=-1))
