@@ -18,7 +18,7 @@ import pyro
 import torch
 
 from benchmarks import (
-    compiled,
+    compilation,
     conditional,
     evaluation,
     gradient,
@@ -46,7 +46,7 @@ CASES = {
     "memory": memory.rows,
     "start": start.rows,
     "slopes": slopes.rows,
-    "compiled": compiled.rows,
+    "compiled": compilation.rows,
 }
 LONG = {
     "soak": soak.rows,

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from benchmarks.watched import EVERY
+from benchmarks.watch import EVERY
 
 FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.measure import Row, Spread, interleaved, rows_of
 from benchmarks.setting import Size, learner, stepping, tasks
-from benchmarks.watched import Watched, watched
+from benchmarks.watch import Watched, watched
 from pyro_metabayes.data.sources import groups
 
 WIDTH, CLASSES, PIECE = 64, 1000, 100_000

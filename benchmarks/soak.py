@@ -15,7 +15,7 @@ from scipy.stats import t
 
 from benchmarks.measure import Row, Spread
 from benchmarks.setting import Size
-from benchmarks.watched import MEGABYTE, Look, watched
+from benchmarks.watch import MEGABYTE, Look, watched
 
 STRETCHES = 10
 FEATURES = ("data=gaussian_features", "data.num_features=16", "task.query=5", "train.tasks_per_step=4")

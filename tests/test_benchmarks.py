@@ -15,7 +15,7 @@ from benchmarks.__main__ import CASES, LONG, main
 from benchmarks.counted import in_use
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.budget import deadlines
-from benchmarks.gpu.configured import Setting, names
+from benchmarks.gpu.guide_setting import Setting, names
 from benchmarks.gpu.noise import NoiseOfCpu
 from benchmarks.gpu.result import Run, compared
 from benchmarks.gpu.same_loss import agreement

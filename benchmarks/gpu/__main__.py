@@ -17,7 +17,7 @@ from typing import Any
 import pyro
 import torch
 
-from benchmarks.gpu import compiled, graphs, guides, images, rates, same_loss
+from benchmarks.gpu import compilation, graphs, guides, images, rates, same_loss
 from benchmarks.gpu.budget import deadlines
 from benchmarks.gpu.device import description, found
 from benchmarks.gpu.result import FAILED, Result, Run
@@ -30,7 +30,7 @@ SECTIONS: dict[str, tuple[Callable[[Run], Iterator[list[Result]]], float]] = {  
     "loss": (same_loss.rows, 0.1),
     "tasks": (rates.rows, 0.25),
     "images": (images.rows, 0.2),
-    "compiled": (compiled.rows, 0.15),
+    "compiled": (compilation.rows, 0.15),
     "graphs": (graphs.rows, 0.05),  # last: a capture that fails may leave the device in any state
 }
 CHECKS = ("guides", "loss")

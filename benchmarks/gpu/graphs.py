@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.gpu.compiled import TASKS, eager, sib
+from benchmarks.gpu.compilation import TASKS, eager, sib
 from benchmarks.gpu.result import NOT_RUN, Result, Run, compared
 from benchmarks.measure import Way
 from benchmarks.setting import Size, tasks

@@ -10,9 +10,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import configured
-from benchmarks.gpu.configured import Setting
+from benchmarks.gpu import guide_setting
 from benchmarks.gpu.device import clock_of, refusing_to_wait
+from benchmarks.gpu.guide_setting import Setting
 from benchmarks.gpu.result import FAILED, Result, Run
 from benchmarks.measure import Spread
 from pyro_metabayes.experiments.cli.distributed import fabric_alone
@@ -23,7 +23,7 @@ STEPS = 50
 
 
 def rows(run: Run) -> Iterator[list[Result]]:
-    for name in configured.names():
+    for name in guide_setting.names():
         yield run.attempt(name, "training", partial(_trained, name, run))
 
 

@@ -13,9 +13,9 @@ from functools import partial
 import pyro
 import torch
 
-from benchmarks.gpu import configured
-from benchmarks.gpu.configured import Setting
+from benchmarks.gpu import guide_setting
 from benchmarks.gpu.device import without_tf32
+from benchmarks.gpu.guide_setting import Setting
 from benchmarks.gpu.noise import NoiseOfCpu
 from benchmarks.gpu.result import FAILED, PASSED, Result, Run
 from benchmarks.measure import Spread
@@ -26,7 +26,7 @@ TOLERANCE = 1e-4  # relative
 
 
 def rows(run: Run) -> Iterator[list[Result]]:
-    for name in configured.names():
+    for name in guide_setting.names():
         yield run.attempt(name, "loss", partial(_compared, name, run))
 
 

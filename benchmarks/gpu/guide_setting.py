@@ -18,7 +18,7 @@ from pyro_metabayes import Episodes, MetaLearner
 from pyro_metabayes.build import build
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.experiments.cli.command import CONF
-from pyro_metabayes.experiments.cli.config import Config, register, typed
+from pyro_metabayes.experiments.cli.config import Config, config_from, register
 
 CLASSES = ("data=gaussian_features",)
 SUITED = {  # guides that are not for few-shot classes; partial_pooling takes groups without support points
@@ -64,7 +64,7 @@ def composed(name: str, toy: bool) -> Config:
     chosen = [f"guide={name}", *SUITED.get(name, CLASSES), *(SMALL if toy and name not in SUITED else ())]
     choices = [f"choices.guide={name}", "choices.data=simulated"]  # else Hydra's own, known in its jobs alone
     with initialize_config_dir(CONF, version_base="1.3"):
-        return typed(compose("config", [*chosen, *choices]))
+        return config_from(compose("config", [*chosen, *choices]))
 
 
 def specification(config: Config, source: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.compiled import compile_pure
+from benchmarks.compilation import compile_pure
 from benchmarks.gpu.result import Result, Run, compared
 from benchmarks.measure import Way
 from benchmarks.setting import Size, learner, stepping, tasks
