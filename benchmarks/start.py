@@ -1,4 +1,4 @@
-"""Case 8: the CPU time of a cold start: what the imports cost, and the command that says what there is."""
+"""Case 8: CPU time of a cold start: of the imports, and of --help."""
 
 from __future__ import annotations
 

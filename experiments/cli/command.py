@@ -59,17 +59,22 @@ def run_command(
                 raise
             failures.append(report_failure(error))  # here: a launcher may run the job in another process
 
-    try:
-        run_program(hydra.main(version_base="1.3", config_path=config_folder, config_name=config_name)(job))
-    except Exception as error:  # of a launcher: errors of a job are handled in the job
-        if not in_sweep():
-            raise
-        begun = unfinished_jobs() or "no job is left unfinished"
-        sys.exit(f"error: the launcher failed: {type(error).__name__}: {one_line(error)}; {begun}")
+    _launch(hydra.main(version_base="1.3", config_path=config_folder, config_name=config_name)(job))
     if summary := unfinished_jobs():
         sys.exit(f"error: {summary}")
     if failures:
         sys.exit(1)
+
+
+def _launch(program: Callable[[], object]) -> None:
+    """Run a Hydra program; errors of a launcher get one line, errors of a job are handled in the job."""
+    try:
+        run_program(program)
+    except Exception as error:
+        if not in_sweep():
+            raise
+        begun = unfinished_jobs() or "no job is left unfinished"
+        sys.exit(f"error: the launcher failed: {type(error).__name__}: {one_line(error)}; {begun}")
 
 
 def report_failure(error: Exception) -> str:

@@ -70,7 +70,7 @@ def interruption_message() -> str:
     if not Sweep.folder:
         return ""
     stop = STOPPED_BY.get(Sweep.launcher)
-    jobs = f"its jobs are still running: wait for them, or stop them ({stop}); then " if stop else ""
+    jobs = f"the jobs are still running: wait for them, or stop them ({stop}); then " if stop else ""
     return f"interrupted; {jobs}{_continuation(Sweep.folder)}"
 
 

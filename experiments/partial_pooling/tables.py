@@ -37,11 +37,11 @@ def _distance_cells(
     cells = {}
     for i, feature in enumerate(random):
         for title, subset in subsets.items():
-            cells[f"off: {feature}{title}"] = spread(
+            cells[f"distance: {feature}{title}"] = spread(
                 [mean_distance(estimates, reference, subset)[i] for estimates in seeds], 4
             )
         ratios = [(estimates.effects_sd[:, i] / reference.effects_sd[:, i]).mean().item() for estimates in seeds]
-        cells[f"its sd / ML: {feature}"] = spread(ratios, 3)
+        cells[f"sd / ML: {feature}"] = spread(ratios, 3)
     return cells
 
 

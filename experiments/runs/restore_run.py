@@ -45,7 +45,7 @@ def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
     """The checkpoint of a run; refuses a run that has not taken all steps."""
     state = checkpoint.load(within(folder, "checkpoint.pt"))
     if "training" not in state:
-        raise UsageError(f"expected the checkpoint of a run in {folder}, got one without its training")
+        raise UsageError(f"expected the checkpoint of a run in {folder}, got one without the state of the training")
     with expecting(f"the checkpoint of a run in {folder}"):
         step, num_steps = count_of(state["training"]["step"]), config.train.steps
         count_of(state["training"]["skipped"])
