@@ -37,12 +37,12 @@ def ways(per_class: int) -> dict[str, Callable[[], object]]:
     images = bank.inputs.view(100, per_class, FEATURES)
 
     def stacked() -> list[Tensor]:
-        drawn = []
+        batches = []
         for _ in range(BLOCK):
             labels = numbers.choice(100, WAY, replace=False)
             rows = [label * per_class + numbers.choice(per_class, SHOT + QUERY, replace=False) for label in labels]
-            drawn.append(bank.inputs[torch.from_numpy(np.concatenate(rows))])
-        return drawn
+            batches.append(bank.inputs[torch.from_numpy(np.concatenate(rows))])
+        return batches
 
     def looped() -> list[Tensor]:
         tasks = [_one_task(images, of_class, numbers) for _ in range(BLOCK)]
@@ -73,11 +73,11 @@ def _one_task(
     support_y, query_y = torch.empty(WAY * SHOT, dtype=torch.long), torch.empty(WAY * QUERY, dtype=torch.long)
     for c, label in enumerate(numbers.choice(len(of_class), WAY, replace=False)):
         places = of_class[label]
-        chosen = [places[i] for i in numbers.choice(len(places), SHOT + QUERY, replace=False)]
-        for j, image in enumerate(chosen[:SHOT]):
+        sampled = [places[i] for i in numbers.choice(len(places), SHOT + QUERY, replace=False)]
+        for j, image in enumerate(sampled[:SHOT]):
             support[c * SHOT + j].copy_(images[image])
             support_y[c * SHOT + j] = c
-        for j, image in enumerate(chosen[SHOT:]):
+        for j, image in enumerate(sampled[SHOT:]):
             query[c * QUERY + j].copy_(images[image])
             query_y[c * QUERY + j] = c
     order, query_order = torch.randperm(len(support)), torch.randperm(len(query))

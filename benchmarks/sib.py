@@ -35,13 +35,13 @@ def _raw() -> RawSib:
 
 def reference(raw: RawSib, data: Tasks) -> Callable[[], None]:
     """As many steps as there are tasks, each on one of them."""
-    each = [
+    steps_of_tasks = [
         make_step(raw.parameters(), lambda t=t: raw.one_loss(data.support[t], data.query[t], data.labels[t]))
         for t in range(len(data.query))
     ]
 
     def steps() -> None:
-        for step in each:
+        for step in steps_of_tasks:
             step()
 
     return steps

@@ -56,8 +56,8 @@ def _measure(name: str, settings: Sequence[str], steps: int) -> list[Row]:
 def slope(steps: Sequence[int], values: Sequence[int]) -> Spread:
     """By least squares, with its 95% interval by the jackknife over stretches."""
     x, y, places = np.array(steps), np.array(values), np.arange(len(steps))
-    every = float(np.polyfit(x, y, 1)[0])
-    kept = [np.delete(places, gone) for gone in np.array_split(places, STRETCHES)]
+    full_slope = float(np.polyfit(x, y, 1)[0])
+    kept = [np.delete(places, left_out) for left_out in np.array_split(places, STRETCHES)]
     without = np.array([np.polyfit(x[some], y[some], 1)[0] for some in kept])
     half_width = float(t.ppf(0.975, STRETCHES - 1) * np.sqrt((STRETCHES - 1) * without.var()))
-    return Spread(every, every - half_width, every + half_width)
+    return Spread(full_slope, full_slope - half_width, full_slope + half_width)

@@ -108,8 +108,8 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
 def draw(entries: Sequence[ScoredRow], path: Path) -> Path:
     """Left: every row under its training settings. Right: learners also evaluated on other query sets."""
     rows = [entry for entry in entries if not entry.changes]
-    others = [entry for entry in entries if entry.changes and entry.same_guide]
-    figure, axes = new_figure(2 if others else 1)
+    reevaluated = [entry for entry in entries if entry.changes and entry.same_guide]
+    figure, axes = new_figure(2 if reevaluated else 1)
     figure.set_size_inches(6.2 * len(axes), 0.2 * len(rows) + 2.0)
     for place, entry in enumerate(rows):
         mean, ci95 = accuracy_of(entry)
@@ -118,8 +118,8 @@ def draw(entries: Sequence[ScoredRow], path: Path) -> Path:
     names = [f"{entry.row.label} ({entry.row.part})" for entry in rows]
     axes[0].set_yticks([-place for place in range(len(rows))], names, fontsize=7)
     axes[0].set(xlabel="accuracy, %", title="training and evaluation as named")
-    if others:
-        _draw_query_sets(axes[1], others)
+    if reevaluated:
+        _draw_query_sets(axes[1], reevaluated)
         figure.legend(
             *axes[1].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=7
         )

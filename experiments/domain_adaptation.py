@@ -82,8 +82,10 @@ def tables(
     study: Mapping[str, Any], methods: Mapping[str, Accuracies]
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """All methods, and the differences of the pairs [method, baseline] of the study."""
-    pairs = [(one, other) for one, other in study["pairs"] if one in methods and other in methods]
-    gains = [difference_row(f"{one} less {other}", methods[one], methods[other]) for one, other in pairs]
+    pairs = [(method, baseline) for method, baseline in study["pairs"] if method in methods and baseline in methods]
+    gains = [
+        difference_row(f"{method} less {baseline}", methods[method], methods[baseline]) for method, baseline in pairs
+    ]
     return [score_row(label, accuracies) for label, accuracies in methods.items()], gains
 
 

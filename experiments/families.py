@@ -54,8 +54,8 @@ class FamilyStudy:
         episodes = draw(generator_of(self.config.seed, self.split, number))
         functions = self.source.functions(generator_of(self.config.seed, self.split, number))
         grid = GRID.view(1, -1, 1).expand(BLOCK, -1, -1)
-        every = torch.ones(BLOCK, len(GRID), dtype=torch.bool)
-        return replace(episodes.observed(), query_x=grid, query_mask=every), functions
+        mask = torch.ones(BLOCK, len(GRID), dtype=torch.bool)
+        return replace(episodes.observed(), query_x=grid, query_mask=mask), functions
 
     @torch.no_grad()
     def functions(self, observed: Observed, samples: int) -> Tensor:

@@ -55,13 +55,13 @@ def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: in
     order = episodes.query_x.flatten().argsort()
     ranges = (NUM_QUERIES // 20, NUM_QUERIES - NUM_QUERIES // 20 - 1), (NUM_QUERIES // 20, NUM_QUERIES // 2 - 1)
     spread, left = (torch.linspace(first, last, points).long() for first, last in ranges)
-    return [_band(learner, episodes, order, order[chosen], num_samples) for chosen in (spread, left)]
+    return [_band(learner, episodes, order, order[places], num_samples) for places in (spread, left)]
 
 
 @torch.no_grad()
-def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, chosen: Tensor, num_samples: int) -> Band:
+def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, places: Tensor, num_samples: int) -> Band:
     x, y = episodes.query_x[:, order], episodes.query_y[:, order]
-    support_x, support_y = episodes.query_x[:, chosen], episodes.query_y[:, chosen]
+    support_x, support_y = episodes.query_x[:, places], episodes.query_y[:, places]
     observed = Observed(support_x=support_x, support_y=support_y, query_x=x)
     with noise_of(0):
         _, likelihood = learner.posterior_predictive(observed, num_samples)
@@ -109,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.task < 0 or not 1 <= options.points <= NUM_QUERIES // 4 or options.samples < 2:
         raise UsageError(f"expected --task >= 0, 1 <= --points <= {NUM_QUERIES // 4} and --samples >= 2")
-    chosen = options.task, options.points, options.samples, options.steps
-    bands = [panels(run, *chosen) for run in options.runs]
+    arguments_of_panels = options.task, options.points, options.samples, options.steps
+    bands = [panels(run, *arguments_of_panels) for run in options.runs]
     names = [saved_config(run, []).choices.get("guide", run.name) for run in options.runs]
     print(f"plot: {draw(bands, names, options.out)}")
 

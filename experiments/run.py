@@ -44,8 +44,8 @@ def settings_for(composed: DictConfig, folder: Path) -> Config:
         if not job_name():
             raise UsageError(f"expected a new folder, got {folder}, which holds a run; resume={folder} continues it")
         if saved_config(folder, []) != config:
-            other = f"{folder}, which holds a run of other settings"
-            raise UsageError(f"expected a new folder, got {other}; name another: hydra.sweep.dir=DIR")
+            conflict = f"{folder}, which holds a run of other settings"
+            raise UsageError(f"expected a new folder, got {conflict}; name another: hydra.sweep.dir=DIR")
     elif (folder / "results.json").exists():
         raise UsageError(f"expected a new folder, got {folder}, which holds the results of a run; name another")
     else:

@@ -40,14 +40,14 @@ def split_results(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 def task_differences(saved: Mapping[str, np.ndarray], evaluation: Evaluation) -> dict[str, str]:
     """The number of tasks whose score differs from tasks.npz."""
-    found = {}
+    differing = {}
     for name, scores in saved.items():
         now = evaluation.per_task.get(name, np.zeros(0))
         if now.shape != scores.shape:
-            found[f"tasks.npz {name}"] = f"of shape {list(scores.shape)} in the file, {list(now.shape)} now"
+            differing[f"tasks.npz {name}"] = f"of shape {list(scores.shape)} in the file, {list(now.shape)} now"
         elif names := int((now != scores).sum()):
-            found[f"tasks.npz {name}"] = f"different scores in {names} of {len(scores)} tasks"
-    return found
+            differing[f"tasks.npz {name}"] = f"different scores in {names} of {len(scores)} tasks"
+    return differing
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -99,7 +99,7 @@ def test_the_three_meta_steps_of_maml_are_the_same(num_steps: int) -> None:
     """From the same initialisation, the three leave the same gradients."""
     episodes = gradient.tasks()
     gradients = []
-    for make in (gradient.batched, gradient.looped, gradient.through_pyro):
+    for make in (gradient.batched_step, gradient.loop_step, gradient.learner_step):
         step, parameters = make(episodes, num_steps)
         with torch.no_grad():
             _fill(parameters, _weights())
@@ -235,7 +235,7 @@ def test_a_row_that_fails_says_why_and_where_and_the_others_go_on() -> None:
     rows = compare_ways(Run(CPU, toy=True), "case", ways, 1, "steps/s")
     assert [(row.way, row.status) for row in rows] == [("broken", "failed"), ("whole", "passed")]
     assert rows[0].note.startswith("UsageError: expected task.train_shift")
-    assert "(pyro_metabayes/data/stream.py:" in rows[0].note
+    assert "(pyro_metabayes/data/task_shape.py:" in rows[0].note
 
 
 def test_time_that_a_section_leaves_goes_to_the_next_and_no_row_begins_after_the_end() -> None:

@@ -61,10 +61,10 @@ class Setting:
 def config_of(name: str, toy: bool) -> Config:
     """What `python -m experiments.run guide=NAME` would run, on simulated features."""
     register()
-    chosen = [f"guide={name}", *SUITED.get(name, CLASSES), *(SMALL if toy and name not in SUITED else ())]
+    overrides = [f"guide={name}", *SUITED.get(name, CLASSES), *(SMALL if toy and name not in SUITED else ())]
     choices = [f"choices.guide={name}", "choices.data=simulated"]  # Hydra resolves these inside its jobs only
     with initialize_config_dir(CONF, version_base="1.3"):
-        return config_from(compose("config", [*chosen, *choices]))
+        return config_from(compose("config", [*overrides, *choices]))
 
 
 def specification(config: Config, source: Any) -> dict[str, Any]:

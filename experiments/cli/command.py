@@ -73,8 +73,8 @@ def _launch(program: Callable[[], object]) -> None:
     except Exception as error:
         if not in_sweep():
             raise
-        begun = unfinished_jobs() or "no job is left unfinished"
-        sys.exit(f"error: the launcher failed: {type(error).__name__}: {one_line(error)}; {begun}")
+        unfinished = unfinished_jobs() or "no job is left unfinished"
+        sys.exit(f"error: the launcher failed: {type(error).__name__}: {one_line(error)}; {unfinished}")
 
 
 def report_failure(error: Exception) -> str:
@@ -142,8 +142,8 @@ def _in_resumed_folder(arguments: list[str]) -> list[str]:
         expected = f"expected resume= to name the folder of a run with a checkpoint.pt, got '{folders[-1]}'"
         sys.exit(f"error: {expected}; {_resume_remedy(Path(folders[-1]))}")
     quoted = "'" + folders[-1].replace("'", r"\'") + "'"  # Hydra interprets commas and equals signs
-    others = [argument for argument in arguments if not argument.startswith("resume=")]
-    return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+    remaining = [argument for argument in arguments if not argument.startswith("resume=")]
+    return [*remaining, f"resume={quoted}", f"hydra.run.dir={quoted}"]
 
 
 def _resume_remedy(folder: Path) -> str:

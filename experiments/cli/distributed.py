@@ -73,9 +73,9 @@ def _report_lost_process(folder: Path) -> Iterator[None]:
         if not _is_lost_process(error):
             raise
         codes = " ".join(getattr(error, "__notes__", []))
-        again = "the torchrun command with" if TorchElasticEnvironment.detect() else "python -m experiments.run"
+        launcher = "the torchrun command with" if TorchElasticEnvironment.detect() else "python -m experiments.run"
         raise UsageError(
-            f"a process of the job was lost{codes}; continue from the last checkpoint with: {again} resume={folder}"
+            f"a process of the job was lost{codes}; continue from the last checkpoint with: {launcher} resume={folder}"
         ) from error
 
 

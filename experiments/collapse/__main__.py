@@ -38,8 +38,8 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
     save_tables(folder, "\n\n".join(sections) + "\n", merged)
     for part, table in tables.items():
         print(f"{part}\n{text_table(table)}\n")
-    for name, chosen in study["pictures"].items():
-        if path := PLOTS[name](chosen or [], rows, folder):
+    for name, labels in study["pictures"].items():
+        if path := PLOTS[name](labels or [], rows, folder):
             print(f"plot: {path}")
     print(f"table.md and table.csv: {folder}")
 

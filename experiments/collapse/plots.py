@@ -25,11 +25,11 @@ FLOOR = 2e-4  # where a disagreement of 0 is drawn on a logarithmic axis
 
 def draw_training(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
     """relative_sd of the first seed over the steps; one panel per part if parts share their labels."""
-    chosen = [row for row in rows if row.label in names]
-    if not chosen:
+    plotted_rows = [row for row in rows if row.label in names]
+    if not plotted_rows:
         return None
-    shared = max(Counter(row.label for row in chosen).values(), default=0) > 1
-    panels = _by_part(chosen) if shared else {"": chosen}
+    shared = max(Counter(row.label for row in plotted_rows).values(), default=0) > 1
+    panels = _by_part(plotted_rows) if shared else {"": plotted_rows}
     figure, axes = new_figure(len(panels))
     figure.set_size_inches(4.6 * len(panels) + 2.6, 3.6)
     for axis, (part, part_rows) in zip(axes, panels.items(), strict=True):
@@ -69,13 +69,13 @@ def draw_samples(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
 
 def draw_shots(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
     """sd of p(w | support) against the size of the support set; training has one size."""
-    chosen = [row for row in rows if row.label in names]
-    if not chosen:
+    plotted_rows = [row for row in rows if row.label in names]
+    if not plotted_rows:
         return None
     figure, (axis,) = new_figure(1)
     figure.set_size_inches(5.4, 3.6)
     points = np.zeros(0)
-    for row in chosen:
+    for row in plotted_rows:
         run = row.folder(folder, 0)
         results = sorted(map(read, [run, *(run / "evaluations").glob("task.shot=*")]), key=lambda run: run["shot"])
         points = np.array([result["shot"] for result in results])
@@ -116,12 +116,12 @@ def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
 @torch.no_grad()
 def draw_lines(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
     """Spinning lines: inferred slopes against E[w | x], the best estimate from the inputs; KL of every seed."""
-    chosen = [row for row in rows if row.label in names]
-    if not chosen:
+    plotted_rows = [row for row in rows if row.label in names]
+    if not plotted_rows:
         return None
-    figure, axes = new_figure(len(chosen) + 1)
+    figure, axes = new_figure(len(plotted_rows) + 1)
     figure.set_size_inches(3.1 * len(axes), 3.1)
-    for axis, row in zip(axes, chosen, strict=False):
+    for axis, row in zip(axes, plotted_rows, strict=False):
         _draw_slopes(axis, row, folder)
     axes[0].set_ylabel("slope")
     axes[0].legend(frameon=False, fontsize=8)

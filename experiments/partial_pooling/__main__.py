@@ -61,8 +61,8 @@ def main(composed: DictConfig, folder: Path) -> None:
 def write(rows: list[Row], folder: Path, config: PoolingConfig) -> None:
     """Tables and plots of the finished parts."""
     pages, table = [], []
-    if whole := [row for row in rows if row.part != HELD_OUT]:
-        table = all_points_rows(whole, folder, config)
+    if unsplit := [row for row in rows if row.part != HELD_OUT]:
+        table = all_points_rows(unsplit, folder, config)
         pages.append(markdown_table(table))
         print(text_table(table))
     if held_out := [row for row in rows if row.part == HELD_OUT]:

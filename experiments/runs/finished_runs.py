@@ -84,8 +84,8 @@ def _check_contents(results: Any, per_task: Mapping[str, np.ndarray]) -> None:
     """Refuse files that lack what tables and plots need."""
     if missing := sorted(NEEDED - (results.keys() if isinstance(results, dict) else set())):
         raise ValueError(f"results.json lacks {', '.join(missing)}")
-    if wrong := [name for name, scores in per_task.items() if scores.ndim != 1 or scores.dtype.kind != "f"]:
-        raise ValueError(f"tasks.npz has no number for each task in {', '.join(wrong)}")
+    if malformed := [name for name, scores in per_task.items() if scores.ndim != 1 or scores.dtype.kind != "f"]:
+        raise ValueError(f"tasks.npz has no number for each task in {', '.join(malformed)}")
     check_plain(results)
     if not isinstance(results["config"], dict):
         raise ValueError("results.json has no settings")
@@ -110,8 +110,10 @@ def labels(runs: Sequence[Run]) -> list[str]:
     names = []
     for run, setting in zip(runs, settings, strict=True):
         family = by_guide[run.results["guide"], run.task]
-        every = {name for member in family for name in member}
-        differ = sorted(name for name in every if len({repr(member.get(name)) for member in family}) > 1)
+        names_of_family = {name for setting_of_run in family for name in setting_of_run}
+        differ = sorted(
+            name for name in names_of_family if len({repr(setting_of_run.get(name)) for setting_of_run in family}) > 1
+        )
         names.append(" ".join([run.results["guide"], *(f"{name}={setting.get(name)}" for name in differ)]))
     return names
 
@@ -121,7 +123,7 @@ def group_by_label(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run, label in zip(runs, labels(runs), strict=True):
         group = groups[run.task, label]
-        if all(run.tasks != other.tasks for other in group):
+        if all(run.tasks != kept.tasks for kept in group):
             group.append(run)
         else:
             print(f"note: left out {run.folder}: same settings and tasks as an earlier run", file=sys.stderr)

@@ -34,5 +34,5 @@ def run_study(config: Any, name: str, folder: Path, write: Write) -> None:
         run_grid(evaluations, config.workers, "evaluate")
     except KeyboardInterrupt:
         raise Interrupted("interrupted; finished runs are kept: the same command continues the study") from None
-    everything = chosen_rows(config.study, config.size, ())
-    write(config.study, complete(everything, folder), folder)  # includes parts finished earlier
+    all_rows = chosen_rows(config.study, config.size, ())
+    write(config.study, complete(all_rows, folder), folder)  # includes parts finished earlier

@@ -112,7 +112,7 @@ def complete(rows: Sequence[Row], folder: Path) -> list[Row]:
 
 def jobs_of(rows: Sequence[Row], folder: Path, evaluations: Mapping[str, Any]) -> tuple[list[Job], list[Job]]:
     """The runs, and the evaluations given by `evaluations` = {settings, parts}; seed by seed."""
-    runs, again = [], []
+    runs, jobs_of_evaluations = [], []
     for seed in range(max(row.seeds for row in rows)):
         for row in rows:
             if seed >= row.seeds:
@@ -120,8 +120,10 @@ def jobs_of(rows: Sequence[Row], folder: Path, evaluations: Mapping[str, Any]) -
             runs.append(Job((*row.settings, f"seed={seed}"), row.folder(folder, seed)))
             if row.part in evaluations.get("parts", ()):
                 changes = evaluations["settings"]
-                again += [Job((), row.folder(folder, seed), tuple(str(change).split())) for change in changes]
-    return runs, again
+                jobs_of_evaluations += [
+                    Job((), row.folder(folder, seed), tuple(str(change).split())) for change in changes
+                ]
+    return runs, jobs_of_evaluations
 
 
 def read(folder: Path) -> dict[str, Any]:
