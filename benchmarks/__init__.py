@@ -1,1 +1,1 @@
-"""What the library costs: `python -m benchmarks`, docs/performance.md."""
+"""Cost of the library: `python -m benchmarks`, docs/performance.md."""

@@ -1,8 +1,8 @@
-"""python -m benchmarks [CASE ...] [--toy] [--out FILE.json]: what the library costs, against what it could cost.
+"""python -m benchmarks [CASE ...] [--toy] [--out FILE.json]: cost of the library compared with raw PyTorch.
 
-Every case measures its variants in turn, in one process, on one thread, in CPU time; the table has medians with
-quartiles, and ratios that are paired within the rounds. Other work on the machine makes times longer and ratios
-noisier, not different. Long cases run only where they are named: they watch whole runs, in processes of their own.
+Every case times its variants in turn, in one process, on one thread, in CPU time. The table has medians with quartiles,
+and ratios paired within the rounds: other load on the machine makes ratios noisier but does not bias them. Long cases
+run only if named; they measure whole runs in separate processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyro
 import torch
 
 from benchmarks import (
-    compiled,
+    compilation,
     conditional,
     evaluation,
     gradient,
@@ -46,44 +46,49 @@ CASES = {
     "memory": memory.rows,
     "start": start.rows,
     "slopes": slopes.rows,
-    "compiled": compiled.rows,
+    "compiled": compilation.rows,
 }
 LONG = {
     "soak": soak.rows,
     "banks": scale.banks,
     "ways": scale.ways,
     "groups": scale.ragged,
-}  # minutes each, in processes of their own
+}  # minutes each, in separate processes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    of_cases = f"of {', '.join(CASES)}: all unless given; or long ones, of {', '.join(LONG)}"
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=of_cases)
-    parser.add_argument("--toy", action="store_true", help="one round of the smallest sizes: its numbers mean nothing")
+    help_cases = f"of {', '.join(CASES)} (default: all of these); long cases: {', '.join(LONG)}"
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=help_cases)
+    parser.add_argument(
+        "--toy", action="store_true", help="one round of the smallest sizes, to test that the benchmarks run"
+    )
     parser.add_argument("--out", type=Path, help="write the table as JSON, with the machine and the versions")
-    given = parser.parse_args(arguments)
-    known = CASES | LONG
-    if unknown := [name for name in given.cases if name not in known]:
-        parser.error(f"expected cases of {', '.join(known)}, got {', '.join(unknown)}")
+    options = parser.parse_args(arguments)
+    cases = CASES | LONG
+    if unknown := [name for name in options.cases if name not in cases]:
+        parser.error(f"expected cases of {', '.join(cases)}, got {', '.join(unknown)}")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()  # as every command does
     with pyro.validation_enabled(False):  # as in training after the first step
-        rows = [row for name in given.cases or CASES for row in known[name](Size(given.toy))]
-    print(text_table([shown(row) for row in rows]))
-    if given.toy:
-        print("one round of the smallest sizes: that they run is all that these numbers say", file=sys.stderr)
-    if given.out:
-        machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
-        versions = {"torch": torch.__version__, "pyro": pyro.__version__}
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(
-            json.dumps(machine | versions | {"rows": [row.as_json() for row in rows]}, indent=1) + "\n"
-        )
+        rows = [row for name in options.cases or CASES for row in cases[name](Size(options.toy))]
+    print(text_table([text_row(row) for row in rows]))
+    if options.toy:
+        print("one round of the smallest sizes: the numbers are not measurements", file=sys.stderr)
+    if options.out:
+        write(options.out, rows)
 
 
-def shown(row: Row) -> dict[str, str]:
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """The rows as JSON, with the machine and the versions."""
+    machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
+    versions = {"torch": torch.__version__, "pyro": pyro.__version__}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(machine | versions | {"rows": [row.as_json() for row in rows]}, indent=1) + "\n")
+
+
+def text_row(row: Row) -> dict[str, str]:
     ratio = "" if row.ratio is None else f"{row.ratio.median:.2f} ({row.ratio.lower:.2f} to {row.ratio.upper:.2f})"
     return {
         "case": row.case,

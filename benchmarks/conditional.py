@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.measure import Row, interleaved, rows_of
-from benchmarks.setting import FEATURES, Size, learner, stepping, tasks
+from benchmarks.measure import Row, rows_of, time_interleaved
+from benchmarks.setting import FEATURES, Size, learner, make_step, tasks
 from benchmarks.versa_raw import RawEncoder
 
 GOALS = {("mc", 1): "<= 1.15", ("mc", 10): "<= 1.15", ("savi", 1): "<= 1.15", ("savi", 10): "<= 1.30"}
+
+OBJECTIVES: dict[str, dict[str, tuple[str, dict[str, str]]]] = {  # of the learners, by guide
+    "mc": {"learner": ("monte_carlo.MonteCarlo", {})},
+    "savi": {
+        "learner": ("elbo.Elbo", {"kl": "analytic"}),
+        "learner, KL sampled": ("elbo.Elbo", {"kl": "sampled"}),
+    },
+}
 
 
 def rows(size: Size) -> list[Row]:
     table = []
     for number in size.tasks(8, 64):
         for (guide, samples), goal in GOALS.items():
-            seconds = interleaved(ways(guide, samples, number), size.rounds(12 if number == 64 else 20))
+            seconds = time_interleaved(ways(guide, samples, number), size.rounds(12 if number == 64 else 20))
             pairs = dict.fromkeys([way for way in seconds if way != "raw batched"], "raw batched")
             goals = {"learner": goal} if number == 64 else {}
             table += rows_of(f"{guide}, training step, L={samples}, T={number}", seconds, pairs, goals)
@@ -23,24 +31,17 @@ def rows(size: Size) -> list[Row]:
 
 
 def ways(guide: str, samples: int, number: int) -> dict[str, Callable[[], None]]:
-    """savi's learner has the KL in closed form, as the raw one; `sampled` is its default, from the draws."""
+    """The learner of savi has the KL in closed form, like the raw one; by default the KL is sampled."""
     data, raw = tasks(number), RawEncoder(FEATURES)
     loss = raw.mc_loss if guide == "mc" else raw.savi_loss
-    kinds = (
-        {"learner": ("monte_carlo.MonteCarlo", {})}
-        if guide == "mc"
-        else {
-            "learner": ("elbo.Elbo", {"kl": "analytic"}),
-            "learner, KL sampled": ("elbo.Elbo", {"kl": "sampled"}),
-        }
-    )
-    found = {
-        "raw batched": stepping(
+    objectives = OBJECTIVES[guide]
+    steps = {
+        "raw batched": make_step(
             raw.parameters(), lambda: loss(data.support, data.query, data.labels, samples), adam=True
         )
     }
     episodes = data.episodes
-    for name, (objective, settings) in kinds.items():
-        ours = learner(guide, "Conditional", objective, of_objective=settings, particles=samples)
-        found[name] = stepping(ours.parameters(), lambda ours=ours: ours(episodes)["loss"], adam=True)
-    return found
+    for name, (objective, settings) in objectives.items():
+        module = learner(guide, "Conditional", objective, of_objective=settings, particles=samples)
+        steps[name] = make_step(module.parameters(), lambda module=module: module(episodes)["loss"], adam=True)
+    return steps

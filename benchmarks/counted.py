@@ -1,8 +1,8 @@
-"""`python -m benchmarks.counted FILE ARGUMENTS`: experiments.run, and in FILE, all the while, what memory is in use.
+"""`python -m benchmarks.counted FILE ARGUMENTS`: experiments.run, with its memory in use written to FILE.
 
-What the kernel counts against a process is more: room that was freed in between is not handed back. Only what is in
-use tells a leak from holes. FILE holds one line, the bytes that malloc has given out (glibc 2.33 and later) and the
-number of Python's own blocks.
+The kernel reports more memory than is in use, since freed memory is not always returned; only memory in use separates
+a leak from fragmentation. FILE holds one line: the bytes allocated by malloc (glibc 2.33 and later) and the number of
+blocks of Python's allocator.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import sys
 import threading
 import time
 
-from benchmarks.watched import EVERY
+from benchmarks.watch import EVERY
 
 FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
 
 class Mallinfo2(ctypes.Structure):
-    """What glibc's mallinfo2 returns."""
+    """The result of mallinfo2 of glibc."""
 
     _fields_ = [(name, ctypes.c_size_t) for name in FIELDS.split()]
 
@@ -34,12 +34,12 @@ def main() -> None:
 def _count(path: str) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT)
     while True:
-        os.pwrite(file, "{:20d} {:20d}\n".format(*in_use()).encode(), 0)
+        os.pwrite(file, "{:20d} {:20d}\n".format(*memory_in_use()).encode(), 0)
         time.sleep(EVERY)
 
 
-def in_use() -> tuple[int, int]:
-    """Bytes that malloc has given out and not got back, of the heap and mapped; blocks of Python's own allocator."""
+def memory_in_use() -> tuple[int, int]:
+    """Bytes allocated by malloc and not freed, heap and mapped; blocks of Python's allocator."""
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = Mallinfo2
     malloc = mallinfo2()

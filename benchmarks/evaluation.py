@@ -1,4 +1,4 @@
-"""Case 2: scoring test tasks, from features in memory: sib, mc, savi and proto, in raw PyTorch, the reference way."""
+"""Case 2: evaluation of test tasks from features in memory: learners, raw batched PyTorch, one task at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.measure import Row, Spread, interleaved, ratios
+from benchmarks.measure import Row, Spread, ratios, time_interleaved
 from benchmarks.setting import FEATURES, STEPS, WAY, Size, learner, tasks
 from benchmarks.sib_raw import RawSib
 from pyro_metabayes.evaluation.evaluate import scored
@@ -22,7 +22,7 @@ LEARNERS = {
 
 def rows(size: Size) -> list[Row]:
     (number,) = size.tasks(32)
-    seconds = interleaved(ways(number), size.rounds(20))
+    seconds = time_interleaved(ways(number), size.rounds(20))
     table = []
     for way, times in seconds.items():
         against = {"raw batched, sib": "reference way, sib", "learner, sib": "reference way, sib"}.get(way, "")
@@ -34,17 +34,14 @@ def rows(size: Size) -> list[Row]:
 
 
 def ways(number: int) -> dict[str, Callable[[], object]]:
-    """All scores and collapse figures of `experiments.run` for the learners; the accuracy alone for the two others."""
+    """All scores and collapse metrics of `experiments.run` for the learners; the accuracy alone for the two others."""
     data, raw = tasks(number), RawSib(FEATURES, WAY, STEPS)
     episodes = data.episodes
 
     @torch.no_grad()
     def batched() -> object:
-        return (
-            (raw.logits(raw.adapted(data.support, data.query), data.query).max(-1).indices == data.labels)
-            .float()
-            .mean(-1)
-        )
+        logits = raw.logits(raw.adapted(data.support, data.query), data.query)
+        return (logits.max(-1).indices == data.labels).float().mean(-1)
 
     def one_by_one() -> None:
         for support, query, labels in zip(data.support, data.query, data.labels, strict=True):
@@ -54,6 +51,6 @@ def ways(number: int) -> dict[str, Callable[[], object]]:
 
     scoring: dict[str, Callable[[], object]] = {"reference way, sib": one_by_one, "raw batched, sib": batched}
     for name, (guide, prior, settings) in LEARNERS.items():
-        ours = learner(guide, prior, **settings)
-        scoring[f"learner, {name}"] = torch.no_grad()(lambda ours=ours: scored(ours, episodes, SAMPLES))
+        module = learner(guide, prior, **settings)
+        scoring[f"learner, {name}"] = torch.no_grad()(lambda module=module: scored(module, episodes, SAMPLES))
     return scoring

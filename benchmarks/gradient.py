@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Row, interleaved, rows_of
-from benchmarks.setting import Size, stepping
+from benchmarks.measure import Row, rows_of, time_interleaved
+from benchmarks.setting import Size, make_step
 from pyro_metabayes import Episodes, MetaLearner
 from pyro_metabayes.data.sources.sinusoid import Sinusoid
 from pyro_metabayes.data.stream import TaskStream
@@ -27,12 +27,12 @@ def rows(size: Size) -> list[Row]:
     table, episodes = [], tasks()
     for num_steps in (1, 5):
         ways = {
-            "raw batched": batched(episodes, num_steps)[0],
-            "learner, maml": through_pyro(episodes, num_steps)[0],
-            "loop over tasks": looped(episodes, num_steps)[0],
-            "learner, llama": through_pyro(episodes, num_steps, "llama")[0],
+            "raw batched": batched_step(episodes, num_steps)[0],
+            "learner, maml": learner_step(episodes, num_steps)[0],
+            "loop over tasks": loop_step(episodes, num_steps)[0],
+            "learner, llama": learner_step(episodes, num_steps, "llama")[0],
         }
-        seconds = interleaved(ways, size.rounds(30), 1 if size.toy else 3)
+        seconds = time_interleaved(ways, size.rounds(30), 1 if size.toy else 3)
         pairs = {"learner, maml": "raw batched", "loop over tasks": "learner, maml", "learner, llama": "raw batched"}
         goals = {"learner, maml": "<= 2", "loop over tasks": FASTER_THAN_THE_LOOP[num_steps]}
         table += rows_of(f"maml, meta-step, {num_steps} inner", seconds, pairs, goals)
@@ -43,8 +43,8 @@ def tasks(number: int = TASKS) -> Episodes:
     return TaskStream(Sinusoid().sampler("train", TaskShape(1, POINTS, POINTS)), 0, "train").batch(0, number)
 
 
-def through_pyro(episodes: Episodes, num_steps: int, guide: str = "maml") -> tuple[Step, list[Tensor]]:
-    """What experiments.run does in a step, on the device of the tasks."""
+def learner_step(episodes: Episodes, num_steps: int, guide: str = "maml") -> tuple[Step, list[Tensor]]:
+    """The training step of experiments.run, on the device of the tasks."""
     learner = MetaLearner.from_specification(
         {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
@@ -59,7 +59,7 @@ def through_pyro(episodes: Episodes, num_steps: int, guide: str = "maml") -> tup
         }
     ).to(episodes.query_x.device)
     parameters = [value for value in learner.parameters() if value.requires_grad]
-    return stepping(parameters, lambda: learner(episodes)["loss"], adam=True), parameters
+    return make_step(parameters, lambda: learner(episodes)["loss"], adam=True), parameters
 
 
 def network(weights: list[Tensor], x: Tensor) -> Tensor:
@@ -76,8 +76,8 @@ def initial(device: torch.device | str = "cpu") -> list[Tensor]:
     return [torch.nn.Parameter(0.2 * torch.randn(shape, device=device)) for shape in shapes]
 
 
-def adapted(weights: list[Tensor], x: Tensor, y: Tensor, num_steps: int) -> list[Tensor]:
-    """MAML's inner loop by autograd; the losses of the tasks are added up, their gradients stay apart."""
+def adapt(weights: list[Tensor], x: Tensor, y: Tensor, num_steps: int) -> list[Tensor]:
+    """MAML's inner loop by autograd; the gradient of the summed loss is that of each task."""
     for _ in range(num_steps):
         loss = (network(weights, x) - y).square().mean(-2).sum()
         gradients = torch.autograd.grad(loss, weights, create_graph=True)
@@ -85,25 +85,25 @@ def adapted(weights: list[Tensor], x: Tensor, y: Tensor, num_steps: int) -> list
     return weights
 
 
-def batched(episodes: Episodes, num_steps: int) -> tuple[Step, list[Tensor]]:
+def batched_step(episodes: Episodes, num_steps: int) -> tuple[Step, list[Tensor]]:
     theta = initial(episodes.query_x.device)
 
     def loss() -> Tensor:
         copies = [w.expand(episodes.num_tasks, *w.shape) for w in theta]
-        phi = adapted(copies, episodes.support_x, episodes.support_y, num_steps)
+        phi = adapt(copies, episodes.support_x, episodes.support_y, num_steps)
         return (network(phi, episodes.query_x) - episodes.query_y).square().sum() / episodes.num_tasks
 
-    return stepping(theta, loss, adam=True), theta
+    return make_step(theta, loss, adam=True), theta
 
 
-def looped(episodes: Episodes, num_steps: int) -> tuple[Step, list[Tensor]]:
+def loop_step(episodes: Episodes, num_steps: int) -> tuple[Step, list[Tensor]]:
     theta = initial()
 
     def loss() -> Tensor:
         total = torch.zeros(())
         for t in range(TASKS):
-            phi = adapted(theta, episodes.support_x[t], episodes.support_y[t], num_steps)
+            phi = adapt(theta, episodes.support_x[t], episodes.support_y[t], num_steps)
             total = total + (network(phi, episodes.query_x[t]) - episodes.query_y[t]).square().sum()
         return total / TASKS
 
-    return stepping(theta, loss, adam=True), theta
+    return make_step(theta, loss, adam=True), theta

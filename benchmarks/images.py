@@ -1,4 +1,4 @@
-"""Case 6: images a second through Conv-4-64 at 32 x 32, forward and in training, by memory format and precision."""
+"""Case 6: images per second through Conv-4-64 at 32 x 32, forward and in training, by memory format and precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.measure import Row, Spread, interleaved, ratios
+from benchmarks.measure import Row, Spread, ratios, time_interleaved
 from benchmarks.setting import Size
 from pyro_metabayes.models.backbones.conv4 import Backbone
 
@@ -20,7 +20,7 @@ def rows(size: Size) -> list[Row]:
     batch = 4 if size.toy else BATCH
     table = []
     for training in (False, True):
-        seconds = interleaved(ways(training, batch), size.rounds(6))
+        seconds = time_interleaved(ways(training, batch), size.rounds(6))
         for way, times in seconds.items():
             against = "" if way == "float32, channels first" else "float32, channels first"
             faster = ratios(seconds, against, way) if against else None
@@ -32,14 +32,14 @@ def rows(size: Size) -> list[Row]:
 
 
 def ways(training: bool, batch: int) -> dict[str, Callable[[], None]]:
-    found = {}
+    steps = {}
     for precision in ("float32", "bfloat16"):
         for layout, form in (("first", torch.contiguous_format), ("last", torch.channels_last)):
             backbone = Backbone(input_shape=(3, 32, 32))
             network = nn.Sequential(backbone, nn.Linear(backbone.num_features, CLASSES)).to(memory_format=form)
             images = torch.randn(batch, 3, 32, 32).to(memory_format=form)
-            found[f"{precision}, channels {layout}"] = _pass(network, images, precision == "bfloat16", training)
-    return found
+            steps[f"{precision}, channels {layout}"] = _pass(network, images, precision == "bfloat16", training)
+    return steps
 
 
 def _pass(network: nn.Module, images: torch.Tensor, half: bool, training: bool) -> Callable[[], None]:

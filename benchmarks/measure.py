@@ -1,8 +1,7 @@
-"""Timing of several ways to do the same, in turn, in one process on one thread, by CPU time.
+"""Timing of several variants of a computation in turn, in one process on one thread, by CPU time.
 
-What else the machine does meets all of them alike, and a ratio is taken between neighbours in time. The order rotates
-from round to round; garbage is not collected meanwhile, as in timeit: a collection would be charged to whichever way it
-falls into.
+Other load on the machine affects all variants alike, and ratios are taken within a round. The order rotates from round
+to round. Garbage collection is disabled, as in timeit: it would be charged to an arbitrary variant.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ratio: to `against`, paired within the rounds; goal: what the ratio is held to."""
+    """One line of the table. ratio: to `against`, paired within the rounds; goal: limit of the ratio."""
 
     case: str
     way: str
@@ -50,12 +49,12 @@ class Row:
         return asdict(self)
 
 
-def interleaved(
+def time_interleaved(
     ways: Mapping[str, Way], rounds: int, in_a_row: int = 1, clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
-    """Seconds of each way, round by round; a round takes `in_a_row` of each, as training does.
+    """Seconds of each variant, round by round; a round runs each `in_a_row` times, as training does.
 
-    clock: CPU time of this process, unless given; that of a device waits until the device has finished.
+    clock: by default CPU time of this process; the clock of a device waits until the device has finished.
     """
     names, seconds = list(ways), {name: [] for name in ways}
     warm_up = WARM_UP if rounds > 1 else 0

@@ -1,4 +1,4 @@
-"""Case 7: what a training step of sib keeps for its backward pass, against the number of tasks T and of steps K."""
+"""Case 7: memory that a training step of sib keeps for its backward pass, by number of tasks T and of steps K."""
 
 from __future__ import annotations
 
@@ -14,32 +14,39 @@ CASE = "sib, kept for backward"
 
 def rows(size: Size) -> list[Row]:
     shapes = ((2, 1),) if size.toy else ((8, 3), (64, 1), (64, 3), (64, 10), (256, 3))
-    return [row for number, steps in shapes for row in _of(number, steps)]
+    return [row for number, steps in shapes for row in _measure(number, steps)]
 
 
-def _of(number: int, steps: int) -> list[Row]:
+def _measure(number: int, steps: int) -> list[Row]:
     data = tasks(number)
-    given = {tensor.untyped_storage().data_ptr() for tensor in (data.support, data.query, data.labels)}
-    ours = learner("sib", "Gaussian", of_guide={"posterior": "delta", "num_steps": steps})
+    task_storages = {tensor.untyped_storage().data_ptr() for tensor in (data.support, data.query, data.labels)}
+    module = learner("sib", "Gaussian", of_guide={"posterior": "delta", "num_steps": steps})
     raw, episodes = RawSib(FEATURES, WAY, steps), data.episodes
-    kept = {
-        "raw batched": kept_megabytes(lambda: raw.loss(data.support, data.query, data.labels), given),
-        "learner": kept_megabytes(lambda: ours(episodes)["loss"], given),
+    megabytes = {
+        "raw batched": kept_megabytes(lambda: raw.loss(data.support, data.query, data.labels), task_storages),
+        "learner": kept_megabytes(lambda: module(episodes)["loss"], task_storages),
     }
-    against = Spread(*[kept["learner"] / kept["raw batched"]] * 3)
+    against = Spread(*[megabytes["learner"] / megabytes["raw batched"]] * 3)
     return [
-        Row(f"{CASE}, T={number}, K={steps}", "raw batched", Spread(*[kept["raw batched"]] * 3), "MB"),
-        Row(f"{CASE}, T={number}, K={steps}", "learner", Spread(*[kept["learner"]] * 3), "MB", "raw batched", against),
+        Row(f"{CASE}, T={number}, K={steps}", "raw batched", Spread(*[megabytes["raw batched"]] * 3), "MB"),
+        Row(
+            f"{CASE}, T={number}, K={steps}",
+            "learner",
+            Spread(*[megabytes["learner"]] * 3),
+            "MB",
+            "raw batched",
+            against,
+        ),
     ]
 
 
-def kept_megabytes(loss: object, given: set[int]) -> float:
-    """Of the different storages that autograd saves, the tasks' own left out."""
+def kept_megabytes(loss: object, task_storages: set[int]) -> float:
+    """Megabytes of distinct storages saved by autograd, without those of the tasks."""
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in given:
+        if storage.data_ptr() not in task_storages:
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -1,7 +1,7 @@
-"""Long cases: what banks of ten million rows, tasks of a thousand classes and a hundred thousand groups cost.
+"""Long cases: cost of banks of ten million rows, tasks of a thousand classes, and a hundred thousand groups.
 
-Whole runs in processes of their own: the most memory of its own that a run has, looked at every fifth of a second, and
-CPU time a step, logging included. Rows are noise: what they hold costs nothing.
+Whole runs in separate processes: peak anonymous memory, sampled every fifth of a second, and CPU time per step
+including logging. The rows are noise; their values do not affect the cost.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import Row, Spread, interleaved, rows_of
-from benchmarks.setting import Size, learner, stepping, tasks
-from benchmarks.watched import Watched, watched
+from benchmarks.measure import Row, Spread, rows_of, time_interleaved
+from benchmarks.setting import Size, learner, make_step, tasks
+from benchmarks.watch import WatchedRun, watch_run
 from pyro_metabayes.data.sources import groups
 
 WIDTH, CLASSES, PIECE = 64, 1000, 100_000
@@ -32,7 +32,7 @@ WAYS = {"proto": (10, 100, 1000), "mc": (10, 100, 1000), "savi": (10, 100, 1000)
 
 
 def banks(size: Size) -> list[Row]:
-    """sib on a bank in memory (.npz), on one in its file (a folder), and on that with nothing of it in the cache."""
+    """sib on a bank in memory (.npz), on a memory-mapped bank (a folder), and on the latter with a cold page cache."""
     table = []
     for number in (20 * CLASSES,) if size.toy else (10**5, 10**6, 10**7):
         with tempfile.TemporaryDirectory() as folder:
@@ -46,8 +46,8 @@ def banks(size: Size) -> list[Row]:
     return table
 
 
-def _on_features(path: Path, size: Size) -> Watched:
-    return watched("guide=sib", "data=features", f"data.path={path}", *_short(BANK_STEPS, size))
+def _on_features(path: Path, size: Size) -> WatchedRun:
+    return watch_run("guide=sib", "data=features", f"data.path={path}", *_short(BANK_STEPS, size))
 
 
 def _write_bank(folder: Path, number: int) -> None:
@@ -63,23 +63,23 @@ def _write_bank(folder: Path, number: int) -> None:
 
 
 def _forget(path: Path) -> None:
-    """Have the system drop what it has of a file in memory."""
+    """Drop a file from the page cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def ways(size: Size) -> list[Row]:
-    """One task a step, one shot and five queries a class, 64 features: memory of a run, time of a step by itself."""
+    """One task per step, one shot and five queries per class, 64 features: memory of a run, time of a step."""
     table = []
     with tempfile.TemporaryDirectory() as folder:
-        most, path = 20 if size.toy else 1000, Path(folder) / "bank.npz"
-        rows = np.random.default_rng(0).standard_normal((3 * most * 8, WIDTH), dtype=np.float32)
-        split = np.arange(3).repeat(most * 8)
-        np.savez(path, features=rows, labels=np.arange(3 * most).repeat(8), split=split)
-        for guide, its in WAYS.items():
-            for way in (10,) if size.toy else its:
-                run = watched(
+        num_classes, path = 20 if size.toy else 1000, Path(folder) / "bank.npz"
+        rows = np.random.default_rng(0).standard_normal((3 * num_classes * 8, WIDTH), dtype=np.float32)
+        split = np.arange(3).repeat(num_classes * 8)
+        np.savez(path, features=rows, labels=np.arange(3 * num_classes).repeat(8), split=split)
+        for guide, ways_of_guide in WAYS.items():
+            for way in (10,) if size.toy else ways_of_guide:
+                run = watch_run(
                     f"guide={guide}", "data=features", f"data.path={path}", f"task.way={way}", "task.query=5",
                     "train.tasks_per_step=1", "train.steps=4", "train.log_every=2", "train.validate_every=4",
                     "train.validation_tasks=2", "eval.tasks=2", "eval.samples=10",
@@ -91,9 +91,9 @@ def ways(size: Size) -> list[Row]:
 
 def _steps_of(guide: str, way: int, size: Size) -> dict[str, list[float]]:
     prior, settings = GUIDES[guide]
-    ours, episodes = learner(guide, prior, way=way, features=WIDTH, **settings), tasks(1, way, 1, 5, WIDTH).episodes
-    step = stepping(ours.parameters(), lambda: ours(episodes)["loss"], adam=True)
-    return interleaved({f"{guide}: a step, CPU": step}, size.rounds(3 if way > 100 else 20))
+    module, episodes = learner(guide, prior, way=way, features=WIDTH, **settings), tasks(1, way, 1, 5, WIDTH).episodes
+    step = make_step(module.parameters(), lambda: module(episodes)["loss"], adam=True)
+    return time_interleaved({f"{guide}: a step, CPU": step}, size.rounds(3 if way > 100 else 20))
 
 
 def ragged(size: Size) -> list[Row]:
@@ -107,9 +107,11 @@ def ragged(size: Size) -> list[Row]:
             started = time.process_time()
             groups.load(path=str(path), **settings)
             table.append(Row(case, "loading", Spread.of([time.process_time() - started]), "s"))
-            named = (f"data.{name}={its}".replace("'", "").replace(" ", "") for name, its in settings.items())
-            run = watched(
-                "guide=partial_pooling", "data=groups", f"data.path={path}", *named, *_short(GROUP_STEPS, size),
+            data_settings = (
+                f"data.{name}={value}".replace("'", "").replace(" ", "") for name, value in settings.items()
+            )
+            run = watch_run(
+                "guide=partial_pooling", "data=groups", f"data.path={path}", *data_settings, *_short(GROUP_STEPS, size),
                 f"eval.tasks={number}",
             )  # fmt: skip
             table += _costs(case, "partial pooling", run)
@@ -135,7 +137,7 @@ def _short(steps: Sequence[str], size: Size) -> tuple[str, ...]:
     return (*steps, "train.steps=4", "train.log_every=2", "eval.tasks=4") if size.toy else tuple(steps)
 
 
-def _costs(case: str, way: str, run: Watched) -> list[Row]:
+def _costs(case: str, way: str, run: WatchedRun) -> list[Row]:
     return [
         Row(case, f"{way}: own memory", Spread.of([run.most]), "MB"),
         Row(case, f"{way}: pages of files", Spread.of([run.most_mapped]), "MB"),

@@ -1,4 +1,4 @@
-"""The tasks and learners of the benchmarks: 5-way 1-shot, 15 queries a class, 640 features, no backbone."""
+"""The tasks and learners of the benchmarks: 5-way 1-shot, 15 queries per class, 640 features, no backbone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAY, SHOT, QUERY, FEATURES, STEPS = 5, 1, 15, 640, 3
 
 @dataclass(frozen=True)
 class Size:
-    """full: what docs/performance.md reports. toy: keeps the benchmarks alive, its numbers mean nothing."""
+    """full: the sizes of docs/performance.md. toy: one round of the smallest sizes, as a test."""
 
     toy: bool = False
 
@@ -82,7 +82,7 @@ def learner(
     device: torch.device | str = "cpu",
 ) -> MetaLearner:
     """A few-shot classifier with the cosine head; of_guide, of_objective: their settings."""
-    built = MetaLearner.from_specification(
+    module = MetaLearner.from_specification(
         {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
             "head": {"_target_": "models.heads.Cosine"},
@@ -95,15 +95,15 @@ def learner(
             "particles": particles,
         }
     )
-    return built.to(device)
+    return module.to(device)
 
 
-def stepping(parameters: Iterable[Tensor], loss: Callable[[], Tensor], adam: bool = False) -> Callable[[], None]:
+def make_step(parameters: Iterable[Tensor], loss: Callable[[], Tensor], adam: bool = False) -> Callable[[], None]:
     """A meta-step: zero_grad, forward, backward, SGD with Nesterov momentum, or Adam."""
-    trained = [value for value in parameters if value.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9, nesterov=True)
+    trainable = [value for value in parameters if value.requires_grad]
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(trainable, lr=1e-6, momentum=0.9, nesterov=True)
     if adam:
-        optimizer = torch.optim.Adam(trained, lr=1e-6)
+        optimizer = torch.optim.Adam(trainable, lr=1e-6)
 
     def step() -> None:
         optimizer.zero_grad()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import median
 
-from benchmarks.measure import Row, Spread, interleaved, rows_of
-from benchmarks.setting import FEATURES, STEPS, WAY, Size, Tasks, learner, stepping, tasks
+from benchmarks.measure import Row, Spread, rows_of, time_interleaved
+from benchmarks.setting import FEATURES, STEPS, WAY, Size, Tasks, learner, make_step, tasks
 from benchmarks.sib_raw import RawSib
 
 OVER_RAW = {1: "", 8: "<= 1.20", 64: "<= 1.12"}
@@ -15,17 +15,17 @@ IN_A_ROW = {1: 8, 8: 2, 64: 1}
 
 
 def rows(size: Size) -> list[Row]:
-    return [row for number in size.tasks(1, 8, 64) for row in _of(number, size)]
+    return [row for number in size.tasks(1, 8, 64) for row in _measure(number, size)]
 
 
 def ways(number: int) -> dict[str, Callable[[], None]]:
     """The three training steps, of the same tasks and the same objective."""
-    data, ours, raw = tasks(number), learner("sib", "Gaussian", of_guide={"posterior": "delta"}), _raw()
-    episodes, one_by_one = data.episodes, _raw()
+    data, module, raw = tasks(number), learner("sib", "Gaussian", of_guide={"posterior": "delta"}), _raw()
+    episodes, reference_raw = data.episodes, _raw()
     return {
-        "raw batched": stepping(raw.parameters(), lambda: raw.loss(data.support, data.query, data.labels)),
-        "learner": stepping(ours.parameters(), lambda: ours(episodes)["loss"]),
-        "reference way": reference(one_by_one, data),
+        "raw batched": make_step(raw.parameters(), lambda: raw.loss(data.support, data.query, data.labels)),
+        "learner": make_step(module.parameters(), lambda: module(episodes)["loss"]),
+        "reference way": reference(reference_raw, data),
     }
 
 
@@ -35,20 +35,20 @@ def _raw() -> RawSib:
 
 def reference(raw: RawSib, data: Tasks) -> Callable[[], None]:
     """As many steps as there are tasks, each on one of them."""
-    each = [
-        stepping(raw.parameters(), lambda t=t: raw.one_loss(data.support[t], data.query[t], data.labels[t]))
+    steps_of_tasks = [
+        make_step(raw.parameters(), lambda t=t: raw.one_loss(data.support[t], data.query[t], data.labels[t]))
         for t in range(len(data.query))
     ]
 
     def steps() -> None:
-        for step in each:
+        for step in steps_of_tasks:
             step()
 
     return steps
 
 
-def _of(number: int, size: Size) -> list[Row]:
-    seconds = interleaved(ways(number), size.rounds(ROUNDS.get(number, 1)), IN_A_ROW.get(number, 1))
+def _measure(number: int, size: Size) -> list[Row]:
+    seconds = time_interleaved(ways(number), size.rounds(ROUNDS.get(number, 1)), IN_A_ROW.get(number, 1))
     case = f"sib, training step, T={number}"
     pairs = {"learner": "raw batched", "reference way": "learner"}
     goals = {"learner": OVER_RAW.get(number, ""), "reference way": ">= 5" if number == 64 else ""}

@@ -1,8 +1,8 @@
 """SIB without this library: the same training step in raw batched PyTorch, and the reference way, a task at a time.
 
 Both are written from the equations (Hu et al., ICLR 2020): the delta posterior, theta^0 the scaled prototypes, K
-steps on the unlabelled queries, a cosine classifier. The raw one is the fastest that we know on autograd's own
-gradients: the closed form of the pullback, class-major products, the normalisation of a task as one instance norm.
+steps on the unlabelled queries, a cosine classifier. The raw step is optimised under autograd: the closed
+form of the pullback, class-major products, the normalisation of a task as one instance norm.
 The reference way is what the released code does: one task at a time, autograd.grad with its graph, in evaluation too;
 query-major products of features that are normalised at each use; a batch norm over the queries of the task, which
 never leaves training mode.

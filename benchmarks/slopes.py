@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from benchmarks.measure import Row, Spread, interleaved, rows_of
-from benchmarks.setting import Size, learner, stepping, tasks
+from benchmarks.measure import Row, Spread, rows_of, time_interleaved
+from benchmarks.setting import Size, learner, make_step, tasks
 
 BASE = {"number": 16, "way": 5, "shot": 1, "query": 15, "features": 640, "num_steps": 3}
 SWEPT = {
@@ -25,7 +25,7 @@ def rows(size: Size) -> list[Row]:
     table = []
     for name, values in SWEPT.items():
         values = values[:2] if size.toy else values
-        seconds = interleaved({str(value): _step(**{**BASE, name: value}) for value in values}, size.rounds(8))
+        seconds = time_interleaved({str(value): _step(**{**BASE, name: value}) for value in values}, size.rounds(8))
         case = f"sib, training step, {NAMES.get(name, name)}"
         table += rows_of(case, seconds, {})
         before, last = (seconds[str(value)] for value in values[-2:])
@@ -39,5 +39,5 @@ def rows(size: Size) -> list[Row]:
 def _step(num_steps: int, **shape: Any) -> Any:
     episodes = tasks(**shape).episodes
     settings = {"posterior": "delta", "num_steps": num_steps}
-    ours = learner("sib", "Gaussian", of_guide=settings, way=shape["way"], features=shape["features"])
-    return stepping(ours.parameters(), lambda: ours(episodes)["loss"])
+    module = learner("sib", "Gaussian", of_guide=settings, way=shape["way"], features=shape["features"])
+    return make_step(module.parameters(), lambda: module(episodes)["loss"])

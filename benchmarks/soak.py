@@ -1,9 +1,9 @@
-"""Long case: a hundred thousand steps of small tasks, as a run takes them: is its memory flat?
+"""Long case: a hundred thousand steps of small tasks: memory over time.
 
-`experiments.run` in a process of its own, logging, validating and saving on the way. The figures are the slopes of its
-own memory, of what is in use of it, and of the number of Python's blocks, over the steps after the first tenth, with a
-95% interval from leaving out each tenth of the looks in turn (looks that lie side by side are not independent; whole
-stretches nearly are). A leak is a slope of what is in use; the rest are holes between pieces of other sizes.
+`experiments.run` in a separate process, with logging, validation and checkpoints. Measured are the slopes of anonymous
+memory, of memory in use, and of the number of Python blocks over the steps after the first tenth. Their 95% intervals
+are from a jackknife over tenths of the looks, since neighbouring looks are dependent. A leak is a positive slope of the
+memory in use; other growth is fragmentation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.stats import t
 
 from benchmarks.measure import Row, Spread
 from benchmarks.setting import Size
-from benchmarks.watched import MEGABYTE, Look, watched
+from benchmarks.watch import MEGABYTE, Look, watch_run
 
 STRETCHES = 10
 FEATURES = ("data=gaussian_features", "data.num_features=16", "task.query=5", "train.tasks_per_step=4")
@@ -33,11 +33,11 @@ OFTEN = ("train.log_every=100", "train.validate_every=1000", "train.validation_t
 
 def rows(size: Size) -> list[Row]:
     steps = 400 if size.toy else 100_000
-    return [row for name, settings in RUNS.items() for row in _of(name, settings, steps)]
+    return [row for name, settings in RUNS.items() for row in _measure(name, settings, steps)]
 
 
-def _of(name: str, settings: Sequence[str], steps: int) -> list[Row]:
-    run = watched(*settings, f"train.steps={steps}", *OFTEN)
+def _measure(name: str, settings: Sequence[str], steps: int) -> list[Row]:
+    run = watch_run(*settings, f"train.steps={steps}", *OFTEN)
     case, tenth, table = f"soak, {name}, {steps:,} steps", steps // 10, []
     for end in range(tenth, steps + 1, tenth):
         own = [look.own / MEGABYTE for look in run.looks if end - tenth < look.step <= end]
@@ -45,8 +45,8 @@ def _of(name: str, settings: Sequence[str], steps: int) -> list[Row]:
             table.append(Row(case, f"own memory up to step {end:,}", Spread.of(own), "MB"))
     late = [look for look in run.looks if tenth < look.step < steps]
     if len(late) >= 2 * STRETCHES:
-        for way, unit, its in SLOPES:
-            figure = slope([look.step for look in late], [its(look) for look in late])
+        for way, unit, quantity in SLOPES:
+            figure = slope([look.step for look in late], [quantity(look) for look in late])
             table.append(
                 Row(case, f"slope of {way} (95% interval)", figure, f"{unit} a step", goal="0 within the interval")
             )
@@ -56,8 +56,8 @@ def _of(name: str, settings: Sequence[str], steps: int) -> list[Row]:
 def slope(steps: Sequence[int], values: Sequence[int]) -> Spread:
     """By least squares, with its 95% interval by the jackknife over stretches."""
     x, y, places = np.array(steps), np.array(values), np.arange(len(steps))
-    every = float(np.polyfit(x, y, 1)[0])
-    kept = [np.delete(places, gone) for gone in np.array_split(places, STRETCHES)]
+    full_slope = float(np.polyfit(x, y, 1)[0])
+    kept = [np.delete(places, left_out) for left_out in np.array_split(places, STRETCHES)]
     without = np.array([np.polyfit(x[some], y[some], 1)[0] for some in kept])
     half_width = float(t.ppf(0.975, STRETCHES - 1) * np.sqrt((STRETCHES - 1) * without.var()))
-    return Spread(every, every - half_width, every + half_width)
+    return Spread(full_slope, full_slope - half_width, full_slope + half_width)

@@ -1,4 +1,4 @@
-"""Case 8: the CPU time of a cold start: what the imports cost, and the command that says what there is."""
+"""Case 8: CPU time of a cold start: of the imports, and of --help."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ COMMANDS = {
 
 def rows(size: Size) -> list[Row]:
     rounds = [{way: seconds(command) for way, command in COMMANDS.items()} for _ in range(size.rounds(7))]
-    table = [Row(CASE, way, Spread.of([each[way] for each in rounds]), "s") for way in COMMANDS]
-    added = [each["import pyro_metabayes"] - each["import torch, pyro"] for each in rounds]
+    table = [Row(CASE, way, Spread.of([by_command[way] for by_command in rounds]), "s") for way in COMMANDS]
+    added = [by_command["import pyro_metabayes"] - by_command["import torch, pyro"] for by_command in rounds]
     return [*table, Row(CASE, "pyro_metabayes adds", Spread.of(added), "s", goal="<= 0.3 s")]
 
 

@@ -21,22 +21,22 @@ def commands() -> dict[str, Path]:
 
 
 def summary(path: Path) -> str:
-    """What a command does, in the first line of its docstring; nothing of it is imported."""
+    """The first line of the docstring of a command, read without importing the command."""
     line = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
     return line.rpartition(": ")[2] if ": " in line else line
 
 
 def main() -> None:
-    there = commands()
+    files = commands()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        lines = [f"  {command:20}{summary(path)}" for command, path in there.items()]
+        lines = [f"  {command:20}{summary(path)}" for command, path in files.items()]
         print("\n".join(["usage: metabayes NAME ...", "", *lines, "", "metabayes NAME --help explains a command"]))
         return
-    if name not in there:
-        near = get_close_matches(name, there, 1)
+    if name not in files:
+        near = get_close_matches(name, files, 1)
         guess = f"did you mean '{near[0]}'? " if near else ""
-        sys.exit(f"error: no command '{name}'; {guess}there are: {', '.join(there)}")
+        sys.exit(f"error: no command '{name}'; {guess}there are: {', '.join(files)}")
     require_extra()
     del sys.argv[1]
     runpy.run_module(f"pyro_metabayes.experiments.{name}", run_name="__main__", alter_sys=True)

@@ -1,7 +1,7 @@
-"""python -m experiments.domain_adaptation: each domain is left out in turn; what does inference without labels gain?
+"""python -m experiments.domain_adaptation: the gain of transductive inference on an unseen domain, for each domain.
 
-Runs conf/study/digit_domains.yaml: its parts are targets, its rows methods. Finished runs are kept, so an interrupted
-study goes on when it is called again. Leaves table.md, table.csv and domains.png; docs/domain-adaptation.md reads them.
+Runs conf/study/digit_domains.yaml: its parts are targets, its rows methods. Finished runs are kept, so the same command
+continues an interrupted study. Writes table.md, table.csv and domains.png; see docs/domain-adaptation.md.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pyro_metabayes.experiments.studies.tables import commands
 
 AVERAGE = "average"
 NOTE = (
-    "Accuracy on the target, %. Of one target: mean over all minibatches of all seeds, and its 95% interval. Of the "
-    "average over targets, and of differences: the 95% interval of Student's t over seeds."
+    "Accuracy on the target, %. One target: mean over all minibatches of all seeds, and its 95% interval. The average "
+    "over targets, and differences: the 95% interval of Student's t over seeds."
 )
 Accuracies = Mapping[str, np.ndarray]  # by target: [seeds, tasks]
 
@@ -39,22 +39,22 @@ def main(composed: DictConfig, folder: Path) -> None:
     run_study(config, name, folder, write)
 
 
-def accuracies(rows: Sequence[Row], folder: Path) -> dict[str, Accuracies]:
-    """By method, over the targets whose runs are all finished."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+def accuracies_by_method(rows: Sequence[Row], folder: Path) -> dict[str, Accuracies]:
+    """Accuracies by method and target, for targets with all runs finished."""
+    by_method: dict[str, dict[str, np.ndarray]] = {}
     for row in rows:
-        tasks = [np.load(row.folder(folder, seed) / "tasks.npz")["accuracy"] for seed in range(row.seeds)]
-        found.setdefault(row.label, {})[row.part] = 100 * np.stack(tasks)
-    return dict(found)
+        scores = [np.load(row.folder(folder, seed) / "tasks.npz")["accuracy"] for seed in range(row.seeds)]
+        by_method.setdefault(row.label, {})[row.part] = 100 * np.stack(scores)
+    return dict(by_method)
 
 
-def over_seeds(its: Accuracies) -> np.ndarray:
-    """The average over targets of each seed."""
-    return np.mean([tasks.mean(1) for tasks in its.values()], axis=0)
+def over_seeds(accuracies: Accuracies) -> np.ndarray:
+    """Average over targets, per seed [seeds]."""
+    return np.mean([tasks.mean(1) for tasks in accuracies.values()], axis=0)
 
 
-def student(values: np.ndarray) -> float | None:
-    """Half width of the 95% interval of a mean over seeds; None of one seed."""
+def student_half_width(values: np.ndarray) -> float | None:
+    """Half width of the 95% interval of a mean over seeds; None for one seed."""
     if (degrees := len(values) - 1) < 1:
         return None
     return float(t.ppf(0.975, degrees) * values.std(ddof=1) / math.sqrt(len(values)))
@@ -64,53 +64,56 @@ def cell(mean: float, half_width: float | None, sign: str = "") -> str:
     return f"{mean:{sign}.1f}" + ("" if half_width is None else f" +- {half_width:.1f}")
 
 
-def line_of(label: str, its: Accuracies) -> dict[str, str]:
-    """A method on each target, and on their average."""
-    each = {target: cell(tasks.mean(), ci95_of(tasks.flatten())) for target, tasks in its.items()}
-    average = over_seeds(its)
-    return {"": label, **each, AVERAGE: cell(average.mean(), student(average))}
+def score_row(label: str, accuracies: Accuracies) -> dict[str, str]:
+    """One method: accuracy on each target, and averaged over targets."""
+    cells = {target: cell(tasks.mean(), ci95_of(tasks.flatten())) for target, tasks in accuracies.items()}
+    average = over_seeds(accuracies)
+    return {"": label, **cells, AVERAGE: cell(average.mean(), student_half_width(average))}
 
 
-def difference(label: str, its: Accuracies, less: Accuracies) -> dict[str, str]:
-    """What a method gains, seed by seed."""
-    each = {target: tasks.mean(1) - less[target].mean(1) for target, tasks in its.items()}
-    each[AVERAGE] = over_seeds(its) - over_seeds(less)
-    return {"": label, **{name: cell(gain.mean(), student(gain), "+") for name, gain in each.items()}}
+def difference_row(label: str, accuracies: Accuracies, baseline: Accuracies) -> dict[str, str]:
+    """The gain of a method over a baseline, paired by seed."""
+    gains = {target: tasks.mean(1) - baseline[target].mean(1) for target, tasks in accuracies.items()}
+    gains[AVERAGE] = over_seeds(accuracies) - over_seeds(baseline)
+    return {"": label, **{name: cell(gain.mean(), student_half_width(gain), "+") for name, gain in gains.items()}}
 
 
 def tables(
-    study: Mapping[str, Any], found: Mapping[str, Accuracies]
+    study: Mapping[str, Any], methods: Mapping[str, Accuracies]
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Every method, and the pairs that the study asks for, `[better, than]`."""
-    pairs = [(one, other) for one, other in study["pairs"] if one in found and other in found]
-    gains = [difference(f"{one} less {other}", found[one], found[other]) for one, other in pairs]
-    return [line_of(label, its) for label, its in found.items()], gains
+    """All methods, and the differences of the pairs [method, baseline] of the study."""
+    pairs = [(method, baseline) for method, baseline in study["pairs"] if method in methods and baseline in methods]
+    gains = [
+        difference_row(f"{method} less {baseline}", methods[method], methods[baseline]) for method, baseline in pairs
+    ]
+    return [score_row(label, accuracies) for label, accuracies in methods.items()], gains
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """The tables, with the command of every row, and the picture."""
-    found = accuracies(rows, folder)
-    scores, gains = tables(study, found)
+    """The tables, with the command of every row, and the plot."""
+    methods = accuracies_by_method(rows, folder)
+    scores, gains = tables(study, methods)
     page = f"{NOTE}\n\n{markdown_table(scores)}\n\n{markdown_table(gains)}\n\n{commands(rows)}\n"
     save_tables(folder, page, [*scores, *gains])
     print(f"{text_table(scores)}\n\n{text_table(gains)}\n")
-    print(f"table.md, table.csv and picture: {draw(found, folder / 'domains.png')}")
+    print(f"table.md, table.csv and plot: {draw(methods, folder / 'domains.png')}")
 
 
-def draw(found: Mapping[str, Accuracies], path: Path) -> Path:
-    """A group of points for each target and for their average, a colour for each method; a point is a seed."""
+def draw(methods: Mapping[str, Accuracies], path: Path) -> Path:
+    """One group of bars per target and for the average, one colour per method, one point per seed."""
     figure, (axis,) = new_figure(1)
-    targets = [*next(iter(found.values())), AVERAGE]
+    targets = [*next(iter(methods.values())), AVERAGE]
     figure.set_size_inches(1.6 * len(targets) + 1, 3.4)
-    for number, (label, its) in enumerate(found.items()):
-        each = [tasks.mean(1) for tasks in its.values()] + [over_seeds(its)]
-        place = np.arange(len(each)) + 0.7 * ((number + 0.5) / len(found) - 0.5)
-        axis.bar(place, [seeds.mean() for seeds in each], 0.7 / len(found), color=f"C{number}", alpha=0.45, label=label)
-        for seeds, at in zip(each, place, strict=True):
-            axis.plot([at] * len(seeds), seeds, "o", ms=3, color=f"C{number}")
+    for number, (label, accuracies) in enumerate(methods.items()):
+        by_target = [tasks.mean(1) for tasks in accuracies.values()] + [over_seeds(accuracies)]
+        places = np.arange(len(by_target)) + 0.7 * ((number + 0.5) / len(methods) - 0.5)
+        means, width = [seeds.mean() for seeds in by_target], 0.7 / len(methods)
+        axis.bar(places, means, width, color=f"C{number}", alpha=0.45, label=label)
+        for seeds, place in zip(by_target, places, strict=True):
+            axis.plot([place] * len(seeds), seeds, "o", ms=3, color=f"C{number}")
     axis.set_xticks(range(len(targets)), targets)
     axis.set(ylabel="accuracy on the target, %", ylim=(0, 100))
-    figure.legend(loc="outside lower center", ncols=len(found), frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(methods), frameon=False, fontsize=8)
     return save_figure(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""python -m experiments.evaluate RUN_DIR guide.num_steps=0: score a trained run again, some settings changed."""
+"""python -m experiments.evaluate RUN_DIR guide.num_steps=0: evaluate a finished run again under changed settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.runs.evaluation import evaluate_run
 from pyro_metabayes.experiments.runs.restore_run import refuse_training
@@ -28,4 +28,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    answer(main)
+    run_program(main)

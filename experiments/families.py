@@ -1,7 +1,7 @@
-"""python -m experiments.families RUN_DIR: functions sampled by a run on sine_and_line, and the family of each.
+"""python -m experiments.families RUN_DIR: the families of functions sampled by a run on sine_and_line.
 
-Each sampled function is given to the family, sine or line, whose least-squares fit has the lower residual on
-x in [-5, 5]. Leaves table.md, families.json and families.png in RUN_DIR/families.
+Each sampled function is assigned to the family, sine or line, whose least-squares fit has the lower residual on
+x in [-5, 5]. Writes table.md, families.json and families.png in RUN_DIR/families.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from pyro_metabayes.device import as_double
 from pyro_metabayes.diagnostics.families import family_of
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
-from pyro_metabayes.experiments.runs.restore_run import finished, trained
+from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
 from pyro_metabayes.seeding import noise_of
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 GRID = torch.linspace(-5, 5, 101)
-BOTH = 0.2  # a task has samples of both families if each takes at least this share of them
-PANELS = (1, 2, 2, 5, 10)  # support points of the tasks in the picture
+BOTH = 0.2  # a task has both families if each has at least this share of the samples
+PANELS = (1, 2, 2, 5, 10)  # support points of the tasks in the plot
 
 
 class FamilyStudy:
@@ -41,7 +41,7 @@ class FamilyStudy:
 
     def __init__(self, folder: Path, split: str) -> None:
         self.config, self.split = replace(saved_config(folder, []), device="cpu"), split
-        self.assembly = trained(finished(folder, self.config), self.config)
+        self.assembly = restore_run(folder, self.config)
         source = self.assembly.source
         if not isinstance(source, SineAndLine):
             raise UsageError(f"expected a run on data=sine_and_line, got one on {self.config.choices.get('data')}")
@@ -54,8 +54,8 @@ class FamilyStudy:
         episodes = draw(generator_of(self.config.seed, self.split, number))
         functions = self.source.functions(generator_of(self.config.seed, self.split, number))
         grid = GRID.view(1, -1, 1).expand(BLOCK, -1, -1)
-        every = torch.ones(BLOCK, len(GRID), dtype=torch.bool)
-        return replace(episodes.observed(), query_x=grid, query_mask=every), functions
+        mask = torch.ones(BLOCK, len(GRID), dtype=torch.bool)
+        return replace(episodes.observed(), query_x=grid, query_mask=mask), functions
 
     @torch.no_grad()
     def functions(self, observed: Observed, samples: int) -> Tensor:
@@ -64,7 +64,7 @@ class FamilyStudy:
         return likelihood.mean.squeeze(-1)
 
 
-def row_of(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict[str, Any]:
+def family_row(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict[str, Any]:
     """Shares of the sampled functions by family, pooled over tasks, and the fit of their mean."""
     lines, own, both, error = [], [], [], []
     with noise_of(study.config.seed):
@@ -77,18 +77,23 @@ def row_of(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict[str
             own.append(as_double(family == truth.family).mean(0))
             both.append(as_double((share >= BOTH) & (share <= 1 - BOTH)))
             error.append((sampled.mean(0) - truth(observed.query_x).squeeze(-1)).square().mean(-1))
-    line = torch.cat(lines).mean().item()
+    return _pooled(shot, torch.cat(lines), torch.cat(own), torch.cat(both), torch.cat(error))
+
+
+def _pooled(shot: int, lines: Tensor, own: Tensor, both: Tensor, error: Tensor) -> dict[str, Any]:
+    """Means over tasks; lines: share of lines per task."""
+    line = lines.mean().item()
     return {
         "support points": shot,
         "sine": 1 - line,
         "line": line,
-        "of the task's own family": torch.cat(own).mean().item(),
-        "tasks with both": torch.cat(both).mean().item(),
-        "rmse of the mean": torch.cat(error).mean().sqrt().item(),
+        "of the task's own family": own.mean().item(),
+        "tasks with both": both.mean().item(),
+        "rmse of the mean": error.mean().sqrt().item(),
     }
 
 
-def shown(row: dict[str, Any]) -> dict[str, str]:
+def text_row(row: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) if isinstance(value, int) else f"{value:.3f}" for name, value in row.items()}
 
 
@@ -102,8 +107,8 @@ def draw(study: FamilyStudy, path: Path, samples: int = 12) -> Path:
     axes = figure.subplots(2, len(PANELS), sharex=True, sharey=True)
     for column, shot in enumerate(PANELS):
         observed, truth = study.block(0, shot)
-        shown = torch.stack([(truth.family == family).nonzero()[column, 0] for family in range(2)])
-        observed, functions = observed.tasks(shown), truth(observed.query_x)[shown].squeeze(-1)
+        tasks = torch.stack([(truth.family == family).nonzero()[column, 0] for family in range(2)])
+        observed, functions = observed.tasks(tasks), truth(observed.query_x)[tasks].squeeze(-1)
         with noise_of(study.config.seed):
             sampled = study.functions(observed, samples)
         for row in range(2):
@@ -132,18 +137,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10], help="numbers of support points")
     parser.add_argument("--split", default="test", help="train, val or test")
     parser.add_argument("--blocks", type=int, default=10, help=f"tasks in blocks of {BLOCK}")
-    parser.add_argument("--samples", type=int, default=50, help="functions a task")
+    parser.add_argument("--samples", type=int, default=50, help="functions per task")
     options = parser.parse_args(arguments)
     if min(options.shots) < 0 or options.blocks < 1 or options.samples < 2:
         raise UsageError("expected --shots >= 0, --blocks >= 1 and --samples >= 2")
     study, out = FamilyStudy(options.run, options.split), options.run / "families"
-    rows = [row_of(study, shot, options.blocks, options.samples) for shot in options.shots]
+    rows = [family_row(study, shot, options.blocks, options.samples) for shot in options.shots]
     write_atomically(out / "families.json", lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
-    table = markdown_table([shown(row) for row in rows])
+    table = markdown_table([text_row(row) for row in rows])
     write_atomically(out / "table.md", lambda path: path.write_text(table + "\n"))
-    print(text_table([shown(row) for row in rows]))
-    print(f"table.md, families.json and picture: {draw(study, out / 'families.png')}")
+    print(text_table([text_row(row) for row in rows]))
+    print(f"table.md, families.json and plot: {draw(study, out / 'families.png')}")
 
 
 if __name__ == "__main__":
-    answer(main)
+    run_program(main)

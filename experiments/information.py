@@ -1,8 +1,8 @@
-"""python -m experiments.information: what posteriors know of their queries, and what it costs them on others.
+"""python -m experiments.information: information of posteriors about their query sets, and the generalisation gap.
 
-Runs conf/study/information.yaml: learners of several KL weights, each scored with eval.information=true after
-K = 0, ..., 7 inner steps, and other guides beside them. Finished runs are kept, so an interrupted study goes on when it
-is called again. Leaves table.md, table.csv and information.png. docs/information.md says what the columns mean.
+Runs conf/study/information.yaml: learners with several KL weights, each evaluated with eval.information=true after
+K = 0, ..., 7 inner steps, and other guides. Finished runs are kept, so the same command continues an interrupted study.
+Writes table.md, table.csv and information.png. docs/information.md defines the columns.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def by_steps(row: Row, folder: Path) -> list[list[Results]]:
-    """The results of a row for each number of inner steps, in their order; a seed each."""
-    found: dict[int, list[Results]] = {}
+    """The results of a row, one per seed, for each number of inner steps in increasing order."""
+    results_by_steps: dict[int, list[Results]] = {}
     for seed in range(row.seeds):
         run = row.folder(folder, seed)
         for results in [read(run), *map(read, sorted(run.glob("evaluations/*")))]:
-            found.setdefault(steps_of(results), []).append(results)
-    return [found[steps] for steps in sorted(found)]
+            results_by_steps.setdefault(steps_of(results), []).append(results)
+    return [results_by_steps[steps] for steps in sorted(results_by_steps)]
 
 
 def steps_of(results: Results) -> int:
-    """K; 0 for a guide that takes no inner steps."""
+    """K; 0 for a guide without inner steps."""
     return int(results["config"]["guide"].get("num_steps", 0))
 
 
 def mean_of(seeds: Sequence[Results], *path: str) -> float | None:
-    """Mean over seeds of a figure; None where a setting does not have it."""
+    """Mean over seeds of a metric; None where a setting does not have it."""
     values: list[Any] = list(seeds)
     for name in path:
         values = [None if value is None else value[name] for value in values]
     return None if None in values else float(np.mean(values))
 
 
-def line_of(row: Row, seeds: Sequence[Results]) -> dict[str, str]:
+def table_row(row: Row, seeds: Sequence[Results]) -> dict[str, str]:
     gap = mean_of(seeds, "information", "gap", "mean")
     ci95 = mean_of(seeds, "information", "gap", "ci95")
     return {
@@ -70,48 +70,54 @@ def line_of(row: Row, seeds: Sequence[Results]) -> dict[str, str]:
         "K": str(steps_of(seeds[0])),
         "accuracy %": per_cent(mean_of(seeds, "accuracy", "mean") or 0.0, mean_of(seeds, "accuracy", "ci95")),
         **{title: number(mean_of(seeds, "information", name), 1) for name, title in NATS.items()},
-        "gap, nats a query": "-" if gap is None else f"{gap:+.4f} +- {ci95:.4f}",
+        "gap, nats per query": "-" if gap is None else f"{gap:+.4f} +- {ci95:.4f}",
         "bound": number(mean_of(seeds, "information", "bound"), 2),
         "tightness": number(mean_of(seeds, "information", "tightness"), 4),
     }
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """The table, with the command of every row, and the picture."""
-    everything = [(row, seeds) for row in rows for seeds in by_steps(row, folder)]
-    table = [line_of(row, seeds) for row, seeds in everything]
+    """The table, with the command of every row, and the plot."""
+    entries = [(row, seeds) for row in rows for seeds in by_steps(row, folder)]
+    table = [table_row(row, seeds) for row, seeds in entries]
     page = f"{markdown_table(table)}\n\n{commands(rows)}\n"
     save_tables(folder, page, table)
     print(text_table(table))
-    print(f"table.md, table.csv and picture: {draw(rows, folder)}")
+    print(f"table.md, table.csv and plot: {draw(rows, folder)}")
+
+
+PANELS = {
+    "KL(q, p_psi), nats per task": ("information", "prior"),
+    "KL of q to that of the second set": ("information", "second_set"),
+    "gap, nats per query": ("information", "gap", "mean"),
+    "bound on the gap": ("information", "bound"),
+    "accuracy": ("accuracy", "mean"),
+}
 
 
 def draw(rows: Sequence[Row], folder: Path) -> Path:
-    """Over K, a line a learner that takes inner steps: information, gap with its interval, bound, accuracy."""
-    panels = {
-        "KL(q, p_psi), nats a task": ("information", "prior"),
-        "KL of q to that of the second set": ("information", "second_set"),
-        "gap, nats a query": ("information", "gap", "mean"),
-        "bound on the gap": ("information", "bound"),
-        "accuracy": ("accuracy", "mean"),
-    }
-    figure, axes = new_figure(len(panels))
-    figure.set_size_inches(2.9 * len(panels) + 1.4, 3.0)
+    """One line per learner with inner steps, over K: information, gap with interval, bound, accuracy."""
+    figure, axes = new_figure(len(PANELS))
+    figure.set_size_inches(2.9 * len(PANELS) + 1.4, 3.0)
     for row in rows:
         steps = [seeds for seeds in by_steps(row, folder) if mean_of(seeds, "information", "least") is not None]
-        if len(steps) < 2:
-            continue
-        places = [steps_of(seeds[0]) for seeds in steps]
-        for axis, (title, path) in zip(axes, panels.items(), strict=True):
-            values = [mean_of(seeds, *path) for seeds in steps]
-            spread = [mean_of(seeds, "information", "gap", "ci95") for seeds in steps] if "gap" in path else None
-            axis.errorbar(places, values, yerr=spread, fmt="o-", ms=3, label=row.label)
-            axis.set(xlabel="inner steps K")
-            axis.set_title(title, fontsize=9)
+        if len(steps) >= 2:
+            _draw_learner(axes, row.label, steps)
     for axis in axes[:2]:
         axis.set_yscale("symlog", linthresh=0.1)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return save_figure(figure, folder / "information.png")
+
+
+def _draw_learner(axes: Sequence[Any], label: str, steps: Sequence[Sequence[Results]]) -> None:
+    """One line per panel over K; steps: the results of the seeds for each K."""
+    places = [steps_of(seeds[0]) for seeds in steps]
+    for axis, (title, path) in zip(axes, PANELS.items(), strict=True):
+        values = [mean_of(seeds, *path) for seeds in steps]
+        spread = [mean_of(seeds, "information", "gap", "ci95") for seeds in steps] if "gap" in path else None
+        axis.errorbar(places, values, yerr=spread, fmt="o-", ms=3, label=label)
+        axis.set(xlabel="inner steps K")
+        axis.set_title(title, fontsize=9)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""python -m experiments.predictive_band RUN_DIR...: what trained regressions believe between and beyond few points.
+"""python -m experiments.predictive_band RUN_DIR...: posterior functions of trained regressions given few points.
 
-The figure of LLAMA's paper: one test task, its points spread over the range of the inputs or all in the left half of
-it; functions drawn from the posterior, their mean, and the central 90% of them. A row for each run.
+The figure of Grant et al. (ICLR 2018, LLAMA): one test task, its support points spread over the range of the inputs or
+all in its left half; functions drawn from the posterior, their mean, and their central 90%. One row per run.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch import Tensor
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.evaluate import taking_steps
-from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
-from pyro_metabayes.experiments.runs.restore_run import finished, trained
+from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import noise_of
 
-MANY = 400  # queries of the task, from which its points and its curve are taken
-SHOWN = 12  # drawn functions
+NUM_QUERIES = 400  # of the task; its support points and its curve are taken from them
+NUM_FUNCTIONS = 12  # of the plot
 
 
 @dataclass(frozen=True)
 class Band:
-    """What a run believes of one task: x [Q] in order, y [Q], the support set, and drawn means [L, Q]."""
+    """Predictions on one task: x [Q] in order, y [Q], the support set, and sampled functions [L, Q]."""
 
     x: Tensor
     y: Tensor
@@ -41,10 +41,10 @@ class Band:
 
 
 def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: int | None) -> list[Band]:
-    """The band with points spread and with points from the left half of the range."""
-    config = saved_config(folder, [f"task.shot={points}", f"task.query={MANY}"])
-    regression = config.task.way == 1  # classes may have too few inputs to ask for so many
-    assembly = trained(finished(folder, config), config) if regression else None
+    """The band for spread support points, and for support points in the left half of the range."""
+    config = saved_config(folder, [f"task.shot={points}", f"task.query={NUM_QUERIES}"])
+    regression = config.task.way == 1  # classes may have fewer inputs than NUM_QUERIES
+    assembly = restore_run(folder, config) if regression else None
     if assembly is None or assembly.source.num_targets != 1 or assembly.source.input_shape != (1,):
         raise UsageError(f"expected a regression of one number on one number to draw, got the run in {folder}")
     learner = assembly.learner
@@ -53,15 +53,15 @@ def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: in
         stepping.num_steps = num_steps
     episodes = assembly.stream("test").batch(task, task + 1)
     order = episodes.query_x.flatten().argsort()
-    ranges = (MANY // 20, MANY - MANY // 20 - 1), (MANY // 20, MANY // 2 - 1)
+    ranges = (NUM_QUERIES // 20, NUM_QUERIES - NUM_QUERIES // 20 - 1), (NUM_QUERIES // 20, NUM_QUERIES // 2 - 1)
     spread, left = (torch.linspace(first, last, points).long() for first, last in ranges)
-    return [_band(learner, episodes, order, order[chosen], num_samples) for chosen in (spread, left)]
+    return [_band(learner, episodes, order, order[places], num_samples) for places in (spread, left)]
 
 
 @torch.no_grad()
-def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, chosen: Tensor, num_samples: int) -> Band:
+def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, places: Tensor, num_samples: int) -> Band:
     x, y = episodes.query_x[:, order], episodes.query_y[:, order]
-    support_x, support_y = episodes.query_x[:, chosen], episodes.query_y[:, chosen]
+    support_x, support_y = episodes.query_x[:, places], episodes.query_y[:, places]
     observed = Observed(support_x=support_x, support_y=support_y, query_x=x)
     with noise_of(0):
         _, likelihood = learner.posterior_predictive(observed, num_samples)
@@ -69,7 +69,7 @@ def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, chosen: Tenso
 
 
 def draw(bands: Sequence[Sequence[Band]], names: Sequence[str], path: Path) -> Path:
-    """A row of panels for each run, all on one scale."""
+    """One row of panels per run, all on one scale."""
     figure, axes = new_figure(2, rows=len(bands))
     reach = 1.6 * max(band.y.abs().max().item() for row in bands for band in row)
     titled = [
@@ -89,10 +89,10 @@ def draw(bands: Sequence[Sequence[Band]], names: Sequence[str], path: Path) -> P
 def _draw_band(axis: Any, band: Band) -> None:
     low, high = band.draws.quantile(torch.tensor([0.05, 0.95]), dim=0)
     axis.fill_between(band.x, low, high, color="C0", alpha=0.2, linewidth=0, label="90% of the functions")
-    for function in band.draws[:SHOWN]:
+    for function in band.draws[:NUM_FUNCTIONS]:
         axis.plot(band.x, function, color="C0", linewidth=0.5, alpha=0.6)
-    axis.plot(band.x, band.draws.mean(0), color="C0", linewidth=1.6, label="their mean")
-    axis.plot(band.x, band.y, color="black", linewidth=1, linestyle="--", label="the truth")
+    axis.plot(band.x, band.draws.mean(0), color="C0", linewidth=1.6, label="mean")
+    axis.plot(band.x, band.y, color="black", linewidth=1, linestyle="--", label="truth")
     axis.plot(band.support_x, band.support_y, "o", color="C3", markersize=5, label="support")
 
 
@@ -100,18 +100,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.predictive_band", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs of a regression")
     parser.add_argument("--task", type=int, default=0, help="which test task (%(default)s)")
-    parser.add_argument("--points", type=int, default=5, help="of support (%(default)s)")
-    parser.add_argument("--samples", type=int, default=200, help="functions, of which a dozen are shown (%(default)s)")
-    parser.add_argument("--steps", type=int, help="inner steps, where not as many as in training")
-    parser.add_argument("--out", type=Path, default=Path("runs/predictive_band.png"), help="the picture (%(default)s)")
+    parser.add_argument("--points", type=int, default=5, help="support points (%(default)s)")
+    parser.add_argument("--samples", type=int, default=200, help="functions, of which a dozen are drawn (%(default)s)")
+    parser.add_argument("--steps", type=int, help="inner steps, if not those of the training")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/predictive_band.png"), help="file of the plot (%(default)s)"
+    )
     options = parser.parse_args(arguments)
-    if options.task < 0 or not 1 <= options.points <= MANY // 4 or options.samples < 2:
-        raise UsageError(f"expected --task >= 0, 1 <= --points <= {MANY // 4} and --samples >= 2")
-    which = options.task, options.points, options.samples, options.steps
-    bands = [panels(run, *which) for run in options.runs]
+    if options.task < 0 or not 1 <= options.points <= NUM_QUERIES // 4 or options.samples < 2:
+        raise UsageError(f"expected --task >= 0, 1 <= --points <= {NUM_QUERIES // 4} and --samples >= 2")
+    arguments_of_panels = options.task, options.points, options.samples, options.steps
+    bands = [panels(run, *arguments_of_panels) for run in options.runs]
     names = [saved_config(run, []).choices.get("guide", run.name) for run in options.runs]
-    print(f"picture: {draw(bands, names, options.out)}")
+    print(f"plot: {draw(bands, names, options.out)}")
 
 
 if __name__ == "__main__":
-    answer(main)
+    run_program(main)

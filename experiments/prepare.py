@@ -1,7 +1,7 @@
-"""python -m experiments.prepare data=cifar_fs: download, convert or check a data set now, and say what is in it.
+"""python -m experiments.prepare data=cifar_fs: download, convert or check a data set, and count its classes and inputs.
 
-A run converts data by itself on their first use, but fetches nothing from the network: this command alone does.
-What is finished is kept, so the same command goes on where an interrupted one stood.
+A run converts data on first use but never downloads; only this command does. Finished parts are kept, so the same
+command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyro_metabayes.storage.cache import cache_folder
 
 
 def counts(bank: Bank) -> list[dict[str, str]]:
-    """Classes, inputs and inputs a class of each split, as rows of a table."""
+    """Classes, inputs and inputs per class of each split, as rows of a table."""
     rows = []
     for split in SPLITS:
         sizes = bank.class_sizes[bank.splits[split]]
@@ -40,9 +40,9 @@ def main(composed: DictConfig, folder: Path) -> None:
         with downloads.allowed():
             data = build(specification, "data")
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; finished parts are kept: the same command goes on from them") from None
+        raise Interrupted("interrupted; finished parts are kept: the same command continues") from None
     if not isinstance(data, Bank):
-        print("nothing to prepare: these tasks are drawn as they are needed")
+        print("nothing to prepare: these tasks are simulated")
         return
     if isinstance(data.inputs, MappedRows):
         data.inputs.check()

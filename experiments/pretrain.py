@@ -1,7 +1,7 @@
-"""python -m experiments.pretrain data=cifar_fs pretrain=strong: a backbone for the runs with these settings.
+"""python -m experiments.pretrain data=cifar_fs pretrain=strong: pretrain the backbone of the runs with these settings.
 
-`experiments.run` does the same by itself where the backbone is not there yet. An interrupted pretraining
-goes on after its last finished epoch. Leaves curve.png and pretraining.json.
+`experiments.run` does the same if the backbone is not in the cache. An interrupted pretraining continues after its last
+finished epoch. Writes curve.png and pretraining.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import keep_settings, run_command
-from pyro_metabayes.experiments.cli.config import Config, typed
+from pyro_metabayes.experiments.cli.config import Config, config_from
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.results import commit, versions
 from pyro_metabayes.experiments.runs.tables import text_table
@@ -31,7 +31,7 @@ SHOTS = (1, 5)
 
 
 def bank_of(config: Config) -> Bank:
-    """The images that `data` names; a simulator has none."""
+    """The bank of images of `data`; other sources are refused."""
     check(config.source(), "data", ())
     data = build(config.source(), "data")
     if not isinstance(data, Bank) or data.inputs.dim() != 4:
@@ -41,28 +41,29 @@ def bank_of(config: Config) -> Bank:
 
 
 def main(composed: DictConfig, folder: Path) -> None:
-    config = typed(composed)
+    config = config_from(composed)
     keep_settings(composed, folder)
     torch.set_num_threads(config.threads)
     device, bank = device_of(config.device), bank_of(config)
     specification = config.specification()["backbone"]
     backbone = build(specification, "backbone", input_shape=bank.input_shape)
-    found = pretrained(backbone, specification, bank, config.pretrain, device)
+    pretraining = pretrained(backbone, specification, bank, config.pretrain, device)
     scores = {shot: PrototypeScore(bank, device, shot, None, 2000)(backbone) for shot in SHOTS}
-    write(config, backbone, found, scores, folder)
+    write(config, backbone, pretraining, scores, folder)
 
 
 def write(
-    config: Config, backbone: torch.nn.Module, found: Pretrained, scores: Mapping[int, float | None], folder: Path
+    config: Config, backbone: torch.nn.Module, pretraining: Pretrained, scores: Mapping[int, float | None], folder: Path
 ) -> None:
-    """pretraining.json with the whole curve, its picture, and a table for the terminal."""
-    last, figures = found.curve[-1], {f"val_accuracy_{shot}_shot": score for shot, score in scores.items()}
-    figures["held_out_accuracy"] = found.held_out_accuracy(config.pretrain.holdout_per_class)
+    """Write pretraining.json with the whole curve, plot it, and print a table."""
+    last, metrics = pretraining.curve[-1], {f"val_accuracy_{shot}_shot": score for shot, score in scores.items()}
+    metrics["held_out_accuracy"] = pretraining.held_out_accuracy(config.pretrain.holdout_per_class)
     num_weights = sum(parameter.numel() for parameter in backbone.parameters())
-    about = {"num_parameters": num_weights, "path": str(found.path), "versions": versions(), "commit": commit()}
+    origin = {"num_parameters": num_weights, "path": str(pretraining.path), "versions": versions(), "commit": commit()}
     settings = {"data": config.data, "backbone": config.backbone, "pretrain": dataclasses.asdict(config.pretrain)}
-    text = json.dumps({**figures, **about, "curve": list(found.curve), "config": settings}, indent=2)
+    text = json.dumps({**metrics, **origin, "curve": list(pretraining.curve), "config": settings}, indent=2)
     write_atomically(folder / "pretraining.json", lambda path: path.write_text(text + "\n"))
+    seconds = sum(line["cpu_seconds"] for line in pretraining.curve) / len(pretraining.curve)
     row = {
         "backbone": config.choices["backbone"],
         "parameters": f"{num_weights:,}",
@@ -70,10 +71,10 @@ def write(
         "epochs": str(last["epoch"]),
         "training images right %": f"{100 * last['accuracy']:.1f}",
         **{f"class means, val {shot}-shot %": _per_cent(score) for shot, score in scores.items()},
-        "held-out images right %": _per_cent(figures["held_out_accuracy"]),
-        "CPU seconds an epoch": f"{sum(line['cpu_seconds'] for line in found.curve) / len(found.curve):.1f}",
+        "held-out images right %": _per_cent(metrics["held_out_accuracy"]),
+        "CPU seconds per epoch": f"{seconds:.1f}",
     }
-    draw(found.curve, folder / "curve.png")
+    draw(pretraining.curve, folder / "curve.png")
     print(text_table([row]))
     print(f"curve.png and pretraining.json: {folder}")
 
@@ -83,11 +84,11 @@ def _per_cent(score: float | None) -> str:
 
 
 def draw(curve: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss, and accuracies on the training images and of class means on validation classes, over the epochs."""
+    """Loss, accuracy on the training images, and accuracy of class means on validation classes, over the epochs."""
     figure, axes = new_figure(2)
     epochs = [line["epoch"] for line in curve]
     axes[0].plot(epochs, [line["loss"] for line in curve], "o-", ms=3)
-    axes[0].set(title="training loss, nats an image", xlabel="epoch")
+    axes[0].set(title="training loss, nats per image", xlabel="epoch")
     axes[1].plot(epochs, [100 * line["accuracy"] for line in curve], "o-", ms=3, label="training images, all classes")
     validated = [(line["epoch"], 100 * line["val_accuracy"]) for line in curve if line["val_accuracy"] is not None]
     if validated:

@@ -1,7 +1,7 @@
-"""python -m experiments.reproduce table=sib_cifar_fs: the cells of a published table, run, beside the paper's figures.
+"""python -m experiments.reproduce table=sib_cifar_fs: run the cells of a published table and compare with the paper.
 
-A table is a grid of runs of experiments.run (conf/table/NAME.yaml). Finished runs are kept, so an
-interrupted table goes on when it is called again. Writes its section of RESULTS.md.
+A table is a grid of runs of experiments.run (conf/table/NAME.yaml). Finished runs are kept, so the same command
+continues an interrupted table. Writes the section of the table in RESULTS.md.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ KINDS = {False: "inductive", True: "transductive"}
 
 @dataclass
 class TableConfig:
-    """Which table, and how it is run."""
+    """The table and how to run it."""
 
     table: dict[str, Any]
     name: str = ""  # of the table; filled in
     size: str = "full"  # full, smoke (a few steps of one seed: does it run?)
-    parts: list[str] = field(default_factory=list)  # of the table; none named: all that the machine can run
-    workers: int = 2  # runs side by side, each on one thread
-    out: str = "RESULTS.md"  # where a full table is written to; the sections of others stay
+    parts: list[str] = field(default_factory=list)  # of the table; empty: all parts that the machine can run
+    workers: int = 2  # parallel runs, each on one thread
+    out: str = "RESULTS.md"  # file of a full table; sections of other tables are kept
 
 
 def main(composed: DictConfig, folder: Path) -> None:
@@ -57,7 +57,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def possible(row: Row, config: TableConfig) -> bool:
-    """Whether this machine can run a row (any can in smoke size); naming one that it cannot is a mistake."""
+    """Whether this machine can run a row (in smoke size any machine can); a named part that cannot run is refused."""
     needs = config.table["parts"][row.part].get("needs")
     if needs != "cuda" or config.size == "smoke" or torch.cuda.is_available():
         return True
@@ -67,21 +67,21 @@ def possible(row: Row, config: TableConfig) -> bool:
 
 
 def section_of(name: str, table: Mapping[str, Any], smoke: bool, folder: Path) -> str:
-    """Title, source, the table with every row there is, the machines, and the command of each row."""
+    """Title, source, the table with all rows, the machines, and the command of each row."""
     rows = rows_of(table, smoke)
-    machines = {its["machine"] for row in rows for its in finished(row, folder)}
+    machines = {results["machine"] for row in rows for results in finished_results(row, folder)}
     lines = [
         f"## {table['title']}",
         f"`python -m experiments.reproduce table={name}`. {table['source']}",
         markdown_table(table_of(table, rows, folder)),
-        f"Machine: {'; '.join(sorted(machines)) or 'none yet'}; one thread a run, seconds of training and test.",
+        f"Machine: {'; '.join(sorted(machines)) or 'none yet'}; one thread per run, seconds of training and test.",
         commands(rows),
     ]
     return "\n\n".join(lines)
 
 
 def with_section(path: Path, name: str, section: str) -> str:
-    """The page with this section in the place of an earlier one of its name, or at the end."""
+    """The page with this section, which replaces an earlier section of the same name or is appended."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     text = path.read_text() if path.exists() else "# Published tables, and what this package gets\n"
     block = f"{begin}\n{section}\n{end}"
@@ -90,35 +90,43 @@ def with_section(path: Path, name: str, section: str) -> str:
     return f"{text}\n{block}\n"
 
 
-def finished(row: Row, folder: Path) -> list[dict[str, Any]]:
-    """The results of the seeds of a row that have been run."""
+def finished_results(row: Row, folder: Path) -> list[dict[str, Any]]:
+    """The results of the finished seeds of a row."""
     folders = [row.folder(folder, seed) for seed in range(row.seeds)]
-    return [read(its) for its in folders if (its / "results.json").exists()]
+    return [read(run) for run in folders if (run / "results.json").exists()]
 
 
 def table_of(table: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[dict[str, str]]:
-    return [row_of(row, table["parts"][row.part], folder) for row in rows]
+    return [table_row(row, table["parts"][row.part], folder) for row in rows]
 
 
-def row_of(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """One line: the paper's figure and ours, each in the column of its kind; dashes where nothing was run."""
+def table_row(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """One row: published and own accuracy, each in the column of its kind; dashes without runs."""
     published = part.get("published", {}).get(row.label, {})
-    results = finished(row, folder)
-    ours = _accuracy(row, folder) if results else "-"
+    results = finished_results(row, folder)
+    own = _accuracy(row, folder) if results else "-"
     kind = KINDS[bool(results and results[0]["transductive"])]
     line = {"method": row.label, "setting": part["setting"]}
     for name in KINDS.values():
-        line |= {f"paper, {name} %": str(published.get(name, "-")), f"ours, {name} %": ours if name == kind else "-"}
-    if not results:
-        reason = f"not run: needs {part['needs']}, {part['estimate']}" if "needs" in part else "not run"
-        return line | dict.fromkeys(("NLL", "ECE", "prior"), "-") | {"tasks": reason, "seeds": "-", "seconds": "-"}
-    return line | {
-        "NLL": f"{np.mean([its['nll'] for its in results]):.3f}",
-        "ECE": f"{np.mean([its['ece'] for its in results]):.3f}",
-        "prior": verdict([its["collapsed"] for its in results]),
+        line |= {f"paper, {name} %": str(published.get(name, "-")), f"ours, {name} %": own if name == kind else "-"}
+    return line | (_score_cells(results) if results else _empty_cells(part))
+
+
+def _empty_cells(part: Mapping[str, Any]) -> dict[str, str]:
+    """Of a row without runs, with the reason."""
+    reason = f"not run: needs {part['needs']}, {part['estimate']}" if "needs" in part else "not run"
+    return dict.fromkeys(("NLL", "ECE", "prior"), "-") | {"tasks": reason, "seeds": "-", "seconds": "-"}
+
+
+def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Means over seeds."""
+    return {
+        "NLL": f"{np.mean([run['nll'] for run in results]):.3f}",
+        "ECE": f"{np.mean([run['ece'] for run in results]):.3f}",
+        "prior": verdict([run["collapsed"] for run in results]),
         "tasks": str(results[0]["tasks"]),
-        "seeds": ", ".join(str(its["seed"]) for its in results),
-        "seconds": f"{np.mean([sum(its['seconds'].values()) for its in results]):.0f}",
+        "seeds": ", ".join(str(run["seed"]) for run in results),
+        "seconds": f"{np.mean([sum(run['seconds'].values()) for run in results]):.0f}",
     }
 
 

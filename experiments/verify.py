@@ -1,7 +1,7 @@
-"""python -m experiments.verify RUN_DIR: evaluate a finished run again; are its figures those of its results.json?
+"""python -m experiments.verify RUN_DIR: re-evaluate the checkpoint of a run and compare the metrics with results.json.
 
-Exit code 0 and a line where every figure and every task's scores are the same, to the last digit. Else exit code 1,
-a line for each that differs, with both values, and for whatever else differs: versions, commit, machine, data.
+Exit code 0 and one line if all metrics and the scores of all tasks are equal to the last digit. Otherwise exit code 1,
+one line with both values per difference, and one line per other difference: versions, commit, machine, data.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from typing import Any
 import numpy as np
 
 from pyro_metabayes.evaluation.evaluate import Evaluation
-from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
-from pyro_metabayes.experiments.runs.evaluation import evaluated
-from pyro_metabayes.experiments.runs.finished import flat, read_run
+from pyro_metabayes.experiments.runs.evaluation import score_run
+from pyro_metabayes.experiments.runs.finished_runs import flatten, read_run
 
 CLOCKED = ("seconds", "episodes_per_second")
-SURROUNDINGS = ("versions", "commit", "device", "machine", "data_fingerprint", "config")  # what figures may hang on
+CIRCUMSTANCES = ("versions", "commit", "device", "machine", "data_fingerprint", "config")  # may change the metrics
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Both values of each figure that differs, by its dotted name; `now` may have more than an older version saved."""
-    one, other = dict(flat(saved)), dict(flat(json.loads(json.dumps(now))))
-    differ = [name for name, value in one.items() if name not in other or other[name] != value]
-    return {name: f"{one[name]} in results.json, {other.get(name, 'nothing')} now" for name in differ}
+    """Both values of each metric that differs, by dotted name; entries only in `now` (a later version) are ignored."""
+    before, after = dict(flatten(saved)), dict(flatten(json.loads(json.dumps(now))))
+    names = [name for name, value in before.items() if name not in after or after[name] != value]
+    return {name: f"{before[name]} in results.json, {after.get(name, 'nothing')} now" for name in names}
 
 
-def parted(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures, and what they may hang on."""
-    figures = {name: value for name, value in results.items() if name not in (*CLOCKED, *SURROUNDINGS)}
-    return figures, {name: results[name] for name in SURROUNDINGS if name in results}
+def split_results(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metrics, and the circumstances that may change them."""
+    metrics = {name: value for name, value in results.items() if name not in (*CLOCKED, *CIRCUMSTANCES)}
+    return metrics, {name: results[name] for name in CIRCUMSTANCES if name in results}
 
 
 def task_differences(saved: Mapping[str, np.ndarray], evaluation: Evaluation) -> dict[str, str]:
-    """How many tasks have another score than in tasks.npz."""
-    found = {}
+    """The number of tasks whose score differs from tasks.npz."""
+    differing = {}
     for name, scores in saved.items():
         now = evaluation.per_task.get(name, np.zeros(0))
         if now.shape != scores.shape:
-            found[f"tasks.npz {name}"] = f"of shape {list(scores.shape)} there, {list(now.shape)} now"
-        elif differ := int((now != scores).sum()):
-            found[f"tasks.npz {name}"] = f"another score in {differ} of {len(scores)} tasks"
-    return found
+            differing[f"tasks.npz {name}"] = f"of shape {list(scores.shape)} in the file, {list(now.shape)} now"
+        elif names := int((now != scores).sum()):
+            differing[f"tasks.npz {name}"] = f"different scores in {names} of {len(scores)} tasks"
+    return differing
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,19 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     folder = parser.parse_args(arguments).run
     run = read_run(folder)
-    results, evaluation = evaluated(folder, saved_config(folder, []))
-    (figures, around), (figures_now, around_now) = parted(run.results), parted(results)
-    wrong = differences(figures, figures_now) | task_differences(run.per_task, evaluation)
-    if not wrong:
-        print(
-            f"equal: the {len(dict(flat(figures)))} figures of {folder}, and the scores of its {results['tasks']} tasks"
-        )
+    results, evaluation = score_run(folder, saved_config(folder, []))
+    (metrics, circumstances), (metrics_now, circumstances_now) = split_results(run.results), split_results(results)
+    differing = differences(metrics, metrics_now) | task_differences(run.per_task, evaluation)
+    if not differing:
+        count = len(dict(flatten(metrics)))
+        print(f"equal: the {count} metrics of {folder}, and the scores of its {results['tasks']} tasks")
         return
-    beside = differences(around, around_now) or {"versions, commit, machine, data and settings": "the same"}
-    for name, values in (*wrong.items(), *beside.items()):
+    context = differences(circumstances, circumstances_now) or {
+        "versions, commit, machine, data and settings": "the same"
+    }
+    for name, values in (*differing.items(), *context.items()):
         print(f"{name}: {values}")
     sys.exit(1)
 
 
 if __name__ == "__main__":
-    answer(main)
+    run_program(main)

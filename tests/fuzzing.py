@@ -39,9 +39,9 @@ from pyro_metabayes.data.sources import (
 )
 from pyro_metabayes.data.sources.digit_domains import Digits
 from pyro_metabayes.data.sources.parts import Part
-from pyro_metabayes.experiments.cli.command import answer
-from pyro_metabayes.experiments.cli.config import Config, register, saved_config, typed
-from pyro_metabayes.experiments.runs.finished import read_run
+from pyro_metabayes.experiments.cli.command import run_program
+from pyro_metabayes.experiments.cli.config import Config, config_from, register, saved_config
+from pyro_metabayes.experiments.runs.finished_runs import read_run
 from pyro_metabayes.models.backbones.conv4 import Backbone
 from pyro_metabayes.pretraining import PretrainSettings, pretrained
 from pyro_metabayes.storage import cache, checkpoint, checksums, unpickle
@@ -285,7 +285,7 @@ def answered(task: Callable[[], Any]) -> Any:
     """What a command makes of its settings, or the line that it ends with."""
     made: list[Any] = []
     try:
-        answer(lambda: made.append(task()))
+        run_program(lambda: made.append(task()))
     except SystemExit as refused:
         assert str(refused).isprintable()
         raise UsageError(str(refused)) from None
@@ -300,7 +300,7 @@ def composed_of(folder: Path, overrides: Sequence[str] = ("data=gaussian_feature
         HydraConfig.instance().set_config(composed)  # the names of the choices stand there
         with open_dict(composed):
             del composed["hydra"]
-        config = typed(composed)
+        config = config_from(composed)
     MetaLearner.check(config.specification())
     return config
 

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pyro_metabayes import MetaLearner
-from pyro_metabayes.experiments.cli.command import CONF, of_a_part
-from pyro_metabayes.experiments.cli.config import register, typed
+from pyro_metabayes.experiments.cli.command import CONF, allow_part_setting
+from pyro_metabayes.experiments.cli.config import config_from, register
 from pyro_metabayes.experiments.studies.study import Row, rows_of
 from tests.commands import call, ran, results_of
 
@@ -46,8 +46,8 @@ def test_every_row_and_evaluation_is_a_configuration(guide: str) -> None:
         settings += [tuple(str(change).split()) for change in study["evaluations"]["settings"]]
         for its in settings:
             base = () if any(part.startswith("data=") for part in its) else ("data=gaussian_features", f"guide={guide}")
-            overrides = [*map(of_a_part, (*base, *its)), "choices={data: none, guide: none}"]
-            MetaLearner.check(typed(compose("config", overrides)).specification())
+            overrides = [*map(allow_part_setting, (*base, *its)), "choices={data: none, guide: none}"]
+            MetaLearner.check(config_from(compose("config", overrides)).specification())
 
 
 @pytest.mark.parametrize("guide", ABLATIONS)

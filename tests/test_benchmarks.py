@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from benchmarks import gradient
 from benchmarks.__main__ import CASES, LONG, main
-from benchmarks.counted import in_use
+from benchmarks.counted import memory_in_use
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.budget import deadlines
-from benchmarks.gpu.configured import Setting, names
+from benchmarks.gpu.guide_setting import Setting, names
 from benchmarks.gpu.noise import NoiseOfCpu
-from benchmarks.gpu.result import Run, compared
+from benchmarks.gpu.result import Run, compare_ways
 from benchmarks.gpu.same_loss import agreement
-from benchmarks.measure import interleaved, ratios
+from benchmarks.measure import ratios, time_interleaved
 from benchmarks.setting import learner, tasks
 from benchmarks.sib_raw import RawSib
 from benchmarks.soak import slope
@@ -99,7 +99,7 @@ def test_the_three_meta_steps_of_maml_are_the_same(num_steps: int) -> None:
     """From the same initialisation, the three leave the same gradients."""
     episodes = gradient.tasks()
     gradients = []
-    for make in (gradient.batched, gradient.looped, gradient.through_pyro):
+    for make in (gradient.batched_step, gradient.loop_step, gradient.learner_step):
         step, parameters = make(episodes, num_steps)
         with torch.no_grad():
             _fill(parameters, _weights())
@@ -121,7 +121,7 @@ def _fill(parameters: list[Tensor], weights: Tensor) -> None:
 
 def test_ratios_are_of_neighbours_in_time() -> None:
     calls: list[str] = []
-    seconds = interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=4, in_a_row=2)
+    seconds = time_interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=4, in_a_row=2)
     assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4}
     assert "".join(calls[:8]) == "aabbbbaa"  # the order rotates
     assert ratios({"a": [2.0, 9.0], "b": [1.0, 3.0]}, "a", "b").median == 2.5
@@ -159,13 +159,13 @@ def test_a_slope_is_found_where_there_is_one_and_its_interval_holds_it() -> None
 
 def test_what_is_in_use_is_counted() -> None:
     """Memory mapped for itself, memory of the heap, and objects; none of it once it is freed."""
-    before = in_use()
+    before = memory_in_use()
     arrays = [np.ones(5_000_000), *[np.ones(2_000) for _ in range(500)]]
     floats = [float(number) for number in range(100_000)]
-    bytes_more, blocks_more = (now - then for now, then in zip(in_use(), before, strict=True))
+    bytes_more, blocks_more = (now - then for now, then in zip(memory_in_use(), before, strict=True))
     assert bytes_more == pytest.approx(48_000_000, rel=0.05) and blocks_more == pytest.approx(100_000, rel=0.05)
     del arrays, floats
-    bytes_more, blocks_more = (now - then for now, then in zip(in_use(), before, strict=True))
+    bytes_more, blocks_more = (now - then for now, then in zip(memory_in_use(), before, strict=True))
     assert abs(bytes_more) < 500_000 and abs(blocks_more) < 5_000
 
 
@@ -231,10 +231,11 @@ def test_a_row_that_fails_says_why_and_where_and_the_others_go_on() -> None:
     def broken() -> None:
         TaskShape(feature_noise=-1.0)
 
-    rows = compared(Run(CPU, toy=True), "case", {"broken": lambda: broken, "whole": lambda: lambda: None}, 1, "steps/s")
+    ways = {"broken": lambda: broken, "whole": lambda: lambda: None}
+    rows = compare_ways(Run(CPU, toy=True), "case", ways, 1, "steps/s")
     assert [(row.way, row.status) for row in rows] == [("broken", "failed"), ("whole", "passed")]
     assert rows[0].note.startswith("UsageError: expected task.feature_noise")
-    assert "(pyro_metabayes/data/stream.py:" in rows[0].note
+    assert "(pyro_metabayes/data/task_shape.py:" in rows[0].note
 
 
 def test_time_that_a_section_leaves_goes_to_the_next_and_no_row_begins_after_the_end() -> None:

@@ -30,7 +30,7 @@ from pyro_metabayes.diagnostics.collapse import (
 )
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.evaluation.scores import classification_scores
-from pyro_metabayes.experiments.collapse.plots import critical_samples, information
+from pyro_metabayes.experiments.collapse.closed_forms import critical_samples, information
 from pyro_metabayes.models import few_shot_classifier, gaussian_mean
 from pyro_metabayes.models.heads import Linear
 from pyro_metabayes.models.priors import Flat, Gaussian

@@ -146,13 +146,13 @@ def test_a_folder_without_runs_is_refused() -> None:
 @pytest.mark.parametrize("content", ["", '{"guide":', "{}", "[]", "null"])
 def test_damaged_results_are_refused(content: str, copied: Path) -> None:
     (copied / "results.json").write_text(content)
-    assert call("compare", "run").error.startswith("expected a finished run in run, got files that do not read:")
+    assert call("compare", "run").error.startswith("expected a finished run in run, got damaged files:")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100)])
 def test_damaged_tasks_are_refused(content: bytes, copied: Path) -> None:
     (copied / "tasks.npz").write_bytes(content)
-    assert call("compare", "run").error.startswith("expected a finished run in run, got files that do not read:")
+    assert call("compare", "run").error.startswith("expected a finished run in run, got damaged files:")
 
 
 def test_an_interrupted_run_is_no_finished_one(copied: Path) -> None:

@@ -24,7 +24,7 @@ from pyro_metabayes import Episodes, UsageError
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import BLOCK
 from pyro_metabayes.experiments.cli.composition import config_of
-from pyro_metabayes.experiments.cli.distributed import check_devices, group
+from pyro_metabayes.experiments.cli.distributed import check_devices, process_group
 from pyro_metabayes.experiments.cli.fabric import fabric_alone, fabric_in_group
 from pyro_metabayes.training.data_parallel import Share
 from pyro_metabayes.training.loop import MetaTraining
@@ -94,7 +94,7 @@ def every_case(fabric: Fabric, folder: Path) -> dict[str, dict[str, Any]]:
 def second(folder: Path) -> None:
     """What the second process does."""
     torch.set_num_threads(1)
-    with group():
+    with process_group():
         every_case(fabric_in_group(torch.device("cpu"), 2), folder)
 
 
@@ -112,7 +112,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, P
         with subprocess.Popen([sys.executable, "-c", program], env=environment) as other:
             try:
                 one = every_case(fabric_alone(torch.device("cpu")), folder / "one")
-                with group():
+                with process_group():
                     two = every_case(fabric_in_group(torch.device("cpu"), 2), folder / "two")
                 assert other.wait(30) == 0
             finally:
@@ -284,7 +284,7 @@ def test_no_process_of_a_job_outlives_another(killed: str, features: Path) -> No
     os.kill(started.pid if killed == "first" else int(found.stdout), signal.SIGKILL)
     outcome = finish(started)
     if killed == "other":
-        assert "a process of the job is gone" in outcome.error and "{1: -9}" in outcome.error
+        assert "a process of the job was lost" in outcome.error and "{1: -9}" in outcome.error
     assert select.select([other], [], [], 10)[0], "it is still there"
     ran("run", "resume=run", "train.steps=100")
 
@@ -306,4 +306,4 @@ def test_a_lost_process_of_another_machine_is_told_in_one_line(features: Path, m
         time.sleep(0.01)
     started[1].kill()
     assert finish(started[1]).code == -signal.SIGKILL
-    assert "a process of the job is gone; " in (error := finish(started[0]).error) and "torchrun command" in error
+    assert "a process of the job was lost; " in (error := finish(started[0]).error) and "torchrun command" in error

@@ -25,7 +25,7 @@ from pyro_metabayes.diagnostics.information import query_sets
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.experiments.cli.composition import config_of
 from pyro_metabayes.experiments.cli.config import saved_config
-from pyro_metabayes.experiments.domain_adaptation import student, write
+from pyro_metabayes.experiments.domain_adaptation import student_half_width, write
 from pyro_metabayes.experiments.studies.study import Row
 from pyro_metabayes.inference.rotation import every_turn
 from pyro_metabayes.models.backbones.conv4 import Backbone
@@ -377,8 +377,10 @@ def test_the_table_has_targets_average_and_paired_differences(tmp_path: Path) ->
     gains = [line[:1] + line[-1:] for line in lines[3:]]
     assert gains == [["| K=0 less source only", "+7.5 +- 31.8 |"], ["| K=3 less K=0", "+12.5 +- 95.3 |"]]
     assert (tmp_path / "domains.png").read_bytes().startswith(b"\x89PNG")
-    assert student(np.array([1.0])) is None
-    assert student(np.arange(30.0)) == pytest.approx(2.0452 * 8.8034 / 30**0.5, 1e-4)  # t with 29 degrees of freedom
+    assert student_half_width(np.array([1.0])) is None
+    assert student_half_width(np.arange(30.0)) == pytest.approx(
+        2.0452 * 8.8034 / 30**0.5, 1e-4
+    )  # t with 29 degrees of freedom
 
 
 def test_a_wrong_part_of_the_study_is_refused(empty_folder: None) -> None:

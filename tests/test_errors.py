@@ -344,8 +344,8 @@ def test_a_folder_that_cannot_be_written_is_refused(features: Path) -> None:
     ("folder", "remedy"),
     [
         ("nowhere", "there is no such folder"),
-        ("begun", "a run that has none yet begins again with its own command"),
-        ("swept", "a sweep goes on with its own command and hydra.sweep.dir=swept"),
+        ("begun", "start a run without a checkpoint again with its own command"),
+        ("swept", "continue a sweep with its own command and hydra.sweep.dir=swept"),
         ("swept/multirun.yaml", "give its folder, swept"),
     ],
 )
@@ -370,7 +370,7 @@ def test_a_launcher_that_fails_gets_one_line(features: Path, monkeypatch: pytest
     monkeypatch.setattr(Plugins, "instantiate_launcher", refused)
     error = error_of("-m", *on_features(features), "guide=proto")
     assert error == (
-        "the launcher gave up: RuntimeError: sbatch: error: invalid partition specified: gpu; no job is left unfinished"
+        "the launcher failed: RuntimeError: sbatch: error: invalid partition specified: gpu; no job is left unfinished"
     )
 
 

@@ -458,7 +458,7 @@ MISTAKES = {
     "pretrain.holdout_per_class=0": "expected pretrain.holdout_per_class >= 2 for task.base_query",
     "pretrain.holdout_per_class=40": "expected 0 < pretrain.holdout_per_class < 20",
     "objective.kl=convexity model=few_shot_classifier task.base_query=0": "expected a normal posterior and a mixture",
-    "guide=attention model=few_shot_classifier task.base_query=0": "expected a model with base classes for guide=attention",
+    "guide=attention model=few_shot_classifier task.base_query=0": "expected a model with base classes for guide=att",
 }
 
 

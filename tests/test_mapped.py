@@ -21,7 +21,7 @@ from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.experiments.verify import parted
+from pyro_metabayes.experiments.verify import split_results
 from tests.commands import SMALL, call, ran
 
 WIDTH = 6
@@ -75,7 +75,7 @@ def test_a_run_has_the_same_figures(tmp_path: Path) -> None:
     for path in (str(tmp_path / "given.npz"), folder_of(tmp_path / "given", given)):
         run = tmp_path / f"run{len(found)}"
         ran("run", "guide=sib", "data=features", f"data.path={path}", *SMALL, f"hydra.run.dir={run}")
-        found.append(parted(json.loads((run / "results.json").read_text()))[0])
+        found.append(split_results(json.loads((run / "results.json").read_text()))[0])
     assert found[0] == found[1]
 
 

@@ -12,7 +12,13 @@ from pyro_metabayes.data.sources.groups import Groups, load
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.exact.mixed_effects import fit
-from pyro_metabayes.experiments.partial_pooling.methods import held_out_rmse, mean_distance, of_fit, of_run, unpooled
+from pyro_metabayes.experiments.partial_pooling.methods import (
+    estimates_from_fit,
+    estimates_from_run,
+    held_out_rmse,
+    least_squares_effects,
+    mean_distance,
+)
 from tests.commands import call, ran
 
 SIZES = (1, 1, 2, 3, 4, 5, 6, 8, 10, 12, 3, 4)
@@ -43,7 +49,7 @@ def test_what_is_learned_is_the_maximum_of_the_likelihood(tmp_path: Path, monkey
     settings += ["eval.tasks=12", "train.validation_tasks=12", "train.learning_rate=3e-2", "prior.scale=0.5"]
     ran("run", *settings, "hydra.run.dir=run")
     groups = load("who", "y", ["a"], path="t.csv")
-    best, learned = of_fit(groups, fit(groups.whole(), 1)), of_run(Path("run"))
+    best, learned = estimates_from_fit(groups, fit(groups.whole(), 1)), estimates_from_run(Path("run"))
     every, ones = torch.ones(len(SIZES)).bool(), groups.sizes == 1
     assert mean_distance(learned, best, every)[0] < 0.05 and mean_distance(learned, best, ones)[0] < 0.05
     assert learned.sd.item() == pytest.approx(best.sd.item(), rel=0.1)
@@ -56,7 +62,7 @@ def test_what_is_learned_is_the_maximum_of_the_likelihood(tmp_path: Path, monkey
 def test_a_group_by_itself_is_its_least_squares(tmp_path: Path) -> None:
     groups = load("who", "y", ["a"], path=str(drawn_table(tmp_path / "t.csv")))
     found = fit(groups.whole(), 1)
-    got = unpooled(found, groups.whole())
+    got = least_squares_effects(found, groups.whole())
     whole = groups.whole()
     for group, size in enumerate(SIZES):
         x, y = whole.query_x[group, :size].double(), whole.query_y[group, :size].double()
@@ -85,7 +91,7 @@ def test_radon(seed: int, metabayes_data: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     ran("run", "data=radon", "guide=partial_pooling", f"seed={seed}", "hydra.run.dir=run")
     groups = load("county.name", "log.radon", ["basement", "uranium"], table="radon")
-    best, learned = of_fit(groups, fit(groups.whole(), 1)), of_run(Path("run"))
+    best, learned = estimates_from_fit(groups, fit(groups.whole(), 1)), estimates_from_run(Path("run"))
     ones = groups.sizes == 1
     assert ones.sum() == 3
     for of in (ones, ~ones, ones | ~ones):

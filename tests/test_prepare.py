@@ -118,5 +118,5 @@ def test_an_interruption_says_how_to_go_on(cache: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Image, "open", stop)
     outcome = call("prepare", "data=image_folder", "data.path=mine")
-    assert "interrupted; finished parts are kept: the same command goes on from them" in outcome.err
+    assert "interrupted; finished parts are kept: the same command continues" in outcome.err
     assert [path for path in cache.rglob("*") if path.is_file()] == [] and not Path("runs").exists()

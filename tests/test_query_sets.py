@@ -18,7 +18,7 @@ from pyro_metabayes.data.sources.gaussian_features import GaussianFeatures
 from pyro_metabayes.data.sources.linear_gaussian import LinearGaussian
 from pyro_metabayes.data.stream import TaskStream, generator_of
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
-from pyro_metabayes.experiments.runs.finished import Run
+from pyro_metabayes.experiments.runs.finished_runs import Run
 from pyro_metabayes.experiments.runs.tables import queries_of
 from tests.pairs import random_tasks
 from tests.test_data import equal, numbered

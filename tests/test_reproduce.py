@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.build import check
-from pyro_metabayes.experiments.cli.command import CONF, of_a_part
-from pyro_metabayes.experiments.cli.config import register, typed
+from pyro_metabayes.experiments.cli.command import CONF, allow_part_setting
+from pyro_metabayes.experiments.cli.config import config_from, register
 from pyro_metabayes.experiments.reproduce import KINDS, with_section
 from pyro_metabayes.experiments.studies.study import rows_of
 from tests.commands import Outcome, call, ran, results_of
@@ -41,8 +41,8 @@ def test_every_cell_is_a_configuration(name: str) -> None:
     register()
     with initialize_config_dir(CONF, version_base="1.3"):
         for row in rows_of(table_of(name), smoke=True):
-            overrides = [*map(of_a_part, row.settings), "choices={data: none, guide: none}"]
-            config = typed(compose("config", overrides))
+            overrides = [*map(allow_part_setting, row.settings), "choices={data: none, guide: none}"]
+            config = config_from(compose("config", overrides))
             MetaLearner.check(config.specification())
             check(config.data, "data", ())
 

@@ -215,7 +215,7 @@ def test_a_predictive_band_is_drawn(regression_run: Path, finished: Path) -> Non
         ran("run", "data=sinusoid", f"guide={guide}", *SMALL, "eval.samples=3", f"hydra.run.dir={guide}")
     how = ("--steps", "2", "--samples", "5", "--out", "band.png")
     outcome = ran("predictive_band", "maml", "laplace", "platipus", *how)
-    assert "picture: band.png" in outcome.out and Path("band.png").read_bytes().startswith(b"\x89PNG")
+    assert "plot: band.png" in outcome.out and Path("band.png").read_bytes().startswith(b"\x89PNG")
     assert "expected a regression of one number" in call("predictive_band", str(finished)).error
     assert "expected --task >= 0" in call("predictive_band", "maml", "--points", "0").error
 
@@ -304,11 +304,14 @@ def test_zero_shot_guides_run(of_domains: tuple[str, ...]) -> None:
     torch.testing.assert_close(starts[0].norm(dim=1), torch.ones(10))
     ran("evaluate", "sib_rotation", "guide.num_steps=0")
     assert results_of(Path("sib_rotation/evaluations/guide.num_steps=0"))["config"]["guide"]["num_steps"] == 0
-    outcome = ran("turns", "sib_rotation", "--tasks", "8")
-    last = Path("sib_rotation/turns/table.md").read_text().splitlines()[-1].strip("| ").split(" | ")
+    outcome = ran("rotation_accuracy", "sib_rotation", "--tasks", "8")
+    last = Path("sib_rotation/rotation_accuracy/table.md").read_text().splitlines()[-1].strip("| ").split(" | ")
     assert last[0] == "all" and "half a turn off" in outcome.out
     assert float(last[-1]) == pytest.approx(100 * results_of(Path("sib_rotation"))["accuracy"]["mean"], abs=0.06)
-    assert "expected a run of guide=sib_rotation with its step, got source_only" in call("turns", "source_only").error
+    assert (
+        "expected a run of guide=sib_rotation with a rotation step, got source_only"
+        in call("rotation_accuracy", "source_only").error
+    )
     assert "expected data whose tasks share their classes for guide=source_only, got data=gaussian_features" in (
         call("run", "data=gaussian_features", "guide=source_only", *SMALL).error
     )
@@ -498,8 +501,8 @@ def test_a_failed_job_leaves_the_others_and_is_named_at_the_end(features: Path) 
     outcome = call("run", "-m", *on_features(features), *settings)
     name, why = "1_features_mean_field_seed0", "expected guide.scale > 0, got -1.0"
     assert outcome.code == 1
-    named = f"unfinished jobs: {name}; why stands in sweep/unfinished"
-    again = "the same command with hydra.sweep.dir=sweep goes on"
+    named = f"unfinished jobs: {name}; reasons: sweep/unfinished"
+    again = "continue with the same command and hydra.sweep.dir=sweep"
     assert outcome.err == f"error: {name}: {why}\nerror: {named}; {again}\n"
     assert Path(f"sweep/unfinished/{name}.txt").read_text() == f"{why}\n"
     left = sorted(path.parent.name for path in Path("sweep").rglob("results.json"))
@@ -624,13 +627,13 @@ def test_a_sweep_made_again_keeps_what_is_finished_and_goes_on_with_the_rest(
     started.send_signal(signal.SIGINT)
     stopped = finish(started)
     assert stopped.code == 130
-    assert stopped.err.strip().endswith("interrupted; the same command with hydra.sweep.dir=sweep goes on")
+    assert stopped.err.strip().endswith("interrupted; continue with the same command and hydra.sweep.dir=sweep")
     ran(*sweep)
     assert figures_of(metrics.parent) == figures_of(uninterrupted)
     assert lines_of(metrics.parent) == lines_of(uninterrupted)
     assert results_of(Path("sweep/1_features_sib_seed3"))["shot"] == 1
     written = {path: path.stat().st_mtime_ns for path in Path("sweep").rglob("*.*") if path.is_file()}
-    assert ran(*sweep).out.count("kept, as these settings have been run: ") == 2
+    assert ran(*sweep).out.count("kept: the run with these settings is finished in ") == 2
     assert all(path.stat().st_mtime_ns == at for path, at in written.items() if path.name != "multirun.yaml")
 
 

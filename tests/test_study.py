@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.build import check
-from pyro_metabayes.experiments.cli.command import CONF, of_a_part
-from pyro_metabayes.experiments.cli.config import register, typed
+from pyro_metabayes.experiments.cli.command import CONF, allow_part_setting
+from pyro_metabayes.experiments.cli.config import config_from, register
 from pyro_metabayes.experiments.collapse.__main__ import write
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, jobs_of, rows_of
@@ -51,8 +51,11 @@ def test_every_row_is_a_configuration(name: str) -> None:
     register()
     with initialize_config_dir(CONF, version_base="1.3"):
         for row in rows_of(study_of(name), smoke=False):
-            overrides = [*map(of_a_part, row.settings), "choices={data: none, guide: none}"]  # Hydra's to fill in
-            config = typed(compose("config", overrides))
+            overrides = [
+                *map(allow_part_setting, row.settings),
+                "choices={data: none, guide: none}",
+            ]  # Hydra's to fill in
+            config = config_from(compose("config", overrides))
             MetaLearner.check(config.specification())
             check(config.data, "data", ())
 

@@ -24,7 +24,7 @@ import yaml
 from omegaconf import flag_override
 
 from pyro_metabayes import UsageError
-from pyro_metabayes.experiments.cli.command import answer
+from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.lock import alone_in
 from pyro_metabayes.storage import checkpoint
 from tests.commands import (
@@ -74,7 +74,7 @@ def test_a_folder_in_which_another_run_works_is_refused(features: Path) -> None:
 def test_a_resume_of_a_run_that_works_is_refused(copied: Path) -> None:
     before = contents(copied)
     with alone_in(copied):
-        assert "works in; wait for it" in call("run", f"resume={copied}").error
+        assert "; wait for it, or name another folder" in call("run", f"resume={copied}").error
     assert contents(copied) == before
 
 
@@ -228,7 +228,7 @@ def test_parameters_that_overflow_end_the_run_in_one_line(guide: str, features: 
 def test_skipped_steps_are_told_at_the_end(features: Path) -> None:
     settings = (*on_features(features), *HUGE, "guide=sib", "train.on_nan=skip")
     outcome = ran("run", *settings, "hydra.run.dir=run")
-    assert "3 of 4 steps were left out: a loss or gradient was not finite" in outcome.out
+    assert "3 of 4 steps were skipped: a loss or gradient was not finite" in outcome.out
     assert results_of(Path("run"))["skipped"] == 3 and lines_of(Path("run"))[-1]["loss"] is None
 
 
@@ -241,7 +241,7 @@ def test_a_signal_during_the_imports_gets_one_line(number: signal.Signals) -> No
     time.sleep(0.3)
     started.send_signal(number)
     outcome = finish(started)
-    assert outcome.code == 128 + number and outcome.err.split("\n")[1:] == ["interrupted; nothing was begun", ""]
+    assert outcome.code == 128 + number and outcome.err.split("\n")[1:] == ["interrupted; nothing was started", ""]
 
 
 def test_a_signal_that_omegaconf_trips_over_is_a_signal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +255,7 @@ def test_a_signal_that_omegaconf_trips_over_is_a_signal(capsys: pytest.CaptureFi
                 pass
 
     with pytest.raises(SystemExit) as ended:
-        answer(main)
+        run_program(main)
     assert ended.value.code == 130 and capsys.readouterr().err.startswith("\ninterrupted; nothing of the unfinished")
 
 

@@ -221,7 +221,7 @@ def test_a_configuration_takes_nothing_from_the_surroundings(finished: Path) -> 
     state = checkpoint.load(Path("run/checkpoint.pt"))
     state["config"]["data"]["path"] = "${oc.env:HOME}/secret"
     checkpoint.save(Path("run/checkpoint.pt"), state)
-    assert "it asks for values from elsewhere" in call("evaluate", "run").error
+    assert "it has interpolations (${...})" in call("evaluate", "run").error
 
 
 @pytest.mark.parametrize(

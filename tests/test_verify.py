@@ -70,7 +70,7 @@ def test_scores_of_tasks_that_differ_are_counted(copied: Path) -> None:
         arrays = dict(archive)
     arrays["nll"][3] += 1e-6
     np.savez(copied / "tasks.npz", **arrays)
-    assert "tasks.npz nll: another score in 1 of 8 tasks\n" in call("verify", "run").out
+    assert "tasks.npz nll: different scores in 1 of 8 tasks\n" in call("verify", "run").out
 
 
 def test_other_data_is_named(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What the library does on a GPU: python -m benchmarks.gpu (docs/performance.md)."""
+"""Checks and speed on a GPU: python -m benchmarks.gpu (docs/performance.md)."""

@@ -1,7 +1,8 @@
-"""python -m benchmarks.gpu [--device cuda] [--minutes 8] [--toy]: what a GPU does with the library.
+"""python -m benchmarks.gpu [--device cuda] [--minutes 8] [--toy]: checks and speed of the library on a GPU.
 
-Every guide trains without making the host wait; its loss is that of the CPU; tasks, steps and images per second, and
-peak memory. A row that fails says why, and the others go on. The exit code is 1 where a guide or a loss has failed.
+Checks that every guide trains without synchronising with the host and that its loss equals that of the CPU; measures
+tasks, steps and images per second, and peak memory. A failed row gives the reason; the other rows still run. The exit
+code is 1 if a guide or a loss has failed.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 import pyro
 import torch
 
-from benchmarks.gpu import compiled, graphs, guides, images, rates, same_loss
+from benchmarks.gpu import compilation, graphs, guides, images, rates, same_loss
 from benchmarks.gpu.budget import deadlines
-from benchmarks.gpu.device import description, found
+from benchmarks.gpu.device import description, device_named
 from benchmarks.gpu.result import FAILED, Result, Run
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.runs.tables import text_table
@@ -30,42 +31,44 @@ SECTIONS: dict[str, tuple[Callable[[Run], Iterator[list[Result]]], float]] = {  
     "loss": (same_loss.rows, 0.1),
     "tasks": (rates.rows, 0.25),
     "images": (images.rows, 0.2),
-    "compiled": (compiled.rows, 0.15),
-    "graphs": (graphs.rows, 0.05),  # last: a capture that fails may leave the device in any state
+    "compiled": (compilation.rows, 0.15),
+    "graphs": (graphs.rows, 0.05),  # last: a failed capture may leave the device in an undefined state
 }
 CHECKS = ("guides", "loss")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = _parsed(arguments)
+    options = _parse(arguments)
     try:
-        device = found(given.device or ("cpu" if given.toy else "cuda"))
+        device = device_named(options.device or ("cpu" if options.toy else "cuda"))
     except UsageError as error:
         sys.exit(f"error: {error}")
     keep_freed_memory()  # as every command does
-    about, results = description(device), []
-    for name, rows in _sections(device, given.toy, given.minutes):
+    machine, results = description(device), []
+    for name, rows in _sections(device, options.toy, options.minutes):
         results += rows
         print(f"{name}: {len(rows)} rows", file=sys.stderr)
-        _write(given.out, about, results)  # after each section: a machine that is lost takes only what comes later
-    _report(about, results, given.toy)
+        _write(options.out, machine, results)  # after each section, so that results survive a lost machine
+    _report(machine, results, options.toy)
     if any(row.status == FAILED and row.section in CHECKS for row in results):
         sys.exit(1)
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--device", help="cuda unless given (of several: the first visible), or cpu, xpu, mps; with --toy: cpu"
     )
     parser.add_argument("--minutes", type=float, default=8.0, help="rows that do not fit are named, and not run")
-    parser.add_argument("--toy", action="store_true", help="one round of the smallest sizes: its numbers mean nothing")
+    parser.add_argument(
+        "--toy", action="store_true", help="one round of the smallest sizes, to test that the benchmarks run"
+    )
     parser.add_argument("--out", type=Path, help="the JSON file; runs/bench-gpu.json unless given, with --toy none")
-    given = parser.parse_args(arguments)
-    if not 0 < given.minutes < float("inf"):
-        parser.error(f"expected a number --minutes > 0, got {given.minutes}")
-    given.out = given.out or (None if given.toy else Path("runs/bench-gpu.json"))
-    return given
+    options = parser.parse_args(arguments)
+    if not 0 < options.minutes < float("inf"):
+        parser.error(f"expected a number --minutes > 0, got {options.minutes}")
+    options.out = options.out or (None if options.toy else Path("runs/bench-gpu.json"))
+    return options
 
 
 def _sections(device: torch.device, toy: bool, minutes: float) -> Iterator[tuple[str, list[Result]]]:
@@ -77,22 +80,22 @@ def _sections(device: torch.device, toy: bool, minutes: float) -> Iterator[tuple
         yield name, [replace(row, section=name) for row in measured]
 
 
-def _write(path: Path | None, about: dict[str, Any], results: list[Result]) -> None:
+def _write(path: Path | None, machine: dict[str, Any], results: list[Result]) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(about | {"rows": [row.as_json() for row in results]}, indent=1) + "\n")
+        path.write_text(json.dumps(machine | {"rows": [row.as_json() for row in results]}, indent=1) + "\n")
 
 
-def _report(about: dict[str, Any], results: list[Result], toy: bool) -> None:
+def _report(machine: dict[str, Any], results: list[Result], toy: bool) -> None:
     """The device, the table, and the reason of each failure."""
-    shown = ("name", "capability", "driver", "cuda", "commit", "date")
-    print(", ".join(f"{name} {about[name]}" for name in shown if about[name] is not None))
-    print(text_table([row.shown() for row in results]))
+    titles = ("name", "capability", "driver", "cuda", "commit", "date")
+    print(", ".join(f"{name} {machine[name]}" for name in titles if machine[name] is not None))
+    print(text_table([row.cells() for row in results]))
     for row in results:
         if row.status == FAILED:
             print(f"failed: {row.section}, {row.case}, {row.way}: {row.note}")
     if toy:
-        print("one round of the smallest sizes: that they run is all that these numbers say", file=sys.stderr)
+        print("one round of the smallest sizes: the numbers are not measurements", file=sys.stderr)
 
 
 if __name__ == "__main__":

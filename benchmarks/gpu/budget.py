@@ -1,4 +1,4 @@
-"""The time that a run may take, and what each section may take of it."""
+"""The time budget of a run and of its sections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-USED = 0.92  # of the time; the rest is for imports, and for the row that is under way when the last section ends
+USED = 0.92  # share of the time; the rest is for imports and for the last row
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Deadline:
 def deadlines(
     minutes: float, shares: dict[str, float], clock: Callable[[], float] = time.monotonic
 ) -> dict[str, Deadline]:
-    """The deadline of each section, in their order: time that a section leaves goes to those after it."""
-    now, before, found = clock(), 0.0, {}
+    """The deadline of each section, in order; unused time of a section is available to later sections."""
+    now, used, ends = clock(), 0.0, {}
     for name, share in shares.items():
-        before += share / sum(shares.values())
-        found[name] = Deadline(now + 60 * minutes * USED * before, clock)
-    return found
+        used += share / sum(shares.values())
+        ends[name] = Deadline(now + 60 * minutes * USED * used, clock)
+    return ends

@@ -1,4 +1,4 @@
-"""The device that is measured: its clock, its memory, and what it is. CUDA; other accelerators for what they have."""
+"""The measured device: clock, memory, description. Full support for CUDA, partial support for other accelerators."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pyro_metabayes.experiments.runs.results import commit, machine, versions
 MEGABYTE = 2**20
 
 
-def found(name: str) -> torch.device:
-    """The device of that name, with one line where there is none."""
+def device_named(name: str) -> torch.device:
+    """The device of that name; one line if it is not available."""
     with suppress(RuntimeError):  # a name that torch does not know
         device = torch.device(name)
         if device.index is None and torch.get_device_module(device).is_available():
@@ -33,7 +33,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """Seconds of wall time, read once the device has finished what was queued."""
+    """Wall time in seconds, read after the device has finished all queued work."""
 
     def now() -> float:
         synchronise(device)
@@ -48,13 +48,13 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_megabytes(device: torch.device) -> float | None:
-    """The most memory that tensors had since `reset_peak`; None where the device does not count it."""
-    most = getattr(torch.get_device_module(device), "max_memory_allocated", None)
-    return None if most is None else most() / MEGABYTE
+    """Peak memory of tensors since `reset_peak`; None if the device does not record it."""
+    peak = getattr(torch.get_device_module(device), "max_memory_allocated", None)
+    return None if peak is None else peak() / MEGABYTE
 
 
 def free_unused(device: torch.device) -> None:
-    """Give memory that tensors no longer need back to the device: a row does not depend on those before it."""
+    """Return unused memory to the device, so that a row does not depend on earlier rows."""
     if empty := getattr(torch.get_device_module(device), "empty_cache", None):
         gc.collect()
         empty()
@@ -62,7 +62,7 @@ def free_unused(device: torch.device) -> None:
 
 @contextmanager
 def refusing_to_wait(device: torch.device) -> Iterator[None]:
-    """Inside, an operation that makes the host wait for a CUDA device raises; other devices do not count these."""
+    """Inside, an operation that makes the host wait for a CUDA device raises; no check on other devices."""
     if device.type != "cuda":
         yield
         return
@@ -101,8 +101,8 @@ def description(device: torch.device) -> dict[str, Any]:
 
 
 def _name(device: torch.device) -> str:
-    named = getattr(torch.get_device_module(device), "get_device_name", None)
-    return machine(device) if named is None else named(device)
+    name_of = getattr(torch.get_device_module(device), "get_device_name", None)
+    return machine(device) if name_of is None else name_of(device)
 
 
 def _capability(device: torch.device) -> str | None:
@@ -110,7 +110,7 @@ def _capability(device: torch.device) -> str | None:
 
 
 def _driver() -> str | None:
-    """As nvidia-smi has it; None without nvidia-smi."""
+    """According to nvidia-smi; None without nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with suppress(OSError, subprocess.SubprocessError):
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split("\n")

@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from benchmarks.gpu.compiled import TASKS, eager, sib
-from benchmarks.gpu.result import NOT_RUN, Result, Run, compared
+from benchmarks.gpu.compilation import TASKS, sib_learner, training_step
+from benchmarks.gpu.result import NOT_RUN, Result, Run, compare_ways
 from benchmarks.measure import Way
 from benchmarks.setting import Size, tasks
 from pyro_metabayes import Episodes, MetaLearner
@@ -22,32 +22,32 @@ def rows(run: Run) -> Iterator[list[Result]]:
     if run.device.type != "cuda":
         yield [Result(case, "training step", NOT_RUN, note="needs CUDA")]
         return
-    yield run.attempt(case, "training step", partial(_compared, case, number, run))
+    yield run.attempt(case, "training step", partial(_measure, case, number, run))
 
 
-def _compared(case: str, number: int, run: Run) -> list[Result]:
+def _measure(case: str, number: int, run: Run) -> list[Result]:
     episodes = tasks(number, device=run.device).episodes
     ways: dict[str, Callable[[], Way]] = {
-        "eager": lambda: eager(sib(run), episodes),
-        "captured": lambda: CapturedStep(sib(run), episodes),
+        "eager": lambda: training_step(sib_learner(run), episodes),
+        "captured": lambda: CapturedStep(sib_learner(run), episodes),
     }
-    return compared(run, case, ways, 1, "steps/s")
+    return compare_ways(run, case, ways, 1, "steps/s")
 
 
 class CapturedStep:
-    """A training step that is recorded once and replayed from then on: the graph reads and writes the same memory.
+    """A training step that is captured once and then replayed: the graph reads and writes the same memory.
 
-    Hence it is kept with all that it works on. The noise goes on from replay to replay: capture registers torch's
-    generator with the graph.
+    The object therefore keeps every tensor of the graph. Replays have different noise: capture registers the generator
+    of torch with the graph.
     """
 
-    def __init__(self, ours: MetaLearner, episodes: Episodes) -> None:
-        self.learner, self.episodes = ours, episodes
-        trained = [value for value in ours.parameters() if value.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=1e-6, capturable=True)  # its count of steps is on the device
+    def __init__(self, learner: MetaLearner, episodes: Episodes) -> None:
+        self.learner, self.episodes = learner, episodes
+        parameters = [value for value in learner.parameters() if value.requires_grad]
+        self.optimizer = torch.optim.Adam(parameters, lr=1e-6, capturable=True)  # its count of steps is on the device
         self._warm_up()
         self.graph = torch.cuda.CUDAGraph()
-        self.optimizer.zero_grad()  # so that gradients are made anew, in the memory of the graph
+        self.optimizer.zero_grad()  # gradients are then allocated in the memory of the graph
         with torch.cuda.graph(self.graph):
             self._step()
 
@@ -55,7 +55,7 @@ class CapturedStep:
         self.graph.replay()
 
     def _warm_up(self) -> None:
-        """On a stream of its own, as capture needs it: workspaces and moments are allocated before."""
+        """On a side stream, as capture requires; allocates workspaces and moments before the capture."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Does every guide train on the device, and never make the host wait for it?"""
+"""Checks that every guide trains on the device without making the host wait."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import configured
-from benchmarks.gpu.configured import Setting
+from benchmarks.gpu import guide_setting
 from benchmarks.gpu.device import clock_of, refusing_to_wait
+from benchmarks.gpu.guide_setting import Setting
 from benchmarks.gpu.result import FAILED, Result, Run
 from benchmarks.measure import Spread
 from pyro_metabayes.experiments.cli.distributed import fabric_alone
@@ -23,11 +23,11 @@ STEPS = 50
 
 
 def rows(run: Run) -> Iterator[list[Result]]:
-    for name in configured.names():
-        yield run.attempt(name, "training", partial(_trained, name, run))
+    for name in guide_setting.names():
+        yield run.attempt(name, "training", partial(_measure, name, run))
 
 
-def _trained(name: str, run: Run) -> list[Result]:
+def _measure(name: str, run: Run) -> list[Result]:
     training, steps = Training(Setting.of(name, run.toy), run.device), 2 if run.toy else STEPS
     training.step()  # loads kernels, allocates the moments; Pyro checks shapes and reads values back
     now = clock_of(run.device)
@@ -42,14 +42,14 @@ def _trained(name: str, run: Run) -> list[Result]:
 
 
 class Training:
-    """The steps of pyro_metabayes/training/loop.py on the same tasks again and again; drawing tasks is no part."""
+    """The steps of pyro_metabayes/training/loop.py on the same tasks; drawing tasks is not included."""
 
     def __init__(self, setting: Setting, device: torch.device) -> None:
         self.settings, self.taken = setting.config.train, 0
         self.learner, self.episodes = setting.learner().to(device), setting.episodes.to(device)
         self.optimizer = make_optimizer(self.learner, self.settings)
         self.divergence = Divergence(self.learner, device)
-        self.fabric = fabric_alone("cpu")  # it clips, on whatever device the gradients are, and does nothing else
+        self.fabric = fabric_alone("cpu")  # only clips gradients, on any device
 
     def step(self) -> Tensor:
         """The loss, on the device."""

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.gpu.result import Result, Run, compared
+from benchmarks.gpu.result import Result, Run, compare_ways
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.models.backbones import conv4, resnet12, wide_resnet
 from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.pretraining.training import Pretraining
 
-SHAPE, CLASSES, STEPS, EPOCHS = (3, 32, 32), 64, 4, 1000  # an epoch is a few steps, as many epochs as are timed
-FIRST_EPOCHS = 15.0  # seconds that have to be left, for two epochs of the largest network
-BACKBONES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], dict[str, Any]]] = {  # as configured, as toys
+SHAPE, CLASSES, STEPS, EPOCHS = (3, 32, 32), 64, 4, 1000  # an epoch has a few steps; enough epochs for the timing
+FIRST_EPOCHS = 15.0  # seconds needed for two epochs of the largest network
+BACKBONES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], dict[str, Any]]] = {  # settings, toy settings
     "conv4": (conv4.Backbone, {}, {"num_filters": 4}),
     "resnet12": (resnet12.Backbone, {}, {"num_filters": 4}),
     "WRN-28-10": (wide_resnet.Backbone, {"depth": 28, "width": 10}, {"depth": 10, "width": 1}),
@@ -32,14 +32,14 @@ WAYS = {
 
 def rows(run: Run) -> Iterator[list[Result]]:
     for name in BACKBONES:
-        yield run.attempt(name, "pretraining", partial(_of, name, run), FIRST_EPOCHS)
+        yield run.attempt(name, "pretraining", partial(_measure, name, run), FIRST_EPOCHS)
 
 
-def _of(name: str, run: Run) -> list[Result]:
+def _measure(name: str, run: Run) -> list[Result]:
     batch, steps = (4, 1) if run.toy else (PretrainSettings().batch_size, STEPS)
     bank = images(batch * steps)
     ways = {way: partial(_epoch, name, bank, batch, *WAYS[way], run) for way in WAYS}
-    return compared(
+    return compare_ways(
         run, f"{name}, {SHAPE[1]} x {SHAPE[2]}, batch {batch}", ways, batch * steps, "images/s", FIRST_EPOCHS
     )
 

@@ -22,11 +22,11 @@ class NoiseOfCpu(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        drawn = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
+        draws = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
         if func._schema.is_mutable:  # normal_, uniform_ and the like fill their first argument
-            return args[0].copy_(drawn)
+            return args[0].copy_(draws)
         device = _asked_for(args, kwargs)
-        return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, drawn)
+        return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, draws)
 
 
 def _asked_for(args: Any, kwargs: Any) -> torch.device:

@@ -1,4 +1,4 @@
-"""Tasks per second of a training step, and its peak memory, by the number of tasks; beside it raw batched PyTorch."""
+"""Tasks per second of a training step, and its peak memory, by number of tasks; learner and raw batched PyTorch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import partial
 import torch
 
 from benchmarks import gradient
-from benchmarks.gpu.result import Result, Run, compared
+from benchmarks.gpu.result import Result, Run, compare_ways
 from benchmarks.measure import Way
-from benchmarks.setting import FEATURES, STEPS, WAY, Size, learner, stepping, tasks
+from benchmarks.setting import FEATURES, STEPS, WAY, Size, learner, make_step, tasks
 from benchmarks.sib_raw import RawSib
 from benchmarks.versa_raw import RawEncoder
 
@@ -21,11 +21,11 @@ SAMPLES = {"savi": 1, "mc": 10}
 def rows(run: Run) -> Iterator[list[Result]]:
     for number in Size(run.toy).tasks(1, 16, 64, 256, 1024, 4096):
         for name in CASES:
-            yield run.attempt(f"{name}, T={number}", "training step", partial(_of, name, number, run))
+            yield run.attempt(f"{name}, T={number}", "training step", partial(_measure, name, number, run))
 
 
-def _of(name: str, number: int, run: Run) -> list[Result]:
-    return compared(run, f"{name}, T={number}", CASES[name](number, run.device), number, "tasks/s")
+def _measure(name: str, number: int, run: Run) -> list[Result]:
+    return compare_ways(run, f"{name}, T={number}", CASES[name](number, run.device), number, "tasks/s")
 
 
 def sib(posterior: str, number: int, device: torch.device) -> Ways:
@@ -33,41 +33,41 @@ def sib(posterior: str, number: int, device: torch.device) -> Ways:
     data = tasks(number, device=device)
     episodes = data.episodes
 
-    def ours() -> Way:
-        built = learner("sib", "Gaussian", of_guide={"posterior": posterior}, device=device)
-        return stepping(built.parameters(), lambda: built(episodes)["loss"], adam=True)
+    def learner_step() -> Way:
+        module = learner("sib", "Gaussian", of_guide={"posterior": posterior}, device=device)
+        return make_step(module.parameters(), lambda: module(episodes)["loss"], adam=True)
 
-    def raw() -> Way:
+    def raw_step() -> Way:
         module = RawSib(FEATURES, WAY, STEPS).to(device)
-        return stepping(module.parameters(), lambda: module.loss(data.support, data.query, data.labels), adam=True)
+        return make_step(module.parameters(), lambda: module.loss(data.support, data.query, data.labels), adam=True)
 
-    return {"learner": ours} | ({"raw batched": raw} if posterior == "delta" else {})
+    return {"learner": learner_step} | ({"raw batched": raw_step} if posterior == "delta" else {})
 
 
 def versa(guide: str, number: int, device: torch.device) -> Ways:
-    """mc and savi; savi has its KL in closed form, as the raw step does."""
+    """mc and savi; savi has the KL in closed form, like the raw step."""
     data, samples = tasks(number, device=device), SAMPLES[guide]
     episodes = data.episodes
     objective, settings = ("monte_carlo.MonteCarlo", {}) if guide == "mc" else ("elbo.Elbo", {"kl": "analytic"})
 
-    def ours() -> Way:
-        built = learner(guide, "Conditional", objective, None, settings, particles=samples, device=device)
-        return stepping(built.parameters(), lambda: built(episodes)["loss"], adam=True)
+    def learner_step() -> Way:
+        module = learner(guide, "Conditional", objective, None, settings, particles=samples, device=device)
+        return make_step(module.parameters(), lambda: module(episodes)["loss"], adam=True)
 
-    def raw() -> Way:
+    def raw_step() -> Way:
         module = RawEncoder(FEATURES).to(device)
         loss = module.mc_loss if guide == "mc" else module.savi_loss
-        return stepping(module.parameters(), lambda: loss(data.support, data.query, data.labels, samples), adam=True)
+        return make_step(module.parameters(), lambda: loss(data.support, data.query, data.labels, samples), adam=True)
 
-    return {"learner": ours, "raw batched": raw}
+    return {"learner": learner_step, "raw batched": raw_step}
 
 
 def maml(number: int, device: torch.device) -> Ways:
     """A second-order meta-step on sinusoids, one inner step."""
     episodes = gradient.tasks(number).to(device)
     return {
-        "learner": lambda: gradient.through_pyro(episodes, 1)[0],
-        "raw batched": lambda: gradient.batched(episodes, 1)[0],
+        "learner": lambda: gradient.learner_step(episodes, 1)[0],
+        "raw batched": lambda: gradient.batched_step(episodes, 1)[0],
     }
 
 

@@ -1,4 +1,4 @@
-"""Rows of the report: measured, passed, failed with a reason, or not run for lack of time."""
+"""Rows of the report: passed, failed with a reason, or not run for lack of time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu.budget import Deadline
 from benchmarks.gpu.device import clock_of, free_unused, peak_megabytes, reset_peak
-from benchmarks.measure import WARM_UP, Spread, Way, interleaved
+from benchmarks.measure import WARM_UP, Spread, Way, time_interleaved
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("pyro_metabayes", "models", "guides")
@@ -39,8 +39,8 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def shown(self) -> dict[str, str]:
-        """The row of a table; the reason of a failure stands below it."""
+    def cells(self) -> dict[str, str]:
+        """The row of the table, without the reason of a failure."""
         spread = self.value
         return {
             "section": self.section,
@@ -57,7 +57,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """What every section needs. toy: one round of the smallest sizes, whose numbers mean nothing."""
+    """Device, size and deadline of a section. toy: one round of the smallest sizes, as a test."""
 
     device: torch.device
     toy: bool
@@ -69,14 +69,14 @@ class Run:
             return [Result(case, way, NOT_RUN, note=OUT_OF_TIME)]
         try:
             return measure()
-        except Exception as error:  # of whatever kind: the other rows are worth having
+        except Exception as error:  # of any type, so that the other rows are measured
             return [Result(case, way, FAILED, note=reason(error))]
         finally:
             free_unused(self.device)
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error, and the last line of the library that it passed through."""
+    """The first line of an error, and the last line of this library in its traceback."""
     first = next(iter(str(error).strip().splitlines()), "")
     files = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     places = [
@@ -89,7 +89,7 @@ def reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Warm:
-    """A way whose kernels are loaded and whose optimiser has its moments; seconds and peak memory of a step."""
+    """A variant after its first step: kernels are loaded, moments allocated; seconds and peak memory of a step."""
 
     way: Way
     seconds: float
@@ -105,12 +105,12 @@ class Warm:
         return cls(way, now() - started, peak_megabytes(device))
 
 
-def compared(
+def compare_ways(
     run: Run, case: str, build: Mapping[str, Callable[[], Way]], amount: int, unit: str, needs: float = 0.0
 ) -> list[Result]:
-    """How many of the `amount` things of a step are done per second, way by way in turn, and the peak memory of a step.
+    """Rate of each variant, for steps with `amount` units of work, timed in turn; peak memory of a step.
 
-    A way that cannot be built, or fails in a first step, has its reason in its row; the others are measured.
+    The row of a variant that fails in its first step gives the reason; the others are measured.
     """
     warm: dict[str, Warm] = {}
 
@@ -120,7 +120,9 @@ def compared(
 
     table = [row for name in build for row in run.attempt(case, name, partial(add, name), needs)]
     rates = partial(_rates, run, case, warm, amount, unit)
-    return table + (run.attempt(case, "in turn", rates, needs=-math.inf) if warm else [])  # what is ready is measured
+    return table + (
+        run.attempt(case, "in turn", rates, needs=-math.inf) if warm else []
+    )  # measure all variants that are ready
 
 
 def _rates(run: Run, case: str, warm: Mapping[str, Warm], amount: int, unit: str) -> list[Result]:
@@ -129,11 +131,11 @@ def _rates(run: Run, case: str, warm: Mapping[str, Warm], amount: int, unit: str
 
 
 def _seconds(run: Run, warm: Mapping[str, Warm]) -> dict[str, list[float]]:
-    """Medians are of several blocks of steps; of fewer where the time that is left does not carry them."""
+    """Times of several blocks of steps; fewer blocks if little time is left."""
     ways, now = {name: warmed.way for name, warmed in warm.items()}, clock_of(run.device)
     if run.toy:
-        return interleaved(ways, 1, clock=now)
+        return time_interleaved(ways, 1, clock=now)
     slowest = max(warmed.seconds for warmed in warm.values())
     in_a_row = int(min(max(BLOCK_SECONDS / slowest, 1), MOST_IN_A_ROW))
     affordable = max(run.deadline.left, 0.0) / (slowest * in_a_row * len(ways)) - WARM_UP
-    return interleaved(ways, int(min(max(affordable, 1), BLOCKS)), in_a_row, now)
+    return time_interleaved(ways, int(min(max(affordable, 1), BLOCKS)), in_a_row, now)

@@ -1,4 +1,4 @@
-"""Is a loss the same on the device and on the CPU?
+"""Checks that a loss is the same on the device and on the CPU.
 
 The same tasks, the same weights, and the same noise: NoiseOfCpu makes every draw on the CPU and moves it. float32
 throughout, without TF32.
@@ -13,9 +13,9 @@ from functools import partial
 import pyro
 import torch
 
-from benchmarks.gpu import configured
-from benchmarks.gpu.configured import Setting
+from benchmarks.gpu import guide_setting
 from benchmarks.gpu.device import without_tf32
+from benchmarks.gpu.guide_setting import Setting
 from benchmarks.gpu.noise import NoiseOfCpu
 from benchmarks.gpu.result import FAILED, PASSED, Result, Run
 from benchmarks.measure import Spread
@@ -26,11 +26,11 @@ TOLERANCE = 1e-4  # relative
 
 
 def rows(run: Run) -> Iterator[list[Result]]:
-    for name in configured.names():
-        yield run.attempt(name, "loss", partial(_compared, name, run))
+    for name in guide_setting.names():
+        yield run.attempt(name, "loss", partial(_measure, name, run))
 
 
-def _compared(name: str, run: Run) -> list[Result]:
+def _measure(name: str, run: Run) -> list[Result]:
     setting = Setting.of(name, run.toy)
     on_cpu, on_device = setting.learner(), setting.learner().to(run.device)
     weight = kl_weight_at(setting.config.train.kl_weight, 0)

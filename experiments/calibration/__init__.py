@@ -1,1 +1,1 @@
-"""Does a trained guide know how often it is right?"""
+"""Calibration of a trained guide."""

@@ -1,1 +1,1 @@
-"""What every command shares: settings, messages, sweeps, locks, processes."""
+"""Shared by all commands: settings, messages, sweeps, locks, processes."""

@@ -1,4 +1,4 @@
-"""What every Hydra command shares: one line for a mistake, a clean exit, and `resume=`."""
+"""Shared by all Hydra commands: one line for a mistake, a clean exit, and `resume=`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,15 @@ from omegaconf import DictConfig, OmegaConf
 from pyro_metabayes.errors import Interrupted, UsageError, printable
 from pyro_metabayes.experiments.cli.config import register
 from pyro_metabayes.experiments.cli.lock import alone_in
-from pyro_metabayes.experiments.cli.messages import MISTAKES, hides_a_stop, in_composing, one_line
-from pyro_metabayes.experiments.cli.sweeps import SILENT, how_to_go_on, job_name, note, sweeps, unfinished_jobs
+from pyro_metabayes.experiments.cli.messages import MISTAKES, masks_interrupt, one_line, raised_in_composition
+from pyro_metabayes.experiments.cli.sweeps import (
+    RUNNING,
+    in_sweep,
+    interruption_message,
+    job_name,
+    unfinished_jobs,
+    write_note,
+)
 from pyro_metabayes.learner import PARTS
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
@@ -36,88 +43,93 @@ INTERRUPTED = 130  # the shell's code for a program that SIGINT ended
 def run_command(
     task: Callable[[DictConfig, Path], object], config_name: str = "config", config_folder: str = CONF
 ) -> None:
-    """Compose CONFIG_NAME.yaml, call the task with it and the run's folder, answer mistakes in one line."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
-    sys.argv[1:] = _in_resumed_folder([of_a_part(argument) for argument in _with_the_flag_first(sys.argv[1:])])
+    """Compose CONFIG_NAME.yaml, call the task with it and the run's folder, report mistakes in one line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are reported here, not by Hydra
+    sys.argv[1:] = _in_resumed_folder([allow_part_setting(argument) for argument in _multirun_first(sys.argv[1:])])
     register()
     failures: list[str] = []
 
     def job(config: DictConfig) -> None:
         try:
-            note(SILENT)
+            write_note(RUNNING)
             _in_clean_folder(lambda folder: task(config, folder))
-            note("")
+            write_note("")
         except Exception as error:
             if not (job_name() or isinstance(error, MISTAKES)):
                 raise
-            failures.append(told(error))  # here: a launcher may have brought the job to another process
+            failures.append(report_failure(error))  # here: a launcher may run the job in another process
 
-    try:
-        answer(hydra.main(version_base="1.3", config_path=config_folder, config_name=config_name)(job))
-    except Exception as error:  # of a launcher: surprises of a job stay with the job
-        if not sweeps():
-            raise
-        begun = unfinished_jobs() or "no job is left unfinished"
-        sys.exit(f"error: the launcher gave up: {type(error).__name__}: {one_line(error)}; {begun}")
+    _launch(hydra.main(version_base="1.3", config_path=config_folder, config_name=config_name)(job))
     if summary := unfinished_jobs():
         sys.exit(f"error: {summary}")
     if failures:
         sys.exit(1)
 
 
-def told(error: Exception) -> str:
-    """The line of a failed job, or all there is to say of a surprise: on the terminal, and in the folder of a sweep."""
+def _launch(program: Callable[[], object]) -> None:
+    """Run a Hydra program; errors of a launcher get one line, errors of a job are handled in the job."""
+    try:
+        run_program(program)
+    except Exception as error:
+        if not in_sweep():
+            raise
+        unfinished = unfinished_jobs() or "no job is left unfinished"
+        sys.exit(f"error: the launcher failed: {type(error).__name__}: {one_line(error)}; {unfinished}")
+
+
+def report_failure(error: Exception) -> str:
+    """The line of a failed job, or the traceback of an unexpected error; printed, and noted in the sweep."""
     lines = one_line(error) if isinstance(error, MISTAKES) else "".join(traceback.format_exception(error)).rstrip()
-    with contextlib.suppress(UsageError):  # a disk that is full, perhaps
-        note(lines)
+    with contextlib.suppress(UsageError):  # the disk may be full
+        write_note(lines)
     print(f"error: {job_name()}{': ' if job_name() else ''}{lines}", file=sys.stderr)
     return lines
 
 
-def answer(main: Callable[[], object]) -> None:
-    """Call the program of a command; a mistake, or a signal to stop, gets one line and an exit code."""
+def run_program(main: Callable[[], object]) -> None:
+    """Call the main function of a command; a mistake, or a signal to stop, gets one line and an exit code."""
     keep_freed_memory()
     try:
         with _stoppable():
             main()
-    except KeyboardInterrupt as stop:  # Interrupted among them
-        print(f"\n{how_to_go_on() or str(stop) or NOTHING_KEPT}", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # includes Interrupted
+        print(f"\n{interruption_message() or str(stop) or NOTHING_KEPT}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except MISTAKES as error:
         sys.exit(f"error: {one_line(error)}")
     except DAMAGED as error:
-        if not in_composing(error):
+        if not raised_in_composition(error):
             raise
         sys.exit(printable(f"error: expected settings that can be composed, got others: {reason_of(error)}"))
 
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does; a signal that the shell told to ignore (nohup, &) stays ignored."""
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    """SIGTERM stops as Ctrl-C does; a signal that the shell ignores (nohup, &) stays ignored."""
+    numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    handlers = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield
     except Exception as error:
-        if hides_a_stop(error):
+        if masks_interrupt(error):
             raise KeyboardInterrupt from error
         raise
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def of_a_part(argument: str) -> str:
+def allow_part_setting(argument: str) -> str:
     """`guide.scale=0.1` may set what the YAML leaves at its default: the constructor's signature decides.
 
-    To Hydra that is an addition (++), which it would otherwise refuse; so are new entries of a mapping.
+    Hydra requires the prefix ++ for such a setting, and for a new entry of a mapping.
     """
     open_ended = (*(f"{part}." for part in ("data", *PARTS)), "train.learning_rates", "train.kl_weight")
     return f"++{argument}" if argument.startswith(open_ended) else argument
 
 
-def _with_the_flag_first(arguments: list[str]) -> list[str]:
-    """Hydra takes -m nowhere else."""
+def _multirun_first(arguments: list[str]) -> list[str]:
+    """Hydra accepts -m as the first argument only."""
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
@@ -128,25 +140,25 @@ def _in_resumed_folder(arguments: list[str]) -> list[str]:
         return arguments
     if not (Path(folders[-1]) / "checkpoint.pt").is_file():
         expected = f"expected resume= to name the folder of a run with a checkpoint.pt, got '{folders[-1]}'"
-        sys.exit(f"error: {expected}; {_instead_of(Path(folders[-1]))}")
-    quoted = "'" + folders[-1].replace("'", r"\'") + "'"  # to Hydra a comma or an equals sign has a meaning
-    others = [argument for argument in arguments if not argument.startswith("resume=")]
-    return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+        sys.exit(f"error: {expected}; {_resume_remedy(Path(folders[-1]))}")
+    quoted = "'" + folders[-1].replace("'", r"\'") + "'"  # Hydra interprets commas and equals signs
+    remaining = [argument for argument in arguments if not argument.startswith("resume=")]
+    return [*remaining, f"resume={quoted}", f"hydra.run.dir={quoted}"]
 
 
-def _instead_of(folder: Path) -> str:
+def _resume_remedy(folder: Path) -> str:
     """What to do about a folder that cannot be resumed."""
     if folder.is_file():
         return f"give its folder, {folder.parent}"
     if (folder / "multirun.yaml").exists():
-        return f"a sweep goes on with its own command and hydra.sweep.dir={folder}"
+        return f"continue a sweep with its own command and hydra.sweep.dir={folder}"
     if folder.is_dir():
-        return "a run that has none yet begins again with its own command"
+        return "start a run without a checkpoint again with its own command"
     return "there is no such folder"
 
 
 def keep_settings(composed: DictConfig, folder: Path) -> None:
-    """.hydra/ in the folder, once it is known to be ours; Hydra itself would write over those of another run."""
+    """Write .hydra/ once the folder is locked; Hydra itself would overwrite the settings of another run."""
     hydra_config: Any = HydraConfig.instance().cfg
     files = {"config": composed, "hydra": hydra_config, "overrides": hydra_config.hydra.overrides.task}
     for name, settings in files.items():
@@ -155,7 +167,7 @@ def keep_settings(composed: DictConfig, folder: Path) -> None:
 
 
 def _in_clean_folder(task: Callable[[Path], object]) -> None:
-    """Call the task, alone in its folder; where it wrote nothing, failed or not, leave no trace of the folder."""
+    """Call the task with its folder locked; remove the folder if the task wrote nothing."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with alone_in(folder):

@@ -1,4 +1,4 @@
-"""The runner's own settings, typed, each with its meaning. Those of a guide, prior, head stand in its constructor."""
+"""The typed settings of a run. The settings of a guide, prior or head are the arguments of its constructor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pyro_metabayes.training.optimisation import TrainSettings
 class TrainerSettings:
     """What a run is trained on."""
 
-    devices: int = 1  # of the whole job, each with its share of a step's tasks: docs/several-devices.md
+    devices: int = 1  # of the whole job; the tasks of a step are divided among them: docs/several-devices.md
 
     def __post_init__(self) -> None:
         if self.devices < 1:
@@ -91,7 +91,7 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
-def typed(config: DictConfig) -> Config:
+def config_from(config: DictConfig) -> Config:
     """The plain dataclasses of a composed configuration."""
     value = OmegaConf.to_object(config)
     assert isinstance(value, Config)
@@ -100,11 +100,11 @@ def typed(config: DictConfig) -> Config:
 
 
 def _refuse_added(settings: Any, prefix: str = "") -> None:
-    """+train.foo=1 adds a key, whatever the schema says."""
-    known = [setting.name for setting in fields(settings)]
+    """Refuse keys that are not in the schema: Hydra accepts +train.foo=1."""
+    names = [setting.name for setting in fields(settings)]
     for name, value in vars(settings).items():
-        if name not in known:
-            raise unknown_key(prefix + name, known, type(settings).__name__)
+        if name not in names:
+            raise unknown_key(prefix + name, names, type(settings).__name__)
         if is_dataclass(value):
             _refuse_added(value, f"{prefix}{name}.")
 
@@ -118,9 +118,9 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
     saved = checkpoint.load(within(folder, "checkpoint.pt")).get("config")
     if not isinstance(saved, dict) or not saved:
         raise UsageError(f"expected the checkpoint of a run in {folder}, got one without a configuration")
-    merged = OmegaConf.merge(_as_it_was(saved, folder), OmegaConf.from_dotlist(list(overrides)))
+    merged = OmegaConf.merge(_saved_settings(saved, folder), OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(merged, DictConfig)
-    return typed(merged)
+    return config_from(merged)
 
 
 def with_moved_settings(saved: dict[str, Any]) -> dict[str, Any]:
@@ -132,16 +132,16 @@ def with_moved_settings(saved: dict[str, Any]) -> dict[str, Any]:
     return saved | {"task": task, "data": data}
 
 
-def _as_it_was(saved: Any, folder: Path) -> DictConfig:
-    """The saved configuration, of this version's settings and nothing to be filled in from the surroundings."""
+def _saved_settings(saved: Any, folder: Path) -> DictConfig:
+    """The saved configuration, checked against the schema; interpolations are refused."""
     try:
         if "${" in repr(saved):
-            raise ValueError("it asks for values from elsewhere")
+            raise ValueError("it has interpolations (${...})")
         config = OmegaConf.merge(OmegaConf.structured(Config), with_moved_settings(saved))
         assert isinstance(config, DictConfig)
-        typed(config)
+        config_from(config)
         return config
     except (*DAMAGED, OmegaConfBaseException) as error:
         raise UsageError(
-            f"expected the configuration of a run in {folder}, got another: {reason_of(error)}; start a new run"
+            f"expected the configuration of a run in {folder}, got an invalid one: {reason_of(error)}; start a new run"
         ) from None

@@ -1,4 +1,4 @@
-"""Lightning Fabric on any device that torch knows, alone or as one process of a job."""
+"""Lightning Fabric on any device of torch, in a single process or in one of several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_fabric.strategies import DDPStrategy, SingleDeviceStrategy
 
 
 class AnyDevice(Accelerator):
-    """Fabric itself knows CPU, CUDA and MPS alone; nothing of what it asks of an accelerator needs more than torch."""
+    """Fabric itself supports CPU, CUDA and MPS only; all that it requires of an accelerator, torch provides."""
 
     def setup_device(self, device: torch.device) -> None:
         if device.index is not None and device.type not in ("cpu", "mps"):  # kernels without a device argument
@@ -44,7 +44,7 @@ class AnyDevice(Accelerator):
 
 
 def fabric_alone(device: torch.device) -> Fabric:
-    """One process, whatever else runs in a job of Slurm, LSF or MPI, which Fabric would look for."""
+    """One process, also inside a job of Slurm, LSF or MPI, which Fabric would otherwise detect and join."""
     strategy = SingleDeviceStrategy(device, accelerator=AnyDevice())
     return Fabric(strategy=strategy, plugins=[LightningEnvironment()])
 

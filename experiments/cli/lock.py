@@ -15,14 +15,14 @@ from filelock import FileLock, Timeout
 from pyro_metabayes.errors import UsageError
 
 NAME = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks answer
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # error codes of file systems without locks
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Refuse a folder in which another process works; remove what killed processes have left half-written there.
+    """Refuse a folder that another process uses; remove unfinished files of killed processes.
 
-    The kernel releases the lock however a process ends, so a lock file that stays behind locks nobody out.
+    The kernel releases the lock however a process ends, so a remaining lock file does not lock the folder.
     """
     path = folder / NAME
     lock = FileLock(path, blocking=False, fallback_to_soft=False)
@@ -44,8 +44,8 @@ def _acquire(lock: FileLock, folder: Path) -> None:
         lock.acquire()
     except Timeout:
         raise UsageError(
-            f"expected {folder} for this run alone, got one that {_holder(folder)} works in; wait for it, or name "
-            "another folder: hydra.run.dir=DIR (of a sweep hydra.sweep.dir=DIR)"
+            f"expected a folder that no other process uses, got {folder}, in use by {_holder(folder)}; wait for it, or "
+            "name another folder: hydra.run.dir=DIR (of a sweep hydra.sweep.dir=DIR)"
         ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:

@@ -1,4 +1,4 @@
-"""What is said of a mistake: one line, whichever of Hydra, OmegaConf and ourselves found it."""
+"""One-line messages for mistakes found by Hydra, by OmegaConf or by this package."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pyro_metabayes.errors import UsageError, printable, unknown_key
 from pyro_metabayes.experiments.cli.sweeps import LAUNCHER
 
 MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError, yaml.YAMLError, UnicodeDecodeError)
-# Lines of Hydra and OmegaConf that speak of their insides.
+# Lines of Hydra and OmegaConf about their internals.
 NOISE = ("full_key", "object_type", "reference_type", "Config search path", "provider=", "Set the environment")
 COMPOSERS = {"hydra", "omegaconf", "yaml", "antlr4"}
 
 
-def in_composing(error: BaseException) -> bool:
-    """Whether Hydra, or what it reads YAML with, tripped over settings; its errors are of many kinds."""
-    called = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    packages = [name.partition(".")[0] for name in called]
+def raised_in_composition(error: BaseException) -> bool:
+    """Whether the error was raised inside Hydra or its parsers; these errors have many types."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [name.partition(".")[0] for name in modules]
     return {*[name for name in packages if name not in sys.stdlib_module_names][-1:]} <= COMPOSERS
 
 
-def hides_a_stop(error: BaseException) -> bool:
-    """Whether it has taken the place of an interruption: OmegaConf trips in a `finally` over what is half made."""
-    return in_composing(error) and KeyboardInterrupt in map(type, _chain(error))
+def masks_interrupt(error: BaseException) -> bool:
+    """Whether the error replaces an interruption: a `finally` of OmegaConf fails on half-built objects."""
+    return raised_in_composition(error) and KeyboardInterrupt in map(type, _contexts(error))
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _contexts(error: BaseException | None) -> Iterator[BaseException]:
     """The error, what was being handled when it was raised, and so on."""
     while error is not None:
         yield error
@@ -41,28 +41,26 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error, its lines joined; Hydra and OmegaConf spread theirs over several."""
-    return printable(_joined(error))
+    """The message of an error with its lines joined; messages of Hydra and OmegaConf have several lines."""
+    return printable(_message_of(error))
 
 
-def _joined(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     if isinstance(error, UsageError):
         return str(error)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        near = get_close_matches(name, error.options, 1)
-        guess = f"did you mean '{near[0]}'? " if near else ""
-        there = f"{guess}there are: {', '.join(error.options)}"
-        extras = "; others come with extras: pip install -c constraints.txt -e '.[joblib]' (or submitit, or ray)"
-        return f"no '{name}' for {group}; {there}{extras if group == LAUNCHER else ''}"
-    if said := _system_mistake(error) or _type_mistake(error):
-        return said
+    if message := _missing_choice(error) or _system_error(error) or _type_error(error):
+        return message
     if "Ambiguous value for argument" in str(error):
         return f"{str(error).splitlines()[0]}; to sweep over a list put -m first: python -m experiments.run -m ..."
-    cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else None
+    cause = error.__cause__ if isinstance(error, HydraException) else None
     if isinstance(unknown := cause or error, ConfigAttributeError | ConfigKeyError) and unknown.parent_node:
-        known = [str(name) for name in unknown.parent_node]
-        return str(unknown_key(str(unknown.full_key), known, unknown.object_type_str or ""))
+        names = [str(name) for name in unknown.parent_node]
+        return str(unknown_key(str(unknown.full_key), names, unknown.object_type_str or ""))
+    return _plain_lines(error, cause)
+
+
+def _plain_lines(error: BaseException, cause: BaseException | None) -> str:
+    """The lines of an error and of its cause, each once, without those about the internals of Hydra and OmegaConf."""
     lines = [line.strip() for line in str(error).splitlines()]
     if cause is not None and not isinstance(cause, HydraException):
         lines += [line.strip() for line in str(cause).splitlines()]
@@ -70,21 +68,33 @@ def _joined(error: BaseException) -> str:
     return " ".join(dict.fromkeys(kept))
 
 
-def _system_mistake(error: BaseException) -> str:
-    """What the system refuses; '' for other errors."""
+def _missing_choice(error: BaseException) -> str:
+    """A name that its configuration group does not have; '' for other errors."""
+    if not (isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options):
+        return ""
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    near = get_close_matches(name, error.options, 1)
+    guess = f"did you mean '{near[0]}'? " if near else ""
+    choices = f"{guess}there are: {', '.join(error.options)}"
+    extras = "; others come with extras: pip install -c constraints.txt -e '.[joblib]' (or submitit, or ray)"
+    return f"no '{name}' for {group}; {choices}{extras if group == LAUNCHER else ''}"
+
+
+def _system_error(error: BaseException) -> str:
+    """Errors of the operating system; '' for other errors."""
     if isinstance(error, BrokenPipeError):
-        return "expected a reader of what is printed, got none any more; write it to a file"
+        return "expected a reader for the output, got a closed pipe; write the output to a file"
     if isinstance(error, OSError) and error.strerror:
         return f"expected to use {error.filename or 'the disk'}, got: {error.strerror}; free it, or name another place"
     return ""
 
 
-def _type_mistake(error: BaseException) -> str:
-    """A value that is no number where one is asked for, or no list; '' for other errors."""
+def _type_error(error: BaseException) -> str:
+    """A value of the wrong type; '' for other errors."""
     text = " ".join(f"{error} {error.__cause__ or ''}".split())
     key = re.search(r"full_key: (\S+)", text) or re.search(r"merging override ([^=\s]+)=", text)
     name = key[1] if key else "the setting"
     if "is not a ListConfig" in text:
         return f"expected {name} to be a list, in quotes for the shell: '{name}=[...]'"
-    found = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text)
-    return f"expected {name} to be of type {found[2].lower()}, got '{found[1]}'" if found else ""
+    match = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", text)
+    return f"expected {name} to be of type {match[2].lower()}, got '{match[1]}'" if match else ""

@@ -1,1 +1,1 @@
-"""Which objective keeps the prior alive, and what it costs."""
+"""Prior collapse by training objective."""

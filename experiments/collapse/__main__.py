@@ -1,7 +1,7 @@
-"""python -m experiments.collapse study=gaussian_mean: which objective keeps the prior alive, and what it costs.
+"""python -m experiments.collapse study=gaussian_mean: prior collapse and scores by training objective.
 
-Each study is a grid of runs of experiments.run (conf/study/NAME.yaml). Finished runs are kept, so an
-interrupted study goes on when it is called again. Leaves table.md, table.csv and pictures.
+Each study is a grid of runs of experiments.run (conf/study/NAME.yaml). Finished runs are kept, so the same command
+continues an interrupted study. Writes table.md, table.csv and plots.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes.experiments.cli.command import run_command
-from pyro_metabayes.experiments.collapse.plots import PICTURES
+from pyro_metabayes.experiments.collapse.plots import PLOTS
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row
@@ -27,20 +27,20 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """table.md (with the command of every row), table.csv, and the pictures that the study asks for."""
+    """table.md (with the command of every row), table.csv, and the plots named by the study."""
     parts = {part: [row for row in rows if row.part == part] for part in dict.fromkeys(row.part for row in rows)}
-    tables = {part: table_of(its, folder) for part, its in parts.items()}
-    sections = [f"## {part}\n\n{markdown_table(its)}\n\n{commands(parts[part])}" for part, its in tables.items()]
-    columns = list(dict.fromkeys(name for its in tables.values() for row in its for name in row))
+    tables = {part: table_of(part_rows, folder) for part, part_rows in parts.items()}
+    sections = [f"## {part}\n\n{markdown_table(table)}\n\n{commands(parts[part])}" for part, table in tables.items()]
+    columns = list(dict.fromkeys(name for table in tables.values() for row in table for name in row))
     merged = [
         {"part": part} | {name: row.get(name, "-") for name in columns} for part in tables for row in tables[part]
     ]
     save_tables(folder, "\n\n".join(sections) + "\n", merged)
-    for part, its in tables.items():
-        print(f"{part}\n{text_table(its)}\n")
-    for name, chosen in study["pictures"].items():
-        if path := PICTURES[name](chosen or [], rows, folder):
-            print(f"picture: {path}")
+    for part, table in tables.items():
+        print(f"{part}\n{text_table(table)}\n")
+    for name, labels in study["pictures"].items():
+        if path := PLOTS[name](labels or [], rows, folder):
+            print(f"plot: {path}")
     print(f"table.md and table.csv: {folder}")
 
 

@@ -1,4 +1,4 @@
-"""python -m experiments.compare runs/...: gather finished runs into one table and one picture."""
+"""python -m experiments.compare runs/...: compare finished runs in one table and one plot."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pyro_metabayes.experiments.cli.command import answer
-from pyro_metabayes.experiments.compare.plot import draw
+from pyro_metabayes.experiments.cli.command import run_program
+from pyro_metabayes.experiments.compare.plots import draw
 from pyro_metabayes.experiments.runs.comparison import differences_row, scores_row
-from pyro_metabayes.experiments.runs.finished import Run, find_runs, grouped
+from pyro_metabayes.experiments.runs.finished_runs import Run, find_runs, group_by_label
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
 
 PAIRED = "Less the first row of the same data and task, on the same tasks (95% intervals of the paired differences):"
@@ -31,15 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", help=help_runs)
     parser.add_argument("--out", default="runs/comparison", help="folder for table.md, table.csv and comparison.png")
     options = parser.parse_args(arguments)
-    groups = grouped(find_runs(options.runs))
+    groups = group_by_label(find_runs(options.runs))
     scores, paired = tables(groups)
     out = Path(options.out)
     both = f"{markdown_table(scores)}\n\n{PAIRED}\n\n{markdown_table(paired)}\n"
-    save_tables(out, both, [its | difference for its, difference in zip(scores, paired, strict=True)])
+    save_tables(out, both, [row | difference for row, difference in zip(scores, paired, strict=True)])
     draw(groups, out / "comparison.png")
     print(f"{text_table(scores)}\n\n{PAIRED}\n\n{text_table(paired)}\n")
     print(f"table.md, table.csv and comparison.png: {out}")
 
 
 if __name__ == "__main__":
-    answer(main)
+    run_program(main)

@@ -1,1 +1,1 @@
-"""A trained guide beside exact inference in its own model."""
+"""A trained guide compared with exact inference in the same model."""

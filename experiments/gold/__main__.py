@@ -1,9 +1,9 @@
-"""python -m experiments.gold run=RUN_DIR tasks=32: a trained guide beside exact inference in its own model.
+"""python -m experiments.gold run=RUN_DIR tasks=32: a trained guide compared with exact inference in the same model.
 
-NUTS on p(w | support), the ceiling of an inductive prediction, and on p(w | support and query), what the training
-posterior approximates; approximation and amortization gap of the guide, importance sampling. run=[A,B,...] puts several
-runs into one table. Settings of task, eval and guide may be changed too. Leaves table.md, table.csv, gold.png and
-tasks.npz (the figures of every task) in RUN_DIR/gold, of the first run. docs/gold.md says what they mean.
+NUTS on p(w | support), the exact inductive posterior, and on p(w | support and query), which the training posterior
+approximates; approximation and amortization gap of the guide, importance sampling. run=[A,B,...] compares several runs
+in one table. Settings of task, eval and guide may be changed too. Writes table.md, table.csv, gold.png and tasks.npz
+(the metrics of every task) to RUN_DIR/gold of the first run. See docs/gold.md.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.scores import scores_of
-from pyro_metabayes.experiments.cli.command import answer
-from pyro_metabayes.experiments.gold.tables import Measured, draw, pages, unconverged, write_tasks
+from pyro_metabayes.experiments.cli.command import run_program
+from pyro_metabayes.experiments.gold.plots import draw
+from pyro_metabayes.experiments.gold.tables import Comparison, pages, unconverged, write_tasks
 from pyro_metabayes.experiments.runs.restore_run import run_and_tasks, settings_of
 from pyro_metabayes.experiments.runs.tables import save_tables
 from pyro_metabayes.learner import MetaLearner
@@ -34,10 +35,16 @@ from pyro_metabayes.seeding import noise_of
 
 @dataclass
 class GoldSettings:
-    """Of which runs, how many of their tasks, and how NUTS runs on them; noise is the seed of all draws.
+    """The settings of the command.
 
-    targets: labels of the posteriors, of support, all and query. samples: importance draws. fit_steps: of the
-    search for the best of the guide's family. together: tasks that share a chain of NUTS.
+    run: one folder of a finished run, or several.
+    tasks: number of evaluation tasks.
+    targets: labels that the posteriors are given, of support, all and query.
+    warmup, draws, chains: of NUTS.
+    together: tasks that share a chain of NUTS.
+    samples: importance draws.
+    fit_steps: steps of the search for the best member of the guide's family.
+    noise: seed of all draws.
     """
 
     run: Any = MISSING
@@ -61,8 +68,8 @@ class GoldSettings:
         return [str(run) for run in self.run] if isinstance(self.run, list) else [str(self.run)]
 
 
-def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: GoldSettings) -> Measured:
-    """The guide's posterior for these labels beside the exact one; scores are those of predictions of the queries."""
+def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: GoldSettings) -> Comparison:
+    """Compare the guide's posterior given these labels with the exact one; scores: of predictions of the queries."""
     started, target = time.process_time(), Target(learner.model, episodes, labels)
     with torch.no_grad():
         observed, guide = episodes.observed(), learner.guide
@@ -72,14 +79,15 @@ def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: Gol
     gold = gold_posterior(target, settings.check())
     with torch.no_grad():
         gaps = gaps_of(target, q, best, gold, settings.samples)
-        given = episodes.query_y, episodes.query_mask
-        scores = scores_of(learner.predictive_under(q, observed, len(gold.w))[1], *given)
-        of_gold = scores_of(learner.model.likelihood(gold.w, observed.query_x, observed), *given)
+        query = episodes.query_y, episodes.query_mask
+        scores = scores_of(learner.predictive_under(q, observed, len(gold.w))[1], *query)
+        of_gold = scores_of(learner.model.likelihood(gold.w, observed.query_x, observed), *query)
     seconds = time.process_time() - started
-    return Measured(labels, gaps, gold, scores, of_gold, learner.guide.transductive, seconds)
+    return Comparison(labels, gaps, gold, scores, of_gold, learner.guide.transductive, seconds)
 
 
-def measure_run(folder: str, changed: Sequence[str], settings: GoldSettings) -> list[Measured]:
+def measure_run(folder: str, changed: Sequence[str], settings: GoldSettings) -> list[Comparison]:
+    """One comparison per target."""
     assembly, episodes = run_and_tasks(folder, changed, settings.tasks)
     with noise_of(settings.noise), validation_enabled(False):
         return [measure(assembly.learner, episodes, labels, settings) for labels in settings.targets]
@@ -88,18 +96,18 @@ def measure_run(folder: str, changed: Sequence[str], settings: GoldSettings) -> 
 def main(arguments: Sequence[str]) -> None:
     settings, changed = settings_of(GoldSettings, arguments)
     settings.check()
-    out, text, found = Path(settings.runs[0]) / "gold", "", {}
+    out, text, comparisons = Path(settings.runs[0]) / "gold", "", {}
     for run in settings.runs:
-        found[Path(run).name] = measure_run(run, changed, settings)
-        text, page, rows = pages(found)  # anew after each run: what is interrupted leaves the table of those before
+        comparisons[Path(run).name] = measure_run(run, changed, settings)
+        text, page, rows = pages(comparisons)  # after each run: an interruption keeps the table of the earlier runs
         save_tables(out, page, rows)
-        write_tasks(out / "tasks.npz", found)
-        draw(found, out / "gold.png")
+        write_tasks(out / "tasks.npz", comparisons)
+        draw(comparisons, out / "gold.png")
     print(text)
-    for line in unconverged(found):
+    for line in unconverged(comparisons):
         print(line, file=sys.stderr)
-    print(f"tables, picture and figures of every task: {out}")
+    print(f"tables, plot and metrics of every task: {out}")
 
 
 if __name__ == "__main__":
-    answer(lambda: main(sys.argv[1:]))
+    run_program(lambda: main(sys.argv[1:]))

@@ -1,1 +1,1 @@
-"""Amortized partial pooling beside closed forms and NUTS."""
+"""Amortized partial pooling compared with closed forms and NUTS."""

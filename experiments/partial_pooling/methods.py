@@ -1,4 +1,4 @@
-"""What each method learns of a table of groups, in the units of the file."""
+"""Estimates of each method from a table of groups, in the units of the file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,19 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.seeding import noise_of
 
-BOUNDS = 100  # draws of which the bound is the mean
+BOUNDS = 100  # draws of the estimate of the bound
 
 
 @dataclass(frozen=True)
-class Learned:
-    """coefficients [D] (means of the own effects first), sd [R] and correlation of the first two effects, noise;
-    effects and their sds [T, R]; the log likelihood of all points, or a bound on it, in nats of standardised columns.
+class GroupEstimates:
+    """The estimates of a method.
+
+    coefficients: [D], means of the random effects first.
+    sd: [R], of the random effects over groups.
+    correlation: of the first two random effects.
+    noise: sd of the residuals.
+    effects, effects_sd: [T, R], per group.
+    log_likelihood: of all points, or a bound on it, in nats of standardised columns.
     """
 
     coefficients: Tensor
@@ -41,38 +47,40 @@ class Learned:
     log_likelihood: float | None = None
 
 
-def _learned(groups: Groups, coefficients: Tensor, covariance: Tensor, noise: float, *rest: Any) -> Learned:
-    """From standardised columns; rest: effects and their sds, and what else Learned has."""
-    effects, effects_sd, *others = rest
+def _in_units(groups: Groups, coefficients: Tensor, covariance: Tensor, noise: float, *rest: Any) -> GroupEstimates:
+    """Estimates from standardised columns; rest: effects, their sds, and optionally the log-likelihood."""
+    effects, effects_sd, *log_likelihood = rest
     units = groups.units[: groups.num_random]
     covariance = units.unsqueeze(-1) * covariance.double() * units
     sd = covariance.diagonal().sqrt()
     correlation = (covariance[0, 1] / sd[0] / sd[1]).item() if len(sd) > 1 else None
-    return Learned(
+    return GroupEstimates(
         groups.in_units(coefficients.double()), sd, correlation, noise * groups.scale,
-        groups.in_units(effects.double()), effects_sd.double() * units, *others,
+        groups.in_units(effects.double()), effects_sd.double() * units, *log_likelihood,
     )  # fmt: skip
 
 
-def of_fit(groups: Groups, found: MixedEffects) -> Learned:
-    """A closed form, and the effects of each group at its estimates."""
-    rows = _moments(found.effects(groups.whole().pooled()))
-    return _learned(groups, found.coefficients, found.covariance, found.noise.item(), *rows, found.log_likelihood)
+def estimates_from_fit(groups: Groups, estimates: MixedEffects) -> GroupEstimates:
+    """A closed form, and the effects of each group given its estimates."""
+    rows = _moments(estimates.effects(groups.whole().pooled()))
+    return _in_units(
+        groups, estimates.coefficients, estimates.covariance, estimates.noise.item(), *rows, estimates.log_likelihood
+    )
 
 
-def of_draws(groups: Groups, draws: Draws) -> Learned:
+def estimates_from_draws(groups: Groups, draws: Draws) -> GroupEstimates:
     """Posterior means under weak priors; of sds and correlation the mean of each, not of the covariance."""
     sd = draws.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     correlation = draws.covariance / sd.unsqueeze(-1) / sd.unsqueeze(-2)
     mean = sd.mean(0)
     covariance = mean.unsqueeze(-1) * correlation.mean(0) * mean
     effects = draws.effects.mean(0), draws.effects.std(0)
-    return _learned(groups, draws.coefficients.mean(0), covariance, draws.noise.mean().item(), *effects)
+    return _in_units(groups, draws.coefficients.mean(0), covariance, draws.noise.mean().item(), *effects)
 
 
 @torch.no_grad()
-def of_run(folder: Path) -> Learned:
-    """A trained run: its prior of a group without points, and its training posterior given all of them."""
+def estimates_from_run(folder: Path) -> GroupEstimates:
+    """A trained run: its prior for a group without points, and its training posterior given all points."""
     groups, learner = groups_and_learner(saved_config(folder, []), folder)
     episodes, model = groups.whole(), _hierarchical(learner)
     prior = model.prior(episodes.observed())
@@ -82,11 +90,11 @@ def of_run(folder: Path) -> Learned:
     objective = Elbo(kl="analytic")
     with noise_of(0):
         bounds = [-objective.terms(model, learner.guide, episodes).loss.item() for _ in range(BOUNDS)]
-    return _learned(groups, coefficients, covariance, model.noise.item(), *rows, sum(bounds) / BOUNDS)
+    return _in_units(groups, coefficients, covariance, model.noise.item(), *rows, sum(bounds) / BOUNDS)
 
 
 def groups_and_learner(config: Config, folder: Path) -> tuple[Groups, MetaLearner]:
-    """The table that a run is of, and what it has learned."""
+    """The table of groups of a run, and its learner."""
     source = Assembly(config).source
     if not isinstance(source, Groups):
         raise UsageError(f"expected a study of a table of groups, got data={config.choices.get('data')}")
@@ -96,7 +104,7 @@ def groups_and_learner(config: Config, folder: Path) -> tuple[Groups, MetaLearne
 def _hierarchical(learner: MetaLearner) -> Any:
     if not hasattr(learner.model, "beta"):
         raise UsageError(
-            "expected runs with model=hierarchical_regression, got another model; leave it as data= has it"
+            "expected runs with model=hierarchical_regression, got another model; leave it as data= sets it"
         )
     return learner.model
 
@@ -106,33 +114,33 @@ def _moments(effects: TorchDistribution) -> tuple[Tensor, Tensor]:
     return effects.mean[:, 0], effects.variance[:, 0].sqrt()
 
 
-def unpooled(found: MixedEffects, episodes: Episodes) -> Tensor:
-    """Least squares of each group by itself [T, R], the smallest where there are many; shared effects as estimated."""
-    seen = episodes.pooled() if episodes.support_x.shape[1] == 0 else episodes.observed()
-    x = seen.support_x.double()
-    z = x[..., : len(found.covariance)] * seen.support_mask.unsqueeze(-1)
-    residual = (seen.support_y.double() - found.shared(x)) * seen.support_mask.unsqueeze(-1)
+def least_squares_effects(fitted: MixedEffects, episodes: Episodes) -> Tensor:
+    """Minimum-norm least squares per group [T, R], with the estimated shared effects."""
+    observed = episodes.pooled() if episodes.support_x.shape[1] == 0 else episodes.observed()
+    x = observed.support_x.double()
+    z = x[..., : len(fitted.covariance)] * observed.support_mask.unsqueeze(-1)
+    residual = (observed.support_y.double() - fitted.shared(x)) * observed.support_mask.unsqueeze(-1)
     return (torch.linalg.pinv(z, rtol=1e-6) @ residual).squeeze(-1)
 
 
 def held_out_rmse(groups: Groups, tasks: Episodes) -> dict[str, float]:
-    """Of the queries of tasks, in standard deviations of the response, with a prior from the training groups.
+    """RMSE on the queries of tasks, in standard deviations of the response; the prior is fitted to the training groups.
 
     As in results.json: the root of the mean over tasks of their mean squared errors.
     """
-    found = fit(groups.whole(), groups.num_random)
+    fitted = fit(groups.whole(), groups.num_random)
     x, mask = tasks.query_x.double(), tasks.query_mask
-    z, shared = x[..., : groups.num_random], found.shared(x)
-    ways = {
-        "pooled": found.coefficients[: groups.num_random].expand(len(x), -1),
-        "unpooled": unpooled(found, tasks),
-        "empirical Bayes": found.effects(tasks.observed()).mean[:, 0],
+    z, shared = x[..., : groups.num_random], fitted.shared(x)
+    estimates = {
+        "pooled": fitted.coefficients[: groups.num_random].expand(len(x), -1),
+        "unpooled": least_squares_effects(fitted, tasks),
+        "empirical Bayes": fitted.effects(tasks.observed()).mean[:, 0],
     }
-    errors = {name: z @ w.unsqueeze(-1) + shared - tasks.query_y for name, w in ways.items()}
-    squares = {name: (its.squeeze(-1).square() * mask).sum(1) / mask.sum(1) for name, its in errors.items()}
-    return {name: its.mean().sqrt().item() for name, its in squares.items()}
+    errors = {name: z @ w.unsqueeze(-1) + shared - tasks.query_y for name, w in estimates.items()}
+    squares = {name: (error.squeeze(-1).square() * mask).sum(1) / mask.sum(1) for name, error in errors.items()}
+    return {name: square.mean().sqrt().item() for name, square in squares.items()}
 
 
-def mean_distance(its: Learned, other: Learned, of: Sequence[bool] | Tensor) -> list[float]:
+def mean_distance(estimates: GroupEstimates, reference: GroupEstimates, subset: Sequence[bool] | Tensor) -> list[float]:
     """Mean absolute difference of each effect over some groups."""
-    return (its.effects - other.effects)[torch.as_tensor(of)].abs().mean(0).tolist()
+    return (estimates.effects - reference.effects)[torch.as_tensor(subset)].abs().mean(0).tolist()

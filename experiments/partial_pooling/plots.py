@@ -1,4 +1,4 @@
-"""Pictures of partial pooling: effects with intervals, shrinkage, and the learned prior."""
+"""Plots of partial pooling: effects with intervals, shrinkage, and the learned prior."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.diagnostics.collapse import HALF_OF_90
 from pyro_metabayes.exact.hierarchical_nuts import Draws
 from pyro_metabayes.exact.mixed_effects import MixedEffects
-from pyro_metabayes.experiments.partial_pooling.methods import Learned, unpooled
+from pyro_metabayes.experiments.partial_pooling.methods import GroupEstimates, least_squares_effects
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 
+Panel = tuple[str, Tensor, Any]  # title, draws of NUTS, the same parameter from estimates
 
-def draw_effects(groups: Groups, methods: Mapping[str, Learned], folder: Path) -> Path:
+
+def draw_effects(groups: Groups, methods: Mapping[str, GroupEstimates], folder: Path) -> Path:
     """effects.png: central 90% intervals of every group, the smallest first; a panel for each effect."""
     sizes = groups.sizes
     order = sizes.argsort(stable=True)
     figure, axes = new_figure(1, rows=groups.num_random)
     figure.set_size_inches(11.0, 3.2 * groups.num_random + 0.4)
     for i, axis in enumerate(axes):
-        for number, (name, its) in enumerate(methods.items()):
+        for number, (name, estimates) in enumerate(methods.items()):
             place = torch.arange(len(order)) + 0.25 * (number - 1)
-            reach = HALF_OF_90 * its.effects_sd[order, i]
+            reach = HALF_OF_90 * estimates.effects_sd[order, i]
             axis.errorbar(
-                place, its.effects[order, i], yerr=reach, fmt="o", ms=2.5, lw=1, color=f"C{number}", label=name
+                place, estimates.effects[order, i], yerr=reach, fmt="o", ms=2.5, lw=1, color=f"C{number}", label=name
             )
         axis.axhline(next(iter(methods.values())).coefficients[i].item(), color="black", lw=0.8, ls=":")
         _name_groups(axis, groups, order)
         axis.set(ylabel=groups.features[i], xlim=(-1, len(order)))
     axes[-1].set_xlabel(
-        "groups, from the smallest to the largest, with how many points they have; dotted: mean of the prior"
+        "groups, from the smallest to the largest, with their numbers of points; dotted: mean of the prior"
     )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return save_figure(figure, folder / "effects.png")
 
 
 def _name_groups(axis: Any, groups: Groups, order: Tensor) -> None:
-    """By name and size where there is room, else every few of them by size."""
+    """Label groups by name and size; of more than 30 groups, label every few by size."""
     sizes = [int(size) for size in groups.sizes]
     few = len(order) <= 30
     step = 1 if few else len(order) // 20
@@ -49,9 +51,9 @@ def _name_groups(axis: Any, groups: Groups, order: Tensor) -> None:
     axis.set_xticks(range(0, len(order), step), texts, fontsize=8)
 
 
-def draw_shrinkage(groups: Groups, found: MixedEffects, pooled: Learned, folder: Path) -> Path:
-    """shrinkage.png: from each group by itself to its partially pooled effects."""
-    alone = groups.in_units(unpooled(found, groups.whole()))
+def draw_shrinkage(groups: Groups, fitted: MixedEffects, pooled: GroupEstimates, folder: Path) -> Path:
+    """shrinkage.png: from the least-squares effects of each group to its partially pooled effects."""
+    alone = groups.in_units(least_squares_effects(fitted, groups.whole()))
     figure, axes = new_figure(1)
     figure.set_size_inches(7.0, 4.4)
     sizes = groups.sizes
@@ -67,45 +69,57 @@ def draw_shrinkage(groups: Groups, found: MixedEffects, pooled: Learned, folder:
         axes[0].set(xlabel=groups.features[0], ylabel=groups.features[1])
     for before, after in zip(zip(*start, strict=True), zip(*end, strict=True), strict=True):
         points = zip(before, after, strict=True)
-        axes[0].plot(*([float(value) for value in its] for its in points), color="0.75", lw=0.8, zorder=0)
-    axes[0].plot(*start, "o", mfc="none", color="C3", ms=4, label="each group by itself")
+        axes[0].plot(*([float(value) for value in ends] for ends in points), color="0.75", lw=0.8, zorder=0)
+    axes[0].plot(*start, "o", mfc="none", color="C3", ms=4, label="least squares per group")
     axes[0].plot(*end, "o", color="C0", ms=4, label="partially pooled (amortized)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     return save_figure(figure, folder / "shrinkage.png")
 
 
-def _ellipse(pooled: Learned) -> list[Tensor]:
-    """Where the prior of two effects has 90% of its mass inside: radius^2 = -2 log 0.1."""
+def _ellipse(pooled: GroupEstimates) -> list[Tensor]:
+    """The ellipse with 90% of the prior mass of two effects: radius^2 = -2 log 0.1."""
     angle = torch.linspace(0, 2 * torch.pi, 100, dtype=torch.float64)
     rho = pooled.correlation or 0.0
     first = angle.cos()
     second = rho * first + (1 - rho**2) ** 0.5 * angle.sin()
     radius = (-2 * torch.tensor(0.1).log()).sqrt()
-    return [pooled.coefficients[i] + radius * pooled.sd[i] * its for i, its in enumerate((first, second))]
+    return [pooled.coefficients[i] + radius * pooled.sd[i] * effect for i, effect in enumerate((first, second))]
 
 
-def draw_prior(groups: Groups, draws: Draws, methods: Mapping[str, Sequence[Learned]], folder: Path) -> Path:
-    """prior.png: NUTS's posterior of the spread of the groups and of the noise; the point estimates as lines."""
-    units = groups.units[: groups.num_random]
-    sd = draws.covariance.diagonal(dim1=-2, dim2=-1).sqrt() * units
-    panels: list[tuple[str, Tensor, Any]] = [
-        (f"sd of {groups.features[i]}", sd[:, i], lambda its, i=i: its.sd[i].item()) for i in range(groups.num_random)
-    ]
-    if groups.num_random > 1:
-        rho = draws.covariance[:, 0, 1] * units[0] * units[1] / sd[:, 0] / sd[:, 1]
-        panels.append(("correlation", rho, lambda its: its.correlation))
-    panels.append(("noise", draws.noise * groups.scale, lambda its: its.noise))
+def draw_prior(groups: Groups, draws: Draws, methods: Mapping[str, Sequence[GroupEstimates]], folder: Path) -> Path:
+    """prior.png: NUTS posterior of the spread of the groups and of the noise; point estimates as lines."""
+    panels = _prior_panels(groups, draws)
     rows = (len(panels) + 1) // 2
     figure, axes = new_figure(2, rows)
     figure.set_size_inches(9.0, 2.6 * rows + 0.6)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    for axis, (title, values, of) in zip(axes, panels, strict=False):
-        axis.hist(values.numpy(), bins=40, density=True, color="0.8", label="NUTS, weak priors")
-        for number, (name, seeds) in enumerate(methods.items()):
-            for seed, its in enumerate(seeds):
-                style = {"color": f"C{number}", "ls": ("-", "--", "-.", ":", "-")[number % 5], "lw": 1.4}
-                axis.axvline(of(its), **style, label=name if seed == 0 else None)
-        axis.set(title=title, yticks=[])
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw_parameter(axis, panel, methods)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return save_figure(figure, folder / "prior.png")
+
+
+def _prior_panels(groups: Groups, draws: Draws) -> list[Panel]:
+    units = groups.units[: groups.num_random]
+    sd = draws.covariance.diagonal(dim1=-2, dim2=-1).sqrt() * units
+    panels: list[Panel] = [
+        (f"sd of {groups.features[i]}", sd[:, i], lambda estimates, i=i: estimates.sd[i].item())
+        for i in range(groups.num_random)
+    ]
+    if groups.num_random > 1:
+        rho = draws.covariance[:, 0, 1] * units[0] * units[1] / sd[:, 0] / sd[:, 1]
+        panels.append(("correlation", rho, lambda estimates: estimates.correlation))
+    panels.append(("noise", draws.noise * groups.scale, lambda estimates: estimates.noise))
+    return panels
+
+
+def _draw_parameter(axis: Any, panel: Panel, methods: Mapping[str, Sequence[GroupEstimates]]) -> None:
+    """The histogram of NUTS draws, and one line per method and seed."""
+    title, values, parameter = panel
+    axis.hist(values.numpy(), bins=40, density=True, color="0.8", label="NUTS, weak priors")
+    for number, (name, seeds) in enumerate(methods.items()):
+        for seed, estimates in enumerate(seeds):
+            style = {"color": f"C{number}", "ls": ("-", "--", "-.", ":", "-")[number % 5], "lw": 1.4}
+            axis.axvline(parameter(estimates), **style, label=name if seed == 0 else None)
+    axis.set(title=title, yticks=[])

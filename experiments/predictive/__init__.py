@@ -1,1 +1,1 @@
-"""Do labels look like those that a trained model would draw?"""
+"""Posterior and prior predictive checks."""

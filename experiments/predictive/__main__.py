@@ -1,7 +1,7 @@
-"""python -m experiments.predictive run=RUN_DIR tasks=64: do labels look like those that the trained model would draw?
+"""python -m experiments.predictive run=RUN_DIR tasks=64: posterior and prior predictive checks of a finished run.
 
-Posterior and prior predictive checks of a finished run; settings of task, eval and guide may be changed beside it.
-Leaves predictive.png and table.md in RUN_DIR/predictive.
+Settings of task, eval and guide may be changed too. Writes predictive.png, table.md and table.csv to
+RUN_DIR/predictive.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import MISSING
-from omegaconf.errors import OmegaConfBaseException
 
 from pyro_metabayes.device import as_double
 from pyro_metabayes.diagnostics.predictive import discrepancies, predictive_draws
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.experiments.cli.messages import one_line
+from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.predictive.plots import Checks, draw
 from pyro_metabayes.experiments.runs.restore_run import run_and_tasks, settings_of
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
@@ -28,7 +27,13 @@ TAILS = 0.05
 
 @dataclass
 class PredictiveSettings:
-    """Of which run, how many of its tasks, and how many draws of w a task; noise is the seed of the draws."""
+    """The settings of the command.
+
+    run: folder of a finished run.
+    tasks: number of its evaluation tasks.
+    samples: draws of w per task.
+    noise: seed of the draws.
+    """
 
     run: str = MISSING
     tasks: int = 64
@@ -37,32 +42,32 @@ class PredictiveSettings:
 
 
 def checks_of(settings: PredictiveSettings, changed: Sequence[str]) -> Checks:
-    """{"posterior": ..., "prior": ...}, each the discrepancies by name; no prior where it is flat."""
+    """{"posterior": ..., "prior": ...}: discrepancies by name; without "prior" if the prior is flat."""
     assembly, episodes = run_and_tasks(settings.run, changed, settings.tasks)
     with noise_of(settings.noise):
-        drawn = predictive_draws(assembly.learner, episodes, settings.samples)
-        both = {"posterior": drawn.posterior, "prior": drawn.prior}
+        replications = predictive_draws(assembly.learner, episodes, settings.samples)
+        distributions = {"posterior": replications.posterior, "prior": replications.prior}
         return {
             name: discrepancies(assembly.learner, episodes.observed(), draws, episodes.query_y)
-            for name, draws in both.items()
+            for name, draws in distributions.items()
             if draws is not None
         }
 
 
 def rows_of(checks: Checks) -> list[dict[str, str]]:
-    """A row for each discrepancy under each distribution; a calibrated model has 5% in either tail."""
+    """One row per discrepancy and distribution; a calibrated model has 5% in either tail."""
     return [
         {
             "draws from": name,
-            "discrepancy": which,
-            "observed": f"{its.observed.mean():.3f}",
-            "replicated": f"{its.replicated.mean():.3f}",
-            "mean p": f"{its.p_values.mean():.3f}",
-            f"p < {TAILS}, %": f"{100 * as_double(its.p_values < TAILS).mean():.1f}",
-            f"p > {1 - TAILS}, %": f"{100 * as_double(its.p_values > 1 - TAILS).mean():.1f}",
+            "discrepancy": title,
+            "observed": f"{discrepancy.observed.mean():.3f}",
+            "replicated": f"{discrepancy.replicated.mean():.3f}",
+            "mean p": f"{discrepancy.p_values.mean():.3f}",
+            f"p < {TAILS}, %": f"{100 * as_double(discrepancy.p_values < TAILS).mean():.1f}",
+            f"p > {1 - TAILS}, %": f"{100 * as_double(discrepancy.p_values > 1 - TAILS).mean():.1f}",
         }
-        for name, each in checks.items()
-        for which, its in each.items()
+        for name, by_name in checks.items()
+        for title, discrepancy in by_name.items()
     ]
 
 
@@ -75,11 +80,8 @@ def main(arguments: Sequence[str]) -> None:
     rows = rows_of(checks)
     save_tables(out, f"{markdown_table(rows)}\n", rows)
     print(text_table(rows))
-    print(f"table.md, table.csv and picture: {draw(checks, out / 'predictive.png')}")
+    print(f"table.md, table.csv and plot: {draw(checks, out / 'predictive.png')}")
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UsageError, OmegaConfBaseException, OSError) as error:
-        sys.exit(f"error: {one_line(error)}")
+    run_program(lambda: main(sys.argv[1:]))

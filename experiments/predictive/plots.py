@@ -11,18 +11,18 @@ from pyro_metabayes.diagnostics.predictive import Discrepancy
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 
 Checks = dict[str, dict[str, Discrepancy]]
-SHOWN = 16  # tasks of the picture
+NUM_TASKS = 16  # of the plot
 
 
 def draw(checks: Checks, path: Path) -> Path:
     """Replicated and observed NLL of single tasks, under posterior and prior, and the p-values of all."""
     figure, axes = new_figure(len(checks) + 1)
-    for axis, (name, each) in zip(axes, checks.items(), strict=False):
-        its = each["nll"]
-        order = its.observed[:SHOWN].argsort().cpu()
-        axis.boxplot(its.replicated[:, order].cpu().numpy(), whis=(5, 95), showfliers=False, widths=0.6)
-        axis.plot(np.arange(1, len(order) + 1), its.observed[order].cpu(), "o", color="C3", ms=4, label="observed")
-        axis.set(xlabel="tasks, by their NLL", ylabel="NLL, nats a query", xticks=[])
+    for axis, (name, discrepancies) in zip(axes, checks.items(), strict=False):
+        nll = discrepancies["nll"]
+        order = nll.observed[:NUM_TASKS].argsort().cpu()
+        axis.boxplot(nll.replicated[:, order].cpu().numpy(), whis=(5, 95), showfliers=False, widths=0.6)
+        axis.plot(np.arange(1, len(order) + 1), nll.observed[order].cpu(), "o", color="C3", ms=4, label="observed")
+        axis.set(xlabel="tasks, by their NLL", ylabel="NLL, nats per query", xticks=[])
         axis.set_title(f"labels drawn from the {name} (boxes, whiskers 5 to 95%)", fontsize=9)
         axis.legend(frameon=False, fontsize=8)
     _draw_p_values(axes[-1], checks)
@@ -30,8 +30,10 @@ def draw(checks: Checks, path: Path) -> Path:
 
 
 def _draw_p_values(axis: Any, checks: Checks) -> None:
-    for name, each in checks.items():
-        axis.hist(each["nll"].p_values.cpu().numpy(), np.linspace(0, 1, 11), density=True, alpha=0.5, label=name)
+    for name, discrepancies in checks.items():
+        axis.hist(
+            discrepancies["nll"].p_values.cpu().numpy(), np.linspace(0, 1, 11), density=True, alpha=0.5, label=name
+        )
     axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
-    axis.set(xlabel="p-value of the NLL: 0 too sure, 1 not sure enough", ylabel="density over tasks")
+    axis.set(xlabel="p-value of the NLL: 0 overconfident, 1 underconfident", ylabel="density over tasks")
     axis.legend(frameon=False, fontsize=8)

@@ -1,1 +1,1 @@
-"""From a configuration to the objects of a run, and finished runs read again."""
+"""Building runs from configurations, and reading finished runs."""

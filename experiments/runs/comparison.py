@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pyro_metabayes.evaluation.intervals import ci95_of
-from pyro_metabayes.experiments.runs.finished import Run
+from pyro_metabayes.experiments.runs.finished_runs import Run
 from pyro_metabayes.experiments.runs.tables import COLLAPSE, number, per_cent
 
 DIFFERENCES = {  # title, factor, digits
@@ -35,7 +35,7 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
         "guide": label,
         "seeds": str(len(runs)),
         "steps": "-".join(sorted({str(run.results["steps"]) for run in runs})),
-        # Two columns: who sees the whole query set before it answers competes with its like alone.
+        # Two columns: transductive and inductive accuracies are not comparable.
         "accuracy %": "-" if transductive else accuracy,
         "transductive %": accuracy if transductive else "-",
         "NLL": f"{scores['nll'].mean():.3f} +- {ci95_of(scores['nll']):.3f}",
@@ -48,7 +48,7 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
 
 
 def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:
-    """Each score less that of `first`, paired: on the same tasks, which leaves out how hard they were."""
+    """Differences to the scores of `first` on the same tasks; pairing removes the difficulty of the tasks."""
     row = {"data and task": task, "guide": label}
     for name, (title, factor, digits) in DIFFERENCES.items():
         of_first = {run.tasks: run.per_task.get(name) for run in first}
@@ -57,6 +57,6 @@ def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[
         ]
         row[title] = "-"
         if pairs and runs is not first:
-            gain = factor * np.concatenate([its - other for its, other in pairs])
+            gain = factor * np.concatenate([scores - baseline for scores, baseline in pairs])
             row[title] = f"{gain.mean():+.{digits}f} +- {ci95_of(gain):.{digits}f}"
     return row

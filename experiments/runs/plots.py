@@ -16,41 +16,44 @@ SPREADS = {"relative_sd": "sd / mean of weights", "logit_sd": "sd of logits", "d
 
 
 def draw_curves(folder: Path, title: str) -> Path:
-    """curves.png: loss, accuracy (or NLL) and the collapse figures of metrics.jsonl over the steps."""
+    """curves.png: loss, accuracy (or NLL) and the collapse metrics of metrics.jsonl over the steps."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     alive = any(line["prior_sd"] is not None for line in lines)
     figure, axes = new_figure(3 if alive else 2)
     _draw_noisy(axes[0], lines, "loss", 1)
-    axes[0].set_title("loss, nats a task")
+    axes[0].set_title("loss, nats per task")
     of_classes = any("val_accuracy" in line for line in lines)
-    score, factor, name = ("accuracy", 100, "accuracy, %") if of_classes else ("nll", 1, "NLL, nats a query")
+    score, factor, name = ("accuracy", 100, "accuracy, %") if of_classes else ("nll", 1, "NLL, nats per query")
     _draw_noisy(axes[1], lines, score, factor)
     validated = [line for line in lines if "val_nll" in line]
     axes[1].plot(*_curve(validated, f"val_{score}", factor), "o-", color="C1", ms=4, label="validation tasks")
     axes[1].set_title(name)
     axes[1].legend(frameon=False, fontsize=8)
     if alive:
-        for name, legend in SPREADS.items():
-            if all(line[name] is None for line in lines):
-                continue  # a regression takes no decisions
-            label = legend if of_classes else legend.replace("logits", "means / noise")
-            axes[2].plot(*_curve(lines, name), _style(lines), label=label)
-        axes[2].set(title="spread of the prior", yscale="log")
-        axes[2].legend(frameon=False, fontsize=8)
+        _draw_spreads(axes[2], lines, of_classes)
     for axis in axes:
         axis.set_xlabel("meta-training step")
     figure.suptitle(title, fontsize=10)
     return save_figure(figure, folder / "curves.png")
 
 
+def _draw_spreads(axis: Any, lines: Sequence[Mapping[str, Any]], of_classes: bool) -> None:
+    for name, legend in SPREADS.items():
+        if any(line[name] is not None for line in lines):  # a regression has no disagreement of decisions
+            label = legend if of_classes else legend.replace("logits", "means / noise")
+            axis.plot(*_curve(lines, name), _style(lines), label=label)
+    axis.set(title="spread of the prior", yscale="log")
+    axis.legend(frameon=False, fontsize=8)
+
+
 def _curve(lines: Sequence[Mapping[str, Any]], name: str, factor: float = 1) -> tuple[list[int], list[float]]:
-    """Steps and values; a figure that a step does not have is a gap."""
+    """Steps and values; NaN, a gap in the plot, where a step has no value."""
     values = [math.nan if line[name] is None else factor * line[name] for line in lines]
     return [line["step"] for line in lines], values
 
 
 def _draw_noisy(axis: Any, lines: Sequence[Mapping[str, Any]], name: str, factor: float) -> None:
-    """The figure of each logged step, faint, and its mean over the last ten of them."""
+    """The values of the logged steps, faint, and running means over ten of them."""
     steps, values = _curve(lines, name, factor)
     means = [np.nanmean(values[max(0, end - 10) : end]) for end in range(1, len(values) + 1)]
     axis.plot(steps, values, color="C0", alpha=0.3)
@@ -58,12 +61,12 @@ def _draw_noisy(axis: Any, lines: Sequence[Mapping[str, Any]], name: str, factor
 
 
 def _style(lines: Sequence[Mapping[str, Any]]) -> str:
-    """A single point makes no line."""
+    """A marker for a single point, which has no line."""
     return "o-" if len(lines) == 1 else "-"
 
 
 def new_figure(num_panels: int, rows: int = 1) -> tuple[Any, list[Any]]:
-    """A figure with panels side by side, in one or more rows of as many, row after row; drawn without a display."""
+    """A figure with `rows` rows of `num_panels` panels, and its axes row by row; needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

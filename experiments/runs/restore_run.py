@@ -1,4 +1,4 @@
-"""What the commands about a finished run share: `python -m experiments.NAME run=RUN_DIR tasks=32 task.shot=5`."""
+"""Restore a finished run: for commands like `python -m experiments.NAME run=RUN_DIR tasks=32 task.shot=5`."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import count_of, expecting, within
 
 Settings = TypeVar("Settings")
-TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # what made the run, and cannot be changed after it
+TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # settings of the training, which are fixed afterwards
 
 
 def refuse_training(settings: Sequence[str]) -> None:
-    """Settings of a run that only its training could have followed; a file of data may have moved."""
+    """Refuse settings that only affect training; data.path may change, since files may be moved."""
     for setting in settings:
         if setting.startswith(TRAINED) and not setting.startswith("data.path="):
             raise UsageError(f"an evaluation does not train: expected settings of task, eval or guide, got '{setting}'")
 
 
 def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Settings, list[str]]:
-    """The command's own settings (`tasks=32`), and those of the run that it changes (`task.shot=5`)."""
+    """The settings of the command (`tasks=32`), and changed settings of the run (`task.shot=5`)."""
     for argument in arguments:
         if "=" not in argument:
             raise UsageError(f"expected settings like run=RUN_DIR and tasks=32, got '{argument}'")
-    own = [argument for argument in arguments if "." not in argument.partition("=")[0]]
-    of_run = [argument for argument in arguments if argument not in own]
-    refuse_training(of_run)
-    merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(own))
-    settings: Any = OmegaConf.to_object(merged)  # refuses one that is missing
-    return settings, of_run
+    command_settings = [argument for argument in arguments if "." not in argument.partition("=")[0]]
+    run_settings = [argument for argument in arguments if argument not in command_settings]
+    refuse_training(run_settings)
+    merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(command_settings))
+    settings: Any = OmegaConf.to_object(merged)  # refuses missing values
+    return settings, run_settings
 
 
-def finished(folder: Path, config: Config) -> dict[str, Any]:
-    """The checkpoint of a run that has taken all its steps."""
+def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
+    """The checkpoint of a run; refuses a run that has not taken all steps."""
     state = checkpoint.load(within(folder, "checkpoint.pt"))
     if "training" not in state:
-        raise UsageError(f"expected the checkpoint of a run in {folder}, got one without its training")
+        raise UsageError(f"expected the checkpoint of a run in {folder}, got one without the state of the training")
     with expecting(f"the checkpoint of a run in {folder}"):
-        taken, asked = count_of(state["training"]["step"]), config.train.steps
+        step, num_steps = count_of(state["training"]["step"]), config.train.steps
         count_of(state["training"]["skipped"])
-    if taken < asked:
+    if step < num_steps:
         raise UsageError(
-            f"expected a finished run, got {folder}, which stands at step {taken} of {asked}; "
+            f"expected a finished run, got {folder}, at step {step} of {num_steps}; "
             f"finish it with: python -m experiments.run resume={folder}"
         )
     return state
 
 
-def trained(state: dict[str, Any], config: Config) -> Assembly:
-    """The best learner of a checkpoint and its tasks; the configuration may differ in what has no weights."""
+def restore_learner(state: dict[str, Any], config: Config) -> Assembly:
+    """The best learner of a checkpoint, with its tasks; the configuration may differ in settings without weights."""
     with expecting("a checkpoint with a learner"):
         num_classes, weights = count_of(state["best"]["specification"]["num_classes"]), state["best"]["weights"]
     assembly = Assembly(config, num_classes)
@@ -68,12 +68,17 @@ def trained(state: dict[str, Any], config: Config) -> Assembly:
     return assembly
 
 
+def restore_run(folder: Path, config: Config) -> Assembly:
+    """The best learner of a finished run, with its tasks."""
+    return restore_learner(finished_checkpoint(folder, config), config)
+
+
 def assembly_of(folder: str, changed: Sequence[str], num_tasks: int) -> Assembly:
-    """A trained run whose evaluation has as many tasks as asked for."""
+    """A finished run; refuses more tasks than its evaluation split has."""
     if num_tasks < 2:
         raise UsageError(f"expected tasks >= 2, got {num_tasks}")
     config = saved_config(Path(folder), changed)
-    assembly = trained(finished(Path(folder), config), config)
+    assembly = restore_run(Path(folder), config)
     most = assembly.stream(config.eval.split).num_tasks
     if most and num_tasks > most:
         raise UsageError(f"expected tasks <= {most}, all that the {config.eval.split} split has, got {num_tasks}")
@@ -81,13 +86,13 @@ def assembly_of(folder: str, changed: Sequence[str], num_tasks: int) -> Assembly
 
 
 def run_and_tasks(folder: str, changed: Sequence[str], num_tasks: int) -> tuple[Assembly, Episodes]:
-    """A trained run, and the first tasks of its evaluation, as model and guide take them."""
+    """A finished run, and the first tasks of its evaluation, with features as inputs."""
     assembly = assembly_of(folder, changed, num_tasks)
     stream = assembly.stream(assembly.config.eval.split)
     return assembly, assembly.learner.featured(stream.batch(0, num_tasks))
 
 
 def batches(stream: TaskStream, num_tasks: int) -> Iterator[Episodes]:
-    """Tasks 0, ..., num_tasks - 1, as many at once as an evaluation takes."""
+    """Tasks 0, ..., num_tasks - 1, in batches of the size of an evaluation."""
     for start in range(0, num_tasks, BATCH):
         yield stream.batch(start, min(start + BATCH, num_tasks))

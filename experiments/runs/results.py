@@ -1,4 +1,4 @@
-"""What a run leaves behind: results.json, and the score of each task."""
+"""The results of a run: results.json, and the scores of each task in tasks.npz."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.evaluate import Evaluation
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.runs.assembly import Assembly
-from pyro_metabayes.experiments.runs.finished import flat
+from pyro_metabayes.experiments.runs.finished_runs import flatten
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage import checkpoint
 
@@ -33,10 +33,9 @@ OWN_PRIORS = {"models.lwof.Model": "mixture"}  # of models that bring theirs
 def results_of(
     config: Config, assembly: Assembly, evaluation: Evaluation, train_seconds: float | None, skipped: int
 ) -> dict[str, Any]:
-    """The end figures of a run: accuracies are fractions, log scores nats, what a setting lacks is null."""
-    figures = dict(evaluation.figures)
-    seconds = figures.pop("seconds")
-    trained = config.train.steps * config.train.tasks_per_step
+    """The metrics of a run: accuracies are fractions, log scores are in nats, metrics without a meaning are null."""
+    metrics = dict(evaluation.figures)
+    seconds = metrics.pop("seconds")
     learner = assembly.learner
     return {
         "guide": config.choices.get("guide"),
@@ -46,16 +45,29 @@ def results_of(
         **dataclasses.asdict(config.task),
         "base_classes": learner.specification["num_base_classes"] or None,
         "tasks": config.eval.tasks,
-        **figures,
+        **metrics,
         "objective": learner.objective.name if evaluation.figures["elbo"] is not None else "predictive",
         "transductive": learner.guide.transductive,
         "steps": config.train.steps,
         "skipped": skipped,
         "seconds": {"train": train_seconds, "eval": seconds},
-        "episodes_per_second": {
-            "train": trained / train_seconds if train_seconds else None,
-            "eval": config.eval.tasks / seconds,
-        },
+        "episodes_per_second": _tasks_per_second(config, train_seconds, seconds),
+        **_circumstances(config, assembly),
+    }
+
+
+def _tasks_per_second(config: Config, train_seconds: float | None, eval_seconds: float) -> dict[str, float | None]:
+    """Null for the training of a run that is only evaluated."""
+    num_trained = config.train.steps * config.train.tasks_per_step
+    return {
+        "train": num_trained / train_seconds if train_seconds else None,
+        "eval": config.eval.tasks / eval_seconds,
+    }
+
+
+def _circumstances(config: Config, assembly: Assembly) -> dict[str, Any]:
+    """Everything that the metrics depend on."""
+    return {
         "seed": config.seed,
         "device": str(assembly.device),
         "devices": config.trainer.devices,
@@ -68,22 +80,22 @@ def results_of(
 
 
 def prior_name(config: Config, learner: MetaLearner) -> str | None:
-    """The prior of the configuration; flat, or the model's own where it brings one."""
-    named = (config.prior or {}).get("_target_", "").rpartition(".")[2].lower() or None
-    return named if named == "flat" else OWN_PRIORS.get(config.model["_target_"], named)
+    """The name of the prior: flat, the own prior of the model, or that of the configuration."""
+    name = (config.prior or {}).get("_target_", "").rpartition(".")[2].lower() or None
+    return name if name == "flat" else OWN_PRIORS.get(config.model["_target_"], name)
 
 
 def write_results(folder: Path, results: dict[str, Any], evaluation: Evaluation) -> None:
-    """tasks.npz (each score of each task) and results.json, the last file of a finished run."""
-    broken = [name for name, value in flat(results) if isinstance(value, float) and not math.isfinite(value)]
-    if broken:
+    """Write tasks.npz (each score of each task) and results.json, the last file of a finished run."""
+    nonfinite = [name for name, value in flatten(results) if isinstance(value, float) and not math.isfinite(value)]
+    if nonfinite:
         raise UsageError(
-            f"the scores are not finite ({', '.join(broken[:3])}): an inner loop diverges on some task, or the "
+            f"the scores are not finite ({', '.join(nonfinite[:3])}): an inner loop diverges on some task, or the "
             "training has; lower guide.step_size, guide.num_steps or train.learning_rate"
         )
 
     def scores(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a name, numpy would append .npz to it
+        with temporary.open("wb") as file:  # numpy appends .npz to a file name
             np.savez_compressed(file, allow_pickle=False, **evaluation.per_task)
 
     checkpoint.write_atomically(folder / "tasks.npz", scores)
@@ -106,19 +118,19 @@ def machine(device: torch.device) -> str:
     if device.type != "cpu" and (name := getattr(torch.get_device_module(device.type), "get_device_name", None)):
         return str(name(device))
     with contextlib.suppress(OSError):
-        named = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        if named:
-            return f"{named[1]}, {os.cpu_count()} cores"
+        match = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        if match:
+            return f"{match[1]}, {os.cpu_count()} cores"
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def commit() -> str | None:
     """The commit of the code, marked where files differ from it; null outside a repository."""
-    if not (ROOT / ".git").exists():  # installed: a repository above it is another project's
+    if not (ROOT / ".git").exists():  # installed: a repository above belongs to another project
         return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() or None
+    return output.stdout.strip() or None

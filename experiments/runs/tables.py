@@ -1,4 +1,4 @@
-"""Tables and pictures of runs."""
+"""Tables of runs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ COLLAPSE = {True: "collapsed", False: "alive", None: "-"}
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure of a table; a dash for null."""
+    """One number of a table; a dash for null."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def per_cent(mean: float, ci95: float | None = None) -> str:
-    """72.7 +- 0.6 of a fraction and its interval."""
+    """Format a fraction and its interval, like 72.7 +- 0.6."""
     return f"{100 * mean:.1f}" + ("" if ci95 is None else f" +- {100 * ci95:.1f}")
 
 
 def task_name(way: int, shot: int, base_classes: int | None = None) -> str:
-    """5-way 1-shot, 64+5-way 1-shot beside base classes; a regression (way 1) has points of support."""
+    """5-way 1-shot; 64+5-way 1-shot with base classes; 10 support points for a regression (way 1)."""
     beside = f"{base_classes}+" if base_classes else ""
     return f"{beside}{way}-way {shot}-shot" if way > 1 else f"{shot} support points"
 
 
 def queries_of(task: Mapping[str, Any]) -> str:
-    """15 a class; 55/5/5/5/5 where they differ; Dirichlet(2) where they are drawn."""
+    """Queries per class: 15; 55/5/5/5/5 for fixed counts; Dirichlet(2) for random counts."""
     if task["query_counts"]:
         return "/".join(map(str, task["query_counts"]))
     if task["query_concentration"]:
@@ -40,19 +40,17 @@ def queries_of(task: Mapping[str, Any]) -> str:
 
 
 def result_row(results: Mapping[str, Any]) -> dict[str, str]:
-    """One run as a row: what the table of `experiments.run` shows."""
+    """One run as a row of the table of `experiments.run`."""
     of_classes = results["accuracy"] is not None
-    task, queries = (
-        task_name(results["way"], results["shot"], results.get("base_classes")),
-        f"{queries_of(results)} queries",
-    )
+    task = task_name(results["way"], results["shot"], results.get("base_classes"))
+    queries = f"{queries_of(results)} queries"
     if results.get("base_query"):
         queries += f" + {results['base_query']}"
     return {
         "guide": results["guide"],
         "data": f"{results['data']} {results['split']}",
         "task": f"{task}, {queries}",
-        **_shares(results),
+        **_accuracies(results),
         "NLL": number(results["nll"]),
         "joint NLL": number(results["joint_nll"]),
         **({"ECE": number(results["ece"])} if of_classes else {"coverage 90%": number(results["coverage90"])}),
@@ -63,8 +61,8 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _shares(results: Mapping[str, Any]) -> dict[str, str]:
-    """Accuracy; of learning without forgetting its three, and that of base classes among all; RMSE of a regression."""
+def _accuracies(results: Mapping[str, Any]) -> dict[str, str]:
+    """Accuracy; the four accuracies of a run with base classes; RMSE of a regression."""
     if results["accuracy"] is None:
         return {"RMSE": number(results["rmse"])}
     if results.get("novel") is None:
@@ -97,6 +95,6 @@ def csv_table(rows: Sequence[Row]) -> str:
 
 
 def save_tables(folder: Path, page: str, rows: Sequence[Row]) -> None:
-    """table.md, the page, and table.csv, the rows."""
+    """Write the page to table.md and the rows to table.csv."""
     write_atomically(folder / "table.md", lambda path: path.write_text(page))
     write_atomically(folder / "table.csv", lambda path: path.write_text(csv_table(rows)))

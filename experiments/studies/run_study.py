@@ -1,4 +1,4 @@
-"""A study from its settings to its tables: finished runs are kept, the others run."""
+"""Runs a study and writes its tables; finished runs are kept."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Write = Callable[[dict[str, Any], list[Row], Path], None]
 
 @dataclass
 class StudyConfig:
-    """Which study, and how it is run."""
+    """The study and how to run it."""
 
     study: dict[str, Any]
     size: str = "full"  # full, smoke (a few steps of one seed: does it run?)
-    parts: list[str] = field(default_factory=list)  # of the study; none named: all
-    workers: int = 2  # runs side by side, each on one thread
+    parts: list[str] = field(default_factory=list)  # of the study; empty: all
+    workers: int = 2  # parallel runs, each on one thread
 
 
 def run_study(config: Any, name: str, folder: Path, write: Write) -> None:
-    """Run what is not finished of a study, in a folder that is its own, and write what it shows."""
+    """Run the unfinished runs of a study in its folder, and write its tables."""
     rows = chosen_rows(config.study, config.size, config.parts)
     claim(folder, name)
     runs, evaluations = jobs_of(rows, folder, config.study["evaluations"])
@@ -34,5 +34,5 @@ def run_study(config: Any, name: str, folder: Path, write: Write) -> None:
         run_grid(evaluations, config.workers, "evaluate")
     except KeyboardInterrupt:
         raise Interrupted("interrupted; finished runs are kept: the same command continues the study") from None
-    everything = chosen_rows(config.study, config.size, ())
-    write(config.study, complete(everything, folder), folder)  # other parts that were finished before among them
+    all_rows = chosen_rows(config.study, config.size, ())
+    write(config.study, complete(all_rows, folder), folder)  # includes parts finished earlier

@@ -1,4 +1,4 @@
-"""A study: many runs of experiments.run, of which finished ones are kept."""
+"""A study: a list of runs of experiments.run, and their folders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Row:
 
     @property
     def command(self) -> str:
-        """What runs it by itself."""
+        """The command that runs the row alone."""
         seeds = f"seed={','.join(map(str, range(self.seeds)))}"
         return shlex.join(["python", "-m", "experiments.run", "-m", *self.settings, seeds])
 
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """One run, or with `again` one more evaluation of a finished run under changed settings."""
+    """One run, or with `again` an evaluation of a finished run under changed settings."""
 
     settings: tuple[str, ...]
     folder: Path
@@ -50,9 +50,9 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether its results are there; refuses a folder that was begun under other settings."""
-        begun = self.out / "settings.txt"
-        if begun.exists() and begun.read_text() != self.text:
+        """Whether the results exist; refuses a folder with a run of other settings."""
+        settings_file = self.out / "settings.txt"
+        if settings_file.exists() and settings_file.read_text() != self.text:
             raise UsageError(
                 f"expected {self.out} to be of this study, got a run with other settings (settings.txt there); remove "
                 "it, or name another folder with hydra.run.dir="
@@ -67,26 +67,29 @@ class Job:
 def rows_of(study: Mapping[str, Any], smoke: bool) -> list[Row]:
     """The rows of conf/study/NAME.yaml: parts, each with common settings, seeds and labelled rows."""
     rows = []
-    for part, its in study["parts"].items():
-        common = (*str(study["settings"]).split(), *str(its.get("settings", "")).split())
-        small = (*str(study["smoke"]).split(), *str(its.get("smoke", "")).split()) if smoke else ()
-        seeds = 1 if smoke else int(its["seeds"])
-        rows += [Row(part, label, (*common, *str(own).split(), *small), seeds) for label, own in its["rows"].items()]
+    for part, specification in study["parts"].items():
+        common = (*str(study["settings"]).split(), *str(specification.get("settings", "")).split())
+        small = (*str(study["smoke"]).split(), *str(specification.get("smoke", "")).split()) if smoke else ()
+        seeds = 1 if smoke else int(specification["seeds"])
+        rows += [
+            Row(part, label, (*common, *str(own).split(), *small), seeds)
+            for label, own in specification["rows"].items()
+        ]
     return rows
 
 
 def chosen_rows(study: Mapping[str, Any], size: str, parts: Sequence[str]) -> list[Row]:
-    """The rows of the parts that are named (of all, where none is), in full or smoke size."""
+    """The rows of the named parts (no names: all parts), in full or smoke size."""
     if size not in SIZES:
         raise UsageError(f"expected size to be one of {', '.join(SIZES)}, got '{size}'")
-    there = list(study["parts"])
-    if unknown := [part for part in parts if part not in there]:
-        raise UsageError(f"no part '{unknown[0]}' in this study; there are: {', '.join(there)}")
+    parts_of_study = list(study["parts"])
+    if unknown := [part for part in parts if part not in parts_of_study]:
+        raise UsageError(f"no part '{unknown[0]}' in this study; there are: {', '.join(parts_of_study)}")
     return [row for row in rows_of(study, size == "smoke") if not parts or row.part in parts]
 
 
 def claim(folder: Path, name: str) -> None:
-    """Mark a new folder as that of the study; refuse one that holds anything else."""
+    """Mark a new folder as that of the study; refuse a folder with other contents."""
     mark = folder / "study.txt"
     holds = mark.read_text().strip() if mark.exists() else "other files"
     if holds == name:
@@ -97,7 +100,7 @@ def claim(folder: Path, name: str) -> None:
 
 
 def complete(rows: Sequence[Row], folder: Path) -> list[Row]:
-    """The rows of the parts all of whose runs are finished."""
+    """The rows of parts with all runs finished."""
     open_parts = {
         row.part
         for row in rows
@@ -108,8 +111,8 @@ def complete(rows: Sequence[Row], folder: Path) -> list[Row]:
 
 
 def jobs_of(rows: Sequence[Row], folder: Path, evaluations: Mapping[str, Any]) -> tuple[list[Job], list[Job]]:
-    """The runs, and the evaluations of runs that `evaluations` = {settings, parts} asks for; seed by seed."""
-    runs, again = [], []
+    """The runs, and the evaluations given by `evaluations` = {settings, parts}; seed by seed."""
+    runs, jobs_of_evaluations = [], []
     for seed in range(max(row.seeds for row in rows)):
         for row in rows:
             if seed >= row.seeds:
@@ -117,8 +120,10 @@ def jobs_of(rows: Sequence[Row], folder: Path, evaluations: Mapping[str, Any]) -
             runs.append(Job((*row.settings, f"seed={seed}"), row.folder(folder, seed)))
             if row.part in evaluations.get("parts", ()):
                 changes = evaluations["settings"]
-                again += [Job((), row.folder(folder, seed), tuple(str(change).split())) for change in changes]
-    return runs, again
+                jobs_of_evaluations += [
+                    Job((), row.folder(folder, seed), tuple(str(change).split())) for change in changes
+                ]
+    return runs, jobs_of_evaluations
 
 
 def read(folder: Path) -> dict[str, Any]:

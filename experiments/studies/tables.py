@@ -14,7 +14,7 @@ from pyro_metabayes.experiments.runs.tables import COLLAPSE, per_cent
 from pyro_metabayes.experiments.studies.study import Row, read
 
 EARLY = 1000  # the step at which the spread of the prior is shown besides the last one
-COLUMNS = (  # title, figure of results.json, digits
+COLUMNS = (  # title, key of results.json, digits
     ("NLL", "nll", 3),
     ("joint NLL", "joint_nll", 3),
     ("ECE", "ece", 3),
@@ -36,20 +36,21 @@ ACCURACIES = {"accuracy %": "accuracy", "of mean weights": "accuracy_of_mean", "
 
 
 def table_of(rows: Sequence[Row], study: Path) -> list[dict[str, str]]:
-    """The rows, without the columns that none of them has a figure for."""
+    """The rows, without empty columns."""
     table = [row_of(row, study) for row in rows]
-    return [{name: cell for name, cell in its.items() if any(row[name] != "-" for row in table)} for its in table]
+    used = [name for name in table[0] if any(cells[name] != "-" for cells in table)]
+    return [{name: cells[name] for name in used} for cells in table]
 
 
 def row_of(row: Row, study: Path) -> dict[str, str]:
-    """Figures of one row, mean over seeds, with their range where there are several."""
+    """Metrics of one row: mean over seeds, with the range of several seeds."""
     folders = [row.folder(study, seed) for seed in range(row.seeds)]
     results = [read(folder) for folder in folders]
     cells = {"": row.label, "seeds": str(row.seeds), **_accuracies(folders, results)}
     for title, name, digits in COLUMNS:
-        cells[title] = spread([its[name] for its in results], digits)
+        cells[title] = spread([result[name] for result in results], digits)
     cells[f"sd / mean at step {EARLY}"] = spread([relative_sd_at(folder, EARLY) for folder in folders], 3)
-    cells["prior"] = verdict([its["collapsed"] for its in results])
+    cells["prior"] = verdict([result["collapsed"] for result in results])
     return cells
 
 
@@ -63,7 +64,7 @@ def spread(values: Sequence[float | None], digits: int) -> str:
 
 
 def _accuracies(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Of the ensemble, of the mean weights and of one draw: means over the tasks of all seeds."""
+    """Accuracy of the ensemble, of the mean weights and of one draw: means over the tasks of all seeds."""
     if results[0]["accuracy"] is None:
         return dict.fromkeys(ACCURACIES, "-")
     cells = {}
@@ -74,14 +75,14 @@ def _accuracies(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> d
 
 
 def verdict(verdicts: Sequence[bool | None]) -> str:
-    """Collapsed, alive, or how many of the seeds collapsed."""
+    """Collapsed, alive, or the number of collapsed seeds."""
     if len(set(verdicts)) == 1:
         return COLLAPSE[verdicts[0]]
     return f"{sum(map(bool, verdicts))} of {len(verdicts)} collapsed"
 
 
 def relative_sd_at(folder: Path, step: int) -> float | None:
-    """relative_sd of the line of metrics.jsonl that was logged at a step."""
+    """relative_sd at a logged step of metrics.jsonl."""
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         if (logged := json.loads(line))["step"] == step:
             value: float | None = logged["relative_sd"]
@@ -90,5 +91,5 @@ def relative_sd_at(folder: Path, step: int) -> float | None:
 
 
 def commands(rows: Sequence[Row]) -> str:
-    """What runs each row by itself, as a block of a page."""
+    """The command of each row, as a code block."""
     return "\n".join(["```sh", *(f"{row.command}  # {row.label}" for row in rows), "```"])

@@ -1,4 +1,4 @@
-"""The picture of compared runs."""
+"""The plot of experiments.compare."""
 
 from __future__ import annotations
 
@@ -11,30 +11,27 @@ from typing import Any
 import numpy as np
 
 from pyro_metabayes.evaluation.intervals import ci95_of
-from pyro_metabayes.experiments.runs.finished import Run
+from pyro_metabayes.experiments.runs.finished_runs import Run
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 
 Groups = Mapping[tuple[str, str], Sequence[Run]]
+Curve = tuple[list[int], list[float]]  # steps and values
 
 
 def draw(groups: Groups, path: Path) -> None:
-    """Accuracy (of a regression the joint NLL) and NLL of every row, and how alive its prior stayed in training."""
+    """Accuracy (joint NLL for a regression) and NLL of every row, and the spread of its prior during training."""
     alive = {label: curve for (_, label), runs in groups.items() if (curve := spread_in_training(runs))}
     of_classes = any("accuracy" in run.per_task for runs in groups.values() for run in runs)
-    first = ("accuracy", 100, "accuracy, %") if of_classes else ("joint_nll", 1, "joint NLL, nats a query")
+    first = ("accuracy", 100, "accuracy, %") if of_classes else ("joint_nll", 1, "joint NLL, nats per query")
     figure, axes = new_figure(3 if alive else 2)
     figure.set_size_inches(2.4 + 2.9 * len(axes), max(3.2, 1.4 + 0.34 * len(groups)))
     _draw_scores(axes[0], groups, *first)
-    _draw_scores(axes[1], groups, "nll", 1, "NLL, nats a query")
+    _draw_scores(axes[1], groups, "nll", 1, "NLL, nats per query")
     several = len({task for task, _ in groups}) > 1
     axes[0].set_yticklabels([_name(label, task if several else "") for task, label in groups])
     axes[1].set_yticklabels([])
     if alive:
-        for label, (steps, spread) in alive.items():
-            axes[2].plot(steps, spread, label=_name(label))
-        axes[2].set(yscale="log", xlabel="meta-training step")
-        axes[2].set_title("sd of logits under the prior" if of_classes else "sd of means / noise", fontsize=10)
-        axes[2].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        _draw_spreads(axes[2], alive, "sd of logits under the prior" if of_classes else "sd of means / noise")
         width, height = figure.get_size_inches()
         figure.set_size_inches(width + 2.4, height)
     for axis in axes:
@@ -43,13 +40,21 @@ def draw(groups: Groups, path: Path) -> None:
     save_figure(figure, path)
 
 
+def _draw_spreads(axis: Any, curves: Mapping[str, Curve], title: str) -> None:
+    for label, (steps, spread) in curves.items():
+        axis.plot(steps, spread, label=_name(label))
+    axis.set(yscale="log", xlabel="meta-training step")
+    axis.set_title(title, fontsize=10)
+    axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+
+
 def _name(label: str, task: str = "") -> str:
-    """A row's name, in lines that a picture has room for."""
+    """The name of a row, wrapped to the width of the plot."""
     return "\n".join([*textwrap.wrap(label, 30, break_on_hyphens=False), *([task] if task else [])])
 
 
 def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: str) -> None:
-    """One row below the other at the same heights in every panel, also where a run has no such score."""
+    """One height per row, the same in every panel, also for runs without this score."""
     for height, runs in enumerate(groups.values()):
         if score in runs[0].per_task:
             values = factor * np.concatenate([run.per_task[score] for run in runs])
@@ -59,12 +64,12 @@ def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: st
     axis.set_title(title, fontsize=10)
 
 
-def spread_in_training(runs: Sequence[Run]) -> tuple[list[int], list[float]] | None:
-    """Steps and logit_sd of the first seed that was trained with a prior; an evaluation has no training."""
+def spread_in_training(runs: Sequence[Run]) -> Curve | None:
+    """Steps and logit_sd of the first seed with a prior and a training; evaluations have no training."""
     for run in runs:
         file = run.folder / "metrics.jsonl"
         if run.results["logit_sd"] is not None and file.exists():
             lines = [json.loads(line) for line in file.read_text().splitlines()]
-            known = [line for line in lines if line["logit_sd"] is not None]
-            return [line["step"] for line in known], [line["logit_sd"] for line in known]
+            defined = [line for line in lines if line["logit_sd"] is not None]
+            return [line["step"] for line in defined], [line["logit_sd"] for line in defined]
     return None

@@ -1,4 +1,4 @@
-"""A training run in a process of its own, whose memory is read off the kernel (Linux) as it goes."""
+"""A training run in a separate process, whose memory is read from the kernel (Linux) during the run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class Look:
-    """How far a process is, its CPU seconds and its memory, in bytes but for the number of Python's own blocks.
+    """One observation of a process: step, CPU seconds, memory in bytes, number of Python blocks.
 
-    `own` (anonymous) and `mapped` are what the kernel says, `in_use` is what malloc has given out of `own`.
+    `own` (anonymous) and `mapped` are reported by the kernel; `in_use` is the part of `own` allocated by malloc.
     """
 
     step: int
@@ -35,8 +35,8 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A finished run: looks in their order, the lines of its metrics.jsonl, its results."""
+class WatchedRun:
+    """A finished run: looks in order, the lines of metrics.jsonl, and results.json."""
 
     looks: Sequence[Look]
     lines: Sequence[dict[str, Any]]
@@ -44,7 +44,7 @@ class Watched:
 
     @property
     def most(self) -> float:
-        """The largest memory of its own that a look saw, MB; pages of files, which the kernel may drop, left out."""
+        """The largest anonymous memory of all looks, MB; without pages of files, which the kernel may drop."""
         return max(look.own for look in self.looks) / MEGABYTE
 
     @property
@@ -53,7 +53,7 @@ class Watched:
 
     @property
     def step_milliseconds(self) -> float:
-        """Of CPU time a step, from the first logged line to the last but one, before any validation at the end."""
+        """CPU time per step, from the first logged line to the last but one, before a final validation."""
         first, last = (self._first_look(self.lines[place]["step"]) for place in (0, -2))
         return 1e3 * (last.cpu - first.cpu) / (last.step - first.step) if last.step > first.step else math.nan
 
@@ -61,23 +61,23 @@ class Watched:
         return next(look for look in self.looks if look.step >= step)
 
 
-def watched(*arguments: str) -> Watched:
-    """`python -m experiments.run ARGUMENTS`, to its end; raises with what it said where it fails."""
+def watch_run(*arguments: str) -> WatchedRun:
+    """Run `python -m experiments.run ARGUMENTS`; a failure raises with the output of the run."""
     with tempfile.TemporaryDirectory() as folder:
         run, counts = Path(folder) / "run", Path(folder) / "counts"
         command = [sys.executable, "-m", "benchmarks.counted", str(counts), *arguments, f"hydra.run.dir={run}"]
-        with (Path(folder) / "said").open("w+") as said:
-            process = subprocess.Popen(command, stdout=said, stderr=said)
+        with (Path(folder) / "output").open("w+") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output)
             looks = []
             while process.poll() is None:
                 if (look := _look(process.pid, run / "metrics.jsonl", counts)) is not None:
                     looks.append(look)
                 time.sleep(EVERY)
-            said.seek(0)
+            output.seek(0)
             if process.returncode:
-                raise RuntimeError(f"{' '.join(command)}: {said.read()}")
+                raise RuntimeError(f"{' '.join(command)}: {output.read()}")
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return Watched(looks, lines, json.loads((run / "results.json").read_text()))
+        return WatchedRun(looks, lines, json.loads((run / "results.json").read_text()))
 
 
 def _look(process: int, metrics: Path, counts: Path) -> Look | None:

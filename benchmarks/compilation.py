@@ -1,4 +1,4 @@
-"""Case 10: what train.compile=true gains: the pure networks of a learner compiled, Pyro left as it is."""
+"""Case 10: speed-up by train.compile=true, which compiles the pure networks of a learner but not Pyro."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from benchmarks.measure import Row, Spread, interleaved, rows_of
-from benchmarks.setting import Size, learner, stepping, tasks
+from benchmarks.measure import Row, Spread, rows_of, time_interleaved
+from benchmarks.setting import Size, learner, make_step, tasks
 
 GUIDES = {
     "sib": ("sib", "Gaussian", {"of_guide": {"posterior": "delta"}}),
@@ -18,17 +18,17 @@ GUIDES = {
 
 
 def rows(size: Size) -> list[Row]:
-    return [row for number in size.tasks(8, 64) for guide in GUIDES for row in _of(guide, number, size)]
+    return [row for number in size.tasks(8, 64) for guide in GUIDES for row in _measure(guide, number, size)]
 
 
-def _of(guide: str, number: int, size: Size) -> list[Row]:
+def _measure(guide: str, number: int, size: Size) -> list[Row]:
     case = f"{guide}, training step, T={number}, compiled"
     torch._dynamo.reset()
     eager, compiled = _step(guide, number), _step(guide, number, "eager" if size.toy else "inductor")
     started = time.perf_counter()
     compiled()
     first = Spread.of([time.perf_counter() - started])
-    seconds = interleaved({"learner": eager, "networks compiled": compiled}, size.rounds(20))
+    seconds = time_interleaved({"learner": eager, "networks compiled": compiled}, size.rounds(20))
     return [
         *rows_of(case, seconds, {"networks compiled": "learner"}),
         Row(case, "the first compiled step, wall time", first, "s"),
@@ -37,10 +37,10 @@ def _of(guide: str, number: int, size: Size) -> list[Row]:
 
 def _step(guide: str, number: int, backend: str = "") -> Callable[[], None]:
     name, prior, settings = GUIDES[guide]
-    ours, episodes = learner(name, prior, **settings), tasks(number).episodes
+    module, episodes = learner(name, prior, **settings), tasks(number).episodes
     if backend:
-        compile_pure(ours, backend)
-    return stepping(ours.parameters(), lambda: ours(episodes)["loss"])
+        compile_pure(module, backend)
+    return make_step(module.parameters(), lambda: module(episodes)["loss"])
 
 
 def compile_pure(learner: nn.Module, backend: str) -> None:

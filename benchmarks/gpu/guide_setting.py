@@ -1,6 +1,6 @@
-"""Every guide with the parts and the training settings that its YAML file asks for, and tasks that suit it.
+"""Every guide with the parts and training settings of its YAML file, and suitable tasks.
 
-No data set is read: features are simulated, and backbones are left out.
+No data set is read: features are simulated, and there is no backbone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyro_metabayes import Episodes, MetaLearner
 from pyro_metabayes.build import build
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.experiments.cli.command import CONF
-from pyro_metabayes.experiments.cli.config import Config, register, typed
+from pyro_metabayes.experiments.cli.config import Config, config_from, register
 
 CLASSES = ("data=gaussian_features",)
 SUITED = {  # guides that are not for few-shot classes; partial_pooling takes groups without support points
@@ -26,7 +26,7 @@ SUITED = {  # guides that are not for few-shot classes; partial_pooling takes gr
     "leo_regression": ("data=sine_and_line",),
     "partial_pooling": ("data=linear_regression", "model=hierarchical_regression", "task.shot=0"),
 }
-SMALL = ("+data.num_features=16", "task.query=3")  # of classes, for a quick try
+SMALL = ("+data.num_features=16", "task.query=3")  # of classification, in toy size
 NUM_RANDOM, BASE_CLASSES, BASE_QUERIES, KEPT = 2, 20, 15, 0.7
 
 
@@ -44,11 +44,11 @@ class Setting:
 
     @classmethod
     def of(cls, name: str, toy: bool) -> Setting:
-        config = composed(name, toy)
+        config = config_of(name, toy)
         source = build(config.data, "data")
         stream = TaskStream(source.sampler("train", config.task), config.seed, "train")
         torch.manual_seed(config.seed)
-        episodes = adjusted(config, stream.batch(0, 2 if toy else config.train.tasks_per_step))
+        episodes = with_extras(config, stream.batch(0, 2 if toy else config.train.tasks_per_step))
         return cls(config, specification(config, source), episodes)
 
     def learner(self) -> MetaLearner:
@@ -58,17 +58,17 @@ class Setting:
 
 
 @cache
-def composed(name: str, toy: bool) -> Config:
+def config_of(name: str, toy: bool) -> Config:
     """What `python -m experiments.run guide=NAME` would run, on simulated features."""
     register()
-    chosen = [f"guide={name}", *SUITED.get(name, CLASSES), *(SMALL if toy and name not in SUITED else ())]
-    choices = [f"choices.guide={name}", "choices.data=simulated"]  # else Hydra's own, known in its jobs alone
+    overrides = [f"guide={name}", *SUITED.get(name, CLASSES), *(SMALL if toy and name not in SUITED else ())]
+    choices = [f"choices.guide={name}", "choices.data=simulated"]  # Hydra resolves these inside its jobs only
     with initialize_config_dir(CONF, version_base="1.3"):
-        return typed(compose("config", [*chosen, *choices]))
+        return config_from(compose("config", [*overrides, *choices]))
 
 
 def specification(config: Config, source: Any) -> dict[str, Any]:
-    """As experiments/runs/assembly.py has it."""
+    """As in experiments/runs/assembly.py."""
     return config.specification() | {
         "input_shape": list(source.input_shape),
         "num_classes": source.num_targets or config.task.way,
@@ -79,8 +79,8 @@ def specification(config: Config, source: Any) -> dict[str, Any]:
     }
 
 
-def adjusted(config: Config, episodes: Episodes) -> Episodes:
-    """With what a guide's tasks have beside simulated points: turned views, base classes, groups of unequal size."""
+def with_extras(config: Config, episodes: Episodes) -> Episodes:
+    """Add what some guides need besides simulated points: rotated views, base classes, groups of unequal size."""
     if config.guide.get("rotation_step_size"):
         shape = (*episodes.query_x.shape[:2], 3, *episodes.query_x.shape[2:])
         turned = functional.normalize(torch.randn(shape), dim=-1)
@@ -93,7 +93,7 @@ def adjusted(config: Config, episodes: Episodes) -> Episodes:
 
 
 def _with_base_queries(episodes: Episodes, way: int) -> Episodes:
-    """Queries of base classes behind those of the novel ones; a task has all base classes but `way` of them."""
+    """Append queries of base classes to those of novel classes; a task has all base classes except `way`."""
     num_tasks, _, num_features = episodes.query_x.shape
     base = torch.rand(num_tasks, BASE_CLASSES).argsort(-1)[:, way:]
     points = functional.normalize(torch.randn(num_tasks, BASE_QUERIES, num_features), dim=-1)

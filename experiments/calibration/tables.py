@@ -1,0 +1,69 @@
+"""The table of experiments.calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pyro_metabayes.diagnostics.calibration import LEVELS, Estimate, reliability
+from pyro_metabayes.diagnostics.sbc import Ranks, Uniformity
+
+TABLE_LEVELS = (0.5, 0.9, 0.95)  # the plot has all levels
+Cell = tuple[str, str]  # name and value
+SbcResults = dict[str, tuple[Ranks, Uniformity]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Calibration metrics, entropies on unseen classes and simulation-based calibration; empty where undefined."""
+
+    metrics: dict[str, Tensor]
+    unseen: dict[str, Tensor] = field(default_factory=dict)
+    sbc: SbcResults = field(default_factory=dict)
+
+
+def interval(estimate: Estimate, factor: float = 100, digits: int = 1) -> str:
+    """Mean and 95% interval over tasks."""
+    return f"{factor * estimate.mean.item():.{digits}f} +- {factor * estimate.ci95.item():.{digits}f}"
+
+
+def rows_of(report: Report, rate: float) -> list[dict[str, str]]:
+    """One metric per row, with its interval over tasks; rate: of false alarms of simulation-based calibration."""
+    cells: list[Cell] = []
+    if "bins" in report.metrics:
+        cells.append(("ECE, %", interval(reliability(report.metrics["bins"]).ece)))
+    for level in TABLE_LEVELS:
+        cells += _coverage_cells(report.metrics, level)
+    if report.unseen:
+        cells += _entropy_cells(report.unseen)
+    cells += [(f"SBC of the {name}", _sbc_cell(*result, rate)) for name, result in report.sbc.items()]
+    return [{"figure": name, "value": value} for name, value in cells]
+
+
+def _coverage_cells(metrics: Mapping[str, Tensor], level: float) -> list[Cell]:
+    place = LEVELS.index(level)
+    at_level = {name: Estimate.over_tasks(value[:, place]) for name, value in metrics.items() if name != "bins"}
+    if "size" not in at_level:
+        return [(f"coverage of {100 * level:g}% intervals, %", interval(at_level["coverage"]))]
+    return [
+        (f"coverage of {100 * level:g}% sets, %", interval(at_level["coverage"])),
+        ("probability in these sets, %", interval(at_level["mass"])),
+        ("classes in these sets", interval(at_level["size"], 1, 2)),
+    ]
+
+
+def _entropy_cells(unseen: Mapping[str, Tensor]) -> list[Cell]:
+    titles = {
+        "known": "entropy, known classes, nats",
+        "unseen": "entropy, unseen classes, nats",
+        "auroc": "AUROC of the entropy, unseen against known",
+    }
+    return [(title, interval(Estimate.over_tasks(unseen[name]), 1, 3)) for name, title in titles.items()]
+
+
+def _sbc_cell(ranks: Ranks, tested: Uniformity, rate: float) -> str:
+    worst = ranks.names[int(tested.p_values.argmin())]
+    verdict = "flagged" if tested.flagged else "not flagged"
+    return f"{verdict} at {rate:g}; least p {tested.p_values.min():.4f} of {len(ranks.names)} ({worst})"

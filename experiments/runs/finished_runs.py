@@ -1,0 +1,130 @@
+"""Finished runs: read from folders, labelled by the settings that differ, and grouped over seeds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.runs.tables import task_name
+from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, reason_of
+
+SCORES = ("accuracy", "nll", "joint_nll")
+QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
+TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")  # determine the tasks of a run
+NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
+NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
+NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
+WITHOUT_MEANING = ("seed", "device", "trainer", "threads", "resume", "choices")  # do not define another experiment
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    folder: Path
+    results: Mapping[str, Any]
+    per_task: Mapping[str, np.ndarray]
+
+    @property
+    def task(self) -> str:
+        results = self.results
+        name = task_name(results["way"], results["shot"], results.get("base_classes"))
+        return f"{results['data']} {name}, {results['split']}"
+
+    @property
+    def tasks(self) -> tuple[Any, ...]:
+        """What determines the test tasks; runs with the same value can be compared task by task."""
+        return tuple(str(self.results.get(name) or None) for name in TASKS)  # older runs lack some of the names
+
+
+def find_runs(paths: Sequence[str]) -> list[Run]:
+    """Every run in or below the folders, a run before its later evaluations."""
+    runs = []
+    for path in paths:
+        files = sorted(Path(path).rglob("results.json"), key=lambda file: (len(file.parts), file))
+        if not files:
+            raise UsageError(f"expected a folder with finished runs (results.json), got '{path}', which has none")
+        runs += [read_run(file.parent) for file in files]
+    return runs
+
+
+def read_run(folder: Path) -> Run:
+    """The results of a finished run; refuses folders without complete and valid files."""
+    file = "results.json"
+    if not (folder / file).is_file():
+        has_checkpoint = (folder / "checkpoint.pt").is_file()
+        remedy = (
+            f"finish it with: python -m experiments.run resume={folder}"
+            if has_checkpoint
+            else "give the folder of a run"
+        )
+        raise UsageError(f"expected a finished run in {folder}, got no {file}; {remedy}")
+    try:
+        results = json.loads((folder / file).read_text())
+        file = "tasks.npz"
+        archive = read_npz(folder / file)
+        per_task = {name: archive[name] for name in SCORES if name in archive or name in NEEDED_SCORES}
+        _check_contents(results, per_task)
+        return Run(folder, results, per_task)
+    except DAMAGED as error:
+        raise UsageError(
+            f"expected a finished run in {folder}, got damaged files: {file}: {reason_of(error)}"
+        ) from None
+
+
+def _check_contents(results: Any, per_task: Mapping[str, np.ndarray]) -> None:
+    """Refuse files that lack what tables and plots need."""
+    if missing := sorted(NEEDED - (results.keys() if isinstance(results, dict) else set())):
+        raise ValueError(f"results.json lacks {', '.join(missing)}")
+    if malformed := [name for name, scores in per_task.items() if scores.ndim != 1 or scores.dtype.kind != "f"]:
+        raise ValueError(f"tasks.npz has no number for each task in {', '.join(malformed)}")
+    check_plain(results)
+    if not isinstance(results["config"], dict):
+        raise ValueError("results.json has no settings")
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as dotted names."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """The guide of each run, and the settings that differ between runs of that guide on that task."""
+    by_guide = defaultdict(list)
+    configs = [{k: v for k, v in run.results["config"].items() if k not in WITHOUT_MEANING} for run in runs]
+    settings = [dict(flatten(config)) for config in configs]
+    for run, setting in zip(runs, settings, strict=True):
+        by_guide[run.results["guide"], run.task].append(setting)
+    names = []
+    for run, setting in zip(runs, settings, strict=True):
+        family = by_guide[run.results["guide"], run.task]
+        names_of_family = {name for setting_of_run in family for name in setting_of_run}
+        differ = sorted(
+            name for name in names_of_family if len({repr(setting_of_run.get(name)) for setting_of_run in family}) > 1
+        )
+        names.append(" ".join([run.results["guide"], *(f"{name}={setting.get(name)}" for name in differ)]))
+    return names
+
+
+def group_by_label(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
+    """Runs by (data and task, label), which differ in the seed only; a repetition of the same tasks is left out."""
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run, label in zip(runs, labels(runs), strict=True):
+        group = groups[run.task, label]
+        if all(run.tasks != kept.tasks for kept in group):
+            group.append(run)
+        else:
+            print(f"note: left out {run.folder}: same settings and tasks as an earlier run", file=sys.stderr)
+    return dict(groups)
