@@ -9,7 +9,7 @@ import torch
 from benchmarks.measure import Row, Spread, interleaved, ratios
 from benchmarks.setting import FEATURES, STEPS, WAY, Size, learner, tasks
 from benchmarks.sib_raw import RawSib
-from pyro_metabayes.evaluation.evaluate import scored
+from pyro_metabayes.evaluation.evaluate import score_batch
 
 SAMPLES = 10
 LEARNERS = {
@@ -55,5 +55,5 @@ def ways(number: int) -> dict[str, Callable[[], object]]:
     scoring: dict[str, Callable[[], object]] = {"reference way, sib": one_by_one, "raw batched, sib": batched}
     for name, (guide, prior, settings) in LEARNERS.items():
         ours = learner(guide, prior, **settings)
-        scoring[f"learner, {name}"] = torch.no_grad()(lambda ours=ours: scored(ours, episodes, SAMPLES))
+        scoring[f"learner, {name}"] = torch.no_grad()(lambda ours=ours: score_batch(ours, episodes, SAMPLES))
     return scoring

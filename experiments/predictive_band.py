@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation.evaluate import taking_steps
+from pyro_metabayes.evaluation.evaluate import inner_stepper
 from pyro_metabayes.experiments.cli.command import answer
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
@@ -48,9 +48,9 @@ def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: in
     if assembly is None or assembly.source.num_targets != 1 or assembly.source.input_shape != (1,):
         raise UsageError(f"expected a regression of one number on one number to draw, got the run in {folder}")
     learner = assembly.learner
-    stepping = taking_steps(learner)
-    if num_steps is not None and stepping is not None:
-        stepping.num_steps = num_steps
+    stepper = inner_stepper(learner)
+    if num_steps is not None and stepper is not None:
+        stepper.num_steps = num_steps
     episodes = assembly.stream("test").batch(task, task + 1)
     order = episodes.query_x.flatten().argsort()
     ranges = (MANY // 20, MANY - MANY // 20 - 1), (MANY // 20, MANY // 2 - 1)

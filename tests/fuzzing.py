@@ -405,7 +405,7 @@ FORMATS: dict[str, Format] = {
     "checksums": Format(summed, checksums.LIST, lambda folder: checksums.verify(folder / "file")),
     "results": Format(finished_run, "results.json", read_run),
     "task scores": Format(finished_run, "tasks.npz", read_run),
-    "metrics": Format(logged, "metrics.jsonl", lambda folder: metrics.cut_back(folder / "metrics.jsonl", 5)),
+    "metrics": Format(logged, "metrics.jsonl", lambda folder: metrics.truncate_after(folder / "metrics.jsonl", 5)),
     "yaml": Format(copy_conf, "conf/guide/sib.yaml", lambda folder: answered(lambda: composed_of(folder))),
     "settings of a run": Format(
         override_conf, "overrides", lambda folder: answered(lambda: composed_of(folder, overrides_of(folder)))

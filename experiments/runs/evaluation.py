@@ -23,5 +23,7 @@ def evaluated(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]
     state = finished(folder, config)
     assembly = trained(state, config)
     tasks = assembly.stream(config.eval.split)
-    evaluation = evaluate(assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
+    evaluation = evaluate(
+        assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, doubled=assembly.twice
+    )
     return results_of(config, assembly, evaluation, None, state["training"]["skipped"]), evaluation

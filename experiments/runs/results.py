@@ -33,7 +33,7 @@ def results_of(
     config: Config, assembly: Assembly, evaluation: Evaluation, train_seconds: float | None, skipped: int
 ) -> dict[str, Any]:
     """The end figures of a run: accuracies are fractions, log scores nats, what a setting lacks is null."""
-    figures = dict(evaluation.figures)
+    figures = dict(evaluation.metrics)
     seconds = figures.pop("seconds")
     trained = config.train.steps * config.train.tasks_per_step
     learner = assembly.learner
@@ -46,7 +46,7 @@ def results_of(
         "base_classes": learner.specification["num_base_classes"] or None,
         "tasks": config.eval.tasks,
         **figures,
-        "objective": learner.objective.name if evaluation.figures["elbo"] is not None else "predictive",
+        "objective": learner.objective.name if evaluation.metrics["elbo"] is not None else "predictive",
         "transductive": learner.guide.transductive,
         "steps": config.train.steps,
         "skipped": skipped,
