@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation.evaluate import inner_stepper
+from pyro_metabayes.evaluation.inner_steps import inner_stepper
 from pyro_metabayes.experiments.cli.command import answer
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure

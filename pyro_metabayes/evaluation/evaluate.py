@@ -20,6 +20,7 @@ from pyro_metabayes.diagnostics import collapse
 from pyro_metabayes.diagnostics.information import information
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evaluation.inner_steps import inner_stepper, means_by_step, scores_by_step
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.evaluation.scores import base_novel_scores, calibration_error, confidence_and_hits, scores_of
 from pyro_metabayes.inference.divergences import innermost
@@ -35,7 +36,7 @@ SCORES = (
     *("novel", "base", "both", "base_over_all"),
 )
 INTERVAL_SCORES = ("accuracy", "novel", "base", "both", "base_over_all")  # reported as {mean, ci95}
-BY_STEP, STEP_SCORES = "by_step", ("mse", "nll", "coverage90")  # regression with inner steps
+BY_STEP = "by_step"
 QUERY_VALUES = ("confidence", "right", "query_mask")  # one value per query
 
 
@@ -91,7 +92,7 @@ def evaluate(
             episodes = learner.featured(stream.batch(start, stop))
             batch = score_batch(learner, episodes, settings.samples, truth)
             if stepper is not None and "mse" in batch:
-                batch[BY_STEP] = _scores_by_step(learner, stepper, episodes, settings.samples)
+                batch[BY_STEP] = scores_by_step(learner, stepper, episodes, settings.samples)
             for name, value in batch.items():
                 gathered.setdefault(name, []).append(value.cpu())
         bounds = None if doubled is None else _information(learner, doubled, settings)
@@ -164,40 +165,13 @@ def _classification_only(
     return batch
 
 
-def inner_stepper(learner: MetaLearner) -> Any:
-    """The guide or the model, whichever takes inner steps (has `num_steps`); None if neither does."""
-    return next((part for part in (learner.guide, learner.model) if hasattr(part, "num_steps")), None)
-
-
-def _scores_by_step(learner: MetaLearner, stepper: Any, episodes: Episodes, samples: int) -> Tensor:
-    """STEP_SCORES [T, K + 1, scores] after 0, 1, ..., K inner steps; the random state is preserved."""
-    num_steps, observed, scores_by_step = stepper.num_steps, episodes.observed(), []
-    with noise_of(0):
-        for stepper.num_steps in range(num_steps + 1):
-            _, likelihood = learner.posterior_predictive(observed, samples)
-            scores = scores_of(likelihood, episodes.query_y, episodes.query_mask)
-            scores_by_step.append(torch.stack([scores[name] for name in STEP_SCORES], -1))
-    stepper.num_steps = num_steps
-    return torch.stack(scores_by_step, 1)
-
-
-def _means_by_step(by_step: Tensor | None) -> dict[str, dict[str, float | None]] | None:
-    """Means over tasks by number of steps; null for a score that diverges."""
-    if by_step is None:
-        return None
-    return {
-        str(step): {name: mean if math.isfinite(mean) else None for name, mean in zip(STEP_SCORES, means, strict=True)}
-        for step, means in enumerate(by_step.mean(0).tolist())
-    }
-
-
 def _metrics(values: dict[str, Tensor]) -> dict[str, Any]:
     """Means of SCORES over tasks, calibration error over queries, scores by step; null where a score is absent."""
     ece = None
     if "confidence" in values:
         mask = values["query_mask"]
         ece = calibration_error(values["confidence"][mask], values["right"][mask])
-    return _means(values) | {"ece": ece, BY_STEP: _means_by_step(values.get(BY_STEP))}
+    return _means(values) | {"ece": ece, BY_STEP: means_by_step(values.get(BY_STEP))}
 
 
 def _collapse_metrics(values: dict[str, Tensor]) -> dict[str, Any]:
