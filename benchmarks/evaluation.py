@@ -9,7 +9,7 @@ import torch
 from benchmarks.measure import Row, Spread, ratios, time_interleaved
 from benchmarks.setting import FEATURES, STEPS, WAY, Size, learner, tasks
 from benchmarks.sib_raw import RawSib
-from pyro_metabayes.evaluation.evaluate import scored
+from pyro_metabayes.evaluation.evaluate import score_batch
 
 SAMPLES = 10
 LEARNERS = {
@@ -52,5 +52,5 @@ def ways(number: int) -> dict[str, Callable[[], object]]:
     scoring: dict[str, Callable[[], object]] = {"reference way, sib": one_by_one, "raw batched, sib": batched}
     for name, (guide, prior, settings) in LEARNERS.items():
         module = learner(guide, prior, **settings)
-        scoring[f"learner, {name}"] = torch.no_grad()(lambda module=module: scored(module, episodes, SAMPLES))
+        scoring[f"learner, {name}"] = torch.no_grad()(lambda module=module: score_batch(module, episodes, SAMPLES))
     return scoring

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation.evaluate import taking_steps
+from pyro_metabayes.evaluation.inner_steps import stepping_part
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
@@ -48,7 +48,7 @@ def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: in
     if assembly is None or assembly.source.num_targets != 1 or assembly.source.input_shape != (1,):
         raise UsageError(f"expected a regression of one number on one number to draw, got the run in {folder}")
     learner = assembly.learner
-    stepping = taking_steps(learner)
+    stepping = stepping_part(learner)
     if num_steps is not None and stepping is not None:
         stepping.num_steps = num_steps
     episodes = assembly.stream("test").batch(task, task + 1)

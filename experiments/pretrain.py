@@ -24,7 +24,7 @@ from pyro_metabayes.experiments.cli.config import Config, config_from
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.results import commit, versions
 from pyro_metabayes.experiments.runs.tables import text_table
-from pyro_metabayes.pretraining import Pretrained, PrototypeScore, pretrained
+from pyro_metabayes.pretraining import PretrainedFeatures, PrototypeScore, pretrain
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 SHOTS = (1, 5)
@@ -47,13 +47,17 @@ def main(composed: DictConfig, folder: Path) -> None:
     device, bank = device_of(config.device), bank_of(config)
     specification = config.specification()["backbone"]
     backbone = build(specification, "backbone", input_shape=bank.input_shape)
-    pretraining = pretrained(backbone, specification, bank, config.pretrain, device)
+    pretraining = pretrain(backbone, specification, bank, config.pretrain, device)
     scores = {shot: PrototypeScore(bank, device, shot, None, 2000)(backbone) for shot in SHOTS}
     write(config, backbone, pretraining, scores, folder)
 
 
 def write(
-    config: Config, backbone: torch.nn.Module, pretraining: Pretrained, scores: Mapping[int, float | None], folder: Path
+    config: Config,
+    backbone: torch.nn.Module,
+    pretraining: PretrainedFeatures,
+    scores: Mapping[int, float | None],
+    folder: Path,
 ) -> None:
     """Write pretraining.json with the whole curve, plot it, and print a table."""
     last, metrics = pretraining.curve[-1], {f"val_accuracy_{shot}_shot": score for shot, score in scores.items()}

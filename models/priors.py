@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.handlers.memoise import remembered
+from pyro_metabayes.handlers.memoise import support_encoding
 from pyro_metabayes.inference.cholesky import normal_of_precision
 from pyro_metabayes.inference.shared_normal import SharedNormal
 from pyro_metabayes.models.set_encoder import CountAware, MeanPooled, PseudoObservations, lower_triangular
@@ -137,7 +137,7 @@ class Conditional(Prior):
         num_inputs = num_features + (num_targets > 0)
         self.encoder = encoder(num_inputs, num_weights, num_hidden, scale, residual=num_targets == 0)
 
-    @remembered
+    @support_encoding
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         if self.num_targets:
             loc, spread = self._of_outputs(observed)

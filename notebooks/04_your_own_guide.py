@@ -137,7 +137,7 @@ for name in ("proto", "mine"):
     axes[0].errorbar(SHOTS, [its.mean() for its in accuracy], yerr=[ci95_of(its) for its in accuracy], label=name)
 axes[1].errorbar(SHOTS, [its.mean() for its in gain], yerr=[ci95_of(its) for its in gain], fmt="oC1-")
 axes[1].axhline(0, color="black", lw=0.8, ls=":")
-axes[2].plot(SHOTS, [scored["mine", shot].figures["posterior_sd"] for shot in SHOTS], "oC1-")
+axes[2].plot(SHOTS, [scored["mine", shot].metrics["posterior_sd"] for shot in SHOTS], "oC1-")
 titles = ("accuracy, %", "gain in joint NLL over proto, nats a query", "sd of mine's posterior")
 for axis, title in zip(axes, titles, strict=True):
     axis.set(xlabel="labelled points a class", xticks=SHOTS)

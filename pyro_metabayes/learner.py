@@ -138,9 +138,7 @@ class MetaLearner(nn.Module):
         self, distribution: TorchDistribution, observed: Observed, num_samples: int
     ) -> tuple[Tensor, TorchDistribution]:
         """As posterior_predictive, for any distribution of w."""
-        shape = torch.Size((1 if isinstance(innermost(distribution), Delta) else num_samples,))
-        with torch.no_grad():  # `sample` would raise where parameters have overflowed
-            w = distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)
+        w = draws_of(distribution, num_samples)
         return w, self.model.likelihood(w, observed.query_x, observed)
 
     @torch.no_grad()
@@ -217,6 +215,13 @@ class MetaLearner(nn.Module):
         there = self.state_dict().keys()
         named = {current_name(name, there): value for name, value in weights.items()}
         return {name: value for name, value in named.items() if name is not None}
+
+
+def draws_of(distribution: TorchDistribution, num_samples: int) -> Tensor:
+    """Samples [L, T, *W] without a gradient; a point estimate has one."""
+    shape = torch.Size((1 if isinstance(innermost(distribution), Delta) else num_samples,))
+    with torch.no_grad():  # `sample` would raise where parameters have overflowed
+        return distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)
 
 
 def _built(part: str, specification: Mapping[str, Any], prefixes: Sequence[str], context: dict[str, Any]) -> Any:

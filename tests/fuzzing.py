@@ -43,7 +43,7 @@ from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import Config, config_from, register, saved_config
 from pyro_metabayes.experiments.runs.finished_runs import read_run
 from pyro_metabayes.models.backbones.conv4 import Backbone
-from pyro_metabayes.pretraining import PretrainSettings, pretrained
+from pyro_metabayes.pretraining import PretrainSettings, pretrain
 from pyro_metabayes.storage import cache, checkpoint, checksums, unpickle
 from pyro_metabayes.training import log as metrics
 from tests.pairs import CONF, Pair
@@ -316,7 +316,7 @@ def pretrained_in(folder: Path) -> None:
     ids = torch.arange(4)
     bank = Bank(images, torch.full((4,), 8), {"train": ids, "val": ids[:0], "test": ids[:0]}, ["a", "b", "c", "d"])
     settings = PretrainSettings(epochs=1, batch_size=16)
-    pretrained(Backbone((1, 16, 16), 2), {"_target_": "models.backbones.conv4.Backbone"}, bank, settings, CPU)
+    pretrain(Backbone((1, 16, 16), 2), {"_target_": "models.backbones.conv4.Backbone"}, bank, settings, CPU)
 
 
 def digits_of(folder: Path) -> None:
@@ -405,7 +405,7 @@ FORMATS: dict[str, Format] = {
     "checksums": Format(summed, checksums.LIST, lambda folder: checksums.verify(folder / "file")),
     "results": Format(finished_run, "results.json", read_run),
     "task scores": Format(finished_run, "tasks.npz", read_run),
-    "metrics": Format(logged, "metrics.jsonl", lambda folder: metrics.cut_back(folder / "metrics.jsonl", 5)),
+    "metrics": Format(logged, "metrics.jsonl", lambda folder: metrics.truncate_after(folder / "metrics.jsonl", 5)),
     "yaml": Format(copy_conf, "conf/guide/sib.yaml", lambda folder: answered(lambda: composed_of(folder))),
     "settings of a run": Format(
         override_conf, "overrides", lambda folder: answered(lambda: composed_of(folder, overrides_of(folder)))

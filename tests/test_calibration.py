@@ -16,7 +16,7 @@ from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
 from pyro_metabayes.data.sources.linear_gaussian import LinearGaussian
 from pyro_metabayes.diagnostics import calibration as its
 from pyro_metabayes.diagnostics.sbc import SIMULATIONS, Ranks, sbc_ranks, uniformity
-from pyro_metabayes.evaluation.scores import answers, calibration_error
+from pyro_metabayes.evaluation.scores import calibration_error, confidence_and_hits
 from tests.commands import call, ran
 from tests.pairs import REGRESSIONS, Pair, random_regressions, random_tasks
 
@@ -35,7 +35,7 @@ def test_ece_is_that_of_all_queries_together() -> None:
     probabilities, labels = softmaxes(30, 20, 4, sharp=2.0)
     mask = torch.rand(labels.shape) < 0.8
     found = its.reliability(its.bin_sums(probabilities, labels, mask))
-    expected = calibration_error(*answers(probabilities[mask], labels[mask]))
+    expected = calibration_error(*confidence_and_hits(probabilities[mask], labels[mask]))
     assert found.ece.mean.item() == pytest.approx(expected, abs=1e-6)
     assert found.share.sum().item() == pytest.approx(1)
 
@@ -235,7 +235,7 @@ def test_uniform_ranks_are_flagged_at_the_stated_rate() -> None:
     [
         (
             Pair("sib", settings={"posterior": "delta"}),
-            "expected a posterior with a density for ranks, got a point mass",
+            "expected a posterior with a density for ranks, got a point estimate",
         ),
         (Pair("sib", "flat"), "expected a prior that w can be drawn from, got a flat one"),
     ],

@@ -20,10 +20,10 @@ from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.diagnostics.collapse import (
     ACTIVE_NATS,
-    FIGURES,
     HALF_OF_90,
+    METRICS,
     against_truth,
-    collapse_figures,
+    collapse_metrics,
     posterior_spread,
     prior_spread,
     summary,
@@ -168,7 +168,7 @@ def regression_with_prior(scale: float, loc: float = 5.0) -> MetaLearner:
 def test_the_spread_of_a_regression_is_in_units_of_the_noise(scale: float, collapsed: bool) -> None:
     """logit_sd = s / noise; collapsed below a tenth, and there are no decisions to disagree about."""
     learner, episodes = regression_with_prior(scale), random_regressions(num_tasks=8, features=1)
-    figures = collapse_figures(learner, episodes, 2000)
+    figures = collapse_metrics(learner, episodes, 2000)
     assert figures["logit_sd"] == pytest.approx(scale / NOISE, rel=0.05)
     assert figures["collapsed"] is collapsed and figures["disagreement"] is None
     assert figures["prior_sd"] == pytest.approx(scale) and figures["posterior_sd"] == pytest.approx(scale)
@@ -177,7 +177,7 @@ def test_the_spread_of_a_regression_is_in_units_of_the_noise(scale: float, colla
 
 def test_entropies_are_differential_and_add_up_over_weights() -> None:
     """log s + log(2 pi e) / 2 for each of Y weights."""
-    figures = collapse_figures(regression_with_prior(0.3), random_regressions(features=1), 5)
+    figures = collapse_metrics(regression_with_prior(0.3), random_regressions(features=1), 5)
     expected = TARGETS * (math.log(0.3) + 0.5 * math.log(2 * math.pi * math.e))
     assert figures["prior_entropy"] == pytest.approx(expected)
     assert figures["posterior_entropy"] == pytest.approx(expected)
@@ -209,7 +209,7 @@ def test_a_weight_is_active_where_its_kl_is_more_than_a_hundredth() -> None:
     with torch.no_grad():
         learner.guide.loc.copy_(prior.loc + shift * prior.log_scale.exp())
         learner.guide.log_scale.copy_(prior.log_scale.expand_as(shift))
-    figures = collapse_figures(learner, random_tasks(), 5)
+    figures = collapse_metrics(learner, random_tasks(), 5)
     assert figures["active_dimensions"] == 2
     assert figures["kl"] == pytest.approx(0.5 + 2 * ACTIVE_NATS)
 
@@ -230,7 +230,7 @@ def test_kl_and_elbo_of_a_batch_are_those_of_the_objective(pair: Pair) -> None:
 
 
 def without_numbers(figures: dict[str, Any]) -> set[str]:
-    assert figures.keys() == set(FIGURES)
+    assert figures.keys() == set(METRICS)
     return {name for name, value in figures.items() if value is None}
 
 
@@ -259,13 +259,13 @@ OF_TRUTH = {"sd_ratio", "training_sd_ratio", "coverage90_of_truth", "kl_from_tru
 def test_what_does_not_exist_is_null(pair: Pair, nulls: set[str]) -> None:
     learner, episodes = pair.learner(), pair.tasks()
     nulls = nulls | (set() if pair.prior == "mixture" else OF_MIXTURE)
-    assert without_numbers(collapse_figures(learner, episodes, 5)) == nulls | OF_TRUTH
-    of_evaluation = evaluate(learner, stream_of(episodes), EvalSettings(3, samples=5), seed=0, progress=False).figures
-    assert without_numbers({name: of_evaluation[name] for name in FIGURES}) == nulls | OF_TRUTH
+    assert without_numbers(collapse_metrics(learner, episodes, 5)) == nulls | OF_TRUTH
+    of_evaluation = evaluate(learner, stream_of(episodes), EvalSettings(3, samples=5), seed=0, progress=False).metrics
+    assert without_numbers({name: of_evaluation[name] for name in METRICS}) == nulls | OF_TRUTH
 
 
 def test_nothing_known_is_all_null() -> None:
-    assert without_numbers(summary({})) == set(FIGURES)
+    assert without_numbers(summary({})) == set(METRICS)
 
 
 # ---------------------------------------------------------------- the figures: against a known truth
@@ -314,7 +314,7 @@ def test_the_exact_guide_is_the_truth_under_the_true_prior(model: str, scale: fl
         learner.model.prior_over_weights.log_scale.fill_(math.log(scale))
     stream = TaskStream(source.sampler("test", TaskShape(1, 3, 4)), 0, "test")
     evaluation = evaluate(learner, stream, EvalSettings(40, samples=400), seed=0, progress=False, truth=source)
-    figures, right = evaluation.figures, scale == 1.3
+    figures, right = evaluation.metrics, scale == 1.3
     for name, value in (("sd_ratio", 1.0), ("training_sd_ratio", 1.0), ("coverage90_of_truth", 0.9)):
         assert (figures[name] == pytest.approx(value, abs=1e-6)) == right, name
     for name in ("kl_from_truth", "kl_to_truth"):
@@ -370,11 +370,11 @@ def test_the_accuracy_of_mean_weights_is_that_of_their_logits(pair: Pair) -> Non
         hits = learner.model.outputs(mean, episodes.query_x).argmax(-1) == episodes.query_y
     expected = hits.double().mean(-1)
     torch.testing.assert_close(torch.from_numpy(got.per_task["accuracy_of_mean"]), expected)
-    assert got.figures["accuracy_of_mean"] == pytest.approx(expected.mean().item())
+    assert got.metrics["accuracy_of_mean"] == pytest.approx(expected.mean().item())
     is_point = pair.guide == "proto"
     one, all_ = got.per_task["accuracy_of_sample"], got.per_task["accuracy"]
     assert (one == all_).all() == is_point
-    assert (got.figures["mutual_information"] < 1e-12) == is_point
+    assert (got.metrics["mutual_information"] < 1e-12) == is_point
 
 
 def test_signs_average_quadratics_exactly() -> None:

@@ -177,7 +177,7 @@ def check_masks(learner: MetaLearner, episodes: Episodes) -> None:
         evaluate(learner, stream_of(data), EvalSettings(episodes.num_tasks, 4), seed=3, progress=False)
         for data in (episodes, more)
     ]
-    figures, of_padded = (_plain(result.figures) for result in results)
+    figures, of_padded = (_plain(result.metrics) for result in results)
     assert of_padded == pytest.approx(figures, rel=1e-6, nan_ok=False), "masked points move the scores"
 
 

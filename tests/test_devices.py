@@ -26,7 +26,7 @@ from pyro_metabayes.data.task_shape import BLOCK
 from pyro_metabayes.experiments.cli.composition import config_of
 from pyro_metabayes.experiments.cli.distributed import check_devices, process_group
 from pyro_metabayes.experiments.cli.fabric import fabric_alone, fabric_in_group
-from pyro_metabayes.training.data_parallel import Share
+from pyro_metabayes.training.data_parallel import TaskShard
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
 from tests.commands import ROOT, call, checkpoint_of, figures_of, finish, lines_of, on_features, process, ran
@@ -81,7 +81,7 @@ def trained(fabric: Fabric, folder: Path, pair: Pair, draw: Any = drawn, **chang
         training.run()
     except UsageError as raised:
         error = str(raised)
-    return {"terms": terms, "gradients": gradients, "skipped": training.skipped, "error": error}
+    return {"terms": terms, "gradients": gradients, "skipped": training.state.skipped, "error": error}
 
 
 def every_case(fabric: Fabric, folder: Path) -> dict[str, dict[str, Any]]:
@@ -176,13 +176,13 @@ def test_a_step_that_is_bad_for_one_process_is_bad_for_all(on_nan: str, both: An
 @pytest.mark.parametrize("of", [1, 2, 3, 6])
 def test_shares_are_the_tasks_of_a_step_in_their_order(of: int) -> None:
     for step in range(3):
-        ranges = [Share(rank, of, TASKS).of_step(step) for rank in range(of)]
+        ranges = [TaskShard(rank, of, TASKS).task_range(step) for rank in range(of)]
         assert [task for start, stop in ranges for task in range(start, stop)] == [*range(step * 6, step * 6 + 6)]
 
 
 def test_uneven_shares_are_refused() -> None:
     with pytest.raises(UsageError, match="a multiple of the 4 processes of the job, got 6"):
-        Share(0, 4, TASKS)
+        TaskShard(0, 4, TASKS)
 
 
 class OfRank:
@@ -214,7 +214,7 @@ def test_the_noise_of_a_process_is_what_one_process_draws_for_its_tasks(name: st
     after = torch.get_rng_state()
     for rank in range(2):
         torch.manual_seed(0)
-        with Share(rank, 2, TASKS).noise(OfRank(), None):  # type: ignore[arg-type]
+        with TaskShard(rank, 2, TASKS).noise(OfRank(), None):  # type: ignore[arg-type]
             part = draw(TASKS // 2)
         assert torch.equal(part, whole if axis < 0 else whole.narrow(axis, 3 * rank, 3))
         assert torch.equal(torch.get_rng_state(), after), "random states of processes drift apart"

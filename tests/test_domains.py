@@ -30,7 +30,7 @@ from pyro_metabayes.experiments.studies.study import Row
 from pyro_metabayes.inference.rotation import every_turn
 from pyro_metabayes.models.backbones.conv4 import Backbone
 from pyro_metabayes.pretraining import PretrainSettings, PrototypeScore
-from pyro_metabayes.pretraining.extraction import extract, extract_turned
+from pyro_metabayes.pretraining.extraction import extract, extract_rotations
 from pyro_metabayes.pretraining.training import Pretraining
 from pyro_metabayes.storage import checkpoint
 from tests.commands import call
@@ -269,11 +269,11 @@ def test_a_pretrained_classifier_has_the_shared_classes(bank: Bank) -> None:
     assert training.classes()["weight"].shape == (10, 2)
     assert PrototypeScore(bank, CPU)(backbone) is None, "its classes are no classes of their own"
     backbone.eval()
-    turned = extract_turned(backbone, larger, CPU)
+    turned = extract_rotations(backbone, larger, CPU)
     assert turned is not None
     expected = extract(backbone, larger.inputs.rot90(3, (2, 3)), CPU)
     torch.testing.assert_close(turned[:, 2], expected)
-    assert extract_turned(backbone, replace(larger, num_shared=0), CPU) is None
+    assert extract_rotations(backbone, replace(larger, num_shared=0), CPU) is None
 
 
 def test_sharing_classes_makes_another_bank(bank: Bank) -> None:

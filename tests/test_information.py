@@ -19,7 +19,7 @@ from pyro_metabayes import Episodes, MetaLearner, Observed
 from pyro_metabayes.data.sources.linear_gaussian import LinearGaussian
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
-from pyro_metabayes.diagnostics.information import UPPER, _figures, information, query_sets
+from pyro_metabayes.diagnostics.information import UPPER, _metrics, information, query_sets
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.models.heads import Cosine, Head
 from pyro_metabayes.objectives.elbo import Elbo
@@ -88,7 +88,7 @@ def test_the_gap_of_an_exact_posterior_is_its_variance(known: dict[str, Any]) ->
 
 def test_rounding_below_no_information_leaves_a_bound_of_nothing() -> None:
     """A guide that looks at no query has KL 0 between the posteriors of two query sets, and -1e-9 on a bad day."""
-    figures = _figures({"gap": torch.zeros(3), "second_set": torch.full((3,), -1e-9)}, 2.0, 15)
+    figures = _metrics({"gap": torch.zeros(3), "second_set": torch.full((3,), -1e-9)}, 2.0, 15)
     assert figures["least"] == figures["bound"] == 0
     assert figures["tightness"] is None
 
@@ -215,8 +215,8 @@ def test_the_query_sets_share_tasks_and_no_point() -> None:
 def test_it_moves_no_other_figure() -> None:
     learner, tasks = Pair("sib").learner(), random_tasks(8)
     settings = EvalSettings(8, 3)
-    without = evaluate(learner, stream_of(tasks), settings, 1, progress=False).figures
-    with_it = evaluate(learner, stream_of(tasks), settings, 1, progress=False, twice=stream_of(tasks)).figures
+    without = evaluate(learner, stream_of(tasks), settings, 1, progress=False).metrics
+    with_it = evaluate(learner, stream_of(tasks), settings, 1, progress=False, doubled=stream_of(tasks)).metrics
     assert without.pop("information") is None and with_it.pop("information")["bound"] > 0
     assert {**without, "seconds": 0} == {**with_it, "seconds": 0}
 

@@ -25,7 +25,7 @@ from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.evaluation.scores import base_novel_scores
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.models.backbones.conv4 import Backbone
-from pyro_metabayes.pretraining import PretrainSettings, pretrained
+from pyro_metabayes.pretraining import PretrainSettings, pretrain
 from pyro_metabayes.sklearn import FewShotClassifier
 from tests.commands import call, on_features, ran, results_of
 from tests.pairs import BASE, FEATURES, WAY, Pair, random_tasks
@@ -371,7 +371,7 @@ def test_held_out_images_are_not_trained_on(images: Bank) -> None:
     other = images.inputs.clone()
     other[rows] = 255 - other[rows]
     one, two = (
-        pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, bank, SETTINGS, CPU)
+        pretrain(Backbone((1, 16, 16), 4), SPECIFICATION, bank, SETTINGS, CPU)
         for bank in (images, images.with_inputs(other))
     )
     assert one.path != two.path and one.classes is not None and two.classes is not None
@@ -383,17 +383,17 @@ def test_held_out_images_are_not_trained_on(images: Bank) -> None:
 
 def test_the_holdout_is_part_of_the_key_and_caches_without_one_keep_their_names(images: Bank) -> None:
     without = replace(SETTINGS, holdout_per_class=0)
-    path = pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, images, without, CPU).path
+    path = pretrain(Backbone((1, 16, 16), 4), SPECIFICATION, images, without, CPU).path
     settings = {name: value for name, value in asdict(without).items() if name not in ("views", "holdout_per_class")}
     key = json.dumps([SPECIFICATION, settings, images.fingerprint()], sort_keys=True)
     assert path.name == f"conv4-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
-    assert path != pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, images, SETTINGS, CPU).path
+    assert path != pretrain(Backbone((1, 16, 16), 4), SPECIFICATION, images, SETTINGS, CPU).path
 
 
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_base_classes_alone_are_the_pretrained_classifier(keep: str, images: Bank) -> None:
     """On every held-out image: the same answers, and so the same accuracy."""
-    found = pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, images, replace(SETTINGS, keep=keep), CPU)
+    found = pretrain(Backbone((1, 16, 16), 4), SPECIFICATION, images, replace(SETTINGS, keep=keep), CPU)
     rows = held_out_rows(images, 6)
     features, labels = found.bank.inputs[rows.flatten()], torch.arange(4).repeat_interleave(6)
     assert found.classes is not None

@@ -27,12 +27,13 @@ from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.diagnostics.collapse import summary
-from pyro_metabayes.evaluation.evaluate import scored
+from pyro_metabayes.evaluation.evaluate import score_batch
 from pyro_metabayes.experiments.cli.fabric import fabric_alone
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.objective import Terms
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
+from pyro_metabayes.training.step_metrics import metric_means
 from tests.pairs import CONF, Pair, every_pair
 
 META = torch.device("meta")
@@ -40,10 +41,10 @@ NUM_TASKS = 3
 PAIRS = every_pair()
 # What reads values on the host, each outside a step: after a line of metrics is due, or before a save.
 READS: dict[str, Callable[[MetaTraining], object]] = {
-    "the metrics of a logged step": lambda training: training._read(*training._measured()),
-    "the collapse figures": lambda training: summary(training._measured()[1]),
-    "the first step that was not finite": lambda training: training._divergence.check("nothing kept"),
-    "the number of skipped steps": lambda training: training.skipped,
+    "the metrics of a logged step": lambda training: metric_means(*training._measure()),
+    "the collapse figures": lambda training: summary(training._measure()[1]),
+    "the first step that was not finite": lambda training: training._nonfinite.check("nothing kept"),
+    "the number of skipped steps": lambda training: training.state.skipped,
 }
 
 
@@ -80,7 +81,7 @@ def training_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **s
         fabric=fabric_alone(META),
         config={},
     )
-    training.step = 1
+    training.state.step = 1
     return training
 
 
@@ -89,9 +90,9 @@ def step_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **setti
     training = training_on_meta(learner, episodes, folder, **settings)
     with Device():
         training._step()
-        scores, spreads = training._measured()
+        scores, spreads = training._measure()
         with torch.no_grad():
-            scores |= scored(learner, episodes.to(META), samples=2)
+            scores |= score_batch(learner, episodes.to(META), samples=2)
     for name, value in (scores | spreads).items():
         assert value.device == META, f"{name} is on {value.device}"
     for name, parameter in learner.named_parameters():

@@ -11,8 +11,8 @@ from pyro_metabayes.data.stream import generator_of
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.models.backbones.conv4 import Backbone
-from pyro_metabayes.pretraining import PretrainSettings, PrototypeScore, extract, pretrained
-from pyro_metabayes.pretraining.augmentation import augmented
+from pyro_metabayes.pretraining import PretrainSettings, PrototypeScore, extract, pretrain
+from pyro_metabayes.pretraining.augmentation import augment
 from pyro_metabayes.pretraining.training import Pretraining
 from pyro_metabayes.seeding import noise_of
 
@@ -44,7 +44,7 @@ def nearest_mean_accuracy(features: torch.Tensor) -> float:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_features_of_a_pretrained_backbone_tell_the_classes_apart(bank: Bank, precision: str) -> None:
     settings = PretrainSettings(epochs=8, batch_size=16, learning_rate=0.05, shift=0, precision=precision)
-    features = pretrained(Backbone((1, 16, 16), 8), SPECIFICATION, bank, settings, CPU).bank.inputs
+    features = pretrain(Backbone((1, 16, 16), 8), SPECIFICATION, bank, settings, CPU).bank.inputs
     assert features.dtype == torch.float32
     assert nearest_mean_accuracy(features) > 0.95
 
@@ -52,9 +52,9 @@ def test_features_of_a_pretrained_backbone_tell_the_classes_apart(bank: Bank, pr
 def test_the_cache_gives_the_same_backbone_and_features(bank: Bank) -> None:
     settings = PretrainSettings(epochs=1, batch_size=16, flip=True)
     first, second = Backbone((1, 16, 16), 8), Backbone((1, 16, 16), 8)
-    made = pretrained(first, SPECIFICATION, bank, settings, CPU).bank.inputs
+    made = pretrain(first, SPECIFICATION, bank, settings, CPU).bank.inputs
     torch.rand(5)  # other noise before must not matter
-    found = pretrained(second, SPECIFICATION, bank, settings, CPU).bank.inputs
+    found = pretrain(second, SPECIFICATION, bank, settings, CPU).bank.inputs
     assert torch.equal(made, found)
     assert torch.equal(extract(second, bank.inputs, CPU), made)
 
@@ -95,7 +95,7 @@ def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
 ) -> None:
     """Bit for bit: weights, features and every line of the curve but its seconds."""
     settings = settings_of(recipe)
-    whole = pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
+    whole = pretrain(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
     state = torch.load(whole.path, weights_only=True)
     for file in whole.path.parent.iterdir():
         file.unlink()
@@ -108,11 +108,11 @@ def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
 
     monkeypatch.setattr(Pretraining, "run_epoch", stopped)
     with pytest.raises(Interrupted, match="epochs 1 to 2 are kept: the same command goes on"):
-        pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
+        pretrain(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
     assert not whole.path.exists()
     monkeypatch.setattr(Pretraining, "run_epoch", epoch)
     torch.rand(3)
-    again = pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
+    again = pretrain(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
     assert torch.equal(again.bank.inputs, whole.bank.inputs)
     weights = torch.load(again.path, weights_only=True)["weights"]
     assert all(torch.equal(weights[name], value) for name, value in state["weights"].items())
@@ -129,7 +129,7 @@ def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_learns(recipe: str, bank: Bank) -> None:
     settings = settings_of(recipe, epochs=12, shift=0, flip=False, milestones=[8])
-    found = pretrained(Backbone((1, 16, 16), 8), SPECIFICATION, bank, settings, CPU)
+    found = pretrain(Backbone((1, 16, 16), 8), SPECIFICATION, bank, settings, CPU)
     assert nearest_mean_accuracy(found.bank.inputs) > 0.95
 
 
@@ -137,7 +137,7 @@ def test_the_rate_warms_up_and_falls_at_the_milestones(few_shot: Bank) -> None:
     settings = settings_of("steps", learning_rate=0.1)
     training = Pretraining(Backbone((1, 16, 16), 4), few_shot, settings, CPU, lambda backbone: None)
     rates = []
-    for _ in range(3 * training.per_epoch):
+    for _ in range(3 * training.steps_per_epoch):
         rates.append(training.optimizer.param_groups[0]["lr"])
         training.optimizer.step()
         training.schedule.step()
@@ -171,7 +171,7 @@ def test_the_average_lags_behind_the_weights(few_shot: Bank) -> None:
         training._step(batch)
         now = dict(training.network["backbone"].named_parameters())[name].detach().clone()
         expected = now if expected is None else 0.5 * expected + 0.5 * now
-    torch.testing.assert_close(dict(training.trained.named_parameters())[name].detach(), expected)
+    torch.testing.assert_close(dict(training.backbone.named_parameters())[name].detach(), expected)
 
 
 def test_class_means_are_scored_on_validation_classes(few_shot: Bank) -> None:
@@ -208,18 +208,18 @@ def test_rotation_needs_square_images(few_shot: Bank) -> None:
 
 def test_views_are_of_augmented_training_images_and_leave_the_weights_alone(few_shot: Bank) -> None:
     settings = settings_of("one cycle", epochs=1)
-    plain = pretrained(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
+    plain = pretrain(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
     backbone = Backbone((1, 16, 16), 4)
-    found = pretrained(backbone, SPECIFICATION, few_shot, settings_of("one cycle", epochs=1, views=2), CPU)
+    found = pretrain(backbone, SPECIFICATION, few_shot, settings_of("one cycle", epochs=1, views=2), CPU)
     assert found.path == plain.path and torch.equal(found.bank.inputs, plain.bank.inputs)
     assert plain.bank.views is None and found.bank.views is not None
     assert found.bank.views.shape == (2, 128, backbone.num_features)
     assert not torch.equal(found.bank.views[0], found.bank.views[1])
     images = few_shot.inputs[few_shot.rows("train")]
     with noise_of(settings.seed):
-        expected = extract(backbone, images, CPU, lambda x: augmented(x, settings))
+        expected = extract(backbone, images, CPU, lambda x: augment(x, settings))
     assert torch.equal(found.bank.views[0], expected)
-    again = pretrained(backbone, SPECIFICATION, few_shot, settings_of("one cycle", epochs=1, views=2), CPU)
+    again = pretrain(backbone, SPECIFICATION, few_shot, settings_of("one cycle", epochs=1, views=2), CPU)
     assert again.bank.views is not None and torch.equal(again.bank.views, found.bank.views)
 
 

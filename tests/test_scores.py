@@ -13,14 +13,14 @@ from pyro.distributions import Normal, Poisson
 from torch import Tensor
 
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
-from pyro_metabayes.diagnostics.collapse import collapse_figures, prior_spread, summary
+from pyro_metabayes.diagnostics.collapse import collapse_metrics, prior_spread, summary
 from pyro_metabayes.evaluation import evaluate as evaluation
-from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate, scored
+from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate, score_batch
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.evaluation.scores import (
-    answers,
     calibration_error,
     classification_scores,
+    confidence_and_hits,
     log_mean_exp,
     masked_mean,
     scores_of,
@@ -207,13 +207,13 @@ def test_calibration_error_has_fifteen_bins(way: int) -> None:
     probabilities = (2 * torch.randn(400, way)).softmax(-1).float()
     labels = torch.randint(way, (400,))
     expected = ece_by_hand(probabilities.double().numpy(), labels.numpy())
-    assert calibration_error(*answers(probabilities, labels)) == pytest.approx(expected, abs=1e-6)
+    assert calibration_error(*confidence_and_hits(probabilities, labels)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_calibration_of_the_sure_and_of_the_right() -> None:
     sure = torch.nn.functional.one_hot(torch.zeros(10, dtype=torch.long), 4).float()
-    assert calibration_error(*answers(sure, torch.zeros(10, dtype=torch.long))) == pytest.approx(0)
-    assert calibration_error(*answers(sure, torch.ones(10, dtype=torch.long))) == pytest.approx(1)
+    assert calibration_error(*confidence_and_hits(sure, torch.zeros(10, dtype=torch.long))) == pytest.approx(0)
+    assert calibration_error(*confidence_and_hits(sure, torch.ones(10, dtype=torch.long))) == pytest.approx(1)
     rounded = torch.full((10,), 1 + 2e-7)  # a mean of probabilities may be; it is no logit
     assert calibration_error(rounded, torch.ones(10).bool()) == pytest.approx(0)
 
@@ -235,8 +235,8 @@ def test_evaluation_is_the_mean_over_tasks(pair: Pair) -> None:
     evaluation = evaluate(learner, stream_of(episodes), EvalSettings(50, samples=6), seed=2, progress=False)
     assert torch.equal(before, torch.get_rng_state()), "evaluation draws from the noise of training"
     again = evaluate(learner, stream_of(episodes), EvalSettings(50, samples=6), seed=2, progress=False)
-    figures = evaluation.figures
-    assert {**figures, "seconds": 0} == {**again.figures, "seconds": 0}
+    figures = evaluation.metrics
+    assert {**figures, "seconds": 0} == {**again.metrics, "seconds": 0}
     for name in ("nll", "joint_nll", "brier"):
         assert figures[name] == pytest.approx(evaluation.per_task[name].mean())
     accuracy = evaluation.per_task["accuracy"]
@@ -256,7 +256,7 @@ def test_evaluation_of_a_point_mass_is_the_scores_of_its_predictions() -> None:
         torch.testing.assert_close(torch.from_numpy(got.per_task[name]), value)
     labels = episodes.query_y.flatten()
     expected_ece = ece_by_hand(logits.softmax(-1).flatten(0, 1).numpy(), labels.numpy())
-    assert got.figures["ece"] == pytest.approx(expected_ece, abs=1e-6)
+    assert got.metrics["ece"] == pytest.approx(expected_ece, abs=1e-6)
 
 
 def test_tasks_too_large_for_a_batch_are_scored_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,22 +266,22 @@ def test_tasks_too_large_for_a_batch_are_scored_one_by_one(monkeypatch: pytest.M
 
     def scores(learner: MetaLearner, tasks: Episodes, *settings: Any) -> dict[str, Tensor]:
         sizes.append(tasks.num_tasks)
-        return scored(learner, tasks, *settings)
+        return score_batch(learner, tasks, *settings)
 
-    monkeypatch.setattr(evaluation, "scored", scores)
+    monkeypatch.setattr(evaluation, "score_batch", scores)
     together = evaluate(learner, stream_of(episodes), EvalSettings(40), seed=0, progress=False)
     monkeypatch.setattr(evaluation, "MOST_NUMBERS", 1)
     alone = evaluate(learner, stream_of(episodes), EvalSettings(40), seed=0, progress=False)
     assert sizes == [32, 8, *[1] * 40]
     for name, value in together.per_task.items():
         np.testing.assert_allclose(alone.per_task[name], value, rtol=1e-5, atol=1e-6)
-    assert alone.figures["ece"] == pytest.approx(together.figures["ece"], abs=1e-6)
+    assert alone.metrics["ece"] == pytest.approx(together.metrics["ece"], abs=1e-6)
 
 
 def test_one_sample_gives_finite_figures() -> None:
     """eval.samples=1 is allowed: no figure may be NaN, which no results file takes."""
     learner, episodes = Pair("savi", "conditional").learner(), random_tasks()
-    figures = evaluate(learner, stream_of(episodes), EvalSettings(3, samples=1), seed=0, progress=False).figures
+    figures = evaluate(learner, stream_of(episodes), EvalSettings(3, samples=1), seed=0, progress=False).metrics
     numbers = [value for value in figures.values() if isinstance(value, float)]
     assert numbers and all(math.isfinite(value) for value in numbers)
 
@@ -323,7 +323,7 @@ def test_a_prior_is_collapsed_when_its_draws_predict_alike(
     head: str, loc: float, scale: float, collapsed: bool
 ) -> None:
     """One prior for all classes: its mean ties them, and a hair decides; that is no spread either."""
-    figures = collapse_figures(learner_with_prior(head, loc, scale), random_tasks(num_tasks=20).observed(), 20)
+    figures = collapse_metrics(learner_with_prior(head, loc, scale), random_tasks(num_tasks=20).observed(), 20)
     assert figures["collapsed"] is collapsed
     assert figures["prior_sd"] == pytest.approx(scale, rel=1e-6)
 
@@ -333,7 +333,7 @@ def test_a_prior_is_collapsed_when_its_draws_predict_alike(
 def test_a_prior_of_the_support_collapses_too(head: str, log_scale: float, collapsed: bool) -> None:
     learner: Any = MetaLearner.from_specification(Pair("mc", "conditional", head).specification())
     torch.nn.init.constant_(learner.model.prior_over_weights.encoder.log_scale_net[-1].bias, log_scale)
-    figures = collapse_figures(learner, random_tasks(num_tasks=20).observed(), 20)
+    figures = collapse_metrics(learner, random_tasks(num_tasks=20).observed(), 20)
     assert figures["collapsed"] is collapsed
     assert (figures["disagreement"] > 0.02) is not collapsed
 
@@ -341,7 +341,7 @@ def test_a_prior_of_the_support_collapses_too(head: str, log_scale: float, colla
 def test_a_flat_prior_has_no_spread() -> None:
     learner, observed = Pair("proto", "flat").learner(), random_tasks().observed()
     assert prior_spread(learner, observed, 10) == {}
-    figures = collapse_figures(learner, observed, 10)
+    figures = collapse_metrics(learner, observed, 10)
     assert set(figures.values()) == {None} and "collapsed" in figures
 
 
@@ -378,7 +378,7 @@ def test_the_logit_spread_of_a_linear_head_has_a_closed_form() -> None:
     learner = learner_with_prior("linear", 1.0, 0.3)
     observed = random_tasks(num_tasks=10).observed()
     draws = 4000
-    figures = collapse_figures(learner, observed, draws)
+    figures = collapse_metrics(learner, observed, draws)
     expected = 10 * 0.3 * math.sqrt(2 * (1 - 1 / observed.num_classes))
     assert figures["logit_sd"] == pytest.approx(expected, rel=0.03)
     assert isinstance(learner.model.prior(observed).base_dist, Normal)

@@ -201,7 +201,7 @@ def test_the_best_learner_is_returned(tmp_path: Path) -> None:
     training = training_of(tmp_path, settings=settings)
     learner = training.run()
     validated = [line["val_nll"] for line in lines(tmp_path) if "val_nll" in line]
-    assert len(validated) == 10 and training.best_nll == min(validated)
+    assert len(validated) == 10 and training.state.best_nll == min(validated)
     best = checkpoint.load(tmp_path / "checkpoint.pt")["best"]["weights"]
     assert all(torch.equal(value, best[name]) for name, value in learner.state_dict().items())
     assert validated.index(min(validated)) < 9, "the last is the best: the test shows nothing"
@@ -492,7 +492,7 @@ def spoil(training: MetaTraining, what: str, step: int) -> None:
 
     def forward(episodes: Episodes, kl_weight: float = 1.0) -> dict[str, torch.Tensor]:
         terms = original(episodes, kl_weight)
-        if training.step + 1 == step:
+        if training.state.step + 1 == step:
             scale = learner.model.head.scale
             if what == "gradient":
                 terms["loss"] = terms["loss"] + 0.0 * Overflowing.apply(scale)
@@ -526,7 +526,7 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_too(tmp_path: Path) -> N
         training = training_of(tmp_path / name, settings=replace(SHORT, on_nan="skip", optimizer=name))
         spoil(training, "gradient", 1)
         training.run()
-        assert [line.get("skipped") for line in lines(tmp_path / name)] == [1] * 12 and training.skipped == 1
+        assert [line.get("skipped") for line in lines(tmp_path / name)] == [1] * 12 and training.state.skipped == 1
         assert all(torch.isfinite(value).all() for value in weights(training).values())
 
 

@@ -16,7 +16,7 @@ from benchmarks.gpu.guide_setting import Setting
 from benchmarks.gpu.result import FAILED, Result, Run
 from benchmarks.measure import Spread
 from pyro_metabayes.experiments.cli.distributed import fabric_alone
-from pyro_metabayes.training.nonfinite import Divergence
+from pyro_metabayes.training.nonfinite import NonFiniteMonitor
 from pyro_metabayes.training.optimisation import clip_gradients, kl_weight_at, make_optimizer, set_rates, step_unless
 
 STEPS = 50
@@ -48,8 +48,8 @@ class Training:
         self.settings, self.taken = setting.config.train, 0
         self.learner, self.episodes = setting.learner().to(device), setting.episodes.to(device)
         self.optimizer = make_optimizer(self.learner, self.settings)
-        self.divergence = Divergence(self.learner, device)
-        self.fabric = fabric_alone("cpu")  # only clips gradients, on any device
+        self.nonfinite = NonFiniteMonitor(self.learner, device)
+        self.fabric = fabric_alone(torch.device("cpu"))  # only clips gradients, on any device
 
     def step(self) -> Tensor:
         """The loss, on the device."""
@@ -59,12 +59,12 @@ class Training:
             terms = self.learner(self.episodes, kl_weight=kl_weight_at(self.settings.kl_weight, self.taken))
         self.taken += 1
         terms["loss"].backward()
-        finite = self.divergence.of_terms(terms)
+        finite = self.nonfinite.finite_terms(terms)
         clip_gradients(self.fabric, self.learner, self.optimizer, self.settings)
         if self.settings.on_nan == "skip":
             step_unless(~torch.stack(list(finite.values())).all(), self.optimizer)
             finite = {}
         else:
             self.optimizer.step()
-        self.divergence.mark(self.taken, finite | self.divergence.of_parameters())
+        self.nonfinite.mark(self.taken, finite | self.nonfinite.finite_parameters())
         return terms["loss"].detach()

@@ -19,7 +19,7 @@ from pyro_metabayes.learner import PARTS
 from pyro_metabayes.pretraining import PretrainSettings
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of, within
-from pyro_metabayes.training.data_parallel import refuse_uneven
+from pyro_metabayes.training.data_parallel import refuse_unequal_shards
 from pyro_metabayes.training.optimisation import TrainSettings
 
 
@@ -61,7 +61,7 @@ class Config:
             raise UsageError(f"expected 0 <= seed < 2^63, got {self.seed}")
         if self.threads < 1:
             raise UsageError(f"expected threads >= 1, got {self.threads}")
-        refuse_uneven(self.train.tasks_per_step, self.trainer.devices)
+        refuse_unequal_shards(self.train.tasks_per_step, self.trainer.devices)
         if not isinstance(frozen := self.backbone.get("frozen", True), bool):
             raise UsageError(f"expected backbone.frozen to be true or false, got {frozen!r}")
 

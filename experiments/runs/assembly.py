@@ -25,7 +25,7 @@ from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.pretraining import embedded, pretrained
+from pyro_metabayes.pretraining import embed_bank, pretrain
 
 
 class Assembly:
@@ -144,11 +144,11 @@ class Assembly:
         backbone = self.learner.backbone
         if any(True for _ in backbone.parameters()):
             specification = self.config.specification()["backbone"]
-            found = pretrained(backbone, specification, bank, self.config.pretrain, self.device)
+            found = pretrain(backbone, specification, bank, self.config.pretrain, self.device)
             features, classes = found.bank, found.classes
             self.learner.backbone.requires_grad_(not self.config.frozen)
         else:
-            features, classes = embedded(backbone, bank, self.device), None
+            features, classes = embed_bank(backbone, bank, self.device), None
         source = self._sampler(place_bank(features if self.config.frozen else bank, self.device, self.config.place))
         if source.num_base_classes:
             self._start_at_classes(self.learner.model, features, classes)

@@ -23,5 +23,7 @@ def score_run(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]
     checkpoint = finished_checkpoint(folder, config)
     assembly = restore_learner(checkpoint, config)
     tasks = assembly.stream(config.eval.split)
-    evaluation = evaluate(assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, twice=assembly.twice)
+    evaluation = evaluate(
+        assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, doubled=assembly.twice
+    )
     return results_of(config, assembly, evaluation, None, checkpoint["training"]["skipped"]), evaluation

@@ -34,7 +34,7 @@ def results_of(
     config: Config, assembly: Assembly, evaluation: Evaluation, train_seconds: float | None, skipped: int
 ) -> dict[str, Any]:
     """The metrics of a run: accuracies are fractions, log scores are in nats, metrics without a meaning are null."""
-    metrics = dict(evaluation.figures)
+    metrics = dict(evaluation.metrics)
     seconds = metrics.pop("seconds")
     learner = assembly.learner
     return {
@@ -46,7 +46,7 @@ def results_of(
         "base_classes": learner.specification["num_base_classes"] or None,
         "tasks": config.eval.tasks,
         **metrics,
-        "objective": learner.objective.name if evaluation.figures["elbo"] is not None else "predictive",
+        "objective": learner.objective.name if evaluation.metrics["elbo"] is not None else "predictive",
         "transductive": learner.guide.transductive,
         "steps": config.train.steps,
         "skipped": skipped,

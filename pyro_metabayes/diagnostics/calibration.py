@@ -1,6 +1,6 @@
-"""Does the predictive know how often it is right? Reliability, coverage, and entropy on classes it was not told of.
+"""Calibration of the predictive distribution: reliability, coverage, and entropy on unseen classes.
 
-Intervals are over tasks, which are independent; queries of one task share its support set and are not.
+Intervals are over tasks, which are independent; queries of one task share a support set and are not independent.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and the half width of its 95% interval, of any shape."""
+    """A metric of any shape and the half width of its 95% interval."""
 
     mean: Tensor
     ci95: Tensor
 
     @classmethod
     def over_tasks(cls, values: Tensor) -> Estimate:
-        """Of the mean over tasks of values [T, ...]."""
+        """Mean over tasks of values [T, ...], and its interval."""
         return cls(values.mean(0), 1.96 * values.std(0, correction=0) / len(values) ** 0.5)
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Of the queries whose most probable class has a probability in each of 15 equal bins [B].
+    """Reliability by confidence, the probability of the most probable class of a query, in 15 equal bins [B].
 
-    confidence: their mean probability; accuracy: the share of them that is right; share: of all queries.
-    ece = sum_b share_b |accuracy_b - confidence_b|. Intervals: 1.96 sd over resamples of tasks. Empty bins are NaN.
+    confidence: mean confidence of the queries in a bin. accuracy: share of them predicted correctly.
+    share: share of all queries that are in the bin. ece = sum_b share_b |accuracy_b - confidence_b|.
+    Intervals are 1.96 sd over bootstrap resamples of tasks. Empty bins are NaN.
     (Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017.)
     """
 
@@ -53,29 +54,29 @@ class Reliability:
 
 
 def bin_sums(probabilities: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Queries, sum of confidences and number right in each bin [T, B, 3]; probabilities [T, Q, C]."""
-    confidence, answer = probabilities.max(-1)
-    each = torch.stack((torch.ones_like(confidence), confidence, (answer == labels).to(confidence.dtype)), -1)
-    place = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1  # bins are open on the left
-    member = torch.nn.functional.one_hot(place, CALIBRATION_BINS).to(confidence.dtype) * mask.unsqueeze(-1)
-    return member.mT @ each
+    """Number of queries, sum of confidences and number of hits in each bin [T, B, 3]; probabilities [T, Q, C]."""
+    confidence, predicted = probabilities.max(-1)
+    summands = torch.stack((torch.ones_like(confidence), confidence, (predicted == labels).to(confidence.dtype)), -1)
+    bin_index = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1  # bins (a, b]
+    member = torch.nn.functional.one_hot(bin_index, CALIBRATION_BINS).to(confidence.dtype) * mask.unsqueeze(-1)
+    return member.mT @ summands
 
 
 def reliability(sums: Tensor, seed: int = 0) -> Reliability:
-    """From the sums of all tasks."""
+    """From the bin sums of all tasks [T, B, 3]."""
     sums = sums.double()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
-    times = torch.zeros(drawn.shape, dtype=torch.double).scatter_add_(1, drawn, torch.ones(drawn.shape).double())
-    resampled = (times @ sums.cpu().flatten(1)).view(RESAMPLES, *sums.shape[1:])
-    count, confidence, hits = sums.sum(0).cpu().unbind(-1)
-    of_resamples = resampled[..., 2] / resampled[..., 0]
-    spread = (of_resamples - (hits / count)).square().nanmean(0).sqrt()
+    counts = torch.zeros(drawn.shape, dtype=torch.double).scatter_add_(1, drawn, torch.ones(drawn.shape).double())
+    resampled = (counts @ sums.cpu().flatten(1)).view(RESAMPLES, *sums.shape[1:])
+    num_queries, confidence, hits = sums.sum(0).cpu().unbind(-1)
+    accuracies = resampled[..., 2] / resampled[..., 0]
+    spread = (accuracies - (hits / num_queries)).square().nanmean(0).sqrt()
     ece = _ece(sums.sum(0).cpu())
     return Reliability(
-        confidence / count,
-        Estimate(hits / count, 1.96 * spread),
-        count / count.sum(),
+        confidence / num_queries,
+        Estimate(hits / num_queries, 1.96 * spread),
+        num_queries / num_queries.sum(),
         Estimate(ece, 1.96 * _ece(resampled).std()),
     )
 
@@ -85,26 +86,26 @@ def _ece(sums: Tensor) -> Tensor:
 
 
 def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The smallest sets of classes whose probability reaches each level: figures [T, levels], means over queries.
+    """Metrics [T, levels] of the smallest sets of classes whose probability reaches each level, means over queries.
 
-    coverage: share of the labels inside. size: classes in a set. mass: the probability that a set has by its own
-    account, no less than its level since classes are whole: what coverage is to be compared with.
+    coverage: share of the labels inside the set. size: number of classes in the set. mass: predicted probability of
+    the set, at least the level since classes are discrete; a calibrated predictive distribution has coverage = mass.
     """
     ordered, order = probabilities.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered
     levels = torch.tensor(LEVELS, dtype=ordered.dtype, device=ordered.device)
     inside = before.unsqueeze(-2) < levels.unsqueeze(-1)  # [T, Q, levels, C]
     is_label = (order == labels.unsqueeze(-1)).unsqueeze(-2)
-    each = {
+    query_metrics = {
         "coverage": (inside & is_label).any(-1).to(ordered.dtype),
         "size": inside.sum(-1).to(ordered.dtype),
         "mass": (inside * ordered.unsqueeze(-2)).sum(-1),
     }
-    return {name: masked_mean(value.movedim(-1, 0), mask).mT for name, value in each.items()}
+    return {name: masked_mean(value.movedim(-1, 0), mask).mT for name, value in query_metrics.items()}
 
 
 def interval_coverage(likelihood: Any, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Coverage [T, levels] of the central intervals of the predictive, the mixture of N(mean_l, sd_l^2), [L, T, Q, Y].
+    """Coverage [T, levels] of the central intervals of the predictive mixture of N(mean_l, sd_l^2), [L, T, Q, Y].
 
     y is inside the interval of level a where |(1/L) sum_l Phi((y - mean_l) / sd_l) - 1/2| <= a / 2.
     """
@@ -122,39 +123,39 @@ def predictive_probabilities(likelihood: TorchDistribution) -> Tensor:
     return log_mean_exp(family.logits.log_softmax(-1)).exp()
 
 
-def of_batch(learner: MetaLearner, episodes: Episodes, num_samples: int) -> dict[str, Tensor]:
-    """Everything above that suits the labels, task by task."""
+def batch_calibration(learner: MetaLearner, episodes: Episodes, num_samples: int) -> dict[str, Tensor]:
+    """Bin sums and prediction sets per task in classification, coverage of intervals in regression."""
     _, likelihood = learner.posterior_predictive(episodes.observed(), num_samples)
     if isinstance(family := innermost(likelihood), Normal):
         return interval_coverage(family, episodes.query_y, episodes.query_mask)
-    given = predictive_probabilities(likelihood), episodes.query_y, episodes.query_mask
-    return {"bins": bin_sums(*given), **prediction_sets(*given)}
+    predictions = predictive_probabilities(likelihood), episodes.query_y, episodes.query_mask
+    return {"bins": bin_sums(*predictions), **prediction_sets(*predictions)}
 
 
 @torch.no_grad()
 def calibration(learner: MetaLearner, batches: Iterable[Episodes], num_samples: int) -> dict[str, Tensor]:
-    """Figures [T, ...] of guide.posterior on all tasks of the batches."""
+    """Calibration metrics [T, ...] of guide.posterior on all tasks of the batches."""
     gathered: dict[str, list[Tensor]] = {}
     for episodes in batches:
-        for name, value in of_batch(learner, learner.featured(episodes), num_samples).items():
+        for name, value in batch_calibration(learner, learner.featured(episodes), num_samples).items():
             gathered.setdefault(name, []).append(value.cpu())
     return {name: torch.cat(values) for name, values in gathered.items()}
 
 
-# ---------------------------------------------------------------- classes that the support set does not have
+# ---------------------------------------------------------------- unseen classes
 
 
 def without_classes(episodes: Episodes, way: int) -> tuple[Observed, Tensor]:
-    """Tasks that are told of their first `way` classes alone, and which queries are of the others [T, Q].
+    """Tasks restricted to their first `way` classes, and a mask of the queries of the other classes [T, Q].
 
-    Support points of the others and their queries are masked: no posterior sees them, but w still predicts them.
+    Support points and queries of the other classes are masked, so that no posterior depends on them.
     """
-    told, unseen = episodes.support_y < way, (episodes.query_y >= way) & episodes.query_mask
+    is_seen, unseen = episodes.support_y < way, (episodes.query_y >= way) & episodes.query_mask
     observed = replace(
         episodes.observed(),
         num_classes=way,
-        support_y=torch.where(told, episodes.support_y, 0),
-        support_mask=episodes.support_mask & told,
+        support_y=torch.where(is_seen, episodes.support_y, 0),
+        support_mask=episodes.support_mask & is_seen,
         query_mask=episodes.query_mask & ~unseen,
         classes=None if episodes.classes is None else episodes.classes[:, :way],
     )
@@ -163,26 +164,28 @@ def without_classes(episodes: Episodes, way: int) -> tuple[Observed, Tensor]:
 
 @torch.no_grad()
 def unseen_classes(learner: MetaLearner, batches: Iterable[Episodes], way: int, num_samples: int) -> dict[str, Tensor]:
-    """Entropy of the predictive, in nats, on queries of classes of the support set and of classes that it has not.
+    """Entropy of the predictive distribution, in nats, on queries of seen and of unseen classes.
 
-    known, unseen: mean over the queries of a task [T]. auroc [T]: the probability that a query of an unseen class has
-    the larger entropy of a pair, ties at half; 1/2 for a predictive that cannot tell. The weights are
-    inferred from the support set and the known queries, and predict both; `batches` have more classes than `way`.
+    known, unseen [T]: mean entropy over the queries of seen and of unseen classes of a task.
+    auroc [T]: probability that a query of an unseen class has a larger entropy than one of a seen class, ties counted
+        half; 1/2 if the entropy does not discriminate.
+    The weights are inferred from the support set and the queries of seen classes. The tasks of `batches` have more
+    than `way` classes.
     """
-    each: dict[str, list[Tensor]] = {"known": [], "unseen": [], "auroc": []}
+    metrics: dict[str, list[Tensor]] = {"known": [], "unseen": [], "auroc": []}
     for episodes in batches:
         observed, unseen = without_classes(learner.featured(episodes), way)
         _, likelihood = learner.posterior_predictive(observed, num_samples)
         entropy = Categorical(probs=predictive_probabilities(likelihood)).entropy()
-        each["known"].append(masked_mean(entropy, observed.query_mask))
-        each["unseen"].append(masked_mean(entropy, unseen))
-        each["auroc"].append(auroc(entropy, observed.query_mask, unseen))
-    return {name: torch.cat(values).cpu() for name, values in each.items()}
+        metrics["known"].append(masked_mean(entropy, observed.query_mask))
+        metrics["unseen"].append(masked_mean(entropy, unseen))
+        metrics["auroc"].append(auroc(entropy, observed.query_mask, unseen))
+    return {name: torch.cat(values).cpu() for name, values in metrics.items()}
 
 
 def auroc(scores: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
     """P(score of a positive > score of a negative) + P(equal) / 2 of each task [T]; all [T, Q]. (Mann and Whitney.)"""
     difference = scores.unsqueeze(-1) - scores.unsqueeze(-2)
-    won = (difference > 0).to(scores.dtype) + 0.5 * (difference == 0).to(scores.dtype)
+    wins = (difference > 0).to(scores.dtype) + 0.5 * (difference == 0).to(scores.dtype)
     pairs = positive.unsqueeze(-1) & negative.unsqueeze(-2)
-    return (won * pairs).sum((-1, -2)) / pairs.sum((-1, -2))
+    return (wins * pairs).sum((-1, -2)) / pairs.sum((-1, -2))

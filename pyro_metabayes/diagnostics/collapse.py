@@ -1,10 +1,10 @@
-"""Has the prior over a task's weights collapsed to a point, and has the posterior left it?
+"""Detects a prior over task weights that has collapsed to a point, and a posterior that equals its prior.
 
-A prior is collapsed when drawing from it makes no difference to predictions. The weights' own
-spread cannot tell: under a cosine head only directions count, and a prior mean near 0 makes any
-ratio large. So the verdict looks at what the draws do to the logits and to the decisions.
+A prior is collapsed if its draws do not change the predictions. The spread of the weights does not show this: under a
+cosine head only directions matter, and a prior mean near 0 makes any ratio large. The metric `collapsed` therefore
+uses the spread of the logits and the share of draws that predict another class.
 
-The other collapse, of a posterior that never leaves its prior, shows in kl and active_dimensions.
+A posterior that equals its prior (posterior collapse) has kl and active_dimensions near 0.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from pyro_metabayes.inference.divergences import entropy_of, has_density, innerm
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
 
-# collapsed: draws move the logits by less than a tenth of a nat, and change fewer than 2% of the decisions.
+# collapsed: the logits of the draws differ by less than 0.1 nats, and fewer than 2% of the predictions change.
 COLLAPSED_LOGIT_SD = 0.1
 COLLAPSED_DISAGREEMENT = 0.02
 ACTIVE_NATS = 0.01  # a weight is active if its mean KL(q, p) exceeds this
 HALF_OF_90 = 1.6448536269514722  # standard normal quantile at 0.95
 
 Spread = dict[str, Tensor]
-Figures = dict[str, Any]
-# Every figure of `summary`, in the order of results.json; null where a setting does not have it.
-FIGURES = (
+Metrics = dict[str, Any]
+# All metrics of `summary`, in the order of results.json; null where a setting does not have them.
+METRICS = (
     *("prior_sd", "relative_sd", "prior_entropy", "logit_sd", "disagreement", "collapsed"),
     *(
         "elbo",
@@ -50,48 +50,50 @@ FIGURES = (
 
 
 def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
-    """Spreads of the prior p_psi(w | support), task by task [T]; {} for a flat prior.
+    """Spreads of the prior p_psi(w | support), per task [T]; {} for a flat prior.
 
-    prior_variance and prior_mean_square over the weights; logit_variance over samples, of logits
-    centred over classes (in a regression: of means in units of the noise); disagreement: share of
-    draws that decide otherwise than their average, by more than a hair: a prior that cannot tell the
-    classes apart leaves ties to any draw. prior_entropy: differential, nats.
+    prior_variance, prior_mean_square: means over the weights.
+    logit_variance: variance over samples of the logits, centred over classes; in a regression of the means in units
+        of the noise.
+    disagreement: share of draws that predict another class than the averaged prediction (ties excluded).
+    prior_entropy: differential entropy in nats.
     """
     prior = learner.model.prior(observed)
     if not has_density(prior):
         return {}
-    _, likelihood = learner.predictive_under(prior, observed, max(num_samples, 2))  # one has no spread
+    _, likelihood = learner.predictive_under(prior, observed, max(num_samples, 2))  # one sample has no spread
     spread = {
         "prior_variance": prior.variance.flatten(1).mean(1),
         "prior_mean_square": prior.mean.square().flatten(1).mean(1),
-        **_spread_of_outputs(innermost(likelihood), observed.query_mask),
+        **_output_spread(innermost(likelihood), observed.query_mask),
     }
     entropy = entropy_of(prior)
     return spread if entropy is None else spread | {"prior_entropy": entropy}
 
 
-def _spread_of_outputs(likelihood: Any, mask: Tensor) -> Spread:
-    """What the draws do to the predictions; likelihood [L, T, Q]."""
+def _output_spread(likelihood: Any, mask: Tensor) -> Spread:
+    """logit_variance, and disagreement in classification, of a likelihood with batch [L, T, Q]."""
     if not isinstance(likelihood, Categorical):
-        in_noise = (likelihood.mean / likelihood.stddev).var(0).flatten(2).mean(-1)
-        return {"logit_variance": masked_mean(in_noise, mask)}
+        standardised = (likelihood.mean / likelihood.stddev).var(0).flatten(2).mean(-1)
+        return {"logit_variance": masked_mean(standardised, mask)}
     logits = likelihood.logits  # [L, T, Q, C], normalised by the Categorical
     centred = logits - logits.mean(-1, keepdim=True)
     ensemble = most_probable(log_mean_exp(logits)).unsqueeze(-1)
-    of_ensemble = logits.gather(-1, ensemble.expand(*logits.shape[:-1], 1)).squeeze(-1)
-    otherwise = logits.amax(-1) - of_ensemble > COLLAPSED_LOGIT_SD
+    ensemble_logit = logits.gather(-1, ensemble.expand(*logits.shape[:-1], 1)).squeeze(-1)
+    disagrees = logits.amax(-1) - ensemble_logit > COLLAPSED_LOGIT_SD
     return {
         "logit_variance": masked_mean(centred.var(0).mean(-1), mask),
-        "disagreement": masked_mean(otherwise.to(logits.dtype).mean(0), mask),
+        "disagreement": masked_mean(disagrees.to(logits.dtype).mean(0), mask),
     }
 
 
 def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribution) -> Spread:
-    """Of q = training_posterior(episodes), which alone bounds the evidence, task by task; {} for a point mass.
+    """Spreads per task of q = training_posterior(episodes), which alone bounds the evidence; {} for a point estimate.
 
-    posterior_variance over the weights, posterior_entropy [T]; against a prior with a density elbo and
-    kl (batch means of one draw a task where the KL has no closed form) [T], kl_by_dimension [T, weights]; against a
-    mixture kl_variational_bound and kl_convexity_bound, closed forms above the KL [T].
+    posterior_variance [T]: mean over the weights. posterior_entropy [T].
+    elbo, kl [T], kl_by_dimension [T, weights]: against a prior with a density; elbo and kl are batch means of one draw
+        per task where the KL has no closed form.
+    kl_variational_bound, kl_convexity_bound [T]: against a mixture, closed-form upper bounds on the KL.
     """
     if not has_density(q):
         return {}
@@ -104,56 +106,58 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
         assert terms.kl is not None
         for name, value in (("elbo", terms.log_likelihood - terms.kl), ("kl", terms.kl)):
             spread[name] = (value / episodes.num_tasks).expand(episodes.num_tasks)
-        if (each := kl_by_dimension(q, prior)) is not None:
-            spread |= {"kl": each.flatten(1).sum(1), "kl_by_dimension": each.flatten(1)}
+        if (weight_kl := kl_by_dimension(q, prior)) is not None:
+            spread |= {"kl": weight_kl.flatten(1).sum(1), "kl_by_dimension": weight_kl.flatten(1)}
         spread |= {f"kl_{name}_bound": bound for name, bound in mixture_kl_bounds(q, prior).items()}
     return spread
 
 
 def against_truth(fit: TorchDistribution, true: TorchDistribution) -> Spread:
-    """A fitted p(w | what is observed) against the true one, task by task [T]; {} for a point mass.
+    """Compares a fitted posterior of w with the exact one, per task [T]; {} for a point estimate.
 
-    fit_variance, true_variance over the weights; coverage90_of_truth: the true probability of each
-    weight's central 90% interval under the fit, mean over weights; kl_from_truth = KL(true, fit) and
-    kl_to_truth = KL(fit, true) in nats. Weights one by one: the fit's correlations are not looked at.
+    fit_variance, true_variance: means over the weights.
+    coverage90_of_truth: exact probability of the central 90% interval of each weight under the fit, mean over weights.
+    kl_from_truth, kl_to_truth: KL(true, fit) and KL(fit, true) in nats, between the marginal distributions of each
+        weight; correlations are ignored.
     """
     if not has_density(fit):
         return {}
-    p, q = (TorchNormal(its.mean, its.variance.sqrt()) for its in (true, fit))
+    p, q = (TorchNormal(posterior.mean, posterior.variance.sqrt()) for posterior in (true, fit))
     upper, lower = (p.cdf(q.mean + sign * HALF_OF_90 * q.stddev) for sign in (1, -1))
-    each = {
+    means = {
         "fit_variance": q.variance,
         "true_variance": p.variance,
         "coverage90_of_truth": upper - lower,
     }
     nats = {"kl_from_truth": kl_divergence(p, q), "kl_to_truth": kl_divergence(q, p)}
-    return {name: value.flatten(1).mean(1) for name, value in each.items()} | {
+    return {name: value.flatten(1).mean(1) for name, value in means.items()} | {
         name: value.flatten(1).sum(1) for name, value in nats.items()
     }
 
 
-def summary(spread: Mapping[str, Tensor]) -> Figures:
-    """Every figure of FIGURES from spreads of any number of tasks, and the verdict `collapsed`.
+def summary(spread: Mapping[str, Tensor]) -> Metrics:
+    """All METRICS from the spreads of any number of tasks; None where a spread is absent.
 
-    relative_sd: rms sd over rms mean of the prior; sd_ratio: rms sd of the posterior at test over that of
-    the truth; training_sd_ratio: the same in training given support and query, for a guide whose
-    training_posterior sees the query labels. Null without what it takes.
+    relative_sd: rms sd over rms mean of the prior.
+    sd_ratio: rms sd of the posterior at test time over that of the exact posterior.
+    training_sd_ratio: the same given support and query, for a guide whose training_posterior sees the query labels.
+    collapsed: whether the draws of the prior leave the predictions unchanged.
     """
     mean = {name: value.mean().item() for name, value in spread.items() if name != "kl_by_dimension"}
-    figures: Figures = dict.fromkeys(FIGURES)
-    figures |= {name: value for name, value in mean.items() if name in FIGURES}
-    for name, (above, below) in _RATIOS.items():
-        if above in mean and (not below or mean[below]):  # N(0, I) has no spread relative to its mean
-            figures[name] = math.sqrt(mean[above] / (mean[below] if below else 1.0))
+    metrics: Metrics = dict.fromkeys(METRICS)
+    metrics |= {name: value for name, value in mean.items() if name in METRICS}
+    for name, (numerator, denominator) in _RATIOS.items():
+        if numerator in mean and (not denominator or mean[denominator]):  # the mean of N(0, I) is 0
+            metrics[name] = math.sqrt(mean[numerator] / (mean[denominator] if denominator else 1.0))
     if "kl_by_dimension" in spread:
-        figures["active_dimensions"] = int((spread["kl_by_dimension"].mean(0) > ACTIVE_NATS).sum())
+        metrics["active_dimensions"] = int((spread["kl_by_dimension"].mean(0) > ACTIVE_NATS).sum())
     if "logit_variance" in mean:
-        undecided = mean.get("disagreement", 0.0) < COLLAPSED_DISAGREEMENT
-        figures["collapsed"] = figures["logit_sd"] < COLLAPSED_LOGIT_SD and undecided
-    return figures
+        agrees = mean.get("disagreement", 0.0) < COLLAPSED_DISAGREEMENT
+        metrics["collapsed"] = metrics["logit_sd"] < COLLAPSED_LOGIT_SD and agrees
+    return metrics
 
 
-_RATIOS = {  # figure: square root of one mean over another
+_RATIOS = {  # metric: square root of the ratio of two means
     "prior_sd": ("prior_variance", ""),
     "relative_sd": ("prior_variance", "prior_mean_square"),
     "logit_sd": ("logit_variance", ""),
@@ -164,14 +168,14 @@ _RATIOS = {  # figure: square root of one mean over another
 
 
 @torch.no_grad()
-def spreads_of(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
-    """Every spread of one batch of tasks, on its device; for Episodes those of the posterior too."""
+def batch_spreads(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
+    """All spreads of one batch of tasks, on its device; given Episodes also those of the training posterior."""
     spread = prior_spread(learner, observed, num_samples)
     if isinstance(observed, Episodes):
         spread |= posterior_spread(learner, observed, learner.guide.training_posterior(observed))
     return spread
 
 
-def collapse_figures(learner: MetaLearner, observed: Observed, num_samples: int) -> Figures:
-    """The summary of one batch of tasks, read on the host."""
-    return summary(spreads_of(learner, observed, num_samples))
+def collapse_metrics(learner: MetaLearner, observed: Observed, num_samples: int) -> Metrics:
+    """The metrics of one batch of tasks, read on the host."""
+    return summary(batch_spreads(learner, observed, num_samples))

@@ -1,4 +1,4 @@
-"""Which family of functions does a sampled function belong to: sines or straight lines?"""
+"""Classifies sampled functions by family: sines or straight lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def residuals_of_families(x: Tensor, y: Tensor) -> Tensor:
     """Mean squared residual [..., F] of the least-squares fit of each family, in the order of data.sine_and_line.
 
-    x [G], y [..., G]. A sine is a sin x + b cos x = A sin(x - phase), a line is a x + b: two numbers each.
+    x [G], y [..., G]. A sine is a sin x + b cos x = A sin(x - phase), a line is a x + b; each has two parameters.
     """
     bases = (torch.stack((x.sin(), x.cos()), dim=-1), torch.stack((x, torch.ones_like(x)), dim=-1))
     residuals = []
@@ -20,5 +20,5 @@ def residuals_of_families(x: Tensor, y: Tensor) -> Tensor:
 
 
 def family_of(x: Tensor, y: Tensor) -> Tensor:
-    """The place in FAMILIES of the family that fits functions y [..., G] on the grid x [G] best [...]."""
+    """Index into FAMILIES of the best-fitting family [...] of functions y [..., G] on the grid x [G]."""
     return residuals_of_families(x, y).argmin(-1)

@@ -1,8 +1,8 @@
-"""Gold standards: what exact inference in the trained generative model would believe of single tasks.
+"""Gold standards: exact posteriors of single tasks in the trained generative model, by NUTS (Hoffman and Gelman 2014).
 
-Two targets, not to be confused. p(w | support) is the ceiling of an inductive prediction: no guide of this model and
-prior predicts better on average, if the model is true. p(w | support and query) is what a training posterior
-approximates; it has seen the labels that it would predict. Both by NUTS (Hoffman and Gelman 2014).
+There are two targets. p(w | support) is the upper limit of inductive prediction: if the model is true, no guide for
+the same model and prior predicts better on average. p(w | support and query) is the distribution that a training
+posterior approximates; it depends on the query labels, so its predictions of them are no test.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pyro_metabayes.model import OBSERVE, Model
 
 
 class Target:
-    """log p(w) + sum_i log p(y_i | x_i, w) of each task, over the labels "support", "query" or "all".
+    """log p(w) + sum_i log p(y_i | x_i, w) of each task, with the labels "support", "query" or "all".
 
-    A model that takes the support set as given (a conditional prior) has these labels in p(w), not beside it: there
-    "all" has the query labels alone, and "support" none, so that its posterior is the prior.
+    In a model with a conditional prior (`given_support`) p(w) already depends on the support labels. There "all" means
+    the query labels alone, and "support" means no labels, so that the posterior is the prior.
     """
 
     def __init__(self, model: Model, episodes: Episodes, labels: str) -> None:
@@ -39,10 +39,10 @@ class Target:
             raise UsageError(
                 "expected a run whose prior has a density for a gold posterior, got a flat prior; take another prior"
             )
-        named: str | None = labels
+        observed_labels: str | None = labels
         if model.given_support and labels != "query":
-            named = "query" if labels == "all" else None
-        self.points = None if named is None else episodes.labelled(named)
+            observed_labels = "query" if labels == "all" else None
+        self.points = None if observed_labels is None else episodes.labelled(observed_labels)
         if self.points is not None and not self.points[0].shape[1]:
             self.points = None
         self.event_dim = len(self.prior.event_shape)
@@ -52,7 +52,7 @@ class Target:
         return Target(self.model, self.episodes.tasks(index), self.labels)
 
     def log_likelihood(self, w: Tensor) -> Tensor:
-        """[..., T], of w [..., T, *W]; 0 without labels."""
+        """log p(y | w) [..., T] for w [..., T, *W]; 0 without labels."""
         if self.points is None:
             return w.new_zeros(w.shape[: w.dim() - self.event_dim])
         x, y, mask = self.points
@@ -64,7 +64,12 @@ class Target:
 
 @dataclass(frozen=True)
 class NutsSettings:
-    """warmup and draws of each chain; target_accept sets the step; together: tasks that share a chain."""
+    """Settings of NUTS.
+
+    warmup, draws: number of each per chain.
+    target_accept: acceptance probability that adapts the step size.
+    together: number of tasks that share a chain.
+    """
 
     warmup: int = 100
     draws: int = 100
@@ -80,10 +85,12 @@ class NutsSettings:
 
 @dataclass(frozen=True)
 class Gold:
-    """Draws of p(w | labels) [L, T, *W], chains after one another, and how far to trust them.
+    """Draws w [L, T, *W] of p(w | labels), chains concatenated, and convergence diagnostics.
 
-    r_hat [T]: the largest split R-hat of a task's weights and its log joint. ess, least_ess [T]: effective draws of the
-    log joint, and of the weight with the fewest. divergences [T]: of all chains, of the tasks that shared them.
+    r_hat [T]: largest split R-hat over the weights of a task and its log joint.
+    ess [T]: effective sample size of the log joint.
+    least_ess [T]: smallest effective sample size of the weights.
+    divergences [T]: number of divergences over all chains, shared by tasks of one chain.
     """
 
     w: Tensor
@@ -94,10 +101,10 @@ class Gold:
 
 
 def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
-    """NUTS on z = (w - mean) / sd of the prior, from draws of the prior, a few tasks at a time.
+    """NUTS on z = (w - mean) / sd of the prior, started at draws of the prior, for a few tasks at a time.
 
-    Whitened, the prior has one scale in all directions, and the default mass matrix starts where it should.
-    Independent draws of the prior where there are no labels.
+    Under the prior all z have unit scale, which suits the default mass matrix. Without labels: independent draws of
+    the prior.
     """
     num_tasks = target.episodes.num_tasks
     if target.points is None:
@@ -106,11 +113,11 @@ def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
         return _summary(target, w.unflatten(0, (settings.chains, -1)), torch.zeros(num_tasks))
     parts, divergences = [], []
     for start in range(0, num_tasks, settings.together):
-        some = target.tasks(slice(start, start + settings.together))
-        chains = [_chain(some, settings) for _ in range(settings.chains)]
+        part = target.tasks(slice(start, start + settings.together))
+        chains = [_chain(part, settings) for _ in range(settings.chains)]
         parts.append(torch.stack([z for z, _ in chains]))
-        found = sum(count for _, count in chains)
-        divergences.append(torch.full((some.episodes.num_tasks,), float(found)))
+        count = sum(count for _, count in chains)
+        divergences.append(torch.full((part.episodes.num_tasks,), float(count)))
     z = torch.cat(parts, dim=2)
     return _summary(target, target.loc + target.scale * z, torch.cat(divergences))
 
@@ -134,11 +141,12 @@ def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def _summary(target: Target, w: Tensor, divergences: Tensor) -> Gold:
-    """From draws [chains, L, T, *W]."""
+    """Draws and diagnostics from draws w [chains, L, T, *W]."""
     log_joint = target.log_joint(w.flatten(0, 1)).view(w.shape[:3])
     scalars = torch.cat((w.flatten(3), log_joint.unsqueeze(-1)), -1)  # [chains, L, T, W + 1]
-    most = log_joint[:, :, 0].numel()
-    most_effective = most * torch.tensor(float(most)).log10()  # a chain whose draws alternate has more than its number
+    num_draws = log_joint[:, :, 0].numel()
+    # Anticorrelated draws have an effective size above their number; Stan's upper limit is used.
+    most_effective = num_draws * torch.tensor(float(num_draws)).log10()
     ess = effective_sample_size(scalars, 0, 1)
     ess = torch.where((ess > 0) & (ess < most_effective), ess, most_effective)
     return Gold(

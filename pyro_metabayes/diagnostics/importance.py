@@ -1,6 +1,6 @@
-"""Importance sampling of a task's posterior: the log evidence from below, and how far to trust it.
+"""Importance sampling of the posterior of a task: lower bounds on the log evidence, and their reliability.
 
-All of log weights log p(w, y) - log g(w), w ~ g: [L, T], a column for each task.
+All functions take log weights log p(w, y) - log g(w), w ~ g, of shape [L, T]: one column per task.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from torch import Tensor
 from pyro_metabayes.device import as_double
 from pyro_metabayes.evaluation.scores import log_mean_exp
 
-TRUSTED_K = 0.7  # above it the error of an estimate says nothing
-FLAT = 1e-3  # by how much the largest weight exceeds those below the tail, of its size
+TRUSTED_K = 0.7  # above it error estimates are unreliable
+FLAT = 1e-3  # relative excess of the largest weight over the tail threshold, below which weights count as equal
 
 
 def importance_weighted_bounds(log_weights: Tensor, counts: Sequence[int]) -> Tensor:
-    """Mean over blocks of log (1/n) sum of n weights, for each n of counts [counts, T]: from the ELBO to log p(y).
+    """Importance-weighted bounds [counts, T]: mean over blocks of log (1/n) sum of n weights, for each n of counts.
 
-    No expectation of it exceeds log p(y), and none falls as n grows. (Burda et al. 2016.)
+    Their expectation is the ELBO for n = 1, does not decrease with n, and does not exceed log p(y).
+    (Burda et al. 2016.)
     """
     total = len(log_weights)
     bounds = []
@@ -32,14 +33,14 @@ def importance_weighted_bounds(log_weights: Tensor, counts: Sequence[int]) -> Te
 
 
 def effective_size(log_weights: Tensor) -> Tensor:
-    """(sum w)^2 / sum w^2 [T], of L."""
+    """Effective sample size (sum w)^2 / sum w^2 [T], at most L."""
     return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:
-    """Shape of the generalised Pareto distribution of the largest min(L/5, 3 sqrt(L)) weights [T].
+    """Shape k of the generalised Pareto distribution of the largest min(L/5, 3 sqrt(L)) weights [T].
 
-    Below 0.7 the estimates of importance sampling can be trusted; moments of the weights above order 1/k do not exist.
+    Importance sampling is reliable for k < 0.7. Moments of the weights of order above 1/k do not exist.
     (Vehtari et al. 2024, "Pareto smoothed importance sampling"; the fit is that of Zhang and Stephens 2009 with a weak
     prior at 1/2.)
     """
@@ -51,7 +52,7 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     excess = (weights[-num_tail:] - weights[-num_tail - 1]).mT  # [T, tail], ascending
     k = _zhang_stephens(excess.clamp(min=torch.finfo(excess.dtype).tiny))
     k = (num_tail * k + 10 * 0.5) / (num_tail + 10)
-    flat = excess[:, -1] < FLAT  # equal but for rounding: no tail
+    flat = excess[:, -1] < FLAT  # weights that are equal up to rounding have no tail
     return torch.where(flat, 0.0, k).to(log_weights.dtype)
 
 
@@ -69,16 +70,18 @@ def _zhang_stephens(excess: Tensor) -> Tensor:
 
 
 def bridge_evidence(at_gold: Tensor, at_proposal: Tensor, steps: int = 200) -> Tensor:
-    """log p(y) [T] from log weights at draws of the posterior and at draws of the proposal, both [L, T].
+    """log p(y) [T] by bridge sampling, from log weights [L, T] at draws of the posterior and of the proposal.
 
     The fixed point of Meng and Wong's (1996) optimal bridge, r = E_g[p / (s p + s' r g)] / E_p[g / (s p + s' r g)], p
-    the unnormalised posterior and s, s' the shares of the draws; it asks for overlap, not for wider tails.
+    the unnormalised posterior and s, s' the shares of the draws. Posterior and proposal must overlap; the proposal need
+    not have wider tails.
     """
-    gold, proposal = len(at_gold), len(at_proposal)
-    share, other = math.log(gold / (gold + proposal)), math.log(proposal / (gold + proposal))
+    num_gold, num_proposal = len(at_gold), len(at_proposal)
+    num_draws = num_gold + num_proposal
+    log_share, log_other_share = math.log(num_gold / num_draws), math.log(num_proposal / num_draws)
     log_r = at_proposal.median(0).values
     for _ in range(steps):
-        above = at_proposal - torch.logaddexp(share + at_proposal, other + log_r)
-        below = -torch.logaddexp(share + at_gold, other + log_r)
-        log_r = log_mean_exp(above) - log_mean_exp(below)
+        log_numerator = at_proposal - torch.logaddexp(log_share + at_proposal, log_other_share + log_r)
+        log_denominator = -torch.logaddexp(log_share + at_gold, log_other_share + log_r)
+        log_r = log_mean_exp(log_numerator) - log_mean_exp(log_denominator)
     return log_r

@@ -1,7 +1,7 @@
-"""Posterior predictive checks: does what the model draws look like what was observed?
+"""Posterior predictive checks: compare labels drawn from the model with observed labels.
 
-Everything is drawn by pyro.infer.Predictive from an Observed. Given Episodes the site of the query labels would be
-conditioned on them, each "draw" would be the labels themselves, and every check would pass.
+pyro.infer.Predictive draws from an Observed. Given Episodes, it would return the query labels themselves as
+predictions, and every check would pass.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pyro_metabayes.inference.divergences import has_density
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.model import Model
 
-TIE = 1e-6  # nats; what float32 makes of equal labels
+TIE = 1e-6  # nats; rounding error of float32 for equal labels
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Samples of one distribution of w, with the labels that each of them draws: w [L, T, *W], y [L, T, Q, *Y]."""
+    """Samples w [L, T, *W] of one distribution, and labels y [L, T, Q, *Y] drawn given each sample."""
 
     w: Tensor
     y: Tensor
@@ -38,9 +38,9 @@ class Draws:
 
 @dataclass(frozen=True)
 class PredictiveDraws:
-    """What was believed of tasks after and before their support sets, and the query labels that were observed.
+    """Posterior and prior predictive draws of a batch of tasks, and the observed query labels.
 
-    prior is None for the flat prior, which nothing can be drawn from.
+    prior is None for the flat prior, which has no draws.
     """
 
     posterior: Draws
@@ -51,18 +51,18 @@ class PredictiveDraws:
 
 @contextmanager
 def observing(model: Model, labels: str) -> Iterator[None]:
-    """The model with another `observe` for a while: "query", "support" or "all"."""
-    before, model.observe = model.observe, labels
+    """Inside, the model observes the given labels: "query", "support" or "all"."""
+    previous, model.observe = model.observe, labels
     try:
         yield
     finally:
-        model.observe = before
+        model.observe = previous
 
 
 def predictive_draws(learner: MetaLearner, episodes: Episodes, num_samples: int) -> PredictiveDraws:
-    """w ~ q(w | support, x_query) and w ~ p_psi(w), and y ~ p(y | x_query, w) of each, of a batch of tasks.
+    """Draws of w ~ q(w | support, x_query) and w ~ p_psi(w), and of y ~ p(y | x_query, w) given each, per task.
 
-    q is guide.posterior, which sees no query label; a conditional prior has seen the support set.
+    q is guide.posterior, which sees no query label; a conditional prior depends on the support set.
     """
     if num_samples < 1:
         raise UsageError(f"expected num_samples >= 1, got {num_samples}")
@@ -77,9 +77,9 @@ def predictive_draws(learner: MetaLearner, episodes: Episodes, num_samples: int)
 
 
 class _Posterior(Messenger):
-    """Draws w from the guide's posterior where the model would draw it from its prior.
+    """Draws w from the given posterior instead of the prior of the model.
 
-    Given a guide, Predictive runs the model without it first, which a flat prior does not bear.
+    Given a guide, Predictive first runs the model without it, which fails under a flat prior.
     """
 
     def __init__(self, posterior: TorchDistribution) -> None:
@@ -92,7 +92,7 @@ class _Posterior(Messenger):
 
 
 def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: bool = False) -> Draws:
-    """One half of it, for tasks as model and guide take them; the model must observe the query labels."""
+    """Draws from the posterior, or from the prior, for featurised tasks; `model.observe` must be "query"."""
     if isinstance(observed, Episodes):
         raise UsageError(
             "expected tasks without their query labels, which would come back as the prediction, got Episodes; "
@@ -103,8 +103,8 @@ def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: 
         with nullcontext() if prior else _Posterior(learner.guide.posterior(data)):
             learner.model(data)
 
-    drawn = Predictive(program, num_samples=num_samples, parallel=True)(observed)
-    return Draws(drawn["w"], drawn["query_y"])
+    samples = Predictive(program, num_samples=num_samples, parallel=True)(observed)
+    return Draws(samples["w"], samples["query_y"])
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Discrepancy:
 
     @property
     def p_values(self) -> Tensor:
-        """P(T(y_rep) > T(y)), ties at half, of each task [T]: near 0 or 1 where no draw is like the labels."""
+        """P(T(y_rep) > T(y)) per task [T], ties counted half; near 0 or 1 if the draws do not resemble the labels."""
         difference = self.replicated - self.observed
         equal = difference.abs() <= TIE
         return torch.where(equal, 0.5, (difference > 0).to(difference.dtype)).mean(0)
@@ -124,20 +124,23 @@ class Discrepancy:
 
 @torch.no_grad()
 def discrepancies(learner: MetaLearner, observed: Observed, draws: Draws, query_y: Tensor) -> dict[str, Discrepancy]:
-    """How surprising labels are to the draws of w, for observed labels and for those that the draws themselves made.
+    """NLL and joint NLL under the draws of w, of the observed labels and of the replicated labels.
 
-    nll: T(y) = -(1/Q) sum_i log (1/L) sum_l p(y_i | x_i, w_l): a model that is too sure finds it larger than it
-        expects (p near 0), one that is not sure enough smaller (p near 1).
-    joint_nll: T(y) = -(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l): of all labels of a task together.
+    nll: T(y) = -(1/Q) sum_i log (1/L) sum_l p(y_i | x_i, w_l). For an overconfident model it is larger than that of
+        the replicates (p near 0), for an underconfident model smaller (p near 1).
+    joint_nll: T(y) = -(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l), for all labels of a task jointly.
     (Posterior predictive p-values: Gelman, Meng and Stern 1996.)
     """
     likelihood = learner.model.likelihood(draws.w, observed.query_x, observed)
-    each = [_surprise(likelihood, y, observed.query_mask) for y in (query_y, *draws.y)]
-    return {name: Discrepancy(torch.stack([its[name] for its in each[1:]]), each[0][name]) for name in each[0]}
+    of_observed, *of_replicates = [_surprise(likelihood, y, observed.query_mask) for y in (query_y, *draws.y)]
+    return {
+        name: Discrepancy(torch.stack([values[name] for values in of_replicates]), of_observed[name])
+        for name in of_observed
+    }
 
 
 def _surprise(likelihood: Any, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Both [T], of labels [T, Q, *Y] under the mixture of the draws of w, batch [L, T, Q]."""
+    """nll and joint_nll [T] of labels [T, Q, *Y] under the mixture over draws of w, batch [L, T, Q]."""
     log_prob = likelihood.log_prob(y)
     joint = log_mean_exp((log_prob * mask).sum(-1)) / mask.sum(-1).clamp(min=1)
     return {"nll": -masked_mean(log_mean_exp(log_prob), mask), "joint_nll": -joint}
@@ -152,9 +155,9 @@ def to_arviz(draws: PredictiveDraws) -> Any:
     arviz = _arviz()
     groups: dict[str, dict[str, Any]] = {}
     for name in ("posterior", "prior"):
-        if (its := getattr(draws, name)) is not None:
-            groups[name] = {"w": _array(its.w.unsqueeze(0))}
-            groups[f"{name}_predictive"] = {"query_y": _array(its.y.unsqueeze(0))}
+        if (samples := getattr(draws, name)) is not None:
+            groups[name] = {"w": _array(samples.w.unsqueeze(0))}
+            groups[f"{name}_predictive"] = {"query_y": _array(samples.y.unsqueeze(0))}
     groups |= {name: {} for name in ("observed_data", "constant_data")}
     groups["observed_data"]["query_y"] = _array(draws.query_y)
     groups["constant_data"]["query_mask"] = _array(draws.query_mask)
@@ -169,7 +172,7 @@ def to_arviz(draws: PredictiveDraws) -> Any:
 
 
 def _names(*names: str, count: int) -> list[str]:
-    """The last `count` of the names: a latent without rows has weights alone."""
+    """The last `count` of the names: a latent without rows has only weights."""
     return list(names[len(names) - count :]) if count <= len(names) else [f"axis{i}" for i in range(count)]
 
 
@@ -180,11 +183,11 @@ def _array(tensor: Tensor) -> Any:
 def _arviz() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0, for which this file is ready
+            warnings.simplefilter("ignore", FutureWarning)  # 0.23 warns of changes in 1.0, supported here
             import arviz
     except ImportError as error:
         if error.name != "arviz":
-            raise  # ArviZ is there, something that it imports is not
+            raise  # ArviZ is installed, one of its dependencies is not
         raise UsageError(
             "expected ArviZ for to_arviz, found none; run: pip install -c constraints.txt -e '.[arviz]'"
         ) from None

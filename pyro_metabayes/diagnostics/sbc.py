@@ -1,7 +1,7 @@
-"""Simulation-based calibration: is the posterior right on average over tasks that the model itself draws?
+"""Simulation-based calibration: is the posterior correct on average over tasks that the model draws?
 
-w ~ p(w), labels ~ p(y | x, w), then L draws from the posterior given these labels: the rank of w among the draws is
-uniform on 0, ..., L in every scalar of w and the labels, if the posterior is the one of that prior and likelihood.
+Draw w ~ p(w), labels ~ p(y | x, w), and L samples from the posterior given these labels. If the posterior is exact for
+this prior and likelihood, the rank of any scalar of w and the labels among the samples is uniform on 0, ..., L.
 (Talts et al. 2018, arXiv 1804.06788; Modrak et al. 2023 on the scalars.)
 """
 
@@ -19,8 +19,8 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.divergences import has_density
 from pyro_metabayes.learner import MetaLearner
 
-MOST_WEIGHTS = 8
-SIMULATIONS = 10_000
+MOST_WEIGHTS = 8  # weights whose ranks are computed
+SIMULATIONS = 10_000  # draws of the null distribution of the test statistic
 
 
 @dataclass(frozen=True)
@@ -40,40 +40,43 @@ def sbc_ranks(
     training: bool = False,
     truth: KnownTruth | None = None,
 ) -> Ranks:
-    """Ranks for all tasks at once: the inputs of `episodes`, with weights and labels drawn anew.
+    """Ranks of all tasks; the inputs are those of `episodes`, weights and labels are drawn from the model.
 
-    training: of training_posterior, which the bound is of; else of `posterior`, given the support set. truth: draws w
-    as the simulator does, before any label, instead of from the learned prior. Where the model takes the support set
-    as given (`model.given_support`) and its own prior is asked, the labels of the support set stay.
-    Scalars: weights (eight of them, where there are more), and the log likelihood of the labels that the posterior is
-    given (in training those that the model observes): one that ignores them is uniform in the weights, not in that.
+    The scalars are at most eight weights and the log-likelihood of the labels that the posterior conditions on. A
+    posterior that ignores the labels has uniform ranks in the weights, but not in the log-likelihood.
+
+    Args:
+        training: ranks under training_posterior, given the labels that the model observes; otherwise under
+            `posterior`, given the support set.
+        truth: draws w from the simulator's prior instead of the learned prior. With the learned prior, and a model
+            that conditions on the support set (`model.given_support`), the support labels are not redrawn.
     """
     episodes = learner.featured(episodes)
-    w, drawn = simulate(learner, episodes, truth)
-    observed = drawn.observed()
-    q = learner.guide.training_posterior(drawn) if training else learner.guide.posterior(observed)
+    w, simulated = simulate(learner, episodes, truth)
+    observed = simulated.observed()
+    q = learner.guide.training_posterior(simulated) if training else learner.guide.posterior(observed)
     if not has_density(q):
-        raise UsageError("expected a posterior with a density for ranks, got a point mass; take another guide")
-    both = torch.cat((w.unsqueeze(0), q.sample(torch.Size((num_draws,)))))  # [1 + L, T, *W]
-    flat = both.flatten(2)
-    chosen = torch.linspace(0, flat.shape[-1] - 1, min(flat.shape[-1], MOST_WEIGHTS)).round().long()
-    scalars = list(flat[..., chosen].unbind(-1))
-    names = [f"w[{place}]" for place in chosen.tolist()]
-    x, y, mask = drawn.labelled(learner.model.observe if training else "support")
+        raise UsageError("expected a posterior with a density for ranks, got a point estimate; take another guide")
+    samples = torch.cat((w.unsqueeze(0), q.sample(torch.Size((num_draws,)))))  # [1 + L, T, *W]
+    flat = samples.flatten(2)
+    columns = torch.linspace(0, flat.shape[-1] - 1, min(flat.shape[-1], MOST_WEIGHTS)).round().long()
+    scalars = list(flat[..., columns].unbind(-1))
+    names = [f"w[{column}]" for column in columns.tolist()]
+    x, y, mask = simulated.labelled(learner.model.observe if training else "support")
     if x.shape[1]:
-        scalars.append((learner.model.likelihood(both, x, observed).log_prob(y) * mask).sum(-1))
+        scalars.append((learner.model.likelihood(samples, x, observed).log_prob(y) * mask).sum(-1))
         names.append("log likelihood")
     return Ranks(names, torch.stack([_rank(scalar) for scalar in scalars]), num_draws)
 
 
 def _rank(scalar: Tensor) -> Tensor:
-    """How many of the draws scalar[1:] are below scalar[0] [T]; ties are broken by lot."""
+    """Number of draws scalar[1:] below scalar[0] [T]; ties are broken at random."""
     below, equal = (scalar[1:] < scalar[0]).sum(0), (scalar[1:] == scalar[0]).sum(0)
     return below + (torch.rand(equal.shape, device=equal.device) * (equal + 1)).long()
 
 
 def simulate(learner: MetaLearner, episodes: Episodes, truth: KnownTruth | None) -> tuple[Tensor, Episodes]:
-    """w [T, *W], and the tasks with labels that it draws."""
+    """Draws w [T, *W] from the prior, and the tasks with labels drawn given w."""
     model, observed = learner.model, episodes.observed()
     p: TorchDistribution = model.prior(observed)
     if truth is not None:
@@ -93,15 +96,18 @@ def _without_support(observed: Observed) -> Observed:
     return replace(observed, **{name: getattr(observed, name)[:, :0] for name in names})
 
 
-# ---------------------------------------------------------------- are ranks uniform?
+# ---------------------------------------------------------------- test of uniformity
 
 
 @dataclass(frozen=True)
 class Uniformity:
-    """Of ranks [K, T]: p_values [K], the ECDF less that of uniform ranks [K, L] at r = 0, ..., L - 1, and its band [L].
+    """Test of uniformity of ranks [K, T].
 
-    For uniform ranks a curve leaves the band anywhere with the probability `rate`. flagged: some of the K scalars
-    has p < rate / K, which happens to a calibrated posterior with a probability of at most `rate`.
+    p_values [K]: of each scalar.
+    difference [K, L]: ECDF minus that of uniform ranks, at r = 0, ..., L - 1.
+    lower, upper [L]: simultaneous band, which the curve of uniform ranks leaves with probability `rate`.
+    flagged: whether any of the K scalars has p < rate / K; for a calibrated posterior this has probability at most
+        `rate`.
     """
 
     p_values: Tensor
@@ -116,19 +122,20 @@ class Uniformity:
 
 
 def uniformity(ranks: Ranks, rate: float = 0.05, seed: int = 0) -> Uniformity:
-    """A test of whole ECDFs, with simultaneous bands.
+    """Test of uniform ranks by their ECDF, with simultaneous bands.
 
-    T uniform ranks have T F(r) ~ Bin(T, (r + 1) / (L + 1)) at each r. A curve's statistic is the smallest of its
-    two-sided binomial probabilities over r; its distribution is simulated, and the band is where none is below the
-    `rate` quantile. (Säilynoja, Bürkner and Vehtari 2022, arXiv 2103.10522; ranks give their exact points.)
+    The ECDF F of T uniform ranks has T F(r) ~ Bin(T, (r + 1) / (L + 1)) at each r. The statistic of a curve is the
+    smallest of its two-sided binomial probabilities over r. Its null distribution is simulated, and the band contains
+    the curves whose statistic is not below the `rate` quantile.
+    (Säilynoja, Bürkner and Vehtari 2022, arXiv 2103.10522; discrete ranks are evaluated at their exact points.)
     """
     num_tasks, num_draws = ranks.values.shape[1], ranks.num_draws
     share = torch.arange(1, num_draws + 1, dtype=torch.double) / (num_draws + 1)
     tail = _tails(num_tasks, share)
-    counts = torch.stack([torch.bincount(its, minlength=num_draws + 1).cumsum(0)[:-1] for its in ranks.values.cpu()])
+    counts = torch.stack([torch.bincount(rank, minlength=num_draws + 1).cumsum(0)[:-1] for rank in ranks.values.cpu()])
     simulated = _least_tail(_uniform_counts(num_tasks, num_draws, seed), tail).sort().values
-    found = _least_tail(counts, tail)
-    p_values = (1 + torch.searchsorted(simulated, found, right=True)) / (len(simulated) + 1)
+    statistic = _least_tail(counts, tail)
+    p_values = (1 + torch.searchsorted(simulated, statistic, right=True)) / (len(simulated) + 1)
     inside = tail > simulated[int(rate * len(simulated))]
     lower = inside.int().argmax(1)
     upper = num_tasks - inside.flip(1).int().argmax(1)
@@ -147,16 +154,16 @@ def _tails(num_tasks: int, share: Tensor) -> Tensor:
 
 
 def _least_tail(counts: Tensor, tail: Tensor) -> Tensor:
-    """The statistic of curves with counts [M, L]."""
+    """The statistic [M] of curves with counts [M, L]."""
     return tail.expand(len(counts), -1, -1).gather(2, counts.long().unsqueeze(-1)).squeeze(-1).amin(1)
 
 
 def _uniform_counts(num_tasks: int, num_draws: int, seed: int) -> Tensor:
-    """T F(r) of uniform ranks [SIMULATIONS, L]: one binomial after another, of those that are left."""
+    """T F(r) of uniform ranks [SIMULATIONS, L]: at each r a binomial number of the remaining ranks is added."""
     generator = Generator().manual_seed(seed)
     reached, counts = torch.zeros(SIMULATIONS, dtype=torch.double), []
     for r in range(num_draws):
-        here = torch.tensor(1 / (num_draws + 1 - r), dtype=torch.double)
-        reached = reached + torch.binomial(num_tasks - reached, here.expand(SIMULATIONS), generator=generator)
+        probability = torch.tensor(1 / (num_draws + 1 - r), dtype=torch.double)
+        reached = reached + torch.binomial(num_tasks - reached, probability.expand(SIMULATIONS), generator=generator)
         counts.append(reached)
     return torch.stack(counts, 1)

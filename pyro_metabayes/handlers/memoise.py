@@ -1,4 +1,4 @@
-"""Encode a set once: within one evaluation of a loss, model and guide share what a prior made of the support set."""
+"""Memoises support-set encodings within one evaluation of the loss: model and guide share them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _memory: ContextVar[dict[Any, Any] | None] = ContextVar("memory", default=None)
 
 
 @contextmanager
-def once() -> Iterator[None]:
-    """Inside, a `remembered` method answers the same question about the same support set once.
+def memoise() -> Iterator[None]:
+    """Inside, a method marked `support_encoding` is evaluated once per support set and settings.
 
-    Parameters must not change inside, and a graph is kept no longer than the block: hence no lasting cache.
+    Parameters must not change inside. The memory ends with the block, so that no computation graph outlives it.
     """
     token = _memory.set({})
     try:
@@ -27,18 +27,19 @@ def once() -> Iterator[None]:
         _memory.reset(token)
 
 
-def remembered(method: Callable[..., Result]) -> Callable[..., Result]:
-    """For a method of a module that reads of `observed` only the support set: method(self, observed, *settings)."""
+def support_encoding(method: Callable[..., Result]) -> Callable[..., Result]:
+    """Decorates method(self, observed, *settings) of a module that uses only the support set of `observed`."""
 
     @wraps(method)
-    def asked(self: Any, observed: Observed, *settings: Any) -> Result:
+    def encode(self: Any, observed: Observed, *settings: Any) -> Result:
         memory = _memory.get()
         if memory is None:
             return method(self, observed, *settings)
         support = observed.support_x, observed.support_y, observed.support_mask
         key = (self, *map(id, support), *settings)
         if key not in memory:
-            memory[key] = method(self, observed, *settings), support  # kept, so that no other tensor takes its id
+            # The tensors of the support set are stored too, so that no other tensor takes their id.
+            memory[key] = method(self, observed, *settings), support
         return memory[key][0]
 
-    return asked
+    return encode

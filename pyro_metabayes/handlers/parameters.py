@@ -1,4 +1,4 @@
-"""Parameters of plain nn.Modules, made known to those Pyro handlers that ask for them."""
+"""Announces parameters of plain nn.Modules to the Pyro handlers that use them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pyro.nn import PyroModule
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor, nn
 
-_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_messages_off: ContextVar[bool] = ContextVar("messages_off", default=False)
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Inside, the attributes of a Program send no messages: our objectives ask torch for the parameters.
+def without_messages() -> Iterator[None]:
+    """Inside, reading an attribute of a Program sends no Pyro messages; our objectives read parameters from torch.
 
-    PyroModule sends one for every parameter below whatever attribute is read, which took a third of a small step.
+    PyroModule sends one message for every parameter of a submodule that is read: a third of the time of a small step.
     """
-    token = _quiet.set(True)
+    token = _messages_off.set(True)
     try:
         yield
     finally:
-        _quiet.reset(token)
+        _messages_off.reset(token)
 
 
 class Program(PyroModule):
-    """A PyroModule that can be read `quietly`. PyroParam and PyroSample attributes stay Pyro's at all times."""
+    """A PyroModule that honours `without_messages`. PyroParam and PyroSample attributes always send messages."""
 
     def __getattr__(self, name: str) -> Any:
-        if _quiet.get() and not name.endswith("_unconstrained"):
+        if _messages_off.get() and not name.endswith("_unconstrained"):
             for table in ("_modules", "_parameters"):
                 if name in (plain := self.__dict__.get(table, ())):
                     return plain[name]
@@ -41,10 +41,10 @@ class Program(PyroModule):
 def announce_parameters(module: nn.Module, prefix: str) -> None:
     """Send a `param` message for every parameter, as pyro.module would.
 
-    pyro.infer.SVI trains only what it sees as a param site, and a PyroModule announces its own
-    parameters but not those of the nn.Linear inside it. pyro.module itself would put them into the
-    global store, where two learners of one process share them. Only SVI's handler (param_only) and
-    the traces under it need the messages: our own training asks torch for the parameters.
+    pyro.infer.SVI trains only parameters that it sees as param sites. A PyroModule announces its own parameters, but
+    not those of an nn.Linear inside it. pyro.module would store them globally, where two learners of one process
+    share them. Only SVI's handler (param_only) and the traces under it need the messages: our own training reads the
+    parameters from torch.
     """
     if not any(getattr(handler, "param_only", False) for handler in _PYRO_STACK):
         return
@@ -54,5 +54,5 @@ def announce_parameters(module: nn.Module, prefix: str) -> None:
 
 
 def _announce(name: str, value: Tensor) -> None:
-    value.unconstrained = lambda: value  # type: ignore[attr-defined]  # what SVI hands to its optimiser
+    value.unconstrained = lambda: value  # type: ignore[attr-defined]  # the attribute that SVI passes to its optimiser
     effectful(type="param")(lambda *_, **__: value)(name, name=name)

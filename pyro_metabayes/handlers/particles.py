@@ -1,4 +1,4 @@
-"""Several draws of a latent at once, without a plate around the program that they are drawn in."""
+"""Vectorised draws of a latent without an additional plate."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pyro.poutine.util import site_is_subsample
 class Particles(Messenger):
     """Draws each latent `num_particles` times, along a new leading dimension of its value.
 
-    Pyro's vectorised particles are a plate around model and guide, which expands every distribution: their KL would
-    then be computed once for each of as many copies. Here distributions stay those of one particle. One that was made
-    of earlier draws has the new dimension already, and is drawn as it is. nesting: batch dimensions of the program.
+    Pyro's vectorised particles are a plate around model and guide that expands every distribution, so that a KL is
+    computed once per particle. Here distributions keep the shape of one particle. A distribution that depends on
+    earlier draws already has the new dimension and is drawn without another. nesting: number of batch dimensions of
+    the program.
     """
 
     def __init__(self, num_particles: int, nesting: int = 1) -> None:

@@ -15,8 +15,8 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.handlers.memoise import once
-from pyro_metabayes.handlers.parameters import quietly
+from pyro_metabayes.handlers.memoise import memoise
+from pyro_metabayes.handlers.parameters import without_messages
 from pyro_metabayes.handlers.particles import Particles
 from pyro_metabayes.inference.divergences import innermost
 
@@ -58,7 +58,7 @@ class Objective:
 
     def _traces(self, model: Stochastic, guide: Stochastic, data: Any, seen: Any, **kwargs: Any) -> tuple[Trace, Trace]:
         """Trace the guide on what it may see, replay the model on the data against it."""
-        with once(), quietly():
+        with memoise(), without_messages():
             guide_trace = poutine.trace(self._in_particles(guide)).get_trace(seen, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data, **kwargs)
         if is_validation_enabled():

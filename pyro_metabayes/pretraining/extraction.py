@@ -1,4 +1,4 @@
-"""Features of inputs, and of what a bank derives from them."""
+"""Features of the inputs of a bank under a backbone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Change = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def extract(backbone: nn.Module, inputs: Tensor, device: torch.device, change: Change | None = None) -> Tensor:
-    """Features [N, D] on the CPU of inputs [N, *X], or of what `change` makes of each batch of them."""
+    """Features [N, D], on the CPU, of inputs [N, *X]; `change` is applied to each batch first."""
     backbone.eval()
     parts = []
     for batch in tqdm(inputs.split(BATCH), desc="extract features", unit="batch", disable=None, leave=False):
@@ -28,15 +28,15 @@ def extract(backbone: nn.Module, inputs: Tensor, device: torch.device, change: C
     return torch.cat(parts)
 
 
-def embedded(backbone: nn.Module, bank: Bank, device: torch.device) -> Bank:
-    """The bank of the features of a backbone that needs no pretraining; of a file they are made as they are read."""
+def embed_bank(backbone: nn.Module, bank: Bank, device: torch.device) -> Bank:
+    """The bank with features as inputs; inputs in a memory-mapped file are embedded when they are read."""
     if isinstance(bank.inputs, MappedRows):
         return bank.with_inputs(bank.inputs.with_change(backbone))
     return bank.with_inputs(extract(backbone, bank.inputs, device))
 
 
-def extract_turned(backbone: nn.Module, bank: Bank, device: torch.device) -> Tensor | None:
-    """Features [M, 3, D] of a bank's images turned by 1, 2 and 3 quarters, where domains share their classes."""
+def extract_rotations(backbone: nn.Module, bank: Bank, device: torch.device) -> Tensor | None:
+    """Features [M, 3, D] of the images rotated by 1, 2 and 3 quarter turns; None unless domains share their classes."""
     if not bank.num_shared:
         return None
     quarters = [extract(backbone, bank.in_memory, device, partial(torch.rot90, k=k, dims=(2, 3))) for k in (1, 2, 3)]

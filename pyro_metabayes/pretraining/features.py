@@ -1,4 +1,4 @@
-"""The features of a bank under a pretrained backbone, cached with it."""
+"""Features of a bank under a pretrained backbone; backbone and features are cached."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.nn import functional
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.holdout import halves, held_out_rows, without_rows
 from pyro_metabayes.errors import Interrupted
-from pyro_metabayes.pretraining.augmentation import augmented
-from pyro_metabayes.pretraining.extraction import extract, extract_turned
+from pyro_metabayes.pretraining.augmentation import augment
+from pyro_metabayes.pretraining.extraction import extract, extract_rotations
 from pyro_metabayes.pretraining.prototypes import PrototypeScore
 from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.pretraining.training import Pretraining
@@ -28,11 +28,14 @@ from pyro_metabayes.storage.untrusted import expecting
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """A bank of features; curve: loss, training and validation accuracy and seconds of every epoch.
+class PretrainedFeatures:
+    """Features of a bank under a pretrained backbone.
 
-    classes [G_train, D]: the weights of the training classes in the classifier that the backbone was part of; None
-    where a cache of an earlier version lacks them.
+    bank: the bank with features as inputs.
+    curve: loss, training and validation accuracy and seconds of every epoch.
+    path: the cached backbone.
+    classes [G_train, D]: weights of the training classes in the classifier of pretraining; None for a cache of an
+        earlier version.
     """
 
     bank: Bank
@@ -41,36 +44,26 @@ class Pretrained:
     classes: Tensor | None = None
 
     def held_out_accuracy(self, per_class: int) -> float | None:
-        """Share of the images held out for the test that its classifier gets right, among all training classes."""
+        """Accuracy of the classifier, among all training classes, on the images held out for the test."""
         if self.classes is None or per_class < 2:
             return None
         rows = halves(held_out_rows(self.bank, per_class))["test"]
-        answers = (self.bank.in_memory[rows] @ functional.normalize(self.classes, dim=-1).mT).argmax(-1)
-        return (answers == self.bank.answers("train").unsqueeze(1)).float().mean().item()
+        predicted = (self.bank.in_memory[rows] @ functional.normalize(self.classes, dim=-1).mT).argmax(-1)
+        return (predicted == self.bank.answers("train").unsqueeze(1)).float().mean().item()
 
 
-def pretrained(
+def pretrain(
     backbone: nn.Module, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings, device: torch.device
-) -> Pretrained:
-    """Bring the backbone to its pretrained weights, and give the bank of its features.
+) -> PretrainedFeatures:
+    """Load or train the pretrained weights of the backbone, in place, and return the features of the bank.
 
-    Both come from the cache where a backbone of this specification was pretrained on this bank with
-    these settings before; swapping guides costs nothing then. A pretraining that was interrupted goes
-    on after its last finished epoch.
+    Both are cached under a hash of the specification, the bank and the settings, so that runs of other guides reuse
+    them. An interrupted pretraining continues after its last finished epoch.
     """
-    its = {name: value for name, value in asdict(settings).items() if name != "views"}  # they leave the weights alone
-    if not settings.holdout_per_class:
-        del its["holdout_per_class"]  # caches without one are named as before there was such a setting
-    key = json.dumps([dict(specification), its, bank.fingerprint()], sort_keys=True)
     name = specification["_target_"].split(".")[-2]
-    path = cache_folder() / "backbones" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
+    path = cache_folder() / "backbones" / f"{name}-{_cache_key(specification, bank, settings)}.pt"
     if not path.exists():
-        training = _train(backbone, name, _seen(bank, settings), settings, device, path.with_suffix(".unfinished.pt"))
-        found = {"weights": training.weights(), "classes": training.classes(), "curve": training.curve}
-        checkpoint.save(path, found)
-        path.with_suffix(".unfinished.pt").unlink(missing_ok=True)
-        num_classes = len(bank.answers("train").unique())
-        print(f"pretrained {name}: {_summary(training.curve[-1], num_classes)}; kept in {path}")
+        _cache_weights(path, name, backbone, bank, settings, device)
     with expecting(f"a backbone that was pretrained here in {path} (without the file it is pretrained anew)"):
         state = checkpoint.load(path)
         backbone.load_state_dict(state["weights"])
@@ -78,18 +71,39 @@ def pretrained(
     backbone.to(device).eval()
     features = path.with_suffix(f".features{settings.views}.pt")
     if not features.exists():
-        _keep_features(features, name, backbone, bank, settings, device)
+        _cache_features(features, name, backbone, bank, settings, device)
     with expecting(f"features of the bank in {features} (without the file they are made anew)"):
-        return Pretrained(_with_features(bank, **checkpoint.load(features)), curve, path, classes)
+        return PretrainedFeatures(_with_features(bank, **checkpoint.load(features)), curve, path, classes)
 
 
-def _seen(bank: Bank, settings: PretrainSettings) -> Bank:
-    """What is trained on: all but the inputs that are held out."""
+def _cache_key(specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings) -> str:
+    """Hash of what the weights depend on, 16 hexadecimal digits; settings.views does not change the weights."""
+    relevant = {name: value for name, value in asdict(settings).items() if name != "views"}
+    if not settings.holdout_per_class:
+        del relevant["holdout_per_class"]  # keeps the names of caches older than this setting
+    key = json.dumps([dict(specification), relevant, bank.fingerprint()], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _cache_weights(
+    path: Path, name: str, backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
+) -> None:
+    unfinished = path.with_suffix(".unfinished.pt")
+    training = _train(backbone, name, _training_bank(bank, settings), settings, device, unfinished)
+    state = {"weights": training.weights(), "classes": training.classes(), "curve": training.curve}
+    checkpoint.save(path, state)
+    unfinished.unlink(missing_ok=True)
+    num_classes = len(bank.answers("train").unique())
+    print(f"pretrained {name}: {_summary(training.curve[-1], num_classes)}; kept in {path}")
+
+
+def _training_bank(bank: Bank, settings: PretrainSettings) -> Bank:
+    """The bank without the inputs that are held out."""
     held_out = settings.holdout_per_class
     return without_rows(bank, held_out_rows(bank, held_out)) if held_out else bank
 
 
-def _keep_features(
+def _cache_features(
     path: Path, name: str, backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> None:
     views = f" and of {settings.views} augmented views" if settings.views else ""
@@ -105,14 +119,14 @@ def _keep_features(
 def _features(
     backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> dict[str, Tensor | None]:
-    """Of every input, of augmented ones of the training classes, and of turned ones where a bank asks for them."""
-    inputs, turned = extract(backbone, bank.in_memory, device), extract_turned(backbone, bank, device)
+    """Features of all inputs, of augmented views of the training classes, and of rotated images (None if unused)."""
+    inputs, rotations = extract(backbone, bank.in_memory, device), extract_rotations(backbone, bank, device)
     if not settings.views:
-        return {"inputs": inputs, "views": None, "turned": turned}
+        return {"inputs": inputs, "views": None, "turned": rotations}
     images = bank.in_memory[bank.rows("train")]
     with noise_of(settings.seed):
-        views = [extract(backbone, images, device, lambda x: augmented(x, settings)) for _ in range(settings.views)]
-    return {"inputs": inputs, "views": torch.stack(views), "turned": turned}
+        views = [extract(backbone, images, device, lambda x: augment(x, settings)) for _ in range(settings.views)]
+    return {"inputs": inputs, "views": torch.stack(views), "turned": rotations}
 
 
 def _with_features(bank: Bank, inputs: Tensor, views: Tensor | None = None, turned: Tensor | None = None) -> Bank:
@@ -123,7 +137,7 @@ def _with_features(bank: Bank, inputs: Tensor, views: Tensor | None = None, turn
 def _train(
     backbone: nn.Module, name: str, bank: Bank, settings: PretrainSettings, device: torch.device, unfinished: Path
 ) -> Pretraining:
-    """A whole pretraining, whose state after each epoch lies in `unfinished`."""
+    """Train all epochs; the state after each epoch is stored in `unfinished`."""
     with noise_of(settings.seed):
         training = Pretraining(backbone, bank, settings, device, PrototypeScore(bank, device))
         if unfinished.exists():
@@ -137,10 +151,10 @@ def _train(
                 training.run_epoch()
                 checkpoint.save(unfinished, training.state())
         except KeyboardInterrupt:
-            first = "no epoch was finished: the same command starts again"
-            kept = f"epochs 1 to {training.epoch} are kept: the same command goes on" if training.epoch else first
-            message = f"interrupted in the pretraining of {name}; {kept}"
-            raise Interrupted(message) from None
+            progress = "no epoch was finished: the same command starts again"
+            if training.epoch:
+                progress = f"epochs 1 to {training.epoch} are kept: the same command goes on"
+            raise Interrupted(f"interrupted in the pretraining of {name}; {progress}") from None
     return training
 
 

@@ -1,4 +1,4 @@
-"""Few-shot accuracy of class means: how pretraining is validated, on classes that it does not see."""
+"""Few-shot accuracy of class means on validation classes, by which pretraining is validated."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ WAY, QUERY = 5, 15
 class PrototypeScore:
     """Accuracy of the nearest class mean by cosine on fixed 5-way tasks of the validation classes.
 
-    per_class: so many images of each class at most, which makes it quick; None: all. A bank whose
-    validation split cannot fill such a task has the score None, and so has one whose domains share their classes.
+    per_class: largest number of images per class, which limits the time; None: all images. The score is None if the
+    validation split is too small for such a task, or if domains share their classes.
     """
 
     def __init__(
         self, bank: Bank, device: torch.device, shot: int = 1, per_class: int | None = 100, num_tasks: int = 512
     ) -> None:
-        self.bank, self.device, self.num_blocks = _validation(bank, per_class), device, -(-num_tasks // BLOCK)
+        self.bank, self.device, self.num_blocks = _validation_bank(bank, per_class), device, -(-num_tasks // BLOCK)
         sizes = self.bank.class_sizes
         self.shape = TaskShape(WAY, shot, QUERY)
         self.possible = len(sizes) >= WAY and int(sizes.min()) >= shot + QUERY and not bank.num_shared
@@ -40,8 +40,8 @@ class PrototypeScore:
         return torch.cat(hits).mean().item()
 
 
-def _validation(bank: Bank, per_class: int | None) -> Bank:
-    """The validation classes by themselves."""
+def _validation_bank(bank: Bank, per_class: int | None) -> Bank:
+    """A bank of the validation classes only."""
     labels, rows = bank.labels, bank.rows("val")
     within = rows - bank.class_starts[labels[rows]]
     rows = rows if per_class is None else rows[within < per_class]
@@ -53,7 +53,7 @@ def _validation(bank: Bank, per_class: int | None) -> Bank:
 
 
 def _hits(episodes: Episodes) -> Tensor:
-    """Whether each query [T, Q] is nearest the mean of its class."""
+    """1 for each query [T, Q] whose nearest class mean is that of its class, else 0."""
     members = functional.one_hot(episodes.support_y, episodes.num_classes).to(episodes.support_x.dtype)
     means = functional.normalize(members.mT @ episodes.support_x, dim=-1)
     return ((episodes.query_x @ means.mT).argmax(-1) == episodes.query_y).float()

@@ -1,4 +1,4 @@
-"""How a backbone is pretrained."""
+"""Settings of pretraining."""
 
 from __future__ import annotations
 
@@ -11,30 +11,28 @@ CHOICES = {"schedule": ("one_cycle", "steps"), "keep": ("last", "best"), "precis
 
 @dataclass
 class PretrainSettings:
-    """A cosine classifier over the training classes, by SGD."""
+    """A cosine classifier over the training classes, trained by SGD."""
 
     epochs: int = 4
     batch_size: int = 128
-    learning_rate: float = 0.2  # the highest
+    learning_rate: float = 0.2  # largest value of the schedule
     schedule: str = "one_cycle"  # one_cycle; steps: a linear warm-up, then a tenth from each milestone on
     warmup: int = 0  # steps: epochs of the warm-up
     milestones: list[int] = field(default_factory=list)  # steps: epochs, counted from the first
     momentum: float = 0.9  # Nesterov
     weight_decay: float = 5e-4
-    shift: int = 2  # augmentation: translation by up to so many pixels
-    flip: bool = False  # augmentation: half of the images mirrored, left to right
-    jitter: float = 0.0  # augmentation: brightness, contrast, saturation times 1 - jitter to 1 + jitter
+    shift: int = 2  # augmentation: largest translation in pixels
+    flip: bool = False  # augmentation: horizontal flip with probability 1/2
+    jitter: float = 0.0  # augmentation: factors of brightness, contrast and saturation in 1 +- jitter
     mixup: float = 0.0  # alpha of the Beta that mixes pairs of images and their labels (Zhang et al. 2018); 0: none
     label_smoothing: float = 0.0
-    rotation: float = 0.0  # weight of telling by how many quarters an image was turned (Gidaris et al. 2019)
-    average: float = 0.0  # decay of an exponential average of the weights, which is kept in their place; 0: none
+    rotation: float = 0.0  # weight of the rotation-prediction loss (Gidaris et al. 2019); 0: none
+    average: float = 0.0  # decay of an exponential average that replaces the weights; 0: none
     keep: str = "last"  # last, or best: the epoch with the best validation accuracy of class means
     precision: str = "32-true"  # 32-true, bf16-mixed (the backbone in bfloat16; what follows it stays float32)
-    holdout_per_class: int = (
-        0  # so many images of each training class are kept out, to test base classes on (model=lwof)
-    )
-    views: int = 0  # so many augmented renderings of each training image, which tasks draw from beside the plain one
-    seed: int = 0  # of the backbone alone: runs of several seeds share it
+    holdout_per_class: int = 0  # images per training class that are held out to test base classes (model=lwof)
+    views: int = 0  # augmented views per training image, which tasks sample in addition to the image itself
+    seed: int = 0  # of pretraining only: runs of several seeds share a backbone
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

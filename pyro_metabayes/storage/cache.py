@@ -1,4 +1,4 @@
-"""Where data is looked for, and where what was derived from it is kept."""
+"""Folders of the data and of the cache of derived arrays."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def cache_folder() -> Path:
-    """The folder named by METABAYES_CACHE, else ~/.cache/pyro_metabayes; made if need be."""
+    """The folder named by METABAYES_CACHE, else ~/.cache/pyro_metabayes; created if it does not exist."""
     folder = Path(os.environ.get("METABAYES_CACHE") or Path.home() / ".cache" / "pyro_metabayes")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # a folder that is there may refuse, too
+        with tempfile.TemporaryFile(dir=folder):  # an existing folder may be read-only
             return folder
     except OSError as error:
         raise UsageError(
@@ -32,7 +32,7 @@ def cache_folder() -> Path:
 
 
 def data_file(relative: str, hint: str) -> Path:
-    """The file under the folder named by METABAYES_DATA, its checksum checked; `hint` says what to put there."""
+    """The file under the folder METABAYES_DATA, after its checksum is verified; `hint` says which file to put there."""
     root = os.environ.get("METABAYES_DATA")
     if not root:
         raise UsageError(
@@ -45,7 +45,7 @@ def data_file(relative: str, hint: str) -> Path:
 
 
 def data_folder(relative: str, hint: str) -> Path:
-    """The folder under the one named by METABAYES_DATA; `hint` says what to put there."""
+    """The folder under the folder METABAYES_DATA; `hint` says what to put there."""
     root = os.environ.get("METABAYES_DATA")
     if not root:
         raise UsageError(
@@ -58,7 +58,7 @@ def data_folder(relative: str, hint: str) -> Path:
 
 
 def cached_arrays(name: str, settings: Mapping[str, object], make: Callable[[], Arrays]) -> Arrays:
-    """The arrays that `make` returns, kept under `name` and a hash of all that they depend on."""
+    """The arrays that `make` returns, cached under `name` and a hash of `settings`, on which they depend."""
     key = sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
     path = cache_folder() / f"{name}-{key}.npz"
     arrays = _read(path)
@@ -69,7 +69,7 @@ def cached_arrays(name: str, settings: Mapping[str, object], make: Callable[[], 
 
 
 def _read(path: Path) -> Arrays | None:
-    """None where there is no file, or a damaged one: it is then made anew."""
+    """The cached arrays; None if the file is missing or damaged."""
     try:
         return read_npz(path)
     except DAMAGED:
@@ -77,11 +77,11 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Whole or not at all: another process may read or write the same file meanwhile."""
+    """Write atomically: another process may read or write the same file."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".npz")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes them for allow_pickle
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the type stub mistakes them for allow_pickle
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and tensors that load without running code."""
+"""Atomic writes, and checkpoints that load without running code."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from pyro_metabayes.storage.untrusted import DAMAGED, check_archive, check_plain
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one move."""
+    """Let `write` fill a temporary file beside `path`, then rename it to `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with temporary.open("rb+") as file:  # a disk may be found full, or a write lost, as late as here
+        with temporary.open("rb+") as file:  # a full disk or a lost write may show only here
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"expected to write {path}, got: {reason}; free or change the folder") from None
     finally:
-        with suppress(OSError):  # where the folder is none, there is nothing to clear away either
+        with suppress(OSError):  # without the folder there is no temporary file
             temporary.unlink(missing_ok=True)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Tensors, numbers, strings and containers of them; nothing that needs code to load."""
-    content = io.BytesIO()  # torch reports a full disk as an error of its own, which says nothing of the disk
+    """Save tensors, numbers, strings and containers of them, which load without running code."""
+    content = io.BytesIO()  # torch's own error for a full disk does not name the cause
     torch.save(state, content)
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote, on the CPU. weights_only: a file from elsewhere cannot run code."""
+    """The state that `save` wrote, on the CPU; with weights_only an untrusted file cannot run code."""
     if not path.is_file():
         raise UsageError(f"expected a checkpoint at {path}, got no such file; give the folder of a run")
     try:

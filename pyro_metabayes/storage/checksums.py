@@ -1,4 +1,4 @@
-"""SHA-256 sums of the user's files, where METABAYES_DATA has a list of them."""
+"""Verifies SHA-256 checksums of data files, if the folder METABAYES_DATA has a list of them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ LIST = "SHA256SUMS"  # lines as sha256sum writes them: the sum, blanks, the path
 
 
 def verify(path: Path) -> Path:
-    """The file, refused if METABAYES_DATA/SHA256SUMS lists it with another sum; not listed, it passes."""
+    """The file, refused if METABAYES_DATA/SHA256SUMS lists another checksum; a file that is not listed is accepted."""
     root = Path(os.environ.get("METABAYES_DATA") or ".").absolute()
     sums = root / LIST
     if not os.environ.get("METABAYES_DATA") or not sums.is_file() or not path.absolute().is_relative_to(root):
         return path
-    expected = _listed(sums, sums.stat().st_mtime_ns).get(path.absolute().relative_to(root).as_posix())
+    expected = _read_list(sums, sums.stat().st_mtime_ns).get(path.absolute().relative_to(root).as_posix())
     if expected is not None:
         with path.open("rb") as file:
             refuse_other(hashlib.file_digest(file, "sha256").hexdigest(), expected, f"{path} ({LIST} beside it)")
@@ -26,7 +26,7 @@ def verify(path: Path) -> Path:
 
 
 def refuse_other(got: str, expected: str, what: str) -> None:
-    """Compare two sums."""
+    """Refuse a checksum that differs from the expected one."""
     if got != expected:
         raise UsageError(
             f"expected the SHA-256 checksum {expected[:16]}... of {what}, got {got[:16]}...; copy or download it anew"
@@ -34,13 +34,15 @@ def refuse_other(got: str, expected: str, what: str) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _listed(sums: Path, changed: int) -> dict[str, str]:
-    """Sum of every path; read again when the list has changed."""
+def _read_list(sums: Path, modified: int) -> dict[str, str]:
+    """Checksum by path; `modified` makes the cache read a changed list again."""
     lines = [
         line.split(maxsplit=1)
         for line in sums.read_text(encoding="utf-8", errors="replace").splitlines()
         if line.strip()
     ]
-    if wrong := [line for line in lines if len(line) != 2]:
-        raise UsageError(f"expected lines of a sum and a path in {sums}, got '{wrong[0][0]}'; write it with sha256sum")
+    if malformed := [line for line in lines if len(line) != 2]:
+        raise UsageError(
+            f"expected lines of a sum and a path in {sums}, got '{malformed[0][0]}'; write it with sha256sum"
+        )
     return {name.lstrip("*").removeprefix("./"): digest.lower() for digest, name in lines}

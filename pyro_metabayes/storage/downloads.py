@@ -1,4 +1,4 @@
-"""Nothing is fetched from the network by the way: only inside `allowed`, which `experiments.prepare` enters."""
+"""Downloads raise outside `allowed()`, which only `experiments.prepare` enters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _allowed = ContextVar("downloads_allowed", default=False)
 
 @contextmanager
 def allowed() -> Iterator[None]:
-    """Inside, a data set that is not there may be downloaded."""
+    """Inside, a data set that is not in the cache may be downloaded."""
     token = _allowed.set(True)
     try:
         yield
@@ -22,7 +22,7 @@ def allowed() -> Iterator[None]:
 
 
 def refuse_unless_allowed(what: str, data: str, instead: str) -> None:
-    """One line where something would have to be downloaded."""
+    """Raise unless downloads are allowed; `instead` names the alternative."""
     if not _allowed.get():
         raise UsageError(
             f"expected {what} in the cache, got none, and a run downloads nothing: fetch it with python -m "

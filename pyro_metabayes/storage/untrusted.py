@@ -1,6 +1,7 @@
-"""What every loader asks of a file from elsewhere: no claim of more than it holds, plain values, no other paths.
+"""Checks of untrusted files: sizes that match the content, plain values, and paths inside the folder.
 
-A damaged or hostile file must end in one line: DAMAGED is what the readers of this package's formats raise for one.
+A damaged or hostile file must give a message of one line. DAMAGED lists the exceptions that the readers of this
+package's formats raise for such a file.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ DAMAGED = (
     *(OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
     *(EOFError, MemoryError, SyntaxError, UnpicklingError),
     *(struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
-)  # RuntimeError: of torch, of recursion, of encrypted archives; UsageError is among them, as a ValueError
+)  # RuntimeError: from torch, recursion and encrypted archives; a UsageError is a ValueError
 PLAIN = (str, int, float, bool, type(None), dict, list, tuple)
 MOST_VALUES, DEEPEST = 1_000_000, 30
-LONGEST_NAME = 255  # bytes, of a file: what file systems bear
-INFLATION = 1032  # bytes that a byte of deflate can become, at most
+LONGEST_NAME = 255  # bytes; the limit of most file systems
+INFLATION = 1032  # largest ratio of uncompressed to compressed bytes in deflate
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an error says, or its name."""
+    """The first line of the message of an error, or its type."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @contextmanager
 def expecting(what: str) -> Iterator[None]:
-    """Inside, a file that holds something else than it should is a mistake of one line."""
+    """Inside, the exceptions of a malformed file become a UsageError: expected `what`, got another."""
     try:
         yield
     except UsageError:
@@ -50,17 +51,17 @@ def expecting(what: str) -> Iterator[None]:
 
 
 def count_of(value: Any) -> int:
-    """A number of steps, or of anything else."""
+    """The value, refused unless it is an integer >= 0."""
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r} is no count")
     return value
 
 
 def plain_name(name: str, where: object) -> str:
-    """The name of a class or file that a list gives, refused if it leads out of the folder that the list is of."""
+    """The name of a class or file, refused if it leads out of its folder; `where` is the list that contains it."""
     leads_out = name in (".", "..") or any(sign in name for sign in "/\\\0")
     if leads_out or not 0 < len(name.encode(errors="replace")) <= LONGEST_NAME:
-        raise UsageError(f"expected the plain name of a file or folder in {where}, got {name[:80]!r}; mend it")
+        raise UsageError(f"expected the plain name of a file or folder in {where}, got {name[:80]!r}; fix it")
     return name
 
 
@@ -72,35 +73,35 @@ def within(folder: Path, name: str) -> Path:
     return path
 
 
-class Bounded:
-    """A file that refuses to read beyond its end, since room is made for all that is asked for."""
+class BoundedFile:
+    """A file that refuses to read beyond its end, since a read allocates the requested size."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        here = file.tell()
-        self.file, self.left = file, file.seek(0, os.SEEK_END) - here
-        file.seek(here)
+        position = file.tell()
+        self.file, self.remaining = file, file.seek(0, os.SEEK_END) - position
+        file.seek(position)
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= self.left:
+        if not 0 <= size <= self.remaining:
             raise EOFError("it claims to be longer than it is")
-        self.left -= size
+        self.remaining -= size
         return self.file.read(size)
 
     def readline(self) -> bytes:
         line = self.file.readline()
-        self.left -= len(line)
+        self.remaining -= len(line)
         return line
 
 
 def check_archive(path: Path, inflation: int = INFLATION) -> None:
-    """Refuse a zip file whose parts claim more bytes than it can hold; inflation 1: nothing in it is compressed."""
+    """Refuse a zip file whose parts claim more bytes than it can hold; inflation 1: without compression."""
     with zipfile.ZipFile(path) as archive:
         if sum(part.file_size for part in archive.infolist()) > inflation * path.stat().st_size:
             raise ValueError("its parts claim to be larger than the file")
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, without unpickling; one of DAMAGED for what is none."""
+    """The arrays of an .npz file, without unpickling; raises one of DAMAGED for any other file."""
     check_archive(path)
     # Opened here: numpy leaves a damaged file open.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -110,50 +111,51 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_header(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
-    """numpy makes room for what the header of an array claims before it looks at what there is."""
+    """Refuse a header that claims more than the content: numpy allocates what the header claims before it reads."""
     with archive.open(part) as file:
         version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
         size = part.file_size if dtype.hasobject else int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if min(shape, default=0) < 0 or size > part.file_size:  # objects are pickled, and refused when they are read
+        if min(shape, default=0) < 0 or size > part.file_size:  # object arrays are refused when they are read
             raise ValueError(f"'{part.filename}' claims the shape {shape}, and holds less")
 
 
 def check_plain(value: Any) -> None:
     """Refuse all but numbers, text, tensors, and containers of them."""
-    for one in walked(value):
-        if isinstance(one, dict) and not all(isinstance(key, str | int) for key in one):
+    for item in nested_values(value):
+        if isinstance(item, dict) and not all(isinstance(key, str | int) for key in item):
             raise ValueError("it has keys that are neither text nor numbers")
-        if isinstance(one, Tensor):
-            _check_tensor(one)
-        elif not isinstance(one, PLAIN):
-            raise ValueError(f"it holds a {type(one).__name__}")
+        if isinstance(item, Tensor):
+            _check_tensor(item)
+        elif not isinstance(item, PLAIN):
+            raise ValueError(f"it holds a {type(item).__name__}")
 
 
-def walked(value: Any) -> list[Any]:
-    """A value and all that it holds, refused where there is no end to it: lists may hold each other.
+def nested_values(value: Any) -> list[Any]:
+    """A value and all values nested in it, refused beyond MOST_VALUES or DEEPEST: lists may contain each other.
 
-    What stands in several places is looked at once, and counted in each of them.
+    An object in several places is listed once, and counted in each place.
     """
-    found: list[Any] = []
-    known: dict[int, tuple[int, int]] = {}  # how many values there are in a value, and how deep they stand
+    values: list[Any] = []
+    sizes: dict[int, tuple[int, int]] = {}  # by id: number of nested values, and depth of the nesting
 
-    def measure(one: Any, depth: int) -> tuple[int, int]:
-        if id(one) not in known:
-            within = [measure(item, depth + 1) for item in _inside(one)] if depth <= DEEPEST else []
-            known[id(one)] = 1 + sum(count for count, _ in within), 1 + max((below for _, below in within), default=0)
-            found.append(one)
-        count, below = known[id(one)]
-        if count > MOST_VALUES or depth + below > DEEPEST:
+    def measure(item: Any, level: int) -> tuple[int, int]:
+        if id(item) not in sizes:
+            children = [measure(child, level + 1) for child in _children(item)] if level <= DEEPEST else []
+            count, depth = sum(count for count, _ in children), max((depth for _, depth in children), default=0)
+            sizes[id(item)] = 1 + count, 1 + depth
+            values.append(item)
+        count, depth = sizes[id(item)]
+        if count > MOST_VALUES or level + depth > DEEPEST:
             raise ValueError("it is nested without end")
-        return count, below
+        return count, depth
 
     measure(value, 0)
-    return found
+    return values
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def _children(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
     if isinstance(value, np.ndarray):
@@ -162,7 +164,7 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def _check_tensor(tensor: Tensor) -> None:
-    """Refuse one that repeats a few numbers over a shape of any size."""
+    """Refuse a tensor whose shape is larger than its storage, as strides of 0 allow."""
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     if not dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ValueError("it holds a tensor that claims to be larger than its content")

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the end of the step."""
+"""SIGINT and SIGTERM take effect at the end of a training step."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption:
     """Inside, the first SIGINT or SIGTERM only sets `requested`; a second one stops at once.
 
-    A step that is broken off half-way leaves parameters and optimiser out of step with each other.
+    A step that is interrupted half-way leaves the optimiser inconsistent with the parameters.
     """
 
     requested: bool = False
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # in other threads Python allows no handlers
+            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         else:
-            self._before = {}
+            self._previous = {}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self.requested and kind is None:  # it came too late for the block to see it
+        if self.requested and kind is None:  # the signal came after the last check of `requested`
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

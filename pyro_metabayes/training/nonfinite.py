@@ -1,4 +1,4 @@
-"""Where a training run went wrong first: marked on the device in every step, read when a line is logged or saved."""
+"""Detects the first non-finite quantity of a training run without synchronising with the device in every step."""
 
 from __future__ import annotations
 
@@ -14,68 +14,73 @@ REMEDY = "lower train.learning_rate or set train.clip"
 SHOWN = 3  # quantities that a message names
 
 
-class Divergence:
-    """The first step in which something was not finite, and what of it: terms of the loss, gradients, parameters.
+class NonFiniteMonitor:
+    """Records the first step with a non-finite term of the loss, gradient or parameter, and which ones they are.
 
-    Within a step a quantity follows from those of the kinds before it, so the first bad kind is where it began.
-    Nothing here waits for the device but `check`.
+    Within a step gradients follow from the terms of the loss, and parameters from the gradients: the first kind that
+    is not finite is the cause. Only `check` waits for the device.
     """
 
     def __init__(self, learner: nn.Module, device: torch.device) -> None:
-        trained = [(name, its) for name, its in learner.named_parameters() if its.requires_grad and its.numel()]
-        self.parameters = dict(trained)
-        self.first = torch.full((), -1, device=device)
+        self.parameters = {
+            name: parameter
+            for name, parameter in learner.named_parameters()
+            if parameter.requires_grad and parameter.numel()
+        }
+        self.first_step = torch.full((), -1, device=device)
         self.causes: dict[str, Tensor] = {}
 
-    def of_terms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def finite_terms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whether each term of the loss is finite, and the gradient of each parameter, before it is clipped."""
         parts = [name for name in terms if name != "loss"]
-        named = {name: torch.isfinite(terms[name]) for name in (*parts, "loss")}  # the sum follows from its parts
-        return named | {
-            f"the gradient of {name}": _finite(its.grad)
-            for name, its in self.parameters.items()
-            if its.grad is not None
+        flags = {name: torch.isfinite(terms[name]) for name in (*parts, "loss")}  # the sum follows from its parts
+        return flags | {
+            f"the gradient of {name}": _finite(parameter.grad)
+            for name, parameter in self.parameters.items()
+            if parameter.grad is not None
         }
 
-    def of_parameters(self) -> dict[str, Tensor]:
-        return {f"parameter {name}": _finite(its) for name, its in self.parameters.items()}
+    def finite_parameters(self) -> dict[str, Tensor]:
+        """Whether all entries of each parameter are finite."""
+        return {f"parameter {name}": _finite(parameter) for name, parameter in self.parameters.items()}
 
     def mark(self, step: int, finite: Mapping[str, Tensor]) -> None:
-        """Keep the step and what was not finite in it, unless there has been one before."""
+        """Record the step and its non-finite quantities, unless an earlier step was recorded."""
         bad = ~torch.stack(list(finite.values()))
-        new = bad.any() & (self.first < 0)
-        self.first = torch.where(new, step, self.first)
-        before = [self.causes.get(name, torch.zeros_like(new)) for name in finite]
-        self.causes |= dict(zip(finite, torch.where(new, bad, torch.stack(before)), strict=True))
+        is_first = bad.any() & (self.first_step < 0)
+        self.first_step = torch.where(is_first, step, self.first_step)
+        before = [self.causes.get(name, torch.zeros_like(is_first)) for name in finite]
+        self.causes |= dict(zip(finite, torch.where(is_first, bad, torch.stack(before)), strict=True))
 
     @contextmanager
-    def watch(self, state: Callable[[], tuple[int, str]]) -> Iterator[None]:
-        """Inside, a matrix that cannot be factorised ends the run; `state`: the step, and what is kept."""
+    def watch(self, progress: Callable[[], tuple[int, str]]) -> Iterator[None]:
+        """Inside, a matrix that cannot be factorised ends the run; `progress`: the step, and the last checkpoint."""
         try:
             yield
         except torch.linalg.LinAlgError:
-            step, kept = state()
-            self.check(kept)
+            step, last_checkpoint = progress()
+            self.check(last_checkpoint)
             raise UsageError(
-                f"training has diverged: after step {step} a matrix cannot be factorised any more; {REMEDY} ({kept})"
+                f"training has diverged: after step {step} a matrix cannot be factorised any more; {REMEDY} "
+                f"({last_checkpoint})"
             ) from None
 
-    def check(self, kept: str) -> None:
-        """End a run that has diverged; `kept` says what there is to go on with."""
-        if (step := int(self.first)) < 0:
+    def check(self, last_checkpoint: str) -> None:
+        """Raise if a step was not finite; the message ends with `last_checkpoint`."""
+        if (step := int(self.first_step)) < 0:
             return
-        bad = [name for name, its in self.causes.items() if its]
-        kind = [name for name in bad if _kind(name) == _kind(bad[0])]
-        names = [name for name in kind if name != "loss"] or kind
+        bad = [name for name, flag in self.causes.items() if flag]
+        same_kind = [name for name in bad if _kind(name) == _kind(bad[0])]
+        names = [name for name in same_kind if name != "loss"] or same_kind
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         raise UsageError(
             f"training has diverged: at step {step} {', '.join(names[:SHOWN])}{more} went first, and is not finite; "
-            f"{REMEDY} ({kept})"
+            f"{REMEDY} ({last_checkpoint})"
         )
 
 
 def _finite(values: Tensor) -> Tensor:
-    """One flag for all entries; their largest is NaN or infinite if any of them is."""
+    """One flag for all entries: the largest absolute value is NaN or infinite if any entry is."""
     return torch.isfinite(torch.linalg.vector_norm(values.detach(), torch.inf))
 
 

@@ -1,10 +1,10 @@
-"""The optimiser of a training run, its rates and the weight of the KL, as functions of the step."""
+"""The optimiser of a training run; learning rates and the KL weight as functions of the step."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,26 +19,26 @@ from pyro_metabayes.moved import current_name
 
 @dataclass
 class TrainSettings:
-    """One meta-training run."""
+    """Settings of one meta-training run."""
 
     steps: int = 2000
     tasks_per_step: int = 16
-    num_tasks: int = 0  # learn from the first so many tasks, again and again; 0: never the same twice
+    num_tasks: int = 0  # train on the first num_tasks tasks repeatedly; 0: every task is new
     learning_rate: float = 1e-3
-    learning_rates: dict[str, float] = field(default_factory=dict)  # of parameters by name or its beginning
+    learning_rates: dict[str, float] = field(default_factory=dict)  # by name or name prefix of the parameters
     optimizer: str = "adam"  # adam, sgd
     momentum: float = 0.9  # sgd: Nesterov
     weight_decay: float = 0.0
     schedule: str = "cosine"  # cosine (to 0), constant
-    clip: float = 0.0  # norm of the gradient; 0: none
-    clip_value: float = 0.0  # every entry of the gradient, before the norms; 0: none
-    clip_each: float = 0.0  # norm of the gradient of each parameter by itself; 0: none
+    clip: float = 0.0  # largest norm of the gradient; 0: no clipping
+    clip_value: float = 0.0  # largest entry of the gradient, clipped before the norms; 0: no clipping
+    clip_each: float = 0.0  # largest norm of the gradient of each parameter; 0: no clipping
     kl_weight: Any = 1.0  # a number, or {start: 1e-6, end: 1.0, steps: 1000}: linear warm-up
-    particles: int = 1  # samples of w a task
+    particles: int = 1  # samples of w per task
     compile: bool = False  # torch.compile the networks
-    on_nan: str = "stop"  # stop, skip: what a step with a loss or gradient that is not finite does
+    on_nan: str = "stop"  # stop, skip: reaction to a loss or gradient that is not finite
     log_every: int = 50  # steps
-    validate_every: int = 500  # steps; the last step is validated too
+    validate_every: int = 500  # steps; the last step is always validated
     validation_tasks: int = 300
 
     def __post_init__(self) -> None:
@@ -52,14 +52,14 @@ class TrainSettings:
         kl_weight_at(self.kl_weight, 0)
 
 
-CAPTURABLE = ("cuda", "xpu")  # where torch's Adam can keep its count of steps on the device
+CAPTURABLE = ("cuda", "xpu")  # devices on which torch's Adam can count its steps
 CHOICES = {"optimizer": ("adam", "sgd"), "schedule": ("cosine", "constant"), "on_nan": ("stop", "skip")}
 COUNTS = ("steps", "tasks_per_step", "particles", "log_every", "validate_every", "validation_tasks")
 NOT_NEGATIVE = ("num_tasks", "momentum", "weight_decay", "clip", "clip_value", "clip_each")
 
 
 def _refuse_out_of_range(name: str, value: Any) -> None:
-    """Counts start at 1, rates are positive, what remains may be 0; all are finite."""
+    """Refuse counts below 1, learning rates that are not positive, and negative or infinite values of the others."""
     if name in COUNTS and value < 1:
         raise UsageError(f"expected train.{name} >= 1, got {value}")
     if name in NOT_NEGATIVE and not 0 <= value < math.inf:
@@ -84,7 +84,7 @@ def kl_weight_at(weight: Any, step: int) -> float:
 
 
 def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
-    """One torch optimiser; a group for each entry of learning_rates and one for the rest, with their base rates."""
+    """The torch optimiser, with one parameter group per entry of learning_rates and one for all other parameters."""
     trained = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     if not trained:
         raise UsageError("expected parameters to train, got a model and a guide without any; take another guide=")
@@ -92,85 +92,42 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
     rates |= {current_name(name, trained) or name: rate for name, rate in settings.learning_rates.items()}
     groups: dict[str, list[str]] = {}
     for name in trained:
-        groups.setdefault(_rate_of(name, rates), []).append(name)
+        groups.setdefault(rate_of(name, rates), []).append(name)
     _report_unused(rates.keys() - groups.keys() - {""}, learner)
     options: list[dict[str, Any]] = [
         {"params": [trained[name] for name in names], "lr": rates[key], "base": rates[key], "name": key}
         for key, names in groups.items()
     ]
     if settings.optimizer == "adam":
-        device = next(iter(trained.values())).device
-        counted_there = settings.on_nan == "skip" and device.type in CAPTURABLE  # a step that may be taken back
-        return torch.optim.Adam(options, weight_decay=settings.weight_decay, capturable=counted_there)
+        # `step_unless` resets the count of steps on the device, so Adam must count there.
+        capturable = settings.on_nan == "skip" and next(iter(trained.values())).device.type in CAPTURABLE
+        return torch.optim.Adam(options, weight_decay=settings.weight_decay, capturable=capturable)
     momentum = settings.momentum
     return torch.optim.SGD(
         options, lr=settings.learning_rate, momentum=momentum, nesterov=momentum > 0, weight_decay=settings.weight_decay
     )
 
 
-def _rate_of(name: str, rates: Iterable[str]) -> str:
-    """The longest entry of learning_rates that is the name of a parameter or its beginning; '' if none is."""
-    return max((key for key in rates if name == key or name.startswith(f"{key}.")), key=len, default="")
-
-
-def optimizer_state(optimizer: Optimizer, learner: nn.Module) -> dict[str, Any]:
-    """The state of the optimiser with the names of its parameters, in the order of their numbers."""
-    name_of = {parameter: name for name, parameter in learner.named_parameters()}
-    names = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    return {**optimizer.state_dict(), "names": names}
-
-
-def restore_optimizer(
-    optimizer: Optimizer, state: Mapping[str, Any], learner: nn.Module, weights: Iterable[str]
-) -> None:
-    """Moments from the state, rates and the like as they are set: those may change on a resume.
-
-    weights: the names of the weights in the checkpoint; version 0.1 kept none beside the moments.
-    """
-    own = optimizer_state(optimizer, learner)
-    place = {name: number for number, name in enumerate(own["names"])}
-    names = [current_name(name, place) for name in state.get("names") or _names_of_groups(state, weights, place)]
-    layouts = [_layout(one["param_groups"], one_names) for one, one_names in ((own, own["names"]), (state, names))]
-    if layouts[0] != layouts[1]:
-        raise UsageError(
-            "expected train.optimizer, backbone.frozen and the names in train.learning_rates as in the "
-            "interrupted run, got others; leave them, or start a new run"
-        )
-    moments = {place[names[number]]: value for number, value in state["state"].items()}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    kinds = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
-    for number, values in moments.items():
-        shapes = {value.shape for name, value in values.items() if name != "step" and value is not None}
-        if values.keys() - kinds or (values and kinds - values.keys()) or shapes - {parameters[number].shape}:
-            raise ValueError(f"the moments of parameter {number} are those of another optimiser or shape")
-    optimizer.load_state_dict({"state": moments, "param_groups": own["param_groups"]})
-
-
-def _names_of_groups(state: Mapping[str, Any], weights: Iterable[str], place: Mapping[str, int]) -> list[str]:
-    """The names that version 0.1 did not keep: group by group in the order of the weights."""
-    trained = [name for name in weights if current_name(name, place) in place]
-    keys = [group["name"] for group in state["param_groups"]]
-    return [name for key in keys for name in trained if _rate_of(name, keys) == key]
-
-
-def _layout(groups: Sequence[Mapping[str, Any]], names: Sequence[str | None]) -> list[Any]:
-    """What the moments of an optimiser belong to."""
-    each = [(sorted(group), sorted(str(names[number]) for number in group["params"])) for group in groups]
-    return sorted(each, key=str)
+def rate_of(name: str, keys: Iterable[str]) -> str:
+    """The longest key of learning_rates that is the name of a parameter or its beginning; "" where none is."""
+    return max((key for key in keys if name == key or name.startswith(f"{key}.")), key=len, default="")
 
 
 def _report_unused(names: set[str], learner: nn.Module) -> None:
-    """A rate may wait for a setting that has its parameter (guide.posterior=delta has no scale), but not for none."""
-    there = ", ".join(name for name, parameter in learner.named_parameters() if parameter.requires_grad)
+    """Refuse a rate without a module of that name; a rate without a parameter in this setting is only reported.
+
+    For example, a rate for the scale of a posterior is idle under guide.posterior=delta.
+    """
+    available = ", ".join(name for name, parameter in learner.named_parameters() if parameter.requires_grad)
     for name in sorted(names):
         if name.partition(".")[0] not in dict(learner.named_children()):
-            raise UsageError(f"no parameter '{name}' for train.learning_rates; there are: {there}")
+            raise UsageError(f"no parameter '{name}' for train.learning_rates; there are: {available}")
         print(f"note: no parameter '{name}' in this setting: its rate in train.learning_rates is idle", file=sys.stderr)
 
 
 def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, settings: TrainSettings) -> None:
-    """Bound entries, then each parameter's gradient, then all of it, where the settings ask for that."""
-    for parameter in (each for each in learner.parameters() if each.grad is not None):
+    """Clip the entries, then the norm per parameter, then the norm of the whole gradient, as the settings say."""
+    for parameter in (parameter for parameter in learner.parameters() if parameter.grad is not None):
         if settings.clip_value:
             torch.nn.utils.clip_grad_value_(parameter, settings.clip_value)
         if settings.clip_each:
@@ -180,27 +137,28 @@ def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, set
 
 
 def step_unless(bad: Tensor, optimizer: Optimizer) -> None:
-    """A step that leaves parameters and moments as they were where the flag `bad` is set.
+    """Take a step of the optimiser, and undo it on the device if the flag `bad` is set.
 
-    The flag is not read on the host, but where Adam counts its steps there (`CAPTURABLE`).
+    The host reads the flag only where Adam counts its steps on the host (devices not in `CAPTURABLE`).
     """
-    before = {place: value.detach().clone() for place, value in _state_of(optimizer).items()}
+    before = {key: value.detach().clone() for key, value in _state_of(optimizer).items()}
     optimizer.step()
     with torch.no_grad():
-        for place, value in _state_of(optimizer).items():
-            old = before.get(place, torch.zeros_like(value))  # moments start at 0
+        for key, value in _state_of(optimizer).items():
+            old = before.get(key, torch.zeros_like(value))  # moments start at 0
             value.copy_(torch.where(bad.to(value.device), old, value))
 
 
 def _state_of(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
-    """Every tensor that a step changes: of each parameter itself, its moments and its count of steps."""
-    parameters = [its for group in optimizer.param_groups for its in group["params"]]
-    named = [{"": its, **optimizer.state.get(its, {})} for its in parameters]
-    return {(i, key): value for i, its in enumerate(named) for key, value in its.items() if isinstance(value, Tensor)}
+    """Every tensor that a step changes: each parameter, its moments and its count of steps, by index and name."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = [{"": parameter, **optimizer.state.get(parameter, {})} for parameter in parameters]
+    entries = [(i, key, value) for i, state in enumerate(states) for key, value in state.items()]
+    return {(i, key): value for i, key, value in entries if isinstance(value, Tensor)}
 
 
 def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:
-    """Rates of a step; a closed form, so that nothing of a schedule needs to be saved."""
+    """Set the learning rates of a step. The schedule has a closed form, so a checkpoint need not hold its state."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
     factor = cosine if settings.schedule == "cosine" else 1.0
     for group in optimizer.param_groups:
@@ -208,7 +166,7 @@ def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:
 
 
 def compile_networks(learner: nn.Module) -> None:
-    """torch.compile, in place, the modules that say they are pure functions of tensors, as Pyro's handlers are not."""
+    """torch.compile, in place, the modules marked `pure`: functions of tensors that contain no Pyro handlers."""
     for module in learner.modules():
         if getattr(module, "pure", False):
             module.compile()

@@ -1,0 +1,80 @@
+"""The classifier of all training classes that a backbone is pretrained in, and its loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_metabayes.pretraining.augmentation import rotate
+from pyro_metabayes.pretraining.settings import PretrainSettings
+
+
+class CosineClassifier(nn.Module):
+    """logits = scale * cos(w_c, x), over all training classes (Gidaris and Komodakis 2018, stage 1).
+
+    A class that several domains of a bank share is a single class.
+    """
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_classes, num_features))
+        self.scale = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * features @ functional.normalize(self.weight, dim=-1).T
+
+
+def classifier_of(backbone: nn.Module, num_classes: int, rotation: bool) -> nn.ModuleDict:
+    """Backbone, classifier of the classes ("classes") and, with `rotation`, classifier of four rotations ("turns").
+
+    The backbone is initialised anew.
+    """
+    _initialise(backbone)
+    num_features = int(backbone.num_features)  # type: ignore[arg-type]
+    network = nn.ModuleDict({"backbone": backbone, "classes": CosineClassifier(num_features, num_classes)})
+    if rotation:
+        network["turns"] = CosineClassifier(num_features, 4)
+    return network
+
+
+def classification_loss(
+    network: nn.ModuleDict, images: Tensor, labels: Tensor, settings: PretrainSettings
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a batch, and the number of images classified correctly.
+
+    With settings.mixup the images are mixed in pairs, and the loss has the labels of both. With settings.rotation the
+    loss of predicting random rotations of half of the batch is added.
+    """
+    images, other_labels, share = _mixed_pairs(images, labels, settings.mixup)
+    quarters = torch.randint(0, 4, (len(images) // 2,), device=images.device) if settings.rotation else None
+    if quarters is not None:
+        images = torch.cat([images, rotate(images[: len(quarters)], quarters)])
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.precision == "bf16-mixed"):
+        features = network["backbone"](images)
+        logits = network["classes"](features[: len(labels)])
+    smoothing = settings.label_smoothing
+    loss = share * functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    if share < 1:
+        loss += (1 - share) * functional.cross_entropy(logits.float(), other_labels, label_smoothing=smoothing)
+    if quarters is not None:
+        rotation_logits = network["turns"](features[len(labels) :].float())
+        loss += settings.rotation * functional.cross_entropy(rotation_logits, quarters)
+    return loss, (logits.argmax(-1) == labels).sum()
+
+
+def _mixed_pairs(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, float]:
+    """Mixup: images mixed with random partners, labels of the partners, share of the images; alpha = 0: unchanged."""
+    if not alpha:
+        return images, labels, 1.0
+    partner = torch.randperm(len(images), device=images.device)
+    share = torch.distributions.Beta(alpha, alpha).sample().item()
+    return share * images + (1 - share) * images[partner], labels[partner], share
+
+
+def _initialise(backbone: nn.Module) -> None:
+    """Draw new weights from torch's random state, which pretrain.seed determines."""
+    # The backbone comes last, since it may override the initialisation of its parts.
+    for module in [*list(backbone.modules())[1:], backbone]:
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]

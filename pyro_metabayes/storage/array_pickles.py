@@ -1,0 +1,105 @@
+"""The names that pickles of arrays may call, each with a stand-in that checks its arguments.
+
+numpy.ndarray, called with a buffer, would accept forged addresses of objects. The stand-ins make arrays only of bytes,
+or of lists of objects that the pickle itself holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+KINDS = "biufcSUO"  # dtypes: bool, integers, floats, complex, bytes, text, and lists of arrays
+
+
+class ForbiddenName(Exception):
+    """A name that a pickle asks for and may not call."""
+
+
+class _Array(np.ndarray):
+    """Stand-in for numpy.ndarray: starts empty and accepts content that fits its shape and type."""
+
+    def __new__(cls) -> _Array:
+        return super().__new__(cls, (0,))
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, dtype, fortran, content = state
+        size = math.prod(_lengths(shape))
+        if dtype.value.hasobject:
+            fits = isinstance(content, list) and len(content) == size
+        else:
+            content = content.encode("latin1") if isinstance(content, str) else bytes(content)
+            fits = len(content) == size * dtype.value.itemsize
+        if not fits:
+            raise ValueError(f"an array of shape {shape} and type {dtype.value} does not fit its content")
+        super().__setstate__((version, shape, dtype.value, bool(fortran), content))  # type: ignore[arg-type]
+
+
+class _Type:
+    """Stand-in for numpy.dtype: a plain type. Of the pickled state only the byte order is used."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        value = np.dtype(code) if isinstance(code, str) else None
+        if value is None or value.kind not in KINDS or value.fields or value.subdtype:
+            raise ForbiddenName(f"the array type {code!r}")
+        self.value = value
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] in ("<", ">"):
+            self.value = self.value.newbyteorder(state[1])
+
+
+def _lengths(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple) or not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError(f"an array of shape {shape!r}")
+    return shape
+
+
+def _reconstruct(array: Any, shape: Any, code: Any) -> _Array:
+    return _Array()
+
+
+def _frombuffer(content: Any, dtype: _Type, shape: Any, order: str) -> np.ndarray:
+    if dtype.value.hasobject:
+        raise ForbiddenName("objects from a buffer")
+    return np.frombuffer(content, dtype.value).reshape(_lengths(shape), order="F" if order == "F" else "C")
+
+
+def _scalar(dtype: _Type, content: Any) -> Any:
+    content = content.encode("latin1") if isinstance(content, str) else content
+    return _frombuffer(content, dtype, (1,), "C")[0]
+
+
+def _from_content(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """bytes or bytearray from content; a number is refused, since it would allocate that many zeros."""
+
+    def convert(content: Any = b"", *encoding: str) -> Any:
+        if not isinstance(content, bytes | bytearray | str | list) or set(encoding) - {"latin1", "latin-1"}:
+            raise ForbiddenName(f"{kind.__name__} of {type(content).__name__}")
+        return kind(content, *encoding)
+
+    return convert
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand-in for codecs.encode, by which Python 3 pickles bytes for Python 2."""
+    if encoding != "latin1":
+        raise ForbiddenName(f"the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+ALLOWED_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): OrderedDict,
+    **{("builtins", kind.__name__): kind for kind in (set, frozenset, complex)},
+    **{("builtins", kind.__name__): _from_content(kind) for kind in (bytearray, bytes)},
+}

@@ -1,0 +1,76 @@
+"""State of a training run between two steps, which a checkpoint holds and a resumed run continues from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.seeding import random_states, set_random_states
+from pyro_metabayes.storage.untrusted import count_of
+from pyro_metabayes.training.optimizer_state import optimizer_state, restore_optimizer
+
+
+class RunState:
+    """State needed to resume training.
+
+    Attributes:
+        step: number of steps taken.
+        seconds: training time so far.
+        best: the learner with the smallest validation NLL so far, in portable form.
+        best_nll: the validation NLL of that learner.
+        skipped_steps: number of skipped steps, a scalar on the device.
+    """
+
+    def __init__(
+        self, learner: MetaLearner, optimizer: Optimizer, initial: dict[str, Any], device: torch.device
+    ) -> None:
+        self.learner, self.optimizer, self.device = learner, optimizer, device
+        self.step, self.seconds, self.best_nll, self.best = 0, 0.0, math.inf, initial
+        self.skipped_steps: Tensor = torch.zeros((), dtype=torch.long, device=device)
+
+    @property
+    def skipped(self) -> int:
+        """Number of steps skipped because the loss or a gradient was not finite (train.on_nan=skip)."""
+        return int(self.skipped_steps)
+
+    def update_best(self, nll: float) -> None:
+        """Record the current learner if its validation NLL is smaller than all before."""
+        if nll < self.best_nll:
+            self.best_nll, self.best = nll, self.learner.portable()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Learner, best learner and training state. The random state is the same on all processes."""
+        training = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "best_nll": self.best_nll,
+            "skipped": self.skipped,
+            "optimizer": optimizer_state(self.optimizer, self.learner),
+            "random": torch.get_rng_state(),
+            "random_device": random_states(self.device),
+        }
+        return {"learner": self.learner.portable(), "best": self.best, "training": training}
+
+    def load_state_dict(self, state: Mapping[str, Any], num_steps: int, folder: Path) -> None:
+        """Continue from a state of the run in `folder`, refused if it is beyond step `num_steps`."""
+        training = state["training"]
+        step = count_of(training["step"])
+        if step > num_steps:
+            raise UsageError(f"expected train.steps >= {step}, which the run in {folder} has taken, got {num_steps}")
+        self.learner.refuse_other(state["best"]["weights"])
+        self.learner.load_weights(state["learner"]["weights"])
+        restore_optimizer(self.optimizer, training["optimizer"], self.learner, state["learner"]["weights"])
+        self.step, self.seconds = step, float(training["seconds"])
+        self.best_nll, self.best = float(training["best_nll"]), state["best"]
+        self.skipped_steps.fill_(count_of(training["skipped"]))
+        torch.set_rng_state(training["random"])
+        # Version 0.1 wrote the state of the device under the name random_cuda.
+        set_random_states(self.device, training.get("random_cuda", training.get("random_device", [])))
