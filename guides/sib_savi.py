@@ -17,6 +17,7 @@ import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.inference.capabilities import HasPrior
+from pyro_metabayes.inference.cholesky import WithoutWaiting
 from pyro_metabayes.inference.descent import descend, hold_step_size, loss_gradient
 from pyro_metabayes.inference.family import Scale
 from pyro_metabayes.inference.initialisation import initialisation_of_rows
@@ -145,4 +146,5 @@ def _gaussian(loc: Tensor, scale: Tensor, spread: Tensor | None, differences: Te
     if spread is None:
         return Normal(loc, scale).to_event(2)
     factor = (spread.unsqueeze(-1) * differences.mT.unsqueeze(1)).expand(*loc.shape, -1)
-    return LowRankMultivariateNormal(loc, factor, scale.square().expand(loc.shape)).to_event(1)
+    with WithoutWaiting():
+        return LowRankMultivariateNormal(loc, factor, scale.square().expand(loc.shape)).to_event(1)

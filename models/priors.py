@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from pyro import distributions
 from pyro.distributions import (
     Categorical,
-    ImproperUniform,
     Independent,
     MixtureSameFamily,
     MultivariateNormal,
@@ -20,13 +20,13 @@ from torch.distributions import constraints
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.memoise import support_encoding
-from pyro_metabayes.inference.cholesky import normal_of_precision
+from pyro_metabayes.inference.cholesky import WithoutWaiting
 from pyro_metabayes.inference.shared_normal import SharedNormal
 from pyro_metabayes.models.set_encoder import CountAware, MeanPooled, PseudoObservations, lower_triangular
 from pyro_metabayes.prior import Prior
 
 
-class Improper(ImproperUniform):
+class ImproperUniform(distributions.ImproperUniform):
     """log p(w) = 0 everywhere, in the dtype and on the device of w: Pyro's own zeros are on the CPU always."""
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Flat(Prior):
     """
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
-        return Improper(constraints.real, Size((observed.num_tasks,)), event_shape)
+        return ImproperUniform(constraints.real, Size((observed.num_tasks,)), event_shape)
 
 
 class Gaussian(Prior):
@@ -146,7 +146,8 @@ class Conditional(Prior):
             loc, spread = self.encoder(*points, event_shape[0])
         if loc.dim() == spread.dim():
             return Normal(loc, spread).to_event(2)
-        return normal_of_precision(loc, spread).to_event(1)
+        with WithoutWaiting():
+            return MultivariateNormal(loc, precision_matrix=spread).to_event(1)
 
     def _of_outputs(self, observed: Observed) -> tuple[Tensor, Tensor]:
         """loc [T, Y, W] and scale, or precision [T, Y, W, W]: the outputs side by side, as sets of one class."""

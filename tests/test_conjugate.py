@@ -143,7 +143,7 @@ def test_what_has_no_closed_form_is_refused(name: str, prior: str, message: str)
 
 
 def test_the_exact_posterior_of_a_classifier_is_refused() -> None:
-    with pytest.raises(UsageError, match="expected a model with exact_posterior for guide=exact"):
+    with pytest.raises(UsageError, match="expected a model with an exact posterior for guide=exact"):
         Pair("exact").learner()
 
 

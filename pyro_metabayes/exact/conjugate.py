@@ -10,7 +10,7 @@ from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch import Tensor
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.cholesky import cholesky, normal_of_precision
+from pyro_metabayes.inference.cholesky import WithoutWaiting, cholesky
 from pyro_metabayes.inference.divergences import innermost
 
 
@@ -39,7 +39,8 @@ def posterior_of_rows(
     evidence = (before @ prior.mean.unsqueeze(-1)).squeeze(-1) + y.mT @ x / noise**2  # [T, Y, D]
     factor = cholesky(precision)
     loc = torch.cholesky_solve(evidence.unsqueeze(-1), factor).squeeze(-1)
-    return normal_of_precision(loc, precision).to_event(1)
+    with WithoutWaiting():
+        return MultivariateNormal(loc, precision_matrix=precision).to_event(1)
 
 
 def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: Tensor, noise: Tensor | float) -> Tensor:

@@ -1,10 +1,12 @@
-"""Cholesky factors without waiting for the device, and the normal distribution of a precision."""
+"""Cholesky factors without waiting for the device, in our code and in distributions that are built from matrices."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from pyro.distributions import MultivariateNormal
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 def cholesky(matrix: Tensor) -> Tensor:
@@ -20,13 +22,11 @@ def cholesky(matrix: Tensor) -> Tensor:
     return torch.where((info == 0)[..., None, None], factor, torch.nan)
 
 
-def normal_of_precision(loc: Tensor, precision: Tensor) -> MultivariateNormal:
-    """N(loc, precision^-1), loc [..., M], precision [..., M, M]; as MultivariateNormal(loc, precision_matrix=...).
+class WithoutWaiting(TorchFunctionMode):
+    """Inside, `torch.linalg.cholesky` is the function of this file, for whoever calls it.
 
-    With J the reversal of rows and columns and J P J = F F^T, P^-1 = L L^T for L = (J F J)^-T, lower triangular.
+    torch's normal distributions factorise a precision, or the small matrix of a low rank, when they are built.
     """
-    upper = cholesky(precision.flip(-2, -1)).flip(-2, -1)
-    one = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
-    normal = MultivariateNormal(loc, scale_tril=torch.linalg.solve_triangular(upper.mT, one, upper=False))
-    normal.precision_matrix = precision.expand(*normal.batch_shape, *precision.shape[-2:])  # known: not to be inverted
-    return normal
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (cholesky if function is torch.linalg.cholesky else function)(*args, **(kwargs or {}))
