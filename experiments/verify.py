@@ -22,6 +22,7 @@ from pyro_metabayes.experiments.runs.evaluation import score_run
 from pyro_metabayes.experiments.runs.finished_runs import flatten, read_run
 
 CLOCKED = ("seconds", "episodes_per_second")
+MOVED = ("train_shift",)  # keys of version 0.1, which are under config.data now
 CIRCUMSTANCES = ("versions", "commit", "device", "machine", "data_fingerprint", "config")  # may change the metrics
 
 
@@ -34,7 +35,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, s
 
 def split_results(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics, and the circumstances that may change them."""
-    metrics = {name: value for name, value in results.items() if name not in (*CLOCKED, *CIRCUMSTANCES)}
+    metrics = {name: value for name, value in results.items() if name not in (*CLOCKED, *CIRCUMSTANCES, *MOVED)}
     return metrics, {name: results[name] for name in CIRCUMSTANCES if name in results}
 
 

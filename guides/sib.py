@@ -32,7 +32,7 @@ class Guide(pyro_metabayes.Guide):
         step_size: eta, for a sum over queries.
         learn_step_size: whether eta is learned, from step_size; a fixed eta may change after training.
         posterior: `normal`, sigma learned and shared by the classes; `amortized`, sigma a learned function of
-            theta^0; `delta`, the point estimate of the released code.
+            theta^0; `fixed`, sigma stays at scale; `delta`, the point estimate of the released code.
         scale: sigma before training.
         initialisation: lambda. `support` scales the prototypes by a learned vector; `global` is a learned
             point, which needs no support set.
@@ -63,9 +63,9 @@ class Guide(pyro_metabayes.Guide):
         check_choice("guide.posterior", posterior, FAMILIES)
         check_choice("guide.initialisation", initialisation, ("support", "global"))
         check_choice("guide.synthetic_gradient", synthetic_gradient, NETWORKS)
-        if min(num_steps, inner_kl, inner_samples) < 0 or scale <= 0:
-            got = f"{num_steps}, {inner_kl}, {inner_samples}, {scale}"
-            raise UsageError(f"expected guide.num_steps, inner_kl, inner_samples >= 0 and scale > 0, got {got}")
+        if min(num_steps, inner_kl, inner_samples) < 0:
+            got = f"{num_steps}, {inner_kl} and {inner_samples}"
+            raise UsageError(f"expected guide.num_steps, inner_kl and inner_samples >= 0, got {got}")
         self.num_steps, self.inner_kl, self.inner_samples = num_steps, inner_kl, inner_samples
         self.transductive = num_steps > 0  # lambda sees the support set at most
         self.xi = network_of(synthetic_gradient, model, num_classes)

@@ -34,7 +34,7 @@ class Guide(pyro_metabayes.Guide):
         num_steps: K.
         step_size: eta of the synthetic steps, for a sum over queries.
         learn_step_size: whether both rates are learned.
-        posterior: `normal`, `amortized` or `delta`, as in `sib`.
+        posterior: `normal`, `amortized`, `fixed` or `delta`, as in `sib`.
         scale: sigma before training.
         synthetic_gradient: xi: `ordered`, `equivariant` or `marginal_aware`, as in `sib`.
     """
@@ -60,11 +60,9 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         check_choice("guide.posterior", posterior, FAMILIES)
         check_choice("guide.synthetic_gradient", synthetic_gradient, NETWORKS)
-        if min(num_steps, rotation_step_size, rotation_weight) < 0 or scale <= 0:
-            got = f"{num_steps}, {rotation_step_size}, {rotation_weight}, {scale}"
-            raise UsageError(
-                f"expected guide.num_steps, rotation_step_size, rotation_weight >= 0 and scale > 0, got {got}"
-            )
+        if min(num_steps, rotation_step_size, rotation_weight) < 0:
+            got = f"{num_steps}, {rotation_step_size} and {rotation_weight}"
+            raise UsageError(f"expected guide.num_steps, rotation_step_size and rotation_weight >= 0, got {got}")
         self.num_steps, self.rotation_weight, self.num_classes = num_steps, rotation_weight, num_classes
         self.transductive = num_steps > 0 or rotation_step_size > 0
         self.xi = network_of(synthetic_gradient, model, num_classes)

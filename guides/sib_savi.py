@@ -25,32 +25,36 @@ from pyro_metabayes.inference.synthetic_gradient import NETWORKS, network_of, sy
 
 
 class Guide(pyro_metabayes.Guide):
-    """p(w | support, x_query) = N(theta^K, Sigma) of sib predicts, and is the prior (prior=guided); in training
+    """The conditional prior, which predicts, is p(w | support, x_query) = N(theta^K, Sigma) of `sib` (prior=guided).
+
+    The approximate posterior in training has seen the query labels:
 
         q(w | support, x_query, y_query) = N(theta^K - Sigma_q sum_i d -log p(y_i | x_i, theta^K) / d theta, Sigma_q),
-        Sigma = diag(sigma^2),    Sigma_q = diag(1 / (1 / sigma^2 + h)),
+        Sigma = diag(sigma^2),    Sigma_q = diag(1 / (1 / sigma^2 + h)),    h > 0 learned for each weight.
 
-    h > 0 learned for each weight, from label_precision: what the labels of a task add to the precision. The KL charges
-    for what the labels tell beyond the inputs, and no more: for sigma -> 0 it is 0 and the bound that of the point
-    mass, which the bound at weight 1 can only better. Why, and how it does: docs/cold-posterior.md.
-    see_labels: false is q = p, with KL 0 and a sigma that goes to 0.
-    by_entropy: sigma is wider for classes whose queries are in doubt, times exp(b H_c), b learned from 0, H_c the mean
-    entropy of the predictions with theta^K over the queries that class c attracts; for classes, not for numbers.
-    between: if not 0, noise along the differences of the classes: Sigma = diag(sigma^2) + kappa^2 sum_c m_c m_c^T, with
-    m_c = theta^K_c - mean over classes, and 1 / (1 / kappa^2 + h_b) for kappa^2 in Sigma_q; kappa (times exp(b H_c),
-    too) is learned from `between`, h_b > 0 from 1. The other settings are those of sib.
+    h is what the labels of a task add to the precision, so the KL is the information of the labels beyond the inputs.
+    For sigma -> 0 it is 0, and the bound is that of the point estimate. (docs/cold-posterior.md)
+
+    Args:
+        label_precision: h before training; 0: q = p, with KL 0, and sigma goes to 0 in training.
+        by_entropy: sigma_c is multiplied by exp(b H_c), b learned from 0, H_c the mean entropy of the predictions
+            with theta^K over the queries that class c attracts; for classes, not for numbers.
+        between: kappa before training, of noise along the differences of the classes: Sigma = diag(sigma^2) +
+            kappa^2 sum_c m_c m_c^T, m_c = theta^K_c - mean over classes, and kappa^2 in Sigma_q is
+            1 / (1 / kappa^2 + h_b), h_b learned from 1; 0: no such noise.
+    The other arguments are those of `sib`; its step size is learned.
     """
+
+    log_step_size: Tensor
 
     def __init__(
         self,
         model: pyro_metabayes.Model,
         num_classes: int,
         num_weights: int,
-        see_labels: bool = True,
         label_precision: float = 100.0,
         num_steps: int = 3,
         step_size: float = 1e-3,
-        learn_step_size: bool = True,
         posterior: str = "normal",
         scale: float = 0.01,
         initialisation: str = "support",
@@ -62,20 +66,20 @@ class Guide(pyro_metabayes.Guide):
         check_choice("guide.posterior", posterior, ("normal", "amortized"))
         check_choice("guide.initialisation", initialisation, ("support", "global"))
         check_choice("guide.synthetic_gradient", synthetic_gradient, NETWORKS)
-        if min(num_steps, between) < 0 or min(label_precision, scale) <= 0:
-            got = f"{num_steps}, {between}, {label_precision} and {scale}"
-            raise UsageError(f"expected guide.num_steps, between >= 0 and label_precision, scale > 0, got {got}")
+        if min(num_steps, label_precision, between) < 0:
+            got = f"{num_steps}, {label_precision} and {between}"
+            raise UsageError(f"expected guide.num_steps, label_precision and between >= 0, got {got}")
         self.num_steps, self.transductive = num_steps, num_steps > 0
         self.xi = network_of(synthetic_gradient, model, num_classes)
         self.start = initialisation_of_rows(initialisation, num_classes, num_weights)
         self.scale = Scale(num_weights, scale, posterior == "amortized")
         self.num_classes = num_classes if synthetic_gradient == "ordered" or self.start.fixed_classes else None
-        hold_step_size(self, step_size, learn_step_size)
+        hold_step_size(self, step_size, learned=True)
         _follow(self.require(HasPrior).prior_over_weights, self)
-        self.sees_query_labels = see_labels
+        self.sees_query_labels = label_precision > 0
         self.entropy_slope = nn.Parameter(torch.zeros(())) if by_entropy else None
         self.log_between = nn.Parameter(torch.tensor(between).log()) if between else None
-        if see_labels:
+        if self.sees_query_labels:
             self.log_label_precision = nn.Parameter(torch.full((num_weights,), label_precision).log())
             self.log_between_precision = nn.Parameter(torch.zeros(())) if between else None
 

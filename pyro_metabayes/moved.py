@@ -16,22 +16,16 @@ MODULES = {f"pyro_metabayes.data.{name}": f"pyro_metabayes.data.sources.{name}" 
 # Settings that are another part's now, and what is said where the command line has them.
 MOVED_SETTINGS = {"task.train_shift": "data.train_shift, a setting of data=digit_domains and data=pacs"}
 
-# Settings that have left a part: at this default they are dropped, else the part is another one now.
-_SETTINGS: dict[str, dict[str, tuple[Any, str]]] = {
-    "guides.sib.Guide": {
-        "rotation_step_size": (0.0, "guides.sib_rotation.Guide"),
-        "true_gradient": (False, "guides.sib_oracle.Guide"),
-        "reduction": ("sum", "guides.sib_ablation.Guide"),
-        "normalise": (True, "guides.sib_ablation.Guide"),
-        "over_batch": (False, "guides.sib_ablation.Guide"),
-        "learn_scale": (True, "guides.sib_ablation.Guide"),
-    },
-}
-# Settings that a part does not have, and the value that it implies.
+# Settings that a part does not have any more, at the value that it implies.
 _IMPLIED: dict[str, dict[str, Any]] = {
-    "guides.sib.Guide": {"rotation_weight": 1.0},
+    "guides.sib.Guide": {
+        **{"rotation_step_size": 0.0, "true_gradient": False, "reduction": "sum"},
+        **{"normalise": True, "over_batch": False, "learn_scale": True},
+    },
+    "guides.sib_ablation.Guide": {"inner_kl": 0.0, "inner_samples": 0},
     "guides.sib_rotation.Guide": {"initialisation": "global", "inner_kl": 0.0, "inner_samples": 0},
     "guides.sib_oracle.Guide": {"true_gradient": True, "inner_samples": 0},
+    "guides.sib_savi.Guide": {"see_labels": True, "learn_step_size": True},
 }
 # Parameters of guides whose parts are modules of their own now; None: a fixed step size, which is a setting.
 _PARAMETERS: dict[str, str | None] = {
@@ -46,13 +40,33 @@ _PARAMETERS: dict[str, str | None] = {
 
 def current_specification(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     """A part as it is specified now; a specification of this version is returned as it is."""
-    leaving = _SETTINGS.get(str(spec.get("_target_")), {})
-    changed = [name for name, (default, _) in leaving.items() if name in spec and spec[name] != default]
-    kept = {name: value for name, value in spec.items() if name not in leaving or name in changed}
-    if changed:
-        kept["_target_"] = leaving[changed[0]][1]
-    implied = _IMPLIED.get(str(kept.get("_target_")), {})
-    return {name: value for name, value in kept.items() if name not in implied or value != implied[name]}
+    changed = _without_implied(spec)
+    if changed.get("_target_") == "guides.sib.Guide":
+        changed = _without_implied(_parts_of_sib(changed))
+    if changed.get("see_labels") is False:  # of sib_savi
+        changed = {name: value for name, value in changed.items() if name != "see_labels"} | {"label_precision": 0.0}
+    return changed
+
+
+def _without_implied(spec: Mapping[str, Any]) -> dict[str, Any]:
+    implied = _IMPLIED.get(str(spec.get("_target_")), {})
+    return {name: value for name, value in spec.items() if name not in implied or value != implied[name]}
+
+
+def _parts_of_sib(spec: dict[str, Any]) -> dict[str, Any]:
+    """Version 0.1 had one guide for SIB, its step on a rotation loss, its ablations and its oracle."""
+    if spec.pop("learn_scale", True) is False and spec.get("posterior", "normal") != "delta":
+        spec["posterior"] = "fixed"
+    if "rotation_step_size" in spec:
+        return spec | {"_target_": "guides.sib_rotation.Guide"}
+    spec.pop("rotation_weight", None)
+    if "true_gradient" in spec:
+        return spec | {"_target_": "guides.sib_oracle.Guide"}
+    if "reduction" in spec or "normalise" in spec or "over_batch" in spec:
+        normalise, over_batch = spec.pop("normalise", True), spec.pop("over_batch", False)
+        spec["normalisation"] = "batch" if normalise and over_batch else "task" if normalise else "none"
+        return spec | {"_target_": "guides.sib_ablation.Guide"}
+    return spec
 
 
 def current_name(name: str, there: Collection[str]) -> str | None:

@@ -243,7 +243,7 @@ def _sib() -> list[Pair]:
 def _sib_savi() -> list[Pair]:
     """With and without labels and noise between classes, and the objectives that ask for more than one sample."""
     steps = {"num_steps": 2, "step_size": 0.1, "scale": 0.1}
-    between, blind = {**steps, "between": 0.2}, {**steps, "see_labels": False}
+    between, blind = {**steps, "between": 0.2}, {**steps, "label_precision": 0.0}
     pairs = [
         Pair(head="linear", settings={**between, "posterior": "amortized"}),
         Pair(settings={**steps, "synthetic_gradient": "equivariant", "by_entropy": False}),
@@ -263,19 +263,19 @@ def _unbalanced_sib() -> list[Pair]:
     aware = {"synthetic_gradient": "marginal_aware", "num_steps": 2, "step_size": 0.1}
     return [
         Pair("sib", "flat", settings={**aware, "posterior": "delta"}),
-        Pair("sib", head="linear", settings={**aware, "reduction": "mean", "inner_samples": 2}),
-        Pair("sib", settings={**aware, "normalise": False, "initialisation": "global"}),
-        Pair("sib", "flat", settings={"num_steps": 2, "step_size": 0.1, "posterior": "delta", "reduction": "mean"}),
+        Pair("sib_ablation", head="linear", settings={**aware, "reduction": "mean"}),
+        Pair("sib_ablation", settings={**aware, "normalisation": "none", "initialisation": "global"}),
+        Pair("sib_ablation", "flat", settings={"step_size": 0.1, "posterior": "delta", "reduction": "mean"}),
     ]
 
 
 def _rotating_sib() -> list[Pair]:
     """A step on the rotation loss: before the synthetic ones, with a head that nothing else trains, in their place."""
-    step = {"initialisation": "global", "rotation_step_size": 0.1, "step_size": 0.1, "num_steps": 2}
+    step = {"rotation_step_size": 0.1, "step_size": 0.1, "num_steps": 2}
     return [
-        Pair("sib", settings={**step, "posterior": "amortized", "learn_step_size": True}),
-        Pair("sib", "flat", "linear", settings={**step, "posterior": "delta", "rotation_weight": 0.0}),
-        Pair("sib", "flat", settings={**step, "posterior": "delta", "num_steps": 0}),
+        Pair("sib_rotation", settings={**step, "posterior": "amortized", "learn_step_size": True}),
+        Pair("sib_rotation", "flat", "linear", settings={**step, "posterior": "delta", "rotation_weight": 0.0}),
+        Pair("sib_rotation", "flat", settings={**step, "posterior": "delta", "num_steps": 0}),
     ]
 
 
@@ -319,7 +319,8 @@ def _of_regressions() -> list[Pair]:
         *(Pair("mean_field", prior) for prior in ("gaussian", "mixture", "conditional")),
         Pair("mean_field", objective="importance_weighted"),
         Pair("sib", settings=start),
-        Pair("sib", settings={**start, "normalise": False, "learn_scale": False, "inner_kl": 1.0}),
+        Pair("sib_ablation", settings={**start, "normalisation": "none", "posterior": "fixed"}),
+        Pair("sib", settings={**start, "inner_kl": 1.0}),
         Pair("sib", "flat", settings={**start, "posterior": "delta", "synthetic_gradient": "equivariant"}),
     ]
     return [replace(pair, model=model) for model in REGRESSIONS for pair in pairs]
@@ -403,7 +404,8 @@ def every_pair() -> list[Pair]:
     pairs += [Pair("savi", prior, settings={"shared": False}) for prior in ("conditional", "count_aware")]
     pairs += [Pair("savi", "conditional", objective="importance_weighted")]
     pairs += _unbalanced_sib() + _rotating_sib()
-    pairs += [Pair("sib", settings={"normalise": False, "learn_scale": False, "synthetic_gradient": "equivariant"})]
+    unnormalised = {"normalisation": "none", "posterior": "fixed", "synthetic_gradient": "equivariant"}
+    pairs += [Pair("sib_ablation", settings=unnormalised)]
     pairs += [
         pair
         for prior in ("gaussian", "conditional", "count_aware")

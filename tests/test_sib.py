@@ -334,7 +334,7 @@ def test_the_posterior_of_a_conditional_prior_centred_there_has_no_kl() -> None:
     [
         (
             {"posterior": "gaussian"},
-            r"guide\.posterior to be one of normal, amortized, delta, got 'gaussian'",
+            r"guide\.posterior to be one of normal, amortized, fixed, delta, got 'gaussian'",
         ),
         ({"initialisation": "random"}, r"guide\.initialisation to be one of support, global, got 'random'"),
         (

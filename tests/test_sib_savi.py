@@ -54,7 +54,7 @@ def test_without_a_scale_it_is_the_point_mass_with_nothing_to_pay(see_labels: bo
     """Loss of sib_delta, of the same parameters, to the size of the scale."""
     episodes = random_tasks()
     settings = {**STEPS, "scale": 1e-6}
-    learner = Pair("sib_savi", "guided", settings={**settings, "see_labels": see_labels}).learner()
+    learner = Pair("sib_savi", "guided", settings={**settings, "label_precision": 100.0 * see_labels}).learner()
     delta = Pair("sib", "flat", settings={**STEPS, "posterior": "delta", "learn_step_size": True}).learner()
     with torch.no_grad():
         learner.guide.scale.log_scale.fill_(1e-6).log_()
@@ -68,7 +68,7 @@ def test_without_a_scale_it_is_the_point_mass_with_nothing_to_pay(see_labels: bo
 def test_labels_are_paid_for_and_seen_in_training_alone(between: float) -> None:
     episodes = random_tasks()
     for see_labels in (False, True):
-        settings = {**STEPS, "see_labels": see_labels, "scale": 0.3, "between": between}
+        settings = {**STEPS, "label_precision": 100.0 * see_labels, "scale": 0.3, "between": between}
         guide = Pair("sib_savi", "guided", settings=settings).learner().guide
         assert guide.sees_query_labels == see_labels
         p, q = guide.posterior(episodes.observed()), guide.training_posterior(episodes)
@@ -145,8 +145,8 @@ def test_it_asks_for_its_prior_and_the_prior_for_its_guide() -> None:
     ("setting", "message"),
     [
         ("guide.posterior=delta", "guide.posterior to be one of normal, amortized, got 'delta'"),
-        ("guide.between=-1", "guide.num_steps, between >= 0 and label_precision, scale > 0, got 3, -1.0, 100.0"),
-        ("guide.label_precision=0", "guide.num_steps, between >= 0 and label_precision, scale > 0, got 3, 0.0, 0.0"),
+        ("guide.between=-1", "guide.num_steps, label_precision and between >= 0, got 3, 100.0 and -1.0"),
+        ("guide.label_precision=-1", "guide.num_steps, label_precision and between >= 0, got 3, -1.0 and 0.0"),
     ],
 )
 def test_bad_settings_are_named(setting: str, message: str) -> None:

@@ -95,6 +95,11 @@ def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
     return torch.func.grad(loss)(w)
 
 
+def check_steps(num_steps: int) -> None:
+    if num_steps < 0:
+        raise UsageError(f"expected guide.num_steps >= 0, got {num_steps}")
+
+
 def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str = "step_size") -> None:
     """Give the guide `log_step_size` (or log_NAME): a learned parameter, or a constant, which is in no checkpoint.
 

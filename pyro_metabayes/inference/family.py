@@ -7,9 +7,10 @@ from pyro.distributions import Delta, Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.func import grad
 
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.divergences import differentiable_divergence
 
-FAMILIES = ("normal", "amortized", "delta")
+FAMILIES = ("normal", "amortized", "fixed", "delta")
 
 
 class Scale(nn.Module):
@@ -20,6 +21,8 @@ class Scale(nn.Module):
 
     def __init__(self, num_weights: int, scale: float, amortized: bool = False) -> None:
         super().__init__()
+        if scale <= 0:
+            raise UsageError(f"expected guide.scale > 0, got {scale}")
         self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
         self.network = _network(num_weights) if amortized else None
 
@@ -37,8 +40,11 @@ def _network(num_weights: int) -> nn.Module:
 
 
 def scale_of_family(family: str, num_weights: int, scale: float) -> Scale | None:
-    """`normal`, `amortized`, or None for `delta`, the point estimate."""
-    return None if family == "delta" else Scale(num_weights, scale, family == "amortized")
+    """`normal`, `amortized`, `fixed` (sigma stays at scale), or None for `delta`, the point estimate."""
+    if family == "delta":
+        return None
+    sigma = Scale(num_weights, scale, family == "amortized")
+    return sigma.requires_grad_(family != "fixed")
 
 
 def around(loc: Tensor, scale: Tensor | None) -> TorchDistribution:

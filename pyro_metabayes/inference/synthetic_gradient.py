@@ -14,12 +14,12 @@ from pyro_metabayes.inference.gradient_networks import EquivariantNet, MarginalN
 from pyro_metabayes.model import Model
 
 NETWORKS = ("ordered", "equivariant", "marginal_aware")
+NORMALISATIONS = ("task", "batch", "none")
 
 
-def network_of(
-    name: str, model: Model, num_classes: int, normalise: bool = True, over_batch: bool = False
-) -> nn.Module:
+def network_of(name: str, model: Model, num_classes: int, normalisation: str = "task") -> nn.Module:
     """xi: `ordered`, for the one number of classes, or `equivariant` or `marginal_aware`, for any number."""
+    normalise, over_batch = normalisation != "none", normalisation == "batch"
     if name == "ordered":
         num_seen = model.num_seen(num_classes) if isinstance(model, HasQueryView) else num_classes
         return OrderedNet(num_seen, normalise, over_batch)
