@@ -13,7 +13,7 @@ import torch
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.build import build
 from pyro_metabayes.moved import current_name, current_specification
-from tests.commands import ran
+from tests.commands import lines_of, ran
 from tests.pairs import ROOT, Pair
 
 SIB = "guides.sib.Guide"
@@ -86,3 +86,13 @@ def test_a_run_of_version_0_1_goes_on(tmp_path: Path) -> None:
     folder = shutil.copytree(RUN, tmp_path / "run")
     ran("run", f"resume={folder}", "train.steps=6")
     assert (folder / "metrics.jsonl").read_text().count("\n") == 3
+
+
+def test_moments_of_version_0_1_go_on_where_parameters_have_other_names(tmp_path: Path) -> None:
+    """sib, four steps by version 0.1.0; the last line of its metrics after four more, by that version."""
+    folder = shutil.copytree(ROOT / "tests/assets/version_0_1_sib", tmp_path / "run")
+    ran("run", f"resume={folder}", "train.steps=8")
+    last = lines_of(folder)[-1]
+    assert {name: last[name] for name in ("loss", "kl", "val_nll")} == pytest.approx(
+        {"loss": 89.67758178710938, "kl": 152.1617431640625, "val_nll": 1.7247328758239746}, rel=1e-4
+    )
