@@ -146,3 +146,9 @@ def test_a_random_state_of_another_device_is_left_alone() -> None:
 def test_double_precision_is_taken_where_there_is_any() -> None:
     assert as_double(torch.ones(2)).dtype == torch.float64
     assert as_double(torch.ones(2, device="meta")).device.type == "meta"
+
+
+def test_the_help_explains_the_devices() -> None:
+    help_text = ran("run", "--help").out
+    assert "device: auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:1" in help_text
+    assert "data.device: where the inputs of a bank lie: auto" in help_text
