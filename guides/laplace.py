@@ -11,8 +11,7 @@ from torch import Tensor
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.descent import descend, hold_step_size, loss_gradient, rate_of_mean
+from pyro_metabayes.inference.descent import descend, hold_steps, loss_gradient, rate_of_mean
 from pyro_metabayes.inference.divergences import check_gaussian
 from pyro_metabayes.inference.laplace import LowRankPrecision, ggn_root
 
@@ -28,6 +27,7 @@ class Guide(pyro_metabayes.Guide):
     weight 1; draws and determinants take Cholesky factors of the size of the points, never of the weights.
     """
 
+    num_steps: int
     log_step_size: Tensor
 
     def __init__(
@@ -39,10 +39,8 @@ class Guide(pyro_metabayes.Guide):
         first_order: bool = False,
     ) -> None:
         super().__init__(model)
-        if num_steps < 0:
-            raise UsageError(f"expected guide.num_steps >= 0, got {num_steps}")
-        self.num_steps, self.first_order = num_steps, first_order
-        hold_step_size(self, step_size, learn_step_size)
+        self.first_order = first_order
+        hold_steps(self, num_steps, step_size, learn_step_size)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         prior = self.model.prior(observed)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
-from pyro_metabayes.errors import UsageError, check_choice
-from pyro_metabayes.inference.descent import adapted, hold_step_size
-from pyro_metabayes.inference.initialisation import INITIALISATIONS, initialisation_of_latent
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.descent import adapted, hold_steps
+from pyro_metabayes.inference.initialisation import initialisation_of_latent
 from pyro_metabayes.inference.laplace import ggn_root, log_det_precision
 
 
@@ -27,6 +27,7 @@ class Guide(pyro_metabayes.Guide):
     log density of q at its own point. `guide=laplace` is the posterior that this one is the mean of.
     """
 
+    num_steps: int
     log_step_size: Tensor
 
     def __init__(
@@ -43,14 +44,12 @@ class Guide(pyro_metabayes.Guide):
         initialisation: str = "global",
     ) -> None:
         super().__init__(model)
-        check_choice("guide.initialisation", initialisation, INITIALISATIONS)
-        if min(num_steps, weight) < 0 or precision <= 0:
-            got = f"{num_steps}, {weight} and {precision}"
-            raise UsageError(f"expected guide.num_steps, weight >= 0 and precision > 0, got {got}")
-        self.num_steps, self.first_order, self.weight, self.precision = num_steps, first_order, weight, precision
+        if weight < 0 or precision <= 0:
+            raise UsageError(f"expected guide.weight >= 0 and precision > 0, got {weight} and {precision}")
+        self.first_order, self.weight, self.precision = first_order, weight, precision
         self.start = initialisation_of_latent(initialisation, model, num_classes, num_features)
         self.num_classes = num_classes if self.start.fixed_classes else None
-        hold_step_size(self, step_size, learn_step_size)
+        hold_steps(self, num_steps, step_size, learn_step_size)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         theta = self._adapted(observed)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.errors import UsageError, check_choice
-from pyro_metabayes.inference.descent import adapted, hold_step_size
-from pyro_metabayes.inference.initialisation import INITIALISATIONS, initialisation_of_latent
+from pyro_metabayes.inference.descent import adapted, hold_steps
+from pyro_metabayes.inference.initialisation import initialisation_of_latent
 
 
 class Guide(pyro_metabayes.Guide):
@@ -32,6 +31,7 @@ class Guide(pyro_metabayes.Guide):
     head on features of a frozen backbone (model=few_shot_classifier), not the backbone's as in the paper.
     """
 
+    num_steps: int
     log_step_size: Tensor
 
     def __init__(
@@ -46,13 +46,10 @@ class Guide(pyro_metabayes.Guide):
         initialisation: str = "global",
     ) -> None:
         super().__init__(model)
-        check_choice("guide.initialisation", initialisation, INITIALISATIONS)
-        if num_steps < 0:
-            raise UsageError(f"expected guide.num_steps >= 0, got {num_steps}")
-        self.num_steps, self.first_order = num_steps, first_order
+        self.first_order = first_order
         self.start = initialisation_of_latent(initialisation, model, num_classes, num_features)
         self.num_classes = num_classes if self.start.fixed_classes else None
-        hold_step_size(self, step_size, learn_step_size)
+        hold_steps(self, num_steps, step_size, learn_step_size)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         self.check(observed)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.errors import UsageError, check_choice
-from pyro_metabayes.inference.descent import descend, hold_step_size
-from pyro_metabayes.inference.family import FAMILIES, around, kl_gradient, scale_of_family
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.descent import descend, hold_steps
+from pyro_metabayes.inference.family import around, kl_gradient, scale_of_family
 from pyro_metabayes.inference.initialisation import LearnedPoint, initialisation_of_rows
-from pyro_metabayes.inference.synthetic_gradient import NETWORKS, network_of, synthetic_gradient
+from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gradient
 
 
 class Guide(pyro_metabayes.Guide):
@@ -42,6 +42,7 @@ class Guide(pyro_metabayes.Guide):
         inner_samples: draws of eps in a step; 0 takes the gradient at theta^k itself, as released.
     """
 
+    num_steps: int
     log_step_size: Tensor
 
     def __init__(
@@ -60,19 +61,15 @@ class Guide(pyro_metabayes.Guide):
         inner_samples: int = 0,
     ) -> None:
         super().__init__(model)
-        check_choice("guide.posterior", posterior, FAMILIES)
-        check_choice("guide.initialisation", initialisation, ("support", "global"))
-        check_choice("guide.synthetic_gradient", synthetic_gradient, NETWORKS)
-        if min(num_steps, inner_kl, inner_samples) < 0:
-            got = f"{num_steps}, {inner_kl} and {inner_samples}"
-            raise UsageError(f"expected guide.num_steps, inner_kl and inner_samples >= 0, got {got}")
-        self.num_steps, self.inner_kl, self.inner_samples = num_steps, inner_kl, inner_samples
+        if min(inner_kl, inner_samples) < 0:
+            raise UsageError(f"expected guide.inner_kl and inner_samples >= 0, got {inner_kl} and {inner_samples}")
+        self.inner_kl, self.inner_samples = inner_kl, inner_samples
         self.transductive = num_steps > 0  # lambda sees the support set at most
         self.xi = network_of(synthetic_gradient, model, num_classes)
         self.start = initialisation_of_rows(initialisation, num_classes, num_weights)
         self.scale = scale_of_family(posterior, num_weights, scale)
-        self.num_classes = num_classes if synthetic_gradient == "ordered" or self.start.fixed_classes else None
-        hold_step_size(self, step_size, learn_step_size)
+        self.num_classes = num_classes if self.xi.fixed_classes or self.start.fixed_classes else None
+        hold_steps(self, num_steps, step_size, learn_step_size)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         self.check(observed)

@@ -11,10 +11,10 @@ from torch import Tensor
 import pyro_metabayes
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import check_choice
-from pyro_metabayes.inference.descent import check_steps, descend, hold_step_size
-from pyro_metabayes.inference.family import FAMILIES, around, scale_of_family
+from pyro_metabayes.inference.descent import descend, hold_steps
+from pyro_metabayes.inference.family import around, scale_of_family
 from pyro_metabayes.inference.initialisation import initialisation_of_rows
-from pyro_metabayes.inference.synthetic_gradient import NETWORKS, NORMALISATIONS, network_of, synthetic_gradient
+from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gradient
 
 
 class Guide(pyro_metabayes.Guide):
@@ -28,6 +28,7 @@ class Guide(pyro_metabayes.Guide):
     The other arguments are those of `sib`.
     """
 
+    num_steps: int
     log_step_size: Tensor
 
     def __init__(
@@ -47,17 +48,12 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         check_choice("guide.reduction", reduction, ("sum", "mean"))
-        check_choice("guide.normalisation", normalisation, NORMALISATIONS)
-        check_choice("guide.posterior", posterior, FAMILIES)
-        check_choice("guide.initialisation", initialisation, ("support", "global"))
-        check_choice("guide.synthetic_gradient", synthetic_gradient, NETWORKS)
-        check_steps(num_steps)
-        self.num_steps, self.transductive, self.mean = num_steps, num_steps > 0, reduction == "mean"
+        self.transductive, self.mean = num_steps > 0, reduction == "mean"
         self.xi = network_of(synthetic_gradient, model, num_classes, normalisation)
         self.start = initialisation_of_rows(initialisation, num_classes, num_weights)
         self.scale = scale_of_family(posterior, num_weights, scale)
-        self.num_classes = num_classes if synthetic_gradient == "ordered" or self.start.fixed_classes else None
-        hold_step_size(self, step_size, learn_step_size)
+        self.num_classes = num_classes if self.xi.fixed_classes or self.start.fixed_classes else None
+        hold_steps(self, num_steps, step_size, learn_step_size)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         self.check(observed)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
-from pyro_metabayes.inference.descent import descend, hold_step_size, query_loss_gradient
+from pyro_metabayes.inference.descent import descend, hold_steps, query_loss_gradient
 from pyro_metabayes.inference.family import around, kl_gradient, scale_of_family
 from pyro_metabayes.inference.initialisation import initialisation_of_rows
 from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gradient
@@ -27,6 +27,7 @@ class Guide(pyro_metabayes.Guide):
     `posterior` is that of `sib`, and sees no label. The arguments are those of `sib`.
     """
 
+    num_steps: int
     log_step_size: Tensor
 
     def __init__(
@@ -44,11 +45,11 @@ class Guide(pyro_metabayes.Guide):
         learn_step_size: bool = False,
     ) -> None:
         super().__init__(model)
-        self.num_steps, self.inner_kl, self.transductive = num_steps, inner_kl, num_steps > 0
+        self.inner_kl, self.transductive = inner_kl, num_steps > 0
         self.xi = network_of(synthetic_gradient, model, num_classes)
         self.start = initialisation_of_rows(initialisation, num_classes, num_weights)
         self.scale = scale_of_family(posterior, num_weights, scale)
-        hold_step_size(self, step_size, learn_step_size)
+        hold_steps(self, num_steps, step_size, learn_step_size)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         return self._descended(observed, lambda theta: synthetic_gradient(self.model, self.xi, theta, observed))

@@ -11,12 +11,12 @@ from torch import Tensor
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
-from pyro_metabayes.errors import UsageError, check_choice
-from pyro_metabayes.inference.descent import descend, hold_step_size
-from pyro_metabayes.inference.family import FAMILIES, around, scale_of_family
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.descent import descend, hold_step_size, hold_steps
+from pyro_metabayes.inference.family import around, scale_of_family
 from pyro_metabayes.inference.initialisation import LearnedPoint, learned_rows
 from pyro_metabayes.inference.rotation import RotationHead
-from pyro_metabayes.inference.synthetic_gradient import NETWORKS, network_of, synthetic_gradient
+from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gradient
 
 
 class Guide(pyro_metabayes.Guide):
@@ -39,6 +39,7 @@ class Guide(pyro_metabayes.Guide):
         synthetic_gradient: xi: `ordered`, `equivariant` or `marginal_aware`, as in `sib`.
     """
 
+    num_steps: int
     log_step_size: Tensor
     log_rotation_step_size: Tensor
     start: LearnedPoint
@@ -58,18 +59,16 @@ class Guide(pyro_metabayes.Guide):
         synthetic_gradient: str = "ordered",
     ) -> None:
         super().__init__(model)
-        check_choice("guide.posterior", posterior, FAMILIES)
-        check_choice("guide.synthetic_gradient", synthetic_gradient, NETWORKS)
-        if min(num_steps, rotation_step_size, rotation_weight) < 0:
-            got = f"{num_steps}, {rotation_step_size} and {rotation_weight}"
-            raise UsageError(f"expected guide.num_steps, rotation_step_size and rotation_weight >= 0, got {got}")
-        self.num_steps, self.rotation_weight, self.num_classes = num_steps, rotation_weight, num_classes
+        if min(rotation_step_size, rotation_weight) < 0:
+            got = f"{rotation_step_size} and {rotation_weight}"
+            raise UsageError(f"expected guide.rotation_step_size and rotation_weight >= 0, got {got}")
+        self.rotation_weight, self.num_classes = rotation_weight, num_classes
         self.transductive = num_steps > 0 or rotation_step_size > 0
         self.xi = network_of(synthetic_gradient, model, num_classes)
         self.rotation = RotationHead(num_classes) if rotation_step_size else None
         self.start = learned_rows(num_classes, num_weights)
         self.scale = scale_of_family(posterior, num_weights, scale)
-        hold_step_size(self, step_size, learn_step_size)
+        hold_steps(self, num_steps, step_size, learn_step_size)
         if rotation_step_size:
             hold_step_size(self, rotation_step_size, learn_step_size, "rotation_step_size")
 

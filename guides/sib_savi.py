@@ -7,21 +7,19 @@ Khan and Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04562).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from pyro.distributions import LowRankMultivariateNormal, Normal, TorchDistribution
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
-from pyro_metabayes.errors import UsageError, check_choice
-from pyro_metabayes.inference.capabilities import HasPrior
-from pyro_metabayes.inference.cholesky import WithoutWaiting
-from pyro_metabayes.inference.descent import descend, hold_step_size, loss_gradient
-from pyro_metabayes.inference.family import Scale
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.capabilities import FollowsGuide, HasPrior
+from pyro_metabayes.inference.descent import descend, hold_steps, loss_gradient
+from pyro_metabayes.inference.divergences import entropy_by_class
+from pyro_metabayes.inference.family import Scale, between_classes, differences_of_classes, with_precision
 from pyro_metabayes.inference.initialisation import initialisation_of_rows
-from pyro_metabayes.inference.synthetic_gradient import NETWORKS, network_of, synthetic_gradient
+from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gradient
 
 
 class Guide(pyro_metabayes.Guide):
@@ -45,6 +43,7 @@ class Guide(pyro_metabayes.Guide):
     The other arguments are those of `sib`; its step size is learned.
     """
 
+    num_steps: int
     log_step_size: Tensor
 
     def __init__(
@@ -63,19 +62,21 @@ class Guide(pyro_metabayes.Guide):
         between: float = 0.0,
     ) -> None:
         super().__init__(model)
-        check_choice("guide.posterior", posterior, ("normal", "amortized"))
-        check_choice("guide.initialisation", initialisation, ("support", "global"))
-        check_choice("guide.synthetic_gradient", synthetic_gradient, NETWORKS)
-        if min(num_steps, label_precision, between) < 0:
-            got = f"{num_steps}, {label_precision} and {between}"
-            raise UsageError(f"expected guide.num_steps, label_precision and between >= 0, got {got}")
-        self.num_steps, self.transductive = num_steps, num_steps > 0
+        if posterior not in ("normal", "amortized"):
+            raise UsageError(f"expected guide.posterior to be one of normal, amortized, got '{posterior}'")
+        if min(label_precision, between) < 0:
+            got = f"{label_precision} and {between}"
+            raise UsageError(f"expected guide.label_precision and between >= 0, got {got}")
+        self.transductive = num_steps > 0
         self.xi = network_of(synthetic_gradient, model, num_classes)
         self.start = initialisation_of_rows(initialisation, num_classes, num_weights)
         self.scale = Scale(num_weights, scale, posterior == "amortized")
-        self.num_classes = num_classes if synthetic_gradient == "ordered" or self.start.fixed_classes else None
-        hold_step_size(self, step_size, learned=True)
-        _follow(self.require(HasPrior).prior_over_weights, self)
+        self.num_classes = num_classes if self.xi.fixed_classes or self.start.fixed_classes else None
+        hold_steps(self, num_steps, step_size, learned=True)
+        prior = self.require(HasPrior).prior_over_weights
+        if not isinstance(prior, FollowsGuide):
+            raise UsageError(f"expected a prior that follows the guide, got {type(prior).__name__}; take prior=guided")
+        prior.follow(self.posterior)
         self.sees_query_labels = label_precision > 0
         self.entropy_slope = nn.Parameter(torch.zeros(())) if by_entropy else None
         self.log_between = nn.Parameter(torch.tensor(between).log()) if between else None
@@ -85,24 +86,26 @@ class Guide(pyro_metabayes.Guide):
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         theta, scale, spread = self._prior(observed)
-        return _gaussian(theta, scale, spread, _differences(theta))
+        return between_classes(theta, scale, spread, differences_of_classes(theta))
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
         if not self.sees_query_labels:
             return self.posterior(episodes.observed())
         theta, scale, spread = self._prior(episodes.observed())
         points = episodes.query_x, episodes.query_y, episodes.query_mask
-        slope, differences = loss_gradient(self.model, theta, *points), _differences(theta)
-        scale = _narrowed(scale, self.log_label_precision)
+        slope, differences = loss_gradient(self.model, theta, *points), differences_of_classes(theta)
+        scale = with_precision(scale, self.log_label_precision)
         loc = theta - scale.square() * slope
         if spread is not None and self.log_between_precision is not None:
-            spread = _narrowed(spread, self.log_between_precision)
+            spread = with_precision(spread, self.log_between_precision)
             loc = loc - spread.square() * (slope @ differences.mT @ differences)
-        return _gaussian(loc, scale, spread, differences)
+        return between_classes(loc, scale, spread, differences)
 
     def _prior(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor | None]:
         """theta^K [T, C, W], sigma [T or 1, C or 1, W] and kappa [T or 1, C or 1, 1], None where there is none."""
         self.check(observed)
+        if self.entropy_slope is not None and not observed.num_classes:
+            raise UsageError("expected classes for guide.by_entropy=true, got numbers; set guide.by_entropy=false")
         start = self.start(self.model, observed)
 
         def gradient(theta: Tensor) -> Tensor:
@@ -111,44 +114,7 @@ class Guide(pyro_metabayes.Guide):
         theta = descend(start, gradient, self.log_step_size.exp(), self.num_steps)
         doubt = theta.new_zeros(1, 1, 1)
         if self.entropy_slope is not None:
-            doubt = (self.entropy_slope * self._entropy(theta, observed)).clamp(-5, 5)
+            probs = self.model.outputs(theta, observed.query_x).softmax(-1)
+            doubt = (self.entropy_slope * entropy_by_class(probs, observed.query_mask)).clamp(-5, 5)
         spread = None if self.log_between is None else (self.log_between + doubt).exp()
         return theta, self.scale(start).expand(theta.shape) * doubt.exp(), spread
-
-    def _entropy(self, theta: Tensor, observed: Observed) -> Tensor:
-        """H_c [T, C, 1]: of the predictions with weights theta, mean over the queries that class c attracts."""
-        if not observed.num_classes:
-            raise UsageError("expected classes for guide.by_entropy=true, got numbers; set guide.by_entropy=false")
-        probs = self.model.outputs(theta, observed.query_x).softmax(-1)
-        entropy = -(probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()).sum(-1, keepdim=True)
-        share = probs * observed.query_mask.unsqueeze(-1)
-        return (share * entropy).sum(1).div(share.sum(1).clamp(min=1e-6)).unsqueeze(-1)
-
-
-def _follow(prior: Any, guide: Guide) -> None:
-    """Make the guide's prediction the prior of its model."""
-    if not hasattr(prior, "follow"):
-        got = type(prior).__name__
-        raise UsageError(
-            f"expected a prior that follows the guide, got {got}; take prior=guided, in a model that has one"
-        )
-    prior.follow(guide.posterior)
-
-
-def _differences(theta: Tensor) -> Tensor:
-    """m_c [T, C, W], the classes apart from their mean."""
-    return theta - theta.mean(1, keepdim=True)
-
-
-def _narrowed(scale: Tensor, log_precision: Tensor) -> Tensor:
-    """The standard deviation where evidence adds to the precision."""
-    return (scale.square().reciprocal() + log_precision.exp()).rsqrt()
-
-
-def _gaussian(loc: Tensor, scale: Tensor, spread: Tensor | None, differences: Tensor) -> TorchDistribution:
-    """N(loc, diag(scale^2) + spread^2 sum_c m_c m_c^T), classes independent; spread None: diagonal."""
-    if spread is None:
-        return Normal(loc, scale).to_event(2)
-    factor = (spread.unsqueeze(-1) * differences.mT.unsqueeze(1)).expand(*loc.shape, -1)
-    with WithoutWaiting():
-        return LowRankMultivariateNormal(loc, factor, scale.square().expand(loc.shape)).to_event(1)

@@ -347,7 +347,7 @@ def test_sibs_oracle_descends_on_the_true_loss() -> None:
     [
         (Pair("maml", "flat", settings={"num_steps": -1}), "expected guide.num_steps >= 0, got -1"),
         (Pair("maml", "flat", settings={"initialisation": "zero"}), "expected guide.initialisation to be one of"),
-        (Pair("llama", "flat", settings={"precision": 0.0}), "expected guide.num_steps, weight >= 0 and precision > 0"),
+        (Pair("llama", "flat", settings={"precision": 0.0}), "expected guide.weight >= 0 and precision > 0"),
         (Pair("abml", settings={"inner_samples": 0}), "inner_samples >= 1"),
         (Pair("platipus", model="platipus", settings={"scale": -1.0}), "expected guide.step_size and scale > 0"),
     ],

@@ -47,9 +47,9 @@ def test_settings_of_sib_name_the_guide_that_has_them(change: str) -> None:
     assert current_specification({"_target_": SIB, **settings}) == expected
     assert current_specification(expected) == expected
     model = Pair("sib").learner().model
-    assert type(build({"_target_": SIB, **settings}, "guide", model=model, num_classes=3, num_weights=5)).__module__ == (
-        f"pyro_metabayes.{expected['_target_'].removesuffix('.Guide')}"
-    )
+    assert type(
+        build({"_target_": SIB, **settings}, "guide", model=model, num_classes=3, num_weights=5)
+    ).__module__ == (f"pyro_metabayes.{expected['_target_'].removesuffix('.Guide')}")
 
 
 @pytest.mark.parametrize(("see_labels", "expected"), [(True, {}), (False, {"label_precision": 0.0})])

@@ -28,6 +28,14 @@ class HasPrior(Protocol):
 
 
 @runtime_checkable
+class FollowsGuide(Protocol):
+    """A prior that is what the guide predicts with."""
+
+    def follow(self, prediction: Callable[[Observed], TorchDistribution]) -> None:
+        """Be this function of what is observed from now on."""
+
+
+@runtime_checkable
 class HasPrototypes(Protocol):
     def prototypes(self, observed: Observed) -> Tensor:
         """The latent [T, *W] that the support set suggests before any inference: class means in a classifier."""

@@ -95,9 +95,12 @@ def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
     return torch.func.grad(loss)(w)
 
 
-def check_steps(num_steps: int) -> None:
+def hold_steps(guide: nn.Module, num_steps: int, step_size: float, learned: bool) -> None:
+    """Give the guide `num_steps` and `log_step_size`, as `hold_step_size` does."""
     if num_steps < 0:
         raise UsageError(f"expected guide.num_steps >= 0, got {num_steps}")
+    guide.num_steps = num_steps  # type: ignore[assignment]  # of every guide that takes steps
+    hold_step_size(guide, step_size, learned)
 
 
 def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str = "step_size") -> None:

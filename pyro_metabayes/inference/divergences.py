@@ -107,3 +107,10 @@ def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Ten
         got = f"{type(innermost(q)).__name__} and {type(innermost(p)).__name__}"
         raise UsageError(f"expected a prior with a closed-form KL for an inner loop, got {got}; take prior=gaussian")
     return kl
+
+
+def entropy_by_class(probs: Tensor, mask: Tensor) -> Tensor:
+    """H_c [T, C, 1] in nats: the mean entropy of predictions [T, Q, C], each weighted by its probability of class c."""
+    entropy = -(probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()).sum(-1, keepdim=True)
+    share = probs * mask.unsqueeze(-1)
+    return (share * entropy).sum(1).div(share.sum(1).clamp(min=1e-6)).unsqueeze(-1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from pyro.distributions import Delta, Normal, TorchDistribution
+from pyro.distributions import Delta, LowRankMultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.func import grad
 
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
+from pyro_metabayes.inference.cholesky import WithoutWaiting
 from pyro_metabayes.inference.divergences import differentiable_divergence
 
 FAMILIES = ("normal", "amortized", "fixed", "delta")
@@ -41,6 +42,7 @@ def _network(num_weights: int) -> nn.Module:
 
 def scale_of_family(family: str, num_weights: int, scale: float) -> Scale | None:
     """`normal`, `amortized`, `fixed` (sigma stays at scale), or None for `delta`, the point estimate."""
+    check_choice("guide.posterior", family, FAMILIES)
     if family == "delta":
         return None
     sigma = Scale(num_weights, scale, family == "amortized")
@@ -62,3 +64,22 @@ def draws_around(loc: Tensor, scale: Tensor | None, num_samples: int) -> Tensor:
 def kl_gradient(loc: Tensor, scale: Tensor | None, prior: TorchDistribution) -> Tensor:
     """d/d loc of KL(q, prior), of its bound for a mixture, of -log prior(loc) for a point estimate [T, C, W]."""
     return grad(lambda theta: differentiable_divergence(around(theta, scale), prior).sum())(loc)
+
+
+def differences_of_classes(theta: Tensor) -> Tensor:
+    """m_c [T, C, W], the classes apart from their mean."""
+    return theta - theta.mean(1, keepdim=True)
+
+
+def with_precision(scale: Tensor, log_precision: Tensor) -> Tensor:
+    """The standard deviation where evidence adds to the precision."""
+    return (scale.square().reciprocal() + log_precision.exp()).rsqrt()
+
+
+def between_classes(loc: Tensor, scale: Tensor, spread: Tensor | None, differences: Tensor) -> TorchDistribution:
+    """N(loc, diag(scale^2) + spread^2 sum_c m_c m_c^T), classes independent; spread None: diagonal."""
+    if spread is None:
+        return Normal(loc, scale).to_event(2)
+    factor = (spread.unsqueeze(-1) * differences.mT.unsqueeze(1)).expand(*loc.shape, -1)
+    with WithoutWaiting():
+        return LowRankMultivariateNormal(loc, factor, scale.square().expand(loc.shape)).to_event(1)

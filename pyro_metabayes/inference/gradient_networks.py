@@ -14,6 +14,7 @@ class OrderedNet(nn.Module):
     """xi as published: Linear-ReLU-norm, twice, then Linear, of width 8 C, on the C logits in class order."""
 
     pure = True  # a function of tensors: torch.compile may have it
+    fixed_classes = True  # it serves one number of classes
 
     def __init__(self, num_classes: int, normalise: bool = True, over_batch: bool = False) -> None:
         super().__init__()
@@ -51,6 +52,7 @@ class EquivariantNet(nn.Module):
     """
 
     pure = True
+    fixed_classes = False
 
     def __init__(self, width: int = 32, normalise: bool = True, over_batch: bool = False) -> None:
         super().__init__()
@@ -84,6 +86,7 @@ class MarginalNet(nn.Module):
     """
 
     pure = True
+    fixed_classes = False
 
     def __init__(self, width: int = 64, normalise: bool = True, over_batch: bool = False) -> None:
         super().__init__()

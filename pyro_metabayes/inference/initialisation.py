@@ -7,7 +7,7 @@ from pyro.distributions import ImproperUniform
 from torch import Tensor, nn
 
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.inference.capabilities import FromClassifier, HasInitialPoint, HasPrototypes, require
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
@@ -71,6 +71,7 @@ class PriorMean(Initialisation):
 
 def initialisation_of_rows(name: str, num_classes: int, num_weights: int) -> Initialisation:
     """`support`: scaled prototypes. `global`: a learned row [W] for each of the classes (or outputs) of all tasks."""
+    check_choice("guide.initialisation", name, ("support", "global"))
     return ScaledPrototypes(num_weights) if name == "support" else learned_rows(num_classes, num_weights)
 
 
@@ -82,6 +83,7 @@ def learned_rows(num_classes: int, num_weights: int) -> LearnedPoint:
 
 def initialisation_of_latent(name: str, model: Model, num_classes: int, num_features: int) -> Initialisation:
     """`support`: prototypes. `prior`: the mean of the prior. `global`: a learned point of the model's latent."""
+    check_choice("guide.initialisation", name, INITIALISATIONS)
     if name == "global":
         model_with_point = require(model, HasInitialPoint, "guide.initialisation=global")
         return LearnedPoint(model_with_point.initial_latent(num_classes, num_features))

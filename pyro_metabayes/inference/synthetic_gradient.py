@@ -8,17 +8,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import check_choice
 from pyro_metabayes.inference.capabilities import HasQueryView, Pullback
 from pyro_metabayes.inference.family import draws_around
 from pyro_metabayes.inference.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
 from pyro_metabayes.model import Model
 
+Network = OrderedNet | EquivariantNet | MarginalNet
 NETWORKS = ("ordered", "equivariant", "marginal_aware")
 NORMALISATIONS = ("task", "batch", "none")
 
 
-def network_of(name: str, model: Model, num_classes: int, normalisation: str = "task") -> nn.Module:
+def network_of(name: str, model: Model, num_classes: int, normalisation: str = "task") -> Network:
     """xi: `ordered`, for the one number of classes, or `equivariant` or `marginal_aware`, for any number."""
+    check_choice("guide.synthetic_gradient", name, NETWORKS)
+    check_choice("guide.normalisation", normalisation, NORMALISATIONS)
     normalise, over_batch = normalisation != "none", normalisation == "batch"
     if name == "ordered":
         num_seen = model.num_seen(num_classes) if isinstance(model, HasQueryView) else num_classes
