@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pyro_metabayes.evaluation.score import Score, Weights
 from pyro_metabayes.evaluation.scores import SCORES, logged_scores, scores_of
 from pyro_metabayes.seeding import noise_of
 from pyro_metabayes.training.step_metrics import LOGGED_SAMPLES, measure, metric_means
+from tests.commands import lines_of, on_features, ran, results_of
 from tests.pairs import BASE, Pair, stream_of
 
 CLASSES = Pair("savi", "conditional")
@@ -75,6 +77,16 @@ def test_a_new_score_is_in_an_evaluation_and_in_a_logged_step(registry: list[Sco
     numbers = evaluated(NUMBERS, NUMBERS.tasks(40))
     assert numbers.metrics["of_label"] is None and "of_label" not in numbers.per_task
     assert logged(NUMBERS)["of_label"] is None
+
+
+@pytest.mark.usefixtures("empty_folder")
+def test_a_new_score_is_in_every_file_of_a_run(registry: list[Score[Any]], features: Path) -> None:
+    registry.append(Score("of_label", of_label, (ClassPredictions,), "share", logged=5))
+    ran("run", *on_features(features), "guide=proto", "train.log_every=1", "hydra.run.dir=run")
+    value = results_of(Path("run"))["of_label"]
+    with np.load("run/tasks.npz") as archive:
+        assert value == pytest.approx(archive["of_label"].mean()) and 0 < value < 1
+    assert [0 < line["of_label"] < 1 for line in lines_of(Path("run"))] == [True, True]
 
 
 def test_a_new_score_of_numbers_is_given_after_each_inner_step(registry: list[Score[Any]]) -> None:

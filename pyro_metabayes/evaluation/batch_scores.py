@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_metabayes.diagnostics import collapse
+from pyro_metabayes.diagnostics.collapse_metrics import Spread, summary
 from pyro_metabayes.evaluation.inner_steps import means_by_step
 from pyro_metabayes.evaluation.score import TaskScores
 from pyro_metabayes.evaluation.scores import SCORES
@@ -39,23 +39,30 @@ class BatchScores:
     """
 
     scores: TaskScores
-    spreads: collapse.Spread
+    spreads: Spread
     by_step: Tensor | None = None
 
     @classmethod
     def concatenate(cls, parts: Sequence[BatchScores]) -> BatchScores:
-        """The values of all tasks of the batches, in their order."""
-        scores, spreads = (
-            {name: torch.cat([part[name] for part in dicts]) for name in dicts[0]}
-            for dicts in ([part.scores for part in parts], [part.spreads for part in parts])
-        )
+        """The values of all tasks of the batches, in their order.
+
+        Args:
+            parts: at least one batch, all with the same names.
+
+        Returns:
+            The values of all tasks, on the device of the batches.
+        """
         by_step = [part.by_step for part in parts if part.by_step is not None]
-        return cls(scores, spreads, torch.cat(by_step) if by_step else None)
+        return cls(
+            _concatenated([part.scores for part in parts]),
+            _concatenated([part.spreads for part in parts]),
+            torch.cat(by_step) if by_step else None,
+        )
 
     def cpu(self) -> BatchScores:
         """The same values on the host."""
-        scores, spreads = ({name: value.cpu() for name, value in d.items()} for d in (self.scores, self.spreads))
-        return BatchScores(scores, spreads, None if self.by_step is None else self.by_step.cpu())
+        by_step = None if self.by_step is None else self.by_step.cpu()
+        return BatchScores(_on_host(self.scores), _on_host(self.spreads), by_step)
 
     def evaluation(self, others: dict[str, Any]) -> Evaluation:
         """Metrics over the tasks, and the scores of each.
@@ -70,6 +77,14 @@ class BatchScores:
         metrics = {score.name: score.summary(values[score.name]) if score.name in values else None for score in SCORES}
         means = {score.name for score in SCORES if score.is_mean}
         return Evaluation(
-            metrics | {"by_step": means_by_step(self.by_step)} | others | collapse.summary(self.spreads),
+            metrics | {"by_step": means_by_step(self.by_step)} | others | summary(self.spreads),
             {name: value.numpy() for name, value in values.items() if name in means},
         )
+
+
+def _on_host(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in values.items()}
+
+
+def _concatenated(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pyro_metabayes.data.stream import KnownTruth, TaskStream
 from pyro_metabayes.diagnostics import collapse
+from pyro_metabayes.diagnostics.collapse_metrics import Spread
 from pyro_metabayes.diagnostics.information import information
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
@@ -134,7 +135,7 @@ def score_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: K
     return BatchScores(scores, spreads)
 
 
-def _training_fit(training: TorchDistribution, exact: TorchDistribution) -> collapse.Spread:
+def _training_fit(training: TorchDistribution, exact: TorchDistribution) -> Spread:
     """Variances [T] of the training posterior and of the exact posterior given the same labels."""
     fit = collapse.against_truth(training, exact)
     return {f"training_{name}": fit[name] for name in ("fit_variance", "true_variance") if name in fit}
