@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_metabayes.evaluation.evaluate import Evaluation
+from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.runs.evaluation import score_run

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pyro.distributions import Delta, Normal, TorchDistribution
+from pyro.distributions import Categorical, Delta, Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
@@ -19,17 +19,15 @@ from pyro_metabayes.data.sources.spinning_lines import SpinningLines
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.diagnostics.collapse import (
-    ACTIVE_NATS,
     HALF_OF_90,
-    METRICS,
     against_truth,
     collapse_metrics,
     posterior_spread,
     prior_spread,
-    summary,
 )
+from pyro_metabayes.diagnostics.collapse_metrics import ACTIVE_NATS, METRICS, summary
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
-from pyro_metabayes.evaluation.scores import classification_scores
+from pyro_metabayes.evaluation.scores import scores_of
 from pyro_metabayes.experiments.collapse.closed_forms import critical_samples, information
 from pyro_metabayes.models import few_shot_classifier, gaussian_mean
 from pyro_metabayes.models.heads import Linear
@@ -344,7 +342,7 @@ def scores(probabilities: list[list[float]]) -> dict[str, float]:
     """Of one query with label 0, p(y | w_l) given for each draw."""
     log_probs = torch.tensor(probabilities).log().view(len(probabilities), 1, 1, -1)
     labels, mask = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
-    return {name: value.item() for name, value in classification_scores(log_probs, labels, mask).items()}
+    return {name: value.item() for name, value in scores_of(Categorical(logits=log_probs), labels, mask).items()}
 
 
 def test_mutual_information_is_what_a_draw_would_tell() -> None:

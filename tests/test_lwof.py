@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pyro.distributions import Delta, MixtureSameFamily
+from torch import Tensor
 from torch.nn import functional
 
 from pyro_metabayes import Episodes, MetaLearner, UsageError
@@ -22,7 +23,10 @@ from pyro_metabayes.data.holdout import held_out_rows, without_rows
 from pyro_metabayes.data.pairs import Pairs
 from pyro_metabayes.data.stream import generator_of
 from pyro_metabayes.data.task_shape import TaskShape
-from pyro_metabayes.evaluation.scores import base_novel_scores
+from pyro_metabayes.evaluation.base_novel import BASE_NOVEL
+from pyro_metabayes.evaluation.predictions import BaseNovelPredictions
+from pyro_metabayes.evaluation.score import TaskScores, Weights
+from pyro_metabayes.evaluation.scores import values_of
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.models.backbones.conv4 import Backbone
 from pyro_metabayes.pretraining import PretrainSettings, pretrain
@@ -154,6 +158,11 @@ def test_a_base_class_is_left(bank: Bank) -> None:
 
 
 # ---------------------------------------------------------------- metrics
+
+
+def base_novel_scores(log_probs: Tensor, labels: Tensor, mask: Tensor, num_novel: int) -> TaskScores:
+    """Scores [T] of log p(y = c | x, w_l) [L, T, Q, C]."""
+    return values_of(BaseNovelPredictions(labels, mask, log_probs, num_novel), Weights.DRAWS, BASE_NOVEL)
 
 
 def test_the_scores_by_hand() -> None:

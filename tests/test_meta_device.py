@@ -26,7 +26,7 @@ from pyro_metabayes.data.domains import DomainBank, DomainSampler
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
-from pyro_metabayes.diagnostics.collapse import summary
+from pyro_metabayes.diagnostics.collapse_metrics import summary
 from pyro_metabayes.evaluation.evaluate import score_batch
 from pyro_metabayes.experiments.cli.fabric import fabric_alone
 from pyro_metabayes.objectives.elbo import Elbo
@@ -92,8 +92,9 @@ def step_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **setti
         training._step()
         scores, spreads = training._measure()
         with torch.no_grad():
-            scores |= score_batch(learner, episodes.to(META), samples=2)
-    for name, value in (scores | spreads).items():
+            batch = score_batch(learner, episodes.to(META), samples=2)
+    measured = [*scores.items(), *spreads.items(), *batch.scores.items(), *batch.spreads.items()]
+    for name, value in measured:
         assert value.device == META, f"{name} is on {value.device}"
     for name, parameter in learner.named_parameters():
         assert parameter.device == META, f"parameter {name} is on {parameter.device}"

@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pyro.distributions import Normal, Poisson
+from pyro.distributions import Categorical, Normal, Poisson
 from torch import Tensor
 
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
-from pyro_metabayes.diagnostics.collapse import collapse_metrics, prior_spread, summary
+from pyro_metabayes.diagnostics.collapse import collapse_metrics, prior_spread
+from pyro_metabayes.diagnostics.collapse_metrics import summary
 from pyro_metabayes.evaluation import evaluate as evaluation
+from pyro_metabayes.evaluation.batch_scores import BatchScores
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate, score_batch
 from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.evaluation.score import TaskScores
 from pyro_metabayes.evaluation.scores import (
     calibration_error,
-    classification_scores,
     confidence_and_hits,
     log_mean_exp,
     masked_mean,
@@ -43,6 +45,11 @@ def predicted() -> tuple[Tensor, Tensor, Tensor]:
     mask = torch.rand(TASKS, QUERIES) < 0.7
     mask[:, 0] = True
     return log_probs, torch.randint(WAY, (TASKS, QUERIES)), mask
+
+
+def classification_scores(log_probs: Tensor, labels: Tensor, mask: Tensor) -> TaskScores:
+    """Scores [T] of log p(y = c | x, w_l) [L, T, Q, C]."""
+    return scores_of(Categorical(logits=log_probs), labels, mask)
 
 
 def entropy(probabilities: list[float]) -> float:
@@ -264,7 +271,7 @@ def test_tasks_too_large_for_a_batch_are_scored_one_by_one(monkeypatch: pytest.M
     learner, episodes = Pair("proto", "flat").learner(), random_tasks(num_tasks=40)
     sizes: list[int] = []
 
-    def scores(learner: MetaLearner, tasks: Episodes, *settings: Any) -> dict[str, Tensor]:
+    def scores(learner: MetaLearner, tasks: Episodes, *settings: Any) -> BatchScores:
         sizes.append(tasks.num_tasks)
         return score_batch(learner, tasks, *settings)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyro_metabayes.diagnostics.collapse import COLLAPSED_DISAGREEMENT, COLLAPSED_LOGIT_SD
+from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSED_DISAGREEMENT, COLLAPSED_LOGIT_SD
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.collapse.closed_forms import critical_samples, information
 from pyro_metabayes.experiments.runs.assembly import Assembly

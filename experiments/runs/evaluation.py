@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pyro_metabayes.evaluation.evaluate import Evaluation, evaluate
+from pyro_metabayes.evaluation.batch_scores import Evaluation
+from pyro_metabayes.evaluation.evaluate import evaluate
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.runs.restore_run import finished_checkpoint, restore_learner
 from pyro_metabayes.experiments.runs.results import results_of, write_results

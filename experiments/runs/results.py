@@ -19,7 +19,7 @@ import torch
 
 import pyro_metabayes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.evaluation.evaluate import Evaluation
+from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.runs.assembly import Assembly
 from pyro_metabayes.experiments.runs.finished_runs import flatten

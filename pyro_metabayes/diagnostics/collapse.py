@@ -9,8 +9,6 @@ A posterior that equals its prior (posterior collapse) has kl and active_dimensi
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,34 +17,14 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
+from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSED_LOGIT_SD, Metrics, Spread, summary
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.evaluation.scores import log_mean_exp, masked_mean, most_probable
 from pyro_metabayes.inference.divergences import entropy_of, has_density, innermost, kl_by_dimension, mixture_kl_bounds
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
 
-# collapsed: the logits of the draws differ by less than 0.1 nats, and fewer than 2% of the predictions change.
-COLLAPSED_LOGIT_SD = 0.1
-COLLAPSED_DISAGREEMENT = 0.02
-ACTIVE_NATS = 0.01  # a weight is active if its mean KL(q, p) exceeds this
 HALF_OF_90 = 1.6448536269514722  # standard normal quantile at 0.95
-
-Spread = dict[str, Tensor]
-Metrics = dict[str, Any]
-# All metrics of `summary`, in the order of results.json; null where a setting does not have them.
-METRICS = (
-    *("prior_sd", "relative_sd", "prior_entropy", "logit_sd", "disagreement", "collapsed"),
-    *(
-        "elbo",
-        "kl",
-        "kl_variational_bound",
-        "kl_convexity_bound",
-        "active_dimensions",
-        "posterior_sd",
-        "posterior_entropy",
-    ),
-    *("sd_ratio", "training_sd_ratio", "coverage90_of_truth", "kl_from_truth", "kl_to_truth"),
-)
 
 
 def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
@@ -133,38 +111,6 @@ def against_truth(fit: TorchDistribution, true: TorchDistribution) -> Spread:
     return {name: value.flatten(1).mean(1) for name, value in means.items()} | {
         name: value.flatten(1).sum(1) for name, value in nats.items()
     }
-
-
-def summary(spread: Mapping[str, Tensor]) -> Metrics:
-    """All METRICS from the spreads of any number of tasks; None where a spread is absent.
-
-    relative_sd: rms sd over rms mean of the prior.
-    sd_ratio: rms sd of the posterior at test time over that of the exact posterior.
-    training_sd_ratio: the same given support and query, for a guide whose training_posterior sees the query labels.
-    collapsed: whether the draws of the prior leave the predictions unchanged.
-    """
-    mean = {name: value.mean().item() for name, value in spread.items() if name != "kl_by_dimension"}
-    metrics: Metrics = dict.fromkeys(METRICS)
-    metrics |= {name: value for name, value in mean.items() if name in METRICS}
-    for name, (numerator, denominator) in _RATIOS.items():
-        if numerator in mean and (not denominator or mean[denominator]):  # the mean of N(0, I) is 0
-            metrics[name] = math.sqrt(mean[numerator] / (mean[denominator] if denominator else 1.0))
-    if "kl_by_dimension" in spread:
-        metrics["active_dimensions"] = int((spread["kl_by_dimension"].mean(0) > ACTIVE_NATS).sum())
-    if "logit_variance" in mean:
-        agrees = mean.get("disagreement", 0.0) < COLLAPSED_DISAGREEMENT
-        metrics["collapsed"] = metrics["logit_sd"] < COLLAPSED_LOGIT_SD and agrees
-    return metrics
-
-
-_RATIOS = {  # metric: square root of the ratio of two means
-    "prior_sd": ("prior_variance", ""),
-    "relative_sd": ("prior_variance", "prior_mean_square"),
-    "logit_sd": ("logit_variance", ""),
-    "posterior_sd": ("posterior_variance", ""),
-    "sd_ratio": ("fit_variance", "true_variance"),
-    "training_sd_ratio": ("training_fit_variance", "training_true_variance"),
-}
 
 
 @torch.no_grad()

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.episodes import Episodes
-from pyro_metabayes.evaluation.scores import scores_of
+from pyro_metabayes.evaluation.predictions import predictions_of
+from pyro_metabayes.evaluation.score import Weights
+from pyro_metabayes.evaluation.scores import step_scores, values_of
 from pyro_metabayes.guide import Guide
 from pyro_metabayes.learner import MetaLearner, draws_of
 from pyro_metabayes.model import Model
 from pyro_metabayes.seeding import noise_of
-
-STEP_SCORES = ("mse", "nll", "coverage90")
 
 
 @runtime_checkable
@@ -32,7 +32,15 @@ def stepping_part(learner: MetaLearner) -> TakesSteps | None:
 
 
 def with_num_steps(learner: MetaLearner, num_steps: int) -> tuple[Guide, Model]:
-    """Guide and model with another number of inner steps, which share the parameters of the learner's, unchanged."""
+    """Guide and model with another number of inner steps, which share the parameters of the learner's, unchanged.
+
+    Args:
+        learner: its guide or model takes inner steps.
+        num_steps: number of inner steps.
+
+    Returns:
+        The guide and the model, of which one is changed.
+    """
     guide, model = copy.copy(learner.guide), copy.copy(learner.model)
     changed = guide if isinstance(guide, TakesSteps) else model
     assert isinstance(changed, TakesSteps)
@@ -40,24 +48,47 @@ def with_num_steps(learner: MetaLearner, num_steps: int) -> tuple[Guide, Model]:
     return guide, model
 
 
-def scores_by_step(learner: MetaLearner, num_steps: int, episodes: Episodes, samples: int) -> Tensor:
-    """STEP_SCORES [T, K + 1, scores] after 0, 1, ..., K = num_steps inner steps; the random state is preserved."""
-    observed, step_scores = episodes.observed(), []
+def scores_by_step(learner: MetaLearner, episodes: Episodes, samples: int) -> Tensor | None:
+    """`step_scores` after 0, 1, ..., K inner steps; the random state is preserved.
+
+    Args:
+        learner: any learner.
+        episodes: T tasks with features as inputs.
+        samples: draws of w per task; a point estimate has one.
+
+    Returns:
+        Tensor [T, K + 1, scores]; None without inner steps, and for tasks of classes.
+    """
+    part = stepping_part(learner)
+    if part is None or episodes.num_classes:
+        return None
     with noise_of(0):
-        for number in range(num_steps + 1):
-            guide, model = with_num_steps(learner, number)
-            w = draws_of(guide.posterior(observed), samples)
-            likelihood = model.likelihood(w, observed.query_x, observed)
-            scores = scores_of(likelihood, episodes.query_y, episodes.query_mask)
-            step_scores.append(torch.stack([scores[name] for name in STEP_SCORES], -1))
-    return torch.stack(step_scores, 1)
+        steps = [_scores_after(learner, number, episodes, samples) for number in range(part.num_steps + 1)]
+    return torch.stack(steps, 1)
+
+
+def _scores_after(learner: MetaLearner, num_steps: int, episodes: Episodes, samples: int) -> Tensor:
+    """`step_scores` [T, scores] after this number of inner steps."""
+    observed, scores = episodes.observed(), step_scores()
+    guide, model = with_num_steps(learner, num_steps)
+    likelihood = model.likelihood(draws_of(guide.posterior(observed), samples), observed.query_x, observed)
+    values = values_of(predictions_of(likelihood, episodes.query_y, episodes.query_mask), Weights.DRAWS, scores)
+    return torch.stack([values[score.name] for score in scores], -1)
 
 
 def means_by_step(by_step: Tensor | None) -> dict[str, dict[str, float | None]] | None:
-    """Means over tasks by number of steps; null for a score that diverges."""
+    """Means over tasks by number of steps.
+
+    Args:
+        by_step: [T, K + 1, scores], or None.
+
+    Returns:
+        By number of steps, the mean of each of `step_scores`, null for a score that diverges; None for None.
+    """
     if by_step is None:
         return None
+    names = [score.name for score in step_scores()]
     return {
-        str(step): {name: mean if math.isfinite(mean) else None for name, mean in zip(STEP_SCORES, means, strict=True)}
+        str(step): {name: mean if math.isfinite(mean) else None for name, mean in zip(names, means, strict=True)}
         for step, means in enumerate(by_step.mean(0).tolist())
     }

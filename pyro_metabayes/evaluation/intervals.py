@@ -8,5 +8,12 @@ import numpy as np
 
 
 def ci95_of(values: np.ndarray) -> float:
-    """Half width of the 95% interval of a mean over tasks: 1.96 sd / sqrt(number of tasks)."""
+    """1.96 sd / sqrt(T): half width of the 95% interval of a mean over tasks.
+
+    Args:
+        values: [T], one value per task, any unit.
+
+    Returns:
+        The half width, in the unit of the values.
+    """
     return float(1.96 * values.std() / math.sqrt(len(values)))

@@ -10,39 +10,74 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.stream import TaskStream
-from pyro_metabayes.diagnostics.collapse import METRICS, batch_spreads, summary
+from pyro_metabayes.diagnostics.collapse import batch_spreads
+from pyro_metabayes.diagnostics.collapse_metrics import METRICS, Spread, summary
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
-from pyro_metabayes.evaluation.scores import scores_of
+from pyro_metabayes.evaluation.score import TaskScores
+from pyro_metabayes.evaluation.scores import logged_scores
+from pyro_metabayes.evaluation.task_scores import task_scores
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import noise_of
 
 LOGGED_SAMPLES = 10  # draws of w for the scores and the collapse metrics of a logged step
-LOGGED_SCORES = ("accuracy", "nll", "mse", "mutual_information")
-LOGGED_METRICS = (*LOGGED_SCORES, *METRICS)
+LOGGED_METRICS = (*(score.name for score in logged_scores()), *METRICS)
 
 
 @torch.no_grad()
-def measure(learner: MetaLearner, episodes: Episodes, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Scores and spreads of each task [T], on the device; the random numbers of training are not advanced.
+def measure(learner: MetaLearner, episodes: Episodes, seed: int) -> tuple[TaskScores, Spread]:
+    """Logged scores and spreads; the random numbers of training are not advanced.
 
     Pyro's validation is off, so that parameters that overflow give a non-finite metric and no exception.
+
+    Args:
+        learner: the learner in training.
+        episodes: T tasks, with inputs of the backbone.
+        seed: of all draws of w.
+
+    Returns:
+        Scores and spreads per task, [T] or [T, ...], on the device of the tasks.
+
+    Raises:
+        UsageError: for a likelihood that is neither Categorical nor Normal.
     """
     episodes = learner.featured(episodes)
     with noise_of(seed), pyro.validation_enabled(False):
-        _, likelihood = learner.posterior_predictive(episodes.observed(), LOGGED_SAMPLES)
-        scores = scores_of(likelihood, episodes.query_y, episodes.query_mask)
+        posterior = learner.guide.posterior(episodes.observed())
+        scores = task_scores(learner, episodes, posterior, LOGGED_SAMPLES, logged_scores())
         return scores, batch_spreads(learner, episodes, LOGGED_SAMPLES)
 
 
 def metric_means(scores: Mapping[str, Tensor], spreads: Mapping[str, Tensor]) -> dict[str, Any]:
-    """LOGGED_METRICS, means over tasks, read on the host; null for a metric that the setting does not have."""
-    means = {name: scores[name].mean().item() if name in scores else None for name in LOGGED_SCORES}
+    """Metrics of a line of metrics.jsonl, read on the host.
+
+    Args:
+        scores: per task, from `measure`.
+        spreads: per task, from `measure`.
+
+    Returns:
+        The logged scores and the collapse metrics, in this order; null for a metric that the setting does not have.
+    """
+    logged = logged_scores()
+    means = {score.name: score.pooled(scores[score.name]) if score.name in scores else None for score in logged}
     return means | summary(spreads)
 
 
 def validation_metrics(learner: MetaLearner, stream: TaskStream, num_tasks: int, seed: int) -> dict[str, float]:
-    """val_nll of `posterior` on validation tasks, and val_accuracy in classification."""
+    """val_nll of `posterior` on validation tasks, and val_accuracy in classification.
+
+    Args:
+        learner: the learner in training.
+        stream: the validation tasks.
+        num_tasks: how many of them.
+        seed: of all draws of w.
+
+    Returns:
+        val_nll in nats per query, and val_accuracy, 0 to 1.
+
+    Raises:
+        UsageError: for a likelihood that is neither Categorical nor Normal.
+    """
     settings = EvalSettings(tasks=num_tasks, samples=LOGGED_SAMPLES, split="val")
     metrics = evaluate(learner, stream, settings, seed, progress=False).metrics
     accuracy = {"val_accuracy": metrics["accuracy"]["mean"]} if metrics["accuracy"] else {}

@@ -1,0 +1,88 @@
+"""The collapse metrics, each one function of spreads. To add one: write its function, and its entry in METRICS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+# collapsed: the logits of the draws differ by less than 0.1 nats, and fewer than 2% of the predictions change.
+COLLAPSED_LOGIT_SD = 0.1
+COLLAPSED_DISAGREEMENT = 0.02
+ACTIVE_NATS = 0.01  # a weight is active if its mean KL(q, p) exceeds this
+
+Spread = dict[str, Tensor]  # by name, [T] or [T, weights]
+Metrics = dict[str, Any]
+Metric = Callable[[Mapping[str, Tensor]], float | int | bool | None]  # from spreads
+
+
+def _mean(spread: Mapping[str, Tensor], name: str) -> float | None:
+    return spread[name].mean().item() if name in spread else None
+
+
+def _mean_of(name: str) -> Metric:
+    """The mean over tasks."""
+    return lambda spread: _mean(spread, name)
+
+
+def _rms(numerator: str, denominator: str = "") -> Metric:
+    """Square root of a mean, or of the ratio of two; None for a ratio to 0, such as the mean of N(0, I)."""
+
+    def metric(spread: Mapping[str, Tensor]) -> float | None:
+        above, below = _mean(spread, numerator), _mean(spread, denominator) if denominator else 1.0
+        return math.sqrt(above / below) if above is not None and below else None
+
+    return metric
+
+
+def _active_dimensions(spread: Mapping[str, Tensor]) -> int | None:
+    kl = spread.get("kl_by_dimension")
+    return None if kl is None else int((kl.mean(0) > ACTIVE_NATS).sum())
+
+
+def _collapsed(spread: Mapping[str, Tensor]) -> bool | None:
+    variance, disagreement = _mean(spread, "logit_variance"), _mean(spread, "disagreement") or 0.0
+    if variance is None:
+        return None
+    return math.sqrt(variance) < COLLAPSED_LOGIT_SD and disagreement < COLLAPSED_DISAGREEMENT
+
+
+METRICS: dict[str, Metric] = {  # in the order of results.json
+    "prior_sd": _rms("prior_variance"),
+    "relative_sd": _rms("prior_variance", "prior_mean_square"),
+    "prior_entropy": _mean_of("prior_entropy"),
+    "logit_sd": _rms("logit_variance"),
+    "disagreement": _mean_of("disagreement"),
+    "collapsed": _collapsed,
+    "elbo": _mean_of("elbo"),
+    "kl": _mean_of("kl"),
+    "kl_variational_bound": _mean_of("kl_variational_bound"),
+    "kl_convexity_bound": _mean_of("kl_convexity_bound"),
+    "active_dimensions": _active_dimensions,
+    "posterior_sd": _rms("posterior_variance"),
+    "posterior_entropy": _mean_of("posterior_entropy"),
+    "sd_ratio": _rms("fit_variance", "true_variance"),
+    "training_sd_ratio": _rms("training_fit_variance", "training_true_variance"),
+    "coverage90_of_truth": _mean_of("coverage90_of_truth"),
+    "kl_from_truth": _mean_of("kl_from_truth"),
+    "kl_to_truth": _mean_of("kl_to_truth"),
+}
+
+
+def summary(spread: Mapping[str, Tensor]) -> Metrics:
+    """All METRICS from the spreads of any number of tasks, read on the host.
+
+    relative_sd: rms sd over rms mean of the prior.
+    sd_ratio: rms sd of the posterior at test time over that of the exact posterior.
+    training_sd_ratio: the same given support and query, for a guide whose training_posterior sees the query labels.
+    collapsed: whether the draws of the prior leave the predictions unchanged.
+
+    Args:
+        spread: by name, [T] or [T, weights].
+
+    Returns:
+        By name; None where a spread is absent.
+    """
+    return {name: metric(spread) for name, metric in METRICS.items()}

@@ -1,0 +1,74 @@
+"""Scores of learning without forgetting: the three of Gidaris and Komodakis (CVPR 2018), and base_over_all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.evaluation.averages import log_mean_exp, masked_mean, most_probable
+from pyro_metabayes.evaluation.predictions import BaseNovelPredictions
+from pyro_metabayes.evaluation.score import Score
+
+
+def novel(predictions: BaseNovelPredictions) -> Tensor:
+    """Share of the queries of novel classes predicted correctly when only novel classes are candidates.
+
+    Args:
+        predictions: of L samples and T tasks.
+
+    Returns:
+        Tensor [T], 0 to 1.
+    """
+    return _accuracy(predictions, slice(predictions.num_novel), predictions.is_novel)
+
+
+def base(predictions: BaseNovelPredictions) -> Tensor:
+    """Share of the queries of base classes predicted correctly when only base classes are candidates.
+
+    Args:
+        predictions: of L samples and T tasks.
+
+    Returns:
+        Tensor [T], 0 to 1.
+    """
+    return _accuracy(predictions, slice(predictions.num_novel, None), ~predictions.is_novel)
+
+
+def both(predictions: BaseNovelPredictions) -> Tensor:
+    """Share of all queries predicted correctly when all classes are candidates.
+
+    Args:
+        predictions: of L samples and T tasks.
+
+    Returns:
+        Tensor [T], 0 to 1.
+    """
+    return _accuracy(predictions, slice(None), torch.ones_like(predictions.is_novel))
+
+
+def base_over_all(predictions: BaseNovelPredictions) -> Tensor:
+    """Share of the queries of base classes predicted correctly when all classes are candidates.
+
+    Args:
+        predictions: of L samples and T tasks.
+
+    Returns:
+        Tensor [T], 0 to 1.
+    """
+    return _accuracy(predictions, slice(None), ~predictions.is_novel)
+
+
+def _accuracy(predictions: BaseNovelPredictions, candidates: slice, queries: Tensor) -> Tensor:
+    """Accuracy [T] on these queries [T, Q] when only these classes are candidates."""
+    log_probs = predictions.log_probs[..., candidates].log_softmax(-1)
+    predicted = most_probable(log_mean_exp(log_probs)) + (candidates.start or 0)
+    return masked_mean((predicted == predictions.labels).to(log_probs.dtype), queries & predictions.mask)
+
+
+FAMILY = (BaseNovelPredictions,)
+BASE_NOVEL = (
+    Score("novel", novel, FAMILY, "share", interval=True),
+    Score("base", base, FAMILY, "share", interval=True),
+    Score("both", both, FAMILY, "share", interval=True),
+    Score("base_over_all", base_over_all, FAMILY, "share", interval=True),
+)

@@ -1,0 +1,89 @@
+"""Scores of class probabilities. The averaged prediction is p(c) = (1/L) sum_l p(y = c | x, w_l)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.evaluation.averages import masked_mean, most_probable
+from pyro_metabayes.evaluation.expected_calibration_error import pooled_calibration_error, values_for_calibration
+from pyro_metabayes.evaluation.predictions import ClassPredictions
+from pyro_metabayes.evaluation.score import Score, Weights
+
+
+def accuracy(predictions: ClassPredictions) -> Tensor:
+    """Share of the queries whose most probable class, in the averaged prediction, is right.
+
+    Args:
+        predictions: of L samples and T tasks.
+
+    Returns:
+        Tensor [T], 0 to 1.
+    """
+    return masked_mean(predictions.hits, predictions.mask)
+
+
+def accuracy_of_sample(predictions: ClassPredictions) -> Tensor:
+    """(1/L) sum_l accuracy of p(y | x, w_l): the accuracy of one draw, mean over draws.
+
+    Args:
+        predictions: of L samples and T tasks.
+
+    Returns:
+        Tensor [T], 0 to 1; the accuracy if L = 1.
+    """
+    if predictions.is_point:
+        return accuracy(predictions)
+    hits = (most_probable(predictions.log_probs) == predictions.labels).to(predictions.log_probs.dtype).mean(0)
+    return masked_mean(hits, predictions.mask)
+
+
+def brier(predictions: ClassPredictions) -> Tensor:
+    """sum_c (p(c) - [y = c])^2, mean over the queries. (Brier 1950)
+
+    Args:
+        predictions: of L samples and T tasks.
+
+    Returns:
+        Tensor [T], 0 to 2.
+    """
+    index = predictions.labels.unsqueeze(-1)
+    minus_one = -torch.ones_like(index, dtype=predictions.averaged.dtype)
+    error = predictions.averaged.exp().scatter_add(-1, index, minus_one)
+    return masked_mean(error.square().sum(-1), predictions.mask)
+
+
+def mutual_information(predictions: ClassPredictions) -> Tensor:
+    """H[(1/L) sum_l p(y | x, w_l)] - (1/L) sum_l H[p(y | x, w_l)], mean over the queries.
+
+    The information about a label that w would add. (Houlsby et al. 2011)
+
+    Args:
+        predictions: of L samples and T tasks.
+
+    Returns:
+        Tensor [T], in nats per query; 0 if L = 1.
+    """
+    averaged = predictions.averaged
+    if predictions.is_point:
+        information = 0.0 * averaged[..., 0]
+    else:
+        information = _entropy(averaged) - _entropy(predictions.log_probs).mean(0)
+    return masked_mean(information.clamp(min=0), predictions.mask)
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+
+
+FAMILY = (ClassPredictions,)
+ACCURACIES = (
+    Score("accuracy", accuracy, FAMILY, "share", interval=True, logged=1),
+    Score("accuracy_of_mean", accuracy, FAMILY, "share", Weights.MEAN),
+    Score("accuracy_of_sample", accuracy_of_sample, FAMILY, "share"),
+)
+CLASSIFICATION = (
+    Score("brier", brier, FAMILY, "0 to 2"),
+    Score("mutual_information", mutual_information, FAMILY, "nats per query", logged=4),
+)
+ECE = Score("ece", values_for_calibration, FAMILY, "share", pooled=pooled_calibration_error)

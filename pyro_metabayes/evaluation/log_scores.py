@@ -1,0 +1,43 @@
+"""Logarithmic scores of predictions of classes and of numbers, in nats."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pyro_metabayes.evaluation.averages import log_mean_exp, masked_mean
+from pyro_metabayes.evaluation.predictions import ClassPredictions, Predictions, RealPredictions
+from pyro_metabayes.evaluation.score import Score
+
+
+def nll(predictions: Predictions) -> Tensor:
+    """-log (1/L) sum_l p(y_i | x_i, w_l), mean over the queries i; of numbers, the density. (Good 1952)
+
+    Args:
+        predictions: of L samples and T tasks.
+
+    Returns:
+        Tensor [T], in nats per query.
+    """
+    return -masked_mean(log_mean_exp(predictions.log_prob), predictions.mask)
+
+
+def joint_nll(predictions: Predictions) -> Tensor:
+    """-(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l).
+
+    Unlike nll it rewards predictions that model the dependence between the labels of a task. (Osband et al. 2022)
+
+    Args:
+        predictions: of L samples and T tasks.
+
+    Returns:
+        Tensor [T], in nats per query.
+    """
+    num_queries = predictions.mask.sum(-1).clamp(min=1)
+    return -log_mean_exp((predictions.log_prob * predictions.mask).sum(-1)) / num_queries
+
+
+FAMILIES = (ClassPredictions, RealPredictions)
+LOG_SCORES = (
+    Score("nll", nll, FAMILIES, "nats per query", logged=2, by_step=2),
+    Score("joint_nll", joint_nll, FAMILIES, "nats per query"),
+)

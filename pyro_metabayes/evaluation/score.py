@@ -1,0 +1,85 @@
+"""A score: one function of predictions, and where its values go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, TypedDict, TypeVar
+
+from torch import Tensor
+
+from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.evaluation.predictions import Predictions
+
+P = TypeVar("P", bound=Predictions)
+TaskScores = dict[str, Tensor]  # values of a batch of tasks, [T] or [T, ...], by the name of the score
+
+
+class Weights(Enum):
+    """The task weights w under which the scored predictions are made."""
+
+    DRAWS = "draws of the approximate posterior"
+    MEAN = "mean of the approximate posterior"
+    EXACT_MEAN = "mean of the exact posterior"
+
+
+class Interval(TypedDict):
+    """A mean over tasks and the half width of its 95% interval."""
+
+    mean: float
+    ci95: float
+
+
+def mean_over_tasks(values: Tensor) -> float:
+    """(1/T) sum_t values_t of [T], read on the host."""
+    return values.mean().item()
+
+
+@dataclass(frozen=True)
+class Score(Generic[P]):
+    """A score of predictions. An entry in `SCORES` puts it into results.json and tasks.npz.
+
+    Args:
+        name: its key in every file.
+        per_task: from the predictions of a batch to one value per task [T], without reading a value on the host;
+            [T, ...] for a score with a `pooled` of its own.
+        families: exact types of predictions that it is defined for; null in results.json for all others.
+        unit: of its values, such as "share" (0 to 1) or "nats".
+        weights: the weights under which predictions are made.
+        pooled: from the values of all tasks to one number. A score with the default, the mean, is in tasks.npz.
+        interval: whether results.json has {mean, ci95} in place of a number.
+        logged: position among the scores of a line of metrics.jsonl; 0 leaves it out.
+        by_step: position among the scores of a regression after each inner step; 0 leaves it out.
+    """
+
+    name: str
+    per_task: Callable[[P], Tensor]
+    families: tuple[type[P], ...]
+    unit: str
+    weights: Weights = Weights.DRAWS
+    pooled: Callable[[Tensor], float] = mean_over_tasks
+    interval: bool = False
+    logged: int = 0
+    by_step: int = 0
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is a mean over tasks, with one value per task."""
+        return self.pooled is mean_over_tasks
+
+    def applies_to(self, predictions: Predictions, weights: Weights) -> bool:
+        """Whether it is defined for predictions of this family, made under these weights."""
+        return self.weights is weights and type(predictions) in self.families
+
+    def summary(self, values: Tensor) -> float | Interval:
+        """The entry of results.json.
+
+        Args:
+            values: of all tasks, [T] or [T, ...], on the host.
+
+        Returns:
+            A number in `unit`, or {mean, ci95}.
+        """
+        pooled = self.pooled(values)
+        return {"mean": pooled, "ci95": ci95_of(values.numpy())} if self.interval else pooled

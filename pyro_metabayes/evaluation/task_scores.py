@@ -1,0 +1,66 @@
+"""Scores of a batch of tasks, under the draws and the mean of the posterior and the mean of the exact posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor
+
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.evaluation.predictions import BaseNovelPredictions, ClassPredictions, Predictions, predictions_of
+from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
+from pyro_metabayes.evaluation.scores import values_of
+from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.learner import MetaLearner
+
+
+def task_scores(
+    learner: MetaLearner,
+    episodes: Episodes,
+    posterior: TorchDistribution,
+    samples: int,
+    scores: Sequence[Score[Any]],
+    exact: TorchDistribution | None = None,
+) -> TaskScores:
+    """Values of those scores that the labels of the tasks allow; reads no value on the host.
+
+    Args:
+        learner: its model makes the predictions.
+        episodes: T tasks with features as inputs.
+        posterior: approximate posterior of w, batch [T].
+        samples: draws of w per task; a point estimate has one.
+        scores: the scores wanted.
+        exact: the exact posterior of w, batch [T], if there is one; without it there are no scores of it.
+
+    Returns:
+        Values [T] (of ece [T, Q, 3]) by the name of the score; units: `Score.unit`.
+
+    Raises:
+        UsageError: for a likelihood that is neither Categorical nor Normal.
+    """
+    _, likelihood = learner.predictive_under(posterior, episodes.observed(), samples)
+    draws = predictions_of(likelihood, episodes.query_y, episodes.query_mask)
+    values = values_of(draws, Weights.DRAWS, scores)
+    if any(score.applies_to(draws, Weights.MEAN) for score in scores):
+        is_point = isinstance(innermost(posterior), Delta)  # the mean of a point estimate is the estimate
+        of_mean = draws if is_point else _at(posterior.mean, learner, episodes)
+        values |= values_of(of_mean, Weights.MEAN, scores)
+    if isinstance(draws, ClassPredictions) and draws.log_probs.shape[-1] > episodes.num_classes:
+        values |= values_of(_with_base(draws, episodes.num_classes), Weights.DRAWS, scores)
+    if exact is not None:
+        values |= values_of(_at(exact.mean, learner, episodes), Weights.EXACT_MEAN, scores)
+    return values
+
+
+def _at(w: Tensor, learner: MetaLearner, episodes: Episodes) -> Predictions:
+    """Predictions under one weight w [T, *W] per task."""
+    observed = episodes.observed()
+    likelihood = learner.model.likelihood(w.unsqueeze(0), observed.query_x, observed)
+    return predictions_of(likelihood, episodes.query_y, episodes.query_mask)
+
+
+def _with_base(draws: ClassPredictions, num_novel: int) -> BaseNovelPredictions:
+    """The same predictions, divided by class; base classes follow the num_novel classes of the task."""
+    return BaseNovelPredictions(draws.labels, draws.mask, draws.log_probs, num_novel)
