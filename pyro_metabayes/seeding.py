@@ -62,8 +62,8 @@ def task_draws(draw: Callable[[Size], Tensor], leading: Sequence[int] = ()) -> T
     """Draws [*leading, T, ...] of a distribution with batch [T], for the T tasks of this process.
 
     The draws for all processes [*leading, processes, T, ...] fill memory in the order of the draws [*leading, all
-    tasks, ...] of one process. Both use the same random numbers, so each task gets the same noise. Exceptions are
-    samplers that reject, such as that of the gamma distribution: how many numbers they use depends on the parameters.
+    tasks, ...] of one process. Both use the same random numbers, so each task gets the same noise. Gamma and discrete
+    distributions use them in another order: their draws are valid, but depend on the number of processes.
 
     Args:
         draw: from a sample shape to draws [*sample shape, T, ...], such as `rsample`.
