@@ -41,12 +41,12 @@ class FamilyStudy:
 
     def __init__(self, folder: Path, split: str) -> None:
         self.config, self.split = replace(saved_config(folder, []), device="cpu"), split
-        self.assembly = restore_run(folder, self.config)
-        source = self.assembly.source
+        setup = restore_run(folder, self.config)
+        source = setup.tasks.source
         if not isinstance(source, SineAndLine):
             raise UsageError(f"expected a run on data=sine_and_line, got one on {self.config.choices.get('data')}")
         self.source = replace(source, fewest=0)
-        self.learner = self.assembly.learner
+        self.learner = setup.learner
 
     def block(self, number: int, shot: int) -> tuple[Observed, Functions]:
         """Block `number` of the split's tasks, with the grid as queries."""

@@ -44,14 +44,14 @@ def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: in
     """The band for spread support points, and for support points in the left half of the range."""
     config = saved_config(folder, [f"task.shot={points}", f"task.query={NUM_QUERIES}"])
     regression = config.task.way == 1  # classes may have fewer inputs than NUM_QUERIES
-    assembly = restore_run(folder, config) if regression else None
-    if assembly is None or assembly.source.num_targets != 1 or assembly.source.input_shape != (1,):
+    setup = restore_run(folder, config) if regression else None
+    if setup is None or setup.tasks.source.num_targets != 1 or setup.tasks.source.input_shape != (1,):
         raise UsageError(f"expected a regression of one number on one number to draw, got the run in {folder}")
-    learner = assembly.learner
+    learner = setup.learner
     stepping = stepping_part(learner)
     if num_steps is not None and stepping is not None:
         stepping.num_steps = num_steps
-    episodes = assembly.stream("test").batch(task, task + 1)
+    episodes = setup.tasks.stream("test").batch(task, task + 1)
     order = episodes.query_x.flatten().argsort()
     ranges = (NUM_QUERIES // 20, NUM_QUERIES - NUM_QUERIES // 20 - 1), (NUM_QUERIES // 20, NUM_QUERIES // 2 - 1)
     spread, left = (torch.linspace(first, last, points).long() for first, last in ranges)

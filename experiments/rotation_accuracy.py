@@ -22,8 +22,8 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
-from pyro_metabayes.experiments.runs.assembly import Assembly
 from pyro_metabayes.experiments.runs.restore_run import restore_run
+from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
 from pyro_metabayes.guides import sib_rotation
 from pyro_metabayes.inference.rotation import TURNS, every_turn
@@ -31,14 +31,14 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 
-def restore_rotation_run(folder: Path) -> tuple[Assembly, MetaLearner]:
+def restore_rotation_run(folder: Path) -> tuple[RunSetup, MetaLearner]:
     """A finished run with its best learner, on the CPU."""
     config = replace(saved_config(folder, []), device="cpu")
-    assembly = restore_run(folder, config)
-    if not isinstance(assembly.learner.guide, sib_rotation.Guide) or assembly.learner.guide.rotation is None:
-        choice = assembly.config.choices["guide"]
+    setup = restore_run(folder, config)
+    if not isinstance(setup.learner.guide, sib_rotation.Guide) or setup.learner.guide.rotation is None:
+        choice = setup.config.choices["guide"]
         raise UsageError(f"expected a run of guide=sib_rotation with a rotation step, got {choice}")
-    return assembly, assembly.learner
+    return setup, setup.learner
 
 
 @torch.no_grad()
@@ -81,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.tasks < 1:
         raise UsageError(f"expected --tasks >= 1, got {options.tasks}")
-    assembly, learner = restore_rotation_run(options.run)
-    episodes = learner.featured(assembly.stream(options.split).batch(0, options.tasks))
+    setup, learner = restore_rotation_run(options.run)
+    episodes = learner.featured(setup.tasks.stream(options.split).batch(0, options.tasks))
     rows = table_of(rotation_metrics(learner, episodes), episodes.query_y, episodes.num_classes)
     out = options.run / "rotation_accuracy" / "table.md"
     write_atomically(out, lambda path: path.write_text(markdown_table(rows) + "\n"))

@@ -15,6 +15,7 @@ from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.descent import descend, hold_step_size, loss_gradient, rate_of_mean
 from pyro_metabayes.inference.divergences import check_gaussian, differentiable_divergence, innermost
+from pyro_metabayes.seeding import task_noise
 
 
 class Guide(pyro_metabayes.Guide):
@@ -89,7 +90,7 @@ class Guide(pyro_metabayes.Guide):
     def _likelihood_gradient(self, state: Tensor, observed: Observed) -> Tensor:
         """d/d(mu, log sigma) of E_q[-log p(y_support | w)], by reparametrised draws."""
         loc, scale = state[0], state[1].exp()
-        noise = torch.randn(self.inner_samples, *loc.shape, dtype=loc.dtype, device=loc.device)
+        noise = task_noise((self.inner_samples, *loc.shape), loc, task_dim=1)
         points = observed.support_x, observed.support_y, observed.support_mask
         of_weights = loss_gradient(self.model, loc + scale * noise, *points)
         return torch.stack((of_weights.mean(0), (of_weights * noise).mean(0) * scale))

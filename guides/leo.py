@@ -15,6 +15,7 @@ import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed, class_sums
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.networks import half_square, positive, relu_network
+from pyro_metabayes.seeding import task_draws
 
 
 @runtime_checkable
@@ -83,7 +84,7 @@ class Guide(pyro_metabayes.Guide):
         terms = {"encoder_l2": self.leo.l2 * (half_square(self.encoder) + half_square(self.relation))}
         terms = {name: value.expand(episodes.num_tasks) for name, value in terms.items()}
         if self.encoder_penalty:
-            z = self.training_posterior(episodes).rsample()
+            z = task_draws(self.training_posterior(episodes).rsample)
             with torch.no_grad():
                 adapted, _ = self.leo.adapt(z, episodes)
             terms["encoder_penalty"] = self.encoder_penalty * (adapted - z).square().flatten(1).mean(1)

@@ -18,6 +18,7 @@ from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.networks import half_square, positive, relu_network
 from pyro_metabayes.models.generated import LinearClassifier, NeuralRegression, Predictor
+from pyro_metabayes.seeding import task_dropout, task_noise
 
 
 class Model(pyro_metabayes.Model):
@@ -131,11 +132,12 @@ class Model(pyro_metabayes.Model):
     def _noise(self, z: Tensor, observed: Observed) -> Tensor | None:
         if not (self.sample_at_test or isinstance(observed, Episodes)):
             return None
-        return torch.randn(*z.shape[:-1], self.predictor.num_weights, dtype=z.dtype, device=z.device)
+        shape = (*z.shape[:-1], self.predictor.num_weights)
+        return task_noise(shape, z, task_dim=-1 - len(self.event_shape(observed)))
 
     def dropped(self, x: Tensor, observed: Observed) -> Tensor:
-        """The inputs, with features dropped in training."""
-        return functional.dropout(x, self.dropout) if self.dropout and isinstance(observed, Episodes) else x
+        """The inputs [T, ...], with features dropped in training."""
+        return task_dropout(x, self.dropout) if self.dropout and isinstance(observed, Episodes) else x
 
     def _loss_gradient(self, w: Tensor, observed: Observed) -> Tensor:
         """d/dw of the sum of -log p over the support points; samples and tasks do not see each other."""

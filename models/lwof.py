@@ -18,6 +18,7 @@ from pyro_metabayes.models import few_shot_classifier
 from pyro_metabayes.models.heads import Head
 from pyro_metabayes.models.priors import Flat
 from pyro_metabayes.prior import Prior
+from pyro_metabayes.seeding import task_noise
 
 INNER = ("novel", "gated", "pooled", "all")
 
@@ -47,7 +48,7 @@ class BaseClasses(Prior):
         """Weights of the base classes of each task, drawn anew for each of the `leading` samples [..., T, B', W]."""
         loc, scale = self.means(observed), self.log_scale.exp()
         base = observed.auxiliary.get("base")
-        noise = torch.randn(*leading, *loc.shape, dtype=loc.dtype, device=loc.device)
+        noise = task_noise((*leading, *loc.shape), loc, task_dim=len(leading))
         return loc + (scale if base is None else scale[base]) * noise
 
 

@@ -34,11 +34,11 @@ from pyro_metabayes.experiments.runs.restore_run import run_and_tasks
 
 def checked(*changed: str) -> dict[str, Discrepancy]:
     """The NLL of 64 test tasks under posterior and prior, their settings changed."""
-    assembly, episodes = run_and_tasks("runs/checked", changed, num_tasks=64)
-    draws = predictive_draws(assembly.learner, episodes, num_samples=50)
+    setup, episodes = run_and_tasks("runs/checked", changed, num_tasks=64)
+    draws = predictive_draws(setup.learner, episodes, num_samples=50)
     both = {"posterior": draws.posterior, "prior": draws.prior}
     return {
-        name: discrepancies(assembly.learner, episodes.observed(), its, episodes.query_y)["nll"]
+        name: discrepancies(setup.learner, episodes.observed(), its, episodes.query_y)["nll"]
         for name, its in both.items()
     }
 

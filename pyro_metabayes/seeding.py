@@ -1,14 +1,18 @@
-"""Random numbers of torch: their state on each device, and noise from a seed."""
+"""Random numbers of torch: their state on each device, noise from a seed, and the noise of the tasks of a process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
+from torch.nn import functional
 
 from pyro_metabayes.device import accelerator
+
+_process: ContextVar[tuple[int, int]] = ContextVar("process", default=(0, 1))  # rank, number of processes
 
 
 def random_states(device: torch.device) -> list[Tensor]:
@@ -39,3 +43,44 @@ def noise_of(seed: int) -> Iterator[None]:
         finally:
             if device:
                 set_random_states(device, before)
+
+
+@contextmanager
+def noise_of_process(rank: int, num_processes: int) -> Iterator[None]:
+    """Inside, noise with a task axis is that of the rank-th of equal, contiguous parts of the tasks of all processes.
+
+    Every other draw is shared by all tasks, and is the same on all processes.
+    """
+    token = _process.set((rank, num_processes))
+    try:
+        yield
+    finally:
+        _process.reset(token)
+
+
+def task_draws(draw: Callable[[Size], Tensor], leading: Sequence[int] = ()) -> Tensor:
+    """Draws [*leading, T, ...] of a distribution with batch [T], for the T tasks of this process.
+
+    The draws for all processes [*leading, processes, T, ...] fill memory in the order of the draws [*leading, all
+    tasks, ...] of one process. Both use the same random numbers, so each task gets the same noise. Gamma and discrete
+    distributions use them in another order: their draws are valid, but depend on the number of processes.
+
+    Args:
+        draw: from a sample shape to draws [*sample shape, T, ...], such as `rsample`.
+        leading: sizes of the axes before the task axis.
+    """
+    rank, num_processes = _process.get()
+    if num_processes == 1:
+        return draw(Size(leading))
+    return draw(Size((*leading, num_processes))).select(len(leading), rank)
+
+
+def task_noise(shape: Sequence[int], like: Tensor, task_dim: int) -> Tensor:
+    """Standard normal noise of a shape, with the dtype and device of `like`; task_dim is the task axis of the shape."""
+    leading, rest = shape[:task_dim], shape[task_dim:]
+    return task_draws(lambda sizes: torch.randn(*sizes, *rest, dtype=like.dtype, device=like.device), leading)
+
+
+def task_dropout(x: Tensor, rate: float) -> Tensor:
+    """x [T, ...] with entries set to zero at the rate, and the others scaled by 1 / (1 - rate)."""
+    return task_draws(lambda sizes: functional.dropout(x.expand(*sizes, *x.shape).contiguous(), rate))

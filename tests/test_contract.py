@@ -29,6 +29,7 @@ from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
 from pyro_metabayes.prior import Prior
+from pyro_metabayes.seeding import noise_of_process
 from tests.pairs import FEATURES, FOLLOWING, HEADS, PRIORS, WAY, Pair, every_pair, random_tasks, stream_of, tasks_like
 
 PAIRS = every_pair()
@@ -264,6 +265,22 @@ def check_predictive(learner: MetaLearner, observed: Observed) -> None:
         assert torch.isfinite(drawn["w"]).all() and torch.isfinite(predicted(likelihood)).all()
 
 
+def check_noise_by_task(learner: MetaLearner, episodes: Episodes, num_processes: int = 2) -> None:
+    """The noise of a task does not depend on how many processes there are: every draw with a task axis names it."""
+    size = episodes.num_tasks // num_processes
+    parts = [(replace(episodes), 0, 1)]
+    parts += [(episodes.tasks(slice(r * size, r * size + size)), r, num_processes) for r in range(num_processes)]
+    terms, states = [], []
+    for data, rank, processes in parts:
+        torch.manual_seed(5)
+        with noise_of_process(rank, processes):
+            terms.append({name: value.detach() for name, value in learner(data).items()})
+        states.append(torch.get_rng_state())
+    means = {name: torch.stack([part[name] for part in terms[1:]]).mean() for name in terms[0]}
+    assert_same(means, terms[0], "the noise of a task depends on the number of processes")
+    assert all(torch.equal(state, states[0]) for state in states), "random states of processes drift apart"
+
+
 # ---------------------------------------------------------------- every guide keeps them
 
 
@@ -342,6 +359,12 @@ def without_gradient(pair: Pair) -> Callable[[str], bool]:
 @every
 def test_finite_gradients_reach_every_parameter(pair: Pair) -> None:
     check_gradients(pair.learner(particles=2), pair.tasks(), without_gradient(pair))
+
+
+@every
+def test_noise_does_not_depend_on_the_number_of_processes(pair: Pair) -> None:
+    """With as many tasks per process as particles, classes, and features or hidden units."""
+    check_noise_by_task(pair.learner(particles=WAY), pair.tasks(2 * WAY))
 
 
 @every
@@ -543,6 +566,11 @@ class NamesClasses(Honest):
         return class_means(observed) * torch.arange(1.0, observed.num_classes + 1).unsqueeze(-1)
 
 
+class UnnamedTasks(Honest):
+    def mean(self, observed: Observed) -> Tensor:
+        return class_means(observed) + torch.randn_like(class_means(observed))
+
+
 class WrongShape(Honest):
     def posterior(self, observed: Observed) -> TorchDistribution:
         return Normal(self.mean(observed), 1.0).to_event(1)
@@ -574,6 +602,7 @@ def planted(guide: type[pyro_metabayes.Guide], head: str = "cosine") -> MetaLear
 
 
 CHECKS: dict[str, Callable[[MetaLearner, Episodes], None]] = {
+    "noise": lambda learner, data: check_noise_by_task(learner, data, num_processes=data.num_tasks),
     "shapes": lambda learner, data: check_shapes(learner.model, learner.guide, data),
     "sites": lambda learner, data: check_same_sites(learner.model, learner.guide, data),
     "labels": lambda learner, data: check_no_label_leak(learner.guide, data),
@@ -597,6 +626,7 @@ def test_an_honest_guide_passes(guide: type[pyro_metabayes.Guide], check: str) -
     ("fault", "check", "message"),
     [
         (WrongShape, "shapes", "expected batch"),
+        (UnnamedTasks, "noise", "depends on the number of processes"),
         (OtherSite, "sites", "weights"),
         (ReadsLabels, "labels", "query labels move the posterior"),
         (RemembersLabels, "labels", "remembers query labels"),

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
+from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Generator, Tensor
-from torch.nn import functional
 
 from pyro_metabayes import Episodes, UsageError
 from pyro_metabayes.data.stream import TaskStream
@@ -26,6 +27,9 @@ from pyro_metabayes.data.task_shape import BLOCK
 from pyro_metabayes.experiments.cli.composition import config_of
 from pyro_metabayes.experiments.cli.distributed import check_devices, process_group
 from pyro_metabayes.experiments.cli.fabric import fabric_alone, fabric_in_group
+from pyro_metabayes.handlers.particles import Particles
+from pyro_metabayes.inference.laplace import LowRankPrecision
+from pyro_metabayes.seeding import task_draws, task_dropout, task_noise
 from pyro_metabayes.training.data_parallel import TaskShard
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
@@ -36,11 +40,13 @@ TASKS = 6  # of a step
 SETTINGS = {"steps": 4, "tasks_per_step": TASKS, "learning_rate": 1e-3, "optimizer": "sgd", "particles": 2}
 SETTINGS |= {"log_every": 1, "validate_every": 2, "validation_tasks": 4}
 SIB = {"num_steps": 2, "step_size": 0.05, "learn_step_size": True}
+LEO = Pair("leo", "gaussian", model="leo", settings={"encoder_penalty": 0.1}, model_settings={"dropout": 0.3})
 PAIRS = {
     "delta": Pair("sib", "flat", settings={**SIB, "posterior": "delta"}),
     "normal": Pair("sib", settings={**SIB, "inner_samples": 3}),  # as many as a process has tasks
     "savi": Pair("savi", "conditional"),
     "mc": Pair("mc", "conditional", objective="monte_carlo"),
+    "leo": LEO,
     "unused": Pair("mean_field", objective="monte_carlo"),  # of the prior no term of the loss knows
 }
 BAD = {"stop": "diverged: at step 2 ", "skip": ""}  # a task of the second process is not finite, and train.on_nan
@@ -185,39 +191,65 @@ def test_uneven_shares_are_refused() -> None:
         TaskShard(0, 4, TASKS)
 
 
-class OfRank:
-    """A model whose latent has two axes."""
-
-    def event_shape(self, observed: Any) -> torch.Size:
-        return torch.Size((5, 7))
+HALF = TASKS // 2  # tasks per process; here also the number of samples, classes and features
 
 
-DRAWS: dict[str, tuple[int, Callable[[int], Tensor]]] = {  # the axis of tasks, and a draw for so many of them
-    "randn": (0, lambda num: torch.randn(num, 5, 7)),
-    "samples of randn": (1, lambda num: torch.randn(3, num, 5, 7)),  # as many samples as a process has tasks
-    "randn of a size": (0, lambda num: torch.randn(size=(num, 5, 7), dtype=torch.float64)),
-    "rand of a list": (0, lambda num: torch.rand([num, 5, 7])),
-    "randn_like": (0, lambda num: torch.randn_like(torch.zeros(num, 5, 7))),
-    "normal_": (1, lambda num: torch.zeros(2, num, 5, 7).normal_(1.0, 2.0)),
-    "uniform_": (0, lambda num: torch.empty(num, 4).uniform_(-1, 1)),  # no latent: the first axis that fits
-    "dropout": (0, lambda num: functional.dropout(torch.ones(num, 11, 8), 0.4)),
-    "Normal": (1, lambda num: torch.distributions.Normal(torch.zeros(num, 5, 7), 1.0).rsample(torch.Size([2]))),
-    "of no task": (-1, lambda num: torch.randn(4, 5)),
+def low_rank(num: int) -> LowRankPrecision:
+    return LowRankPrecision(torch.zeros(num, HALF, HALF), torch.ones(()), torch.ones(num, HALF, HALF, 2), event_dim=2)
+
+
+def normal(num: int) -> Normal:
+    return Normal(torch.zeros(num, HALF, HALF), 1.0).to_event(2)
+
+
+def at_a_site(q: TorchDistribution, num: int, particles: int) -> Tensor:
+    def guide() -> Any:
+        with pyro.plate("task", num, dim=-1):
+            return pyro.sample("w", q)
+
+    return Particles(particles)(guide)()
+
+
+DRAWS: dict[str, tuple[int, Callable[[int], Tensor]]] = {  # the task axis, and a draw for so many tasks
+    "noise": (0, lambda num: task_noise((num, HALF, HALF), torch.zeros(()), task_dim=0)),
+    "samples": (1, lambda num: task_noise((HALF, num, HALF, HALF), torch.zeros(()), task_dim=1)),
+    "axis from the end": (2, lambda num: task_noise((HALF, HALF, num, HALF), torch.zeros(()), task_dim=-2)),
+    "double": (1, lambda num: task_noise((HALF, num), torch.zeros((), dtype=torch.float64), task_dim=1)),
+    "dropout": (0, lambda num: task_dropout(torch.ones(num, HALF, HALF), 0.4)),
+    "rsample": (0, lambda num: task_draws(normal(num).rsample)),
+    "rsample of many": (2, lambda num: task_draws(normal(num).rsample, (HALF, 2))),
+    "multivariate": (1, lambda num: task_draws(MultivariateNormal(torch.zeros(num, HALF), EYE).rsample, (HALF,))),
+    "low rank": (1, lambda num: task_draws(low_rank(num).rsample, (HALF,))),
+    "site": (0, lambda num: at_a_site(normal(num), num, particles=1)),
+    "site with particles": (1, lambda num: at_a_site(normal(num), num, particles=HALF)),
+    "expanded at a site": (1, lambda num: at_a_site(Normal(torch.zeros(HALF), 1.0).to_event(1), num, particles=HALF)),
+    "of no task": (-1, lambda num: torch.randn(HALF, HALF)),
 }
+EYE = torch.eye(HALF)
 
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_the_noise_of_a_process_is_what_one_process_draws_for_its_tasks(name: str) -> None:
+    """No axis can be told from that of the tasks by its length: the draw names it."""
     axis, draw = DRAWS[name]
     torch.manual_seed(0)
     whole = draw(TASKS)
     after = torch.get_rng_state()
     for rank in range(2):
         torch.manual_seed(0)
-        with TaskShard(rank, 2, TASKS).noise(OfRank(), None):  # type: ignore[arg-type]
-            part = draw(TASKS // 2)
-        assert torch.equal(part, whole if axis < 0 else whole.narrow(axis, 3 * rank, 3))
+        with TaskShard(rank, 2, TASKS).noise():
+            part = draw(HALF)
+        assert torch.equal(part, whole if axis < 0 else whole.narrow(axis, HALF * rank, HALF))
         assert torch.equal(torch.get_rng_state(), after), "random states of processes drift apart"
+
+
+def test_a_latent_without_tasks_is_the_same_on_all_processes() -> None:
+    draws = []
+    for rank in range(2):
+        torch.manual_seed(0)
+        with TaskShard(rank, 2, TASKS).noise():
+            draws.append(Particles(HALF)(lambda: pyro.sample("shared", Normal(torch.zeros(()), 1.0)))())
+    assert draws[0].shape == (HALF, 1) and torch.equal(*draws)
 
 
 # ---------------------------------------------------------------- what there is not

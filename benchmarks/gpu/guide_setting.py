@@ -68,7 +68,7 @@ def config_of(name: str, toy: bool) -> Config:
 
 
 def specification(config: Config, source: Any) -> dict[str, Any]:
-    """As in experiments/runs/assembly.py."""
+    """As in experiments/runs/build_learner.py."""
     return config.specification() | {
         "input_shape": list(source.input_shape),
         "num_classes": source.num_targets or config.task.way,

@@ -20,8 +20,8 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.calibration.plots import draw, draw_sbc
 from pyro_metabayes.experiments.calibration.tables import Report, SbcResults, rows_of
 from pyro_metabayes.experiments.cli.command import run_program
-from pyro_metabayes.experiments.runs.assembly import Assembly
-from pyro_metabayes.experiments.runs.restore_run import assembly_of, batches, settings_of
+from pyro_metabayes.experiments.runs.restore_run import batches, settings_of, setup_of
+from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
 from pyro_metabayes.inference.divergences import has_density
 from pyro_metabayes.seeding import noise_of
@@ -58,28 +58,28 @@ class CalibrationSettings:
             raise UsageError(f"expected prior to be one of auto, learned, simulator, got '{self.prior}'")
 
 
-def report_of(settings: CalibrationSettings, assembly: Assembly) -> Report:
+def report_of(settings: CalibrationSettings, setup: RunSetup) -> Report:
     """All metrics of a run."""
-    stream = assembly.stream(assembly.config.eval.split)
+    stream = setup.tasks.stream(setup.config.eval.split)
     with noise_of(settings.noise):
-        metrics = calibration(assembly.learner, batches(stream, settings.tasks), settings.samples)
+        metrics = calibration(setup.learner, batches(stream, settings.tasks), settings.samples)
         unseen = {}
-        wider = assembly.with_other_classes(assembly.config.task.way)
+        wider = setup.tasks.with_other_classes(setup.config.task.way)
         if wider is not None:
             tasks = batches(wider[0], settings.tasks)
-            unseen = unseen_classes(assembly.learner, tasks, assembly.config.task.way, settings.samples)
-        return Report(metrics, unseen, sbc_of(settings, assembly) if settings.sbc_tasks else {})
+            unseen = unseen_classes(setup.learner, tasks, setup.config.task.way, settings.samples)
+        return Report(metrics, unseen, sbc_of(settings, setup) if settings.sbc_tasks else {})
 
 
-def sbc_of(settings: CalibrationSettings, assembly: Assembly) -> SbcResults:
+def sbc_of(settings: CalibrationSettings, setup: RunSetup) -> SbcResults:
     """SBC of the test posterior, and of a training posterior; {} for a point estimate or a flat prior."""
-    if settings.prior == "simulator" and assembly.truth is None:
+    if settings.prior == "simulator" and setup.tasks.truth is None:
         raise UsageError(
             "expected a simulator with a known truth for prior=simulator, got other data; take prior=learned"
         )
-    truth = None if settings.prior == "learned" else assembly.truth
-    learner = assembly.learner
-    episodes = assembly.stream(assembly.config.eval.split).batch(0, settings.sbc_tasks)
+    truth = None if settings.prior == "learned" else setup.tasks.truth
+    learner = setup.learner
+    episodes = setup.tasks.stream(setup.config.eval.split).batch(0, settings.sbc_tasks)
     observed = learner.featured(episodes).observed()
     if not has_density(learner.guide.posterior(observed)) or (
         truth is None and not has_density(learner.model.prior(observed))
@@ -95,7 +95,7 @@ def sbc_of(settings: CalibrationSettings, assembly: Assembly) -> SbcResults:
 def main(arguments: Sequence[str]) -> None:
     settings, changed = settings_of(CalibrationSettings, arguments)
     settings.check()
-    report = report_of(settings, assembly_of(settings.run, changed, settings.tasks))
+    report = report_of(settings, setup_of(settings.run, changed, settings.tasks))
     out = Path(settings.run) / "calibration"
     rows = rows_of(report, settings.rate)
     save_tables(out, f"{markdown_table(rows)}\n", rows)

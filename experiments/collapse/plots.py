@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSED_DISAGREEMENT, COLLAPSED_LOGIT_SD
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.collapse.closed_forms import critical_samples, information
-from pyro_metabayes.experiments.runs.assembly import Assembly
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.experiments.studies.study import Row, read
 from pyro_metabayes.learner import MetaLearner
 
@@ -146,10 +146,10 @@ def _draw_kl(axis: Any, rows: Sequence[Row], folder: Path) -> None:
 def _draw_slopes(axis: Any, row: Row, folder: Path) -> None:
     run = row.folder(folder, 0)
     config, results = saved_config(run, []), read(run)
-    assembly, learner = Assembly(config), MetaLearner.load(run)
-    observed = assembly.stream("test").batch(0, config.eval.tasks).observed()
-    assert assembly.truth is not None
-    posteriors = assembly.truth.truth(observed), learner.guide.posterior(observed)
+    tasks, learner = set_up(config).tasks, MetaLearner.load(run)
+    observed = tasks.stream("test").batch(0, config.eval.tasks).observed()
+    assert tasks.truth is not None
+    posteriors = tasks.truth.truth(observed), learner.guide.posterior(observed)
     optimal, inferred = (posterior.mean.flatten() for posterior in posteriors)
     ends = [optimal.min(), optimal.max()]
     axis.plot(ends, ends, color="black", lw=0.8, label="E[w | x]")

@@ -88,9 +88,9 @@ def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: Gol
 
 def measure_run(folder: str, changed: Sequence[str], settings: GoldSettings) -> list[Comparison]:
     """One comparison per target."""
-    assembly, episodes = run_and_tasks(folder, changed, settings.tasks)
+    setup, episodes = run_and_tasks(folder, changed, settings.tasks)
     with noise_of(settings.noise), validation_enabled(False):
-        return [measure(assembly.learner, episodes, labels, settings) for labels in settings.targets]
+        return [measure(setup.learner, episodes, labels, settings) for labels in settings.targets]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ from pyro_metabayes.experiments.partial_pooling.methods import (
 )
 from pyro_metabayes.experiments.partial_pooling.plots import draw_effects, draw_prior, draw_shrinkage
 from pyro_metabayes.experiments.partial_pooling.tables import held_out_row, method_row
-from pyro_metabayes.experiments.runs.assembly import Assembly
+from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row, read
@@ -122,9 +122,10 @@ def held_out_rows(rows: Sequence[Row], folder: Path, splits: int) -> list[dict[s
 def closed_forms(run: Path, changes: str, split: int | None) -> dict[str, float]:
     """RMSE on the evaluation tasks of a run, or on those of another split of the groups."""
     changed = [] if split is None else [f"data.seed={split}", f"seed={split}"]
-    assembly = Assembly(saved_config(run, [*changes.split(","), *changed]))
-    assert isinstance(assembly.source, Groups)
-    return held_out_rmse(assembly.source, assembly.stream("test").batch(0, assembly.config.eval.tasks))
+    config = saved_config(run, [*changes.split(","), *changed])
+    tasks = set_up(config).tasks
+    assert isinstance(tasks.source, Groups)
+    return held_out_rmse(tasks.source, tasks.stream("test").batch(0, config.eval.tasks))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pyro_metabayes.exact.conjugate import precision_of
 from pyro_metabayes.exact.hierarchical_nuts import Draws
 from pyro_metabayes.exact.mixed_effects import MixedEffects, fit
 from pyro_metabayes.experiments.cli.config import Config, saved_config
-from pyro_metabayes.experiments.runs.assembly import Assembly
+from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.seeding import noise_of
@@ -95,7 +95,7 @@ def estimates_from_run(folder: Path) -> GroupEstimates:
 
 def groups_and_learner(config: Config, folder: Path) -> tuple[Groups, MetaLearner]:
     """The table of groups of a run, and its learner."""
-    source = Assembly(config).source
+    source = set_up(config).tasks.source
     if not isinstance(source, Groups):
         raise UsageError(f"expected a study of a table of groups, got data={config.choices.get('data')}")
     return source, MetaLearner.load(folder)

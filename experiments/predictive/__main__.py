@@ -43,12 +43,12 @@ class PredictiveSettings:
 
 def checks_of(settings: PredictiveSettings, changed: Sequence[str]) -> Checks:
     """{"posterior": ..., "prior": ...}: discrepancies by name; without "prior" if the prior is flat."""
-    assembly, episodes = run_and_tasks(settings.run, changed, settings.tasks)
+    setup, episodes = run_and_tasks(settings.run, changed, settings.tasks)
     with noise_of(settings.noise):
-        replications = predictive_draws(assembly.learner, episodes, settings.samples)
+        replications = predictive_draws(setup.learner, episodes, settings.samples)
         distributions = {"posterior": replications.posterior, "prior": replications.prior}
         return {
-            name: discrepancies(assembly.learner, episodes.observed(), draws, episodes.query_y)
+            name: discrepancies(setup.learner, episodes.observed(), draws, episodes.query_y)
             for name, draws in distributions.items()
             if draws is not None
         }

@@ -22,9 +22,7 @@ def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
 def score_run(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]:
     """Evaluate the best learner of a run; the configuration may differ in settings without weights."""
     checkpoint = finished_checkpoint(folder, config)
-    assembly = restore_learner(checkpoint, config)
-    tasks = assembly.stream(config.eval.split)
-    evaluation = evaluate(
-        assembly.learner, tasks, config.eval, config.seed, truth=assembly.truth, doubled=assembly.twice
-    )
-    return results_of(config, assembly, evaluation, None, checkpoint["training"]["skipped"]), evaluation
+    setup = restore_learner(checkpoint, config)
+    tasks, stream = setup.tasks, setup.tasks.stream(config.eval.split)
+    evaluation = evaluate(setup.learner, stream, config.eval, config.seed, truth=tasks.truth, doubled=tasks.twice)
+    return results_of(setup, evaluation, None, checkpoint["training"]["skipped"]), evaluation

@@ -13,7 +13,7 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.evaluate import BATCH
 from pyro_metabayes.experiments.cli.config import Config, saved_config
-from pyro_metabayes.experiments.runs.assembly import Assembly
+from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import count_of, expecting, within
 
@@ -57,39 +57,39 @@ def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
     return state
 
 
-def restore_learner(state: dict[str, Any], config: Config) -> Assembly:
+def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:
     """The best learner of a checkpoint, with its tasks; the configuration may differ in settings without weights."""
     with expecting("a checkpoint with a learner"):
         num_classes, weights = count_of(state["best"]["specification"]["num_classes"]), state["best"]["weights"]
-    assembly = Assembly(config, num_classes)
+    setup = set_up(config, num_classes)
     with expecting("a checkpoint with the weights of a learner"):
-        assembly.learner.load_weights(weights)
-    assembly.learner.to(assembly.device)
-    return assembly
+        setup.learner.load_weights(weights)
+    setup.learner.to(setup.device)
+    return setup
 
 
-def restore_run(folder: Path, config: Config) -> Assembly:
+def restore_run(folder: Path, config: Config) -> RunSetup:
     """The best learner of a finished run, with its tasks."""
     return restore_learner(finished_checkpoint(folder, config), config)
 
 
-def assembly_of(folder: str, changed: Sequence[str], num_tasks: int) -> Assembly:
+def setup_of(folder: str, changed: Sequence[str], num_tasks: int) -> RunSetup:
     """A finished run; refuses more tasks than its evaluation split has."""
     if num_tasks < 2:
         raise UsageError(f"expected tasks >= 2, got {num_tasks}")
     config = saved_config(Path(folder), changed)
-    assembly = restore_run(Path(folder), config)
-    most = assembly.stream(config.eval.split).num_tasks
+    setup = restore_run(Path(folder), config)
+    most = setup.tasks.stream(config.eval.split).num_tasks
     if most and num_tasks > most:
         raise UsageError(f"expected tasks <= {most}, all that the {config.eval.split} split has, got {num_tasks}")
-    return assembly
+    return setup
 
 
-def run_and_tasks(folder: str, changed: Sequence[str], num_tasks: int) -> tuple[Assembly, Episodes]:
+def run_and_tasks(folder: str, changed: Sequence[str], num_tasks: int) -> tuple[RunSetup, Episodes]:
     """A finished run, and the first tasks of its evaluation, with features as inputs."""
-    assembly = assembly_of(folder, changed, num_tasks)
-    stream = assembly.stream(assembly.config.eval.split)
-    return assembly, assembly.learner.featured(stream.batch(0, num_tasks))
+    setup = setup_of(folder, changed, num_tasks)
+    stream = setup.tasks.stream(setup.config.eval.split)
+    return setup, setup.learner.featured(stream.batch(0, num_tasks))
 
 
 def batches(stream: TaskStream, num_tasks: int) -> Iterator[Episodes]:

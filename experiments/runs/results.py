@@ -21,8 +21,8 @@ import pyro_metabayes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.runs.assembly import Assembly
 from pyro_metabayes.experiments.runs.finished_runs import flatten
+from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage import checkpoint
 
@@ -30,13 +30,11 @@ ROOT = Path(__file__).parents[2]  # of a checkout
 OWN_PRIORS = {"models.lwof.Model": "mixture"}  # of models that bring theirs
 
 
-def results_of(
-    config: Config, assembly: Assembly, evaluation: Evaluation, train_seconds: float | None, skipped: int
-) -> dict[str, Any]:
+def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | None, skipped: int) -> dict[str, Any]:
     """The metrics of a run: accuracies are fractions, log scores are in nats, metrics without a meaning are null."""
     metrics = dict(evaluation.metrics)
     seconds = metrics.pop("seconds")
-    learner = assembly.learner
+    config, learner = setup.config, setup.learner
     return {
         "guide": config.choices.get("guide"),
         "prior": prior_name(config, learner),
@@ -52,7 +50,7 @@ def results_of(
         "skipped": skipped,
         "seconds": {"train": train_seconds, "eval": seconds},
         "episodes_per_second": _tasks_per_second(config, train_seconds, seconds),
-        **_circumstances(config, assembly),
+        **_circumstances(setup),
     }
 
 
@@ -65,17 +63,17 @@ def _tasks_per_second(config: Config, train_seconds: float | None, eval_seconds:
     }
 
 
-def _circumstances(config: Config, assembly: Assembly) -> dict[str, Any]:
+def _circumstances(setup: RunSetup) -> dict[str, Any]:
     """Everything that the metrics depend on."""
     return {
-        "seed": config.seed,
-        "device": str(assembly.device),
-        "devices": config.trainer.devices,
-        "machine": machine(assembly.device),
+        "seed": setup.config.seed,
+        "device": str(setup.device),
+        "devices": setup.config.trainer.devices,
+        "machine": machine(setup.device),
         "versions": versions(),
         "commit": commit(),
-        "data_fingerprint": assembly.data_fingerprint,
-        "config": dataclasses.asdict(config),
+        "data_fingerprint": setup.data_fingerprint,
+        "config": dataclasses.asdict(setup.config),
     }
 
 

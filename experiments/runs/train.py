@@ -14,9 +14,9 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.evaluate import evaluate
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.cli.distributed import check_devices, fabric_of
-from pyro_metabayes.experiments.runs.assembly import Assembly
 from pyro_metabayes.experiments.runs.plots import draw_curves
 from pyro_metabayes.experiments.runs.results import results_of, write_results
+from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
 from pyro_metabayes.experiments.runs.tables import task_name
 from pyro_metabayes.training.loop import MetaTraining
 
@@ -24,39 +24,39 @@ from pyro_metabayes.training.loop import MetaTraining
 def run(config: Config, folder: Path) -> dict[str, Any]:
     """Train as the configuration says (or go on where `folder` stands), evaluate, write the results."""
     check_devices(config)
-    assembly = Assembly(config)
+    setup = set_up(config)
     folder.mkdir(parents=True, exist_ok=True)
     with fabric_of(config, folder) as fabric:
-        training = training_of(config, assembly, folder, fabric)
+        training = training_of(setup, folder, fabric)
         if not sys.stderr.isatty():  # which has no bar
             goes_on = " goes on from the last checkpoint" if (folder / "checkpoint.pt").exists() else ""
             lines = f"every {config.train.log_every} steps a line in {folder / 'metrics.jsonl'}"
             print(f"training{goes_on}: {lines}", flush=True)
         learner = training.run()
-    tasks = assembly.stream(config.eval.split)
-    evaluation = evaluate(learner, tasks, config.eval, config.seed, truth=assembly.truth, doubled=assembly.twice)
-    results = results_of(config, assembly, evaluation, training.state.seconds, training.state.skipped)
+    tasks, stream = setup.tasks, setup.tasks.stream(config.eval.split)
+    evaluation = evaluate(learner, stream, config.eval, config.seed, truth=tasks.truth, doubled=tasks.twice)
+    results = results_of(setup, evaluation, training.state.seconds, training.state.skipped)
     task = task_name(config.task.way, config.task.shot, results["base_classes"])
     draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
     write_results(folder, results, evaluation)
     return results
 
 
-def training_of(config: Config, assembly: Assembly, folder: Path, fabric: Fabric) -> MetaTraining:
+def training_of(setup: RunSetup, folder: Path, fabric: Fabric) -> MetaTraining:
     return MetaTraining(
-        learner=assembly.learner,
-        stream=assembly.stream("train"),
-        validation=assembly.stream("val"),
-        settings=config.train,
+        learner=setup.learner,
+        stream=setup.tasks.stream("train"),
+        validation=setup.tasks.stream("val"),
+        settings=setup.config.train,
         folder=folder,
         fabric=fabric,
-        config=dataclasses.asdict(config),
-        seed=config.seed,
+        config=dataclasses.asdict(setup.config),
+        seed=setup.config.seed,
     )
 
 
 def train_along(config: Config, folder: Path, fabric: Fabric) -> None:
     """What the other processes of a job do; a run that diverges does so on the first, too, which says it."""
-    training = training_of(config, Assembly(config), folder, fabric)
+    training = training_of(set_up(config), folder, fabric)
     with contextlib.suppress(UsageError):
         training.run()

@@ -1,4 +1,4 @@
-"""Vectorised draws of a latent without an additional plate."""
+"""Vectorised draws of a latent without an additional plate, with the noise of the tasks of this process."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
+from pyro_metabayes.seeding import task_draws
+
 
 class Particles(Messenger):
-    """Draws each latent `num_particles` times, along a new leading dimension of its value.
+    """Draws each latent `num_particles` times, along a new leading dimension of its value (none for one particle).
 
     Pyro's vectorised particles are a plate around model and guide that expands every distribution, so that a KL is
     computed once per particle. Here distributions keep the shape of one particle. A distribution that depends on
-    earlier draws already has the new dimension and is drawn without another. nesting: number of batch dimensions of
-    the program.
+    earlier draws already has the new dimension and is drawn without another. A latent without batch dimensions is
+    shared by all tasks; the others have a draw for each task. nesting: number of batch dimensions of the program, of
+    which the first is that of tasks.
     """
 
     def __init__(self, num_particles: int, nesting: int = 1) -> None:
@@ -26,6 +29,10 @@ class Particles(Messenger):
         if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
             return
         missing = self.nesting - len(msg["fn"].batch_shape)
-        if missing >= 0:
-            msg["value"] = msg["fn"](sample_shape=torch.Size((self.num_particles,) + (1,) * missing))
+        sizes = (self.num_particles,) if self.num_particles > 1 and missing >= 0 else ()
+        if missing <= 0:
+            msg["value"] = task_draws(lambda shape: msg["fn"](sample_shape=shape), sizes)
+            msg["done"] = True
+        elif sizes:
+            msg["value"] = msg["fn"](sample_shape=torch.Size(sizes + (1,) * missing))
             msg["done"] = True

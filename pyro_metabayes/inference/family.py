@@ -10,6 +10,7 @@ from torch.func import grad
 from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.inference.cholesky import WithoutWaiting
 from pyro_metabayes.inference.divergences import differentiable_divergence
+from pyro_metabayes.seeding import task_noise
 
 FAMILIES = ("normal", "amortized", "fixed", "delta")
 
@@ -58,7 +59,7 @@ def draws_around(loc: Tensor, scale: Tensor | None, num_samples: int) -> Tensor:
     """w [L, T, C, W] of N(loc, diag(scale^2)), L = num_samples; for 0 draws, or without a scale, loc itself."""
     if not num_samples or scale is None:
         return loc
-    return loc + scale * torch.randn(num_samples, *loc.shape, device=loc.device)
+    return loc + scale * task_noise((num_samples, *loc.shape), loc, task_dim=1)
 
 
 def kl_gradient(loc: Tensor, scale: Tensor | None, prior: TorchDistribution) -> Tensor:

@@ -74,8 +74,8 @@ class Objective:
                 check_site_shape(trace.nodes[name], NESTING)
 
     def _in_particles(self, program: Stochastic) -> Stochastic:
-        """The program with all samples drawn `particles` times, along a leading dimension."""
-        return program if self.particles == 1 else Particles(self.particles, NESTING)(program)
+        """The program with all samples drawn `particles` times, along a leading dimension if more than once."""
+        return Particles(self.particles, NESTING)(program)
 
 
 def total(values: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class MetaTraining:
         set_rates(self.optimizer, settings, state.step)
         self.optimizer.zero_grad()
         # Pyro checks shapes and sites in the first step only: each check costs time and waits for the device.
-        with pyro.validation_enabled(state.step == 0), self.shard.noise(self.learner.model, episodes):
+        with pyro.validation_enabled(state.step == 0), self.shard.noise():
             terms = self.module(episodes, kl_weight=kl_weight_at(settings.kl_weight, state.step))
         state.step += 1
         self.fabric.backward(terms["loss"])  # DDP averages the gradients of all processes

@@ -1,0 +1,96 @@
+"""The learner of a configuration: fresh weights, a pretrained backbone, and known classes where training starts."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.base_novel import BaseNovelSampler
+from pyro_metabayes.data.holdout import held_out_rows, without_rows
+from pyro_metabayes.data.sources.groups import Groups
+from pyro_metabayes.data.stream import Source
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.config import Config
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.pretraining import embed_bank, pretrain
+
+
+@runtime_checkable
+class StartsAtClasses(Protocol):
+    """A model with base classes, or a guide for classes that all tasks share."""
+
+    def start_at_classes(self, weights: Tensor) -> None:
+        """Before training, start at the weights [C, D] of a cosine classifier of the known classes."""
+
+
+def build_learner(config: Config, data: Bank | Source, source: Source, num_classes: int | None = None) -> MetaLearner:
+    """A learner with fresh weights; refuses data without the classes that model or guide need.
+
+    Args:
+        config: the configuration of the run.
+        data: as loaded.
+        source: the source of tasks made of the data.
+        num_classes: what the learner is built for, where it is not the way of the tasks.
+    """
+    specification = config.specification() | {
+        "input_shape": list(source.input_shape),
+        "num_classes": num_classes or source.num_targets or config.task.way,
+        "num_targets": source.num_targets,
+        "num_base_classes": source.num_base_classes if isinstance(source, BaseNovelSampler) else 0,
+        "num_random": source.num_random if isinstance(source, Groups) else 0,
+        "particles": config.train.particles,
+    }
+    torch.manual_seed(config.seed)
+    learner = MetaLearner.from_specification(specification, config.frozen)
+    _refuse_base_classes_without_model(config, learner, source)
+    _refuse_tasks_without_shared_classes(config, learner, data)
+    return learner
+
+
+def pretrain_learner(config: Config, learner: MetaLearner, bank: Bank, device: torch.device) -> Bank:
+    """Pretrain the backbone, and start known classes; the bank of features, or of inputs if the backbone is trained."""
+    features, classes = _features_and_classes(config, learner, bank, device)
+    part = learner.model if config.task.base_query else learner.guide if bank.num_shared else None
+    if isinstance(part, StartsAtClasses):
+        holdout = config.pretrain.holdout_per_class
+        part.start_at_classes(_class_means(features, holdout) if classes is None else classes)
+    return features if config.frozen else bank
+
+
+def _features_and_classes(
+    config: Config, learner: MetaLearner, bank: Bank, device: torch.device
+) -> tuple[Bank, Tensor | None]:
+    """Features of the bank, and the weights [C, D] of the classifier of the pretraining, where there was one."""
+    if not any(True for _ in learner.backbone.parameters()):
+        return embed_bank(learner.backbone, bank, device), None
+    pretrained = pretrain(learner.backbone, config.specification()["backbone"], bank, config.pretrain, device)
+    learner.backbone.requires_grad_(not config.frozen)
+    return pretrained.bank, pretrained.classes
+
+
+def _class_means(features: Bank, holdout_per_class: int) -> Tensor:
+    """Mean features [C, D] of the training classes, without their held-out rows."""
+    seen = without_rows(features, held_out_rows(features, holdout_per_class))
+    rows_of_classes = seen.in_memory[seen.rows("train")].split(seen.class_sizes[seen.splits["train"]].tolist())
+    return torch.stack([rows.mean(0) for rows in rows_of_classes])
+
+
+def _refuse_base_classes_without_model(config: Config, learner: MetaLearner, source: Source) -> None:
+    possible = isinstance(source, BaseNovelSampler) and isinstance(learner.model, StartsAtClasses)
+    if config.task.base_query and not possible:
+        raise UsageError(
+            f"expected model=lwof and data with a bank of classes for task.base_query={config.task.base_query}, got "
+            f"model={config.model['_target_']} on data={config.choices.get('data')}; set task.base_query=0"
+        )
+
+
+def _refuse_tasks_without_shared_classes(config: Config, learner: MetaLearner, data: Bank | Source) -> None:
+    shared = data.num_shared if isinstance(data, Bank) else 0
+    if learner.guide.needs_shared_classes and not shared:
+        raise UsageError(
+            f"expected data whose tasks share their classes for guide={config.choices.get('guide')}, got data="
+            f"{config.choices.get('data')}; take data=digit_domains or data=pacs"
+        )

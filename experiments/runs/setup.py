@@ -1,0 +1,49 @@
+"""The setup of a run: a configuration, its learner, and its tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.placement import place_bank
+from pyro_metabayes.device import device_of
+from pyro_metabayes.experiments.cli.config import Config
+from pyro_metabayes.experiments.runs.build_learner import build_learner, pretrain_learner
+from pyro_metabayes.experiments.runs.tasks import RunTasks, fingerprint_of, load_data, refuse_impossible, source_of
+from pyro_metabayes.learner import MetaLearner
+
+
+@dataclass(frozen=True, eq=False)
+class RunSetup:
+    """What a run is made of.
+
+    learner: with fresh weights, its backbone pretrained, until it is trained or restored.
+    data_fingerprint: a hash of the data; None for a simulator.
+    """
+
+    config: Config
+    device: torch.device
+    learner: MetaLearner
+    tasks: RunTasks
+    data_fingerprint: str | None
+
+
+def set_up(config: Config, num_classes: int | None = None) -> RunSetup:
+    """Load the data, build and pretrain the learner; refuses a configuration that cannot be run.
+
+    num_classes: what the learner is built for, where it is not the way of the tasks.
+    """
+    device = device_of(config.device)
+    torch.set_num_threads(config.threads)
+    MetaLearner.check(config.specification())
+    data = load_data(config)
+    fingerprint = fingerprint_of(data)
+    source = source_of(config, data)
+    refuse_impossible(config, source)
+    learner = build_learner(config, data, source, num_classes)
+    if isinstance(data, Bank):
+        bank = pretrain_learner(config, learner, data, device)
+        source = source_of(config, place_bank(bank, device, config.place))
+    return RunSetup(config, device, learner, RunTasks(config, source, device), fingerprint)

@@ -1,0 +1,125 @@
+"""The tasks of a configuration: the source that they are drawn from, and a stream of each split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Generator
+
+from pyro_metabayes.build import arguments_of, build, check, target_of
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.base_novel import BaseNovelSampler
+from pyro_metabayes.data.domains import DomainBank, DomainSampler
+from pyro_metabayes.data.perturbed import with_noise
+from pyro_metabayes.data.sampler import BankSampler
+from pyro_metabayes.data.sources.groups import Groups
+from pyro_metabayes.data.stream import Block, KnownTruth, Source, TaskStream
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.config import Config
+
+
+@runtime_checkable
+class HasFingerprint(Protocol):
+    """Data that are read; simulators are defined by their settings."""
+
+    def fingerprint(self) -> str:
+        """A hash of the data."""
+
+
+@dataclass(frozen=True)
+class RunTasks:
+    """Streams of the tasks of a source, on the device of the run."""
+
+    config: Config
+    source: Source
+    device: torch.device
+
+    def stream(self, split: str) -> TaskStream:
+        """Tasks of a split; those to learn from are as many as train.num_tasks."""
+        num_tasks = self.config.train.num_tasks if split == "train" else None
+        return self._stream(split, self.config.task.of(split), num_tasks)
+
+    @property
+    def twice(self) -> TaskStream | None:
+        """Tasks to evaluate with twice the queries, where eval.information asks for them."""
+        if not self.config.eval.information:
+            return None
+        return self._stream(self.config.eval.split, self.config.task.of(self.config.eval.split).twice())
+
+    def with_other_classes(self, most: int) -> tuple[TaskStream, int] | None:
+        """Tasks to evaluate with up to `most` other classes, and how many; None where the split has none to spare.
+
+        Queries are balanced: task.query of every class.
+        """
+        shape = self.config.task
+        if self.source.num_targets or shape.base_query:
+            return None
+        for more in range(most, 0, -1):
+            wider = replace(shape, way=shape.way + more, query_counts=[], query_concentration=0.0, query_balanced=0.0)
+            with suppress(UsageError):  # too few classes
+                return self._stream(self.config.eval.split, wider), more
+        return None
+
+    @property
+    def truth(self) -> KnownTruth | None:
+        """The simulator, where it has a known p(w | observed)."""
+        return self.source if isinstance(self.source, KnownTruth) else None
+
+    def _stream(self, split: str, shape: TaskShape, num_tasks: int | None = None) -> TaskStream:
+        draw = with_noise(self.source.sampler(split, shape), shape.feature_noise)
+        block = self.source.block(split) if isinstance(self.source, Groups) else BLOCK
+        return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks, block)
+
+
+def load_data(config: Config) -> Bank | Source:
+    """A bank of inputs, or a source that draws tasks itself; refuses settings that the data do not have."""
+    source = config.source()
+    if "train_shift" in source and "train_shift" not in arguments_of(target_of(source, "data")):
+        raise UsageError(
+            f"expected data with several domains for data.train_shift (guide=sib_rotation sets it), got data="
+            f"{config.choices.get('data')}; take data=digit_domains or data=pacs"
+        )
+    check(source, "data", ())
+    data: Bank | Source = build(source, "data")
+    return data
+
+
+def source_of(config: Config, data: Bank | Source) -> Source:
+    """The source of tasks; those of a bank are few-shot tasks (with base queries where asked) or domain minibatches."""
+    if not isinstance(data, Bank):
+        return data
+    if isinstance(data, DomainBank):
+        return DomainSampler(data)
+    if config.task.base_query:
+        return BaseNovelSampler(data, config.pretrain.holdout_per_class)
+    return BankSampler(data)
+
+
+def refuse_impossible(config: Config, source: Source) -> None:
+    """Refuse task shapes that the data cannot fill, before anything is pretrained."""
+    for split in dict.fromkeys(("train", "val", config.eval.split)):
+        source.sampler(split, config.task.of(split))
+    shift = source.bank.train_shift if isinstance(source, DomainSampler) else 0.0
+    for name, value in {"task.feature_noise": config.task.feature_noise, "data.train_shift": shift}.items():
+        if value and len(source.input_shape) > 1 and not config.frozen:
+            raise UsageError(f"expected features for {name}, got images; freeze the backbone, or set it to 0")
+    if config.eval.information:
+        try:
+            source.sampler(config.eval.split, config.task.twice())
+        except UsageError as error:
+            raise UsageError(f"eval.information=true draws twice the queries: {error}") from None
+
+
+def fingerprint_of(data: Bank | Source) -> str | None:
+    """A hash of the data; None for a simulator."""
+    return data.fingerprint() if isinstance(data, HasFingerprint) else None
+
+
+def _on(device: torch.device, draw: Callable[[Generator], Block]) -> Callable[[Generator], Block]:
+    """Tasks of simulators, and those of a bank in a file, are drawn on the CPU, the same everywhere, and moved."""
+    return lambda generator: draw(generator).to(device)
