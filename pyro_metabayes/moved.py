@@ -55,6 +55,13 @@ def current_specification(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value for name, value in kept.items() if name not in implied or value != implied[name]}
 
 
+def current_shared_values(specification: Mapping[str, Any]) -> dict[str, Any]:
+    """The specification of a learner as it is now: num_random, of version 0.1, is num_weights (0: not given)."""
+    current = {name: value for name, value in specification.items() if name != "num_random"}
+    num_random = specification.get("num_random")
+    return {"num_weights": num_random} | current if num_random else current
+
+
 def current_name(name: str, there: Collection[str]) -> str | None:
     """The name of a parameter, or of the module of some, among those that are there; None: it is no weight now."""
     if _has(there, name):

@@ -19,7 +19,7 @@ from pyro_metabayes.data.perturbed import with_noise
 from pyro_metabayes.data.placement import place_bank
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.sources.groups import Groups
-from pyro_metabayes.data.stream import Block, KnownTruth, Source, TaskStream
+from pyro_metabayes.data.stream import Block, KnownTruth, Source, TaskStream, context_of
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
@@ -48,9 +48,8 @@ class Assembly:
             "input_shape": list(source.input_shape),
             "num_classes": num_classes or source.num_targets or config.task.way,
             "num_targets": source.num_targets,
-            "num_base_classes": getattr(source, "num_base_classes", 0),
-            "num_random": getattr(source, "num_random", 0),
             "particles": config.train.particles,
+            **context_of(source),
         }
         torch.manual_seed(config.seed)
         self.learner = MetaLearner.from_specification(specification, config.frozen)
@@ -117,7 +116,7 @@ class Assembly:
             )
 
     def _refuse_base_classes_without_their_model(self, source: Source) -> None:
-        asked, given = self.config.task.base_query, getattr(source, "num_base_classes", 0)
+        asked, given = self.config.task.base_query, isinstance(source, BaseNovelSampler)
         if asked and not (given and hasattr(self.learner.model, "start_at_classes")):
             raise UsageError(
                 f"expected model=lwof and data with a bank of classes for task.base_query={asked}, got model="
@@ -150,7 +149,7 @@ class Assembly:
         else:
             features, classes = embed_bank(backbone, bank, self.device), None
         source = self._sampler(place_bank(features if self.config.frozen else bank, self.device, self.config.place))
-        if source.num_base_classes:
+        if isinstance(source, BaseNovelSampler):
             self._start_at_classes(self.learner.model, features, classes)
         elif bank.num_shared and hasattr(self.learner.guide, "start_at_classes"):
             self._start_at_classes(self.learner.guide, features, classes)

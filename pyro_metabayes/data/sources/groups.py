@@ -49,6 +49,10 @@ class Groups:
         return (len(self.features),)
 
     @property
+    def context(self) -> dict[str, int]:
+        return {"num_weights": self.num_random}
+
+    @property
     def sizes(self) -> Tensor:
         """How many rows each group has [G]."""
         return self.points.sizes
