@@ -46,6 +46,7 @@ class BaseNovelSampler(BankSampler):
 
     @property
     def context(self) -> dict[str, int]:
+        """For the parts that tell base classes apart."""
         return {"num_base_classes": self.num_base_classes}
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:

@@ -50,6 +50,7 @@ class Groups:
 
     @property
     def context(self) -> dict[str, int]:
+        """A task has its own weights for the first features only."""
         return {"num_weights": self.num_random}
 
     @property
