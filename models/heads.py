@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-from pyro_metabayes.recorded import Recorded
+from pyro_metabayes.specification.recorded import Recorded
 
 Pullback = Callable[[Tensor], Tensor]
 LARGE = 65536  # numbers in w from which a gradient of our own is faster than autograd's

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pyro_metabayes.recorded import Recorded
+from pyro_metabayes.specification.recorded import Recorded
 
 
 class Backbone(Recorded, nn.Module):

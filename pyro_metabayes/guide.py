@@ -16,7 +16,7 @@ from pyro_metabayes.handlers.parameters import Program, announce_parameters
 from pyro_metabayes.inference.capabilities import Capability, require
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
-from pyro_metabayes.recorded import Recorded
+from pyro_metabayes.specification.recorded import Recorded
 
 
 class Guide(Recorded, Program):

@@ -11,7 +11,6 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_metabayes.arrays import Array, as_float, holds_inputs, task_of
 from pyro_metabayes.build import PREFIXES
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
@@ -19,18 +18,13 @@ from pyro_metabayes.guide import Guide
 from pyro_metabayes.model import Model
 from pyro_metabayes.moved import current_shared_values
 from pyro_metabayes.objectives.objective import Objective
-from pyro_metabayes.prediction import Prediction, draws_of
-from pyro_metabayes.specification import (
-    Parts,
-    build_parts,
-    check_parts,
-    recorded_specification,
-    recorded_values,
-    shared_values,
-)
+from pyro_metabayes.prediction.arrays import Array, as_float, holds_inputs, task_of
+from pyro_metabayes.prediction.draws import Prediction, draws_of
+from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
+from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import expecting, within
-from pyro_metabayes.weights import current_weights, refuse_other_weights
+from pyro_metabayes.storage.weights import current_weights, refuse_other_weights
 
 Data = TypeVar("Data", bound=Observed)
 
@@ -42,8 +36,8 @@ class MetaLearner(nn.Module):
         guide = sib.Guide(model, num_classes=5, num_weights=640)
         MetaLearner(identity.Backbone(input_shape=[640]), model, guide, Elbo())
 
-    specification: the plain values that rebuild it (`pyro_metabayes/specification.py`); None: those that the parts
-    recorded when they were constructed.
+    specification: the plain values that rebuild it (`pyro_metabayes/specification/parts.py`); None: those that the
+    parts recorded when they were constructed.
     frozen: the backbone is not trained, and episodes hold its features; else they hold its inputs.
     """
 

@@ -15,7 +15,7 @@ from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.parameters import Program, announce_parameters
 from pyro_metabayes.inference.capabilities import HasPrior
-from pyro_metabayes.recorded import Recorded
+from pyro_metabayes.specification.recorded import Recorded
 
 OBSERVE = ("query", "support", "all")
 

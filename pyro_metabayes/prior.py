@@ -6,7 +6,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.recorded import Recorded
+from pyro_metabayes.specification.recorded import Recorded
 
 
 class Prior(Recorded, nn.Module):

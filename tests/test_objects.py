@@ -21,7 +21,7 @@ from pyro_metabayes.models import few_shot_classifier, heads, linear_regression,
 from pyro_metabayes.models.backbones import identity
 from pyro_metabayes.moved import current_specification
 from pyro_metabayes.objectives.elbo import Elbo
-from pyro_metabayes.specification import PARTS
+from pyro_metabayes.specification.parts import PARTS
 from tests.pairs import FEATURES, GROUPED, WAY, Pair, every_pair, random_tasks
 from tests.test_build import refuses
 

@@ -19,7 +19,7 @@ from pyro_metabayes.handlers.memoise import memoise
 from pyro_metabayes.handlers.parameters import without_messages
 from pyro_metabayes.handlers.particles import Particles
 from pyro_metabayes.inference.divergences import innermost
-from pyro_metabayes.recorded import Recorded
+from pyro_metabayes.specification.recorded import Recorded
 
 Stochastic = Callable[..., Any]
 NESTING = 1  # plates of a program: that of tasks
