@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import pyro_metabayes
+from pyro_metabayes.build import FromSource
 from pyro_metabayes.episodes import Observed, class_sums
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.capabilities import HasBaseClasses, HasPrototypes
@@ -31,9 +32,9 @@ class Guide(pyro_metabayes.Guide):
     def __init__(
         self,
         model: pyro_metabayes.Model,
-        num_base_classes: int,
         num_features: int,
         num_weights: int,
+        num_base_classes: FromSource = 0,
         scale: float = 10.0,
     ) -> None:
         super().__init__(model)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+from pyro_metabayes.specification.recorded import Recorded
+
 Pullback = Callable[[Tensor], Tensor]
 LARGE = 65536  # numbers in w from which a gradient of our own is faster than autograd's
 
@@ -38,7 +40,7 @@ def samples_summed(cotangent: Tensor, w: Tensor) -> Tensor:
     return products.flatten(0, -4).sum(0) if products.dim() > 3 else products
 
 
-class Head(nn.Module):
+class Head(Recorded, nn.Module):
     """What the few-shot classifier asks of a head; w [..., T, C, W], x [T, N, D], logits [..., T, N, C]."""
 
     def num_weights(self, num_features: int) -> int:

@@ -14,7 +14,7 @@ from pyro_metabayes.prior import Prior
 class Model(LinearRegression):
     """p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 I), x_i = (z_i, v_i): a linear mixed model.
 
-    w [Y, R] are the effects of a group, those of the first num_random features (0: of all), with a learned
+    w [Y, R] are the effects of a group, those of the first R = num_weights features, with a learned
     prior: partial pooling. beta [Y, D - R] and noise are learned with it, by maximum likelihood where the bound is
     tight. Conjugate to a Gaussian prior, as its parent.
     """
@@ -24,14 +24,13 @@ class Model(LinearRegression):
         prior: Prior,
         num_targets: int,
         num_features: int,
-        num_random: int = 0,
+        num_weights: int,
         noise: float = 1.0,
         learn_noise: bool = True,
         observe: str = "query",
     ) -> None:
-        num_own = num_random or num_features
-        super().__init__(prior, num_targets, num_own, noise, observe)
-        self.beta = nn.Parameter(torch.zeros(num_targets, num_features - num_own))
+        super().__init__(prior, num_targets, num_weights, noise, observe)
+        self.beta = nn.Parameter(torch.zeros(num_targets, num_features - num_weights))
         self.log_noise = nn.Parameter(torch.tensor(noise).log(), requires_grad=learn_noise)
 
     @property

@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import Categorical, Independent, MixtureSameFamily, Normal, TorchDistribution
 from torch import Size, Tensor, nn
 
+from pyro_metabayes.build import FromSource
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.capabilities import Pullback
@@ -75,8 +76,8 @@ class Model(few_shot_classifier.Model):
     def __init__(
         self,
         head: Head,
-        num_base_classes: int,
         num_weights: int,
+        num_base_classes: FromSource = 0,
         prior: Prior | None = None,
         inner: str = "pooled",
         scale: float = 0.02,
@@ -97,6 +98,10 @@ class Model(few_shot_classifier.Model):
         self.inner, self.sample_at_test = inner, sample_at_test
         self._set_offset(learn_offset)
         self.flat = prior if isinstance(prior, Flat) else None
+
+    @property
+    def num_base_classes(self) -> int:
+        return len(self.prior_over_weights.loc)
 
     def _set_offset(self, learned: bool) -> None:
         self.base_offset: Tensor

@@ -62,8 +62,9 @@ class Guide(pyro_metabayes.Guide):
 #
 # ## Train it
 #
-# A learner is a model, a guide and an objective. We take the model of the few-shot tasks (a cosine classifier with a
-# learned Gaussian prior) and put our guide beside it; the made-up tasks are those of the other pages.
+# A learner consists of a backbone, a model, a guide and an objective. The inputs are features already, so the backbone is
+# the identity. The model is that of the few-shot tasks, a cosine classifier with a learned Gaussian prior; the simulated
+# tasks are those of the other pages.
 
 # %%
 from pyro_metabayes import MetaLearner
@@ -71,6 +72,11 @@ from pyro_metabayes.data.sources.gaussian_features import GaussianFeatures
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
+from pyro_metabayes.guides import proto as protonet
+from pyro_metabayes.models import few_shot_classifier, heads, priors
+from pyro_metabayes.models.backbones import identity
+from pyro_metabayes.objectives.elbo import Elbo
+from pyro_metabayes.prior import Prior
 
 source = GaussianFeatures(num_features=64, separation=0.7)
 
@@ -79,25 +85,17 @@ def tasks(split: str, shot: int = 1) -> TaskStream:
     return TaskStream(source.sampler(split, TaskShape(way=5, shot=shot, query=15)), seed=0, split=split)
 
 
-def learner_of(name: str, prior: str = "Gaussian") -> MetaLearner:
-    """A learner with a guide of the package."""
-    torch.manual_seed(0)
-    return MetaLearner.from_specification(
-        {
-            "backbone": {"_target_": "models.backbones.identity.Backbone"},
-            "head": {"_target_": "models.heads.Cosine", "scale": 20.0},
-            "prior": {"_target_": f"models.priors.{prior}"},
-            "model": {"_target_": "models.few_shot_classifier.Model"},
-            "guide": {"_target_": f"guides.{name}.Guide"},
-            "objective": {"_target_": "pyro_metabayes.objectives.elbo.Elbo"},
-            "input_shape": source.input_shape,
-            "num_classes": 5,
-        }
-    )
+def classifier(prior: Prior) -> few_shot_classifier.Model:
+    return few_shot_classifier.Model(heads.Cosine(scale=20.0), prior)
+
+
+def learner_of(guide: pyro_metabayes.Guide) -> MetaLearner:
+    return MetaLearner(identity.Backbone(source.input_shape), guide.model, guide, Elbo())
 
 
 def trained(learner: MetaLearner, steps: int = 200) -> MetaLearner:
     """The loop in its plainest form; `experiments.run` has schedules, validation, checkpoints and logs."""
+    torch.manual_seed(0)
     optimiser = torch.optim.Adam(learner.parameters(), lr=3e-2)
     stream = tasks("train")
     for step in range(steps):
@@ -108,9 +106,8 @@ def trained(learner: MetaLearner, steps: int = 200) -> MetaLearner:
     return learner
 
 
-proto = trained(learner_of("proto", "Flat"))
-other = learner_of("mean_field")
-mine = trained(MetaLearner(other.backbone, other.model, Guide(other.model, 64), other.objective, {}))
+proto = trained(learner_of(protonet.Guide(classifier(priors.Flat()))))
+mine = trained(learner_of(Guide(classifier(priors.Gaussian(num_weights=64)), num_weights=64)))
 print("kappa:", round(mine.guide.log_kappa.exp().item(), 2))
 
 # %% [markdown]

@@ -11,6 +11,7 @@ if not (Path(__file__).parent / "guides").is_dir():
 # Before any PyroModule exists: with the global store two modules of one name share their values.
 pyro.settings.set(module_local_params=True)
 
+from pyro_metabayes.backbone import Backbone  # noqa: E402
 from pyro_metabayes.episodes import Episodes, Observed, class_means, class_sums, concatenate  # noqa: E402
 from pyro_metabayes.errors import UsageError  # noqa: E402
 from pyro_metabayes.guide import Guide  # noqa: E402
@@ -29,6 +30,7 @@ def __getattr__(name: str) -> object:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Backbone",
     "Episodes",
     "FewShotClassifier",
     "Guide",

@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pyro_metabayes.errors import UsageError, unknown_key
 from pyro_metabayes.moved import MODULES, current_specification
@@ -22,6 +22,10 @@ PREFIXES = ("models.", "guides.", "pyro_metabayes.")
 SHORT = ("models.", "guides.")  # of the package, which settings and checkpoints name without its name
 # Commands and tests, which no specification may call.
 OUTSIDE = ("pyro_metabayes.experiments.", "pyro_metabayes.tests.", "pyro_metabayes.benchmarks.")
+
+_FROM_SOURCE = "provided by the source of tasks"
+# The annotation of a count that the source of tasks provides (its `context`) and no specification of a part may set.
+FromSource = Annotated[int, _FROM_SOURCE]
 
 
 def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
@@ -70,6 +74,12 @@ def _hints_of(target: Any) -> dict[str, Any]:
     return get_type_hints(target.__init__ if inspect.isclass(target) else target)
 
 
+def provided_by_source(target: Any) -> list[str]:
+    """Names of the arguments that are annotated with FromSource."""
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    return [name for name, hint in hints.items() if _FROM_SOURCE in getattr(hint, "__metadata__", ())]
+
+
 def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str] = PREFIXES) -> None:
     """Refuse a specification with an argument that its target does not take, or of another type.
 
@@ -78,7 +88,8 @@ def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str]
     spec = current_specification(spec)
     target = target_of(spec, part, prefixes)
     hints = _hints_of(target)
-    settings = [name for name in arguments_of(target) if name not in context]
+    provided = {*context, *provided_by_source(target)}
+    settings = [name for name in arguments_of(target) if name not in provided]
     for name, value in spec.items():
         if name == "_target_":
             continue

@@ -16,9 +16,10 @@ from pyro_metabayes.handlers.parameters import Program, announce_parameters
 from pyro_metabayes.inference.capabilities import Capability, require
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
+from pyro_metabayes.specification.recorded import Recorded
 
 
-class Guide(Program):
+class Guide(Recorded, Program):
     """q(w_t | support_t, x_query_t). A new guide defines `posterior`; `forward` is fixed.
 
     transductive: whether `posterior` depends on the query inputs; a test holds it to its word.

@@ -5,49 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
-from pyro.distributions import Delta, TorchDistribution
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_metabayes.arrays import Array, as_float, task_of
-from pyro_metabayes.build import PREFIXES, Spec, build
-from pyro_metabayes.build import check as check_part
+from pyro_metabayes.build import PREFIXES
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.guide import Guide
-from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
-from pyro_metabayes.moved import current_name
+from pyro_metabayes.moved import current_shared_values
 from pyro_metabayes.objectives.objective import Objective
+from pyro_metabayes.prediction.arrays import Array, as_float, holds_inputs, task_of
+from pyro_metabayes.prediction.draws import Prediction, draws_of
+from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
+from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import expecting, within
+from pyro_metabayes.storage.weights import current_weights, refuse_other_weights
 
 Data = TypeVar("Data", bound=Observed)
-PARTS = ("backbone", "head", "prior", "model", "guide", "objective")
-# What parts may ask for by the name of a constructor's argument, and no specification may set.
-CONTEXT = (
-    *("input_shape", "num_classes", "num_base_classes", "num_targets", "num_random", "num_features", "num_weights"),
-    *("particles", "model", "head", "prior"),
-)
-
-
-class Prediction(NamedTuple):
-    """Class probabilities [Q, C] of the posterior predictive, and their spread over samples of w [Q, C]."""
-
-    probabilities: Tensor
-    spread: Tensor
 
 
 class MetaLearner(nn.Module):
     """Everything that is trained, and everything that a prediction needs.
 
-    specification: the plain values that rebuild it: {part: {_target_: name, setting: value}} for
-    backbone, head, prior, model, guide and objective, and input_shape, num_classes, particles, and
-    num_targets, the size of a label that is numbers (0 or none: labels are classes), and
-    num_base_classes, that are told apart beside those of a task (learning without forgetting), and
-    num_random, how many of the features have weights of each task's own (0 or none: all).
+        model = few_shot_classifier.Model(heads.Cosine(), priors.Gaussian(num_weights=640))
+        guide = sib.Guide(model, num_classes=5, num_weights=640)
+        MetaLearner(identity.Backbone(input_shape=[640]), model, guide, Elbo())
+
+    specification: the plain values that rebuild it (`pyro_metabayes/specification/parts.py`); None: those that the
+    parts recorded when they were constructed.
     frozen: the backbone is not trained, and episodes hold its features; else they hold its inputs.
     """
 
@@ -57,42 +47,43 @@ class MetaLearner(nn.Module):
         model: Model,
         guide: Guide,
         objective: Objective,
-        specification: Mapping[str, Any],
+        specification: Mapping[str, Any] | None = None,
         frozen: bool = True,
     ) -> None:
         super().__init__()
-        self.backbone, self.model, self.guide = backbone, model, guide
-        self.objective, self.specification, self.frozen = objective, dict(specification), frozen
+        parts = Parts(backbone, model, guide, objective)
+        self._specification = None if specification is None else dict(specification)
+        self._shared = recorded_values(parts) if specification is None else shared_values(specification)
+        self.backbone, self.model, self.guide, self.objective = parts
+        self.frozen = frozen
         self.backbone.requires_grad_(not frozen)
         self.train()
+
+    @property
+    def specification(self) -> dict[str, Any]:
+        """The plain values that rebuild this learner; refuses arguments of parts that are none."""
+        if self._specification is not None:
+            return self._specification
+        return recorded_specification(Parts(self.backbone, self.model, self.guide, self.objective))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """*X, the shape of one input of the backbone."""
+        return tuple(self._shared["input_shape"])
 
     @staticmethod
     def check(specification: Mapping[str, Any], prefixes: Sequence[str] = PREFIXES) -> None:
         """Refuse a specification with unknown names or wrong types, before anything is built."""
-        for part in PARTS:
-            if specification.get(part):
-                check_part(specification[part], part, CONTEXT, prefixes)
+        check_parts(specification, prefixes)
 
     @classmethod
     def from_specification(
         cls, specification: Mapping[str, Any], frozen: bool = True, prefixes: Sequence[str] = PREFIXES
     ) -> Self:
         """Build all parts, each from its specification and what it asks for of the others."""
-        cls.check(specification, prefixes)
-        given = ("input_shape", "num_classes", "num_base_classes", "num_targets", "num_random", "particles")
-        context: dict[str, Any] = {"num_targets": 0, "num_base_classes": 0, "num_random": 0}
-        context |= {name: specification[name] for name in given if name in specification}
-        backbone = build(specification["backbone"], "backbone", prefixes, **context)
-        context["num_features"] = backbone.num_features
-        context["num_weights"] = context["num_random"] or backbone.num_features
-        if head := _built("head", specification, prefixes, context):
-            context |= {"head": head, "num_weights": head.num_weights(backbone.num_features)}
-        if prior := _built("prior", specification, prefixes, context):
-            context["prior"] = prior
-        context["model"] = build(specification["model"], "model", prefixes, **context)
-        guide = build(specification["guide"], "guide", prefixes, **context)
-        objective = build(specification["objective"], "objective", prefixes, **context)
-        return cls(backbone, context["model"], guide, objective, specification, frozen)
+        specification = current_shared_values(specification)
+        check_parts(specification, prefixes)
+        return cls(*build_parts(specification, prefixes), specification, frozen)
 
     def train(self, mode: bool = True) -> Self:
         """The backbone stays in evaluation mode: batch statistics would let tasks see each other."""
@@ -102,7 +93,7 @@ class MetaLearner(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Features [..., D] of inputs [..., *X]; uint8 images are brought to [0, 1] first."""
-        leading = x.shape[: x.dim() - len(self.specification["input_shape"])]
+        leading = x.shape[: x.dim() - len(self.input_shape)]
         return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
 
     def featured(self, data: Data) -> Data:
@@ -112,9 +103,9 @@ class MetaLearner(nn.Module):
     def _embedded(self, data: Data) -> Data:
         num_support = data.support_x.shape[1]
         features = self.embed(torch.cat((data.support_x, data.query_x), dim=1))  # the backbone runs once
-        turned = {name: self.embed(x) for name, x in data.auxiliary.items() if name == "turned"}
+        views = {name: self.embed(x) for name, x in data.auxiliary.items() if holds_inputs(x, self.input_shape)}
         support, query = features[:, :num_support], features[:, num_support:]
-        return replace(data, support_x=support, query_x=query, auxiliary=data.auxiliary | turned)
+        return replace(data, support_x=support, query_x=query, auxiliary=data.auxiliary | views)
 
     def forward(self, episodes: Episodes, kl_weight: float = 1.0) -> dict[str, Tensor]:
         """Means over tasks, in nats a task: `loss`, which carries the gradient, and its parts."""
@@ -150,11 +141,10 @@ class MetaLearner(nn.Module):
         """
         if num_samples < 1:
             raise UsageError(f"expected num_samples >= 1, got {num_samples}")
-        if self.specification.get("num_targets"):
+        if self._shared.get("num_targets"):
             raise UsageError("expected a learner of classes for predict, got one of numbers; use posterior_predictive")
         like = next(self.parameters())  # there is always one, the head's scale
-        shape = self.specification["input_shape"]
-        observed = self._embedded(task_of(support_x, support_y, query_x, shape, like))
+        observed = self._embedded(task_of(support_x, support_y, query_x, self.input_shape, like))
         _, likelihood = self.posterior_predictive(observed, num_samples)
         probabilities = likelihood.probs.squeeze(1)  # [L, Q, C]
         return Prediction(probabilities.mean(0), probabilities.std(0, correction=0))
@@ -196,34 +186,8 @@ class MetaLearner(nn.Module):
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """state_dict in, with one line for a checkpoint of another shape; names of earlier versions are understood."""
         self.refuse_other(weights)
-        self.load_state_dict(self._current(weights))
+        self.load_state_dict(current_weights(self, weights))
 
     def refuse_other(self, weights: Mapping[str, Tensor]) -> None:
         """One line for weights of other names or shapes."""
-        own, weights = self.state_dict(), self._current(weights)
-        for name in sorted(own.keys() | weights.keys()):
-            expected = tuple(own[name].shape) if name in own else "no such entry"
-            got = tuple(weights[name].shape) if name in weights else "none"
-            if expected != got:
-                raise UsageError(
-                    f"expected a checkpoint of this model and guide, got another: {name} is {got}, "
-                    f"not {expected}; build the learner with the settings that it was trained with"
-                )
-
-    def _current(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights by the names of this version."""
-        there = self.state_dict().keys()
-        named = {current_name(name, there): value for name, value in weights.items()}
-        return {name: value for name, value in named.items() if name is not None}
-
-
-def draws_of(distribution: TorchDistribution, num_samples: int) -> Tensor:
-    """Samples [L, T, *W] without a gradient; a point estimate has one."""
-    shape = torch.Size((1 if isinstance(innermost(distribution), Delta) else num_samples,))
-    with torch.no_grad():  # `sample` would raise where parameters have overflowed
-        return distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)
-
-
-def _built(part: str, specification: Mapping[str, Any], prefixes: Sequence[str], context: dict[str, Any]) -> Any:
-    spec: Spec | None = specification.get(part)
-    return build(spec, part, prefixes, **context) if spec else None
+        refuse_other_weights(self, weights)

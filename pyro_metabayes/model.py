@@ -15,11 +15,12 @@ from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.parameters import Program, announce_parameters
 from pyro_metabayes.inference.capabilities import HasPrior
+from pyro_metabayes.specification.recorded import Recorded
 
 OBSERVE = ("query", "support", "all")
 
 
-class Model(Program):
+class Model(Recorded, Program):
     """p(y_query, w | x, support) = prod_t p(w_t | support_t or nothing) prod_i p(y_i | x_i, w_t).
 
     A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed.

@@ -69,6 +69,13 @@ def _parts_of_sib(spec: dict[str, Any]) -> dict[str, Any]:
     return spec
 
 
+def current_shared_values(specification: Mapping[str, Any]) -> dict[str, Any]:
+    """The specification of a learner as it is now: num_random, of version 0.1, is num_weights (0: not given)."""
+    current = {name: value for name, value in specification.items() if name != "num_random"}
+    num_random = specification.get("num_random")
+    return {"num_weights": num_random} | current if num_random else current
+
+
 def current_name(name: str, there: Collection[str]) -> str | None:
     """The name of a parameter, or of the module of some, among those that are there; None: it is no weight now."""
     if _has(there, name):

@@ -6,9 +6,10 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 
 from pyro_metabayes.episodes import Observed
+from pyro_metabayes.specification.recorded import Recorded
 
 
-class Prior(nn.Module):
+class Prior(Recorded, nn.Module):
     """p_psi(w | support or nothing), psi its parameters. A new prior defines `forward`.
 
     conditional: whether it reads the support set.

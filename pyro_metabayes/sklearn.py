@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.capabilities import HasBaseClasses
 from pyro_metabayes.learner import MetaLearner, Prediction
 from pyro_metabayes.seeding import noise_of
 
@@ -126,7 +127,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if self.learner is None:
             return MetaLearner.from_specification(_proto(input_shape, num_classes)).double()
         learner = _loaded(self.learner)
-        if learner.specification.get("num_base_classes"):
+        if isinstance(learner.model, HasBaseClasses):
             raise UsageError(
                 "expected a learner whose classes are those of fit, got one of learning without forgetting, which "
                 "answers with base classes too; take MetaLearner.predict"
@@ -143,7 +144,7 @@ def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
     if estimator.learner is None:
         return {}
     learner = _loaded(estimator.learner)
-    shape, way = tuple(learner.specification["input_shape"]), learner.guide.num_classes
+    shape, way = learner.input_shape, learner.guide.num_classes
     reasons: dict[str, str] = {}
     for check, (num_features, counts) in CHECK_DATA.items():
         if shape != (num_features,):

@@ -204,7 +204,7 @@ class Pair:
         }
         if self.regression:
             shape = {"input_shape": [self.features], "num_classes": self.targets, "num_targets": self.targets}
-            shape |= {"num_random": NUM_RANDOM} if self.model in GROUPED else {}
+            shape |= {"num_weights": NUM_RANDOM} if self.model in GROUPED else {}
             return common | shape | {"head": NETWORK if self.of_network else None}
         head = {"_target_": HEADS[self.head], "scale": 2.0} if self.head in HEADS else None
         head = NETWORK if self.of_network else head

@@ -15,7 +15,7 @@ import torch
 
 from pyro_metabayes import MetaLearner, UsageError
 from pyro_metabayes.build import build, check
-from pyro_metabayes.learner import CONTEXT
+from pyro_metabayes.specification.parts import CONTEXT
 from tests.pairs import FEATURES, WAY, Pair, random_tasks
 
 SIB = {"_target_": "guides.sib.Guide"}

@@ -77,7 +77,7 @@ def test_the_model_has_the_same_evidence_and_the_same_effects() -> None:
     episodes = ragged(num_tasks=40)
     found = fit(episodes, RANDOM)
     prior = FullGaussian(RANDOM)
-    model = Model(prior, num_targets=1, num_features=3, num_random=RANDOM)
+    model = Model(prior, num_targets=1, num_features=3, num_weights=RANDOM)
     root = torch.linalg.cholesky(found.covariance)
     with torch.no_grad():
         prior.loc.copy_(found.coefficients[:RANDOM])

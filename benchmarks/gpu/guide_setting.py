@@ -73,9 +73,9 @@ def specification(config: Config, source: Any) -> dict[str, Any]:
         "input_shape": list(source.input_shape),
         "num_classes": source.num_targets or config.task.way,
         "num_targets": source.num_targets,
-        "num_base_classes": BASE_CLASSES if config.task.base_query else 0,
-        "num_random": NUM_RANDOM if _of_groups(config) else 0,
         "particles": config.train.particles,
+        **({"num_base_classes": BASE_CLASSES} if config.task.base_query else {}),
+        **({"num_weights": NUM_RANDOM} if _of_groups(config) else {}),
     }
 
 

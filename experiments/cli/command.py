@@ -29,7 +29,7 @@ from pyro_metabayes.experiments.cli.sweeps import (
     unfinished_jobs,
     write_note,
 )
-from pyro_metabayes.learner import PARTS
+from pyro_metabayes.specification.parts import PARTS
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
 from pyro_metabayes.training.allocator import keep_freed_memory

@@ -15,8 +15,8 @@ from pyro_metabayes.build import arguments_of, target_of
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import UsageError, unknown_key
 from pyro_metabayes.evaluation.evaluate import EvalSettings
-from pyro_metabayes.learner import PARTS
 from pyro_metabayes.pretraining import PretrainSettings
+from pyro_metabayes.specification.parts import PARTS
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of, within
 from pyro_metabayes.training.data_parallel import refuse_unequal_shards

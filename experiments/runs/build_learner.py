@@ -10,8 +10,7 @@ from torch import Tensor
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.base_novel import BaseNovelSampler
 from pyro_metabayes.data.holdout import held_out_rows, without_rows
-from pyro_metabayes.data.sources.groups import Groups
-from pyro_metabayes.data.stream import Source
+from pyro_metabayes.data.stream import Source, context_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.learner import MetaLearner
@@ -39,9 +38,8 @@ def build_learner(config: Config, data: Bank | Source, source: Source, num_class
         "input_shape": list(source.input_shape),
         "num_classes": num_classes or source.num_targets or config.task.way,
         "num_targets": source.num_targets,
-        "num_base_classes": source.num_base_classes if isinstance(source, BaseNovelSampler) else 0,
-        "num_random": source.num_random if isinstance(source, Groups) else 0,
         "particles": config.train.particles,
+        **context_of(source),
     }
     torch.manual_seed(config.seed)
     learner = MetaLearner.from_specification(specification, config.frozen)

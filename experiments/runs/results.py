@@ -23,6 +23,7 @@ from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.runs.finished_runs import flatten
 from pyro_metabayes.experiments.runs.setup import RunSetup
+from pyro_metabayes.inference.capabilities import HasBaseClasses
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage import checkpoint
 
@@ -41,7 +42,7 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
         "data": config.choices.get("data"),
         "split": config.eval.split,
         **dataclasses.asdict(config.task),
-        "base_classes": learner.specification["num_base_classes"] or None,
+        "base_classes": learner.model.num_base_classes if isinstance(learner.model, HasBaseClasses) else None,
         "tasks": config.eval.tasks,
         **metrics,
         "objective": learner.objective.name if evaluation.metrics["elbo"] is not None else "predictive",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+import pyro_metabayes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.models.backbones.embedding import embedding
 
@@ -18,7 +19,7 @@ def block(num_inputs: int, num_filters: int, relu: bool) -> nn.Sequential:
     return nn.Sequential(*layers, nn.MaxPool2d(2), *([nn.ReLU()] if relu else []))
 
 
-class Backbone(nn.Module):
+class Backbone(pyro_metabayes.Backbone):
     """Four blocks of `num_filters`, flattened, scaled to unit length; images [N, channels, H, W] in [0, 1].
 
     mirror: once trained, features are the mean over an image and its mirror image.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+import pyro_metabayes
 from pyro_metabayes.errors import UsageError
 
 
-class Backbone(nn.Module):
+class Backbone(pyro_metabayes.Backbone):
     """The features as they come, scaled to unit length unless told otherwise."""
 
     def __init__(self, input_shape: tuple[int, ...], normalise: bool = True) -> None:

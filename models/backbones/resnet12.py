@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import pyro_metabayes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.models.backbones.embedding import embedding
 
@@ -31,7 +32,7 @@ class Block(nn.Module):
         return functional.max_pool2d(y, 2) if self.pool else y
 
 
-class Backbone(nn.Module):
+class Backbone(pyro_metabayes.Backbone):
     """Four blocks of 64, 128, 256 and 512 filters (num_filters times 1, 2, 4, 8), mean over the image, unit length.
 
     The first `num_pools` blocks halve the image. Images [N, channels, H, W] in [0, 1]. (Oreshkin et al.

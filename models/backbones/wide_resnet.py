@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+import pyro_metabayes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.models.backbones.embedding import embedding
 
@@ -29,7 +30,7 @@ class Block(nn.Module):
         return y + (x if self.shortcut is None else self.shortcut(active))
 
 
-class Backbone(nn.Module):
+class Backbone(pyro_metabayes.Backbone):
     """Conv3x3, three groups of (depth - 4) / 6 blocks, BN-ReLU, mean over the image, scaled to unit length.
 
     Widths 16, 16, 32, 64 times `width`; strides 2, 2, 2, but 1 in the first group for images of up to

@@ -44,6 +44,11 @@ class BaseNovelSampler(BankSampler):
         self.training_bank = without_rows(bank, holdout)
         self.holdout = halves(holdout)
 
+    @property
+    def context(self) -> dict[str, int]:
+        """For the parts that tell base classes apart."""
+        return {"num_base_classes": self.num_base_classes}
+
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
         bank = self.training_bank if split == "train" else self.bank
         draw_novel, pool = BankSampler(bank).rows_sampler(split, shape), Pool.of(bank, split)

@@ -81,7 +81,6 @@ class DomainSampler:
     """
 
     num_targets = 0  # labels are classes
-    num_base_classes = 0
 
     def __init__(self, bank: DomainBank) -> None:
         self.bank = bank

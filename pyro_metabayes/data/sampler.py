@@ -45,7 +45,6 @@ class BankSampler:
     """Draws classes, then inputs of each class, without replacement, for a whole block of tasks at once."""
 
     num_targets = 0  # labels are classes
-    num_base_classes = 0  # without queries of base classes (base_novel.py)
 
     def __init__(self, bank: Bank) -> None:
         self.bank = bank

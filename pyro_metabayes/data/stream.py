@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Protocol, runtime_checkable
 
@@ -38,6 +38,19 @@ class Source(Protocol):
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
         """A function that draws BLOCK tasks from a generator."""
         ...
+
+
+@runtime_checkable
+class HasContext(Protocol):
+    """A source that provides counts which only some models need, by the names of constructor arguments."""
+
+    @property
+    def context(self) -> Mapping[str, int]: ...
+
+
+def context_of(source: Source) -> dict[str, int]:
+    """What the source provides to the parts of a learner."""
+    return dict(source.context) if isinstance(source, HasContext) else {}
 
 
 @runtime_checkable

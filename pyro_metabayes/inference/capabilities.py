@@ -66,6 +66,10 @@ class HasQueryView(Protocol):
 
 @runtime_checkable
 class HasBaseClasses(Protocol):
+    @property
+    def num_base_classes(self) -> int:
+        """How many classes are known beside those of each task."""
+
     def base_weights(self, observed: Observed) -> Tensor:
         """Weights [T, B, W] of the classes that are known beside those of each task."""
 

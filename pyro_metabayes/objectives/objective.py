@@ -19,6 +19,7 @@ from pyro_metabayes.handlers.memoise import memoise
 from pyro_metabayes.handlers.parameters import without_messages
 from pyro_metabayes.handlers.particles import Particles
 from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.specification.recorded import Recorded
 
 Stochastic = Callable[..., Any]
 NESTING = 1  # plates of a program: that of tasks
@@ -33,7 +34,7 @@ class Terms:
     kl: Tensor | None  # unweighted; None where the objective has no KL
 
 
-class Objective:
+class Objective(Recorded):
     """A loss of a (model, guide) pair. A new objective defines `terms`.
 
     name: what the number is called in tables. bound: whether -loss bounds the log evidence (for a

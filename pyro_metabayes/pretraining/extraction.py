@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_metabayes.arrays import as_float
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.prediction.arrays import as_float
 
 BATCH = 512
 Change = Callable[[Tensor], Tensor]

@@ -49,6 +49,11 @@ class Groups:
         return (len(self.features),)
 
     @property
+    def context(self) -> dict[str, int]:
+        """A task has its own weights for the first features only."""
+        return {"num_weights": self.num_random}
+
+    @property
     def sizes(self) -> Tensor:
         """How many rows each group has [G]."""
         return self.points.sizes

@@ -29,6 +29,12 @@ def as_float(x: Tensor) -> Tensor:
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
+def holds_inputs(x: Tensor, input_shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is [T, N, ..., *X]: with fewer axes before *X it is not one input or more per point."""
+    leading = x.dim() - len(input_shape)
+    return leading >= 2 and x.shape[leading:] == input_shape
+
+
 def _inputs(name: str, x: Array, shape: tuple[int, ...], like: Tensor) -> Tensor:
     values = as_float(_tensor(name, x)).to(like)
     if tuple(values.shape[1:]) != shape or values.dim() != len(shape) + 1 or not len(values):

@@ -1,0 +1,1 @@
+"""Prediction for the query set of one task, from arrays."""

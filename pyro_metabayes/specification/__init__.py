@@ -1,0 +1,1 @@
+"""Plain values that rebuild the parts of a learner."""

@@ -1,0 +1,96 @@
+"""From the parts of a learner to the specification that rebuilds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyro_metabayes.backbone import Backbone
+from pyro_metabayes.build import provided_by_source
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.guide import Guide
+from pyro_metabayes.model import Model
+from pyro_metabayes.objectives.objective import Objective
+from pyro_metabayes.specification.parts import CONTEXT, PARTS, Parts
+from pyro_metabayes.specification.recorded import Recorded, arguments_passed, plain, target_name
+
+KINDS = (Backbone, Model, Guide, Objective)
+
+
+def recorded_specification(parts: Parts) -> dict[str, Any]:
+    """The specification that rebuilds these parts, from the arguments that they recorded."""
+    named = _named(parts)
+    return dict.fromkeys(PARTS) | {name: _settings_of(name, part) for name, part in named.items()} | _shared_by(named)
+
+
+def recorded_values(parts: Parts) -> dict[str, Any]:
+    """The shared values alone; refuses parts that do not belong together."""
+    return _shared_by(_named(parts))
+
+
+def _named(parts: Parts) -> dict[str, Recorded]:
+    """All parts by their names in a specification: those given, and those that they were constructed from."""
+    found: dict[str, Any] = parts._asdict()
+    for (name, part), kind in zip(found.items(), KINDS, strict=True):
+        if not isinstance(part, kind):
+            got = f"{type(part).__module__}.{type(part).__qualname__}"
+            raise UsageError(f"expected {name} to be a {kind.__module__}.{kind.__qualname__}, got {got}")
+    for owner in (parts.guide, parts.model):
+        for name, part in _parts_within(owner):
+            if found.setdefault(name, part) is not part:
+                raise UsageError(f"expected one {name}, got two; construct guide and model from the same {name}")
+    _refuse_twice(found)
+    return found
+
+
+def _parts_within(owner: Recorded) -> list[tuple[str, Recorded]]:
+    arguments = arguments_passed(owner).items()
+    return [(name, part) for name, part in arguments if name in PARTS and isinstance(part, Recorded)]
+
+
+def _refuse_twice(parts: Mapping[str, Recorded]) -> None:
+    names: dict[int, str] = {}
+    for name, part in parts.items():
+        if (other := names.setdefault(id(part), name)) != name:
+            raise UsageError(f"expected {other} and {name} to be two parts, got one {type(part).__name__} for both")
+
+
+def _shared_by(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that the constructors of the parts were given alike, as a specification has them."""
+    values: dict[str, Any] = {}
+    for part, recorded in parts.items():
+        for name in _shared_names(recorded):
+            value = plain(arguments_passed(recorded)[name], f"{part}.{name}")
+            if values.setdefault(name, value) != value:
+                raise UsageError(f"expected one {name} for all parts, got {values[name]} and {part}.{name}={value}")
+    if "input_shape" not in values:
+        raise UsageError("expected a backbone that is constructed with input_shape, got one without")
+    return {"num_targets": 0} | _without_widths(values, parts)
+
+
+def _shared_names(part: Recorded) -> list[str]:
+    shared = {*CONTEXT, *provided_by_source(type(part))} - {*PARTS}
+    return [name for name in arguments_passed(part) if name in shared]
+
+
+def _without_widths(values: dict[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Without num_features and num_weights where `build_parts` finds them; refuses others than it would find."""
+    num_features = parts["backbone"].num_features
+    expected = {"num_features": num_features}
+    if head := parts.get("head"):
+        expected["num_weights"] = head.num_weights(num_features)
+    for name, value in expected.items():
+        if values.get(name, value) != value:
+            raise UsageError(f"expected {name}={value}, as backbone and head have it, got {values[name]}")
+    found = {"num_weights": num_features} | expected
+    return {name: value for name, value in values.items() if found.get(name) != value}
+
+
+def _settings_of(key: str, part: Recorded) -> dict[str, Any]:
+    shared = _shared_names(part)
+    settings = {
+        name: plain(value, f"{key}.{name}")
+        for name, value in arguments_passed(part).items()
+        if name not in shared and not (name in PARTS and (value is None or isinstance(value, Recorded)))
+    }
+    return {"_target_": target_name(part, key), **settings}

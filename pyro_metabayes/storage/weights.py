@@ -1,0 +1,30 @@
+"""Weights of a checkpoint: by the names of this version, and refused in one line where they are another learner's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.moved import current_name
+
+
+def refuse_other_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """One line for weights of other names or shapes than the module has."""
+    own, weights = module.state_dict(), current_weights(module, weights)
+    for name in sorted(own.keys() | weights.keys()):
+        expected = tuple(own[name].shape) if name in own else "no such entry"
+        got = tuple(weights[name].shape) if name in weights else "none"
+        if expected != got:
+            raise UsageError(
+                f"expected a checkpoint of this model and guide, got another: {name} is {got}, "
+                f"not {expected}; build the learner with the settings that it was trained with"
+            )
+
+
+def current_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names of this version."""
+    there = module.state_dict().keys()
+    named = {current_name(name, there): value for name, value in weights.items()}
+    return {name: value for name, value in named.items() if name is not None}
