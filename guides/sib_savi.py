@@ -1,8 +1,8 @@
-"""SIB as the prior, SAVI's bound: the posterior goes on from theta^K with a gradient that sees the query labels.
+"""SIB as the prior in SAVI's bound; the posterior takes one more step from theta^K, with the query labels.
 
-The prior's steps: Hu et al., ICLR 2020 (arXiv 2004.12696). The bound on p(y | x, support), whose prior is what
-predicts: Iakovleva, Verbeek and Alahari, ICML 2020 (arXiv 2008.12037). A step whose size is the posterior's covariance:
-Khan and Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04562).
+Steps of the prior: Hu et al., ICLR 2020 (arXiv 2004.12696). The bound on p(y | x, support), in which the prior makes
+the predictions: Iakovleva, Verbeek and Alahari, ICML 2020 (arXiv 2008.12037). The step preconditioned by the posterior
+covariance: Khan and Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04562).
 """
 
 from __future__ import annotations
@@ -25,20 +25,32 @@ from pyro_metabayes.inference.synthetic_gradient import NETWORKS, network_of, sy
 
 
 class Guide(pyro_metabayes.Guide):
-    """p(w | support, x_query) = N(theta^K, Sigma) of sib predicts, and is the prior (prior=guided); in training
+    """p(w | support, x_query) = N(theta^K, Sigma) of `sib`, which predicts and is the prior (prior=guided); in training
 
         q(w | support, x_query, y_query) = N(theta^K - Sigma_q sum_i d -log p(y_i | x_i, theta^K) / d theta, Sigma_q),
         Sigma = diag(sigma^2),    Sigma_q = diag(1 / (1 / sigma^2 + h)),
 
-    h > 0 learned for each weight, from label_precision: what the labels of a task add to the precision. The KL charges
-    for what the labels tell beyond the inputs, and no more: for sigma -> 0 it is 0 and the bound that of the point
-    mass, which the bound at weight 1 can only better. Why, and how it does: docs/cold-posterior.md.
-    see_labels: false is q = p, with KL 0 and a sigma that goes to 0.
-    by_entropy: sigma is wider for classes whose queries are in doubt, times exp(b H_c), b learned from 0, H_c the mean
-    entropy of the predictions with theta^K over the queries that class c attracts; for classes, not for numbers.
-    between: if not 0, noise along the differences of the classes: Sigma = diag(sigma^2) + kappa^2 sum_c m_c m_c^T, with
-    m_c = theta^K_c - mean over classes, and 1 / (1 / kappa^2 + h_b) for kappa^2 in Sigma_q; kappa (times exp(b H_c),
-    too) is learned from `between`, h_b > 0 from 1. The other settings are those of sib.
+    over the query points i, with h [W] > 0 learned: the precision that the labels of a task add. The KL measures the
+    information of the labels beyond that of the inputs. For sigma -> 0 it is 0 and the bound is that of the point
+    estimate, so that the best sigma can only improve on it at KL weight 1 (docs/cold-posterior.md).
+
+    Args:
+        see_labels: whether q sees the query labels. False: q = p, with KL 0; sigma then goes to 0.
+        label_precision: h before training.
+        num_steps: number of inner steps, K.
+        step_size: eta, for a sum over queries.
+        learn_step_size: whether eta is learned, from step_size; a fixed eta may change after training.
+        posterior: `normal`, sigma learned and shared by the classes; `amortized`, a learned function of theta^0.
+        scale: sigma before training.
+        initialisation: lambda: `support` or `global`, as in sib.
+        synthetic_gradient: xi: `ordered`, `equivariant` or `marginal_aware`, as in sib.
+        by_entropy: whether sigma of class c is multiplied by exp(b H_c), b learned from 0. H_c is the entropy of the
+            predictions at theta^K in nats, averaged over the queries weighted by their probability of class c.
+        between: kappa before training; if not 0, Sigma = diag(sigma^2) + kappa^2 sum_c m_c m_c^T, m_c = theta^K_c - its
+            mean over classes. In Sigma_q kappa^2 is 1 / (1 / kappa^2 + h_b), h_b > 0 learned from 1.
+
+    Raises:
+        UsageError: a setting is out of range, the prior is not `guided`, or by_entropy without classes.
     """
 
     def __init__(
@@ -97,7 +109,7 @@ class Guide(pyro_metabayes.Guide):
         return _gaussian(loc, scale, spread, differences)
 
     def _prior(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor | None]:
-        """theta^K [T, C, W], sigma [T or 1, C or 1, W] and kappa [T or 1, C or 1, 1], None where there is none."""
+        """theta^K [T, C, W], sigma [T, C, W] and kappa [T or 1, C or 1, 1], which is None for between=0."""
         self.check(observed)
         start = self.start(self.model, observed)
 
@@ -112,7 +124,7 @@ class Guide(pyro_metabayes.Guide):
         return theta, self.scale(start).expand(theta.shape) * doubt.exp(), spread
 
     def _entropy(self, theta: Tensor, observed: Observed) -> Tensor:
-        """H_c [T, C, 1]: of the predictions with weights theta, mean over the queries that class c attracts."""
+        """H_c [T, C, 1]: mean entropy of the predictions, queries weighted by their probability of class c."""
         if not observed.num_classes:
             raise UsageError("expected classes for guide.by_entropy=true, got numbers; set guide.by_entropy=false")
         probs = self.model.outputs(theta, observed.query_x).softmax(-1)
@@ -122,7 +134,7 @@ class Guide(pyro_metabayes.Guide):
 
 
 def _follow(prior: Any, guide: Guide) -> None:
-    """Make the guide's prediction the prior of its model."""
+    """Make the predictive posterior of the guide the prior of its model."""
     if not hasattr(prior, "follow"):
         got = type(prior).__name__
         raise UsageError(
@@ -132,12 +144,12 @@ def _follow(prior: Any, guide: Guide) -> None:
 
 
 def _differences(theta: Tensor) -> Tensor:
-    """m_c [T, C, W], the classes apart from their mean."""
+    """m_c [T, C, W]: theta less its mean over classes."""
     return theta - theta.mean(1, keepdim=True)
 
 
 def _narrowed(scale: Tensor, log_precision: Tensor) -> Tensor:
-    """The standard deviation where evidence adds to the precision."""
+    """The standard deviation after exp(log_precision) is added to the precision."""
     return (scale.square().reciprocal() + log_precision.exp()).rsqrt()
 
 

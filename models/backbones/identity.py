@@ -9,7 +9,14 @@ from pyro_metabayes.errors import UsageError
 
 
 class Backbone(nn.Module):
-    """The features as they come, scaled to unit length unless told otherwise."""
+    """The input features [N, D].
+
+    Args:
+        normalise: whether they are scaled to unit length.
+
+    Raises:
+        UsageError: the inputs are not features.
+    """
 
     def __init__(self, input_shape: tuple[int, ...], normalise: bool = True) -> None:
         super().__init__()
