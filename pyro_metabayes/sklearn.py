@@ -60,7 +60,7 @@ CHECK_DATA: dict[str, tuple[int, set[int]]] = {
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """p(y | x, support) of a trained meta-learner: `fit` stores the support set, `predict_proba(X)` takes the query set.
+    """p(y | x, support) of a trained meta-learner: `fit` takes the support set, `predict_proba` the query set.
 
         classifier = FewShotClassifier("runs/glyphs/sib/...").fit(support_images, names)
         classifier.predict(query_images)
