@@ -1,1 +1,1 @@
-"""Guides, one a file, named as on the command line."""
+"""Guides, one file per guide, named as on the command line."""

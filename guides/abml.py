@@ -23,14 +23,25 @@ class Guide(pyro_metabayes.Guide):
 
         (1/n) { E_q[-log p(y_support | w)] + inner_kl KL(q, prior) }  in (mu, log sigma), at the rate eta,
 
-    with the expectation over inner_samples draws w = mu + sigma eps. In mu a step is implicit in the KL's quadratic,
-    whose explicit steps diverge where the prior is narrow: a = eta / n becomes a / (1 + a inner_kl / sigma_0^2). The
-    outer loss is the ELBO of support and query together (model.observe=all): one prior, learned, is initialisation
-    and regulariser in one. inner_kl < 1 since the full KL holds the few points of a support set back, as the paper
-    notes. hyper_weight (one over the number of tasks to learn from; 0 where they are endless) weighs
-    -log N(mu; 0, I) Gamma(sigma^-2; shape, rate) in the loss.
+    over the n support points, eps ~ N(0, I), w = mu + sigma eps. A step in mu is implicit in the quadratic of the KL,
+    since explicit steps diverge for a narrow prior: its rate a = eta / n becomes a / (1 + a inner_kl / sigma_0^2). The
+    outer loss is the ELBO of the support and query labels together (model.observe=all), so the learned prior is both
+    the initialisation and the regulariser. The latent that adapts holds all weights of a network, or the weights of
+    the head on frozen features.
 
-    What adapts is the model's latent: all weights of a network, or those of the head on frozen features.
+    Args:
+        num_steps: number of inner steps, K.
+        step_size: eta, for a mean over support points, in the unit of the model's loss (`Model.loss_unit`).
+        learn_step_size: whether eta is learned, from step_size; a fixed eta may change after training.
+        inner_samples: draws of eps per step.
+        inner_kl: weight of the KL in a step; below 1, since the full KL outweighs the few support points (the paper).
+        hyper_weight: weight of -log N(mu; 0, I) Gamma(sigma^-2; shape, rate) in the loss, in nats per task: 1 / (number
+            of training tasks), or 0 where their number is unlimited.
+        shape: shape of that Gamma distribution.
+        rate: its rate.
+
+    Raises:
+        UsageError: a setting is out of range, or the prior is not Gaussian.
     """
 
     log_step_size: Tensor
@@ -67,28 +78,29 @@ class Guide(pyro_metabayes.Guide):
         rate = self._rate(observed, prior)
 
         def gradient(state: Tensor) -> Tensor:
-            of_kl = grad(lambda its: differentiable_divergence(_normal(its), prior).sum())(state)
+            of_kl = grad(lambda at: differentiable_divergence(_normal(at), prior).sum())(state)
             return self._likelihood_gradient(state, observed) + self.inner_kl * of_kl
 
         return _normal(descend(start, gradient, rate, self.num_steps))
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
+        """-hyper_weight log p(mu, sigma) [T] under the hyperprior, in nats."""
         if not self.hyper_weight:
             return {}
         prior = innermost(self._prior(episodes))
-        loc, precision = prior.mean[:, 0], 1 / prior.variance[:, 0]  # a row for each class, all the same
+        loc, precision = prior.mean[:, 0], 1 / prior.variance[:, 0]  # the same row for every class
         standard = Normal(torch.zeros_like(loc), 1.0)
         log_prob = standard.log_prob(loc) + Gamma(self.shape, self.rate).log_prob(precision)
         return {"hyper_prior": -self.hyper_weight * log_prob.flatten(1).sum(1)}
 
     def _rate(self, observed: Observed, prior: TorchDistribution) -> Tensor:
-        """a of log sigma and a / (1 + a inner_kl / sigma_0^2) of mu, [2, T, *W]."""
+        """Rates of mu, a / (1 + a inner_kl / sigma_0^2), and of log sigma, a: [2, T, *W]."""
         explicit = rate_of_mean(self.model, self.log_step_size, observed.support_mask)
         of_loc = explicit / (1 + explicit * self.inner_kl / prior.variance)
         return torch.stack((of_loc, explicit.expand_as(of_loc)))
 
     def _likelihood_gradient(self, state: Tensor, observed: Observed) -> Tensor:
-        """d/d(mu, log sigma) of E_q[-log p(y_support | w)], by reparametrised draws."""
+        """d/d(mu, log sigma) of E_q[-log p(y_support | w)] by reparametrised draws: state and result [2, T, *W]."""
         loc, scale = state[0], state[1].exp()
         noise = task_noise((self.inner_samples, *loc.shape), loc, task_dim=1)
         points = observed.support_x, observed.support_y, observed.support_mask

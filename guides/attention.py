@@ -1,4 +1,4 @@
-"""The attention-based generator of classification weights: novel classes are put together from base classes.
+"""The attention-based generator of classification weights: weights of novel classes are combinations of base weights.
 
 Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting", CVPR 2018 (arXiv 1804.09458), section 3.2.
 """
@@ -18,13 +18,20 @@ from pyro_metabayes.inference.capabilities import HasBaseClasses, HasPrototypes
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w_c | support) = delta(phi_avg * avg_c + phi_att * att_c), both factors learned vectors [W], from 1, with
+    """q(w_c | support) = delta(phi_avg * avg_c + phi_att * att_c), with
 
         avg_c = the prototype of class c
         att_c = mean over its points x_i of sum_b softmax_b(scale cos(Q x_i, k_b)) u_b,
 
-    u_b the weights of base class b of the task, of unit length, k_b [D] its learned key, Q a learned affine map that
-    starts near the identity, and `scale` learned too. What a base class is, model=lwof knows.
+    phi_avg and phi_att learned vectors [W], from 1; u_b [W] the weights of base class b, scaled to unit length; k_b [D]
+    the learned key of base class b; Q a learned affine map, from near the identity. The base classes are those of
+    model=lwof.
+
+    Args:
+        scale: inverse temperature of the attention before training; it is learned.
+
+    Raises:
+        UsageError: scale is not positive, or the model has no base classes or prototypes.
     """
 
     requires = (HasBaseClasses, HasPrototypes)
@@ -61,7 +68,7 @@ class Guide(pyro_metabayes.Guide):
         return sums / counts.clamp(min=1)
 
     def _attention(self, observed: Observed) -> Tensor:
-        """How much of each base class each support point takes [T, S, B'], summing to 1."""
+        """Attention weights of each support point over the base classes [T, S, B'], which sum to 1."""
         query = functional.normalize(self.query(observed.support_x), dim=-1)
         keys, base = functional.normalize(self.keys, dim=-1), observed.auxiliary.get("base")
         of_task = keys.expand(observed.num_tasks, -1, -1) if base is None else keys[base]

@@ -1,4 +1,4 @@
-"""The exact posterior of a conjugate model: the ceiling that every other guide is measured against."""
+"""The exact posterior of a conjugate model, the reference for every other guide."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pyro_metabayes.inference.capabilities import Conjugate
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w) = p(w | labels that the model observes), in closed form; predictions use p(w | support).
+    """q(w) = p(w | labels that the model observes) in training, in closed form; predictions use p(w | support).
 
-    With it -loss of the sampled ELBO is the log evidence for every single sample, so training the
-    prior by it is empirical Bayes without approximation.
+    With this guide -loss of the sampled ELBO equals the log evidence for every single sample. Training the prior on it
+    is therefore empirical Bayes without approximation.
+
+    Raises:
+        UsageError: the model has no exact posterior.
     """
 
     requires = (Conjugate,)

@@ -1,7 +1,7 @@
-"""A Laplace posterior around the adapted weights: the Gaussian that LLAMA is the mean of.
+"""A Laplace approximation of the posterior around the adapted weights.
 
-After Grant et al., ICLR 2018 (arXiv 1801.08930), section 4, with the curvature of the support set where it belongs:
-in the posterior.
+After Grant et al., "Recasting Gradient-Based Meta-Learning as Hierarchical Bayes", ICLR 2018 (arXiv 1801.08930),
+section 4; here the curvature of the support set is the precision of the posterior.
 """
 
 from __future__ import annotations
@@ -17,14 +17,23 @@ from pyro_metabayes.inference.laplace import LowRankPrecision, ggn_root
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = N(theta^K, (Lambda + GGN)^-1), where the prior is N(theta^0, Lambda^-1), Lambda diagonal,
+    """q(w | support) = N(theta^K, (Lambda + GGN)^-1) for the prior N(theta^0, Lambda^-1), Lambda diagonal, with
 
         theta^{k+1} = theta^k - a (1 + a Lambda)^-1 (grad_w -log p(y_support | theta^k) + Lambda (theta^k - theta^0)),
 
-    a = eta / n: steps implicit in the prior's quadratic, where explicit ones diverge as soon as a Lambda > 2. And
-    GGN = sum_i J_i^T L_i J_i is the generalised Gauss-Newton matrix of the n support points at theta^K. The
-    prior is learned with the rest. In the ELBO the entropy of q is -1/2 log det(Lambda + GGN), LLAMA's correction with
-    weight 1; draws and determinants take Cholesky factors of the size of the points, never of the weights.
+    a = eta / n, and GGN = sum_i J_i^T L_i J_i the generalised Gauss-Newton matrix of the n support points at theta^K.
+    Steps are implicit in the quadratic of the prior, since explicit steps diverge for a Lambda > 2. The prior is
+    learned. In the ELBO the entropy of q is -1/2 log det(Lambda + GGN) up to a constant: LLAMA's correction with weight
+    1. Draws and determinants factorise matrices of the number of points times outputs, not of the number of weights.
+
+    Args:
+        num_steps: number of inner steps, K.
+        step_size: eta, for a mean over support points, in the unit of the model's loss (`Model.loss_unit`).
+        learn_step_size: whether eta is learned, from step_size; a fixed eta may change after training.
+        first_order: whether the outer gradient treats each inner gradient as a constant.
+
+    Raises:
+        UsageError: a setting is out of range, or the prior is not Gaussian.
     """
 
     num_steps: int

@@ -1,4 +1,4 @@
-"""LEO's encoder: a relation network over all pairs of support points gives the latent that adaptation starts from.
+"""LEO's encoder: a relation network over all pairs of support points infers the latent at which adaptation starts.
 
 Rusu et al., "Meta-Learning with Latent Embedding Optimization", ICLR 2019 (arXiv 1807.05960), and its released code.
 """
@@ -20,7 +20,7 @@ from pyro_metabayes.seeding import task_draws
 
 @runtime_checkable
 class DecodesLatents(Protocol):
-    """The model of LEO: weights are decoded from a latent z, which adapts to the support set."""
+    """A model such as model=leo, whose weights are decoded from a latent z that adapts to the support set."""
 
     num_latents: int
     sample_at_test: bool
@@ -36,12 +36,19 @@ class DecodesLatents(Protocol):
 class Guide(pyro_metabayes.Guide):
     """q(z_n | support) = N(mu_n, sigma_n^2), (mu_n, s_n) the mean of g(h_i, h_j) over points i of class n and all j.
 
-    h = encoder(x), g the relation network (eq. 3); sigma is softplus of s, `scale` where s is 0, in place of
+    h = encoder(x) and g is the relation network (eq. 3), with two hidden layers. sigma is a softplus of s, in place of
     max(exp(s) - 1, 1e-10) in the released code. The copies of a class share mu_n and sigma_n and are independent. In a
-    regression the points are (x, y) and there is one mean over all pairs. num_hidden: width of the two hidden layers
-    of the encoder, 0 for a linear map; g always has two. No biases where labels are classes, as released.
-    Predictions use mu alone, unless model.sample_at_test. encoder_penalty weighs mean((z^last - z^0)^2) for a draw z^0
-    of its own, with z^last taken as a constant: the one stop-gradient of the method.
+    regression the points are (x, y), and the mean is over all pairs. With classes the networks have no biases, as
+    released. Predictions use mu alone, unless model.sample_at_test is set.
+
+    Args:
+        num_hidden: width of the two hidden layers of the encoder; 0 for a linear map.
+        scale: sigma where s is 0.
+        encoder_penalty: weight of mean((z^last - z^0)^2), in nats per task, for a separate draw z^0; the adapted
+            latent z^last is treated as a constant. This is the only stop-gradient of the method.
+
+    Raises:
+        UsageError: a setting is out of range, or the model does not decode latents.
     """
 
     requires = (DecodesLatents,)
@@ -77,10 +84,11 @@ class Guide(pyro_metabayes.Guide):
         return q if self.leo.sample_at_test else Delta(q.mean, event_dim=len(q.event_shape))
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
-        """With dropout on the inputs; the query labels are not used."""
+        """With dropout on the support inputs; the query labels are not used."""
         return self._q(episodes, self.leo.dropped(episodes.support_x, episodes))
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
+        """model.l2 |matrices of encoder and g|^2 / 2 and the encoder penalty, [T] in nats."""
         terms = {"encoder_l2": self.leo.l2 * (half_square(self.encoder) + half_square(self.relation))}
         terms = {name: value.expand(episodes.num_tasks) for name, value in terms.items()}
         if self.encoder_penalty:
@@ -91,11 +99,11 @@ class Guide(pyro_metabayes.Guide):
         return terms
 
     def _q(self, observed: Observed, x: Tensor) -> TorchDistribution:
-        """N(mu, sigma^2) of the support points with inputs x [T, S, D]."""
+        """N(mu, sigma^2) from the support points with inputs x [T, S, D]."""
         related = self._related(observed, x)
         if observed.num_classes:
             sums, counts = class_sums(related, observed.support_y, observed.support_mask, observed.num_classes)
-            pooled = (sums / counts.clamp(min=1)).unsqueeze(-2)  # [T, C, 1, 2 Z]: all copies alike
+            pooled = (sums / counts.clamp(min=1)).unsqueeze(-2)  # [T, C, 1, 2 Z]: the same for all copies
         else:
             pooled = _mean(related, observed.support_mask)
         loc, raw = pooled.chunk(2, dim=-1)
@@ -103,7 +111,7 @@ class Guide(pyro_metabayes.Guide):
         return Normal(loc.expand(shape), positive(raw, self.scale).expand(shape)).to_event(len(shape) - 1)
 
     def _related(self, observed: Observed, x: Tensor) -> Tensor:
-        """mean_j g(h_i, h_j) [T, S, 2 Z], over the support points that are there."""
+        """mean_j g(h_i, h_j) [T, S, 2 Z] over the unmasked support points j."""
         if not observed.num_classes:
             x = torch.cat((x, observed.support_y), dim=-1)
         codes = self.encoder(x)
@@ -114,6 +122,6 @@ class Guide(pyro_metabayes.Guide):
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the points that are there: [..., N, H] and [..., N] -> [..., H]."""
+    """Mean over the unmasked points: values [..., N, H], mask [..., N] -> [..., H]."""
     kept = mask.unsqueeze(-1).to(values.dtype)
     return (values * kept).sum(-2) / kept.sum(-2).clamp(min=1)

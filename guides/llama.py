@@ -1,4 +1,4 @@
-"""LLAMA: MAML with a Laplace correction, as published.
+"""LLAMA: MAML with a Laplace correction in the loss, as published.
 
 Grant et al., "Recasting Gradient-Based Meta-Learning as Hierarchical Bayes", ICLR 2018 (arXiv 1801.08930).
 """
@@ -21,10 +21,22 @@ class Guide(pyro_metabayes.Guide):
 
         -log p(y_query | theta^K) + weight 1/2 log det H,  H = precision I + GGN of -log p(y_query | theta^K).
 
-    weight is 1e-6 as published: a Laplace approximation of the evidence in name only; H is that of the query set,
-    and log p(theta^K | theta^0) is dropped. Where the paper has K-FAC, which over-counts the rank of few points, the
-    determinant is exact, by the lemma, in matrices of the size of the points. For ELBO or SVI the correction is the
-    log density of q at its own point. `guide=laplace` is the posterior that this one is the mean of.
+    with the curvature H of the query set. With the published weight and without log p(theta^K | theta^0) the loss is
+    not a Laplace approximation of the evidence; `guide=laplace` is that posterior. The paper approximates H by K-FAC,
+    which overestimates its rank for few points; here the determinant is exact, by the matrix determinant lemma. ELBO
+    and SVI read the correction as the log density of q at theta^K.
+
+    Args:
+        weight: weight of the correction; 1e-6 as published.
+        precision: precision of the prior around theta^0, the same for all weights.
+        num_steps: number of inner steps, K.
+        step_size: eta, for a mean over support points, in the unit of the model's loss (`Model.loss_unit`).
+        learn_step_size: whether eta is learned, from step_size; a fixed eta may change after training.
+        first_order: whether the outer gradient treats each inner gradient as a constant.
+        initialisation: theta^0: `global`, `prior` or `support`, as in maml.
+
+    Raises:
+        UsageError: a setting is out of range.
     """
 
     num_steps: int

@@ -1,4 +1,4 @@
-"""MAML: a point estimate at the end of gradient descent on the support set, from a learned initialisation.
+"""MAML: the point estimate after K gradient steps on the support set from a learned initialisation.
 
 Finn, Abbeel and Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017
 (arXiv 1703.03400); as empirical Bayes: Grant et al., "Recasting Gradient-Based Meta-Learning as Hierarchical
@@ -19,16 +19,21 @@ from pyro_metabayes.inference.initialisation import initialisation_of_latent
 class Guide(pyro_metabayes.Guide):
     """q(w | support) = delta(theta^K), theta^{k+1} = theta^k - eta grad_w -(1/n) sum_i log p(y_i | x_i, theta^k),
 
-    over the n support points, theta^0 learned. With a flat prior and the ELBO as objective the loss is
-    -log p(y_query | theta^K): MAML, to second order; first_order leaves the gradient of the gradient out (FOMAML).
-    step_size is MAML's alpha, for the mean cross-entropy or the mean squared error: eta = alpha, or alpha times
-    2 noise^2, since there -log p is (y - f)^2 / (2 noise^2). It is learned with learn_step_size.
+    over the n support points. With a flat prior and the ELBO as objective the loss is that of MAML,
+    -log p(y_query | theta^K). The latent that adapts holds all weights of a network (model=neural_regression), or the
+    weights of the head on features of a frozen backbone (model=few_shot_classifier); the paper adapts the backbone too.
 
-    theta^0 is one learned point (`initialisation: global`), the mean of a Gaussian prior, which then joins the loss
-    as a proximal term (`prior`), or the class means (`support`: Proto-MAML, Triantafillou et al. 2020).
+    Args:
+        num_steps: number of inner steps, K.
+        step_size: MAML's alpha, for the mean cross-entropy or the mean squared error: eta = alpha for classes, and
+            alpha 2 noise^2 in a regression, where -log p is (y - f)^2 / (2 noise^2) up to a constant.
+        learn_step_size: whether alpha is learned, from step_size; a fixed alpha may change after training.
+        first_order: whether the outer gradient treats each inner gradient as a constant (FOMAML).
+        initialisation: theta^0. `global` is one learned point; `prior` is the mean of a Gaussian prior, which then
+            joins the loss as a proximal term; `support` is the class means (Proto-MAML, Triantafillou et al. 2020).
 
-    What descends is the model's latent: all weights of a network (model=neural_regression), or the weights of the
-    head on features of a frozen backbone (model=few_shot_classifier), not the backbone's as in the paper.
+    Raises:
+        UsageError: a setting is out of range.
     """
 
     num_steps: int

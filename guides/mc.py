@@ -1,7 +1,8 @@
-"""VERSA: predict with the conditional prior itself, trained by a Monte-Carlo estimate of the predictive.
+"""VERSA: predicts with the conditional prior, trained on a Monte-Carlo estimate of the predictive likelihood.
 
-Gordon et al., "Meta-Learning Probabilistic Inference for Prediction", ICLR 2019. The objective
-rewards no spread, so the conditional prior collapses (Iakovleva et al., ICML 2020, arXiv 2008.12037).
+Gordon et al., "Meta-Learning Probabilistic Inference for Prediction", ICLR 2019 (arXiv 1805.09921). No term of the
+objective rewards a positive variance, so the conditional prior collapses (Iakovleva et al., ICML 2020, arXiv
+2008.12037).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One Gaussian for every task: the floor, and the file to copy for a new guide."""
+"""One Gaussian for all tasks: the baseline without adaptation, and the file to copy for a new guide."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from pyro_metabayes.errors import UsageError
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w) = N(loc, diag(scale^2)), loc and scale [C, W], whatever the task.
+    """q(w) = N(loc, diag(scale^2)), loc and scale [C, W] learned, the same for every task.
 
-    It cannot adapt, so with classes in random order it can do no better than chance.
+    Where the order of the classes is random, its accuracy is that of chance.
+
+    Args:
+        scale: standard deviation of each weight before training.
+
+    Raises:
+        UsageError: scale is not positive.
     """
 
     def __init__(self, model: pyro_metabayes.Model, num_classes: int, num_weights: int, scale: float = 0.1) -> None:

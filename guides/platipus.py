@@ -1,4 +1,4 @@
-"""PLATIPUS: infer the initialisation from the query set in training, from the support set at test.
+"""PLATIPUS: the initialisation is inferred from the query set in training and from the support set at test.
 
 Finn, Xu and Levine, "Probabilistic Model-Agnostic Meta-Learning", NeurIPS 2018 (arXiv 1806.02817).
 """
@@ -18,7 +18,7 @@ from pyro_metabayes.errors import UsageError
 
 @runtime_checkable
 class AdaptsInTheLikelihood(Protocol):
-    """The model of PLATIPUS."""
+    """A model such as model=platipus, whose likelihood adapts the latent to the support set."""
 
     def centre(self, observed: Observed) -> TorchDistribution: ...
 
@@ -26,11 +26,18 @@ class AdaptsInTheLikelihood(Protocol):
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(theta | query) = N(mu - (gamma_q / n) grad L(mu, query), diag(v^2)) in training, over n query points;
+    """q(theta | query) = N(mu - (gamma_q / n) grad L(mu, query), diag(v^2)) in training, over the n query points.
 
-    predictions use the prior p(theta | support) of model=platipus, whose likelihood then descends on the support
-    set. ELBO: a bound on log p(y_query | support) of that model. gamma_q, from step_size, and v, from scale, are
-    learned. With frozen features it is the head's weights that adapt. The steps of descent are model.num_steps.
+    L is -log p of their labels, mu the mean of the prior. Predictions use the prior p(theta | support) of
+    model=platipus, whose likelihood takes model.num_steps of descent on the support set. The ELBO bounds
+    log p(y_query | support) of that model. On frozen features the latent is the weights of the head.
+
+    Args:
+        step_size: gamma_q before training, for a mean over query points; it is learned.
+        scale: v [W] before training; it is learned.
+
+    Raises:
+        UsageError: a setting is not positive, or the model does not adapt in the likelihood.
     """
 
     requires = (AdaptsInTheLikelihood,)

@@ -1,4 +1,4 @@
-"""ProtoNets as a guide: a point estimate at the class means.
+"""Prototypical networks as a guide: the point estimate at the class means.
 
 Snell, Swersky and Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017 (arXiv 1703.05175).
 """
@@ -13,7 +13,13 @@ from pyro_metabayes.inference.capabilities import HasPrototypes
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = delta(prototypes): cosine to the class means, or squared distance (linear head)."""
+    """q(w | support) = delta(prototypes), the weights that classify by the nearest class mean of the support set.
+
+    The cosine head compares by the cosine, the linear head by the squared distance.
+
+    Raises:
+        UsageError: the model has no prototypes.
+    """
 
     requires = (HasPrototypes,)
 

@@ -1,4 +1,4 @@
-"""SAMOVAR's shared amortized variational inference: one encoder is conditional prior and posterior.
+"""SAMOVAR's shared amortized variational inference: one encoder for the conditional prior and the posterior.
 
 Iakovleva, Verbeek and Alahari, "Meta-Learning with Shared Amortized Variational Inference", ICML 2020
 (arXiv 2008.12037).
@@ -19,8 +19,12 @@ from pyro_metabayes.inference.capabilities import HasPrior
 class Guide(pyro_metabayes.Guide):
     """q(w | support, query) = p_psi(w | support u query) in training; predictions use p_psi(w | support).
 
-    shared: false gives the posterior an encoder of its own, which starts as a copy of the prior's: the
-    usual conditional VAE, which SAMOVAR departs from.
+    Args:
+        shared: whether posterior and prior are one encoder. False: the posterior has a second encoder, which starts
+            as a copy of the prior's, as in a conditional VAE.
+
+    Raises:
+        UsageError: the prior does not depend on the support set.
     """
 
     def __init__(self, model: pyro_metabayes.Model, shared: bool = True) -> None:

@@ -1,8 +1,8 @@
-"""SIB as the prior, SAVI's bound: the posterior goes on from theta^K with a gradient that sees the query labels.
+"""SIB as the prior in SAVI's bound; the posterior takes one more step from theta^K, with the query labels.
 
-The prior's steps: Hu et al., ICLR 2020 (arXiv 2004.12696). The bound on p(y | x, support), whose prior is what
-predicts: Iakovleva, Verbeek and Alahari, ICML 2020 (arXiv 2008.12037). A step whose size is the posterior's covariance:
-Khan and Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04562).
+Steps of the prior: Hu et al., ICLR 2020 (arXiv 2004.12696). The bound on p(y | x, support), in which the prior makes
+the predictions: Iakovleva, Verbeek and Alahari, ICML 2020 (arXiv 2008.12037). The step preconditioned by the posterior
+covariance: Khan and Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04562).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Guide(pyro_metabayes.Guide):
         return between_classes(loc, scale, spread, differences)
 
     def _prior(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor | None]:
-        """theta^K [T, C, W], sigma [T or 1, C or 1, W] and kappa [T or 1, C or 1, 1], None where there is none."""
+        """theta^K [T, C, W], sigma [T, C, W] and kappa [T or 1, C or 1, 1], which is None for between=0."""
         self.check(observed)
         if self.entropy_slope is not None and not observed.num_classes:
             raise UsageError("expected classes for guide.by_entropy=true, got numbers; set guide.by_entropy=false")

@@ -1,4 +1,4 @@
-"""The classifier that the backbone was pretrained with, as it is: what domain adaptation is measured against."""
+"""The pretrained classifier without adaptation: the baseline of domain adaptation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from pyro_metabayes.inference.capabilities import FromClassifier
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w) = delta(w_0), w_0 [C, W] the weights of the pretrained classifier, whatever the task.
+    """q(w) = delta(w_0), w_0 [C, W] the weights of the pretrained classifier, the same for every task.
 
-    Nothing of w is trained: a run learns the scale of the head, a temperature, which moves no answer.
+    w_0 is not trained. A run learns only the scale of the head, a temperature that changes no predicted class.
+
+    Raises:
+        UsageError: the model cannot take the weights of a classifier.
     """
 
     needs_shared_classes = True

@@ -1,1 +1,1 @@
-"""Generative models, their priors and heads: one a file."""
+"""Generative models, one file per model, and their priors and heads."""

@@ -1,4 +1,4 @@
-"""The few-shot classifier: a task's latent is the weights of its classes."""
+"""The few-shot classifier: the latent of a task holds the weights of its classes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):
-    """p(y_i = c | x_i, w) = softmax_c(head(w, x_i)), w [C, W] from a prior that is a choice of its own.
+    """p(y_i = c | x_i, w) = softmax_c(head(w, x_i)), w [C, W] from the prior.
 
-    W is D for the cosine head and D + 1 for the linear one. observe: "query", "support" or "all", the labels
-    that forward conditions on.
+    Args:
+        head: logits from weights and features; W is D for the cosine head and D + 1 for the linear one.
+        prior: any prior over weights [C, W].
+        observe: whose labels `forward` conditions on: "query", "support" or "all".
     """
 
     head: Head
@@ -47,16 +49,23 @@ class Model(pyro_metabayes.Model):
         return self.head.outputs_and_pullback(w, x)
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
+        """Random weights [C, W]."""
         return self.head.initial_weights(num_classes, num_features)
 
     def of_classifier(self, weights: Tensor) -> Tensor:
+        """Weights [C, W] that predict as a cosine classifier with weights [C, D] does."""
         return self.head.prototypes(functional.normalize(weights, dim=-1))
 
     def loss_range(self, observed: Observed) -> Tensor | None:
+        """Length of the interval of the cross-entropy of one point, in nats; None if it is unbounded."""
         return self.head.loss_range(observed.num_classes)
 
     def prototypes(self, observed: Observed) -> Tensor:
-        """Weights [T, C, W] of the nearest class mean."""
+        """Weights [T, C, W] that classify by the nearest class mean.
+
+        Raises:
+            UsageError: the tasks have no support points.
+        """
         if not observed.support_x.shape[1]:
             raise UsageError(
                 "expected a labelled support set for this guide, got task.shot=0; take one that needs none, such as "

@@ -1,4 +1,4 @@
-"""The mean of a Gaussian: the smallest model in which a prior can collapse."""
+"""The mean of a Gaussian: the smallest model in which the collapse of a prior can be studied."""
 
 from __future__ import annotations
 
@@ -14,10 +14,21 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(LinearRegression):
-    """w ~ N(m, s^2) and y_i | w ~ N(w, noise^2) in each of Y dimensions; w [Y, 1].
+    """w ~ N(m, s^2) and y_i | w ~ N(w, noise^2) in each of Y dimensions; w [Y, 1]. For n points of mean ybar
 
-    Linear regression on one feature that is always 1 (data=gaussian_mean draws it so), where all is a
-    sum: n points of mean ybar give N((m / s^2 + n ybar / noise^2) v, v), 1 / v = 1 / s^2 + n / noise^2.
+        p(w | y) = N((m / s^2 + n ybar / noise^2) v, v),    1 / v = 1 / s^2 + n / noise^2.
+
+    This is linear regression on one feature that is always 1, as in data=gaussian_mean.
+
+    Args:
+        prior: a Gaussian prior N(m, s^2).
+        num_targets: Y.
+        num_features: D, which is 1.
+        noise: standard deviation of a label, known.
+        observe: whose labels `forward` conditions on: "query", "support" or "all".
+
+    Raises:
+        UsageError: the data has more than one feature, or a setting is out of range.
     """
 
     def __init__(
@@ -31,11 +42,11 @@ class Model(LinearRegression):
             )
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Means [..., T, N, Y]: w, whatever x."""
+        """Means [..., T, N, Y]: w for every x."""
         return w.mT.expand(*w.shape[:-2], x.shape[-2], w.shape[-2])
 
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
-        """p(w | support), or p(w | support, query) for pooled episodes: a diagonal Gaussian."""
+        """p(w | support), or p(w | support, query) for pooled episodes: diagonal, batch [T], event [Y, 1]."""
         prior = self._unconditional(observed)
         before = precision_of(prior).squeeze(-1)  # [T, Y, 1]
         mask = observed.support_mask.unsqueeze(-1).to(observed.support_y.dtype)
@@ -47,8 +58,8 @@ class Model(LinearRegression):
     def log_evidence(self, episodes: Episodes) -> Tensor:
         """log p(y_query | support) [T] in nats: a Gaussian with covariance v 1 1^T + noise^2 I in each dimension.
 
-        With M points of residuals r_i to the mean of p(w | support): the determinant is noise^2M (1 + M v / noise^2),
-        and the quadratic form is (sum r_i^2 - v (sum r_i)^2 / (noise^2 + M v)) / noise^2.
+        v is the variance of p(w | support), r_i are the residuals of the M query points to its mean. The determinant is
+        noise^2M (1 + M v / noise^2), the quadratic form (sum r_i^2 - v (sum r_i)^2 / (noise^2 + M v)) / noise^2.
         """
         given_support = self.exact_posterior(episodes.observed())
         loc, variance = given_support.mean.squeeze(-1), given_support.variance.squeeze(-1)  # [T, Y]

@@ -1,4 +1,4 @@
-"""What a decoder generates: the weights of a task's own predictor, and how that predictor is used and judged."""
+"""Predictors whose weights a decoder generates for each task: outputs, likelihood and inner loss."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ Pullback = Callable[[Tensor], Tensor]
 class Predictor:
     """A predictor whose weights are the last axis of w, one vector for each of `slots`.
 
-    num_weights: P, the size of a vector. scale: a scale of its entries that suits an untrained predictor.
+    Attributes:
+        num_weights: P, the size of one vector.
+        scale: standard deviation of its entries in an untrained predictor.
     """
 
     num_weights: int
     scale: float
 
     def slots(self, observed: Observed) -> Size:
-        """How many weight vectors a task has, as a shape."""
+        """The shape of the set of weight vectors of one task: [C, L], or [] for one vector."""
         raise NotImplementedError
 
     def initial(self) -> Tensor:
@@ -38,7 +40,7 @@ class Predictor:
         raise NotImplementedError
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Outputs, and the function from a cotangent on them to one on w."""
+        """Outputs, and the function that maps a cotangent of the outputs to one of w."""
         value, pullback = torch.func.vjp(lambda weights: self.outputs(weights, x), w)[:2]
         return value, lambda cotangent: pullback(cotangent)[0]
 
@@ -47,12 +49,12 @@ class Predictor:
         raise NotImplementedError
 
     def residual(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """d loss / d outputs of the loss that the inner steps descend on, a sum over points: -log p(y | outputs)."""
+        """d loss / d outputs of the inner loss, -log p(y | outputs) summed over points: the shape of outputs."""
         raise NotImplementedError
 
 
 class LinearClassifier(Predictor):
-    """logits_ic = mean_l w_cl . x_i: no bias, no temperature, `copies` L weight vectors a class."""
+    """logits_ic = mean_l w_cl . x_i: no bias, no temperature, L = `copies` weight vectors per class."""
 
     def __init__(self, num_features: int, num_classes: int, copies: int = 1) -> None:
         self.num_weights, self.copies = num_features, copies
@@ -81,7 +83,7 @@ class LinearClassifier(Predictor):
 
 
 class NeuralRegression(Predictor):
-    """y ~ N(f(x; w), noise^2), f a network D-H-H-Y with ReLU, all weights and biases of which are w."""
+    """y ~ N(f(x; w), noise^2), f a ReLU network D-H-H-Y; w holds all its weights and biases."""
 
     scale = 0.05
 
@@ -110,5 +112,5 @@ class NeuralRegression(Predictor):
         return Normal(outputs, self.noise).to_event(1)
 
     def residual(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Of half the squared error, which is -log p(y | outputs) times noise^2: rates need not know the noise."""
+        """Gradient of half the squared error, -log p(y | outputs) noise^2: step sizes do not depend on the noise."""
         return outputs - y

@@ -1,4 +1,4 @@
-"""Heads: how the weights of a task turn features into logits, with the closed form of the pullback."""
+"""Heads: logits from the weights of a task and features, with the closed form of the pullback."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Size, Tensor, nn
 from pyro_metabayes.specification.recorded import Recorded
 
 Pullback = Callable[[Tensor], Tensor]
-LARGE = 65536  # numbers in w from which a gradient of our own is faster than autograd's
+LARGE = 65536  # entries of w from which a custom gradient is faster than autograd
 
 
 def fold_samples(w: Tensor, x: Tensor) -> Tensor:
     """w_c . x_i for weights [..., T, C, D] and points [T, N, D] -> [..., T, C, N].
 
-    Class-major (w @ x^T), since the gradient of the query-major product, itself a little faster, costs five times as
-    much; samples are folded into the classes, so that each task is one matrix product.
+    The product is class-major (w @ x^T): the query-major product is a little faster, but its gradient costs five times
+    as much. Samples are folded into the class axis, so that each task is one matrix product.
     """
     if w.dim() == 3:
         return torch.bmm(w, x.mT) if torch.is_grad_enabled() else torch.bmm(x, w.mT).mT
@@ -41,18 +41,18 @@ def samples_summed(cotangent: Tensor, w: Tensor) -> Tensor:
 
 
 class Head(Recorded, nn.Module):
-    """What the few-shot classifier asks of a head; w [..., T, C, W], x [T, N, D], logits [..., T, N, C]."""
+    """Logits [..., T, N, C] from weights w [..., T, C, W] and features x [T, N, D]."""
 
     def num_weights(self, num_features: int) -> int:
-        """W, the size of one class's weights, for D features."""
+        """W, the number of weights of one class, for D features."""
         raise NotImplementedError
 
     def event_shape(self, num_classes: int, num_features: int) -> Size:
-        """The shape of one task's weights."""
+        """The shape of the weights of one task: [C, W]."""
         return Size((num_classes, self.num_weights(num_features)))
 
     def initial_weights(self, num_classes: int, num_features: int) -> Tensor:
-        """Random weights of about unit length, from which a guide may start."""
+        """Random weights [C, W] of about unit length, as an initial point of guides."""
         num_weights = self.num_weights(num_features)
         return torch.randn(num_classes, num_weights) * num_weights**-0.5
 
@@ -61,23 +61,26 @@ class Head(Recorded, nn.Module):
         raise NotImplementedError
 
     def loss_range(self, num_classes: int) -> Tensor | None:
-        """The length of the interval that holds the cross-entropy of any point; None where there is none."""
+        """Length of the interval of the cross-entropy of one point, in nats; None if it is unbounded."""
         return None
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Logits."""
+        """Logits [..., T, N, C]."""
         raise NotImplementedError
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Logits, and the function from a cotangent on them [..., T, N, C] to one on w."""
+        """Logits, and the function that maps a cotangent of the logits [..., T, N, C] to one of w."""
         raise NotImplementedError
 
 
 class Cosine(Head):
     """logits_ic = scale * (cos(w_c, x_i) + bias), with x_i of unit length.
 
-    scale is learned, from 10; bias is learned, from 0: the softmax does not see it, a synthetic
-    gradient network does. (Gidaris and Komodakis 2018; SIB's released code.)
+    scale and bias are learned. The softmax does not depend on the bias, but a synthetic-gradient network does.
+    (Gidaris and Komodakis 2018; SIB's released code.)
+
+    Args:
+        scale: inverse temperature before training.
     """
 
     def __init__(self, scale: float = 10.0) -> None:
@@ -92,7 +95,7 @@ class Cosine(Head):
         return means
 
     def loss_range(self, num_classes: int) -> Tensor:
-        """2 scale + log C: from 0 to log(1 + (C - 1) exp(2 scale)), where all cosines are at their ends."""
+        """2 scale + log C, a bound on log(1 + (C - 1) exp(2 scale)), the largest loss; the smallest is near 0."""
         return 2 * self.scale.abs() + math.log(num_classes)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ class Cosine(Head):
 
 
 def _inverse_norm(w: Tensor) -> Tensor:
-    """1 / |w_c| [..., C, 1]; 0 for a class without a support point, which has no direction to turn."""
+    """1 / |w_c| [..., C, 1]; 0 for weights 0, those of a class without support points."""
     norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
     return norm / (norm.square() + 1e-24)
 
@@ -125,9 +128,9 @@ def _cosines(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Cosines(torch.autograd.Function):
-    """The same, with one gradient for product and norm together, which is the pullback: one pass over w, not four.
+    """The same, with a joint gradient of product and norm, the pullback: one pass over w instead of four.
 
-    A call costs more than those of autograd's own that it saves, unless w is LARGE.
+    For a w below LARGE the overhead of a Python function exceeds what it saves.
     """
 
     generate_vmap_rule = True
@@ -153,7 +156,8 @@ class _Cosines(torch.autograd.Function):
 class Linear(Head):
     """logits_ic = scale * (v_c . x_i + b_c), with w_c = (v_c, b_c): VERSA's head, at scale 1.
 
-    The learned scale is the temperature that fixed weights (ProtoNets) need.
+    Args:
+        scale: inverse temperature before training; learned, since prototypes (ProtoNets) leave it undetermined.
     """
 
     def __init__(self, scale: float = 1.0) -> None:
@@ -164,7 +168,7 @@ class Linear(Head):
         return num_features + 1  # the bias
 
     def prototypes(self, means: Tensor) -> Tensor:
-        """-|x - m_c|^2 = 2 m_c . x - |m_c|^2 + what is equal for all classes. (Snell et al. 2017)"""
+        """-|x - m_c|^2 = 2 m_c . x - |m_c|^2 + a term that is equal for all classes. (Snell et al. 2017)"""
         return torch.cat((2 * means, -means.square().sum(-1, keepdim=True)), dim=-1)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Linear regression in groups: effects of each group's own beside effects that all groups share."""
+"""Linear regression in groups: effects that vary by group and effects that all groups share."""
 
 from __future__ import annotations
 
@@ -14,9 +14,17 @@ from pyro_metabayes.prior import Prior
 class Model(LinearRegression):
     """p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 I), x_i = (z_i, v_i): a linear mixed model.
 
-    w [Y, R] are the effects of a group, those of the first R = num_weights features, with a learned
-    prior: partial pooling. beta [Y, D - R] and noise are learned with it, by maximum likelihood where the bound is
-    tight. Conjugate to a Gaussian prior, as its parent.
+    w [Y, R] are the effects of a group, with a learned prior: partial pooling. beta [Y, D - R] and noise are learned
+    with it, by maximum likelihood if the bound is tight. The model is conjugate to a Gaussian prior.
+
+    Args:
+        prior: prior over the effects of a group.
+        num_targets: Y.
+        num_features: D.
+        num_weights: R, the number of leading features z_i whose effects vary by group.
+        noise: standard deviation of a label, before training if it is learned.
+        learn_noise: whether noise is learned.
+        observe: whose labels `forward` conditions on: "query", "support" or "all".
     """
 
     def __init__(
@@ -47,10 +55,11 @@ class Model(LinearRegression):
         return self.outputs(w, x), lambda cotangent: cotangent.mT @ self._parts(x)[0]
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """z and y - beta v."""
         own, shared = self._parts(x)
         return own, y - shared
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The features with weights of a group's own, and what the others contribute to the mean."""
+        """z [..., N, R] of inputs x [..., N, D], and the contribution beta v of the other features [..., N, Y]."""
         num_own = self._shape[-1]
         return x[..., :num_own], x[..., num_own:] @ self.beta.mT

@@ -1,4 +1,4 @@
-"""LEO's model: a low-dimensional latent is decoded to the weights of a task, after gradient steps in latent space.
+"""LEO's model: a low-dimensional latent takes gradient steps and is decoded to the weights of a task.
 
 Rusu et al., "Meta-Learning with Latent Embedding Optimization", ICLR 2019 (arXiv 1807.05960), and its released code.
 """
@@ -24,26 +24,40 @@ from pyro_metabayes.seeding import task_dropout, task_noise
 class Model(pyro_metabayes.Model):
     """p(z) = N(0, I), and p(y | x, z, support) of a predictor f(x; w) that starts from z and adapts to the support set.
 
-        w = mu(z) + sigma(z) eps,   z <- z - alpha * d/dz loss(w)     num_steps times, w decoded anew after each
+        w = mu(z) + sigma(z) eps,   z <- z - alpha * d/dz loss(w)     num_steps times; w is decoded again after each
         w <- w - rho * d/dw loss(w)                                   finetune_steps times, from the last w
 
-    (mu, sigma) is the decoder; loss a sum over support points, of -log p(y_i | x_i), or of half the squared error in a
-    regression; alpha [Z] and rho [P] are learned rates, which start at step_size and finetune_step_size; inner_clip
-    bounds each entry of an inner gradient (0: none, as released). All steps are differentiated through.
+    (mu, sigma) is the decoder. loss is the sum over support points of -log p(y_i | x_i), or of half the squared error
+    in a regression. alpha [Z] and rho [P] are learned. The outer gradient flows through all steps.
 
-    The latent of the site "w" is z before any step. All that follows is part of the likelihood, so that the ELBO
-    bounds log p(y_query | x_query, support) without a Jacobian. The decoder's noise eps is the model's, without a
-    prior term, and is drawn anew each time. Training (an Episodes) draws it, and drops inputs at the rate `dropout`,
-    anew in every step and for the queries; predictions do neither, unless sample_at_test asks for eps (and asks the
-    guide for samples of z).
+    The latent of the site "w" is z before any step. The steps are part of the likelihood, so that the ELBO bounds
+    log p(y_query | x_query, support) without a Jacobian. eps is noise of the model without a prior term, drawn anew at
+    each decoding in training (an Episodes) and 0 in predictions by default. sigma is a softplus, since
+    max(exp(s) - 1 + scale, 1e-10) of the released code has no gradient where it is clamped.
 
-    Where labels are classes f is linear, with `copies` latents a class (as released: as many as shots); in a regression
-    one z gives all weights of a network with two hidden layers of `width` and observation noise `noise`. num_hidden:
-    width of the decoder's two hidden layers, 0 for a linear map. Scales are softplus: max(exp(s) - 1 + scale, 1e-10)
-    of the released code stops gradients where it is clamped. orthogonality, l2: weights of penalties, in nats a task.
+    With classes f is linear. In a regression one z gives all weights of a network with two hidden layers.
+
+    Args:
+        num_latents: Z, the size of one z.
+        copies: number of z per class; the released code has as many as shots.
+        num_hidden: width of the two hidden layers of the decoder; 0 for a linear map.
+        width: width of the two hidden layers of f in a regression.
+        noise: standard deviation of a label in a regression.
+        num_steps: number of steps in z.
+        step_size: alpha before training.
+        finetune_steps: number of steps in w.
+        finetune_step_size: rho before training.
+        inner_clip: bound on each entry of an inner gradient; 0 for none, as released.
+        dropout: rate at which input features are dropped in training, anew in each step and for the queries.
+        sample_at_test: whether predictions sample eps, and z from the guide.
+        orthogonality: weight of the penalty on correlated latent dimensions, in nats per task.
+        l2: weight of the penalties on the matrices of decoder and encoder, in nats per task.
+
+    Raises:
+        UsageError: a setting is out of range.
     """
 
-    given_support = True  # the latent adapts to them in the likelihood
+    given_support = True  # the latent adapts to the support labels in the likelihood
     predictor: Predictor
     decoder: nn.Sequential
 
@@ -90,7 +104,7 @@ class Model(pyro_metabayes.Model):
         num_weights, hidden = self.predictor.num_weights, [num_hidden, num_hidden] if num_hidden else []
         self.decoder = relu_network([num_latents, *hidden, 2 * num_weights], bias=num_targets > 0)
         if num_targets:
-            with torch.no_grad():  # all weights equal would stay equal
+            with torch.no_grad():  # equal weights would stay equal
                 list(self.decoder.parameters())[-1][:num_weights] = self.predictor.initial()
         self.step_size = nn.Parameter(torch.full((num_latents,), step_size))
         self.finetune_step_size = nn.Parameter(torch.full((num_weights,), finetune_step_size))
@@ -113,7 +127,7 @@ class Model(pyro_metabayes.Model):
         return self.predictor.outputs(self.decode(w, None), x)
 
     def adapt(self, z: Tensor, observed: Observed) -> tuple[Tensor, Tensor]:
-        """The last z, and the weights after fine-tuning, from z^0 [..., T, *slots, Z]."""
+        """The last z [..., T, *slots, Z] and the weights after fine-tuning [..., T, *slots, P], from z^0 = z."""
         noise = self._noise(z, observed)
         for _ in range(self.num_steps):
             w, pullback = vjp(partial(self.decode, noise=noise), z)[:2]
@@ -125,7 +139,7 @@ class Model(pyro_metabayes.Model):
         return z, w
 
     def decode(self, z: Tensor, noise: Tensor | None) -> Tensor:
-        """w = mu(z) + sigma(z) noise [..., P]; None is no noise."""
+        """w = mu(z) + sigma(z) noise [..., P]; None: mu(z)."""
         mean, raw = self.decoder(z).chunk(2, dim=-1)
         return mean if noise is None else mean + positive(raw, self.predictor.scale) * noise
 
@@ -136,11 +150,11 @@ class Model(pyro_metabayes.Model):
         return task_noise(shape, z, task_dim=-1 - len(self.event_shape(observed)))
 
     def dropped(self, x: Tensor, observed: Observed) -> Tensor:
-        """The inputs [T, ...], with features dropped in training."""
+        """The inputs [T, N, D], with dropout in training."""
         return task_dropout(x, self.dropout) if self.dropout and isinstance(observed, Episodes) else x
 
     def _loss_gradient(self, w: Tensor, observed: Observed) -> Tensor:
-        """d/dw of the sum of -log p over the support points; samples and tasks do not see each other."""
+        """d loss / dw over the unmasked support points, for each sample and task separately."""
         x = self.dropped(observed.support_x, observed)
         outputs, pullback = self.predictor.outputs_and_pullback(w, x)
         return pullback(self.predictor.residual(outputs, observed.support_y) * observed.support_mask.unsqueeze(-1))
@@ -149,8 +163,10 @@ class Model(pyro_metabayes.Model):
         return gradient.clamp(-self.inner_clip, self.inner_clip) if self.inner_clip else gradient
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """orthogonality * mean((C - I)^2), with C the cosines between latent dimensions in the (first) matrix of the
-        decoder, and l2 * |decoder's matrices|^2 / 2."""
+        """Penalties [T] in nats: orthogonality * mean((C - I)^2) and l2 * |matrices of the decoder|^2 / 2.
+
+        C holds the cosines between latent dimensions in the first matrix of the decoder.
+        """
         terms = {
             "orthogonality": self.orthogonality * correlation_penalty(next(self.decoder.parameters())),
             "decoder_l2": self.l2 * half_square(self.decoder),
@@ -159,6 +175,6 @@ class Model(pyro_metabayes.Model):
 
 
 def correlation_penalty(weight: Tensor) -> Tensor:
-    """mean((C - I)^2), C [Z, Z] the cosines between the columns of a matrix [outputs, Z] as torch stores it."""
+    """mean((C - I)^2), C [Z, Z] the cosines between the columns of weight [outputs, Z]."""
     columns = functional.normalize(weight, dim=0)
     return (columns.mT @ columns - torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)).square().mean()

@@ -1,4 +1,4 @@
-"""Bayesian linear regression: the model with a closed form for everything."""
+"""Bayesian linear regression, whose posterior and evidence have closed forms."""
 
 from __future__ import annotations
 
@@ -16,10 +16,20 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):
-    """p(y_i | x_i, w) = N(w x_i, noise^2 I), w [Y, D], x_i [D], y_i [Y]; noise is known.
+    """p(y_i | x_i, w) = N(w x_i, noise^2 I), w [Y, D], x_i [D], y_i [Y].
 
-    Conjugate to the Gaussian prior: exact_posterior and log_evidence are exact. An intercept is a
-    feature that is always 1. observe: "query", "support" or "all", the labels that forward conditions on.
+    Conjugate to a Gaussian prior: exact_posterior and log_evidence are exact. A feature that is always 1 gives an
+    intercept.
+
+    Args:
+        prior: prior over w.
+        num_targets: Y.
+        num_features: D.
+        noise: standard deviation of a label, known.
+        observe: whose labels `forward` conditions on: "query", "support" or "all".
+
+    Raises:
+        UsageError: the labels are classes, or noise is not positive.
     """
 
     prior_over_weights: Prior
@@ -37,7 +47,7 @@ class Model(pyro_metabayes.Model):
 
     @property
     def noise(self) -> Tensor | float:
-        """The sd of a label."""
+        """Standard deviation of a label."""
         return self._noise
 
     def event_shape(self, observed: Observed) -> Size:
@@ -50,6 +60,7 @@ class Model(pyro_metabayes.Model):
         return Normal(outputs, self.noise).to_event(1)
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
+        """Zeros [Y, D]."""
         return torch.zeros(self._shape)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
@@ -64,7 +75,11 @@ class Model(pyro_metabayes.Model):
         return 2 * self.noise**2
 
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
-        """p(w | support), batch [T], event [Y, D]; for pooled episodes p(w | support, query)."""
+        """p(w | support): batch [T], event [Y, D]; for pooled episodes p(w | support, query).
+
+        Raises:
+            UsageError: the prior depends on the support set, or is not Gaussian.
+        """
         prior = self._unconditional(observed)
         x, y = self.own_part(observed.support_x, observed.support_y)
         return posterior_of_rows(prior, x, y, observed.support_mask, self.noise)
@@ -76,11 +91,11 @@ class Model(pyro_metabayes.Model):
         return log_evidence_of_rows(given_support, x, y, episodes.query_mask, self.noise)
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of points as w alone explains them, for the closed forms."""
+        """Inputs and labels of the regression on w alone, for the closed forms."""
         return x, y
 
     def _unconditional(self, observed: Observed) -> TorchDistribution:
-        """The prior before any label, which conditioning on the support set starts from."""
+        """The prior before conditioning on any label."""
         if self.prior_over_weights.conditional:
             raise UsageError("expected a prior that has not seen the support set, got another; take prior=gaussian")
         return self.prior(observed)

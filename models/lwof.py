@@ -1,8 +1,8 @@
-"""Learning without forgetting: the novel classes of a task are told apart from each other and from all base classes.
+"""Learning without forgetting: classification among the novel classes of a task and all base classes.
 
 Protocol and metrics: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting", CVPR 2018 (arXiv
-1804.09458). The prior: Hu et al., NeurIPS 2019 MetaLearn workshop, which leaves open the components' variances, what
-the inner loop sees and how base weights are used at test: choices here, named below and measured in docs/lwof.md.
+1804.09458). The prior: Hu et al., NeurIPS 2019 MetaLearn workshop, which does not specify the variances of the
+components, the input of the inner loop and the base weights at test: settings here, compared in docs/lwof.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INNER = ("novel", "gated", "pooled", "all")
 class BaseClasses(Prior):
     """p_psi(w_c) = (1/B) sum_j N(w_c; loc_j, diag(scale_j^2)), one component for each of the B base classes.
 
-    The component is also what the weights of its base class are drawn from: b_j ~ N(loc_j, diag(scale_j^2)).
+    The weights of base class j are drawn from its component: b_j ~ N(loc_j, diag(scale_j^2)).
     """
 
     def __init__(self, num_base_classes: int, num_weights: int, scale: float) -> None:
@@ -54,21 +54,30 @@ class BaseClasses(Prior):
 
 
 class Model(few_shot_classifier.Model):
-    """p(y_i = c | x_i, w, b) = softmax over C + B classes of head([w; b], x_i): w [C, W] of the novel classes, the
-    latent, from the mixture of BaseClasses; b [B, W] of the base classes, drawn from its components.
+    """p(y_i = c | x_i, w, b) = softmax_c(head([w; b], x_i)) over C + B classes.
 
-    b is drawn in the likelihood, anew for each task and sample in training (an Episodes); predictions take the means,
-    unless sample_at_test. The labels are 0 to C - 1 for the novel classes and C + i for base class i of the task
-    (`pyro_metabayes/data/base_novel.py`). The components start at the weights of the pretrained classifier, brought to
-    unit length, with the standard deviation `scale` in each weight. prior=flat, which the point masses ask for, takes
-    the mixture from w and leaves it to b; every other prior gives way to it. learn_offset: a learned number, from 0, on
-    the logits of all base classes, for what prototypes and the weights of a classifier differ in; it moves Both alone.
+    The latent w [C, W] are the weights of the novel classes, from the mixture of BaseClasses. b [B, W] are those of the
+    base classes, drawn from its components in the likelihood: in training (an Episodes) anew for each task and sample;
+    predictions use the means. Labels are 0 to C - 1 for novel classes and C + i for base class i of the task
+    (`pyro_metabayes/data/base_novel.py`). The components start at the unit-length weights of the pretrained classifier.
+    `outputs` are the logits of the novel classes, on which inner loops adapt to the support set.
 
-    `outputs` are logits of the novel classes alone: what adapts to the support set sees these. inner: what a synthetic
-    gradient network sees of a query. novel: the C novel logits. gated: the same, and its answer is multiplied by
-    p(novel | x_i) under the current weights, so that queries of base classes do not pull. pooled: the C novel logits
-    and the log-sum-exp of the base logits, which together are the softmax over all with "a base class" as one. all:
-    all C + B logits, for a network that serves any number of classes.
+    Args:
+        head: a head with one row of weights per class.
+        num_base_classes: B.
+        num_weights: W.
+        prior: prior=flat (for point estimates) replaces the mixture as the prior of w, not of b; others are ignored.
+        inner: input of a synthetic-gradient network per query. `novel`: the C novel logits. `gated`: the same, and its
+            output is multiplied by p(novel | x_i), so that queries of base classes exert no gradient. `pooled`: also
+            the log-sum-exp of the base logits, the logit of "any base class". `all`: all C + B logits.
+        scale: standard deviation of each weight in the components, before training.
+        sample_at_test: whether predictions draw b too.
+        learn_offset: whether a number, from 0, is learned that is added to the logits of all base classes. It corrects
+            a difference between the logits of prototypes and of classifier weights, and affects only the score Both.
+        observe: whose labels `forward` conditions on: "query", "support" or "all".
+
+    Raises:
+        UsageError: a setting is out of range, or the tasks have no base classes.
     """
 
     prior_over_weights: BaseClasses
@@ -128,11 +137,12 @@ class Model(few_shot_classifier.Model):
         return self.likelihood_of(self._beside(self.head.outputs(w, x), base, x))
 
     def _beside(self, novel: Tensor, base: Tensor, x: Tensor) -> Tensor:
-        """Logits [..., T, N, C + B'] of novel classes and, behind them, of base classes with the given weights."""
+        """Logits [..., T, N, C + B']: first the novel classes, then the base classes with weights `base`."""
         logits = self.head.outputs(base, x) + self.base_offset
         return torch.cat((novel, logits.expand(*novel.shape[:-1], logits.shape[-1])), dim=-1)
 
     def num_seen(self, num_classes: int) -> int:
+        """Input width of a synthetic-gradient network for a fixed number of classes."""
         if self.inner == "all":
             raise UsageError(
                 "expected guide.synthetic_gradient=equivariant for model.inner=all (a training task has fewer base "
@@ -141,7 +151,7 @@ class Model(few_shot_classifier.Model):
         return num_classes + (self.inner == "pooled")
 
     def query_view(self, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
-        """The logits that `inner` names, at the means of the base weights, which no inner step moves."""
+        """The logits that `inner` selects, at the means of the base weights, and the pullback to w."""
         novel, pullback = self.outputs_and_pullback(w, observed.query_x)
         if self.inner == "novel":
             return novel, pullback

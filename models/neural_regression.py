@@ -1,4 +1,4 @@
-"""Regression by a small neural network, all of whose weights are the task's latent."""
+"""Regression by a small neural network whose weights are the latent of a task."""
 
 from __future__ import annotations
 
@@ -17,19 +17,27 @@ from pyro_metabayes.prior import Prior
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b; for one matrix a task by bmm, which spares autograd the broadcasting of matmul (a third of a step)."""
+    """a @ b, for one matrix per task by bmm: the broadcasting of matmul costs autograd a third of a step."""
     return torch.bmm(a, b) if a.dim() == b.dim() == 3 else a @ b
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ weight + bias, likewise."""
+    """x @ weight + bias, for one matrix per task by baddbmm."""
     return torch.baddbmm(bias, x, weight) if x.dim() == weight.dim() == 3 else x @ weight + bias
 
 
 class Network(Head):
     """A ReLU network D -> hidden -> ... -> C; w [1, P] holds, layer by layer, a matrix [in, out] and a bias [out].
 
-    w is one row: the hidden layers serve all outputs. 1-40-40-1, MAML's network for sinusoids, has P = 1761.
+    w is one row, since all outputs share the hidden layers. MAML's network for sinusoids, 1-40-40-1, has P = 1761.
+
+    Args:
+        num_features: D.
+        num_classes: C, the number of outputs.
+        hidden: widths of the hidden layers.
+
+    Raises:
+        UsageError: a width is not a positive integer.
     """
 
     def __init__(self, num_features: int, num_classes: int, hidden: Sequence[int] = (40, 40)) -> None:
@@ -45,7 +53,7 @@ class Network(Head):
         return Size((1, self.num_weights(num_features)))
 
     def initial_weights(self, num_classes: int, num_features: int) -> Tensor:
-        """torch's nn.Linear: weights and biases uniform within 1 / sqrt(in)."""
+        """Weights [1, P], uniform within 1 / sqrt(in) as in torch.nn.Linear."""
         layers = [
             torch.empty(1, (inputs + 1) * outputs).uniform_(-1, 1) / inputs**0.5 for inputs, outputs in self._layers
         ]
@@ -58,7 +66,7 @@ class Network(Head):
         return self.outputs_and_pullback(w, x)[0]
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Backpropagation written out, as products batched over tasks (and samples of w)."""
+        """Explicit backpropagation, with products batched over tasks and samples of w."""
         layers, inputs = self._unpacked(w), []
         for i, (weight, bias) in enumerate(layers):
             inputs.append(x.relu() if i else x)
@@ -87,9 +95,17 @@ class Network(Head):
 class Model(pyro_metabayes.Model):
     """p(y_i | x_i, w) = N(head(w, x_i), noise^2 I), w [1, P] all weights of a network (head=network), y_i [Y].
 
-    noise: the sd of a label, known, or where a learned one starts (learn_noise). A Gaussian prior's mean starts at
-    random weights: at 0 a network has no gradient. observe: "query", "support" or "all", the labels that
-    forward conditions on.
+    Args:
+        head: the network.
+        prior: prior over w. The mean of a Gaussian prior starts at random weights, since at 0 the gradient is 0.
+        num_targets: Y.
+        num_features: D.
+        noise: standard deviation of a label, before training if it is learned.
+        learn_noise: whether noise is learned.
+        observe: whose labels `forward` conditions on: "query", "support" or "all".
+
+    Raises:
+        UsageError: the labels are classes, or noise is not positive.
     """
 
     head: Head

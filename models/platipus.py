@@ -1,4 +1,4 @@
-"""PLATIPUS's model: a distribution over initialisations, and a likelihood that descends from them.
+"""PLATIPUS's model: a distribution over initialisations, from which the likelihood descends on the support set.
 
 Finn, Xu and Levine, "Probabilistic Model-Agnostic Meta-Learning", NeurIPS 2018 (arXiv 1806.02817).
 """
@@ -26,13 +26,26 @@ class Model(pyro_metabayes.Model):
 
         phi = theta after num_steps of descent on L(., support) / n,  L = -log p(y_support | x_support, .).
 
-    The latent w is theta, before adaptation, and p(y | x, phi) that of the inner model: neural_regression where labels
-    are numbers, few_shot_classifier (the head's weights on frozen features) where they are classes. mu and
-    sigma are those of prior=gaussian, gamma_p and the rate of descent are learned from step_size.
-    `outputs` are those of the weights as they are.
+    n is the number of support points. The latent w is theta. p(y | x, phi) is that of the inner model: for numbers
+    neural_regression, for classes few_shot_classifier (the weights of the head on frozen features). mu and sigma are
+    those of prior=gaussian. `outputs` are those of w without adaptation.
+
+    Args:
+        head: head of the inner model.
+        prior: a Gaussian prior.
+        num_targets: Y in a regression, 0 for classes.
+        num_features: D.
+        num_steps: number of steps from theta to phi.
+        step_size: gamma_p and the step size of the descent, before training; both are learned.
+        noise: standard deviation of a label in a regression.
+        learn_noise: whether noise is learned.
+        observe: whose labels `forward` conditions on: "query", "support" or "all".
+
+    Raises:
+        UsageError: a setting is out of range, or the prior is not Gaussian.
     """
 
-    given_support = True  # the latent adapts to them in the likelihood
+    given_support = True  # the latent adapts to the support labels in the likelihood
 
     def __init__(
         self,
@@ -62,7 +75,7 @@ class Model(pyro_metabayes.Model):
         return self.inner.event_shape(observed)
 
     def centre(self, observed: Observed) -> TorchDistribution:
-        """N(mu, sigma^2), before any label."""
+        """N(mu, sigma^2), before conditioning on any label: batch [T], event [*W]."""
         prior = self.inner.prior(observed)
         check_gaussian(prior, "model=platipus")
         return prior
@@ -79,9 +92,9 @@ class Model(pyro_metabayes.Model):
         return self.inner.likelihood(phi, x, observed)
 
     def moved(self, w: Tensor, log_step_size: Tensor, x: Tensor, y: Tensor, mask: Tensor, num_steps: int = 1) -> Tensor:
-        """w [..., T, *W] after steps of descent on the mean loss of the points."""
+        """w [..., T, *W] after num_steps on the mean loss of points x [T, N, *X], y [T, N, ...] with mask [T, N]."""
         rate = rate_of_mean(self, log_step_size, mask)
-        return descend(w, lambda its: loss_gradient(self.inner, its, x, y, mask), rate, num_steps)
+        return descend(w, lambda phi: loss_gradient(self.inner, phi, x, y, mask), rate, num_steps)
 
     def loss_unit(self) -> Tensor | float:
         return self.inner.loss_unit()

@@ -1,4 +1,7 @@
-"""Priors over a task's weights. Each is called with the observed part and the shape [C, W] of one task."""
+"""Priors over the weights of a task, called with an Observed and the shape [C, W] of the weights of one task.
+
+Constructors raise UsageError for a setting that is out of range.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from pyro_metabayes.prior import Prior
 
 
 class ImproperUniform(distributions.ImproperUniform):
-    """log p(w) = 0 everywhere, in the dtype and on the device of w: Pyro's own zeros are on the CPU always."""
+    """log p(w) = 0 everywhere, in the dtype and on the device of w; those of Pyro are always on the CPU."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         batch = value.shape[: value.dim() - self.event_dim]
@@ -35,10 +38,9 @@ class ImproperUniform(distributions.ImproperUniform):
 
 
 class Flat(Prior):
-    """p(w) constant and improper: MAML, ProtoNets and published SIB.
+    """p(w) constant and improper, the prior of MAML, ProtoNets and published SIB.
 
-    No bound, entropy or KL exists, and nothing can be drawn from it: pyro's Predictive, which runs
-    the model without the guide first, does not take it.
+    No bound, entropy or KL exists, and it cannot be sampled: pyro's Predictive, which first runs the model, refuses it.
     """
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
@@ -48,8 +50,12 @@ class Flat(Prior):
 class Gaussian(Prior):
     """p_psi(w_c) = N(loc, diag(scale^2)), one loc [W] and scale [W] for all classes and tasks.
 
-    Classes of an episode stand in random order, so a prior without a support set cannot tell them
-    apart. psi = (loc, log scale) is learned: empirical Bayes.
+    The order of the classes of an episode is random, so without a support set the prior is the same for all of them.
+    psi = (loc, log scale) is learned: empirical Bayes.
+
+    Args:
+        loc: the mean of every weight before training.
+        scale: its standard deviation before training.
     """
 
     def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1) -> None:
@@ -71,7 +77,7 @@ class Gaussian(Prior):
 class FullGaussian(Prior):
     """p_psi(w_c) = N(loc, L L^T), one loc [W] and lower triangular L [W, W] for all classes and tasks; both learned.
 
-    The weights of one task may hang together, as random intercepts and slopes do. scale: of every weight at the start.
+    The weights of one task may be correlated, as random intercepts and slopes are. The arguments are those of Gaussian.
     """
 
     def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1) -> None:
@@ -88,7 +94,12 @@ class FullGaussian(Prior):
 
 
 class Mixture(Prior):
-    """p_psi(w_c) = sum_j pi_j N(loc_j, diag(scale_j^2)), classes independent; all of psi is learned."""
+    """p_psi(w_c) = sum_j pi_j N(loc_j, diag(scale_j^2)), classes independent; psi = (pi, loc, scale) is learned.
+
+    Args:
+        num_components: number of components.
+        scale: standard deviation of every weight, and of the means, before training.
+    """
 
     def __init__(self, num_weights: int, num_components: int = 16, scale: float = 0.1) -> None:
         super().__init__()
@@ -107,13 +118,19 @@ class Mixture(Prior):
 
 
 class Conditional(Prior):
-    """p_psi(w_c | support of c) = N(loc, diag(scale^2)) from a set encoder, each class from its own points.
+    """p_psi(w_c | support of c) = N(loc, diag(scale^2)) from a set encoder of the points of class c.
 
-    Called with the pooled episodes it is SAVI's posterior: the encoder lives here, so it is shared.
-    count_aware: natural parameters that add up over points, instead of the published mean pooling.
-    full_covariance: those of Gaussians with all their covariances, a pseudo-observation a point; count-aware, too.
-    scale: of the weights of a class with one point, before training. num_hidden: width of the encoder's
-    networks, 0 for linear maps. In a regression each output is encoded by itself, from points (x_i, y_ik).
+    Called with the pooled episodes it is SAVI's posterior, with the same encoder. In a regression each output k is
+    encoded separately, from points (x_i, y_ik).
+
+    Args:
+        num_features: D.
+        num_weights: W.
+        num_targets: Y in a regression, 0 for classes.
+        num_hidden: width of the networks of the encoder; 0 for linear maps.
+        scale: standard deviation of the weights of a class with one point, before training.
+        count_aware: whether natural parameters are summed over points, in place of the published mean pooling.
+        full_covariance: whether covariances are full, from one pseudo-observation per point; count-aware too.
     """
 
     conditional = True
@@ -150,7 +167,7 @@ class Conditional(Prior):
             return MultivariateNormal(loc, precision_matrix=spread).to_event(1)
 
     def _of_outputs(self, observed: Observed) -> tuple[Tensor, Tensor]:
-        """loc [T, Y, W] and scale, or precision [T, Y, W, W]: the outputs side by side, as sets of one class."""
+        """loc [T, Y, W] and scale [T, Y, W] or precision [T, Y, W, W]: each output as a set of one class."""
         num_tasks, _, num_targets = observed.support_y.shape
         x = observed.support_x.unsqueeze(1).expand(-1, num_targets, -1, -1)
         points = torch.cat((x, observed.support_y.mT.unsqueeze(-1)), dim=-1).flatten(0, 1)  # [T * Y, N, D + 1]
@@ -161,10 +178,10 @@ class Conditional(Prior):
 
 
 class Guided(Prior):
-    """p_psi(w | support, x_query) = what the guide predicts with: a prior that knows all of the task but the labels.
+    """p_psi(w | support, x_query) = the `posterior` of the guide: a prior that depends on all inputs of the task.
 
-    A guide that has a posterior of its own beside it, such as sib_savi, hands its `posterior` over when it is built.
-    A guide without would have KL 0 whatever it learns.
+    A guide whose training_posterior differs from its posterior, such as sib_savi, passes `posterior` when it is built.
+    For any other guide the KL would always be 0, so that such a guide is refused.
     """
 
     conditional = True
@@ -174,7 +191,7 @@ class Guided(Prior):
         self._prediction: Callable[[Observed], TorchDistribution] | None = None
 
     def follow(self, prediction: Callable[[Observed], TorchDistribution]) -> None:
-        """Be this function of the observed part from now on; its parameters stay the guide's."""
+        """Set the function that gives the prior; its parameters remain those of the guide."""
         self._prediction = prediction
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:

@@ -1,4 +1,4 @@
-"""Set encoders: from the labelled points of a class to a distribution over its weights."""
+"""Set encoders: a distribution over the weights of a class from its labelled points."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from pyro_metabayes.inference.cholesky import cholesky
 
 
 def elu_network(num_inputs: int, num_hidden: int, num_outputs: int, start: float | None = None) -> nn.Module:
-    """Dense-ELU-Dense-ELU-Dense, VERSA's block; Dense alone for num_hidden=0.
+    """Dense-ELU-Dense-ELU-Dense, VERSA's block.
 
-    With `start` its output begins as that constant.
+    Args:
+        num_inputs: input width.
+        num_hidden: width of both hidden layers; 0 for one linear map.
+        num_outputs: output width.
+        start: constant output before training; None for a random one.
     """
     last = nn.Linear(num_hidden or num_inputs, num_outputs)
     if start is not None:
@@ -28,36 +32,38 @@ def elu_network(num_inputs: int, num_hidden: int, num_outputs: int, start: float
 
 
 def lower_triangular(log_diagonal: Tensor, below: Tensor) -> Tensor:
-    """A Cholesky factor [W, W]: exp of the first on the diagonal, below it each row in units of its diagonal."""
+    """Cholesky factor [W, W] with diagonal exp(log_diagonal); `below` is in units of the diagonal of its row."""
     unit = below.tril(-1) + torch.eye(len(below), dtype=below.dtype, device=below.device)
     return log_diagonal.exp().unsqueeze(-1) * unit
 
 
 class SetEncoder(nn.Module):
-    """Called with points x [T, N, D], labels and mask [T, N] and C: loc and scale [T, C, W] of each class.
+    """loc and scale [T, C, W] of each class from points x [T, N, D], labels and mask [T, N], and C.
 
-    residual: loc starts from the (mean) features of the class, for weights that live in feature space,
-    with zeros for weights that have no feature (the bias of a head); else it starts at 0.
+    Args:
+        num_weights: W.
+        residual: whether loc starts from the mean features of the class, for weights in feature space, with zeros for
+            weights without a feature (the bias of a head); else it starts at 0.
     """
 
-    pure = True  # a function of tensors: torch.compile may have it
+    pure = True  # a function of tensors, which torch.compile can compile
 
     def __init__(self, num_weights: int, residual: bool) -> None:
         super().__init__()
         self.num_weights, self.residual = num_weights, residual
 
     def start(self, x: Tensor) -> Tensor:
-        """What a network's output is added to: [..., D] -> [..., W]."""
+        """The initial value, to which the output of a network is added: [..., D] -> [..., W]."""
         if self.residual:
             return functional.pad(x, (0, self.num_weights - x.shape[-1]))
         return x.new_zeros(*x.shape[:-1], self.num_weights)
 
 
 class MeanPooled(SetEncoder):
-    """loc_c = m_c + f(m_c), log scale_c = g(m_c), with m_c the mean of class c.
+    """loc_c = m_c + f(m_c), log scale_c = g(m_c), with m_c the mean of class c, f and g VERSA's blocks.
 
-    As VERSA and SAMOVAR pool: it cannot see how many points stand behind the mean, so a shared
-    prior and posterior are biased (docs/collapse.md). f and g are VERSA's blocks; scale starts as given.
+    This is the pooling of VERSA and SAMOVAR. It does not depend on the number of points, so a shared prior and
+    posterior are biased (docs/collapse.md).
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
@@ -74,15 +80,15 @@ class MeanPooled(SetEncoder):
 class CountAware(SetEncoder):
     """precision_c = a + sum_i b(x_i), loc_c = (a m + sum_i b(x_i) (x_i + f(x_i))) / precision_c.
 
-    Natural parameters add up over points, so the scale shrinks as evidence comes in, and an empty
-    class gets N(m, 1/a). For a Gaussian mean with known noise (b constant, x_i + f linear) it is the
-    exact conditional prior and posterior at once. a and b are exp of a parameter and of a network; at
-    the start a class of one point has the given scale, a fifth of its precision from a.
+    Natural parameters are summed over points, so the scale decreases with their number, and a class without points
+    has N(m, 1/a). For a Gaussian mean with known noise (b constant, x_i + f linear) it is both the exact conditional
+    prior and the exact posterior. a and b are exp of a parameter and of a network. Before training a class of one point
+    has the given scale, and a fifth of its precision is a.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
         super().__init__(num_weights, residual)
-        # exp and not softplus: precisions of weights in feature space are in the hundreds, far for an optimiser.
+        # exp in place of softplus: precisions of weights in feature space are in the hundreds, many steps away.
         of_prior, of_point = (math.log(share / scale**2) for share in (0.2, 0.8))
         self.value_net = elu_network(num_features, num_hidden, num_weights, start=0.0)
         self.log_precision_net = elu_network(num_features, num_hidden, num_weights, start=of_point)
@@ -100,21 +106,21 @@ class CountAware(SetEncoder):
 
 
 class PseudoObservations(SetEncoder):
-    """Every point is read as one observation u_i = b_i . w + e, e ~ N(0, 1), of weights with prior N(m, A^-1):
+    """Each point is one pseudo-observation u_i = b_i . w + e, e ~ N(0, 1), of weights with prior N(m, A^-1):
 
         precision_c = A + sum_i b_i b_i^T,  loc_c = precision_c^-1 (A m + sum_i b_i u_i),
 
-    b_i = b(x_i) in R^W and u_i = b_i . x_i + f(x_i), or f(x_i) alone where weights do not live in feature space.
-    A = L L^T has all its off-diagonal entries. Returns loc [T, C, W] and precision [T, C, W, W]; an empty class has
-    N(m, A^-1). For a linear regression with known noise linear maps (num_hidden=0) hold the exact prior and posterior
-    at once: b_i = x_i / noise, u_i = y_i / noise. (Potentials of a recognition network that are conjugate to the prior:
-    Johnson et al. 2016, arXiv 1603.06277; aggregation as conditioning: Volpp et al. 2021, which is `CountAware`.)
+    b_i = b(x_i) in R^W and u_i = b_i . x_i + f(x_i), or f(x_i) alone for weights outside feature space. A = L L^T is a
+    full matrix. Returns loc [T, C, W] and precision [T, C, W, W]; a class without points has N(m, A^-1). For a linear
+    regression with known noise, linear maps (num_hidden=0) can represent both the exact prior and the exact posterior:
+    b_i = x_i / noise, u_i = y_i / noise. (Recognition potentials conjugate to the prior: Johnson et al. 2016, arXiv
+    1603.06277; aggregation as conditioning: Volpp et al. 2021, which is `CountAware`.)
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
         super().__init__(num_weights, residual)
         self.value_net = elu_network(num_features, num_hidden, 1, start=0.0)
-        # All points alike: a random network would start with directions of either sign, which hardly turn round again.
+        # The same for all points: random initial directions have either sign, which training hardly reverses.
         self.direction_net = elu_network(num_features, num_hidden, num_weights, start=0.5 / scale)
         self.prior_loc = nn.Parameter(torch.zeros(num_weights))
         self.log_diagonal = nn.Parameter(torch.full((num_weights,), -math.log(scale)))

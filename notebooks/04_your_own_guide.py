@@ -144,7 +144,7 @@ axes[0].legend(frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
-# The posterior narrows as points come in, which a point mass cannot. In accuracy that changes little: averaged over its
+# The posterior narrows as points come in, which a point estimate cannot. In accuracy that changes little: averaged over its
 # spread a Gaussian decides much as its mean does. At one point a class, which it was trained for, it scores all the answers
 # of a task together better than the point does; at more it is a little worse.
 #

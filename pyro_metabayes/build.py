@@ -1,8 +1,7 @@
-"""From a plain specification {_target_: dotted.name, argument: value} to an object.
+"""Objects from plain specifications {_target_: dotted.name, argument: value}.
 
-The constructor's signature is the one declaration of a part's settings: names and types are checked
-against it before anything is built. What a part needs of its surroundings (the model, the number of
-classes) it asks for by the name of an argument.
+The settings of a part are declared only in the signature of its constructor. Names and types are checked against it
+before anything is built. The caller provides arguments such as `model` and `num_classes`, the context, by name.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from pyro_metabayes.moved import MODULES, current_specification
 
 Spec = Mapping[str, Any]
 PREFIXES = ("models.", "guides.", "pyro_metabayes.")
-SHORT = ("models.", "guides.")  # of the package, which settings and checkpoints name without its name
-# Commands and tests, which no specification may call.
+SHORT = ("models.", "guides.")  # written in settings and checkpoints without the name of the package
+# Commands and tests, which a specification must not call.
 OUTSIDE = ("pyro_metabayes.experiments.", "pyro_metabayes.tests.", "pyro_metabayes.benchmarks.")
 
 _FROM_SOURCE = "provided by the source of tasks"
@@ -29,7 +28,16 @@ FromSource = Annotated[int, _FROM_SOURCE]
 
 
 def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
-    """The class or function that a specification names; only names under the prefixes are imported."""
+    """The class or function that a specification names.
+
+    Args:
+        spec: a specification.
+        part: its name in messages, such as "guide".
+        prefixes: prefixes of the names that may be imported.
+
+    Raises:
+        UsageError: no `_target_`, a name outside the prefixes, or no class or function of that name.
+    """
     name = spec.get("_target_")
     if not isinstance(name, str) or not name.startswith(tuple(prefixes)) or full_name(name).startswith(OUTSIDE):
         allowed = ", ".join(prefixes)
@@ -41,7 +49,7 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
         target = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name):
-            raise  # the file is there, something that it imports is not
+            raise  # the file exists, but something that it imports does not
         raise UsageError(f"no module '{given}', which {part}._target_ names") from None
     except AttributeError:
         raise UsageError(f"no '{attribute}' in {given}, which {part}._target_ names") from None
@@ -64,7 +72,7 @@ def _full(name: str) -> str:
 
 
 def arguments_of(target: Any) -> dict[str, inspect.Parameter]:
-    """Named arguments of a constructor or function."""
+    """Arguments of a constructor or function by name, without *args and **kwargs."""
     gathering = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(target).parameters
     return {name: parameter for name, parameter in parameters.items() if parameter.kind not in gathering}
@@ -81,9 +89,16 @@ def provided_by_source(target: Any) -> list[str]:
 
 
 def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str] = PREFIXES) -> None:
-    """Refuse a specification with an argument that its target does not take, or of another type.
+    """Check the names and types of the arguments of a specification.
 
-    context: names that the surroundings provide and a specification may not set.
+    Args:
+        spec: a specification.
+        part: its name in messages, such as "guide".
+        context: names that the caller provides and a specification must not set.
+        prefixes: prefixes of the names that may be imported.
+
+    Raises:
+        UsageError: an argument that the target does not take, or of another type.
     """
     spec = current_specification(spec)
     target = target_of(spec, part, prefixes)
@@ -102,7 +117,17 @@ def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str]
 
 
 def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: Any) -> Any:
-    """The checked object; of the context it gets what its constructor has an argument for."""
+    """The object that a specification describes, after `check`.
+
+    Args:
+        spec: a specification.
+        part: its name in messages, such as "guide".
+        prefixes: prefixes of the names that may be imported.
+        context: values by name; the constructor gets those for which it has an argument.
+
+    Raises:
+        UsageError: the specification does not pass `check`, or a required setting is missing.
+    """
     check(spec, part, list(context), prefixes)
     spec = current_specification(spec)
     target = target_of(spec, part, prefixes)
@@ -125,11 +150,11 @@ def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: 
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value may stand for the annotation; annotations of other kinds are not judged."""
+    """Whether a plain value fits an annotation; true for annotations of other kinds."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))
-    if hint is float:  # nan would surface as an error of some tensor, far from its cause
+    if hint is float:  # nan would cause an unrelated error later
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)

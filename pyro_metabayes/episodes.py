@@ -1,10 +1,10 @@
-"""The data of a batch of tasks, and the one table of axes that every file uses.
+"""The data of a batch of tasks, and the names of axes in all files.
 
     T  tasks            S  support points      Q  query points     N  either
     C  classes (way)    D  features            *X  one input       *W  one task's latent
     Y  numbers in one label of a regression; W = [C, D] or [Y, D]: a row of weights for each class or output
 
-Leading `...` are samples. Points of one task may stand in any order; masked points change nothing.
+Leading `...` are samples. The order of the points of a task has no meaning; masked points have no effect.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch.nn.functional import pad
 
 @dataclass(eq=False, kw_only=True)
 class Observed:
-    """What a guide may see at meta-test: a labelled support set and unlabelled query inputs."""
+    """The input of a guide at meta-test: a labelled support set and unlabelled query inputs."""
 
     support_x: Tensor  # [T, S, *X]
     support_y: Tensor  # [T, S] classes, or [T, S, Y] numbers
     query_x: Tensor  # [T, Q, *X]
-    num_classes: int = 0  # 0: the labels are no classes
-    support_mask: Tensor = None  # type: ignore[assignment]  # [T, S], all true unless given
-    query_mask: Tensor = None  # type: ignore[assignment]  # [T, Q], all true unless given
+    num_classes: int = 0  # 0: the labels are numbers
+    support_mask: Tensor = None  # type: ignore[assignment]  # [T, S], default all true
+    query_mask: Tensor = None  # type: ignore[assignment]  # [T, Q], default all true
     classes: Tensor | None = None  # [T, C], ids of the classes in their bank
-    # [T, ...] by name. "turned" [T, Q, 3, *X]: the queries turned by 1, 2 and 3 quarters; "base": see base_novel.py.
+    # [T, ...] by name. "turned" [T, Q, 3, *X]: queries rotated by 1, 2 and 3 quarter turns; "base": base_novel.py.
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -58,17 +58,17 @@ class Observed:
         return replace(self, **changed, auxiliary=self.auxiliary | turned)
 
     def tasks(self, index: slice | Tensor) -> Self:
-        """The tasks that `index` picks."""
+        """The tasks at `index`, in its order."""
         return self.map_tensors(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> Self:
-        """On a device; the host does not wait for the copies."""
+        """A copy on a device, without host synchronisation."""
         return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(eq=False, kw_only=True)
 class Episodes(Observed):
-    """Observed and the query labels: what an objective trains on and a score compares with."""
+    """Observed and the query labels, for objectives and scores."""
 
     query_y: Tensor  # [T, Q] classes, or [T, Q, Y] numbers
 
@@ -78,7 +78,7 @@ class Episodes(Observed):
         return Observed(**kept)
 
     def pooled(self) -> Observed:
-        """Observed whose support is support plus query: what SAVI's training posterior sees."""
+        """An Observed whose support set is the support and query points, as in SAVI's training posterior."""
         return replace(
             self.observed(),
             support_x=torch.cat((self.support_x, self.query_x), dim=1),
@@ -90,12 +90,12 @@ class Episodes(Observed):
         """Inputs, labels and mask of the points of the "support" or "query" set, or of "all"."""
         if labels == "query":
             return self.query_x, self.query_y, self.query_mask
-        its = self.pooled() if labels == "all" else self
-        return its.support_x, its.support_y, its.support_mask
+        source = self.pooled() if labels == "all" else self
+        return source.support_x, source.support_y, source.support_mask
 
 
 def concatenate(parts: Sequence[Episodes]) -> Episodes:
-    """One batch of the tasks of all parts, in their order; where they differ in size, with masked points."""
+    """One batch of the tasks of all parts, in order; parts of different size are padded with masked points."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
@@ -108,7 +108,7 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """torch.cat of [T_i, N_i, ...], filled up with zeros (a mask: with false) to the largest N_i."""
+    """torch.cat of [T_i, N_i, ...], padded with zeros (a mask: with false) to the largest N_i."""
     most = max(part.shape[1] for part in parts)
 
     def filled(part: Tensor) -> Tensor:
@@ -119,13 +119,20 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def class_sums(x: Tensor, y: Tensor, mask: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Sums [T, C, D] and counts [T, C, 1] of the points of each class; x [T, N, D], y and mask [T, N]."""
+    """Sums [T, C, D] and counts [T, C, 1] of the unmasked points of each class.
+
+    Args:
+        x: [T, N, D].
+        y: classes [T, N].
+        mask: [T, N].
+        num_classes: C.
+    """
     member = (y.unsqueeze(-1) == torch.arange(num_classes, device=y.device)) & mask.unsqueeze(-1)
     weight = member.to(x.dtype).mT  # [T, C, N]
     return weight @ x, weight.sum(-1, keepdim=True)
 
 
 def class_means(observed: Observed) -> Tensor:
-    """Mean of the support points of each class [T, C, D]; 0 for a class without any."""
+    """Mean of the support points of each class [T, C, D]; 0 for a class without points."""
     sums, counts = class_sums(observed.support_x, observed.support_y, observed.support_mask, observed.num_classes)
     return sums / counts.clamp(min=1)

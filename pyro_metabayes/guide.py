@@ -1,4 +1,4 @@
-"""The variational family: how a task's latent is inferred from what may be seen of the task."""
+"""Guides: the approximate posterior over the latent of each task."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ from pyro_metabayes.specification.recorded import Recorded
 class Guide(Recorded, Program):
     """q(w_t | support_t, x_query_t). A new guide defines `posterior`; `forward` is fixed.
 
-    transductive: whether `posterior` depends on the query inputs; a test holds it to its word.
-    num_classes: the one class count that the guide can serve, or None for any.
-    needs_shared_classes: whether it means nothing unless all tasks share their classes.
-    requires: the capabilities that it needs of a model (`pyro_metabayes/inference/capabilities.py`).
-    sees_query_labels: whether `training_posterior` does; true where a guide defines it, unless it says otherwise.
+    Attributes:
+        transductive: whether `posterior` depends on the query inputs (tested).
+        num_classes: the number of classes of all tasks that the guide takes, or None for any.
+        needs_shared_classes: whether all tasks must have the same classes.
+        requires: capabilities that it needs of a model (`pyro_metabayes/inference/capabilities.py`).
+        sees_query_labels: whether `training_posterior` does; by default, whether the guide defines that method.
+
+    Raises:
+        UsageError: the model lacks a capability in `requires`.
     """
 
     transductive: bool = False
@@ -41,32 +45,41 @@ class Guide(Recorded, Program):
 
     def __init__(self, model: Model) -> None:
         super().__init__(name="guide")
-        self._model = (model,)  # in a tuple: the model's parameters are not the guide's
+        self._model = (model,)  # in a tuple, so that the parameters of the model are not registered
         for capability in self.requires:
             self.require(capability)
 
     @property
     def model(self) -> Model:
+        """The model whose posterior is approximated."""
         return self._model[0]
 
     def require(self, capability: type[Capability]) -> Capability:
-        """The model, known to have a capability; refuses a model without it."""
+        """The model, typed as having the capability.
+
+        Raises:
+            UsageError: it does not have it.
+        """
         return require(self.model, capability, f"guide={type(self).__module__.rpartition('.')[2]}")
 
     def posterior(self, observed: Observed) -> TorchDistribution:
-        """q(w | support, x_query), what predictions use: batch [T], event [*W]."""
+        """q(w | support, x_query), used by predictions: batch [T], event [*W]."""
         raise NotImplementedError
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
-        """q in the training bound; may see the query labels where the method does (SAVI)."""
+        """q in the training loss: batch [T], event [*W]; it may depend on the query labels (SAVI)."""
         return self.posterior(episodes.observed())
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Named terms [T] that join the loss but no bound."""
+        """Named terms [T] in nats that are added to the loss but not to the ELBO."""
         return {}
 
     def check(self, observed: Observed) -> None:
-        """Refuse tasks that this guide was not built for."""
+        """Check the number of classes.
+
+        Raises:
+            UsageError: the tasks have another number of classes than the guide was built for.
+        """
         classes = observed.num_classes  # 0 in a regression, whose outputs are fixed by the model
         if self.num_classes is not None and classes and classes != self.num_classes:
             raise UsageError(
@@ -75,7 +88,7 @@ class Guide(Recorded, Program):
             )
 
     def _check_shape(self, q: TorchDistribution, data: Observed) -> None:
-        """What a new guide gets wrong first; Pyro would say so in the terms of its broadcasting."""
+        """Check the shape of q, the most frequent mistake in a new guide, with a clearer message than Pyro's."""
         expected = (data.num_tasks,), tuple(self.model.event_shape(data))
         got = tuple(q.batch_shape), tuple(q.event_shape)
         if got != expected:
@@ -85,7 +98,15 @@ class Guide(Recorded, Program):
             )
 
     def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
-        """Sample w from training_posterior for Episodes, from posterior for an Observed."""
+        """Sample w from training_posterior for Episodes and from posterior for an Observed.
+
+        Args:
+            data: the tasks.
+            kl_weight: scale of the latent site.
+
+        Raises:
+            UsageError: q cannot be sampled, or has another shape than the latent.
+        """
         announce_parameters(self, "guide")
         q = self.training_posterior(data) if isinstance(data, Episodes) else self.posterior(data)
         if isinstance(innermost(q), ImproperUniform):

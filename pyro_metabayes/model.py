@@ -1,4 +1,4 @@
-"""The generative model of a batch of tasks: a prior over each task's latent, and a likelihood."""
+"""The generative model of a batch of tasks: a prior over the latent of each task, and a likelihood."""
 
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ OBSERVE = ("query", "support", "all")
 class Model(Recorded, Program):
     """p(y_query, w | x, support) = prod_t p(w_t | support_t or nothing) prod_i p(y_i | x_i, w_t).
 
-    A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed.
-    `observe` names the labels that forward has sites for: "query" (few-shot objectives),
-    "support" (the gold posterior p(w | support)), "all" (both).
-    What only some guides ask for is a capability (`pyro_metabayes/inference/capabilities.py`).
+    A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed. Methods that only
+    some guides need are capabilities (`pyro_metabayes/inference/capabilities.py`).
+
+    Args:
+        observe: whose labels are sites of `forward`: "query" (few-shot objectives), "support" (the posterior
+            p(w | support)) or "all" (both).
+
+    Raises:
+        UsageError: another `observe`.
     """
 
     def __init__(self, observe: str = "query") -> None:
@@ -37,11 +42,11 @@ class Model(Recorded, Program):
 
     @property
     def given_support(self) -> bool:
-        """Whether prior or likelihood take the support labels as given: they are then no data beside them."""
+        """Whether prior or likelihood are conditional on the support labels, which are then no data of the model."""
         return isinstance(self, HasPrior) and self.prior_over_weights.conditional
 
     def event_shape(self, observed: Observed) -> Size:
-        """*W, the shape of one task's latent."""
+        """*W, the shape of the latent of one task."""
         raise NotImplementedError
 
     def prior(self, observed: Observed) -> TorchDistribution:
@@ -49,48 +54,56 @@ class Model(Recorded, Program):
         raise NotImplementedError
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
-        """p(y | x, w), one point each: w [..., T, *W], x [T, N, *X] -> batch [..., T, N], event [] or [Y].
+        """p(y | x, w) of each point: batch [..., T, N], event [] or [Y].
 
-        `observed` is for models whose likelihood depends on the support set (an inner loop within it).
+        Args:
+            w: latents [..., T, *W].
+            x: inputs [T, N, *X].
+            observed: the tasks, for a likelihood that depends on the support set (an inner loop).
         """
         return self.likelihood_of(self.outputs(w, x))
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
-        """p(y | outputs), one point each: [..., T, N, *Y] -> batch [..., T, N], event [] or [Y]."""
+        """p(y | outputs) of each point: outputs [..., T, N, *Y] -> batch [..., T, N], event [] or [Y]."""
         raise NotImplementedError
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """What the likelihood is made of (logits, means) [..., T, N, *Y]."""
+        """The parameters of the likelihood (logits, means) [..., T, N, *Y]; w [..., T, *W], x [T, N, *X]."""
         raise NotImplementedError
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """outputs(w, x), and the function that takes a cotangent on them to one on w.
+        """outputs(w, x), and the function pullback(g) = sum over points of (d outputs / d w)^T g.
 
-        pullback(g) = sum over points of (d outputs / d w)^T g. A model with a closed form overrides
-        this; the general way works under no_grad too, and outer gradients flow through both.
+        g has the shape of the outputs, the result that of w. It works under torch.no_grad(), and outer gradients flow
+        through it. A model with a closed form overrides this method.
         """
         value, pullback = torch.func.vjp(lambda latent: self.outputs(latent, x), w)[:2]
         return value, lambda cotangent: pullback(cotangent)[0]
 
     def loss_unit(self) -> Tensor | float:
-        """What an inner loop multiplies -log p by, so that its rates mean what they do in the papers.
+        """The factor of -log p in an inner loop that gives the loss of the papers, to which step sizes refer.
 
-        1 for classes, whose loss is the cross-entropy; 2 noise^2 in a regression, which makes it the squared error.
+        1 for classes, the cross-entropy; 2 noise^2 in a regression, the squared error.
         """
         return 1.0
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Named terms [T] that join the loss but no bound."""
+        """Named terms [T] in nats that are added to the loss but not to the ELBO."""
         return {}
 
     def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
-        """Sample w, and the labels that `observe` names: conditioned on where `data` holds them."""
+        """Sample w and the labels that `observe` names, conditioned on those that `data` holds.
+
+        Args:
+            data: the tasks; query labels are sampled for an Observed and given for Episodes.
+            kl_weight: scale of the latent site.
+        """
         announce_parameters(self, "model")
         query_y = data.query_y if isinstance(data, Episodes) else None
         with pyro.plate("task", data.num_tasks, dim=-1):
             with nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight):
                 w = pyro.sample("w", self.prior(data))
-            # An empty set has no site: torch does not sum the events of no points.
+            # An empty set has no site: torch cannot sum over an event of no points.
             if self.observe in ("support", "all") and data.support_x.shape[1]:
                 support = self.likelihood(w, data.support_x, data).mask(data.support_mask)
                 pyro.sample("support_y", support.to_event(1), obs=data.support_y)

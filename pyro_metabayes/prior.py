@@ -1,4 +1,4 @@
-"""The prior over a task's latent, a choice of its own beside model and guide (`prior=` on the command line)."""
+"""The prior over the latent of a task (`prior=` on the command line)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from pyro_metabayes.specification.recorded import Recorded
 
 
 class Prior(Recorded, nn.Module):
-    """p_psi(w | support or nothing), psi its parameters. A new prior defines `forward`.
+    """p_psi(w | support or nothing) with parameters psi. A new prior defines `forward`.
 
-    conditional: whether it reads the support set.
+    Attributes:
+        conditional: whether it depends on the support set.
     """
 
     conditional: bool = False
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
-        """p_psi(w | ...): batch [T], event event_shape, the shape *W of one task's latent."""
+        """p_psi(w | support or nothing): batch [T], event `event_shape`.
+
+        Args:
+            observed: the tasks.
+            event_shape: *W, the shape of the latent of one task.
+        """
         raise NotImplementedError
 
     def start_at(self, w: Tensor) -> None:
-        """Before training, move the mean to the weights [1, W], where a prior has a mean of its own."""
+        """Before training, move the mean to the weights [1, W]; no effect on a prior without a learned mean."""

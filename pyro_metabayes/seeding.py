@@ -16,24 +16,29 @@ _process: ContextVar[tuple[int, int]] = ContextVar("process", default=(0, 1))  #
 
 
 def random_states(device: torch.device) -> list[Tensor]:
-    """The state of the device's own random numbers: none on the CPU, whose state is torch's."""
+    """The state of the generator of an accelerator, in a list; [] for the CPU, which has torch.get_rng_state."""
     return [] if device.type in ("cpu", "meta") else [torch.get_device_module(device.type).get_rng_state(*_at(device))]
 
 
 def set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
-    """Go on from these; a state of another device, whose random numbers these are not, leaves the device's own."""
+    """Restore the state of the generator of a device.
+
+    Args:
+        device: the device.
+        states: as `random_states` returned them; a state of another kind of device is ignored.
+    """
     if states and len(random_states(device)) and states[0].shape == random_states(device)[0].shape:
         torch.get_device_module(device.type).set_rng_state(states[0], *_at(device))
 
 
 def _at(device: torch.device) -> tuple[torch.device, ...]:
-    """The argument that names one of several devices; a kind of which there is only one takes none."""
+    """The device as an argument, for kinds of devices of which a machine can have several."""
     return () if device.type == "mps" else (device,)
 
 
 @contextmanager
 def noise_of(seed: int) -> Iterator[None]:
-    """Random numbers of the CPU and of the accelerator from `seed` inside, and as if none had been drawn after."""
+    """Inside, seeds the generators of the CPU and of the accelerator; afterwards, restores their states."""
     device = accelerator()
     before = random_states(device) if device else []
     with torch.random.fork_rng(devices=[]):

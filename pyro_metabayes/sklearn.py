@@ -1,4 +1,4 @@
-"""The meta-learner as a scikit-learn classifier; needs scikit-learn, which no other file imports."""
+"""The meta-learner as a scikit-learn classifier; the only file that imports scikit-learn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ except ImportError as error:
         raise  # scikit-learn is there, something that it imports is not
     raise UsageError(
         "expected scikit-learn 1.6 or newer for pyro_metabayes.sklearn, found none or an older one; "
-        "run: pip install -c constraints.txt -e '.[sklearn]'"
+        "run: pip install 'scikit-learn>=1.6'"
     ) from None
 
 # The data of scikit-learn's checks (1.6 to 1.9): {check: (features, class counts where they matter)}.
@@ -39,7 +39,7 @@ CHECK_DATA: dict[str, tuple[int, set[int]]] = {
     "check_fit_idempotent": (2, {2}),
     "check_n_features_in": (2, {2}),
     "check_readonly_memmap_input": (2, {3}),
-    "check_classifiers_one_label": (3, set()),  # content with a refusal that speaks of classes
+    "check_classifiers_one_label": (3, set()),  # accepts an error that mentions classes
     "check_dict_unchanged": (3, {3}),
     "check_dont_overwrite_parameters": (3, {3}),
     "check_estimators_nan_inf": (3, {2}),
@@ -61,19 +61,23 @@ CHECK_DATA: dict[str, tuple[int, set[int]]] = {
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """`fit` keeps the support set of one task; `predict_proba(X)` answers for the query set X.
+    """p(y | x, support) of a trained meta-learner: `fit` takes the support set, `predict_proba` the query set.
 
         classifier = FewShotClassifier("runs/glyphs/sib/...").fit(support_images, names)
         classifier.predict(query_images)
 
-    learner: a MetaLearner, or the folder of a run; None is ProtoNets on the features as they are
-    (softmax of minus the squared distance to the class means), which need no training.
-    num_samples: draws of the latent that probabilities are averaged over; a point mass needs one.
-    random_state: of those draws; one seed a fit, so a fitted classifier always answers the same.
+    `fit` trains nothing; it checks the support set and the classes against the learner. With a transductive guide (sib)
+    predictions depend on the whole query set, so those for a subset of X differ from those for X.
 
-    Nothing is trained here: `fit` checks the support set and the classes against the learner. A
-    transductive guide (sib) answers for the whole query set at once: by design, predictions for a
-    subset differ from those for the whole.
+    Args:
+        learner: a MetaLearner, or the folder of a run. None: prototypical networks on the given features (softmax of
+            minus the squared distance to the class means), which need no training.
+        num_samples: number of draws of the latent over which probabilities are averaged; one suffices for a point
+            estimate.
+        random_state: seed of those draws. Each `fit` fixes one seed, so predictions of a fitted classifier repeat.
+
+    Attributes:
+        classes_: the C labels of the support set, sorted.
     """
 
     def __init__(
@@ -87,26 +91,37 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Keep the support set; any labels, as many classes as the guide can serve."""
+        """Store the support set.
+
+        Args:
+            X: inputs [S, *X]: features, or images.
+            y: labels [S] of any type.
+
+        Returns:
+            The classifier itself.
+
+        Raises:
+            UsageError: the learner takes other inputs or another number of classes.
+        """
         X, y = self._validated(X, y)
         check_classification_targets(y)
         self.classes_, self.support_y_ = np.unique(y, return_inverse=True)
         self.support_x_ = X
         self.seed_ = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         self.learner_ = self._learner_for(X.shape[1:], len(self.classes_))
-        self._prediction(X[:1])  # what the learner does not take is refused here
+        self._prediction(X[:1])  # refuses what the learner does not take
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities [Q, C] of `classes_`, with X as the query set of one task."""
+        """Probabilities [Q, C] of `classes_`, with X [Q, *X] as the query set of one task."""
         return self._answer(X).probabilities.cpu().numpy()
 
     def predict_spread(self, X: Any) -> np.ndarray:
-        """Standard deviation [Q, C] of those probabilities over draws of the latent; 0 for a point mass."""
+        """Standard deviation [Q, C] of those probabilities over draws of the latent; 0 for a point estimate."""
         return self._answer(X).spread.cpu().numpy()
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable class of each query point."""
+        """The most probable class [Q] of each query point, as a label of `classes_`."""
         best = self._answer(X).probabilities.argmax(-1)
         return self.classes_[best.cpu().numpy()]
 
@@ -119,7 +134,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             return self.learner_.predict(self.support_x_, self.support_y_, X, self.num_samples)
 
     def _validated(self, *arrays: Any, **options: Any) -> Any:
-        """A learner is handed images and their bytes as they come; without one there are only features."""
+        """Arrays after the checks of scikit-learn; only a learner takes images and bytes."""
         options |= {"dtype": np.float64} if self.learner is None else {"allow_nd": True}
         return validate_data(self, *arrays, **options)
 
@@ -136,10 +151,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
 
 def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
-    """{check: reason} for `sklearn.utils.estimator_checks.check_estimator`; empty without a learner.
+    """The checks of `sklearn.utils.estimator_checks.check_estimator` that fail, with the reasons; {} without a learner.
 
-    A learner is built for one shape of input, and some guides for one number of classes; the checks
-    bring their own. In float64 exactly these fail; in float32 none but these.
+    A learner is built for one shape of input, and some guides for one number of classes, but the checks have data of
+    their own. In float64 exactly these checks fail; in float32 no others do.
+
+    Args:
+        estimator: the classifier.
+
+    Returns:
+        {name of a check: reason}.
     """
     if estimator.learner is None:
         return {}
@@ -165,7 +186,7 @@ def _loaded(learner: MetaLearner | str | PathLike[str]) -> MetaLearner:
 
 
 def _proto(input_shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
-    """ProtoNets on raw features, by names alone: the engine imports no model and no guide."""
+    """Prototypical networks on raw features, as a specification: the engine imports no model and no guide."""
     return {
         "input_shape": list(input_shape),
         "num_classes": num_classes,

@@ -1,4 +1,4 @@
-"""The one door to torchvision, which is imported late and only where something of it is used."""
+"""The only file that imports torchvision, when it is first used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-# What torchvision registers shapes for when it is imported, but only its compiled part defines.
+# Operators whose shapes torchvision registers at import, but which only its compiled part defines.
 SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -17,10 +17,10 @@ _libraries: list[torch.library.Library] = []  # a schema lives as long as its ha
 
 
 def torchvision() -> ModuleType:
-    """torchvision, also where its wheel is a CUDA build beside a CPU-only torch.
+    """torchvision, also for a CUDA build of it beside a CPU build of torch.
 
-    There the compiled part does not load and the import dies for want of two operators; with their
-    schemas defined, all that is not detection works.
+    In that case the compiled part does not load, and the import fails for lack of two operators. With their schemas
+    defined, everything but detection works.
     """
     try:
         return importlib.import_module("torchvision")
@@ -28,7 +28,7 @@ def torchvision() -> ModuleType:
         if "operator torchvision::" not in str(error) or _libraries:
             raise
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # the half that was imported before it died
+        del sys.modules[name]  # the part that was imported before the failure
     _libraries.append(torch.library.Library("torchvision", "DEF"))
     for schema in SCHEMAS:
         _libraries[0].define(schema)

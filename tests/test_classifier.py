@@ -238,5 +238,5 @@ def test_scikit_learn_is_optional() -> None:
     )
     assert result.stdout == (
         "expected scikit-learn 1.6 or newer for pyro_metabayes.sklearn, found none or an older one; "
-        "run: pip install -c constraints.txt -e '.[sklearn]'\n"
+        "run: pip install 'scikit-learn>=1.6'\n"
     )

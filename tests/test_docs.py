@@ -143,7 +143,7 @@ def compose_run(settings: Sequence[str]) -> None:
     if not any(setting.startswith("resume=") for setting in settings):
         config = config_of([setting for setting in settings if not re.match(r"\+?hydra[./]", setting)])
         MetaLearner.check(config.specification())
-        check(config.data, "data", ())
+        check(config.source(), "data", ())
 
 
 def composes(settings: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes import Episodes
-from pyro_metabayes.evaluation.averages import masked_mean
+from pyro_metabayes.prediction.averages import masked_mean
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate, score_batch
 from pyro_metabayes.evaluation.predictions import BaseNovelPredictions, ClassPredictions, RealPredictions

@@ -1,1 +1,1 @@
-"""Networks that turn inputs into features, one a file."""
+"""Networks that map inputs to features, one file per network."""

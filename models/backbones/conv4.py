@@ -11,7 +11,7 @@ from pyro_metabayes.models.backbones.embedding import embedding
 
 
 def block(num_inputs: int, num_filters: int, relu: bool) -> nn.Sequential:
-    """Conv3x3 without bias, batch norm, ReLU, 2x2 max-pool; the last two commute, and this way round are less work."""
+    """Conv3x3 without bias, batch norm, 2x2 max-pool, ReLU: the last two commute, and this order computes less."""
     layers: list[nn.Module] = [
         nn.Conv2d(num_inputs, num_filters, 3, padding=1, bias=False),
         nn.BatchNorm2d(num_filters),
@@ -20,11 +20,17 @@ def block(num_inputs: int, num_filters: int, relu: bool) -> nn.Sequential:
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """Four blocks of `num_filters`, flattened, scaled to unit length; images [N, channels, H, W] in [0, 1].
+    """Four convolutional blocks, flattened and scaled to unit length: images [N, channels, H, W] in [0, 1] -> [N, D].
 
-    mirror: once trained, features are the mean over an image and its mirror image.
-    112,832 parameters for 64 filters and 3 channels. last_relu: kept by SIB's release, left out by
-    Gidaris and Komodakis.
+    112,832 parameters for 64 filters and 3 channels.
+
+    Args:
+        num_filters: filters of each block.
+        last_relu: whether the last block has a ReLU, as in SIB's released code; Gidaris and Komodakis omit it.
+        mirror: whether, once trained, features are averaged over an image and its mirror image.
+
+    Raises:
+        UsageError: the inputs are not images, or a setting is out of range.
     """
 
     def __init__(

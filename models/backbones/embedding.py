@@ -11,7 +11,11 @@ from torch.nn import functional
 def embedding(features: Callable[[Tensor], Tensor], x: Tensor, mirror: bool) -> Tensor:
     """features(x) scaled to unit length [N, D].
 
-    mirror: the mean of an image's and of its mirror image's, scaled again: less noise for twice the work.
+    Args:
+        features: the network.
+        x: images [N, channels, H, W], or features [N, D].
+        mirror: whether the features of each image and of its mirror image are averaged and scaled again: less noise for
+            twice the computation.
     """
-    its = functional.normalize(features(x), dim=-1)
-    return functional.normalize(its + functional.normalize(features(x.flip(-1)), dim=-1), dim=-1) if mirror else its
+    unit = functional.normalize(features(x), dim=-1)
+    return functional.normalize(unit + functional.normalize(features(x.flip(-1)), dim=-1), dim=-1) if mirror else unit

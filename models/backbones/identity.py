@@ -10,7 +10,14 @@ from pyro_metabayes.errors import UsageError
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """The features as they come, scaled to unit length unless told otherwise."""
+    """The input features [N, D].
+
+    Args:
+        normalise: whether they are scaled to unit length.
+
+    Raises:
+        UsageError: the inputs are not features.
+    """
 
     def __init__(self, input_shape: tuple[int, ...], normalise: bool = True) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""ResNet-12: the residual network of TADAM and of those who followed it."""
+"""ResNet-12, the residual network introduced with TADAM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyro_metabayes.models.backbones.embedding import embedding
 
 
 class Block(nn.Module):
-    """Conv3x3-BN three times, swish between, a 1x1 shortcut with BN, swish, and a 2x2 max-pool if asked for."""
+    """Three Conv3x3-BN with swish between, a 1x1 shortcut with BN, swish, and with `pool` a 2x2 max-pool."""
 
     def __init__(self, num_inputs: int, num_outputs: int, pool: bool) -> None:
         super().__init__()
@@ -33,11 +33,17 @@ class Block(nn.Module):
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """Four blocks of 64, 128, 256 and 512 filters (num_filters times 1, 2, 4, 8), mean over the image, unit length.
+    """Four residual blocks, mean over the image, scaled to unit length: images [N, channels, H, W] in [0, 1] -> [N, D].
 
-    The first `num_pools` blocks halve the image. Images [N, channels, H, W] in [0, 1]. (Oreshkin et al.
-    2018, TADAM, whose code pools three times; He et al. 2016 for the shortcut.) mirror: once trained, features
-    are the mean over an image and its mirror image.
+    (Oreshkin et al. 2018, TADAM, whose code pools three times; He et al. 2016 for the shortcut.)
+
+    Args:
+        num_filters: filters of the first block; the others have 2, 4 and 8 times as many.
+        num_pools: number of leading blocks that halve the image.
+        mirror: whether, once trained, features are averaged over an image and its mirror image.
+
+    Raises:
+        UsageError: the inputs are not images, or a setting is out of range.
     """
 
     def __init__(

@@ -33,10 +33,17 @@ class Block(nn.Module):
 class Backbone(pyro_metabayes.Backbone):
     """Conv3x3, three groups of (depth - 4) / 6 blocks, BN-ReLU, mean over the image, scaled to unit length.
 
-    Widths 16, 16, 32, 64 times `width`; strides 2, 2, 2, but 1 in the first group for images of up to
-    32 pixels. 36,472,784 parameters for depth 28, width 10 and 3 channels. Images [N, channels, H, W] in
-    [0, 1]. (Zagoruyko and Komodakis 2016; the strides are those of SIB's release.)
-    mirror: once trained, features are the mean over an image and its mirror image.
+    Images [N, channels, H, W] in [0, 1] -> [N, D]. The strides of the groups are 2, 2 and 2, or 1, 2 and 2 for images
+    of up to 32 pixels, as in SIB's released code. 36,472,784 parameters for depth 28, width 10 and 3 channels.
+    (Zagoruyko and Komodakis 2016.)
+
+    Args:
+        depth: number of layers, 6 n + 4.
+        width: factor of the widths 16, 32 and 64 of the groups.
+        mirror: whether, once trained, features are averaged over an image and its mirror image.
+
+    Raises:
+        UsageError: the inputs are not images, or a setting is out of range.
     """
 
     def __init__(self, input_shape: tuple[int, ...], depth: int = 28, width: int = 10, mirror: bool = False) -> None:
@@ -68,7 +75,7 @@ class Backbone(pyro_metabayes.Backbone):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights of the convolutions from N(0, 2 / (9 outputs)), as SIB's release has them."""
+        """Convolution weights from N(0, 2 / (k^2 outputs)), k the kernel size, as in SIB's released code."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyro_metabayes.evaluation.averages import log_mean_exp, masked_mean
+from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean
 from pyro_metabayes.evaluation.predictions import ClassPredictions, Predictions, RealPredictions
 from pyro_metabayes.evaluation.score import Score
 

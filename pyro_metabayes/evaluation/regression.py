@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_metabayes.evaluation.averages import masked_mean
+from pyro_metabayes.prediction.averages import masked_mean
 from pyro_metabayes.evaluation.predictions import RealPredictions
 from pyro_metabayes.evaluation.score import Score, Weights, mean_over_tasks
 

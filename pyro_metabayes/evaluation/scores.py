@@ -8,7 +8,7 @@ from typing import Any
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_metabayes.evaluation.averages import log_mean_exp, masked_mean, most_probable
+from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, most_probable
 from pyro_metabayes.evaluation.base_novel import BASE_NOVEL
 from pyro_metabayes.evaluation.classification import ACCURACIES, CLASSIFICATION, ECE
 from pyro_metabayes.evaluation.expected_calibration_error import (

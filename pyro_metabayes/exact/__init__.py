@@ -1,1 +1,1 @@
-"""Exact inference, or as good as exact: what amortized inference is measured against."""
+"""Exact inference and NUTS: references for amortized inference."""

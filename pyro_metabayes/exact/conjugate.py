@@ -1,4 +1,4 @@
-"""Closed forms for y_i = w x_i + noise with a Gaussian prior on w: what inference is measured against."""
+"""Closed forms of posterior and evidence for y_i = w x_i + noise with a Gaussian prior on w."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from pyro_metabayes.inference.divergences import innermost
 
 
 def precision_of(prior: TorchDistribution) -> Tensor:
-    """Precision [T, Y, D, D] of each row of w [Y, D] under a Gaussian, diagonal or not."""
+    """Precision [T, Y, D, D] of each row of w [Y, D] under a Gaussian, diagonal or full.
+
+    Raises:
+        UsageError: the prior is not Gaussian.
+    """
     inner: Any = innermost(prior)
     if isinstance(inner, torch.distributions.MultivariateNormal):
         return inner.precision_matrix
@@ -30,8 +34,14 @@ def posterior_of_rows(
     """p(w | x, y) for y_ik ~ N(w_k . x_i, noise^2), the rows w_k independent: batch [T], event [Y, D].
 
     With prior precision P_k and mean m_k: precision P_k + sum_i x_i x_i^T / noise^2, mean
-    precision^-1 (P_k m_k + sum_i y_ik x_i / noise^2). x [T, N, D], y [T, N, Y], mask [T, N].
-    (Bishop 2006, eqs. 3.49 to 3.51.)
+    precision^-1 (P_k m_k + sum_i y_ik x_i / noise^2). (Bishop 2006, eqs. 3.49 to 3.51.)
+
+    Args:
+        prior: a Gaussian, batch [T], event [Y, D].
+        x: inputs [T, N, D].
+        y: labels [T, N, Y].
+        mask: [T, N].
+        noise: standard deviation of a label.
     """
     x = x * mask.unsqueeze(-1)
     before = precision_of(prior)
@@ -44,12 +54,15 @@ def posterior_of_rows(
 
 
 def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: Tensor, noise: Tensor | float) -> Tensor:
-    """log p(y | x) [T], w integrated out: y_k ~ N(X m_k, X P_k^-1 X^T + noise^2 I) for each output k."""
+    """log p(y | x) [T] in nats, w integrated out: y_k ~ N(X m_k, X P_k^-1 X^T + noise^2 I) for each output k.
+
+    The arguments are those of `posterior_of_rows`.
+    """
     points = mask.unsqueeze(-1).to(x.dtype)
     x, y = x * points, y * points
     covariance = x.unsqueeze(-3) @ torch.linalg.inv(precision_of(prior)) @ x.mT.unsqueeze(-3)
     covariance = covariance + torch.as_tensor(noise) ** 2 * torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     log_prob = MultivariateNormal((x @ prior.mean.mT).mT, covariance).log_prob(y.mT).sum(-1)
-    # A masked point is a 0 with a mean of 0 and the variance of the noise: take its density out again.
+    # A masked point is a label 0 with mean 0 and the variance of the noise; its density is removed.
     masked = (~mask).sum(-1) * y.shape[-1]
     return log_prob + masked * (torch.as_tensor(noise).log() + 0.5 * math.log(2 * math.pi))

@@ -1,4 +1,4 @@
-"""The linear mixed model with a prior on everything, by NUTS: empirical Bayes with the doubt that it leaves out."""
+"""The linear mixed model with priors on all parameters, by NUTS: full Bayes in place of empirical Bayes."""
 
 from __future__ import annotations
 
@@ -21,27 +21,26 @@ CHAINS = 2
 
 @dataclass(frozen=True)
 class Draws:
-    """L draws of coefficients [L, D], factor [L, R, R], a root of the covariance of the groups' effects, noise [L] and
-    effects w [L, T, R]; of coefficients, sds and noise the largest split R-hat and smallest effective number of draws.
-    """
+    """L draws from the posterior of a linear mixed model."""
 
-    coefficients: Tensor
-    factor: Tensor
-    noise: Tensor
-    effects: Tensor
-    r_hat: float
-    effective_size: float
+    coefficients: Tensor  # [L, D]
+    factor: Tensor  # [L, R, R], a root of the covariance of the effects of groups
+    noise: Tensor  # [L]
+    effects: Tensor  # w [L, T, R]
+    r_hat: float  # the largest split R-hat of coefficients, standard deviations and noise
+    effective_size: float  # their smallest effective number of draws
 
     @property
     def covariance(self) -> Tensor:
+        """Covariance of the effects [L, R, R]."""
         return self.factor @ self.factor.mT
 
 
 def hierarchical(sums: Sums) -> None:
-    """y_i ~ N(x_i . coefficients + z_i . u_g, noise^2), u_g ~ N(0, S R S), the u_g integrated out.
+    """y_i ~ N(x_i . coefficients + z_i . u_g, noise^2), u_g ~ N(0, S R S), with the u_g integrated out.
 
-    Weak priors for standardised columns: coefficients ~ N(0, 10^2), the sds S and noise ~ half-normal(1), the
-    correlations R ~ LKJ(1). What is left has a handful of dimensions, where the u_g would be a funnel.
+    Weak priors for standardised columns: coefficients ~ N(0, 10^2), standard deviations S and noise ~ half-normal(1),
+    correlations R ~ LKJ(1). Integration leaves few dimensions and avoids the funnel of the u_g.
     """
     like, num_random = sums.pp, sums.zz.shape[-1]
     coefficients = pyro.sample("coefficients", Normal(like.new_zeros(len(like) - 1), 10.0).to_event(1))
@@ -54,9 +53,19 @@ def hierarchical(sums: Sums) -> None:
 
 
 def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed: int = 0) -> Draws:
-    """The posterior given all query points: `samples` draws from each of two chains, in float64.
+    """Draws from the posterior given all query points, in float64.
 
-    Effects are drawn from their Gaussian given the draw of all else, which is exact.
+    Effects are drawn exactly, from their Gaussian given the draw of all other parameters.
+
+    Args:
+        episodes: groups as tasks, all points of which are queries.
+        num_random: R, the number of leading features with effects that vary by group.
+        samples: draws of each of the two chains.
+        warmup: steps of adaptation of each chain.
+        seed: of both chains and of the effects.
+
+    Raises:
+        UsageError: fewer than 4 samples, no warm-up, or support points.
     """
     if samples < 4 or warmup < 1:
         raise UsageError(f"expected samples >= 4 and warmup >= 1 for NUTS, got {samples} and {warmup}")
@@ -80,7 +89,14 @@ def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed
 
 
 def drawn_effects(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
-    """w [L, T, R] = mean + factor e, e given the points: precision I + F^T z^T z F / noise^2, F = factor."""
+    """w [L, T, R] = mean + F e, e given the points with precision I + F^T z^T z F / noise^2.
+
+    Args:
+        sums: of the points of each group.
+        coefficients: [L, D].
+        factor: F [L, R, R].
+        noise: [L].
+    """
     num_random = factor.shape[-1]
     contrast = torch.cat((-coefficients, torch.ones_like(coefficients[:, :1])), -1)
     residual = torch.einsum("trd,ld->ltr", sums.zp, contrast) / noise.view(-1, 1, 1) ** 2

@@ -14,31 +14,27 @@ from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.conjugate import posterior_of_rows
 
-STARTS = (1.0, 0.3, 0.1)  # of sd / noise: no slope leads away from L = 0, where a long first step may end
+STARTS = (1.0, 0.3, 0.1)  # of sd / noise; several, since the gradient is 0 at L = 0, where a long first step may end
 
 
 @dataclass(frozen=True)
 class MixedEffects:
-    """y_i = x_i . coefficients + z_i . u_g + noise e_i, u_g ~ N(0, covariance): z_i are the first R features of x_i.
+    """y_i = x_i . coefficients + z_i . u_g + noise e_i, u_g ~ N(0, covariance): z_i are the first R features of x_i."""
 
-    coefficients [D], their covariance (errors) [D, D]; covariance [R, R]; log_likelihood: of all points, or the
-    restricted one.
-    """
-
-    coefficients: Tensor
-    errors: Tensor
-    covariance: Tensor
-    noise: Tensor
-    log_likelihood: float
+    coefficients: Tensor  # [D]
+    errors: Tensor  # covariance of the estimated coefficients [D, D]
+    covariance: Tensor  # of the effects of groups [R, R]
+    noise: Tensor  # standard deviation, a scalar
+    log_likelihood: float  # of all points, in nats; the restricted one if it was maximised
 
     def effects(self, observed: Observed) -> TorchDistribution:
         """p(w | support) of each group, w = coefficients[:R] + u_g, at these estimates: batch [T], event [1, R].
 
-        Its mean is the best linear unbiased prediction; its spread does not count the errors of the estimates.
+        Its mean is the best linear unbiased prediction. Its variance ignores the errors of the estimates.
         """
         num_random = len(self.covariance)
         x, y = observed.support_x.double(), observed.support_y.double()
-        # A variance of 0 has no precision: a spread that no figure shows stands for it.
+        # A variance of 0 has no precision, so a negligible one is added.
         some = 1e-12 * self.noise**2 * torch.eye(num_random, dtype=x.dtype)
         prior = MultivariateNormal(self.coefficients[:num_random], self.covariance + some)
         rows = prior.expand(Size((len(x), 1))).to_event(1)
@@ -46,33 +42,40 @@ class MixedEffects:
         return posterior_of_rows(rows, *own, observed.support_mask, self.noise)
 
     def shared(self, x: Tensor) -> Tensor:
-        """What the features that all groups share contribute to the mean [T, N, 1]; x [T, N, D]."""
+        """Contribution of the features with shared coefficients to the mean [T, N, 1]; x [T, N, D]."""
         num_random = len(self.covariance)
         return x[..., num_random:] @ self.coefficients[num_random:].unsqueeze(-1)
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What the likelihood needs of n points: of each group z^T z [T, R, R] and z^T (x, y) [T, R, D + 1], and
-    (x, y)^T (x, y) [D + 1, D + 1] of all of them. z are the first R of the D features x."""
+    """Sufficient statistics of n points for the likelihood; z are the first R of the D features x."""
 
-    zz: Tensor
-    zp: Tensor
-    pp: Tensor
+    zz: Tensor  # z^T z of each group [T, R, R]
+    zp: Tensor  # z^T (x, y) of each group [T, R, D + 1]
+    pp: Tensor  # (x, y)^T (x, y) of all points [D + 1, D + 1]
     num_points: int
 
 
 def fit(episodes: Episodes, num_random: int, restricted: bool = False, diagonal: bool = False) -> MixedEffects:
-    """The maximum of the likelihood, or of the restricted one, of all query points, in float64.
+    """Maximum likelihood, or restricted maximum likelihood, of all query points, in float64.
 
-    With covariance = noise^2 L L^T, M_g = I + L^T z^T z L and the coefficients b at their generalised least squares,
+    With covariance = noise^2 L L^T, M_g = I + L^T z^T z L and b the generalised least-squares coefficients,
 
         -2 log p(y) = sum_g log |M_g| + n (1 + log(2 pi r / n)),    noise^2 = r / n,
         r = |y - x b|^2 - sum_g |M_g^{-1/2} L^T z^T (y - x b)|^2;
 
-    restricted: log |x^T V^-1 x| is added (V = I + z L L^T z^T) and n gives way to n - D. Only L is searched, by L-BFGS;
-    it may end at a singular one, where groups do not differ. diagonal: no covariances.
-    (Bates et al. 2015, "Fitting linear mixed-effects models using lme4", eqs. 34 and 41.)
+    L-BFGS optimises L alone; L may become singular if groups do not differ. (Bates et al. 2015, "Fitting linear
+    mixed-effects models using lme4", eqs. 34 and 41.)
+
+    Args:
+        episodes: groups as tasks, all points of which are queries, with one number as label.
+        num_random: R.
+        restricted: whether log |x^T V^-1 x|, V = I + z L L^T z^T, is added and n replaced by n - D.
+        diagonal: whether covariances between effects are 0.
+
+    Raises:
+        UsageError: support points, labels of several numbers, or no more points than coefficients.
     """
     sums = sums_of(episodes, num_random)
     num_features = len(sums.pp) - 1
@@ -114,16 +117,17 @@ def _descended(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
 
 
 def sums_of(episodes: Episodes, num_random: int) -> Sums:
+    """Sufficient statistics of the query points, in float64 on the CPU."""
     if episodes.query_y.shape[-1] != 1 or episodes.support_mask.any():
         raise UsageError("expected groups of points with one number as label, all of them queries; see Groups.whole")
-    episodes = episodes.to("cpu")  # where the search reads every loss, in float64
+    episodes = episodes.to("cpu")  # since the optimiser reads every loss, in float64
     points = torch.cat((episodes.query_x, episodes.query_y), -1).double() * episodes.query_mask.unsqueeze(-1)
     z = points[..., :num_random]
     return Sums(z.mT @ z, z.mT @ points, (points.mT @ points).sum(0), int(episodes.query_mask.sum()))
 
 
 def log_likelihood(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
-    """log p(y | x) at coefficients [D], factor [R, R], a root of the covariance of the effects, and noise."""
+    """log p(y | x) in nats at coefficients [D], factor [R, R], a root of the covariance of the effects, and noise."""
     contrast = torch.cat((-coefficients, coefficients.new_ones(1)))  # (x, y) @ contrast = y - x . coefficients
     root = torch.linalg.cholesky(torch.eye(len(factor), dtype=factor.dtype) + factor.mT @ sums.zz @ factor / noise**2)
     explained = torch.linalg.solve_triangular(root, factor.mT @ (sums.zp @ contrast).unsqueeze(-1) / noise, upper=False)
@@ -133,7 +137,7 @@ def log_likelihood(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tens
 
 
 def _deviance(sums: Sums, factor: Tensor, restricted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """-2 log likelihood at L, with what maximises it: coefficients, noise^2 and (x^T V^-1 x)^-1."""
+    """-2 log likelihood at L, maximised over coefficients and noise^2: with these two and (x^T V^-1 x)^-1."""
     root = torch.linalg.cholesky(torch.eye(len(factor), dtype=factor.dtype) + factor.mT @ sums.zz @ factor)
     explained = torch.linalg.solve_triangular(root, factor.mT @ sums.zp, upper=False)
     whole = sums.pp - (explained.mT @ explained).sum(0)  # (x, y)^T V^-1 (x, y)

@@ -1,1 +1,1 @@
-"""What guides are built from: inner loops, families, divergences, closed forms."""
+"""Parts of guides: initialisations, inner loops, families, divergences, capabilities of models."""

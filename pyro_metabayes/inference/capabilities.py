@@ -1,7 +1,7 @@
-"""What one family of guides asks of some models, beside what every model has.
+"""Capabilities: methods that some guides require of a model in addition to those of every model.
 
-A guide names the capabilities that it needs in `requires`, or asks for one that a setting needs with `require`: a model
-without it is refused when the guide is built. A model has a capability by having its members.
+A guide lists the capabilities that it needs in `requires`, or calls `require` for one that a setting needs. A model
+without it is refused when the guide is built. A model has a capability if it has the members of the protocol.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Pullback = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class HasPrior(Protocol):
-    """Its prior is a choice of its own."""
+    """The prior is a separate module, chosen by `prior=`."""
 
     prior_over_weights: Prior
 
@@ -38,13 +38,13 @@ class FollowsGuide(Protocol):
 @runtime_checkable
 class HasPrototypes(Protocol):
     def prototypes(self, observed: Observed) -> Tensor:
-        """The latent [T, *W] that the support set suggests before any inference: class means in a classifier."""
+        """A latent [T, *W] computed directly from the support set: class means in a classifier."""
 
 
 @runtime_checkable
 class HasInitialPoint(Protocol):
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        """A random latent [*W] where descent can start, which a guide may go on to learn."""
+        """A random latent [*W] as an initial point, which a guide may learn."""
 
 
 @runtime_checkable
@@ -55,13 +55,13 @@ class FromClassifier(Protocol):
 
 @runtime_checkable
 class HasQueryView(Protocol):
-    """What an inner loop on the queries sees of them is more, or less, than outputs(w, query_x)."""
+    """Inner loops on the queries use `query_view` in place of outputs(w, query_x)."""
 
     def num_seen(self, num_classes: int) -> int:
-        """How many numbers it sees of each query, in tasks of so many classes."""
+        """The width V of the view of one query, in tasks of num_classes classes."""
 
     def query_view(self, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
-        """What it sees [..., T, Q, num_seen], and the function from a cotangent on that to one on w [..., T, *W]."""
+        """The view [..., T, Q, V], and the function that maps a cotangent of it to one of w [..., T, *W]."""
 
 
 @runtime_checkable
@@ -71,7 +71,7 @@ class HasBaseClasses(Protocol):
         """How many classes are known beside those of each task."""
 
     def base_weights(self, observed: Observed) -> Tensor:
-        """Weights [T, B, W] of the classes that are known beside those of each task."""
+        """Weights [T, B, W] of the base classes, which tasks have in addition to the novel ones."""
 
 
 @runtime_checkable
@@ -83,7 +83,7 @@ class Conjugate(Protocol):
         """log p(y_query | x_query, support) [T], in nats."""
 
 
-# What a message says of a capability, and what to do where it is missing.
+# For the message about a missing capability: its name, and what to do.
 WORDS: dict[type, tuple[str, str]] = {
     HasPrior: ("a prior of its own choice", "take another model="),
     HasPrototypes: ("class prototypes", "take another guide, or guide.initialisation=global where it has that"),
@@ -96,12 +96,12 @@ WORDS: dict[type, tuple[str, str]] = {
 
 
 def require(model: object, capability: type[Capability], by: str) -> Capability:
-    """The model, known to have the capability.
+    """The model, typed as having the capability.
 
     Args:
         model: any model.
-        capability: one of the protocols of this file, or of a guide's own.
-        by: what needs it, for the message, such as "guide=exact".
+        capability: a protocol of this file, or one that a guide defines.
+        by: the setting that needs it, for the message, such as "guide=exact".
 
     Raises:
         UsageError: the model does not have it.
@@ -109,7 +109,7 @@ def require(model: object, capability: type[Capability], by: str) -> Capability:
     if isinstance(model, capability):
         return model
     name = type(model).__module__.removeprefix("pyro_metabayes.")
-    if capability not in WORDS:  # a guide's own, of a model that is its own
+    if capability not in WORDS:  # defined by a guide with a model of the same name
         raise UsageError(f"expected the model of the same name for {by}, got {name}; leave model= as the guide sets it")
     what, remedy = WORDS[capability]
     raise UsageError(f"expected a model with {what} for {by}, got {name}; {remedy}")

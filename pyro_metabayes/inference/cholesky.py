@@ -1,4 +1,4 @@
-"""Cholesky factors without waiting for the device, in our code and in distributions that are built from matrices."""
+"""Cholesky factors without host synchronisation, in this package and in torch distributions built from matrices."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def cholesky(matrix: Tensor) -> Tensor:
     """Lower factor L of L L^T = matrix [..., M, M].
 
     Raises:
-        torch.linalg.LinAlgError: on the CPU, a matrix is not positive definite. On an accelerator, where to look
-            for that would be to wait, its factor is NaN instead.
+        torch.linalg.LinAlgError: on the CPU, a matrix is not positive definite. On an accelerator that check would
+            make the host wait; the factor is NaN instead.
     """
     if matrix.device.type == "cpu":
         return torch.linalg.cholesky(matrix)
@@ -23,9 +23,9 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 
 class WithoutWaiting(TorchFunctionMode):
-    """Inside, `torch.linalg.cholesky` is the function of this file, for whoever calls it.
+    """Inside, every call of `torch.linalg.cholesky` is one of the function of this file.
 
-    torch's normal distributions factorise a precision, or the small matrix of a low rank, when they are built.
+    Constructors of torch's normal distributions factorise a precision, or the capacitance matrix of a low rank.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""The inner loop of gradient-based meta-learning: descent on a task's points, unrolled, all tasks at once."""
+"""The inner loop of gradient-based meta-learning: unrolled gradient descent on the points of each task."""
 
 from __future__ import annotations
 
@@ -24,10 +24,16 @@ def descend(
     num_steps: int,
     first_order: bool = False,
 ) -> Tensor:
-    """theta^K of theta^{k+1} = theta^k - step_size * gradient(theta^k), theta^0 = start [T, ...].
+    """theta^K [T, ...] of theta^{k+1} = theta^k - step_size * gradient(theta^k), theta^0 = start.
 
-    Outer gradients flow through every step; first_order treats `gradient` as a constant, which leaves
-    those through theta^k alone. (Finn, Abbeel and Levine 2017, eq. 1 and section 5.2.)
+    (Finn, Abbeel and Levine 2017, eq. 1 and section 5.2.)
+
+    Args:
+        start: theta^0 [T, ...].
+        gradient: maps theta^k to a gradient of the same shape; it must work under torch.no_grad().
+        step_size: a number, or rates that broadcast with theta.
+        num_steps: K.
+        first_order: whether the outer gradient treats `gradient` as a constant; else it flows through every step.
     """
     theta = start
     for _ in range(num_steps):
@@ -41,10 +47,20 @@ def descend(
 
 
 def loss_gradient(model: Model, w: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """d/dw of the sum of -log p(y_i | x_i, w) over the points that are there: w and result [..., T, *W].
+    """d/dw of the sum of -log p(y_i | x_i, w) over the unmasked points, in nats.
 
-    x [T, N, *X], y [T, N, ...], mask [T, N]. The pullback of the gradient with respect to the outputs: it
-    works under no_grad, and outer gradients flow through it.
+    It is the pullback of the gradient with respect to the outputs, so it works under torch.no_grad(), and outer
+    gradients flow through it.
+
+    Args:
+        model: the likelihood.
+        w: latents [..., T, *W].
+        x: inputs [T, N, *X].
+        y: labels [T, N, ...].
+        mask: [T, N].
+
+    Returns:
+        The gradient [..., T, *W].
     """
     outputs, pullback = model.outputs_and_pullback(w, x)
     return pullback(output_gradient(model, outputs, y, mask))
@@ -60,7 +76,13 @@ def adapted(
 ) -> Tensor:
     """theta^K [T, *W] of theta^{k+1} = theta^k - eta grad_w -(1/n) sum_i log p(y_i | x_i, theta^k), n support points.
 
-    eta is the step size times the model's `loss_unit`, so that rates mean what they do in the papers.
+    Args:
+        model: the likelihood.
+        start: theta^0 [T, *W].
+        observed: the tasks, of which the support set is used.
+        log_step_size: log of the step size; eta is the step size times `model.loss_unit()`, as in the papers.
+        num_steps: K.
+        first_order: whether the outer gradient treats each inner gradient as a constant.
     """
     points = observed.support_x, observed.support_y, observed.support_mask
     rate = rate_of_mean(model, log_step_size, observed.support_mask)
@@ -68,9 +90,15 @@ def adapted(
 
 
 def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """d/d outputs of the sum of -log p(y_i | outputs_i) over the points that are there [..., T, N, *Y].
+    """d/d outputs of the sum of -log p(y_i | outputs_i) over the unmasked points [..., T, N, *Y].
 
-    softmax(outputs) - [y = c] for logits, (outputs - y) / sd^2 for means; other families by torch.func.grad.
+    softmax(outputs) - [y = c] for logits, (outputs - y) / sd^2 for means, torch.func.grad for other families.
+
+    Args:
+        model: the likelihood.
+        outputs: [..., T, N, *Y].
+        y: labels [T, N, ...].
+        mask: [T, N].
     """
     family: Any = innermost(model.likelihood_of(outputs))
     if isinstance(family, Categorical):
@@ -78,12 +106,12 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
     elif isinstance(family, Normal):
         gradient = (outputs - y) / family.scale**2
     else:
-        gradient = torch.func.grad(lambda its: -model.likelihood_of(its).log_prob(y).sum())(outputs)
+        gradient = torch.func.grad(lambda at: -model.likelihood_of(at).log_prob(y).sum())(outputs)
     return gradient * mask.unsqueeze(-1)
 
 
 def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
-    """d/dw of the sum of -log p(y_i | x_i, w) over the query points: what synthetic gradients predict [T, *W]."""
+    """d/dw [T, *W] of the sum of -log p(y_i | x_i, w) over the query points, which synthetic gradients predict."""
     if not isinstance(model, HasQueryView):
         return loss_gradient(model, w, episodes.query_x, episodes.query_y, episodes.query_mask)
     observed = episodes.observed()
@@ -104,9 +132,18 @@ def hold_steps(guide: nn.Module, num_steps: int, step_size: float, learned: bool
 
 
 def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str = "step_size") -> None:
-    """Give the guide `log_step_size` (or log_NAME): a learned parameter, or a constant, which is in no checkpoint.
+    """Register log_NAME on the guide: a parameter, or a buffer that checkpoints leave out.
 
     A fixed step size is a setting, which an evaluation may change.
+
+    Args:
+        guide: the guide.
+        step_size: the step size, before training if it is learned.
+        learned: whether it is learned.
+        name: NAME.
+
+    Raises:
+        UsageError: step_size is not positive.
     """
     if step_size <= 0:
         raise UsageError(f"expected guide.{name} > 0, got {step_size}")
@@ -118,8 +155,11 @@ def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str 
 
 
 def rate_of_mean(model: Model, log_step_size: Tensor, mask: Tensor) -> Tensor:
-    """The rate [T, 1, 1] at which descending the sum of -log p is descending its mean, in the model's unit.
+    """step_size * loss_unit / n [T, 1, 1]: the rate for a sum over n points that equals step_size for their mean.
 
-    step_size loss_unit / n for the n points of the mask [T, N], at least 1; latents are [..., T, *W] with two axes W.
+    Args:
+        model: gives loss_unit, the unit of the loss.
+        log_step_size: log of the step size for the mean loss.
+        mask: [T, N]; n is the number of unmasked points, at least 1. The latents have two axes *W.
     """
     return log_step_size.exp() * model.loss_unit() / mask.sum(-1).clamp(min=1).view(-1, 1, 1)

@@ -1,4 +1,4 @@
-"""Divergences between distributions of a task's latent: which are exact, which bounds, which undefined."""
+"""Divergences between distributions of the latent of a task: closed forms, bounds, and undefined cases."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def innermost(distribution: Any) -> Distribution:
 
 
 def has_density(distribution: Any) -> bool:
-    """False for a point mass and for the improper flat prior: no bound, KL or entropy exists."""
+    """False for a point estimate (Delta) and for the improper flat prior, which have no bound, KL or entropy."""
     return not isinstance(innermost(distribution), Delta | ImproperUniform)
 
 
 def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
-    """KL(q, p) [batch] where torch or Pyro know it, else None."""
+    """KL(q, p) [batch] in nats if torch or Pyro have a closed form, else None."""
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
@@ -34,7 +34,7 @@ def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
 
 
 def entropy_of(distribution: TorchDistribution) -> Tensor | None:
-    """Differential entropy [batch] in nats where there is a closed form, else None (a mixture has none)."""
+    """Differential entropy [batch] in nats if there is a closed form, else None (a mixture has none)."""
     try:
         return distribution.entropy()
     except NotImplementedError:
@@ -42,7 +42,7 @@ def entropy_of(distribution: TorchDistribution) -> Tensor | None:
 
 
 def kl_by_dimension(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
-    """KL(q, p) of every single weight [*batch, *event] for two diagonal Gaussians, else None."""
+    """KL(q, p) of each weight [*batch, *event] in nats for two diagonal Gaussians, else None."""
     inner_q, inner_p = innermost(q), innermost(p)
     if isinstance(inner_q, TorchNormal) and isinstance(inner_p, TorchNormal):
         return kl_divergence(inner_q, inner_p)
@@ -50,20 +50,23 @@ def kl_by_dimension(q: TorchDistribution, p: TorchDistribution) -> Tensor | None
 
 
 def mixture_kl_variational_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:
-    """-sum_c log sum_j pi_j exp(-KL(q_c, N_j)) >= KL(q, mixture); q normal with event [C, D].
+    """-sum_c log sum_j pi_j exp(-KL(q_c, N_j)) >= KL(q, mixture), [batch] in nats.
 
-    The mixture has components N_j over D and is independent over classes. An upper bound, by
-    Jensen's inequality (the variational bound of Hershey and Olsen 2007, with one component on the
-    left); exact where all components are equal, and never above the convexity bound.
+    An upper bound by Jensen's inequality (the variational bound of Hershey and Olsen 2007, with one component on the
+    left). It is exact if all components are equal, and at most the convexity bound.
+
+    Args:
+        q: a normal distribution with event [C, D].
+        mixture: independent over classes, with components N_j over D.
     """
     log_weights, kl = _kl_to_components(q, mixture)
     return -torch.logsumexp(log_weights - kl, -1).sum(-1)
 
 
 def mixture_kl_convexity_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:
-    """sum_c sum_j pi_j KL(q_c, N_j) >= KL(q, mixture), since the divergence is convex in its second argument.
+    """sum_c sum_j pi_j KL(q_c, N_j) >= KL(q, mixture), [batch] in nats: KL is convex in its second argument.
 
-    Loose where the components are far apart: every one of them pulls at q, with its weight.
+    Loose for components that are far apart, since each of them attracts q with its weight. Args: as above.
     """
     log_weights, kl = _kl_to_components(q, mixture)
     return (log_weights.exp() * kl).sum((-1, -2))
@@ -88,14 +91,18 @@ def mixture_kl_bounds(q: TorchDistribution, p: TorchDistribution) -> dict[str, T
 
 
 def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
-    """Refuse a prior without a mean and a variance of its own; needed_by: guide=abml."""
+    """Refuse a prior that is not Gaussian; needed_by: the setting, for the message, such as guide=abml."""
     if not isinstance(innermost(prior), TorchNormal):
         got = type(innermost(prior)).__name__
         raise UsageError(f"expected a Gaussian prior for {needed_by}, got {got}; take prior=gaussian")
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
-    """What an inner loop descends on, per task: KL(q, p), its mixture bound, or -log p for a point mass."""
+    """The regulariser of an inner loop [T] in nats: KL(q, p), its bound for a mixture, or -log p for a point estimate.
+
+    Raises:
+        UsageError: the KL of this pair has no closed form.
+    """
     if isinstance(innermost(q), Delta):
         return -p.log_prob(q.mean)
     if isinstance(innermost(p), ImproperUniform):

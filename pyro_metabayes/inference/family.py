@@ -1,4 +1,4 @@
-"""The family of q around the end of an inner loop: a point estimate, or a normal distribution with a learned scale."""
+"""The family of q around the result of an inner loop: a point estimate, or a normal distribution with learned scale."""
 
 from __future__ import annotations
 

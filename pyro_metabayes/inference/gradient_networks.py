@@ -1,4 +1,4 @@
-"""Networks that make up what nobody can compute without labels: the gradient of a loss with respect to the logits."""
+"""Networks that predict the gradient of the loss with respect to the logits, without labels."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from torch import Tensor, nn
 
 from pyro_metabayes.inference.task_norm import TaskNorm, point_shares
 
-LEAST_SHARE = 1e-3  # of the queries that a class is taken to have: the logarithm of nothing tells nothing
+LEAST_SHARE = 1e-3  # lower bound on a class frequency, so that its logarithm is finite
 
 
 class OrderedNet(nn.Module):
-    """xi as published: Linear-ReLU-norm, twice, then Linear, of width 8 C, on the C logits in class order."""
+    """xi as published: Linear-ReLU-norm twice, then Linear, of width 8 C, on the C logits in class order.
 
-    pure = True  # a function of tensors: torch.compile may have it
+    Args:
+        num_classes: C.
+        normalise: whether channels are normalised over the queries of a task.
+        over_batch: whether they are normalised over the queries of all tasks.
+    """
+
+    pure = True  # a function of tensors, which torch.compile can compile
     fixed_classes = True  # it serves one number of classes
 
     def __init__(self, num_classes: int, normalise: bool = True, over_batch: bool = False) -> None:
@@ -45,10 +51,15 @@ class PooledLinear(nn.Linear):
 
 
 class EquivariantNet(nn.Module):
-    """xi that commutes with any reordering of the classes, and so serves any number of them.
+    """xi that is equivariant under permutations of the classes, for any number of classes.
 
-    The same three layers, each acting on every class alike and on the mean over classes; channels
-    are normalised over the queries and classes of a task together.
+    The same three layers, each a shared map of every class and of the mean over classes. Channels are normalised over
+    the queries and classes of a task jointly.
+
+    Args:
+        width: number of channels per class.
+        normalise: whether channels are normalised.
+        over_batch: whether they are normalised over all tasks.
     """
 
     pure = True
@@ -75,14 +86,13 @@ class EquivariantNet(nn.Module):
 
 
 class MarginalNet(nn.Module):
-    """xi that sees how the queries share out among the classes; equivariant, for any number of them.
+    """xi that also receives the class marginal predicted by the current logits; equivariant, for any number of classes.
 
-    Channels are normalised over the queries, each class by itself, as the published network does it. That hides how
-    many queries a class attracts: right where all attract as many, and the ruin of the others. So what is taken
-    out, the mean over the queries, comes back as a further input of the next layer, and with it the marginal
+        m_c = (1/Q) sum_i softmax(logits_i)_c
 
-        m_c = (1/Q) sum_i softmax(logits_i)_c    and its logarithm.
-
+    Channels are normalised over the queries for each class separately, as in the published network. That removes the
+    predicted frequency of each class, which is harmless for balanced query sets and harmful for imbalanced ones. So the
+    removed means over the queries, m_c and log m_c are further inputs of the next layer. Args: as EquivariantNet.
     """
 
     pure = True
@@ -113,6 +123,6 @@ class MarginalNet(nn.Module):
 
 
 def masked_mean_point(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the queries that are there: x [..., T, Q, C, H], mask [T, Q] -> [..., T, 1, C, H]."""
+    """Mean over the unmasked queries: x [..., T, Q, C, H], mask [T, Q] -> [..., T, 1, C, H]."""
     weight = mask / mask.sum(-1, keepdim=True).clamp(min=1)
     return (x * weight[..., None, None]).sum(-3, keepdim=True)

@@ -1,4 +1,4 @@
-"""Where an inner loop starts: theta^0 of each task."""
+"""The initial point theta^0 of an inner loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INITIALISATIONS = ("global", "prior", "support")  # of `initialisation_of_latent
 
 
 class Initialisation(nn.Module):
-    """theta^0 [T, *W] from what is observed of the tasks. fixed_classes: whether it serves one number of classes."""
+    """theta^0 [T, *W] from the observed part of tasks. fixed_classes: whether it needs a fixed number of classes."""
 
     fixed_classes = False
 
@@ -55,7 +55,7 @@ class LearnedPoint(Initialisation):
         return self.point.expand(observed.num_tasks, *self.point.shape)
 
     def start_at_classes(self, model: Model, weights: Tensor) -> None:
-        """Before training, move the point to where the model predicts as a cosine classifier [C, D] does."""
+        """Before training, set the point so that the model predicts as a cosine classifier with weights [C, D] does."""
         self.point.data.copy_(require(model, FromClassifier, "guide.initialisation=global").of_classifier(weights))
 
 

@@ -1,4 +1,4 @@
-"""Laplace's approximation where points are few and weights many: everything through matrices of the points' size."""
+"""Laplace's approximation for few points and many weights, through matrices of the size of the points."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ Shape = Size | list[int] | tuple[int, ...]
 def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     """U [T, *W, N * C] with U U^T = sum_i J_i^T L_i J_i, the generalised Gauss-Newton matrix of -log p(y | x, w).
 
-    J_i = d outputs_i / d w, and L_i the Hessian in the outputs, which needs no label: the Fisher information.
-    Columns are pullbacks of the columns of root(L_i), one for each point and output; masked points have 0. Every point
-    goes by itself, as the only one of a task of its own: J_i^T s is wanted, not its sum over points.
-    w [T, *W], x [T, N, *X], mask [T, N]. (Schraudolph 2002; Martens 2020.)
+    J_i = d outputs_i / d w. L_i, the Hessian with respect to the outputs, is the Fisher information and needs no label.
+    The columns are pullbacks of the columns of root(L_i), one for each point and output, and 0 for masked points. Each
+    point is passed as a task of one point, since a pullback sums over the points of a task. (Schraudolph 2002; Martens
+    2020.)
+
+    Args:
+        model: a model with a Categorical or Normal likelihood.
+        w: latents [T, *W].
+        x: inputs [T, N, *X].
+        mask: [T, N].
     """
     alone = w.repeat_interleave(x.shape[1], dim=0)  # [T * N, *W]
     outputs, pullback = model.outputs_and_pullback(alone, x.flatten(0, 1).unsqueeze(1))
@@ -36,7 +42,10 @@ def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 def hessian_root(likelihood: TorchDistribution) -> Tensor:
     """S [..., C, C] with S S^T = d^2 -log p(y | outputs) / d outputs^2.
 
-    diag(sqrt p) - p sqrt(p)^T for logits, whose Hessian is diag(p) - p p^T; 1 / sd for means.
+    diag(sqrt p) - p sqrt(p)^T for logits, whose Hessian is diag(p) - p p^T; diag(1 / sd) for means.
+
+    Raises:
+        UsageError: another likelihood.
     """
     family: Any = innermost(likelihood)
     if isinstance(family, Categorical):
@@ -53,13 +62,16 @@ def factor_of_points(v: Tensor) -> Tensor:
 
 
 def half_log_det(factor: Tensor) -> Tensor:
+    """Half the log determinant [...] of L L^T, from factor = L [..., M, M]."""
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
-    """log det(diag(precision) + U U^T) [T], by the determinant lemma on the smaller side; root [T, *W, M].
+    """log det(diag(precision) + U U^T) = sum log precision + log det(I + U^T diag(precision)^-1 U), [T].
 
-    sum log precision + log det(I + U^T diag(precision)^-1 U). precision: one for every weight, [*W] or a scalar.
+    Args:
+        root: U [T, *W, M]; the smaller of the two determinants is computed.
+        precision: of every weight [*W], or a scalar.
     """
     precision = precision.expand(root.shape[1:-1]).flatten()
     v = root.flatten(1, -2) / precision.sqrt().unsqueeze(-1)
@@ -68,14 +80,20 @@ def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
 
 
 class LowRankPrecision(TorchDistribution):
-    """N(loc, (diag(precision) + U U^T)^-1), U [*batch, *W, M], loc [*batch, *W], precision [*W] or [*batch, *W].
+    """N(loc, (diag(precision) + U U^T)^-1).
 
-    With V = diag(precision)^-1/2 U, all that is ever factorised is L L^T = I + V^T V, [M, M]. Draws are
+    With V = diag(precision)^-1/2 U, only L L^T = I + V^T V [M, M] is factorised. Draws are
     loc + diag(precision)^-1/2 R e, e ~ N(0, I), R = I - V L^-T (I + L)^-1 V^T, for which R R^T = (I + V V^T)^-1.
-    (torch's LowRankMultivariateNormal adds to a covariance; this one takes away.)
+    (LowRankMultivariateNormal of torch has a low-rank term in the covariance; here it is in the precision.)
+
+    Args:
+        loc: [*batch, *W].
+        precision: [*W] or [*batch, *W].
+        root: U [*batch, *W, M].
+        event_dim: number of axes *W.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  # checked where they are made
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  # arguments are checked by their makers
     support = constraints.real_vector
     has_rsample = True
 
@@ -94,7 +112,7 @@ class LowRankPrecision(TorchDistribution):
         if Size(batch_shape) == self.batch_shape:
             return self
         event = self.event_shape
-        loc, precision = (its.expand(*batch_shape, *event) for its in (self.loc, self.precision))
+        loc, precision = (value.expand(*batch_shape, *event) for value in (self.loc, self.precision))
         return LowRankPrecision(loc, precision, self.root.expand(*batch_shape, *event, -1), len(event))
 
     @property
@@ -131,7 +149,7 @@ class LowRankPrecision(TorchDistribution):
 
 @register_kl(LowRankPrecision, Independent)
 def _kl_to_diagonal(q: LowRankPrecision, p: Any) -> Tensor:
-    """KL to a diagonal Gaussian: cross-entropy, which needs the variances of q alone, less entropy."""
+    """KL to a diagonal Gaussian [*batch] in nats: cross-entropy, from the marginal variances of q, less entropy."""
     inner = innermost(p)
     if not isinstance(inner, Normal):
         raise NotImplementedError

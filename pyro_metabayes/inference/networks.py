@@ -1,4 +1,4 @@
-"""The small networks that encoders and decoders are made of."""
+"""Small networks of encoders and decoders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 def relu_network(sizes: Sequence[int], bias: bool = True) -> nn.Sequential:
-    """Linear maps between layers of the given sizes with ReLU between, linear at the end; Glorot-uniform, biases 0."""
+    """Linear maps between layers of the given sizes, with ReLU between them; Glorot-uniform weights, zero biases."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         linear = nn.Linear(inputs, outputs, bias=bias)
@@ -24,10 +24,10 @@ def relu_network(sizes: Sequence[int], bias: bool = True) -> nn.Sequential:
 
 
 def positive(raw: Tensor, start: float) -> Tensor:
-    """A scale above 1e-6 from a network's output: softplus, and `start` where the output is 0."""
+    """A scale above 1e-6 from the output of a network: a softplus, equal to `start` for raw = 0."""
     return functional.softplus(raw + math.log(math.expm1(start))) + 1e-6
 
 
 def half_square(network: nn.Module) -> Tensor:
-    """Half the sum of squares of all matrices of a network; biases are not counted."""
+    """Half the sum of squares of all matrices of a network, without biases."""
     return 0.5 * torch.stack([weight.square().sum() for weight in network.parameters() if weight.dim() > 1]).sum()

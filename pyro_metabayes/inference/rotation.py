@@ -1,4 +1,4 @@
-"""Self-supervision by rotation: by how many quarters was an image turned?
+"""Self-supervision by rotation: prediction of the number of quarter turns of an image.
 
 Gidaris, Singh and Komodakis, "Unsupervised Representation Learning by Predicting Image Rotations", ICLR 2018 (arXiv
 1803.07728).
@@ -19,11 +19,14 @@ TURNS = 4
 
 
 class RotationHead(nn.Module):
-    """zhat: what a classifier says of an image [C] -> logits of the four turns, by a network C - 8 C - 4. The loss
+    """zhat, a network C - 8 C - 4 from the logits of a classifier to those of the four rotations, and its loss
 
         L_rot(w) = sum_i (1/4) sum_{r=0..3} -log softmax(zhat(yhat(turn_r x_i, w)))_r
 
-    over the queries x_i of a task, yhat = outputs(w, x), depends on the weights w of the classifier and needs no label.
+    in nats over the queries x_i of a task, yhat = outputs(w, x). It depends on the weights w and needs no label.
+
+    Args:
+        num_classes: C.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -31,13 +34,17 @@ class RotationHead(nn.Module):
         self.network = relu_network([num_classes, 8 * num_classes, TURNS])
 
     def loss(self, model: Model, w: Tensor, observed: Observed) -> Tensor:
-        """L_rot [T] at w [T, C, W]."""
+        """L_rot [T] at w [T, C, W].
+
+        Raises:
+            UsageError: the tasks have no rotated views of their queries.
+        """
         return self._of_outputs(model.outputs(w, every_turn(observed)), observed.query_mask)
 
     def gradient(self, model: Model, w: Tensor, observed: Observed) -> Tensor:
-        """d L_rot / d w [T, C, W]; works under no_grad, and outer gradients flow through it."""
+        """d L_rot / d w [T, C, W]; it works under torch.no_grad(), and outer gradients flow through it."""
         outputs, pullback = model.outputs_and_pullback(w, every_turn(observed))
-        return pullback(grad(lambda its: self._of_outputs(its, observed.query_mask).sum())(outputs))
+        return pullback(grad(lambda at: self._of_outputs(at, observed.query_mask).sum())(outputs))
 
     def _of_outputs(self, outputs: Tensor, mask: Tensor) -> Tensor:
         """L_rot [T] of outputs [T, 4 Q, C]; mask [T, Q]."""
@@ -46,7 +53,7 @@ class RotationHead(nn.Module):
 
 
 def every_turn(observed: Observed) -> Tensor:
-    """The queries, each as it is and turned by 1, 2 and 3 quarters, one after another [T, 4 Q, *X]."""
+    """Each query, unrotated and rotated by 1, 2 and 3 quarter turns, one after another [T, 4 Q, *X]."""
     turned = observed.auxiliary.get("turned")
     if turned is None:
         raise UsageError(

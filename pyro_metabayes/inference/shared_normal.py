@@ -1,4 +1,4 @@
-"""A normal distribution of many weights that share a few parameters."""
+"""A normal distribution of many weights that share few parameters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Size, Tensor
 
 
 class SharedNormal(Normal):
-    """A Normal that remembers, when it is expanded, from which one: log p(w) takes the logarithm of each scale once.
+    """A Normal that keeps the unexpanded distribution, so that log_prob computes the logarithm of each scale once.
 
-    Normal.expand writes no copies, but its log_prob computes with them: of 64 tasks with 5 classes log(scale) and
-    1 / scale^2 of each weight 320 times, forwards and backwards, which is a tenth of a training step of sib.
+    Normal.expand makes no copies, but its log_prob computes with the expanded parameters: for 64 tasks with 5 classes
+    log(scale) and 1 / scale^2 of each weight 320 times, forward and backward, a tenth of a training step of sib.
     """
 
     _shared: SharedNormal | None = None

@@ -1,4 +1,4 @@
-"""Synthetic gradients: a network in the place of d loss / d logits, which nobody has without the labels.
+"""Synthetic gradients: a network in place of d loss / d logits, which would need the labels.
 
 Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020 (arXiv 2004.12696).
 """
@@ -32,7 +32,7 @@ def network_of(name: str, model: Model, num_classes: int, normalisation: str = "
 
 
 def view_of_queries(model: Model, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
-    """yhat [..., T, Q, C], what an inner loop sees of the queries under w [..., T, C, W], and its pullback to w."""
+    """The input yhat [..., T, Q, V] of xi for the queries under w [..., T, C, W], and its pullback to w."""
     if isinstance(model, HasQueryView):
         return model.query_view(w, observed)
     return model.outputs_and_pullback(w, observed.query_x)
@@ -41,9 +41,15 @@ def view_of_queries(model: Model, w: Tensor, observed: Observed) -> tuple[Tensor
 def synthetic_gradient(
     model: Model, xi: nn.Module, theta: Tensor, observed: Observed, scale: Tensor | None = None, num_samples: int = 0
 ) -> Tensor:
-    """E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ] [T, C, W] over the queries that are there, the first term of eq. 9.
+    """E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ] [T, C, W] over the unmasked queries, the first term of eq. 9.
 
-    w = theta + scale eps, of which d w / d theta is the identity: num_samples draws of eps, or none, w = theta.
+    Args:
+        model: gives yhat and its pullback.
+        xi: a network from (yhat, mask) to a synthetic d loss / d yhat.
+        theta: mean [T, C, W].
+        observed: the tasks.
+        scale: sigma, which broadcasts with theta, of w = theta + scale eps; None for w = theta.
+        num_samples: number of draws of eps; 0 for w = theta.
     """
     w = draws_around(theta, scale, num_samples)
     yhat, pullback = view_of_queries(model, w, observed)

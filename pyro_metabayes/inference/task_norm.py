@@ -1,4 +1,4 @@
-"""Normalisation over the points of one task: what a batch norm must not be in meta-learning."""
+"""Per-task normalisation without running statistics."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ from torch import Tensor, nn
 
 
 def point_shares(mask: Tensor, over_batch: bool = False) -> Tensor:
-    """The weight of each point in the mean over its task, or over the batch: mask [T, N] -> [T, 1, N]."""
+    """The weight of each point in the mean over its task, or over the batch: mask [T, N] -> [T, 1, N].
+
+    Args:
+        mask: [T, N]; masked points have weight 0.
+        over_batch: whether the mean is over the points of all tasks.
+    """
     points = (-2, -1) if over_batch else (-1,)
     return (mask / mask.sum(points, keepdim=True).clamp(min=1)).unsqueeze(-2)
 
 
 class TaskNorm(nn.Module):
-    """Normalises each channel over the points of one task, never across tasks, without running statistics.
+    """(x - mean) / sqrt(variance + eps) * weight + bias, each channel over the points of one task.
 
-    What BatchNorm in training mode does to a batch of one task, as the released code runs it at
-    test time too; with more tasks it would let them see each other: over_batch, an ablation, does that.
+    For one task this is BatchNorm in training mode, which the released code also uses at test time.
+
+    Args:
+        num_channels: H.
+        eps: added to the variance.
+        over_batch: whether statistics are over all tasks, as in BatchNorm; then tasks are no longer independent.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-5, over_batch: bool = False) -> None:
@@ -33,6 +42,6 @@ class TaskNorm(nn.Module):
         return torch.addcmul(self.bias, centred, scale)
 
     def _mean(self, x: Tensor, shares: Tensor) -> Tensor:
-        """Over the points [..., T, 1, H], as a product of matrices, which writes no further array of x's size."""
-        mean = torch.bmm(shares, x) if x.dim() == 3 else shares @ x  # bmm: a step of one task is all calls, no work
+        """Mean over the points [..., T, 1, H], by a matrix product, which needs no further array of the size of x."""
+        mean = torch.bmm(shares, x) if x.dim() == 3 else shares @ x  # bmm: less overhead per call
         return mean.sum(-3, keepdim=True) if self.over_batch else mean

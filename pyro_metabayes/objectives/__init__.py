@@ -1,1 +1,1 @@
-"""Objectives, one a file: each is a loss for pyro.infer.SVI and for the training loop alike."""
+"""Objectives, one file per objective; each is a loss for pyro.infer.SVI and for the training loop."""

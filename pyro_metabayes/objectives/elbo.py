@@ -18,13 +18,18 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 class Elbo(Objective, Trace_ELBO):
     """loss = sum_t { -E_q[sum_i log p(y_ti | x_ti, w_t)] + kl_weight KL(q_t, p_psi) }.
 
-    The expectation is over `particles` samples. kl="sampled": log q(w) - log p(w) of the same
-    samples, equal to Trace_ELBO in value and gradient; for the exact posterior every single sample
-    gives the log evidence. kl="analytic": the closed form where there is one, equal to
-    TraceMeanField_ELBO; else sampled. kl="variational" or "convexity": that upper bound on the KL to a mixture
-    (`pyro_metabayes/inference/divergences.py`), which leaves -loss a bound, a lower one; for a point mass as sampled.
-    kl_weight is a scale on the latent site of model and guide.
+    The loss is in nats, summed over tasks and points. kl_weight is a scale on the latent site of model and guide.
     (Kingma and Welling 2014; Hu et al. 2020, workshop version, eq. 4.)
+
+    Args:
+        particles: number of samples of w for the expectation.
+        kl: estimator of the KL. `sampled`: log q(w) - log p(w) of the same samples, equal to Trace_ELBO in value and
+            gradient; for the exact posterior every sample then gives the log evidence. `analytic`: the closed form if
+            there is one, equal to TraceMeanField_ELBO, else sampled. `variational`, `convexity`: an upper bound on the
+            KL to a mixture (`pyro_metabayes/inference/divergences.py`), a looser bound -loss; sampled for a Delta.
+
+    Raises:
+        UsageError: an unknown estimator, or one that does not fit the distributions of guide and model.
     """
 
     name = "elbo"
@@ -38,6 +43,7 @@ class Elbo(Objective, Trace_ELBO):
         self.kl = kl
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
+        """Weighted KL - E_q log likelihood, with both terms unweighted beside it."""
         (data,) = args
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
         weighted, unweighted, log_likelihood = [], [], []
@@ -53,9 +59,9 @@ class Elbo(Objective, Trace_ELBO):
         return Terms(added(weighted) - evidence, evidence.detach(), added(unweighted))
 
     def _kl(self, guide_site: Any, model_site: Any) -> Tensor:
-        """log q(w) - log p(w), or the closed form of its expectation, without the KL weight."""
+        """log q(w) - log p(w) [L, T], or its expectation [T] in closed form, without the KL weight."""
         q, p, w = guide_site["fn"], model_site["fn"], guide_site["value"]
-        if isinstance(innermost(q), Delta):  # at its own point log q is 0, or what the guide says it is
+        if isinstance(innermost(q), Delta):  # log q at its point is 0, or the density that the guide gives
             return getattr(q, "log_density", 0.0) - p.log_prob(w)
         if self.kl in KL_BOUNDS:
             return self._bound(q, p)
@@ -75,10 +81,12 @@ class Elbo(Objective, Trace_ELBO):
         return bounds[self.kl]
 
     def loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
+        """The loss of a batch without a gradient, as a number: the interface of pyro.infer.SVI."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
+        """The loss of a batch, after backpropagation into the parameters: the interface of pyro.infer.SVI."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()

@@ -1,4 +1,4 @@
-"""The importance-weighted bound on the log evidence, task by task."""
+"""The importance-weighted bound on the log evidence of each task."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 class ImportanceWeighted(Objective):
     """loss = -sum_t log (1/L) sum_l p(y_t | w_l) p(w_l) / q(w_l), w_l ~ q(w), L = particles.
 
-    Between the ELBO (L = 1) and the log evidence (L to infinity). The average is taken inside each task:
-    taken over the product of all tasks it would be another, much looser bound. With the prior as guide
-    it is monte_carlo with joint=true. Equal to Pyro's RenyiELBO(alpha=0) where every site is inside the
-    plate of tasks. kl_weight tempers p(w) / q(w); the bound holds at 1. (Burda et al. 2016, eq. 8.)
+    In nats, summed over tasks. -loss lies between the ELBO (L = 1) and the log evidence (L to infinity) in expectation.
+    The average is over samples within each task; over the product of all tasks the bound would be much looser. With the
+    prior as guide it equals monte_carlo with joint=true. It equals Pyro's RenyiELBO(alpha=0) if every site is inside
+    the plate of tasks. kl_weight tempers p(w) / q(w), and -loss is a bound at 1. (Burda et al. 2016, eq. 8.)
+
+    Args:
+        particles: L.
     """
 
     name = "importance_weighted"
     bound = True
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
+        """The bound, with log likelihood and KL averaged over the samples beside it."""
         (data,) = args
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
         latent = latent_sites(guide_trace)
@@ -44,6 +48,6 @@ def _log_prob(site: Any) -> Tensor:
 
 
 def _log_ratio(guide_site: Any, model_site: Any) -> Tensor:
-    """log p(w) - log q(w) of each sample and task, without the KL weight."""
+    """log p(w) - log q(w) [L, T] without the KL weight."""
     q, p, w = guide_site["fn"], model_site["fn"], guide_site["value"]
     return p.log_prob(w) if isinstance(innermost(q), Delta) else p.log_prob(w) - q.log_prob(w)

@@ -1,4 +1,4 @@
-"""VERSA's objective: the Monte-Carlo estimate of the posterior predictive itself, without a KL."""
+"""VERSA's objective: a Monte-Carlo estimate of the posterior predictive likelihood, without a KL."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 class MonteCarlo(Objective):
     """loss = -sum_t sum_i log (1/L) sum_l p(y_ti | x_ti, w_l), w_l ~ q(w | support), L = particles.
 
-    joint=True takes the product over a task's query points inside the log: -sum_t log (1/L) sum_l
-    prod_i p(y_ti | x_ti, w_l), RenyiELBO(alpha=0) with the conditional prior as guide, task by task.
-    The samples come from `posterior`, which never sees a query label. (Gordon et al. 2019, and their code;
-    NPML in the neural process literature for the joint form.)
+    In nats, summed over tasks and points. The samples are from `posterior`, which sees no query label. (Gordon et al.
+    2019, and their code; the joint form is called NPML in the neural process literature.)
+
+    Args:
+        particles: L.
+        joint: whether the product over the query points of a task is inside the logarithm:
+            -sum_t log (1/L) sum_l prod_i p(y_ti | x_ti, w_l), the RenyiELBO(alpha=0) of each task, guide = prior.
     """
 
     bound = False
@@ -34,15 +37,16 @@ class MonteCarlo(Objective):
         return "monte_carlo_joint" if self.joint else "monte_carlo"
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
+        """-log predictive likelihood; there is no KL."""
         (data,) = args
         seen = data.observed() if isinstance(data, Episodes) else data
         model_trace, guide_trace = self._traces(model, guide, data, seen, **kwargs)
-        latent_sites(guide_trace)  # samples without a gradient would train nothing, in silence
+        latent_sites(guide_trace)  # refuses samples without a gradient, which would silently train nothing
         total = added([self._log_predictive(model_trace.nodes[name]).sum() for name in observed_sites(model_trace)])
         return Terms(-total, total.detach(), None)
 
     def _log_predictive(self, site: Any) -> Tensor:
-        """log (1/L) sum_l of one observed site, [T, Q] for each point or [T] jointly."""
+        """log (1/L) sum_l p of one observed site: [T, Q] per point, or [T] jointly."""
         points = scale_and_mask(_points(site["fn"], site["value"]), mask=_of_points(site["mask"]))
         log_prob = points.sum(-1) if self.joint else points
         if self.particles > 1:

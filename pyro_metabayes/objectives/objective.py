@@ -1,4 +1,4 @@
-"""What every objective gives: the terms of its loss, taken from traces of a Pyro model and guide."""
+"""The protocol of objectives: the terms of a loss, from traces of a Pyro model and guide."""
 
 from __future__ import annotations
 
@@ -22,23 +22,30 @@ from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.specification.recorded import Recorded
 
 Stochastic = Callable[..., Any]
-NESTING = 1  # plates of a program: that of tasks
+NESTING = 1  # number of plates of a program: one, of tasks
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Sums over the tasks of a batch, in nats. `loss` carries the gradient and the KL weight."""
+    """Sums over the tasks of a batch, in nats. Only `loss` has a gradient and the KL weight."""
 
     loss: Tensor
     log_likelihood: Tensor
-    kl: Tensor | None  # unweighted; None where the objective has no KL
+    kl: Tensor | None  # unweighted; None if the objective has no KL
 
 
 class Objective(Recorded):
     """A loss of a (model, guide) pair. A new objective defines `terms`.
 
-    name: what the number is called in tables. bound: whether -loss bounds the log evidence (for a
-    guide and a prior with densities, at KL weight 1).
+    Attributes:
+        name: name of the loss in tables.
+        bound: whether -loss bounds the log evidence, for a guide and a prior with densities at KL weight 1.
+
+    Args:
+        particles: number of samples of the latent per task.
+
+    Raises:
+        UsageError: particles < 1.
     """
 
     name: str
@@ -50,15 +57,22 @@ class Objective(Recorded):
         self.particles = particles
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
-        """The terms of the loss for one batch, without host synchronisation."""
+        """The terms of the loss for one batch, without host synchronisation.
+
+        Args:
+            model: a Pyro program of (data, **kwargs) with observed sites.
+            guide: a Pyro program of the same arguments with the same latent sites.
+            args: the batch of tasks.
+            kwargs: further arguments of both, such as kl_weight.
+        """
         raise NotImplementedError
 
     def differentiable_loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Tensor:
-        """`SVI(model, guide, optimiser, loss=objective.differentiable_loss)`: pyro.infer.SVI takes any objective so."""
+        """The loss, for `SVI(model, guide, optimiser, loss=objective.differentiable_loss)` of pyro.infer."""
         return self.terms(model, guide, *args, **kwargs).loss
 
     def _traces(self, model: Stochastic, guide: Stochastic, data: Any, seen: Any, **kwargs: Any) -> tuple[Trace, Trace]:
-        """Trace the guide on what it may see, replay the model on the data against it."""
+        """Traces of the model on `data` and of the guide on `seen`; the model replays the latents of the guide."""
         with memoise(), without_messages():
             guide_trace = poutine.trace(self._in_particles(guide)).get_trace(seen, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data, **kwargs)
@@ -67,7 +81,7 @@ class Objective(Recorded):
         return model_trace, guide_trace
 
     def _check(self, model_trace: Trace, guide_trace: Trace) -> None:
-        """Pyro's own checks of a pair: the same sites, and no batch dimension outside a plate."""
+        """Pyro's checks of a pair: the same sites, and no batch dimension outside a plate."""
         check_model_guide_match(model_trace, guide_trace, NESTING)
         for trace in (model_trace, guide_trace):
             trace.compute_log_prob()
@@ -75,7 +89,7 @@ class Objective(Recorded):
                 check_site_shape(trace.nodes[name], NESTING)
 
     def _in_particles(self, program: Stochastic) -> Stochastic:
-        """The program with all samples drawn `particles` times, along a leading dimension if more than once."""
+        """The program with every latent drawn `particles` times, along a leading dimension if more than once."""
         return Particles(self.particles, NESTING)(program)
 
 
@@ -85,7 +99,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def added(sites: list[Tensor]) -> Tensor:
-    """Sum over sites, of which there is mostly one."""
+    """Sum over sites; most programs have one."""
     return sum(sites[1:], sites[0]) if sites else torch.zeros(())
 
 
@@ -94,7 +108,11 @@ def _sites(trace: Trace) -> list[str]:
 
 
 def latent_sites(guide_trace: Trace) -> list[str]:
-    """Names of the latent sites; all must be reparametrised, since no score function term is kept."""
+    """Names of the latent sites.
+
+    Raises:
+        UsageError: a site is not reparametrised; the loss has no score-function term.
+    """
     for name in (names := _sites(guide_trace)):
         fn: Any = guide_trace.nodes[name]["fn"]
         if not fn.has_rsample:

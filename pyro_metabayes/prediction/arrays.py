@@ -1,4 +1,4 @@
-"""From one's own arrays to the tensors of one task, with a line for each mistake."""
+"""The tensors of one task from arrays of the user, with checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ Array = np.ndarray | Tensor | Sequence[Any]
 
 
 def task_of(support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int], like: Tensor) -> Observed:
-    """One task, T = 1, on the device and in the precision of `like`."""
+    """One task, T = 1.
+
+    Args:
+        support_x: support inputs [S, *X]; bytes are read as images and scaled to [0, 1].
+        support_y: their classes [S], integers from 0 to C - 1.
+        query_x: query inputs [Q, *X].
+        input_shape: *X, which the learner was built for.
+        like: a tensor with the device and the dtype of the task.
+
+    Raises:
+        UsageError: an array has another shape or type, a value is not finite, or a class has no support point.
+    """
     support = _inputs("support_x", support_x, tuple(input_shape), like).unsqueeze(0)
     query = _inputs("query_x", query_x, tuple(input_shape), like).unsqueeze(0)
     labels = _labels(support_y, support.shape[1]).to(like.device)
@@ -25,7 +36,7 @@ def task_of(support_x: Array, support_y: Array, query_x: Array, input_shape: Seq
 
 
 def as_float(x: Tensor) -> Tensor:
-    """Images of bytes as float32 in [0, 1]; anything else as it is."""
+    """Bytes as float32 in [0, 1]; other types unchanged."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
