@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, most_probable
 from pyro_metabayes.evaluation.predictions import BaseNovelPredictions
 from pyro_metabayes.evaluation.score import Score
+from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, most_probable
 
 
 def novel(predictions: BaseNovelPredictions) -> Tensor:

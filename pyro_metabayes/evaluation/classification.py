@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_metabayes.prediction.averages import masked_mean, most_probable
 from pyro_metabayes.evaluation.expected_calibration_error import pooled_calibration_error, values_for_calibration
 from pyro_metabayes.evaluation.predictions import ClassPredictions
 from pyro_metabayes.evaluation.score import Score, Weights
+from pyro_metabayes.prediction.averages import masked_mean, most_probable
 
 
 def accuracy(predictions: ClassPredictions) -> Tensor:

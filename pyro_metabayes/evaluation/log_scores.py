@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean
 from pyro_metabayes.evaluation.predictions import ClassPredictions, Predictions, RealPredictions
 from pyro_metabayes.evaluation.score import Score
+from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean
 
 
 def nll(predictions: Predictions) -> Tensor:

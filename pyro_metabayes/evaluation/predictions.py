@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.prediction.averages import log_mean_exp, most_probable
 from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.prediction.averages import log_mean_exp, most_probable
 
 
 @dataclass(frozen=True, eq=False)

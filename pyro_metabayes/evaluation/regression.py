@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_metabayes.prediction.averages import masked_mean
 from pyro_metabayes.evaluation.predictions import RealPredictions
 from pyro_metabayes.evaluation.score import Score, Weights, mean_over_tasks
+from pyro_metabayes.prediction.averages import masked_mean
 
 
 def mse(predictions: RealPredictions) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, most_probable
 from pyro_metabayes.evaluation.base_novel import BASE_NOVEL
 from pyro_metabayes.evaluation.classification import ACCURACIES, CLASSIFICATION, ECE
 from pyro_metabayes.evaluation.expected_calibration_error import (
@@ -20,6 +19,7 @@ from pyro_metabayes.evaluation.log_scores import LOG_SCORES
 from pyro_metabayes.evaluation.predictions import Predictions, RealPredictions, predictions_of
 from pyro_metabayes.evaluation.regression import REGRESSION, RMSE
 from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
+from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, most_probable
 
 __all__ = [
     "CALIBRATION_BINS",
