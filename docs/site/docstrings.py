@@ -1,20 +1,39 @@
-"""Docstrings are plain text with indented formulae: what Markdown would take for emphasis or links is escaped."""
+"""Docstrings are plain text with indented formulae and sections: here they become Markdown of the same content."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from griffe import Extension, Object
 
 SPECIAL = re.compile(r"([*_\[\]])")
 QUOTED = re.compile(r"(`[^`]*`)")
+SECTION = re.compile(r"(Args|Attributes|Raises|Returns):")
+ENTRY = re.compile(r"    ([\w.]+): (.*)")
 
 
 class PlainDocstrings(Extension):
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring:
-            obj.docstring.value = "\n".join(map(escaped, obj.docstring.value.splitlines()))
+            obj.docstring.value = "\n".join(as_markdown(obj.docstring.value.splitlines()))
+
+
+def as_markdown(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a docstring, with the entries of each section as a list."""
+    inside = False
+    for line in lines:
+        if SECTION.fullmatch(line):
+            inside = True
+            yield from (f"**{line.removesuffix(':')}**", "")
+        elif not line.strip():
+            inside = False
+            yield line
+        elif inside and (entry := ENTRY.fullmatch(line)):
+            yield f"* `{entry[1]}`: {escaped(entry[2])}"
+        else:
+            yield escaped(line.strip() if inside else line)
 
 
 def escaped(line: str) -> str:
