@@ -66,7 +66,7 @@ class Guide(pyro_metabayes.Guide):
         self.inner_kl, self.inner_samples = inner_kl, inner_samples
         self.transductive = num_steps > 0  # lambda sees the support set at most
         self.xi = network_of(synthetic_gradient, model, num_classes)
-        self.start = initialisation_of_rows(initialisation, num_classes, num_weights)
+        self.start = initialisation_of_rows(initialisation, model, num_classes, num_weights)
         self.scale = scale_of_family(posterior, num_weights, scale)
         self.num_classes = num_classes if self.xi.fixed_classes or self.start.fixed_classes else None
         hold_steps(self, num_steps, step_size, learn_step_size)

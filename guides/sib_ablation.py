@@ -50,7 +50,7 @@ class Guide(pyro_metabayes.Guide):
         check_choice("guide.reduction", reduction, ("sum", "mean"))
         self.transductive, self.mean = num_steps > 0, reduction == "mean"
         self.xi = network_of(synthetic_gradient, model, num_classes, normalisation)
-        self.start = initialisation_of_rows(initialisation, num_classes, num_weights)
+        self.start = initialisation_of_rows(initialisation, model, num_classes, num_weights)
         self.scale = scale_of_family(posterior, num_weights, scale)
         self.num_classes = num_classes if self.xi.fixed_classes or self.start.fixed_classes else None
         hold_steps(self, num_steps, step_size, learn_step_size)

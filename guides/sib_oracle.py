@@ -47,8 +47,9 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         self.inner_kl, self.transductive = inner_kl, num_steps > 0
         self.xi = network_of(synthetic_gradient, model, num_classes)
-        self.start = initialisation_of_rows(initialisation, num_classes, num_weights)
+        self.start = initialisation_of_rows(initialisation, model, num_classes, num_weights)
         self.scale = scale_of_family(posterior, num_weights, scale)
+        self.num_classes = num_classes if self.xi.fixed_classes or self.start.fixed_classes else None
         hold_steps(self, num_steps, step_size, learn_step_size)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
@@ -58,6 +59,7 @@ class Guide(pyro_metabayes.Guide):
         return self._descended(episodes.observed(), lambda theta: query_loss_gradient(self.model, theta, episodes))
 
     def _descended(self, observed: Observed, slope: Callable[[Tensor], Tensor]) -> TorchDistribution:
+        self.check(observed)
         start = self.start(self.model, observed)
         scale = None if self.scale is None else self.scale(start)
 

@@ -69,7 +69,7 @@ class Guide(pyro_metabayes.Guide):
             raise UsageError(f"expected guide.label_precision and between >= 0, got {got}")
         self.transductive = num_steps > 0
         self.xi = network_of(synthetic_gradient, model, num_classes)
-        self.start = initialisation_of_rows(initialisation, num_classes, num_weights)
+        self.start = initialisation_of_rows(initialisation, model, num_classes, num_weights)
         self.scale = Scale(num_weights, scale, posterior == "amortized")
         self.num_classes = num_classes if self.xi.fixed_classes or self.start.fixed_classes else None
         hold_steps(self, num_steps, step_size, learned=True)

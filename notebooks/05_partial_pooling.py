@@ -71,7 +71,7 @@ import torch
 
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.data.sources.groups import load
-from pyro_metabayes.inference import mixed_effects
+from pyro_metabayes.exact import mixed_effects
 
 counties = load("county.name", "log.radon", ["basement", "uranium"], path="radon.csv")
 episodes = counties.whole()

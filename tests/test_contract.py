@@ -456,13 +456,13 @@ def test_every_file_is_tried() -> None:
     names = {module.name for module in pkgutil.iter_modules(guides.__path__)}
     assert names == {pair.guide for pair in PAIRS}
     priors = {spec["_target_"] for spec in (*PRIORS.values(), *FOLLOWING.values())}
-    for base, specs in ((Prior, priors), (Head, set(HEADS.values()))):
+    for module, base, specs in ((models.priors, Prior, priors), (models.heads, Head, set(HEADS.values()))):
         classes = [
             value
-            for value in vars(inspect.getmodule(base)).values()
+            for value in vars(module).values()
             if inspect.isclass(value) and issubclass(value, base) and value is not base
         ]
-        assert {f"{value.__module__}.{value.__name__}" for value in classes} == specs
+        assert {f"{value.__module__}.{value.__name__}".removeprefix("pyro_metabayes.") for value in classes} == specs
     with_model = {
         module.name
         for module in pkgutil.iter_modules(models.__path__)

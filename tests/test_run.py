@@ -299,7 +299,8 @@ def test_zero_shot_guides_run(of_domains: tuple[str, ...]) -> None:
         outcome = ran("run", *digits, f"guide={guide}", f"hydra.run.dir={guide}")
         results = results_of(Path(guide))
         assert "10-way 0-shot" in outcome.out and results["transductive"] == (guide == "sib_rotation")
-        starts.append(checkpoint_of(Path(guide))["best"]["weights"]["guide.start.point"])
+        weights = checkpoint_of(Path(guide))["best"]["weights"]
+        starts.append(weights.get("guide.initial", weights.get("guide.start.point")))
     torch.testing.assert_close(starts[0], starts[1], atol=1e-3, rtol=0)  # two small steps away
     torch.testing.assert_close(starts[0].norm(dim=1), torch.ones(10))
     ran("evaluate", "sib_rotation", "guide.num_steps=0")

@@ -66,7 +66,7 @@ def test_a_folder_in_which_another_run_works_is_refused(features: Path) -> None:
         Path("run/metrics.jsonl").write_text("")
         before = contents(Path("run"))
         error = call("run", *on_features(features), "guide=proto", "hydra.run.dir=run").error
-        assert f"that process {os.getpid()} on " in error and "name another folder: hydra.run.dir=DIR" in error
+        assert f"in use by process {os.getpid()} on " in error and "name another folder: hydra.run.dir=DIR" in error
         assert contents(Path("run")) == before
     assert not Path("run/.lock").exists()
 

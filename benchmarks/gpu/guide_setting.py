@@ -45,7 +45,8 @@ class Setting:
     @classmethod
     def of(cls, name: str, toy: bool) -> Setting:
         config = config_of(name, toy)
-        source = build(config.data, "data")
+        settings = {key: value for key, value in config.source().items() if key != "train_shift"}  # of real domains
+        source = build(settings, "data")
         stream = TaskStream(source.sampler("train", config.task), config.seed, "train")
         torch.manual_seed(config.seed)
         episodes = with_extras(config, stream.batch(0, 2 if toy else config.train.tasks_per_step))

@@ -21,11 +21,16 @@ class Scale(nn.Module):
     amortized: times the exponential of a network of theta^0 [T, C, W], which starts at 1.
     """
 
-    def __init__(self, num_weights: int, scale: float, amortized: bool = False) -> None:
+    def __init__(self, num_weights: int, scale: float, amortized: bool = False, learned: bool = True) -> None:
         super().__init__()
         if scale <= 0:
             raise UsageError(f"expected guide.scale > 0, got {scale}")
-        self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
+        start = torch.full((num_weights,), scale).log()
+        self.log_scale: Tensor
+        if learned:
+            self.log_scale = nn.Parameter(start)
+        else:
+            self.register_buffer("log_scale", start)
         self.network = _network(num_weights) if amortized else None
 
     def forward(self, start: Tensor) -> Tensor:
@@ -46,8 +51,7 @@ def scale_of_family(family: str, num_weights: int, scale: float) -> Scale | None
     check_choice("guide.posterior", family, FAMILIES)
     if family == "delta":
         return None
-    sigma = Scale(num_weights, scale, family == "amortized")
-    return sigma.requires_grad_(family != "fixed")
+    return Scale(num_weights, scale, family == "amortized", learned=family != "fixed")
 
 
 def around(loc: Tensor, scale: Tensor | None) -> TorchDistribution:

@@ -69,10 +69,13 @@ class PriorMean(Initialisation):
         return prior.mean
 
 
-def initialisation_of_rows(name: str, num_classes: int, num_weights: int) -> Initialisation:
+def initialisation_of_rows(name: str, model: Model, num_classes: int, num_weights: int) -> Initialisation:
     """`support`: scaled prototypes. `global`: a learned row [W] for each of the classes (or outputs) of all tasks."""
     check_choice("guide.initialisation", name, ("support", "global"))
-    return ScaledPrototypes(num_weights) if name == "support" else learned_rows(num_classes, num_weights)
+    if name == "global":
+        return learned_rows(num_classes, num_weights)
+    require(model, HasPrototypes, "guide.initialisation=support")
+    return ScaledPrototypes(num_weights)
 
 
 def learned_rows(num_classes: int, num_weights: int) -> LearnedPoint:
@@ -87,4 +90,7 @@ def initialisation_of_latent(name: str, model: Model, num_classes: int, num_feat
     if name == "global":
         model_with_point = require(model, HasInitialPoint, "guide.initialisation=global")
         return LearnedPoint(model_with_point.initial_latent(num_classes, num_features))
-    return {"support": Prototypes, "prior": PriorMean}[name]()
+    if name == "prior":
+        return PriorMean()
+    require(model, HasPrototypes, "guide.initialisation=support")
+    return Prototypes()
