@@ -108,6 +108,7 @@ def test_a_step_is_taken_on_the_device_alone(pair: Pair, tmp_path: Path) -> None
 def test_every_guide_is_tried() -> None:
     """By its YAML: no guide is left out of the pairs above."""
     configured = {path.stem for path in (CONF / "guide").glob("*.yaml")}
+    print(f"{len(PAIRS)} pairs of a learner and tasks, {len(configured)} guides by their YAML")
     assert len(PAIRS) >= len(configured) + 140, len(PAIRS)
     assert {pair.guide for pair in PAIRS} == {path.stem for path in (CONF.parents[1] / "guides").glob("[a-z]*.py")}
 
