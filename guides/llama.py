@@ -29,11 +29,7 @@ class Guide(pyro_metabayes.Guide):
     Args:
         weight: weight of the correction; 1e-6 as published.
         precision: precision of the prior around theta^0, the same for all weights.
-        num_steps: number of inner steps, K.
-        step_size: eta, for a mean over support points, in the unit of the model's loss (`Model.loss_unit`).
-        learn_step_size: whether eta is learned, from step_size; a fixed eta may change after training.
-        first_order: whether the outer gradient treats each inner gradient as a constant.
-        initialisation: theta^0: `global`, `prior` or `support`, as in maml.
+    The other arguments are those of `maml`.
 
     Raises:
         UsageError: a setting is out of range.
@@ -47,13 +43,13 @@ class Guide(pyro_metabayes.Guide):
         model: pyro_metabayes.Model,
         num_classes: int,
         num_features: int,
-        weight: float = 1e-6,
-        precision: float = 1.0,
+        initialisation: str = "global",
         num_steps: int = 1,
         step_size: float = 0.01,
         learn_step_size: bool = False,
         first_order: bool = False,
-        initialisation: str = "global",
+        weight: float = 1e-6,
+        precision: float = 1.0,
     ) -> None:
         super().__init__(model)
         if weight < 0 or precision <= 0:

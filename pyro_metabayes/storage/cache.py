@@ -33,12 +33,7 @@ def cache_folder() -> Path:
 
 def data_file(relative: str, hint: str) -> Path:
     """The file under the folder METABAYES_DATA, after its checksum is verified; `hint` says which file to put there."""
-    root = os.environ.get("METABAYES_DATA")
-    if not root:
-        raise UsageError(
-            f"expected the environment variable METABAYES_DATA to name a folder with {relative}, got nothing; {hint}"
-        )
-    path = Path(root) / relative
+    path = _under_data(relative, hint)
     if not path.is_file():
         raise UsageError(f"expected a file at {path}, got none; {hint}")
     return verify(path)
@@ -46,15 +41,19 @@ def data_file(relative: str, hint: str) -> Path:
 
 def data_folder(relative: str, hint: str) -> Path:
     """The folder under the folder METABAYES_DATA; `hint` says what to put there."""
-    root = os.environ.get("METABAYES_DATA")
-    if not root:
-        raise UsageError(
-            f"expected the environment variable METABAYES_DATA to name a folder with {relative}/, got nothing; {hint}"
-        )
-    path = Path(root) / relative
+    path = _under_data(f"{relative}/", hint)
     if not path.is_dir():
         raise UsageError(f"expected a folder {path}, got none; {hint}")
     return path
+
+
+def _under_data(relative: str, hint: str) -> Path:
+    root = os.environ.get("METABAYES_DATA")
+    if not root:
+        raise UsageError(
+            f"expected the environment variable METABAYES_DATA to name a folder with {relative}, got nothing; {hint}"
+        )
+    return Path(root) / relative
 
 
 def cached_arrays(name: str, settings: Mapping[str, object], make: Callable[[], Arrays]) -> Arrays:
