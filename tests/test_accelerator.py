@@ -25,6 +25,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
 from torch.nn import functional
 
+from pyro_metabayes import MetaLearner
 from tests.accelerator.build import build
 from tests.commands import SMALL, checkpoint_of, figures_of, finish, lines_of, on_features, process, same_weights
 from tests.pairs import Pair, every_pair
@@ -308,3 +309,14 @@ def test_a_resumed_run_goes_on_with_the_noise_of_the_device(features: Path, shel
     finished(*settings, "train.steps=2", "hydra.run.dir=resumed")
     finished("resume=resumed", "train.steps=4")
     assert_same_runs(Path("resumed"), Path("whole"))
+
+
+@pytest.mark.parametrize(("first", "then"), [(TWIN, "cpu"), ("cpu", TWIN)])
+def test_a_checkpoint_goes_on_on_another_device(
+    first: str, then: str, features: Path, shell: pytest.MonkeyPatch
+) -> None:
+    """A run resumes elsewhere; its learner loads where its device is not known."""
+    finished(*on_features(features), "guide=savi", f"device={first}", "hydra.run.dir=run")
+    assert all(torch.isfinite(value).all() for value in MetaLearner.load("run").state_dict().values())
+    finished("resume=run", "train.steps=4", f"device={then}")
+    assert figures_of(Path("run"))["device"].startswith(then) and lines_of(Path("run"))[-1]["step"] == 4
