@@ -29,7 +29,7 @@ class Observed:
     support_mask: Tensor = None  # type: ignore[assignment]  # [T, S], default all true
     query_mask: Tensor = None  # type: ignore[assignment]  # [T, Q], default all true
     classes: Tensor | None = None  # [T, C], ids of the classes in their bank
-    # [T, ...] by name. "turned" [T, Q, 3, *X]: queries rotated by 1, 2 and 3 quarter turns; "base": base_novel.py.
+    # [T, ...] by name, each of one source: views of queries [T, Q, ..., *X] (domains.py), base classes (base_novel.py).
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,8 +54,12 @@ class Observed:
         """The same tasks with `function` applied to every tensor [T, Q, ...] of their queries."""
         names = [name for name in ("query_x", "query_y", "query_mask") if hasattr(self, name)]
         changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
-        turned = {name: function(value) for name, value in self.auxiliary.items() if name == "turned"}
-        return replace(self, **changed, auxiliary=self.auxiliary | turned)
+        views = {name: function(value) for name, value in self.auxiliary.items() if self._is_of_queries(value)}
+        return replace(self, **changed, auxiliary=self.auxiliary | views)
+
+    def _is_of_queries(self, auxiliary: Tensor) -> bool:
+        """Whether a tensor is [T, Q, ..., *X]: views of the queries."""
+        return auxiliary.dim() >= self.query_x.dim() and auxiliary.shape[1] == self.query_x.shape[1]
 
     def tasks(self, index: slice | Tensor) -> Self:
         """The tasks at `index`, in its order."""

@@ -22,14 +22,14 @@ def printable(message: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in message)
 
 
-def unknown_key(key: str, known: Iterable[str], owner: str) -> UsageError:
+def unknown_key(key: str, names: Iterable[str], owner: str) -> UsageError:
     """The mistake of a setting that its owner does not have, with the nearest one that it has."""
     if key in MOVED_SETTINGS:
         return UsageError(f"unknown key '{key}'; it is now {MOVED_SETTINGS[key]}")
-    known = list(known)
-    near = get_close_matches(key.rpartition(".")[2], known, 1)
+    names = list(names)
+    near = get_close_matches(key.rpartition(".")[2], names, 1)
     guess = f"did you mean '{near[0]}'? " if near else ""
-    return UsageError(f"unknown key '{key}'; {guess}{owner} takes: {', '.join(known) or 'none'}")
+    return UsageError(f"unknown key '{key}'; {guess}{owner} takes: {', '.join(names) or 'none'}")
 
 
 def check_choice(key: str, value: str, choices: Sequence[str]) -> None:

@@ -85,22 +85,22 @@ def kl_weight_at(weight: Any, step: int) -> float:
 
 def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
     """The torch optimiser, with one parameter group per entry of learning_rates and one for all other parameters."""
-    trained = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
-    if not trained:
+    trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
+    if not trainable:
         raise UsageError("expected parameters to train, got a model and a guide without any; take another guide=")
     rates = {"": settings.learning_rate}
-    rates |= {current_name(name, trained) or name: rate for name, rate in settings.learning_rates.items()}
+    rates |= {current_name(name, trainable) or name: rate for name, rate in settings.learning_rates.items()}
     groups: dict[str, list[str]] = {}
-    for name in trained:
+    for name in trainable:
         groups.setdefault(rate_of(name, rates), []).append(name)
     _report_unused(rates.keys() - groups.keys() - {""}, learner)
     options: list[dict[str, Any]] = [
-        {"params": [trained[name] for name in names], "lr": rates[key], "base": rates[key], "name": key}
+        {"params": [trainable[name] for name in names], "lr": rates[key], "base": rates[key], "name": key}
         for key, names in groups.items()
     ]
     if settings.optimizer == "adam":
         # `step_unless` resets the count of steps on the device, so Adam must count there.
-        capturable = settings.on_nan == "skip" and next(iter(trained.values())).device.type in CAPTURABLE
+        capturable = settings.on_nan == "skip" and next(iter(trainable.values())).device.type in CAPTURABLE
         return torch.optim.Adam(options, weight_decay=settings.weight_decay, capturable=capturable)
     momentum = settings.momentum
     return torch.optim.SGD(

@@ -54,9 +54,9 @@ def _check_moments(moments: Mapping[int, Mapping[str, Any]], optimizer: Optimize
 
 def _names_in_groups(state: Mapping[str, Any], weights: Iterable[str], number_of: Mapping[str, int]) -> list[str]:
     """The names that version 0.1 did not keep: group by group, in the order of the weights."""
-    trained = [name for name in weights if current_name(name, number_of) in number_of]
+    trainable = [name for name in weights if current_name(name, number_of) in number_of]
     keys = [group["name"] for group in state["param_groups"]]
-    return [name for key in keys for name in trained if rate_of(name, keys) == key]
+    return [name for key in keys for name in trainable if rate_of(name, keys) == key]
 
 
 def _layout(groups: Sequence[Mapping[str, Any]], names: Sequence[str | None]) -> list[Any]:
