@@ -109,6 +109,12 @@ def test_places_that_are_not_there_are_refused(features: Path) -> None:
     )
 
 
+def test_a_simulator_has_no_other_places_either() -> None:
+    assert "expected data.device to be one of auto, cpu, accelerator, got 'disk'" in error_of(
+        "data=gaussian_features", "data.device=disk"
+    )
+
+
 def test_a_run_with_the_bank_on_the_host_is_the_same(features: Path, tmp_path: Path) -> None:
     runs: list[Any] = [
         ran("run", *on_features(features), f"hydra.run.dir={tmp_path / place}", f"data.device={place}", "guide=proto")

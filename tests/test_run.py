@@ -291,6 +291,21 @@ def of_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ..
 SMALL_DIGITS = ("data.train_images=100", "data.val_images=80", "data.test_images=90")
 
 
+@pytest.mark.usefixtures("empty_folder")
+@pytest.mark.parametrize("guide", ["sib", "maml"])
+def test_a_step_size_is_a_setting_unless_it_was_learned(guide: str, features: Path) -> None:
+    """An evaluation changes a fixed one, refuses to change a learned one, and may fix it."""
+    run = "run", *on_features(features), f"guide={guide}"
+    ran(*run, "guide.learn_step_size=true", "hydra.run.dir=learned")
+    ran(*run, "guide.learn_step_size=false", "hydra.run.dir=fixed")
+    expected = "expected a run with a fixed step size for guide.step_size=0.5, got one that has learned it"
+    assert call("evaluate", "learned", "guide.step_size=0.5").error.startswith(expected)
+    ran("evaluate", "learned", "guide.step_size=0.5", "guide.learn_step_size=false")
+    ran("evaluate", "fixed", "guide.step_size=0.5")
+    before, after = results_of(Path("fixed")), results_of(Path("fixed/evaluations/guide.step_size=0.5"))
+    assert before["nll"] != after["nll"]
+
+
 def test_zero_shot_guides_run(of_domains: tuple[str, ...]) -> None:
     """Without a support set; the source classifier is the pretrained one, and lambda starts there."""
     digits = ("data=digit_domains", "data.target=uci", *SMALL_DIGITS, *of_domains, *SMALL)

@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pyro_metabayes.build import arguments_of, target_of
+from pyro_metabayes.data.placement import PLACES
 from pyro_metabayes.data.task_shape import TaskShape
-from pyro_metabayes.errors import UsageError, unknown_key
+from pyro_metabayes.errors import UsageError, check_choice, unknown_key
 from pyro_metabayes.evaluation.evaluate import EvalSettings
 from pyro_metabayes.pretraining import PretrainSettings
 from pyro_metabayes.specification.parts import PARTS
@@ -64,6 +65,7 @@ class Config:
         refuse_unequal_shards(self.train.tasks_per_step, self.trainer.devices)
         if not isinstance(frozen := self.backbone.get("frozen", True), bool):
             raise UsageError(f"expected backbone.frozen to be true or false, got {frozen!r}")
+        check_choice("data.device", self.place, PLACES)
 
     def specification(self) -> dict[str, Any]:
         """The parts of the learner, as plain values."""

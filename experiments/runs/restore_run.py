@@ -14,6 +14,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.evaluate import BATCH
 from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
+from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import count_of, expecting, within
 
@@ -64,8 +65,22 @@ def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:
     setup = set_up(config, num_classes)
     with expecting("a checkpoint with the weights of a learner"):
         setup.learner.load_weights(weights)
+    _refuse_learned_step_sizes(state, config, setup.learner)
     setup.learner.to(setup.device)
     return setup
+
+
+def _refuse_learned_step_sizes(state: dict[str, Any], config: Config, learner: MetaLearner) -> None:
+    """A learned step size is a weight of the checkpoint, which a changed setting would not change."""
+    saved, now, learned = state["best"]["specification"], config.specification(), dict(learner.named_parameters())
+    for part in ("guide", "model"):
+        for name in [name for name in now[part] if name.endswith("step_size")]:
+            changed = now[part][name] != saved[part].get(name, now[part][name])
+            if changed and (f"{part}.{name}" in learned or f"{part}.log_{name}" in learned):
+                raise UsageError(
+                    f"expected a run with a fixed step size for {part}.{name}={now[part][name]}, got one that has "
+                    f"learned it; set {part}.learn_step_size=false beside it where {part} has that setting"
+                )
 
 
 def restore_run(folder: Path, config: Config) -> RunSetup:

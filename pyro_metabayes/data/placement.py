@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 
 PLACES = ("auto", "cpu", "accelerator")
 SHARE = 0.5  # of the free memory of a device that a bank may take; the rest is for training
@@ -24,8 +24,7 @@ def place_bank(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
     Raises:
         UsageError: another name of a place, or place="accelerator" on the CPU.
     """
-    if place not in PLACES:
-        raise UsageError(f"expected data.device to be one of {', '.join(PLACES)}, got '{place}'")
+    check_choice("data.device", place, PLACES)
     if place == "accelerator" and device.type == "cpu":
         raise UsageError("expected an accelerator for data.device=accelerator, got device=cpu; take data.device=auto")
     return bank if place == "cpu" or (place == "auto" and not fits(bank, device)) else bank.to(device)
