@@ -32,7 +32,7 @@ class Guide(pyro_metabayes.Guide):
     The other arguments are those of `maml`.
 
     Raises:
-        UsageError: a setting is out of range.
+        UsageError: weight < 0, precision <= 0, or a setting of the inner loop is out of range.
     """
 
     num_steps: int
@@ -43,13 +43,13 @@ class Guide(pyro_metabayes.Guide):
         model: pyro_metabayes.Model,
         num_classes: int,
         num_features: int,
+        weight: float = 1e-6,
+        precision: float = 1.0,
+        first_order: bool = False,
         initialisation: str = "global",
         num_steps: int = 1,
         step_size: float = 0.01,
         learn_step_size: bool = False,
-        first_order: bool = False,
-        weight: float = 1e-6,
-        precision: float = 1.0,
     ) -> None:
         super().__init__(model)
         if weight < 0 or precision <= 0:
