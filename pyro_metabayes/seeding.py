@@ -38,7 +38,7 @@ def _at(device: torch.device) -> tuple[torch.device, ...]:
 
 @contextmanager
 def noise_of(seed: int) -> Iterator[None]:
-    """Inside, seeds the generators of the CPU and of the accelerator; afterwards, restores their states."""
+    """Context manager: the generators of the CPU and of the accelerator start at `seed`; their states are restored."""
     device = accelerator()
     before = random_states(device) if device else []
     with torch.random.fork_rng(devices=[]):
@@ -52,9 +52,15 @@ def noise_of(seed: int) -> Iterator[None]:
 
 @contextmanager
 def noise_of_process(rank: int, num_processes: int) -> Iterator[None]:
-    """Inside, noise with a task axis is that of the rank-th of equal, contiguous parts of the tasks of all processes.
+    """Context manager for data parallelism: random numbers that do not depend on the number of processes.
 
-    Every other draw is shared by all tasks, and is the same on all processes.
+    The tasks of a step are split into num_processes equal, contiguous blocks. `task_draws` and `task_noise` then return
+    block `rank` of the numbers that one process would draw for all tasks. Random numbers without a task axis are the
+    same on all processes.
+
+    Args:
+        rank: index of this process, from 0.
+        num_processes: number of processes.
     """
     token = _process.set((rank, num_processes))
     try:

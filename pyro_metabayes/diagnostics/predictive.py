@@ -51,7 +51,7 @@ class PredictiveDraws:
 
 @contextmanager
 def observing(model: Model, labels: str) -> Iterator[None]:
-    """Inside, the model observes the given labels: "query", "support" or "all"."""
+    """Context manager: the model observes the given labels: "query", "support" or "all"."""
     previous, model.observe = model.observe, labels
     try:
         yield
@@ -147,10 +147,13 @@ def _surprise(likelihood: Any, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 
 def to_arviz(draws: PredictiveDraws) -> Any:
-    """An ArviZ object: InferenceData of 0.2x, DataTree of 1.x, with dimensions chain, draw, task, ...
+    """Convert to ArviZ: InferenceData for ArviZ < 1, DataTree for ArviZ >= 1, with dimensions chain, draw, task, ...
 
     Groups: posterior and prior (w), posterior_predictive and prior_predictive (query_y), observed_data (query_y),
-    constant_data (query_mask). The draws are independent: one chain.
+    constant_data (query_mask, true for a query that counts). The draws are independent, so there is one chain.
+
+    Args:
+        draws: as `predictive_draws` returns them.
     """
     arviz = _arviz()
     groups: dict[str, dict[str, Any]] = {}

@@ -62,8 +62,8 @@ def _read(path: str) -> Arrays:
         return _arrays_of(file)
     except (*DAMAGED, SafetensorError) as error:
         raise UsageError(
-            f"expected plain arrays in {path}, but it cannot be read ({reason_of(error)}); it may be cut "
-            "short or hold pickled objects: write it anew"
+            f"expected NumPy arrays without pickled objects in {path}, which cannot be read ({reason_of(error)}); the "
+            "file may be truncated: write the file again"
         ) from error
 
 
