@@ -459,7 +459,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "embeddings of another width": (
         leo_embeddings,
         changed_pickle(write_leo, LEO, embeddings=np.ones((6, 5), np.float32), keys=KEYS),
-        "one shape in all splits of leo_embeddings, got .4. in train, .5. in val, .4. in test; download",
+        "one shape in all splits of leo_embeddings, got .4. in train, .5. in val, .4. in test; take",
     ),
     "code": (
         leo_embeddings,
