@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
+from pyro_metabayes.distributions.joint import sample_latent
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.parameters import Program, announce_parameters
@@ -46,11 +47,11 @@ class Model(Recorded, Program):
         return isinstance(self, HasPrior) and self.prior_over_weights.conditional
 
     def event_shape(self, observed: Observed) -> Size:
-        """*W, the shape of the latent of one task."""
+        """*W, the shape of the latent of one task; of several sites, `Sites.event_shape`."""
         raise NotImplementedError
 
     def prior(self, observed: Observed) -> TorchDistribution:
-        """p(w | support or nothing): batch [T], event [*W]."""
+        """p(w | support or nothing): batch [T], event [*W]; a Joint for several sites."""
         raise NotImplementedError
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
@@ -102,7 +103,7 @@ class Model(Recorded, Program):
         query_y = data.query_y if isinstance(data, Episodes) else None
         with pyro.plate("task", data.num_tasks, dim=-1):
             with nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight):
-                w = pyro.sample("w", self.prior(data))
+                w = sample_latent(self.prior(data))
             # An empty set has no site: torch cannot sum over an event of no points.
             if self.observe in ("support", "all") and data.support_x.shape[1]:
                 support = self.likelihood(w, data.support_x, data).mask(data.support_mask)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
+from pyro_metabayes.distributions.joint import Joint
 from pyro_metabayes.errors import UsageError
 
 
@@ -22,6 +23,8 @@ def innermost(distribution: Any) -> Distribution:
 
 def has_density(distribution: Any) -> bool:
     """False for a point estimate (Delta) and for the improper flat prior, which have no bound, KL or entropy."""
+    if isinstance(distribution, Joint):
+        return all(map(has_density, distribution.examples.values()))
     return not isinstance(innermost(distribution), Delta | ImproperUniform)
 
 
