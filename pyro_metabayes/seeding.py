@@ -37,17 +37,24 @@ def _at(device: torch.device) -> tuple[torch.device, ...]:
 
 
 @contextmanager
-def noise_of(seed: int) -> Iterator[None]:
-    """Inside, seeds the generators of the CPU and of the accelerator; afterwards, restores their states."""
+def restored_noise() -> Iterator[None]:
+    """Afterwards, the generators of the CPU and of the accelerator have the states that they had before."""
     device = accelerator()
     before = random_states(device) if device else []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         try:
             yield
         finally:
             if device:
                 set_random_states(device, before)
+
+
+@contextmanager
+def noise_of(seed: int) -> Iterator[None]:
+    """Inside, seeds the generators of the CPU and of the accelerator; afterwards, restores their states."""
+    with restored_noise():
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

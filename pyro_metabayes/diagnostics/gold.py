@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.divergences import has_density
+from pyro_metabayes.inference.divergences import has_density, innermost
 from pyro_metabayes.model import OBSERVE, Model
+from pyro_metabayes.prediction.moments import moments_of
 
 
 class Target:
@@ -46,7 +47,13 @@ class Target:
         if self.points is not None and not self.points[0].shape[1]:
             self.points = None
         self.event_dim = len(self.prior.event_shape)
-        self.loc, self.scale = self.prior.mean, self.prior.variance.sqrt()
+        moments = moments_of(self.prior)
+        self.loc, self.scale = moments.mean, moments.variance.sqrt()
+        if not self.scale.isfinite().all():
+            raise UsageError(
+                "expected a prior whose weights have finite variances for a gold posterior, got "
+                f"{type(innermost(self.prior)).__name__} without; take another prior"
+            )
 
     def tasks(self, index: slice) -> Target:
         return Target(self.model, self.episodes.tasks(index), self.labels)
@@ -115,15 +122,14 @@ def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
     for start in range(0, num_tasks, settings.together):
         part = target.tasks(slice(start, start + settings.together))
         chains = [_chain(part, settings) for _ in range(settings.chains)]
-        parts.append(torch.stack([z for z, _ in chains]))
+        parts.append(torch.stack([w for w, _ in chains]))
         count = sum(count for _, count in chains)
         divergences.append(torch.full((part.episodes.num_tasks,), float(count)))
-    z = torch.cat(parts, dim=2)
-    return _summary(target, target.loc + target.scale * z, torch.cat(divergences))
+    return _summary(target, torch.cat(parts, dim=2), torch.cat(divergences))
 
 
 def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
-    """z [L, T, *W] of the tasks of the target, and the number of divergences."""
+    """Draws w [L, T, *W] of the tasks of the target, and the number of divergences."""
 
     def potential(sites: dict[str, Tensor]) -> Tensor:
         return -target.log_joint(target.loc + target.scale * sites["z"]).sum()
@@ -136,7 +142,8 @@ def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
     start = {"z": torch.randn_like(target.loc)}
     mcmc = MCMC(kernel, settings.draws, settings.warmup, initial_params=start, disable_progbar=True)
     mcmc.run()
-    return mcmc.get_samples()["z"].detach(), len(mcmc.diagnostics()["divergences"]["chain 0"])
+    w = target.loc + target.scale * mcmc.get_samples()["z"].detach()  # loc and scale differ by part where sampled
+    return w, len(mcmc.diagnostics()["divergences"]["chain 0"])
 
 
 @torch.no_grad()
