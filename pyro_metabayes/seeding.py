@@ -37,17 +37,24 @@ def _at(device: torch.device) -> tuple[torch.device, ...]:
 
 
 @contextmanager
-def noise_of(seed: int) -> Iterator[None]:
-    """Context manager: the generators of the CPU and of the accelerator start at `seed`; their states are restored."""
+def restored_noise() -> Iterator[None]:
+    """Context manager: the states of the generators of the CPU and of the accelerator are restored at its end."""
     device = accelerator()
     before = random_states(device) if device else []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         try:
             yield
         finally:
             if device:
                 set_random_states(device, before)
+
+
+@contextmanager
+def noise_of(seed: int) -> Iterator[None]:
+    """Context manager: the generators of the CPU and of the accelerator start at `seed`; their states are restored."""
+    with restored_noise():
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

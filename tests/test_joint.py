@@ -13,7 +13,7 @@ from pyro.infer import Trace_ELBO
 from torch import Size, Tensor
 
 from pyro_metabayes import Episodes, MetaLearner, UsageError
-from pyro_metabayes.diagnostics.coordinates import latent_of, random_coordinates
+from pyro_metabayes.diagnostics.coordinates import coordinates_of
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
 from pyro_metabayes.diagnostics.predictive import observing, predictive_draws, to_arviz
 from pyro_metabayes.diagnostics.sbc import sbc_ranks, uniformity
@@ -167,8 +167,9 @@ def test_nuts_finds_the_same_posterior() -> None:
 
 def test_coordinates_carry_their_jacobian() -> None:
     joint = funnel()
-    z = random_coordinates(joint)
-    latent, log_det = latent_of(joint, z)
+    coordinates = coordinates_of(joint)
+    z = coordinates.random()
+    latent, log_det = coordinates.latent(z)
     assert torch.isfinite(joint.log_prob(latent)).all()
     sizes = [value[0].numel() for value in z.values()]
 
@@ -176,7 +177,7 @@ def test_coordinates_carry_their_jacobian() -> None:
         one = {name: value.clone() for name, value in z.items()}
         for name, part in zip(z, flat.split(sizes), strict=True):
             one[name] = torch.cat((part.view(z[name][:1].shape), z[name][1:]))
-        return latent_of(joint, one)[0][0][:-1]  # probabilities sum to 1: the last is no coordinate
+        return coordinates.latent(one)[0][0][:-1]  # probabilities sum to 1: the last is no coordinate
 
     jacobian = torch.func.jacrev(of_task_0)(torch.cat([value[0].flatten() for value in z.values()]))
     torch.testing.assert_close(log_det[0], jacobian.det().abs().log())

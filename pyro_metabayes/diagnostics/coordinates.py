@@ -1,9 +1,9 @@
-"""Coordinates of a latent in which its prior has unit scale, for NUTS."""
+"""Coordinates of a latent in which its prior has about unit scale, for NUTS."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -11,56 +11,106 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_metabayes.distributions.joint import Joint, latent_from, sites_of
-
-Coordinates = dict[str, Tensor]  # z [..., T, *shape] by name of the site
-
-
-def random_coordinates(prior: TorchDistribution) -> Coordinates:
-    """Standard normal z of every site: the start of a chain."""
-    examples = prior.examples if isinstance(prior, Joint) else {"w": prior}
-    return {name: torch.randn_like(_origin(examples[name])) for name in sites_of(prior)}
+from pyro_metabayes.distributions.joint import Joint, latent_from
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.prediction.moments import moments_of
 
 
-def latent_of(prior: TorchDistribution, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
-    """The latent [..., T, *W] at coordinates z, and log |det d latent / d z| [..., T].
+class Coordinates(Protocol):
+    """A bijection from z, by name of the site, to the latent."""
 
-    A real site is mean + sd z, with the moments of its prior given the earlier sites (the non-centred parametrisation:
-    Papaspiliopoulos, Roberts and Sköld 2007). Another site is the bijection of torch from the real numbers to its
-    support. The log determinant of a single real site does not depend on z, and is left out.
+    def random(self) -> dict[str, Tensor]:
+        """Standard normal z [T, *shape] of every site: the start of a chain."""
 
-    Args:
-        prior: batch [T].
-        z: by name of the site ("w" for a single one), with any leading dimensions.
+    def latent(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+        """The latent [..., T, *W] at z [..., T, *shape], and log |det d latent / d z| [..., T], up to a constant."""
+
+
+class Standardised:
+    """w = mean + sd z, for a single real site.
+
+    Raises:
+        UsageError: a weight has no finite variance.
     """
-    log_dets: list[Tensor] = []
 
-    def value_of(name: str, distribution: TorchDistribution) -> Tensor:
-        value, log_det = _of_site(distribution, z[name])
-        log_dets.append(log_det)
-        return value
+    def __init__(self, prior: TorchDistribution) -> None:
+        moments = moments_of(prior)
+        self.loc, self.scale = moments.mean, moments.variance.sqrt()
+        if not self.scale.isfinite().all():
+            raise UsageError(
+                "expected a prior whose weights have finite variances for a gold posterior, got "
+                f"{type(innermost(prior)).__name__} without; take another prior"
+            )
 
-    latent = latent_from(prior, value_of)
+    def random(self) -> dict[str, Tensor]:
+        return {"w": torch.randn_like(self.loc)}
+
+    def latent(self, z: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+        return self.loc + self.scale * z["w"], 0.0
+
+
+class SiteBySite:
+    """A real site is mean + sd z, with the moments of its prior given the earlier sites: non-centred parametrisation.
+
+    Any other site, and a real one without such moments, is the bijection of torch from real numbers to its support.
+    (Papaspiliopoulos, Roberts and Sköld 2007.)
+    """
+
+    def __init__(self, prior: TorchDistribution) -> None:
+        self.prior = prior
+
+    def random(self) -> dict[str, Tensor]:
+        examples = self.prior.examples if isinstance(self.prior, Joint) else {"w": self.prior}
+        return {name: torch.randn(_shape(example), **_options(example)) for name, example in examples.items()}
+
+    def latent(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        log_dets: list[Tensor] = []
+
+        def value_of(name: str, distribution: TorchDistribution) -> Tensor:
+            value, log_det = _of_site(distribution, z[name])
+            log_dets.append(log_det)
+            return value
+
+        return latent_from(self.prior, value_of), torch.stack(torch.broadcast_tensors(*log_dets)).sum(0)
+
+
+def coordinates_of(prior: TorchDistribution) -> Coordinates:
+    """Coordinates of the latents of a prior."""
     if not isinstance(prior, Joint) and _is_real(prior):
-        return latent, 0.0
-    return latent, torch.stack(torch.broadcast_tensors(*log_dets)).sum(0)
+        return Standardised(prior)
+    return SiteBySite(prior)
 
 
 def _of_site(distribution: TorchDistribution, z: Tensor) -> tuple[Tensor, Tensor]:
-    if _is_real(distribution):
-        scale = distribution.variance.sqrt()
-        log_det = scale.log().expand(z.shape)
-        return distribution.mean + scale * z, sum_rightmost(log_det, len(distribution.event_shape))
+    """A value of the site, and the log determinant [..., T] of its derivative."""
+    if _is_real(distribution) and (moments := _closed_form(distribution)) is not None:
+        mean, scale = moments
+        return mean + scale * z, sum_rightmost(scale.log().expand(z.shape), len(distribution.event_shape))
     to_support = biject_to(distribution.support)
     value = to_support(z)
     return value, to_support.log_abs_det_jacobian(z, value)
 
 
-def _origin(distribution: TorchDistribution) -> Tensor:
-    """z = 0 of a site [T, *shape]."""
+def _closed_form(distribution: TorchDistribution) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation, if they have a closed form and are finite."""
+    try:
+        mean, scale = distribution.mean, distribution.variance.sqrt()
+    except NotImplementedError:
+        return None
+    return (mean, scale) if bool(scale.isfinite().all()) else None
+
+
+def _shape(distribution: TorchDistribution) -> torch.Size:
+    """The shape of z of a site."""
+    return biject_to(distribution.support).inverse_shape(distribution.batch_shape + distribution.event_shape)
+
+
+def _options(distribution: TorchDistribution) -> dict[str, Any]:
+    """dtype and device of the values of a site."""
     with torch.no_grad():
         value = distribution.sample()
-    return torch.zeros_like(value if _is_real(distribution) else biject_to(distribution.support).inv(value))
+    return {"dtype": value.dtype, "device": value.device}
 
 
 def _is_real(distribution: TorchDistribution) -> bool:

@@ -17,11 +17,12 @@ from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
-from pyro_metabayes.diagnostics.coordinates import latent_of, random_coordinates
+from pyro_metabayes.diagnostics.coordinates import coordinates_of
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.divergences import has_density
 from pyro_metabayes.model import OBSERVE, Model
+from pyro_metabayes.prediction.moments import moments_of
 
 
 class Target:
@@ -49,16 +50,17 @@ class Target:
         if self.points is not None and not self.points[0].shape[1]:
             self.points = None
         self.event_dim = len(self.prior.event_shape)
+        self.coordinates = coordinates_of(self.prior)
 
     @cached_property
     def loc(self) -> Tensor:
         """Mean of the prior [T, *W]."""
-        return self.prior.mean
+        return moments_of(self.prior).mean
 
     @cached_property
     def scale(self) -> Tensor:
         """Standard deviation of the prior [T, *W]."""
-        return self.prior.variance.sqrt()
+        return moments_of(self.prior).variance.sqrt()
 
     def tasks(self, index: slice) -> Target:
         return Target(self.model, self.episodes.tasks(index), self.labels)
@@ -74,8 +76,8 @@ class Target:
         return self.prior.log_prob(w) + self.log_likelihood(w)
 
     def log_joint_at(self, z: Mapping[str, Tensor]) -> Tensor:
-        """The log joint density of the coordinates z of the latents (`latent_of`) [..., T], up to a constant."""
-        w, log_det = latent_of(self.prior, z)
+        """The log joint density at the coordinates z of the latents [..., T], up to a constant."""
+        w, log_det = self.coordinates.latent(z)
         return self.log_joint(w) + log_det
 
 
@@ -121,7 +123,7 @@ def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
     """NUTS on z = (w - mean) / sd of the prior, started at draws of the prior, for a few tasks at a time.
 
     Under the prior all z have unit scale, which suits the default mass matrix. The coordinates of several sites, and of
-    sites that are not real, are those of `latent_of`. Without labels: independent draws of the prior.
+    sites that are not real, are those of `coordinates_of`. Without labels: independent draws of the prior.
     """
     num_tasks = target.episodes.num_tasks
     if target.points is None:
@@ -149,11 +151,11 @@ def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
         target_accept_prob=settings.target_accept,
         max_tree_depth=settings.max_tree_depth,
     )
-    start = random_coordinates(target.prior)
+    start = target.coordinates.random()
     mcmc = MCMC(kernel, settings.draws, settings.warmup, initial_params=start, disable_progbar=True)
     mcmc.run()
     with torch.no_grad():
-        w, _ = latent_of(target.prior, mcmc.get_samples())
+        w, _ = target.coordinates.latent(mcmc.get_samples())
     return w, len(mcmc.diagnostics()["divergences"]["chain 0"])
 
 
