@@ -61,10 +61,16 @@ def _read(path: str) -> Arrays:
     try:
         return _arrays_of(file)
     except (*DAMAGED, SafetensorError) as error:
+        reason = reason_of(error)
         raise UsageError(
-            f"expected plain arrays in {path}, but it cannot be read ({reason_of(error)}); it may be cut "
-            "short or hold pickled objects: write it anew"
+            f"expected plain arrays in {path}, but it cannot be read ({reason}); {_remedy(reason)}"
         ) from error
+
+
+def _remedy(reason: str) -> str:
+    if "object" in reason.lower():  # numpy's word for pickled ones
+        return "arrays of Python objects are not loaded: save names with .astype(str) and numbers with .astype(float)"
+    return "it may be cut short: write it anew"
 
 
 def _arrays_of(file: Path) -> Arrays:
