@@ -28,7 +28,7 @@ from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import seeded
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 GRID = torch.linspace(-5, 5, 101)
@@ -67,7 +67,7 @@ class FamilyStudy:
 def family_row(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict[str, Any]:
     """Shares of the sampled functions by family, pooled over tasks, and the fit of their mean."""
     lines, own, both, error = [], [], [], []
-    with noise_of(study.config.seed):
+    with seeded(study.config.seed):
         for number in range(blocks):
             observed, truth = study.block(number, shot)
             sampled = study.functions(observed, samples)
@@ -109,7 +109,7 @@ def draw(study: FamilyStudy, path: Path, samples: int = 12) -> Path:
         observed, truth = study.block(0, shot)
         tasks = torch.stack([(truth.family == family).nonzero()[column, 0] for family in range(2)])
         observed, functions = observed.tasks(tasks), truth(observed.query_x)[tasks].squeeze(-1)
-        with noise_of(study.config.seed):
+        with seeded(study.config.seed):
             sampled = study.functions(observed, samples)
         for row in range(2):
             _panel(axes[row][column], observed.tasks(slice(row, row + 1)), functions[row], sampled[:, row])

@@ -23,7 +23,7 @@ from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import seeded
 
 NUM_QUERIES = 400  # of the task; its support points and its curve are taken from them
 NUM_FUNCTIONS = 12  # of the plot
@@ -63,7 +63,7 @@ def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, places: Tenso
     x, y = episodes.query_x[:, order], episodes.query_y[:, order]
     support_x, support_y = episodes.query_x[:, places], episodes.query_y[:, places]
     observed = Observed(support_x=support_x, support_y=support_y, query_x=x)
-    with noise_of(0):
+    with seeded(0):
         _, likelihood = learner.posterior_predictive(observed, num_samples)
     return Band(x.flatten(), y.flatten(), support_x.flatten(), support_y.flatten(), likelihood.mean[:, 0, :, 0])
 

@@ -85,7 +85,8 @@ class Guide(Recorded, Program):
         if self.num_classes is not None and classes and classes != self.num_classes:
             raise UsageError(
                 f"expected tasks of {self.num_classes} classes, which this guide was trained for, "
-                f"got {observed.num_classes}; train with task.way={observed.num_classes}"
+                f"got {observed.num_classes}; train with task.way={observed.num_classes}, or train a guide for any "
+                "number: mc, savi, proto, or sib with guide.synthetic_gradient=equivariant"
             )
 
     def _check_shape(self, q: TorchDistribution, data: Observed) -> None:

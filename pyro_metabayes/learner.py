@@ -18,8 +18,11 @@ from pyro_metabayes.guide import Guide
 from pyro_metabayes.model import Model
 from pyro_metabayes.moved import current_shared_values
 from pyro_metabayes.objectives.objective import Objective
-from pyro_metabayes.prediction.arrays import Array, as_float, holds_inputs, task_of
-from pyro_metabayes.prediction.draws import Prediction, draws_of
+from pyro_metabayes.prediction.arrays import holds_inputs, task_of
+from pyro_metabayes.prediction.draws import Prediction, check_num_samples, draws_of, prediction_of
+from pyro_metabayes.prediction.images import as_float
+from pyro_metabayes.prediction.tensors import Array
+from pyro_metabayes.seeding import noise_of
 from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
 from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
 from pyro_metabayes.storage import checkpoint
@@ -133,21 +136,25 @@ class MetaLearner(nn.Module):
         return w, self.model.likelihood(w, observed.query_x, observed)
 
     @torch.no_grad()
-    def predict(self, support_x: Array, support_y: Array, query_x: Array, num_samples: int = 100) -> Prediction:
+    def predict(
+        self, support_x: Array, support_y: Array, query_x: Array, num_samples: int = 100, seed: int = 0
+    ) -> Prediction:
         """Class probabilities of one task's query inputs, from one's own arrays; base classes, if any, stand last.
 
-        support_x [S, *X], support_y [S] integers 0 to C-1, query_x [Q, *X]; what the backbone
-        takes (images, or features where there is none). Probabilities are averaged over samples of w.
+        Args:
+            support_x: [S, *X], what the backbone takes: images (floats in [0, 1], or integers), or features.
+            support_y: [S], integers 0 to C - 1.
+            query_x: [Q, *X].
+            num_samples: number of draws of w over which probabilities are averaged.
+            seed: of these draws, in any thread; no global random state is read or changed.
         """
-        if num_samples < 1:
-            raise UsageError(f"expected num_samples >= 1, got {num_samples}")
+        check_num_samples(num_samples)
         if self._shared.get("num_targets"):
             raise UsageError("expected a learner of classes for predict, got one of numbers; use posterior_predictive")
         like = next(self.parameters())  # there is always one, the head's scale
-        observed = self._embedded(task_of(support_x, support_y, query_x, self.input_shape, like))
-        _, likelihood = self.posterior_predictive(observed, num_samples)
-        probabilities = likelihood.probs.squeeze(1)  # [L, Q, C]
-        return Prediction(probabilities.mean(0), probabilities.std(0, correction=0))
+        task = task_of(support_x, support_y, query_x, self.input_shape, self.backbone, like)
+        with noise_of(seed):
+            return prediction_of(lambda: self.posterior_predictive(self._embedded(task), num_samples)[1], like.dtype)
 
     def save(self, path: Path | str) -> None:
         """Specification and weights, in one file that `load` reads."""
@@ -172,7 +179,7 @@ class MetaLearner(nn.Module):
         saved = state.get("best", state.get("learner"))
         if not isinstance(saved, dict):
             raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
-        with expecting(f"a learner of this package at {path}"):
+        with expecting(f"a learner of this package at {path}"), noise_of(0):  # fresh weights are replaced
             with torch.device("meta"):  # without memory, since a specification may claim any size
                 cls._restored(saved, prefixes).refuse_other(saved["weights"])
             learner = cls._restored(saved, prefixes)

@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Size, Tensor
 from torch.nn import functional
 
 from pyro_metabayes.device import accelerator
+from pyro_metabayes.handlers.generators import OwnGenerators, random_states, set_random_states
 
+_own: ContextVar[OwnGenerators | None] = ContextVar("own", default=None)
 _process: ContextVar[tuple[int, int]] = ContextVar("process", default=(0, 1))  # rank, number of processes
 
 
-def random_states(device: torch.device) -> list[Tensor]:
-    """The state of the generator of an accelerator, in a list; [] for the CPU, which has torch.get_rng_state."""
-    return [] if device.type in ("cpu", "meta") else [torch.get_device_module(device.type).get_rng_state(*_at(device))]
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Context manager: torch's global generators start at `seed`; their states are restored.
 
-
-def set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
-    """Restore the state of the generator of a device.
-
-    Args:
-        device: the device.
-        states: as `random_states` returned them; a state of another kind of device is ignored.
+    For a command that stores these states. Threads share them: a library function takes `noise_of`.
     """
-    if states and len(random_states(device)) and states[0].shape == random_states(device)[0].shape:
-        torch.get_device_module(device.type).set_rng_state(states[0], *_at(device))
-
-
-def _at(device: torch.device) -> tuple[torch.device, ...]:
-    """The device as an argument, for kinds of devices of which a machine can have several."""
-    return () if device.type == "mps" else (device,)
+    with _restored_global_states():
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager
-def restored_noise() -> Iterator[None]:
-    """Context manager: the states of the generators of the CPU and of the accelerator are restored at its end."""
+def _restored_global_states() -> Iterator[None]:
     device = accelerator()
     before = random_states(device) if device else []
     with torch.random.fork_rng(devices=[]):
@@ -51,10 +43,27 @@ def restored_noise() -> Iterator[None]:
 
 @contextmanager
 def noise_of(seed: int) -> Iterator[None]:
-    """Context manager: the generators of the CPU and of the accelerator start at `seed`; their states are restored."""
-    with restored_noise():
-        torch.manual_seed(seed)
+    """Context manager: the draws of this thread are those that `torch.manual_seed(seed)` would give, on every device.
+
+    They come from generators of its own. Torch's global generators, which all threads share, are neither read nor
+    changed. This holds for draws inside `drawing`, as those of this file are.
+    """
+    token = _own.set(OwnGenerators(seed))
+    try:
         yield
+    finally:
+        _own.reset(token)
+
+
+def drawing() -> AbstractContextManager[Any]:
+    """Context manager around a draw: inside `noise_of` it is from the generators of this thread, else from torch's."""
+    return _own.get() or nullcontext()
+
+
+def restored_noise() -> AbstractContextManager[None]:
+    """Context manager: the states of the generators that this thread draws from are restored."""
+    own = _own.get()
+    return _restored_global_states() if own is None else own.restored()
 
 
 @contextmanager
@@ -88,9 +97,10 @@ def task_draws(draw: Callable[[Size], Tensor], leading: Sequence[int] = ()) -> T
         leading: sizes of the axes before the task axis.
     """
     rank, num_processes = _process.get()
-    if num_processes == 1:
-        return draw(Size(leading))
-    return draw(Size((*leading, num_processes))).select(len(leading), rank)
+    with drawing():
+        if num_processes == 1:
+            return draw(Size(leading))
+        return draw(Size((*leading, num_processes))).select(len(leading), rank)
 
 
 def task_noise(shape: Sequence[int], like: Tensor, task_dim: int) -> Tensor:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.capabilities import HasBaseClasses
 from pyro_metabayes.learner import MetaLearner, Prediction
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.prediction.prototypes import SupportFrame, prototypical_networks
+from pyro_metabayes.prediction.scikit_learn_checks import failed_checks
+from pyro_metabayes.prediction.tensors import readable, readable_labels
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -26,38 +28,6 @@ except ImportError as error:
         "expected scikit-learn 1.6 or newer for pyro_metabayes.sklearn, found none or an older one; "
         "run: pip install 'scikit-learn>=1.6'"
     ) from None
-
-# The data of scikit-learn's checks (1.6 to 1.9): {check: (features, class counts where they matter)}.
-CHECK_DATA: dict[str, tuple[int, set[int]]] = {
-    "check_fit2d_1feature": (1, {2}),
-    "check_classifier_data_not_an_array": (2, {2}),  # runs where pandas is installed
-    "check_classifiers_classes": (2, {2, 3}),
-    "check_classifiers_train": (2, {2, 3}),
-    "check_estimators_fit_returns_self": (2, {3}),
-    "check_estimators_overwrite_params": (2, {3}),
-    "check_fit_check_is_fitted": (2, {2}),
-    "check_fit_idempotent": (2, {2}),
-    "check_n_features_in": (2, {2}),
-    "check_readonly_memmap_input": (2, {3}),
-    "check_classifiers_one_label": (3, set()),  # accepts an error that mentions classes
-    "check_dict_unchanged": (3, {3}),
-    "check_dont_overwrite_parameters": (3, {3}),
-    "check_estimators_nan_inf": (3, {2}),
-    "check_estimators_pickle": (3, {2}),
-    "check_f_contiguous_array_estimator": (3, {3}),
-    "check_fit2d_predict1d": (3, {3}),
-    "check_fit_score_takes_y": (3, {3}),
-    "check_methods_sample_order_invariance": (3, {3}),
-    "check_methods_subset_invariance": (3, {3}),
-    "check_pipeline_consistency": (3, {2}),
-    "check_supervised_y_2d": (3, {3}),
-    "check_n_features_in_after_fitting": (4, {3}),
-    "check_positive_only_tag_during_fit": (4, {3}),
-    "check_estimators_dtypes": (5, {2}),
-    "check_array_api_input": (10, {2}),  # runs where SCIPY_ARRAY_API is set
-    "check_dtype_object": (10, {4}),
-    "check_fit2d_1sample": (10, {1}),
-}
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -103,13 +73,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             UsageError: the learner takes other inputs or another number of classes.
         """
-        X, y = self._validated(X, y)
+        X, y = self._validated(X, readable_labels("y", y))
         check_classification_targets(y)
         self.classes_, self.support_y_ = np.unique(y, return_inverse=True)
-        self.support_x_ = X
         self.seed_ = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        self.learner_ = self._learner_for(X.shape[1:], len(self.classes_))
-        self._prediction(X[:1])  # refuses what the learner does not take
+        self.frame_ = SupportFrame.of(X) if self.learner is None else None
+        self.support_x_ = self._framed(X)
+        self._load_learners(X.shape[1:], len(self.classes_))
+        self._prediction(self.learner_, X[:1])  # refuses what the learner does not take
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -122,39 +93,45 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class [Q] of each query point, as a label of `classes_`."""
-        best = self._answer(X).probabilities.argmax(-1)
+        check_is_fitted(self)
+        best = self._prediction(self.nearest_, self._validated(X, reset=False)).probabilities.argmax(-1)
         return self.classes_[best.cpu().numpy()]
 
     def _answer(self, X: Any) -> Prediction:
         check_is_fitted(self)
-        return self._prediction(self._validated(X, reset=False))
+        return self._prediction(self.learner_, self._validated(X, reset=False))
 
-    def _prediction(self, X: np.ndarray) -> Prediction:
-        with noise_of(self.seed_):
-            return self.learner_.predict(self.support_x_, self.support_y_, X, self.num_samples)
+    def _prediction(self, learner: MetaLearner, X: np.ndarray) -> Prediction:
+        return learner.predict(self.support_x_, self.support_y_, self._framed(X), self.num_samples, self.seed_)
 
-    def _validated(self, *arrays: Any, **options: Any) -> Any:
+    def _framed(self, X: np.ndarray) -> np.ndarray:
+        return X if self.frame_ is None else self.frame_(X)
+
+    def _validated(self, X: Any, *y: Any, **options: Any) -> Any:
         """Arrays after the checks of scikit-learn; only a learner takes images and bytes."""
         options |= {"dtype": np.float64} if self.learner is None else {"allow_nd": True}
-        return validate_data(self, *arrays, **options)
+        X = readable("X", X)
+        try:
+            return validate_data(self, X, *y, **options)
+        except ValueError as error:  # a TypeError, of a sparse matrix or an object, has one line
+            raise UsageError(_one_line(str(error))) from None
 
-    def _learner_for(self, input_shape: tuple[int, ...], num_classes: int) -> MetaLearner:
-        if self.learner is None:
-            return MetaLearner.from_specification(_proto(input_shape, num_classes)).double()
-        learner = _loaded(self.learner)
-        if isinstance(learner.model, HasBaseClasses):
+    def _load_learners(self, input_shape: tuple[int, ...], num_classes: int) -> None:
+        """Sets the learner of probabilities and that of labels, which differ only without a learner of the user."""
+        if self.frame_ is not None:
+            self.learner_ = prototypical_networks(input_shape, num_classes, self.frame_.unit)
+            self.nearest_ = prototypical_networks(input_shape, num_classes)
+            return
+        self.learner_ = self.nearest_ = _loaded(self.learner)
+        if isinstance(self.learner_.model, HasBaseClasses):
             raise UsageError(
                 "expected a learner whose classes are those of fit, got one of learning without forgetting, which "
                 "answers with base classes too; take MetaLearner.predict"
             )
-        return learner
 
 
 def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
     """The checks of `sklearn.utils.estimator_checks.check_estimator` that fail, with the reasons; {} without a learner.
-
-    A learner is built for one shape of input, and some guides for one number of classes, but the checks have data of
-    their own. In float64 exactly these checks fail; in float32 no others do.
 
     Args:
         estimator: the classifier.
@@ -162,39 +139,21 @@ def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
     Returns:
         {name of a check: reason}.
     """
-    if estimator.learner is None:
-        return {}
-    learner = _loaded(estimator.learner)
-    shape, way = learner.input_shape, learner.guide.num_classes
-    reasons: dict[str, str] = {}
-    for check, (num_features, counts) in CHECK_DATA.items():
-        if shape != (num_features,):
-            reasons[check] = f"the learner takes inputs {list(shape)}, the check has {[num_features]}"
-        elif way is not None and counts - {way}:
-            reasons[check] = f"the guide serves {way} classes, the check has {sorted(counts)}"
-    if next(learner.parameters()).dtype != torch.float64:
-        order = "asks for more digits than float32 has; learner.double() passes"
-        reasons["check_methods_sample_order_invariance"] = order
-    if learner.guide.transductive:
-        reasons["check_methods_subset_invariance"] = "a transductive guide answers for the whole query set"
-    reasons["check_estimators_overwrite_params"] = "joblib.hash of a torch tensor differs from its copy's"
-    return reasons
+    return {} if estimator.learner is None else failed_checks(_loaded(estimator.learner))
 
 
 def _loaded(learner: MetaLearner | str | PathLike[str]) -> MetaLearner:
-    return learner if isinstance(learner, MetaLearner) else MetaLearner.load(Path(learner))
+    if isinstance(learner, MetaLearner):
+        return learner
+    if not isinstance(learner, str | PathLike):
+        kind = type(learner).__name__
+        raise UsageError(
+            f"expected learner to be a MetaLearner, the folder of a run or None, got a value of type {kind}"
+        )
+    return MetaLearner.load(Path(learner))
 
 
-def _proto(input_shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
-    """Prototypical networks on raw features, as a specification: the engine imports no model and no guide."""
-    return {
-        "input_shape": list(input_shape),
-        "num_classes": num_classes,
-        "particles": 1,
-        "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
-        "head": {"_target_": "models.heads.Linear"},
-        "prior": {"_target_": "models.priors.Flat"},
-        "model": {"_target_": "models.few_shot_classifier.Model"},
-        "guide": {"_target_": "guides.proto.Guide"},
-        "objective": {"_target_": "pyro_metabayes.objectives.elbo.Elbo"},
-    }
+def _one_line(message: str) -> str:
+    """The message of scikit-learn without the values of an array, and without its advice to take other estimators."""
+    superfluous = r"array=.*?(?=Reshape)|(?<=Complex data not supported).*|\n\S+ does not accept missing values.*"
+    return " ".join(re.sub(superfluous, "", message, flags=re.DOTALL).split())

@@ -19,7 +19,8 @@ pytest.importorskip("sklearn")
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
-from pyro_metabayes.sklearn import CHECK_DATA, FewShotClassifier, expected_failed_checks
+from pyro_metabayes.prediction.scikit_learn_checks import CHECK_DATA
+from pyro_metabayes.sklearn import FewShotClassifier, expected_failed_checks
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBSET, HASH = "check_methods_subset_invariance", "check_estimators_overwrite_params"
@@ -127,7 +128,7 @@ def test_it_answers_as_the_learner_does(guide: str) -> None:
     classifier.fit(support, np.array(["a", "c", "b"])[labels])
     relabelled = np.array([0, 2, 1])[labels]  # the names in alphabetical order
     torch.manual_seed(classifier.seed_)
-    expected = learner.predict(support, relabelled, query, num_samples=7)
+    expected = learner.predict(support, relabelled, query, num_samples=7, seed=classifier.seed_)
     np.testing.assert_array_equal(classifier.predict_proba(query), expected.probabilities)
     np.testing.assert_array_equal(classifier.predict_spread(query), expected.spread)
     best = np.array(["a", "b", "c"])[expected.probabilities.argmax(-1)]

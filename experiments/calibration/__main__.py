@@ -24,7 +24,7 @@ from pyro_metabayes.experiments.runs.restore_run import batches, settings_of, se
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
 from pyro_metabayes.inference.divergences import has_density
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import seeded
 
 
 @dataclass
@@ -61,7 +61,7 @@ class CalibrationSettings:
 def report_of(settings: CalibrationSettings, setup: RunSetup) -> Report:
     """All metrics of a run."""
     stream = setup.tasks.stream(setup.config.eval.split)
-    with noise_of(settings.noise):
+    with seeded(settings.noise):
         metrics = calibration(setup.learner, batches(stream, settings.tasks), settings.samples)
         unseen = {}
         wider = setup.tasks.with_other_classes(setup.config.task.way)

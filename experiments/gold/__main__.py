@@ -31,7 +31,7 @@ from pyro_metabayes.experiments.gold.tables import Comparison, pages, unconverge
 from pyro_metabayes.experiments.runs.restore_run import run_and_tasks, settings_of
 from pyro_metabayes.experiments.runs.tables import save_tables
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import seeded
 
 
 @dataclass
@@ -90,7 +90,7 @@ def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: Gol
 def measure_run(folder: str, changed: Sequence[str], settings: GoldSettings) -> list[Comparison]:
     """One comparison per target."""
     setup, episodes = run_and_tasks(folder, changed, settings.tasks)
-    with noise_of(settings.noise), validation_enabled(False):
+    with seeded(settings.noise), validation_enabled(False):
         return [measure(setup.learner, episodes, labels, settings) for labels in settings.targets]
 
 

@@ -22,7 +22,7 @@ from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.prediction.moments import moments_of
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import seeded
 
 BOUNDS = 100  # draws of the estimate of the bound
 
@@ -89,7 +89,7 @@ def estimates_from_run(folder: Path) -> GroupEstimates:
     coefficients = torch.cat((prior.mean[0, 0], model.beta[0]))
     rows = _moments(learner.guide.training_posterior(episodes))
     objective = Elbo(kl="analytic")
-    with noise_of(0):
+    with seeded(0):
         bounds = [-objective.terms(model, learner.guide, episodes).loss.item() for _ in range(BOUNDS)]
     return _in_units(groups, coefficients, covariance, model.noise.item(), *rows, sum(bounds) / BOUNDS)
 

@@ -20,7 +20,7 @@ from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.predictive.plots import Checks, draw
 from pyro_metabayes.experiments.runs.restore_run import run_and_tasks, settings_of
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import seeded
 
 TAILS = 0.05
 
@@ -44,7 +44,7 @@ class PredictiveSettings:
 def checks_of(settings: PredictiveSettings, changed: Sequence[str]) -> Checks:
     """{"posterior": ..., "prior": ...}: discrepancies by name; without "prior" if the prior is flat."""
     setup, episodes = run_and_tasks(settings.run, changed, settings.tasks)
-    with noise_of(settings.noise):
+    with seeded(settings.noise):
         replications = predictive_draws(setup.learner, episodes, settings.samples)
         distributions = {"posterior": replications.posterior, "prior": replications.prior}
         return {

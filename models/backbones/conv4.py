@@ -33,6 +33,8 @@ class Backbone(pyro_metabayes.Backbone):
         UsageError: the inputs are not images, or a setting is out of range.
     """
 
+    unit_range = True
+
     def __init__(
         self, input_shape: tuple[int, ...], num_filters: int = 64, last_relu: bool = True, mirror: bool = False
     ) -> None:

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 import pyro_metabayes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.prediction.scale import bounded
 
 
 class Backbone(pyro_metabayes.Backbone):
@@ -27,7 +28,7 @@ class Backbone(pyro_metabayes.Backbone):
                 "take backbone=conv4 for images"
             )
         (self.num_features,) = input_shape
-        self.normalise = normalise
+        self.normalise = self.scale_invariant = normalise
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.normalize(x, dim=-1) if self.normalise else x
+        return functional.normalize(bounded(x), dim=-1) if self.normalise else x

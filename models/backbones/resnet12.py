@@ -46,6 +46,8 @@ class Backbone(pyro_metabayes.Backbone):
         UsageError: the inputs are not images, or a setting is out of range.
     """
 
+    unit_range = True
+
     def __init__(
         self, input_shape: tuple[int, ...], num_filters: int = 64, num_pools: int = 3, mirror: bool = False
     ) -> None:

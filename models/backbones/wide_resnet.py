@@ -47,6 +47,8 @@ class Backbone(pyro_metabayes.Backbone):
         UsageError: the inputs are not [channels, height, width], or a setting is out of range.
     """
 
+    unit_range = True
+
     def __init__(self, input_shape: tuple[int, ...], depth: int = 28, width: int = 10, mirror: bool = False) -> None:
         super().__init__()
         self.mirror = mirror

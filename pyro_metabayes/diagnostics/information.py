@@ -27,6 +27,7 @@ from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.evaluation.scores import masked_mean
 from pyro_metabayes.inference.divergences import has_density, innermost
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.prediction.draws import draws_of
 from pyro_metabayes.prediction.moments import exact_kl, kl_from_draws, pooled_error
 
 
@@ -88,7 +89,7 @@ def _task_terms(
     learner: MetaLearner, d: Episodes, b: Episodes, q: TorchDistribution, num_samples: int
 ) -> dict[str, Tensor]:
     """gap and second_set [T] of each task, and prior [T] where the prior has a density; errors of what is sampled."""
-    w = q.sample(torch.Size((num_samples,)))
+    w = draws_of(q, num_samples)
     terms = {"gap": (_loss(learner, b, w) - _loss(learner, d, w)).mean(0)}
     second, prior = learner.guide.training_posterior(b), learner.model.prior(d.observed())
     for name, p in (("second_set", second), ("prior", prior)):
@@ -111,7 +112,7 @@ def _moments(q: TorchDistribution) -> dict[str, Tensor]:
         return {}
     return {
         name: as_double(value.flatten(1))
-        for name, value in (("mean", q.mean), ("variance", q.variance), ("draw", q.sample()))
+        for name, value in (("mean", q.mean), ("variance", q.variance), ("draw", draws_of(q, 1)[0]))
     }
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from tqdm import tqdm
@@ -22,6 +21,7 @@ from pyro_metabayes.evaluation.batch_scores import BatchScores, Evaluation
 from pyro_metabayes.evaluation.inner_steps import scores_by_step
 from pyro_metabayes.evaluation.scores import SCORES
 from pyro_metabayes.evaluation.task_scores import task_scores
+from pyro_metabayes.handlers.validation import without_validation
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import noise_of
 
@@ -62,7 +62,7 @@ def evaluate(
         learner: the learner to evaluate.
         stream: the tasks, with inputs of the backbone.
         settings: number of tasks, draws of w and split.
-        seed: of all draws of w; the global random state is preserved.
+        seed: of all draws of w, from a generator of its own: threads may evaluate at the same time.
         progress: whether to show a progress bar on a terminal.
         truth: the exact posterior of simulated tasks. With it the fit is measured too (`against_truth`), and
             oracle_mse is the mse of the exact posterior mean.
@@ -77,8 +77,7 @@ def evaluate(
     started = time.perf_counter()
     batches = list(_batches(stream, settings))
     bar = tqdm(batches, desc=f"evaluate on {settings.split}", unit="batch", disable=None if progress else True)
-    # Without Pyro's validation a diverging inner loop yields a poor score, not an exception.
-    with noise_of(seed), pyro.validation_enabled(False):
+    with noise_of(seed), without_validation():
         parts = [_scored(learner, stream.batch(*tasks), settings.samples, truth) for tasks in bar]
         bounds = None if doubled is None else _information(learner, doubled, settings)
     values = BatchScores.concatenate(parts)

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.mixed_effects import Sums, log_likelihood, sums_of
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import seeded
 
 CHAINS = 2
 
@@ -71,7 +71,7 @@ def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed
         raise UsageError(f"expected samples >= 4 and warmup >= 1 for NUTS, got {samples} and {warmup}")
     sums, chains = sums_of(episodes, num_random), []
     for chain in range(CHAINS):
-        with noise_of(CHAINS * seed + chain):
+        with seeded(CHAINS * seed + chain):
             mcmc = MCMC(NUTS(hierarchical), num_samples=samples, warmup_steps=warmup, disable_progbar=True)
             mcmc.run(sums)
             chains.append(mcmc.get_samples())
@@ -83,7 +83,7 @@ def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed
     factor = sd.unsqueeze(-1)
     if num_random > 1:
         factor = factor * sites["correlation"].flatten(0, 1)
-    with noise_of(seed):
+    with seeded(seed):
         effects = drawn_effects(sums, coefficients, factor, noise)
     return Draws(coefficients, factor, noise, effects, r_hat, size)
 

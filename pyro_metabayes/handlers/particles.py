@@ -8,7 +8,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pyro_metabayes.seeding import task_draws
+from pyro_metabayes.seeding import drawing, task_draws
 
 
 class Particles(Messenger):
@@ -35,5 +35,6 @@ class Particles(Messenger):
             msg["value"] = task_draws(lambda shape: msg["fn"](sample_shape=shape), sizes)
             msg["done"] = True
         elif sizes:
-            msg["value"] = msg["fn"](sample_shape=torch.Size(sizes + (1,) * missing))
+            with drawing():
+                msg["value"] = msg["fn"](sample_shape=torch.Size(sizes + (1,) * missing))
             msg["done"] = True

@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_metabayes.backbone import Backbone
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.prediction.images import refuse_other_range, scaled_images
+from pyro_metabayes.prediction.scale import cast, unit_scaled
+from pyro_metabayes.prediction.tensors import Array, tensor_of
 
-Array = np.ndarray | Tensor | Sequence[Any]
+NAMES = "support_x", "query_x"
 
 
-def task_of(support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int], like: Tensor) -> Observed:
+def task_of(
+    support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int], backbone: nn.Module, like: Tensor
+) -> Observed:
     """One task, T = 1.
 
     Args:
-        support_x: support inputs [S, *X]; bytes are read as images and scaled to [0, 1].
+        support_x: support inputs [S, *X] of any real type. Integers of more than one axis are images, scaled to [0, 1].
         support_y: their classes [S], integers from 0 to C - 1.
         query_x: query inputs [Q, *X].
         input_shape: *X, which the learner was built for.
+        backbone: the network that gets the inputs.
         like: a tensor with the device and the dtype of the task.
 
     Raises:
-        UsageError: an array has another shape or type, a value is not finite, or a class has no support point.
+        UsageError: an array has another shape or type, a value is not finite or out of range, or a class has no support
+            point.
     """
-    support = _inputs("support_x", support_x, tuple(input_shape), like).unsqueeze(0)
-    query = _inputs("query_x", query_x, tuple(input_shape), like).unsqueeze(0)
-    labels = _labels(support_y, support.shape[1]).to(like.device)
-    num_classes = int(labels.max()) + 1
-    return Observed(support_x=support, support_y=labels.unsqueeze(0), query_x=query, num_classes=num_classes)
-
-
-def as_float(x: Tensor) -> Tensor:
-    """Bytes as float32 in [0, 1]; other types unchanged."""
-    return x.float().div_(255) if x.dtype == torch.uint8 else x
+    inputs = [_checked(name, x, tuple(input_shape)) for name, x in zip(NAMES, (support_x, query_x), strict=True)]
+    if len(input_shape) > 1:
+        inputs = list(scaled_images(*inputs))
+    support, query = (_for(backbone, name, x, like) for name, x in zip(NAMES, inputs, strict=True))
+    labels = _labels(support_y, len(support)).to(like.device)
+    return Observed(
+        support_x=support.unsqueeze(0),
+        support_y=labels.unsqueeze(0),
+        query_x=query.unsqueeze(0),
+        num_classes=int(labels.max()) + 1,
+    )
 
 
 def holds_inputs(x: Tensor, input_shape: tuple[int, ...]) -> bool:
@@ -46,8 +53,8 @@ def holds_inputs(x: Tensor, input_shape: tuple[int, ...]) -> bool:
     return leading >= 2 and x.shape[leading:] == input_shape
 
 
-def _inputs(name: str, x: Array, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    values = as_float(_tensor(name, x)).to(like)
+def _checked(name: str, x: Array, shape: tuple[int, ...]) -> Tensor:
+    values = tensor_of(name, x)
     if tuple(values.shape[1:]) != shape or values.dim() != len(shape) + 1 or not len(values):
         expected = f"[N, {', '.join(map(str, shape))}], N >= 1"
         raise UsageError(f"expected {name} of shape {expected}, got {list(values.shape)}")
@@ -57,8 +64,18 @@ def _inputs(name: str, x: Array, shape: tuple[int, ...], like: Tensor) -> Tensor
     return values
 
 
+def _for(backbone: nn.Module, name: str, x: Tensor, like: Tensor) -> Tensor:
+    """Inputs as the backbone takes them; a module that is no Backbone says nothing about them."""
+    if isinstance(backbone, Backbone):
+        if backbone.unit_range:
+            refuse_other_range(name, x)
+        if backbone.scale_invariant:
+            return unit_scaled(name, x).to(like)
+    return cast(name, x, like)
+
+
 def _labels(y: Array, num_points: int) -> Tensor:
-    labels = _tensor("support_y", y)
+    labels = _numbers_of_classes(y)
     if labels.is_floating_point() or labels.shape != (num_points,) or labels.min() < 0:
         raise UsageError(
             f"expected support_y to hold {num_points} integers from 0 up, one for each support input, "
@@ -73,9 +90,11 @@ def _labels(y: Array, num_points: int) -> Tensor:
     return labels.long()
 
 
-def _tensor(name: str, x: Array) -> Tensor:
+def _numbers_of_classes(y: Array) -> Tensor:
     try:
-        # torch takes neither read-only arrays (without a warning) nor negative strides
-        return x if isinstance(x, Tensor) else torch.as_tensor(np.require(x, requirements=["C", "W"]))
-    except (TypeError, ValueError):  # strings, objects, rows of unequal length
-        raise UsageError(f"expected numbers in {name}, got an array that holds others") from None
+        return tensor_of("support_y", y)
+    except UsageError as error:
+        raise UsageError(
+            f"{error}. Classes here are 0 to C - 1; pyro_metabayes.FewShotClassifier takes names, and "
+            "numpy.unique(y, return_inverse=True)[1] numbers them"
+        ) from None

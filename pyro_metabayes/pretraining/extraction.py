@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.mapped import MappedRows
-from pyro_metabayes.prediction.arrays import as_float
+from pyro_metabayes.prediction.images import as_float
 
 BATCH = 512
 Change = Callable[[Tensor], Tensor]

@@ -21,7 +21,7 @@ from pyro_metabayes.pretraining.extraction import extract, extract_rotations
 from pyro_metabayes.pretraining.prototypes import PrototypeScore
 from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.pretraining.training import Pretraining
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import seeded
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.cache import cache_folder
 from pyro_metabayes.storage.untrusted import expecting
@@ -124,7 +124,7 @@ def _features(
     if not settings.views:
         return {"inputs": inputs, "views": None, "turned": rotations}
     images = bank.in_memory[bank.rows("train")]
-    with noise_of(settings.seed):
+    with seeded(settings.seed):
         views = [extract(backbone, images, device, lambda x: augment(x, settings)) for _ in range(settings.views)]
     return {"inputs": inputs, "views": torch.stack(views), "turned": rotations}
 
@@ -138,7 +138,7 @@ def _train(
     backbone: nn.Module, name: str, bank: Bank, settings: PretrainSettings, device: torch.device, unfinished: Path
 ) -> Pretraining:
     """Train all epochs; the state after each epoch is stored in `unfinished`."""
-    with noise_of(settings.seed):
+    with seeded(settings.seed):
         training = Pretraining(backbone, bank, settings, device, PrototypeScore(bank, device))
         if unfinished.exists():
             with expecting(f"an unfinished pretraining in {unfinished} (without the file it starts again)"):

@@ -18,7 +18,7 @@ from pyro_metabayes.evaluation.score import TaskScores
 from pyro_metabayes.evaluation.scores import logged_scores
 from pyro_metabayes.evaluation.task_scores import task_scores
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import seeded
 
 LOGGED_SAMPLES = 10  # draws of w for the scores and the collapse metrics of a logged step
 LOGGED_METRICS = (*(score.name for score in logged_scores()), *METRICS)
@@ -42,7 +42,7 @@ def measure(learner: MetaLearner, episodes: Episodes, seed: int) -> tuple[TaskSc
         UsageError: for a likelihood that is neither Categorical nor Normal.
     """
     episodes = learner.featured(episodes)
-    with noise_of(seed), pyro.validation_enabled(False):
+    with seeded(seed), pyro.validation_enabled(False):
         posterior = learner.guide.posterior(episodes.observed())
         scores = task_scores(learner, episodes, posterior, LOGGED_SAMPLES, logged_scores())
         return scores, batch_spreads(learner, episodes, LOGGED_SAMPLES)

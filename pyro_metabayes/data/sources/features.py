@@ -61,10 +61,16 @@ def _read(path: str) -> Arrays:
     try:
         return _arrays_of(file)
     except (*DAMAGED, SafetensorError) as error:
+        reason = reason_of(error)
         raise UsageError(
-            f"expected NumPy arrays without pickled objects in {path}, which cannot be read ({reason_of(error)}); the "
-            "file may be truncated: write the file again"
+            f"expected arrays without Python objects in {path}, which cannot be read ({reason}); {_remedy(reason)}"
         ) from error
+
+
+def _remedy(reason: str) -> str:
+    if "object" in reason.lower():  # numpy's word for pickled ones
+        return "arrays of Python objects are not loaded: save names with .astype(str) and numbers with .astype(float)"
+    return "the file may be truncated: write the file again"
 
 
 def _arrays_of(file: Path) -> Arrays:

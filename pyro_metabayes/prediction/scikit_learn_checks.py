@@ -1,0 +1,67 @@
+"""Which checks of scikit-learn's contract a learner cannot pass, without scikit-learn."""
+
+from __future__ import annotations
+
+import torch
+
+from pyro_metabayes.learner import MetaLearner
+
+# The data of scikit-learn's checks (1.6 to 1.9): {check: (features, class counts where they matter)}.
+CHECK_DATA: dict[str, tuple[int, set[int]]] = {
+    "check_fit2d_1feature": (1, {2}),
+    "check_classifier_data_not_an_array": (2, {2}),  # runs where pandas is installed
+    "check_classifiers_classes": (2, {2, 3}),
+    "check_classifiers_train": (2, {2, 3}),
+    "check_estimators_fit_returns_self": (2, {3}),
+    "check_estimators_overwrite_params": (2, {3}),
+    "check_fit_check_is_fitted": (2, {2}),
+    "check_fit_idempotent": (2, {2}),
+    "check_n_features_in": (2, {2}),
+    "check_readonly_memmap_input": (2, {3}),
+    "check_classifiers_one_label": (3, set()),  # accepts an error that mentions classes
+    "check_dict_unchanged": (3, {3}),
+    "check_dont_overwrite_parameters": (3, {3}),
+    "check_estimators_nan_inf": (3, {2}),
+    "check_estimators_pickle": (3, {2}),
+    "check_f_contiguous_array_estimator": (3, {3}),
+    "check_fit2d_predict1d": (3, {3}),
+    "check_fit_score_takes_y": (3, {3}),
+    "check_methods_sample_order_invariance": (3, {3}),
+    "check_methods_subset_invariance": (3, {3}),
+    "check_pipeline_consistency": (3, {2}),
+    "check_supervised_y_2d": (3, {3}),
+    "check_n_features_in_after_fitting": (4, {3}),
+    "check_positive_only_tag_during_fit": (4, {3}),
+    "check_estimators_dtypes": (5, {2}),
+    "check_array_api_input": (10, {2}),  # runs where SCIPY_ARRAY_API is set
+    "check_dtype_object": (10, {4}),
+    "check_fit2d_1sample": (10, {1}),
+}
+
+
+def failed_checks(learner: MetaLearner) -> dict[str, str]:
+    """The checks of `check_estimator` that a classifier with this learner fails, with the reasons.
+
+    A learner is built for one shape of input, and some guides for one number of classes, but the checks have data of
+    their own. In float64 exactly these checks fail; in float32 no others do.
+
+    Args:
+        learner: the learner.
+
+    Returns:
+        {name of a check: reason}.
+    """
+    shape, way = learner.input_shape, learner.guide.num_classes
+    reasons: dict[str, str] = {}
+    for check, (num_features, counts) in CHECK_DATA.items():
+        if shape != (num_features,):
+            reasons[check] = f"the learner takes inputs {list(shape)}, the check has {[num_features]}"
+        elif way is not None and counts - {way}:
+            reasons[check] = f"the guide serves {way} classes, the check has {sorted(counts)}"
+    if next(learner.parameters()).dtype != torch.float64:
+        order = "asks for more digits than float32 has; learner.double() passes"
+        reasons["check_methods_sample_order_invariance"] = order
+    if learner.guide.transductive:
+        reasons["check_methods_subset_invariance"] = "a transductive guide answers for the whole query set"
+    reasons["check_estimators_overwrite_params"] = "joblib.hash of a torch tensor differs from its copy's"
+    return reasons

@@ -1,0 +1,168 @@
+"""Arrays of any library as dense tensors of real numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_metabayes.errors import UsageError
+
+Array = np.ndarray | Tensor | Sequence[Any]
+
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch stores them and computes little with them
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LONGEST = 40  # characters of a value in a message
+
+
+def tensor_of(name: str, x: Array) -> Tensor:
+    """A dense tensor without gradient, on the device of x: bool, uint8, int64 or a floating-point type.
+
+    Args:
+        name: the argument, for messages.
+        x: a tensor, a list of tensors of one shape, or what `numpy.asarray` reads as real numbers, with any memory
+            layout and byte order: arrays, data frames, nullable columns of pandas, lists.
+
+    Raises:
+        UsageError: x is sparse, complex, has masked or missing entries, or holds something else than numbers.
+    """
+    if _is_list_of_tensors(x):
+        x = _stacked(name, x)
+    if not isinstance(x, Tensor):
+        return torch.from_numpy(array_of(name, x))
+    _refuse_unreadable(name, x)
+    return _widened(name, x.detach())
+
+
+def array_of(name: str, x: Any) -> np.ndarray:
+    """A new C-contiguous array of native byte order: bool, uint8, int64 or a float of at most 64 bits."""
+    _refuse_masked(name, x)
+    array = _numbers(name, _as_array(name, x))
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind == "f":
+        dtype = np.dtype(f"f{min(size, 8)}")
+    elif kind == "b" or array.dtype == np.uint8:
+        dtype = array.dtype
+    else:
+        dtype = np.dtype(np.float64 if array.size and array.max() > np.iinfo(np.int64).max else np.int64)
+    with np.errstate(over="ignore"):  # a longdouble beyond float64 is reported as infinite
+        return np.array(array, dtype=dtype, order="C")
+
+
+def readable(name: str, x: Any) -> Any:
+    """What scikit-learn checks: tensors as arrays, all else unchanged (it checks the names of columns).
+
+    Raises:
+        UsageError: x is a tensor that is sparse or complex, or has masked entries.
+    """
+    if isinstance(x, Tensor) or _is_list_of_tensors(x):
+        values = tensor_of(name, x)
+        return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
+    _refuse_masked(name, x)
+    return x
+
+
+def readable_labels(name: str, y: Any) -> Any:
+    """As `readable`, for labels of any type.
+
+    Raises:
+        UsageError: a label is missing, or some labels are text and others are not.
+    """
+    y = readable(name, y)
+    array = np.asarray(y)
+    if array.dtype != object or not array.ndim:
+        return y
+    if missing := [value for value in array.flat if _is_missing(value)]:
+        raise UsageError(
+            f"expected a label in every row of {name}, got {len(missing)} missing ({missing[0]!r}); drop these rows"
+        )
+    if len({isinstance(value, str) for value in array.flat}) > 1:
+        raise UsageError(f"expected labels of one type in {name}, got text and others; take {name}.astype(str)")
+    return y
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it is None, NaN, or a missing value of pandas, of which no comparison is true."""
+    return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and value != value)
+
+
+def _is_list_of_tensors(x: Any) -> bool:
+    """Whether x is a list or tuple of at least one tensor, and of nothing else."""
+    return isinstance(x, list | tuple) and len(x) > 0 and all(isinstance(point, Tensor) for point in x)
+
+
+def _refuse_masked(name: str, x: Any) -> None:
+    """Refuse a masked array with masked entries: numpy would give the numbers behind the mask."""
+    if np.ma.is_masked(x):
+        raise UsageError(
+            f"expected a value for every entry of {name}, got a masked array with {np.ma.count_masked(x)} masked; drop "
+            "these rows, or fill them with .filled(value)"
+        )
+
+
+def _stacked(name: str, tensors: Any) -> Tensor:
+    try:
+        return torch.stack(list(tensors))
+    except (RuntimeError, TypeError):
+        raise UsageError(f"expected tensors of one shape and one type in the list {name}, got others") from None
+
+
+def _refuse_unreadable(name: str, x: Tensor) -> None:
+    dense = x.layout == torch.strided and not x.is_nested and not x.is_quantized and not x.is_meta
+    if not dense or x.is_complex():
+        advice = "take .real or .abs()" if dense else "pass a dense one, such as .to_dense()"
+        layout = str(x.layout).removeprefix("torch.")
+        raise UsageError(
+            f"expected a dense tensor of real numbers in {name}, got {x.dtype} ({layout}, {x.device}); {advice}"
+        )
+
+
+def _widened(name: str, x: Tensor) -> Tensor:
+    if x.is_floating_point():
+        return x if x.dtype in FLOATS else x.float()
+    if x.dtype in UNSIGNED:
+        return torch.from_numpy(array_of(name, x.cpu().numpy())).to(x.device)
+    return x if x.dtype in (torch.bool, torch.uint8) else x.long()
+
+
+def _as_array(name: str, x: Any) -> np.ndarray:
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(f"expected numbers in {name}, got rows of unequal length or of different types") from None
+
+
+def _numbers(name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype == object:
+        array = _from_objects(name, array)
+    if array.dtype.kind == "c":
+        raise UsageError(f"expected numbers in {name}, got complex ones ({array.dtype}); take .real or numpy.abs")
+    if array.dtype.kind not in "biuf":
+        first = f", such as {_shown(array.flat[0].item())}" if array.size else ""
+        raise UsageError(f"expected numbers in {name}, got {array.dtype}{first}; convert them to numbers")
+    return array
+
+
+def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
+    """Python's numbers, as columns of mixed types and nullable types of pandas have them."""
+    if not array.ndim:
+        found = type(array.item()).__name__
+        raise UsageError(f"expected numbers in {name}, got {found}; pass a dense array (.toarray() of a sparse one)")
+    for value in array.flat:
+        if isinstance(value, complex | np.complexfloating):
+            raise UsageError(f"expected numbers in {name}, got complex ones, such as {value}; take .real or numpy.abs")
+        if not isinstance(value, Real | Decimal | np.bool_):
+            raise UsageError(
+                f"expected numbers in {name}, got {_shown(value)} ({type(value).__name__}); convert it, or drop the row"
+            )
+    inferred = np.array(array.tolist()).reshape(array.shape)
+    return inferred if inferred.dtype != object else array.astype(np.float64)
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:LONGEST]
