@@ -79,7 +79,10 @@ class _OwnGenerators(TorchDispatchMode):
         self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
+        if torch.Tag.nondeterministic_seeded not in func.tags or _lent.get():
+            return func(*args, **kwargs)
+        args, kwargs = _by_name(func, args, kwargs)
+        if kwargs.get("generator") is not None:
             return func(*args, **kwargs)
         device = _device_of_draw(args, kwargs)
         if device.type == "meta":
@@ -90,6 +93,15 @@ class _OwnGenerators(TorchDispatchMode):
         if (with_generator := _overload_with_generator(func)) is None:
             return _drawn_with_lent_state(generator, func, args, kwargs)
         return with_generator(*args, **{**kwargs, "generator": generator})
+
+
+def _by_name(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The arguments, with a generator among the keywords."""
+    place = next(
+        (i for i, item in enumerate(func._schema.arguments[: len(args)]) if item.name == "generator"), len(args)
+    )
+    named = {item.name: value for item, value in zip(func._schema.arguments[place:], args[place:], strict=False)}
+    return args[:place], {**kwargs, **named}
 
 
 def _device_of_draw(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
@@ -113,6 +125,7 @@ def _overload_with_generator(func: OpOverload) -> OpOverload | None:
 
 
 _lending = Lock()
+_lent: ContextVar[bool] = ContextVar("lent", default=False)  # whether an inner `noise_of` of this thread lends a state
 
 
 def _drawn_with_lent_state(
@@ -124,9 +137,11 @@ def _drawn_with_lent_state(
     with _lending:
         before = module.get_rng_state(*_at(device))
         module.set_rng_state(generator.get_state(), *_at(device))
+        token = _lent.set(True)
         try:
             return func(*args, **kwargs)
         finally:
+            _lent.reset(token)
             generator.set_state(module.get_rng_state(*_at(device)))
             module.set_rng_state(before, *_at(device))
 

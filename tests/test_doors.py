@@ -1,4 +1,4 @@
-"""Arrays of users: one answer for every type, layout and scale of the same data, in every thread; else one clear line."""
+"""Arrays of users: one answer for every type, layout and scale, and in every thread; else one clear line."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "sparse array": (sparse.coo_array(SUPPORT), "toarray"),
     "sparse tensor": (torch.tensor(SUPPORT).to_sparse(), "to_dense"),
     "missing": (pd.DataFrame(SUPPORT).astype("Float64").mask(pd.DataFrame(SUPPORT) > 6), "NA|NaN"),
-    "text": (SUPPORT.astype(object) * 0 + "a" if False else np.full((12, 4), "a", object), "'a'"),
+    "text": (np.full((12, 4), "a", object), "'a'"),
     "nan": (np.where(SUPPORT > 6, np.nan, SUPPORT), "NaN"),
     "inf": (np.where(SUPPORT > 6, np.inf, SUPPORT), "infinity"),
     "beyond float64": (SUPPORT.astype(np.longdouble) * np.longdouble("1e4000"), "infinity"),
@@ -194,7 +194,7 @@ def test_labels_that_cannot_be_used_are_one_line(labels: Any, message: str) -> N
 
 @pytest.mark.parametrize("labels", [NAMES, NAMES.astype(object), NAMES.tolist(), pd.Series(NAMES), NAMES.astype("S")])
 def test_a_learner_sends_names_to_the_classifier(labels: Any) -> None:
-    with pytest.raises(UsageError, match="expected numbers in support_y, got .*FewShotClassifier takes names"):
+    with pytest.raises(UsageError, match=r"expected numbers in support_y, got .*FewShotClassifier takes names"):
         RAW.predict(SUPPORT, labels, QUERY)
 
 
@@ -204,13 +204,13 @@ def test_num_samples_is_a_whole_number(number: Any) -> None:
         lambda: RAW.predict(SUPPORT, LABELS, QUERY, number),
         lambda: FewShotClassifier(RAW, num_samples=number).fit(SUPPORT, NAMES),
     ):
-        with pytest.raises(UsageError, match="^expected num_samples to be an integer >= 1, got"):
+        with pytest.raises(UsageError, match=r"^expected num_samples to be an integer >= 1, got"):
             door()
 
 
 @pytest.mark.parametrize("learner", [5, [], torch.nn.Linear(2, 2)])
 def test_a_learner_that_is_none(learner: Any) -> None:
-    with pytest.raises(UsageError, match="^expected learner to be a MetaLearner, the folder of a run or None"):
+    with pytest.raises(UsageError, match=r"^expected learner to be a MetaLearner, the folder of a run or None"):
         FewShotClassifier(learner).fit(SUPPORT, NAMES)
 
 
@@ -242,7 +242,7 @@ def test_images_of_any_two_types_have_one_answer(support: str, query: str) -> No
     expected = answer(CONV, *PIXELS)
     got = answer(CONV, AS[support](PIXELS[0]), AS[query](PIXELS[1]))
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    if "float" not in support + query:
+    if not {"float32", "float64", "O"} & {support, query}:  # scikit-learn turns objects into floats
         np.testing.assert_array_equal(got, expected)
         classifier = FewShotClassifier(CONV).fit(AS[support](PIXELS[0]), NAMES)
         np.testing.assert_array_equal(classifier.predict_proba(AS[query](PIXELS[1])), expected)
@@ -418,15 +418,16 @@ def test_one_evaluation_in_all_threads() -> None:
 def test_predictions_leave_the_random_states_alone(tmp_path: Any) -> None:
     learner = learner_of("mc", [4])
     learner.save(tmp_path / "learner.pt")
+    evaluated, stream = Pair("mc", "conditional").learner(), stream_of(random_tasks())
     before = states()
     learner.predict(SUPPORT, LABELS, QUERY)
     classifier = FewShotClassifier(tmp_path / "learner.pt", random_state=0).fit(SUPPORT, NAMES)
     classifier.predict_proba(QUERY)
     classifier.predict(QUERY)
     FewShotClassifier(random_state=0).fit(SUPPORT, NAMES).predict(QUERY)
-    evaluate(Pair().learner(), stream_of(random_tasks()), EvalSettings(2, samples=2), seed=0, progress=False)
-    states_now = states()
-    assert states_now == before
+    evaluate(evaluated, stream, EvalSettings(2, samples=2), seed=0, progress=False)
+    unchanged = states() == before  # thousands of numbers, which a message need not show
+    assert unchanged
 
 
 DRAWS: dict[str, Callable[[], torch.Tensor]] = {
