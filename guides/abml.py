@@ -19,26 +19,27 @@ from pyro_metabayes.seeding import task_noise
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = N(mu^K, diag(sigma^K)^2), where (mu^0, sigma^0) are those of the prior, and each step descends
+    """q(w | support) = N(mu^K, diag(sigma^K)^2), K gradient steps of size eta in (mu, log sigma) on the loss
 
-        (1/n) { E_q[-log p(y_support | w)] + inner_kl KL(q, prior) }  in (mu, log sigma), at the rate eta,
+        (1/n) { E_q[-log p(y_support | w)] + inner_kl KL(q, prior) },  w = mu + sigma eps, eps ~ N(0, I),
 
-    over the n support points, eps ~ N(0, I), w = mu + sigma eps. A step in mu is implicit in the quadratic of the KL,
-    since explicit steps diverge for a narrow prior: its rate a = eta / n becomes a / (1 + a inner_kl / sigma_0^2). The
-    outer loss is the ELBO of the support and query labels together (model.observe=all), so the learned prior is both
-    the initialisation and the regulariser. The latent that adapts holds all weights of a network, or the weights of
-    the head on frozen features.
+    over the n support points. (mu^0, sigma^0) are the mean and the standard deviation of the prior. The KL is quadratic
+    in mu, and its step in mu is implicit, because explicit steps diverge for a small sigma^0: the step size a = eta / n
+    becomes a / (1 + a inner_kl / (sigma^0)^2). The outer loss is the negative ELBO of the support and query labels
+    together (model.observe=all). The learned prior is the initialisation, and its KL the regulariser. The adapted
+    latent holds all weights of a network, or the weights of the head on frozen features. (Ravi and Beatson 2019.)
 
     Args:
         num_steps: number of inner steps, K.
-        step_size: eta, for a mean over support points, in the unit of the model's loss (`Model.loss_unit`).
-        learn_step_size: whether eta is learned, from step_size; a fixed eta may change after training.
-        inner_samples: draws of eps per step.
-        inner_kl: weight of the KL in a step; below 1, since the full KL outweighs the few support points (the paper).
-        hyper_weight: weight of -log N(mu; 0, I) Gamma(sigma^-2; shape, rate) in the loss, in nats per task: 1 / (number
-            of training tasks), or 0 where their number is unlimited.
+        step_size: eta, for the mean of the loss over the support points, in multiples of `Model.loss_unit`.
+        learn_step_size: whether eta is learned, starting at step_size. A fixed eta may be changed at evaluation.
+        inner_samples: number of Monte-Carlo samples of eps per step.
+        inner_kl: weight of the KL in a step. The paper takes a value below 1, since the full KL outweighs the few
+            support points.
+        hyper_weight: weight of the hyperprior term -log [N(mu^0; 0, I) Gamma((sigma^0)^-2; shape, rate)] in the loss,
+            in nats per task: 1 / (number of training tasks), or 0 for an unlimited number.
         shape: shape of that Gamma distribution.
-        rate: its rate.
+        rate: rate of that Gamma distribution.
 
     Raises:
         UsageError: a setting is out of range, or the prior is not Gaussian.

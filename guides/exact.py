@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pyro.distributions import TorchDistribution
 
 import pyro_metabayes
@@ -27,10 +25,4 @@ class Guide(pyro_metabayes.Guide):
         return self.require(Conjugate).exact_posterior(observed)
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
-        seen = episodes.pooled()
-        if self.model.observe == "support":
-            seen = episodes.observed()
-        elif self.model.observe == "query":
-            support = {name: getattr(episodes, f"query_{name}") for name in ("x", "y", "mask")}
-            seen = replace(episodes.observed(), **{f"support_{name}": value for name, value in support.items()})
-        return self.posterior(seen)
+        return self.posterior(episodes.as_support(self.model.observe))

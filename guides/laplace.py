@@ -29,7 +29,7 @@ class Guide(pyro_metabayes.Guide):
     Args:
         num_steps: number of inner steps, K.
         step_size: eta, for a mean over support points, in the unit of the model's loss (`Model.loss_unit`).
-        learn_step_size: whether eta is learned, from step_size; a fixed eta may change after training.
+        learn_step_size: whether eta is learned, starting at step_size. A fixed eta may be changed at evaluation.
         first_order: whether the outer gradient treats each inner gradient as a constant.
 
     Raises:

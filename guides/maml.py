@@ -19,18 +19,21 @@ from pyro_metabayes.inference.initialisation import initialisation_of_latent
 class Guide(pyro_metabayes.Guide):
     """q(w | support) = delta(theta^K), theta^{k+1} = theta^k - eta grad_w -(1/n) sum_i log p(y_i | x_i, theta^k),
 
-    over the n support points. With a flat prior and the ELBO as objective the loss is that of MAML,
-    -log p(y_query | theta^K). The latent that adapts holds all weights of a network (model=neural_regression), or the
-    weights of the head on features of a frozen backbone (model=few_shot_classifier); the paper adapts the backbone too.
+    the gradient at w = theta^k, over the n support points. With a flat prior the negative ELBO is the loss of MAML,
+    -log p(y_query | theta^K). The adapted latent holds all weights of a network (model=neural_regression), or the
+    weights of the head on features of a frozen backbone (model=few_shot_classifier). MAML adapts the backbone too.
+    (Finn, Abbeel and Levine 2017, arXiv 1703.03400.)
 
     Args:
         num_steps: number of inner steps, K.
-        step_size: MAML's alpha, for the mean cross-entropy or the mean squared error: eta = alpha for classes, and
-            alpha 2 noise^2 in a regression, where -log p is (y - f)^2 / (2 noise^2) up to a constant.
-        learn_step_size: whether alpha is learned, from step_size; a fixed alpha may change after training.
+        step_size: the step size alpha of MAML, for the mean cross-entropy (eta = alpha) or the mean squared error
+            (eta = 2 noise^2 alpha, since -log p = (y - f)^2 / (2 noise^2) + const).
+        learn_step_size: whether alpha is learned, starting at step_size. A fixed alpha may be changed at evaluation.
         first_order: whether the outer gradient treats each inner gradient as a constant (FOMAML).
-        initialisation: theta^0. `global` is one learned point; `prior` is the mean of a Gaussian prior, which then
-            joins the loss as a proximal term; `support` is the class means (Proto-MAML, Triantafillou et al. 2020).
+        initialisation: theta^0.
+            `global`: a learned vector, shared by all tasks.
+            `prior`: the mean of the Gaussian prior; the ELBO then adds -log p(theta^K) to the outer loss.
+            `support`: the class means (Proto-MAML, Triantafillou et al. 2020), in classification.
 
     Raises:
         UsageError: a setting is out of range.

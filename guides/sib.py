@@ -30,7 +30,7 @@ class Guide(pyro_metabayes.Guide):
     Args:
         num_steps: K.
         step_size: eta, for a sum over queries.
-        learn_step_size: whether eta is learned, from step_size; a fixed eta may change after training.
+        learn_step_size: whether eta is learned, starting at step_size. A fixed eta may be changed at evaluation.
         posterior: `normal`, sigma learned and shared by the classes; `amortized`, sigma a learned function of
             theta^0; `fixed`, sigma stays at scale; `delta`, the point estimate of the released code.
         scale: sigma before training.

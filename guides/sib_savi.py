@@ -7,6 +7,8 @@ covariance: Khan and Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.capabilities import FollowsGuide, HasPrior
 from pyro_metabayes.inference.descent import descend, hold_steps, loss_gradient
-from pyro_metabayes.inference.divergences import entropy_by_class
+from pyro_metabayes.inference.divergences import entropy_by_class, innermost
 from pyro_metabayes.inference.family import Scale, between_classes, differences_of_classes, with_precision
 from pyro_metabayes.inference.initialisation import initialisation_of_rows
 from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gradient
@@ -114,7 +116,15 @@ class Guide(pyro_metabayes.Guide):
         theta = descend(start, gradient, self.log_step_size.exp(), self.num_steps)
         doubt = theta.new_zeros(1, 1, 1)
         if self.entropy_slope is not None:
-            probs = self.model.outputs(theta, observed.query_x).softmax(-1)
+            probs = class_probabilities(self.model, self.model.outputs(theta, observed.query_x))
             doubt = (self.entropy_slope * entropy_by_class(probs, observed.query_mask)).clamp(-5, 5)
         spread = None if self.log_between is None else (self.log_between + doubt).exp()
         return theta, self.scale(start).expand(theta.shape) * doubt.exp(), spread
+
+
+def class_probabilities(model: pyro_metabayes.Model, outputs: Tensor) -> Tensor:
+    """p(y = c | outputs) [..., C] of a likelihood of classes."""
+    if model.canonical:
+        return outputs.softmax(-1)
+    family: Any = innermost(model.likelihood_of(outputs))
+    return family.probs

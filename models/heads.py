@@ -19,7 +19,8 @@ def fold_samples(w: Tensor, x: Tensor) -> Tensor:
     """w_c . x_i for weights [..., T, C, D] and points [T, N, D] -> [..., T, C, N].
 
     The product is class-major (w @ x^T): the query-major product is a little faster, but its gradient costs five times
-    as much. Samples are folded into the class axis, so that each task is one matrix product.
+    as much. The sample axes are merged with the class axis, so that each task is one matrix
+    product [L C, D] x [D, N].
     """
     if w.dim() == 3:
         return torch.bmm(w, x.mT) if torch.is_grad_enabled() else torch.bmm(x, w.mT).mT

@@ -97,6 +97,11 @@ class Episodes(Observed):
         source = self.pooled() if labels == "all" else self
         return source.support_x, source.support_y, source.support_mask
 
+    def as_support(self, labels: str) -> Observed:
+        """An Observed whose support set is the points of the "support" or "query" set, or of "all"."""
+        x, y, mask = self.labelled(labels)
+        return replace(self.observed(), support_x=x, support_y=y, support_mask=mask)
+
 
 def concatenate(parts: Sequence[Episodes]) -> Episodes:
     """One batch of the tasks of all parts, in order; parts of different size are padded with masked points."""

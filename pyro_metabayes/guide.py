@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.distributions import ImproperUniform, TorchDistribution
 from torch import Tensor
 
+from pyro_metabayes.distributions.joint import sample_latent
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.parameters import Program, announce_parameters
@@ -63,7 +64,7 @@ class Guide(Recorded, Program):
         return require(self.model, capability, f"guide={type(self).__module__.rpartition('.')[2]}")
 
     def posterior(self, observed: Observed) -> TorchDistribution:
-        """q(w | support, x_query), used by predictions: batch [T], event [*W]."""
+        """q(w | support, x_query), used by predictions: batch [T], event [*W]; a Joint for several sites."""
         raise NotImplementedError
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
@@ -118,4 +119,4 @@ class Guide(Recorded, Program):
         self._check_shape(q, data)
         scale = nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight)
         with pyro.plate("task", data.num_tasks, dim=-1), scale:
-            pyro.sample("w", q)
+            sample_latent(q)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pyro
 import torch
@@ -11,6 +12,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
+from pyro_metabayes.distributions.joint import sample_latent
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.parameters import Program, announce_parameters
@@ -26,6 +28,12 @@ class Model(Recorded, Program):
     A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed. Methods that only
     some guides need are capabilities (`pyro_metabayes/inference/capabilities.py`).
 
+    Attributes:
+        canonical: whether `likelihood_of(outputs)` is Categorical(logits=outputs), or Normal(outputs, sd) with an sd
+            that does not depend on the outputs. Gradients and curvatures in the outputs then have closed forms;
+            otherwise they are differentiated. A class that defines `likelihood_of` without `canonical` is not
+            canonical, whatever its base class says.
+
     Args:
         observe: whose labels are sites of `forward`: "query" (few-shot objectives), "support" (the posterior
             p(w | support)) or "all" (both).
@@ -33,6 +41,15 @@ class Model(Recorded, Program):
     Raises:
         UsageError: another `observe`.
     """
+
+    canonical: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The claim is about one likelihood_of: another one does not inherit it.
+        owner = next(base for base in cls.__mro__ if {"likelihood_of", "canonical"} & vars(base).keys())
+        if "canonical" not in vars(owner):
+            cls.canonical = False
 
     def __init__(self, observe: str = "query") -> None:
         super().__init__(name="model")
@@ -46,11 +63,11 @@ class Model(Recorded, Program):
         return isinstance(self, HasPrior) and self.prior_over_weights.conditional
 
     def event_shape(self, observed: Observed) -> Size:
-        """*W, the shape of the latent of one task."""
+        """*W, the shape of the latent of one task; of several sites, `Sites.event_shape`."""
         raise NotImplementedError
 
     def prior(self, observed: Observed) -> TorchDistribution:
-        """p(w | support or nothing): batch [T], event [*W]."""
+        """p(w | support or nothing): batch [T], event [*W]; a Joint for several sites."""
         raise NotImplementedError
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
@@ -102,7 +119,7 @@ class Model(Recorded, Program):
         query_y = data.query_y if isinstance(data, Episodes) else None
         with pyro.plate("task", data.num_tasks, dim=-1):
             with nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight):
-                w = pyro.sample("w", self.prior(data))
+                w = sample_latent(self.prior(data))
             # An empty set has no site: torch cannot sum over an event of no points.
             if self.observe in ("support", "all") and data.support_x.shape[1]:
                 support = self.likelihood(w, data.support_x, data).mask(data.support_mask)

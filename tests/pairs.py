@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
@@ -14,35 +17,40 @@ from pyro.distributions import Normal
 from torch import Size, Tensor
 from torch.nn.functional import normalize
 
-from pyro_metabayes import Episodes, MetaLearner, Observed
+from pyro_metabayes import Episodes, MetaLearner, Observed, models
 from pyro_metabayes.data.stream import TaskStream
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "experiments/conf"
 WAY, FEATURES, TARGETS = 3, 5, 2
 BASE = 4  # base classes of the model that has any
-PRIORS: dict[str, dict[str, Any]] = {
-    "flat": {"_target_": "models.priors.Flat"},
-    "gaussian": {"_target_": "models.priors.Gaussian"},
-    "mixture": {"_target_": "models.priors.Mixture", "num_components": 3},
-    "conditional": {"_target_": "models.priors.Conditional", "num_hidden": 6},
-    "count_aware": {"_target_": "models.priors.Conditional", "num_hidden": 6, "count_aware": True},
-    "full_gaussian": {"_target_": "models.priors.FullGaussian"},
-    "full_covariance": {"_target_": "models.priors.Conditional", "num_hidden": 6, "full_covariance": True},
+SMALL = {"num_hidden": 6, "num_components": 3}  # sizes of networks and mixtures in tests
+
+
+def _configured(kind: str) -> dict[str, dict[str, Any]]:
+    """Class and small sizes of every YAML of a kind, with the defaults of the constructor: a new file is tried."""
+    content = {path.stem: dict(OmegaConf.load(path)) for path in sorted((CONF / kind).glob("*.yaml"))}  # type: ignore[arg-type]
+    return {
+        name: {"_target_": values["_target_"]} | {key: size for key, size in SMALL.items() if key in values}
+        for name, values in content.items()
+    }
+
+
+_PRIORS = _configured("prior")
+FOLLOWING = {"guided": _PRIORS.pop("guided")}  # made by a guide, and nothing without it
+PRIORS = _PRIORS | {
+    "count_aware": _PRIORS["conditional"] | {"count_aware": True},
+    "full_covariance": _PRIORS["conditional"] | {"full_covariance": True},
 }
-FOLLOWING = {"guided": {"_target_": "models.priors.Guided"}}  # made by a guide, and nothing without it
 # Heads of the few-shot classifier, by a row of weights for each class.
-HEADS = {"cosine": "models.heads.Cosine", "linear": "models.heads.Linear"}
-OBJECTIVES = {
-    "elbo": {"_target_": "pyro_metabayes.objectives.elbo.Elbo"},
-    "monte_carlo": {"_target_": "pyro_metabayes.objectives.monte_carlo.MonteCarlo"},
-    "monte_carlo_joint": {"_target_": "pyro_metabayes.objectives.monte_carlo.MonteCarlo", "joint": True},
-    "importance_weighted": {"_target_": "pyro_metabayes.objectives.importance_weighted.ImportanceWeighted"},
-}
+HEADS = {name: head["_target_"] for name, head in _configured("head").items() if ".heads." in head["_target_"]}
+OBJECTIVES = _configured("objective")
+OBJECTIVES["monte_carlo_joint"] = OBJECTIVES["monte_carlo"] | {"joint": True}
 REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3}  # conjugate models, with the features of their tasks
 GROUPED = {"hierarchical_regression": 3}  # with weights of each task's own for the first NUM_RANDOM features
 NUM_RANDOM = 2
 NETWORK = {"_target_": "models.neural_regression.Network", "hidden": [4, 3]}
+EITHER = ("platipus",)  # models of classes or of numbers, as the pair says
 
 
 def random_tasks(
@@ -132,6 +140,19 @@ def stream_of(episodes: Episodes) -> TaskStream:
     return TaskStream(lambda generator: episodes, seed=0, split="test")
 
 
+def _with_model(module: str) -> bool:
+    return hasattr(importlib.import_module(f"pyro_metabayes.models.{module}"), "Model")
+
+
+MODELS = {module.name for module in pkgutil.iter_modules(models.__path__) if _with_model(module.name)}
+
+
+def parameters_of(model: str) -> set[str]:
+    """Names of the arguments of a model."""
+    module = importlib.import_module(f"pyro_metabayes.models.{model}")
+    return set(inspect.signature(module.Model.__init__).parameters)
+
+
 @dataclass(frozen=True)
 class Pair:
     """A guide with its settings, and the parts that it is tried with."""
@@ -156,13 +177,16 @@ class Pair:
 
     @property
     def regression(self) -> bool:
-        return self.numbers or self.model in (*REGRESSIONS, *GROUPED, "neural_regression")
+        return self.numbers or (self.model not in EITHER and {"prior", "num_targets"} <= parameters_of(self.model))
+
+    @property
+    def _is_linear(self) -> bool:
+        return self.regression and not self.of_network and "prior" in parameters_of(self.model)
 
     @property
     def of_network(self) -> bool:
         """Whether the latent is all weights of a network, a single row."""
-        platipus = self.model == "platipus" and self.numbers
-        return self.model == "neural_regression" or self.head == "network" or platipus
+        return self.head == "network" or (self.regression and "head" in parameters_of(self.model))
 
     def tasks(self, num_tasks: int = 3, seed: int = 0) -> Episodes:
         """Tasks that its learner is for, with turned views of the queries where it looks at them."""
@@ -176,7 +200,7 @@ class Pair:
 
     @property
     def features(self) -> int:
-        return (REGRESSIONS | GROUPED).get(self.model, 2)
+        return (REGRESSIONS | GROUPED).get(self.model, 3 if self._is_linear else 2)
 
     @property
     def targets(self) -> int:
@@ -413,8 +437,7 @@ def every_pair() -> list[Pair]:
     ]
     pairs += [Pair("mean_field", prior, head) for prior, head in product(PRIORS, HEADS)]
     pairs += [Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)]
-    return list(
-        {
-            str(pair): pair for pair in pairs + _of_regressions() + _of_descent() + _of_groups() + _of_base_classes()
-        }.values()
-    )
+    pairs += [Pair("mean_field", objective=name) for name in OBJECTIVES]
+    pairs += _of_regressions() + _of_descent() + _of_groups() + _of_base_classes()
+    pairs += [Pair("mean_field", model=model) for model in MODELS - {pair.model for pair in pairs}]
+    return list({str(pair): pair for pair in pairs}.values())

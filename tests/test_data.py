@@ -476,7 +476,7 @@ def test_what_is_wrong_with_the_file_is_named(tmp_path: Path) -> None:
         ("cut.safetensors", tensors[:-20]), ("empty.safetensors", b""),
     ):  # fmt: skip
         (tmp_path / name).write_bytes(content)
-        refused(str(tmp_path / name), "cannot be read .*write it anew")
+        refused(str(tmp_path / name), "cannot be read .*write the file again")
 
 
 def test_fractions_leave_something_for_every_split(tmp_path: Path) -> None:

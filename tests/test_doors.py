@@ -19,7 +19,7 @@ from scipy import sparse
 
 from pyro_metabayes import FewShotClassifier, MetaLearner, UsageError
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import noise_of, restored_noise
 from tests.pairs import Pair
 from tests.test_classifier import learner_of, task
 from tests.test_scores import random_tasks, stream_of
@@ -474,3 +474,13 @@ def test_no_warning_for_usual_arrays() -> None:
         warnings.simplefilter("error")
         for form in LAYOUTS.values():
             RAW.predict(form(SUPPORT), LABELS, form(QUERY))
+
+
+def test_restored_noise_restores_own_generators_too() -> None:
+    with noise_of(11):
+        with restored_noise():
+            first = torch.randn(3)
+        assert torch.equal(torch.randn(3), first)
+        with restored_noise():
+            second = torch.randn(3)
+        assert torch.equal(torch.randn(3), second) and not torch.equal(first, second)

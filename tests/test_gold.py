@@ -15,7 +15,8 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
 
 from pyro_metabayes import Episodes, UsageError
-from pyro_metabayes.diagnostics.gaps import best_in_family, check_density, elbo_of, gaps_of
+from pyro_metabayes.diagnostics.best_in_family import best_in_family, elbo_of
+from pyro_metabayes.diagnostics.gaps import check_density, gaps_of
 from pyro_metabayes.diagnostics.gold import Gold, NutsSettings, Target, gold_posterior
 from pyro_metabayes.diagnostics.importance import (
     bridge_evidence,

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from pyro_metabayes import MetaLearner, UsageError
-from pyro_metabayes.inference.laplace import LowRankPrecision, ggn_root, hessian_root, log_det_precision
+from pyro_metabayes.inference.laplace import LowRankPrecision, fisher_root, ggn_root, log_det_precision
 from tests.pairs import Pair
 
 NETWORK = Pair("maml", "flat", model="neural_regression")
@@ -65,9 +65,15 @@ def test_the_root_is_that_of_the_generalised_gauss_newton_matrix(pair: Pair) -> 
 
 
 def test_a_likelihood_without_a_known_hessian_is_refused() -> None:
-    family: Any = torch.distributions.Laplace(torch.zeros(1, 2, 1), 1.0)
+    class Laplacian(nn.Module):
+        canonical = False
+
+        def likelihood_of(self, outputs: Tensor) -> Any:
+            return torch.distributions.Laplace(outputs, 1.0)
+
+    model: Any = Laplacian()
     with pytest.raises(UsageError, match="expected a Categorical or Normal likelihood for its curvature, got Laplace"):
-        hessian_root(family)
+        fisher_root(model, torch.zeros(1, 2, 1))
 
 
 @pytest.mark.parametrize("num_points", [3, 11])

@@ -372,6 +372,9 @@ OF_BASE_CLASSES = ("base_classes", "novel", "base", "both", "base_over_all")
 OF_A_TRUTH = ("sd_ratio", "training_sd_ratio", "coverage90_of_truth", "kl_from_truth", "kl_to_truth")
 
 
+ERRORS = [f"{name}_monte_carlo_error" for name in ("kl", "prior_sd", "posterior_sd")]  # of what is sampled
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, float)
 
@@ -406,6 +409,7 @@ KEYS = {
     **dict.fromkeys(("elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd"), is_number_or_null),
     **dict.fromkeys(("disagreement", "prior_entropy", "posterior_entropy"), is_number),
     **dict.fromkeys(("mse", "rmse", "oracle_mse", "coverage90", *OF_A_TRUTH), lambda value: value is None),
+    **dict.fromkeys(ERRORS, lambda value: value is None),
     **dict.fromkeys((*OF_BASE_CLASSES, "kl_variational_bound", "kl_convexity_bound"), lambda value: value is None),
     "active_dimensions": is_count,
     **dict.fromkeys(("by_step", "information"), lambda value: value is None),

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from pyro_metabayes import Episodes, UsageError
+from pyro_metabayes.build import build, target_of
 from pyro_metabayes.data.sources.gaussian_features import GaussianFeatures
 from pyro_metabayes.data.sources.linear_gaussian import LinearGaussian
 from pyro_metabayes.data.sources.sinusoid import Sinusoid
@@ -19,6 +21,7 @@ from pyro_metabayes.data.stream import KnownTruth, Source, TaskStream, generator
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.models import gaussian_mean
 from pyro_metabayes.models.priors import Gaussian
+from tests.pairs import CONF
 
 
 def equal(a: Episodes, b: Episodes) -> bool:
@@ -140,17 +143,33 @@ def test_the_truth_of_spinning_lines_counts_the_points_that_are_there() -> None:
         assert true.mean[task].item() == pytest.approx(expected.item(), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("source", "shape"),
-    [
-        (LinearGaussian(num_features=2), TaskShape(1, 2, 3)),
-        (LinearGaussian(constant=True), TaskShape(1, 0, 3)),
-        (SpinningLines(), TaskShape(1, 0, 4)),
-        (Sinusoid(), TaskShape(1, 2, 3)),
-        (GaussianFeatures(num_features=3, rectify=False), TaskShape(2, 1, 2)),
-    ],
-    ids=lambda its: type(its).__name__,
-)
+def simulators() -> list[Any]:
+    """The simulator of every YAML of data=, with the shape of its tasks: a new file is tried."""
+    found = []
+    for path in sorted((CONF / "data").glob("*.yaml")):
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        data = content.get("data", {})
+        if "_target_" in data and hasattr(target_of(data, "data"), "sampler"):
+            found.append(pytest.param(build(data, "data"), TaskShape(**content.get("task", {})), id=path.stem))
+    return found
+
+
+@pytest.mark.parametrize(("source", "shape"), simulators())
+def test_simulated_tasks_are_what_they_say(source: Source, shape: TaskShape) -> None:
+    """Finite float32 inputs of input_shape, and labels of num_targets numbers or of `way` classes."""
+    tasks = drawn(source, shape, BLOCK + 2)
+    for part in ("support", "query"):
+        x, y = getattr(tasks, f"{part}_x"), getattr(tasks, f"{part}_y")
+        assert x.shape == (BLOCK + 2, x.shape[1], *source.input_shape) and x.dtype == torch.float32
+        assert torch.isfinite(x).all() and torch.isfinite(y).all()
+        if source.num_targets:
+            assert y.shape == (*x.shape[:2], source.num_targets) and y.dtype == torch.float32
+        else:
+            assert y.shape == x.shape[:2] and y.dtype == torch.int64 and y.min() >= 0 and y.max() < shape.way
+    assert tasks.num_classes == (0 if source.num_targets else shape.way)
+
+
+@pytest.mark.parametrize(("source", "shape"), simulators())
 def test_simulated_tasks_are_seed_split_and_index(source: Source, shape: TaskShape) -> None:
     whole = drawn(source, shape, 100, "train")
     stream = TaskStream(source.sampler("train", shape), 0, "train")

@@ -394,17 +394,17 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "mixed sizes": (
         mini_imagenet,
         changed_pickle(write_cache, CACHE, image_data=MIXED),
-        "images of 84 x 84 x 3 alone in .*, got .84, 80, 3., .84, 84, 3.; take the published file",
+        "images of 84 x 84 x 3 alone in .*, got .84, 80, 3., .84, 84, 3.; download the file again",
     ),
     "mixed sizes, packed": (
         tiered_imagenet,
         changed_pickle(packed, "val_images_png.pkl", list=PNG * 3),
-        "images of 84 x 84 alone in .*, got number 3 of 80 x 84; take",
+        "images of 84 x 84 alone in .*, got number 3 of 80 x 84; download",
     ),
     "not bytes": (
         mini_imagenet,
         changed_pickle(write_category, CATEGORY, data=np.zeros((6, 84, 84, 3))),
-        "images of bytes in .*, got float64; take",
+        "images of bytes in .*, got float64; download",
     ),
     "an absent class": (
         mini_imagenet,
@@ -424,12 +424,12 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "labels that are missing": (
         tiered_imagenet,
         changed_pickle(packed, TIERED, label_specific=np.zeros(5, int)),
-        "a whole number for each of the 6 images in .*, got int64 of shape .5.; take",
+        "a whole number for each of the 6 images in .*, got int64 of shape .5.; download",
     ),
     "names that are missing": (
         tiered_imagenet,
         changed_pickle(unpacked, TIERED, label_specific_str=["n10"]),
-        "for every class in .*, got 1 names and the class 1; take",
+        "for every class in .*, got 1 names and the class 1; download",
     ),
     "no images": (
         mini_imagenet,

@@ -19,6 +19,7 @@ from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.experiments.studies.study import Row, read
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.prediction.moments import mean_of
 
 FLOOR = 2e-4  # where a disagreement of 0 is drawn on a logarithmic axis
 
@@ -150,7 +151,7 @@ def _draw_slopes(axis: Any, row: Row, folder: Path) -> None:
     observed = tasks.stream("test").batch(0, config.eval.tasks).observed()
     assert tasks.truth is not None
     posteriors = tasks.truth.truth(observed), learner.guide.posterior(observed)
-    optimal, inferred = (posterior.mean.flatten() for posterior in posteriors)
+    optimal, inferred = (mean_of(posterior).flatten() for posterior in posteriors)
     ends = [optimal.min(), optimal.max()]
     axis.plot(ends, ends, color="black", lw=0.8, label="E[w | x]")
     axis.plot(optimal, inferred, ".", ms=3, label="inferred")

@@ -19,7 +19,8 @@ import torch
 from omegaconf import MISSING
 from pyro import validation_enabled
 
-from pyro_metabayes.diagnostics.gaps import best_in_family, check_density, gaps_of
+from pyro_metabayes.diagnostics.best_in_family import best_in_family
+from pyro_metabayes.diagnostics.gaps import check_density, gaps_of
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
@@ -75,7 +76,7 @@ def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: Gol
         observed, guide = episodes.observed(), learner.guide
         q = guide.posterior(observed) if labels == "support" else guide.training_posterior(episodes)
     check_density(q)
-    best = best_in_family(target, q, settings.fit_steps)
+    best = best_in_family(target, q, settings.fit_steps, guide=guide)
     gold = gold_posterior(target, settings.check())
     with torch.no_grad():
         gaps = gaps_of(target, q, best, gold, settings.samples)

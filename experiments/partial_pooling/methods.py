@@ -21,6 +21,7 @@ from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
+from pyro_metabayes.prediction.moments import moments_of
 from pyro_metabayes.seeding import seeded
 
 BOUNDS = 100  # draws of the estimate of the bound
@@ -111,7 +112,8 @@ def _hierarchical(learner: MetaLearner) -> Any:
 
 def _moments(effects: TorchDistribution) -> tuple[Tensor, Tensor]:
     """Means and sds [T, R]."""
-    return effects.mean[:, 0], effects.variance[:, 0].sqrt()
+    moments = moments_of(effects)
+    return moments.mean[:, 0], moments.variance[:, 0].sqrt()
 
 
 def least_squares_effects(fitted: MixedEffects, episodes: Episodes) -> Tensor:

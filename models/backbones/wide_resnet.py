@@ -31,19 +31,20 @@ class Block(nn.Module):
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """Conv3x3, three groups of (depth - 4) / 6 blocks, BN-ReLU, mean over the image, scaled to unit length.
+    """WRN-depth-width: images [N, channels, H, W] in [0, 1] -> features [N, D] of unit length, D = 64 width.
 
-    Images [N, channels, H, W] in [0, 1] -> [N, D]. The strides of the groups are 2, 2 and 2, or 1, 2 and 2 for images
-    of up to 32 pixels, as in SIB's released code. 36,472,784 parameters for depth 28, width 10 and 3 channels.
+    A 3x3 convolution, three groups of (depth - 4) / 6 pre-activation blocks without dropout, BN-ReLU, global average
+    pooling and L2 normalisation. The strides of the groups are 2, 2 and 2, or 1, 2 and 2 for images of up to 32 x 32,
+    as in the released code of SIB (Hu et al. 2020). WRN-28-10 for 3 channels has 36,472,784 parameters.
     (Zagoruyko and Komodakis 2016.)
 
     Args:
         depth: number of layers, 6 n + 4.
-        width: factor of the widths 16, 32 and 64 of the groups.
-        mirror: whether, once trained, features are averaged over an image and its mirror image.
+        width: widening factor k; the groups have 16 k, 32 k and 64 k channels.
+        mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:
-        UsageError: the inputs are not images, or a setting is out of range.
+        UsageError: the inputs are not [channels, height, width], or a setting is out of range.
     """
 
     unit_range = True

@@ -20,17 +20,33 @@ from torch.distributions import Normal as TorchNormal
 from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSED_LOGIT_SD, Metrics, Spread, summary
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.evaluation.scores import log_mean_exp, masked_mean, most_probable
-from pyro_metabayes.inference.divergences import entropy_of, has_density, innermost, kl_by_dimension, mixture_kl_bounds
+from pyro_metabayes.inference.divergences import (
+    closed_form_kl,
+    entropy_of,
+    has_density,
+    innermost,
+    kl_by_dimension,
+    mixture_kl_bounds,
+)
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
+from pyro_metabayes.prediction.moments import (
+    MOMENT_DRAWS,
+    exact_kl,
+    extra_draws,
+    has_normal_marginals,
+    kl_from_draws,
+    moments_of,
+)
 
 HALF_OF_90 = 1.6448536269514722  # standard normal quantile at 0.95
+QUANTILE_DRAWS = 1000  # draws per task of a central 90% interval without a closed form
 
 
 def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
     """Spreads of the prior p_psi(w | support), per task [T]; {} for a flat prior.
 
-    prior_variance, prior_mean_square: means over the weights.
+    prior_variance, prior_mean_square: means over the weights; prior_variance_error where they are sampled.
     logit_variance: variance over samples of the logits, centred over classes; in a regression of the means in units
         of the noise.
     disagreement: share of draws that predict another class than the averaged prediction (ties excluded).
@@ -40,13 +56,20 @@ def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> 
     if not has_density(prior):
         return {}
     _, likelihood = learner.predictive_under(prior, observed, max(num_samples, 2))  # one sample has no spread
+    moments = moments_of(prior)
     spread = {
-        "prior_variance": prior.variance.flatten(1).mean(1),
-        "prior_mean_square": prior.mean.square().flatten(1).mean(1),
+        "prior_variance": moments.variance.flatten(1).mean(1),
+        "prior_mean_square": moments.mean.square().flatten(1).mean(1),
         **_output_spread(innermost(likelihood), observed.query_mask),
+        **_error("prior_variance", moments.error),
     }
     entropy = entropy_of(prior)
     return spread if entropy is None else spread | {"prior_entropy": entropy}
+
+
+def _error(name: str, error: Tensor | None) -> Spread:
+    """The Monte-Carlo standard error [T] of a spread; {} for a closed form."""
+    return {} if error is None else {f"{name}_error": error}
 
 
 def _output_spread(likelihood: Any, mask: Tensor) -> Spread:
@@ -69,13 +92,15 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
     """Spreads per task of q = training_posterior(episodes), which alone bounds the evidence; {} for a point estimate.
 
     posterior_variance [T]: mean over the weights. posterior_entropy [T].
-    elbo, kl [T], kl_by_dimension [T, weights]: against a prior with a density; elbo and kl are batch means of one draw
-        per task where the KL has no closed form.
+    elbo, kl [T], kl_by_dimension [T, weights]: against a prior with a density; the log-likelihood is a batch
+        mean of one draw per task. A KL without a closed form is the mean over MOMENT_DRAWS draws.
+    posterior_variance_error, kl_error [T]: Monte-Carlo standard errors of what is sampled.
     kl_variational_bound, kl_convexity_bound [T]: against a mixture, closed-form upper bounds on the KL.
     """
     if not has_density(q):
         return {}
-    spread = {"posterior_variance": q.variance.flatten(1).mean(1)}
+    moments = moments_of(q)
+    spread = {"posterior_variance": moments.variance.flatten(1).mean(1), **_error("posterior_variance", moments.error)}
     if (entropy := entropy_of(q)) is not None:
         spread["posterior_entropy"] = entropy
     prior = learner.model.prior(episodes.observed())
@@ -84,33 +109,57 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
         assert terms.kl is not None
         for name, value in (("elbo", terms.log_likelihood - terms.kl), ("kl", terms.kl)):
             spread[name] = (value / episodes.num_tasks).expand(episodes.num_tasks)
+        if closed_form_kl(q, prior) is None:
+            spread |= _kl(q, prior, terms.log_likelihood / episodes.num_tasks)
         if (weight_kl := kl_by_dimension(q, prior)) is not None:
             spread |= {"kl": weight_kl.flatten(1).sum(1), "kl_by_dimension": weight_kl.flatten(1)}
         spread |= {f"kl_{name}_bound": bound for name, bound in mixture_kl_bounds(q, prior).items()}
     return spread
 
 
+def _kl(q: TorchDistribution, prior: TorchDistribution, log_likelihood: Tensor) -> Spread:
+    """kl [T]; where it is sampled, its kl_error and an elbo that has fewer draws of the KL in it than the objective."""
+    if (exact := exact_kl(q, prior)) is not None:
+        return {"kl": exact}
+    kl, error = kl_from_draws(q, prior, extra_draws(q, MOMENT_DRAWS))
+    return {"kl": kl, "elbo": log_likelihood - kl, **_error("kl", error)}
+
+
 def against_truth(fit: TorchDistribution, true: TorchDistribution) -> Spread:
     """Compares a fitted posterior of w with the exact one, per task [T]; {} for a point estimate.
 
     fit_variance, true_variance: means over the weights.
-    coverage90_of_truth: exact probability of the central 90% interval of each weight under the fit, mean over weights.
+    coverage90_of_truth: exact probability of the central 90% interval of each weight under the fit, mean over weights;
+        the interval is between quantiles of draws where the fit is not Gaussian.
     kl_from_truth, kl_to_truth: KL(true, fit) and KL(fit, true) in nats, between the marginal distributions of each
-        weight; correlations are ignored.
+        weight; correlations are ignored. Only of a Gaussian fit.
     """
     if not has_density(fit):
         return {}
-    p, q = (TorchNormal(posterior.mean, posterior.variance.sqrt()) for posterior in (true, fit))
-    upper, lower = (p.cdf(q.mean + sign * HALF_OF_90 * q.stddev) for sign in (1, -1))
+    p, q = (TorchNormal(its.mean, its.variance.sqrt()) for its in (moments_of(true), moments_of(fit)))
+    is_gaussian = has_normal_marginals(fit)
+    upper, lower = (p.cdf(bound) for bound in (_interval(q) if is_gaussian else _sampled_interval(fit)))
     means = {
         "fit_variance": q.variance,
         "true_variance": p.variance,
         "coverage90_of_truth": upper - lower,
     }
-    nats = {"kl_from_truth": kl_divergence(p, q), "kl_to_truth": kl_divergence(q, p)}
+    nats = {"kl_from_truth": kl_divergence(p, q), "kl_to_truth": kl_divergence(q, p)} if is_gaussian else {}
     return {name: value.flatten(1).mean(1) for name, value in means.items()} | {
         name: value.flatten(1).sum(1) for name, value in nats.items()
     }
+
+
+def _interval(q: TorchNormal) -> tuple[Tensor, Tensor]:
+    """Upper and lower end of the central 90% interval of each weight, as of a normal distribution."""
+    upper, lower = (q.mean + sign * HALF_OF_90 * q.stddev for sign in (1, -1))
+    return upper, lower
+
+
+def _sampled_interval(fit: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """The same between quantiles of draws: the k-th smallest and the k-th largest, k = 5% of their number."""
+    ordered, tail = extra_draws(fit, QUANTILE_DRAWS).sort(0).values, QUANTILE_DRAWS // 20
+    return ordered[-tail], ordered[tail - 1]
 
 
 @torch.no_grad()

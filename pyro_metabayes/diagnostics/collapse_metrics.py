@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_metabayes.prediction.moments import pooled_error
+
 # collapsed: the logits of the draws differ by less than 0.1 nats, and fewer than 2% of the predictions change.
 COLLAPSED_LOGIT_SD = 0.1
 COLLAPSED_DISAGREEMENT = 0.02
@@ -37,6 +39,26 @@ def _rms(numerator: str, denominator: str = "") -> Metric:
     return metric
 
 
+def _mean_error(name: str) -> Metric:
+    """Monte-Carlo standard error of a mean over T tasks with independent draws; None for a closed form."""
+
+    def metric(spread: Mapping[str, Tensor]) -> float | None:
+        error = spread.get(f"{name}_error")
+        return None if error is None else pooled_error(error)
+
+    return metric
+
+
+def _rms_error(name: str) -> Metric:
+    """That of the square root of the mean, to first order."""
+
+    def metric(spread: Mapping[str, Tensor]) -> float | None:
+        error, mean = _mean_error(name)(spread), _mean(spread, name)
+        return None if error is None or not mean else error / (2 * math.sqrt(mean))
+
+    return metric
+
+
 def _active_dimensions(spread: Mapping[str, Tensor]) -> int | None:
     kl = spread.get("kl_by_dimension")
     return None if kl is None else int((kl.mean(0) > ACTIVE_NATS).sum())
@@ -51,6 +73,7 @@ def _collapsed(spread: Mapping[str, Tensor]) -> bool | None:
 
 METRICS: dict[str, Metric] = {  # in the order of results.json
     "prior_sd": _rms("prior_variance"),
+    "prior_sd_monte_carlo_error": _rms_error("prior_variance"),
     "relative_sd": _rms("prior_variance", "prior_mean_square"),
     "prior_entropy": _mean_of("prior_entropy"),
     "logit_sd": _rms("logit_variance"),
@@ -58,10 +81,12 @@ METRICS: dict[str, Metric] = {  # in the order of results.json
     "collapsed": _collapsed,
     "elbo": _mean_of("elbo"),
     "kl": _mean_of("kl"),
+    "kl_monte_carlo_error": _mean_error("kl"),
     "kl_variational_bound": _mean_of("kl_variational_bound"),
     "kl_convexity_bound": _mean_of("kl_convexity_bound"),
     "active_dimensions": _active_dimensions,
     "posterior_sd": _rms("posterior_variance"),
+    "posterior_sd_monte_carlo_error": _rms_error("posterior_variance"),
     "posterior_entropy": _mean_of("posterior_entropy"),
     "sd_ratio": _rms("fit_variance", "true_variance"),
     "training_sd_ratio": _rms("training_fit_variance", "training_true_variance"),
@@ -77,6 +102,7 @@ def summary(spread: Mapping[str, Tensor]) -> Metrics:
     relative_sd: rms sd over rms mean of the prior.
     sd_ratio: rms sd of the posterior at test time over that of the exact posterior.
     training_sd_ratio: the same given support and query, for a guide whose training_posterior sees the query labels.
+    NAME_monte_carlo_error: standard error of NAME where it is sampled, over the draws and not over the tasks.
     collapsed: whether the draws of the prior leave the predictions unchanged.
 
     Args:

@@ -9,33 +9,21 @@ with q* the member of q's family that maximises the ELBO of the single task.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
+from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from pyro_metabayes.diagnostics.best_in_family import elbo_of
 from pyro_metabayes.diagnostics.gold import Gold, Target
 from pyro_metabayes.diagnostics.importance import bridge_evidence, importance_weighted_bounds, pareto_k
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.divergences import closed_form_kl, has_density, innermost
-from pyro_metabayes.inference.laplace import LowRankPrecision
+from pyro_metabayes.inference.divergences import has_density
+from pyro_metabayes.prediction.moments import moments_of
 
-Build = Callable[..., TorchDistribution]
 COUNTS = (1, 10, 100, 1000, 10_000)  # draws of an importance-weighted bound
 CHUNK = 500  # draws per evaluation of the weights
-
-
-def elbo_of(target: Target, q: TorchDistribution, num_samples: int) -> Tensor:
-    """E_q[log p(y | w)] - KL(q, p) [T] from num_samples draws; the KL in closed form where one exists."""
-    w = q.rsample(torch.Size((num_samples,)))
-    kl = closed_form_kl(q, target.prior)
-    if kl is None:
-        kl = (q.log_prob(w) - target.prior.log_prob(w)).mean(0)
-    return target.log_likelihood(w).mean(0) - kl
 
 
 def check_density(q: TorchDistribution) -> None:
@@ -43,89 +31,6 @@ def check_density(q: TorchDistribution) -> None:
         raise UsageError(
             "expected a guide whose posterior has a density for its gaps, got a point estimate; take another"
         )
-
-
-def best_in_family(
-    target: Target, q: TorchDistribution, steps: int = 600, num_samples: int = 8, rate: float = 0.03
-) -> TorchDistribution:
-    """q*: Adam on the ELBO over all parameters of q, separately for every task, in units of the prior's sd.
-
-    The family is that of q: factorised Gaussians (Normal), Gaussians of the same rank (LowRankPrecision) or Gaussians
-    with independent rows (MultivariateNormal). Adam starts at the prior's mean and sd, and in a second run at q; the
-    better result of each task is returned.
-    """
-    at_prior, build = _parameters(target, q, at_prior=True)
-    fits = [_ascend(target, start, build, steps, num_samples, rate) for start in (at_prior, _parameters(target, q)[0])]
-    with torch.no_grad():
-        first, second = (elbo_of(target, build(*parameters), 20 * num_samples) for parameters in fits)
-        better = second > first
-        best = [
-            torch.where(better.view(-1, *[1] * (of_first.dim() - 1)), of_second, of_first)
-            for of_first, of_second in zip(*fits, strict=True)
-        ]
-        return build(*best)
-
-
-def _ascend(
-    target: Target, start: list[Tensor], build: Build, steps: int, num_samples: int, rate: float
-) -> list[Tensor]:
-    parameters = [value.detach().clone().requires_grad_() for value in start]
-    optimiser = torch.optim.Adam(parameters, lr=rate)
-    schedule = CosineAnnealingLR(optimiser, steps)
-    for _ in range(steps):
-        optimiser.zero_grad()
-        loss = -elbo_of(target, build(*parameters), num_samples).sum()
-        for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = slope
-        optimiser.step()
-        schedule.step()
-    return [parameter.detach() for parameter in parameters]
-
-
-def _parameters(target: Target, q: TorchDistribution, at_prior: bool = False) -> tuple[list[Tensor], Build]:
-    """Free parameters at q, or at the prior, in units of the prior's sd, and the family that they parametrise."""
-    family: Any = innermost(q)
-    loc, scale = target.loc, target.scale
-    mean = torch.zeros_like(loc) if at_prior else ((q.mean - loc) / scale).expand(loc.shape)
-    if isinstance(family, LowRankPrecision):
-        log_precision = torch.zeros_like(loc) if at_prior else (family.precision * scale**2).log()
-        return [mean, log_precision, family.root * scale.unsqueeze(-1)], _low_rank_family(target)
-    if isinstance(family, torch.distributions.MultivariateNormal):
-        identity = torch.eye(loc.shape[-1], dtype=loc.dtype).expand(*loc.shape, -1)
-        return [mean, identity if at_prior else family.scale_tril / scale.unsqueeze(-1)], _row_family(target)
-    if isinstance(family, torch.distributions.Normal):
-        log_sd = torch.zeros_like(loc) if at_prior else (q.variance.sqrt() / scale).log().expand(loc.shape)
-        return [mean, log_sd], _factorised_family(target)
-    raise UsageError(f"expected a Gaussian posterior for the best of its family, got {type(family).__name__}")
-
-
-def _low_rank_family(target: Target) -> Build:
-    loc, scale = target.loc, target.scale
-
-    def build(mean: Tensor, log_precision: Tensor, root: Tensor) -> TorchDistribution:
-        precision, columns = log_precision.exp() / scale**2, root / scale.unsqueeze(-1)
-        return LowRankPrecision(loc + scale * mean, precision, columns, target.event_dim)
-
-    return build
-
-
-def _row_family(target: Target) -> Build:
-    loc, scale = target.loc, target.scale
-
-    def build(mean: Tensor, factor: Tensor) -> TorchDistribution:
-        tril = factor.tril(-1) + torch.diag_embed(factor.diagonal(dim1=-2, dim2=-1).abs() + 1e-8)
-        return MultivariateNormal(loc + scale * mean, scale_tril=scale.unsqueeze(-1) * tril).to_event(1)
-
-    return build
-
-
-def _factorised_family(target: Target) -> Build:
-    loc, scale = target.loc, target.scale
-
-    def build(mean: Tensor, log_sd: Tensor) -> TorchDistribution:
-        return Normal(loc + scale * mean, scale * log_sd.exp()).to_event(target.event_dim)
-
-    return build
 
 
 @dataclass(frozen=True)
@@ -176,7 +81,7 @@ def gaps_of(target: Target, q: TorchDistribution, best: TorchDistribution, gold:
         best_bounds=importance_weighted_bounds(best_log_weights, counts),
         pareto_k=pareto_k(log_weights),
         best_pareto_k=pareto_k(best_log_weights),
-        sd_ratio=(q.variance.flatten(1).mean(1) / spread).sqrt(),
+        sd_ratio=(moments_of(q, num_samples).variance.flatten(1).mean(1) / spread).sqrt(),
     )
 
 

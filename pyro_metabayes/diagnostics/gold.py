@@ -7,7 +7,9 @@ posterior approximates; it depends on the query labels, so its predictions of th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -15,10 +17,12 @@ from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
+from pyro_metabayes.diagnostics.coordinates import coordinates_of
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.divergences import has_density
 from pyro_metabayes.model import OBSERVE, Model
+from pyro_metabayes.prediction.moments import moments_of
 
 
 class Target:
@@ -46,7 +50,17 @@ class Target:
         if self.points is not None and not self.points[0].shape[1]:
             self.points = None
         self.event_dim = len(self.prior.event_shape)
-        self.loc, self.scale = self.prior.mean, self.prior.variance.sqrt()
+        self.coordinates = coordinates_of(self.prior)
+
+    @cached_property
+    def loc(self) -> Tensor:
+        """Mean of the prior [T, *W]."""
+        return moments_of(self.prior).mean
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Standard deviation of the prior [T, *W]."""
+        return moments_of(self.prior).variance.sqrt()
 
     def tasks(self, index: slice) -> Target:
         return Target(self.model, self.episodes.tasks(index), self.labels)
@@ -60,6 +74,11 @@ class Target:
 
     def log_joint(self, w: Tensor) -> Tensor:
         return self.prior.log_prob(w) + self.log_likelihood(w)
+
+    def log_joint_at(self, z: Mapping[str, Tensor]) -> Tensor:
+        """The log joint density at the coordinates z of the latents [..., T], up to a constant."""
+        w, log_det = self.coordinates.latent(z)
+        return self.log_joint(w) + log_det
 
 
 @dataclass(frozen=True)
@@ -103,8 +122,8 @@ class Gold:
 def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
     """NUTS on z = (w - mean) / sd of the prior, started at draws of the prior, for a few tasks at a time.
 
-    Under the prior all z have unit scale, which suits the default mass matrix. Without labels: independent draws of
-    the prior.
+    Under the prior all z have unit scale, which suits the default mass matrix. The coordinates of several sites, and of
+    sites that are not real, are those of `coordinates_of`. Without labels: independent draws of the prior.
     """
     num_tasks = target.episodes.num_tasks
     if target.points is None:
@@ -115,28 +134,29 @@ def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
     for start in range(0, num_tasks, settings.together):
         part = target.tasks(slice(start, start + settings.together))
         chains = [_chain(part, settings) for _ in range(settings.chains)]
-        parts.append(torch.stack([z for z, _ in chains]))
+        parts.append(torch.stack([w for w, _ in chains]))
         count = sum(count for _, count in chains)
         divergences.append(torch.full((part.episodes.num_tasks,), float(count)))
-    z = torch.cat(parts, dim=2)
-    return _summary(target, target.loc + target.scale * z, torch.cat(divergences))
+    return _summary(target, torch.cat(parts, dim=2), torch.cat(divergences))
 
 
 def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
-    """z [L, T, *W] of the tasks of the target, and the number of divergences."""
+    """Draws w [L, T, *W] of the tasks of the target, and the number of divergences."""
 
-    def potential(sites: dict[str, Tensor]) -> Tensor:
-        return -target.log_joint(target.loc + target.scale * sites["z"]).sum()
+    def potential(z: dict[str, Tensor]) -> Tensor:
+        return -target.log_joint_at(z).sum()
 
     kernel = NUTS(
         potential_fn=potential,
         target_accept_prob=settings.target_accept,
         max_tree_depth=settings.max_tree_depth,
     )
-    start = {"z": torch.randn_like(target.loc)}
+    start = target.coordinates.random()
     mcmc = MCMC(kernel, settings.draws, settings.warmup, initial_params=start, disable_progbar=True)
     mcmc.run()
-    return mcmc.get_samples()["z"].detach(), len(mcmc.diagnostics()["divergences"]["chain 0"])
+    with torch.no_grad():
+        w, _ = target.coordinates.latent(mcmc.get_samples())
+    return w, len(mcmc.diagnostics()["divergences"]["chain 0"])
 
 
 @torch.no_grad()

@@ -25,8 +25,9 @@ from pyro_metabayes.device import as_double
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.evaluation.scores import masked_mean
-from pyro_metabayes.inference.divergences import closed_form_kl, has_density, innermost
+from pyro_metabayes.inference.divergences import has_density, innermost
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.prediction.moments import exact_kl, kl_from_draws, pooled_error
 
 
 @runtime_checkable
@@ -62,6 +63,7 @@ def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
         least: the smallest of these.
         below: lower bound log T + mean log (q_t(w_t) / sum_t' q_t'(w_t)) on I_q(w; d, t), from one draw w_t per
             task; at most log T. (Poole et al. 2019)
+    monte_carlo_error {prior, second_set}: standard errors of these KLs where they are sampled, null for closed forms.
     gap {mean, ci95}: gen, over tasks.
     sigma: half the range of the loss (Hoeffding), null for an unbounded loss.
     bound: sqrt(2 sigma^2 least / n). tightness: |gap| / bound.
@@ -85,14 +87,15 @@ def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
 def _task_terms(
     learner: MetaLearner, d: Episodes, b: Episodes, q: TorchDistribution, num_samples: int
 ) -> dict[str, Tensor]:
-    """gap and second_set [T] of each task, and prior [T] where the prior has a density."""
+    """gap and second_set [T] of each task, and prior [T] where the prior has a density; errors of what is sampled."""
     w = q.sample(torch.Size((num_samples,)))
     terms = {"gap": (_loss(learner, b, w) - _loss(learner, d, w)).mean(0)}
     second, prior = learner.guide.training_posterior(b), learner.model.prior(d.observed())
     for name, p in (("second_set", second), ("prior", prior)):
         if has_density(p):
-            exact = closed_form_kl(q, p)
-            terms[name] = (q.log_prob(w) - p.log_prob(w)).mean(0) if exact is None else exact
+            exact = exact_kl(q, p)
+            terms[name], error = kl_from_draws(q, p, w) if exact is None else (exact, None)
+            terms |= {} if error is None else {f"{name}_error": error}
     return terms
 
 
@@ -115,6 +118,7 @@ def _moments(q: TorchDistribution) -> dict[str, Tensor]:
 def _metrics(terms: dict[str, Tensor], sigma: float | None, num_queries: float) -> dict[str, Any]:
     """All metrics of `information`, from the terms of all tasks."""
     nats = {name: terms[name].mean().item() if name in terms else None for name in ("prior", "second_set")}
+    errors = {name: pooled_error(value) for name in nats if (value := terms.get(f"{name}_error")) is not None}
     below = None
     if "mean" in terms:
         mean, variance = terms["mean"], terms["variance"]
@@ -128,6 +132,7 @@ def _metrics(terms: dict[str, Tensor], sigma: float | None, num_queries: float) 
     return upper | {
         "least": least,
         "below": below,
+        "monte_carlo_error": dict.fromkeys(("prior", "second_set")) | errors,
         "gap": {"mean": gap.mean().item(), "ci95": ci95_of(gap.cpu().numpy())},
         "sigma": sigma,
         "queries": num_queries,

@@ -18,6 +18,7 @@ from pyro.infer import Predictive
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_metabayes.distributions.joint import Joint, latent_with, sites_of
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.scores import log_mean_exp, masked_mean
@@ -30,10 +31,14 @@ TIE = 1e-6  # nats; rounding error of float32 for equal labels
 
 @dataclass(frozen=True)
 class Draws:
-    """Samples w [L, T, *W] of one distribution, and labels y [L, T, Q, *Y] drawn given each sample."""
+    """Samples w [L, T, *W] of one distribution, and labels y [L, T, Q, *Y] drawn given each sample.
+
+    sites: the same samples by name of the latent site: w itself, or the parts of a joint latent.
+    """
 
     w: Tensor
     y: Tensor
+    sites: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class PredictiveDraws:
 
 @contextmanager
 def observing(model: Model, labels: str) -> Iterator[None]:
-    """Inside, the model observes the given labels: "query", "support" or "all"."""
+    """Context manager: the model observes the given labels: "query", "support" or "all"."""
     previous, model.observe = model.observe, labels
     try:
         yield
@@ -77,18 +82,24 @@ def predictive_draws(learner: MetaLearner, episodes: Episodes, num_samples: int)
 
 
 class _Posterior(Messenger):
-    """Draws w from the given posterior instead of the prior of the model.
+    """Draws the latent sites from the given posterior instead of the prior of the model.
 
     Given a guide, Predictive first runs the model without it, which fails under a flat prior.
     """
 
     def __init__(self, posterior: TorchDistribution) -> None:
         super().__init__()
-        self.posterior = posterior
+        self.posterior, self.names = posterior, sites_of(posterior).keys()
+        self.values: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == "w":
-            msg["fn"] = self.posterior
+        if (name := msg["name"]) in self.names:
+            joint = isinstance(self.posterior, Joint)
+            msg["fn"] = self.posterior.given(name, self.values) if joint else self.posterior
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            self.values[msg["name"]] = msg["value"]
 
 
 def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: bool = False) -> Draws:
@@ -104,7 +115,9 @@ def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: 
             learner.model(data)
 
     samples = Predictive(program, num_samples=num_samples, parallel=True)(observed)
-    return Draws(samples["w"], samples["query_y"])
+    latent: TorchDistribution = learner.model.prior(observed)
+    sites = {name: samples[name] for name in sites_of(latent)}
+    return Draws(latent_with(latent, samples), samples["query_y"], sites)
 
 
 @dataclass(frozen=True)
@@ -147,22 +160,28 @@ def _surprise(likelihood: Any, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 
 def to_arviz(draws: PredictiveDraws) -> Any:
-    """An ArviZ object: InferenceData of 0.2x, DataTree of 1.x, with dimensions chain, draw, task, ...
+    """Convert to ArviZ: InferenceData for ArviZ < 1, DataTree for ArviZ >= 1, with dimensions chain, draw, task, ...
 
     Groups: posterior and prior (w), posterior_predictive and prior_predictive (query_y), observed_data (query_y),
-    constant_data (query_mask). The draws are independent: one chain.
+    constant_data (query_mask, true for a query that counts). The draws are independent, so there is one chain.
+
+    Args:
+        draws: as `predictive_draws` returns them.
     """
     arviz = _arviz()
     groups: dict[str, dict[str, Any]] = {}
     for name in ("posterior", "prior"):
         if (samples := getattr(draws, name)) is not None:
-            groups[name] = {"w": _array(samples.w.unsqueeze(0))}
+            groups[name] = {site: _array(value.unsqueeze(0)) for site, value in samples.sites.items()}
             groups[f"{name}_predictive"] = {"query_y": _array(samples.y.unsqueeze(0))}
     groups |= {name: {} for name in ("observed_data", "constant_data")}
     groups["observed_data"]["query_y"] = _array(draws.query_y)
     groups["constant_data"]["query_mask"] = _array(draws.query_mask)
     dims = {
-        "w": ["task", *_names("row", "weight", count=draws.posterior.w.dim() - 2)],
+        **{
+            site: ["task", *_names("row", "weight", count=value.dim() - 2)]
+            for site, value in draws.posterior.sites.items()
+        },
         "query_y": ["task", "query", *_names("output", count=draws.query_y.dim() - 2)],
         "query_mask": ["task", "query"],
     }

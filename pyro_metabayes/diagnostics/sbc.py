@@ -14,6 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import Generator, Tensor
 
 from pyro_metabayes.data.stream import KnownTruth
+from pyro_metabayes.distributions.joint import sites_of
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.divergences import has_density
@@ -61,7 +62,8 @@ def sbc_ranks(
     flat = samples.flatten(2)
     columns = torch.linspace(0, flat.shape[-1] - 1, min(flat.shape[-1], MOST_WEIGHTS)).round().long()
     scalars = list(flat[..., columns].unbind(-1))
-    names = [f"w[{column}]" for column in columns.tolist()]
+    labels = sites_of(q).labels
+    names = [labels[column] for column in columns.tolist()]
     x, y, mask = simulated.labelled(learner.model.observe if training else "support")
     if x.shape[1]:
         scalars.append((learner.model.likelihood(samples, x, observed).log_prob(y) * mask).sum(-1))

@@ -14,6 +14,7 @@ from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
 from pyro_metabayes.evaluation.scores import values_of
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.prediction.moments import mean_of
 
 
 def task_scores(
@@ -45,7 +46,7 @@ def task_scores(
     values = values_of(draws, Weights.DRAWS, scores)
     if any(score.applies_to(draws, Weights.MEAN) for score in scores):
         is_point = isinstance(innermost(posterior), Delta)  # the mean of a point estimate is the estimate
-        of_mean = draws if is_point else _at(posterior.mean, learner, episodes)
+        of_mean = draws if is_point else _at(mean_of(posterior), learner, episodes)
         values |= values_of(of_mean, Weights.MEAN, scores)
     if isinstance(draws, ClassPredictions) and draws.log_probs.shape[-1] > episodes.num_classes:
         values |= values_of(_with_base(draws, episodes.num_classes), Weights.DRAWS, scores)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch import Tensor
+from torch.distributions import Distribution, Normal
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.cholesky import WithoutWaiting, cholesky
@@ -20,11 +20,27 @@ def precision_of(prior: TorchDistribution) -> Tensor:
     Raises:
         UsageError: the prior is not Gaussian.
     """
-    inner: Any = innermost(prior)
+    inner = innermost(prior)
     if isinstance(inner, torch.distributions.MultivariateNormal):
         return inner.precision_matrix
-    if isinstance(inner, torch.distributions.Normal):
-        return torch.diag_embed(inner.variance.reciprocal())
+    return torch.diag_embed(_normal(inner).variance.reciprocal())
+
+
+def covariance_of(prior: TorchDistribution) -> Tensor:
+    """Covariance [T, Y, D, D] of each row of w [Y, D] under a Gaussian, diagonal or full.
+
+    Raises:
+        UsageError: the prior is not Gaussian.
+    """
+    inner = innermost(prior)
+    if isinstance(inner, torch.distributions.MultivariateNormal):
+        return inner.covariance_matrix
+    return torch.diag_embed(_normal(inner).variance)
+
+
+def _normal(inner: Distribution) -> Normal:
+    if isinstance(inner, Normal):
+        return inner
     raise UsageError(f"expected a Gaussian prior for a closed form, got {type(inner).__name__}; take prior=gaussian")
 
 
@@ -60,9 +76,10 @@ def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: T
     """
     points = mask.unsqueeze(-1).to(x.dtype)
     x, y = x * points, y * points
-    covariance = x.unsqueeze(-3) @ torch.linalg.inv(precision_of(prior)) @ x.mT.unsqueeze(-3)
+    covariance = x.unsqueeze(-3) @ covariance_of(prior) @ x.mT.unsqueeze(-3)
     covariance = covariance + torch.as_tensor(noise) ** 2 * torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-    log_prob = MultivariateNormal((x @ prior.mean.mT).mT, covariance).log_prob(y.mT).sum(-1)
+    with WithoutWaiting():
+        log_prob = MultivariateNormal((x @ prior.mean.mT).mT, covariance).log_prob(y.mT).sum(-1)
     # A masked point is a label 0 with mean 0 and the variance of the noise; its density is removed.
     masked = (~mask).sum(-1) * y.shape[-1]
     return log_prob + masked * (torch.as_tensor(noise).log() + 0.5 * math.log(2 * math.pi))

@@ -16,7 +16,7 @@ _memory: ContextVar[dict[Any, Any] | None] = ContextVar("memory", default=None)
 
 @contextmanager
 def memoise() -> Iterator[None]:
-    """Inside, a method marked `support_encoding` is evaluated once per support set and settings.
+    """Context manager: a method marked `support_encoding` is evaluated once per support set and settings.
 
     Parameters must not change inside. The memory ends with the block, so that no computation graph outlives it.
     """

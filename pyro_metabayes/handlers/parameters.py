@@ -16,7 +16,7 @@ _messages_off: ContextVar[bool] = ContextVar("messages_off", default=False)
 
 @contextmanager
 def without_messages() -> Iterator[None]:
-    """Inside, reading an attribute of a Program sends no Pyro messages; our objectives read parameters from torch.
+    """Context manager: reading an attribute of a Program sends no Pyro message. Objectives read parameters from torch.
 
     PyroModule sends one message for every parameter of a submodule that is read: a third of the time of a small step.
     """

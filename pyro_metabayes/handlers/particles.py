@@ -16,7 +16,8 @@ class Particles(Messenger):
 
     Pyro's vectorised particles are a plate around model and guide that expands every distribution, so that a KL is
     computed once per particle. Here distributions keep the shape of one particle. A distribution that depends on
-    earlier draws already has the new dimension and is drawn without another. A latent without batch dimensions is
+    earlier draws already has the new dimension and is drawn without another; with several particles its noise depends
+    on the number of processes. A latent without batch dimensions is
     shared by all tasks; the others have a draw for each task. nesting: number of batch dimensions of the program, of
     which the first is that of tasks.
     """

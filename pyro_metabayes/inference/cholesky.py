@@ -23,7 +23,7 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 
 class WithoutWaiting(TorchFunctionMode):
-    """Inside, every call of `torch.linalg.cholesky` is one of the function of this file.
+    """Context manager: every call of `torch.linalg.cholesky` is one of the function of this file.
 
     Constructors of torch's normal distributions factorise a precision, or the capacitance matrix of a low rank.
     """

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from pyro.distributions import Delta, ImproperUniform, MixtureSameFamily, Normal, TorchDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Independent, TransformedDistribution, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
+from pyro_metabayes.distributions.joint import Joint
 from pyro_metabayes.errors import UsageError
+
+WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)  # the same density, over other axes
 
 
 def innermost(distribution: Any) -> Distribution:
-    """The distribution under Independent and mask wrappers."""
-    while hasattr(distribution, "base_dist"):
+    """The distribution under Independent, mask and expand wrappers; a TransformedDistribution is none of them."""
+    while isinstance(distribution, WRAPPERS):
         distribution = distribution.base_dist
     return distribution
 
 
 def has_density(distribution: Any) -> bool:
     """False for a point estimate (Delta) and for the improper flat prior, which have no bound, KL or entropy."""
-    return not isinstance(innermost(distribution), Delta | ImproperUniform)
+    if isinstance(distribution, Joint):
+        return all(map(has_density, distribution.examples.values()))
+    inner = innermost(distribution)
+    if isinstance(inner, TransformedDistribution):
+        return has_density(inner.base_dist)
+    return not isinstance(inner, Delta | ImproperUniform)
 
 
 def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
@@ -31,6 +41,16 @@ def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
         return kl_divergence(q, p)
     except NotImplementedError:
         return None
+
+
+def kl_to_diagonal(q: TorchDistribution, p: TorchNormal) -> Tensor:
+    """KL(q, p) [*batch] in nats of a Gaussian q to independent normals p, one for each of its weights.
+
+    Cross-entropy, from the marginal variances of q, less entropy.
+    """
+    squared = (q.variance + (q.mean - p.mean).square()) / p.variance
+    cross = 0.5 * (squared + p.variance.log() + math.log(2 * math.pi))
+    return cross.flatten(len(q.batch_shape)).sum(-1) - q.entropy()
 
 
 def entropy_of(distribution: TorchDistribution) -> Tensor | None:

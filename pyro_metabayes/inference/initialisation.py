@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from pyro.distributions import ImproperUniform
 from torch import Tensor, nn
 
 from pyro_metabayes.episodes import Observed
@@ -64,9 +63,14 @@ class PriorMean(Initialisation):
 
     def forward(self, model: Model, observed: Observed) -> Tensor:
         prior = model.prior(observed)
-        if isinstance(innermost(prior), ImproperUniform):
-            raise UsageError("expected a prior with a mean for guide.initialisation=prior; take prior=gaussian")
-        return prior.mean
+        try:
+            return prior.mean
+        except NotImplementedError as error:
+            got = type(innermost(prior)).__name__
+            raise UsageError(
+                f"expected a prior with a mean in closed form for guide.initialisation=prior, got {got}; take "
+                "prior=gaussian"
+            ) from error
 
 
 def initialisation_of_rows(name: str, model: Model, num_classes: int, num_weights: int) -> Initialisation:

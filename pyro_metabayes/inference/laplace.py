@@ -12,7 +12,7 @@ from torch.distributions import Categorical, Independent, Normal, constraints, r
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.cholesky import cholesky
-from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.inference.divergences import innermost, kl_to_diagonal
 from pyro_metabayes.model import Model
 
 Shape = Size | list[int] | tuple[int, ...]
@@ -21,39 +21,74 @@ Shape = Size | list[int] | tuple[int, ...]
 def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     """U [T, *W, N * C] with U U^T = sum_i J_i^T L_i J_i, the generalised Gauss-Newton matrix of -log p(y | x, w).
 
-    J_i = d outputs_i / d w. L_i, the Hessian with respect to the outputs, is the Fisher information and needs no label.
-    The columns are pullbacks of the columns of root(L_i), one for each point and output, and 0 for masked points. Each
-    point is passed as a task of one point, since a pullback sums over the points of a task. (Schraudolph 2002; Martens
-    2020.)
+    J_i = d outputs_i / d w. L_i is the Fisher information with respect to the outputs, which needs no label. It is the
+    expectation of the Hessian over labels, and for a canonical model (`Model.canonical`) the Hessian itself. The
+    columns are pullbacks of the columns of root(L_i), and 0 for masked points; C is their number per point. Each point
+    is passed as a task of one point, since a pullback sums over the points of a task. (Schraudolph 2002; Martens 2020.)
 
     Args:
-        model: a model with a Categorical or Normal likelihood.
+        model: a model with a Categorical or Normal likelihood, canonical or not.
         w: latents [T, *W].
         x: inputs [T, N, *X].
         mask: [T, N].
     """
     alone = w.repeat_interleave(x.shape[1], dim=0)  # [T * N, *W]
     outputs, pullback = model.outputs_and_pullback(alone, x.flatten(0, 1).unsqueeze(1))
-    root = hessian_root(model.likelihood_of(outputs)) * mask.reshape(-1, 1, 1, 1)  # [T * N, 1, C, C']
+    root = fisher_root(model, outputs)  # [T * N, 1, *Y, C']
+    root = root * mask.reshape(-1, *[1] * (root.dim() - 1))
     columns = torch.func.vmap(pullback, in_dims=-1, out_dims=-1)(root)  # [T * N, *W, C']
     return columns.unflatten(0, x.shape[:2]).movedim(1, -2).flatten(-2)
 
 
-def hessian_root(likelihood: TorchDistribution) -> Tensor:
-    """S [..., C, C] with S S^T = d^2 -log p(y | outputs) / d outputs^2.
+def fisher_root(model: Model, outputs: Tensor) -> Tensor:
+    """S [..., *Y, M] with S S^T = E_y[g g^T], g = d log p(y | outputs) / d outputs, the Fisher information.
 
-    diag(sqrt p) - p sqrt(p)^T for logits, whose Hessian is diag(p) - p p^T; diag(1 / sd) for means.
+    Of a canonical model diag(sqrt p) - p sqrt(p)^T for logits and diag(1 / sd) for means, M = C. Of others the columns
+    are sqrt(p_c) d log p_c for classes, d mean / sd and sqrt(2) d log sd for a Normal, by torch.func.vjp.
+
+    Args:
+        model: the likelihood.
+        outputs: [..., *Y].
 
     Raises:
-        UsageError: another likelihood.
+        UsageError: the likelihood is neither Categorical nor Normal.
     """
-    family: Any = innermost(likelihood)
+    if not model.canonical:
+        return _differentiated_root(model, outputs)
+    family: Any = innermost(model.likelihood_of(outputs))
     if isinstance(family, Categorical):
-        root = family.probs.clamp(min=torch.finfo(family.probs.dtype).tiny).sqrt()  # sqrt has no gradient at 0
+        root = _root_of(family.probs)
         return torch.diag_embed(root) - family.probs.unsqueeze(-1) * root.unsqueeze(-2)
     if isinstance(family, Normal):
         return torch.diag_embed(1 / family.scale.expand(family.batch_shape))
-    raise UsageError(f"expected a Categorical or Normal likelihood for its curvature, got {type(family).__name__}")
+    raise _unknown(family)
+
+
+def _differentiated_root(model: Model, outputs: Tensor) -> Tensor:
+    """S = J^T diag(r), J the Jacobian of coordinates in which the Fisher information of the family is diag(r^2)."""
+    _, pullback, root = torch.func.vjp(lambda at: _coordinates(model.likelihood_of(at)), outputs, has_aux=True)
+    units = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    units = units.view(-1, *[1] * (root.dim() - 1), root.shape[-1]).expand(-1, *root.shape)
+    return torch.func.vmap(lambda unit: pullback(unit * root)[0], out_dims=-1)(units)
+
+
+def _coordinates(likelihood: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """log p_c and sqrt(p_c) of classes; of numbers mean and log sd, with 1 / sd and sqrt(2): each [..., M]."""
+    family: Any = innermost(likelihood)
+    if isinstance(family, Categorical):
+        return family.logits, _root_of(family.probs)  # Categorical normalises its logits
+    if isinstance(family, Normal):
+        sd = family.scale
+        return torch.cat((family.loc, sd.log()), -1), torch.cat((1 / sd, torch.full_like(sd, math.sqrt(2))), -1)
+    raise _unknown(family)
+
+
+def _root_of(probs: Tensor) -> Tensor:
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).sqrt()  # sqrt has no gradient at 0
+
+
+def _unknown(family: object) -> UsageError:
+    return UsageError(f"expected a Categorical or Normal likelihood for its curvature, got {type(family).__name__}")
 
 
 def factor_of_points(v: Tensor) -> Tensor:
@@ -149,10 +184,8 @@ class LowRankPrecision(TorchDistribution):
 
 @register_kl(LowRankPrecision, Independent)
 def _kl_to_diagonal(q: LowRankPrecision, p: Any) -> Tensor:
-    """KL to a diagonal Gaussian [*batch] in nats: cross-entropy, from the marginal variances of q, less entropy."""
+    """KL to a diagonal Gaussian [*batch] in nats."""
     inner = innermost(p)
     if not isinstance(inner, Normal):
         raise NotImplementedError
-    squared = (q.variance + (q.loc - inner.mean).square()) / inner.variance
-    cross = 0.5 * (squared + inner.variance.log() + math.log(2 * math.pi))
-    return cross.flatten(len(q.batch_shape)).sum(-1) - q.entropy()
+    return kl_to_diagonal(q, inner)

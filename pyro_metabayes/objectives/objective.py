@@ -111,11 +111,11 @@ def latent_sites(guide_trace: Trace) -> list[str]:
     """Names of the latent sites.
 
     Raises:
-        UsageError: a site is not reparametrised; the loss has no score-function term.
+        UsageError: a site is not reparametrised and gradients are recorded; the loss has no score-function term.
     """
     for name in (names := _sites(guide_trace)):
         fn: Any = guide_trace.nodes[name]["fn"]
-        if not fn.has_rsample:
+        if torch.is_grad_enabled() and not fn.has_rsample:
             raise UsageError(
                 f"expected a reparametrised distribution at site '{name}', got {type(innermost(fn)).__name__}; "
                 "take a guide (or the prior that it samples from) with rsample"

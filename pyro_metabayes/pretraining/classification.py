@@ -13,7 +13,7 @@ from pyro_metabayes.pretraining.settings import PretrainSettings
 class CosineClassifier(nn.Module):
     """logits = scale * cos(w_c, x), over all training classes (Gidaris and Komodakis 2018, stage 1).
 
-    A class that several domains of a bank share is a single class.
+    A class that occurs in several domains has one weight vector.
     """
 
     def __init__(self, num_features: int, num_classes: int) -> None:

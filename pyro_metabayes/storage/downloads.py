@@ -13,7 +13,7 @@ _allowed = ContextVar("downloads_allowed", default=False)
 
 @contextmanager
 def allowed() -> Iterator[None]:
-    """Inside, a data set that is not in the cache may be downloaded."""
+    """Context manager: a data set that is not in the cache may be downloaded."""
     token = _allowed.set(True)
     try:
         yield

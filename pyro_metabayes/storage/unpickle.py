@@ -33,7 +33,7 @@ def read_arrays(file: IO[bytes], name: str) -> Any:
     except ForbiddenName as error:
         raise UsageError(
             f"expected arrays, containers, strings and numbers alone in {name}, but it asks for {error}; "
-            "nothing of it was run: take the published file"
+            "nothing of it was run: download the file again"
         ) from None
     except DAMAGED as error:
         raise UsageError(
@@ -47,7 +47,7 @@ def text_keys(value: Any, name: str, *needed: str) -> dict[str, Any]:
     entries = {_text(key): item for key, item in value.items()} if isinstance(value, dict) else {}
     if missing := [key for key in needed if key not in entries]:
         got = ", ".join(sorted(entries)) or type(value).__name__
-        raise UsageError(f"expected a dictionary with '{missing[0]}' in {name}, got {got}; take the published file")
+        raise UsageError(f"expected a dictionary with '{missing[0]}' in {name}, got {got}; download the file again")
     return entries
 
 

@@ -41,7 +41,7 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def expecting(what: str) -> Iterator[None]:
-    """Inside, the exceptions of a malformed file become a UsageError: expected `what`, got another."""
+    """Context manager: exceptions of a malformed file become a UsageError, "expected `what`, got another"."""
     try:
         yield
     except UsageError:

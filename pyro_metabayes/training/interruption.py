@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Inside, the first SIGINT or SIGTERM only sets `requested`; a second one stops at once.
+    """Context manager: the first SIGINT or SIGTERM only sets `requested`; a second one stops at once.
 
     A step that is interrupted half-way leaves the optimiser inconsistent with the parameters.
     """

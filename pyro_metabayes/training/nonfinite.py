@@ -54,7 +54,7 @@ class NonFiniteMonitor:
 
     @contextmanager
     def watch(self, progress: Callable[[], tuple[int, str]]) -> Iterator[None]:
-        """Inside, a matrix that cannot be factorised ends the run; `progress`: the step, and the last checkpoint."""
+        """Context manager: a matrix without a factor ends the run; progress: the step, and the last checkpoint."""
         try:
             yield
         except torch.linalg.LinAlgError:

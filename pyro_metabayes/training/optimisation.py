@@ -136,17 +136,22 @@ def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, set
         fabric.clip_gradients(learner, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
 
 
-def step_unless(bad: Tensor, optimizer: Optimizer) -> None:
-    """Take a step of the optimiser, and undo it on the device if the flag `bad` is set.
+def step_unless(nonfinite: Tensor, optimizer: Optimizer) -> None:
+    """Take a step of the optimiser; where `nonfinite` is true, restore what was before it.
 
-    The host reads the flag only where Adam counts its steps on the host (devices not in `CAPTURABLE`).
+    Parameters, moments and step counts are restored on the device, without synchronising with the host. The exception
+    is Adam on a device that is not in `CAPTURABLE`: its step count is on the host, so the host reads the flag.
+
+    Args:
+        nonfinite: a boolean tensor [], whether the loss or a gradient of this step is not finite.
+        optimizer: the optimiser, with gradients.
     """
     before = {key: value.detach().clone() for key, value in _state_of(optimizer).items()}
     optimizer.step()
     with torch.no_grad():
         for key, value in _state_of(optimizer).items():
             old = before.get(key, torch.zeros_like(value))  # moments start at 0
-            value.copy_(torch.where(bad.to(value.device), old, value))
+            value.copy_(torch.where(nonfinite.to(value.device), old, value))
 
 
 def _state_of(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:

@@ -63,14 +63,15 @@ def _read(path: str) -> Arrays:
     except (*DAMAGED, SafetensorError) as error:
         reason = reason_of(error)
         raise UsageError(
-            f"expected plain arrays in {path}, but it cannot be read ({reason}); {_remedy(reason)}"
+            f"expected NumPy arrays without pickled objects in {path}, which cannot be read ({reason}); "
+            f"{_remedy(reason)}"
         ) from error
 
 
 def _remedy(reason: str) -> str:
     if "object" in reason.lower():  # numpy's word for pickled ones
         return "arrays of Python objects are not loaded: save names with .astype(str) and numbers with .astype(float)"
-    return "it may be cut short: write it anew"
+    return "the file may be truncated: write the file again"
 
 
 def _arrays_of(file: Path) -> Arrays:

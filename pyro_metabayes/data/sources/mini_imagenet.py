@@ -119,17 +119,17 @@ def _of_category(path: Path, split: str, size: int) -> Rows:
 def validate_images(value: Any, name: str) -> np.ndarray:
     """Images uint8 [N, 84, 84, 3], also from a list or an array of objects; refuses all others."""
     if not isinstance(value, list | np.ndarray):
-        raise UsageError(f"expected images in {name}, got {type(value).__name__}; take the published file")
+        raise UsageError(f"expected images in {name}, got {type(value).__name__}; download the file again")
     mixed = isinstance(value, list) or value.dtype == object
     if mixed and (strange := [image for image in value if not isinstance(image, np.ndarray)]):
-        raise UsageError(f"expected images in {name}, got a {type(strange[0]).__name__}; take the published file")
+        raise UsageError(f"expected images in {name}, got a {type(strange[0]).__name__}; download the file again")
     shapes = {np.shape(image) for image in value} if mixed else {np.shape(value)[1:]}
     if shapes != {(SIDE, SIDE, 3)}:
         got = ", ".join(sorted(str(list(shape)) for shape in shapes)[:3]) or "none"
-        raise UsageError(f"expected images of {SIDE} x {SIDE} x 3 alone in {name}, got {got}; take the published file")
+        raise UsageError(f"expected images of {SIDE} x {SIDE} x 3 alone in {name}, got {got}; download the file again")
     images = np.stack(list(value)) if mixed else np.asarray(value)
     if images.dtype != np.uint8:
-        raise UsageError(f"expected images of bytes in {name}, got {images.dtype}; take the published file")
+        raise UsageError(f"expected images of bytes in {name}, got {images.dtype}; download the file again")
     return images
 
 
@@ -139,7 +139,7 @@ def validate_labels(value: Any, rows: int, name: str) -> list[int]:
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
         raise UsageError(
             f"expected a whole number for each of the {rows} images in {name}, got {labels.dtype} of shape "
-            f"{list(labels.shape)}; take the published file"
+            f"{list(labels.shape)}; download the file again"
         )
     return labels.tolist()
 

@@ -118,7 +118,7 @@ def _read(part: Part, what: str) -> Rows:
     except DAMAGED as error:
         raise UsageError(
             f"expected {what} in a published form in {part.files[0]}, got another ({type(error).__name__}: "
-            f"{reason_of(error)}); take the published file"
+            f"{reason_of(error)}); download the file again"
         ) from error
 
 

@@ -18,12 +18,12 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class SpinningLines:
-    """x_i ~ N(loc, scale^2), w = mean_i x_i + e, e ~ N(slope_loc, slope_scale^2), y_i = w x_i without noise.
+    """x_i ~ N(loc, scale^2), w = mean_i x_i + e, e ~ N(slope_loc, slope_scale^2), y_i = w x_i, noise-free.
 
     With n query points and no support (task.shot=0): p(w) = N(loc + slope_loc, scale^2 / n +
-    slope_scale^2), p(w | x) = N(mean(x) + slope_loc, slope_scale^2), and the inputs tell
-    I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2 nats of the slope: 0.7085 at n = 32 and the
-    defaults. (The toy of Hu et al. 2020, appendix; its settings are as we understand them.)
+    slope_scale^2), p(w | x) = N(mean(x) + slope_loc, slope_scale^2). The mutual information of slope and inputs is
+    I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2 nats: 0.7085 at n = 32 and the defaults. (The toy problem of
+    Hu et al. 2020, appendix, which does not state all settings; the defaults are our reading.)
     """
 
     loc: float = 0.0

@@ -54,7 +54,7 @@ def _rows_of_files(images: Path, labels: Path, split: str, size: int) -> Rows:
     files = load_arrays(images)
     if not isinstance(files, list | np.ndarray):
         raise UsageError(
-            f"expected a list of PNG files in {images}, got {type(files).__name__}; take the published file"
+            f"expected a list of PNG files in {images}, got {type(files).__name__}; download the file again"
         )
     return Rows.of_labels(_names(labels, len(files), split), lambda row: centre(_decode(files[row], row, images), size))
 
@@ -72,7 +72,7 @@ def _decode(file: Any, row: int, source: Path) -> np.ndarray:
     if image.shape != (3, SIDE, SIDE):
         raise UsageError(
             f"expected images of {SIDE} x {SIDE} alone in {source}, got number {row} of {image.shape[2]} x "
-            f"{image.shape[1]}; take the published file"
+            f"{image.shape[1]}; download the file again"
         )
     return image
 
@@ -99,7 +99,7 @@ def _names(path: Path, rows: int, split: str) -> list[str]:
     if absent := [label for label in labels if not 0 <= label < len(names)]:
         raise UsageError(
             f"expected a name in label_specific_str for every class in {path}, got {len(names)} names and the class "
-            f"{absent[0]}; take the published file"
+            f"{absent[0]}; download the file again"
         )
     words = [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
     return [f"{split} {label:03d} {words[label]}" for label in labels]

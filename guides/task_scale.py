@@ -1,0 +1,78 @@
+"""The scale of a task by quadrature, and its weights in closed form given the scale: a posterior of two sites."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from pyro.distributions import Normal, TorchDistribution
+from torch import Tensor
+
+import pyro_metabayes
+from pyro_metabayes.distributions.joint import Joint
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError
+
+
+@runtime_checkable
+class HasTaskScale(Protocol):
+    """A scale tau of each task, given which its weights have a conjugate prior."""
+
+    def prior_of_scale(self, observed: Observed) -> TorchDistribution:
+        """p(log tau): a normal distribution with batch [T]."""
+
+    def log_evidence_of_scale(self, log_tau: Tensor, observed: Observed) -> Tensor:
+        """log p(support_y | tau) [..., T], in nats."""
+
+    def posterior_given_scale(self, log_tau: Tensor, observed: Observed) -> TorchDistribution:
+        """p(w | tau, support): batch [..., T], event [*W]."""
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(log tau, w) = N(log tau; mu, sigma^2) p(w | tau, labels), mu and sigma^2 the moments of p(log tau | labels).
+
+    The moments are those of the prior's Gauss-Hermite nodes, weighted by p(labels | tau). Only the form of q(log tau)
+    is an approximation. In training the labels are those that the model observes, in predictions those of the support
+    set. (Gauss-Hermite quadrature: Golub and Welsch 1969.)
+
+    Args:
+        num_nodes: number of nodes.
+
+    Raises:
+        UsageError: num_nodes < 2, or the model has no scale per task.
+    """
+
+    requires = (HasTaskScale,)
+    nodes: Tensor
+    log_weights: Tensor
+
+    def __init__(self, model: pyro_metabayes.Model, num_nodes: int = 15) -> None:
+        super().__init__(model)
+        if num_nodes < 2:
+            raise UsageError(f"expected guide.num_nodes >= 2, got {num_nodes}")
+        nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
+        dtype = torch.get_default_dtype()
+        self.register_buffer("nodes", torch.as_tensor(nodes, dtype=dtype), persistent=False)
+        self.register_buffer("log_weights", torch.as_tensor(weights, dtype=dtype).log(), persistent=False)
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        model = self.require(HasTaskScale)
+        return Joint(
+            {
+                "log_tau": self._posterior_of_scale(model, observed),
+                "w": lambda z: model.posterior_given_scale(z["log_tau"], observed),
+            }
+        )
+
+    def _posterior_of_scale(self, model: HasTaskScale, observed: Observed) -> TorchDistribution:
+        """N(mu, sigma^2): batch [T]."""
+        prior = model.prior_of_scale(observed)
+        log_tau = prior.mean + prior.stddev * self.nodes.unsqueeze(-1)  # [nodes, T]
+        evidence = model.log_evidence_of_scale(log_tau, observed)
+        share = (self.log_weights.unsqueeze(-1) + evidence).softmax(0)
+        loc = (share * log_tau).sum(0)
+        return Normal(loc, (share * (log_tau - loc).square()).sum(0).sqrt())
+
+    def training_posterior(self, episodes: Episodes) -> TorchDistribution:
+        return self.posterior(episodes.as_support(self.model.observe))

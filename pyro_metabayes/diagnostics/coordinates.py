@@ -1,0 +1,120 @@
+"""Coordinates of a latent in which its prior has about unit scale, for NUTS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.util import sum_rightmost
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from pyro_metabayes.distributions.joint import Joint, latent_from
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.prediction.moments import moments_of
+
+
+class Coordinates(Protocol):
+    """A bijection from z, by name of the site, to the latent."""
+
+    def random(self) -> dict[str, Tensor]:
+        """Standard normal z [T, *shape] of every site: the start of a chain."""
+
+    def latent(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+        """The latent [..., T, *W] at z [..., T, *shape], and log |det d latent / d z| [..., T], up to a constant."""
+
+
+class Standardised:
+    """w = mean + sd z, for a single real site.
+
+    Raises:
+        UsageError: a weight has no finite variance.
+    """
+
+    def __init__(self, prior: TorchDistribution) -> None:
+        moments = moments_of(prior)
+        self.loc, self.scale = moments.mean, moments.variance.sqrt()
+        if not self.scale.isfinite().all():
+            raise UsageError(
+                "expected a prior whose weights have finite variances for a gold posterior, got "
+                f"{type(innermost(prior)).__name__} without; take another prior"
+            )
+
+    def random(self) -> dict[str, Tensor]:
+        return {"w": torch.randn_like(self.loc)}
+
+    def latent(self, z: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+        return self.loc + self.scale * z["w"], 0.0
+
+
+class SiteBySite:
+    """A real site is mean + sd z, with the moments of its prior given the earlier sites: non-centred parametrisation.
+
+    Any other site, and a real one without such moments, is the bijection of torch from real numbers to its support.
+    (Papaspiliopoulos, Roberts and Sköld 2007.)
+    """
+
+    def __init__(self, prior: TorchDistribution) -> None:
+        self.prior = prior
+
+    def random(self) -> dict[str, Tensor]:
+        examples = self.prior.examples if isinstance(self.prior, Joint) else {"w": self.prior}
+        return {name: torch.randn(_shape(example), **_options(example)) for name, example in examples.items()}
+
+    def latent(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        log_dets: list[Tensor] = []
+
+        def value_of(name: str, distribution: TorchDistribution) -> Tensor:
+            value, log_det = _of_site(distribution, z[name])
+            log_dets.append(log_det)
+            return value
+
+        return latent_from(self.prior, value_of), torch.stack(torch.broadcast_tensors(*log_dets)).sum(0)
+
+
+def coordinates_of(prior: TorchDistribution) -> Coordinates:
+    """Coordinates of the latents of a prior."""
+    if not isinstance(prior, Joint) and _is_real(prior):
+        return Standardised(prior)
+    return SiteBySite(prior)
+
+
+def _of_site(distribution: TorchDistribution, z: Tensor) -> tuple[Tensor, Tensor]:
+    """A value of the site, and the log determinant [..., T] of its derivative."""
+    if _is_real(distribution) and (moments := _closed_form(distribution)) is not None:
+        mean, scale = moments
+        return mean + scale * z, sum_rightmost(scale.log().expand(z.shape), len(distribution.event_shape))
+    to_support = biject_to(distribution.support)
+    value = to_support(z)
+    return value, to_support.log_abs_det_jacobian(z, value)
+
+
+def _closed_form(distribution: TorchDistribution) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation, if they have a closed form and are finite."""
+    try:
+        mean, scale = distribution.mean, distribution.variance.sqrt()
+    except NotImplementedError:
+        return None
+    return (mean, scale) if bool(scale.isfinite().all()) else None
+
+
+def _shape(distribution: TorchDistribution) -> torch.Size:
+    """The shape of z of a site."""
+    return biject_to(distribution.support).inverse_shape(distribution.batch_shape + distribution.event_shape)
+
+
+def _options(distribution: TorchDistribution) -> dict[str, Any]:
+    """dtype and device of the values of a site."""
+    with torch.no_grad():
+        value = distribution.sample()
+    return {"dtype": value.dtype, "device": value.device}
+
+
+def _is_real(distribution: TorchDistribution) -> bool:
+    support: Any = distribution.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real

@@ -1,0 +1,171 @@
+"""Several latent sites of a task, as one distribution of their concatenation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import pyro
+import torch
+from pyro.distributions import ImproperUniform, TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution
+
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.seeding import task_draws
+
+Site = TorchDistribution | Callable[[Mapping[str, Tensor]], TorchDistribution]
+
+
+class Sites(dict[str, Size]):
+    """Names and shapes of the latent sites of a task, such as Sites(log_tau=Size([]), w=Size([5, 64])).
+
+    The latent of the task [..., D] is the concatenation of all sites in this order, each flattened.
+    """
+
+    @property
+    def event_shape(self) -> Size:
+        """[D], the shape of the latent of one task."""
+        return Size((sum(shape.numel() for shape in self.values()),))
+
+    @property
+    def labels(self) -> list[str]:
+        """A name for each of the D numbers of a latent: log_tau, w[0], w[1], ..."""
+        return [label for name, shape in self.items() for label in labels_of(name, shape)]
+
+    def split(self, latent: Tensor) -> dict[str, Tensor]:
+        """The value [..., *shape] of each site, from latents [..., D]."""
+        parts = latent.split([shape.numel() for shape in self.values()], dim=-1)
+        return {
+            name: part.reshape(*part.shape[:-1], *shape)
+            for (name, shape), part in zip(self.items(), parts, strict=True)
+        }
+
+    def join(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Latents [..., D], from the value [..., *shape] of each site."""
+        flat = [
+            values[name].reshape(*values[name].shape[: values[name].dim() - len(shape)], -1)
+            for name, shape in self.items()
+        ]
+        return torch.cat(flat, dim=-1)
+
+
+def labels_of(name: str, shape: Size) -> list[str]:
+    """A name for each number of a site: its own for a scalar, else with the index into the flattened site."""
+    return [f"{name}[{i}]" for i in range(shape.numel())] if shape else [name]
+
+
+class Joint(TorchDistribution):
+    """p(z) = prod_k p(z_k | z_1, ..., z_{k-1}) over named sites: batch [T], event [D], z their concatenation.
+
+        Joint({"log_tau": Normal(loc, 1), "w": lambda z: Normal(0, z["log_tau"].exp()[..., None]).to_event(1)})
+
+    A prior or a posterior of several sites is a Joint; model and guide then sample each site under its own name. The
+    order of the sites is that of the mapping. Everything else treats the latent as one vector, in the order of `sites`.
+
+    Args:
+        distributions: by name of the site, a distribution with batch [T], or a function of the mapping of all earlier
+            draws [..., T, *shape] that returns one with batch [..., T].
+
+    Raises:
+        UsageError: there is no site, or one that cannot be drawn.
+    """
+
+    arg_constraints: ClassVar[dict[str, object]] = {}
+
+    def __init__(self, distributions: Mapping[str, Site]) -> None:
+        if not distributions:
+            raise UsageError("expected at least one site for a Joint, got none")
+        self.distributions = dict(distributions)
+        self.examples: dict[str, TorchDistribution] = {}
+        self.visit(self._example)
+        self.sites = Sites({name: example.event_shape for name, example in self.examples.items()})
+        batch = torch.broadcast_shapes(*[example.batch_shape for example in self.examples.values()])
+        super().__init__(batch, self.sites.event_shape, validate_args=False)
+
+    def _example(self, name: str, distribution: TorchDistribution) -> Tensor:
+        """A draw, of which only the shape matters: functions of it tell the shapes of later sites."""
+        if isinstance(distribution, ImproperUniform):
+            raise UsageError(f"expected sites that can be drawn for a Joint, got a flat distribution at '{name}'")
+        self.examples[name] = distribution
+        with torch.no_grad():
+            return task_draws(distribution)
+
+    def visit(self, value_of: Callable[[str, TorchDistribution], Tensor]) -> dict[str, Tensor]:
+        """The value of every site: value_of(its name, its distribution given the values of the earlier sites)."""
+        values: dict[str, Tensor] = {}
+        for name in self.distributions:
+            values[name] = value_of(name, self.given(name, values))
+        return values
+
+    def given(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
+        """The distribution of a site, given the values of the earlier ones."""
+        distribution = self.distributions[name]
+        return distribution if isinstance(distribution, Distribution) else distribution(values)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return all(example.has_rsample for example in self.examples.values())
+
+    def rsample(self, sample_shape: Size | tuple[int, ...] = ()) -> Tensor:
+        return self._draw(sample_shape, "rsample")
+
+    def sample(self, sample_shape: Size | tuple[int, ...] = ()) -> Tensor:
+        with torch.no_grad():
+            return self._draw(sample_shape, "sample")
+
+    def _draw(self, sample_shape: Size | tuple[int, ...], method: str) -> Tensor:
+        shape = (*sample_shape, *self.batch_shape)
+        return self.sites.join(
+            self.visit(lambda _, given: getattr(given, method)(Size(shape[: len(shape) - len(given.batch_shape)])))
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(z) [..., T] in nats, the sum over sites."""
+        values, log_probs = self.sites.split(value), []
+
+        def given_value(name: str, distribution: TorchDistribution) -> Tensor:
+            log_probs.append(distribution.log_prob(values[name]))
+            return values[name]
+
+        self.visit(given_value)
+        return torch.stack(torch.broadcast_tensors(*log_probs)).sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[z] [T, D], if no site depends on another."""
+        return self._of_independent_sites("mean")
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[z] [T, D], if no site depends on another."""
+        return self._of_independent_sites("variance")
+
+    def _of_independent_sites(self, moment: str) -> Tensor:
+        if any(not isinstance(distribution, Distribution) for distribution in self.distributions.values()):
+            raise NotImplementedError(f"no closed form for the {moment} of sites that depend on each other")
+        values = {name: getattr(example, moment) for name, example in self.examples.items()}
+        shapes = {name: (*self.batch_shape, *example.event_shape) for name, example in self.examples.items()}
+        return self.sites.join({name: value.expand(shapes[name]) for name, value in values.items()})
+
+
+def latent_from(distribution: TorchDistribution, value_of: Callable[[str, TorchDistribution], Tensor]) -> Tensor:
+    """The latent with the given value of each site: of "w", the only one, or of those of a Joint, as in `visit`."""
+    if isinstance(distribution, Joint):
+        return distribution.sites.join(distribution.visit(value_of))
+    return value_of("w", distribution)
+
+
+def latent_with(distribution: TorchDistribution, values: Mapping[str, Tensor]) -> Tensor:
+    """The latent with these values of the sites, by name."""
+    return distribution.sites.join(values) if isinstance(distribution, Joint) else values["w"]
+
+
+def sample_latent(distribution: TorchDistribution) -> Tensor:
+    """Sample the latent of all tasks in a Pyro program, each site under its own name."""
+    return latent_from(distribution, pyro.sample)
+
+
+def sites_of(distribution: TorchDistribution) -> Sites:
+    """Names and shapes of the sites that `sample_latent` samples."""
+    return distribution.sites if isinstance(distribution, Joint) else Sites(w=distribution.event_shape)

@@ -1,0 +1,108 @@
+"""Random operations of one thread with generators of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from functools import cache
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def arguments_of(device: torch.device) -> tuple[torch.device, ...]:
+    """The device as an argument, for kinds of devices of which a machine can have several."""
+    return () if device.type in ("cpu", "mps") else (device,)
+
+
+class OwnGenerators(TorchDispatchMode):
+    """Passes a generator, one per device, to every random operation of torch in this thread."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+        self._generators: dict[torch.device, Generator] = {}
+
+    def states(self) -> dict[torch.device, Tensor]:
+        """State of each generator that was used."""
+        return {device: generator.get_state() for device, generator in self._generators.items()}
+
+    def set_states(self, states: Mapping[torch.device, Tensor]) -> None:
+        """Those of `states`; a generator that is not among them starts anew."""
+        self._generators = {device: Generator(device) for device in states}
+        for device, state in states.items():
+            self._generators[device].set_state(state)
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or _lent.get():
+            return func(*args, **kwargs)
+        args, kwargs = _by_name(func, args, kwargs)
+        if kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        device = _device_of_draw(args, kwargs)
+        if device.type == "meta":
+            return func(*args, **kwargs)
+        if device not in self._generators:
+            self._generators[device] = Generator(device).manual_seed(self._seed)
+        generator = self._generators[device]
+        if (with_generator := _overload_with_generator(func)) is None:
+            return _drawn_with_lent_state(generator, func, args, kwargs)
+        return with_generator(*args, **{**kwargs, "generator": generator})
+
+
+def _by_name(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The arguments, with a generator among the keywords."""
+    place = next(
+        (i for i, item in enumerate(func._schema.arguments[: len(args)]) if item.name == "generator"), len(args)
+    )
+    named = {item.name: value for item, value in zip(func._schema.arguments[place:], args[place:], strict=False)}
+    return args[:place], {**kwargs, **named}
+
+
+def _device_of_draw(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
+    """The device of the numbers, with an index if there can be several."""
+    tensors = [value.device for value in args if isinstance(value, Tensor)]
+    device = torch.device(kwargs.get("device") or (tensors[0] if tensors else "cpu"))
+    if device.index is None and device.type not in ("cpu", "meta", "mps"):
+        return torch.device(device.type, torch.get_device_module(device.type).current_device())
+    return device
+
+
+@cache
+def _overload_with_generator(func: OpOverload) -> OpOverload | None:
+    """The operation with an argument `generator`, if torch has it."""
+    names = {argument.name for argument in func._schema.arguments} | {"generator"}
+    packet = func.overloadpacket
+    for overload in (func, *(getattr(packet, name) for name in packet.overloads())):
+        if {argument.name for argument in overload._schema.arguments} == names:
+            return overload
+    return None
+
+
+_lending = Lock()
+_lent: ContextVar[bool] = ContextVar("lent", default=False)  # whether an inner `noise_of` of this thread lends a state
+
+
+def _drawn_with_lent_state(
+    generator: Generator, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """The result of an operation that takes no generator, such as dropout: the global one has its state meanwhile."""
+    device = generator.device
+    module = torch.random if device.type == "cpu" else torch.get_device_module(device.type)
+    with _lending:
+        before = module.get_rng_state(*arguments_of(device))
+        module.set_rng_state(generator.get_state(), *arguments_of(device))
+        token = _lent.set(True)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            _lent.reset(token)
+            generator.set_state(module.get_rng_state(*arguments_of(device)))
+            module.set_rng_state(before, *arguments_of(device))

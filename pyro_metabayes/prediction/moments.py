@@ -1,0 +1,84 @@
+"""Mean, variance and KL of distributions of the latent: closed forms, or Monte-Carlo estimates with their errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal
+
+from pyro_metabayes.inference.divergences import closed_form_kl, innermost, kl_to_diagonal
+from pyro_metabayes.inference.laplace import LowRankPrecision
+from pyro_metabayes.prediction.draws import draws_of
+from pyro_metabayes.seeding import restored_noise
+
+MOMENT_DRAWS = 100  # draws per task of a moment without a closed form
+GAUSSIANS = (Normal, MultivariateNormal, LowRankMultivariateNormal, LowRankPrecision)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Marginal moments of each weight, batch [T], event [*W].
+
+    mean, variance: [T, *W].
+    error: Monte-Carlo standard error [T] of the mean of the variances over the weights; None for closed forms.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    error: Tensor | None = None
+
+
+def has_normal_marginals(distribution: TorchDistribution) -> bool:
+    """Whether each weight is normally distributed, so that mean and variance determine its distribution."""
+    return isinstance(innermost(distribution), GAUSSIANS)
+
+
+def extra_draws(distribution: TorchDistribution, num_samples: int) -> Tensor:
+    """Draws [L, T, *W] without a gradient that leave the random state as it was, so that later draws do not move."""
+    with restored_noise():
+        return draws_of(distribution, num_samples)
+
+
+def mean_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS) -> Tensor:
+    """Mean [T, *W]: the closed form if the distribution has one, else the mean of num_samples draws."""
+    try:
+        return distribution.mean
+    except NotImplementedError:
+        return extra_draws(distribution, num_samples).mean(0)
+
+
+def moments_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS) -> Moments:
+    """Mean and variance: closed forms if the distribution has both, else of num_samples >= 2 draws."""
+    try:
+        return Moments(distribution.mean, distribution.variance)
+    except NotImplementedError:
+        w = extra_draws(distribution, num_samples)
+        mean = w.mean(0)
+        squares = (w - mean).square().flatten(2).mean(2)  # [L, T]
+        return Moments(mean, w.var(0), standard_error(squares))
+
+
+def exact_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
+    """KL(q, p) [T] in nats: that of torch, or of any Gaussian to independent normals; None without a closed form."""
+    inner = innermost(p)
+    if (kl := closed_form_kl(q, p)) is None and isinstance(inner, Normal) and has_normal_marginals(q):
+        return kl_to_diagonal(q, inner)
+    return kl
+
+
+def kl_from_draws(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Estimate of KL(q, p) [T] in nats from draws w ~ q [L, T, *W], and its standard error [T] for L >= 2."""
+    ratio = q.log_prob(w) - p.log_prob(w)
+    return ratio.mean(0), standard_error(ratio) if len(w) > 1 else None
+
+
+def pooled_error(errors: Tensor) -> float:
+    """Standard error of a mean over T tasks with independent draws, from that of each task [T]; read on the host."""
+    return float(errors.square().mean().sqrt()) / len(errors) ** 0.5
+
+
+def standard_error(values: Tensor) -> Tensor:
+    """Standard error [T] of the mean of values [L, T] of independent draws."""
+    return values.std(0) / len(values) ** 0.5
