@@ -22,7 +22,7 @@ from pyro_metabayes.prediction.arrays import holds_inputs, task_of
 from pyro_metabayes.prediction.draws import Prediction, check_num_samples, draws_of, prediction_of
 from pyro_metabayes.prediction.images import as_float
 from pyro_metabayes.prediction.tensors import Array
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import drawing, noise_of
 from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
 from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
 from pyro_metabayes.storage import checkpoint
@@ -179,7 +179,7 @@ class MetaLearner(nn.Module):
         saved = state.get("best", state.get("learner"))
         if not isinstance(saved, dict):
             raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
-        with expecting(f"a learner of this package at {path}"), noise_of(0):  # fresh weights are replaced
+        with expecting(f"a learner of this package at {path}"), noise_of(0), drawing():  # fresh weights
             with torch.device("meta"):  # without memory, since a specification may claim any size
                 cls._restored(saved, prefixes).refuse_other(saved["weights"])
             learner = cls._restored(saved, prefixes)

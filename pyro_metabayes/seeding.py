@@ -12,10 +12,30 @@ from torch import Size, Tensor
 from torch.nn import functional
 
 from pyro_metabayes.device import accelerator
-from pyro_metabayes.handlers.generators import OwnGenerators, random_states, set_random_states
+from pyro_metabayes.handlers.own_generators import OwnGenerators, arguments_of
 
 _own: ContextVar[OwnGenerators | None] = ContextVar("own", default=None)
 _process: ContextVar[tuple[int, int]] = ContextVar("process", default=(0, 1))  # rank, number of processes
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """The state of the generator of an accelerator, in a list; [] for the CPU, which has torch.get_rng_state."""
+    return (
+        []
+        if device.type in ("cpu", "meta")
+        else [torch.get_device_module(device.type).get_rng_state(*arguments_of(device))]
+    )
+
+
+def set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
+    """Restore the state of the generator of a device.
+
+    Args:
+        device: the device.
+        states: as `random_states` returned them; a state of another kind of device is ignored.
+    """
+    if states and len(random_states(device)) and states[0].shape == random_states(device)[0].shape:
+        torch.get_device_module(device.type).set_rng_state(states[0], *arguments_of(device))
 
 
 @contextmanager
@@ -63,7 +83,16 @@ def drawing() -> AbstractContextManager[Any]:
 def restored_noise() -> AbstractContextManager[None]:
     """Context manager: the states of the generators that this thread draws from are restored."""
     own = _own.get()
-    return _restored_global_states() if own is None else own.restored()
+    return _restored_global_states() if own is None else _restored_states(own)
+
+
+@contextmanager
+def _restored_states(own: OwnGenerators) -> Iterator[None]:
+    before = own.states()
+    try:
+        yield
+    finally:
+        own.set_states(before)
 
 
 @contextmanager

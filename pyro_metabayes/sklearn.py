@@ -112,7 +112,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         options |= {"dtype": np.float64} if self.learner is None else {"allow_nd": True}
         X = readable("X", X)
         try:
-            return validate_data(self, X, *y, **options)
+            with np.errstate(over="ignore", invalid="ignore"):  # an overflow is reported as infinity
+                return validate_data(self, X, *y, **options)
         except ValueError as error:  # a TypeError, of a sparse matrix or an object, has one line
             raise UsageError(_one_line(str(error))) from None
 

@@ -31,7 +31,7 @@ def learner_of(guide: str, input_shape: list[int], num_classes: int = 3, **setti
     backbone = {"_target_": "models.backbones.identity.Backbone", "normalise": False}
     if len(input_shape) == 3:
         backbone = {"_target_": "models.backbones.conv4.Backbone", "num_filters": 4}
-    prior = "Conditional" if guide == "mc" else "Gaussian"
+    prior = "Conditional" if guide in ("mc", "savi") else "Gaussian"
     specification = {
         "input_shape": input_shape,
         "num_classes": num_classes,

@@ -12,7 +12,7 @@ from pyro_metabayes import UsageError
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.placement import fits, num_bytes, place_bank
 from pyro_metabayes.device import as_double, device_of
-from pyro_metabayes.seeding import noise_of, random_states, set_random_states
+from pyro_metabayes.seeding import drawing, noise_of, random_states, set_random_states
 from tests.commands import on_features, ran
 from tests.test_errors import error_of
 
@@ -133,10 +133,10 @@ def test_noise_leaves_the_random_numbers_as_they_were() -> None:
     torch.manual_seed(3)
     expected = torch.randn(4)
     torch.manual_seed(3)
-    with noise_of(7):
+    with noise_of(7), drawing():
         once = torch.randn(4)
     assert torch.equal(torch.randn(4), expected)
-    with noise_of(7):
+    with noise_of(7), drawing():
         assert torch.equal(torch.randn(4), once)
 
 

@@ -13,9 +13,10 @@ from pyro.infer import Trace_ELBO
 from torch import Size, Tensor
 
 from pyro_metabayes import Episodes, MetaLearner, UsageError
+from pyro_metabayes.diagnostics.arviz import to_arviz
 from pyro_metabayes.diagnostics.coordinates import coordinates_of
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
-from pyro_metabayes.diagnostics.predictive import observing, predictive_draws, to_arviz
+from pyro_metabayes.diagnostics.predictive import observing, predictive_draws
 from pyro_metabayes.diagnostics.sbc import sbc_ranks, uniformity
 from pyro_metabayes.distributions.joint import Joint, Sites
 from pyro_metabayes.inference.divergences import closed_form_kl, has_density

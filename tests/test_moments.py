@@ -29,12 +29,13 @@ from torch.distributions.transforms import ReshapeTransform
 
 import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
+from pyro_metabayes.diagnostics.arviz import to_arviz
 from pyro_metabayes.diagnostics.best_in_family import best_in_family, elbo_of
 from pyro_metabayes.diagnostics.collapse import against_truth, collapse_metrics
 from pyro_metabayes.diagnostics.gaps import gaps_of
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
 from pyro_metabayes.diagnostics.information import information
-from pyro_metabayes.diagnostics.predictive import predictive_draws, to_arviz
+from pyro_metabayes.diagnostics.predictive import predictive_draws
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.exact.conjugate import log_evidence_of_rows
 from pyro_metabayes.inference.divergences import check_gaussian, closed_form_kl, has_density, innermost

@@ -14,7 +14,8 @@ from pyro.infer import Predictive
 
 import pyro_metabayes
 from pyro_metabayes import UsageError
-from pyro_metabayes.diagnostics.predictive import discrepancies, draws_of, predictive_draws, to_arviz
+from pyro_metabayes.diagnostics.arviz import to_arviz
+from pyro_metabayes.diagnostics.predictive import discrepancies, draws_of, predictive_draws
 from tests.commands import call, ran
 from tests.pairs import Pair
 

@@ -14,7 +14,7 @@ from pyro_metabayes.models.backbones.conv4 import Backbone
 from pyro_metabayes.pretraining import PretrainSettings, PrototypeScore, extract, pretrain
 from pyro_metabayes.pretraining.augmentation import augment
 from pyro_metabayes.pretraining.training import Pretraining
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import seeded
 
 SPECIFICATION = {"_target_": "models.backbones.conv4.Backbone", "num_filters": 8}
 CPU = torch.device("cpu")
@@ -216,7 +216,7 @@ def test_views_are_of_augmented_training_images_and_leave_the_weights_alone(few_
     assert found.bank.views.shape == (2, 128, backbone.num_features)
     assert not torch.equal(found.bank.views[0], found.bank.views[1])
     images = few_shot.inputs[few_shot.rows("train")]
-    with noise_of(settings.seed):
+    with seeded(settings.seed):
         expected = extract(backbone, images, CPU, lambda x: augment(x, settings))
     assert torch.equal(found.bank.views[0], expected)
     again = pretrain(backbone, SPECIFICATION, few_shot, settings_of("one cycle", epochs=1, views=2), CPU)

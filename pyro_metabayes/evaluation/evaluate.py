@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from threading import RLock
 from typing import Any
 
+import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from tqdm import tqdm
@@ -21,11 +23,11 @@ from pyro_metabayes.evaluation.batch_scores import BatchScores, Evaluation
 from pyro_metabayes.evaluation.inner_steps import scores_by_step
 from pyro_metabayes.evaluation.scores import SCORES
 from pyro_metabayes.evaluation.task_scores import task_scores
-from pyro_metabayes.handlers.validation import without_validation
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import noise_of
 
 BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
+_alone = RLock()  # Pyro has one stack of handlers, and one setting of validation, for all threads
 MOST_NUMBERS = 2**25  # predictions per batch: with thousands of classes a batch has fewer tasks
 
 
@@ -62,7 +64,7 @@ def evaluate(
         learner: the learner to evaluate.
         stream: the tasks, with inputs of the backbone.
         settings: number of tasks, draws of w and split.
-        seed: of all draws of w, from a generator of its own: threads may evaluate at the same time.
+        seed: of all draws of w; no global random state is read or changed. Threads wait for each other.
         progress: whether to show a progress bar on a terminal.
         truth: the exact posterior of simulated tasks. With it the fit is measured too (`against_truth`), and
             oracle_mse is the mse of the exact posterior mean.
@@ -77,7 +79,8 @@ def evaluate(
     started = time.perf_counter()
     batches = list(_batches(stream, settings))
     bar = tqdm(batches, desc=f"evaluate on {settings.split}", unit="batch", disable=None if progress else True)
-    with noise_of(seed), without_validation():
+    # Without Pyro's validation a diverging inner loop yields a poor score, not an exception.
+    with _alone, noise_of(seed), pyro.validation_enabled(False):
         parts = [_scored(learner, stream.batch(*tasks), settings.samples, truth) for tasks in bar]
         bounds = None if doubled is None else _information(learner, doubled, settings)
     values = BatchScores.concatenate(parts)

@@ -33,6 +33,7 @@ class SupportFrame:
     @classmethod
     def of(cls, support_x: np.ndarray) -> Self:
         """The frame of support points [S, D] in float64."""
+        support_x = np.ascontiguousarray(support_x)  # numpy's means depend on the layout, in their last digit
         first = _power_of_two(support_x)
         centre = (support_x / first).mean(0)
         second = _power_of_two(support_x / first - centre)

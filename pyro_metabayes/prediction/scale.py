@@ -8,13 +8,13 @@ from torch import Tensor
 from pyro_metabayes.device import as_double
 from pyro_metabayes.errors import UsageError
 
-LARGEST = 1e15  # squares of entries between its inverse and it neither overflow nor vanish in float32
+LEAST, MOST = 1e-10, 1e15  # for rows between, float32 holds the squares, and 1e-12, torch's least length, has no effect
 
 
 def bounded(x: Tensor) -> Tensor:
-    """Rows [..., D], each divided by its largest entry if that is beyond 1e15 or below 1e-15; rows of zeros stay."""
+    """Rows [..., D], each divided by its largest entry if that is beyond 1e15 or below 1e-10; rows of zeros stay."""
     largest = x.detach().abs().amax(-1, keepdim=True)
-    usual = ((largest >= 1 / LARGEST) & (largest <= LARGEST)) | (largest == 0)
+    usual = ((largest >= LEAST) & (largest <= MOST)) | (largest == 0)
     return x / torch.where(usual, 1.0, largest)
 
 

@@ -75,7 +75,7 @@ def readable_labels(name: str, y: Any) -> Any:
     """
     y = readable(name, y)
     array = np.asarray(y)
-    if array.dtype != object or not array.ndim:
+    if array.dtype != object or not array.size or not array.ndim:
         return y
     if missing := [value for value in array.flat if _is_missing(value)]:
         raise UsageError(
@@ -83,7 +83,7 @@ def readable_labels(name: str, y: Any) -> Any:
         )
     if len({isinstance(value, str) for value in array.flat}) > 1:
         raise UsageError(f"expected labels of one type in {name}, got text and others; take {name}.astype(str)")
-    return y
+    return y if isinstance(array.flat[0], str) else np.array(array.tolist())
 
 
 def _is_missing(value: Any) -> bool:

@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.handlers.generators import random_states, set_random_states
 from pyro_metabayes.prediction.images import as_float
 from pyro_metabayes.pretraining.augmentation import augment
 from pyro_metabayes.pretraining.classification import classification_loss, classifier_of
 from pyro_metabayes.pretraining.optimisation import average_of, optimizer_of
 from pyro_metabayes.pretraining.settings import PretrainSettings
+from pyro_metabayes.seeding import random_states, set_random_states
 
 
 class Pretraining:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.handlers.generators import random_states, set_random_states
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.seeding import random_states, set_random_states
 from pyro_metabayes.storage.untrusted import count_of
 from pyro_metabayes.training.optimizer_state import optimizer_state, restore_optimizer
 

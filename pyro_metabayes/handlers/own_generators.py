@@ -1,9 +1,9 @@
-"""Random generators: the states of torch's global ones, and generators that belong to one thread."""
+"""Random operations of one thread with generators of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from functools import cache
 from threading import Lock
 from typing import Any
@@ -14,23 +14,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def random_states(device: torch.device) -> list[Tensor]:
-    """The state of the generator of an accelerator, in a list; [] for the CPU, which has torch.get_rng_state."""
-    return [] if device.type in ("cpu", "meta") else [torch.get_device_module(device.type).get_rng_state(*_at(device))]
-
-
-def set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
-    """Restore the state of the generator of a device.
-
-    Args:
-        device: the device.
-        states: as `random_states` returned them; a state of another kind of device is ignored.
-    """
-    if states and len(random_states(device)) and states[0].shape == random_states(device)[0].shape:
-        torch.get_device_module(device.type).set_rng_state(states[0], *_at(device))
-
-
-def _at(device: torch.device) -> tuple[torch.device, ...]:
+def arguments_of(device: torch.device) -> tuple[torch.device, ...]:
     """The device as an argument, for kinds of devices of which a machine can have several."""
     return () if device.type in ("cpu", "mps") else (device,)
 
@@ -43,11 +27,24 @@ class OwnGenerators(TorchDispatchMode):
         self._seed = seed
         self._generators: dict[torch.device, Generator] = {}
 
+    def states(self) -> dict[torch.device, Tensor]:
+        """State of each generator that was used."""
+        return {device: generator.get_state() for device, generator in self._generators.items()}
+
+    def set_states(self, states: Mapping[torch.device, Tensor]) -> None:
+        """Those of `states`; a generator that is not among them starts anew."""
+        self._generators = {device: Generator(device) for device in states}
+        for device, state in states.items():
+            self._generators[device].set_state(state)
+
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
+        if torch.Tag.nondeterministic_seeded not in func.tags or _lent.get():
+            return func(*args, **kwargs)
+        args, kwargs = _by_name(func, args, kwargs)
+        if kwargs.get("generator") is not None:
             return func(*args, **kwargs)
         device = _device_of_draw(args, kwargs)
         if device.type == "meta":
@@ -59,18 +56,14 @@ class OwnGenerators(TorchDispatchMode):
             return _drawn_with_lent_state(generator, func, args, kwargs)
         return with_generator(*args, **{**kwargs, "generator": generator})
 
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Restore the states of these generators at the end."""
-        before = {device: generator.get_state() for device, generator in self._generators.items()}
-        try:
-            yield
-        finally:
-            for device in list(self._generators):
-                if device in before:
-                    self._generators[device].set_state(before[device])
-                else:
-                    del self._generators[device]
+
+def _by_name(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The arguments, with a generator among the keywords."""
+    place = next(
+        (i for i, item in enumerate(func._schema.arguments[: len(args)]) if item.name == "generator"), len(args)
+    )
+    named = {item.name: value for item, value in zip(func._schema.arguments[place:], args[place:], strict=False)}
+    return args[:place], {**kwargs, **named}
 
 
 def _device_of_draw(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
@@ -94,6 +87,7 @@ def _overload_with_generator(func: OpOverload) -> OpOverload | None:
 
 
 _lending = Lock()
+_lent: ContextVar[bool] = ContextVar("lent", default=False)  # whether an inner `noise_of` of this thread lends a state
 
 
 def _drawn_with_lent_state(
@@ -103,10 +97,12 @@ def _drawn_with_lent_state(
     device = generator.device
     module = torch.random if device.type == "cpu" else torch.get_device_module(device.type)
     with _lending:
-        before = module.get_rng_state(*_at(device))
-        module.set_rng_state(generator.get_state(), *_at(device))
+        before = module.get_rng_state(*arguments_of(device))
+        module.set_rng_state(generator.get_state(), *arguments_of(device))
+        token = _lent.set(True)
         try:
             return func(*args, **kwargs)
         finally:
-            generator.set_state(module.get_rng_state(*_at(device)))
-            module.set_rng_state(before, *_at(device))
+            _lent.reset(token)
+            generator.set_state(module.get_rng_state(*arguments_of(device)))
+            module.set_rng_state(before, *arguments_of(device))

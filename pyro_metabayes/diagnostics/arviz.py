@@ -1,0 +1,65 @@
+"""Predictive draws as an object of ArviZ."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from pyro_metabayes.diagnostics.predictive import PredictiveDraws
+from pyro_metabayes.errors import UsageError
+
+
+def to_arviz(draws: PredictiveDraws) -> Any:
+    """Convert to ArviZ: InferenceData for ArviZ < 1, DataTree for ArviZ >= 1, with dimensions chain, draw, task, ...
+
+    Groups: posterior and prior (w), posterior_predictive and prior_predictive (query_y), observed_data (query_y),
+    constant_data (query_mask, true for a query that counts). The draws are independent, so there is one chain.
+
+    Args:
+        draws: as `predictive_draws` returns them.
+    """
+    arviz = _arviz()
+    groups: dict[str, dict[str, Any]] = {}
+    for name in ("posterior", "prior"):
+        if (samples := getattr(draws, name)) is not None:
+            groups[name] = {site: _array(value.unsqueeze(0)) for site, value in samples.sites.items()}
+            groups[f"{name}_predictive"] = {"query_y": _array(samples.y.unsqueeze(0))}
+    groups |= {name: {} for name in ("observed_data", "constant_data")}
+    groups["observed_data"]["query_y"] = _array(draws.query_y)
+    groups["constant_data"]["query_mask"] = _array(draws.query_mask)
+    dims = {
+        **{
+            site: ["task", *_names("row", "weight", count=value.dim() - 2)]
+            for site, value in draws.posterior.sites.items()
+        },
+        "query_y": ["task", "query", *_names("output", count=draws.query_y.dim() - 2)],
+        "query_mask": ["task", "query"],
+    }
+    if int(arviz.__version__.partition(".")[0]) >= 1:
+        return arviz.from_dict(groups, dims=dims)
+    return arviz.from_dict(**groups, dims=dims)
+
+
+def _names(*names: str, count: int) -> list[str]:
+    """The last `count` of the names: a latent without rows has only weights."""
+    return list(names[len(names) - count :]) if count <= len(names) else [f"axis{i}" for i in range(count)]
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().numpy()
+
+
+def _arviz() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # 0.23 warns of changes in 1.0, supported here
+            import arviz
+    except ImportError as error:
+        if error.name != "arviz":
+            raise  # ArviZ is installed, one of its dependencies is not
+        raise UsageError(
+            "expected ArviZ for to_arviz, found none; run: pip install -c constraints.txt -e '.[arviz]'"
+        ) from None
+    return arviz
