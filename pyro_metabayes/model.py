@@ -34,6 +34,10 @@ class Model(Recorded, Program):
         UsageError: another `observe`.
     """
 
+    # Step size of an inner loop on the mean loss, in units of `loss_unit`, unless the guide sets one.
+    # Finn et al. (2017) take 0.01 for the squared error of sinusoids.
+    inner_step_size = 0.01
+
     def __init__(self, observe: str = "query") -> None:
         super().__init__(name="model")
         if observe not in OBSERVE:

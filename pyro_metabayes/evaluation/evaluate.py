@@ -10,7 +10,6 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
-from tqdm import tqdm
 
 from pyro_metabayes.data.stream import KnownTruth, TaskStream
 from pyro_metabayes.diagnostics import collapse
@@ -24,6 +23,7 @@ from pyro_metabayes.evaluation.scores import SCORES
 from pyro_metabayes.evaluation.task_scores import task_scores
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.training.progress import counted
 
 BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
 MOST_NUMBERS = 2**25  # predictions per batch: with thousands of classes a batch has fewer tasks
@@ -63,7 +63,7 @@ def evaluate(
         stream: the tasks, with inputs of the backbone.
         settings: number of tasks, draws of w and split.
         seed: of all draws of w; the global random state is preserved.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show the progress.
         truth: the exact posterior of simulated tasks. With it the fit is measured too (`against_truth`), and
             oracle_mse is the mse of the exact posterior mean.
         doubled: tasks with twice the queries, for the bounds that settings.information asks for; null without it.
@@ -76,10 +76,10 @@ def evaluate(
     """
     started = time.perf_counter()
     batches = list(_batches(stream, settings))
-    bar = tqdm(batches, desc=f"evaluate on {settings.split}", unit="batch", disable=None if progress else True)
+    shown = counted(batches, f"evaluate on {settings.split}", "batches") if progress else batches
     # Without Pyro's validation a diverging inner loop yields a poor score, not an exception.
     with noise_of(seed), pyro.validation_enabled(False):
-        parts = [_scored(learner, stream.batch(*tasks), settings.samples, truth) for tasks in bar]
+        parts = [_scored(learner, stream.batch(*tasks), settings.samples, truth) for tasks in shown]
         bounds = None if doubled is None else _information(learner, doubled, settings)
     values = BatchScores.concatenate(parts)
     return values.evaluation({"information": bounds, "seconds": time.perf_counter() - started})
