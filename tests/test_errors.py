@@ -57,8 +57,6 @@ UNKNOWN = {
     "+train.stepz=3": "unknown key 'train.stepz'; did you mean 'train.steps'?",
     "step_sizes=0.1": "unknown key 'step_sizes'; did you mean 'guide.step_size'?",
     "learning_rat=1": "did you mean 'pretrain.learning_rate' or 'train.learning_rate'?",
-    "guide=laplace prior=flat": "guide=laplace sets prior.scale, which prior=flat does not have; take another prior=",
-    "data=sinusoid backbone=conv4 guide=maml": "data=sinusoid sets backbone.normalise, which backbone=conv4 does",
     "+foo=1": "unknown key 'foo'",
     "guide.foo=1": "unknown key 'guide.foo'; guides.sib.Guide takes: num_steps",
     "guide.num_step=1": "did you mean 'guide.num_steps'?",
@@ -117,6 +115,18 @@ WRONG_VALUE = {
 @pytest.mark.parametrize("argument", UNKNOWN)
 def test_an_unknown_name_is_refused(argument: str, features: Path) -> None:
     assert UNKNOWN[argument] in error_of(*on_features(features), argument)
+
+
+OF_A_CHOICE = {
+    "guide=laplace prior=flat": "guide=laplace sets prior.scale, which prior=flat does not have; take another prior=",
+    "data=sinusoid backbone=conv4 guide=maml": "data=sinusoid sets backbone.normalise, which backbone=conv4 does not",
+    "prior=flat prior.loc=0.1": "unknown key 'prior.loc'; models.priors.Flat takes: none",
+}
+
+
+@pytest.mark.parametrize("settings", OF_A_CHOICE)
+def test_a_key_that_another_choice_has_set_names_it(settings: str) -> None:
+    assert OF_A_CHOICE[settings] in error_of(*settings.split())
 
 
 @pytest.mark.parametrize("argument", WRONG_TYPE)
