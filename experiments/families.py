@@ -6,7 +6,6 @@ x in [-5, 5]. Writes table.md, families.json and families.png in RUN_DIR/familie
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
@@ -132,7 +132,7 @@ def _panel(axis: Any, observed: Observed, function: Tensor, sampled: Tensor) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.families", description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, help="the folder of a finished run with data=sine_and_line")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10], help="numbers of support points")
     parser.add_argument("--split", default="test", help="train, val or test")

@@ -1,4 +1,4 @@
-"""python -m experiments.predictive_band RUN_DIR...: posterior functions of trained regressions given few points.
+"""python -m experiments.predictive_band RUN_DIR --steps 10: functions drawn from trained regressions, given few points.
 
 The figure of Grant et al. (ICLR 2018, LLAMA): one test task, its support points spread over the range of the inputs or
 all in its left half; functions drawn from the posterior, their mean, and their central 90%. One row per run.
@@ -6,7 +6,6 @@ all in its left half; functions drawn from the posterior, their mean, and their 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.inner_steps import stepping_part
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.learner import MetaLearner
@@ -97,7 +97,7 @@ def _draw_band(axis: Any, band: Band) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.predictive_band", description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs of a regression")
     parser.add_argument("--task", type=int, default=0, help="which test task (%(default)s)")
     parser.add_argument("--points", type=int, default=5, help="support points (%(default)s)")

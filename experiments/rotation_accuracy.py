@@ -7,7 +7,6 @@ theta^K. Writes rotation_accuracy/table.md in RUN_DIR.
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
@@ -74,7 +74,7 @@ def table_of(metrics: dict[str, Tensor], labels: Tensor, num_classes: int) -> li
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.rotation_accuracy", description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, help="the folder of a finished run with guide=sib_rotation")
     parser.add_argument("--split", default="test", help="train, val or test")
     parser.add_argument("--tasks", type=int, default=100, help="minibatches")

@@ -6,7 +6,6 @@ one line with both values per difference, and one line per other difference: ver
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.evaluation import score_run
 from pyro_metabayes.experiments.runs.finished_runs import flatten, read_run
 
@@ -52,7 +52,7 @@ def task_differences(saved: Mapping[str, np.ndarray], evaluation: Evaluation) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.verify", description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     folder = parser.parse_args(arguments).run
     run = read_run(folder)

@@ -11,7 +11,7 @@ from torch import Tensor
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.descent import adapted, hold_steps
+from pyro_metabayes.inference.descent import adapted, hold_steps, step_size_for
 from pyro_metabayes.inference.initialisation import initialisation_of_latent
 from pyro_metabayes.inference.laplace import ggn_root, log_det_precision
 
@@ -48,7 +48,7 @@ class Guide(pyro_metabayes.Guide):
         first_order: bool = False,
         initialisation: str = "global",
         num_steps: int = 1,
-        step_size: float = 0.01,
+        step_size: float | None = None,
         learn_step_size: bool = False,
     ) -> None:
         super().__init__(model)
@@ -57,7 +57,7 @@ class Guide(pyro_metabayes.Guide):
         self.first_order, self.weight, self.precision = first_order, weight, precision
         self.start = initialisation_of_latent(initialisation, model, num_classes, num_features)
         self.num_classes = num_classes if self.start.fixed_classes else None
-        hold_steps(self, num_steps, step_size, learn_step_size)
+        hold_steps(self, num_steps, step_size_for(model, step_size), learn_step_size)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         theta = self._adapted(observed)

@@ -67,6 +67,7 @@ class Model(pyro_metabayes.Model):
             if num_targets
             else few_shot_classifier.Model(head, prior)
         )
+        self.inner_step_size = self.inner.inner_step_size
         self.num_steps = num_steps
         self.log_step_size = nn.Parameter(torch.tensor(step_size).log())
         self.log_prior_step_size = nn.Parameter(torch.tensor(step_size).log())

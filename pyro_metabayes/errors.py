@@ -22,14 +22,42 @@ def printable(message: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in message)
 
 
-def unknown_key(key: str, names: Iterable[str], owner: str) -> UsageError:
-    """The mistake of a setting that its owner does not have, with the nearest one that it has."""
+class UnknownKey(UsageError):
+    """A setting that its owner does not have, with the nearest one that there is.
+
+    Args:
+        key: the setting, such as guide.step_sizes.
+        names: the settings that the owner has.
+        owner: what the setting was meant for.
+        elsewhere: full names of settings of others.
+    """
+
+    def __init__(self, key: str, names: Iterable[str], owner: str, elsewhere: Iterable[str] = ()) -> None:
+        self.key, self.owner, names = key, owner, list(names)
+        super().__init__(f"unknown key '{key}'; {_guess(key, names, elsewhere)}{owner} takes: {_listed(names)}")
+
+
+def _guess(key: str, names: Iterable[str], elsewhere: Iterable[str]) -> str:
+    prefix, dot, name = key.rpartition(".")
+    settings = [*(f"{prefix}{dot}{other}" for other in names), *elsewhere]
+    near = get_close_matches(name, [_last(setting) for setting in settings], 1)
+    guesses = [f"'{setting}'" for setting in settings if _last(setting) in near]
+    return f"did you mean {' or '.join(guesses)}? " if guesses else ""
+
+
+def _last(setting: str) -> str:
+    return setting.rpartition(".")[2]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def unknown_key(key: str, names: Iterable[str], owner: str, elsewhere: Iterable[str] = ()) -> UsageError:
+    """The mistake of a setting that its owner does not have; a setting that has moved is named."""
     if key in MOVED_SETTINGS:
         return UsageError(f"unknown key '{key}'; it is now {MOVED_SETTINGS[key]}")
-    names = list(names)
-    near = get_close_matches(key.rpartition(".")[2], names, 1)
-    guess = f"did you mean '{near[0]}'? " if near else ""
-    return UsageError(f"unknown key '{key}'; {guess}{owner} takes: {', '.join(names) or 'none'}")
+    return UnknownKey(key, names, owner, elsewhere)
 
 
 def check_choice(key: str, value: str, choices: Sequence[str]) -> None:

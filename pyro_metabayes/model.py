@@ -43,6 +43,9 @@ class Model(Recorded, Program):
     """
 
     canonical: bool = False
+    # Step size of an inner loop on the mean loss, in units of `loss_unit`, unless the guide sets one.
+    # Finn et al. (2017) take 0.01 for the squared error of sinusoids.
+    inner_step_size = 0.01
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

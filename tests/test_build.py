@@ -54,7 +54,7 @@ def refuses(message: str) -> Any:
     [
         (
             {"num_step": 3},
-            r"^unknown key 'guide\.num_step'; did you mean 'num_steps'\? guides\.sib\.Guide takes: num_steps",
+            r"^unknown key 'guide\.num_step'; did you mean 'guide\.num_steps'\? guides\.sib\.Guide takes: num_steps",
         ),
         ({"zzz": 3}, r"^unknown key 'guide\.zzz'; guides\.sib\.Guide takes: num_steps, step_size"),
         ({"model": "other"}, r"^unknown key 'guide\.model'; "),

@@ -210,6 +210,24 @@ def test_inner_steps_lower_the_loss_of_the_support_set() -> None:
         assert (after < before).all()
 
 
+@pytest.mark.parametrize("name", ["maml", "llama"])
+def test_a_step_of_the_default_size_is_the_papers_and_moves_the_logits(name: str) -> None:
+    learner, episodes = Pair(name, "flat").learner(), random_tasks()
+    guide: Any = learner.guide
+    assert guide.log_step_size.exp().item() == pytest.approx(0.4)
+
+    def log_prob(w: Tensor) -> Tensor:
+        return learner.model.likelihood(w, episodes.support_x, episodes).log_prob(episodes.support_y).mean()
+
+    start, adapted = guide.start(learner.model, episodes), guide.posterior(episodes.observed()).mean
+    assert log_prob(adapted) - log_prob(start) > 0.1, "nats per support point"
+
+
+def test_the_default_step_size_of_a_regression_is_that_of_sinusoids() -> None:
+    guide: Any = replace(MAML, settings={}).learner().guide
+    assert guide.log_step_size.exp().item() == pytest.approx(0.01)
+
+
 # ---------------------------------------------------------------- abml
 
 

@@ -53,11 +53,13 @@ UNKNOWN = {
     "guide=nope": "no 'nope' for guide; there are: abml, attention, exact, laplace",
     "data=nope": "no 'nope' for data; there are: cifar_fs, digit_domains, ",
     "gude=sib": "unknown key 'gude'; did you mean 'guide'?",
-    "train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",
-    "+train.stepz=3": "unknown key 'train.stepz'; did you mean 'steps'?",
+    "train.stepz=3": "unknown key 'train.stepz'; did you mean 'train.steps'?",
+    "+train.stepz=3": "unknown key 'train.stepz'; did you mean 'train.steps'?",
+    "step_sizes=0.1": "unknown key 'step_sizes'; did you mean 'guide.step_size'?",
+    "learning_rat=1": "did you mean 'pretrain.learning_rate' or 'train.learning_rate'?",
     "+foo=1": "unknown key 'foo'",
     "guide.foo=1": "unknown key 'guide.foo'; guides.sib.Guide takes: num_steps",
-    "guide.num_step=1": "did you mean 'num_steps'?",
+    "guide.num_step=1": "did you mean 'guide.num_steps'?",
     "guide._target_=os.system": "expected guide._target_ to be a dotted name under models., guides.",
     "guide._target_=guides.nope.Guide": "no module 'guides.nope'",
     "guide._target_=guides.sib.Nope": "no 'Nope' in guides.sib",
@@ -113,6 +115,18 @@ WRONG_VALUE = {
 @pytest.mark.parametrize("argument", UNKNOWN)
 def test_an_unknown_name_is_refused(argument: str, features: Path) -> None:
     assert UNKNOWN[argument] in error_of(*on_features(features), argument)
+
+
+OF_A_CHOICE = {
+    "guide=laplace prior=flat": "guide=laplace sets prior.scale, which prior=flat does not have; take another prior=",
+    "data=sinusoid backbone=conv4 guide=maml": "data=sinusoid sets backbone.normalise, which backbone=conv4 does not",
+    "prior=flat prior.loc=0.1": "unknown key 'prior.loc'; models.priors.Flat takes: none",
+}
+
+
+@pytest.mark.parametrize("settings", OF_A_CHOICE)
+def test_a_key_that_another_choice_has_set_names_it(settings: str) -> None:
+    assert OF_A_CHOICE[settings] in error_of(*settings.split())
 
 
 @pytest.mark.parametrize("argument", WRONG_TYPE)
@@ -417,7 +431,7 @@ EVALUATE = {
     "guide": "a saved run keeps its parts",
     "train.steps=7": "an evaluation does not train",
     "seed=5": "an evaluation does not train",
-    "eval.taskz=1": "unknown key 'eval.taskz'; did you mean 'tasks'?",
+    "eval.taskz=1": "unknown key 'eval.taskz'; did you mean 'eval.tasks'?",
     "task.way=4": "expected tasks of 5 classes, which this guide was trained for, got 4",
     "guide.foo=1": "unknown key 'guide.foo'",
     "foo.bar=1": "unknown key 'foo'",

@@ -15,6 +15,7 @@ from pyro_metabayes.pretraining import PretrainSettings, PrototypeScore, extract
 from pyro_metabayes.pretraining.augmentation import augment
 from pyro_metabayes.pretraining.training import Pretraining
 from pyro_metabayes.seeding import seeded
+from pyro_metabayes.training.progress import Progress
 
 SPECIFICATION = {"_target_": "models.backbones.conv4.Backbone", "num_filters": 8}
 CPU = torch.device("cpu")
@@ -101,10 +102,10 @@ def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
         file.unlink()
     epoch = Pretraining.run_epoch
 
-    def stopped(training: Pretraining) -> None:
+    def stopped(training: Pretraining, shown: Progress | None = None) -> None:
         if training.epoch == 2:
             raise KeyboardInterrupt
-        epoch(training)
+        epoch(training, shown)
 
     monkeypatch.setattr(Pretraining, "run_epoch", stopped)
     with pytest.raises(Interrupted, match="epochs 1 to 2 are kept: the same command goes on"):

@@ -215,6 +215,13 @@ def test_the_logged_bound_carries_no_kl_weight(tmp_path: Path) -> None:
         assert line["loss"] == pytest.approx(0.1 * line["kl"] - line["log_likelihood"], rel=1e-5)
 
 
+def test_no_divergence_is_logged_for_a_point_estimate(tmp_path: Path) -> None:
+    """-log p(w) takes the place of the KL in the loss; as in results.json it is not called one."""
+    training_of(tmp_path, Pair("proto", "gaussian")).run()
+    for line in lines(tmp_path):
+        assert line["kl"] is None and line["loss"] != pytest.approx(-line["log_likelihood"])
+
+
 def test_no_bound_is_logged_where_there_is_none(tmp_path: Path) -> None:
     for name, pair in (
         ("flat", Pair("proto", "flat")),

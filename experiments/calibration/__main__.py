@@ -29,26 +29,18 @@ from pyro_metabayes.seeding import seeded
 
 @dataclass
 class CalibrationSettings:
-    """The settings of the command.
+    """The settings of the command."""
 
-    run: folder of a finished run.
-    tasks: number of its evaluation tasks.
-    samples: draws of w per task.
-    sbc_tasks, draws: tasks and posterior draws of the simulation.
-    rate: false alarms of the simulation-based calibration.
-    prior: source of the simulated weights: learned, simulator (data with known truth only), or auto (simulator if
-        possible).
-    noise: seed of all draws.
-    """
-
-    run: str = MISSING
-    tasks: int = 600
-    samples: int = 100
-    sbc_tasks: int = 512  # 0: no simulation
-    draws: int = 99
-    rate: float = 0.05  # of false alarms of the simulation-based calibration
-    prior: str = "auto"
-    noise: int = 0
+    run: str = MISSING  # folder of a finished run
+    tasks: int = 600  # number of its evaluation tasks
+    samples: int = 100  # draws of w per task
+    sbc_tasks: int = 512  # tasks of the simulation-based calibration; 0: no simulation
+    draws: int = 99  # posterior draws of the simulation
+    rate: float = 0.05  # false alarms of the simulation-based calibration
+    prior: str = (
+        "auto"  # of the simulated weights: learned, simulator (where the truth is known), auto (simulator first)
+    )
+    noise: int = 0  # seed of all draws
 
     def check(self) -> None:
         if self.samples < 1 or self.sbc_tasks < 0 or self.draws < 1 or not 0 < self.rate < 1:

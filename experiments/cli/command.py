@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes.errors import Interrupted, UsageError, printable
+from pyro_metabayes.experiments.cli.arguments import hydra_arguments
 from pyro_metabayes.experiments.cli.config import register
 from pyro_metabayes.experiments.cli.lock import alone_in
 from pyro_metabayes.experiments.cli.messages import MISTAKES, masks_interrupt, one_line, raised_in_composition
@@ -29,7 +31,7 @@ from pyro_metabayes.experiments.cli.sweeps import (
     unfinished_jobs,
     write_note,
 )
-from pyro_metabayes.specification.parts import PARTS
+from pyro_metabayes.experiments.cli.usage import asks_for_help, usage_of_configuration
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
 from pyro_metabayes.training.allocator import keep_freed_memory
@@ -45,8 +47,11 @@ def run_command(
 ) -> None:
     """Compose CONFIG_NAME.yaml, call the task with it and the run's folder, report mistakes in one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are reported here, not by Hydra
-    sys.argv[1:] = _in_resumed_folder([allow_part_setting(argument) for argument in _multirun_first(sys.argv[1:])])
     register()
+    if asks_for_help(sys.argv):
+        print(usage_of_configuration(sys.modules[task.__module__].__doc__, Path(config_folder), config_name))
+        return
+    sys.argv[1:] = hydra_arguments(sys.argv[1:])
     failures: list[str] = []
 
     def job(config: DictConfig) -> None:
@@ -89,6 +94,8 @@ def report_failure(error: Exception) -> str:
 def run_program(main: Callable[[], object]) -> None:
     """Call the main function of a command; a mistake, or a signal to stop, gets one line and an exit code."""
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a pipe, too, gets each line when it is printed
     try:
         with _stoppable():
             main()
@@ -117,44 +124,6 @@ def _stoppable() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def allow_part_setting(argument: str) -> str:
-    """`guide.scale=0.1` may set what the YAML leaves at its default: the constructor's signature decides.
-
-    Hydra requires the prefix ++ for such a setting, and for a new entry of a mapping.
-    """
-    open_ended = (*(f"{part}." for part in ("data", *PARTS)), "train.learning_rates", "train.kl_weight")
-    return f"++{argument}" if argument.startswith(open_ended) else argument
-
-
-def _multirun_first(arguments: list[str]) -> list[str]:
-    """Hydra accepts -m as the first argument only."""
-    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
-
-
-def _in_resumed_folder(arguments: list[str]) -> list[str]:
-    """`resume=DIR` runs in DIR."""
-    folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
-    if not folders or not folders[-1]:
-        return arguments
-    if not (Path(folders[-1]) / "checkpoint.pt").is_file():
-        expected = f"expected resume= to name the folder of a run with a checkpoint.pt, got '{folders[-1]}'"
-        sys.exit(f"error: {expected}; {_resume_remedy(Path(folders[-1]))}")
-    quoted = "'" + folders[-1].replace("'", r"\'") + "'"  # Hydra interprets commas and equals signs
-    remaining = [argument for argument in arguments if not argument.startswith("resume=")]
-    return [*remaining, f"resume={quoted}", f"hydra.run.dir={quoted}"]
-
-
-def _resume_remedy(folder: Path) -> str:
-    """What to do about a folder that cannot be resumed."""
-    if folder.is_file():
-        return f"give its folder, {folder.parent}"
-    if (folder / "multirun.yaml").exists():
-        return f"continue a sweep with its own command and hydra.sweep.dir={folder}"
-    if folder.is_dir():
-        return "start a run without a checkpoint again with its own command"
-    return "there is no such folder"
 
 
 def keep_settings(composed: DictConfig, folder: Path) -> None:

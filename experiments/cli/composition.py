@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from pyro_metabayes.experiments.cli.command import CONF, allow_part_setting
+from pyro_metabayes.experiments.cli.arguments import allow_part_setting
+from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import Config, config_from, register
 
 

@@ -39,7 +39,7 @@ class TrainerSettings:
 class Config:
     """Everything that defines a run."""
 
-    data: dict[str, Any]
+    data: dict[str, Any]  # data.device, where inputs lie: auto (device, if half its memory suffices), cpu, accelerator
     backbone: dict[str, Any]
     model: dict[str, Any]
     head: dict[str, Any] | None

@@ -7,9 +7,11 @@ import sys
 import traceback
 from collections.abc import Iterator
 from difflib import get_close_matches
+from typing import Any
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pyro_metabayes.errors import UsageError, printable, unknown_key
@@ -18,6 +20,7 @@ from pyro_metabayes.experiments.cli.sweeps import LAUNCHER
 MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError, yaml.YAMLError, UnicodeDecodeError)
 # Lines of Hydra and OmegaConf about their internals.
 NOISE = ("full_key", "object_type", "reference_type", "Config search path", "provider=", "Set the environment")
+FILLED_IN = ("hydra", "choices")  # parts of a configuration that a user does not set
 COMPOSERS = {"hydra", "omegaconf", "yaml", "antlr4"}
 
 
@@ -54,9 +57,19 @@ def _message_of(error: BaseException) -> str:
         return f"{str(error).splitlines()[0]}; to sweep over a list put -m first: python -m experiments.run -m ..."
     cause = error.__cause__ if isinstance(error, HydraException) else None
     if isinstance(unknown := cause or error, ConfigAttributeError | ConfigKeyError) and unknown.parent_node:
-        names = [str(name) for name in unknown.parent_node]
-        return str(unknown_key(str(unknown.full_key), names, unknown.object_type_str or ""))
+        names = [str(name) for name in unknown.parent_node if name not in FILLED_IN]
+        owner, elsewhere = unknown.object_type_str or "", _nested_names(unknown.parent_node)
+        return str(unknown_key(str(unknown.full_key), names, owner, elsewhere))
     return _plain_lines(error, cause)
+
+
+def _nested_names(parent: Any) -> list[str]:
+    """guide.step_size, train.steps, ...: the settings one level below those of a configuration."""
+    nodes = {
+        group: parent._get_node(group) for group in parent if isinstance(parent, DictConfig) and group not in FILLED_IN
+    }
+    groups = {group: node for group, node in nodes.items() if isinstance(node, DictConfig) and not node._is_none()}
+    return [f"{group}.{name}" for group, node in groups.items() for name in node if name != "_target_"]
 
 
 def _plain_lines(error: BaseException, cause: BaseException | None) -> str:

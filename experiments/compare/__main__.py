@@ -1,12 +1,12 @@
-"""python -m experiments.compare runs/...: compare finished runs in one table and one plot."""
+"""python -m experiments.compare runs/proto runs/sib: compare finished runs in one table and one plot."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyro_metabayes.experiments.cli.command import run_program
+from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.compare.plots import draw
 from pyro_metabayes.experiments.runs.comparison import differences_row, scores_row
 from pyro_metabayes.experiments.runs.finished_runs import Run, find_runs, group_by_label
@@ -26,7 +26,7 @@ def tables(groups: Mapping[tuple[str, str], Sequence[Run]]) -> tuple[list[dict[s
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=__doc__)
+    parser = parser_of(__doc__)
     help_runs = "folders of runs, or folders above them (in the order of their paths); the first row is the baseline"
     parser.add_argument("runs", nargs="+", help=help_runs)
     parser.add_argument("--out", default="runs/comparison", help="folder for table.md, table.csv and comparison.png")

@@ -36,28 +36,18 @@ from pyro_metabayes.seeding import seeded
 
 @dataclass
 class GoldSettings:
-    """The settings of the command.
+    """The settings of the command."""
 
-    run: one folder of a finished run, or several.
-    tasks: number of evaluation tasks.
-    targets: labels that the posteriors are given, of support, all and query.
-    warmup, draws, chains: of NUTS.
-    together: tasks that share a chain of NUTS.
-    samples: importance draws.
-    fit_steps: steps of the search for the best member of the guide's family.
-    noise: seed of all draws.
-    """
-
-    run: Any = MISSING
-    tasks: int = 32
-    targets: list[str] = field(default_factory=lambda: ["support", "all"])
-    warmup: int = 100
-    draws: int = 150
-    chains: int = 2
-    together: int = 16
-    samples: int = 2000
-    fit_steps: int = 600
-    noise: int = 0
+    run: Any = MISSING  # one folder of a finished run, or several: run=[A,B]
+    tasks: int = 32  # number of evaluation tasks
+    targets: list[str] = field(default_factory=lambda: ["support", "all"])  # labels given: support, all, query
+    warmup: int = 100  # adaptation steps of NUTS
+    draws: int = 150  # of NUTS, per chain
+    chains: int = 2  # of NUTS
+    together: int = 16  # tasks that share a chain of NUTS
+    samples: int = 2000  # importance draws
+    fit_steps: int = 600  # steps of the search for the best member of the guide's family
+    noise: int = 0  # seed of all draws
 
     def check(self) -> NutsSettings:
         if self.samples < 100 or self.fit_steps < 1:

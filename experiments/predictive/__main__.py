@@ -27,18 +27,12 @@ TAILS = 0.05
 
 @dataclass
 class PredictiveSettings:
-    """The settings of the command.
+    """The settings of the command."""
 
-    run: folder of a finished run.
-    tasks: number of its evaluation tasks.
-    samples: draws of w per task.
-    noise: seed of the draws.
-    """
-
-    run: str = MISSING
-    tasks: int = 64
-    samples: int = 100
-    noise: int = 0
+    run: str = MISSING  # folder of a finished run
+    tasks: int = 64  # number of its evaluation tasks
+    samples: int = 100  # draws of w per task
+    noise: int = 0  # seed of the draws
 
 
 def checks_of(settings: PredictiveSettings, changed: Sequence[str]) -> Checks:

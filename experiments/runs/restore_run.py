@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.evaluate import BATCH
 from pyro_metabayes.experiments.cli.config import Config, saved_config
+from pyro_metabayes.experiments.cli.usage import asks_for_help, usage_of_settings
 from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage import checkpoint
@@ -31,6 +33,9 @@ def refuse_training(settings: Sequence[str]) -> None:
 
 def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Settings, list[str]]:
     """The settings of the command (`tasks=32`), and changed settings of the run (`task.shot=5`)."""
+    if asks_for_help(arguments):
+        print(usage_of_settings(sys.modules[schema.__module__].__doc__, schema))
+        sys.exit()
     for argument in arguments:
         if "=" not in argument:
             raise UsageError(f"expected settings like run=RUN_DIR and tasks=32, got '{argument}'")

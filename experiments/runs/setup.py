@@ -9,6 +9,7 @@ import torch
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.placement import place_bank
 from pyro_metabayes.device import device_of
+from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.runs.build_learner import build_learner, pretrain_learner
 from pyro_metabayes.experiments.runs.tasks import RunTasks, fingerprint_of, load_data, refuse_impossible, source_of
@@ -37,7 +38,8 @@ def set_up(config: Config, num_classes: int | None = None) -> RunSetup:
     """
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
-    MetaLearner.check(config.specification())
+    with naming_choices(config.choices):
+        MetaLearner.check(config.specification())
     data = load_data(config)
     fingerprint = fingerprint_of(data)
     source = source_of(config, data)

@@ -9,8 +9,6 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from tqdm import tqdm
-
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.composition import config_of
 from pyro_metabayes.experiments.cli.config import saved_config
@@ -19,6 +17,7 @@ from pyro_metabayes.experiments.runs.evaluation import evaluate_run
 from pyro_metabayes.experiments.runs.train import run
 from pyro_metabayes.experiments.studies.study import Job
 from pyro_metabayes.training.interruption import SIGNALS
+from pyro_metabayes.training.progress import progress
 
 _stopped = False  # set in a worker that starts no further job
 
@@ -29,7 +28,7 @@ def run_grid(jobs: Sequence[Job], workers: int, title: str) -> None:
         raise UsageError(f"expected workers >= 1, got {workers}")
     todo = [job for job in jobs if not job.finished]
     first = list({_data_of(job): job for job in reversed(todo)}.values())
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=title, unit="run", disable=None)
+    bar = progress(title, "runs", len(jobs), len(jobs) - len(todo))
     print(f"{title}: {len(todo)} of {len(jobs)} runs to do, {workers} at a time")
     with bar, ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _listen) as pool:
         try:

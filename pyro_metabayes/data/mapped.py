@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from pyro_metabayes.training.progress import counted
 
 PIECE = 2**24  # bytes checked at once
 SAMPLE, SAMPLED_BYTES = 1024, 2**24  # rows in a fingerprint, and a limit of their bytes
@@ -72,7 +73,7 @@ class MappedRows:
         """Read every row once, piece by piece; raises the errors that tasks would meet."""
         self._advise("MADV_SEQUENTIAL")
         each = max(1, PIECE // self.array.strides[0])
-        for start in tqdm(range(0, len(self), each), desc="check rows", unit="piece", disable=None):
+        for start in counted(range(0, len(self), each), "check rows", "pieces"):
             numbers = np.arange(start, min(start + each, len(self)))
             self.read(self.array[start : start + each], numbers)
         self._advise("MADV_RANDOM")

@@ -11,7 +11,6 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
-from tqdm import tqdm
 
 from pyro_metabayes.data.stream import KnownTruth, TaskStream
 from pyro_metabayes.diagnostics import collapse
@@ -25,6 +24,7 @@ from pyro_metabayes.evaluation.scores import SCORES
 from pyro_metabayes.evaluation.task_scores import task_scores
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.training.progress import counted
 
 BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
 _alone = RLock()  # Pyro has one stack of handlers, and one setting of validation, for all threads
@@ -65,7 +65,7 @@ def evaluate(
         stream: the tasks, with inputs of the backbone.
         settings: number of tasks, draws of w and split.
         seed: of all draws of w; no global random state is read or changed. Threads wait for each other.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show the progress.
         truth: the exact posterior of simulated tasks. With it the fit is measured too (`against_truth`), and
             oracle_mse is the mse of the exact posterior mean.
         doubled: tasks with twice the queries, for the bounds that settings.information asks for; null without it.
@@ -78,10 +78,10 @@ def evaluate(
     """
     started = time.perf_counter()
     batches = list(_batches(stream, settings))
-    bar = tqdm(batches, desc=f"evaluate on {settings.split}", unit="batch", disable=None if progress else True)
+    shown = counted(batches, f"evaluate on {settings.split}", "batches") if progress else batches
     # Without Pyro's validation a diverging inner loop yields a poor score, not an exception.
     with _alone, noise_of(seed), pyro.validation_enabled(False):
-        parts = [_scored(learner, stream.batch(*tasks), settings.samples, truth) for tasks in bar]
+        parts = [_scored(learner, stream.batch(*tasks), settings.samples, truth) for tasks in shown]
         bounds = None if doubled is None else _information(learner, doubled, settings)
     values = BatchScores.concatenate(parts)
     return values.evaluation({"information": bounds, "seconds": time.perf_counter() - started})

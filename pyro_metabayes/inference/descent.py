@@ -129,6 +129,11 @@ def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
     return torch.func.grad(loss)(w)
 
 
+def step_size_for(model: Model, step_size: float | None) -> float:
+    """The step size for the mean loss: as given, or `Model.inner_step_size`."""
+    return model.inner_step_size if step_size is None else step_size
+
+
 def hold_steps(guide: nn.Module, num_steps: int, step_size: float, learned: bool) -> None:
     """Give the guide `num_steps` and `log_step_size`, as `hold_step_size` does."""
     if num_steps < 0:

@@ -7,11 +7,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.prediction.images import as_float
+from pyro_metabayes.training.progress import counted
 
 BATCH = 512
 Change = Callable[[Tensor], Tensor]
@@ -22,7 +22,7 @@ def extract(backbone: nn.Module, inputs: Tensor, device: torch.device, change: C
     """Features [N, D], on the CPU, of inputs [N, *X]; `change` is applied to each batch first."""
     backbone.eval()
     parts = []
-    for batch in tqdm(inputs.split(BATCH), desc="extract features", unit="batch", disable=None, leave=False):
+    for batch in counted(inputs.split(BATCH), "extract features", "batches", leave=False):
         values = as_float(batch.to(device))
         parts.append(backbone(values if change is None else change(values)).cpu())
     return torch.cat(parts)

@@ -25,6 +25,7 @@ from pyro_metabayes.seeding import seeded
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.cache import cache_folder
 from pyro_metabayes.storage.untrusted import expecting
+from pyro_metabayes.training.progress import progress
 
 
 @dataclass(frozen=True)
@@ -147,15 +148,23 @@ def _train(
         else:
             print(f"no pretrained {name} for this data yet: pretraining it once, epochs: {settings.epochs}")
         try:
-            while training.epoch < settings.epochs:
-                training.run_epoch()
-                checkpoint.save(unfinished, training.state())
+            _run_epochs(training, name, unfinished)
         except KeyboardInterrupt:
             progress = "no epoch was finished: the same command starts again"
             if training.epoch:
                 progress = f"epochs 1 to {training.epoch} are kept: the same command goes on"
             raise Interrupted(f"interrupted in the pretraining of {name}; {progress}") from None
     return training
+
+
+def _run_epochs(training: Pretraining, name: str, unfinished: Path) -> None:
+    """All epochs that are left; the state after each one is stored in `unfinished`."""
+    epochs, batches = training.settings.epochs, training.steps_per_epoch
+    with progress(f"pretrain {name}", "batches", epochs * batches, training.epoch * batches, leave=False) as shown:
+        while training.epoch < epochs:
+            training.run_epoch(shown)
+            checkpoint.save(unfinished, training.state())
+            shown.set_postfix(epoch=f"{training.epoch}/{epochs}", accuracy=f"{training.curve[-1]['accuracy']:.1%}")
 
 
 def _summary(line: Mapping[str, Any], num_classes: int) -> str:

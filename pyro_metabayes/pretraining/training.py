@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.errors import UsageError
@@ -18,6 +17,7 @@ from pyro_metabayes.pretraining.classification import classification_loss, class
 from pyro_metabayes.pretraining.optimisation import average_of, optimizer_of
 from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.seeding import random_states, set_random_states
+from pyro_metabayes.training.progress import Progress
 
 
 class Pretraining:
@@ -64,10 +64,10 @@ class Pretraining:
         network = self.network if self.average is None else self.average.module
         return network[part]  # type: ignore[index]
 
-    def run_epoch(self) -> None:
-        """One pass over the training images; appends a line to the curve."""
+    def run_epoch(self, shown: Progress | None = None) -> None:
+        """One pass over the training images; appends a line to the curve. `shown` counts the batches."""
         wall, cpu = time.perf_counter(), time.process_time()
-        metrics = self._train_epoch()
+        metrics = self._train_epoch(shown)
         accuracy = self.score(self.backbone.eval())
         self.network.train()
         previous = [line["val_accuracy"] for line in self.curve]
@@ -76,17 +76,17 @@ class Pretraining:
         seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
         self.curve.append({"epoch": self.epoch + 1, **metrics, "val_accuracy": accuracy, **seconds})
 
-    def _train_epoch(self) -> dict[str, float]:
+    def _train_epoch(self, shown: Progress | None) -> dict[str, float]:
         """Mean loss and accuracy over the batches of one epoch."""
         loss, hits = torch.zeros(2, device=self.device)
         rows = torch.randperm(len(self.labels))[: self.steps_per_epoch * self.settings.batch_size]
-        title = f"pretrain {self.epoch + 1}/{self.settings.epochs}"
-        with tqdm(rows.split(self.settings.batch_size), desc=title, unit="batch", disable=None, leave=False) as bar:
-            for batch in bar:
-                step_loss, step_hits = self._step(batch)
-                loss += step_loss
-                hits += step_hits
-            return {"loss": loss.item() / self.steps_per_epoch, "accuracy": hits.item() / len(rows)}
+        for batch in rows.split(self.settings.batch_size):
+            step_loss, step_hits = self._step(batch)
+            loss += step_loss
+            hits += step_hits
+            if shown is not None:
+                shown.update()
+        return {"loss": loss.item() / self.steps_per_epoch, "accuracy": hits.item() / len(rows)}
 
     @property
     def epoch(self) -> int:

@@ -12,7 +12,6 @@ import pyro
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.errors import Interrupted
@@ -32,6 +31,7 @@ from pyro_metabayes.training.optimisation import (
     set_rates,
     step_unless,
 )
+from pyro_metabayes.training.progress import progress
 from pyro_metabayes.training.run_state import RunState
 from pyro_metabayes.training.step_metrics import LOGGED_METRICS, measure, metric_means, validation_metrics
 
@@ -73,7 +73,7 @@ class MetaTraining:
         self._begin()
         state, num_steps = self.state, self.settings.steps
         started = time.perf_counter() - state.seconds
-        bar = tqdm(total=num_steps, initial=state.step, desc="meta-train", unit="step", disable=None)
+        bar = progress("meta-train", "steps", num_steps, state.step)
         with Interruption() as interruption, bar, self._nonfinite.watch(self._progress):
             while state.step < num_steps:
                 terms = self._step()
@@ -154,7 +154,10 @@ class MetaTraining:
         """Terms of the loss and metrics of this step; all null for a skipped step."""
         if not math.isfinite(terms["loss"]):
             return dict.fromkeys((*terms, *LOGGED_METRICS))
-        metrics = metric_means(*self._measure()) | terms
+        measured = metric_means(*self._measure())
+        metrics = measured | terms
+        if measured["kl"] is None:  # a point estimate: -log p(w), in its place in the loss, is no divergence
+            metrics["kl"] = None
         bound = self.learner.objective.bound and metrics["elbo"] is not None
         metrics["elbo"] = metrics["log_likelihood"] - metrics["kl"] if bound else None
         return metrics

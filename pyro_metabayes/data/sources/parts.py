@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.errors import UsageError
@@ -19,6 +18,7 @@ from pyro_metabayes.storage.cache import cache_folder
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.checksums import verify
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
+from pyro_metabayes.training.progress import counted
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _fill(path: Path, what: str, rows: Rows) -> None:
     values = itertools.chain([first], inputs)
     with path.open("wb") as file:  # not memory-mapped: on a full disk that would kill the process
         np.lib.format.write_array_header_1_0(file, header)
-        for value in tqdm(values, total=total, desc=f"convert {what}", unit="row", disable=None):
+        for value in counted(values, f"convert {what}", "rows", total):
             if (row := np.asarray(value, first.dtype)).shape != first.shape:
                 raise UsageError(f"expected inputs of one shape in {what}, got {first.shape} and {row.shape}")
             file.write(row.tobytes())

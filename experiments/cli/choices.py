@@ -1,0 +1,50 @@
+"""Who has set a key that a part does not have: the YAML of another choice, or the user."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from pyro_metabayes.errors import UnknownKey, UsageError
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@contextlib.contextmanager
+def naming_choices(choices: Mapping[str, str]) -> Iterator[None]:
+    """Explain an unknown key that the YAML of a choice has set: guide=laplace sets prior.scale, prior=flat has none.
+
+    Args:
+        choices: the names chosen for data and guide.
+
+    Raises:
+        UsageError: in place of an UnknownKey of such a setting.
+    """
+    try:
+        yield
+    except UnknownKey as error:
+        part, _, name = error.key.partition(".")
+        setter = _setter(choices, part, name)
+        if not setter:
+            raise
+        chosen = f"{part}={HydraConfig.get().runtime.choices[part]}" if HydraConfig.initialized() else error.owner
+        raise UsageError(
+            f"{setter} sets {error.key}, which {chosen} does not have; take another {part}= or "
+            f"{setter.partition('=')[0]}=, or drop the setting: ~{error.key}"
+        ) from None
+
+
+def _setter(choices: Mapping[str, str], part: str, name: str) -> str:
+    """The choice whose YAML sets a key of a part of another group, such as guide=laplace; '' if there is none."""
+    for group, choice in choices.items():
+        path = CONF / group / f"{choice}.yaml"
+        if group != part and path.exists():
+            settings: Any = OmegaConf.to_container(OmegaConf.load(path))
+            if name in (settings.get(part) or {}):
+                return f"{group}={choice}"
+    return ""

@@ -1,0 +1,72 @@
+"""Progress of long work: a bar on a terminal, else a plain line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, Self, TypeAlias, TypeVar
+
+from tqdm import tqdm
+
+Value = TypeVar("Value")
+INTERVAL = 30.0  # seconds between plain lines
+
+
+class PlainLines:
+    """Prints `TITLE: N of TOTAL UNITs`, with the latest values, at most once per interval; nothing for short work.
+
+    The lines go to the standard output, so that the standard error output holds errors only.
+
+    Args:
+        title: what is done.
+        unit: what is counted.
+        total: number of units.
+        initial: number of units that are already done.
+        interval: seconds between lines.
+    """
+
+    def __init__(self, title: str, unit: str, total: int, initial: int = 0, interval: float = INTERVAL) -> None:
+        self.title, self.unit, self.total, self.done, self.interval = title, unit, total, initial, interval
+        self.values = ""
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, number: int = 1) -> None:
+        """Count units, and print a line if one is due."""
+        self.done += number
+        if time.monotonic() - self._last >= self.interval:
+            self._last = time.monotonic()
+            print(f"{self.title}: {self.done} of {self.total} {self.unit}{self.values}", flush=True)
+
+    def set_postfix(self, **values: str) -> None:
+        """Values for the lines to come."""
+        self.values = "".join(f", {name} {value}" for name, value in values.items())
+
+
+Progress: TypeAlias = "tqdm[Any] | PlainLines"
+
+
+def progress(title: str, unit: str, total: int, initial: int = 0, leave: bool = True) -> Progress:
+    """A bar for a terminal (tqdm), or plain lines; `leave` is whether the finished bar stays. unit: in the plural."""
+    if not sys.stderr.isatty():
+        return PlainLines(title, unit, total, initial)
+    return tqdm(desc=title, unit=f" {unit}", total=total, initial=initial, leave=leave)
+
+
+def counted(
+    values: Iterable[Value], title: str, unit: str, total: int | None = None, leave: bool = True
+) -> Iterator[Value]:
+    """The values, with progress; `total` is their number where they have no length."""
+    if total is None:
+        assert isinstance(values, Sized)
+        total = len(values)
+    with progress(title, unit, total, leave=leave) as bar:
+        for value in values:
+            yield value
+            bar.update()

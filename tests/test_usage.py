@@ -1,0 +1,78 @@
+"""Does every command explain itself, and does a command without a terminal show that it works?"""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from pyro_metabayes.experiments import __main__ as entry
+from pyro_metabayes.experiments.cli.command import run_program
+from pyro_metabayes.training.progress import PlainLines, counted
+from tests.commands import call
+
+
+@pytest.mark.parametrize("name", entry.commands())
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_command_prints_its_usage(name: str, flag: str) -> None:
+    outcome = call(name, flag)
+    assert outcome.code == 0 and outcome.err == ""
+    assert outcome.out.startswith(f"usage: python -m experiments.{name} ")
+    assert f"\nexample:\n  python -m experiments.{name}" in outcome.out
+    assert "== Config" not in outcome.out and len(outcome.out.splitlines()) < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "explained"),
+    {
+        "calibration": ("sbc_tasks", "tasks of the simulation-based calibration; 0: no simulation (default: 512)"),
+        "gold": ("run", "one folder of a finished run, or several: run=[A,B] (required)"),
+        "run": ("seed", "of initial weights, tasks and noise (default: 0)"),
+        "collapse": ("workers", "parallel runs, each on one thread (default: 2)"),
+        "prepare": ("data=", "cifar_fs, digit_domains"),
+    }.items(),
+)
+def test_the_usage_explains_the_settings(name: str, explained: tuple[str, str]) -> None:
+    assert " ".join(explained) in " ".join(call(name, "--help").out.split())
+
+
+@pytest.mark.parametrize("name", ["gold", "run", "verify"])
+def test_an_installed_command_is_called_by_its_installed_name(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["metabayes", name, "--help"])
+    try:
+        entry.main()
+    except SystemExit as stop:
+        assert not stop.code
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: metabayes {name} ") and f"\n  metabayes {name} " in out
+
+
+def test_plain_lines_come_at_most_once_per_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    for interval, expected in ((0.0, "pretrain: 5 of 6 batches\npretrain: 6 of 6 batches, epoch 1/2\n"), (1e6, "")):
+        with PlainLines("pretrain", "batches", 6, initial=4, interval=interval) as lines:
+            lines.update()
+            lines.set_postfix(epoch="1/2")
+            lines.update()
+        captured = capsys.readouterr()
+        assert captured.out == expected and captured.err == ""
+
+
+def test_counting_returns_the_values() -> None:
+    assert list(counted([3, 1, 2], "convert", "rows")) == [3, 1, 2]
+    assert list(counted(iter("ab"), "convert", "rows", total=2)) == ["a", "b"]
+
+
+def test_a_pipe_gets_each_line_when_it_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, write_through=False))
+    seen = []
+
+    def command() -> None:
+        print("pretraining it once")
+        seen.append(pipe.getvalue())
+
+    run_program(command)
+    assert seen == [b"pretraining it once\n"]
