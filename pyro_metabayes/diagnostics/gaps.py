@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pyro_metabayes.diagnostics.gold import Gold, Target
 from pyro_metabayes.diagnostics.importance import bridge_evidence, importance_weighted_bounds, pareto_k
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.divergences import closed_form_kl, has_density, innermost
+from pyro_metabayes.inference.divergences import closed_form_kl, has_density, innermost, log_ratio
 from pyro_metabayes.inference.laplace import LowRankPrecision
 
 Build = Callable[..., TorchDistribution]
@@ -34,7 +34,7 @@ def elbo_of(target: Target, q: TorchDistribution, num_samples: int) -> Tensor:
     w = q.rsample(torch.Size((num_samples,)))
     kl = closed_form_kl(q, target.prior)
     if kl is None:
-        kl = (q.log_prob(w) - target.prior.log_prob(w)).mean(0)
+        kl = log_ratio(q, target.prior, w).mean(0)
     return target.log_likelihood(w).mean(0) - kl
 
 

@@ -25,7 +25,7 @@ from pyro_metabayes.device import as_double
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.evaluation.scores import masked_mean
-from pyro_metabayes.inference.divergences import closed_form_kl, has_density, innermost
+from pyro_metabayes.inference.divergences import closed_form_kl, has_density, innermost, log_ratio
 from pyro_metabayes.learner import MetaLearner
 
 
@@ -92,7 +92,7 @@ def _task_terms(
     for name, p in (("second_set", second), ("prior", prior)):
         if has_density(p):
             exact = closed_form_kl(q, p)
-            terms[name] = (q.log_prob(w) - p.log_prob(w)).mean(0) if exact is None else exact
+            terms[name] = log_ratio(q, p, w).mean(0) if exact is None else exact
     return terms
 
 
