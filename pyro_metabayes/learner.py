@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_metabayes.backbone import Backbone
 from pyro_metabayes.build import PREFIXES
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
@@ -23,8 +24,10 @@ from pyro_metabayes.prediction.draws import Prediction, draws_of
 from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
 from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
 from pyro_metabayes.storage import checkpoint
-from pyro_metabayes.storage.untrusted import expecting, within
+from pyro_metabayes.storage.untrusted import expecting
 from pyro_metabayes.storage.weights import current_weights, refuse_other_weights
+from pyro_metabayes.validation.structure import check_inputs
+from pyro_metabayes.validation.values import validate
 
 Data = TypeVar("Data", bound=Observed)
 
@@ -43,7 +46,7 @@ class MetaLearner(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         model: Model,
         guide: Guide,
         objective: Objective,
@@ -97,7 +100,13 @@ class MetaLearner(nn.Module):
         return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
 
     def featured(self, data: Data) -> Data:
-        """The episodes as model and guide take them: features in place of the backbone's inputs."""
+        """The episodes as model and guide take them: features in place of the backbone's inputs.
+
+        Raises:
+            UsageError: inputs of another shape, dtype or device than the learner's.
+        """
+        shape = (self.backbone.num_features,) if self.frozen else self.input_shape
+        check_inputs(data, shape, next(self.parameters(), None), bytes_too=not self.frozen)
         return data if self.frozen else self._embedded(data)
 
     def _embedded(self, data: Data) -> Data:
@@ -123,6 +132,7 @@ class MetaLearner(nn.Module):
 
     def posterior_predictive(self, observed: Observed, num_samples: int) -> tuple[Tensor, TorchDistribution]:
         """Samples w [L, T, *W] of the posterior (L = 1: a point mass), and p(y | x_query, w) [L, T, Q]."""
+        validate(observed, self.model)
         return self.predictive_under(self.guide.posterior(observed), observed, num_samples)
 
     def predictive_under(
@@ -167,11 +177,7 @@ class MetaLearner(nn.Module):
 
         Only names under models., guides., pyro_metabayes. and the given prefixes are imported.
         """
-        path = Path(path)
-        state = checkpoint.load(within(path, "checkpoint.pt") if path.is_dir() else path)
-        saved = state.get("best", state.get("learner"))
-        if not isinstance(saved, dict):
-            raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
+        saved = checkpoint.saved_learner(path := Path(path))
         with expecting(f"a learner of this package at {path}"):
             with torch.device("meta"):  # without memory, since a specification may claim any size
                 cls._restored(saved, prefixes).refuse_other(saved["weights"])

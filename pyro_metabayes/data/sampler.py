@@ -29,7 +29,8 @@ class RowsOfTasks:
     def tasks(self, index: slice) -> Episodes:
         """The tasks at `index`, with their inputs."""
         part = self.rows.tasks(index)
-        return replace(part, support_x=self._inputs(part.support_x), query_x=self._inputs(part.query_x)).to(self.device)
+        inputs = {name: self._inputs(getattr(part, name)) for name in ("support_x", "query_x")}
+        return replace(part.to(self.device), **inputs)
 
     def to(self, device: torch.device | str) -> RowsOfTasks:
         return replace(self, device=device)
@@ -37,8 +38,8 @@ class RowsOfTasks:
     def _inputs(self, places: Tensor) -> Tensor:
         inputs = self.pool.at(places)
         if self.pool.device != torch.device(self.device) and torch.device(self.device).type in PINNING:
-            return inputs.pin_memory()  # a copy from pinned memory does not block the host
-        return inputs
+            inputs = inputs.pin_memory()  # a copy from pinned memory does not block the host
+        return inputs.to(self.device, non_blocking=True)
 
 
 class BankSampler:

@@ -24,6 +24,7 @@ from pyro_metabayes.evaluation.scores import SCORES
 from pyro_metabayes.evaluation.task_scores import task_scores
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.validation.values import check_values
 
 BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
 MOST_NUMBERS = 2**25  # predictions per batch: with thousands of classes a batch has fewer tasks
@@ -72,7 +73,8 @@ def evaluate(
         Metrics over all tasks, and the scores of each task.
 
     Raises:
-        UsageError: for a likelihood that is neither Categorical nor Normal.
+        UsageError: for a likelihood that is neither Categorical nor Normal; a label out of range, or a number that is
+            not finite.
     """
     started = time.perf_counter()
     batches = list(_batches(stream, settings))
@@ -87,6 +89,7 @@ def evaluate(
 
 def _scored(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None) -> BatchScores:
     """All scores of one batch, on the host."""
+    check_values(episodes, learner.model)
     episodes = learner.featured(episodes)
     batch = score_batch(learner, episodes, samples, truth)
     return replace(batch, by_step=scores_by_step(learner, episodes, samples)).cpu()
