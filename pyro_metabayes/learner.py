@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -27,6 +27,7 @@ from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import expecting
 from pyro_metabayes.storage.weights import current_weights, refuse_other_weights
 from pyro_metabayes.validation.structure import check_inputs
+from pyro_metabayes.validation.trained_on import TaskRange, warn_if_unfamiliar
 from pyro_metabayes.validation.values import validate
 
 Data = TypeVar("Data", bound=Observed)
@@ -42,6 +43,7 @@ class MetaLearner(nn.Module):
     specification: the plain values that rebuild it (`pyro_metabayes/specification/parts.py`); None: those that the
     parts recorded when they were constructed.
     frozen: the backbone is not trained, and episodes hold its features; else they hold its inputs.
+    trained_on: the tasks of the training, which a checkpoint keeps; None: not recorded.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class MetaLearner(nn.Module):
         self._shared = recorded_values(parts) if specification is None else shared_values(specification)
         self.backbone, self.model, self.guide, self.objective = parts
         self.frozen = frozen
+        self.trained_on: TaskRange | None = None
         self.backbone.requires_grad_(not frozen)
         self.train()
 
@@ -100,11 +103,7 @@ class MetaLearner(nn.Module):
         return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
 
     def featured(self, data: Data) -> Data:
-        """The episodes as model and guide take them: features in place of the backbone's inputs.
-
-        Raises:
-            UsageError: inputs of another shape, dtype or device than the learner's.
-        """
+        """The episodes with features in place of inputs; refuses inputs that the learner does not take."""
         shape = (self.backbone.num_features,) if self.frozen else self.input_shape
         check_inputs(data, shape, next(self.parameters(), None), bytes_too=not self.frozen)
         return data if self.frozen else self._embedded(data)
@@ -121,8 +120,7 @@ class MetaLearner(nn.Module):
         episodes = self.featured(episodes)
         terms = self.objective.terms(self.model, self.guide, episodes, kl_weight=kl_weight)
         parts = {"loss": terms.loss, "log_likelihood": terms.log_likelihood}
-        if terms.kl is not None:
-            parts["kl"] = terms.kl
+        parts |= {} if terms.kl is None else {"kl": terms.kl}
         means = {name: value / episodes.num_tasks for name, value in parts.items()}
         for module in (self.model, self.guide):
             for name, value in module.regulariser(episodes).items():
@@ -154,8 +152,9 @@ class MetaLearner(nn.Module):
         if self._shared.get("num_targets"):
             raise UsageError("expected a learner of classes for predict, got one of numbers; use posterior_predictive")
         like = next(self.parameters())  # there is always one, the head's scale
-        observed = self._embedded(task_of(support_x, support_y, query_x, self.input_shape, like))
-        _, likelihood = self.posterior_predictive(observed, num_samples)
+        task = task_of(support_x, support_y, query_x, self.input_shape, like)
+        _, likelihood = self.posterior_predictive(self._embedded(task), num_samples)
+        warn_if_unfamiliar(self.guide, self.trained_on, task)
         probabilities = likelihood.probs.squeeze(1)  # [L, Q, C]
         return Prediction(probabilities.mean(0), probabilities.std(0, correction=0))
 
@@ -168,6 +167,7 @@ class MetaLearner(nn.Module):
         return {
             "specification": self.specification,
             "frozen": self.frozen,
+            "trained_on": None if self.trained_on is None else asdict(self.trained_on),
             "weights": {name: value.detach().clone() for name, value in self.state_dict().items()},
         }
 
@@ -183,6 +183,7 @@ class MetaLearner(nn.Module):
                 cls._restored(saved, prefixes).refuse_other(saved["weights"])
             learner = cls._restored(saved, prefixes)
             learner.load_weights(saved["weights"])
+            learner.trained_on = TaskRange.restored(saved.get("trained_on"))
         return learner
 
     @classmethod

@@ -21,6 +21,7 @@ from pyro_metabayes.errors import Interrupted, UsageError, printable
 from pyro_metabayes.experiments.cli.config import register
 from pyro_metabayes.experiments.cli.lock import alone_in
 from pyro_metabayes.experiments.cli.messages import MISTAKES, masks_interrupt, one_line, raised_in_composition
+from pyro_metabayes.experiments.cli.one_line_warnings import one_line_warnings
 from pyro_metabayes.experiments.cli.sweeps import (
     RUNNING,
     in_sweep,
@@ -90,7 +91,7 @@ def run_program(main: Callable[[], object]) -> None:
     """Call the main function of a command; a mistake, or a signal to stop, gets one line and an exit code."""
     keep_freed_memory()
     try:
-        with _stoppable():
+        with _stoppable(), one_line_warnings():
             main()
     except KeyboardInterrupt as stop:  # includes Interrupted
         print(f"\n{interruption_message() or str(stop) or NOTHING_KEPT}", file=sys.stderr)

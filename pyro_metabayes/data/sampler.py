@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -29,7 +30,7 @@ class RowsOfTasks:
     def tasks(self, index: slice) -> Episodes:
         """The tasks at `index`, with their inputs."""
         part = self.rows.tasks(index)
-        inputs = {name: self._inputs(getattr(part, name)) for name in ("support_x", "query_x")}
+        inputs: dict[str, Any] = {name: self._inputs(getattr(part, name)) for name in ("support_x", "query_x")}
         return replace(part.to(self.device), **inputs)
 
     def to(self, device: torch.device | str) -> RowsOfTasks:

@@ -24,6 +24,7 @@ from pyro_metabayes.evaluation.scores import SCORES
 from pyro_metabayes.evaluation.task_scores import task_scores
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.validation.trained_on import warn_if_unfamiliar
 from pyro_metabayes.validation.values import check_values
 
 BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
@@ -72,6 +73,9 @@ def evaluate(
     Returns:
         Metrics over all tasks, and the scores of each task.
 
+    Warns:
+        UnfamiliarTasks: a transductive guide was trained on other tasks than the first batch.
+
     Raises:
         UsageError: for a likelihood that is neither Categorical nor Normal; a label out of range, or a number that is
             not finite.
@@ -83,6 +87,7 @@ def evaluate(
     with noise_of(seed), pyro.validation_enabled(False):
         parts = [_scored(learner, stream.batch(*tasks), settings.samples, truth) for tasks in bar]
         bounds = None if doubled is None else _information(learner, doubled, settings)
+    warn_if_unfamiliar(learner.guide, learner.trained_on, stream.batch(*batches[0]))
     values = BatchScores.concatenate(parts)
     return values.evaluation({"information": bounds, "seconds": time.perf_counter() - started})
 

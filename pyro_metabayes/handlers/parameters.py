@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 
 from pyro.nn import PyroModule
@@ -63,13 +64,14 @@ def announce_parameters(module: nn.Module, prefix: str) -> None:
 
 def _refuse_jit() -> None:
     """Refuse a Jit objective: it takes parameters from Pyro's global store, and tensors alone as data."""
-    frame = sys._getframe()
-    while frame := frame.f_back:  # nothing else tells a program that Pyro compiles it
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:  # nothing else tells a program that Pyro compiles it
         if frame.f_code is CompiledFunction.__call__.__code__:
             raise UsageError(
                 "expected an objective that is not compiled, got one of Pyro's Jit objectives, which need parameters "
                 "in Pyro's global store and tensors as data; take Trace_ELBO for JitTrace_ELBO, and so on"
             )
+        frame = frame.f_back
 
 
 def _announce(name: str, value: Tensor) -> None:
