@@ -23,8 +23,9 @@ class Guide(pyro_metabayes.Guide):
 
     with the curvature H of the query set. With the published weight and without log p(theta^K | theta^0) the loss is
     not a Laplace approximation of the evidence; `guide=laplace` is that posterior. The paper approximates H by K-FAC,
-    which overestimates its rank for few points; here the determinant is exact, by the matrix determinant lemma. ELBO
-    and SVI read the correction as the log density of q at theta^K.
+    which overestimates its rank for few points; here the determinant is exact, by the matrix determinant lemma. elbo,
+    importance_weighted and SVI read the correction as the log density of q at theta^K; monte_carlo has no KL and leaves
+    it out.
 
     Args:
         weight: weight of the correction; 1e-6 as published.

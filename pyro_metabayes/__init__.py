@@ -13,7 +13,7 @@ pyro.settings.set(module_local_params=True)
 
 from pyro_metabayes.backbone import Backbone  # noqa: E402
 from pyro_metabayes.episodes import Episodes, Observed, class_means, class_sums, concatenate  # noqa: E402
-from pyro_metabayes.errors import UsageError  # noqa: E402
+from pyro_metabayes.errors import UnfamiliarTasks, UsageError  # noqa: E402
 from pyro_metabayes.guide import Guide  # noqa: E402
 from pyro_metabayes.learner import MetaLearner, Prediction  # noqa: E402
 from pyro_metabayes.model import Model  # noqa: E402
@@ -38,6 +38,7 @@ __all__ = [
     "Model",
     "Observed",
     "Prediction",
+    "UnfamiliarTasks",
     "UsageError",
     "class_means",
     "class_sums",

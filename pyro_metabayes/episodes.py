@@ -17,10 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pyro_metabayes.validation.structure import check_structure, check_tensors
+
 
 @dataclass(eq=False, kw_only=True)
 class Observed:
-    """The input of a guide at meta-test: a labelled support set and unlabelled query inputs."""
+    """The input of a guide at meta-test: a labelled support set and unlabelled query inputs.
+
+    Raises:
+        UsageError: shapes, dtypes or devices do not fit together (`validation/structure.py`); values are checked where
+            the host may read them (`validation/values.py`).
+    """
 
     support_x: Tensor  # [T, S, *X]
     support_y: Tensor  # [T, S] classes, or [T, S, Y] numbers
@@ -33,10 +40,12 @@ class Observed:
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_tensors(self)
         for mask, points in (("support_mask", self.support_x), ("query_mask", self.query_x)):
             if getattr(self, mask) is None:
                 every = torch.ones((), dtype=torch.bool, device=points.device)
                 setattr(self, mask, every.expand(points.shape[:2]))
+        check_structure(self)
 
     @property
     def num_tasks(self) -> int:

@@ -1,4 +1,4 @@
-"""The one exception for a mistake that the caller can correct."""
+"""The one exception for a mistake that the caller can correct, and the one warning."""
 
 from __future__ import annotations
 
@@ -64,6 +64,10 @@ def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a setting that is none of the choices."""
     if value not in choices:
         raise UsageError(f"expected {key} to be one of {', '.join(choices)}, got '{value}'")
+
+
+class UnfamiliarTasks(UserWarning):
+    """A transductive guide meets tasks unlike those that it was trained on; shown once, one line in commands."""
 
 
 class Interrupted(KeyboardInterrupt):

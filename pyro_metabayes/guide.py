@@ -18,6 +18,7 @@ from pyro_metabayes.inference.capabilities import Capability, require
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
 from pyro_metabayes.specification.recorded import Recorded
+from pyro_metabayes.validation.values import validate
 
 
 class Guide(Recorded, Program):
@@ -107,8 +108,10 @@ class Guide(Recorded, Program):
             kl_weight: scale of the latent site.
 
         Raises:
-            UsageError: q cannot be sampled, or has another shape than the latent.
+            UsageError: q cannot be sampled, or has another shape than the latent; under Pyro's validation, a label out
+                of range or a number that is not finite.
         """
+        validate(data, self.model)
         announce_parameters(self, "guide")
         q = self.training_posterior(data) if isinstance(data, Episodes) else self.posterior(data)
         if isinstance(innermost(q), ImproperUniform):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_metabayes.backbone import Backbone
 from pyro_metabayes.build import PREFIXES
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
@@ -26,8 +27,11 @@ from pyro_metabayes.seeding import drawing, noise_of
 from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
 from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
 from pyro_metabayes.storage import checkpoint
-from pyro_metabayes.storage.untrusted import expecting, within
+from pyro_metabayes.storage.untrusted import expecting
 from pyro_metabayes.storage.weights import current_weights, refuse_other_weights
+from pyro_metabayes.validation.structure import check_inputs
+from pyro_metabayes.validation.trained_on import TaskRange, warn_if_unfamiliar
+from pyro_metabayes.validation.values import validate
 
 Data = TypeVar("Data", bound=Observed)
 
@@ -42,11 +46,12 @@ class MetaLearner(nn.Module):
     specification: the plain values that rebuild it (`pyro_metabayes/specification/parts.py`); None: those that the
     parts recorded when they were constructed.
     frozen: the backbone is not trained, and episodes hold its features; else they hold its inputs.
+    trained_on: the tasks of the training, which a checkpoint keeps; None: not recorded.
     """
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         model: Model,
         guide: Guide,
         objective: Objective,
@@ -59,6 +64,7 @@ class MetaLearner(nn.Module):
         self._shared = recorded_values(parts) if specification is None else shared_values(specification)
         self.backbone, self.model, self.guide, self.objective = parts
         self.frozen = frozen
+        self.trained_on: TaskRange | None = None
         self.backbone.requires_grad_(not frozen)
         self.train()
 
@@ -100,7 +106,9 @@ class MetaLearner(nn.Module):
         return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
 
     def featured(self, data: Data) -> Data:
-        """The episodes as model and guide take them: features in place of the backbone's inputs."""
+        """The episodes with features in place of inputs; refuses inputs that the learner does not take."""
+        shape = (self.backbone.num_features,) if self.frozen else self.input_shape
+        check_inputs(data, shape, next(self.parameters(), None), bytes_too=not self.frozen)
         return data if self.frozen else self._embedded(data)
 
     def _embedded(self, data: Data) -> Data:
@@ -115,8 +123,7 @@ class MetaLearner(nn.Module):
         episodes = self.featured(episodes)
         terms = self.objective.terms(self.model, self.guide, episodes, kl_weight=kl_weight)
         parts = {"loss": terms.loss, "log_likelihood": terms.log_likelihood}
-        if terms.kl is not None:
-            parts["kl"] = terms.kl
+        parts |= {} if terms.kl is None else {"kl": terms.kl}
         means = {name: value / episodes.num_tasks for name, value in parts.items()}
         for module in (self.model, self.guide):
             for name, value in module.regulariser(episodes).items():
@@ -126,6 +133,7 @@ class MetaLearner(nn.Module):
 
     def posterior_predictive(self, observed: Observed, num_samples: int) -> tuple[Tensor, TorchDistribution]:
         """Samples w [L, T, *W] of the posterior (L = 1: a point mass), and p(y | x_query, w) [L, T, Q]."""
+        validate(observed, self.model)
         return self.predictive_under(self.guide.posterior(observed), observed, num_samples)
 
     def predictive_under(
@@ -153,6 +161,7 @@ class MetaLearner(nn.Module):
             raise UsageError("expected a learner of classes for predict, got one of numbers; use posterior_predictive")
         like = next(self.parameters())  # there is always one, the head's scale
         task = task_of(support_x, support_y, query_x, self.input_shape, self.backbone, like)
+        warn_if_unfamiliar(self.guide, self.trained_on, task)
         with noise_of(seed):
             return prediction_of(lambda: self.posterior_predictive(self._embedded(task), num_samples)[1], like.dtype)
 
@@ -165,6 +174,7 @@ class MetaLearner(nn.Module):
         return {
             "specification": self.specification,
             "frozen": self.frozen,
+            "trained_on": None if self.trained_on is None else asdict(self.trained_on),
             "weights": {name: value.detach().clone() for name, value in self.state_dict().items()},
         }
 
@@ -174,16 +184,13 @@ class MetaLearner(nn.Module):
 
         Only names under models., guides., pyro_metabayes. and the given prefixes are imported.
         """
-        path = Path(path)
-        state = checkpoint.load(within(path, "checkpoint.pt") if path.is_dir() else path)
-        saved = state.get("best", state.get("learner"))
-        if not isinstance(saved, dict):
-            raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
+        saved = checkpoint.saved_learner(path := Path(path))
         with expecting(f"a learner of this package at {path}"), noise_of(0), drawing():  # fresh weights
             with torch.device("meta"):  # without memory, since a specification may claim any size
                 cls._restored(saved, prefixes).refuse_other(saved["weights"])
             learner = cls._restored(saved, prefixes)
             learner.load_weights(saved["weights"])
+            learner.trained_on = TaskRange.restored(saved.get("trained_on"))
         return learner
 
     @classmethod

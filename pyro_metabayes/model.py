@@ -18,6 +18,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.parameters import Program, announce_parameters
 from pyro_metabayes.inference.capabilities import HasPrior
 from pyro_metabayes.specification.recorded import Recorded
+from pyro_metabayes.validation.values import validate
 
 OBSERVE = ("query", "support", "all")
 
@@ -117,7 +118,11 @@ class Model(Recorded, Program):
         Args:
             data: the tasks; query labels are sampled for an Observed and given for Episodes.
             kl_weight: scale of the latent site.
+
+        Raises:
+            UsageError: under Pyro's validation, a label out of range or a number that is not finite.
         """
+        validate(data, self)
         announce_parameters(self, "model")
         query_y = data.query_y if isinstance(data, Episodes) else None
         with pyro.plate("task", data.num_tasks, dim=-1):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UnfamiliarTasks, UsageError
 from pyro_metabayes.inference.capabilities import HasBaseClasses
 from pyro_metabayes.learner import MetaLearner, Prediction
 from pyro_metabayes.prediction.prototypes import SupportFrame, prototypical_networks
@@ -80,7 +81,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.frame_ = SupportFrame.of(X) if self.learner is None else None
         self.support_x_ = self._framed(X)
         self._load_learners(X.shape[1:], len(self.classes_))
-        self._prediction(self.learner_, X[:1])  # refuses what the learner does not take
+        with warnings.catch_warnings(action="ignore", category=UnfamiliarTasks):  # of a single query
+            self._prediction(self.learner_, X[:1])  # refuses what the learner does not take
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:

@@ -159,7 +159,7 @@ def coins(num_tasks: int = 48) -> Episodes:
 
 
 def planted(guide: type[pyro_metabayes.Guide]) -> MetaLearner:
-    honest = Pair("proto", "gaussian").learner()
+    honest = Pair("proto", "gaussian").learner(features=HYPOTHESES)
     model: Any = honest.model
     model.head, model.prior_over_weights = Vote(), Uniform()
     return MetaLearner(honest.backbone, model, guide(model), Elbo(), honest.specification)

@@ -275,8 +275,12 @@ def test_support_labels_join_the_evidence() -> None:
     assert -loss.item() == pytest.approx(log_evidence(model, episodes).item(), abs=1e-8)
     model.observe = "all"
     both = replace(swapped, query_y=episodes.query_y + 1)
-    pooled = replace(episodes, query_y=torch.cat((both.support_y, both.query_y), 1))
-    pooled.query_mask, pooled.query_x = episodes.query_mask.repeat(1, 2), episodes.query_x.repeat(1, 2, 1)
+    pooled = replace(
+        episodes,
+        query_x=episodes.query_x.repeat(1, 2, 1),
+        query_y=torch.cat((both.support_y, both.query_y), 1),
+        query_mask=episodes.query_mask.repeat(1, 2),
+    )
     loss = Elbo().differentiable_loss(model, q_of(pooled), both)
     assert -loss.item() == pytest.approx(log_evidence(model, pooled).item(), abs=1e-8)
 

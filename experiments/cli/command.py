@@ -23,6 +23,7 @@ from pyro_metabayes.experiments.cli.arguments import hydra_arguments
 from pyro_metabayes.experiments.cli.config import register
 from pyro_metabayes.experiments.cli.lock import alone_in
 from pyro_metabayes.experiments.cli.messages import MISTAKES, masks_interrupt, one_line, raised_in_composition
+from pyro_metabayes.experiments.cli.one_line_warnings import one_line_warnings
 from pyro_metabayes.experiments.cli.sweeps import (
     RUNNING,
     in_sweep,
@@ -97,7 +98,7 @@ def run_program(main: Callable[[], object]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a pipe, too, gets each line when it is printed
     try:
-        with _stoppable():
+        with _stoppable(), one_line_warnings():
             main()
     except KeyboardInterrupt as stop:  # includes Interrupted
         print(f"\n{interruption_message() or str(stop) or NOTHING_KEPT}", file=sys.stderr)

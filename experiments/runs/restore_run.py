@@ -19,6 +19,7 @@ from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import count_of, expecting, within
+from pyro_metabayes.validation.trained_on import TaskRange
 
 Settings = TypeVar("Settings")
 TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # settings of the training, which are fixed afterwards
@@ -70,6 +71,7 @@ def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:
     setup = set_up(config, num_classes)
     with expecting("a checkpoint with the weights of a learner"):
         setup.learner.load_weights(weights)
+        setup.learner.trained_on = TaskRange.restored(state["best"].get("trained_on"))
     _refuse_learned_step_sizes(state, config, setup.learner)
     setup.learner.to(setup.device)
     return setup

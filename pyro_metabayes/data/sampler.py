@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -29,7 +30,8 @@ class RowsOfTasks:
     def tasks(self, index: slice) -> Episodes:
         """The tasks at `index`, with their inputs."""
         part = self.rows.tasks(index)
-        return replace(part, support_x=self._inputs(part.support_x), query_x=self._inputs(part.query_x)).to(self.device)
+        inputs: dict[str, Any] = {name: self._inputs(getattr(part, name)) for name in ("support_x", "query_x")}
+        return replace(part.to(self.device), **inputs)
 
     def to(self, device: torch.device | str) -> RowsOfTasks:
         return replace(self, device=device)
@@ -37,8 +39,8 @@ class RowsOfTasks:
     def _inputs(self, places: Tensor) -> Tensor:
         inputs = self.pool.at(places)
         if self.pool.device != torch.device(self.device) and torch.device(self.device).type in PINNING:
-            return inputs.pin_memory()  # a copy from pinned memory does not block the host
-        return inputs
+            inputs = inputs.pin_memory()  # a copy from pinned memory does not block the host
+        return inputs.to(self.device, non_blocking=True)
 
 
 class BankSampler:

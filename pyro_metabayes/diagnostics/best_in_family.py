@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_metabayes.diagnostics.gold import Target
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.divergences import closed_form_kl, innermost
+from pyro_metabayes.inference.divergences import closed_form_kl, innermost, log_ratio
 from pyro_metabayes.inference.laplace import LowRankPrecision
 from pyro_metabayes.prediction.moments import GAUSSIANS
 
@@ -35,7 +35,7 @@ def elbo_of(target: Target, q: TorchDistribution, num_samples: int) -> Tensor:
     w = q.rsample(torch.Size((num_samples,)))
     kl = closed_form_kl(q, target.prior)
     if kl is None:
-        kl = (q.log_prob(w) - target.prior.log_prob(w)).mean(0)
+        kl = log_ratio(q, target.prior, w).mean(0)
     return target.log_likelihood(w).mean(0) - kl
 
 

@@ -25,6 +25,8 @@ from pyro_metabayes.evaluation.task_scores import task_scores
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import noise_of
 from pyro_metabayes.training.progress import counted
+from pyro_metabayes.validation.trained_on import warn_if_unfamiliar
+from pyro_metabayes.validation.values import check_values
 
 BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
 _alone = RLock()  # Pyro has one stack of handlers, and one setting of validation, for all threads
@@ -73,8 +75,12 @@ def evaluate(
     Returns:
         Metrics over all tasks, and the scores of each task.
 
+    Warns:
+        UnfamiliarTasks: a transductive guide was trained on other tasks than the first batch.
+
     Raises:
-        UsageError: for a likelihood that is neither Categorical nor Normal.
+        UsageError: for a likelihood that is neither Categorical nor Normal; a label out of range, or a number that is
+            not finite.
     """
     started = time.perf_counter()
     batches = list(_batches(stream, settings))
@@ -83,12 +89,14 @@ def evaluate(
     with _alone, noise_of(seed), pyro.validation_enabled(False):
         parts = [_scored(learner, stream.batch(*tasks), settings.samples, truth) for tasks in shown]
         bounds = None if doubled is None else _information(learner, doubled, settings)
+    warn_if_unfamiliar(learner.guide, learner.trained_on, stream.batch(*batches[0]))
     values = BatchScores.concatenate(parts)
     return values.evaluation({"information": bounds, "seconds": time.perf_counter() - started})
 
 
 def _scored(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None) -> BatchScores:
     """All scores of one batch, on the host."""
+    check_values(episodes, learner.model)
     episodes = learner.featured(episodes)
     batch = score_batch(learner, episodes, samples, truth)
     return replace(batch, by_step=scores_by_step(learner, episodes, samples)).cpu()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 
 from pyro.nn import PyroModule
+from pyro.ops.jit import CompiledFunction
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor, nn
+
+from pyro_metabayes.errors import UsageError
 
 _messages_off: ContextVar[bool] = ContextVar("messages_off", default=False)
 
@@ -45,12 +50,28 @@ def announce_parameters(module: nn.Module, prefix: str) -> None:
     not those of an nn.Linear inside it. pyro.module would store them globally, where two learners of one process
     share them. Only SVI's handler (param_only) and the traces under it need the messages: our own training reads the
     parameters from torch.
+
+    Raises:
+        UsageError: the loss is one of Pyro's Jit objectives.
     """
     if not any(getattr(handler, "param_only", False) for handler in _PYRO_STACK):
         return
+    _refuse_jit()
     for name, value in module.named_parameters():
         if value.requires_grad:
             _announce(f"{prefix}.{name}", value)
+
+
+def _refuse_jit() -> None:
+    """Refuse a Jit objective: it takes parameters from Pyro's global store, and tensors alone as data."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:  # nothing else tells a program that Pyro compiles it
+        if frame.f_code is CompiledFunction.__call__.__code__:
+            raise UsageError(
+                "expected an objective that is not compiled, got one of Pyro's Jit objectives, which need parameters "
+                "in Pyro's global store and tensors as data; take Trace_ELBO for JitTrace_ELBO, and so on"
+            )
+        frame = frame.f_back
 
 
 def _announce(name: str, value: Tensor) -> None:

@@ -35,8 +35,15 @@ def has_density(distribution: Any) -> bool:
     return not isinstance(inner, Delta | ImproperUniform)
 
 
+def log_ratio(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> Tensor:
+    """log q(w) - log p(w) [..., batch] in nats, at draws w of q; log q of a Delta at its point is its `log_density`."""
+    return q.log_prob(w) - p.log_prob(w)
+
+
 def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
-    """KL(q, p) [batch] in nats if torch or Pyro have a closed form, else None."""
+    """KL(q, p) [batch] in nats if torch or Pyro have a closed form, else None; for a Delta `log_ratio` at its point."""
+    if isinstance(innermost(q), Delta):
+        return log_ratio(q, p, q.mean)  # Pyro's closed form leaves out the log density of the Delta
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
@@ -118,16 +125,14 @@ def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
-    """The regulariser of an inner loop [T] in nats: KL(q, p), its bound for a mixture, or -log p for a point estimate.
+    """The regulariser of an inner loop [T] in nats: KL(q, p), its bound for a mixture, or `log_ratio` of a Delta.
 
     Raises:
         UsageError: the KL of this pair has no closed form.
     """
-    if isinstance(innermost(q), Delta):
-        return -p.log_prob(q.mean)
-    if isinstance(innermost(p), ImproperUniform):
+    if isinstance(innermost(p), ImproperUniform) and has_density(q):
         return -q.entropy()  # the KL to a flat prior, up to its unknown constant
-    if isinstance(innermost(p), MixtureSameFamily):
+    if isinstance(innermost(p), MixtureSameFamily) and has_density(q):
         return mixture_kl_variational_bound(q, p)
     kl = closed_form_kl(q, p)
     if kl is None:

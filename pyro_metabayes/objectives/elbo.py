@@ -11,7 +11,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.divergences import KL_BOUNDS, closed_form_kl, innermost, mixture_kl_bounds
+from pyro_metabayes.inference.divergences import KL_BOUNDS, closed_form_kl, innermost, log_ratio, mixture_kl_bounds
 from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, added, latent_sites, observed_sites, total
 
 
@@ -48,8 +48,9 @@ class Elbo(Objective, Trace_ELBO):
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
         weighted, unweighted, log_likelihood = [], [], []
         for name in latent_sites(guide_trace):
-            kl = self._kl(guide_trace.nodes[name], model_trace.nodes[name])
-            weighted.append(total(scale_and_mask(kl, guide_trace.nodes[name]["scale"])))
+            latent: Any = guide_trace.nodes[name]
+            kl = scale_and_mask(self._kl(latent, model_trace.nodes[name]), mask=latent["mask"])
+            weighted.append(total(scale_and_mask(kl, latent["scale"])))
             unweighted.append(total(kl.detach()))
         for name in observed_sites(model_trace):
             site: Any = model_trace.nodes[name]
@@ -61,15 +62,15 @@ class Elbo(Objective, Trace_ELBO):
     def _kl(self, guide_site: Any, model_site: Any) -> Tensor:
         """log q(w) - log p(w) [L, T], or its expectation [T] in closed form, without the KL weight."""
         q, p, w = guide_site["fn"], model_site["fn"], guide_site["value"]
-        if isinstance(innermost(q), Delta):  # log q at its point is 0, or the density that the guide gives
-            return getattr(q, "log_density", 0.0) - p.log_prob(w)
+        if isinstance(innermost(q), Delta):
+            return log_ratio(q, p, w)
         if self.kl in KL_BOUNDS:
             return self._bound(q, p)
         if self.kl == "analytic" and not isinstance(innermost(p), ImproperUniform):
             exact = closed_form_kl(q, p)
             if exact is not None:
                 return exact
-        return q.log_prob(w) - p.log_prob(w)
+        return log_ratio(q, p, w)
 
     def _bound(self, q: Any, p: Any) -> Tensor:
         bounds = mixture_kl_bounds(q, p)

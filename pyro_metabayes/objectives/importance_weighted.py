@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_metabayes.evaluation.scores import log_mean_exp
-from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.inference.divergences import log_ratio
 from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, added, latent_sites, observed_sites
 
 
@@ -32,10 +31,9 @@ class ImportanceWeighted(Objective):
         """The bound, with log likelihood and KL averaged over the samples beside it."""
         (data,) = args
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
-        latent = latent_sites(guide_trace)
-        ratios = [_log_ratio(guide_trace.nodes[name], model_trace.nodes[name]) for name in latent]
-        scales = [guide_trace.nodes[name]["scale"] for name in latent]
-        tempered = added([scale_and_mask(ratio, scale) for ratio, scale in zip(ratios, scales, strict=True)])
+        latent: list[Any] = [guide_trace.nodes[name] for name in latent_sites(guide_trace)]
+        ratios = [_log_ratio(site, model_trace.nodes[site["name"]]) for site in latent]
+        tempered = added([scale_and_mask(ratio, site["scale"]) for ratio, site in zip(ratios, latent, strict=True)])
         ratio = added([ratio.detach() for ratio in ratios])
         log_likelihood = added([_log_prob(model_trace.nodes[name]) for name in observed_sites(model_trace)])
         weights = log_likelihood + tempered  # [L, T], or [T] for one particle
@@ -49,5 +47,5 @@ def _log_prob(site: Any) -> Tensor:
 
 def _log_ratio(guide_site: Any, model_site: Any) -> Tensor:
     """log p(w) - log q(w) [L, T] without the KL weight."""
-    q, p, w = guide_site["fn"], model_site["fn"], guide_site["value"]
-    return p.log_prob(w) if isinstance(innermost(q), Delta) else p.log_prob(w) - q.log_prob(w)
+    ratio = log_ratio(guide_site["fn"], model_site["fn"], guide_site["value"])
+    return scale_and_mask(-ratio, mask=guide_site["mask"])

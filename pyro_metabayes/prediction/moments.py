@@ -8,7 +8,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal
 
-from pyro_metabayes.inference.divergences import closed_form_kl, innermost, kl_to_diagonal
+from pyro_metabayes.inference.divergences import closed_form_kl, innermost, kl_to_diagonal, log_ratio
 from pyro_metabayes.inference.laplace import LowRankPrecision
 from pyro_metabayes.prediction.draws import draws_of
 from pyro_metabayes.seeding import restored_noise
@@ -70,7 +70,7 @@ def exact_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
 
 def kl_from_draws(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> tuple[Tensor, Tensor | None]:
     """Estimate of KL(q, p) [T] in nats from draws w ~ q [L, T, *W], and its standard error [T] for L >= 2."""
-    ratio = q.log_prob(w) - p.log_prob(w)
+    ratio = log_ratio(q, p, w)
     return ratio.mean(0), standard_error(ratio) if len(w) > 1 else None
 
 

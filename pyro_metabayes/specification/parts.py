@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
-
+from pyro_metabayes.backbone import Backbone
 from pyro_metabayes.build import PREFIXES, Spec, build, check
 from pyro_metabayes.guide import Guide
 from pyro_metabayes.model import Model
@@ -29,7 +28,7 @@ CONTEXT = (
 class Parts(NamedTuple):
     """What a learner is constructed from."""
 
-    backbone: nn.Module
+    backbone: Backbone
     model: Model
     guide: Guide
     objective: Objective

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.storage.untrusted import DAMAGED, check_archive, check_plain, reason_of
+from pyro_metabayes.storage.untrusted import DAMAGED, check_archive, check_plain, reason_of, within
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -55,3 +55,12 @@ def load(path: Path) -> dict[str, Any]:
             f"expected a checkpoint of this package at {path}, got a file that does not load: {reason_of(error)}; "
             "it is damaged, or no checkpoint: put back a copy that is not, or start a new run"
         ) from None
+
+
+def saved_learner(path: Path) -> dict[str, Any]:
+    """The learner in portable form of a file, or of the folder of a run: its best one."""
+    state = load(within(path, "checkpoint.pt") if path.is_dir() else path)
+    saved = state.get("best", state.get("learner"))
+    if not isinstance(saved, dict):
+        raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
+    return saved

@@ -34,6 +34,7 @@ from pyro_metabayes.training.optimisation import (
 from pyro_metabayes.training.progress import progress
 from pyro_metabayes.training.run_state import RunState
 from pyro_metabayes.training.step_metrics import LOGGED_METRICS, measure, metric_means, validation_metrics
+from pyro_metabayes.validation.trained_on import TaskRange
 
 
 class MetaTraining:
@@ -119,6 +120,8 @@ class MetaTraining:
         """Gradients of the loss on the tasks of the next step, and the terms of the loss."""
         state, settings = self.state, self.settings
         episodes = self.stream.batch(*self.shard.task_range(state.step))
+        if state.step == 0 and not episodes.query_x.is_meta:
+            self.learner.trained_on = TaskRange.of(episodes)
         set_rates(self.optimizer, settings, state.step)
         self.optimizer.zero_grad()
         # Pyro checks shapes and sites in the first step only: each check costs time and waits for the device.

@@ -16,6 +16,7 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import random_states, set_random_states
 from pyro_metabayes.storage.untrusted import count_of
 from pyro_metabayes.training.optimizer_state import optimizer_state, restore_optimizer
+from pyro_metabayes.validation.trained_on import TaskRange
 
 
 class RunState:
@@ -67,6 +68,7 @@ class RunState:
             raise UsageError(f"expected train.steps >= {step}, which the run in {folder} has taken, got {num_steps}")
         self.learner.refuse_other(state["best"]["weights"])
         self.learner.load_weights(state["learner"]["weights"])
+        self.learner.trained_on = TaskRange.restored(state["learner"].get("trained_on"))
         restore_optimizer(self.optimizer, training["optimizer"], self.learner, state["learner"]["weights"])
         self.step, self.seconds = step, float(training["seconds"])
         self.best_nll, self.best = float(training["best_nll"]), state["best"]

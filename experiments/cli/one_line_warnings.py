@@ -1,0 +1,28 @@
+"""Warnings of the library as lines of a command."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pyro_metabayes.errors import UnfamiliarTasks
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Inside, a warning about unfamiliar tasks is one line on stderr, without the line of code, once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UnfamiliarTasks)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+            if issubclass(category, UnfamiliarTasks):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                others(message, category, *place, **options)
+
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,1 @@
+"""Checks of the tasks that users bring."""

@@ -1,0 +1,152 @@
+"""Shapes, dtypes and devices of a batch of tasks, checked without reading a value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.errors import UsageError
+
+if TYPE_CHECKING:
+    from pyro_metabayes.episodes import Observed
+
+BYTES = torch.uint8  # images, which a backbone receives scaled to [0, 1]
+PLACES = torch.int64  # numbers of rows in place of inputs, before they are gathered
+
+
+def check_tensors(data: Observed) -> None:
+    """Refuse what is no tensor, and tensors on several devices."""
+    tensors = _tensors(data)
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise UsageError(f"expected {name} to be a tensor, got {type(value).__name__}; take torch.as_tensor")
+    for name, value in tensors.items():
+        if value.device != (device := data.query_x.device):
+            raise UsageError(f"expected all tensors on {device}, as query_x, got {name} on {value.device}; move one")
+
+
+def check_structure(data: Observed) -> None:
+    """Refuse tensors of a batch that do not fit together; it reads no value, so the host never waits for the device.
+
+    Raises:
+        UsageError: a tensor has another shape, dtype or device than the others allow.
+    """
+    tensors = _tensors(data)
+    if not isinstance(data.num_classes, int) or data.num_classes < 0:
+        raise UsageError(
+            f"expected num_classes to be a number of classes, or 0 where labels are numbers, got {data.num_classes!r}"
+        )
+    _check_inputs(data.support_x, data.query_x)
+    for name in ("support", "query"):
+        shape = tuple(getattr(data, f"{name}_x").shape[:2])
+        if f"{name}_y" in tensors:
+            _check_labels(f"{name}_y", tensors[f"{name}_y"], shape, data.num_classes)
+        _check_mask(f"{name}_mask", tensors[f"{name}_mask"], shape)
+    _check_same_labels(data.support_y, tensors.get("query_y", data.support_y))
+    _check_tasks(tensors, data.num_tasks)
+
+
+def check_inputs(data: Observed, shape: Sequence[int], like: Tensor | None, bytes_too: bool) -> None:
+    """Refuse inputs of another shape, dtype or device than those of the learner.
+
+    Args:
+        data: the tasks.
+        shape: *X that the learner takes: its inputs, or the features of its frozen backbone.
+        like: a parameter of the learner, with its dtype and device; None if it has none.
+        bytes_too: whether it takes bytes as inputs, as a backbone does.
+
+    Raises:
+        UsageError: the inputs or, where they are numbers, the labels are others.
+    """
+    if (got := tuple(data.query_x.shape[2:])) != tuple(shape):
+        raise UsageError(
+            f"expected inputs [T, N, *X] with *X = {list(shape)}, as the learner takes them (features if its backbone "
+            f"is frozen), got *X = {list(got)}; bring such inputs, or build the learner for these"
+        )
+    if like is None:
+        return
+    for name, value in _tensors(data).items():
+        right = value.dtype == like.dtype or (bytes_too and value.dtype == BYTES)
+        if not right and (value.is_floating_point() or name in ("support_x", "query_x")):
+            raise UsageError(
+                f"expected {name} of {like.dtype}, which the learner has, got {value.dtype}; "
+                f"convert it with .to({like.dtype}), or the learner"
+            )
+    if data.query_x.device != like.device:
+        raise UsageError(
+            f"expected tasks on {like.device}, where the learner is, got {data.query_x.device}; "
+            f"take episodes.to('{like.device}')"
+        )
+
+
+def _tensors(data: Observed) -> dict[str, Any]:
+    """The tensors by name; optional ones only where there are any."""
+    names = ("support_x", "support_y", "query_x", "query_y", "support_mask", "query_mask", "classes")
+    present = {name: value for name in names if (value := getattr(data, name, None)) is not None}
+    return present | {f"auxiliary['{name}']": value for name, value in data.auxiliary.items()}
+
+
+def _check_inputs(support: Tensor, query: Tensor) -> None:
+    for name, x in (("support_x", support), ("query_x", query)):
+        if not (x.is_floating_point() or x.dtype in (BYTES, PLACES)):
+            raise UsageError(f"expected {name} of floating point or bytes, got {x.dtype}; convert it with .float()")
+        # The places of rows have no axes *X.
+        if x.dim() < (2 if x.dtype == PLACES else 3):
+            raise UsageError(
+                f"expected {name} of shape [T, N, *X], got {list(x.shape)}; the axis of tasks T comes first, "
+                "for one task too: .unsqueeze(0)"
+            )
+    if support.shape[2:] != query.shape[2:] or support.dtype != query.dtype:
+        raise UsageError(
+            "expected support_x and query_x to hold inputs of one shape and dtype, got "
+            f"{list(support.shape[2:])} of {support.dtype} and {list(query.shape[2:])} of {query.dtype}; convert one"
+        )
+
+
+def _check_labels(name: str, y: Tensor, shape: tuple[int, ...], num_classes: int) -> None:
+    """Classes [T, N] of int64, or numbers [T, N] or [T, N, Y] of floating point."""
+    form = f"[{shape[0]}, {shape[1]}{'' if num_classes else ', Y'}]"
+    if tuple(y.shape[:2]) != shape or y.dim() > (2 if num_classes else 3):
+        raise UsageError(
+            f"expected {name} of shape {form}, a label for each input, got {list(y.shape)}; the axis of tasks T "
+            "comes first, for one task too: .unsqueeze(0)"
+        )
+    if num_classes and y.dtype != torch.int64:
+        raise UsageError(
+            f"expected {name} to hold classes of torch.int64, got {y.dtype}; convert them with .long(), or set "
+            "num_classes=0 for labels that are numbers"
+        )
+    if not num_classes and not y.is_floating_point():
+        raise UsageError(
+            f"expected {name} of floating point, as num_classes=0 says that labels are numbers, got {y.dtype}; "
+            "set num_classes to the number of classes, or convert them with .float()"
+        )
+
+
+def _check_same_labels(support: Tensor, query: Tensor) -> None:
+    if support.dtype != query.dtype or support.shape[2:] != query.shape[2:]:
+        raise UsageError(
+            "expected support_y and query_y to hold labels of one shape and dtype, got "
+            f"{list(support.shape[2:])} of {support.dtype} and {list(query.shape[2:])} of {query.dtype}; convert one"
+        )
+
+
+def _check_mask(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
+    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        raise UsageError(
+            f"expected {name} of torch.bool and shape {list(shape)}, true for a point that counts, got {mask.dtype} "
+            f"and {list(mask.shape)}; compare with the number of points: torch.arange(N) < count"
+        )
+
+
+def _check_tasks(tensors: dict[str, Tensor], num_tasks: int) -> None:
+    """All begin with the axis of the same tasks."""
+    for name, value in tensors.items():
+        if not value.dim() or value.shape[0] != num_tasks:
+            raise UsageError(
+                f"expected {name} of {num_tasks} tasks, as query_x, got shape {list(value.shape)}; "
+                "the axis of tasks comes first in every tensor"
+            )

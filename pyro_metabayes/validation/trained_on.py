@@ -1,0 +1,105 @@
+"""The tasks that a learner was trained on, and a warning where a transductive guide meets others."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UnfamiliarTasks
+from pyro_metabayes.guide import Guide
+
+FACTOR = 2  # the number of queries may be this many times smaller or larger
+MARGIN = 0.1  # the share of the most frequent class may be larger by this much; about 3 sd of its mean over 16 tasks
+
+Span = tuple[int, int]  # the least and the most
+
+
+@dataclass(frozen=True)
+class TaskRange:
+    """The range of a batch of tasks; `learner.trained_on = TaskRange.of(episodes)` records it for a learner.
+
+    way: number of classes; 0 where labels are numbers.
+    shot: least and most support points of a class; of a task where labels are numbers.
+    query: least and most queries of a task.
+    largest_share: share of the most frequent class among the queries of a task, mean over tasks: 1 / way for balanced
+        queries, larger the smaller the concentration of a Dirichlet marginal. None where the labels are unknown or
+        numbers.
+    """
+
+    way: int
+    shot: Span
+    query: Span
+    largest_share: float | None
+
+    @classmethod
+    def of(cls, data: Observed) -> TaskRange:
+        """The range of these tasks, whose labels and masks are read on the host."""
+        way, query_y = data.num_classes, getattr(data, "query_y", None)
+        shots = _class_counts(data.support_y, data.support_mask, way) if way else data.support_mask.sum(1)
+        share = None
+        if way and query_y is not None:
+            counts = _class_counts(query_y, data.query_mask, way)
+            share = (counts.amax(1) / counts.sum(1).clamp(min=1)).mean().item()
+        return cls(way, _span(shots), _span(data.query_mask.sum(1)), share)
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any] | None) -> TaskRange | None:
+        """The range that a checkpoint holds; None for one without, as of earlier versions."""
+        if saved is None:
+            return None
+        (least_shot, most_shot), (least_query, most_query) = saved["shot"], saved["query"]
+        share = saved["largest_share"]
+        return cls(
+            int(saved["way"]),
+            (int(least_shot), int(most_shot)),
+            (int(least_query), int(most_query)),
+            None if share is None else float(share),
+        )
+
+    def differences(self, met: TaskRange) -> list[str]:
+        """In which respects tasks are outside this range, in words."""
+        found = []
+        if met.way != self.way:
+            found.append(f"{met.way} classes (trained on {self.way})")
+        if met.shot[0] < self.shot[0] or met.shot[1] > self.shot[1]:
+            found.append(f"{_words(met.shot)} shots (trained on {_words(self.shot)})")
+        if met.query[0] * FACTOR < self.query[0] or met.query[1] > self.query[1] * FACTOR:
+            found.append(f"{_words(met.query)} queries (trained on {_words(self.query)})")
+        shares = met.largest_share, self.largest_share
+        if met.way == self.way and None not in shares and shares[0] > shares[1] + MARGIN:  # type: ignore[operator]
+            found.append(f"queries of which the largest class has {shares[0]:.0%} (trained on {shares[1]:.0%})")
+        return found
+
+
+def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observed) -> None:
+    """Warn where a transductive guide meets tasks outside the range that it was trained on; silent without a record."""
+    if trained_on is None or not guide.transductive:
+        return
+    if different := trained_on.differences(TaskRange.of(data)):
+        warnings.warn(
+            "expected tasks like those of the training, which this transductive guide has learned from, got "
+            f"{', '.join(different)}; predictions may be worse than those of class means, or over-confident: train on "
+            "such tasks, or take an inductive guide such as proto",
+            UnfamiliarTasks,
+            stacklevel=4,  # the caller of a function under torch.no_grad
+        )
+
+
+def _class_counts(y: Tensor, mask: Tensor, way: int) -> Tensor:
+    """Unmasked points of each class [T, C]."""
+    return ((y.unsqueeze(-1) == torch.arange(way, device=y.device)) & mask.unsqueeze(-1)).sum(1)
+
+
+def _span(counts: Tensor) -> Span:
+    least, most = torch.stack(counts.aminmax()).tolist()
+    return least, most
+
+
+def _words(span: Span) -> str:
+    return str(span[0]) if span[0] == span[1] else f"{span[0]} to {span[1]}"
