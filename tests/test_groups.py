@@ -22,7 +22,7 @@ TABLES = {  # of the shipped tables: groups, rows, and how to read them
     "Orthodont": (27, 108, {"group": "Subject", "response": "distance", "predictors": ["age"]}),
     "Oxboys": (26, 234, {"group": "Subject", "response": "height", "predictors": ["age"]}),
     "ChickWeight": (50, 578, {"group": "Chick", "response": "weight", "predictors": ["Time"]}),
-    "gapminder": (142, 1704, {"group": "country", "response": "lifeExp", "predictors": ["year"], "centre": True}),
+    "gapminder": (142, 1704, {"group": "country", "response": "lifeExp", "predictors": ["year"]}),
 }
 
 
@@ -55,19 +55,20 @@ def test_features_stand_with_those_of_the_groups_own_first(groups: Groups) -> No
 def test_points_and_weights_go_back_to_the_units_of_the_file(groups: Groups) -> None:
     """In group g the response is (100 + 10 g) + 2 a: weights that say so fit the standardised columns."""
     g = torch.arange(4.0)
-    intercept = (100 + 10 * g - groups.offset) / groups.scale
-    w = torch.stack((2 / groups.units[0] * torch.ones(4), intercept), 1).float()
+    mean, sd = groups.scales.mean, groups.scales.sd
+    w = torch.stack((2 * sd[0] * torch.ones(4), 100 + 10 * g + 2 * mean[0] - mean[-1]), 1).float() / groups.scale
     whole = groups.whole()
     fitted = (whole.query_x[..., :2] @ w.unsqueeze(-1)) * whole.query_mask.unsqueeze(-1)
     torch.testing.assert_close(fitted, whole.query_y, atol=1e-5, rtol=0)
-    assert groups.in_units(w)[:, 0].tolist() == pytest.approx([2] * 4, rel=1e-5)
-    assert groups.in_units(w)[:, 1].tolist() == pytest.approx([100, 110, 120, 130], rel=1e-5)
+    effects = groups.scales.effects_in_units(w, torch.zeros(1))
+    assert effects[:, 0].tolist() == pytest.approx([2] * 4, rel=1e-5)
+    assert effects[:, 1].tolist() == pytest.approx([100, 110, 120, 130], rel=1e-5)
     rows = whole.query_y[whole.query_mask]
     assert rows.mean().item() == pytest.approx(0, abs=1e-6) and rows.std(correction=0).item() == pytest.approx(1)
 
 
 def test_centred_predictors_have_mean_0(tmp_path: Path) -> None:
-    groups = load("who", "y", ["a"], path=str(write(tmp_path / "table.csv")), centre=True)
+    groups = load("who", "y", ["a"], path=str(write(tmp_path / "table.csv")))
     whole = groups.whole()
     assert whole.query_x[whole.query_mask].mean(0).tolist() == pytest.approx([1, 0], abs=1e-6)
 
@@ -166,10 +167,16 @@ BAD_TABLES = {
     ),
     "two columns of a name": ("who,a,a,y\nA,1,1,2\n", "expected one column 'a' in t.csv, got several"),
     "a word for a number": (GOOD + "C,tall,3\n", "a finite number in column 'a', got 'tall' on line 6 of t.csv"),
-    "NaN": (GOOD + "C,nan,3\n", "a finite number in column 'a', got 'nan' on line 6"),
+    "NaN": (GOOD + "C,nan,3\n", "got gaps in 1 of 5 rows of t.csv, the first: 'nan' in column 'a' on line 6;"),
     "an infinite number": (GOOD + "C,1,1e999\n", "a finite number in column 'y', got '1e999' on line 6"),
-    "an empty cell": (GOOD + "C,,3\n", "a finite number in column 'a', got '' on line 6"),
-    "no name of a group": (GOOD + " ,1,3\n", "expected a name in column 'who', got no text on line 6"),
+    "an empty cell": (
+        GOOD + "C,,3\nD,1,NA\n",
+        "got gaps in 2 of 6 rows of t.csv, the first: '' in column 'a' on line 6;",
+    ),
+    "no name of a group": (
+        GOOD + " ,1,3\n",
+        "the first: '' in column 'who' on line 6; fill them, or set data.missing=drop",
+    ),
     "a short row": (GOOD + "C,1\n", "expected 3 cells as in the header, got 2 on line 6 of t.csv"),
     "no rows": ("who,a,y\n", "expected rows below the header of t.csv, got none"),
     "nothing": ("", "expected one column 'who' in t.csv, got none; there are: no header"),
@@ -187,7 +194,7 @@ SETTINGS = {
     "data.path=t.csv data.random=[a,a]": "to be another column, got 'a' twice",
     "data.path=t.csv data.train=0": "expected shares train > 0, val >= 0 and train + val <= 1, got train=0.0",
     "data.path=t.csv data.train=0.9": "expected groups for test, got none of 2; change data.train and data.val",
-    "data.path=t.csv data.group=null": "expected data.group to be of type str, got None",
+    "data.path=t.csv data.group=null": "expected one column 'null' in t.csv, got none; there are: who, a, y",
     "data.path=t.csv task.way=2": "expected way=1 (labels are numbers)",
     "data.table=nope": "groups/nope.csv",
 }
