@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales, scales_of
+from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales, check_given, scales_of
 from pyro_metabayes.errors import UsageError
 
 COLLINEAR = 1e-6  # sd of what the other columns do not explain, in sds of the column
@@ -22,6 +22,7 @@ def learnable_scales(
     rows: Tensor, columns: Sequence[str], random: Sequence[str], given: Mapping[str, Moments], file: Path
 ) -> Scales:
     """The given scales, and for other columns those of the training rows, if a regression can be learned from them."""
+    check_given(given, columns)
     estimated = [place for place, name in enumerate(columns) if "sd" not in given.get(name, {})]
     refuse_constant(rows[:, estimated], [columns[place] for place in estimated], file)
     if given:
@@ -53,6 +54,11 @@ def refuse_far_from_zero(values: Tensor, columns: Sequence[str], random: Sequenc
                 f"{name} = 0, while {name} has mean {mean:g} and sd {sd:g} in {file}; set data.random="
                 f"[{','.join((INTERCEPT, *random))}]"
             )
+
+
+def notes_of_training(rows: Tensor, scales: Scales, file: Path) -> list[str]:
+    """Notes about the columns [N, D + 1] of the training groups; refuses collinear predictors."""
+    return notes_of_response(rows[:, -1], scales.columns[-1]) + check_collinear(scales.standardised(rows), scales, file)
 
 
 def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[str]:

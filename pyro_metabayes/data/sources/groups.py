@@ -14,9 +14,8 @@ from torch import Generator, Tensor
 
 from pyro_metabayes.data.sources.chosen_columns import chosen_columns
 from pyro_metabayes.data.sources.column_checks import (
-    check_collinear,
     learnable_scales,
-    notes_of_response,
+    notes_of_training,
     notes_of_units,
     refuse_unresolved,
 )
@@ -171,8 +170,7 @@ def load(
     standard = learnable_scales(rows, chosen.columns, chosen.random, given, file)
     points = standard.standardised(values)
     refuse_unresolved(points, chosen.columns, file)
-    notes += notes_of_response(values[:, -1], chosen.response)
-    notes += notes_of_units(values, standard) if given else check_collinear(standard.standardised(rows), standard, file)
+    notes += notes_of_units(values, standard) if given else notes_of_training(rows, standard, file)
     ragged = Ragged.of(place, points.to(torch.get_default_dtype()))
     return Groups(list(names), chosen.features, ragged, len(chosen.random), splits, standard, shuffle, notes)
 

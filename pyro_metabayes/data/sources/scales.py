@@ -34,7 +34,7 @@ class Scales:
     def to_units(self) -> Tensor:
         """A [D, D]."""
         matrix = torch.diag(self.sd[-1] / self.sd[:-1])
-        matrix[self._intercept] -= self.sd[-1] * self.mean[:-1] / self.sd[:-1]
+        matrix[self._intercept] -= self.sd[-1] * (self.mean[:-1] / self.sd[:-1])
         return matrix
 
     def in_units(self, w: Tensor) -> Tensor:
@@ -69,12 +69,7 @@ class Scales:
 
 
 def scales_of(values: Tensor, columns: Sequence[str], given: Mapping[str, Moments]) -> Scales:
-    """Means and standard deviations of columns [N, D + 1], except for those that are given.
-
-    Raises:
-        UsageError: given values that are no mean and sd of these columns.
-    """
-    _check_given(given, columns)
+    """Means and standard deviations of columns [N, D + 1], except for those that are given."""
     exponent = torch.frexp(values.abs().amax(0))[1].double().clamp(-1000, 1000)
     units = values.ldexp(-exponent)  # exact: squares of very large or small numbers are not finite, or 0
     mean, sd = units.mean(0).ldexp(exponent), units.std(0, correction=0).ldexp(exponent)
@@ -86,7 +81,8 @@ def scales_of(values: Tensor, columns: Sequence[str], given: Mapping[str, Moment
     return Scales(columns, mean, sd)
 
 
-def _check_given(given: Mapping[str, Moments], columns: Sequence[str]) -> None:
+def check_given(given: Mapping[str, Moments], columns: Sequence[str]) -> None:
+    """Refuse what is no mean and sd of these columns."""
     there = [name for name in columns if name != INTERCEPT]
     for name, moments in given.items():
         numbers = isinstance(moments, Mapping) and all(
