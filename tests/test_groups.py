@@ -222,7 +222,7 @@ def test_another_file_is_read_in_the_scales_of_the_run(run_on_a_file: Path) -> N
         (["h0,3000,5", "h1,4000,6"], "column 'a' has mean 3500 where the run was trained on mean 14.5 and sd 8.6"),
         (["h0,3,1e6", "h1,4,2e6"], "column 'y' has mean 1.5e+06 where"),
     ],
-    ids=str,
+    ids=["the same file", "a part", "a constant", "other units of a", "other units of y"],
 )
 def test_a_row_is_the_same_point_in_every_file(
     lines: list[str], note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
