@@ -257,7 +257,7 @@ def test_a_run_of_an_earlier_version_reads_its_file_as_it_did(
 ) -> None:
     """Without centred predictors unless data.centre was set; of another file it does not know the scales."""
     without_scales(run_on_a_file, **data)
-    ran("evaluate", str(run_on_a_file), "task.shot=1")
+    assert "note: column" not in ran("evaluate", str(run_on_a_file), "task.shot=1").out
     results = results_of(run_on_a_file / "evaluations/task.shot=1")
     assert results["config"]["estimated"]["scales"]["a"]["mean"] == mean
     message = call("evaluate", str(run_on_a_file), "data.path=both.csv").error

@@ -121,8 +121,8 @@ def notes_of_response(y: Tensor, name: str) -> list[str]:
     return []
 
 
-def notes_of_units(values: Tensor, scales: Scales) -> list[str]:
-    """A note for columns whose mean is far from that by which they are standardised."""
+def notes_of_units(values: Tensor, scales: Scales, given: Mapping[str, Moments]) -> list[str]:
+    """A note for columns whose mean is far from that of the run, where it is recorded with the sd."""
     far = ((values.mean(0) - scales.mean) / scales.sd).abs() > OTHER_UNITS
     return [
         f"column '{name}' has mean {mean:g} where the run was trained on mean {of_run:g} and sd {sd:g}: are the units "
@@ -130,5 +130,5 @@ def notes_of_units(values: Tensor, scales: Scales) -> list[str]:
         for name, is_far, mean, of_run, sd in zip(
             scales.columns, far.tolist(), values.mean(0).tolist(), scales.mean.tolist(), scales.sd.tolist(), strict=True
         )
-        if is_far
+        if is_far and "sd" in given.get(name, {})
     ]

@@ -170,7 +170,7 @@ def load(
     standard = learnable_scales(rows, chosen.columns, chosen.random, given, file)
     points = standard.standardised(values)
     refuse_unresolved(points, chosen.columns, file)
-    notes += notes_of_units(values, standard) if given else notes_of_training(rows, standard, file)
+    notes += notes_of_units(values, standard, given) if given else notes_of_training(rows, standard, file)
     ragged = Ragged.of(place, points.to(torch.get_default_dtype()))
     return Groups(list(names), chosen.features, ragged, len(chosen.random), splits, standard, shuffle, notes)
 
