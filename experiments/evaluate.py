@@ -9,6 +9,7 @@ from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.evaluation import evaluate_run
+from pyro_metabayes.experiments.runs.notes import note_poor_result
 from pyro_metabayes.experiments.runs.restore_run import refuse_training
 from pyro_metabayes.experiments.runs.tables import result_row, text_table
 from pyro_metabayes.storage.untrusted import within
@@ -23,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = saved_config(options.run, options.settings)
     name = ",".join(options.settings).replace("/", "_") or "again"
     out = within(options.run, "evaluations") / name
-    print(text_table([result_row(evaluate_run(options.run, config, out))]))
+    results = evaluate_run(options.run, config, out)
+    print(text_table([result_row(results)]))
+    note_poor_result(results)
     print(f"results: {out}")
 
 

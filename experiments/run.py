@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -17,6 +15,7 @@ from pyro_metabayes.experiments.cli.command import keep_settings, run_command
 from pyro_metabayes.experiments.cli.config import Config, config_from, saved_config
 from pyro_metabayes.experiments.cli.distributed import is_worker, run_worker
 from pyro_metabayes.experiments.cli.sweeps import job_name
+from pyro_metabayes.experiments.runs.notes import note_poor_result
 from pyro_metabayes.experiments.runs.tables import result_row, text_table
 from pyro_metabayes.experiments.runs.train import run, train_along
 from pyro_metabayes.training.optimisation import TrainSettings
@@ -43,7 +42,7 @@ def settings_for(composed: DictConfig, folder: Path) -> Config:
     if (folder / "checkpoint.pt").exists():
         if not job_name():
             raise UsageError(f"expected a new folder, got {folder}, which holds a run; resume={folder} continues it")
-        if saved_config(folder, []) != config:
+        if replace(saved_config(folder, []), estimated={}) != config:
             conflict = f"{folder}, which holds a run of other settings"
             raise UsageError(f"expected a new folder, got {conflict}; name another: hydra.sweep.dir=DIR")
     elif (folder / "results.json").exists():
@@ -65,15 +64,6 @@ def main(composed: DictConfig, folder: Path) -> None:
     print(text_table([result_row(results)]))
     note_poor_result(results)
     print(f"results, curves and checkpoint: {folder}")
-
-
-def note_poor_result(results: Mapping[str, Any]) -> None:
-    """Notes about skipped steps and about a likelihood below that of uniform predictions."""
-    if skipped := results["skipped"]:
-        print(f"{skipped} of {results['steps']} steps were skipped: a loss or gradient was not finite (train.on_nan)")
-    num_answers = results["way"] + (results["base_classes"] or 0)
-    if results["accuracy"] and results["nll"] > (chance := math.log(num_answers)):
-        print(f"worse than chance (NLL {chance:.3f}): too few steps, or diverged (lower train.learning_rate)")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ class Model(LinearRegression):
         """Means [..., T, N, Y]: w for every x."""
         return w.mT.expand(*w.shape[:-2], x.shape[-2], w.shape[-2])
 
+    def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean is that of every x."""
+        return torch.ones_like(x), y
+
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
         """p(w | support), or p(w | support, query) for pooled episodes: diagonal, batch [T], event [Y, 1]."""
         prior = self._unconditional(observed)

@@ -11,7 +11,7 @@ from torch import Size, Tensor
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.exact.conjugate import log_evidence_of_rows, posterior_of_rows
+from pyro_metabayes.exact.conjugate import log_evidence_of_rows, output_variance_of_rows, posterior_of_rows
 from pyro_metabayes.prior import Prior
 
 
@@ -87,9 +87,18 @@ class Model(pyro_metabayes.Model):
 
     def log_evidence(self, episodes: Episodes) -> Tensor:
         """log p(y_query | x_query, support) [T], w integrated out, in nats."""
-        given_support = self.exact_posterior(episodes.observed())
+        return self.log_predictive(self.exact_posterior(episodes.observed()), episodes)
+
+    def predictive(self, q: TorchDistribution, observed: Observed) -> TorchDistribution:
+        """Integral of p(y_i | x_i, w) q(w) for each query, q a Gaussian: batch [T, Q], event [Y]."""
+        own = self.own_part(observed.query_x, observed.query_x.new_zeros(()))[0]
+        variance = output_variance_of_rows(q, own) + self.noise**2
+        return Normal(self.outputs(q.mean, observed.query_x), variance.sqrt()).to_event(1)
+
+    def log_predictive(self, q: TorchDistribution, episodes: Episodes) -> Tensor:
+        """log of the integral of prod_i p(y_i | x_i, w) q(w) [T], q a Gaussian, in nats."""
         x, y = self.own_part(episodes.query_x, episodes.query_y)
-        return log_evidence_of_rows(given_support, x, y, episodes.query_mask, self.noise)
+        return log_evidence_of_rows(q, x, y, episodes.query_mask, self.noise)
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and labels of the regression on w alone, for the closed forms."""

@@ -100,8 +100,10 @@ from pyro_metabayes.experiments.runs.plots import new_figure
 houses = episodes.query_mask.sum(1).numpy()
 residual = (episodes.query_y - closed.shared(episodes.query_x.double())).squeeze(-1) * episodes.query_mask
 alone = residual.sum(1) / episodes.query_mask.sum(1)
+shared = closed.coefficients[1:], learner.model.beta.detach()[0], closed.coefficients[1:]
 alone, means, exact_means = (
-    counties.in_units(its.reshape(-1, 1)).flatten().numpy() for its in (alone, q.mean, exact.mean)
+    counties.scales.effects_in_units(effects.reshape(-1, 1), slopes).flatten().numpy()
+    for effects, slopes in zip((alone, q.mean, exact.mean), shared, strict=True)
 )
 sds, exact_sds = (unit * its.variance.sqrt().flatten().numpy() for its in (q, exact))
 

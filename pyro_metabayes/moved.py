@@ -27,6 +27,9 @@ _IMPLIED: dict[str, dict[str, Any]] = {
     "guides.sib_oracle.Guide": {"true_gradient": True, "inner_samples": 0},
     "guides.sib_savi.Guide": {"see_labels": True, "learn_step_size": True},
 }
+# Settings that a part does not have any more, and whose values do not matter.
+_GROUPS = ("pyro_metabayes.data.sources.groups.load", "pyro_metabayes.data.groups.load")
+_DROPPED = dict.fromkeys(_GROUPS, ("centre",))  # predictors are always centred
 # Parameters of guides whose parts are modules of their own now; None: a fixed step size, which is a setting.
 _PARAMETERS: dict[str, str | None] = {
     "guide.initial_scale": "guide.start.scale",
@@ -49,8 +52,17 @@ def current_specification(spec: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _without_implied(spec: Mapping[str, Any]) -> dict[str, Any]:
-    implied = _IMPLIED.get(str(spec.get("_target_")), {})
-    return {name: value for name, value in spec.items() if name not in implied or value != implied[name]}
+    target = str(spec.get("_target_"))
+    implied, dropped = _IMPLIED.get(target, {}), _DROPPED.get(target, ())
+    kept = {name: value for name, value in spec.items() if name not in dropped}
+    return {name: value for name, value in kept.items() if name not in implied or value != implied[name]}
+
+
+def estimated_before(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run on data=groups of version 0.1 implies: predictors were not centred unless data.centre was true."""
+    if data.get("_target_") not in _GROUPS or data.get("centre") is True:
+        return {}
+    return {"scales": {str(name): {"mean": 0.0} for name in data.get("predictors", ())}}
 
 
 def _parts_of_sib(spec: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,10 @@ from torch.distributions import kl_divergence
 
 import pyro_metabayes
 from pyro_metabayes import Episodes, Observed, UsageError
+from pyro_metabayes.evaluation.predictions import RealPredictions
+from pyro_metabayes.evaluation.score import Weights
+from pyro_metabayes.evaluation.scores import SCORES, scores_of, values_of
+from pyro_metabayes.evaluation.task_scores import predictions_under
 from pyro_metabayes.guides.savi import Guide as SharedGuide
 from pyro_metabayes.inference.divergences import closed_form_kl
 from pyro_metabayes.models import gaussian_mean, linear_regression
@@ -26,9 +30,10 @@ from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
 from pyro_metabayes.objectives.objective import Objective
-from tests.pairs import REGRESSIONS, TARGETS, Pair, normal_with, random_regressions
+from tests.pairs import GROUPED, REGRESSIONS, TARGETS, Pair, normal_with, random_regressions
 
 OBSERVE = ("query", "support", "all")
+LINEAR = REGRESSIONS | GROUPED
 every_model = pytest.mark.parametrize("name", REGRESSIONS)
 
 
@@ -113,6 +118,67 @@ def test_the_evidence_is_that_of_a_dense_gaussian(name: str) -> None:
     alone = replace(episodes, support_mask=torch.zeros_like(episodes.support_mask))
     expected = dense_evidence(model, episodes, "query")
     torch.testing.assert_close(model.log_evidence(alone).detach(), expected, rtol=0, atol=1e-10)
+
+
+def gaussians_over(shape: tuple[int, ...]) -> dict[str, TorchDistribution]:
+    """A diagonal and a full Gaussian over w, batch and event of this shape [T, Y, D]."""
+    generator = torch.Generator().manual_seed(0)
+    loc, scale = torch.randn(shape, generator=generator), 0.3 + torch.rand(shape, generator=generator)
+    factor = torch.randn(*shape, shape[-1], generator=generator).tril(-1) + torch.diag_embed(scale)
+    return {
+        "diagonal": Normal(loc, scale).to_event(2),
+        "full": MultivariateNormal(loc, scale_tril=factor).to_event(1),
+        "full, by its precision": MultivariateNormal(loc, precision_matrix=factor @ factor.mT).to_event(1),
+    }
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("family", ["diagonal", "full", "full, by its precision"])
+def test_predictions_under_a_gaussian_are_those_of_many_draws(name: str, family: str) -> None:
+    """Mean, sd, and every score: 40,000 draws come as near as they can."""
+    model: Any = Pair("exact", model=name).learner().model
+    episodes = random_regressions(features=LINEAR[name], num_tasks=4)
+    q = gaussians_over((4, *model.event_shape(episodes)))[family]
+    w = q.sample(torch.Size((40_000,)))
+    likelihood = model.likelihood(w, episodes.query_x, episodes)
+    drawn = likelihood.sample()
+    episodes = replace(episodes, query_y=drawn[0])  # draws do not find densities of labels far from all of them
+    with torch.no_grad():
+        exact = predictions_under(q, model, episodes, samples=1)
+    assert isinstance(exact, RealPredictions) and len(exact.mean) == 1
+    torch.testing.assert_close(exact.mean[0], drawn.mean(0), rtol=0, atol=0.15)
+    torch.testing.assert_close(exact.sd[0], drawn.std(0), rtol=0.05, atol=0)
+    many = scores_of(likelihood, episodes.query_y, episodes.query_mask)
+    assert {"nll", "joint_nll", "mse", "coverage90"} <= set(many)
+    for name_of_score, values in values_of(exact, Weights.DRAWS, SCORES).items():
+        if name_of_score in many and name_of_score != "joint_nll":  # see below
+            tolerance = 0.15 if name_of_score == "coverage90" else 0.05
+            torch.testing.assert_close(values, many[name_of_score], rtol=0.05, atol=tolerance)
+
+
+@every_model
+def test_the_joint_density_is_that_of_a_dense_gaussian(name: str) -> None:
+    model: Any = Pair("exact", model=name).learner().model
+    episodes = tasks_of(name, num_tasks=4)
+    for q in gaussians_over((4, *model.event_shape(episodes))).values():
+        joint = predictions_under(q, model, episodes, samples=1).joint_log_prob
+        inner: Any = q.base_dist if isinstance(q.base_dist, MultivariateNormal) else None
+        for task in range(4):
+            x, y = observed_points(episodes, task, "query")
+            total = torch.tensor(0.0)
+            for k in range(y.shape[1]):
+                of_row = inner.covariance_matrix[task, k] if inner else torch.diag(q.variance[task, k])
+                covariance = x @ of_row @ x.mT + model.noise**2 * torch.eye(len(x))
+                total = total + MultivariateNormal(x @ q.mean[task, k], covariance).log_prob(y[:, k])
+            assert joint[task].item() == pytest.approx(total.item(), abs=1e-9)
+
+
+def test_posteriors_that_have_diverged_score_badly_and_do_not_raise() -> None:
+    model, episodes = linear_regression.Model(Gaussian(2), TARGETS, 2), random_regressions(num_tasks=3, features=2)
+    with pyro.validation_enabled(False):  # as in an evaluation
+        q = Normal(torch.full((3, TARGETS, 2), torch.nan), torch.full((3, TARGETS, 2), torch.nan)).to_event(2)
+        predictions = predictions_under(q, model, episodes, samples=1)
+        assert predictions.log_prob.isnan().all() and predictions.joint_log_prob.isnan().all()
 
 
 @every_model

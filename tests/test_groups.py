@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pyro_metabayes import Episodes
+from pyro_metabayes.build import build
 from pyro_metabayes.data.sources import ragged
 from pyro_metabayes.data.sources.groups import Groups, load
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage import checkpoint
 from tests.commands import call, ran, results_of
 
 SIZES = (1, 4, 2, 7)
+READ = ("data=groups", "guide=partial_pooling", "data.group=who", "data.response=y", "data.predictors=[a]")
 TABLES = {  # of the shipped tables: groups, rows, and how to read them
     "radon": (85, 919, {"group": "county.name", "response": "log.radon", "predictors": ["basement", "uranium"]}),
     "sleepstudy": (18, 180, {"group": "Subject", "response": "Reaction", "predictors": ["Days"]}),
     "Orthodont": (27, 108, {"group": "Subject", "response": "distance", "predictors": ["age"]}),
     "Oxboys": (26, 234, {"group": "Subject", "response": "height", "predictors": ["age"]}),
     "ChickWeight": (50, 578, {"group": "Chick", "response": "weight", "predictors": ["Time"]}),
-    "gapminder": (142, 1704, {"group": "country", "response": "lifeExp", "predictors": ["year"], "centre": True}),
+    "gapminder": (142, 1704, {"group": "country", "response": "lifeExp", "predictors": ["year"]}),
 }
 
 
@@ -55,19 +62,20 @@ def test_features_stand_with_those_of_the_groups_own_first(groups: Groups) -> No
 def test_points_and_weights_go_back_to_the_units_of_the_file(groups: Groups) -> None:
     """In group g the response is (100 + 10 g) + 2 a: weights that say so fit the standardised columns."""
     g = torch.arange(4.0)
-    intercept = (100 + 10 * g - groups.offset) / groups.scale
-    w = torch.stack((2 / groups.units[0] * torch.ones(4), intercept), 1).float()
+    mean, sd = groups.scales.mean, groups.scales.sd
+    w = torch.stack((2 * sd[0] * torch.ones(4), 100 + 10 * g + 2 * mean[0] - mean[-1]), 1).float() / groups.scale
     whole = groups.whole()
     fitted = (whole.query_x[..., :2] @ w.unsqueeze(-1)) * whole.query_mask.unsqueeze(-1)
     torch.testing.assert_close(fitted, whole.query_y, atol=1e-5, rtol=0)
-    assert groups.in_units(w)[:, 0].tolist() == pytest.approx([2] * 4, rel=1e-5)
-    assert groups.in_units(w)[:, 1].tolist() == pytest.approx([100, 110, 120, 130], rel=1e-5)
+    effects = groups.scales.effects_in_units(w, torch.zeros(1))
+    assert effects[:, 0].tolist() == pytest.approx([2] * 4, rel=1e-5)
+    assert effects[:, 1].tolist() == pytest.approx([100, 110, 120, 130], rel=1e-5)
     rows = whole.query_y[whole.query_mask]
     assert rows.mean().item() == pytest.approx(0, abs=1e-6) and rows.std(correction=0).item() == pytest.approx(1)
 
 
 def test_centred_predictors_have_mean_0(tmp_path: Path) -> None:
-    groups = load("who", "y", ["a"], path=str(write(tmp_path / "table.csv")), centre=True)
+    groups = load("who", "y", ["a"], path=str(write(tmp_path / "table.csv")))
     whole = groups.whole()
     assert whole.query_x[whole.query_mask].mean(0).tolist() == pytest.approx([1, 0], abs=1e-6)
 
@@ -156,6 +164,142 @@ def test_shipped_tables_load(table: str, metabayes_data: Path) -> None:
         assert groups.sizes.min() == 1 and groups.sizes.max() == 116
 
 
+# ---------------------------------------------------------------- other files
+
+
+def lines_of_groups(low: int, high: int) -> list[str]:
+    """Groups of five points on a parabola, so that those further on have other means and sds."""
+    return [f"g{g},{x},{x * x + 7 * g}" for g in range(low, high) for x in range(5 * g, 5 * g + 5)]
+
+
+def written(name: str, lines: list[str]) -> Path:
+    Path(name).write_text("\n".join(["who,a,y", *lines]) + "\n")
+    return Path(name)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run on t.csv; first.csv, second.csv and both.csv have other groups."""
+    with contextlib.chdir(folder := tmp_path_factory.mktemp("trained")):
+        for name, (low, high) in {"t": (0, 6), "first": (2, 6), "second": (6, 10), "both": (2, 10)}.items():
+            written(f"{name}.csv", lines_of_groups(low, high))
+        small = ("train.steps=2", "train.validation_tasks=4", "train.tasks_per_step=4", "train.particles=1")
+        exact = ("guide=exact", "prior=full_gaussian", "eval.samples=1000")
+        ran("run", *READ, *exact, "data.path=t.csv", *small, "hydra.run.dir=run")
+    return folder
+
+
+@pytest.fixture
+def run_on_a_file(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run, in the current folder."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return Path("run")
+
+
+def mse_of(run: Path, *settings: str) -> float:
+    ran("evaluate", str(run), *settings)
+    return float(results_of(run / "evaluations" / ",".join(settings))["rmse"]) ** 2
+
+
+def test_another_file_is_read_in_the_scales_of_the_run(run_on_a_file: Path) -> None:
+    """So the squared error on two files is the mean of those on each of them, and the scales are in the results."""
+    first, second = (mse_of(run_on_a_file, f"data.path={name}.csv", "eval.tasks=4") for name in ("first", "second"))
+    both = mse_of(run_on_a_file, "data.path=both.csv", "eval.tasks=8")
+    assert both == pytest.approx((first + second) / 2, rel=0.01) and second > 10 * first
+    a, y = np.array([line.split(",")[1:] for line in lines_of_groups(0, 6)], float).T
+    scales = {name: {"mean": pytest.approx(x.mean()), "sd": pytest.approx(x.std())} for name, x in (("a", a), ("y", y))}
+    for folder in (run_on_a_file, run_on_a_file / "evaluations/data.path=both.csv,eval.tasks=8"):
+        assert results_of(folder)["config"]["estimated"] == {"scales": scales}
+
+
+@pytest.mark.parametrize(
+    ("lines", "note"),
+    [
+        (lines_of_groups(0, 6), ""),
+        ([line for line in lines_of_groups(0, 6) if line.split(",")[1][-1] in "05"], ""),
+        (["h0,3,5", "h1,3,6"], ""),  # a constant can be read in given scales
+        (["h0,3000,5", "h1,4000,6"], "column 'a' has mean 3500 where the run was trained on mean 14.5 and sd 8.6"),
+        (["h0,3,1e6", "h1,4,2e6"], "column 'y' has mean 1.5e+06 where"),
+    ],
+    ids=["the same file", "a part", "a constant", "other units of a", "other units of y"],
+)
+def test_a_row_is_the_same_point_in_every_file(
+    lines: list[str], note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    of_run = load("who", "y", ["a"], path=str(written("t.csv", lines_of_groups(0, 6))))
+    other = load("who", "y", ["a"], path=str(written("other.csv", lines)), **of_run.estimated_settings())
+    rows = torch.tensor([[float(cell) for cell in line.split(",")[1:]] for line in lines], dtype=torch.float64)
+    expected = (rows - of_run.scales.mean[1:]) / of_run.scales.sd[1:]
+    assert torch.equal(other.points.points[:, 1:], expected.float())
+    assert len(other.notes) == bool(note) and all(note in line for line in other.notes)
+
+
+def test_a_run_goes_on_in_its_scales(run_on_a_file: Path) -> None:
+    before = results_of(run_on_a_file)["config"]["estimated"]
+    written("t.csv", lines_of_groups(3, 9))
+    ran("run", f"resume={run_on_a_file}", "train.steps=4")
+    assert results_of(run_on_a_file)["config"]["estimated"] == before
+
+
+def without_scales(run: Path, **data: object) -> None:
+    """Make the run one of an earlier version, with these settings of the data."""
+    state = checkpoint.load(run / "checkpoint.pt")
+    del state["config"]["estimated"]
+    state["config"]["data"] |= data
+    checkpoint.save(run / "checkpoint.pt", state)
+
+
+@pytest.mark.parametrize(("data", "mean"), [({}, 0), ({"centre": False}, 0), ({"centre": True}, 14.5)])
+def test_a_run_of_an_earlier_version_reads_its_file_as_it_did(
+    data: dict[str, object], mean: float, run_on_a_file: Path
+) -> None:
+    """Without centred predictors unless data.centre was set; of another file it does not know the scales."""
+    without_scales(run_on_a_file, **data)
+    assert "note: column" not in ran("evaluate", str(run_on_a_file), "task.shot=1").out
+    results = results_of(run_on_a_file / "evaluations/task.shot=1")
+    assert results["config"]["estimated"]["scales"]["a"]["mean"] == mean
+    message = call("evaluate", str(run_on_a_file), "data.path=both.csv").error
+    assert "expected a run that records the scales of its columns, to read data.path=both.csv" in message
+
+
+@pytest.mark.parametrize("centre", ["true", "false"])
+def test_the_setting_centre_of_earlier_versions_is_understood(
+    centre: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "group": "who",
+        "response": "y",
+        "predictors": ["a"],
+        "path": str(written("t.csv", lines_of_groups(0, 6))),
+    }
+    for module in ("pyro_metabayes.data.groups", "pyro_metabayes.data.sources.groups"):
+        source = build({"_target_": f"{module}.load", "centre": centre == "true", **settings}, "data")
+        assert source.scales.mean[1].item() == 14.5
+
+
+@pytest.mark.parametrize(
+    ("scales", "got"),
+    [
+        ({"b": {"mean": 0.0}}, "b: "),
+        ({"a": {"sd": 0.0}}, "a: "),
+        ({"a": {"median": 0.0}}, "a: "),
+        ({"a": 1.0}, "a: 1.0"),
+    ],
+    ids=str,
+)
+def test_scales_that_are_none_are_refused(
+    scales: dict[str, Any], got: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UsageError, match=f"expected data.scales to hold mean and sd > 0 of columns among a, y, got {got}"
+    ):
+        load("who", "y", ["a"], path=str(written("t.csv", lines_of_groups(0, 6))), scales=scales)
+
+
 # ---------------------------------------------------------------- mistakes
 
 GOOD = "who,a,y\nA,1,2\nA,2,4\nB,3,5\nB,1,1\n"
@@ -166,10 +310,16 @@ BAD_TABLES = {
     ),
     "two columns of a name": ("who,a,a,y\nA,1,1,2\n", "expected one column 'a' in t.csv, got several"),
     "a word for a number": (GOOD + "C,tall,3\n", "a finite number in column 'a', got 'tall' on line 6 of t.csv"),
-    "NaN": (GOOD + "C,nan,3\n", "a finite number in column 'a', got 'nan' on line 6"),
+    "NaN": (GOOD + "C,nan,3\n", "got gaps in 1 of 5 rows of t.csv, the first: 'nan' in column 'a' on line 6;"),
     "an infinite number": (GOOD + "C,1,1e999\n", "a finite number in column 'y', got '1e999' on line 6"),
-    "an empty cell": (GOOD + "C,,3\n", "a finite number in column 'a', got '' on line 6"),
-    "no name of a group": (GOOD + " ,1,3\n", "expected a name in column 'who', got no text on line 6"),
+    "an empty cell": (
+        GOOD + "C,,3\nD,1,NA\n",
+        "got gaps in 2 of 6 rows of t.csv, the first: '' in column 'a' on line 6;",
+    ),
+    "no name of a group": (
+        GOOD + " ,1,3\n",
+        "the first: '' in column 'who' on line 6; fill them, or set data.missing=drop",
+    ),
     "a short row": (GOOD + "C,1\n", "expected 3 cells as in the header, got 2 on line 6 of t.csv"),
     "no rows": ("who,a,y\n", "expected rows below the header of t.csv, got none"),
     "nothing": ("", "expected one column 'who' in t.csv, got none; there are: no header"),
@@ -187,11 +337,10 @@ SETTINGS = {
     "data.path=t.csv data.random=[a,a]": "to be another column, got 'a' twice",
     "data.path=t.csv data.train=0": "expected shares train > 0, val >= 0 and train + val <= 1, got train=0.0",
     "data.path=t.csv data.train=0.9": "expected groups for test, got none of 2; change data.train and data.val",
-    "data.path=t.csv data.group=null": "expected data.group to be of type str, got None",
+    "data.path=t.csv data.group=null": "expected one column 'null' in t.csv, got none; there are: who, a, y",
     "data.path=t.csv task.way=2": "expected way=1 (labels are numbers)",
     "data.table=nope": "groups/nope.csv",
 }
-READ = ("data=groups", "guide=partial_pooling", "data.group=who", "data.response=y", "data.predictors=[a]")
 
 
 @pytest.mark.parametrize("what", BAD_TABLES)

@@ -115,11 +115,11 @@ def test_mistakes_are_named() -> None:
 
 
 def in_units(groups: Groups, found: MixedEffects) -> dict[str, Any]:
-    units = groups.units[: groups.num_random]
-    covariance = units.unsqueeze(-1) * found.covariance * units
+    scales = groups.scales
+    covariance = scales.covariance_in_units(found.covariance)
     return {
-        "coefficients": groups.in_units(found.coefficients).tolist(),
-        "errors": (found.errors.diagonal().sqrt() * groups.units).tolist(),
+        "coefficients": scales.in_units(found.coefficients).tolist(),
+        "errors": scales.covariance_in_units(found.errors).diagonal().sqrt().tolist(),
         "sd": covariance.diagonal().sqrt().tolist(),
         "correlation": (covariance / covariance.diagonal().sqrt() / covariance.diagonal().sqrt().unsqueeze(-1))[0, -1],
         "noise": found.noise.item() * groups.scale,

@@ -16,6 +16,7 @@ from pyro_metabayes.data.placement import PLACES
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import UsageError, check_choice, unknown_key
 from pyro_metabayes.evaluation.evaluate import EvalSettings
+from pyro_metabayes.moved import estimated_before
 from pyro_metabayes.pretraining import PretrainSettings
 from pyro_metabayes.specification.parts import PARTS
 from pyro_metabayes.storage import checkpoint
@@ -52,6 +53,7 @@ class Config:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     choices: dict[str, str] = field(default_factory=dict)  # the names chosen for data and guide; filled in
+    estimated: dict[str, Any] = field(default_factory=dict)  # settings of data from the training groups; filled in
     seed: int = 0  # of initial weights, tasks and noise
     device: str = "auto"  # auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:1, mps, xpu
     threads: int = 1  # of torch on the CPU; with more, a run depends on how many there were
@@ -74,8 +76,8 @@ class Config:
         return parts
 
     def source(self) -> dict[str, Any]:
-        """The source of tasks, as plain values."""
-        return {name: value for name, value in self.data.items() if name != "device"}
+        """The source of tasks, as plain values; what a run has estimated is kept when it reads another file."""
+        return {name: value for name, value in self.data.items() if name != "device"} | self.estimated
 
     @property
     def place(self) -> str:
@@ -126,12 +128,15 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
 
 
 def with_moved_settings(saved: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of an earlier version, with task.train_shift (version 0.1) as data.train_shift."""
+    """The configuration of an earlier version, as it is now.
+
+    task.train_shift (version 0.1) is data.train_shift. A run without `estimated` has read groups that were not centred.
+    """
     task, data = dict(saved.get("task", {})), dict(saved.get("data", {}))
     shift = task.pop("train_shift", None)
     if shift or (shift is not None and "train_shift" in arguments_of(target_of(data, "data"))):
         data.setdefault("train_shift", shift)
-    return saved | {"task": task, "data": data}
+    return {"estimated": estimated_before(data)} | saved | {"task": task, "data": data}
 
 
 def _saved_settings(saved: Any, folder: Path) -> DictConfig:

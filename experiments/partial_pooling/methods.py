@@ -21,7 +21,6 @@ from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
-from pyro_metabayes.prediction.moments import moments_of
 from pyro_metabayes.seeding import seeded
 
 BOUNDS = 100  # draws of the estimate of the bound
@@ -48,35 +47,59 @@ class GroupEstimates:
     log_likelihood: float | None = None
 
 
-def _in_units(groups: Groups, coefficients: Tensor, covariance: Tensor, noise: float, *rest: Any) -> GroupEstimates:
-    """Estimates from standardised columns; rest: effects, their sds, and optionally the log-likelihood."""
-    effects, effects_sd, *log_likelihood = rest
-    units = groups.units[: groups.num_random]
-    covariance = units.unsqueeze(-1) * covariance.double() * units
-    sd = covariance.diagonal().sqrt()
-    correlation = (covariance[0, 1] / sd[0] / sd[1]).item() if len(sd) > 1 else None
-    return GroupEstimates(
-        groups.in_units(coefficients.double()), sd, correlation, noise * groups.scale,
-        groups.in_units(effects.double()), effects_sd.double() * units, *log_likelihood,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Standardised:
+    """Estimates of weights of the standardised columns.
+
+    coefficients: [D]; covariance: [R, R], of the random effects over groups.
+    effects: [T, R], and their covariances [T, R, R], given the shared coefficients.
+    """
+
+    coefficients: Tensor
+    covariance: Tensor
+    noise: float
+    effects: Tensor
+    effects_covariance: Tensor
+
+    def in_units(self, groups: Groups, log_likelihood: float) -> GroupEstimates:
+        """The same in the units of the file, the intercept at x = 0."""
+        scales, shared = groups.scales, self.coefficients[groups.num_random :]
+        covariance = scales.covariance_in_units(self.covariance)
+        return GroupEstimates(
+            scales.in_units(self.coefficients), _sd(covariance), _correlation(covariance), self.noise * groups.scale,
+            scales.effects_in_units(self.effects, shared),
+            _sd(scales.covariance_in_units(self.effects_covariance)), log_likelihood,
+        )  # fmt: skip
+
+
+def _sd(covariance: Tensor) -> Tensor:
+    return covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+
+
+def _correlation(covariance: Tensor) -> float | None:
+    """Of the first two effects, mean over leading axes; None for one effect."""
+    if covariance.shape[-1] == 1:
+        return None
+    sd = _sd(covariance)
+    return (covariance[..., 0, 1] / sd[..., 0] / sd[..., 1]).mean().item()
 
 
 def estimates_from_fit(groups: Groups, estimates: MixedEffects) -> GroupEstimates:
     """A closed form, and the effects of each group given its estimates."""
-    rows = _moments(estimates.effects(groups.whole().pooled()))
-    return _in_units(
-        groups, estimates.coefficients, estimates.covariance, estimates.noise.item(), *rows, estimates.log_likelihood
-    )
+    of_groups = _moments(estimates.effects(groups.whole().pooled()))
+    standardised = _Standardised(estimates.coefficients, estimates.covariance, estimates.noise.item(), *of_groups)
+    return standardised.in_units(groups, estimates.log_likelihood)
 
 
 def estimates_from_draws(groups: Groups, draws: Draws) -> GroupEstimates:
     """Posterior means under weak priors; of sds and correlation the mean of each, not of the covariance."""
-    sd = draws.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-    correlation = draws.covariance / sd.unsqueeze(-1) / sd.unsqueeze(-2)
-    mean = sd.mean(0)
-    covariance = mean.unsqueeze(-1) * correlation.mean(0) * mean
-    effects = draws.effects.mean(0), draws.effects.std(0)
-    return _in_units(groups, draws.coefficients.mean(0), covariance, draws.noise.mean().item(), *effects)
+    scales, shared = groups.scales, draws.coefficients[:, None, groups.num_random :]
+    covariance = scales.covariance_in_units(draws.covariance)
+    effects = scales.effects_in_units(draws.effects, shared)
+    return GroupEstimates(
+        scales.in_units(draws.coefficients).mean(0), _sd(covariance).mean(0), _correlation(covariance),
+        draws.noise.mean().item() * groups.scale, effects.mean(0), effects.std(0),
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -87,11 +110,12 @@ def estimates_from_run(folder: Path) -> GroupEstimates:
     prior = model.prior(episodes.observed())
     covariance = torch.linalg.inv(precision_of(prior).double())[0, 0]
     coefficients = torch.cat((prior.mean[0, 0], model.beta[0]))
-    rows = _moments(learner.guide.training_posterior(episodes))
+    of_groups = _moments(learner.guide.training_posterior(episodes))
     objective = Elbo(kl="analytic")
     with seeded(0):
         bounds = [-objective.terms(model, learner.guide, episodes).loss.item() for _ in range(BOUNDS)]
-    return _in_units(groups, coefficients, covariance, model.noise.item(), *rows, sum(bounds) / BOUNDS)
+    standardised = _Standardised(coefficients.double(), covariance, model.noise.item(), *of_groups)
+    return standardised.in_units(groups, sum(bounds) / BOUNDS)
 
 
 def groups_and_learner(config: Config, folder: Path) -> tuple[Groups, MetaLearner]:
@@ -111,9 +135,8 @@ def _hierarchical(learner: MetaLearner) -> Any:
 
 
 def _moments(effects: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Means and sds [T, R]."""
-    moments = moments_of(effects)
-    return moments.mean[:, 0], moments.variance[:, 0].sqrt()
+    """Means [T, R] and covariances [T, R, R], float64."""
+    return effects.mean[:, 0].double(), torch.linalg.inv(precision_of(effects)[:, 0].double())
 
 
 def least_squares_effects(fitted: MixedEffects, episodes: Episodes) -> Tensor:

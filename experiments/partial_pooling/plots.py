@@ -53,7 +53,8 @@ def _name_groups(axis: Any, groups: Groups, order: Tensor) -> None:
 
 def draw_shrinkage(groups: Groups, fitted: MixedEffects, pooled: GroupEstimates, folder: Path) -> Path:
     """shrinkage.png: from the least-squares effects of each group to its partially pooled effects."""
-    alone = groups.in_units(least_squares_effects(fitted, groups.whole()))
+    shared = fitted.coefficients[groups.num_random :]
+    alone = groups.scales.effects_in_units(least_squares_effects(fitted, groups.whole()), shared)
     figure, axes = new_figure(1)
     figure.set_size_inches(7.0, 4.4)
     sizes = groups.sizes
@@ -101,14 +102,14 @@ def draw_prior(groups: Groups, draws: Draws, methods: Mapping[str, Sequence[Grou
 
 
 def _prior_panels(groups: Groups, draws: Draws) -> list[Panel]:
-    units = groups.units[: groups.num_random]
-    sd = draws.covariance.diagonal(dim1=-2, dim2=-1).sqrt() * units
+    covariance = groups.scales.covariance_in_units(draws.covariance)
+    sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     panels: list[Panel] = [
         (f"sd of {groups.features[i]}", sd[:, i], lambda estimates, i=i: estimates.sd[i].item())
         for i in range(groups.num_random)
     ]
     if groups.num_random > 1:
-        rho = draws.covariance[:, 0, 1] * units[0] * units[1] / sd[:, 0] / sd[:, 1]
+        rho = covariance[:, 0, 1] / sd[:, 0] / sd[:, 1]
         panels.append(("correlation", rho, lambda estimates: estimates.correlation))
     panels.append(("noise", draws.noise * groups.scale, lambda estimates: estimates.noise))
     return panels

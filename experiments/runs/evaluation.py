@@ -8,6 +8,7 @@ from typing import Any
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.evaluation.evaluate import evaluate
 from pyro_metabayes.experiments.cli.config import Config
+from pyro_metabayes.experiments.runs.notes import print_notes
 from pyro_metabayes.experiments.runs.restore_run import finished_checkpoint, restore_learner
 from pyro_metabayes.experiments.runs.results import results_of, write_results
 
@@ -23,6 +24,7 @@ def score_run(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]
     """Evaluate the best learner of a run; the configuration may differ in settings without weights."""
     checkpoint = finished_checkpoint(folder, config)
     setup = restore_learner(checkpoint, config)
+    print_notes(setup)
     tasks, stream = setup.tasks, setup.tasks.stream(config.eval.split)
     evaluation = evaluate(setup.learner, stream, config.eval, config.seed, truth=tasks.truth, doubled=tasks.twice)
     return results_of(setup, evaluation, None, checkpoint["training"]["skipped"]), evaluation

@@ -22,7 +22,15 @@ TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "se
 NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
-WITHOUT_MEANING = ("seed", "device", "trainer", "threads", "resume", "choices")  # do not define another experiment
+WITHOUT_MEANING = (
+    "seed",
+    "device",
+    "trainer",
+    "threads",
+    "resume",
+    "choices",
+    "estimated",
+)  # do not define another experiment
 
 
 @dataclass(frozen=True)

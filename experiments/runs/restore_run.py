@@ -16,6 +16,7 @@ from pyro_metabayes.evaluation.evaluate import BATCH
 from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.cli.usage import asks_for_help, usage_of_settings
 from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
+from pyro_metabayes.experiments.runs.tasks import EstimatesSettings
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import count_of, expecting, within
@@ -73,6 +74,7 @@ def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:
         setup.learner.load_weights(weights)
         setup.learner.trained_on = TaskRange.restored(state["best"].get("trained_on"))
     _refuse_learned_step_sizes(state, config, setup.learner)
+    _refuse_unknown_scales(state, config, setup)
     setup.learner.to(setup.device)
     return setup
 
@@ -88,6 +90,17 @@ def _refuse_learned_step_sizes(state: dict[str, Any], config: Config, learner: M
                     f"expected a run with a fixed step size for {part}.{name}={now[part][name]}, got one that has "
                     f"learned it; set {part}.learn_step_size=false beside it where {part} has that setting"
                 )
+
+
+def _refuse_unknown_scales(state: dict[str, Any], config: Config, setup: RunSetup) -> None:
+    """A run of version 0.1 has not recorded how its data were standardised; another file would say otherwise."""
+    saved, path = state.get("config", {}), config.data.get("path")
+    unknown = isinstance(setup.tasks.source, EstimatesSettings) and "estimated" not in saved
+    if unknown and path != saved.get("data", {}).get("path"):
+        raise UsageError(
+            f"expected a run that records the scales of its columns, to read data.path={path} with them, got one of an "
+            "earlier version; train it again"
+        )
 
 
 def restore_run(folder: Path, config: Config) -> RunSetup:

@@ -45,6 +45,7 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
         "base_classes": learner.model.num_base_classes if isinstance(learner.model, HasBaseClasses) else None,
         "tasks": config.eval.tasks,
         **metrics,
+        "constant_rmse": setup.tasks.constant_rmse(),
         "objective": learner.objective.name if evaluation.metrics["elbo"] is not None else "predictive",
         "transductive": learner.guide.transductive,
         "steps": config.train.steps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,7 +12,14 @@ from pyro_metabayes.device import device_of
 from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.runs.build_learner import build_learner, pretrain_learner
-from pyro_metabayes.experiments.runs.tasks import RunTasks, fingerprint_of, load_data, refuse_impossible, source_of
+from pyro_metabayes.experiments.runs.tasks import (
+    EstimatesSettings,
+    RunTasks,
+    fingerprint_of,
+    load_data,
+    refuse_impossible,
+    source_of,
+)
 from pyro_metabayes.learner import MetaLearner
 
 
@@ -41,6 +48,8 @@ def set_up(config: Config, num_classes: int | None = None) -> RunSetup:
     with naming_choices(config.choices):
         MetaLearner.check(config.specification())
     data = load_data(config)
+    if isinstance(data, EstimatesSettings):
+        config = replace(config, estimated=data.estimated_settings())
     fingerprint = fingerprint_of(data)
     source = source_of(config, data)
     refuse_impossible(config, source)

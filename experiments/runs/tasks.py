@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from pyro_metabayes.build import arguments_of, build, check, target_of
 from pyro_metabayes.data.bank import Bank
@@ -19,6 +19,7 @@ from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.stream import Block, KnownTruth, Source, TaskStream
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
+from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
 
@@ -29,6 +30,29 @@ class HasFingerprint(Protocol):
 
     def fingerprint(self) -> str:
         """A hash of the data."""
+
+
+@runtime_checkable
+class EstimatesSettings(Protocol):
+    """Data whose training groups determine some of their settings; these belong to the run."""
+
+    def estimated_settings(self) -> dict[str, Any]:
+        """Settings under which other data are read as these are."""
+
+
+@runtime_checkable
+class HasNotes(Protocol):
+    """Data that a user should know something about."""
+
+    notes: Sequence[str]
+
+
+@runtime_checkable
+class HasConstants(Protocol):
+    """Data with predictions that read no input, with which a regression is compared."""
+
+    def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
+        """Squared errors [T] by the name of the constant; none if a regression can do no better."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +88,15 @@ class RunTasks:
             with suppress(UsageError):  # too few classes
                 return self._stream(self.config.eval.split, wider), more
         return None
+
+    def constant_rmse(self) -> dict[str, float] | None:
+        """RMSE on the evaluation tasks of predictions that read no input; None where these are trivial or not known."""
+        if not isinstance(self.source, HasConstants):
+            return None
+        stream, number = self.stream(self.config.eval.split), self.config.eval.tasks
+        starts = range(0, number, BLOCK)
+        parts = [self.source.constant_errors(stream.batch(start, min(start + BLOCK, number))) for start in starts]
+        return {name: torch.cat([part[name] for part in parts]).mean().sqrt().item() for name in parts[0]} or None
 
     @property
     def truth(self) -> KnownTruth | None:

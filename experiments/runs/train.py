@@ -14,6 +14,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.evaluate import evaluate
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.cli.distributed import check_devices, fabric_of
+from pyro_metabayes.experiments.runs.notes import print_notes
 from pyro_metabayes.experiments.runs.plots import draw_curves
 from pyro_metabayes.experiments.runs.results import results_of, write_results
 from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
@@ -25,6 +26,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     """Train as the configuration says (or go on where `folder` stands), evaluate, write the results."""
     check_devices(config)
     setup = set_up(config)
+    print_notes(setup)
     folder.mkdir(parents=True, exist_ok=True)
     with fabric_of(config, folder) as fabric:
         training = training_of(setup, folder, fabric)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.episodes import Episodes
-from pyro_metabayes.evaluation.predictions import predictions_of
 from pyro_metabayes.evaluation.score import Weights
 from pyro_metabayes.evaluation.scores import step_scores, values_of
+from pyro_metabayes.evaluation.task_scores import predictions_under
 from pyro_metabayes.guide import Guide
-from pyro_metabayes.learner import MetaLearner, draws_of
+from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.model import Model
 from pyro_metabayes.seeding import noise_of
 
@@ -69,10 +69,10 @@ def scores_by_step(learner: MetaLearner, episodes: Episodes, samples: int) -> Te
 
 def _scores_after(learner: MetaLearner, num_steps: int, episodes: Episodes, samples: int) -> Tensor:
     """`step_scores` [T, scores] after this number of inner steps."""
-    observed, scores = episodes.observed(), step_scores()
+    scores = step_scores()
     guide, model = with_num_steps(learner, num_steps)
-    likelihood = model.likelihood(draws_of(guide.posterior(observed), samples), observed.query_x, observed)
-    values = values_of(predictions_of(likelihood, episodes.query_y, episodes.query_mask), Weights.DRAWS, scores)
+    predictions = predictions_under(guide.posterior(episodes.observed()), model, episodes, samples)
+    values = values_of(predictions, Weights.DRAWS, scores)
     return torch.stack([values[score.name] for score in scores], -1)
 
 

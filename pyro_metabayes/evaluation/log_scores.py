@@ -33,7 +33,7 @@ def joint_nll(predictions: Predictions) -> Tensor:
         Tensor [T], in nats per query.
     """
     num_queries = predictions.mask.sum(-1).clamp(min=1)
-    return -log_mean_exp((predictions.log_prob * predictions.mask).sum(-1)) / num_queries
+    return -predictions.joint_log_prob / num_queries
 
 
 FAMILIES = (ClassPredictions, RealPredictions)

@@ -28,6 +28,11 @@ class Predictions(ABC):
     def log_prob(self) -> Tensor:
         """log p(y_i | x_i, w_l) [L, T, Q], in nats; the density of a number."""
 
+    @property
+    def joint_log_prob(self) -> Tensor:
+        """log (1/L) sum_l prod_i p(y_i | x_i, w_l) [T], over the queries that count, in nats."""
+        return log_mean_exp((self.log_prob * self.mask).sum(-1))
+
 
 @dataclass(frozen=True, eq=False)
 class ClassPredictions(Predictions):
@@ -71,15 +76,21 @@ class BaseNovelPredictions(ClassPredictions):
 
 @dataclass(frozen=True, eq=False)
 class RealPredictions(Predictions):
-    """Predictions of a Normal likelihood."""
+    """Predictions of a Normal likelihood: of samples, or with w integrated out, which is one sample."""
 
     mean: Tensor  # of y | x, w_l [L, T, Q, Y], in the unit of y
     sd: Tensor  # of y | x, w_l [L, T, Q, Y], in the unit of y
+    joint: Tensor | None = None  # log p(y_1, ..., y_Q | x) [T] where w is integrated out, in nats
 
     @cached_property
     def log_prob(self) -> Tensor:
         """log p(y_i | x_i, w_l) [L, T, Q], the log density, in nats."""
         return Normal(self.mean, self.sd).log_prob(self.labels).sum(-1)
+
+    @property
+    def joint_log_prob(self) -> Tensor:
+        """log p(y_1, ..., y_Q | x) [T], over the queries that count, in nats."""
+        return super().joint_log_prob if self.joint is None else self.joint
 
 
 def predictions_of(likelihood: TorchDistribution, y: Tensor, mask: Tensor) -> Predictions:

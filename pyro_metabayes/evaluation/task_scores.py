@@ -7,13 +7,23 @@ from typing import Any
 
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor
+from torch.distributions import MultivariateNormal, Normal
 
 from pyro_metabayes.episodes import Episodes
-from pyro_metabayes.evaluation.predictions import BaseNovelPredictions, ClassPredictions, Predictions, predictions_of
+from pyro_metabayes.evaluation.predictions import (
+    BaseNovelPredictions,
+    ClassPredictions,
+    Predictions,
+    RealPredictions,
+    predictions_of,
+)
 from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
 from pyro_metabayes.evaluation.scores import values_of
+from pyro_metabayes.inference.capabilities import IntegratesGaussian
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.model import Model
+from pyro_metabayes.prediction.draws import draws_of
 from pyro_metabayes.prediction.moments import mean_of
 
 
@@ -41,8 +51,7 @@ def task_scores(
     Raises:
         UsageError: for a likelihood that is neither Categorical nor Normal.
     """
-    _, likelihood = learner.predictive_under(posterior, episodes.observed(), samples)
-    draws = predictions_of(likelihood, episodes.query_y, episodes.query_mask)
+    draws = predictions_under(posterior, learner.model, episodes, samples)
     values = values_of(draws, Weights.DRAWS, scores)
     if any(score.applies_to(draws, Weights.MEAN) for score in scores):
         is_point = isinstance(innermost(posterior), Delta)  # the mean of a point estimate is the estimate
@@ -53,6 +62,24 @@ def task_scores(
     if exact is not None:
         values |= values_of(_at(exact.mean, learner, episodes), Weights.EXACT_MEAN, scores)
     return values
+
+
+def predictions_under(q: TorchDistribution, model: Model, episodes: Episodes, samples: int) -> Predictions:
+    """Predictions under draws of w; under a Gaussian over w that the model can integrate, the exact ones.
+
+    Args:
+        q: a distribution over w, batch [T].
+        model: makes the predictions.
+        episodes: T tasks with features as inputs.
+        samples: draws of w per task; a point estimate has one.
+    """
+    observed = episodes.observed()
+    labels = episodes.query_y, episodes.query_mask
+    if isinstance(model, IntegratesGaussian) and isinstance(innermost(q), Normal | MultivariateNormal):
+        exact: Any = innermost(model.predictive(q, observed))
+        joint = model.log_predictive(q, episodes)
+        return RealPredictions(*labels, exact.mean.unsqueeze(0), exact.stddev.unsqueeze(0), joint)
+    return predictions_of(model.likelihood(draws_of(q, samples), observed.query_x, observed), *labels)
 
 
 def _at(w: Tensor, learner: MetaLearner, episodes: Episodes) -> Predictions:

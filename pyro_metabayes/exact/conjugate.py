@@ -1,4 +1,4 @@
-"""Closed forms of posterior and evidence for y_i = w x_i + noise with a Gaussian prior on w."""
+"""Closed forms of posterior, predictions and evidence for y_i = w x_i + noise with a Gaussian prior on w."""
 
 from __future__ import annotations
 
@@ -24,18 +24,6 @@ def precision_of(prior: TorchDistribution) -> Tensor:
     if isinstance(inner, torch.distributions.MultivariateNormal):
         return inner.precision_matrix
     return torch.diag_embed(_normal(inner).variance.reciprocal())
-
-
-def covariance_of(prior: TorchDistribution) -> Tensor:
-    """Covariance [T, Y, D, D] of each row of w [Y, D] under a Gaussian, diagonal or full.
-
-    Raises:
-        UsageError: the prior is not Gaussian.
-    """
-    inner = innermost(prior)
-    if isinstance(inner, torch.distributions.MultivariateNormal):
-        return inner.covariance_matrix
-    return torch.diag_embed(_normal(inner).variance)
 
 
 def _normal(inner: Distribution) -> Normal:
@@ -69,17 +57,41 @@ def posterior_of_rows(
         return MultivariateNormal(loc, precision_matrix=precision).to_event(1)
 
 
-def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: Tensor, noise: Tensor | float) -> Tensor:
-    """log p(y | x) [T] in nats, w integrated out: y_k ~ N(X m_k, X P_k^-1 X^T + noise^2 I) for each output k.
+def output_variance_of_rows(q: TorchDistribution, x: Tensor) -> Tensor:
+    """Variance x_i^T S_k x_i of w_k . x_i [T, N, Y] under a Gaussian over w with covariances S_k of its rows.
 
-    The arguments are those of `posterior_of_rows`.
+    Args:
+        q: batch [T], event [Y, D].
+        x: inputs [T, N, D].
     """
-    points = mask.unsqueeze(-1).to(x.dtype)
-    x, y = x * points, y * points
-    covariance = x.unsqueeze(-3) @ covariance_of(prior) @ x.mT.unsqueeze(-3)
-    covariance = covariance + torch.as_tensor(noise) ** 2 * torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-    with WithoutWaiting():
-        log_prob = MultivariateNormal((x @ prior.mean.mT).mT, covariance).log_prob(y.mT).sum(-1)
-    # A masked point is a label 0 with mean 0 and the variance of the noise; its density is removed.
-    masked = (~mask).sum(-1) * y.shape[-1]
-    return log_prob + masked * (torch.as_tensor(noise).log() + 0.5 * math.log(2 * math.pi))
+    return (x.unsqueeze(-3) @ _root_of(q)).square().sum(-1).mT
+
+
+def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: Tensor, noise: Tensor | float) -> Tensor:
+    """log p(y | x) [T] in nats, w integrated out: y_k ~ N(X m_k, X S_k X^T + noise^2 I) for each output k.
+
+    With S_k = R R^T, A = X R / noise, r = (y - X m) / noise, M = I + A^T A, D x D for any number of points, and
+    u = M^-1 A^T r: -2 log p = N log(2 pi noise^2) + log |M| + |r - A u|^2 + |u|^2. Arguments as in `posterior_of_rows`.
+    """
+    points, noise = mask.unsqueeze(-1).to(x.dtype), torch.as_tensor(noise)
+    residual = ((y - (prior.mean @ x.mT).mT) * points / noise).mT.unsqueeze(-1)  # [T, Y, N, 1]
+    reach = (x * points).unsqueeze(-3) @ _root_of(prior) / noise  # [T, Y, N, D]
+    factor = torch.linalg.cholesky_ex(_one_like(x) + reach.mT @ reach)[0]  # of a matrix that is finite if `reach` is
+    explained = torch.cholesky_solve(reach.mT @ residual, factor)
+    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum((-2, -1))
+    quadratic = (residual - reach @ explained).square().sum((-3, -2, -1)) + explained.square().sum((-3, -2, -1))
+    constant = mask.sum(-1) * y.shape[-1] * (math.log(2 * math.pi) + 2 * noise.log())
+    return -0.5 * (constant + log_det + quadratic)
+
+
+def _one_like(x: Tensor) -> Tensor:
+    """The identity [D, D] for inputs [..., D]."""
+    return torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+
+
+def _root_of(q: TorchDistribution) -> Tensor:
+    """R [T, Y, D, D], R R^T the covariance of each row of w under a Gaussian, diagonal or full."""
+    inner = innermost(q)
+    if isinstance(inner, torch.distributions.MultivariateNormal):
+        return inner.scale_tril
+    return torch.diag_embed(_normal(inner).stddev)

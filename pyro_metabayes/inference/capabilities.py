@@ -83,6 +83,17 @@ class Conjugate(Protocol):
         """log p(y_query | x_query, support) [T], in nats."""
 
 
+@runtime_checkable
+class IntegratesGaussian(Protocol):
+    """Outputs linear in w with Gaussian noise: predictions under a Gaussian over w need no draws."""
+
+    def predictive(self, q: TorchDistribution, observed: Observed) -> TorchDistribution:
+        """Integral of p(y_i | x_i, w) q(w) for each query: batch [T, Q], event [Y]."""
+
+    def log_predictive(self, q: TorchDistribution, episodes: Episodes) -> Tensor:
+        """log of the integral of prod_i p(y_i | x_i, w) q(w) [T], over the queries that count, in nats."""
+
+
 # For the message about a missing capability: its name, and what to do.
 WORDS: dict[type, tuple[str, str]] = {
     HasPrior: ("a prior of its own choice", "take another model="),

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from pyro_metabayes.data.sources.chosen_columns import chosen_columns
+from pyro_metabayes.data.sources.column_checks import (
+    learnable_scales,
+    notes_of_training,
+    notes_of_units,
+    refuse_unresolved,
+)
 from pyro_metabayes.data.sources.ragged import Ragged, RaggedTasks
-from pyro_metabayes.data.sources.table import read_columns
+from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales
+from pyro_metabayes.data.sources.table import Name
 from pyro_metabayes.data.stream import Block, check_regression
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.prediction.averages import masked_mean
 from pyro_metabayes.storage.cache import data_file
-
-INTERCEPT = "intercept"  # the name of a feature that is always 1
 
 
 @dataclass(frozen=True)
@@ -28,8 +36,8 @@ class Groups:
 
     features: names of the D columns of x; the first num_random of them have group-specific weights.
     splits: the groups of training, validation and test.
-    units [D]: factor that brings a weight to the units of the file.
-    offset, scale: mean and standard deviation by which the response was standardised.
+    scales: means and standard deviations by which the columns were standardised.
+    notes: what a user should know about the file, one line each.
     """
 
     names: Sequence[str]
@@ -37,10 +45,9 @@ class Groups:
     points: Ragged
     num_random: int
     splits: dict[str, Tensor]
-    units: Tensor
-    offset: float
-    scale: float
+    scales: Scales
     shuffle: bool = True
+    notes: Sequence[str] = ()
 
     num_targets = 1
 
@@ -74,10 +81,28 @@ class Groups:
         groups = self.splits[split]
         return RaggedTasks(self.points, groups, self.points.rows(groups), 0, len(self.points.points)).tasks(slice(None))
 
-    def in_units(self, w: Tensor) -> Tensor:
-        """Weights [..., D'] of the first D' features in the units of the file; the intercept with the offset."""
-        offset = torch.tensor([self.offset * (name == INTERCEPT) for name in self.features], dtype=w.dtype)
-        return w * self.units[: w.shape[-1]].to(w) + offset[: w.shape[-1]].to(w)
+    @property
+    def scale(self) -> float:
+        """Standard deviation of the response in the units of the file: those of a residual, an RMSE."""
+        return self.scales.sd[-1].item()
+
+    def estimated_settings(self) -> dict[str, Any]:
+        """The settings of `load` with which another file is read in the scales of this one."""
+        return {"scales": self.scales.moments()}
+
+    def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
+        """Squared errors [T], mean over the queries, of the mean of the training groups and of that of the support set.
+
+        None without predictors: that regression predicts a mean itself.
+        """
+        if len(self.features) == 1:
+            return {}
+        group_mean = masked_mean(
+            episodes.support_y[..., 0], episodes.support_mask
+        )  # 0, the grand mean, without support
+        means = {"grand_mean": torch.zeros_like(group_mean), "group_means": group_mean}
+        y, mask = episodes.query_y[..., 0], episodes.query_mask
+        return {name: masked_mean((y - mean.unsqueeze(1)).square(), mask) for name, mean in means.items()}
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
         """As `Source.sampler`, but a block contains every group of the split once, in random order.
@@ -97,71 +122,65 @@ class Groups:
 
 
 def load(
-    group: str,
-    response: str,
-    predictors: Sequence[str] = (),
-    random: Sequence[str] = (INTERCEPT,),
+    group: Name,
+    response: Name,
+    predictors: Sequence[Name] = (),
+    random: Sequence[Name] = (INTERCEPT,),
     path: str = "",
     table: str = "",
-    centre: bool = False,
     shuffle: bool = True,
     train: float = 1.0,
     val: float = 0.0,
     seed: int = 0,
+    missing: str = "refuse",
+    decimal: str = "point",
+    scales: Mapping[str, Moments] | None = None,
 ) -> Groups:
-    """The groups of a CSV file, or of a table METABAYES_DATA/groups/TABLE.csv.
+    """The groups of a CSV file, or of a table METABAYES_DATA/groups/TABLE.csv. All columns are standardised.
 
-    random: the predictors, and "intercept", with group-specific weights; the others have shared weights.
-    centre: subtract the mean of every predictor, so that the intercept is the response at the means. Predictors are
-        always divided by their standard deviation, and the response is standardised.
-    shuffle: false keeps the order of the points, so that the support set is the first of them (the past).
-    train, val: fractions of the groups, shuffled with `seed`; the rest is for test. With val=0 validation uses the
-        training groups. With train=1 all splits contain all groups, for partial pooling.
+    Args:
+        group: the column that names the group.
+        response: the column to predict.
+        predictors: columns of numbers.
+        random: the predictors, and "intercept", with group-specific weights; the others have shared weights. Without
+            "intercept" the lines of all groups meet at x = 0, so these predictors are divided by their standard
+            deviation and not centred.
+        path: the file, whose cells are separated by commas, semicolons, tabs or vertical bars.
+        table: the name of a table, if there is no path.
+        shuffle: false keeps the order of the points, so that the support set is the first of them (the past).
+        train: fraction of the groups to learn from; with 1 all splits contain all groups, for partial pooling.
+        val: fraction of the groups for validation, which are the training groups if it is 0; the rest is for test.
+        seed: of the assignment of groups to splits.
+        missing: "refuse" rows with gaps, or "drop" them.
+        decimal: "point" or "comma".
+        scales: mean and sd of columns by name, in the units of the file; by default those of the training groups.
+
+    Raises:
+        UsageError: a file, a column or a setting from which no regression can be learned.
     """
-    features = [*random, *(name for name in (INTERCEPT, *predictors) if name not in random)]
-    _check_names(random, predictors, group, response)
-    columns = [name for name in features if name != INTERCEPT]
-    file = _file(path, table)
-    keys, rows = read_columns(file, group, [*columns, response])
+    file, given = _file(path, table), scales or {}
+    chosen = chosen_columns(file, group, response, predictors, random)
+    keys, values, notes = chosen.read(missing, decimal)
     names = {name: number for number, name in enumerate(dict.fromkeys(keys))}
     if len(names) < 2:
-        raise UsageError(f"expected at least two groups in column '{group}' of {file}, got one; change data.group")
+        raise UsageError(f"expected at least two groups in column '{chosen.group}' of {file}, got one; fix data.group")
     place = torch.tensor([names[key] for key in keys])
     splits = _splits(len(names), train, val, seed)
-    values = torch.from_numpy(rows)
-    mean, sd = _moments(values[torch.isin(place, splits["train"])], [*columns, response], file)
-    inputs = (values[:, :-1] - mean[:-1] * centre) / sd[:-1]
-    x = torch.ones(len(rows), len(features), dtype=torch.float64)
-    x[:, [features.index(name) for name in columns]] = inputs
-    units = torch.ones(len(features), dtype=torch.float64)
-    units[[features.index(name) for name in columns]] = 1 / sd[:-1]
-    points = torch.cat((x, (values[:, -1:] - mean[-1]) / sd[-1]), 1).to(torch.get_default_dtype())
-    return Groups(
-        list(names), features, Ragged.of(place, points), len(random), splits,
-        units * sd[-1], mean[-1].item(), sd[-1].item(), shuffle,
-    )  # fmt: skip
+    rows = values[torch.isin(place, splits["train"])]
+    standard = learnable_scales(rows, chosen.columns, chosen.random, given, file)
+    points = standard.standardised(values)
+    refuse_unresolved(points, chosen.columns, file)
+    notes += notes_of_units(values, standard, given) if given else notes_of_training(rows, standard, file)
+    ragged = Ragged.of(place, points.to(torch.get_default_dtype()))
+    return Groups(list(names), chosen.features, ragged, len(chosen.random), splits, standard, shuffle, notes)
 
 
 def _file(path: str, table: str) -> Path:
-    if table:
-        return data_file(f"groups/{table}.csv", "put the CSV file there, or take data=groups data.path=FILE.csv")
-    if not path:
+    if path:
+        return Path(path).expanduser()
+    if not table:
         raise UsageError("expected a CSV file, got no path; set data.path=FILE.csv, data.group and data.response")
-    return Path(path).expanduser()
-
-
-def _check_names(random: Sequence[str], predictors: Sequence[str], group: str, response: str) -> None:
-    there = (INTERCEPT, *predictors)
-    if unknown := [name for name in random if name not in there]:
-        raise UsageError(f"expected data.random to name some of {', '.join(there)}, got '{unknown[0]}'")
-    if not random:
-        raise UsageError("expected data.random to name what differs from group to group, got nothing; take [intercept]")
-    every = [*there, group, response]
-    if twice := [name for name in dict.fromkeys([*every, *random]) if every.count(name) > 1 or random.count(name) > 1]:
-        raise UsageError(
-            f"expected each of data.group, predictors, random and response to be another column, got '{twice[0]}' "
-            f"twice ('{INTERCEPT}' is the name of the constant)"
-        )
+    return data_file(f"groups/{table}.csv", "put the CSV file there, or take data=groups data.path=FILE.csv")
 
 
 def _splits(num_groups: int, train: float, val: float, seed: int) -> dict[str, Tensor]:
@@ -176,15 +195,3 @@ def _splits(num_groups: int, train: float, val: float, seed: int) -> dict[str, T
         raise UsageError(f"expected groups for {empty[0]}, got none of {num_groups}; change data.train and data.val")
     parts["val"] = parts["val"] if len(parts["val"]) else parts["train"]
     return {name: part.sort().values for name, part in parts.items()}
-
-
-def _moments(values: Tensor, names: Sequence[str], file: Path) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every column over the training groups; refuses a constant column."""
-    mean, sd = values.mean(0), values.std(0, correction=0)
-    for name, spread, size in zip(names, sd.tolist(), values.abs().amax(0).tolist(), strict=True):
-        if not 1e-12 * size < spread < math.inf:
-            raise UsageError(
-                f"expected numbers that differ in column '{name}' of {file}, got a spread of {spread:g} in the "
-                "training groups; take another column, or more groups"
-            )
-    return mean, sd

@@ -1,0 +1,37 @@
+"""Notes, one line each: what is remarkable about the data or the result of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pyro_metabayes.experiments.runs.setup import RunSetup
+from pyro_metabayes.experiments.runs.tasks import HasNotes
+
+
+def print_notes(setup: RunSetup) -> None:
+    """What the source of the tasks says about its data."""
+    if isinstance(source := setup.tasks.source, HasNotes):
+        for note in source.notes:
+            print(f"note: {note}", flush=True)
+
+
+def note_poor_result(results: Mapping[str, Any]) -> None:
+    """Notes about skipped steps, and about predictions no better than those of a constant."""
+    if skipped := results["skipped"]:
+        print(f"{skipped} of {results['steps']} steps were skipped: a loss or gradient was not finite (train.on_nan)")
+    num_answers = results["way"] + (results["base_classes"] or 0)
+    if results["accuracy"] and results["nll"] > (chance := math.log(num_answers)):
+        print(f"worse than chance (NLL {chance:.3f}): too few steps, or diverged (lower train.learning_rate)")
+    if constants := results["constant_rmse"]:
+        _note_useless_regression(results["rmse"], constants)
+
+
+def _note_useless_regression(rmse: float, constants: Mapping[str, float]) -> None:
+    name, best = min(constants.items(), key=lambda item: item[1])
+    if round(rmse, 3) >= round(best, 3):
+        print(
+            f"note: no better than the {name.replace('_', ' ')} (RMSE {rmse:.3f}, against {best:.3f}): the predictors "
+            "do not help, or the training is too short (train.steps)"
+        )

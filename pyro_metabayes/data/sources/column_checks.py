@@ -1,0 +1,134 @@
+"""Columns that a regression in single precision cannot use: constant, collinear, or spread too widely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales, check_given, scales_of
+from pyro_metabayes.errors import UsageError
+
+COLLINEAR = 1e-6  # sd of what the other columns do not explain, in sds of the column
+NEARLY = 1e-2  # below this sd the optimiser does not find the weights; noted only, since predictions may be good
+FAR = 10.0  # sds between 0 and the mean, from which on a slope and its value at the mean are one quantity
+OTHER_UNITS = 10.0  # sds between the means of two files, from which on they are hardly in the same unit
+
+
+def learnable_scales(
+    rows: Tensor, columns: Sequence[str], random: Sequence[str], given: Mapping[str, Moments], file: Path
+) -> Scales:
+    """The given scales, and for other columns those of the training rows, if a regression can be learned from them."""
+    check_given(given, columns)
+    estimated = [place for place, name in enumerate(columns) if "sd" not in given.get(name, {})]
+    refuse_constant(rows[:, estimated], [columns[place] for place in estimated], file)
+    if given:
+        return scales_of(rows, columns, given)
+    refuse_far_from_zero(rows, columns, random, file)
+    through_zero = [] if INTERCEPT in random else random
+    return scales_of(rows, columns, {name: {"mean": 0.0} for name in through_zero})
+
+
+def refuse_constant(values: Tensor, columns: Sequence[str], file: Path) -> None:
+    """Refuse a column of the training groups whose numbers are all equal, up to the precision of float64."""
+    largest, spread = values.abs().amax(0), values.amax(0) - values.amin(0)
+    for name, size, difference in zip(columns, largest.tolist(), spread.tolist(), strict=True):
+        if name != INTERCEPT and not 1e-12 * size < difference < math.inf:
+            raise UsageError(
+                f"expected numbers that differ in column '{name}' of {file}, got a range of {difference:g} in the "
+                "training groups; drop the column, or bring more groups"
+            )
+
+
+def refuse_far_from_zero(values: Tensor, columns: Sequence[str], random: Sequence[str], file: Path) -> None:
+    """Refuse group-specific slopes without intercepts of columns far from 0, whose lines would all meet there."""
+    for name in random:
+        column = values[:, columns.index(name)]
+        mean, sd = column.mean().item(), column.std(correction=0).item()
+        if INTERCEPT not in random and abs(mean) > FAR * sd:
+            raise UsageError(
+                f"expected '{INTERCEPT}' in data.random beside '{name}', got slopes alone, whose lines all meet at "
+                f"{name} = 0, while {name} has mean {mean:g} and sd {sd:g} in {file}; set data.random="
+                f"[{','.join((INTERCEPT, *random))}]"
+            )
+
+
+def notes_of_training(rows: Tensor, scales: Scales, file: Path) -> list[str]:
+    """Notes about the columns [N, D + 1] of the training groups; refuses collinear predictors."""
+    return notes_of_response(rows[:, -1], scales.columns[-1]) + check_collinear(scales.standardised(rows), scales, file)
+
+
+def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[str]:
+    """Refuse a column that follows from those before it; a note for one that nearly does.
+
+    Args:
+        standardised: columns [N, D + 1] of the training groups.
+        scales: theirs.
+        file: for the message.
+
+    Returns:
+        At most one note.
+    """
+    inputs, columns = standardised[:, :-1], scales.columns[:-1]
+    order = sorted(range(len(columns)), key=lambda place: columns[place] != INTERCEPT)
+    notes: list[str] = []
+    for number, place in enumerate(order):
+        before = order[:number]
+        weights = torch.linalg.lstsq(inputs[:, before], inputs[:, place : place + 1], driver="gelsd").solution
+        rest = (inputs[:, place : place + 1] - inputs[:, before] @ weights).square().mean().sqrt().item()
+        if rest >= NEARLY or columns[place] == INTERCEPT:
+            continue
+        sharing = [columns[i] for i, weight in zip(before, weights[:, 0].tolist(), strict=True) if abs(weight) > 1e-3]
+        others = " and ".join(f"'{name}'" for name in sharing if name != INTERCEPT)
+        if rest < COLLINEAR:
+            raise UsageError(
+                f"expected columns none of which follows from others, got '{columns[place]}' as a linear function of "
+                f"{others} in the training groups of {file}; drop one of them from data.predictors"
+            )
+        notes.append(
+            f"column '{columns[place]}' nearly follows from {others} (all but {rest:.1g} of its sd): their weights are "
+            "poorly determined; drop one, or take the mean off before squares and products"
+        )
+    return notes[:1]
+
+
+def refuse_unresolved(standardised: Tensor, columns: Sequence[str], file: Path) -> None:
+    """Refuse a column [N, D + 1] of which single precision keeps less than half of the distinct values."""
+    rounded = standardised.to(torch.get_default_dtype())
+    for name, exact, kept in zip(columns, standardised.unbind(1), rounded.unbind(1), strict=True):
+        before, after = len(exact.unique()), len(kept.unique())
+        if 2 * after < before:
+            raise UsageError(
+                f"expected a column '{name}' of {file} without values that are far from all others, got {before} "
+                f"distinct values of which {after} can be told apart beside the largest; take logarithms, or drop rows"
+            )
+
+
+def notes_of_response(y: Tensor, name: str) -> list[str]:
+    """A note for a response to which Gaussian noise hardly fits: two values, or whole numbers close to 0."""
+    low, high = y.min().item(), y.max().item()
+    fitted = "it is fitted with Gaussian noise of one sd, as if it were continuous and unbounded"
+    if len(y.unique()) == 2:
+        return [f"response '{name}' has two values, {low:g} and {high:g}: {fitted}; predictions are no probabilities"]
+    near_zero = y.mean().item() < 3 * y.std(correction=0).item()
+    if near_zero and low >= 0 and bool((y == y.round()).all()):
+        return [
+            f"response '{name}' has whole numbers from {low:g} to {high:g} only, such as counts or ratings: {fitted}"
+        ]
+    return []
+
+
+def notes_of_units(values: Tensor, scales: Scales, given: Mapping[str, Moments]) -> list[str]:
+    """A note for columns whose mean is far from that of the run, where it is recorded with the sd."""
+    far = ((values.mean(0) - scales.mean) / scales.sd).abs() > OTHER_UNITS
+    return [
+        f"column '{name}' has mean {mean:g} where the run was trained on mean {of_run:g} and sd {sd:g}: are the units "
+        "the same?"
+        for name, is_far, mean, of_run, sd in zip(
+            scales.columns, far.tolist(), values.mean(0).tolist(), scales.mean.tolist(), scales.sd.tolist(), strict=True
+        )
+        if is_far and "sd" in given.get(name, {})
+    ]
