@@ -38,7 +38,7 @@ def _read_list(sums: Path, modified: int) -> dict[str, str]:
     """Checksum by path; `modified` makes the cache read a changed list again."""
     lines = [
         line.split(maxsplit=1)
-        for line in sums.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in sums.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         if line.strip()
     ]
     if malformed := [line for line in lines if len(line) != 2]:
