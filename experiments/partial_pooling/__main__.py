@@ -123,7 +123,7 @@ def closed_forms(run: Path, changes: str, split: int | None) -> dict[str, float]
     """RMSE on the evaluation tasks of a run, or on those of another split of the groups."""
     changed = [] if split is None else [f"data.seed={split}", f"seed={split}"]
     config = saved_config(run, [*changes.split(","), *changed])
-    tasks = set_up(config).tasks
+    tasks = set_up(config, training=False).tasks
     assert isinstance(tasks.source, Groups)
     return held_out_rmse(tasks.source, tasks.stream("test").batch(0, config.eval.tasks))
 
