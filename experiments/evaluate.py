@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.runs.evaluation import evaluate_run
 from pyro_metabayes.experiments.runs.restore_run import refuse_training
 from pyro_metabayes.experiments.runs.tables import result_row, text_table
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import within
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.evaluate", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("run", type=user_path, help="the folder of a finished run")
     parser.add_argument("settings", nargs="*", help="changed settings, such as guide.num_steps=0 or eval.tasks=2000")
     options = parser.parse_args(arguments)
     refuse_training(options.settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import keep_settings, run_command
 from pyro_metabayes.experiments.cli.config import Config, config_from, saved_config
 from pyro_metabayes.experiments.cli.distributed import is_worker, run_worker
+from pyro_metabayes.experiments.cli.overrides import unquoted
 from pyro_metabayes.experiments.cli.sweeps import job_name
 from pyro_metabayes.experiments.runs.tables import result_row, text_table
 from pyro_metabayes.experiments.runs.train import run, train_along
@@ -37,13 +39,14 @@ def settings_for(composed: DictConfig, folder: Path) -> Config:
     has restarted it.
     """
     if composed.resume:
-        overrides = [item.lstrip("+") for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
+        overrides = [unquoted(item) for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
         return saved_config(folder, overrides)
     config = config_from(composed)
     if (folder / "checkpoint.pt").exists():
         if not job_name():
-            raise UsageError(f"expected a new folder, got {folder}, which holds a run; resume={folder} continues it")
-        if saved_config(folder, []) != config:
+            remedy = f"{shlex.quote(f'resume={folder}')} continues it"
+            raise UsageError(f"expected a new folder, got {folder}, which holds a run; {remedy}")
+        if saved_config(folder, []).with_absolute_path() != config.with_absolute_path():
             conflict = f"{folder}, which holds a run of other settings"
             raise UsageError(f"expected a new folder, got {conflict}; name another: hydra.sweep.dir=DIR")
     elif (folder / "results.json").exists():

@@ -23,6 +23,7 @@ from pyro_metabayes.prediction.draws import Prediction, draws_of
 from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
 from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
 from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import expecting, within
 from pyro_metabayes.storage.weights import current_weights, refuse_other_weights
 
@@ -151,7 +152,7 @@ class MetaLearner(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """Specification and weights, in one file that `load` reads."""
-        checkpoint.save(Path(path), {"learner": self.portable()})
+        checkpoint.save(user_path(path), {"learner": self.portable()})
 
     def portable(self) -> dict[str, Any]:
         """What rebuilds this learner: plain values and tensors."""
@@ -167,7 +168,7 @@ class MetaLearner(nn.Module):
 
         Only names under models., guides., pyro_metabayes. and the given prefixes are imported.
         """
-        path = Path(path)
+        path = user_path(path)
         state = checkpoint.load(within(path, "checkpoint.pt") if path.is_dir() else path)
         saved = state.get("best", state.get("learner"))
         if not isinstance(saved, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ from pyro_metabayes.errors import Interrupted, UsageError, printable
 from pyro_metabayes.experiments.cli.config import register
 from pyro_metabayes.experiments.cli.lock import alone_in
 from pyro_metabayes.experiments.cli.messages import MISTAKES, masks_interrupt, one_line, raised_in_composition
+from pyro_metabayes.experiments.cli.overrides import composable
 from pyro_metabayes.experiments.cli.sweeps import (
     RUNNING,
     in_sweep,
@@ -29,8 +31,8 @@ from pyro_metabayes.experiments.cli.sweeps import (
     unfinished_jobs,
     write_note,
 )
-from pyro_metabayes.specification.parts import PARTS
 from pyro_metabayes.storage.checkpoint import write_atomically
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
 from pyro_metabayes.training.allocator import keep_freed_memory
 from pyro_metabayes.training.interruption import SIGNALS
@@ -45,7 +47,7 @@ def run_command(
 ) -> None:
     """Compose CONFIG_NAME.yaml, call the task with it and the run's folder, report mistakes in one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are reported here, not by Hydra
-    sys.argv[1:] = _in_resumed_folder([allow_part_setting(argument) for argument in _multirun_first(sys.argv[1:])])
+    sys.argv[1:] = composable(_in_resumed_folder(_multirun_first(sys.argv[1:])))
     register()
     failures: list[str] = []
 
@@ -119,15 +121,6 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def allow_part_setting(argument: str) -> str:
-    """`guide.scale=0.1` may set what the YAML leaves at its default: the constructor's signature decides.
-
-    Hydra requires the prefix ++ for such a setting, and for a new entry of a mapping.
-    """
-    open_ended = (*(f"{part}." for part in ("data", *PARTS)), "train.learning_rates", "train.kl_weight")
-    return f"++{argument}" if argument.startswith(open_ended) else argument
-
-
 def _multirun_first(arguments: list[str]) -> list[str]:
     """Hydra accepts -m as the first argument only."""
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
@@ -138,12 +131,12 @@ def _in_resumed_folder(arguments: list[str]) -> list[str]:
     folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
     if not folders or not folders[-1]:
         return arguments
-    if not (Path(folders[-1]) / "checkpoint.pt").is_file():
+    folder = user_path(folders[-1])
+    if not (folder / "checkpoint.pt").is_file():
         expected = f"expected resume= to name the folder of a run with a checkpoint.pt, got '{folders[-1]}'"
-        sys.exit(f"error: {expected}; {_resume_remedy(Path(folders[-1]))}")
-    quoted = "'" + folders[-1].replace("'", r"\'") + "'"  # Hydra interprets commas and equals signs
+        sys.exit(f"error: {expected}; {_resume_remedy(folder)}")
     remaining = [argument for argument in arguments if not argument.startswith("resume=")]
-    return [*remaining, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+    return [*remaining, f"resume={folder}", f"hydra.run.dir={folder}"]
 
 
 def _resume_remedy(folder: Path) -> str:
@@ -151,7 +144,7 @@ def _resume_remedy(folder: Path) -> str:
     if folder.is_file():
         return f"give its folder, {folder.parent}"
     if (folder / "multirun.yaml").exists():
-        return f"continue a sweep with its own command and hydra.sweep.dir={folder}"
+        return f"continue a sweep with its own command and {shlex.quote(f'hydra.sweep.dir={folder}')}"
     if folder.is_dir():
         return "start a run without a checkpoint again with its own command"
     return "there is no such folder"
@@ -185,7 +178,7 @@ def _in_locked_folder(task: Callable[[Path], object], folder: Path) -> None:
         if {path.name for path in folder.iterdir()} <= {".hydra", "study.txt", ".lock"}:
             shutil.rmtree(folder)
         elif type(error) is KeyboardInterrupt and (folder / "checkpoint.pt").exists():
-            how = f"python -m experiments.run resume={folder}"
+            how = f"python -m experiments.run {shlex.quote(f'resume={folder}')}"
             raise Interrupted(f"interrupted; continue with: {how}") from None
         raise
 

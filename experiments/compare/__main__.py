@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.compare.plots import draw
 from pyro_metabayes.experiments.runs.comparison import differences_row, scores_row
 from pyro_metabayes.experiments.runs.finished_runs import Run, find_runs, group_by_label
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
+from pyro_metabayes.storage.paths import user_path
 
 PAIRED = "Less the first row of the same data and task, on the same tasks (95% intervals of the paired differences):"
 
@@ -29,11 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.compare", description=__doc__)
     help_runs = "folders of runs, or folders above them (in the order of their paths); the first row is the baseline"
     parser.add_argument("runs", nargs="+", help=help_runs)
-    parser.add_argument("--out", default="runs/comparison", help="folder for table.md, table.csv and comparison.png")
+    parser.add_argument(
+        "--out", type=user_path, default="runs/comparison", help="folder for table.md, table.csv and comparison.png"
+    )
     options = parser.parse_args(arguments)
     groups = group_by_label(find_runs(options.runs))
     scores, paired = tables(groups)
-    out = Path(options.out)
+    out = options.out
     both = f"{markdown_table(scores)}\n\n{PAIRED}\n\n{markdown_table(paired)}\n"
     save_tables(out, both, [row | difference for row, difference in zip(scores, paired, strict=True)])
     draw(groups, out / "comparison.png")

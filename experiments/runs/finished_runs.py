@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.runs.tables import task_name
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, reason_of
 
 SCORES = ("accuracy", "nll", "joint_nll")
@@ -49,7 +51,7 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
     """Every run in or below the folders, a run before its later evaluations."""
     runs = []
     for path in paths:
-        files = sorted(Path(path).rglob("results.json"), key=lambda file: (len(file.parts), file))
+        files = sorted(user_path(path).rglob("results.json"), key=lambda file: (len(file.parts), file))
         if not files:
             raise UsageError(f"expected a folder with finished runs (results.json), got '{path}', which has none")
         runs += [read_run(file.parent) for file in files]
@@ -62,7 +64,7 @@ def read_run(folder: Path) -> Run:
     if not (folder / file).is_file():
         has_checkpoint = (folder / "checkpoint.pt").is_file()
         remedy = (
-            f"finish it with: python -m experiments.run resume={folder}"
+            f"finish it with: python -m experiments.run {shlex.quote(f'resume={folder}')}"
             if has_checkpoint
             else "give the folder of a run"
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.episodes import Episodes
@@ -16,6 +17,7 @@ from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import count_of, expecting, within
 
 Settings = TypeVar("Settings")
@@ -37,9 +39,17 @@ def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Setti
     command_settings = [argument for argument in arguments if "." not in argument.partition("=")[0]]
     run_settings = [argument for argument in arguments if argument not in command_settings]
     refuse_training(run_settings)
-    merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(command_settings))
+    merged = OmegaConf.merge(OmegaConf.structured(schema), *map(_setting, command_settings))
     settings: Any = OmegaConf.to_object(merged)  # refuses missing values
     return settings, run_settings
+
+
+def _setting(argument: str) -> DictConfig:
+    """A setting of a command; the folder of a run is taken as it is written, whatever signs it contains."""
+    name, _, value = argument.partition("=")
+    if name == "run" and (not value.startswith("[") or user_path(value).exists()):
+        return OmegaConf.create({name: str(user_path(value))})
+    return OmegaConf.from_dotlist([argument])
 
 
 def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
@@ -53,7 +63,7 @@ def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
     if step < num_steps:
         raise UsageError(
             f"expected a finished run, got {folder}, at step {step} of {num_steps}; "
-            f"finish it with: python -m experiments.run resume={folder}"
+            f"finish it with: python -m experiments.run {shlex.quote(f'resume={folder}')}"
         )
     return state
 

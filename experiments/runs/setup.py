@@ -56,4 +56,4 @@ def set_up(config: Config, num_classes: int | None = None, training: bool = True
     if isinstance(data, Bank):
         bank = pretrain_learner(config, learner, data, device)
         source = source_of(config, place_bank(bank, device, config.place))
-    return RunSetup(config, device, learner, RunTasks(config, source, device), fingerprint)
+    return RunSetup(config.with_absolute_path(), device, learner, RunTasks(config, source, device), fingerprint)

@@ -18,6 +18,7 @@ from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import data_file
+from pyro_metabayes.storage.paths import user_path
 
 INTERCEPT = "intercept"  # the name of a feature that is always 1
 
@@ -147,7 +148,7 @@ def _file(path: str, table: str) -> Path:
         return data_file(f"groups/{table}.csv", "put the CSV file there, or take data=groups data.path=FILE.csv")
     if not path:
         raise UsageError("expected a CSV file, got no path; set data.path=FILE.csv, data.group and data.response")
-    return Path(path).expanduser()
+    return user_path(path)
 
 
 def _check_names(random: Sequence[str], predictors: Sequence[str], group: str, response: str) -> None:

@@ -15,6 +15,7 @@ from pyro_metabayes.data.sources.images import MODES, READING, Colour, all_pixel
 from pyro_metabayes.data.sources.listing import is_hidden, lines_of, visible, visible_files
 from pyro_metabayes.data.sources.parts import Part, Rows, bank_of, refuse_shared
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import plain_name
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -31,7 +32,7 @@ def load(path: str = "", size: int = 84, channels: int = 3, background: str = "w
     """
     if size < 1 or channels not in MODES:
         raise UsageError(f"expected data.size >= 1 and data.channels 1 or 3, got {size} and {channels}")
-    colour, folder = colour_of(background), Path(path).expanduser()
+    colour, folder = colour_of(background), user_path(path)
     if not path or not folder.is_dir():
         raise UsageError(f"expected a folder of images, got '{path}'; set data.path to one with {LAYOUT}")
     classes = _classes_of_lists(folder) if (folder / "train.txt").is_file() else _classes_of_folders(folder)
