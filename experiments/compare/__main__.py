@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.compare.plots import draw
-from pyro_metabayes.experiments.runs.comparison import differences_row, scores_row
+from pyro_metabayes.experiments.runs.comparison import differences_row, scores_row, unpaired_note
 from pyro_metabayes.experiments.runs.finished_runs import Run, find_runs, group_by_label
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
 from pyro_metabayes.storage.paths import user_path
@@ -15,7 +15,10 @@ from pyro_metabayes.storage.paths import user_path
 PAIRED = "Less the first row of the same data and task, on the same tasks (95% intervals of the paired differences):"
 
 
-def tables(groups: Mapping[tuple[str, str], Sequence[Run]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+Groups = Mapping[tuple[str, str], Sequence[Run]]
+
+
+def tables(groups: Groups) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """The scores, and their differences to the first row of the same data and task."""
     first: dict[str, Sequence[Run]] = {}
     scores, paired = [], []
@@ -23,6 +26,18 @@ def tables(groups: Mapping[tuple[str, str], Sequence[Run]]) -> tuple[list[dict[s
         scores.append(scores_row(task, label, runs))
         paired.append(differences_row(task, label, runs, first.setdefault(task, runs)))
     return scores, paired
+
+
+def notes(groups: Groups) -> list[str]:
+    """A line for each row without differences: to the first row of its task, or to that on other data of this name."""
+    first: dict[str, tuple[str, Sequence[Run]]] = {}
+    lines = []
+    for (task, label), runs in groups.items():
+        if baseline := first.get(task) or first.get(runs[0].task):
+            lines.append(unpaired_note(label, runs, *baseline))
+        for name in (task, runs[0].task):
+            first.setdefault(name, (label, runs))
+    return [line for line in lines if line]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,10 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     groups = group_by_label(find_runs(options.runs))
     scores, paired = tables(groups)
     out = options.out
-    both = f"{markdown_table(scores)}\n\n{PAIRED}\n\n{markdown_table(paired)}\n"
+    below = "".join(f"\n{line}\n" for line in notes(groups))
+    both = f"{markdown_table(scores)}\n\n{PAIRED}\n\n{markdown_table(paired)}\n{below}"
     save_tables(out, both, [row | difference for row, difference in zip(scores, paired, strict=True)])
     draw(groups, out / "comparison.png")
-    print(f"{text_table(scores)}\n\n{PAIRED}\n\n{text_table(paired)}\n")
+    print(f"{text_table(scores)}\n\n{PAIRED}\n\n{text_table(paired)}\n{below}")
     print(f"table.md, table.csv and comparison.png: {out}")
 
 

@@ -20,7 +20,18 @@ from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, rea
 
 SCORES = ("accuracy", "nll", "joint_nll")
 QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
-TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")  # determine the tasks of a run
+TASKS = (
+    "data",
+    "split",
+    "way",
+    "shot",
+    *QUERIES,
+    "feature_noise",
+    "tasks",
+    "seed",
+)  # fields that determine the tasks of a run
+OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # settings of the data that do not
+FINGERPRINT = "data_fingerprint"  # a hash of the data of a run, null for a simulator; absent in the first versions
 NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
@@ -42,9 +53,24 @@ class Run:
         return f"{results['data']} {name}, {results['split']}"
 
     @property
-    def tasks(self) -> tuple[Any, ...]:
-        """What determines the test tasks; runs with the same value can be compared task by task."""
-        return tuple(str(self.results.get(name) or None) for name in TASKS)  # older runs lack some of the names
+    def data(self) -> str:
+        """The start of the fingerprint of the data; '' for a simulator."""
+        return str(self.results.get(FINGERPRINT, "unknown") or "")[:8]
+
+    @property
+    def tasks(self) -> tuple[tuple[str, str], ...]:
+        """What determines the test tasks, by name; runs with the same value can be compared task by task.
+
+        The tasks of a run that records no fingerprint of its data are its own.
+        """
+        results, config = self.results, self.results.get("config", {})
+        # 0 and [] stand for settings that are off, of which older runs have no field.
+        named = {name: results[name] for name in TASKS if results.get(name) or name == "seed"}
+        named[FINGERPRINT] = results.get(FINGERPRINT, f"not recorded in {self.folder.resolve()}")
+        named |= {f"data.{k}": v for k, v in config.get("data", {}).items() if k not in OTHER_DATA_SETTINGS}
+        if results.get("base_query"):  # its queries are drawn from the inputs that are held out
+            named["pretrain.holdout_per_class"] = config["pretrain"]["holdout_per_class"]
+        return tuple((name, str(value)) for name, value in sorted(named.items()))
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:
@@ -113,6 +139,8 @@ def labels(runs: Sequence[Run]) -> list[str]:
     for run, setting in zip(runs, settings, strict=True):
         family = by_guide[run.results["guide"], run.task]
         names_of_family = {name for setting_of_run in family for name in setting_of_run}
+        if len(of_task := {other.results.get(FINGERPRINT) for other in runs if other.task == run.task}) == 1:
+            names_of_family -= {"data.path"} if of_task != {None} else set()  # the same data in several places
         differ = sorted(
             name for name in names_of_family if len({repr(setting_of_run.get(name)) for setting_of_run in family}) > 1
         )
@@ -120,11 +148,19 @@ def labels(runs: Sequence[Run]) -> list[str]:
     return names
 
 
+def task_names(runs: Sequence[Run]) -> list[str]:
+    """Data and task of each run, with the fingerprint of its data where runs of that name are on different data."""
+    data = defaultdict(set)
+    for run in runs:
+        data[run.task].add(run.data)
+    return [f"{run.task}, data {run.data}" if len(data[run.task]) > 1 else run.task for run in runs]
+
+
 def group_by_label(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     """Runs by (data and task, label), which differ in the seed only; a repetition of the same tasks is left out."""
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run, label in zip(runs, labels(runs), strict=True):
-        group = groups[run.task, label]
+    for run, task, label in zip(runs, task_names(runs), labels(runs), strict=True):
+        group = groups[task, label]
         if all(run.tasks != kept.tasks for kept in group):
             group.append(run)
         else:
