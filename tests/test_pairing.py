@@ -19,7 +19,8 @@ from tests.commands import SMALL, ran, write_features
 
 TASK: dict[str, Any] = {
     "data": "features", "split": "test", "way": 5, "shot": 1, "query": 15, "query_counts": [],
-    "query_concentration": 0.0, "query_balanced": 0.0, "feature_noise": 0.0, "base_query": 0, "base_classes": None, "tasks": 8, "seed": 0,
+    "query_concentration": 0.0, "query_balanced": 0.0, "feature_noise": 0.0,
+    "base_query": 0, "base_classes": None, "tasks": 8, "seed": 0,
 }  # fmt: skip
 SCORES: dict[str, Any] = {
     "ece": 0.1, "elbo": None, "kl": None, "logit_sd": None, "collapsed": None, "transductive": False, "steps": 2,
@@ -37,7 +38,8 @@ OF_TASKS = {
 }  # fmt: skip
 OF_NOTHING = {
     "steps": 9, "transductive": True, "config.data.path": "/b", "config.data.device": "cpu",
-    "config.data._target_": "y", "config.data.train_shift": 1.5, "config.train.learning_rate": 0.2, "config.pretrain.holdout_per_class": 8,
+    "config.data._target_": "y", "config.data.train_shift": 1.5, "config.train.learning_rate": 0.2,
+    "config.pretrain.holdout_per_class": 8,
     "config.eval.samples": 3, "versions": {"torch": "0"},
 }  # fmt: skip
 

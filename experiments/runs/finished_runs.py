@@ -20,17 +20,9 @@ from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, rea
 
 SCORES = ("accuracy", "nll", "joint_nll")
 QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
-TASKS = (
-    "data",
-    "split",
-    "way",
-    "shot",
-    *QUERIES,
-    "feature_noise",
-    "tasks",
-    "seed",
-)  # fields that determine the tasks of a run
-OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # settings of the data that do not
+# Fields that determine the tasks of a run, beside the data and their settings.
+TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")
+OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # on which test tasks do not depend
 FINGERPRINT = "data_fingerprint"  # a hash of the data of a run, null for a simulator; absent in the first versions
 NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageFile, ImageOps, UnidentifiedImageError
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
@@ -56,7 +56,7 @@ def pixels(source: Path | bytes, size: int | None, channels: int = 3, background
     return np.ascontiguousarray(array.reshape(*array.shape[:2], channels).transpose(2, 0, 1))
 
 
-def _refuse_unscaled_transparency(image: Image.Image) -> None:
+def _refuse_unscaled_transparency(image: ImageFile.ImageFile) -> None:
     """Refuse a PNG file whose transparent colour Pillow compares, unscaled, with pixels that it scales to 8 bits."""
     of_bits = any(";" in str(tile.args) for tile in image.tile) and image.mode != "P"
     if image.format == "PNG" and "transparency" in image.info and of_bits:
@@ -93,7 +93,7 @@ def _opaque(image: Image.Image, background: Colour) -> Image.Image:
     return Image.alpha_composite(behind, image.convert("RGBA"))
 
 
-def _open(source: Path | bytes) -> Image.Image:
+def _open(source: Path | bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except UnidentifiedImageError:
