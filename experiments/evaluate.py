@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
@@ -12,12 +11,13 @@ from pyro_metabayes.experiments.runs.evaluation import evaluate_run
 from pyro_metabayes.experiments.runs.notes import note_poor_result
 from pyro_metabayes.experiments.runs.restore_run import refuse_training
 from pyro_metabayes.experiments.runs.tables import result_row, text_table
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import within
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("run", type=user_path, help="the folder of a finished run")
     parser.add_argument("settings", nargs="*", help="changed settings, such as guide.num_steps=0 or eval.tasks=2000")
     options = parser.parse_args(arguments)
     refuse_training(options.settings)

@@ -30,6 +30,7 @@ from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
 from pyro_metabayes.seeding import seeded
 from pyro_metabayes.storage.checkpoint import write_atomically
+from pyro_metabayes.storage.paths import user_path
 
 GRID = torch.linspace(-5, 5, 101)
 BOTH = 0.2  # a task has both families if each has at least this share of the samples
@@ -133,7 +134,7 @@ def _panel(axis: Any, observed: Observed, function: Tensor, sampled: Tensor) -> 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a finished run with data=sine_and_line")
+    parser.add_argument("run", type=user_path, help="the folder of a finished run with data=sine_and_line")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10], help="numbers of support points")
     parser.add_argument("--split", default="test", help="train, val or test")
     parser.add_argument("--blocks", type=int, default=10, help=f"tasks in blocks of {BLOCK}")

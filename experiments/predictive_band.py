@@ -24,6 +24,7 @@ from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import seeded
+from pyro_metabayes.storage.paths import user_path
 
 NUM_QUERIES = 400  # of the task; its support points and its curve are taken from them
 NUM_FUNCTIONS = 12  # of the plot
@@ -98,13 +99,13 @@ def _draw_band(axis: Any, band: Band) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs of a regression")
+    parser.add_argument("runs", nargs="+", type=user_path, help="folders of finished runs of a regression")
     parser.add_argument("--task", type=int, default=0, help="which test task (%(default)s)")
     parser.add_argument("--points", type=int, default=5, help="support points (%(default)s)")
     parser.add_argument("--samples", type=int, default=200, help="functions, of which a dozen are drawn (%(default)s)")
     parser.add_argument("--steps", type=int, help="inner steps, if not those of the training")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/predictive_band.png"), help="file of the plot (%(default)s)"
+        "--out", type=user_path, default=Path("runs/predictive_band.png"), help="file of the plot (%(default)s)"
     )
     options = parser.parse_args(arguments)
     if options.task < 0 or not 1 <= options.points <= NUM_QUERIES // 4 or options.samples < 2:

@@ -29,6 +29,7 @@ from pyro_metabayes.guides import sib_rotation
 from pyro_metabayes.inference.rotation import TURNS, every_turn
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage.checkpoint import write_atomically
+from pyro_metabayes.storage.paths import user_path
 
 
 def restore_rotation_run(folder: Path) -> tuple[RunSetup, MetaLearner]:
@@ -75,7 +76,7 @@ def table_of(metrics: dict[str, Tensor], labels: Tensor, num_classes: int) -> li
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a finished run with guide=sib_rotation")
+    parser.add_argument("run", type=user_path, help="the folder of a finished run with guide=sib_rotation")
     parser.add_argument("--split", default="test", help="train, val or test")
     parser.add_argument("--tasks", type=int, default=100, help="minibatches")
     options = parser.parse_args(arguments)

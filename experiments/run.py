@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import keep_settings, run_command
 from pyro_metabayes.experiments.cli.config import Config, config_from, saved_config
 from pyro_metabayes.experiments.cli.distributed import is_worker, run_worker
+from pyro_metabayes.experiments.cli.overrides import unquoted
 from pyro_metabayes.experiments.cli.sweeps import job_name
 from pyro_metabayes.experiments.runs.notes import note_poor_result
 from pyro_metabayes.experiments.runs.tables import result_row, text_table
@@ -36,13 +38,14 @@ def settings_for(composed: DictConfig, folder: Path) -> Config:
     has restarted it.
     """
     if composed.resume:
-        overrides = [item.lstrip("+") for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
+        overrides = [unquoted(item) for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
         return saved_config(folder, overrides)
     config = config_from(composed)
     if (folder / "checkpoint.pt").exists():
         if not job_name():
-            raise UsageError(f"expected a new folder, got {folder}, which holds a run; resume={folder} continues it")
-        if replace(saved_config(folder, []), estimated={}) != config:
+            remedy = f"{shlex.quote(f'resume={folder}')} continues it"
+            raise UsageError(f"expected a new folder, got {folder}, which holds a run; {remedy}")
+        if replace(saved_config(folder, []).with_absolute_path(), estimated={}) != config.with_absolute_path():
             conflict = f"{folder}, which holds a run of other settings"
             raise UsageError(f"expected a new folder, got {conflict}; name another: hydra.sweep.dir=DIR")
     elif (folder / "results.json").exists():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.evaluation import score_run
 from pyro_metabayes.experiments.runs.finished_runs import flatten, read_run
+from pyro_metabayes.storage.paths import user_path
 
 CLOCKED = ("seconds", "episodes_per_second")
 MOVED = ("train_shift",)  # keys of version 0.1, which are under config.data now
@@ -53,7 +53,7 @@ def task_differences(saved: Mapping[str, np.ndarray], evaluation: Evaluation) ->
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("run", type=user_path, help="the folder of a finished run")
     folder = parser.parse_args(arguments).run
     run = read_run(folder)
     results, evaluation = score_run(folder, saved_config(folder, []))

@@ -27,6 +27,7 @@ from pyro_metabayes.seeding import drawing, noise_of
 from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
 from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
 from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import expecting
 from pyro_metabayes.storage.weights import current_weights, refuse_other_weights
 from pyro_metabayes.validation.structure import check_inputs
@@ -167,7 +168,7 @@ class MetaLearner(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """Specification and weights, in one file that `load` reads."""
-        checkpoint.save(Path(path), {"learner": self.portable()})
+        checkpoint.save(user_path(path), {"learner": self.portable()})
 
     def portable(self) -> dict[str, Any]:
         """What rebuilds this learner: plain values and tensors."""
@@ -184,7 +185,7 @@ class MetaLearner(nn.Module):
 
         Only names under models., guides., pyro_metabayes. and the given prefixes are imported.
         """
-        saved = checkpoint.saved_learner(path := Path(path))
+        saved = checkpoint.saved_learner(path := user_path(path))
         with expecting(f"a learner of this package at {path}"), noise_of(0), drawing():  # fresh weights
             with torch.device("meta"):  # without memory, since a specification may claim any size
                 cls._restored(saved, prefixes).refuse_other(saved["weights"])

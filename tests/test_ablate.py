@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pyro_metabayes import MetaLearner
-from pyro_metabayes.experiments.cli.arguments import allow_part_setting
 from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import config_from, register
+from pyro_metabayes.experiments.cli.overrides import allow_part_setting
 from pyro_metabayes.experiments.studies.study import Row, rows_of
 from tests.commands import call, ran, results_of
 

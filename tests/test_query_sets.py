@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from pyro_metabayes import Episodes, UsageError
+from pyro_metabayes.data import positions
+from pyro_metabayes.data.pairs import Pairs
 from pyro_metabayes.data.perturbed import with_noise, with_shift
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.sources.gaussian_features import GaussianFeatures
 from pyro_metabayes.data.sources.linear_gaussian import LinearGaussian
 from pyro_metabayes.data.stream import TaskStream, generator_of
-from pyro_metabayes.data.task_shape import BLOCK, TaskShape
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape, bounded_counts
 from pyro_metabayes.experiments.runs.finished_runs import Run
 from pyro_metabayes.experiments.runs.tables import queries_of
 from tests.pairs import random_tasks
@@ -118,8 +125,95 @@ def test_impossible_query_sets_are_refused(shape: dict[str, Any], message: str) 
 def test_a_bank_too_small_for_the_largest_count_says_so() -> None:
     with pytest.raises(UsageError, match=re.escape("task.shot + the most queries of a class = 56 inputs")):
         BankSampler(numbered([40] * 6)).sampler("train", TaskShape(query_counts=[55, 5, 5, 5, 5]))
-    with pytest.raises(UsageError, match="= 76 inputs"):
-        BankSampler(numbered([40] * 6)).sampler("train", TaskShape(query_concentration=1.0))
+    with pytest.raises(UsageError, match=re.escape("task.shot + task.query = 16 inputs in every class")):
+        BankSampler(numbered([15] * 6)).sampler("train", TaskShape())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape", "message"),
+    [
+        ([15] * 6, {}, "task.way * task.query = 75 inputs beside the support set in any 5 classes of the train split"),
+        ([90, 90, 4, 4, 4, 4, 4], {"shot": 3}, "got 5 in the smallest; lower task.shot or task.query"),
+        ([90, 90, 90, 90, 2, 90], {"shot": 3}, "at least task.shot = 3 inputs in every class of the train split"),
+        ([90, 90, 90, 90, 12, 90], {"query_balanced": 0.5}, "task.shot + task.query = 16 inputs in every class of the"),
+    ],
+)  # fmt: skip
+def test_classes_too_small_for_all_queries_are_refused(sizes: list[int], shape: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        BankSampler(numbered(sizes)).sampler("train", TaskShape(query_concentration=1.0, **shape))
+
+
+BANKS = st.lists(st.integers(1, 40), min_size=2, max_size=9)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(BANKS, st.integers(2, 5), st.integers(1, 3), st.integers(1, 20), st.sampled_from([0.01, 0.5, 1, 2, 50, 1e6]),
+       st.sampled_from([0, 0.5]), st.booleans())  # fmt: skip
+def test_drawn_counts_fit_the_classes(
+    sizes: list[int], way: int, shot: int, query: int, concentration: float, balanced: float, sequential: bool
+) -> None:
+    """Classes of any sizes: a task is refused, or has all its queries, of its classes and none twice."""
+    shape = TaskShape(way, shot, query, query_concentration=concentration, query_balanced=balanced)
+    bank = numbered(sizes)
+    room = sorted(size - shot for size in sizes)
+    possible = len(sizes) >= way and room[0] >= query * (balanced > 0) and sum(room[:way]) >= way * query
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(positions, "MOST_KEYS", 0 if sequential else positions.MOST_KEYS)
+        if not possible:
+            with pytest.raises(UsageError):
+                BankSampler(bank).sampler("train", shape)
+            return
+        tasks = TaskStream(BankSampler(bank).sampler("train", shape), 0, "train").batch(0, BLOCK)
+    support, rows = (x.squeeze(-1).long() for x in (tasks.support_x, tasks.query_x))
+    assert rows.shape == (BLOCK, way * query) and tasks.classes is not None
+    assert torch.equal(bank.labels[rows], tasks.classes.gather(1, tasks.query_y))
+    assert torch.equal(bank.labels[support], tasks.classes.gather(1, tasks.support_y))
+    assert (torch.cat((support, rows), 1).sort(1).values.diff(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("concentration", [0.3, 1.0, 2.0, 1e4])
+def test_bounded_counts_have_the_probabilities_of_their_definition(concentration: float) -> None:
+    """40,000 draws against the Dirichlet-multinomial summed over all counts that fit: within five sd of each share."""
+    total, room = 7, [2, 5, 3]
+    fitting = [n for n in product(*(range(most + 1) for most in room)) if sum(n) == total]
+    logs = torch.tensor([[math.lgamma(n + concentration) - math.lgamma(n + 1) for n in counts] for counts in fitting])
+    expected = logs.double().sum(1).softmax(0)
+    uniform = torch.rand(40_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    drawn = bounded_counts(total, concentration, torch.tensor([room]).expand(40_000, -1), uniform)
+    shares = torch.stack([(drawn == torch.tensor(counts)).all(1).double().mean() for counts in fitting])
+    assert shares.sum() == 1
+    assert ((shares - expected).abs() < 5 * (expected * (1 - expected) / 40_000).sqrt() + 1e-9).all()
+
+
+def test_larger_classes_have_the_counts_of_before() -> None:
+    """Classes that hold all queries of a task draw the multinomial itself, also beside smaller ones of other tasks."""
+    shape = {"query_concentration": 2.0, "query_balanced": 0.25}
+    counts = counts_of(tasks_of(BankSampler(numbered([90] * 6)), 64, **shape).query_y)
+    generator = generator_of(0, "train", 0)
+    torch.rand(BLOCK, 6, generator=generator), torch.rand(BLOCK, 5, 90, generator=generator, dtype=torch.float64)
+    numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    expected = torch.from_numpy(numbers.multinomial(75, numbers.dirichlet([2.0] * 5, BLOCK)))
+    expected[numbers.random(BLOCK) < 0.25] = 15
+    assert torch.equal(counts, expected)
+
+
+def test_of_smaller_classes_tasks_that_fit_have_the_counts_of_before() -> None:
+    """So the others alone are drawn again, from the distribution given that they fit."""
+    shape = TaskShape(query_concentration=1.0)
+    rooms = (None, torch.full((BLOCK, 5), 39))
+    free, bounded = (counts_of(shape.query_points(generator_of(0, "train", 0), room)[0]) for room in rooms)
+    fits = (free <= 39).all(1)
+    assert 10 < fits.sum() < 60 and (bounded <= 39).all()
+    assert torch.equal(free[fits], bounded[fits])
+
+
+def test_pairs_stay_on_one_side_where_counts_are_bounded() -> None:
+    """Twenty images and their twins of each class: no query is the twin of a support image."""
+    partner = torch.arange(6 * 40) ^ 1
+    bank = replace(numbered([40] * 6), pairs=Pairs(partner))
+    tasks = tasks_of(BankSampler(bank), shot=2, query_concentration=0.5)
+    support, query = (x.squeeze(-1).long() for x in (tasks.support_x, tasks.query_x))
+    assert not (partner[support].unsqueeze(2) == query.unsqueeze(1)).any()
 
 
 def test_regressions_have_no_classes_to_count() -> None:

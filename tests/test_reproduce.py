@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.build import check
-from pyro_metabayes.experiments.cli.arguments import allow_part_setting
 from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import config_from, register
+from pyro_metabayes.experiments.cli.overrides import allow_part_setting
 from pyro_metabayes.experiments.reproduce import KINDS, with_section
 from pyro_metabayes.experiments.studies.study import rows_of
 from tests.commands import Outcome, call, ran, results_of

@@ -511,7 +511,7 @@ def test_what_is_wrong_with_folders_is_named(tmp_path: Path, cache: Path) -> Non
     whole = (mine / "val/n10/0.PNG").read_bytes()
     for index, content in enumerate((b"", b"none", whole[:50])):
         (mine / f"val/n10/{index}.PNG").write_bytes(content)
-    Image.fromarray(np.zeros((3, 3), np.uint16)).save(mine / "val/n11/0.PNG")
+    Image.fromarray(np.zeros((3, 3), np.int32)).save(mine / "val/n11/0.PNG", "TIFF")
     assert re.search(r"got 4 of 6 that cannot: .*n10/0.PNG .*n10/1.PNG .*n10/2.PNG .* and 1 more; fix", line())
     shutil.copytree(mine / "train/n01", mine / "test/n01")
     assert re.search("in one split of .*mine, got 'n01' in train and test .*divide the classes, not the images", line())

@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.build import check
-from pyro_metabayes.experiments.cli.arguments import allow_part_setting
 from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import config_from, register
+from pyro_metabayes.experiments.cli.overrides import allow_part_setting
 from pyro_metabayes.experiments.collapse.__main__ import write
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, jobs_of, rows_of

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
-from pyro_metabayes.specification.parts import PARTS
+from pyro_metabayes.experiments.cli.overrides import composable
+from pyro_metabayes.storage.paths import user_path
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
     """The arguments of a command in Hydra's grammar."""
-    return _in_resumed_folder([allow_part_setting(argument) for argument in _multirun_first(arguments)])
-
-
-def allow_part_setting(argument: str) -> str:
-    """`guide.scale=0.1` may set what the YAML leaves at its default: the constructor's signature decides.
-
-    Hydra requires the prefix ++ for such a setting, and for a new entry of a mapping.
-    """
-    open_ended = (*(f"{part}." for part in ("data", *PARTS)), "train.learning_rates", "train.kl_weight")
-    return f"++{argument}" if argument.startswith(open_ended) else argument
+    return composable(_in_resumed_folder(_multirun_first(arguments)))
 
 
 def _multirun_first(arguments: list[str]) -> list[str]:
@@ -32,12 +25,12 @@ def _in_resumed_folder(arguments: list[str]) -> list[str]:
     folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
     if not folders or not folders[-1]:
         return arguments
-    if not (Path(folders[-1]) / "checkpoint.pt").is_file():
+    folder = user_path(folders[-1])
+    if not (folder / "checkpoint.pt").is_file():
         expected = f"expected resume= to name the folder of a run with a checkpoint.pt, got '{folders[-1]}'"
-        sys.exit(f"error: {expected}; {_resume_remedy(Path(folders[-1]))}")
-    quoted = "'" + folders[-1].replace("'", r"\'") + "'"  # Hydra interprets commas and equals signs
+        sys.exit(f"error: {expected}; {_resume_remedy(folder)}")
     remaining = [argument for argument in arguments if not argument.startswith("resume=")]
-    return [*remaining, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+    return [*remaining, f"resume={folder}", f"hydra.run.dir={folder}"]
 
 
 def _resume_remedy(folder: Path) -> str:
@@ -45,7 +38,7 @@ def _resume_remedy(folder: Path) -> str:
     if folder.is_file():
         return f"give its folder, {folder.parent}"
     if (folder / "multirun.yaml").exists():
-        return f"continue a sweep with its own command and hydra.sweep.dir={folder}"
+        return f"continue a sweep with its own command and {shlex.quote(f'hydra.sweep.dir={folder}')}"
     if folder.is_dir():
         return "start a run without a checkpoint again with its own command"
     return "there is no such folder"

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -155,7 +156,7 @@ def _in_locked_folder(task: Callable[[Path], object], folder: Path) -> None:
         if {path.name for path in folder.iterdir()} <= {".hydra", "study.txt", ".lock"}:
             shutil.rmtree(folder)
         elif type(error) is KeyboardInterrupt and (folder / "checkpoint.pt").exists():
-            how = f"python -m experiments.run resume={folder}"
+            how = f"python -m experiments.run {shlex.quote(f'resume={folder}')}"
             raise Interrupted(f"interrupted; continue with: {how}") from None
         raise
 

@@ -8,16 +8,16 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from pyro_metabayes.experiments.cli.arguments import allow_part_setting
 from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import Config, config_from, register
+from pyro_metabayes.experiments.cli.overrides import composable
 
 
 def config_of(settings: Sequence[str]) -> Config:
     """The configuration that `python -m experiments.run SETTINGS` runs."""
     register()
     with initialize_config_dir(CONF, version_base="1.3"):
-        composed = compose("config", [allow_part_setting(setting) for setting in settings], return_hydra_config=True)
+        composed = compose("config", composable(settings), return_hydra_config=True)
         HydraConfig.instance().set_config(composed)  # which names the choice of each group
         with open_dict(composed):
             del composed["hydra"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from pyro_metabayes.data.placement import PLACES
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import UsageError, check_choice, unknown_key
 from pyro_metabayes.evaluation.evaluate import EvalSettings
+from pyro_metabayes.experiments.cli.overrides import LITERALS, key_of
 from pyro_metabayes.moved import estimated_before
 from pyro_metabayes.pretraining import PretrainSettings
 from pyro_metabayes.specification.parts import PARTS
 from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of, within
 from pyro_metabayes.training.data_parallel import refuse_unequal_shards
 from pyro_metabayes.training.optimisation import TrainSettings
@@ -68,6 +70,12 @@ class Config:
         if not isinstance(frozen := self.backbone.get("frozen", True), bool):
             raise UsageError(f"expected backbone.frozen to be true or false, got {frozen!r}")
         check_choice("data.device", self.place, PLACES)
+
+    def with_absolute_path(self) -> Config:
+        """The same settings with an absolute data.path, so that a finished run finds its data from any folder."""
+        path = self.data.get("path")
+        absolute = {"path": str(user_path(path).absolute())} if path and isinstance(path, str) else {}
+        return replace(self, data=self.data | absolute)
 
     def specification(self) -> dict[str, Any]:
         """The parts of the learner, as plain values."""
@@ -122,8 +130,12 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
     saved = checkpoint.load(within(folder, "checkpoint.pt")).get("config")
     if not isinstance(saved, dict) or not saved:
         raise UsageError(f"expected the checkpoint of a run in {folder}, got one without a configuration")
-    merged = OmegaConf.merge(_saved_settings(saved, folder), OmegaConf.from_dotlist(list(overrides)))
+    texts = [override for override in overrides if key_of(override) in LITERALS]
+    others = [override for override in overrides if override not in texts]
+    merged = OmegaConf.merge(_saved_settings(saved, folder), OmegaConf.from_dotlist(others))
     assert isinstance(merged, DictConfig)
+    for key, _, text in (override.partition("=") for override in texts):
+        OmegaConf.update(merged, key, text)  # as it is written: from_dotlist would read it as YAML
     return config_from(merged)
 
 

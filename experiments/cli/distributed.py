@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -75,7 +76,8 @@ def _report_lost_process(folder: Path) -> Iterator[None]:
         codes = " ".join(getattr(error, "__notes__", []))
         launcher = "the torchrun command with" if TorchElasticEnvironment.detect() else "python -m experiments.run"
         raise UsageError(
-            f"a process of the job was lost{codes}; continue from the last checkpoint with: {launcher} resume={folder}"
+            f"a process of the job was lost{codes}; continue from the last checkpoint with: {launcher} "
+            f"{shlex.quote(f'resume={folder}')}"
         ) from error
 
 

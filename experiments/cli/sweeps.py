@@ -7,6 +7,7 @@ is written when the job starts and removed when the job succeeds.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def interruption_message() -> str:
 
 
 def _continuation(folder: Path) -> str:
-    return f"continue with the same command and hydra.sweep.dir={folder}"
+    return f"continue with the same command and {shlex.quote(f'hydra.sweep.dir={folder}')}"
 
 
 def unfinished_jobs() -> str:

@@ -147,7 +147,7 @@ def _draw_kl(axis: Any, rows: Sequence[Row], folder: Path) -> None:
 def _draw_slopes(axis: Any, row: Row, folder: Path) -> None:
     run = row.folder(folder, 0)
     config, results = saved_config(run, []), read(run)
-    tasks, learner = set_up(config).tasks, MetaLearner.load(run)
+    tasks, learner = set_up(config, training=False).tasks, MetaLearner.load(run)
     observed = tasks.stream("test").batch(0, config.eval.tasks).observed()
     assert tasks.truth is not None
     posteriors = tasks.truth.truth(observed), learner.guide.posterior(observed)

@@ -32,6 +32,7 @@ from pyro_metabayes.experiments.runs.restore_run import run_and_tasks, settings_
 from pyro_metabayes.experiments.runs.tables import save_tables
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import seeded
+from pyro_metabayes.storage.paths import user_path
 
 
 @dataclass
@@ -56,7 +57,8 @@ class GoldSettings:
 
     @property
     def runs(self) -> list[str]:
-        return [str(run) for run in self.run] if isinstance(self.run, list) else [str(self.run)]
+        runs = self.run if isinstance(self.run, list) else [self.run]
+        return [str(user_path(str(run))) for run in runs]
 
 
 def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: GoldSettings) -> Comparison:

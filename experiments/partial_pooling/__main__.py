@@ -124,7 +124,7 @@ def closed_forms(run: Path, changes: str, split: int | None) -> dict[str, float]
     changed = [] if split is None else [f"data.seed={split}", f"seed={split}"]
     config = saved_config(run, [*changes.split(","), *changed])
     config = config if split is None else replace(config, estimated={})  # the scales of the new training groups
-    tasks = set_up(config).tasks
+    tasks = set_up(config, training=False).tasks
     assert isinstance(tasks.source, Groups)
     return held_out_rmse(tasks.source, tasks.stream("test").batch(0, config.eval.tasks))
 

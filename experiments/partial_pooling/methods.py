@@ -120,7 +120,7 @@ def estimates_from_run(folder: Path) -> GroupEstimates:
 
 def groups_and_learner(config: Config, folder: Path) -> tuple[Groups, MetaLearner]:
     """The table of groups of a run, and its learner."""
-    source = set_up(config).tasks.source
+    source = set_up(config, training=False).tasks.source
     if not isinstance(source, Groups):
         raise UsageError(f"expected a study of a table of groups, got data={config.choices.get('data')}")
     return source, MetaLearner.load(folder)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pyro_metabayes.evaluation.intervals import ci95_of
-from pyro_metabayes.experiments.runs.finished_runs import Run
+from pyro_metabayes.experiments.runs.finished_runs import FINGERPRINT, Run
 from pyro_metabayes.experiments.runs.tables import COLLAPSE, number, per_cent
 
 DIFFERENCES = {  # title, factor, digits
@@ -45,6 +45,19 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
         "KL": number(mean_over_seeds(runs, "kl"), 1),
         "prior": COLLAPSE[collapsed.pop()] if len(collapsed) == 1 else "differs",
     }
+
+
+def unpaired_note(label: str, runs: Sequence[Run], first_label: str, first: Sequence[Run]) -> str:
+    """Why no run has the test tasks of a run of the first row; '' where one has."""
+    if {run.tasks for run in runs} & {run.tasks for run in first}:
+        return ""
+    if unknown := [run for run in (*first, *runs) if FINGERPRINT not in run.results]:
+        reason = f"{unknown[0].folder} records no fingerprint of its data; experiments.evaluate does"
+    else:
+        one, other = dict(first[0].tasks), dict(runs[0].tasks)
+        names = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+        reason = "; ".join(f"{name} is {one.get(name, 'unset')} and {other.get(name, 'unset')}" for name in names)
+    return f"No paired difference of {label} to {first_label}, which has other test tasks: {reason}."
 
 
 def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +15,15 @@ import numpy as np
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.runs.tables import task_name
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, reason_of
 
 SCORES = ("accuracy", "nll", "joint_nll")
 QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
-TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")  # determine the tasks of a run
+# Fields that determine the tasks of a run, beside the data and their settings.
+TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")
+OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # on which test tasks do not depend
+FINGERPRINT = "data_fingerprint"  # a hash of the data of a run, null for a simulator; absent in the first versions
 NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
@@ -48,16 +53,31 @@ class Run:
         return f"{results['data']} {name}, {results['split']}"
 
     @property
-    def tasks(self) -> tuple[Any, ...]:
-        """What determines the test tasks; runs with the same value can be compared task by task."""
-        return tuple(str(self.results.get(name) or None) for name in TASKS)  # older runs lack some of the names
+    def data(self) -> str:
+        """The start of the fingerprint of the data; '' for a simulator."""
+        return str(self.results.get(FINGERPRINT, "unknown") or "")[:8]
+
+    @property
+    def tasks(self) -> tuple[tuple[str, str], ...]:
+        """What determines the test tasks, by name; runs with the same value can be compared task by task.
+
+        The tasks of a run that records no fingerprint of its data are its own.
+        """
+        results, config = self.results, self.results.get("config", {})
+        # 0 and [] stand for settings that are off, of which older runs have no field.
+        named = {name: results[name] for name in TASKS if results.get(name) or name == "seed"}
+        named[FINGERPRINT] = results.get(FINGERPRINT, f"not recorded in {self.folder.resolve()}")
+        named |= {f"data.{k}": v for k, v in config.get("data", {}).items() if k not in OTHER_DATA_SETTINGS}
+        if results.get("base_query"):  # its queries are drawn from the inputs that are held out
+            named["pretrain.holdout_per_class"] = config["pretrain"]["holdout_per_class"]
+        return tuple((name, str(value)) for name, value in sorted(named.items()))
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:
     """Every run in or below the folders, a run before its later evaluations."""
     runs = []
     for path in paths:
-        files = sorted(Path(path).rglob("results.json"), key=lambda file: (len(file.parts), file))
+        files = sorted(user_path(path).rglob("results.json"), key=lambda file: (len(file.parts), file))
         if not files:
             raise UsageError(f"expected a folder with finished runs (results.json), got '{path}', which has none")
         runs += [read_run(file.parent) for file in files]
@@ -70,7 +90,7 @@ def read_run(folder: Path) -> Run:
     if not (folder / file).is_file():
         has_checkpoint = (folder / "checkpoint.pt").is_file()
         remedy = (
-            f"finish it with: python -m experiments.run resume={folder}"
+            f"finish it with: python -m experiments.run {shlex.quote(f'resume={folder}')}"
             if has_checkpoint
             else "give the folder of a run"
         )
@@ -119,6 +139,8 @@ def labels(runs: Sequence[Run]) -> list[str]:
     for run, setting in zip(runs, settings, strict=True):
         family = by_guide[run.results["guide"], run.task]
         names_of_family = {name for setting_of_run in family for name in setting_of_run}
+        if len(of_task := {other.results.get(FINGERPRINT) for other in runs if other.task == run.task}) == 1:
+            names_of_family -= {"data.path"} if of_task != {None} else set()  # the same data in several places
         differ = sorted(
             name for name in names_of_family if len({repr(setting_of_run.get(name)) for setting_of_run in family}) > 1
         )
@@ -126,11 +148,19 @@ def labels(runs: Sequence[Run]) -> list[str]:
     return names
 
 
+def task_names(runs: Sequence[Run]) -> list[str]:
+    """Data and task of each run, with the fingerprint of its data where runs of that name are on different data."""
+    data = defaultdict(set)
+    for run in runs:
+        data[run.task].add(run.data)
+    return [f"{run.task}, data {run.data}" if len(data[run.task]) > 1 else run.task for run in runs]
+
+
 def group_by_label(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     """Runs by (data and task, label), which differ in the seed only; a repetition of the same tasks is left out."""
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run, label in zip(runs, labels(runs), strict=True):
-        group = groups[run.task, label]
+    for run, task, label in zip(runs, task_names(runs), labels(runs), strict=True):
+        group = groups[task, label]
         if all(run.tasks != kept.tasks for kept in group):
             group.append(run)
         else:

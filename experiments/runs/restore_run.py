@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.episodes import Episodes
@@ -19,6 +20,7 @@ from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
 from pyro_metabayes.experiments.runs.tasks import EstimatesSettings
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import count_of, expecting, within
 from pyro_metabayes.validation.trained_on import TaskRange
 
@@ -44,9 +46,17 @@ def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Setti
     command_settings = [argument for argument in arguments if "." not in argument.partition("=")[0]]
     run_settings = [argument for argument in arguments if argument not in command_settings]
     refuse_training(run_settings)
-    merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(command_settings))
+    merged = OmegaConf.merge(OmegaConf.structured(schema), *map(_setting, command_settings))
     settings: Any = OmegaConf.to_object(merged)  # refuses missing values
     return settings, run_settings
+
+
+def _setting(argument: str) -> DictConfig:
+    """A setting of a command; the folder of a run is taken as it is written, whatever signs it contains."""
+    name, _, value = argument.partition("=")
+    if name == "run" and (not value.startswith("[") or user_path(value).exists()):
+        return OmegaConf.create({name: str(user_path(value))})
+    return OmegaConf.from_dotlist([argument])
 
 
 def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
@@ -60,7 +70,7 @@ def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
     if step < num_steps:
         raise UsageError(
             f"expected a finished run, got {folder}, at step {step} of {num_steps}; "
-            f"finish it with: python -m experiments.run resume={folder}"
+            f"finish it with: python -m experiments.run {shlex.quote(f'resume={folder}')}"
         )
     return state
 
@@ -69,7 +79,7 @@ def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:
     """The best learner of a checkpoint, with its tasks; the configuration may differ in settings without weights."""
     with expecting("a checkpoint with a learner"):
         num_classes, weights = count_of(state["best"]["specification"]["num_classes"]), state["best"]["weights"]
-    setup = set_up(config, num_classes)
+    setup = set_up(config, num_classes, training=False)
     with expecting("a checkpoint with the weights of a learner"):
         setup.learner.load_weights(weights)
         setup.learner.trained_on = TaskRange.restored(state["best"].get("trained_on"))

@@ -17,6 +17,7 @@ from pyro_metabayes.experiments.runs.tasks import (
     RunTasks,
     fingerprint_of,
     load_data,
+    note_narrower_validation,
     refuse_impossible,
     source_of,
 )
@@ -38,10 +39,11 @@ class RunSetup:
     data_fingerprint: str | None
 
 
-def set_up(config: Config, num_classes: int | None = None) -> RunSetup:
+def set_up(config: Config, num_classes: int | None = None, training: bool = True) -> RunSetup:
     """Load the data, build and pretrain the learner; refuses a configuration that cannot be run.
 
     num_classes: what the learner is built for, where it is not the way of the tasks.
+    training: whether the splits for training and validation are read, not that of the evaluation alone.
     """
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
@@ -52,9 +54,11 @@ def set_up(config: Config, num_classes: int | None = None) -> RunSetup:
         config = replace(config, estimated=data.estimated_settings())
     fingerprint = fingerprint_of(data)
     source = source_of(config, data)
-    refuse_impossible(config, source)
+    refuse_impossible(config, source, training)
     learner = build_learner(config, data, source, num_classes)
+    if training:
+        note_narrower_validation(config, source, learner)
     if isinstance(data, Bank):
         bank = pretrain_learner(config, learner, data, device)
         source = source_of(config, place_bank(bank, device, config.place))
-    return RunSetup(config, device, learner, RunTasks(config, source, device), fingerprint)
+    return RunSetup(config.with_absolute_path(), device, learner, RunTasks(config, source, device), fingerprint)

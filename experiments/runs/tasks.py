@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
+from pyro_metabayes.learner import MetaLearner
 
 
 @runtime_checkable
@@ -67,6 +69,11 @@ class RunTasks:
         """Tasks of a split; those to learn from are as many as train.num_tasks."""
         num_tasks = self.config.train.num_tasks if split == "train" else None
         return self._stream(split, self.config.task.of(split), num_tasks)
+
+    @property
+    def validation(self) -> TaskStream:
+        """Tasks that select the learner: of all classes of the split where it has fewer than task.way."""
+        return self._stream("val", validation_shape(self.config, self.source))
 
     @property
     def twice(self) -> TaskStream | None:
@@ -133,10 +140,36 @@ def source_of(config: Config, data: Bank | Source) -> Source:
     return BankSampler(data)
 
 
-def refuse_impossible(config: Config, source: Source) -> None:
-    """Refuse task shapes that the data cannot fill, before anything is pretrained."""
-    for split in dict.fromkeys(("train", "val", config.eval.split)):
-        source.sampler(split, config.task.of(split))
+def validation_shape(config: Config, source: Source) -> TaskShape:
+    """The shape of validation tasks, which have fewer classes than task.way where the split does."""
+    shape = config.task.of("val")
+    if not isinstance(source, BankSampler):
+        return shape
+    way = min(shape.way, max(2, len(source.bank.splits["val"])))  # of one class there is no task
+    return replace(shape, way=way, query_counts=shape.query_counts[:way])
+
+
+def note_narrower_validation(config: Config, source: Source, learner: MetaLearner) -> None:
+    """Say that validation tasks have fewer classes; refuses a guide that takes one number of classes only."""
+    way, narrower = config.task.way, validation_shape(config, source).way
+    if narrower == way:
+        return
+    if learner.guide.num_classes is not None:
+        raise UsageError(
+            f"expected at least task.way={way} classes in the val split, got {narrower}; lower task.way or bring more "
+            f"classes: guide={config.choices.get('guide')} cannot be validated on tasks of fewer classes"
+        )
+    print(
+        f"note: the val split has {narrower} classes: validation is {narrower}-way, training {way}-way", file=sys.stderr
+    )
+
+
+def refuse_impossible(config: Config, source: Source, training: bool) -> None:
+    """Refuse task shapes that the data cannot fill, before anything is pretrained; only splits that are read count."""
+    if training:
+        source.sampler("train", config.task.of("train"))
+        source.sampler("val", validation_shape(config, source))
+    source.sampler(config.eval.split, config.task.of(config.eval.split))
     shift = source.bank.train_shift if isinstance(source, DomainSampler) else 0.0
     for name, value in {"task.feature_noise": config.task.feature_noise, "data.train_shift": shift}.items():
         if value and len(source.input_shape) > 1 and not config.frozen:

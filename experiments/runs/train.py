@@ -48,7 +48,7 @@ def training_of(setup: RunSetup, folder: Path, fabric: Fabric) -> MetaTraining:
     return MetaTraining(
         learner=setup.learner,
         stream=setup.tasks.stream("train"),
-        validation=setup.tasks.stream("val"),
+        validation=setup.tasks.validation,
         settings=setup.config.train,
         folder=folder,
         fabric=fabric,

@@ -31,7 +31,7 @@ class Pairs:
             return
         before = torch.cat((torch.zeros(1, dtype=torch.int64), self.single.cumsum(0)))
         singles = before[starts + sizes] - before[starts]
-        if ((sizes == number) & (singles == 0)).any():
+        if ((sizes <= number) & (singles == 0)).any():
             raise UsageError(
                 f"expected an even task.shot where a task needs all inputs of a class and they are pairs of "
                 f"renderings, got {shot}; change it, or lower task.query"

@@ -14,6 +14,8 @@ MOST_KEYS = 2**21
 def random_positions(sizes: Tensor, number: int, largest: int, generator: Generator) -> Tensor:
     """`number` different positions below each of `sizes` [B, C], in random order: [B, C, number].
 
+    A class with fewer has all of them, followed by positions that it does not have, which no task may use.
+
     largest: the largest class of the bank, which fixes how many random numbers are used.
     """
     if sizes.numel() * largest > MOST_KEYS:
@@ -32,12 +34,14 @@ def sequential_positions(sizes: Tensor, number: int, generator: Generator) -> Te
     order is drawn at the end.
     """
     positions = torch.empty(*sizes.shape, number, dtype=torch.int64)
+    available = sizes.clamp(max=number)
     for i in range(number):
-        last = sizes - number + i
+        last = sizes - available + i
         candidate = (torch.rand(sizes.shape, generator=generator, dtype=torch.float64) * (last + 1)).long()
         duplicate = (positions[..., :i] == candidate.unsqueeze(-1)).any(-1)
-        positions[..., i] = torch.where(duplicate, last, candidate)
-    return positions.gather(-1, torch.rand(positions.shape, generator=generator, dtype=torch.float64).argsort(-1))
+        positions[..., i] = torch.where(duplicate | (last >= sizes), last, candidate)
+    order = torch.rand(positions.shape, generator=generator, dtype=torch.float64)
+    return positions.gather(-1, order.masked_fill(positions >= sizes.unsqueeze(-1), 2.0).argsort(-1))
 
 
 def _places_of_largest(keys: Tensor, number: int) -> Tensor:

@@ -63,14 +63,15 @@ class BankSampler:
         """As `sampler`, with the rows of each task on the CPU."""
         classes = self._classes(split, shape)
         sizes, starts = self.bank.class_sizes[classes], self.bank.class_starts[classes]
-        pool = Pool.of(self.bank, split)
+        number, pool = self._inputs_per_class(sizes, shape), Pool.of(self.bank, split)
 
         def draw(generator: Generator) -> RowsOfTasks:
             choice = torch.rand(BLOCK, len(classes), generator=generator).topk(shape.way).indices
-            positions = self._positions(starts[choice], sizes[choice], shape, generator)
-            rows = starts[choice].unsqueeze(-1) + positions  # [B, C, shot + most_queries]
+            positions = self._positions(starts[choice], sizes[choice], shape.shot, number, generator)
+            rows = starts[choice].unsqueeze(-1) + positions  # [B, C, number]
             places = pool.places(rows, generator)
-            return RowsOfTasks(pool, self._tasks(places, classes[choice], shape, generator), pool.device)
+            points = shape.query_points(generator, sizes[choice] - shape.shot)
+            return RowsOfTasks(pool, self._tasks(places, classes[choice], shape, *points), pool.device)
 
         return draw
 
@@ -83,28 +84,32 @@ class BankSampler:
                 f"expected at least task.way={shape.way} classes in the {split} split, got {len(classes)}; "
                 "lower task.way or bring more classes"
             )
-        sizes, needed = self.bank.class_sizes[classes], shape.shot + shape.most_queries
-        if (smallest := int(sizes.min())) < needed:
-            name = self.bank.class_names[int(classes[sizes.argmin()])]
-            queries = "task.query" if shape.most_queries == shape.query else "the most queries of a class"
-            raise UsageError(
-                f"expected at least task.shot + {queries} = {needed} inputs in every "
-                f"class of the {split} split, got {smallest} in class '{name}'; lower task.shot or task.query"
-            )
+        sizes = self.bank.class_sizes[classes]
+        shape.refuse_small_classes(sizes, [self.bank.class_names[index] for index in classes.tolist()], split)
         if self.bank.pairs:
-            self.bank.pairs.refuse_split(self.bank.class_starts[classes], sizes, shape.shot, needed)
+            self.bank.pairs.refuse_split(
+                self.bank.class_starts[classes], sizes, shape.shot, self._inputs_per_class(sizes, shape)
+            )
         return classes
 
-    def _positions(self, starts: Tensor, sizes: Tensor, shape: TaskShape, generator: Generator) -> Tensor:
-        """Positions inside each class [B, C, shot + most_queries], all different."""
-        largest, number = int(self.bank.class_sizes.max()), shape.shot + shape.most_queries
+    @staticmethod
+    def _inputs_per_class(sizes: Tensor, shape: TaskShape) -> int:
+        """Inputs drawn of each class: its support points and the most queries that any class can have."""
+        return min(shape.shot + shape.most_queries, int(sizes.max()))
+
+    def _positions(self, starts: Tensor, sizes: Tensor, shot: int, number: int, generator: Generator) -> Tensor:
+        """Different positions inside each class [B, C, number]; a smaller class has unused ones after its own."""
+        largest = int(self.bank.class_sizes.max())
         if self.bank.pairs:
-            return self.bank.pairs.positions(starts, sizes, shape.shot, number, largest, generator)
+            return self.bank.pairs.positions(starts, sizes, shot, number, largest, generator)
         return random_positions(sizes, number, largest, generator)
 
-    def _tasks(self, places: Tensor, classes: Tensor, shape: TaskShape, generator: Generator) -> Episodes:
-        """Class-ordered tasks of `places` [B, C, shot + most_queries], with places in the pool for inputs."""
-        labels, number = shape.query_points(generator)
+    @staticmethod
+    def _tasks(places: Tensor, classes: Tensor, shape: TaskShape, labels: Tensor, number: Tensor) -> Episodes:
+        """Class-ordered tasks of `places` [B, C, N], with places in the pool for inputs.
+
+        labels, number [B, Q]: class of each query, and its number within the class.
+        """
         return Episodes(
             support_x=places[..., : shape.shot].flatten(1),
             support_y=shape.labels(shape.shot, BLOCK),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,7 +26,7 @@ class TaskShape:
         query_concentration and query_balanced are then ignored.
     query_concentration: a > 0 draws the counts from Multinomial(way * query, Dirichlet(a, ..., a)): the unbalanced
         queries of Veilleux et al. (2021, "Realistic evaluation of transductive few-shot learning"), who take a = 2.
-        0: off.
+        Where a class has fewer inputs, from that distribution given that the counts fit the classes. 0: off.
     query_balanced: fraction of the tasks that are balanced even so.
     feature_noise: length of the noise added to each feature vector, relative to its length (perturbed.py).
     """
@@ -91,14 +92,40 @@ class TaskShape:
                 f"{self.query_balanced} and {concentration}"
             )
 
-    def query_points(self, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Class-ordered labels of the queries of BLOCK tasks, and their number within the class: both [BLOCK, Q]."""
-        counts = self._query_counts(generator)
+    def refuse_small_classes(self, sizes: Tensor, names: Sequence[str], split: str) -> None:
+        """Refuse classes of `sizes` inputs [G] that are too small for a task.
+
+        With query_concentration only the sum of the queries is given, which any `way` classes must hold together.
+        """
+        together = bool(self.query_concentration and not self.query_counts)
+        each = self.query * (self.query_balanced > 0) if together else self.most_queries
+        needed = self.shot + each
+        if (smallest := int(sizes.min())) < needed:
+            queries = {0: "task.shot", self.query: "task.shot + task.query"}
+            raise UsageError(
+                f"expected at least {queries.get(each, 'task.shot + the most queries of a class')} = {needed} inputs "
+                f"in every class of the {split} split, got {smallest} in class '{names[int(sizes.argmin())]}'; lower "
+                "task.shot or task.query"
+            )
+        room = int((sizes - self.shot).sort().values[: self.way].sum())
+        if together and room < self.way * self.query:
+            raise UsageError(
+                f"expected at least task.way * task.query = {self.way * self.query} inputs beside the support set in "
+                f"any {self.way} classes of the {split} split, got {room} in the smallest; lower task.shot or "
+                "task.query"
+            )
+
+    def query_points(self, generator: Generator, room: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Class-ordered labels of the queries of BLOCK tasks, and their number within the class: both [BLOCK, Q].
+
+        room [BLOCK, way]: the largest number of queries of each class; None: as many as task.query_concentration draws.
+        """
+        counts = self._query_counts(generator, room)
         point = torch.arange(int(counts[0].sum())).expand(BLOCK, -1).contiguous()
         labels = torch.searchsorted(counts.cumsum(1), point, right=True)
         return labels, point - (counts.cumsum(1) - counts).gather(1, labels)
 
-    def _query_counts(self, generator: Generator) -> Tensor:
+    def _query_counts(self, generator: Generator, room: Tensor | None) -> Tensor:
         """[BLOCK, way], with the same sum in all tasks; balanced queries use no random numbers."""
         if self.query_counts:
             # In random order; otherwise the label of a class would reveal its number of queries.
@@ -106,8 +133,55 @@ class TaskShape:
             return torch.tensor(self.query_counts)[order]
         if self.query_concentration:
             numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-            marginals = numbers.dirichlet([self.query_concentration] * self.way, BLOCK)
-            counts = torch.from_numpy(numbers.multinomial(self.way * self.query, marginals))
+            counts = self._unbalanced_counts(numbers, room)
             counts[numbers.random(BLOCK) < self.query_balanced] = self.query
             return counts
         return torch.full((BLOCK, self.way), self.query)
+
+    def _unbalanced_counts(self, numbers: np.random.Generator, room: Tensor | None) -> Tensor:
+        total = self.way * self.query
+        marginals = numbers.dirichlet([self.query_concentration] * self.way, BLOCK)
+        counts = torch.from_numpy(numbers.multinomial(total, marginals))
+        if room is not None and (over := (counts > room).any(1)).any():
+            # Counts that fit have the conditional distribution already, which is slow to draw from.
+            uniform = torch.from_numpy(numbers.random((int(over.sum()), self.way)))
+            counts[over] = bounded_counts(total, self.query_concentration, room[over], uniform)
+        return counts
+
+
+def bounded_counts(total: int, concentration: float, room: Tensor, uniform: Tensor) -> Tensor:
+    """Counts n_1, ..., n_C from Multinomial(N, Dirichlet(a, ..., a)), given that n_c <= room_c for every class.
+
+    p(n) is proportional to prod_c w(n_c) with w(n) = Gamma(n + a) / n!. The sums Z_c(m) of prod_{j >= c} w(n_j) over
+    counts with sum m follow from Z_{c+1}; the classes then draw p(n_c = n | m left) = w(n) Z_{c+1}(m - n) / Z_c(m).
+
+    Args:
+        total: N.
+        concentration: a > 0.
+        room: integers [B, C] whose sum over the classes is at least N.
+        uniform: float64 [B, C] in [0, 1), which determine the draw.
+
+    Returns:
+        Counts [B, C] with the sum N.
+    """
+    most = min(int(room.max()), total)
+    n = torch.arange(most + 1, dtype=torch.float64)
+    weight = torch.lgamma(n + concentration) - torch.lgamma(n + 1)
+    weights = weight.masked_fill(n > room.unsqueeze(-1), -math.inf)  # [B, C, most + 1]
+    rest = torch.full((len(room), total + 1), -math.inf, dtype=torch.float64)
+    rest[:, 0] = 0.0  # no class is left
+    sums = [rest]
+    for c in range(room.shape[1] - 1, 0, -1):
+        sums.append((weights[:, c].unsqueeze(1) + _shifted(sums[-1], most)).logsumexp(-1))
+    left, counts = torch.full((len(room),), total), []
+    for c, rest in enumerate(reversed(sums)):
+        terms = weights[:, c] + _shifted(rest, most)[torch.arange(len(room)), left]
+        shares = terms.softmax(-1).cumsum(-1)
+        counts.append((shares <= uniform[:, c : c + 1] * shares[:, -1:]).sum(-1))
+        left = left - counts[-1]
+    return torch.stack(counts, 1)
+
+
+def _shifted(rest: Tensor, most: int) -> Tensor:
+    """rest[:, m - n] for m = 0, ..., N and n = 0, ..., most [B, N + 1, most + 1]; -inf where m < n."""
+    return torch.nn.functional.pad(rest, (most, 0), value=-math.inf).unfold(1, most + 1, 1).flip(-1)

@@ -12,6 +12,7 @@ import numpy as np
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.checksums import verify
+from pyro_metabayes.storage.paths import folder_of_variable
 from pyro_metabayes.storage.untrusted import DAMAGED, read_npz
 
 Arrays = Mapping[str, np.ndarray]
@@ -19,7 +20,7 @@ Arrays = Mapping[str, np.ndarray]
 
 def cache_folder() -> Path:
     """The folder named by METABAYES_CACHE, else ~/.cache/pyro_metabayes; created if it does not exist."""
-    folder = Path(os.environ.get("METABAYES_CACHE") or Path.home() / ".cache" / "pyro_metabayes")
+    folder = folder_of_variable("METABAYES_CACHE") or Path.home() / ".cache" / "pyro_metabayes"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # an existing folder may be read-only
@@ -48,12 +49,12 @@ def data_folder(relative: str, hint: str) -> Path:
 
 
 def _under_data(relative: str, hint: str) -> Path:
-    root = os.environ.get("METABAYES_DATA")
-    if not root:
+    root = folder_of_variable("METABAYES_DATA")
+    if root is None:
         raise UsageError(
             f"expected the environment variable METABAYES_DATA to name a folder with {relative}, got nothing; {hint}"
         )
-    return Path(root) / relative
+    return root / relative
 
 
 def cached_arrays(name: str, settings: Mapping[str, object], make: Callable[[], Arrays]) -> Arrays:

@@ -8,13 +8,14 @@ import os
 from pathlib import Path
 
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.paths import folder_of_variable
 
 LIST = "SHA256SUMS"  # lines as sha256sum writes them: the sum, blanks, the path below METABAYES_DATA
 
 
 def verify(path: Path) -> Path:
     """The file, refused if METABAYES_DATA/SHA256SUMS lists another checksum; a file that is not listed is accepted."""
-    root = Path(os.environ.get("METABAYES_DATA") or ".").absolute()
+    root = (folder_of_variable("METABAYES_DATA") or Path()).absolute()
     sums = root / LIST
     if not os.environ.get("METABAYES_DATA") or not sums.is_file() or not path.absolute().is_relative_to(root):
         return path
@@ -38,7 +39,7 @@ def _read_list(sums: Path, modified: int) -> dict[str, str]:
     """Checksum by path; `modified` makes the cache read a changed list again."""
     lines = [
         line.split(maxsplit=1)
-        for line in sums.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in sums.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         if line.strip()
     ]
     if malformed := [line for line in lines if len(line) != 2]:

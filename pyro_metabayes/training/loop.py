@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -174,7 +175,7 @@ class MetaTraining:
         self._save()
         raise Interrupted(
             f"interrupted after step {self.state.step} of {self.settings.steps}; continue with: "
-            f"python -m experiments.run resume={self.folder}"
+            f"python -m experiments.run {shlex.quote(f'resume={self.folder}')}"
         )
 
     def _save(self) -> None:

@@ -25,6 +25,7 @@ from PIL import Image
 from pyro_metabayes.data.bank import SPLITS
 from pyro_metabayes.data.domains import DomainBank, domain_bank, domain_rows, leave_one_out
 from pyro_metabayes.data.sources.images import pixels
+from pyro_metabayes.data.sources.listing import is_hidden
 from pyro_metabayes.data.sources.parts import Part, Rows
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import data_file
@@ -129,7 +130,7 @@ class Digits:
         try:
             check_archive(path)
             with zipfile.ZipFile(path) as archive:
-                names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
+                names = sorted(filter(_is_photograph, archive.namelist()))
                 most = round(len(names) * (1 - TEST_PHOTOGRAPHS))
                 return [
                     pixels(archive.read(name), None) for name in (names[most:] if split == "test" else names[:most])
@@ -137,6 +138,11 @@ class Digits:
         except DAMAGED as error:
             reason = reason_of(error)
             raise UsageError(f"expected a zip archive of photographs at {path}, got: {reason}; copy it anew") from None
+
+
+def _is_photograph(name: str) -> bool:
+    """Whether a name in the archive is that of a photograph, not what an operating system has put beside it."""
+    return name.endswith(".jpg") and not any(map(is_hidden, name.split("/")))
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, read_npz, reason_of
 
 Arrays = Mapping[str, np.ndarray]
@@ -50,8 +51,8 @@ def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) 
 def _read(path: str) -> Arrays:
     if not path:
         raise UsageError("expected a file of features, got no path; set data.path=FILE.npz (or .safetensors)")
-    file = Path(path).expanduser()
-    if file.suffix not in SUFFIXES and not file.is_dir():
+    file = user_path(path)
+    if file.suffix.lower() not in SUFFIXES and not file.is_dir():
         raise UsageError(
             f"expected a folder of .npy files or a file that ends in {' or '.join(SUFFIXES)}, got {path}; write one "
             "with numpy.savez or safetensors.numpy.save_file"
@@ -78,7 +79,7 @@ def _arrays_of(file: Path) -> Arrays:
     if file.is_dir():
         files = {name: file / f"{name}.npy" for name in _SHAPES}
         return {name: _map(array) for name, array in files.items() if array.is_file()}
-    return load_file(file) if file.suffix == ".safetensors" else read_npz(file)
+    return load_file(file) if file.suffix.lower() == ".safetensors" else read_npz(file)
 
 
 def _map(file: Path) -> np.ndarray:

@@ -28,6 +28,7 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.prediction.averages import masked_mean
 from pyro_metabayes.storage.cache import data_file
+from pyro_metabayes.storage.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def load(
 
 def _file(path: str, table: str) -> Path:
     if path:
-        return Path(path).expanduser()
+        return user_path(path)
     if not table:
         raise UsageError("expected a CSV file, got no path; set data.path=FILE.csv, data.group and data.response")
     return data_file(f"groups/{table}.csv", "put the CSV file there, or take data=groups data.path=FILE.csv")

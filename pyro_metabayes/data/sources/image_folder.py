@@ -1,7 +1,8 @@
 """Images of the user: one folder per class, and a split of the classes.
 
 Either FOLDER/train, FOLDER/val and FOLDER/test contain the folders of their classes, or FOLDER contains all of them and
-train.txt, val.txt and test.txt with the names of the classes, one per line.
+train.txt, val.txt and test.txt with the names of the classes, one per line. Hidden files and folders, and those that
+operating systems leave behind (listing.py), are ignored.
 """
 
 from __future__ import annotations
@@ -10,41 +11,42 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.data.sources.images import MODES, all_pixels
+from pyro_metabayes.data.sources.images import MODES, READING, Colour, all_pixels, colour_of
+from pyro_metabayes.data.sources.listing import is_hidden, lines_of, visible, visible_files
 from pyro_metabayes.data.sources.parts import Part, Rows, bank_of, refuse_shared
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import plain_name
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 LAYOUT = "train/, val/ and test/, each with a folder a class, or the folders of the classes with a train.txt, ..."
 
 
-def load(path: str = "", size: int = 84, channels: int = 3) -> Bank:
+def load(path: str = "", size: int = 84, channels: int = 3, background: str = "white") -> Bank:
     """uint8 images [M, channels, size, size], converted once and kept in the cache.
 
     path: the folder. Files without the suffix of an image are ignored.
     size: side of the square to which every whole image is resized (Lanczos), whatever its shape.
     channels: 3 (colour) or 1 (grey).
+    background: colour behind transparent pixels: a name such as black, or #rrggbb.
     """
     if size < 1 or channels not in MODES:
         raise UsageError(f"expected data.size >= 1 and data.channels 1 or 3, got {size} and {channels}")
-    folder = Path(path).expanduser()
+    colour, folder = colour_of(background), user_path(path)
     if not path or not folder.is_dir():
         raise UsageError(f"expected a folder of images, got '{path}'; set data.path to one with {LAYOUT}")
     classes = _classes_of_lists(folder) if (folder / "train.txt").is_file() else _classes_of_folders(folder)
     refuse_shared({split: list(folders) for split, folders in classes.items()}, folder)
-    parts = {split: _part(folders, size, channels) for split, folders in classes.items()}
-    return bank_of("image_folder", parts, {"size": size, "channels": channels})
+    parts = {split: _part(folders, size, channels, colour) for split, folders in classes.items()}
+    settings = {"size": size, "channels": channels, "background": colour, "reading": READING}
+    return bank_of("image_folder", parts, settings)
 
 
 def _classes_of_folders(folder: Path) -> dict[str, dict[str, Path]]:
     """Folder of each class of each split: FOLDER/SPLIT/CLASS."""
     if missing := [split for split in SPLITS if not (folder / split).is_dir()]:
         raise UsageError(f"expected a folder {folder / missing[0]}, got none; {folder} has to hold {LAYOUT}")
-    return {
-        split: {inner.name: inner for inner in (folder / split).iterdir() if _is_visible(inner) and inner.is_dir()}
-        for split in SPLITS
-    }
+    return {split: {inner.name: inner for inner in visible(folder / split) if inner.is_dir()} for split in SPLITS}
 
 
 def _classes_of_lists(folder: Path) -> dict[str, dict[str, Path]]:
@@ -54,10 +56,12 @@ def _classes_of_lists(folder: Path) -> dict[str, dict[str, Path]]:
         file = folder / f"{split}.txt"
         if not file.is_file():
             raise UsageError(f"expected the names of the {split} classes in {file}, got no such file; write it")
-        names = [
-            line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
-        names = [plain_name(name, file) for name in names]
+        names = [plain_name(name, file) for name in lines_of(file)]
+        if hidden := [name for name in names if is_hidden(name)]:
+            raise UsageError(
+                f"expected names of classes in {file}, got '{hidden[0]}', a hidden folder or one that an operating "
+                "system has left behind; remove it from the list"
+            )
         if absent := [name for name in names if not (folder / name).is_dir()]:
             raise UsageError(
                 f"expected a folder for every class that {file} names, got none for '{absent[0]}' ({len(absent)} of "
@@ -67,21 +71,16 @@ def _classes_of_lists(folder: Path) -> dict[str, dict[str, Path]]:
     return classes
 
 
-def _part(classes: Mapping[str, Path], size: int, channels: int) -> Part:
+def _part(classes: Mapping[str, Path], size: int, channels: int, background: Colour) -> Part:
     images = {name: _images(classes[name]) for name in sorted(classes)}
     files = [file for names in images.values() for file in names]
     sizes = {name: len(names) for name, names in images.items()}
-    return Part(files, lambda: Rows(sizes, all_pixels(files, size, channels)))
+    return Part(files, lambda: Rows(sizes, all_pixels(files, size, channels, background)))
 
 
 def _images(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and _is_visible(file))
+    files = sorted(file for file in visible_files(folder) if file.suffix.lower() in SUFFIXES)
     if not files:
         suffixes = ", ".join(sorted(SUFFIXES))
         raise UsageError(f"expected images in the folder of a class, got none in {folder}; they end in {suffixes}")
     return files
-
-
-def _is_visible(path: Path) -> bool:
-    """Whether it is no hidden file, such as those that file browsers leave."""
-    return not path.name.startswith(".")

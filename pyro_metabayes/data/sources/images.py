@@ -3,42 +3,97 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageFile, ImageOps, UnidentifiedImageError
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
 
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")  # others would be clipped
+SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 MODES = {1: "L", 3: "RGB"}
 MOST_NAMES = 3  # unreadable images that a message names
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others: for EPS, Pillow runs Ghostscript
 MOST_PIXELS = 50_000_000  # of an image before it is resized
+READING = 2  # larger where images of users are read otherwise than before: a part of the key of what is converted
+
+Colour = tuple[int, ...]  # red, green, blue
+WHITE: Colour = (255, 255, 255)
 
 
-def pixels(source: Path | bytes, size: int | None, channels: int = 3) -> np.ndarray:
+def colour_of(name: str) -> Colour:
+    """The colour of a setting data.background."""
+    try:
+        colour = ImageColor.getrgb(name)
+        if len(colour) == 3:
+            return colour
+    except ValueError:
+        pass
+    raise UsageError(f"expected data.background to be an opaque colour such as white or #ffffff, got '{name}'")
+
+
+def pixels(source: Path | bytes, size: int | None, channels: int = 3, background: Colour = WHITE) -> np.ndarray:
     """A file, or the content of one, as uint8 [channels, size, size].
 
-    The whole image is resized to the square (Lanczos); size None keeps its size. Raises one of DAMAGED if the content
-    is no image.
+    The image is turned upright as its EXIF data say, a transparent one is laid on the background, one of 16 bits per
+    channel is scaled to 8, and of several frames the first is taken. The whole image is resized to the square
+    (Lanczos); size None keeps its size. Raises one of DAMAGED if the content is no image.
     """
     with _open(source) as image:
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(f"it has {image.width} x {image.height} pixels")
-        if image.mode not in EIGHT_BIT:
-            raise ValueError(f"it has the mode {image.mode}, not 8 bits a channel")
+        _refuse_unscaled_transparency(image)
         image.load()
-        copy: Image.Image = image.convert(MODES[channels])
+        copy = _opaque(_upright(_eight_bit(image)), background).convert(MODES[channels])
     if size is not None and copy.size != (size, size):
         copy = copy.resize((size, size), Image.Resampling.LANCZOS)
     array = np.asarray(copy)
     return np.ascontiguousarray(array.reshape(*array.shape[:2], channels).transpose(2, 0, 1))
 
 
-def _open(source: Path | bytes) -> Image.Image:
+def _refuse_unscaled_transparency(image: ImageFile.ImageFile) -> None:
+    """Refuse a PNG file whose transparent colour Pillow compares, unscaled, with pixels that it scales to 8 bits."""
+    of_bits = any(";" in str(tile.args) for tile in image.tile) and image.mode != "P"
+    if image.format == "PNG" and "transparency" in image.info and of_bits:
+        raise ValueError("it has a transparent colour, but not 8 bits a channel; save it with an alpha channel")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The image with 8 bits per channel: 65535 becomes 255."""
+    if image.mode in EIGHT_BIT:
+        return image
+    # Pillow opens 16 bits as 32 in these two formats; in others the range of 32 bits is unknown.
+    sixteen = image.mode in SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if not sixteen:
+        raise ValueError(f"it has the mode {image.mode}, not 8 bits a channel")
+    values = np.rint(np.asarray(image).astype(np.float64) / 257).clip(0, 255)
+    scaled = Image.fromarray(values.astype(np.uint8))
+    scaled.info = dict(image.info)
+    return scaled
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned and mirrored as its EXIF data say; as it is stored where these are damaged."""
+    with suppress(*DAMAGED), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _opaque(image: Image.Image, background: Colour) -> Image.Image:
+    """The image on a background, if any of its pixels may be transparent."""
+    if not image.has_transparency_data:
+        return image
+    behind = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(behind, image.convert("RGBA"))
+
+
+def _open(source: Path | bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except UnidentifiedImageError:
@@ -47,12 +102,12 @@ def _open(source: Path | bytes) -> Image.Image:
         raise ValueError("it claims too many pixels") from None
 
 
-def all_pixels(paths: Sequence[Path], size: int, channels: int = 3) -> Iterator[np.ndarray]:
+def all_pixels(paths: Sequence[Path], size: int, channels: int = 3, background: Colour = WHITE) -> Iterator[np.ndarray]:
     """The pixels of each file; raises after the last one if any could not be read."""
     bad: list[str] = []
     for path in paths:
         try:
-            yield pixels(path, size, channels)
+            yield pixels(path, size, channels, background)
         except DAMAGED as error:
             bad.append(f"{path} ({reason_of(error)})")
     if bad:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pyro_metabayes.data.bank import SPLITS, Bank
-from pyro_metabayes.data.sources.images import all_pixels, centre
+from pyro_metabayes.data.sources.images import READING, all_pixels, centre
 from pyro_metabayes.data.sources.parts import Part, Rows, bank_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import data_folder
@@ -41,7 +41,8 @@ def load(size: int = SIDE) -> Bank:
     """
     refuse_size(size)
     folder = data_folder("mini_imagenet", HINT)
-    return bank_of("mini_imagenet", {split: _part(folder, split, size) for split in SPLITS}, {"size": size})
+    parts = {split: _part(folder, split, size) for split in SPLITS}
+    return bank_of("mini_imagenet", parts, {"size": size, "reading": READING})
 
 
 def refuse_size(size: int) -> None:
@@ -63,7 +64,7 @@ def _part(folder: Path, split: str, size: int) -> Part:
 
 def _of_table(table: Path, size: int) -> Part:
     """From a list of Ravi and Larochelle and its image files."""
-    with table.open(encoding="utf-8", errors="replace", newline="") as file:
+    with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         try:
             lines = list(csv.reader(file))
         except csv.Error as error:

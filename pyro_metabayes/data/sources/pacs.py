@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from pyro_metabayes.data.domains import DomainBank, domain_bank, domain_rows, leave_one_out
-from pyro_metabayes.data.sources.images import all_pixels
+from pyro_metabayes.data.sources.images import READING, all_pixels
+from pyro_metabayes.data.sources.listing import lines_of, visible
 from pyro_metabayes.data.sources.parts import Part
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import data_folder
@@ -41,7 +42,7 @@ def load(target: str = "sketch", validation: str = "", size: int = 84, train_shi
     domains = leave_one_out(DOMAINS, target, validation)
     root = data_folder("pacs", HINT)
     parts = {split: _part(root, split, names, size) for split, names in domains.items()}
-    return domain_bank("pacs", parts, {"domains": domains, "size": size}, len(CLASSES), train_shift)
+    return domain_bank("pacs", parts, {"domains": domains, "size": size, "reading": READING}, len(CLASSES), train_shift)
 
 
 def _part(root: Path, split: str, domains: Sequence[str], size: int) -> Part:
@@ -71,8 +72,8 @@ def _tenths(files: Sequence[Path], validation: bool) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    images = [file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+    files = visible(folder) if folder.is_dir() else []
+    images = [file for file in files if file.suffix.lower() in SUFFIXES]
     images = [file for file in images if not file.as_posix().endswith(FAULTY)]
     if not images:
         raise UsageError(f"expected images in {folder}, got none; {HINT}")
@@ -84,8 +85,7 @@ def _names_in_list(root: Path, domain: str, part: str) -> set[str] | None:
     for folder in FOLDERS:
         path = root / folder / f"{domain}_{part}_kfold.txt"
         if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            return {line.split()[0] for line in lines if line.strip()} - {FAULTY}
+            return {line.split()[0] for line in lines_of(path)} - {FAULTY}
     return None
 
 

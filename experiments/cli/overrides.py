@@ -1,0 +1,69 @@
+"""The settings on a command line, as Hydra takes them.
+
+Hydra interprets commas, equals signs, brackets, quotes and #. Settings whose value is a path or other text of the user
+(`LITERALS`) are quoted before Hydra reads them. In a sweep (-m) commas separate their values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from pyro_metabayes.specification.parts import PARTS
+from pyro_metabayes.storage.paths import user_path
+
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "resume")  # have one value also in a sweep
+PATHS = (*FOLDERS, "data.path", "out")
+LITERALS = (*PATHS, "data.background", "data.group", "data.response")
+QUOTED = re.compile(r"""(?s)(['"]).*\1""")
+FUNCTION = re.compile(r"(?s)(choice|glob|shuffle|sort|tag)\(.*\)")  # of Hydra's sweeps
+
+
+def composable(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra takes them."""
+    sweep = not {"-m", "--multirun"}.isdisjoint(arguments)
+    return [allow_part_setting(argument) for argument in quote_literals(arguments, sweep)]
+
+
+def allow_part_setting(argument: str) -> str:
+    """`guide.scale=0.1` may set what the YAML leaves at its default: the constructor's signature decides.
+
+    Hydra requires the prefix ++ for such a setting, and for a new entry of a mapping.
+    """
+    open_ended = (*(f"{part}." for part in ("data", *PARTS)), "train.learning_rates", "train.kl_weight")
+    return f"++{argument}" if argument.startswith(open_ended) else argument
+
+
+def key_of(argument: str) -> str:
+    """The name of the setting, without Hydra's prefixes + and ++."""
+    return argument.partition("=")[0].lstrip("+")
+
+
+def quote_literals(arguments: Sequence[str], sweep: bool) -> list[str]:
+    """The arguments, with the values of LITERALS in quotes; a value that is quoted already is left alone."""
+    return [_quoted(argument, sweep) if key_of(argument) in LITERALS else argument for argument in arguments]
+
+
+def _quoted(argument: str, sweep: bool) -> str:
+    name, equals, value = argument.partition("=")
+    if not equals:
+        return argument
+    is_path = key_of(argument) in PATHS
+    exists = is_path and user_path(value).exists()
+    if not exists and (QUOTED.fullmatch(value) or (sweep and FUNCTION.fullmatch(value))):
+        return argument
+    one = exists or not sweep or key_of(argument) in FOLDERS
+    values = [value] if one else value.split(",")
+    texts = [str(user_path(text)) if is_path and text.startswith("~") else text for text in values]
+    return f"{name}={','.join(QuotedString(text, Quote.single).with_quotes() for text in texts)}"
+
+
+def unquoted(override: str) -> str:
+    """An override as on the command line, with the text of a literal as it is: the reverse of `quote_literals`."""
+    key = key_of(override)
+    if key not in LITERALS:
+        return override.lstrip("+")
+    return f"{key}={OverridesParser.create().parse_override(override).value()}"

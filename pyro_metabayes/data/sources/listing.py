@@ -1,0 +1,49 @@
+"""What is in the user's folders and lists: without hidden files and what operating systems leave behind."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyro_metabayes.errors import UsageError
+
+LEFT_BEHIND = {
+    "__macosx", "icon\r",  # macOS, beside .DS_Store and ._NAME
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information",  # Windows
+    "lost+found",  # Linux
+    "@eadir", "#recycle", "@recycle", "#snapshot",  # network storage
+}  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or was written by an operating system."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
+def visible(folder: Path) -> list[Path]:
+    """The entries of a folder that are not hidden, sorted; refuses links that lead nowhere."""
+    paths = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    if broken := [path for path in paths if path.is_symlink() and not path.exists()]:
+        raise UsageError(
+            f"expected files and folders in {folder}, got {len(broken)} broken links: {broken[0].name} leads to "
+            f"{broken[0].readlink()}, which does not exist; fix or remove them"
+        )
+    return paths
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """The files in a folder and its subfolders, no part of whose path below the folder is hidden."""
+    for path in visible(folder):
+        if not path.is_dir():
+            yield path
+        elif not path.is_symlink():  # a linked folder may contain itself
+            yield from visible_files(path)
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file that are not blank; UTF-8, or UTF-16 where it begins with its byte order mark."""
+    content = file.read_bytes()
+    utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if utf_16 else "utf-8-sig", errors="replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
