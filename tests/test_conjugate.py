@@ -137,7 +137,7 @@ def gaussians_over(shape: tuple[int, ...]) -> dict[str, TorchDistribution]:
 def test_predictions_under_a_gaussian_are_those_of_many_draws(name: str, family: str) -> None:
     """Mean, sd, and every score: 40,000 draws come as near as they can."""
     model: Any = Pair("exact", model=name).learner().model
-    episodes = random_regressions(features=LINEAR[name], num_tasks=4)
+    episodes = random_regressions(features=LINEAR[name], num_tasks=4, targets=Pair("exact", model=name).targets)
     q = gaussians_over((4, *model.event_shape(episodes)))[family]
     w = q.sample(torch.Size((40_000,)))
     likelihood = model.likelihood(w, episodes.query_x, episodes)
