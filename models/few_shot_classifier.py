@@ -24,6 +24,7 @@ class Model(pyro_metabayes.Model):
         observe: whose labels `forward` conditions on: "query", "support" or "all".
     """
 
+    canonical = True
     head: Head
     prior_over_weights: Prior
 
@@ -57,8 +58,8 @@ class Model(pyro_metabayes.Model):
         return self.head.prototypes(functional.normalize(weights, dim=-1))
 
     def loss_range(self, observed: Observed) -> Tensor | None:
-        """Length of the interval of the cross-entropy of one point, in nats; None if it is unbounded."""
-        return self.head.loss_range(observed.num_classes)
+        """Length of the interval of the cross-entropy of one point, in nats; None if no bound is known."""
+        return self.head.loss_range(observed.num_classes) if self.canonical else None
 
     def prototypes(self, observed: Observed) -> Tensor:
         """Weights [T, C, W] that classify by the nearest class mean.

@@ -32,6 +32,7 @@ class Model(pyro_metabayes.Model):
         UsageError: the labels are classes, or noise is not positive.
     """
 
+    canonical = True
     prior_over_weights: Prior
 
     def __init__(
@@ -78,7 +79,7 @@ class Model(pyro_metabayes.Model):
         """p(w | support): batch [T], event [Y, D]; for pooled episodes p(w | support, query).
 
         Raises:
-            UsageError: the prior depends on the support set, or is not Gaussian.
+            UsageError: the prior depends on the support set or is not Gaussian, or the likelihood is not this Gaussian.
         """
         prior = self._unconditional(observed)
         x, y = self.own_part(observed.support_x, observed.support_y)
@@ -96,6 +97,11 @@ class Model(pyro_metabayes.Model):
 
     def _unconditional(self, observed: Observed) -> TorchDistribution:
         """The prior before conditioning on any label."""
+        if not self.canonical:
+            raise UsageError(
+                "expected the Gaussian likelihood of linear_regression for a closed form, got a model with another "
+                "likelihood_of; take another guide"
+            )
         if self.prior_over_weights.conditional:
             raise UsageError("expected a prior that has not seen the support set, got another; take prior=gaussian")
         return self.prior(observed)

@@ -108,6 +108,7 @@ class Model(pyro_metabayes.Model):
         UsageError: the labels are classes, or noise is not positive.
     """
 
+    canonical = True
     head: Head
     prior_over_weights: Prior
 

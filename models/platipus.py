@@ -99,6 +99,10 @@ class Model(pyro_metabayes.Model):
     def loss_unit(self) -> Tensor | float:
         return self.inner.loss_unit()
 
+    @property
+    def canonical(self) -> bool:  # type: ignore[override]
+        return self.inner.canonical
+
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
         return self.inner.likelihood_of(outputs)
 

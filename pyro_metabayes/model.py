@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pyro
 import torch
@@ -26,6 +27,12 @@ class Model(Recorded, Program):
     A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed. Methods that only
     some guides need are capabilities (`pyro_metabayes/inference/capabilities.py`).
 
+    Attributes:
+        canonical: whether `likelihood_of(outputs)` is Categorical(logits=outputs), or Normal(outputs, sd) with an sd
+            that does not depend on the outputs. Gradients and curvatures in the outputs then have closed forms;
+            otherwise they are differentiated. A class that defines `likelihood_of` without `canonical` is not
+            canonical, whatever its base class says.
+
     Args:
         observe: whose labels are sites of `forward`: "query" (few-shot objectives), "support" (the posterior
             p(w | support)) or "all" (both).
@@ -33,6 +40,15 @@ class Model(Recorded, Program):
     Raises:
         UsageError: another `observe`.
     """
+
+    canonical: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The claim is about one likelihood_of: another one does not inherit it.
+        owner = next(base for base in cls.__mro__ if {"likelihood_of", "canonical"} & vars(base).keys())
+        if "canonical" not in vars(owner):
+            cls.canonical = False
 
     def __init__(self, observe: str = "query") -> None:
         super().__init__(name="model")

@@ -92,21 +92,27 @@ def adapted(
 def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """d/d outputs of the sum of -log p(y_i | outputs_i) over the unmasked points [..., T, N, *Y].
 
-    softmax(outputs) - [y = c] for logits, (outputs - y) / sd^2 for means, torch.func.grad for other families.
+    softmax(outputs) - [y = c] for logits and (outputs - y) / sd^2 for means, if the model is canonical
+    (`Model.canonical`); else torch.func.grad of the log-likelihood.
 
     Args:
-        model: the likelihood.
+        model: the likelihood; of one that is not canonical, outputs may have any axes *Y.
         outputs: [..., T, N, *Y].
         y: labels [T, N, ...].
         mask: [T, N].
     """
+    if not model.canonical:
+        return torch.func.grad(lambda at: -(model.likelihood_of(at).log_prob(y) * mask).sum())(outputs)
     family: Any = innermost(model.likelihood_of(outputs))
     if isinstance(family, Categorical):
         gradient = family.probs - functional.one_hot(y, outputs.shape[-1])
     elif isinstance(family, Normal):
         gradient = (outputs - y) / family.scale**2
     else:
-        gradient = torch.func.grad(lambda at: -model.likelihood_of(at).log_prob(y).sum())(outputs)
+        raise UsageError(
+            "expected a Categorical or Normal likelihood of a model with canonical = True, got "
+            f"{type(family).__name__}; leave canonical = False"
+        )
     return gradient * mask.unsqueeze(-1)
 
 
