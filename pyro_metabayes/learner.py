@@ -15,6 +15,7 @@ from pyro_metabayes.build import PREFIXES
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.guide import Guide
+from pyro_metabayes.likelihoods.classes import class_probabilities
 from pyro_metabayes.model import Model
 from pyro_metabayes.moved import current_shared_values
 from pyro_metabayes.objectives.objective import Objective
@@ -146,7 +147,7 @@ class MetaLearner(nn.Module):
         like = next(self.parameters())  # there is always one, the head's scale
         observed = self._embedded(task_of(support_x, support_y, query_x, self.input_shape, like))
         _, likelihood = self.posterior_predictive(observed, num_samples)
-        probabilities = likelihood.probs.squeeze(1)  # [L, Q, C]
+        probabilities = class_probabilities(likelihood).squeeze(1)  # [L, Q, C]
         return Prediction(probabilities.mean(0), probabilities.std(0, correction=0))
 
     def save(self, path: Path | str) -> None:

@@ -30,7 +30,19 @@ from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
 from pyro_metabayes.prior import Prior
 from pyro_metabayes.seeding import noise_of_process
-from tests.pairs import FEATURES, FOLLOWING, HEADS, PRIORS, WAY, Pair, every_pair, random_tasks, stream_of, tasks_like
+from tests.pairs import (
+    FEATURES,
+    FOLLOWING,
+    HEADS,
+    PRIORS,
+    WAY,
+    Pair,
+    are_levels,
+    every_pair,
+    random_tasks,
+    stream_of,
+    tasks_like,
+)
 
 PAIRS = every_pair()
 SITES = {"query": {"query_y"}, "support": {"support_y"}, "all": {"query_y", "support_y"}}  # observed, by model.observe
@@ -92,7 +104,7 @@ def padded(episodes: Episodes, how_many: int = 2) -> Episodes:
 
     def rubbish(x: Tensor) -> Tensor:
         shape = (x.shape[0], how_many, *x.shape[2:])
-        return 30 * torch.randn(shape) if x.is_floating_point() else torch.randint(2, shape).to(x.dtype)
+        return torch.randint(2, shape).to(x.dtype) if are_levels(x) else 30 * torch.randn(shape)
 
     off = torch.zeros(episodes.num_tasks, how_many, dtype=torch.bool)
     support = {name: widen(x, rubbish(x)) for name in ("support_x", "support_y") for x in [getattr(episodes, name)]}
@@ -476,7 +488,9 @@ def test_every_file_is_tried() -> None:
         "linear_regression",
         "lwof",
         "neural_regression",
+        "ordinal",
         "platipus",
+        "robust_regression",
     }
     assert with_model == {pair.model for pair in PAIRS}, "a new model file needs Pairs of its own in pairs.py"
 

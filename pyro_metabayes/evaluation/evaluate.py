@@ -72,7 +72,7 @@ def evaluate(
         Metrics over all tasks, and the scores of each task.
 
     Raises:
-        UsageError: for a likelihood that is neither Categorical nor Normal.
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
     started = time.perf_counter()
     batches = list(_batches(stream, settings))
@@ -119,7 +119,7 @@ def score_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: K
         Scores and spreads per task, without scores by inner step.
 
     Raises:
-        UsageError: for a likelihood that is neither Categorical nor Normal.
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
     observed = episodes.observed()
     posterior = learner.guide.posterior(observed)

@@ -9,11 +9,12 @@ from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor
 
 from pyro_metabayes.episodes import Episodes
-from pyro_metabayes.evaluation.predictions import BaseNovelPredictions, ClassPredictions, Predictions, predictions_of
 from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
 from pyro_metabayes.evaluation.scores import values_of
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.likelihoods.classes import BaseNovelPredictions, ClassPredictions
+from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
 
 
 def task_scores(
@@ -38,17 +39,17 @@ def task_scores(
         Values [T] (of ece [T, Q, 3]) by the name of the score; units: `Score.unit`.
 
     Raises:
-        UsageError: for a likelihood that is neither Categorical nor Normal.
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
     _, likelihood = learner.predictive_under(posterior, episodes.observed(), samples)
     draws = predictions_of(likelihood, episodes.query_y, episodes.query_mask)
+    if isinstance(draws, ClassPredictions) and 0 < episodes.num_classes < draws.log_probs.shape[-1]:
+        draws = _with_base(draws, episodes.num_classes)
     values = values_of(draws, Weights.DRAWS, scores)
     if any(score.applies_to(draws, Weights.MEAN) for score in scores):
         is_point = isinstance(innermost(posterior), Delta)  # the mean of a point estimate is the estimate
         of_mean = draws if is_point else _at(posterior.mean, learner, episodes)
         values |= values_of(of_mean, Weights.MEAN, scores)
-    if isinstance(draws, ClassPredictions) and draws.log_probs.shape[-1] > episodes.num_classes:
-        values |= values_of(_with_base(draws, episodes.num_classes), Weights.DRAWS, scores)
     if exact is not None:
         values |= values_of(_at(exact.mean, learner, episodes), Weights.EXACT_MEAN, scores)
     return values
