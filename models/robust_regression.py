@@ -15,6 +15,8 @@ from pyro_metabayes.models import hierarchical_regression, neural_regression
 from pyro_metabayes.models.heads import Head
 from pyro_metabayes.prior import Prior
 
+MOST_DF = 1000.0  # the density is that of a Gaussian to three digits; float32 loses its normaliser beyond
+
 
 class Model(pyro_metabayes.Model):
     """p(y_ik | x_i, w) = StudentT(y_ik; df, f_k(x_i, w), scale), k = 1, ..., Y; scale and df are learned.
@@ -29,11 +31,11 @@ class Model(pyro_metabayes.Model):
         num_weights: R, the number of leading features whose weights vary by task; without a head.
         head: a network for f; None for a linear f.
         scale: scale of the noise before training.
-        df: degrees of freedom before training; a Gaussian is the limit of infinitely many.
+        df: degrees of freedom before training, at most 1000, where the density is almost Gaussian.
         observe: whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
-        UsageError: the labels are classes, or scale or df is not positive.
+        UsageError: the labels are classes, or scale or df is out of range.
     """
 
     def __init__(
@@ -48,8 +50,8 @@ class Model(pyro_metabayes.Model):
         observe: str = "query",
     ) -> None:
         super().__init__(observe)
-        if scale <= 0 or df <= 0:
-            raise UsageError(f"expected model.scale > 0 and model.df > 0, got {scale} and {df}")
+        if scale <= 0 or not 0 < df <= MOST_DF:
+            raise UsageError(f"expected model.scale > 0 and 0 < model.df <= {MOST_DF:g}, got {scale} and {df}")
         self.gaussian: hierarchical_regression.Model | neural_regression.Model = (
             hierarchical_regression.Model(prior, num_targets, num_features, num_weights, scale)
             if head is None
@@ -70,7 +72,7 @@ class Model(pyro_metabayes.Model):
     @property
     def df(self) -> Tensor:
         """Degrees of freedom of the noise."""
-        return self.log_df.exp()
+        return self.log_df.exp().clamp(max=MOST_DF)
 
     def event_shape(self, observed: Observed) -> Size:
         return self.gaussian.event_shape(observed)

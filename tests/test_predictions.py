@@ -28,7 +28,7 @@ from pyro_metabayes import Episodes, MetaLearner, UsageError
 from pyro_metabayes.data.sources.ordinal import Ordinal
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
-from pyro_metabayes.diagnostics.calibration import LEVELS, batch_calibration, calibration_of
+from pyro_metabayes.diagnostics.calibration import LEVELS, calibration, calibration_of
 from pyro_metabayes.diagnostics.collapse import prior_spread
 from pyro_metabayes.diagnostics.predictive import discrepancies, predictive_draws
 from pyro_metabayes.evaluation.batch_scores import Evaluation
@@ -264,11 +264,11 @@ def test_a_family_is_one_registered_class(registry: None) -> None:
     check_diagnostics(learner_of(Peaked), {"pit", "coverage"}, {"logit_variance"})
 
 
-def check_diagnostics(learner: MetaLearner, calibration: set[str], spreads: set[str]) -> None:
+def check_diagnostics(learner: MetaLearner, metrics: set[str], spreads: set[str]) -> None:
     """Calibration, collapse metrics and predictive checks of a likelihood."""
     episodes = labelled_by(learner)
     with torch.no_grad():
-        assert set(batch_calibration(learner, episodes, 5)) == calibration
+        assert set(calibration(learner, [episodes], 5)) == metrics
         spread = prior_spread(learner, episodes.observed(), 5)
     assert spreads <= set(spread) and ("disagreement" in spread) == ("disagreement" in spreads)
     assert all(torch.isfinite(spread[name]).all() and spread[name].min() >= 0 for name in spreads)

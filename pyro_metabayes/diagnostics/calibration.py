@@ -108,19 +108,12 @@ def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict
 
 def interval_coverage(bounds: Bounds, mask: Tensor) -> dict[str, Tensor]:
     """Coverage [T, levels] of the central intervals of the predictive distribution, from PIT bounds [T, Q, Y]."""
-    inside = torch.stack([central_share(bounds, level) for level in LEVELS], -1)  # [T, Q, Y, levels]
-    return {"coverage": _mean_over_labels(inside, mask)}
-
-
-def pit_shares(bounds: Bounds, mask: Tensor) -> dict[str, Tensor]:
-    """Share [T, 10] of the labels whose PIT is in each of 10 equal bins, from bounds [T, Q] or [T, Q, Y]."""
-    return {"pit": _mean_over_labels(pit_histogram(bounds, PIT_BINS), mask)}
+    return {"coverage": _mean_over_labels(torch.stack([central_share(bounds, level) for level in LEVELS], -1), mask)}
 
 
 def _mean_over_labels(values: Tensor, mask: Tensor) -> Tensor:
     """Mean [T, B] over the queries and the numbers of a label of values [T, Q, B] or [T, Q, Y, B]."""
-    by_query = values.mean(-2) if values.dim() > 3 else values
-    return masked_mean(by_query.movedim(-1, 0), mask).mT
+    return masked_mean((values.mean(-2) if values.dim() > 3 else values).movedim(-1, 0), mask).mT
 
 
 def predictive_probabilities(predictions: Predictions) -> Tensor:
@@ -130,16 +123,13 @@ def predictive_probabilities(predictions: Predictions) -> Tensor:
     return log_mean_exp(predictions.log_probs.log_softmax(-1)).exp()
 
 
-def batch_calibration(learner: MetaLearner, episodes: Episodes, num_samples: int) -> dict[str, Tensor]:
-    """Per task: bin sums and prediction sets of classes, coverage of intervals of numbers, PIT of ordered labels."""
-    _, likelihood = learner.posterior_predictive(episodes.observed(), num_samples)
-    return calibration_of(predictions_of(likelihood, episodes.query_y, episodes.query_mask))
-
-
 def calibration_of(predictions: Predictions) -> dict[str, Tensor]:
-    """Those calibration metrics [T, ...] that the family of the likelihood has."""
+    """Those calibration metrics [T, ...] that the family of the likelihood has.
+
+    Bin sums and prediction sets of classes, coverage of intervals of numbers, and shares of the PIT of ordered labels.
+    """
     mask, bounds = predictions.mask, predictions.pit_bounds
-    metrics = {} if bounds is None else pit_shares(bounds, mask)
+    metrics = {} if bounds is None else {"pit": _mean_over_labels(pit_histogram(bounds, PIT_BINS), mask)}
     if isinstance(predictions, NumberPredictions):
         metrics |= interval_coverage(predictions.pit_bounds, mask)
     if isinstance(predictions, ClassPredictions):
@@ -152,8 +142,10 @@ def calibration_of(predictions: Predictions) -> dict[str, Tensor]:
 def calibration(learner: MetaLearner, batches: Iterable[Episodes], num_samples: int) -> dict[str, Tensor]:
     """Calibration metrics [T, ...] of guide.posterior on all tasks of the batches."""
     gathered: dict[str, list[Tensor]] = {}
-    for episodes in batches:
-        for name, value in batch_calibration(learner, learner.featured(episodes), num_samples).items():
+    for episodes in map(learner.featured, batches):
+        _, likelihood = learner.posterior_predictive(episodes.observed(), num_samples)
+        values = calibration_of(predictions_of(likelihood, episodes.query_y, episodes.query_mask))
+        for name, value in values.items():
             gathered.setdefault(name, []).append(value.cpu())
     return {name: torch.cat(values) for name, values in gathered.items()}
 
