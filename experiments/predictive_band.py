@@ -23,6 +23,8 @@ from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.likelihoods.numbers import NumberPredictions
+from pyro_metabayes.likelihoods.predictions import predictions_of
 from pyro_metabayes.seeding import seeded
 from pyro_metabayes.storage.paths import user_path
 
@@ -66,7 +68,10 @@ def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, places: Tenso
     observed = Observed(support_x=support_x, support_y=support_y, query_x=x)
     with seeded(0):
         _, likelihood = learner.posterior_predictive(observed, num_samples)
-    return Band(x.flatten(), y.flatten(), support_x.flatten(), support_y.flatten(), likelihood.mean[:, 0, :, 0])
+    predictions = predictions_of(likelihood, y, observed.query_mask)
+    if not isinstance(predictions, NumberPredictions):
+        raise UsageError("expected a likelihood of numbers to draw, got one of classes; take a run of a regression")
+    return Band(x.flatten(), y.flatten(), support_x.flatten(), support_y.flatten(), predictions.mean[:, 0, :, 0])
 
 
 def draw(bands: Sequence[Sequence[Band]], names: Sequence[str], path: Path) -> Path:

@@ -17,7 +17,7 @@ import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.networks import half_square, positive, relu_network
-from pyro_metabayes.models.generated import LinearClassifier, NeuralRegression, Predictor
+from pyro_metabayes.models.parts.generated import LinearClassifier, NeuralRegression, Predictor
 from pyro_metabayes.seeding import task_dropout, task_noise
 
 

@@ -11,6 +11,7 @@ if not (Path(__file__).parent / "guides").is_dir():
 # Before any PyroModule exists: with the global store two modules of one name share their values.
 pyro.settings.set(module_local_params=True)
 
+from pyro_metabayes import likelihoods as _likelihoods  # noqa: E402, F401  # registers the families
 from pyro_metabayes.backbone import Backbone  # noqa: E402
 from pyro_metabayes.episodes import Episodes, Observed, class_means, class_sums, concatenate  # noqa: E402
 from pyro_metabayes.errors import UnfamiliarTasks, UsageError  # noqa: E402

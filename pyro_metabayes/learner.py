@@ -20,8 +20,9 @@ from pyro_metabayes.model import Model
 from pyro_metabayes.moved import current_shared_values
 from pyro_metabayes.objectives.objective import Objective
 from pyro_metabayes.prediction.arrays import holds_inputs, task_of
-from pyro_metabayes.prediction.draws import Prediction, check_num_samples, draws_of, prediction_of
+from pyro_metabayes.prediction.draws import draws_of
 from pyro_metabayes.prediction.images import as_float
+from pyro_metabayes.prediction.probabilities import Prediction, check_num_samples, prediction_of
 from pyro_metabayes.prediction.tensors import Array
 from pyro_metabayes.seeding import drawing, noise_of
 from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
@@ -47,8 +48,13 @@ HEADS = {name: head["_target_"] for name, head in _configured("head").items() if
 OBJECTIVES = _configured("objective")
 OBJECTIVES["monte_carlo_joint"] = OBJECTIVES["monte_carlo"] | {"joint": True}
 REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3}  # conjugate models, with the features of their tasks
-GROUPED = {"hierarchical_regression": 3}  # with weights of each task's own for the first NUM_RANDOM features
+GROUPED = {
+    "hierarchical_regression": 3,
+    "robust_regression": 3,
+}  # with weights of each task's own for the first NUM_RANDOM features
 NUM_RANDOM = 2
+ORDERED = {"ordinal": 2}  # whose labels are levels, numbers 0 to LEVELS - 1
+LEVELS = 4
 NETWORK = {"_target_": "models.neural_regression.Network", "hidden": [4, 3]}
 EITHER = ("platipus",)  # models of classes or of numbers, as the pair says
 
@@ -105,6 +111,20 @@ def random_regressions(
     )
 
 
+def with_levels(episodes: Episodes) -> Episodes:
+    """The same tasks with ordinal labels: how many of three cutpoints lie below the number."""
+    cutpoints = torch.tensor([-1.0, 0.0, 1.0]).to(episodes.query_y)
+    levels = {
+        name: torch.bucketize(getattr(episodes, name).contiguous(), cutpoints) for name in ("support_y", "query_y")
+    }
+    return replace(episodes, **{name: value.to(cutpoints) for name, value in levels.items()})
+
+
+def are_levels(labels: Tensor) -> bool:
+    """Whether labels are whole numbers: classes or levels."""
+    return not labels.is_floating_point() or bool((labels == labels.floor()).all())
+
+
 def normal_with(noise: Tensor) -> type[Normal]:
     """A normal distribution whose draws are loc + scale * noise, for expectations without chance.
 
@@ -132,7 +152,8 @@ def tasks_like(episodes: Observed, seed: int) -> Episodes:
     num_tasks, _, features = episodes.query_x.shape
     if episodes.num_classes:
         return random_tasks(num_tasks, episodes.num_classes, features=features, seed=seed)
-    return random_regressions(num_tasks, features=features, targets=episodes.support_y.shape[-1], seed=seed)
+    numbers = random_regressions(num_tasks, features=features, targets=episodes.support_y.shape[-1], seed=seed)
+    return with_levels(numbers) if are_levels(episodes.support_y) else numbers
 
 
 def stream_of(episodes: Episodes) -> TaskStream:
@@ -147,10 +168,19 @@ def _with_model(module: str) -> bool:
 MODELS = {module.name for module in pkgutil.iter_modules(models.__path__) if _with_model(module.name)}
 
 
+def _signature(model: str) -> Mapping[str, inspect.Parameter]:
+    module = importlib.import_module(f"pyro_metabayes.models.{model}")
+    return inspect.signature(module.Model.__init__).parameters
+
+
 def parameters_of(model: str) -> set[str]:
     """Names of the arguments of a model."""
-    module = importlib.import_module(f"pyro_metabayes.models.{model}")
-    return set(inspect.signature(module.Model.__init__).parameters)
+    return set(_signature(model))
+
+
+def required_by(model: str) -> set[str]:
+    """Names of the arguments without a default."""
+    return {name for name, value in _signature(model).items() if value.default is inspect.Parameter.empty}
 
 
 @dataclass(frozen=True)
@@ -186,7 +216,7 @@ class Pair:
     @property
     def of_network(self) -> bool:
         """Whether the latent is all weights of a network, a single row."""
-        return self.head == "network" or (self.regression and "head" in parameters_of(self.model))
+        return self.head == "network" or (self.regression and "head" in required_by(self.model))
 
     def tasks(self, num_tasks: int = 3, seed: int = 0) -> Episodes:
         """Tasks that its learner is for, with turned views of the queries where it looks at them."""
@@ -195,16 +225,18 @@ class Pair:
 
     def _plain_tasks(self, num_tasks: int, seed: int) -> Episodes:
         if self.regression:
-            return random_regressions(num_tasks, features=self.features, targets=self.targets, seed=seed)
+            numbers = random_regressions(num_tasks, features=self.features, targets=self.targets, seed=seed)
+            return with_levels(numbers) if self.model in ORDERED else numbers
         return random_tasks(num_tasks, seed=seed)
 
     @property
     def features(self) -> int:
-        return (REGRESSIONS | GROUPED).get(self.model, 3 if self._is_linear else 2)
+        return (REGRESSIONS | GROUPED | ORDERED).get(self.model, 3 if self._is_linear else 2)
 
     @property
     def targets(self) -> int:
-        return 1 if self.of_network or self.model in GROUPED else TARGETS  # shared effects tell outputs apart
+        # Shared effects tell outputs apart.
+        return 1 if self.of_network or self.model in (*GROUPED, *ORDERED) else TARGETS
 
     @property
     def noisy(self) -> bool:
@@ -212,7 +244,8 @@ class Pair:
         return bool(self.settings.get("inner_samples")) and self.settings.get("posterior") != "delta"
 
     def _of_model(self) -> dict[str, Any]:
-        regression = {"noise": 0.7} if self.regression else {}
+        regression = {"noise": 0.7} if self.regression and self.model not in ORDERED else {}
+        regression = {"scale": 0.7, "df": 5.0} if self.model == "robust_regression" else regression
         observe = {} if self.observe == "query" else {"observe": self.observe}
         return regression | observe | self.model_settings
 
@@ -229,6 +262,7 @@ class Pair:
         if self.regression:
             shape = {"input_shape": [self.features], "num_classes": self.targets, "num_targets": self.targets}
             shape |= {"num_weights": NUM_RANDOM} if self.model in GROUPED else {}
+            shape |= {"num_levels": LEVELS} if self.model in ORDERED else {}
             return common | shape | {"head": NETWORK if self.of_network else None}
         head = {"_target_": HEADS[self.head], "scale": 2.0} if self.head in HEADS else None
         head = NETWORK if self.of_network else head
@@ -395,6 +429,21 @@ def _of_groups() -> list[Pair]:
     return [replace(pair, model="hierarchical_regression") for pair in pairs]
 
 
+def _of_other_likelihoods() -> list[Pair]:
+    """Student-t noise around linear functions and networks, and ordinal labels."""
+    two = {"num_steps": 2, "step_size": 0.1}
+    both = [
+        Pair("mean_field"),
+        Pair("savi", "count_aware"),
+        Pair("savi", "full_covariance", observe="all"),
+        Pair("maml", "flat", settings={**two, "learn_step_size": True}),
+        Pair("mc", "count_aware", objective="monte_carlo"),
+        Pair("sib", settings={**two, "initialisation": "global"}),
+    ]
+    pairs = [replace(pair, model=model) for model in ("robust_regression", "ordinal") for pair in both]
+    return [*pairs, Pair("maml", "flat", "network", model="robust_regression", settings=two)]
+
+
 def _of_base_classes() -> list[Pair]:
     """Learning without forgetting: each inner loop, with and without the mixture as prior, and what else suits it."""
     steps = {"num_steps": 2, "step_size": 0.1}
@@ -438,6 +487,6 @@ def every_pair() -> list[Pair]:
     pairs += [Pair("mean_field", prior, head) for prior, head in product(PRIORS, HEADS)]
     pairs += [Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)]
     pairs += [Pair("mean_field", objective=name) for name in OBJECTIVES]
-    pairs += _of_regressions() + _of_descent() + _of_groups() + _of_base_classes()
+    pairs += _of_regressions() + _of_descent() + _of_groups() + _of_base_classes() + _of_other_likelihoods()
     pairs += [Pair("mean_field", model=model) for model in MODELS - {pair.model for pair in pairs}]
     return list({str(pair): pair for pair in pairs}.values())

@@ -17,6 +17,7 @@ from pyro_metabayes.data.sources.linear_gaussian import LinearGaussian
 from pyro_metabayes.diagnostics import calibration as its
 from pyro_metabayes.diagnostics.sbc import SIMULATIONS, Ranks, sbc_ranks, uniformity
 from pyro_metabayes.evaluation.scores import calibration_error, confidence_and_hits
+from pyro_metabayes.likelihoods.numbers import RealPredictions
 from tests.commands import call, ran
 from tests.pairs import REGRESSIONS, Pair, random_regressions, random_tasks
 
@@ -89,7 +90,8 @@ def test_sets_of_a_calibrated_predictive_hold_what_they_say() -> None:
 def test_intervals_of_the_truth_cover_as_often_as_they_say() -> None:
     likelihood = Normal(torch.randn(300, 1, 1, 1), 0.5).expand((300, 500, 10, 1))  # N(0, 1 + 1/4)
     y = 1.25**0.5 * torch.randn(500, 10, 1)
-    found = its.interval_coverage(likelihood, y, torch.ones(500, 10, dtype=torch.bool))["coverage"].mean(0)
+    bounds = RealPredictions(y, torch.ones(500, 10, dtype=torch.bool), likelihood).pit_bounds
+    found = its.interval_coverage(bounds, torch.ones(500, 10, dtype=torch.bool))["coverage"].mean(0)
     torch.testing.assert_close(found, torch.tensor(its.LEVELS), atol=0.06, rtol=0)
 
 

@@ -18,12 +18,12 @@ from torch.distributions import kl_divergence
 
 import pyro_metabayes
 from pyro_metabayes import Episodes, Observed, UsageError
-from pyro_metabayes.evaluation.predictions import RealPredictions
 from pyro_metabayes.evaluation.score import Weights
 from pyro_metabayes.evaluation.scores import SCORES, scores_of, values_of
 from pyro_metabayes.evaluation.task_scores import predictions_under
 from pyro_metabayes.guides.savi import Guide as SharedGuide
 from pyro_metabayes.inference.divergences import closed_form_kl
+from pyro_metabayes.likelihoods.numbers import IntegratedPredictions
 from pyro_metabayes.models import gaussian_mean, linear_regression
 from pyro_metabayes.models.priors import Conditional, Gaussian
 from pyro_metabayes.objectives.elbo import Elbo
@@ -33,7 +33,7 @@ from pyro_metabayes.objectives.objective import Objective
 from tests.pairs import GROUPED, REGRESSIONS, TARGETS, Pair, normal_with, random_regressions
 
 OBSERVE = ("query", "support", "all")
-LINEAR = REGRESSIONS | GROUPED
+LINEAR = REGRESSIONS | {"hierarchical_regression": GROUPED["hierarchical_regression"]}
 every_model = pytest.mark.parametrize("name", REGRESSIONS)
 
 
@@ -145,9 +145,9 @@ def test_predictions_under_a_gaussian_are_those_of_many_draws(name: str, family:
     episodes = replace(episodes, query_y=drawn[0])  # draws do not find densities of labels far from all of them
     with torch.no_grad():
         exact = predictions_under(q, model, episodes, samples=1)
-    assert isinstance(exact, RealPredictions) and len(exact.mean) == 1
+    assert isinstance(exact, IntegratedPredictions) and len(exact.mean) == 1
     torch.testing.assert_close(exact.mean[0], drawn.mean(0), rtol=0, atol=0.15)
-    torch.testing.assert_close(exact.sd[0], drawn.std(0), rtol=0.05, atol=0)
+    torch.testing.assert_close(exact.family.stddev[0], drawn.std(0), rtol=0.05, atol=0)
     many = scores_of(likelihood, episodes.query_y, episodes.query_mask)
     assert {"nll", "joint_nll", "mse", "coverage90"} <= set(many)
     for name_of_score, values in values_of(exact, Weights.DRAWS, SCORES).items():

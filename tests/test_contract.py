@@ -39,6 +39,7 @@ from tests.pairs import (
     PRIORS,
     WAY,
     Pair,
+    are_levels,
     every_pair,
     random_tasks,
     stream_of,
@@ -114,7 +115,7 @@ def padded(episodes: Episodes, how_many: int = 2) -> Episodes:
 
     def rubbish(x: Tensor) -> Tensor:
         shape = (x.shape[0], how_many, *x.shape[2:])
-        return 30 * torch.randn(shape) if x.is_floating_point() else torch.randint(2, shape).to(x.dtype)
+        return torch.randint(2, shape).to(x.dtype) if are_levels(x) else 30 * torch.randn(shape)
 
     off = torch.zeros(episodes.num_tasks, how_many, dtype=torch.bool)
     support = {name: widen(x, rubbish(x)) for name in ("support_x", "support_y") for x in [getattr(episodes, name)]}

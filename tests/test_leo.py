@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from pyro_metabayes import Episodes, MetaLearner, UsageError
 from pyro_metabayes.inference.networks import half_square, positive, relu_network
-from pyro_metabayes.models.generated import LinearClassifier, NeuralRegression
 from pyro_metabayes.models.leo import correlation_penalty
+from pyro_metabayes.models.parts.generated import LinearClassifier, NeuralRegression
 from tests.pairs import CONF, FEATURES, WAY, Pair, random_regressions, random_tasks
 
 SMALL = {"num_latents": 4, "num_steps": 3, "step_size": 0.5, "finetune_steps": 2, "finetune_step_size": 0.1}

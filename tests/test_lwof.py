@@ -24,10 +24,10 @@ from pyro_metabayes.data.pairs import Pairs
 from pyro_metabayes.data.stream import generator_of
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.evaluation.base_novel import BASE_NOVEL
-from pyro_metabayes.evaluation.predictions import BaseNovelPredictions
 from pyro_metabayes.evaluation.score import TaskScores, Weights
 from pyro_metabayes.evaluation.scores import values_of
 from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.likelihoods.classes import BaseNovelPredictions
 from pyro_metabayes.models.backbones.conv4 import Backbone
 from pyro_metabayes.pretraining import PretrainSettings, pretrain
 from pyro_metabayes.sklearn import FewShotClassifier

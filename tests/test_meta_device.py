@@ -38,7 +38,8 @@ from tests.pairs import CONF, Pair, every_pair
 
 META = torch.device("meta")
 NUM_TASKS = 3
-PAIRS = every_pair()
+# Chi2, which torch's StudentT constructs, makes a tensor of a number, which torch.func.grad refuses on the meta device.
+PAIRS = [pair for pair in every_pair() if (pair.guide, pair.model) != ("maml", "robust_regression")]
 # What reads values on the host, each outside a step: after a line of metrics is due, or before a save.
 READS: dict[str, Callable[[MetaTraining], object]] = {
     "the metrics of a logged step": lambda training: metric_means(*training._measure()),

@@ -142,14 +142,16 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
         "linear_regression",
         "lwof",
         "neural_regression",
+        "ordinal",
         "platipus",
+        "robust_regression",
     }
     assert set(names("model")) == models
     of_classes = {"cifar_fs", "fc100", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
     converted = {"image_folder", "leo_embeddings", "mini_imagenet", "tiered_imagenet"}  # test_prepare.py
     of_domains = {"digit_domains", "pacs"}
     of_groups = {"groups", "radon", "sleepstudy"}  # test_groups.py, test_partial_pooling.py
-    assert set(names("data")) == of_classes | converted | of_domains | of_groups | {*OF_NUMBERS, "sinusoid"}
+    assert set(names("data")) == of_classes | converted | of_domains | of_groups | {*OF_NUMBERS, "sinusoid", "ordinal"}
     of_collapse = {"classification", "cold_posterior", "features", "gaussian_mean", "information", "spinning_lines"}
     assert set(names("study")) == of_collapse | {"radon", "sleepstudy", "digit_domains", "digit_domains_ablation"}
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from pyro_metabayes import Episodes
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate, score_batch
-from pyro_metabayes.evaluation.predictions import BaseNovelPredictions, ClassPredictions, RealPredictions
 from pyro_metabayes.evaluation.score import Score, Weights
 from pyro_metabayes.evaluation.scores import SCORES, logged_scores, scores_of
+from pyro_metabayes.likelihoods.classes import BaseNovelPredictions, ClassPredictions
+from pyro_metabayes.likelihoods.numbers import RealPredictions
 from pyro_metabayes.prediction.averages import masked_mean
 from pyro_metabayes.seeding import noise_of
 from pyro_metabayes.training.step_metrics import LOGGED_SAMPLES, measure, metric_means

@@ -17,12 +17,18 @@ BINS = 20
 
 
 def draw(metrics: Mapping[str, Tensor], unseen: Mapping[str, Tensor], path: Path) -> Path:
-    """Reliability and prediction sets of classes, or intervals of a regression; entropy on known and unseen classes."""
-    figure, axes = new_figure(("bins" in metrics) + 1 + bool(unseen))
+    """The panels of those metrics that the family of the likelihood has.
+
+    Reliability and prediction sets of classes, intervals of numbers, PIT of ordered labels, entropy on unseen classes.
+    """
+    figure, axes = new_figure(max(1, sum(name in metrics for name in ("bins", "coverage", "pit")) + bool(unseen)))
     panels = iter(axes)
     if "bins" in metrics:
         _draw_reliability(next(panels), reliability(metrics["bins"]))
-    _draw_coverage(next(panels), metrics)
+    if "coverage" in metrics:
+        _draw_coverage(next(panels), metrics)
+    if "pit" in metrics:
+        _draw_pit(next(panels), metrics["pit"])
     if unseen:
         _draw_entropy(next(panels), unseen)
     return save_figure(figure, path)
@@ -55,6 +61,16 @@ def _draw_coverage(axis: Any, metrics: Mapping[str, Tensor]) -> None:
     axis.set(xlabel="level", xlim=(0, 1.02), ylim=(0, 1.02))
     axis.set_title("prediction sets" if "mass" in metrics else "central intervals of the predictive", fontsize=9)
     axis.legend(frameon=False, fontsize=8)
+
+
+def _draw_pit(axis: Any, shares: Tensor) -> None:
+    """Histogram of the PIT with intervals over tasks; the dashed line is that of calibrated predictions."""
+    number, estimate = shares.shape[1], Estimate.over_tasks(shares)
+    centres = (np.arange(number) + 0.5) / number
+    axis.bar(centres, estimate.mean.numpy(), 1 / number, yerr=estimate.ci95.numpy(), color="C0", alpha=0.6, capsize=2)
+    axis.axhline(1 / number, color="black", linewidth=0.8, linestyle="--")
+    axis.set(xlabel="PIT", ylabel="share of labels", xlim=(0, 1))
+    axis.set_title("probability integral transform", fontsize=9)
 
 
 def _draw_entropy(axis: Any, unseen: Mapping[str, Tensor]) -> None:

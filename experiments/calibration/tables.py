@@ -11,6 +11,7 @@ from pyro_metabayes.diagnostics.calibration import LEVELS, Estimate, reliability
 from pyro_metabayes.diagnostics.sbc import Ranks, Uniformity
 
 TABLE_LEVELS = (0.5, 0.9, 0.95)  # the plot has all levels
+AT_LEVELS = ("coverage", "size", "mass")  # metrics with one value per level
 Cell = tuple[str, str]  # name and value
 SbcResults = dict[str, tuple[Ranks, Uniformity]]
 
@@ -34,8 +35,9 @@ def rows_of(report: Report, rate: float) -> list[dict[str, str]]:
     cells: list[Cell] = []
     if "bins" in report.metrics:
         cells.append(("ECE, %", interval(reliability(report.metrics["bins"]).ece)))
-    for level in TABLE_LEVELS:
-        cells += _coverage_cells(report.metrics, level)
+    if "coverage" in report.metrics:
+        for level in TABLE_LEVELS:
+            cells += _coverage_cells(report.metrics, level)
     if report.unseen:
         cells += _entropy_cells(report.unseen)
     cells += [(f"SBC of the {name}", _sbc_cell(*result, rate)) for name, result in report.sbc.items()]
@@ -44,7 +46,7 @@ def rows_of(report: Report, rate: float) -> list[dict[str, str]]:
 
 def _coverage_cells(metrics: Mapping[str, Tensor], level: float) -> list[Cell]:
     place = LEVELS.index(level)
-    at_level = {name: Estimate.over_tasks(value[:, place]) for name, value in metrics.items() if name != "bins"}
+    at_level = {name: Estimate.over_tasks(value[:, place]) for name, value in metrics.items() if name in AT_LEVELS}
     if "size" not in at_level:
         return [(f"coverage of {100 * level:g}% intervals, %", interval(at_level["coverage"]))]
     return [

@@ -22,7 +22,7 @@ def note_poor_result(results: Mapping[str, Any]) -> None:
     if skipped := results["skipped"]:
         print(f"{skipped} of {results['steps']} steps were skipped: a loss or gradient was not finite (train.on_nan)")
     num_answers = results["way"] + (results["base_classes"] or 0)
-    if results["accuracy"] and results["nll"] > (chance := math.log(num_answers)):
+    if results["way"] > 1 and results["accuracy"] and results["nll"] > (chance := math.log(num_answers)):
         print(f"worse than chance (NLL {chance:.3f}): too few steps, or diverged (lower train.learning_rate)")
     if constants := results["constant_rmse"]:
         _note_useless_regression(results["rmse"], constants)

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Categorical, Normal
+from torch.distributions import Categorical
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.scores import CALIBRATION_BINS, log_mean_exp, masked_mean
-from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.likelihoods.classes import ClassPredictions
+from pyro_metabayes.likelihoods.numbers import NumberPredictions
+from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
+from pyro_metabayes.prediction.pit import Bounds, central_share, pit_histogram
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 RESAMPLES = 1000
+PIT_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -104,40 +106,46 @@ def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict
     return {name: masked_mean(value.movedim(-1, 0), mask).mT for name, value in query_metrics.items()}
 
 
-def interval_coverage(likelihood: Any, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Coverage [T, levels] of the central intervals of the predictive mixture of N(mean_l, sd_l^2), [L, T, Q, Y].
+def interval_coverage(bounds: Bounds, mask: Tensor) -> dict[str, Tensor]:
+    """Coverage [T, levels] of the central intervals of the predictive distribution, from PIT bounds [T, Q, Y]."""
+    return {"coverage": _mean_over_labels(torch.stack([central_share(bounds, level) for level in LEVELS], -1), mask)}
 
-    y is inside the interval of level a where |(1/L) sum_l Phi((y - mean_l) / sd_l) - 1/2| <= a / 2.
+
+def _mean_over_labels(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean [T, B] over the queries and the numbers of a label of values [T, Q, B] or [T, Q, Y, B]."""
+    return masked_mean((values.mean(-2) if values.dim() > 3 else values).movedim(-1, 0), mask).mT
+
+
+def predictive_probabilities(predictions: Predictions) -> Tensor:
+    """p(y = c | x, D) [T, Q, C]: the mean over samples of w of the probabilities."""
+    if not isinstance(predictions, ClassPredictions):
+        raise UsageError(f"expected predictions of classes, got {type(predictions).__name__}")
+    return log_mean_exp(predictions.log_probs.log_softmax(-1)).exp()
+
+
+def calibration_of(predictions: Predictions) -> dict[str, Tensor]:
+    """Those calibration metrics [T, ...] that the family of the likelihood has.
+
+    Bin sums and prediction sets of classes, coverage of intervals of numbers, and shares of the PIT of ordered labels.
     """
-    below = torch.special.ndtr((y - likelihood.mean) / likelihood.stddev).mean(0)
-    levels = torch.tensor(LEVELS, dtype=y.dtype, device=y.device)
-    inside = (2 * (below - 0.5).abs()).unsqueeze(-1) <= levels  # [T, Q, Y, levels]
-    return {"coverage": masked_mean(inside.to(y.dtype).mean(-2).movedim(-1, 0), mask).mT}
-
-
-def predictive_probabilities(likelihood: TorchDistribution) -> Tensor:
-    """p(y = c | x, D) [T, Q, C]: the mean over samples of w of the probabilities, batch [L, T, Q]."""
-    family: Any = innermost(likelihood)
-    if not isinstance(family, Categorical):
-        raise UsageError(f"expected a likelihood of classes, got {type(family).__name__}")
-    return log_mean_exp(family.logits.log_softmax(-1)).exp()
-
-
-def batch_calibration(learner: MetaLearner, episodes: Episodes, num_samples: int) -> dict[str, Tensor]:
-    """Bin sums and prediction sets per task in classification, coverage of intervals in regression."""
-    _, likelihood = learner.posterior_predictive(episodes.observed(), num_samples)
-    if isinstance(family := innermost(likelihood), Normal):
-        return interval_coverage(family, episodes.query_y, episodes.query_mask)
-    predictions = predictive_probabilities(likelihood), episodes.query_y, episodes.query_mask
-    return {"bins": bin_sums(*predictions), **prediction_sets(*predictions)}
+    mask, bounds = predictions.mask, predictions.pit_bounds
+    metrics = {} if bounds is None else {"pit": _mean_over_labels(pit_histogram(bounds, PIT_BINS), mask)}
+    if isinstance(predictions, NumberPredictions):
+        metrics |= interval_coverage(predictions.pit_bounds, mask)
+    if isinstance(predictions, ClassPredictions):
+        of_classes = predictive_probabilities(predictions), predictions.labels, mask
+        metrics |= {"bins": bin_sums(*of_classes), **prediction_sets(*of_classes)}
+    return metrics
 
 
 @torch.no_grad()
 def calibration(learner: MetaLearner, batches: Iterable[Episodes], num_samples: int) -> dict[str, Tensor]:
     """Calibration metrics [T, ...] of guide.posterior on all tasks of the batches."""
     gathered: dict[str, list[Tensor]] = {}
-    for episodes in batches:
-        for name, value in batch_calibration(learner, learner.featured(episodes), num_samples).items():
+    for episodes in map(learner.featured, batches):
+        _, likelihood = learner.posterior_predictive(episodes.observed(), num_samples)
+        values = calibration_of(predictions_of(likelihood, episodes.query_y, episodes.query_mask))
+        for name, value in values.items():
             gathered.setdefault(name, []).append(value.cpu())
     return {name: torch.cat(values) for name, values in gathered.items()}
 
@@ -176,7 +184,8 @@ def unseen_classes(learner: MetaLearner, batches: Iterable[Episodes], way: int, 
     for episodes in batches:
         observed, unseen = without_classes(learner.featured(episodes), way)
         _, likelihood = learner.posterior_predictive(observed, num_samples)
-        entropy = Categorical(probs=predictive_probabilities(likelihood)).entropy()
+        predictions = predictions_of(likelihood, episodes.query_y, observed.query_mask)
+        entropy = Categorical(probs=predictive_probabilities(predictions)).entropy()
         metrics["known"].append(masked_mean(entropy, observed.query_mask))
         metrics["unseen"].append(masked_mean(entropy, unseen))
         metrics["auroc"].append(auroc(entropy, observed.query_mask, unseen))

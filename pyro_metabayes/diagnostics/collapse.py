@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Categorical, kl_divergence
 from torch.distributions import Normal as TorchNormal
+from torch.distributions import kl_divergence
 
-from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSED_LOGIT_SD, Metrics, Spread, summary
+from pyro_metabayes.diagnostics.collapse_metrics import Metrics, Spread, summary
 from pyro_metabayes.episodes import Episodes, Observed
-from pyro_metabayes.evaluation.scores import log_mean_exp, masked_mean, most_probable
 from pyro_metabayes.inference.divergences import (
     closed_form_kl,
     entropy_of,
@@ -29,7 +28,9 @@ from pyro_metabayes.inference.divergences import (
     mixture_kl_bounds,
 )
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.likelihoods.predictions import registered
 from pyro_metabayes.objectives.elbo import Elbo
+from pyro_metabayes.prediction.averages import masked_mean
 from pyro_metabayes.prediction.moments import (
     MOMENT_DRAWS,
     exact_kl,
@@ -74,18 +75,8 @@ def _error(name: str, error: Tensor | None) -> Spread:
 
 def _output_spread(likelihood: Any, mask: Tensor) -> Spread:
     """logit_variance, and disagreement in classification, of a likelihood with batch [L, T, Q]."""
-    if not isinstance(likelihood, Categorical):
-        standardised = (likelihood.mean / likelihood.stddev).var(0).flatten(2).mean(-1)
-        return {"logit_variance": masked_mean(standardised, mask)}
-    logits = likelihood.logits  # [L, T, Q, C], normalised by the Categorical
-    centred = logits - logits.mean(-1, keepdim=True)
-    ensemble = most_probable(log_mean_exp(logits)).unsqueeze(-1)
-    ensemble_logit = logits.gather(-1, ensemble.expand(*logits.shape[:-1], 1)).squeeze(-1)
-    disagrees = logits.amax(-1) - ensemble_logit > COLLAPSED_LOGIT_SD
-    return {
-        "logit_variance": masked_mean(centred.var(0).mean(-1), mask),
-        "disagreement": masked_mean(disagrees.to(logits.dtype).mean(0), mask),
-    }
+    family = innermost(likelihood)
+    return {name: masked_mean(value, mask) for name, value in registered(family).spread(family).items()}
 
 
 def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribution) -> Spread:

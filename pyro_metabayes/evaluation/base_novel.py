@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_metabayes.evaluation.predictions import BaseNovelPredictions
 from pyro_metabayes.evaluation.score import Score
+from pyro_metabayes.likelihoods.classes import BaseNovelPredictions
 from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, most_probable
 
 

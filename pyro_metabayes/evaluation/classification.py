@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.evaluation.expected_calibration_error import pooled_calibration_error, values_for_calibration
-from pyro_metabayes.evaluation.predictions import ClassPredictions
 from pyro_metabayes.evaluation.score import Score, Weights
+from pyro_metabayes.likelihoods.classes import ClassPredictions
 from pyro_metabayes.prediction.averages import masked_mean, most_probable
 
 

@@ -79,8 +79,7 @@ def evaluate(
         UnfamiliarTasks: a transductive guide was trained on other tasks than the first batch.
 
     Raises:
-        UsageError: for a likelihood that is neither Categorical nor Normal; a label out of range, or a number that is
-            not finite.
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
     started = time.perf_counter()
     batches = list(_batches(stream, settings))
@@ -129,7 +128,7 @@ def score_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: K
         Scores and spreads per task, without scores by inner step.
 
     Raises:
-        UsageError: for a likelihood that is neither Categorical nor Normal.
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
     observed = episodes.observed()
     posterior = learner.guide.posterior(observed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_metabayes.evaluation.predictions import ClassPredictions
+from pyro_metabayes.likelihoods.classes import ClassPredictions
 from pyro_metabayes.vision import torchvision
 
 CALIBRATION_BINS = 15

@@ -15,6 +15,7 @@ from pyro_metabayes.evaluation.scores import step_scores, values_of
 from pyro_metabayes.evaluation.task_scores import predictions_under
 from pyro_metabayes.guide import Guide
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.likelihoods.numbers import NumberPredictions
 from pyro_metabayes.model import Model
 from pyro_metabayes.seeding import noise_of
 
@@ -57,21 +58,24 @@ def scores_by_step(learner: MetaLearner, episodes: Episodes, samples: int) -> Te
         samples: draws of w per task; a point estimate has one.
 
     Returns:
-        Tensor [T, K + 1, scores]; None without inner steps, and for tasks of classes.
+        Tensor [T, K + 1, scores]; None without inner steps, and for a likelihood of classes.
     """
     part = stepping_part(learner)
     if part is None or episodes.num_classes:
         return None
     with noise_of(0):
-        steps = [_scores_after(learner, number, episodes, samples) for number in range(part.num_steps + 1)]
-    return torch.stack(steps, 1)
+        values = (_scores_after(learner, number, episodes, samples) for number in range(part.num_steps + 1))
+        steps = [value for value in values if value is not None]
+    return torch.stack(steps, 1) if steps else None
 
 
-def _scores_after(learner: MetaLearner, num_steps: int, episodes: Episodes, samples: int) -> Tensor:
-    """`step_scores` [T, scores] after this number of inner steps."""
+def _scores_after(learner: MetaLearner, num_steps: int, episodes: Episodes, samples: int) -> Tensor | None:
+    """`step_scores` [T, scores] after this number of inner steps; None for a likelihood of classes."""
     scores = step_scores()
     guide, model = with_num_steps(learner, num_steps)
     predictions = predictions_under(guide.posterior(episodes.observed()), model, episodes, samples)
+    if not isinstance(predictions, NumberPredictions):
+        return None
     values = values_of(predictions, Weights.DRAWS, scores)
     return torch.stack([values[score.name] for score in scores], -1)
 

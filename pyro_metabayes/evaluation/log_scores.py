@@ -1,11 +1,11 @@
-"""Logarithmic scores of predictions of classes and of numbers, in nats."""
+"""Logarithmic scores of predictions of every family, in nats."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from pyro_metabayes.evaluation.predictions import ClassPredictions, Predictions, RealPredictions
 from pyro_metabayes.evaluation.score import Score
+from pyro_metabayes.likelihoods.predictions import Predictions
 from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean
 
 
@@ -36,8 +36,8 @@ def joint_nll(predictions: Predictions) -> Tensor:
     return -predictions.joint_log_prob / num_queries
 
 
-FAMILIES = (ClassPredictions, RealPredictions)
+FAMILY = (Predictions,)
 LOG_SCORES = (
-    Score("nll", nll, FAMILIES, "nats per query", logged=2, by_step=2),
-    Score("joint_nll", joint_nll, FAMILIES, "nats per query"),
+    Score("nll", nll, FAMILY, "nats per query", logged=2, by_step=2),
+    Score("joint_nll", joint_nll, FAMILY, "nats per query"),
 )

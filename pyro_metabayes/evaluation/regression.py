@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from pyro_metabayes.evaluation.predictions import RealPredictions
 from pyro_metabayes.evaluation.score import Score, Weights, mean_over_tasks
+from pyro_metabayes.likelihoods.numbers import NumberPredictions
 from pyro_metabayes.prediction.averages import masked_mean
+from pyro_metabayes.prediction.pit import central_share
 
 
-def mse(predictions: RealPredictions) -> Tensor:
+def mse(predictions: NumberPredictions) -> Tensor:
     """((1/L) sum_l mean_l - y)^2, mean over the outputs and the queries.
 
     Args:
@@ -25,10 +25,11 @@ def mse(predictions: RealPredictions) -> Tensor:
     return masked_mean(error.square().mean(-1), predictions.mask)
 
 
-def coverage90(predictions: RealPredictions) -> Tensor:
+def coverage90(predictions: NumberPredictions) -> Tensor:
     """Share of the labels inside the central 90% of the predictive distribution, the mixture over the samples.
 
-    Inside: 0.05 <= (1/L) sum_l Phi((y - mean_l) / sd_l) <= 0.95.
+    Inside: the PIT, (1/L) sum_l F_l(y) of a continuous label, lies between 0.05 and 0.95. Of a count it is randomised,
+    so that the share is 90% for calibrated predictions (`prediction/pit.py`).
 
     Args:
         predictions: of L samples and T tasks.
@@ -36,10 +37,7 @@ def coverage90(predictions: RealPredictions) -> Tensor:
     Returns:
         Tensor [T], 0 to 1.
     """
-    y = predictions.labels
-    below = torch.special.ndtr((y - predictions.mean) / predictions.sd).mean(0)
-    inside = ((below >= 0.05) & (below <= 0.95)).to(y.dtype)
-    return masked_mean(inside.mean(-1), predictions.mask)
+    return masked_mean(central_share(predictions.pit_bounds, 0.9).mean(-1), predictions.mask)
 
 
 def root_mean(values: Tensor) -> float:
@@ -54,7 +52,7 @@ def root_mean(values: Tensor) -> float:
     return math.sqrt(mean_over_tasks(values))
 
 
-FAMILY = (RealPredictions,)
+FAMILY = (NumberPredictions,)
 REGRESSION = (
     Score("mse", mse, FAMILY, "squared unit of y", logged=3, by_step=1),
     Score("oracle_mse", mse, FAMILY, "squared unit of y", Weights.EXACT_MEAN),

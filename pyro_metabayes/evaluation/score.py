@@ -10,7 +10,7 @@ from typing import Generic, TypedDict, TypeVar
 from torch import Tensor
 
 from pyro_metabayes.evaluation.intervals import ci95_of
-from pyro_metabayes.evaluation.predictions import Predictions
+from pyro_metabayes.likelihoods.predictions import Predictions
 
 P = TypeVar("P", bound=Predictions)
 TaskScores = dict[str, Tensor]  # values of a batch of tasks, [T] or [T, ...], by the name of the score
@@ -44,7 +44,7 @@ class Score(Generic[P]):
         name: its key in every file.
         per_task: from the predictions of a batch to one value per task [T], without reading a value on the host;
             [T, ...] for a score with a `pooled` of its own.
-        families: exact types of predictions that it is defined for; null in results.json for all others.
+        families: types of predictions that it is defined for; null in results.json for all others.
         unit: of its values, such as "share" (0 to 1) or "nats".
         weights: the weights under which predictions are made.
         pooled: from the values of all tasks to one number. A score with the default, the mean, is in tasks.npz.
@@ -70,7 +70,7 @@ class Score(Generic[P]):
 
     def applies_to(self, predictions: Predictions, weights: Weights) -> bool:
         """Whether it is defined for predictions of this family, made under these weights."""
-        return self.weights is weights and type(predictions) in self.families
+        return self.weights is weights and isinstance(predictions, self.families)
 
     def summary(self, values: Tensor) -> float | Interval:
         """The entry of results.json.

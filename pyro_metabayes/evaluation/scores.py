@@ -16,9 +16,9 @@ from pyro_metabayes.evaluation.expected_calibration_error import (
     confidence_and_hits,
 )
 from pyro_metabayes.evaluation.log_scores import LOG_SCORES
-from pyro_metabayes.evaluation.predictions import Predictions, RealPredictions, predictions_of
 from pyro_metabayes.evaluation.regression import REGRESSION, RMSE
 from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
+from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
 from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, most_probable
 
 __all__ = [
@@ -46,8 +46,7 @@ def logged_scores() -> list[Score[Any]]:
 
 def step_scores() -> list[Score[Any]]:
     """The scores of a regression after each inner step, in the order of results.json."""
-    chosen = (score for score in SCORES if score.by_step and RealPredictions in score.families)
-    return sorted(chosen, key=lambda score: score.by_step)
+    return sorted((score for score in SCORES if score.by_step), key=lambda score: score.by_step)
 
 
 def values_of(predictions: Predictions, weights: Weights, scores: Iterable[Score[Any]]) -> TaskScores:
@@ -76,7 +75,7 @@ def scores_of(likelihood: TorchDistribution, y: Tensor, mask: Tensor) -> TaskSco
         Values [T] by name, on the device of the likelihood; units: `Score.unit`.
 
     Raises:
-        UsageError: for a likelihood that is neither Categorical nor Normal.
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
     means = (score for score in SCORES if score.is_mean)
     return values_of(predictions_of(likelihood, y, mask), Weights.DRAWS, means)

@@ -10,18 +10,14 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from pyro_metabayes.episodes import Episodes
-from pyro_metabayes.evaluation.predictions import (
-    BaseNovelPredictions,
-    ClassPredictions,
-    Predictions,
-    RealPredictions,
-    predictions_of,
-)
 from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
 from pyro_metabayes.evaluation.scores import values_of
 from pyro_metabayes.inference.capabilities import IntegratesGaussian
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.likelihoods.classes import BaseNovelPredictions, ClassPredictions
+from pyro_metabayes.likelihoods.numbers import IntegratedPredictions
+from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
 from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.draws import draws_of
 from pyro_metabayes.prediction.moments import mean_of
@@ -49,16 +45,16 @@ def task_scores(
         Values [T] (of ece [T, Q, 3]) by the name of the score; units: `Score.unit`.
 
     Raises:
-        UsageError: for a likelihood that is neither Categorical nor Normal.
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
     draws = predictions_under(posterior, learner.model, episodes, samples)
+    if isinstance(draws, ClassPredictions) and 0 < episodes.num_classes < draws.log_probs.shape[-1]:
+        draws = _with_base(draws, episodes.num_classes)
     values = values_of(draws, Weights.DRAWS, scores)
     if any(score.applies_to(draws, Weights.MEAN) for score in scores):
         is_point = isinstance(innermost(posterior), Delta)  # the mean of a point estimate is the estimate
         of_mean = draws if is_point else _at(mean_of(posterior), learner, episodes)
         values |= values_of(of_mean, Weights.MEAN, scores)
-    if isinstance(draws, ClassPredictions) and draws.log_probs.shape[-1] > episodes.num_classes:
-        values |= values_of(_with_base(draws, episodes.num_classes), Weights.DRAWS, scores)
     if exact is not None:
         values |= values_of(_at(exact.mean, learner, episodes), Weights.EXACT_MEAN, scores)
     return values
@@ -77,8 +73,8 @@ def predictions_under(q: TorchDistribution, model: Model, episodes: Episodes, sa
     labels = episodes.query_y, episodes.query_mask
     if isinstance(model, IntegratesGaussian) and isinstance(innermost(q), Normal | MultivariateNormal):
         exact: Any = innermost(model.predictive(q, observed))
-        joint = model.log_predictive(q, episodes)
-        return RealPredictions(*labels, exact.mean.unsqueeze(0), exact.stddev.unsqueeze(0), joint)
+        one_sample = Normal(exact.mean.unsqueeze(0), exact.stddev.unsqueeze(0))
+        return IntegratedPredictions(*labels, one_sample, model.log_predictive(q, episodes))
     return predictions_of(model.likelihood(draws_of(q, samples), observed.query_x, observed), *labels)
 
 

@@ -1,25 +1,13 @@
-"""Predictions: class probabilities, and the samples of the posterior that they are averaged over."""
+"""Samples of distributions over the latent of a task."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from numbers import Integral
-from typing import NamedTuple
 
 import torch
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor
 
-from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.seeding import drawing
-
-
-class Prediction(NamedTuple):
-    """Class probabilities [Q, C] of the posterior predictive, and their spread over samples of w [Q, C]."""
-
-    probabilities: Tensor
-    spread: Tensor
 
 
 def draws_of(distribution: TorchDistribution, num_samples: int) -> Tensor:
@@ -27,37 +15,3 @@ def draws_of(distribution: TorchDistribution, num_samples: int) -> Tensor:
     shape = torch.Size((1 if isinstance(innermost(distribution), Delta) else num_samples,))
     with torch.no_grad(), drawing():  # `sample` would raise where parameters have overflowed
         return distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)
-
-
-def check_num_samples(num_samples: int) -> None:
-    """Refuse all but whole numbers from 1 up."""
-    if not isinstance(num_samples, Integral) or isinstance(num_samples, bool):
-        raise UsageError(f"expected num_samples to be an integer >= 1, got {num_samples!r}")
-    if num_samples < 1:
-        raise UsageError(f"expected num_samples >= 1, got {num_samples}")
-
-
-def prediction_of(likelihood_of_query: Callable[[], TorchDistribution], dtype: torch.dtype) -> Prediction:
-    """The mean over samples of the probabilities of a Categorical, batch [L, 1, Q].
-
-    Args:
-        likelihood_of_query: computes it; Pyro's validation, if it is on, refuses NaN with the values in several lines.
-        dtype: of the learner, for the message.
-
-    Raises:
-        UsageError: a probability is NaN, since numbers overflow.
-    """
-    try:
-        probabilities = likelihood_of_query().probs.squeeze(1)  # [L, Q, C]
-        finite = bool(probabilities.isfinite().all())
-    except ValueError as error:
-        if isinstance(error, UsageError) or "invalid values" not in str(error):
-            raise
-        finite = False
-    if not finite:
-        kind = str(dtype).removeprefix("torch.")
-        raise UsageError(
-            f"expected inputs whose class probabilities are finite in {kind}, got NaN, since numbers overflow; scale "
-            "them as in training" + ("" if dtype == torch.float64 else ", or take learner.double()")
-        )
-    return Prediction(probabilities.mean(0), probabilities.std(0, correction=0))

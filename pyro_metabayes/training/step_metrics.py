@@ -39,7 +39,7 @@ def measure(learner: MetaLearner, episodes: Episodes, seed: int) -> tuple[TaskSc
         Scores and spreads per task, [T] or [T, ...], on the device of the tasks.
 
     Raises:
-        UsageError: for a likelihood that is neither Categorical nor Normal.
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
     episodes = learner.featured(episodes)
     with seeded(seed), pyro.validation_enabled(False):
@@ -76,7 +76,7 @@ def validation_metrics(learner: MetaLearner, stream: TaskStream, num_tasks: int,
         val_nll in nats per query, and val_accuracy, 0 to 1.
 
     Raises:
-        UsageError: for a likelihood that is neither Categorical nor Normal.
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
     settings = EvalSettings(tasks=num_tasks, samples=LOGGED_SAMPLES, split="val")
     metrics = evaluate(learner, stream, settings, seed, progress=False).metrics

@@ -1,0 +1,1 @@
+"""Parts of models and priors: encoders of sets, predictors with generated weights."""

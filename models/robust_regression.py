@@ -1,0 +1,98 @@
+"""Regression with a Student-t likelihood, whose estimates outliers move less than those of a Gaussian one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from pyro.distributions import StudentT, TorchDistribution
+from torch import Size, Tensor, nn
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.models import hierarchical_regression, neural_regression
+from pyro_metabayes.models.heads import Head
+from pyro_metabayes.prior import Prior
+
+MOST_DF = 1000.0  # the density is that of a Gaussian to three digits; float32 loses its normaliser beyond
+
+
+class Model(pyro_metabayes.Model):
+    """p(y_ik | x_i, w) = StudentT(y_ik; df, f_k(x_i, w), scale), k = 1, ..., Y; scale and df are learned.
+
+    f is that of hierarchical_regression, linear with the latent w [Y, R], or with a head (head=network) that of
+    neural_regression. (Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 1989.)
+
+    Args:
+        prior: prior over w.
+        num_targets: Y.
+        num_features: D.
+        num_weights: R, the number of leading features whose weights vary by task; without a head.
+        head: a network for f; None for a linear f.
+        scale: scale of the noise before training.
+        df: degrees of freedom before training, at most 1000, where the density is almost Gaussian.
+        observe: whose labels `forward` conditions on: "query", "support" or "all".
+
+    Raises:
+        UsageError: the labels are classes, or scale or df is out of range.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        num_targets: int,
+        num_features: int,
+        num_weights: int,
+        head: Head | None = None,
+        scale: float = 1.0,
+        df: float = 4.0,
+        observe: str = "query",
+    ) -> None:
+        super().__init__(observe)
+        if scale <= 0 or not 0 < df <= MOST_DF:
+            raise UsageError(f"expected model.scale > 0 and 0 < model.df <= {MOST_DF:g}, got {scale} and {df}")
+        self.gaussian: hierarchical_regression.Model | neural_regression.Model = (
+            hierarchical_regression.Model(prior, num_targets, num_features, num_weights, scale)
+            if head is None
+            else neural_regression.Model(head, prior, num_targets, num_features, scale, learn_noise=True)
+        )
+        self.log_df = nn.Parameter(torch.tensor(df).log())
+
+    @property
+    def prior_over_weights(self) -> Prior:
+        """The prior over w."""
+        return self.gaussian.prior_over_weights
+
+    @property
+    def scale(self) -> Tensor:
+        """Scale of the noise, in the unit of a label."""
+        return self.gaussian.log_noise.exp()
+
+    @property
+    def df(self) -> Tensor:
+        """Degrees of freedom of the noise."""
+        return self.log_df.exp().clamp(max=MOST_DF)
+
+    def event_shape(self, observed: Observed) -> Size:
+        return self.gaussian.event_shape(observed)
+
+    def prior(self, observed: Observed) -> TorchDistribution:
+        return self.gaussian.prior(observed)
+
+    def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
+        return StudentT(self.df, outputs, self.scale).to_event(1)
+
+    def loss_unit(self) -> Tensor:
+        """2 scale^2 df / (df + 1): -log p of a small residual is then its square."""
+        return 2 * self.scale**2 * self.df / (self.df + 1)
+
+    def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
+        return self.gaussian.initial_latent(num_classes, num_features)
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        """Locations [..., T, N, Y]."""
+        return self.gaussian.outputs(w, x)
+
+    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self.gaussian.outputs_and_pullback(w, x)

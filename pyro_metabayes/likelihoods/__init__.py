@@ -1,0 +1,7 @@
+"""Families of likelihoods: one file per family, which registers itself when it is imported."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

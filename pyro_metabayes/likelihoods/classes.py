@@ -1,0 +1,109 @@
+"""Predictions of classes; Categorical likelihoods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Categorical
+
+from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSED_LOGIT_SD
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.likelihoods.predictions import Predictions, register, registered
+from pyro_metabayes.prediction.averages import log_mean_exp, most_probable
+
+
+@register(Categorical)
+@dataclass(frozen=True, eq=False)
+class ClassPredictions(Predictions):
+    """Predictions of classes without an order. A new family of classes defines `log_probs_of`."""
+
+    log_probs: Tensor  # log p(y = c | x, w_l) [L, T, Q, C], normalised, in nats
+
+    @classmethod
+    def of(cls, family: Any, labels: Tensor, mask: Tensor) -> Self:
+        """Classes may also be given as one number per query [T, Q, 1]."""
+        one_per_query = labels.squeeze(-1).long() if labels.dim() == 3 else labels
+        return cls(one_per_query, mask, cls.log_probs_by_query(family))
+
+    @classmethod
+    def log_probs_of(cls, family: Any) -> Tensor:
+        """log p(y = c | x, w_l) of a distribution with any batch: [*batch, C], normalised."""
+        return family.logits  # Categorical normalises its logits
+
+    @classmethod
+    def log_probs_by_query(cls, family: Any) -> Tensor:
+        """The same [L, T, Q, C].
+
+        Raises:
+            UsageError: the likelihood has more than one class per query.
+        """
+        log_probs = cls.log_probs_of(family)
+        if log_probs.dim() < 5:
+            return log_probs
+        if log_probs.shape[3] != 1:
+            raise UsageError(
+                f"expected one label per query of a {type(family).__name__} likelihood, got {log_probs.shape[3]}; "
+                "take a source with one target"
+            )
+        return log_probs.squeeze(3)
+
+    @classmethod
+    def spread(cls, family: Any) -> dict[str, Tensor]:
+        """logit_variance: of the log probabilities, centred over classes. disagreement: share of deviating samples."""
+        logits = cls.log_probs_by_query(family)
+        centred = logits - logits.mean(-1, keepdim=True)
+        ensemble = most_probable(log_mean_exp(logits)).unsqueeze(-1)
+        ensemble_logit = logits.gather(-1, ensemble.expand(*logits.shape[:-1], 1)).squeeze(-1)
+        disagrees = logits.amax(-1) - ensemble_logit > COLLAPSED_LOGIT_SD
+        return {"logit_variance": centred.var(0).mean(-1), "disagreement": disagrees.to(logits.dtype).mean(0)}
+
+    @cached_property
+    def log_prob(self) -> Tensor:
+        """log p(y_i | x_i, w_l) [L, T, Q], in nats."""
+        labels = self.labels.expand(self.log_probs.shape[:-1]).unsqueeze(-1)
+        return self.log_probs.gather(-1, labels).squeeze(-1)
+
+    @cached_property
+    def averaged(self) -> Tensor:
+        """log (1/L) sum_l p(y = c | x, w_l) [T, Q, C], in nats: probabilities are averaged, never logits."""
+        return log_mean_exp(self.log_probs)
+
+    @cached_property
+    def hits(self) -> Tensor:
+        """1 where the most probable class of the averaged prediction is right, else 0 [T, Q]."""
+        return (most_probable(self.averaged) == self.labels).to(self.log_probs.dtype)
+
+    @property
+    def is_point(self) -> bool:
+        """Whether there is one sample, as of a point estimate."""
+        return len(self.log_probs) == 1
+
+
+@dataclass(frozen=True, eq=False)
+class BaseNovelPredictions(ClassPredictions):
+    """Predictions among novel classes, the first num_novel of the C, and base classes, the others."""
+
+    num_novel: int
+
+    @cached_property
+    def is_novel(self) -> Tensor:
+        """Whether the label of a query is a novel class [T, Q]."""
+        return self.labels < self.num_novel
+
+
+def class_probabilities(likelihood: TorchDistribution) -> Tensor:
+    """p(y = c | x, w_l) [L, T, Q, C] of a likelihood of classes, batch [L, T, Q].
+
+    Raises:
+        UsageError: the family is not registered, or its labels are not classes.
+    """
+    family = innermost(likelihood)
+    predictions = registered(family)
+    if not issubclass(predictions, ClassPredictions):
+        raise UsageError(f"expected a likelihood of classes, got {type(family).__name__}; use posterior_predictive")
+    return predictions.log_probs_by_query(family).softmax(-1)

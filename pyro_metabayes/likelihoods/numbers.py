@@ -1,0 +1,76 @@
+"""Predictions of numbers; Normal likelihoods."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from pyro_metabayes.likelihoods.predictions import Predictions, register
+from pyro_metabayes.prediction.pit import Bounds
+
+
+@dataclass(frozen=True, eq=False)
+class NumberPredictions(Predictions):
+    """Predictions of numbers. A new family defines `cdf`; others override what its distribution lacks."""
+
+    family: Any  # p(y | x, w_l), batch [L, T, Q, Y]
+
+    @classmethod
+    def of(cls, family: Any, labels: Tensor, mask: Tensor) -> Self:
+        return cls(labels, mask, family)
+
+    @classmethod
+    def spread(cls, family: Any) -> dict[str, Tensor]:
+        """logit_variance: of the standardised means, mean over the numbers of a label."""
+        return {"logit_variance": cls.standardised(family).var(0).mean(-1)}
+
+    @classmethod
+    def standardised(cls, family: Any) -> Tensor:
+        """The mean in units of the standard deviation of a label [L, T, Q, Y]."""
+        return family.mean / family.stddev
+
+    @abstractmethod
+    def cdf(self, y: Tensor) -> Tensor:
+        """F_l(y) = P(label <= y | x, w_l) [L, T, Q, Y] for y [T, Q, Y]."""
+
+    @cached_property
+    def log_prob(self) -> Tensor:
+        """log p(y_i | x_i, w_l) [L, T, Q], in nats; the log density of a continuous label."""
+        return self.family.log_prob(self.labels).sum(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """Point prediction of y | x, w_l [L, T, Q, Y], in the unit of y."""
+        return self.family.mean
+
+    @cached_property
+    def pit_bounds(self) -> Bounds:
+        """Twice F(y) [T, Q, Y]: continuous labels."""
+        below = self.cdf(self.labels).mean(0)
+        return below, below
+
+
+@register(Normal)
+class RealPredictions(NumberPredictions):
+    """Predictions of a Normal likelihood."""
+
+    def cdf(self, y: Tensor) -> Tensor:
+        """Phi((y - mean_l) / sd_l)."""
+        return torch.special.ndtr((y - self.mean) / self.family.stddev)
+
+
+@dataclass(frozen=True, eq=False)
+class IntegratedPredictions(RealPredictions):
+    """Predictions of a Normal likelihood with w integrated out, which is one sample."""
+
+    joint: Tensor  # log p(y_1, ..., y_Q | x) [T], over the queries that count, in nats
+
+    @property
+    def joint_log_prob(self) -> Tensor:
+        return self.joint

@@ -1,0 +1,34 @@
+"""Poisson likelihoods: counts."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Poisson
+
+from pyro_metabayes.likelihoods.numbers import NumberPredictions
+from pyro_metabayes.likelihoods.predictions import register
+from pyro_metabayes.prediction.pit import Bounds
+
+
+@register(Poisson)
+class CountPredictions(NumberPredictions):
+    """Predictions of a Poisson likelihood."""
+
+    @classmethod
+    def standardised(cls, family: Any) -> Tensor:
+        """2 sqrt(rate) [L, T, Q, Y]: on this scale the standard deviation of a count is 1. (Anscombe 1948)"""
+        return 2 * family.rate.sqrt()
+
+    def cdf(self, y: Tensor) -> Tensor:
+        """Q(floor(y) + 1, rate), the regularised upper incomplete gamma function; 0 for y < 0."""
+        count = (y.floor() + 1).clamp(min=0).to(self.family.rate)
+        return torch.where(count > 0, torch.special.gammaincc(count.clamp(min=1), self.family.rate), 0.0)
+
+    @cached_property
+    def pit_bounds(self) -> Bounds:
+        """F(y - 1) and F(y) [T, Q, Y]."""
+        return self.cdf(self.labels - 1).mean(0), self.cdf(self.labels).mean(0)

@@ -1,0 +1,105 @@
+"""Student-t likelihoods: numbers with outliers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import StudentT
+
+from pyro_metabayes.likelihoods.numbers import NumberPredictions
+from pyro_metabayes.likelihoods.predictions import register
+
+NODES = 48
+
+
+@register(StudentT)
+class StudentTPredictions(NumberPredictions):
+    """Predictions of a Student-t likelihood."""
+
+    @classmethod
+    def standardised(cls, family: Any) -> Tensor:
+        """loc / scale [L, T, Q, Y]: the standard deviation is infinite for df <= 2."""
+        return family.loc / family.scale
+
+    @property
+    def mean(self) -> Tensor:
+        """loc [L, T, Q, Y], which is the mean if df > 1."""
+        return self.family.loc
+
+    def cdf(self, y: Tensor) -> Tensor:
+        return student_t_cdf((y - self.family.loc) / self.family.scale, self.family.df)
+
+
+def student_t_cdf(t: Tensor, df: Tensor) -> Tensor:
+    """P(T <= t) of Student's t with df degrees of freedom, to 1e-6 for df from 0.1 to 1e6; no gradient flows.
+
+    With t = sqrt(df) tan(theta) the density is c cos(theta)^(df - 1), c = Gamma((df + 1) / 2) / (sqrt(pi) Gamma(df /
+    2)). Integrals are by Gauss-Legendre quadrature: from 0 to theta, or for df < 2 and |t| > sqrt(df), where the
+    integrand has a singularity at pi / 2, over the tail.
+
+    Args:
+        t: any shape.
+        df: a shape that broadcasts with t.
+
+    Returns:
+        Probabilities in the shape of both.
+    """
+    t, df = torch.broadcast_tensors(t.detach(), df.detach())
+    log_c = _log_gamma_ratio(df / 2) - 0.5 * math.log(math.pi)
+    tangent = t.abs() / df.sqrt()
+    is_tail = (df < 2) & (tangent > 1)
+    beyond = torch.where(is_tail, _tail(tangent, df, log_c), 0.5 - _centre(tangent, df, log_c))
+    return torch.where(t > 0, 1 - beyond, beyond)
+
+
+def _log_gamma_ratio(a: Tensor) -> Tensor:
+    """log Gamma(a + 1/2) - log Gamma(a); by its series for a > 4, where float32 cancels in the difference."""
+    large = a.clamp(min=4)
+    series = 0.5 * large.log() - 1 / (8 * large) + 1 / (192 * large**3) - 1 / (640 * large**5)
+    return torch.where(a > 4, series, torch.lgamma(a + 0.5) - torch.lgamma(a))
+
+
+def _centre(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
+    """c times the integral of cos(s)^(df - 1) from 0 to theta; beyond 8 / sqrt(df) the integrand is 0."""
+    width = torch.minimum(torch.atan(tangent), 8 / df.sqrt())
+
+    def integrand(v: float) -> Tensor:
+        log_cos = 0.5 * torch.log1p(-torch.sin(width * v).square())  # cos rounds to 1 at small angles
+        return ((df - 1) * log_cos + log_c).exp()
+
+    return _quadrature(integrand, tangent) * width
+
+
+def _tail(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
+    """c times the integral of sin(s)^(df - 1) from 0 to phi = pi / 2 - theta.
+
+    With s = phi v^(1 / df) it is phi^df / df times the integral of (sin(s) / s)^(df - 1) over v from 0 to 1.
+    """
+    phi = torch.atan(1 / tangent)
+
+    def integrand(v: float) -> Tensor:
+        s = phi * v ** (1 / df)
+        return torch.sinc(s / math.pi) ** (df - 1)
+
+    return _quadrature(integrand, tangent) * (df * phi.log() + log_c).exp() / df
+
+
+def _quadrature(integrand: Callable[[float], Tensor], like: Tensor) -> Tensor:
+    """Integral over v from 0 to 1; one node at a time, in the memory of one tensor."""
+    total = torch.zeros_like(like)
+    for node, weight in _nodes():
+        total += weight * integrand(node)
+    return total
+
+
+@cache
+def _nodes() -> list[tuple[float, float]]:
+    """Nodes and weights of Gauss-Legendre quadrature on [0, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    return list(zip(((nodes + 1) / 2).tolist(), (weights / 2).tolist(), strict=True))
