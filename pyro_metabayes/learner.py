@@ -23,6 +23,7 @@ from pyro_metabayes.prediction.draws import Prediction, draws_of
 from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
 from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
 from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.allowance import SLACK, Allowance
 from pyro_metabayes.storage.untrusted import expecting, within
 from pyro_metabayes.storage.weights import current_weights, refuse_other_weights
 
@@ -168,20 +169,17 @@ class MetaLearner(nn.Module):
         Only names under models., guides., pyro_metabayes. and the given prefixes are imported.
         """
         path = Path(path)
-        state = checkpoint.load(within(path, "checkpoint.pt") if path.is_dir() else path)
+        file = within(path, "checkpoint.pt") if path.is_dir() else path
+        state = checkpoint.load(file)
         saved = state.get("best", state.get("learner"))
         if not isinstance(saved, dict):
             raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
         with expecting(f"a learner of this package at {path}"):
-            with torch.device("meta"):  # without memory, since a specification may claim any size
-                cls._restored(saved, prefixes).refuse_other(saved["weights"])
-            learner = cls._restored(saved, prefixes)
+            most = 4 * file.stat().st_size + SLACK  # a specification may claim any size
+            with Allowance(most, "expected a checkpoint of this model and guide, got another: its specification"):
+                learner = cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
             learner.load_weights(saved["weights"])
         return learner
-
-    @classmethod
-    def _restored(cls, saved: Mapping[str, Any], prefixes: Sequence[str]) -> Self:
-        return cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """state_dict in, with one line for a checkpoint of another shape; names of earlier versions are understood."""

@@ -29,6 +29,8 @@ PRIORS: dict[str, dict[str, Any]] = {
     "count_aware": {"_target_": "models.priors.Conditional", "num_hidden": 6, "count_aware": True},
     "full_gaussian": {"_target_": "models.priors.FullGaussian"},
     "full_covariance": {"_target_": "models.priors.Conditional", "num_hidden": 6, "full_covariance": True},
+    "low_rank": {"_target_": "models.conditional_families.LowRank", "num_hidden": 6, "rank": 2},
+    "coupling_flow": {"_target_": "models.conditional_families.CouplingFlow", "num_hidden": 6, "count_aware": True},
 }
 FOLLOWING = {"guided": {"_target_": "models.priors.Guided"}}  # made by a guide, and nothing without it
 # Heads of the few-shot classifier, by a row of weights for each class.
@@ -402,6 +404,8 @@ def every_pair() -> list[Pair]:
     pairs += [Pair("sib", settings={**inert, "posterior": family}) for family in ("normal", "delta")]
     pairs += [pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))]
     pairs += [Pair("savi", prior, settings={"shared": False}) for prior in ("conditional", "count_aware")]
+    pairs += [Pair("savi", prior, "linear") for prior in ("low_rank", "coupling_flow")]
+    pairs += [Pair("mc", prior, objective="monte_carlo") for prior in ("low_rank", "coupling_flow")]
     pairs += [Pair("savi", "conditional", objective="importance_weighted")]
     pairs += _unbalanced_sib() + _rotating_sib()
     unnormalised = {"normalisation": "none", "posterior": "fixed", "synthetic_gradient": "equivariant"}
