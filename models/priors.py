@@ -9,14 +9,7 @@ from collections.abc import Callable
 
 import torch
 from pyro import distributions
-from pyro.distributions import (
-    Categorical,
-    Independent,
-    MixtureSameFamily,
-    MultivariateNormal,
-    Normal,
-    TorchDistribution,
-)
+from pyro.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal, TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
@@ -114,7 +107,7 @@ class Mixture(Prior):
         batch = Size((observed.num_tasks, event_shape[0]))
         components = Normal(self.loc, self.log_scale.exp()).to_event(1)
         mixture = MixtureSameFamily(Categorical(logits=self.logits), components)
-        return Independent(mixture.expand(batch), 1)
+        return mixture.expand(batch).to_event(1)
 
 
 class Conditional(Prior):
@@ -161,6 +154,10 @@ class Conditional(Prior):
         else:
             points = observed.support_x, observed.support_y, observed.support_mask
             loc, spread = self.encoder(*points, event_shape[0])
+        return self.family(loc, spread)
+
+    def family(self, loc: Tensor, spread: Tensor) -> TorchDistribution:
+        """The distribution with loc [T, C, W], and scale [T, C, W] or precision [T, C, W, W], from the encoder."""
         if loc.dim() == spread.dim():
             return Normal(loc, spread).to_event(2)
         with WithoutWaiting():

@@ -28,6 +28,7 @@ from pyro_metabayes.seeding import drawing, noise_of
 from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
 from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
 from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.allowance import SLACK, Allowance
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import expecting
 from pyro_metabayes.storage.weights import current_weights, refuse_other_weights
@@ -188,16 +189,12 @@ class MetaLearner(nn.Module):
         """
         saved = checkpoint.saved_learner(path := user_path(path))
         with expecting(f"a learner of this package at {path}"), noise_of(0), drawing():  # fresh weights
-            with torch.device("meta"):  # without memory, since a specification may claim any size
-                cls._restored(saved, prefixes).refuse_other(saved["weights"])
-            learner = cls._restored(saved, prefixes)
+            most = 4 * checkpoint.file_of(path).stat().st_size + SLACK  # a specification may claim any size
+            with Allowance(most, "expected a checkpoint of this model and guide, got another: its specification"):
+                learner = cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
             learner.load_weights(saved["weights"])
             learner.trained_on = TaskRange.restored(saved.get("trained_on"))
         return learner
-
-    @classmethod
-    def _restored(cls, saved: Mapping[str, Any], prefixes: Sequence[str]) -> Self:
-        return cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """state_dict in, with one line for a checkpoint of another shape; names of earlier versions are understood."""

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "experiments/conf"
 WAY, FEATURES, TARGETS = 3, 5, 2
 BASE = 4  # base classes of the model that has any
-SMALL = {"num_hidden": 6, "num_components": 3}  # sizes of networks and mixtures in tests
+SMALL = {"num_hidden": 6, "num_components": 3, "rank": 2}  # sizes of networks and mixtures in tests
 
 
 def _configured(kind: str) -> dict[str, dict[str, Any]]:
@@ -475,6 +475,8 @@ def every_pair() -> list[Pair]:
     pairs += [Pair("sib", settings={**inert, "posterior": family}) for family in ("normal", "delta")]
     pairs += [pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))]
     pairs += [Pair("savi", prior, settings={"shared": False}) for prior in ("conditional", "count_aware")]
+    pairs += [Pair("savi", prior, "linear") for prior in ("low_rank", "coupling_flow")]
+    pairs += [Pair("mc", prior, objective="monte_carlo") for prior in ("low_rank", "coupling_flow")]
     pairs += [Pair("savi", "conditional", objective="importance_weighted")]
     pairs += _unbalanced_sib() + _rotating_sib()
     unnormalised = {"normalisation": "none", "posterior": "fixed", "synthetic_gradient": "equivariant"}

@@ -18,6 +18,7 @@ from pyro import poutine
 from pyro.distributions import Categorical, Delta, MixtureSameFamily, Normal, TorchDistribution
 from pyro.infer import Predictive
 from torch import Tensor, nn
+from torch.distributions import ComposeTransform, TransformedDistribution
 
 import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, class_means, guides, models
@@ -61,7 +62,11 @@ def double() -> None:
 
 
 def moments(distribution: TorchDistribution) -> dict[str, Tensor]:
-    """Numbers that pin a posterior down: its mean and, where it has a density, its variance."""
+    """Numbers that pin a posterior down: its mean and, where it has a density, its variance; a flow at two points."""
+    inner = innermost(distribution)
+    if isinstance(inner, TransformedDistribution):
+        points = [torch.full(inner.base_dist.batch_shape + inner.base_dist.event_shape, at) for at in (-1.0, 0.5)]
+        return {f"flow{i}": ComposeTransform(inner.transforms)(point) for i, point in enumerate(points)}
     if isinstance(innermost(distribution), Delta):
         return {"mean": distribution.mean}
     if isinstance(distribution, Joint):  # each site given the means of the earlier ones

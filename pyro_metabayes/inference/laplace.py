@@ -66,7 +66,8 @@ def fisher_root(model: Model, outputs: Tensor) -> Tensor:
 
 def _differentiated_root(model: Model, outputs: Tensor) -> Tensor:
     """S = J^T diag(r), J the Jacobian of coordinates in which the Fisher information of the family is diag(r^2)."""
-    _, pullback, root = torch.func.vjp(lambda at: _coordinates(model.likelihood_of(at)), outputs, has_aux=True)
+    pullback = torch.func.vjp(lambda at: _coordinates(model.likelihood_of(at))[0], outputs)[1]
+    root = _coordinates(model.likelihood_of(outputs))[1]
     units = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
     units = units.view(-1, *[1] * (root.dim() - 1), root.shape[-1]).expand(-1, *root.shape)
     return torch.func.vmap(lambda unit: pullback(unit * root)[0], out_dims=-1)(units)
