@@ -19,11 +19,11 @@ from pyro_metabayes import Episodes, MetaLearner, UsageError
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import BLOCK
 from pyro_metabayes.errors import Interrupted
-from pyro_metabayes.experiments.cli.fabric import fabric_alone
 from pyro_metabayes.experiments.runs.plots import draw_curves
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings, clip_gradients, kl_weight_at, make_optimizer, set_rates
+from pyro_metabayes.training.single_process import fabric_alone
 from tests.pairs import Pair, random_tasks
 from tests.test_objectives import NoSynchronisation
 
