@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -18,18 +18,22 @@ from pyro_metabayes.guide import Guide
 from pyro_metabayes.model import Model
 from pyro_metabayes.moved import current_shared_values
 from pyro_metabayes.objectives.objective import Objective
-from pyro_metabayes.prediction.arrays import Array, as_float, holds_inputs, task_of
+from pyro_metabayes.prediction.arrays import Array, task_of
 from pyro_metabayes.prediction.draws import Prediction, draws_of
-from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
+from pyro_metabayes.prediction.features import Featured
+from pyro_metabayes.specification.assembly import Assembled
+from pyro_metabayes.specification.from_parts import (
+    recorded_specification,
+    recorded_values,
+    refuse_what_cannot_be_rebuilt,
+)
 from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
 from pyro_metabayes.storage import checkpoint
-from pyro_metabayes.storage.untrusted import expecting, within
-from pyro_metabayes.storage.weights import current_weights, refuse_other_weights
-
-Data = TypeVar("Data", bound=Observed)
+from pyro_metabayes.storage.untrusted import expecting
+from pyro_metabayes.storage.weights import current_weights, refuse_other_weights, saved_learner
 
 
-class MetaLearner(nn.Module):
+class MetaLearner(Assembled, Featured):
     """Everything that is trained, and everything that a prediction needs.
 
         model = few_shot_classifier.Model(heads.Cosine(), priors.Gaussian(num_weights=640))
@@ -85,27 +89,9 @@ class MetaLearner(nn.Module):
         check_parts(specification, prefixes)
         return cls(*build_parts(specification, prefixes), specification, frozen)
 
-    def train(self, mode: bool = True) -> Self:
-        """The backbone stays in evaluation mode: batch statistics would let tasks see each other."""
-        super().train(mode)
-        self.backbone.eval()
-        return self
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Features [..., D] of inputs [..., *X]; uint8 images are brought to [0, 1] first."""
-        leading = x.shape[: x.dim() - len(self.input_shape)]
-        return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
-
-    def featured(self, data: Data) -> Data:
-        """The episodes as model and guide take them: features in place of the backbone's inputs."""
-        return data if self.frozen else self._embedded(data)
-
-    def _embedded(self, data: Data) -> Data:
-        num_support = data.support_x.shape[1]
-        features = self.embed(torch.cat((data.support_x, data.query_x), dim=1))  # the backbone runs once
-        views = {name: self.embed(x) for name, x in data.auxiliary.items() if holds_inputs(x, self.input_shape)}
-        support, query = features[:, :num_support], features[:, num_support:]
-        return replace(data, support_x=support, query_x=query, auxiliary=data.auxiliary | views)
+    @classmethod
+    def of_parts(cls, parts: Parts, frozen: bool) -> Self:
+        return cls(*parts, frozen=frozen)
 
     def forward(self, episodes: Episodes, kl_weight: float = 1.0) -> dict[str, Tensor]:
         """Means over tasks, in nats a task: `loss`, which carries the gradient, and its parts."""
@@ -144,40 +130,48 @@ class MetaLearner(nn.Module):
         if self._shared.get("num_targets"):
             raise UsageError("expected a learner of classes for predict, got one of numbers; use posterior_predictive")
         like = next(self.parameters())  # there is always one, the head's scale
-        observed = self._embedded(task_of(support_x, support_y, query_x, self.input_shape, like))
+        observed = self.embedded(task_of(support_x, support_y, query_x, self.input_shape, like))
         _, likelihood = self.posterior_predictive(observed, num_samples)
         probabilities = likelihood.probs.squeeze(1)  # [L, Q, C]
         return Prediction(probabilities.mean(0), probabilities.std(0, correction=0))
 
-    def save(self, path: Path | str) -> None:
-        """Specification and weights, in one file that `load` reads."""
-        checkpoint.save(Path(path), {"learner": self.portable()})
+    def save(self, path: Path | str, weights_only: bool = False) -> None:
+        """Specification and weights, in one file that `load` reads; weights_only: for `load` with `into`.
+
+        Raises:
+            UsageError: parts that `load` could not rebuild.
+        """
+        if not weights_only:
+            refuse_what_cannot_be_rebuilt(self, self._restored)
+        saved = self.portable()
+        checkpoint.save(Path(path), {"learner": saved | {"specification": None} if weights_only else saved})
 
     def portable(self) -> dict[str, Any]:
-        """What rebuilds this learner: plain values and tensors."""
+        """Weights, and the plain values that rebuild this learner; None where no plain values do."""
+        specification: dict[str, Any] | None = None
+        with suppress(UsageError):
+            specification = self.specification
         return {
-            "specification": self.specification,
+            "specification": specification,
             "frozen": self.frozen,
             "weights": {name: value.detach().clone() for name, value in self.state_dict().items()},
         }
 
     @classmethod
-    def load(cls, path: Path | str, prefixes: Sequence[str] = ()) -> Self:
+    def load(cls, path: Path | str, prefixes: Sequence[str] = (), into: Self | None = None) -> Self:
         """The learner of a run (its folder: the best checkpoint) or of a file that `save` wrote.
 
         Only names under models., guides., pyro_metabayes. and the given prefixes are imported.
+        into: a learner that gets the weights, constructed as the saved one was; None: the file says how to rebuild it.
         """
-        path = Path(path)
-        state = checkpoint.load(within(path, "checkpoint.pt") if path.is_dir() else path)
-        saved = state.get("best", state.get("learner"))
-        if not isinstance(saved, dict):
-            raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
+        saved = saved_learner(Path(path), rebuild=into is None)
         with expecting(f"a learner of this package at {path}"):
-            with torch.device("meta"):  # without memory, since a specification may claim any size
-                cls._restored(saved, prefixes).refuse_other(saved["weights"])
-            learner = cls._restored(saved, prefixes)
-            learner.load_weights(saved["weights"])
-        return learner
+            if into is None:
+                with torch.device("meta"):  # without memory, since a specification may claim any size
+                    cls._restored(saved, prefixes).refuse_other(saved["weights"])
+                into = cls._restored(saved, prefixes)
+            into.load_weights(saved["weights"])
+        return into
 
     @classmethod
     def _restored(cls, saved: Mapping[str, Any], prefixes: Sequence[str]) -> Self:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.data.mapped import MappedRows, StoredRows
 from pyro_metabayes.prediction.arrays import as_float
 
 BATCH = 512
@@ -18,7 +18,9 @@ Change = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def extract(backbone: nn.Module, inputs: Tensor, device: torch.device, change: Change | None = None) -> Tensor:
+def extract(
+    backbone: nn.Module, inputs: Tensor | StoredRows, device: torch.device, change: Change | None = None
+) -> Tensor:
     """Features [N, D], on the CPU, of inputs [N, *X]; `change` is applied to each batch first."""
     backbone.eval()
     parts = []

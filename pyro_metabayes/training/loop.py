@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_metabayes.backbone import note_held_statistics
 from pyro_metabayes.data.stream import Tasks, TaskStream
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import Interrupted
@@ -48,8 +49,7 @@ class MetaTraining:
     Args:
         learner, stream, validation, settings: what is trained, on which tasks, and how.
         folder: of checkpoint and log; None keeps neither.
-        fabric: the device, and the processes.
-        config: plain values that the checkpoint holds beside the learner.
+        fabric, config: device and processes; plain values that the checkpoint holds beside the learner.
         seed: of the draws of logged steps and validations.
         optimisation: the optimiser and its rates; None: those of the settings.
         accumulate: number of batches into which the tasks of a step are divided (`Gradients`).
@@ -115,6 +115,8 @@ class MetaTraining:
 
     def _begin(self) -> None:
         """Restore the checkpoint in the folder, if any; other processes receive the state of the first."""
+        if self.shard.is_first:
+            note_held_statistics(self.learner.backbone)
         if self.shard.is_first and self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             if (path := within(self.folder, "checkpoint.pt")).exists():
@@ -169,8 +171,8 @@ class MetaTraining:
         return progress_values(line)
 
     def _call_back(self, line: Mapping[str, Any]) -> None:
-        with noise_of(self.seed):  # a callback may draw
-            for callback in self.callbacks:
+        for callback in self.callbacks:
+            with noise_of(self.seed):  # a callback may draw
                 callback(line)
 
     def _last_tasks(self) -> Episodes:

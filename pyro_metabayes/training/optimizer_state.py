@@ -55,6 +55,8 @@ class OptimisationBySettings:
         return optimizer_state(self.optimizer, self._learner)
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
+        if "optimiser" in state:
+            raise UsageError("expected the optimiser and scheduler of the interrupted training, got none; pass those")
         restore_optimizer(self.optimizer, state, self._learner, weights)
 
 
