@@ -33,7 +33,7 @@ from pyro_metabayes.objectives.objective import Terms
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
 from pyro_metabayes.training.single_process import fabric_alone
-from pyro_metabayes.training.step_metrics import metric_means
+from pyro_metabayes.training.step_metrics import measure, metric_means
 from tests.pairs import CONF, Pair, every_pair
 
 META = torch.device("meta")
@@ -41,8 +41,12 @@ NUM_TASKS = 3
 PAIRS = every_pair()
 # What reads values on the host, each outside a step: after a line of metrics is due, or before a save.
 READS: dict[str, Callable[[MetaTraining], object]] = {
-    "the metrics of a logged step": lambda training: metric_means(*training._measure()),
-    "the collapse figures": lambda training: summary(training._measure()[1]),
+    "the metrics of a logged step": lambda training: metric_means(
+        *measure(training.learner, training._last_tasks(), training.seed)
+    ),
+    "the collapse figures": lambda training: summary(
+        measure(training.learner, training._last_tasks(), training.seed)[1]
+    ),
     "the first step that was not finite": lambda training: training._nonfinite.check("nothing kept"),
     "the number of skipped steps": lambda training: training.state.skipped,
 }
@@ -90,7 +94,7 @@ def step_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **setti
     training = training_on_meta(learner, episodes, folder, **settings)
     with Device():
         training._step()
-        scores, spreads = training._measure()
+        scores, spreads = measure(training.learner, training._last_tasks(), training.seed)
         with torch.no_grad():
             batch = score_batch(learner, episodes.to(META), samples=2)
     measured = [*scores.items(), *spreads.items(), *batch.scores.items(), *batch.spreads.items()]

@@ -68,7 +68,7 @@ def build_parts(specification: Mapping[str, Any], prefixes: Sequence[str] = PREF
 
 
 def _built(part: str, specification: Mapping[str, Any], prefixes: Sequence[str], context: dict[str, Any]) -> Any:
-    value = specification[part] if part in REQUIRED else specification.get(part)
+    value: Any = specification[part] if part in REQUIRED else specification.get(part)
     if isinstance(value, Recorded):
         return value
     return build(value, part, prefixes, **context) if value or part in REQUIRED else None
