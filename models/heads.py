@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.specification.recorded import Recorded
 
 Pullback = Callable[[Tensor], Tensor]
+UNIT = 0.01  # largest distance of the length of a feature vector from 1, since a backbone may compute in bfloat16
 LARGE = 65536  # entries of w from which a custom gradient is faster than autograd
 
 
@@ -98,6 +100,15 @@ class Cosine(Head):
     def loss_range(self, num_classes: int) -> Tensor:
         """2 scale + log C, a bound on log(1 + (C - 1) exp(2 scale)), the largest loss; the smallest is near 0."""
         return 2 * self.scale.abs() + math.log(num_classes)
+
+    def check_features(self, x: Tensor) -> None:
+        """Refuse features [N, D] that are not of unit length; a vector of zeros has none and is allowed."""
+        length = torch.linalg.vector_norm(x.detach(), dim=-1)
+        if ((length - 1).abs() > UNIT).logical_and(length > 0).any():
+            raise UsageError(
+                f"expected features of unit length for head=cosine, got lengths from {length.min().item():.3g} to "
+                f"{length.max().item():.3g}; scale them with torch.nn.functional.normalize, or take head=linear"
+            )
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         return (self.scale * (_cosines(w, x)[0] + self.bias)).mT

@@ -1,6 +1,8 @@
 """Bayesian meta-learning in Pyro: one generative model, every inference scheme as a guide."""
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyro
 
@@ -13,25 +15,37 @@ pyro.settings.set(module_local_params=True)
 
 from pyro_metabayes import likelihoods as _likelihoods  # noqa: E402, F401  # registers the families
 from pyro_metabayes.backbone import Backbone  # noqa: E402
+from pyro_metabayes.data.bank import Bank  # noqa: E402
 from pyro_metabayes.episodes import Episodes, Observed, class_means, class_sums, concatenate  # noqa: E402
 from pyro_metabayes.errors import UnfamiliarTasks, UsageError  # noqa: E402
 from pyro_metabayes.guide import Guide  # noqa: E402
 from pyro_metabayes.learner import MetaLearner, Prediction  # noqa: E402
 from pyro_metabayes.model import Model  # noqa: E402
 
+if TYPE_CHECKING:
+    from pyro_metabayes.evaluation.evaluate import evaluate as evaluate
+    from pyro_metabayes.sklearn import FewShotClassifier as FewShotClassifier
+    from pyro_metabayes.training.fit import fit as fit
+
+# Imported when they are asked for: scikit-learn and Lightning Fabric take seconds.
+_LATER = {
+    "FewShotClassifier": "pyro_metabayes.sklearn",
+    "evaluate": "pyro_metabayes.evaluation.evaluate",
+    "fit": "pyro_metabayes.training.fit",
+}
+
 
 def __getattr__(name: str) -> object:
-    """FewShotClassifier, whose scikit-learn is imported when it is asked for."""
-    if name == "FewShotClassifier":
-        from pyro_metabayes.sklearn import FewShotClassifier
-
-        return FewShotClassifier
+    """The names whose modules are imported when they are asked for."""
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'pyro_metabayes' has no attribute '{name}'")
 
 
 __version__ = "0.1.0"
 __all__ = [
     "Backbone",
+    "Bank",
     "Episodes",
     "FewShotClassifier",
     "Guide",
@@ -44,4 +58,6 @@ __all__ = [
     "class_means",
     "class_sums",
     "concatenate",
+    "evaluate",
+    "fit",
 ]

@@ -31,7 +31,7 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
     """The class or function that a specification names.
 
     Args:
-        spec: a specification.
+        spec: a specification; one made in Python, not read from a file, may hold the class itself.
         part: its name in messages, such as "guide".
         prefixes: prefixes of the names that may be imported.
 
@@ -39,6 +39,8 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
         UsageError: no `_target_`, a name outside the prefixes, or no class or function of that name.
     """
     name = spec.get("_target_")
+    if inspect.isclass(name):
+        return name
     if not isinstance(name, str) or not name.startswith(tuple(prefixes)) or full_name(name).startswith(OUTSIDE):
         allowed = ", ".join(prefixes)
         hint = "" if name else f"; does the YAML of {part} begin with '# @package _global_'?"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_metabayes.backbone import Backbone
 from pyro_metabayes.build import PREFIXES
@@ -19,27 +20,29 @@ from pyro_metabayes.guide import Guide
 from pyro_metabayes.model import Model
 from pyro_metabayes.moved import current_shared_values
 from pyro_metabayes.objectives.objective import Objective
-from pyro_metabayes.prediction.arrays import holds_inputs, task_of
+from pyro_metabayes.prediction.arrays import task_of
 from pyro_metabayes.prediction.draws import draws_of
-from pyro_metabayes.prediction.images import as_float
+from pyro_metabayes.prediction.features import Featured
 from pyro_metabayes.prediction.probabilities import Prediction, check_num_samples, prediction_of
 from pyro_metabayes.prediction.tensors import Array
 from pyro_metabayes.seeding import drawing, noise_of
-from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
+from pyro_metabayes.specification.assembly import Assembled
+from pyro_metabayes.specification.from_parts import (
+    recorded_specification,
+    recorded_values,
+    refuse_what_cannot_be_rebuilt,
+)
 from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
 from pyro_metabayes.storage import checkpoint
-from pyro_metabayes.storage.allowance import SLACK, Allowance
+from pyro_metabayes.storage.allowance import Allowance
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import expecting
-from pyro_metabayes.storage.weights import current_weights, refuse_other_weights
-from pyro_metabayes.validation.structure import check_inputs
+from pyro_metabayes.storage.weights import current_weights, refuse_other_weights, saved_learner
 from pyro_metabayes.validation.trained_on import TaskRange, warn_if_unfamiliar
 from pyro_metabayes.validation.values import validate
 
-Data = TypeVar("Data", bound=Observed)
 
-
-class MetaLearner(nn.Module):
+class MetaLearner(Assembled, Featured):
     """Everything that is trained, and everything that a prediction needs.
 
         model = few_shot_classifier.Model(heads.Cosine(), priors.Gaussian(num_weights=640))
@@ -83,11 +86,6 @@ class MetaLearner(nn.Module):
         """*X, the shape of one input of the backbone."""
         return tuple(self._shared["input_shape"])
 
-    @staticmethod
-    def check(specification: Mapping[str, Any], prefixes: Sequence[str] = PREFIXES) -> None:
-        """Refuse a specification with unknown names or wrong types, before anything is built."""
-        check_parts(specification, prefixes)
-
     @classmethod
     def from_specification(
         cls, specification: Mapping[str, Any], frozen: bool = True, prefixes: Sequence[str] = PREFIXES
@@ -97,29 +95,9 @@ class MetaLearner(nn.Module):
         check_parts(specification, prefixes)
         return cls(*build_parts(specification, prefixes), specification, frozen)
 
-    def train(self, mode: bool = True) -> Self:
-        """The backbone stays in evaluation mode: batch statistics would let tasks see each other."""
-        super().train(mode)
-        self.backbone.eval()
-        return self
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Features [..., D] of inputs [..., *X]; uint8 images are brought to [0, 1] first."""
-        leading = x.shape[: x.dim() - len(self.input_shape)]
-        return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
-
-    def featured(self, data: Data) -> Data:
-        """The episodes with features in place of inputs; refuses inputs that the learner does not take."""
-        shape = (self.backbone.num_features,) if self.frozen else self.input_shape
-        check_inputs(data, shape, next(self.parameters(), None), bytes_too=not self.frozen)
-        return data if self.frozen else self._embedded(data)
-
-    def _embedded(self, data: Data) -> Data:
-        num_support = data.support_x.shape[1]
-        features = self.embed(torch.cat((data.support_x, data.query_x), dim=1))  # the backbone runs once
-        views = {name: self.embed(x) for name, x in data.auxiliary.items() if holds_inputs(x, self.input_shape)}
-        support, query = features[:, :num_support], features[:, num_support:]
-        return replace(data, support_x=support, query_x=query, auxiliary=data.auxiliary | views)
+    @classmethod
+    def of_parts(cls, parts: Parts, frozen: bool) -> Self:
+        return cls(*parts, frozen=frozen)
 
     def forward(self, episodes: Episodes, kl_weight: float = 1.0) -> dict[str, Tensor]:
         """Means over tasks, in nats a task: `loss`, which carries the gradient, and its parts."""
@@ -166,35 +144,50 @@ class MetaLearner(nn.Module):
         task = task_of(support_x, support_y, query_x, self.input_shape, self.backbone, like)
         warn_if_unfamiliar(self.guide, self.trained_on, task)
         with noise_of(seed):
-            return prediction_of(lambda: self.posterior_predictive(self._embedded(task), num_samples)[1], like.dtype)
+            return prediction_of(lambda: self.posterior_predictive(self.embedded(task), num_samples)[1], like.dtype)
 
-    def save(self, path: Path | str) -> None:
-        """Specification and weights, in one file that `load` reads."""
-        checkpoint.save(user_path(path), {"learner": self.portable()})
+    def save(self, path: Path | str, weights_only: bool = False) -> None:
+        """Specification and weights, in one file that `load` reads; weights_only: for `load` with `into`.
+
+        Raises:
+            UsageError: parts that `load` could not rebuild.
+        """
+        if not weights_only:
+            refuse_what_cannot_be_rebuilt(self, self._restored)
+        saved = self.portable()
+        checkpoint.save(user_path(path), {"learner": saved | {"specification": None} if weights_only else saved})
 
     def portable(self) -> dict[str, Any]:
-        """What rebuilds this learner: plain values and tensors."""
+        """Weights, and the plain values that rebuild this learner; None where no plain values do."""
+        specification: dict[str, Any] | None = None
+        with suppress(UsageError):
+            specification = self.specification
         return {
-            "specification": self.specification,
+            "specification": specification,
             "frozen": self.frozen,
             "trained_on": None if self.trained_on is None else asdict(self.trained_on),
             "weights": {name: value.detach().clone() for name, value in self.state_dict().items()},
         }
 
     @classmethod
-    def load(cls, path: Path | str, prefixes: Sequence[str] = ()) -> Self:
+    def load(cls, path: Path | str, prefixes: Sequence[str] = (), into: Self | None = None) -> Self:
         """The learner of a run (its folder: the best checkpoint) or of a file that `save` wrote.
 
         Only names under models., guides., pyro_metabayes. and the given prefixes are imported.
+        into: a learner that gets the weights, constructed as the saved one was; None: the file says how to rebuild it.
         """
-        saved = checkpoint.saved_learner(path := user_path(path))
+        saved = saved_learner(path := user_path(path), rebuild=into is None)
         with expecting(f"a learner of this package at {path}"), noise_of(0), drawing():  # fresh weights
-            most = 4 * checkpoint.file_of(path).stat().st_size + SLACK  # a specification may claim any size
-            with Allowance(most, "expected a checkpoint of this model and guide, got another: its specification"):
-                learner = cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
-            learner.load_weights(saved["weights"])
-            learner.trained_on = TaskRange.restored(saved.get("trained_on"))
-        return learner
+            if into is None:
+                with Allowance.of_file(checkpoint.file_of(path)):
+                    into = cls._restored(saved, prefixes)
+            into.load_weights(saved["weights"])
+            into.trained_on = TaskRange.restored(saved.get("trained_on"))
+        return into
+
+    @classmethod
+    def _restored(cls, saved: Mapping[str, Any], prefixes: Sequence[str]) -> Self:
+        return cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """state_dict in, with one line for a checkpoint of another shape; names of earlier versions are understood."""

@@ -44,6 +44,7 @@ from pyro_metabayes.experiments.cli.config import Config, config_from, register,
 from pyro_metabayes.experiments.runs.finished_runs import read_run
 from pyro_metabayes.models.backbones.conv4 import Backbone
 from pyro_metabayes.pretraining import PretrainSettings, pretrain
+from pyro_metabayes.specification.parts import check_parts
 from pyro_metabayes.storage import cache, checkpoint, checksums, unpickle
 from pyro_metabayes.training import log as metrics
 from tests.pairs import CONF, Pair
@@ -301,7 +302,7 @@ def composed_of(folder: Path, overrides: Sequence[str] = ("data=gaussian_feature
         with open_dict(composed):
             del composed["hydra"]
         config = config_from(composed)
-    MetaLearner.check(config.specification())
+    check_parts(config.specification())
     return config
 
 

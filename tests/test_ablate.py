@@ -10,11 +10,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pyro_metabayes import MetaLearner
 from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import config_from, register
 from pyro_metabayes.experiments.cli.overrides import allow_part_setting
 from pyro_metabayes.experiments.studies.study import Row, rows_of
+from pyro_metabayes.specification.parts import check_parts
 from tests.commands import call, ran, results_of
 
 ABLATIONS = sorted(path.stem for path in (Path(CONF) / "ablate/guide").glob("*.yaml"))
@@ -48,7 +48,7 @@ def test_every_row_and_evaluation_is_a_configuration(guide: str) -> None:
         for its in settings:
             base = () if any(part.startswith("data=") for part in its) else ("data=gaussian_features", f"guide={guide}")
             overrides = [*map(allow_part_setting, (*base, *its)), "choices={data: none, guide: none}"]
-            MetaLearner.check(config_from(compose("config", overrides)).specification())
+            check_parts(config_from(compose("config", overrides)).specification())
 
 
 @pytest.mark.parametrize("guide", ABLATIONS)

@@ -15,7 +15,7 @@ import torch
 
 from pyro_metabayes import MetaLearner, UsageError
 from pyro_metabayes.build import build, check
-from pyro_metabayes.specification.parts import CONTEXT
+from pyro_metabayes.specification.parts import CONTEXT, check_parts
 from tests.pairs import FEATURES, WAY, Pair, random_tasks
 
 SIB = {"_target_": "guides.sib.Guide"}
@@ -78,7 +78,7 @@ def refuses(message: str) -> Any:
 )
 def test_a_wrong_setting_is_named_before_anything_is_built(settings: dict[str, Any], message: str) -> None:
     with refuses(message) as caught:
-        MetaLearner.check({"guide": {**SIB, **settings}})
+        check_parts({"guide": {**SIB, **settings}})
     assert "\n" not in str(caught.value)
 
 

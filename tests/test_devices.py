@@ -26,13 +26,14 @@ from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import BLOCK
 from pyro_metabayes.experiments.cli.composition import config_of
 from pyro_metabayes.experiments.cli.distributed import check_devices, process_group
-from pyro_metabayes.experiments.cli.fabric import fabric_alone, fabric_in_group
+from pyro_metabayes.experiments.cli.fabric import fabric_in_group
 from pyro_metabayes.handlers.particles import Particles
 from pyro_metabayes.inference.laplace import LowRankPrecision
 from pyro_metabayes.seeding import task_draws, task_dropout, task_noise
 from pyro_metabayes.training.data_parallel import TaskShard
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
+from pyro_metabayes.training.single_process import fabric_alone
 from tests.commands import ROOT, call, checkpoint_of, figures_of, finish, lines_of, on_features, process, ran
 from tests.pairs import Pair, random_tasks
 

@@ -23,7 +23,7 @@ from pyro_metabayes.experiments.cli.composition import config_of
 from pyro_metabayes.experiments.gold.__main__ import GoldSettings
 from pyro_metabayes.experiments.predictive.__main__ import PredictiveSettings
 from pyro_metabayes.experiments.runs.restore_run import settings_of
-from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.specification.parts import check_parts
 from tests.commands import ROOT, call, ran
 
 TOP = ("README.md", "CONTRIBUTING.md", "RESULTS.md", "CHANGELOG.md")
@@ -142,7 +142,7 @@ def sweep(arguments: Sequence[str]) -> list[tuple[str, ...]]:
 def compose_run(settings: Sequence[str]) -> None:
     if not any(setting.startswith("resume=") for setting in settings):
         config = config_of([setting for setting in settings if not re.match(r"\+?hydra[./]", setting)])
-        MetaLearner.check(config.specification())
+        check_parts(config.specification())
         check(config.source(), "data", ())
 
 

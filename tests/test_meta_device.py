@@ -28,12 +28,12 @@ from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.diagnostics.collapse_metrics import summary
 from pyro_metabayes.evaluation.evaluate import score_batch
-from pyro_metabayes.experiments.cli.fabric import fabric_alone
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.objective import Terms
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
-from pyro_metabayes.training.step_metrics import metric_means
+from pyro_metabayes.training.single_process import fabric_alone
+from pyro_metabayes.training.step_metrics import measure, metric_means
 from tests.pairs import CONF, Pair, every_pair
 
 META = torch.device("meta")
@@ -42,8 +42,12 @@ NUM_TASKS = 3
 PAIRS = [pair for pair in every_pair() if (pair.guide, pair.model) != ("maml", "robust_regression")]
 # What reads values on the host, each outside a step: after a line of metrics is due, or before a save.
 READS: dict[str, Callable[[MetaTraining], object]] = {
-    "the metrics of a logged step": lambda training: metric_means(*training._measure()),
-    "the collapse figures": lambda training: summary(training._measure()[1]),
+    "the metrics of a logged step": lambda training: metric_means(
+        *measure(training.learner, training._last_tasks(), training.seed)
+    ),
+    "the collapse figures": lambda training: summary(
+        measure(training.learner, training._last_tasks(), training.seed)[1]
+    ),
     "the first step that was not finite": lambda training: training._nonfinite.check("nothing kept"),
     "the number of skipped steps": lambda training: training.state.skipped,
 }
@@ -91,7 +95,7 @@ def step_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **setti
     training = training_on_meta(learner, episodes, folder, **settings)
     with Device():
         training._step()
-        scores, spreads = training._measure()
+        scores, spreads = measure(training.learner, training._last_tasks(), training.seed)
         with torch.no_grad():
             batch = score_batch(learner, episodes.to(META), samples=2)
     measured = [*scores.items(), *spreads.items(), *batch.scores.items(), *batch.spreads.items()]

@@ -10,13 +10,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pyro_metabayes import MetaLearner
 from pyro_metabayes.build import check
 from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import config_from, register
 from pyro_metabayes.experiments.cli.overrides import allow_part_setting
 from pyro_metabayes.experiments.reproduce import KINDS, with_section
 from pyro_metabayes.experiments.studies.study import rows_of
+from pyro_metabayes.specification.parts import check_parts
 from tests.commands import Outcome, call, ran, results_of
 
 TABLES = sorted(path.stem for path in (Path(CONF) / "table").glob("*.yaml"))
@@ -44,7 +44,7 @@ def test_every_cell_is_a_configuration(name: str) -> None:
         for row in rows_of(table_of(name), smoke=True):
             overrides = [*map(allow_part_setting, row.settings), "choices={data: none, guide: none}"]
             config = config_from(compose("config", overrides))
-            MetaLearner.check(config.specification())
+            check_parts(config.specification())
             check(config.data, "data", ())
 
 

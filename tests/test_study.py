@@ -18,7 +18,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pyro_metabayes import MetaLearner
 from pyro_metabayes.build import check
 from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import config_from, register
@@ -26,6 +25,7 @@ from pyro_metabayes.experiments.cli.overrides import allow_part_setting
 from pyro_metabayes.experiments.collapse.__main__ import write
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, jobs_of, rows_of
+from pyro_metabayes.specification.parts import check_parts
 from tests.commands import ROOT, Outcome, call, finish, ran, results_of
 
 STUDIES = sorted(path.stem for path in (Path(CONF) / "study").glob("*.yaml"))
@@ -57,7 +57,7 @@ def test_every_row_is_a_configuration(name: str) -> None:
                 "choices={data: none, guide: none}",
             ]  # Hydra's to fill in
             config = config_from(compose("config", overrides))
-            MetaLearner.check(config.specification())
+            check_parts(config.specification())
             check(config.data, "data", ())
 
 

@@ -221,7 +221,7 @@ def test_parameters_that_overflow_end_the_run_in_one_line(guide: str, features: 
     *notes, error = outcome.err.strip().split("\n")
     assert outcome.code == 1 and all(note.startswith("note: ") for note in notes)
     assert error.startswith("error: training has diverged: a") and " step " in error
-    assert error.endswith("lower train.learning_rate or set train.clip (the last good checkpoint: none yet)")
+    assert error.endswith("or clip the gradient (train.clip) (the last good checkpoint: none yet)")
     assert not Path("run/results.json").exists()
 
 

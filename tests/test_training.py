@@ -20,11 +20,11 @@ from pyro_metabayes import Episodes, MetaLearner, UsageError
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import BLOCK
 from pyro_metabayes.errors import Interrupted
-from pyro_metabayes.experiments.cli.fabric import fabric_alone
 from pyro_metabayes.experiments.runs.plots import draw_curves
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings, clip_gradients, kl_weight_at, make_optimizer, set_rates
+from pyro_metabayes.training.single_process import fabric_alone
 from tests.pairs import Pair, random_tasks
 from tests.test_objectives import NoSynchronisation
 
@@ -245,12 +245,17 @@ def test_no_bound_is_logged_where_there_is_none(tmp_path: Path) -> None:
         assert [line["elbo"] for line in lines(tmp_path / name)] == [None]
 
 
+class UnitLength(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(x, dim=-1)
+
+
 def test_the_backbone_is_trained_only_when_it_is_not_frozen(tmp_path: Path) -> None:
     for frozen in (True, False):
         training = training_of(tmp_path / str(frozen))
         kept = training.learner
         torch.manual_seed(1)
-        backbone = Normalised()
+        backbone = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5), UnitLength())
         learner = MetaLearner(backbone, kept.model, kept.guide, kept.objective, kept.specification, frozen)
         before = {name: value.clone() for name, value in backbone.state_dict().items()}
         training = MetaTraining(

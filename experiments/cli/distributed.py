@@ -30,8 +30,9 @@ import pyro_metabayes
 from pyro_metabayes.device import count_of, device_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.cli.fabric import fabric_alone, fabric_in_group
+from pyro_metabayes.experiments.cli.fabric import fabric_in_group
 from pyro_metabayes.training.interruption import SIGNALS
+from pyro_metabayes.training.single_process import fabric_alone
 
 ROOT = Path(pyro_metabayes.__file__).parents[1]  # where the other processes find the package
 STARTED = "METABAYES_STARTED"  # set in workers that the first process has started, and that exit with it

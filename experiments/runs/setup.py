@@ -22,6 +22,7 @@ from pyro_metabayes.experiments.runs.tasks import (
     source_of,
 )
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.specification.parts import check_parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ def set_up(config: Config, num_classes: int | None = None, training: bool = True
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
     with naming_choices(config.choices):
-        MetaLearner.check(config.specification())
+        check_parts(config.specification())
     data = load_data(config)
     if isinstance(data, EstimatesSettings):
         config = replace(config, estimated=data.estimated_settings())

@@ -6,14 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.data.mapped import StoredRows
 from pyro_metabayes.data.pairs import Pairs
 from pyro_metabayes.errors import UsageError
+
+if TYPE_CHECKING:
+    from pyro_metabayes.data.sources.torch_dataset import LabelledItems
+    from pyro_metabayes.data.stream import TaskStream
 
 SPLITS = ("train", "val", "test")
 
@@ -33,7 +38,7 @@ class Bank:
     auxiliary: further inputs of every row [M, ...] by name, which samplers may put into tasks (domains.py).
     """
 
-    inputs: Tensor | MappedRows
+    inputs: Tensor | StoredRows
     class_sizes: Tensor
     splits: Mapping[str, Tensor]
     class_names: Sequence[str]
@@ -49,10 +54,10 @@ class Bank:
     @property
     def in_memory(self) -> Tensor:
         """All inputs; refuses a bank that stays in its file."""
-        if isinstance(self.inputs, MappedRows):
+        if not isinstance(self.inputs, Tensor):
             raise UsageError(
-                "expected features in memory for this model, got a folder whose rows are read one by one; take an .npz "
-                "or .safetensors file, or a model that draws tasks and nothing else"
+                "expected features in memory for this model, got a folder or dataset whose rows are read one by one; "
+                "take an .npz or .safetensors file, or a model that draws tasks and nothing else"
             )
         return self.inputs
 
@@ -80,10 +85,10 @@ class Bank:
 
     @cached_property
     def _fingerprint(self) -> str:
-        if isinstance(self.inputs, MappedRows):
-            digest = sha256(self.inputs.sample())
-        else:
+        if isinstance(self.inputs, Tensor):
             digest = sha256(self.inputs.cpu().contiguous().numpy().tobytes())
+        else:
+            digest = sha256(self.inputs.sample())
         digest.update(self.class_sizes.numpy().tobytes())
         for split in SPLITS:
             digest.update(split.encode() + self.splits[split].numpy().tobytes())
@@ -92,7 +97,7 @@ class Bank:
         return digest.hexdigest()[:16]
 
     def with_inputs(
-        self, inputs: Tensor | MappedRows, views: Tensor | None = None, auxiliary: Mapping[str, Tensor] | None = None
+        self, inputs: Tensor | StoredRows, views: Tensor | None = None, auxiliary: Mapping[str, Tensor] | None = None
     ) -> Bank:
         """The same classes and splits over other inputs, row by row (features of the images)."""
         auxiliary = auxiliary or {}
@@ -107,10 +112,54 @@ class Bank:
         auxiliary = {name: rows.to(device) for name, rows in self.auxiliary.items()}
         return replace(self, inputs=self.inputs.to(device), views=views, auxiliary=auxiliary)
 
+    def tasks(
+        self, split: str, way: int = 5, shot: int = 1, query: int = 15, seed: int = 0, num_tasks: int | None = None
+    ) -> TaskStream:
+        """Few-shot tasks of a split: `way` classes, with `shot` support and `query` query points of each.
+
+        Args:
+            split: train, val or test.
+            way, shot, query: the shape of every task.
+            seed: of the tasks.
+            num_tasks: number of tasks, which are then repeated; None: endless.
+        """
+        from pyro_metabayes.data.sampler import BankSampler  # which imports this file
+        from pyro_metabayes.data.stream import TaskStream
+        from pyro_metabayes.data.task_shape import TaskShape
+
+        return TaskStream(BankSampler(self).sampler(split, TaskShape(way, shot, query)), seed, split, num_tasks)
+
+    @classmethod
+    def from_dataset(cls, dataset: LabelledItems, splits: Mapping[str, Sequence[int] | Sequence[str]]) -> Bank:
+        """A bank of a torch Dataset of (input, label), whose items are read when a task needs them (`DatasetRows`).
+
+            Bank.from_dataset(ImageFolder("birds", transform), {"train": range(64), "val": range(64, 80), ...})
+
+        Labels come from the attribute `targets` or `labels` of the dataset; one without them is read once.
+
+        Args:
+            dataset: items (input, label), with the transforms that it applies.
+            splits: labels of the classes of train, val and test; classes in none of them are not used.
+
+        Raises:
+            UsageError: splits with other names, with labels that the dataset does not have, or that share a label;
+                items that are no pairs of a tensor and a label.
+        """
+        from pyro_metabayes.data.sources.torch_dataset import DatasetRows, class_names_of, labels_of
+
+        labels = labels_of(dataset)
+        names = np.unique(labels)
+        for split, given in splits.items():
+            if absent := [label for label in given if label not in names]:
+                raise UsageError(f"expected labels of the dataset in {split}, got {absent[0]!r}; it has {_some(names)}")
+        rows = DatasetRows(dataset, np.arange(len(labels)))
+        chosen = {split: np.asarray(list(given), dtype=labels.dtype) for split, given in splits.items()}
+        return cls.from_arrays(rows, labels, chosen, class_names_of(dataset, names.tolist()))
+
     @classmethod
     def from_arrays(
         cls,
-        inputs: np.ndarray | MappedRows,
+        inputs: np.ndarray | StoredRows,
         labels: np.ndarray,
         split_of_class: Callable[[np.ndarray], Mapping[str, np.ndarray]] | Mapping[str, np.ndarray],
         class_names: Sequence[str] | None = None,
@@ -121,9 +170,10 @@ class Bank:
         if len(names) == 0:
             raise UsageError("expected a bank with at least one labelled input, got an empty one")
         splits = split_of_class(names) if callable(split_of_class) else split_of_class
+        _check_splits(splits)
         ids = {split: torch.from_numpy(np.flatnonzero(np.isin(names, splits.get(split, [])))) for split in SPLITS}
-        if not isinstance(inputs, MappedRows):
-            rows: Tensor | MappedRows = torch.from_numpy(np.ascontiguousarray(inputs[order]))
+        if isinstance(inputs, np.ndarray):
+            rows: Tensor | StoredRows = torch.from_numpy(np.ascontiguousarray(inputs[order]))
         else:
             rows = inputs.in_order(order)
         return cls(
@@ -132,3 +182,17 @@ class Bank:
             splits=ids,
             class_names=list(class_names) if class_names is not None else [str(name) for name in names],
         )
+
+
+def _check_splits(splits: Mapping[str, np.ndarray]) -> None:
+    """Refuse unknown names of splits, and a class in two of them, whose tasks would not be unseen."""
+    if unknown := [name for name in splits if name not in SPLITS]:
+        raise UsageError(f"expected the splits {', '.join(SPLITS)}, got '{unknown[0]}'; rename it")
+    labels = np.concatenate([np.unique(given) for given in splits.values()]) if splits else np.empty(0)
+    names, counts = np.unique(labels, return_counts=True)
+    if (counts > 1).any():
+        raise UsageError(f"expected each class in one split, got class {names[counts > 1][0]} in two; choose one")
+
+
+def _some(names: np.ndarray) -> str:
+    return ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,31 @@ SAMPLE, SAMPLED_BYTES = 1024, 2**24  # rows in a fingerprint, and a limit of the
 
 Read = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Change = Callable[[Tensor], Tensor]
+
+
+class StoredRows(Protocol):
+    """Inputs [M, *X] that are read row by row, on the CPU, with those methods of a tensor that samplers use."""
+
+    device: torch.device
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def dim(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> StoredRows: ...
+
+    def in_order(self, order: np.ndarray) -> StoredRows: ...
+
+    def index_select(self, dim: int, rows: Tensor) -> Tensor: ...
+
+    def split(self, size: int) -> Iterator[Tensor]: ...
+
+    def sample(self) -> bytes:
+        """Bytes for a fingerprint."""
+        ...
 
 
 class MappedRows:
@@ -68,6 +94,11 @@ class MappedRows:
         self._announce(numbers)
         values = torch.from_numpy(self.read(self.array[numbers], numbers))
         return values if self.change is None else self.change(values)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All rows, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.index_select(0, torch.arange(start, min(start + size, len(self))))
 
     def check(self) -> None:
         """Read every row once, piece by piece; raises the errors that tasks would meet."""

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.data.mapped import StoredRows
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Pool:
     rows [N]: the rows of the bank that each view holds, in increasing order; None without views.
     """
 
-    inputs: Tensor | MappedRows
+    inputs: Tensor | StoredRows
     rows: Tensor | None = None
 
     @classmethod

@@ -78,6 +78,14 @@ def generator_of(seed: int, split: str, block: int) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
+class Tasks(Protocol):
+    """Tasks that are addressed by index."""
+
+    def batch(self, start: int, stop: int) -> Episodes:
+        """Tasks start, ..., stop - 1."""
+        ...
+
+
 class TaskStream:
     """Tasks of one split, addressed by index: endless, or the first `num_tasks` repeated.
 

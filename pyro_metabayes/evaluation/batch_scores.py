@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_metabayes.diagnostics.collapse_metrics import Spread, summary
 from pyro_metabayes.evaluation.inner_steps import means_by_step
+from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.evaluation.score import TaskScores
 from pyro_metabayes.evaluation.scores import SCORES
 
@@ -23,10 +24,24 @@ class Evaluation:
     metrics: the entries of results.json: one per score (a number or {mean, ci95}), by_step, information, seconds and
         the collapse metrics; null where a setting does not have them.
     per_task: [T] by the name of the score, the content of tasks.npz, for paired comparisons.
+
+    str() is a table of the numbers among the metrics, with the 95% interval of those that are means over tasks.
     """
 
     metrics: dict[str, Any]
     per_task: dict[str, np.ndarray]
+
+    def __str__(self) -> str:
+        units = {score.name: score.unit for score in SCORES}
+        rows = [("metric", "value", "95% interval", "unit")]
+        for name, entry in self.metrics.items():
+            value = entry.get("mean") if isinstance(entry, Mapping) else entry
+            if isinstance(value, float):
+                interval = f"+- {ci95_of(self.per_task[name]):.4f}" if name in self.per_task else ""
+                rows.append((name, f"{value:.4f}", interval, units.get(name, "")))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join(line.rstrip() for line in lines)
 
 
 @dataclass(frozen=True, eq=False)

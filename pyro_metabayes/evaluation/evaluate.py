@@ -12,6 +12,7 @@ import pyro
 import torch
 from pyro.distributions import TorchDistribution
 
+from pyro_metabayes.data.sources.given import Fixed, task_stream
 from pyro_metabayes.data.stream import KnownTruth, TaskStream
 from pyro_metabayes.diagnostics import collapse
 from pyro_metabayes.diagnostics.collapse_metrics import Spread
@@ -50,22 +51,24 @@ class EvalSettings:
 @torch.no_grad()
 def evaluate(
     learner: MetaLearner,
-    stream: TaskStream,
-    settings: EvalSettings,
-    seed: int,
+    stream: Fixed,
+    settings: EvalSettings | None = None,
+    seed: int = 0,
     progress: bool = True,
     truth: KnownTruth | None = None,
     doubled: TaskStream | None = None,
 ) -> Evaluation:
     """Scores of the posterior predictive on tasks 0, 1, ... of the stream; deterministic given the seed.
 
+        print(evaluate(learner, bank.tasks("test")))
+
     elbo, kl and posterior_sd are computed from training_posterior, which alone bounds the evidence; they are null for
     a point estimate or a flat prior. All other scores are computed from `posterior`, which sees no query label.
 
     Args:
         learner: the learner to evaluate.
-        stream: the tasks, with inputs of the backbone.
-        settings: number of tasks, draws of w and split.
+        stream: the tasks, with inputs of the backbone (features if frozen): a stream, Episodes, or a list of them.
+        settings: number of tasks, draws of w and split; None: the defaults, and all tasks where they are given.
         seed: of all draws of w; no global random state is read or changed. Threads wait for each other.
         progress: whether to show the progress.
         truth: the exact posterior of simulated tasks. With it the fit is measured too (`against_truth`), and
@@ -73,24 +76,44 @@ def evaluate(
         doubled: tasks with twice the queries, for the bounds that settings.information asks for; null without it.
 
     Returns:
-        Metrics over all tasks, and the scores of each task.
+        Metrics over all tasks, and the scores of each task; printed, a table.
 
     Warns:
         UnfamiliarTasks: a transductive guide was trained on other tasks than the first batch.
 
     Raises:
-        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`), the model does not
+            take the features, or fewer tasks are given than settings.tasks.
     """
     started = time.perf_counter()
+    stream, settings = _tasks_and_settings(stream, settings)
     batches = list(_batches(stream, settings))
+    learner.check_features(learner.featured(_on_device(learner, stream.batch(0, 1))))
     shown = counted(batches, f"evaluate on {settings.split}", "batches") if progress else batches
     # Without Pyro's validation a diverging inner loop yields a poor score, not an exception.
     with _alone, noise_of(seed), pyro.validation_enabled(False):
-        parts = [_scored(learner, stream.batch(*tasks), settings.samples, truth) for tasks in shown]
+        tasks_of = (_on_device(learner, stream.batch(*tasks)) for tasks in shown)
+        parts = [_scored(learner, episodes, settings.samples, truth) for episodes in tasks_of]
         bounds = None if doubled is None else _information(learner, doubled, settings)
     warn_if_unfamiliar(learner.guide, learner.trained_on, stream.batch(*batches[0]))
     values = BatchScores.concatenate(parts)
     return values.evaluation({"information": bounds, "seconds": time.perf_counter() - started})
+
+
+def _tasks_and_settings(tasks: Fixed, settings: EvalSettings | None) -> tuple[TaskStream, EvalSettings]:
+    """The stream of the tasks; refuses to count given tasks twice."""
+    stream = task_stream(tasks, "the tasks of an evaluation")
+    given = None if isinstance(tasks, TaskStream) else stream.num_tasks
+    settings = settings or EvalSettings(tasks=stream.num_tasks or EvalSettings.tasks)
+    if given and settings.tasks > given:
+        raise UsageError(f"expected at most {given} tasks, as many as are given, got settings with {settings.tasks}")
+    return stream, settings
+
+
+def _on_device(learner: MetaLearner, episodes: Episodes) -> Episodes:
+    """The tasks on the device of the learner."""
+    like = next(learner.parameters(), None)
+    return episodes if like is None else episodes.to(like.device)
 
 
 def _scored(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None) -> BatchScores:
@@ -102,7 +125,7 @@ def _scored(learner: MetaLearner, episodes: Episodes, samples: int, truth: Known
 
 
 def _information(learner: MetaLearner, stream: TaskStream, settings: EvalSettings) -> dict[str, Any] | None:
-    batches = (stream.batch(start, stop) for start, stop in _batches(stream, settings))
+    batches = (_on_device(learner, stream.batch(*tasks)) for tasks in _batches(stream, settings))
     return information(learner, batches, settings.samples)
 
 
@@ -128,7 +151,8 @@ def score_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: K
         Scores and spreads per task, without scores by inner step.
 
     Raises:
-        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`), the model does not
+            take the features, or fewer tasks are given than settings.tasks.
     """
     observed = episodes.observed()
     posterior = learner.guide.posterior(observed)

@@ -28,6 +28,14 @@ class HasPrior(Protocol):
 
 
 @runtime_checkable
+class ChecksFeatures(Protocol):
+    """A part of a model that takes only some features."""
+
+    def check_features(self, x: Tensor) -> None:
+        """Refuse features [N, D] that it does not take; reads them on the host."""
+
+
+@runtime_checkable
 class FollowsGuide(Protocol):
     """A prior that is what the guide predicts with."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.data.mapped import MappedRows, StoredRows
 from pyro_metabayes.prediction.images import as_float
 from pyro_metabayes.training.progress import counted
 
@@ -18,7 +18,9 @@ Change = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def extract(backbone: nn.Module, inputs: Tensor, device: torch.device, change: Change | None = None) -> Tensor:
+def extract(
+    backbone: nn.Module, inputs: Tensor | StoredRows, device: torch.device, change: Change | None = None
+) -> Tensor:
     """Features [N, D], on the CPU, of inputs [N, *X]; `change` is applied to each batch first."""
     backbone.eval()
     parts = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from pyro_metabayes.backbone import Backbone
 from pyro_metabayes.build import provided_by_source
@@ -11,6 +13,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.guide import Guide
 from pyro_metabayes.model import Model
 from pyro_metabayes.objectives.objective import Objective
+from pyro_metabayes.seeding import drawing, noise_of
 from pyro_metabayes.specification.parts import CONTEXT, PARTS, Parts
 from pyro_metabayes.specification.recorded import Recorded, arguments_passed, plain, target_name
 
@@ -94,3 +97,34 @@ def _settings_of(key: str, part: Recorded) -> dict[str, Any]:
         if name not in shared and not (name in PARTS and (value is None or isinstance(value, Recorded)))
     }
     return {"_target_": target_name(part, key), **settings}
+
+
+class Rebuildable(Protocol):
+    """A learner that can be rebuilt from its specification."""
+
+    @property
+    def specification(self) -> dict[str, Any]: ...
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+    def refuse_other(self, weights: Mapping[str, Tensor]) -> None: ...
+
+
+def refuse_what_cannot_be_rebuilt(
+    learner: Rebuildable, rebuild: Callable[[Mapping[str, Any], Sequence[str]], Rebuildable]
+) -> None:
+    """Refuse a learner whose specification does not lead to parameters of its names and shapes.
+
+    rebuild: from {specification, frozen} and the prefixes of names that may be imported.
+    """
+    try:
+        specification = learner.specification
+        parts = [part for name in PARTS if (part := specification.get(name))]
+        modules = [part["_target_"].rpartition(".")[0] for part in parts]
+        with noise_of(0), drawing():  # the random state stays as it is
+            copy = rebuild({"specification": specification, "frozen": True}, modules)
+        copy.refuse_other(learner.state_dict())
+    except UsageError as error:
+        raise UsageError(
+            f"{error}; or save its weights alone: save(path, weights_only=True), and load(path, into=learner)"
+        ) from None

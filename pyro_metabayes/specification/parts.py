@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pyro_metabayes.backbone import Backbone
-from pyro_metabayes.build import PREFIXES, Spec, build, check
+from pyro_metabayes.build import PREFIXES, build, check
 from pyro_metabayes.guide import Guide
 from pyro_metabayes.model import Model
 from pyro_metabayes.objectives.objective import Objective
+from pyro_metabayes.specification.recorded import Recorded
 
 PARTS = ("backbone", "head", "prior", "model", "guide", "objective")
+REQUIRED = ("backbone", "model", "guide", "objective")
 # What parts may ask for by the name of a constructor's argument, and no specification of a part may set.
 CONTEXT = (
     *("input_shape", "num_classes", "num_targets", "num_features", "num_weights", "particles"),
@@ -47,20 +49,25 @@ def shared_values(specification: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_parts(specification: Mapping[str, Any], prefixes: Sequence[str] = PREFIXES) -> Parts:
-    """Build all parts, each from its specification and what it asks for of the others."""
+    """Build all parts, each from its specification and what it asks for of the others.
+
+    A part that is an object already stays as it is.
+    """
     context: dict[str, Any] = {"num_targets": 0} | shared_values(specification)
-    backbone = build(specification["backbone"], "backbone", prefixes, **context)
+    backbone = _built("backbone", specification, prefixes, context)
     context["num_features"] = backbone.num_features
     context.setdefault("num_weights", backbone.num_features)
     if head := _built("head", specification, prefixes, context):
         context |= {"head": head, "num_weights": head.num_weights(backbone.num_features)}
     if prior := _built("prior", specification, prefixes, context):
         context["prior"] = prior
-    context["model"] = build(specification["model"], "model", prefixes, **context)
-    guide = build(specification["guide"], "guide", prefixes, **context)
-    return Parts(backbone, context["model"], guide, build(specification["objective"], "objective", prefixes, **context))
+    context["model"] = _built("model", specification, prefixes, context)
+    guide = _built("guide", specification, prefixes, context)
+    return Parts(backbone, context["model"], guide, _built("objective", specification, prefixes, context))
 
 
 def _built(part: str, specification: Mapping[str, Any], prefixes: Sequence[str], context: dict[str, Any]) -> Any:
-    spec: Spec | None = specification.get(part)
-    return build(spec, part, prefixes, **context) if spec else None
+    value: Any = specification[part] if part in REQUIRED else specification.get(part)
+    if isinstance(value, Recorded):
+        return value
+    return build(value, part, prefixes, **context) if value or part in REQUIRED else None

@@ -30,10 +30,11 @@ def target_name(part: Recorded, key: str) -> str:
     """The dotted name of its class, as a specification has it.
 
     Raises:
-        UsageError: the class is defined inside a function, where no name leads to it.
+        UsageError: the class is defined inside a function, or in a notebook or script (module `__main__`): no name
+            leads to it in another process.
     """
     name = f"{type(part).__module__}.{type(part).__qualname__}"
-    if "<locals>" in name:
+    if "<locals>" in name or type(part).__module__ == "__main__":
         raise UsageError(f"expected {key} of a class that a module defines, got {name}; move it to the top of a file")
     short = name.removeprefix("pyro_metabayes.")
     return short if short.startswith(("models.", "guides.")) else name

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -30,6 +31,12 @@ class Allowance(TorchDispatchMode):
     def __init__(self, most: int, claimed_by: str) -> None:
         super().__init__()
         self.left, self.claimed_by = most, claimed_by
+
+    @classmethod
+    def of_file(cls, file: Path) -> Self:
+        """Four times the size of a checkpoint, and SLACK: what the specification in it may claim."""
+        claimed_by = "expected a checkpoint of this model and guide, got another: its specification"
+        return cls(4 * file.stat().st_size + SLACK, claimed_by)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -60,12 +60,3 @@ def load(path: Path) -> dict[str, Any]:
 def file_of(path: Path) -> Path:
     """The checkpoint of a run's folder, or the file itself."""
     return within(path, "checkpoint.pt") if path.is_dir() else path
-
-
-def saved_learner(path: Path) -> dict[str, Any]:
-    """The learner in portable form of a file, or of the folder of a run: its best one."""
-    state = load(file_of(path))
-    saved = state.get("best", state.get("learner"))
-    if not isinstance(saved, dict):
-        raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
-    return saved

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.moved import current_name
+from pyro_metabayes.storage import checkpoint
+
+
+def saved_learner(path: Path, rebuild: bool) -> Mapping[str, Any]:
+    """The learner {specification, frozen, weights} in a file, or in the folder of a run (the best one).
+
+    rebuild: whether the specification is needed, which is None where only the weights could be saved.
+    """
+    state = checkpoint.load(checkpoint.file_of(path))
+    saved = state.get("best", state.get("learner"))
+    if not isinstance(saved, dict):
+        raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
+    if rebuild and saved.get("specification", {}) is None:
+        raise UsageError(
+            f"expected a learner with its specification at {path}, got weights alone; construct the learner and load "
+            "them with MetaLearner.load(path, into=learner)"
+        )
+    return saved
 
 
 def refuse_other_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -1,16 +1,19 @@
-"""Data parallelism over tasks, with random numbers that do not depend on the number of processes."""
+"""The tasks of a step among processes and batches, with random numbers that depend on the number of neither."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
+import pyro
 import torch
-from torch import Tensor, distributed
+from lightning_fabric import Fabric
+from torch import Tensor, distributed, nn
 
+from pyro_metabayes.data.stream import Tasks
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.seeding import noise_of_process
+from pyro_metabayes.seeding import noise_of_process, random_states, set_random_states
 
 Value = TypeVar("Value")
 
@@ -46,17 +49,21 @@ class TaskShard:
         """Number of tasks per step of this process."""
         return self.num_tasks // self.num_processes
 
-    def task_range(self, step: int) -> tuple[int, int]:
-        """(start, stop): this process takes the tasks start, ..., stop - 1 of the stream in step 0, 1, ..."""
-        start = step * self.num_tasks + self.rank * self.size
-        return start, start + self.size
+    def task_range(self, step: int, batch: int = 0, batches: int = 1) -> tuple[int, int]:
+        """(start, stop): this process takes the tasks start, ..., stop - 1 of the stream in step 0, 1, ...
 
-    def noise(self) -> AbstractContextManager[None]:
-        """Context manager: noise with a task axis does not depend on the number of processes.
+        With several batches: the tasks of the batch-th of equal, contiguous parts of them.
+        """
+        size = self.size // batches
+        start = step * self.num_tasks + self.rank * self.size + batch * size
+        return start, start + size
+
+    def noise(self, batch: int = 0, batches: int = 1) -> AbstractContextManager[None]:
+        """Inside, the noise of a task does not depend on the number of processes, where a draw names its task axis.
 
         `pyro_metabayes/seeding.py` draws with a task axis; draws of the latent at the sites of a guide have one too.
         """
-        return noise_of_process(self.rank, self.num_processes)
+        return noise_of_process(self.rank * batches + batch, self.num_processes * batches)
 
     def mean(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Means over the tasks of all processes, from the means over the tasks of each; NaN if any of these is NaN."""
@@ -81,3 +88,47 @@ class TaskShard:
             distributed.broadcast_object_list(values)
             value = values[0]
         return value
+
+
+class Gradients:
+    """Gradients of the loss on the tasks of a step: their mean over `batches` of equal size, one after the other.
+
+    All batches start from the same random state, and each keeps the noise of its own tasks. So their number changes
+    the memory that a step takes, and its gradient by rounding only.
+    """
+
+    def __init__(self, fabric: Fabric, module: nn.Module, stream: Tasks, shard: TaskShard, batches: int = 1) -> None:
+        self.fabric, self.module, self.stream, self.shard, self.batches = fabric, module, stream, shard, batches
+
+    def add(self, step: int, kl_weight: float) -> dict[str, Tensor]:
+        """Add the gradients of step 0, 1, ...; the terms of the loss, means over the tasks of all processes.
+
+        Raises:
+            UsageError: batches of unequal numbers of tasks, whose mean would not be the mean over tasks.
+        """
+        terms, sizes = [], set()
+        random = (torch.get_rng_state(), random_states(self.fabric.device)) if self.batches > 1 else None
+        for batch in range(self.batches):
+            if random and batch:
+                torch.set_rng_state(random[0])
+                set_random_states(self.fabric.device, random[1])
+            of_batch, size = self._add_batch(step, batch, kl_weight)
+            terms.append(of_batch)
+            sizes.add(size)
+        if len(sizes) > 1:
+            raise UsageError(f"expected batches of equally many tasks to accumulate, got {sorted(sizes)} in one step")
+        return self.shard.mean(_means(terms))
+
+    def _add_batch(self, step: int, batch: int, kl_weight: float) -> tuple[dict[str, Tensor], int]:
+        """The terms of the loss on one batch, and its number of tasks."""
+        episodes = self.stream.batch(*self.shard.task_range(step, batch, self.batches)).to(self.fabric.device)
+        # Pyro checks shapes and sites in the first step only: each check costs time and waits for the device.
+        with pyro.validation_enabled(step == 0), self.shard.noise(batch, self.batches):
+            terms = self.module(episodes, kl_weight=kl_weight)
+        self.fabric.backward(terms["loss"] / self.batches)  # DDP averages the gradients of all processes
+        return terms, episodes.num_tasks
+
+
+def _means(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each term over the batches of a step."""
+    return {name: torch.stack([batch[name].detach() for batch in terms]).mean(0) for name in terms[0]}

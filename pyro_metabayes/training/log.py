@@ -1,17 +1,18 @@
-"""metrics.jsonl: one complete line per logged step."""
+"""The lines of logged steps, in memory and in metrics.jsonl."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.checkpoint import write_atomically
-from pyro_metabayes.storage.untrusted import DAMAGED
+from pyro_metabayes.storage.untrusted import DAMAGED, within
 
 
 def null_nonfinite(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,16 +37,81 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
             raise UsageError(f"expected to write a line into {path}, got: {reason}; free or change the folder")
 
 
-def truncate_after(path: Path, step: int) -> None:
-    """Remove the lines of steps after `step`, the step of the checkpoint: these steps will be taken again."""
+def truncate_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Remove the lines of steps after `step`, that of the checkpoint, which will be taken again; return the others."""
     if not path.exists():
-        return
-    lines = []
+        return []
+    lines, parsed = [], []
     for line in path.read_text(errors="replace").splitlines():
         with suppress(*DAMAGED):  # after a power failure the last line may be incomplete
-            if json.loads(line)["step"] <= step:
+            if (values := json.loads(line))["step"] <= step:
                 lines.append(line)
+                parsed.append(dict(values))
     write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in lines)))
+    return parsed
+
+
+class Log:
+    """The lines of a run: in memory, and in the file metrics.jsonl of its folder, if it has one.
+
+    Attributes:
+        lines: one per logged step, null (None) for values that are not finite.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / "metrics.jsonl"
+        self.lines: list[dict[str, Any]] = []
+
+    def resume(self, step: int) -> None:
+        """Read the lines of the steps up to `step`, and remove those of later ones."""
+        if self._path is not None:
+            self.lines = truncate_after(within(self._path.parent, self._path.name), step)
+
+    def append(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the line of a step; returns it as it is kept."""
+        kept = null_nonfinite(line)
+        if self._path is not None:
+            append(self._path, kept)
+        self.lines.append(kept)
+        return kept
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether `patience` validations have followed the one with the smallest NLL, the first of equals."""
+        if patience is None or not (scores := validation_scores(self.lines)):
+            return False
+        return len(scores) - 1 - scores.index(min(scores)) >= patience
+
+
+def validation_scores(lines: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The NLL of each validation; infinite where it was not finite."""
+    return [math.inf if line["val_nll"] is None else line["val_nll"] for line in lines if "val_nll" in line]
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training did.
+
+    Attributes:
+        lines: one per logged step: step, seconds, the terms of the loss in nats per task, scores and collapse metrics
+            of the posterior, and where a step was validated val_nll in nats per query and val_accuracy, 0 to 1.
+        steps: number of steps taken.
+        stopped_early: whether it ended because the validation NLL did not fall any more.
+    """
+
+    lines: Sequence[Mapping[str, Any]]
+    steps: int
+    stopped_early: bool
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """The line of the validation with the smallest NLL, whose weights the learner has."""
+        scores = validation_scores(self.lines)
+        return [line for line in self.lines if "val_nll" in line][scores.index(min(scores))]
+
+    def curve(self, name: str) -> tuple[list[int], list[Any]]:
+        """Steps and values of one entry of the lines, for a plot; lines without it are left out."""
+        lines = [line for line in self.lines if line.get(name) is not None]
+        return [line["step"] for line in lines], [line[name] for line in lines]
 
 
 def progress_values(line: Mapping[str, Any]) -> dict[str, str]:

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.backbone import note_held_statistics
+from pyro_metabayes.data.stream import Tasks, TaskStream
+from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.seeding import seeded
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import expecting, within
-from pyro_metabayes.training import log
-from pyro_metabayes.training.data_parallel import TaskShard
+from pyro_metabayes.training.data_parallel import Gradients, TaskShard
 from pyro_metabayes.training.interruption import Interruption
+from pyro_metabayes.training.log import Log, progress_values
 from pyro_metabayes.training.nonfinite import NonFiniteMonitor
 from pyro_metabayes.training.optimisation import (
     TrainSettings,
     clip_gradients,
     compile_networks,
     kl_weight_at,
-    make_optimizer,
-    set_rates,
     step_unless,
 )
+from pyro_metabayes.training.optimizer_state import Optimisation, OptimisationBySettings
 from pyro_metabayes.training.progress import progress
 from pyro_metabayes.training.run_state import RunState
-from pyro_metabayes.training.step_metrics import LOGGED_METRICS, measure, metric_means, validation_metrics
+from pyro_metabayes.training.step_metrics import step_metrics, validation_metrics
 from pyro_metabayes.validation.trained_on import TaskRange
+
+Callback = Callable[[Mapping[str, Any]], object]
 
 
 class MetaTraining:
@@ -45,28 +47,47 @@ class MetaTraining:
     stream, the first of equals), the optimiser, the random state and the step. `metrics.jsonl` holds one line per
     logged step. On a Fabric of several processes each process takes an equal part of the tasks of a step; only the
     first process logs and writes.
+
+    Args:
+        learner, stream, validation, settings: what is trained, on which tasks, and how.
+        folder: of checkpoint and log; None keeps neither.
+        fabric, config: device and processes; plain values that the checkpoint holds beside the learner.
+        seed: of the draws of logged steps and validations.
+        optimisation: the optimiser and its rates; None: those of the settings.
+        accumulate: number of batches into which the tasks of a step are divided (`Gradients`).
+        patience: number of validations without a smaller NLL after which training ends; None: all steps are taken.
+        callbacks: called with the line of each logged step.
     """
 
     def __init__(
         self,
         learner: MetaLearner,
-        stream: TaskStream,
+        stream: Tasks,
         validation: TaskStream,
         settings: TrainSettings,
-        folder: Path,
+        folder: Path | None,
         fabric: Fabric,
         config: Mapping[str, Any],
         seed: int = 0,
+        optimisation: Optimisation | None = None,
+        accumulate: int = 1,
+        patience: int | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.learner, self.stream, self.validation = learner, stream, validation
         self.settings, self.folder, self.fabric, self.config, self.seed = settings, folder, fabric, config, seed
+        self.patience, self.callbacks = patience, callbacks
         self.shard = TaskShard(fabric.global_rank, fabric.world_size, settings.tasks_per_step)
         initial = learner.portable()
         learner.to(fabric.device)
         self._nonfinite = NonFiniteMonitor(learner, fabric.device)
         self._saved_step = 0
-        self.module, self.optimizer = fabric.setup(learner, make_optimizer(learner, settings))
-        self.state = RunState(learner, self.optimizer, initial, fabric.device)
+        self._optimisation = optimisation or OptimisationBySettings(learner, settings)
+        self.module, self.optimizer = fabric.setup(learner, self._optimisation.optimizer)
+        self._optimisation.optimizer = self.optimizer
+        self._gradients = Gradients(fabric, self.module, stream, self.shard, accumulate)
+        self.state = RunState(learner, self._optimisation, initial, fabric.device)
+        self.log = Log(folder)
         if settings.compile:
             compile_networks(learner)
 
@@ -77,7 +98,8 @@ class MetaTraining:
         started = time.perf_counter() - state.seconds
         bar = progress("meta-train", "steps", num_steps, state.step)
         with Interruption() as interruption, bar, self._nonfinite.watch(self._progress):
-            while state.step < num_steps:
+            ended = state.step >= num_steps or self.log.out_of_patience(self.patience)
+            while not ended:
                 terms = self._step()
                 state.seconds = time.perf_counter() - started
                 bar.update()
@@ -86,6 +108,7 @@ class MetaTraining:
                     bar.set_postfix(**self._log(terms, validate))
                 if validate:
                     self._save()
+                ended = state.step >= num_steps or (validate and self.log.out_of_patience(self.patience))
                 # Checked after the last step too: the evaluation that follows may take long.
                 if self.shard.any(interruption.requested):
                     self._interrupt()
@@ -95,42 +118,37 @@ class MetaTraining:
     def _begin(self) -> None:
         """Restore the checkpoint in the folder, if any; other processes receive the state of the first."""
         if self.shard.is_first:
+            note_held_statistics(self.learner.backbone)
+        if self.shard.is_first and self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if within(self.folder, "checkpoint.pt").exists():
-                self._restore()
-            log.truncate_after(within(self.folder, "metrics.jsonl"), self.state.step)
+            if (path := within(self.folder, "checkpoint.pt")).exists():
+                with expecting(f"the checkpoint of an interrupted run in {self.folder}"):
+                    self._load(checkpoint.load(path))
+            self.log.resume(self.state.step)
         if self.shard.num_processes > 1:
             self._load(self.shard.broadcast(self.state.state_dict()))
 
     def _step(self) -> dict[str, Tensor]:
         """One step of the optimiser; the terms of its loss, means over the tasks of all processes."""
-        terms = self._backward()
+        state, settings = self.state, self.settings
+        self._optimisation.start_step(state.step)
+        self.learner.zero_grad()  # an optimiser of the user need not have all parameters
+        terms = self._gradients.add(state.step, kl_weight_at(settings.kl_weight, state.step))
+        state.step += 1
+        if state.step == 1:
+            self.learner.trained_on = TaskRange.of(self._last_tasks())
         finite = self._nonfinite.finite_terms(terms)
-        clip_gradients(self.fabric, self.module, self.optimizer, self.settings)
-        if self.settings.on_nan == "skip":
+        clip_gradients(self.fabric, self.module, self.optimizer, settings)
+        if settings.on_nan == "skip":
             bad = ~torch.stack(list(finite.values())).all()
             step_unless(bad, self.optimizer)
-            self.state.skipped_steps += bad
+            state.skipped_steps += bad
             finite = {}
         else:
             self.optimizer.step()
-        self._nonfinite.mark(self.state.step, finite | self._nonfinite.finite_parameters())
+        self._optimisation.end_step()
+        self._nonfinite.mark(state.step, finite | self._nonfinite.finite_parameters())
         return terms
-
-    def _backward(self) -> dict[str, Tensor]:
-        """Gradients of the loss on the tasks of the next step, and the terms of the loss."""
-        state, settings = self.state, self.settings
-        episodes = self.stream.batch(*self.shard.task_range(state.step))
-        if state.step == 0 and not episodes.query_x.is_meta:
-            self.learner.trained_on = TaskRange.of(episodes)
-        set_rates(self.optimizer, settings, state.step)
-        self.optimizer.zero_grad()
-        # Pyro checks shapes and sites in the first step only: each check costs time and waits for the device.
-        with pyro.validation_enabled(state.step == 0), self.shard.noise():
-            terms = self.module(episodes, kl_weight=kl_weight_at(settings.kl_weight, state.step))
-        state.step += 1
-        self.fabric.backward(terms["loss"])  # DDP averages the gradients of all processes
-        return self.shard.mean(terms)
 
     def _progress(self) -> tuple[int, str]:
         """The last step taken, and the checkpoint that training can continue from."""
@@ -143,33 +161,25 @@ class MetaTraining:
         if not self.shard.is_first:
             return {}
         line: dict[str, Any] = {"step": self.state.step, "seconds": round(self.state.seconds, 3)}
-        line |= self._metrics({name: value.item() for name, value in terms.items()})
+        values = {name: value.item() for name, value in terms.items()}
+        line |= step_metrics(self.learner, self._last_tasks, values, self.seed)
         if validate:
             validation = validation_metrics(self.learner, self.validation, self.settings.validation_tasks, self.seed)
             self.state.update_best(validation["val_nll"])
+            self._optimisation.end_validation(validation["val_nll"])
             line |= validation
         if skipped := self.state.skipped:
             line["skipped"] = skipped
-        line = log.null_nonfinite(line)
-        log.append(self.folder / "metrics.jsonl", line)
-        return log.progress_values(line)
+        line = self.log.append(line)
+        for callback in self.callbacks:
+            with seeded(self.seed):  # a callback may draw
+                callback(line)
+        return progress_values(line)
 
-    def _metrics(self, terms: dict[str, float]) -> dict[str, Any]:
-        """Terms of the loss and metrics of this step; all null for a skipped step."""
-        if not math.isfinite(terms["loss"]):
-            return dict.fromkeys((*terms, *LOGGED_METRICS))
-        measured = metric_means(*self._measure())
-        metrics = measured | terms
-        if measured["kl"] is None:  # a point estimate: -log p(w), in its place in the loss, is no divergence
-            metrics["kl"] = None
-        bound = self.learner.objective.bound and metrics["elbo"] is not None
-        metrics["elbo"] = metrics["log_likelihood"] - metrics["kl"] if bound else None
-        return metrics
-
-    def _measure(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Scores and spreads on the tasks of this step, on the device."""
+    def _last_tasks(self) -> Episodes:
+        """All tasks of the last step."""
         stop = self.state.step * self.settings.tasks_per_step
-        return measure(self.learner, self.stream.batch(stop - self.settings.tasks_per_step, stop), self.seed)
+        return self.stream.batch(stop - self.settings.tasks_per_step, stop).to(self.fabric.device)
 
     def _interrupt(self) -> None:
         self._save()
@@ -180,15 +190,11 @@ class MetaTraining:
 
     def _save(self) -> None:
         self._nonfinite.check(self._progress()[1])
+        if self.folder is None:
+            return
         if self.shard.is_first:
             checkpoint.save(self.folder / "checkpoint.pt", self.state.state_dict() | {"config": dict(self.config)})
         self._saved_step = self.state.step
-
-    def _restore(self) -> None:
-        """Continue from the checkpoint in the folder."""
-        saved = checkpoint.load(self.folder / "checkpoint.pt")
-        with expecting(f"the checkpoint of an interrupted run in {self.folder}"):
-            self._load(saved)
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self.state.load_state_dict(state, self.settings.steps, self.folder)

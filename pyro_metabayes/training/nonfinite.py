@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_metabayes.errors import UsageError
 
-REMEDY = "lower train.learning_rate or set train.clip"
+REMEDY = "lower the learning rate (train.learning_rate) or clip the gradient (train.clip)"
 SHOWN = 3  # quantities that a message names
 
 

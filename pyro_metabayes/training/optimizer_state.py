@@ -1,9 +1,9 @@
-"""The moments of an optimiser in a checkpoint, by the names of the parameters."""
+"""An optimiser of TrainSettings: its moments in a checkpoint, by the names of the parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -11,7 +11,53 @@ from torch.optim import Optimizer
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.moved import current_name
-from pyro_metabayes.training.optimisation import rate_of
+from pyro_metabayes.training.optimisation import TrainSettings, make_optimizer, rate_of, set_rates
+
+
+class Optimisation(Protocol):
+    """An optimiser, what sets its learning rates, and the state of both in a checkpoint."""
+
+    optimizer: Optimizer
+
+    def start_step(self, step: int) -> None:
+        """Called before step 0, 1, ..."""
+
+    def end_step(self) -> None:
+        """Called after every step."""
+
+    def end_validation(self, nll: float) -> None:
+        """Called after every validation, with its NLL."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+
+    def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
+        """Continue from a state; weights: the names of the weights in its checkpoint."""
+
+
+class OptimisationBySettings:
+    """The optimiser of TrainSettings; its rates have a closed form in the step, so a resume may change them."""
+
+    def __init__(self, learner: nn.Module, settings: TrainSettings) -> None:
+        self.optimizer: Optimizer = make_optimizer(learner, settings)
+        self._learner, self._settings = learner, settings
+
+    def start_step(self, step: int) -> None:
+        set_rates(self.optimizer, self._settings, step)
+
+    def end_step(self) -> None:
+        """Nothing depends on the steps taken."""
+
+    def end_validation(self, nll: float) -> None:
+        """Nothing depends on validations."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return optimizer_state(self.optimizer, self._learner)
+
+    def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
+        if "optimiser" in state:
+            raise UsageError("expected the optimiser and scheduler of the interrupted training, got none; pass those")
+        restore_optimizer(self.optimizer, state, self._learner, weights)
 
 
 def optimizer_state(optimizer: Optimizer, learner: nn.Module) -> dict[str, Any]:

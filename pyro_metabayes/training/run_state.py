@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import random_states, set_random_states
 from pyro_metabayes.storage.untrusted import count_of
-from pyro_metabayes.training.optimizer_state import optimizer_state, restore_optimizer
+from pyro_metabayes.training.optimizer_state import Optimisation
 from pyro_metabayes.validation.trained_on import TaskRange
 
 
@@ -31,9 +30,9 @@ class RunState:
     """
 
     def __init__(
-        self, learner: MetaLearner, optimizer: Optimizer, initial: dict[str, Any], device: torch.device
+        self, learner: MetaLearner, optimisation: Optimisation, initial: dict[str, Any], device: torch.device
     ) -> None:
-        self.learner, self.optimizer, self.device = learner, optimizer, device
+        self.learner, self.optimisation, self.device = learner, optimisation, device
         self.step, self.seconds, self.best_nll, self.best = 0, 0.0, math.inf, initial
         self.skipped_steps: Tensor = torch.zeros((), dtype=torch.long, device=device)
 
@@ -54,13 +53,13 @@ class RunState:
             "seconds": self.seconds,
             "best_nll": self.best_nll,
             "skipped": self.skipped,
-            "optimizer": optimizer_state(self.optimizer, self.learner),
+            "optimizer": self.optimisation.state_dict(),
             "random": torch.get_rng_state(),
             "random_device": random_states(self.device),
         }
         return {"learner": self.learner.portable(), "best": self.best, "training": training}
 
-    def load_state_dict(self, state: Mapping[str, Any], num_steps: int, folder: Path) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], num_steps: int, folder: Path | None) -> None:
         """Continue from a state of the run in `folder`, refused if it is beyond step `num_steps`."""
         training = state["training"]
         step = count_of(training["step"])
@@ -69,7 +68,7 @@ class RunState:
         self.learner.refuse_other(state["best"]["weights"])
         self.learner.load_weights(state["learner"]["weights"])
         self.learner.trained_on = TaskRange.restored(state["learner"].get("trained_on"))
-        restore_optimizer(self.optimizer, training["optimizer"], self.learner, state["learner"]["weights"])
+        self.optimisation.load_state_dict(training["optimizer"], state["learner"]["weights"])
         self.step, self.seconds = step, float(training["seconds"])
         self.best_nll, self.best = float(training["best_nll"]), state["best"]
         self.skipped_steps.fill_(count_of(training["skipped"]))

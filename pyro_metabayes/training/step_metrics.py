@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -61,6 +62,31 @@ def metric_means(scores: Mapping[str, Tensor], spreads: Mapping[str, Tensor]) ->
     logged = logged_scores()
     means = {score.name: score.pooled(scores[score.name]) if score.name in scores else None for score in logged}
     return means | summary(spreads)
+
+
+def step_metrics(
+    learner: MetaLearner, tasks: Callable[[], Episodes], terms: Mapping[str, float], seed: int
+) -> dict[str, Any]:
+    """The metrics of a line of metrics.jsonl, and the terms of the loss; all null for a skipped step.
+
+    Args:
+        learner: the learner in training.
+        tasks: gives the tasks of the step, with inputs of the backbone.
+        terms: the terms of the loss of the step, in nats per task.
+        seed: of all draws of w.
+
+    Returns:
+        Values by name; elbo is null where the objective is no bound.
+    """
+    if not math.isfinite(terms["loss"]):
+        return dict.fromkeys((*terms, *LOGGED_METRICS))
+    measured = metric_means(*measure(learner, tasks(), seed))
+    metrics = measured | dict(terms)
+    if measured["kl"] is None:  # a point estimate: -log p(w), in its place in the loss, is no divergence
+        metrics["kl"] = None
+    bound = learner.objective.bound and metrics["elbo"] is not None
+    metrics["elbo"] = metrics["log_likelihood"] - metrics["kl"] if bound else None
+    return metrics
 
 
 def validation_metrics(learner: MetaLearner, stream: TaskStream, num_tasks: int, seed: int) -> dict[str, float]:

@@ -1,0 +1,94 @@
+"""Tasks that the user has made: Episodes, or batches of them from a function or an iterable."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, repeat
+
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.episodes import Episodes, concatenate
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.seeding import drawing, noise_of
+
+Fixed = TaskStream | Episodes | Sequence[Episodes]
+Batches = Callable[[int], Episodes] | Iterable[Episodes]
+
+
+def task_stream(tasks: Fixed, name: str) -> TaskStream:
+    """A stream of the given tasks.
+
+    Args:
+        tasks: a stream, which is returned as it is; or Episodes, or a list of them, whose tasks are repeated.
+        name: of the argument, for messages.
+
+    Raises:
+        UsageError: other objects, no tasks, or tasks of different numbers of classes.
+    """
+    if isinstance(tasks, TaskStream):
+        return tasks
+    parts = [tasks] if isinstance(tasks, Episodes) else list(tasks) if isinstance(tasks, list | tuple) else []
+    if not parts or not all(isinstance(part, Episodes) and part.num_tasks for part in parts):
+        raise UsageError(
+            f"expected {name} to be a TaskStream, Episodes or a list of Episodes, with tasks, got {_kind(tasks)}; "
+            'bank.tasks("test") makes a stream of a Bank'
+        )
+    if len(ways := {part.num_classes for part in parts}) > 1:
+        raise UsageError(f"expected {name} with tasks of one number of classes, got {sorted(ways)}; pass one list each")
+    joined = concatenate(parts)
+    return TaskStream(lambda generator: joined, 0, name, joined.num_tasks, block=joined.num_tasks)
+
+
+class BatchStream:
+    """Batches of the user, each of which counts as one task index.
+
+    A batch is made under torch's random numbers of a seed, its number: the same batch after a resume, and the noise of
+    training does not depend on how it is made.
+
+    Args:
+        batches: a function of the number of the batch, 0, 1, ..., or an iterable, which is read again from its start
+            when it ends.
+        kept: number of batches of an iterable that can be read again: those of the last step.
+    """
+
+    def __init__(self, batches: Batches, kept: int) -> None:
+        self._batch_of = batches if callable(batches) else _InOrder(batches, kept)
+
+    def batch(self, start: int, stop: int) -> Episodes:
+        """Batches start, ..., stop - 1, as one."""
+        return concatenate([self._checked(number) for number in range(start, stop)])
+
+    def _checked(self, number: int) -> Episodes:
+        with noise_of(number), drawing():
+            batch = self._batch_of(number)
+        if not isinstance(batch, Episodes):
+            raise UsageError(f"expected batches of type Episodes from train, got {_kind(batch)} as batch {number}")
+        return batch
+
+
+class _InOrder:
+    """The items of an iterable by number, read in order; the last ones are kept."""
+
+    def __init__(self, iterable: Iterable[Episodes], kept: int) -> None:
+        self._items = _endless(iterable)
+        self._kept: deque[Episodes] = deque(maxlen=kept)
+        self._read = 0
+
+    def __call__(self, number: int) -> Episodes:
+        while self._read <= number:
+            with noise_of(self._read), drawing():
+                self._kept.append(next(self._items))
+            self._read += 1
+        return self._kept[number - self._read]
+
+
+def _endless(iterable: Iterable[Episodes]) -> Iterator[Episodes]:
+    """The items again and again; those of an iterator once, since it cannot start again."""
+    yield from iterable if isinstance(iterable, Iterator) else chain.from_iterable(repeat(iterable))
+    raise UsageError(
+        "expected a batch of tasks for every step, got an iterator that has ended; pass a list or function"
+    )
+
+
+def _kind(value: object) -> str:
+    return f"an object of type {type(value).__name__}"

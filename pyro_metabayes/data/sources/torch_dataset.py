@@ -1,0 +1,169 @@
+"""Any map-style torch Dataset of (input, label): its items are read, and transformed, when a task needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from tqdm import tqdm
+
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.seeding import drawing, noise_of
+
+SAMPLE = 64  # items in a fingerprint
+
+
+class LabelledItems(Protocol):
+    """A torch Dataset with a length, whose items are (input, label)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class DatasetRows:
+    """Inputs [M, *X] of a dataset, on the CPU, with those methods of a tensor that samplers use.
+
+    Transforms of the dataset are applied whenever an item is read. Random ones draw from torch's random numbers under
+    a seed made of the items that are read together: a training repeats them when it is resumed, and its own random
+    numbers do not change.
+
+    Args:
+        dataset: items (input, label); inputs are tensors or arrays of one shape, bytes or numbers.
+        order: item of each row [M].
+
+    Raises:
+        UsageError: inputs that are no tensors, or of several shapes.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, dataset: LabelledItems, order: np.ndarray) -> None:
+        self.dataset, self.order = dataset, order
+        self._item_shape = tuple(self._read(order[:1]).shape[1:])
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self), *self._item_shape))
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def to(self, device: torch.device | str) -> DatasetRows:
+        """No copy: tasks are moved to the device, the dataset is not."""
+        return self
+
+    def in_order(self, order: np.ndarray) -> DatasetRows:
+        """The same rows in another order."""
+        return DatasetRows(self.dataset, self.order[order])
+
+    def index_select(self, dim: int, rows: Tensor) -> Tensor:
+        """Rows [n, *X]."""
+        assert dim == 0
+        return self._read(self.order[rows.numpy()])
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All rows, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self._read(self.order[start : start + size])
+
+    def sample(self) -> bytes:
+        """Bytes for a fingerprint: the shape, and evenly spaced rows."""
+        rows = np.linspace(0, len(self) - 1, min(len(self), SAMPLE)).astype(np.int64)
+        return f"{tuple(self.shape)}".encode() + self._read(self.order[rows]).numpy().tobytes()
+
+    def _read(self, items: np.ndarray) -> Tensor:
+        with noise_of(_seed_of(items)), drawing():
+            inputs = [_as_tensor(self.dataset[item][0], item) for item in items.tolist()]
+        for item, value in zip(items.tolist(), inputs, strict=True):
+            if value.shape != inputs[0].shape:
+                raise UsageError(
+                    f"expected inputs of one shape, got {list(inputs[0].shape)} and, in item {item}, "
+                    f"{list(value.shape)}; add a transform that resizes them"
+                )
+        return torch.stack(inputs)
+
+
+def _as_tensor(value: Any, item: int) -> Tensor:
+    """Bytes stay bytes, everything else becomes float32."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
+    if not isinstance(value, Tensor):
+        raise UsageError(
+            f"expected tensors or arrays as inputs of the dataset, got {type(value).__name__} in item {item}; give it "
+            "a transform such as torchvision.transforms.PILToTensor()"
+        )
+    return value if value.dtype == torch.uint8 else value.float()
+
+
+def _seed_of(items: np.ndarray) -> int:
+    return int.from_bytes(sha256(items.astype(np.int64).tobytes()).digest()[:7], "little")
+
+
+def labels_of(dataset: LabelledItems) -> np.ndarray:
+    """The label of every item [M], integers or text: those that the dataset lists, else those of all items.
+
+    Raises:
+        UsageError: no map-style dataset, no items, or items without such a label.
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not len(dataset):
+        raise UsageError(
+            "expected a torch Dataset of (input, label) with a length and at least one item, got "
+            f"{type(dataset).__name__}; a dataset without a length has to be read into a list first"
+        )
+    listed = _listed_labels(dataset)
+    first = _label(dataset, 0)
+    if listed is not None and len(listed) == len(dataset) and listed[0] == first:
+        return listed
+    items = tqdm(range(len(dataset)), desc="read labels", unit="item", disable=None)
+    return np.asarray([_label(dataset, item) for item in items])
+
+
+def _listed_labels(dataset: Any) -> np.ndarray | None:
+    """Labels that need no item to be read; None where the dataset lists none, or changes them."""
+    if isinstance(dataset, Subset):
+        inner = _listed_labels(dataset.dataset)
+        return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [part for inner in dataset.datasets if (part := _listed_labels(inner)) is not None]
+        return np.concatenate(parts) if len(parts) == len(dataset.datasets) else None
+    if isinstance(dataset, TensorDataset):
+        return _plain_labels(dataset.tensors[1]) if len(dataset.tensors) > 1 else None
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    return _plain_labels(getattr(dataset, "targets", getattr(dataset, "labels", None)))
+
+
+def _plain_labels(values: Any) -> np.ndarray | None:
+    labels = None if values is None else np.asarray(values)
+    return labels if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iuU" else None
+
+
+def _label(dataset: LabelledItems, item: int) -> Any:
+    """The label of an item, as a number or text of Python."""
+    pair = dataset[item]
+    label = pair[1] if isinstance(pair, tuple | list) and len(pair) == 2 else None
+    array = np.asarray(label)
+    value = array.item() if array.size == 1 else label
+    if type(value) not in (int, str):
+        raise UsageError(
+            f"expected items (input, label) with an integer or text as label, got {type(pair).__name__} with the label "
+            f"{label!r} as item {item}; add a target_transform, or wrap the dataset"
+        )
+    return value
+
+
+def class_names_of(dataset: Any, labels: Sequence[Any]) -> list[str]:
+    """The name of each class: what the dataset calls it in `classes`, else the label."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = dict(enumerate(getattr(dataset, "classes", ())))
+    return [str(names.get(label, label)) for label in labels]

@@ -1,0 +1,77 @@
+"""From inputs to features: the backbone of a learner, which runs once per batch, outside model and guide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Self, TypeVar
+
+import torch
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor, nn
+
+from pyro_metabayes.backbone import Backbone
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.inference.capabilities import ChecksFeatures
+from pyro_metabayes.model import Model
+from pyro_metabayes.prediction.arrays import holds_inputs
+from pyro_metabayes.prediction.images import as_float
+from pyro_metabayes.validation.structure import check_inputs
+
+Data = TypeVar("Data", bound=Observed)
+
+
+class Featured(nn.Module):
+    """A learner with a backbone.
+
+    frozen: the backbone is not trained, and episodes hold its features; else they hold its inputs.
+    """
+
+    backbone: Backbone
+    model: Model
+    frozen: bool
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """*X, the shape of one input of the backbone."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """The backbone stays in evaluation mode: batch statistics would let tasks see each other.
+
+        So its batch norm layers keep their statistics, and its dropout layers do nothing, also while it is trained.
+        """
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Features [..., D] of inputs [..., *X]; uint8 images are brought to [0, 1] first."""
+        leading = x.shape[: x.dim() - len(self.input_shape)]
+        return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
+
+    def featured(self, data: Data) -> Data:
+        """The episodes with features in place of inputs; refuses inputs that the learner does not take."""
+        shape = (self.backbone.num_features,) if self.frozen else self.input_shape
+        check_inputs(data, shape, next(self.parameters(), None), bytes_too=not self.frozen)
+        return self.checked(data) if self.frozen else self.embedded(data)
+
+    def embedded(self, data: Data) -> Data:
+        """Episodes of inputs, with their features instead."""
+        num_support = data.support_x.shape[1]
+        features = self.embed(torch.cat((data.support_x, data.query_x), dim=1))  # the backbone runs once
+        views = {name: self.embed(x) for name, x in data.auxiliary.items() if holds_inputs(x, self.input_shape)}
+        support, query = features[:, :num_support], features[:, num_support:]
+        return self.checked(replace(data, support_x=support, query_x=query, auxiliary=data.auxiliary | views))
+
+    def checked(self, data: Data) -> Data:
+        """Episodes of features, checked where Pyro validates: in the first step of a training, for example."""
+        if is_validation_enabled():
+            self.check_features(data)
+        return data
+
+    def check_features(self, data: Observed) -> None:
+        """Refuse features that a part of the model does not take, such as a head for features of unit length."""
+        for part in self.model.modules():
+            if isinstance(part, ChecksFeatures):
+                part.check_features(data.support_x[data.support_mask])
+                part.check_features(data.query_x[data.query_mask])

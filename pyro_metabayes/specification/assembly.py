@@ -1,0 +1,148 @@
+"""Parts of a learner from names, settings, classes and objects, in any mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from torch import nn
+
+from pyro_metabayes.backbone import Backbone, TorchBackbone
+from pyro_metabayes.build import PREFIXES, arguments_of, target_of
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.guide import Guide
+from pyro_metabayes.model import Model
+from pyro_metabayes.specification.parts import Parts, build_parts
+from pyro_metabayes.specification.recorded import Recorded, arguments_passed
+
+# Where a part lies whose name has no dot; {cls} is the name in capitals: full_gaussian, FullGaussian.
+_PLACES = {
+    "backbone": "models.backbones.{name}.Backbone",
+    "head": "models.heads.{cls}",
+    "prior": "models.priors.{cls}",
+    "model": "models.{name}.Model",
+    "guide": "guides.{name}.Guide",
+    "objective": "pyro_metabayes.objectives.{name}.{cls}",
+}
+
+
+def assembled_parts(parts: Mapping[str, Any], shared: Mapping[str, Any], normalise: bool = True) -> Parts:
+    """The parts of a learner.
+
+    Args:
+        parts: by the names of a specification. A value is a name (`sib`, or dotted), a mapping with `_target_` (a name
+            or a class) and settings, a class, an object, or None. The backbone may be any torch module.
+        shared: the shared values of a specification; those that are None are left out.
+        normalise: whether the features of a torch module are scaled to unit length.
+
+    Raises:
+        UsageError: parts that do not belong together, or that lack a value.
+    """
+    shared = {name: value for name, value in shared.items() if value is not None}
+    chosen = {part: _chosen(part, value) for part, value in parts.items()}
+    chosen["backbone"] = _backbone(chosen["backbone"], shared, normalise)
+    if isinstance(chosen["guide"], Guide) and chosen["model"] is None:
+        chosen["model"] = chosen["guide"].model
+    if chosen["model"] is None:
+        chosen["model"] = _chosen("model", "few_shot_classifier")
+    if isinstance(chosen["model"], Model):
+        chosen |= _within(chosen["model"])
+    else:
+        _refuse_missing(chosen)
+    return build_parts({**shared, **chosen}, _prefixes(chosen))
+
+
+def _chosen(part: str, value: Any) -> Any:
+    """The specification of a name or a class; any other value as it is."""
+    if isinstance(value, str):
+        cls = "".join(word.capitalize() for word in value.split("_"))
+        return {"_target_": value if "." in value else _PLACES[part].format(name=value, cls=cls)}
+    if isinstance(value, type):
+        return {"_target_": value}
+    if value is None or isinstance(value, Mapping | Recorded) or (part == "backbone" and isinstance(value, nn.Module)):
+        return value
+    raise UsageError(
+        f"expected {part} to be a name, a class, a mapping with _target_, or an object of this package, got "
+        f"{type(value).__name__}; see MetaLearner.build"
+    )
+
+
+def _backbone(value: Any, shared: dict[str, Any], normalise: bool) -> Any:
+    """The backbone, with its input_shape among the shared values."""
+    if isinstance(value, Backbone):
+        shared.setdefault("input_shape", arguments_passed(value).get("input_shape"))
+        return value
+    if "input_shape" not in shared:
+        raise UsageError(
+            "expected the shape of one input of the backbone, got none; pass input_shape=, such as [3, 84, 84]"
+        )
+    shared["input_shape"] = list(shared["input_shape"])
+    return TorchBackbone(value, shared["input_shape"], normalise) if isinstance(value, nn.Module) else value
+
+
+def _within(model: Model) -> dict[str, Any]:
+    """Head and prior of a model; None where it has none of its own."""
+    arguments = arguments_passed(model)
+    parts = {name: arguments.get(name) for name in ("head", "prior")}
+    return {name: part if isinstance(part, Recorded) else None for name, part in parts.items()}
+
+
+def _refuse_missing(chosen: Mapping[str, Any]) -> None:
+    """Refuse a model whose prior or head is not given."""
+    target = target_of(chosen["model"], "model", _prefixes(chosen))
+    for name in ("prior", "head"):
+        parameter = arguments_of(target).get(name)
+        if parameter is not None and parameter.default is parameter.empty and chosen[name] is None:
+            raise UsageError(
+                f"expected a {name} for {target.__module__}, got none; pass {name}=, such as the name of one"
+            )
+
+
+def _prefixes(chosen: Mapping[str, Any]) -> Sequence[str]:
+    """What may be imported: what the caller names."""
+    named = [value["_target_"] for value in chosen.values() if isinstance(value, Mapping)]
+    return (*PREFIXES, *(f"{name.partition('.')[0]}." for name in named if isinstance(name, str)))
+
+
+class Assembled:
+    """A learner that can be built in one call."""
+
+    @classmethod
+    def of_parts(cls, parts: Parts, frozen: bool) -> Self:
+        """A learner of these parts."""
+        raise NotImplementedError
+
+    @classmethod
+    def build(
+        cls,
+        backbone: Any,
+        guide: Any,
+        *,
+        objective: Any,
+        prior: Any = None,
+        model: Any = None,
+        head: Any = "cosine",
+        input_shape: Sequence[int] | None = None,
+        num_classes: int = 5,
+        particles: int = 1,
+        frozen: bool = False,
+        normalise: bool = True,
+        **shared: Any,
+    ) -> Self:
+        """A learner from names, settings, classes and objects (`assembled_parts`).
+
+            MetaLearner.build(network, "savi", prior="conditional", objective="elbo", input_shape=[3, 32, 32])
+
+        Args:
+            backbone: any torch module from inputs [N, *X] to features [N, D], or as the other parts.
+            guide, objective, prior, model, head: model None is that of the guide, or few_shot_classifier.
+            input_shape: *X; not needed with a backbone that is an object of this package.
+            num_classes, particles: classes per task; samples of w per task in the loss.
+            frozen: the backbone is not trained, and episodes hold its features.
+            normalise: whether features of a torch module are scaled to unit length.
+            shared: other shared values of a specification, such as num_targets of a regression.
+        """
+        chosen = {"backbone": backbone, "guide": guide, "objective": objective, "prior": prior}
+        chosen |= {"model": model, "head": head}
+        shared |= {"input_shape": input_shape, "num_classes": num_classes, "particles": particles}
+        return cls.of_parts(assembled_parts(chosen, shared, normalise), frozen)

@@ -1,0 +1,157 @@
+"""Training from Python, without settings files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_metabayes.data.sources.given import Batches, BatchStream, Fixed, task_stream
+from pyro_metabayes.data.stream import Tasks, TaskStream
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.training.log import History
+from pyro_metabayes.training.loop import Callback, MetaTraining
+from pyro_metabayes.training.optimisation import TrainSettings
+from pyro_metabayes.training.single_process import fabric_alone
+from pyro_metabayes.training.user_optimizer import OptimisationByUser
+
+VALIDATION_TASKS = 100  # of a stream without end
+
+
+def fit(
+    learner: MetaLearner,
+    train: Fixed | Batches,
+    val: Fixed,
+    *,
+    steps: int,
+    optimiser: Optimizer | None = None,
+    scheduler: LRScheduler | None = None,
+    accumulate: int = 1,
+    callbacks: Sequence[Callback] = (),
+    patience: int | None = None,
+    folder: Path | str | None = None,
+    batch_size: int = 16,
+    kl_weight: float = 1.0,
+    clip: float = 0.0,
+    log_every: int = 50,
+    validate_every: int = 100,
+    validation_tasks: int | None = None,
+) -> History:
+    """Train a learner, in place, and leave it with the weights of the best validation (smallest NLL of `posterior`).
+
+        learner = MetaLearner.build(network, "sib", prior="gaussian", objective="elbo", input_shape=[3, 32, 32])
+        optimiser = torch.optim.AdamW(learner.parameters(), lr=1e-3)
+        history = fit(learner, bank.tasks("train"), bank.tasks("val"), steps=1000, optimiser=optimiser, folder="runs/a")
+
+    Training uses torch's random numbers (`torch.manual_seed`) and the device of the learner. With a folder, the same
+    call continues an interrupted training, with the result of an uninterrupted one, bit for bit: construct learner,
+    optimiser and scheduler as before; their states are read from the folder. Its files are those of
+    `python -m experiments.run`; `MetaLearner.load(folder)` reads the best learner.
+
+    Args:
+        learner: the learner to train.
+        train: training tasks: a stream, of which each batch takes the next `batch_size` tasks; Episodes or a list of
+            them, whose tasks are repeated; or batches, from a function of their number 0, 1, ... or an iterable, each
+            made under torch's random numbers of a seed, its number.
+        val: validation tasks: a stream, Episodes, or a list of them.
+        steps: number of steps of the optimiser.
+        optimiser: any torch optimiser over parameters of the learner, constructed after the learner is on its device;
+            None: Adam, with a learning rate that falls from 1e-3 to 0 along a cosine.
+        scheduler: any torch scheduler of this optimiser; its `step` is called after every step, that of
+            ReduceLROnPlateau after every validation, with the NLL. None: constant rates.
+        accumulate: number of batches whose mean gradient makes one step. It equals that of one batch of all their
+            tasks up to rounding, noise included.
+        callbacks: functions that are called with the line of each logged step, a dictionary with the entries of
+            `History.lines`. Random numbers that they draw do not change the training.
+        patience: number of validations in a row without a smaller NLL after which training ends; None: never.
+        folder: of checkpoint and log; None keeps neither.
+        batch_size: number of tasks per batch; unused where `train` gives batches.
+        kl_weight: weight of the KL term of the loss.
+        clip: largest norm of the gradient; 0: no clipping.
+        log_every: number of steps between two logged lines.
+        validate_every: number of steps between two validations and saves; the last step is always validated.
+        validation_tasks: number of validation tasks; None: all that are given, 100 of an endless stream.
+
+    Returns:
+        The logged lines and how the training ended.
+
+    Raises:
+        UsageError: arguments that do not belong together, tasks that the learner does not take, a training that has
+            diverged, or a folder with another training.
+        Interrupted: after SIGINT; the message says how to continue.
+    """
+    stream, per_batch = _training_tasks(train, accumulate, batch_size)
+    validation = task_stream(val, "val")
+    _check_counts(steps=steps, accumulate=accumulate, patience=patience, batch_size=batch_size, log_every=log_every)
+    _check_counts(validate_every=validate_every)
+    settings = TrainSettings(
+        steps=steps,
+        tasks_per_step=per_batch * accumulate,
+        kl_weight=kl_weight,
+        clip=clip,
+        log_every=log_every,
+        validate_every=validate_every,
+        validation_tasks=_validation_tasks(validation, validation_tasks),
+    )
+    training = MetaTraining(
+        learner,
+        stream,
+        validation,
+        settings,
+        None if folder is None else Path(folder),
+        fabric_alone(next(learner.parameters()).device),
+        config={},
+        optimisation=_optimisation(learner, optimiser, scheduler),
+        accumulate=accumulate,
+        patience=patience,
+        callbacks=callbacks,
+    )
+    _run(training)
+    return History(training.log.lines, training.state.step, stopped_early=training.state.step < steps)
+
+
+def _run(training: MetaTraining) -> None:
+    try:
+        training.run()
+    except Interrupted:
+        step, folder = training.state.step, training.folder
+        go_on = "nothing is kept without folder=" if folder is None else f"the same call continues from {folder}"
+        raise Interrupted(f"interrupted after step {step} of {training.settings.steps}; {go_on}") from None
+
+
+def _training_tasks(train: Fixed | Batches, accumulate: int, batch_size: int) -> tuple[Tasks, int]:
+    """The stream of training tasks, and the number of its indices that make one batch."""
+    if isinstance(train, TaskStream | Episodes | list | tuple):
+        return task_stream(train, "train"), batch_size
+    if not callable(train) and not hasattr(train, "__iter__"):
+        raise UsageError(
+            "expected train to be a TaskStream, Episodes, a list of them, an iterable of batches or a function of a "
+            f'number, got an object of type {type(train).__name__}; bank.tasks("train") makes a stream of a Bank'
+        )
+    return BatchStream(train, kept=accumulate), 1
+
+
+def _validation_tasks(stream: TaskStream, number: int | None) -> int:
+    _check_counts(validation_tasks=number)
+    return number or stream.num_tasks or VALIDATION_TASKS
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UsageError(f"expected {name} to be an integer >= 1, got {value!r}")
+
+
+def _optimisation(
+    learner: MetaLearner, optimiser: Optimizer | None, scheduler: LRScheduler | None
+) -> OptimisationByUser | None:
+    """None for the default of the settings."""
+    if optimiser is None and scheduler is None:
+        return None
+    if optimiser is None:
+        raise UsageError("expected the optimiser of the scheduler, got none; pass optimiser= too")
+    return OptimisationByUser(learner, optimiser, scheduler)

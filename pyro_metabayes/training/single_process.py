@@ -1,0 +1,48 @@
+"""Lightning Fabric in a single process, on any device of torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.accelerators import Accelerator
+from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.strategies import SingleDeviceStrategy
+
+
+class AnyDevice(Accelerator):
+    """Fabric itself supports CPU, CUDA and MPS only; all that it requires of an accelerator, torch provides."""
+
+    def setup_device(self, device: torch.device) -> None:
+        if device.index is not None and device.type not in ("cpu", "mps"):  # kernels without a device argument
+            torch.accelerator.set_device_index(device.index)
+
+    def teardown(self) -> None:
+        pass
+
+    @staticmethod
+    def parse_devices(devices: Any) -> Any:
+        return devices
+
+    @staticmethod
+    def get_parallel_devices(devices: Any) -> list[torch.device]:
+        return []  # the strategy holds the one device
+
+    @staticmethod
+    def auto_device_count() -> int:
+        return 1
+
+    @staticmethod
+    def is_available() -> bool:
+        return True
+
+    @staticmethod
+    def name() -> str:
+        return "any"
+
+
+def fabric_alone(device: torch.device) -> Fabric:
+    """One process, also inside a job of Slurm, LSF or MPI, which Fabric would otherwise detect and join."""
+    strategy = SingleDeviceStrategy(device, accelerator=AnyDevice())
+    return Fabric(strategy=strategy, plugins=[LightningEnvironment()])

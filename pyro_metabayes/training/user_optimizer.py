@@ -1,0 +1,115 @@
+"""An optimiser of the user, with a scheduler of its learning rates, both of torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.untrusted import check_plain
+
+
+class OptimisationByUser:
+    """Any torch optimiser over parameters of the learner, and any scheduler of it.
+
+    A checkpoint holds the states of both, the learning rates among them.
+
+    Raises:
+        UsageError: an optimiser of other parameters or with a closure, a scheduler of another optimiser, or a state
+            that no checkpoint can hold.
+    """
+
+    def __init__(self, learner: nn.Module, optimiser: Optimizer, scheduler: LRScheduler | None = None) -> None:
+        _check_optimiser(optimiser, learner)
+        _check_scheduler(scheduler, optimiser)
+        self.optimizer, self.scheduler = optimiser, scheduler
+        try:
+            check_plain(self.state_dict())
+        except ValueError as error:
+            raise UsageError(
+                f"expected an optimiser and a scheduler whose state is plain values and tensors, got one where {error}"
+            ) from None
+
+    def start_step(self, step: int) -> None:
+        """The scheduler has set the rates."""
+
+    def end_step(self) -> None:
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+
+    def end_validation(self, nll: float) -> None:
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(nll)
+
+    def state_dict(self) -> dict[str, Any]:
+        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
+        return {"optimiser": self.optimizer.state_dict(), "scheduler": scheduler}
+
+    def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
+        """Continue from a state; refuses that of another kind of optimiser or scheduler."""
+        if "optimiser" not in state or (state["scheduler"] is None) != (self.scheduler is None):
+            raise UsageError("expected the optimiser and scheduler of the interrupted training, got others; pass those")
+        _check_groups(state["optimiser"], self.optimizer)
+        self.optimizer.load_state_dict(dict(state["optimiser"]))
+        if self.scheduler is not None:
+            _check_names(self.scheduler.state_dict(), state["scheduler"], "scheduler")
+            self.scheduler.load_state_dict(dict(state["scheduler"]))
+
+
+def _check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
+    if not isinstance(optimiser, Optimizer):
+        raise UsageError(
+            f"expected optimiser to be a torch.optim.Optimizer, got {_name_of(optimiser)}; pass for example "
+            "torch.optim.AdamW(learner.parameters(), lr=1e-3)"
+        )
+    own = {id(parameter) for parameter in learner.parameters()}
+    others = [value for group in optimiser.param_groups for value in group["params"] if id(value) not in own]
+    if others:
+        raise UsageError(
+            f"expected an optimiser of parameters of this learner, got {len(others)} of another module; construct it "
+            "from learner.parameters()"
+        )
+    closure = inspect.signature(type(optimiser).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UsageError(
+            f"expected an optimiser whose step needs no closure, got {type(optimiser).__name__}; take one like Adam"
+        )
+
+
+def _check_scheduler(scheduler: LRScheduler | None, optimiser: Optimizer) -> None:
+    if scheduler is None:
+        return
+    if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
+        raise UsageError(
+            f"expected scheduler to be one of torch.optim.lr_scheduler, got {_name_of(scheduler)}; pass for example "
+            "CosineAnnealingLR(optimiser, steps)"
+        )
+    if getattr(scheduler, "optimizer", optimiser) is not optimiser:
+        raise UsageError("expected a scheduler of the optimiser, got one of another; construct it from this optimiser")
+
+
+def _check_groups(state: Mapping[str, Any], optimiser: Optimizer) -> None:
+    """Refuse a state of another kind of optimiser, or of parameters of other shapes."""
+    own, saved = optimiser.state_dict()["param_groups"], state["param_groups"]
+    if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved]:
+        raise UsageError("expected the parameter groups of the interrupted training, got others; construct them alike")
+    for one, other in zip(own, saved, strict=True):
+        _check_names(one, other, "optimiser")
+
+
+def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], what: str) -> None:
+    if own.keys() != saved.keys():
+        different = ", ".join(sorted(map(str, own.keys() ^ saved.keys())))
+        raise UsageError(
+            f"expected the {what} of the interrupted training, got another (they differ in: {different}); pass that"
+        )
+
+
+def _name_of(value: object) -> str:
+    """The name of a class, or of the class of an object."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
