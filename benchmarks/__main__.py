@@ -33,8 +33,8 @@ from benchmarks import (
 )
 from benchmarks.measure import Row
 from benchmarks.setting import Size
+from pyro_metabayes.device import keep_freed_memory
 from pyro_metabayes.experiments.runs.tables import text_table
-from pyro_metabayes.training.allocator import keep_freed_memory
 
 CASES = {
     "sib": sib.rows,

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from pyro_metabayes.training.allocator import keep_freed_memory
+from pyro_metabayes.device import keep_freed_memory
 
 FAULTS = """
 import resource, torch
-from pyro_metabayes.training.allocator import keep_freed_memory
+from pyro_metabayes.device import keep_freed_memory
 torch.set_num_threads(1)
 if {kept}:
     assert keep_freed_memory()

@@ -14,7 +14,7 @@ from torch.distributions import ComposeTransform, MultivariateNormal
 
 from pyro_metabayes import MetaLearner, UsageError
 from pyro_metabayes.inference.divergences import innermost
-from pyro_metabayes.models.conditional_families import CouplingFlow, LowRank
+from pyro_metabayes.models.parts.conditional_families import CouplingFlow, LowRank
 from pyro_metabayes.models.priors import Conditional
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.allowance import Allowance

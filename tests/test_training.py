@@ -39,7 +39,7 @@ def draw(generator: Generator) -> Episodes:
 
 
 class Normalised(pyro_metabayes.Backbone):
-    """A layer and a batch norm."""
+    """A layer and a batch norm, scaled to unit length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Normalised(pyro_metabayes.Backbone):
         self.layers = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        return nn.functional.normalize(self.layers(x), dim=-1)
 
 
 class WatchedStream(TaskStream):
@@ -245,17 +245,12 @@ def test_no_bound_is_logged_where_there_is_none(tmp_path: Path) -> None:
         assert [line["elbo"] for line in lines(tmp_path / name)] == [None]
 
 
-class UnitLength(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(x, dim=-1)
-
-
 def test_the_backbone_is_trained_only_when_it_is_not_frozen(tmp_path: Path) -> None:
     for frozen in (True, False):
         training = training_of(tmp_path / str(frozen))
         kept = training.learner
         torch.manual_seed(1)
-        backbone = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5), UnitLength())
+        backbone = Normalised()
         learner = MetaLearner(backbone, kept.model, kept.guide, kept.objective, kept.specification, frozen)
         before = {name: value.clone() for name, value in backbone.state_dict().items()}
         training = MetaTraining(

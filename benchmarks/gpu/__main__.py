@@ -22,9 +22,9 @@ from benchmarks.gpu import compilation, graphs, guides, images, rates, same_loss
 from benchmarks.gpu.budget import deadlines
 from benchmarks.gpu.device import description, device_named
 from benchmarks.gpu.result import FAILED, Result, Run
+from pyro_metabayes.device import keep_freed_memory
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.runs.tables import text_table
-from pyro_metabayes.training.allocator import keep_freed_memory
 
 SECTIONS: dict[str, tuple[Callable[[Run], Iterator[list[Result]]], float]] = {  # rows, share of the time
     "guides": (guides.rows, 0.25),

@@ -19,6 +19,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from pyro_metabayes.device import keep_freed_memory
 from pyro_metabayes.errors import Interrupted, UsageError, printable
 from pyro_metabayes.experiments.cli.arguments import hydra_arguments
 from pyro_metabayes.experiments.cli.config import register
@@ -36,7 +37,6 @@ from pyro_metabayes.experiments.cli.sweeps import (
 from pyro_metabayes.experiments.cli.usage import asks_for_help, usage_of_configuration
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
-from pyro_metabayes.training.allocator import keep_freed_memory
 from pyro_metabayes.training.interruption import SIGNALS
 
 CONF = str(Path(__file__).parents[1] / "conf")

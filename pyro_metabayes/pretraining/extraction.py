@@ -24,7 +24,8 @@ def extract(
     """Features [N, D], on the CPU, of inputs [N, *X]; `change` is applied to each batch first."""
     backbone.eval()
     parts = []
-    for batch in counted(inputs.split(BATCH), "extract features", "batches", leave=False):
+    num_batches = -(-len(inputs) // BATCH)
+    for batch in counted(inputs.split(BATCH), "extract features", "batches", num_batches, leave=False):
         values = as_float(batch.to(device))
         parts.append(backbone(values if change is None else change(values)).cpu())
     return torch.cat(parts)

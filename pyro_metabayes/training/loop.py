@@ -74,14 +74,13 @@ class MetaTraining:
         patience: int | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.learner, self.stream, self.validation = learner, stream, validation
-        self.settings, self.folder, self.fabric, self.config, self.seed = settings, folder, fabric, config, seed
+        self.learner, self.stream, self.validation, self.settings = learner, stream, validation, settings
+        self.folder, self.fabric, self.config, self.seed = folder, fabric, config, seed
         self.patience, self.callbacks = patience, callbacks
         self.shard = TaskShard(fabric.global_rank, fabric.world_size, settings.tasks_per_step)
-        initial = learner.portable()
+        self._saved_step, initial = 0, learner.portable()
         learner.to(fabric.device)
         self._nonfinite = NonFiniteMonitor(learner, fabric.device)
-        self._saved_step = 0
         self._optimisation = optimisation or OptimisationBySettings(learner, settings)
         self.module, self.optimizer = fabric.setup(learner, self._optimisation.optimizer)
         self._optimisation.optimizer = self.optimizer

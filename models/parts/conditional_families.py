@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.cholesky import WithoutWaiting
+from pyro_metabayes.models.parts.set_encoder import elu_network
 from pyro_metabayes.models.priors import Conditional
-from pyro_metabayes.models.set_encoder import elu_network
 
 
 class LowRank(Conditional):
