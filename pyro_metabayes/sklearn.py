@@ -6,7 +6,7 @@ import re
 import warnings
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -121,8 +121,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _load_learners(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         """Sets the learner of probabilities and that of labels, which differ only without a learner of the user."""
-        if self.frame_ is not None:
-            self.learner_ = prototypical_networks(input_shape, num_classes, self.frame_.unit)
+        if self.learner is None:
+            frame = cast(SupportFrame, self.frame_)  # set by fit where there is no learner
+            self.learner_ = prototypical_networks(input_shape, num_classes, frame.unit)
             self.nearest_ = prototypical_networks(input_shape, num_classes)
             return
         self.learner_ = self.nearest_ = _loaded(self.learner)

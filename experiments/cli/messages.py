@@ -69,7 +69,7 @@ def _nested_names(parent: Any) -> list[str]:
         group: parent._get_node(group) for group in parent if isinstance(parent, DictConfig) and group not in FILLED_IN
     }
     groups = {group: node for group, node in nodes.items() if isinstance(node, DictConfig) and not node._is_none()}
-    return [f"{group}.{name}" for group, node in groups.items() for name in node if name != "_target_"]
+    return [f"{group!s}.{name!s}" for group, node in groups.items() for name in node if name != "_target_"]
 
 
 def _plain_lines(error: BaseException, cause: BaseException | None) -> str:

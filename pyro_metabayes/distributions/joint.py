@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro.distributions import ImproperUniform, TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.seeding import task_draws
@@ -71,7 +71,7 @@ class Joint(TorchDistribution):
         UsageError: there is no site, or one that cannot be drawn.
     """
 
-    arg_constraints: ClassVar[dict[str, object]] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, distributions: Mapping[str, Site]) -> None:
         if not distributions:
@@ -107,14 +107,14 @@ class Joint(TorchDistribution):
     def has_rsample(self) -> bool:  # type: ignore[override]
         return all(example.has_rsample for example in self.examples.values())
 
-    def rsample(self, sample_shape: Size | tuple[int, ...] = ()) -> Tensor:
+    def rsample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         return self._draw(sample_shape, "rsample")
 
-    def sample(self, sample_shape: Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         with torch.no_grad():
             return self._draw(sample_shape, "sample")
 
-    def _draw(self, sample_shape: Size | tuple[int, ...], method: str) -> Tensor:
+    def _draw(self, sample_shape: Size | list[int] | tuple[int, ...], method: str) -> Tensor:
         shape = (*sample_shape, *self.batch_shape)
         return self.sites.join(
             self.visit(lambda _, given: getattr(given, method)(Size(shape[: len(shape) - len(given.batch_shape)])))

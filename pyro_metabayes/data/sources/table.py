@@ -79,7 +79,9 @@ def _as_read(text: str) -> Name:
 
 
 def _text(name: Name) -> str:
-    return name if isinstance(name, str) else {None: "null", True: "true", False: "false"}.get(name, str(name))
+    if name is None:
+        return "null"
+    return str(name).lower() if isinstance(name, bool) else str(name)
 
 
 def header_of(path: Path, columns: Sequence[Name]) -> Header:
