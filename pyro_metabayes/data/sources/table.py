@@ -79,7 +79,8 @@ def _as_read(text: str) -> Name:
 
 
 def _text(name: Name) -> str:
-    return name if isinstance(name, str) else {None: "null", True: "true", False: "false"}.get(name, str(name))
+    text = str(name)
+    return text if isinstance(name, str) else {"None": "null", "True": "true", "False": "false"}.get(text, text)
 
 
 def header_of(path: Path, columns: Sequence[Name]) -> Header:
