@@ -49,8 +49,8 @@ FREE = {
 STUDIES = ("ablate", "collapse", "domain_adaptation", "information", "partial_pooling")
 HYDRA = (*STUDIES, "prepare", "pretrain", "reproduce")  # `--cfg job` composes, and no more
 OF_RUNS = {"calibration": CalibrationSettings, "gold": GoldSettings, "predictive": PredictiveSettings}
-# A guide, and a model where it brings none, that has the setting which an evaluation changes.
-OF_GUIDES = (["guide=sib"], ["guide=leo"], ["guide=platipus"])
+# A guide, and a model or data where it brings none, that has the setting which an evaluation changes.
+OF_GUIDES = (["guide=sib"], ["guide=leo"], ["guide=platipus"], ["guide=partial_pooling", "data=groups"])
 
 
 @pytest.mark.parametrize("page", RUN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from pyro_metabayes.data.sources.groups import Groups, load
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
+from pyro_metabayes.exact.conjugate import precision_of
 from pyro_metabayes.exact.mixed_effects import fit
 from pyro_metabayes.experiments.partial_pooling.methods import (
     estimates_from_fit,
@@ -19,7 +21,9 @@ from pyro_metabayes.experiments.partial_pooling.methods import (
     least_squares_effects,
     mean_distance,
 )
+from pyro_metabayes.models.priors import Conditional
 from tests.commands import call, ran
+from tests.pairs import random_regressions
 
 SIZES = (1, 1, 2, 3, 4, 5, 6, 8, 10, 12, 3, 4)
 
@@ -57,6 +61,17 @@ def test_what_is_learned_is_the_maximum_of_the_likelihood(tmp_path: Path, monkey
     torch.testing.assert_close(learned.coefficients, best.coefficients, rtol=0.02, atol=0.02)
     assert best.log_likelihood is not None and learned.log_likelihood is not None
     assert best.log_likelihood - 0.3 < learned.log_likelihood < best.log_likelihood + 0.1  # a mean of 100 draws
+
+
+def test_the_encoder_of_a_regression_starts_with_the_directions_of_its_points() -> None:
+    """With centred predictors no direction is right for all points, and training hardly reverses its sign."""
+    torch.set_default_dtype(torch.float64)
+    prior = Conditional(num_features=3, num_weights=2, num_targets=1, num_hidden=0, scale=0.5, full_covariance=True)
+    points = random_regressions(3, 4, 5, features=3, targets=1).observed()
+    nothing = replace(points, support_mask=torch.zeros_like(points.support_mask))
+    z = points.support_x[..., :2] * points.support_mask.unsqueeze(-1)
+    before, after = (precision_of(prior(data, torch.Size((1, 2))))[:, 0] for data in (nothing, points))
+    torch.testing.assert_close(after - before, z.mT @ z)  # 0.5 / scale = 1
 
 
 def test_a_group_by_itself_is_its_least_squares(tmp_path: Path) -> None:

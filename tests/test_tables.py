@@ -71,6 +71,14 @@ def test_names_that_the_command_line_does_not_tell_apart_are_refused(tmp_path: P
     assert x_of(loaded(text, tmp_path, "1000.0")) == EXPECTED
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [(1, "1"), (0, "0"), (True, "true"), (None, "null"), ("None", "None"), (1.5, "1.5")]
+)
+def test_a_missing_column_is_named_as_it_was_written(name: Any, text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"expected one column '{text}' in .*, got none; there are: who, x, y"):
+        loaded(table(), tmp_path, name)
+
+
 def test_years_as_columns_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As group, predictor and response; the scales of the run are kept by these names."""
     monkeypatch.chdir(tmp_path)

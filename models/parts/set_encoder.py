@@ -120,8 +120,12 @@ class PseudoObservations(SetEncoder):
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
         super().__init__(num_weights, residual)
         self.value_net = elu_network(num_features, num_hidden, 1, start=0.0)
-        # The same for all points: random initial directions have either sign, which training hardly reverses.
+        # Training hardly reverses the sign of a direction: that of a regression is x_i itself, else one for all points.
         self.direction_net = elu_network(num_features, num_hidden, num_weights, start=0.5 / scale)
+        if isinstance(self.direction_net, nn.Linear) and not residual:
+            nn.init.zeros_(self.direction_net.bias)
+            with torch.no_grad():
+                self.direction_net.weight.copy_(0.5 / scale * torch.eye(num_weights, num_features))
         self.prior_loc = nn.Parameter(torch.zeros(num_weights))
         self.log_diagonal = nn.Parameter(torch.full((num_weights,), -math.log(scale)))
         self.below = nn.Parameter(torch.zeros(num_weights, num_weights))
