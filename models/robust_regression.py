@@ -38,6 +38,8 @@ class Model(pyro_metabayes.Model):
         UsageError: the labels are classes, or scale or df is out of range.
     """
 
+    prior_over_weights: Prior
+
     def __init__(
         self,
         prior: Prior,
@@ -57,12 +59,9 @@ class Model(pyro_metabayes.Model):
             if head is None
             else neural_regression.Model(head, prior, num_targets, num_features, scale, learn_noise=True)
         )
+        del self.gaussian.prior_over_weights  # it is a part of this model, under the name that settings use
+        self.prior_over_weights = prior
         self.log_df = nn.Parameter(torch.tensor(df).log())
-
-    @property
-    def prior_over_weights(self) -> Prior:
-        """The prior over w."""
-        return self.gaussian.prior_over_weights
 
     @property
     def scale(self) -> Tensor:
@@ -78,7 +77,7 @@ class Model(pyro_metabayes.Model):
         return self.gaussian.event_shape(observed)
 
     def prior(self, observed: Observed) -> TorchDistribution:
-        return self.gaussian.prior(observed)
+        return self.prior_over_weights(observed, self.event_shape(observed))
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
         return StudentT(self.df, outputs, self.scale).to_event(1)
