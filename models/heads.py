@@ -102,9 +102,10 @@ class Cosine(Head):
         return 2 * self.scale.abs() + math.log(num_classes)
 
     def check_features(self, x: Tensor) -> None:
-        """Refuse features [N, D] that are not of unit length; a vector of zeros has none and is allowed."""
+        """Refuse features [N, D] that are not of unit length; zeros are allowed, and numbers that are not finite."""
         length = torch.linalg.vector_norm(x.detach(), dim=-1)
-        if ((length - 1).abs() > UNIT).logical_and(length > 0).any():
+        length = length[length.isfinite() & (length > 0)]
+        if ((length - 1).abs() > UNIT).any():
             raise UsageError(
                 f"expected features of unit length for head=cosine, got lengths from {length.min().item():.3g} to "
                 f"{length.max().item():.3g}; scale them with torch.nn.functional.normalize, or take head=linear"

@@ -142,9 +142,10 @@ class MetaLearner(Assembled, Featured):
             raise UsageError("expected a learner of classes for predict, got one of numbers; use posterior_predictive")
         like = next(self.parameters())  # there is always one, the head's scale
         task = task_of(support_x, support_y, query_x, self.input_shape, self.backbone, like)
-        warn_if_unfamiliar(self.guide, self.trained_on, task)
         with noise_of(seed):
-            return prediction_of(lambda: self.posterior_predictive(self.embedded(task), num_samples)[1], like.dtype)
+            answer = prediction_of(lambda: self.posterior_predictive(self.embedded(task), num_samples)[1], like.dtype)
+        warn_if_unfamiliar(self.guide, self.trained_on, task)
+        return answer
 
     def save(self, path: Path | str, weights_only: bool = False) -> None:
         """Specification and weights, in one file that `load` reads; weights_only: for `load` with `into`.

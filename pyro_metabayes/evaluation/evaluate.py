@@ -113,7 +113,7 @@ def _tasks_and_settings(tasks: Fixed, settings: EvalSettings | None) -> tuple[Ta
 def _on_device(learner: MetaLearner, episodes: Episodes) -> Episodes:
     """The tasks on the device of the learner."""
     like = next(learner.parameters(), None)
-    return episodes if like is None else episodes.to(like.device)
+    return episodes if like is None or episodes.query_x.is_meta else episodes.to(like.device)
 
 
 def _scored(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None) -> BatchScores:

@@ -59,7 +59,7 @@ class TaskShard:
         return start, start + size
 
     def noise(self, batch: int = 0, batches: int = 1) -> AbstractContextManager[None]:
-        """Inside, the noise of a task does not depend on the number of processes, where a draw names its task axis.
+        """Context manager: noise with a task axis does not depend on the number of processes.
 
         `pyro_metabayes/seeding.py` draws with a task axis; draws of the latent at the sites of a guide have one too.
         """

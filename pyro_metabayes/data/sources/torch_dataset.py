@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
-from tqdm import tqdm
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.seeding import drawing, noise_of
+from pyro_metabayes.training.progress import counted
 
 SAMPLE = 64  # items in a fingerprint
 
@@ -123,7 +123,7 @@ def labels_of(dataset: LabelledItems) -> np.ndarray:
     first = _label(dataset, 0)
     if listed is not None and len(listed) == len(dataset) and listed[0] == first:
         return listed
-    items = tqdm(range(len(dataset)), desc="read labels", unit="item", disable=None)
+    items = counted(range(len(dataset)), "read labels", "items")
     return np.asarray([_label(dataset, item) for item in items])
 
 
