@@ -41,10 +41,24 @@ def naming_choices(choices: Mapping[str, str]) -> Iterator[None]:
 
 def _setter(choices: Mapping[str, str], part: str, name: str) -> str:
     """The choice whose YAML sets a key of a part of another group, such as guide=laplace; '' if there is none."""
-    for group, choice in choices.items():
-        path = CONF / group / f"{choice}.yaml"
-        if group != part and path.exists():
-            settings: Any = OmegaConf.to_container(OmegaConf.load(path))
-            if name in (settings.get(part) or {}):
-                return f"{group}={choice}"
+    for group, settings in _settings_of(choices).items():
+        if group != part and name in (settings.get(part) or {}):
+            return f"{group}={choices[group]}"
     return ""
+
+
+def rates_of_choices(choices: Mapping[str, str]) -> dict[str, float]:
+    """train.learning_rates that the YAMLs of the choices set."""
+    rates: dict[str, float] = {}
+    for settings in _settings_of(choices).values():
+        rates |= (settings.get("train") or {}).get("learning_rates") or {}
+    return rates
+
+
+def _settings_of(choices: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The settings in the YAML of each choice, by group."""
+    paths = {group: CONF / group / f"{choice}.yaml" for group, choice in choices.items()}
+    contents: Any = {
+        group: OmegaConf.to_container(OmegaConf.load(path)) for group, path in paths.items() if path.exists()
+    }
+    return contents

@@ -6,12 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pyro_metabayes.experiments.cli.choices import rates_of_choices
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.experiments.runs.tasks import HasNotes
+from pyro_metabayes.training.optimisation import idle_rates
 
 
 def print_notes(setup: RunSetup) -> None:
-    """What the source of the tasks says about its data."""
+    """What the source of the tasks says about its data, and rates of the user that have no effect."""
+    rates, of_choices = setup.config.train.learning_rates, rates_of_choices(setup.config.choices)
+    for name in idle_rates(setup.learner, setup.config.train):
+        if rates[name] != of_choices.get(name):
+            print(f"note: no parameter '{name}' in this setting: its rate in train.learning_rates has no effect")
     if isinstance(source := setup.tasks.source, HasNotes):
         for note in source.notes:
             print(f"note: {note}", flush=True)

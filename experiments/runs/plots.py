@@ -33,6 +33,10 @@ def draw_curves(folder: Path, title: str) -> Path:
         _draw_spreads(axes[2], lines, of_classes)
     for axis in axes:
         axis.set_xlabel("meta-training step")
+        if len(lines) == 1:
+            axis.text(
+                0.5, 0.9, "one logged step; see train.log_every", ha="center", transform=axis.transAxes, fontsize=8
+            )
     figure.suptitle(title, fontsize=10)
     return save_figure(figure, folder / "curves.png")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,12 +87,11 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
     trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise UsageError("expected parameters to train, got a model and a guide without any; take another guide=")
-    rates = {"": settings.learning_rate}
-    rates |= {current_name(name, trainable) or name: rate for name, rate in settings.learning_rates.items()}
+    rates = {"": settings.learning_rate} | _current_rates(settings, trainable)
     groups: dict[str, list[str]] = {}
     for name in trainable:
         groups.setdefault(rate_of(name, rates), []).append(name)
-    _report_unused(rates.keys() - groups.keys() - {""}, learner)
+    _refuse_unknown(rates.keys() - groups.keys() - {""}, learner)
     options: list[dict[str, Any]] = [
         {"params": [trainable[name] for name in names], "lr": rates[key], "base": rates[key], "name": key}
         for key, names in groups.items()
@@ -113,16 +111,24 @@ def rate_of(name: str, keys: Iterable[str]) -> str:
     return max((key for key in keys if name == key or name.startswith(f"{key}.")), key=len, default="")
 
 
-def _report_unused(names: set[str], learner: nn.Module) -> None:
-    """Refuse a rate without a module of that name; a rate without a parameter in this setting is only reported.
-
-    For example, a rate for the scale of a posterior is idle under guide.posterior=delta.
-    """
+def _refuse_unknown(names: set[str], learner: nn.Module) -> None:
+    """Refuse a rate without a module of that name; one without a parameter in this setting has no effect."""
     available = ", ".join(name for name, parameter in learner.named_parameters() if parameter.requires_grad)
     for name in sorted(names):
         if name.partition(".")[0] not in dict(learner.named_children()):
             raise UsageError(f"no parameter '{name}' for train.learning_rates; there are: {available}")
-        print(f"note: no parameter '{name}' in this setting: its rate in train.learning_rates is idle", file=sys.stderr)
+
+
+def idle_rates(learner: nn.Module, settings: TrainSettings) -> list[str]:
+    """Names in train.learning_rates without a trained parameter, as guide.scale under guide.posterior=delta."""
+    trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
+    used = {rate_of(name, _current_rates(settings, trainable)) for name in trainable}
+    return [name for name in settings.learning_rates if (current_name(name, trainable) or name) not in used]
+
+
+def _current_rates(settings: TrainSettings, trainable: Mapping[str, nn.Parameter]) -> dict[str, float]:
+    """train.learning_rates by the names of this version."""
+    return {current_name(name, trainable) or name: rate for name, rate in settings.learning_rates.items()}
 
 
 def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, settings: TrainSettings) -> None:
