@@ -35,6 +35,7 @@ class Model(pyro_metabayes.Model):
     """
 
     prior_over_weights: Prior
+    sites: Sites
 
     def __init__(
         self,

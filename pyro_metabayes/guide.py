@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.distributions import ImproperUniform, TorchDistribution
 from torch import Tensor
 
-from pyro_metabayes.distributions.joint import sample_latent
+from pyro_metabayes.distributions.joint import check_sites, sample_latent
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.parameters import Program, announce_parameters
@@ -91,7 +91,7 @@ class Guide(Recorded, Program):
             )
 
     def _check_shape(self, q: TorchDistribution, data: Observed) -> None:
-        """Check the shape of q, the most frequent mistake in a new guide, with a clearer message than Pyro's."""
+        """Check shape and sites of q, the most frequent mistakes in a new guide, with clearer messages than Pyro's."""
         expected = (data.num_tasks,), tuple(self.model.event_shape(data))
         got = tuple(q.batch_shape), tuple(q.event_shape)
         if got != expected:
@@ -99,6 +99,7 @@ class Guide(Recorded, Program):
                 f"expected the guide's distribution to have batch shape {list(expected[0])} and event shape "
                 f"{list(expected[1])}, got {list(got[0])} and {list(got[1])}; see .to_event() and event_dim"
             )
+        check_sites(q, self.model.sites, "guide's distribution", "return a Joint of them")
 
     def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
         """Sample w from training_posterior for Episodes and from posterior for an Observed.
@@ -108,8 +109,8 @@ class Guide(Recorded, Program):
             kl_weight: scale of the latent site.
 
         Raises:
-            UsageError: q cannot be sampled, or has another shape than the latent; under Pyro's validation, a label out
-                of range or a number that is not finite.
+            UsageError: q cannot be sampled, or has another shape or other sites than the latent; under Pyro's
+                validation, a label out of range or a number that is not finite.
         """
         validate(data, self.model)
         announce_parameters(self, "guide")

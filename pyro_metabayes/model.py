@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from pyro_metabayes.distributions.joint import sample_latent
+from pyro_metabayes.distributions.joint import Sites, check_sites, sample_latent
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.parameters import Program, announce_parameters
@@ -30,6 +30,7 @@ class Model(Recorded, Program):
     some guides need are capabilities (`pyro_metabayes/inference/capabilities.py`).
 
     Attributes:
+        sites: names and shapes of the latent sites, for a `prior` that is a Joint; None: one site, "w".
         canonical: whether `likelihood_of(outputs)` is Categorical(logits=outputs), or Normal(outputs, sd) with an sd
             that does not depend on the outputs. Gradients and curvatures in the outputs then have closed forms;
             otherwise they are differentiated. A class that defines `likelihood_of` without `canonical` is not
@@ -43,6 +44,7 @@ class Model(Recorded, Program):
         UsageError: another `observe`.
     """
 
+    sites: Sites | None = None
     canonical: bool = False
     # Step size of an inner loop on the mean loss, in units of `loss_unit`, unless the guide sets one.
     # Finn et al. (2017) take 0.01 for the squared error of sinusoids.
@@ -112,6 +114,11 @@ class Model(Recorded, Program):
         """Named terms [T] in nats that are added to the loss but not to the ELBO."""
         return {}
 
+    def _checked_prior(self, data: Observed) -> TorchDistribution:
+        prior = self.prior(data)
+        check_sites(prior, self.sites, "prior", "set `sites` of the model to those of the Joint that `prior` returns")
+        return prior
+
     def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
         """Sample w and the labels that `observe` names, conditioned on those that `data` holds.
 
@@ -120,14 +127,15 @@ class Model(Recorded, Program):
             kl_weight: scale of the latent site.
 
         Raises:
-            UsageError: under Pyro's validation, a label out of range or a number that is not finite.
+            UsageError: the prior has other sites than `sites`; under Pyro's validation, a label out of range or a
+                number that is not finite.
         """
         validate(data, self)
         announce_parameters(self, "model")
         query_y = data.query_y if isinstance(data, Episodes) else None
         with pyro.plate("task", data.num_tasks, dim=-1):
             with nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight):
-                w = sample_latent(self.prior(data))
+                w = sample_latent(self._checked_prior(data))
             # An empty set has no site: torch cannot sum over an event of no points.
             if self.observe in ("support", "all") and data.support_x.shape[1]:
                 support = self.likelihood(w, data.support_x, data).mask(data.support_mask)

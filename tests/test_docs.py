@@ -41,6 +41,11 @@ THIN = ("pretrain.epochs=1", "backbone.num_filters=4")
 
 FREE = {
     "guide=mine": "guide=mean_field",
+    "model=mine": "model=linear_regression",
+    "prior=mine": "prior=gaussian",
+    "head=mine": "head=cosine",
+    "objective=mine": "objective=elbo",
+    "data=mine": "data=sinusoid",
     "guide=NAME": "guide=sib",
     "=DATA": "=glyphs",
     "=NAME": "=glyphs",

@@ -96,6 +96,51 @@ def test_what_cannot_be_joined_is_refused() -> None:
         Joint({"w": flat})
 
 
+def with_sites(**distributions: Any) -> Any:
+    """A learner whose guide returns these sites, each a distribution for TASKS tasks."""
+    learner = learner_of()
+    learner.guide.posterior = lambda observed: Joint(distributions)
+    return learner
+
+
+def normal(*shape: int) -> TorchDistribution:
+    return Normal(torch.zeros(TASKS, *shape, requires_grad=True), 1.0).to_event(len(shape))
+
+
+@pytest.mark.parametrize(
+    ("sites", "got"),
+    [
+        ({"w": normal(2, 3), "log_tau": normal()}, r"w \[2, 3\], log_tau \[\]"),
+        ({"tau": normal(), "w": normal(2, 3)}, r"tau \[\], w \[2, 3\]"),
+        ({"log_tau": normal(), "w": normal(6)}, r"log_tau \[\], w \[6\]"),
+        ({"w": normal(7)}, r"w \[7\]"),
+    ],
+)
+def test_a_posterior_with_other_sites_is_refused(sites: dict[str, TorchDistribution], got: str) -> None:
+    """In another order the numbers of one site would be read as those of another."""
+    learner = with_sites(**sites)
+    learner.guide.training_posterior = learner.guide.posterior
+    expected = (
+        rf"^expected the guide's distribution to have the sites log_tau \[\], w \[2, 3\], in this order, got {got};"
+    )
+    with pytest.raises(UsageError, match=expected):
+        learner(random_regressions(TASKS))
+
+
+def test_a_posterior_of_one_site_is_refused_for_a_model_of_two() -> None:
+    learner = learner_of()
+    learner.guide.training_posterior = lambda episodes: normal(7)
+    with pytest.raises(UsageError, match=r"sites log_tau \[\], w \[2, 3\], in this order, got w \[7\]; return a Joint"):
+        learner(random_regressions(TASKS))
+
+
+def test_a_prior_with_other_sites_than_the_model_says_is_refused() -> None:
+    learner = learner_of()
+    learner.model.sites = None
+    with pytest.raises(UsageError, match=r"^expected the prior to have the sites w \[7\], .* set `sites` of the model"):
+        learner.model(random_regressions(TASKS))
+
+
 # ---------------------------------------------------------------- objectives
 
 

@@ -33,6 +33,9 @@ class Sites(dict[str, Size]):
         """A name for each of the D numbers of a latent: log_tau, w[0], w[1], ..."""
         return [label for name, shape in self.items() for label in labels_of(name, shape)]
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {list(shape)}" for name, shape in self.items())
+
     def split(self, latent: Tensor) -> dict[str, Tensor]:
         """The value [..., *shape] of each site, from latents [..., D]."""
         parts = latent.split([shape.numel() for shape in self.values()], dim=-1)
@@ -169,3 +172,22 @@ def sample_latent(distribution: TorchDistribution) -> Tensor:
 def sites_of(distribution: TorchDistribution) -> Sites:
     """Names and shapes of the sites that `sample_latent` samples."""
     return distribution.sites if isinstance(distribution, Joint) else Sites(w=distribution.event_shape)
+
+
+def check_sites(distribution: TorchDistribution, sites: Sites | None, name: str, remedy: str) -> None:
+    """Check that a distribution of the latent has the sites of the model, in their order.
+
+    In another order the latent would be taken apart wrongly, without an error of shapes.
+
+    Args:
+        distribution: a prior or a posterior.
+        sites: those of the model; None: one, "w".
+        name: of the distribution, for the message.
+        remedy: what to do, for the message.
+
+    Raises:
+        UsageError: other names, shapes or another order.
+    """
+    expected = Sites(w=distribution.event_shape) if sites is None else sites
+    if list((got := sites_of(distribution)).items()) != list(expected.items()):
+        raise UsageError(f"expected the {name} to have the sites {expected}, in this order, got {got}; {remedy}")
