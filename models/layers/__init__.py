@@ -1,0 +1,1 @@
+"""Parts of models: products of weights and features, set encoders."""
