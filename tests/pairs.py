@@ -273,6 +273,10 @@ def _balanced() -> list[Pair]:
         Pair("sib", head="cosine_offset", settings={**steps, **known}),
         Pair("sib", "flat", "linear", settings={"posterior": "delta", "num_steps": 0, **known}),
     ]
+    pairs += [
+        *(Pair("bd_cspn", "flat", head, settings=known) for head in ("linear", "cosine_offset")),
+        Pair("bd_cspn", "gaussian", "linear", settings={"most_confident": 2}),
+    ]
     for balance in ("known", "estimated"):
         pairs += [Pair("soft_kmeans", "flat", "linear", settings={"num_steps": 2, "balance": balance})]
         pairs += [Pair("pt_map", "flat", "cosine_offset", settings={"learn_step_size": True, "balance": balance})]

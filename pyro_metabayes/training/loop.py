@@ -69,11 +69,16 @@ class MetaTraining:
             compile_networks(learner)
 
     def run(self) -> MetaLearner:
-        """Train from the checkpoint in the folder, if any, to the last step; return the best learner."""
+        """Train from the checkpoint in the folder, if any, to the last step; return the best learner.
+
+        Of no step at all the learner is the untrained one, which is saved as it is.
+        """
         self._begin()
         state, num_steps = self.state, self.settings.steps
         started = time.perf_counter() - state.seconds
         bar = tqdm(total=num_steps, initial=state.step, desc="meta-train", unit="step", disable=None)
+        if not num_steps:
+            self._save()
         with Interruption() as interruption, bar, self._nonfinite.watch(self._progress):
             while state.step < num_steps:
                 terms = self._step()

@@ -10,8 +10,8 @@ from pyro_metabayes.episodes import Observed, class_sums
 LEAST_SHARE = 1e-3  # lower bound on a class share, so that its logarithm is finite
 
 
-def mean_of_queries(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the unmasked queries [..., T, 1, V] of values [..., T, Q, V]; 0 without queries. mask [T, Q]."""
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the unmasked points [..., T, 1, V] of values [..., T, N, V]; 0 without points. mask [T, N]."""
     weight = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(values.dtype)
     return weight.unsqueeze(-2) @ values
 
@@ -23,7 +23,7 @@ def class_shares(assignments: Tensor, mask: Tensor) -> Tensor:
         assignments: probabilities [T, Q, C] of the classes of each query.
         mask: [T, Q].
     """
-    return mean_of_queries(assignments, mask).clamp(min=LEAST_SHARE)
+    return masked_mean(assignments, mask).clamp(min=LEAST_SHARE)
 
 
 def soft_class_means(observed: Observed, assignments: Tensor) -> Tensor:
@@ -46,9 +46,3 @@ def weighted_class_means(x: Tensor, weights: Tensor) -> Tensor:
     """sum_i w_ic x_i / sum_i w_ic [T, C, D] for points x [T, N, D] and weights [T, N, C]; 0 for a class of weight 0."""
     total = weights.sum(-2).unsqueeze(-1)
     return (weights.mT @ x) / total.clamp(min=torch.finfo(x.dtype).tiny)
-
-
-def shift_of_queries(observed: Observed) -> Tensor:
-    """Mean of the support points minus mean of the queries [T, 1, D], which Liu et al. (2020) add to the queries."""
-    support = mean_of_queries(observed.support_x, observed.support_mask)
-    return support - mean_of_queries(observed.query_x, observed.query_mask)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.inference.cholesky import cholesky
-from pyro_metabayes.transductive.assignments import mean_of_queries
+from pyro_metabayes.transductive.assignments import masked_mean
 
 RIDGE = 1e-4  # smallest curvature in the gradient; predictions without doubt have none
 
@@ -57,7 +57,7 @@ def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, 
 def _with_gradient(solution: Tensor, logits: Tensor, mask: Tensor, shares: Tensor) -> Tensor:
     """The solution b of m(b) = shares, m the mean prediction, with db = J^-1 (d shares - d m) and J = dm / db."""
     probs = (logits + solution).softmax(-1)
-    marginal = mean_of_queries(probs, mask)
+    marginal = masked_mean(probs, mask)
     p = probs.detach()
     weight = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(p.dtype).unsqueeze(-1)
     classes = p.shape[-1]
