@@ -12,6 +12,8 @@ from pyro_metabayes.inference.cholesky import cholesky
 from pyro_metabayes.transductive.assignments import masked_mean
 
 RIDGE = 1e-4  # smallest curvature in the gradient; predictions without doubt have none
+LEAST = 1e-30  # lower bound on sums of a plan, whose reciprocals are finite
+BEFORE_LOGARITHM = 10  # iterations
 
 
 def class_term(
@@ -24,8 +26,8 @@ def class_term(
     """b [..., T, 1, C], of mean 0 over classes, with (1/Q) sum_i softmax(logits_i + b)_c = shares_c.
 
     softmax(logits + b) is the transport plan with one unit per query and Q shares_c per class; b is the logarithm of
-    its column scaling. Sinkhorn's iterations b <- b + log shares - log (1/Q) sum_i softmax(logits_i + b) take place in
-    log space. The gradient is that of the solution (implicit function theorem), not of the iterations.
+    its column scaling. Sinkhorn's iterations are b <- b + log shares - log (1/Q) sum_i softmax(logits_i + b). The
+    gradient is that of the solution (implicit function theorem), not of the iterations.
 
     Args:
         logits: [..., T, Q, C].
@@ -42,15 +44,19 @@ def class_term(
 
 @torch.no_grad()
 def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, start: Tensor | None) -> Tensor:
-    term = torch.zeros_like(logits[..., :1, :]) if start is None else start.detach()
-    count = mask.sum(-1)[:, None, None]
-    aim = (count.clamp(min=1) * shares).log()
-    logits = logits.masked_fill(~mask.unsqueeze(-1), 0.0)  # masked points may hold anything
-    off = torch.zeros_like(mask, dtype=logits.dtype).masked_fill(~mask, -torch.inf).unsqueeze(-1)
-    for _ in range(num_iterations):
-        # log of the row scaling, then of the column scaling
-        rows = off - torch.logsumexp(logits + term, dim=-1, keepdim=True)
-        term = aim - torch.logsumexp(logits + rows, dim=-2, keepdim=True)
+    """Iterations on the plan [..., T, C, Q]; every few of them its scaling moves into b, before it overflows."""
+    term = logits.new_zeros(*logits.shape[:-2], 1, logits.shape[-1]) if start is None else start.detach()
+    there, count = mask.unsqueeze(-1), mask.sum(-1)[:, None, None]
+    columns = (count * shares).mT  # [T, C, 1]
+    logits = logits.masked_fill(~there, 0.0)  # masked points may hold anything
+    while num_iterations > 0:
+        plan = ((logits + term).softmax(-1) * there).mT.contiguous()  # [..., T, C, Q], the faster order
+        scaling = torch.ones_like(term).mT
+        for _ in range(min(num_iterations, BEFORE_LOGARITHM)):
+            rows = (scaling.mT @ plan).clamp(min=LEAST).reciprocal()
+            scaling = columns / (plan @ rows.mT).clamp(min=LEAST)
+        term = term + scaling.mT.clamp(min=LEAST).log()
+        num_iterations -= BEFORE_LOGARITHM
     return torch.where(count > 0, term - term.mean(-1, keepdim=True), 0.0)
 
 
