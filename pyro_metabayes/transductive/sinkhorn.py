@@ -13,7 +13,7 @@ from pyro_metabayes.transductive.assignments import masked_mean
 
 RIDGE = 1e-4  # smallest curvature in the gradient; predictions without doubt have none
 LEAST = 1e-30  # lower bound on sums of a plan, whose reciprocals are finite
-BEFORE_LOGARITHM = 10  # iterations
+BEFORE_LOGARITHM = 20  # iterations
 
 
 def class_term(
