@@ -34,7 +34,7 @@ class Guide(pyro_metabayes.Guide):
 
     Args:
         most_confident: Z, the number of queries per class.
-        sharpness: eps before training; it is learned.
+        sharpness: eps before training; it is learned. Published: 10; features with small cosines want about 1.
         balance: `known`: the queries are equally many in each class; pseudo-labels and predictions are projected to
             that marginal. `unknown`: as published.
 

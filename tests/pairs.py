@@ -269,6 +269,7 @@ def _balanced() -> list[Pair]:
     known = {"balance": "known"}
     steps = {"num_steps": 2, "step_size": 0.1, "inner_kl": 1.0, "synthetic_gradient": "marginal_aware"}
     pairs = [
+        Pair("sib_oracle", head="linear", settings={"num_steps": 2, "step_size": 0.1, **known}),
         *(Pair("proto", "flat", head, settings=known) for head in ("linear", "cosine_offset")),
         Pair("sib", head="cosine_offset", settings={**steps, **known}),
         Pair("sib", "flat", "linear", settings={"posterior": "delta", "num_steps": 0, **known}),
