@@ -10,6 +10,7 @@ from pyro.distributions import Delta, TorchDistribution
 import pyro_metabayes
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.inference.capabilities import HasPrototypes
+from pyro_metabayes.transductive.balance import balanced, check_balance
 
 
 class Guide(pyro_metabayes.Guide):
@@ -17,11 +18,21 @@ class Guide(pyro_metabayes.Guide):
 
     The cosine head compares by the cosine, the linear head by the squared distance.
 
+    Args:
+        balance: `unknown`, or `known`: the queries are equally many in each class, and predictions are projected to
+            that marginal (`pyro_metabayes/transductive/balance.py`).
+
     Raises:
-        UsageError: the model has no prototypes.
+        UsageError: the model has no prototypes, or for a known balance no term per class.
     """
 
     requires = (HasPrototypes,)
 
+    def __init__(self, model: pyro_metabayes.Model, balance: str = "unknown") -> None:
+        super().__init__(model)
+        check_balance(balance, model)
+        self.balance, self.transductive = balance, balance == "known"
+
     def posterior(self, observed: Observed) -> TorchDistribution:
-        return Delta(self.require(HasPrototypes).prototypes(observed), event_dim=2)
+        prototypes = self.require(HasPrototypes).prototypes(observed)
+        return Delta(balanced(self.balance, self.model, prototypes, observed), event_dim=2)

@@ -16,6 +16,7 @@ from pyro_metabayes.inference.descent import descend, hold_steps
 from pyro_metabayes.inference.family import around, kl_gradient, scale_of_family
 from pyro_metabayes.inference.initialisation import LearnedPoint, initialisation_of_rows
 from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gradient
+from pyro_metabayes.transductive.balance import balanced, check_balance
 
 
 class Guide(pyro_metabayes.Guide):
@@ -40,6 +41,8 @@ class Guide(pyro_metabayes.Guide):
             `marginal_aware`, equivariant, which also receives the class marginal predicted by the current logits.
         inner_kl: weight of the KL in a step.
         inner_samples: draws of eps in a step; 0 takes the gradient at theta^k itself, as released.
+        balance: `unknown`, or `known`: the queries are equally many in each class, and theta^K gets the class term
+            that projects its predictions to that marginal (`pyro_metabayes/transductive/balance.py`).
     """
 
     num_steps: int
@@ -59,12 +62,15 @@ class Guide(pyro_metabayes.Guide):
         synthetic_gradient: str = "ordered",
         inner_kl: float = 0.0,
         inner_samples: int = 0,
+        balance: str = "unknown",
     ) -> None:
         super().__init__(model)
+        check_balance(balance, model)
         if min(inner_kl, inner_samples) < 0:
             raise UsageError(f"expected guide.inner_kl and inner_samples >= 0, got {inner_kl} and {inner_samples}")
         self.inner_kl, self.inner_samples = inner_kl, inner_samples
-        self.transductive = num_steps > 0  # lambda sees the support set at most
+        self.balance = balance
+        self.transductive = num_steps > 0 or balance == "known"  # lambda sees the support set at most
         self.xi = network_of(synthetic_gradient, model, num_classes)
         self.start = initialisation_of_rows(initialisation, model, num_classes, num_weights)
         self.scale = scale_of_family(posterior, num_weights, scale)
@@ -81,7 +87,8 @@ class Guide(pyro_metabayes.Guide):
             direction = synthetic_gradient(self.model, self.xi, theta, observed, scale, self.inner_samples)
             return direction if prior is None else direction + self.inner_kl * kl_gradient(theta, scale, prior)
 
-        return around(descend(start, gradient, self.log_step_size.exp(), self.num_steps), scale)
+        theta = descend(start, gradient, self.log_step_size.exp(), self.num_steps)
+        return around(balanced(self.balance, self.model, theta, observed), scale)
 
     def start_at_classes(self, weights: Tensor) -> None:
         """Before training, move a global lambda to the weights [C, D] of a cosine classifier of the shared classes."""

@@ -16,6 +16,7 @@ from pyro_metabayes.inference.descent import descend, hold_steps, query_loss_gra
 from pyro_metabayes.inference.family import around, kl_gradient, scale_of_family
 from pyro_metabayes.inference.initialisation import initialisation_of_rows
 from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gradient
+from pyro_metabayes.transductive.balance import balanced, check_balance
 
 
 class Guide(pyro_metabayes.Guide):
@@ -43,9 +44,11 @@ class Guide(pyro_metabayes.Guide):
         num_steps: int = 3,
         step_size: float = 1e-3,
         learn_step_size: bool = False,
+        balance: str = "unknown",
     ) -> None:
         super().__init__(model)
-        self.inner_kl, self.transductive = inner_kl, num_steps > 0
+        check_balance(balance, model)
+        self.inner_kl, self.balance, self.transductive = inner_kl, balance, num_steps > 0 or balance == "known"
         self.xi = network_of(synthetic_gradient, model, num_classes)
         self.start = initialisation_of_rows(initialisation, model, num_classes, num_weights)
         self.scale = scale_of_family(posterior, num_weights, scale)
@@ -67,4 +70,5 @@ class Guide(pyro_metabayes.Guide):
             of_kl = self.inner_kl * kl_gradient(theta, scale, self.model.prior(observed)) if self.inner_kl else 0.0
             return slope(theta) + of_kl
 
-        return around(descend(start, gradient, self.log_step_size.exp(), self.num_steps), scale)
+        theta = descend(start, gradient, self.log_step_size.exp(), self.num_steps)
+        return around(balanced(self.balance, self.model, theta, observed), scale)

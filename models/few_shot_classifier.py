@@ -73,4 +73,16 @@ class Model(pyro_metabayes.Model):
                 "expected a labelled support set for this guide, got task.shot=0; take one that needs none, such as "
                 "guide=sib_rotation or guide=mean_field"
             )
-        return self.head.prototypes(class_means(observed))
+        return self.at_means(class_means(observed))
+
+    def at_means(self, means: Tensor) -> Tensor:
+        """Weights [..., C, W] that classify by the nearest of the class means [..., C, D]."""
+        return self.head.prototypes(means)
+
+    @property
+    def has_class_term(self) -> bool:
+        return self.head.has_class_term
+
+    def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
+        """Weights whose logits are those of w [..., T, C, W] plus term [..., T, C]."""
+        return self.head.with_class_term(w, term)

@@ -4,47 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
+from torch.nn import functional
 
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.models.parts.cosines import cosines
+from pyro_metabayes.models.parts.products import fold_samples, unfold_samples
 from pyro_metabayes.specification.recorded import Recorded
 
 Pullback = Callable[[Tensor], Tensor]
 UNIT = 0.01  # largest distance of the length of a feature vector from 1, since a backbone may compute in bfloat16
-LARGE = 65536  # entries of w from which a custom gradient is faster than autograd
-
-
-def fold_samples(w: Tensor, x: Tensor) -> Tensor:
-    """w_c . x_i for weights [..., T, C, D] and points [T, N, D] -> [..., T, C, N].
-
-    The product is class-major (w @ x^T): the query-major product is a little faster, but its gradient costs five times
-    as much. The sample axes are merged with the class axis, so that each task is one matrix
-    product [L C, D] x [D, N].
-    """
-    if w.dim() == 3:
-        return torch.bmm(w, x.mT) if torch.is_grad_enabled() else torch.bmm(x, w.mT).mT
-    samples, num_classes = w.shape[:-3].numel(), w.shape[-2]
-    folded = w.reshape(samples, *w.shape[-3:]).transpose(0, 1).flatten(1, 2)  # [T, L*C, D]
-    products = (folded @ x.mT).unflatten(1, (samples, num_classes)).transpose(0, 1)
-    return products.reshape(*w.shape[:-1], x.shape[-2])
-
-
-def unfold_samples(cotangent: Tensor, x: Tensor) -> Tensor:
-    """sum_i g_ci x_i for cotangents [..., T, C, N] and points [T, N, D] -> [..., T, C, D]."""
-    return torch.bmm(cotangent, x) if cotangent.dim() == 3 else fold_samples(cotangent, x.mT)
-
-
-def samples_summed(cotangent: Tensor, w: Tensor) -> Tensor:
-    """sum_c g_ci w_c over classes and samples: cotangents [..., T, C, N], weights [..., T, C, D] -> [T, N, D]."""
-    products = cotangent.mT @ w
-    return products.flatten(0, -4).sum(0) if products.dim() > 3 else products
 
 
 class Head(Recorded, nn.Module):
-    """Logits [..., T, N, C] from weights w [..., T, C, W] and features x [T, N, D]."""
+    """Logits [..., T, N, C] from weights w [..., T, C, W] and features x [T, N, D].
+
+    Attributes:
+        has_class_term: whether the last weight of each class is a term of its logits; if so, `with_class_term` is
+            defined.
+    """
+
+    has_class_term = False
 
     def num_weights(self, num_features: int) -> int:
         """W, the number of weights of one class, for D features."""
@@ -61,6 +43,10 @@ class Head(Recorded, nn.Module):
 
     def prototypes(self, means: Tensor) -> Tensor:
         """Weights [..., C, W] that classify by the nearest of the class means [..., C, D]."""
+        raise NotImplementedError
+
+    def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
+        """Weights whose logits are those of w [..., T, C, W] plus term [..., T, C]."""
         raise NotImplementedError
 
     def loss_range(self, num_classes: int) -> Tensor | None:
@@ -112,11 +98,11 @@ class Cosine(Head):
             )
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        return (self.scale * (_cosines(w, x)[0] + self.bias)).mT
+        return (self.scale * (cosines(w, x)[0] + self.bias)).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
         """With n_c = |w_c| and G = g^T x: pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2)."""
-        cosine, inverse = _cosines(w, x)
+        cosine, inverse = cosines(w, x)
 
         def pullback(cotangent: Tensor) -> Tensor:
             g = cotangent.mT * (self.scale * inverse)  # on [C, N], which is smaller than [C, D]
@@ -126,44 +112,42 @@ class Cosine(Head):
         return (self.scale * (cosine + self.bias)).mT, pullback
 
 
-def _inverse_norm(w: Tensor) -> Tensor:
-    """1 / |w_c| [..., C, 1]; 0 for weights 0, those of a class without support points."""
-    norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-    return norm / (norm.square() + 1e-24)
+class CosineOffset(Cosine):
+    """logits_ic = scale * (cos(v_c, x_i) + bias + b_c), with w_c = (v_c, b_c): the cosine head with a term per class.
 
-
-def _cosines(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """cos(w_c, x_i) [..., T, C, N] for x_i of unit length, and 1 / |w_c| [..., T, C, 1]."""
-    if torch.is_grad_enabled() and w.numel() >= LARGE:
-        return _Cosines.apply(w, x)
-    inverse = _inverse_norm(w)
-    return fold_samples(w, x) * inverse, inverse  # w itself is never divided: it is the larger of the two
-
-
-class _Cosines(torch.autograd.Function):
-    """The same, with a joint gradient of product and norm, the pullback: one pass over w instead of four.
-
-    For a w below LARGE the overhead of a Python function exceeds what it saves.
+    The arguments are those of Cosine. Prototypes have b_c = 0.
     """
 
-    generate_vmap_rule = True
+    has_class_term = True
 
-    @staticmethod
-    def forward(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        return _cosines(w, x)
+    def num_weights(self, num_features: int) -> int:
+        return num_features + 1
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs, *output)
+    def prototypes(self, means: Tensor) -> Tensor:
+        return functional.pad(means, (0, 1))
 
-    @staticmethod
-    def backward(ctx: Any, *of_output: Tensor) -> tuple[Tensor, Tensor | None]:
-        w, x, cosine, inverse = ctx.saved_tensors
-        of_cosine, of_inverse = of_output
-        g = of_cosine * inverse
-        along = ((g * cosine).sum(-1, keepdim=True) + of_inverse * inverse.square()) * inverse
-        of_w = torch.addcmul(unfold_samples(g, x), along, w, value=-1)
-        return of_w, samples_summed(g, w) if ctx.needs_input_grad[1] else None
+    def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
+        return _with_last(w, term / self.scale)
+
+    def loss_range(self, num_classes: int) -> None:  # type: ignore[override]
+        """b_c has no bound."""
+
+    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        return super().outputs(w[..., :-1], x) + self.scale * w[..., -1:].mT
+
+    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
+        """The pullback of Cosine, and scale * sum_i g_ic for b_c."""
+        logits, of_cosine = super().outputs_and_pullback(w[..., :-1], x)
+
+        def pullback(cotangent: Tensor) -> Tensor:
+            return torch.cat((of_cosine(cotangent), self.scale * cotangent.sum(-2).unsqueeze(-1)), dim=-1)
+
+        return logits + self.scale * w[..., -1:].mT, pullback
+
+
+def _with_last(w: Tensor, term: Tensor) -> Tensor:
+    """w [..., C, W] with term [..., C] added to the last weight of each class."""
+    return torch.cat((w[..., :-1], w[..., -1:] + term.unsqueeze(-1)), dim=-1)
 
 
 class Linear(Head):
@@ -172,6 +156,8 @@ class Linear(Head):
     Args:
         scale: inverse temperature before training; learned, since prototypes (ProtoNets) leave it undetermined.
     """
+
+    has_class_term = True
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
@@ -183,6 +169,9 @@ class Linear(Head):
     def prototypes(self, means: Tensor) -> Tensor:
         """-|x - m_c|^2 = 2 m_c . x - |m_c|^2 + a term that is equal for all classes. (Snell et al. 2017)"""
         return torch.cat((2 * means, -means.square().sum(-1, keepdim=True)), dim=-1)
+
+    def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
+        return _with_last(w, term / self.scale)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         return (self.scale * (fold_samples(w[..., :-1], x) + w[..., -1:])).mT

@@ -22,8 +22,10 @@ _IMPLIED: dict[str, dict[str, Any]] = {
         **{"rotation_step_size": 0.0, "true_gradient": False, "reduction": "sum"},
         **{"normalise": True, "over_batch": False, "learn_scale": True},
     },
-    "guides.sib_ablation.Guide": {"inner_kl": 0.0, "inner_samples": 0},
-    "guides.sib_rotation.Guide": {"initialisation": "global", "inner_kl": 0.0, "inner_samples": 0},
+    "guides.sib_ablation.Guide": {"inner_kl": 0.0, "inner_samples": 0, "balance": "unknown"},
+    "guides.sib_rotation.Guide": {
+        **{"initialisation": "global", "inner_kl": 0.0, "inner_samples": 0, "balance": "unknown"},
+    },
     "guides.sib_oracle.Guide": {"true_gradient": True, "inner_samples": 0},
     "guides.sib_savi.Guide": {"see_labels": True, "learn_step_size": True},
 }

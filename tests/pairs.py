@@ -298,6 +298,26 @@ def _sib() -> list[Pair]:
     return pairs
 
 
+def _balanced() -> list[Pair]:
+    """Guides that are told that the queries are balanced, or that estimate their class shares."""
+    known = {"balance": "known"}
+    steps = {"num_steps": 2, "step_size": 0.1, "inner_kl": 1.0, "synthetic_gradient": "marginal_aware"}
+    pairs = [
+        Pair("sib_oracle", head="linear", settings={"num_steps": 2, "step_size": 0.1, **known}),
+        *(Pair("proto", "flat", head, settings=known) for head in ("linear", "cosine_offset")),
+        Pair("sib", head="cosine_offset", settings={**steps, **known}),
+        Pair("sib", "flat", "linear", settings={"posterior": "delta", "num_steps": 0, **known}),
+    ]
+    pairs += [
+        *(Pair("bd_cspn", "flat", head, settings=known) for head in ("linear", "cosine_offset")),
+        Pair("bd_cspn", "gaussian", "linear", settings={"most_confident": 2}),
+    ]
+    for balance in ("known", "estimated"):
+        pairs += [Pair("soft_kmeans", "flat", "linear", settings={"num_steps": 2, "balance": balance})]
+        pairs += [Pair("pt_map", "flat", "cosine_offset", settings={"learn_step_size": True, "balance": balance})]
+    return [*pairs, Pair("soft_kmeans", "gaussian", "cosine", settings={"num_steps": 2})]
+
+
 def _sib_savi() -> list[Pair]:
     """With and without labels and noise between classes, and the objectives that ask for more than one sample."""
     steps = {"num_steps": 2, "step_size": 0.1, "scale": 0.1}
@@ -470,7 +490,7 @@ def _of_base_classes() -> list[Pair]:
 def every_pair() -> list[Pair]:
     """All guides by their YAML, and the known ones with what else suits them."""
     pairs = [_as_configured(path) for path in sorted((CONF / "guide").glob("*.yaml"))]
-    pairs += _sib() + _sib_savi()
+    pairs += _sib() + _sib_savi() + _balanced()
     inert = {"num_steps": 0, "step_size": 0.1}
     pairs += [Pair("sib", settings={**inert, "posterior": family}) for family in ("normal", "delta")]
     pairs += [pair for prior in ("conditional", "count_aware") for pair in _with_every_head(Pair("savi", prior))]

@@ -84,7 +84,7 @@ WRONG_VALUE = {
     "task.way=100": "expected at least task.way=100 classes in the train split, got 19",
     "task.way=6": "expected at least task.way=6 classes in the val split, got 5",
     "task.shot=100": "expected at least task.shot + task.query = 115 inputs in every class",
-    "train.steps=0": "expected train.steps >= 1, got 0",
+    "train.steps=-1": "expected train.steps >= 0 and finite, got -1",
     "train.particles=0": "expected train.particles >= 1, got 0",
     "train.kl_weight=0": "expected train.kl_weight to be a number > 0",
     "train.kl_weight=much": "expected train.kl_weight to be a number > 0",

@@ -13,11 +13,13 @@ from torch.nn.functional import normalize
 
 import pyro_metabayes
 from pyro_metabayes import MetaLearner, Observed, class_means
-from pyro_metabayes.models.heads import LARGE, Cosine, Head, Linear, _Cosines, _cosines, fold_samples
+from pyro_metabayes.models.heads import Cosine, CosineOffset, Head, Linear
+from pyro_metabayes.models.parts.cosines import LARGE, Cosines, cosines
+from pyro_metabayes.models.parts.products import fold_samples
 from tests.pairs import FEATURES, HEADS, WAY, Pair, random_tasks
 
 TASKS, POINTS = 3, 7
-HEAD_CLASSES = [Cosine, Linear]
+HEAD_CLASSES = [Cosine, CosineOffset, Linear]
 heads = pytest.mark.parametrize("head_class", HEAD_CLASSES)
 
 
@@ -91,16 +93,16 @@ def test_the_cosines_own_gradient_is_that_of_autograd(samples: tuple[int, ...]) 
     """To second order, of w and x, through the cosines and the inverse norms; autograd's own is taken for a small w."""
     w, x, _ = inputs(Cosine(), *samples)
     assert w.numel() < LARGE
-    weights = [torch.randn_like(value) for value in _cosines(w, x)]
+    weights = [torch.randn_like(value) for value in cosines(w, x)]
 
-    def derivatives(cosines: Callable[..., tuple[Tensor, Tensor]]) -> list[Tensor]:
+    def derivatives(cosines_of: Callable[..., tuple[Tensor, Tensor]]) -> list[Tensor]:
         leaves = [value.clone().requires_grad_() for value in (w, x)]
-        loss = sum((a * b).square().sum() for a, b in zip(cosines(*leaves), weights, strict=True))
+        loss = sum((a * b).square().sum() for a, b in zip(cosines_of(*leaves), weights, strict=True))
         first = torch.autograd.grad(loss, leaves, create_graph=True)
         second = torch.autograd.grad(sum(value.square().sum() for value in first), leaves)
         return [loss, *first, *second]
 
-    for own, expected in zip(derivatives(_Cosines.apply), derivatives(_cosines), strict=True):
+    for own, expected in zip(derivatives(Cosines.apply), derivatives(cosines), strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -108,10 +110,12 @@ def test_the_cosines_own_gradient_bears_functional_transforms_and_a_class_withou
     w, x, _ = inputs(Cosine())
     w[0, 0] = 0
 
-    def loss(cosines: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
-        return lambda w, x: (cosines(w.unsqueeze(0), x.unsqueeze(0))[0] - 0.5).square().sum()
+    def loss(cosines_of: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+        return lambda w, x: (cosines_of(w.unsqueeze(0), x.unsqueeze(0))[0] - 0.5).square().sum()
 
-    own, expected = (torch.func.vmap(torch.func.grad(loss(cosines)))(w, x) for cosines in (_Cosines.apply, _cosines))
+    own, expected = (
+        torch.func.vmap(torch.func.grad(loss(cosines_of)))(w, x) for cosines_of in (Cosines.apply, cosines)
+    )
     torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -267,7 +271,8 @@ def test_no_inner_step_is_the_prototype_classifier(posterior: str, head: str) ->
         for i, x in enumerate(observed.query_x[task]):
             means = [observed.support_x[task][observed.support_y[task] == c].mean(0) for c in range(WAY)]
             near = [
-                float(torch.dot(x, m) / m.norm()) if head == "cosine" else -float((x - m).square().sum()) for m in means
+                float(torch.dot(x, m) / m.norm()) if head.startswith("cosine") else -float((x - m).square().sum())
+                for m in means
             ]
             logits = sib.model.outputs(mean, observed.query_x)[task, i]
             assert logits.argmax().item() == max(range(WAY), key=near.__getitem__)

@@ -334,7 +334,7 @@ def test_a_kl_weight_that_is_none_is_refused(weight: Any) -> None:
         ({"optimizer": "adamw"}, r"train\.optimizer to be one of adam, sgd, got 'adamw'"),
         ({"schedule": "step"}, r"train\.schedule to be one of cosine, constant, got 'step'"),
         ({"on_nan": "raise"}, r"train\.on_nan to be one of stop, skip, got 'raise'"),
-        ({"steps": 0}, r"train\.steps >= 1, got 0"),
+        ({"steps": -1}, r"train\.steps >= 0 and finite, got -1"),
         ({"tasks_per_step": 0}, r"train\.tasks_per_step >= 1, got 0"),
         ({"particles": -1}, r"train\.particles >= 1, got -1"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -16,6 +17,8 @@ from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.pretraining import embed_bank, pretrain
 
+PIECE = 2**14  # rows
+
 
 @runtime_checkable
 class StartsAtClasses(Protocol):
@@ -23,6 +26,18 @@ class StartsAtClasses(Protocol):
 
     def start_at_classes(self, weights: Tensor) -> None:
         """Before training, start at the weights [C, D] of a cosine classifier of the known classes."""
+
+
+@runtime_checkable
+class TransformsFeatures(Protocol):
+    """A backbone without parameters that transforms the features of a bank."""
+
+    @property
+    def transforms(self) -> bool:
+        """Whether it does more than scale them."""
+
+    def centre_on(self, batches: Iterable[Tensor]) -> None:
+        """Before training, set the mean that is subtracted to that of the inputs [n, D] of all batches."""
 
 
 def build_learner(config: Config, data: Bank | Source, source: Source, num_classes: int | None = None) -> MetaLearner:
@@ -45,6 +60,7 @@ def build_learner(config: Config, data: Bank | Source, source: Source, num_class
     learner = MetaLearner.from_specification(specification, config.frozen)
     _refuse_base_classes_without_model(config, learner, source)
     _refuse_tasks_without_shared_classes(config, learner, data)
+    _refuse_transforms_without_bank(config, learner, data)
     return learner
 
 
@@ -63,10 +79,21 @@ def _features_and_classes(
 ) -> tuple[Bank, Tensor | None]:
     """Features of the bank, and the weights [C, D] of the classifier of the pretraining, where there was one."""
     if not any(True for _ in learner.backbone.parameters()):
+        if isinstance(learner.backbone, TransformsFeatures) and learner.backbone.transforms:
+            learner.backbone.centre_on(_training_inputs(bank, config.pretrain.holdout_per_class))
         return embed_bank(learner.backbone, bank, device), None
     pretrained = pretrain(learner.backbone, config.specification()["backbone"], bank, config.pretrain, device)
     learner.backbone.requires_grad_(not config.frozen)
     return pretrained.bank, pretrained.classes
+
+
+def _training_inputs(bank: Bank, holdout_per_class: int) -> Iterator[Tensor]:
+    """Inputs [n, D] of the training classes, without their held-out rows; those in a file are read piece by piece."""
+    rows = bank.rows("train")
+    if holdout_per_class:
+        rows = rows[~torch.isin(rows, held_out_rows(bank, holdout_per_class))]
+    for piece in rows.split(PIECE):
+        yield bank.inputs.index_select(0, piece)
 
 
 def _class_means(features: Bank, holdout_per_class: int) -> Tensor:
@@ -91,4 +118,13 @@ def _refuse_tasks_without_shared_classes(config: Config, learner: MetaLearner, d
         raise UsageError(
             f"expected data whose tasks share their classes for guide={config.choices.get('guide')}, got data="
             f"{config.choices.get('data')}; take data=digit_domains or data=pacs"
+        )
+
+
+def _refuse_transforms_without_bank(config: Config, learner: MetaLearner, data: Bank | Source) -> None:
+    transforms = isinstance(learner.backbone, TransformsFeatures) and learner.backbone.transforms
+    if transforms and not isinstance(data, Bank):
+        raise UsageError(
+            f"expected a bank of features for backbone.power and backbone.centre, got data="
+            f"{config.choices.get('data')}, which draws its features; set backbone.power=1 and backbone.centre=false"
         )

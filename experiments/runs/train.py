@@ -30,7 +30,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     with fabric_of(config, folder) as fabric:
         training = training_of(setup, folder, fabric)
-        if not sys.stderr.isatty():  # which has no bar
+        if config.train.steps and not sys.stderr.isatty():  # which has no bar
             goes_on = " goes on from the last checkpoint" if (folder / "checkpoint.pt").exists() else ""
             lines = f"every {config.train.log_every} steps a line in {folder / 'metrics.jsonl'}"
             print(f"training{goes_on}: {lines}", flush=True)
@@ -39,7 +39,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     evaluation = evaluate(learner, stream, config.eval, config.seed, truth=tasks.truth, doubled=tasks.twice)
     results = results_of(setup, evaluation, training.state.seconds, training.state.skipped)
     task = task_name(config.task.way, config.task.shot, results["base_classes"])
-    draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
+    if config.train.steps:
+        draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
     write_results(folder, results, evaluation)
     return results
 

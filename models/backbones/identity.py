@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -11,16 +14,23 @@ from pyro_metabayes.prediction.scale import bounded
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """The input features [N, D].
+    """The input features [N, D], transformed in the order of the arguments.
 
     Args:
+        power: beta of sign(v) |v|^beta, the power transform of PT-MAP (Hu et al. 2021: 0.5 and features v >= 0).
         normalise: whether they are scaled to unit length.
+        centre: whether the mean of the features of the training classes is subtracted, and the difference scaled to
+            unit length if `normalise`. A run sets the mean from its bank (`centre_on`); before it is 0.
 
     Raises:
-        UsageError: the inputs are not features.
+        UsageError: the inputs are not features, or the power is not positive.
     """
 
-    def __init__(self, input_shape: tuple[int, ...], normalise: bool = True) -> None:
+    mean: Tensor
+
+    def __init__(
+        self, input_shape: tuple[int, ...], normalise: bool = True, power: float = 1.0, centre: bool = False
+    ) -> None:
         super().__init__()
         if len(input_shape) != 1:
             raise UsageError(
@@ -28,7 +38,33 @@ class Backbone(pyro_metabayes.Backbone):
                 "take backbone=conv4 for images"
             )
         (self.num_features,) = input_shape
+        if power <= 0:
+            raise UsageError(f"expected backbone.power > 0, got {power}")
         self.normalise = self.scale_invariant = normalise
+        self.power, self.centre = power, centre
+        if centre:
+            self.register_buffer("mean", torch.zeros(self.num_features))
+
+    @property
+    def transforms(self) -> bool:
+        """Whether the features differ from the inputs by more than their length."""
+        return self.centre or self.power != 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.normalize(bounded(x), dim=-1) if self.normalise else x
+        features = self._scaled(x)
+        if not self.centre:
+            return features
+        centred = features - self.mean.to(features)  # rows of a file are read on the CPU, wherever the mean is
+        return functional.normalize(centred, dim=-1) if self.normalise else centred
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        x = bounded(x) if self.normalise else x
+        x = x if self.power == 1 else x.sign() * x.abs() ** self.power
+        return functional.normalize(x, dim=-1) if self.normalise else x
+
+    @torch.no_grad()
+    def centre_on(self, batches: Iterable[Tensor]) -> None:
+        """Before training, set the mean to that of the transformed inputs [n, D] of all batches, if `centre`."""
+        if self.centre:
+            features = [self._scaled(batch).double() for batch in batches]
+            self.mean.copy_(sum(part.sum(0) for part in features) / sum(map(len, features)))

@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.nn import functional
 
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.models.heads import fold_samples, unfold_samples
+from pyro_metabayes.models.parts.products import fold_samples, unfold_samples
 
 Pullback = Callable[[Tensor], Tensor]
 

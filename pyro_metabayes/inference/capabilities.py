@@ -50,6 +50,22 @@ class HasPrototypes(Protocol):
 
 
 @runtime_checkable
+class HasClassMeans(HasPrototypes, Protocol):
+    def at_means(self, means: Tensor) -> Tensor:
+        """The latent [..., C, W] that classifies by the nearest of the class means [..., C, D]."""
+
+
+@runtime_checkable
+class HasClassTerm(Protocol):
+    @property
+    def has_class_term(self) -> bool:
+        """Whether the head has a term per class; else `with_class_term` is not defined."""
+
+    def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
+        """The latent whose logits are those of w [..., T, C, W] plus term [..., T, C]."""
+
+
+@runtime_checkable
 class HasInitialPoint(Protocol):
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
         """A random latent [*W] as an initial point, which a guide may learn."""
@@ -106,6 +122,8 @@ class IntegratesGaussian(Protocol):
 WORDS: dict[type, tuple[str, str]] = {
     HasPrior: ("a prior of its own choice", "take another model="),
     HasPrototypes: ("class prototypes", "take another guide, or guide.initialisation=global where it has that"),
+    HasClassMeans: ("classes that are given by their means", "take model=few_shot_classifier"),
+    HasClassTerm: ("a term per class", "take model=few_shot_classifier"),
     HasInitialPoint: ("a random initial point", "take another guide"),
     FromClassifier: ("classes whose weights are known", "take model=few_shot_classifier"),
     HasQueryView: ("a view of its queries", "take model=lwof"),

@@ -91,11 +91,13 @@ class MetaTraining:
             compile_networks(learner)
 
     def run(self) -> MetaLearner:
-        """Train from the checkpoint in the folder, if any, to the last step; return the best learner."""
+        """Train from the checkpoint in the folder, if any, to the last step; the best learner, untrained without steps."""
         self._begin()
         state, num_steps = self.state, self.settings.steps
         started = time.perf_counter() - state.seconds
         bar = progress("meta-train", "steps", num_steps, state.step)
+        if not num_steps:
+            self._save()
         with Interruption() as interruption, bar, self._nonfinite.watch(self._progress):
             ended = state.step >= num_steps or self.log.out_of_patience(self.patience)
             while not ended:
@@ -160,8 +162,7 @@ class MetaTraining:
         if not self.shard.is_first:
             return {}
         line: dict[str, Any] = {"step": self.state.step, "seconds": round(self.state.seconds, 3)}
-        values = {name: value.item() for name, value in terms.items()}
-        line |= step_metrics(self.learner, self._last_tasks, values, self.seed)
+        line |= step_metrics(self.learner, self._last_tasks, {k: v.item() for k, v in terms.items()}, self.seed)
         if validate:
             validation = validation_metrics(self.learner, self.validation, self.settings.validation_tasks, self.seed)
             self.state.update_best(validation["val_nll"])
@@ -189,11 +190,9 @@ class MetaTraining:
 
     def _save(self) -> None:
         self._nonfinite.check(self._progress()[1])
-        if self.folder is None:
-            return
-        if self.shard.is_first:
+        if self.folder is not None and self.shard.is_first:
             checkpoint.save(self.folder / "checkpoint.pt", self.state.state_dict() | {"config": dict(self.config)})
-        self._saved_step = self.state.step
+        self._saved_step = self.state.step if self.folder is not None else 0
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self.state.load_state_dict(state, self.settings.steps, self.folder)

@@ -20,7 +20,7 @@ from pyro_metabayes.moved import current_name
 class TrainSettings:
     """Settings of one meta-training run."""
 
-    steps: int = 2000
+    steps: int = 2000  # 0: the learner is evaluated untrained
     tasks_per_step: int = 16
     num_tasks: int = 0  # train on the first num_tasks tasks repeatedly; 0: every task is new
     learning_rate: float = 1e-3
@@ -53,8 +53,8 @@ class TrainSettings:
 
 CAPTURABLE = ("cuda", "xpu")  # devices on which torch's Adam can count its steps
 CHOICES = {"optimizer": ("adam", "sgd"), "schedule": ("cosine", "constant"), "on_nan": ("stop", "skip")}
-COUNTS = ("steps", "tasks_per_step", "particles", "log_every", "validate_every", "validation_tasks")
-NOT_NEGATIVE = ("num_tasks", "momentum", "weight_decay", "clip", "clip_value", "clip_each")
+COUNTS = ("tasks_per_step", "particles", "log_every", "validate_every", "validation_tasks")
+NOT_NEGATIVE = ("steps", "num_tasks", "momentum", "weight_decay", "clip", "clip_value", "clip_each")
 
 
 def _refuse_out_of_range(name: str, value: Any) -> None:

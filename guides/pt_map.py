@@ -1,0 +1,62 @@
+"""PT-MAP without its power transform: class means from balanced assignments of the queries.
+
+Hu, Gripon and Pateux, "Leveraging the Feature Distribution in Transfer-Based Few-Shot Learning", ICANN 2021 (arXiv
+2006.03806). The power transform of the features is `backbone.power=0.5` of backbone=identity.
+"""
+
+from __future__ import annotations
+
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.inference.capabilities import HasClassMeans
+from pyro_metabayes.inference.descent import hold_steps
+from pyro_metabayes.transductive.balance import WITH_ESTIMATE, check_balance
+from pyro_metabayes.transductive.refinement import Refinement
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w | support, x_query) = delta(m^K), the class means after K steps of Algorithm 1:
+
+        P = argmin over plans of sum_ic P_ic |x_i - m_c|^2 - entropy(P) / lambda,
+        m_c <- m_c + alpha ((sum_{support of c} x_i + sum_query P_ic x_i) / (n_c + sum_query P_ic) - m_c).
+
+    P has one unit for each query and the same total for each class: Sinkhorn's projection of
+    softmax(-lambda |x_i - m_c|^2). With the linear head lambda is its scale times the sharpness. Predictions are the
+    plan at m^K: weights with the class term of the projection.
+
+    Args:
+        num_steps: K.
+        step_size: alpha.
+        learn_step_size: whether alpha is learned. A fixed one may be changed at evaluation.
+        balance: `known`, as published; `unknown`: plans without the constraint on classes; `estimated`: as in
+            `soft_kmeans`.
+        sharpness: of the plans relative to the predictions, before training.
+
+    Raises:
+        UsageError: a setting is out of range, or the head has no term per class.
+    """
+
+    requires = (HasClassMeans,)
+    num_steps: int
+    log_step_size: Tensor
+
+    def __init__(
+        self,
+        model: pyro_metabayes.Model,
+        num_steps: int = 30,
+        step_size: float = 0.2,
+        learn_step_size: bool = False,
+        balance: str = "known",
+        sharpness: float = 1.0,
+    ) -> None:
+        super().__init__(model)
+        check_balance(balance, model, WITH_ESTIMATE)
+        self.transductive = num_steps > 0 or balance == "known"
+        self.refine = Refinement(model, balance, sharpness)
+        hold_steps(self, num_steps, step_size, learn_step_size)
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        return Delta(self.refine(self.model, observed, self.num_steps, self.log_step_size.exp()), event_dim=2)

@@ -1,0 +1,52 @@
+"""Cosines of weights and features, with a gradient of their own for many weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.models.parts.products import fold_samples, samples_summed, unfold_samples
+
+LARGE = 65536  # entries of w from which a custom gradient is faster than autograd
+
+
+def inverse_norm(w: Tensor) -> Tensor:
+    """1 / |w_c| [..., C, 1]; 0 for weights 0, those of a class without support points."""
+    norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+    return norm / (norm.square() + 1e-24)
+
+
+def cosines(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """cos(w_c, x_i) [..., T, C, N] for x_i of unit length, and 1 / |w_c| [..., T, C, 1]."""
+    if torch.is_grad_enabled() and w.numel() >= LARGE:
+        return Cosines.apply(w, x)
+    inverse = inverse_norm(w)
+    return fold_samples(w, x) * inverse, inverse  # w itself is never divided: it is the larger of the two
+
+
+class Cosines(torch.autograd.Function):
+    """The same, with a joint gradient of product and norm, the pullback: one pass over w instead of four.
+
+    For a w below LARGE the overhead of a Python function exceeds what it saves.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return cosines(w, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *of_output: Tensor) -> tuple[Tensor, Tensor | None]:
+        w, x, cosine, inverse = ctx.saved_tensors
+        of_cosine, of_inverse = of_output
+        g = of_cosine * inverse
+        along = ((g * cosine).sum(-1, keepdim=True) + of_inverse * inverse.square()) * inverse
+        of_w = torch.addcmul(unfold_samples(g, x), along, w, value=-1)
+        return of_w, samples_summed(g, w) if ctx.needs_input_grad[1] else None

@@ -1,0 +1,48 @@
+"""Probabilities with which the queries of a task belong to its classes, and what follows from them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.episodes import Observed, class_sums
+
+LEAST_SHARE = 1e-3  # lower bound on a class share, so that its logarithm is finite
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the unmasked points [..., T, 1, V] of values [..., T, N, V]; 0 without points. mask [T, N]."""
+    weight = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(values.dtype)
+    return weight.unsqueeze(-2) @ values
+
+
+def class_shares(assignments: Tensor, mask: Tensor) -> Tensor:
+    """Class shares of the queries [T, 1, C], their mean assignment, at least LEAST_SHARE.
+
+    Args:
+        assignments: probabilities [T, Q, C] of the classes of each query.
+        mask: [T, Q].
+    """
+    return masked_mean(assignments, mask).clamp(min=LEAST_SHARE)
+
+
+def soft_class_means(observed: Observed, assignments: Tensor) -> Tensor:
+    """(sum_{i in support of c} x_i + sum_{i in query} z_ic x_i) / (n_c + sum_i z_ic) [T, C, D].
+
+    The mean of class c over its n_c support points and all queries, weighted by their assignments z; masked points do
+    not count.
+
+    Args:
+        observed: the tasks.
+        assignments: z [T, Q, C].
+    """
+    sums, counts = class_sums(observed.support_x, observed.support_y, observed.support_mask, observed.num_classes)
+    weight = (assignments * observed.query_mask.unsqueeze(-1)).mT  # [T, C, Q]
+    total = counts + weight.sum(-1, keepdim=True)
+    return (sums + weight @ observed.query_x) / total.clamp(min=torch.finfo(sums.dtype).tiny)
+
+
+def weighted_class_means(x: Tensor, weights: Tensor) -> Tensor:
+    """sum_i w_ic x_i / sum_i w_ic [T, C, D] for points x [T, N, D] and weights [T, N, C]; 0 for a class of weight 0."""
+    total = weights.sum(-2).unsqueeze(-1)
+    return (weights.mT @ x) / total.clamp(min=torch.finfo(x.dtype).tiny)
