@@ -36,8 +36,9 @@ class Guide(pyro_metabayes.Guide):
     step learns the prior by the predictions of the query set.
 
     Args:
-        posterior: `delta`, the point estimate, for objective=monte_carlo, whose loss has no -log p(w); or `laplace`, its
-            Laplace approximation, for objective=elbo.
+        posterior: the family of q.
+            `delta`: the point estimate, for objective=monte_carlo, whose loss has no -log p(w).
+            `laplace`: the Laplace approximation around it, for objective=elbo.
         num_steps: number of Newton steps.
 
     Raises:

@@ -23,9 +23,9 @@ class Guide(pyro_metabayes.Guide):
 
         v_c = 2 m_c,    b_c = -2 m_c . mu - r |m_c|^2,    r = mean of |x_i - mu| over the support set,
 
-    so that v_c . x + b_c = |x - mu| (1 - |z - m_c|^2) + (|x - mu| - r) |m_c|^2. The last term is 0 at one shot, up to one
-    that is equal for all classes, since then |m_c| = 1. At more shots r stands for the norm of each query, which a
-    linear classifier cannot divide by.
+    so that v_c . x + b_c = |x - mu| (1 - |z - m_c|^2) + (|x - mu| - r) |m_c|^2. The last term is equal for all classes
+    at one shot, where |m_c| = 1. At more shots r replaces the norm of each query, by which a linear classifier cannot
+    divide.
 
     mu is the mean feature of the base classes, 0 before `centre_at`; a run computes it before training.
 

@@ -27,6 +27,8 @@ WAY, FEATURES, TARGETS = 3, 5, 2
 BASE = 4  # base classes of the model that has any
 SMALL = {"num_hidden": 6, "num_components": 3, "rank": 2}  # sizes of networks and mixtures in tests
 
+FEW = {"num_steps": 12, "cleaning_steps": 12}  # steps of inner loops in tests
+
 
 def _configured(kind: str) -> dict[str, dict[str, Any]]:
     """Class and small sizes of every YAML of a kind, with the defaults of the constructor: a new file is tried."""
@@ -375,6 +377,7 @@ def _as_configured(path: Path) -> Pair:
         parts |= {key.rpartition("/")[2]: value for key, value in default.items() if "override" in key}
     parts |= {part: "none" for part in ("prior", "head") if part in content and content[part] is None}
     settings = {name: value for name, value in content["guide"].items() if name != "_target_"}
+    settings |= {name: min(settings[name], most) for name, most in FEW.items() if name in settings}
     guide = content["guide"]["_target_"].split(".")[1]
     model = {name: value for name, value in content.get("model", {}).items() if name != "observe"}
     if "dropout" in model:  # its masks have the points in them, masked ones too

@@ -76,10 +76,12 @@ def set_up(config: Config, num_classes: int | None = None, training: bool = True
         bank = pretrain_learner(config, learner, data, device)
         source = source_of(config, place_bank(bank, device, config.place))
     tasks = RunTasks(config, source, device)
-    if isinstance(learner.guide, CentresFeatures):
+    if training and isinstance(learner.guide, CentresFeatures):
         if not config.frozen:
+            guide = config.choices.get("guide")
             raise UsageError(
-                f"expected a frozen backbone for guide={config.choices.get('guide')}; drop backbone.frozen"
+                f"expected a frozen backbone for guide={guide}, whose mean feature is fixed, got backbone.frozen=false; "
+                "set backbone.frozen=true"
             )
         learner.guide.centre_at(_mean_feature(tasks.stream("train")))
     return RunSetup(config.with_absolute_path(), device, learner, tasks, fingerprint)
