@@ -80,8 +80,8 @@ def set_up(config: Config, num_classes: int | None = None, training: bool = True
         if not config.frozen:
             guide = config.choices.get("guide")
             raise UsageError(
-                f"expected a frozen backbone for guide={guide}, whose mean feature is fixed, got backbone.frozen=false; "
-                "set backbone.frozen=true"
+                f"expected a frozen backbone for guide={guide}, whose mean feature is fixed, got "
+                "backbone.frozen=false; set backbone.frozen=true"
             )
         learner.guide.centre_at(_mean_feature(tasks.stream("train")))
     return RunSetup(config.with_absolute_path(), device, learner, tasks, fingerprint)

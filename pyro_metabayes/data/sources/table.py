@@ -79,9 +79,7 @@ def _as_read(text: str) -> Name:
 
 
 def _text(name: Name) -> str:
-    if name is None:
-        return "null"
-    return str(name).lower() if isinstance(name, bool) else str(name)
+    return "null" if name is None else str(name).lower() if isinstance(name, bool) else str(name)
 
 
 def header_of(path: Path, columns: Sequence[Name]) -> Header:
