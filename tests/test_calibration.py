@@ -10,6 +10,7 @@ import pytest
 import torch
 from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
@@ -121,6 +122,7 @@ def test_entropy_tells_classes_apart_that_are_far_from_all_others() -> None:
     """Unseen queries are moved half-way between the classes that are known, or onto them."""
     learner, episodes = Pair("proto", "flat").learner(), random_tasks(40, way=4, query=6)
     means = torch.stack([episodes.support_x[t][episodes.support_y[t] < 3].mean(0) for t in range(40)])
+    means = normalize(means, dim=-1)  # the cosine head takes features of unit length
     unseen = (episodes.query_y == 3).unsqueeze(-1)
     episodes.query_x = torch.where(unseen, means.unsqueeze(1), episodes.query_x)
     found = its.unseen_classes(learner, [episodes], 3, 1)

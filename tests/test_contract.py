@@ -5,6 +5,7 @@ Each promise is a function `check_...`; the second half of the file plants fault
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
@@ -492,17 +493,20 @@ def test_tasks_without_support_are_tasks(pair: Pair) -> None:
     assert torch.isfinite(learner(nothing)["loss"])
 
 
+def subclasses_in_models(base: type) -> set[str]:
+    """Names of the subclasses of a class, in any file of models, as a YAML writes them."""
+    found = set()
+    for module in pkgutil.walk_packages(models.__path__, f"{models.__name__}."):
+        values = vars(importlib.import_module(module.name)).values()
+        found |= {value for value in values if inspect.isclass(value) and issubclass(value, base) and value is not base}
+    return {f"{value.__module__}.{value.__name__}".removeprefix("pyro_metabayes.") for value in found}
+
+
 def test_every_file_is_tried() -> None:
     names = {module.name for module in pkgutil.iter_modules(guides.__path__)}
     assert names == {pair.guide for pair in PAIRS}
     priors = {spec["_target_"] for spec in (*PRIORS.values(), *FOLLOWING.values())}
-    for module, base, specs in ((models.priors, Prior, priors), (models.heads, Head, set(HEADS.values()))):
-        classes = [
-            value
-            for value in vars(module).values()
-            if inspect.isclass(value) and issubclass(value, base) and value is not base
-        ]
-        assert {f"{value.__module__}.{value.__name__}".removeprefix("pyro_metabayes.") for value in classes} == specs
+    assert subclasses_in_models(Prior) == priors and subclasses_in_models(Head) == set(HEADS.values())
     assert {pair.model for pair in PAIRS} == MODELS
     objectives = {module.name for module in pkgutil.iter_modules(pyro_metabayes.objectives.__path__)}
     assert objectives - {"objective"} == {spec["_target_"].split(".")[2] for spec in OBJECTIVES.values()}
