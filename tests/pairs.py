@@ -341,7 +341,7 @@ def _with_every_head(pair: Pair) -> list[Pair]:
     return [replace(pair, head=head) for head in HEADS]
 
 
-FOR_REGRESSIONS = {"guides.exact.Guide"}  # guides that need a conjugate model
+FOR_REGRESSIONS = {"guides.exact.Guide", "guides.partial_pooling.Guide"}  # guides of numbers
 
 
 def _as_configured(path: Path) -> Pair:
@@ -420,6 +420,11 @@ def _of_groups() -> list[Pair]:
     pairs = [
         *(Pair("exact", "full_gaussian", observe=observe) for observe in ("query", "all")),
         *(Pair("savi", "full_covariance", settings={"shared": shared}) for shared in (True, False)),
+        *(
+            Pair("partial_pooling", "full_gaussian", observe=observe, settings={"num_hidden": 6})
+            for observe in ("query", "all")
+        ),
+        Pair("partial_pooling", "gaussian", observe="all"),
         Pair("savi", "count_aware"),
         Pair("mean_field", "full_gaussian"),
         Pair("mc", "full_covariance", objective="monte_carlo"),
@@ -436,6 +441,7 @@ def _of_other_likelihoods() -> list[Pair]:
         Pair("mean_field"),
         Pair("savi", "count_aware"),
         Pair("savi", "full_covariance", observe="all"),
+        Pair("partial_pooling", "full_gaussian", observe="all", settings={"num_hidden": 6}),
         Pair("maml", "flat", settings={**two, "learn_step_size": True}),
         Pair("mc", "count_aware", objective="monte_carlo"),
         Pair("sib", settings={**two, "initialisation": "global"}),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.prior import Prior
 
 Capability = TypeVar("Capability")
@@ -59,6 +60,14 @@ class HasInitialPoint(Protocol):
 class FromClassifier(Protocol):
     def of_classifier(self, weights: Tensor) -> Tensor:
         """The latent [*W] that predicts as a cosine classifier with weights [C, D] does."""
+
+
+@runtime_checkable
+class StartsAtEstimates(Protocol):
+    """A model or guide of a linear mixed model, which may start where the closed form ends."""
+
+    def start_at_estimates(self, estimates: MixedEffects) -> None:
+        """Before training, have the parameters of this fit."""
 
 
 @runtime_checkable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,11 +20,13 @@ from pyro_metabayes.data.sources.column_checks import (
 )
 from pyro_metabayes.data.sources.ragged import Ragged, RaggedTasks
 from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales
+from pyro_metabayes.data.sources.split_groups import splits_of
 from pyro_metabayes.data.sources.table import Name
 from pyro_metabayes.data.stream import Block, check_regression
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.exact.mixed_effects import MixedEffects, fit
 from pyro_metabayes.prediction.averages import masked_mean
 from pyro_metabayes.storage.cache import data_file
 from pyro_metabayes.storage.paths import user_path
@@ -81,6 +82,10 @@ class Groups:
         """Every group of a split once, all its points queries: the data of partial pooling."""
         groups = self.splits[split]
         return RaggedTasks(self.points, groups, self.points.rows(groups), 0, len(self.points.points)).tasks(slice(None))
+
+    def estimates(self, diagonal: bool = False) -> MixedEffects:
+        """Maximum likelihood on the training groups, for the standardised columns; diagonal: independent effects."""
+        return fit(self.whole(), self.num_random, diagonal=diagonal)
 
     @property
     def scale(self) -> float:
@@ -166,7 +171,7 @@ def load(
     if len(names) < 2:
         raise UsageError(f"expected at least two groups in column '{chosen.group}' of {file}, got one; fix data.group")
     place = torch.tensor([names[key] for key in keys])
-    splits = _splits(len(names), train, val, seed)
+    splits = splits_of(len(names), train, val, seed)
     rows = values[torch.isin(place, splits["train"])]
     standard = learnable_scales(rows, chosen.columns, chosen.random, given, file)
     points = standard.standardised(values)
@@ -182,17 +187,3 @@ def _file(path: str, table: str) -> Path:
     if not table:
         raise UsageError("expected a CSV file, got no path; set data.path=FILE.csv, data.group and data.response")
     return data_file(f"groups/{table}.csv", "put the CSV file there, or take data=groups data.path=FILE.csv")
-
-
-def _splits(num_groups: int, train: float, val: float, seed: int) -> dict[str, Tensor]:
-    if not (train > 0 and val >= 0 and train + val <= 1):
-        raise UsageError(f"expected shares train > 0, val >= 0 and train + val <= 1, got train={train} and val={val}")
-    order = torch.randperm(num_groups, generator=Generator().manual_seed(seed))
-    first, second = math.floor(train * num_groups + 0.5), math.floor((train + val) * num_groups + 0.5)
-    parts = {"train": order[:first], "val": order[first:second], "test": order[second:]}
-    if train == 1.0:
-        return dict.fromkeys(parts, torch.arange(num_groups))
-    if empty := [name for name in ("train", "test") if not len(parts[name])]:
-        raise UsageError(f"expected groups for {empty[0]}, got none of {num_groups}; change data.train and data.val")
-    parts["val"] = parts["val"] if len(parts["val"]) else parts["train"]
-    return {name: part.sort().values for name, part in parts.items()}
