@@ -67,6 +67,7 @@ def row(table: str, guide: str, seed: int, folder: Path) -> dict[str, str]:
     config = saved_config(folder, ["task.shot=3"])
     groups, tasks = groups_and_learner(config, folder)[0], set_up(config, training=False).tasks
     fitted = groups.estimates()
+    assert fitted is not None
     exact = scores_of(fitted, tasks.stream("test").batch(0, config.eval.tasks))
     learned, best = estimates_from_run(folder), estimates_from_fit(groups, fitted)
     ratios = [*(learned.sd / best.sd).tolist(), learned.noise / best.noise]

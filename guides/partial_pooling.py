@@ -23,13 +23,13 @@ from pyro_metabayes.seeding import task_draws, task_noise
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | points): the Gaussian prior N(m, A^-1) of the model and pseudo-observations u_i = b_i . w + e_i, e_i ~ N(0, 1),
+    """q(w | points): the Gaussian prior N(m, A^-1) of the model given u_i = b_i . w + e_i, e_i ~ N(0, 1):
 
         precision  A + sum_i b_i b_i^T,    mean  precision^-1 (A m + sum_i b_i u_i),
         b_i = B (x_i, y_i) + f(x_i, y_i) in R^W,    u_i = c (x_i, y_i) + g(x_i, y_i).
 
-    Without points it is the prior. The linear maps B and c contain the exact posterior of a linear mixed model: b_i = z_i /
-    noise, u_i = (y_i - beta . v_i) / noise. Each output k of a regression has its own set of points (x_i, y_ik).
+    Without points it is the prior. The linear maps B and c contain the exact posterior of a linear mixed model: b_i =
+    z_i / noise, u_i = (y_i - beta . v_i) / noise. Each output k of a regression has its own set of points (x_i, y_ik).
 
     The ELBO of whole groups determines only sums over points, if all groups have the same inputs. So training adds
     -ELBO of a random subset of the points of each group, whose size is uniform; it trains B, c, f and g only, by the

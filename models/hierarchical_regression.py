@@ -12,7 +12,6 @@ from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.models.linear_regression import Model as LinearRegression
 from pyro_metabayes.prior import Prior
 
-
 STARTS = ("closed_form", "given")
 LEAST_VARIANCE = 1e-4  # of an effect, in noise variances: single precision has no inverse of a variance of 0
 

@@ -127,7 +127,7 @@ def test_training_starts_at_the_closed_form(tmp_path: Path, monkeypatch: pytest.
     out = ran("run", *BALANCED, "train.steps=1", "train.learning_rate=1e-9", "hydra.run.dir=run").out
     learner = MetaLearner.load("run")
     groups = load("who", "y", ["year"], ["intercept", "year"], path="t.csv")
-    fitted = groups.estimates()
+    fitted = fit(groups.whole(), 2)
     tasks = TaskStream(groups.sampler("test", TaskShape(way=1, shot=3, query=9)), 0, "test", block=16).batch(0, 16)
     for observed in (tasks.observed(), groups.whole().pooled(), groups.whole().observed()):
         got, exact = learner.guide.posterior(observed), fitted.effects(observed)
@@ -148,7 +148,7 @@ def test_a_training_on_a_balanced_design_learns_to_read_three_points(
     learner = MetaLearner.load("run")
     groups = load("who", "y", ["year"], ["intercept", "year"], path="t.csv")
     tasks = TaskStream(groups.sampler("test", TaskShape(way=1, shot=3, query=9)), 0, "test", block=16).batch(0, 16)
-    got, exact = learner.guide.posterior(tasks.observed()), groups.estimates().effects(tasks.observed())
+    got, exact = learner.guide.posterior(tasks.observed()), fit(groups.whole(), 2).effects(tasks.observed())
     assert (got.mean - exact.mean).abs().mean() < 0.03
     values = results_of(Path("run"))["log_likelihood"]
     assert values["learned"] > values["closed_form"] - 0.5

@@ -1,4 +1,4 @@
-"""Scores of the closed form of a linear mixed model on tasks of groups, as experiments.evaluate computes those of a run."""
+"""Scores of the closed form of a linear mixed model on tasks of groups, as experiments.evaluate has them of a run."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def start_at_closed_form(learner: MetaLearner, source: Source) -> None:
     model = learner.model
     if isinstance(source, Groups) and isinstance(model, StartsAtEstimates) and model.start == "closed_form":
         estimates = source.estimates()
-        for part in (model, learner.guide):
+        for part in (model, learner.guide) if estimates else ():
             if isinstance(part, StartsAtEstimates):
                 part.start_at_estimates(estimates)
 

@@ -24,5 +24,8 @@ def log_likelihoods(setup: RunSetup) -> dict[str, float] | None:
     prior = model.prior(episodes.observed())
     if not isinstance(innermost(prior), Normal | MultivariateNormal):
         return None
-    best = source.estimates(diagonal=isinstance(innermost(prior), Normal)).log_likelihood
-    return {"learned": model.log_predictive(prior, episodes).double().sum().item(), "closed_form": best}
+    best = source.estimates(diagonal=isinstance(innermost(prior), Normal))
+    if best is None:
+        return None
+    learned = model.log_predictive(prior, episodes).double().sum().item()
+    return {"learned": learned, "closed_form": best.log_likelihood}
