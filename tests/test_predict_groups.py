@@ -137,3 +137,41 @@ def test_a_learner_of_numbers_predicts_arrays() -> None:
     assert isinstance(robust, NumberPrediction) and (robust.lower < robust.upper).all()
     with pytest.raises(UsageError, match="expected support_y to hold finite numbers of shape"):
         learner.predict(x[:2], [1.0], x)
+
+
+def test_effects_are_in_the_units_of_the_file_beside_the_closed_form(groups: Groups) -> None:
+    """The prior at hours = 0, and a shrinkage that follows from the covariances in these units."""
+    out = ran("effects", "run").out
+    fitted = fit(groups.whole(), 2)
+    prior = {row[""]: row for row in rows_of("run/prior.csv")}
+    b, S = groups.scales.in_units(fitted.coefficients), groups.scales.covariance_in_units(fitted.covariance)
+    assert float(prior["intercept"]["closed form"]) == pytest.approx(b[0].item(), rel=1e-3)
+    assert float(prior["intercept"]["closed form"]) == pytest.approx(50 - 105 * SLOPE, abs=40), "at x = 0, not 105"
+    for name in ("intercept", "hours"):
+        for column in ("", "se, ", "sd of groups, "):
+            values = [float(prior[name][f"{column}{method}"]) for method in ("run", "closed form")]
+            assert values[0] == pytest.approx(values[1], rel=0.02)
+    assert prior["kind=private"]["sd of groups, run"] == "-" and "sd of the noise" in out
+    rows = rows_of("run/effects.csv")
+    assert len(rows) == 24 and {row["group"] for row in rows} == {f"school{i}" for i in range(12)}
+    hours = torch.tensor([float(line.split(",")[1]) for line in Path("t.csv").read_text().splitlines()[1:9]]).double()
+    Z = torch.stack((torch.ones_like(hours), hours))
+    after = torch.linalg.inv(torch.linalg.inv(S) + Z @ Z.mT / (fitted.noise * groups.scale) ** 2)
+    for row, place in zip(rows[:2], (0, 1), strict=True):
+        assert float(row["shrinkage"]) == pytest.approx((after[place, place] / S[place, place]).item(), rel=0.05)
+        assert float(row["estimate"]) == pytest.approx(float(row["closed form"]), rel=1e-2)
+        half = 1.645 * after[place, place].sqrt().item()
+        assert float(row["upper"]) - float(row["estimate"]) == pytest.approx(half, rel=0.03)
+    assert Path("run/effects.png").exists()
+
+
+@pytest.mark.parametrize("guide", ["laplace", "savi", "exact"])
+def test_every_guide_of_groups_has_effects(guide: str, groups: Groups, tmp_path: Path) -> None:
+    ran("run", *COLUMNS, *TRAINING, f"guide={guide}", f"hydra.run.dir={tmp_path}")
+    ran("effects", str(tmp_path))
+    assert len(rows_of(str(tmp_path / "effects.csv"))) == 24
+
+
+def test_runs_without_effects_are_refused(groups: Groups, tmp_path: Path) -> None:
+    ran("run", *COLUMNS, *TRAINING, "guide=maml", f"hydra.run.dir={tmp_path}")
+    assert "got a flat prior or a point" in call("effects", str(tmp_path)).error

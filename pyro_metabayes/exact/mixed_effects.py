@@ -102,6 +102,12 @@ def fit(episodes: Episodes, num_random: int, restricted: bool = False, diagonal:
     )
 
 
+def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor) -> Tensor:
+    """(x^T V^-1 x)^-1 [D, D], the covariance of the coefficients estimated at this covariance [R, R] and noise."""
+    factor = torch.linalg.cholesky(covariance.double()) / noise.double()
+    return noise.double() ** 2 * _deviance(sums_of(episodes, len(covariance)), factor, False)[3]
+
+
 def maximum_of(episodes: Episodes, num_random: int, diagonal: bool = False) -> MixedEffects | None:
     """As `fit`, for a response in standard deviations; None if the likelihood is not bounded, or points are too few."""
     with suppress(UsageError, torch.linalg.LinAlgError):

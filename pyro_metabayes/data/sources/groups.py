@@ -79,7 +79,11 @@ class Groups:
 
     def whole(self, split: str = "train") -> Episodes:
         """Every group of a split once, all its points queries: the data of partial pooling."""
-        groups = self.splits[split]
+        return self.all_points(self.splits[split])
+
+    def all_points(self, groups: Tensor | None = None) -> Episodes:
+        """These groups, by default all of the file, with all their points as queries."""
+        groups = torch.arange(len(self.names)) if groups is None else groups
         return RaggedTasks(self.points, groups, self.points.rows(groups), 0, len(self.points.points)).tasks(slice(None))
 
     def estimates(self, diagonal: bool = False) -> MixedEffects | None:
