@@ -175,3 +175,16 @@ def test_every_guide_of_groups_has_effects(guide: str, groups: Groups, tmp_path:
 def test_runs_without_effects_are_refused(groups: Groups, tmp_path: Path) -> None:
     ran("run", *COLUMNS, *TRAINING, "guide=maml", f"hydra.run.dir={tmp_path}")
     assert "got a flat prior or a point" in call("effects", str(tmp_path)).error
+
+
+def test_tables_of_runs_have_the_errors_of_numbers_and_their_unit(groups: Groups, tmp_path: Path) -> None:
+    """The exact guide has a prior with covariances by default; of two rows only settings that matter are named."""
+    out = ran("run", *COLUMNS, *TRAINING, "guide=exact", "pretrain.epochs=7", f"hydra.run.dir={tmp_path / 'a'}").out
+    results = results_of(tmp_path / "a")
+    assert results["prior"] == "fullgaussian" and results["response"]["name"] == "score"
+    assert "RMSE (sd of score)" in out and f"{results['rmse'] * results['response']['sd']:.4g}" in out
+    ran("run", *COLUMNS, *TRAINING, "guide=exact", f"hydra.run.dir={tmp_path / 'b'}")
+    ran("compare", str(tmp_path / "a"), str(tmp_path / "b"), "run", "--out", str(tmp_path / "out"))
+    rows = rows_of(str(tmp_path / "out/table.csv"))
+    assert [row["guide"] for row in rows] == ["exact", "partial_pooling"] and "accuracy %" not in rows[0]
+    assert rows[0]["RMSE"] == f"{results['rmse']:.3f}" and rows[1]["squared error difference"] != "-"

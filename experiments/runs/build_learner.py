@@ -47,6 +47,7 @@ def build_learner(config: Config, data: Bank | Source, source: Source, num_class
     learner = MetaLearner.from_specification(specification, config.frozen)
     _refuse_base_classes_without_model(config, learner, source)
     _refuse_tasks_without_shared_classes(config, learner, data)
+    _refuse_other_family(config, learner, source)
     return learner
 
 
@@ -103,4 +104,13 @@ def _refuse_tasks_without_shared_classes(config: Config, learner: MetaLearner, d
         raise UsageError(
             f"expected data whose tasks share their classes for guide={config.choices.get('guide')}, got data="
             f"{config.choices.get('data')}; take data=digit_domains or data=pacs"
+        )
+
+
+def _refuse_other_family(config: Config, learner: MetaLearner, source: Source) -> None:
+    """The response of groups that is not Gaussian has one model, and is not standardised for another."""
+    if isinstance(source, Groups) and source.family != getattr(learner.model, "family", "gaussian"):
+        raise UsageError(
+            f"expected model=generalised_regression for data.family={source.family}, got model="
+            f"{config.model['_target_']}; set both, or neither"
         )

@@ -48,6 +48,7 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
         **metrics,
         "constant_rmse": setup.tasks.constant_rmse(),
         "log_likelihood": log_likelihoods(setup),
+        "response": setup.tasks.response(),
         "objective": learner.objective.name if evaluation.metrics["elbo"] is not None else "predictive",
         "transductive": learner.guide.transductive,
         "steps": config.train.steps,

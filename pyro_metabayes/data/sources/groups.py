@@ -15,6 +15,7 @@ from pyro_metabayes.data.sources.column_checks import (
     learnable_scales,
     notes_of_training,
     notes_of_units,
+    refuse_other_family,
     refuse_unresolved,
 )
 from pyro_metabayes.data.sources.header import Name, file_of
@@ -38,6 +39,7 @@ class Groups:
     scales: means and standard deviations by which the columns were standardised.
     notes: what a user should know about the file, one line each.
     levels: of the predictors that are factors.
+    family: of the response; only a Gaussian one is standardised.
     """
 
     names: Sequence[str]
@@ -49,6 +51,7 @@ class Groups:
     shuffle: bool = True
     notes: Sequence[str] = ()
     levels: Levels = field(default_factory=dict)
+    family: str = "gaussian"
 
     num_targets = 1
 
@@ -106,9 +109,9 @@ class Groups:
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
         """Squared errors [T], mean over the queries, of the mean of the training groups and of that of the support set.
 
-        None without predictors: that regression predicts a mean itself.
+        None without predictors, since that regression predicts a mean itself, and where 0 is not the grand mean.
         """
-        if len(self.features) == 1:
+        if len(self.features) == 1 or self.family != "gaussian":
             return {}
         group_mean = masked_mean(
             episodes.support_y[..., 0], episodes.support_mask
@@ -148,6 +151,7 @@ def load(
     missing: str = "refuse",
     decimal: str = "point",
     factors: Sequence[Name] = (),
+    family: str = "gaussian",
     scales: Mapping[str, Moments] | None = None,
     levels: Levels | None = None,
 ) -> Groups:
@@ -156,8 +160,7 @@ def load(
     Args:
         group: the column that names the group.
         response: the column to predict.
-        predictors: columns of numbers, or of text: a column whose first value begins with a letter is a factor, with
-            indicators of all levels but the first.
+        predictors: columns of numbers, or of text: factors, with an indicator of each level but the first.
         random: the predictors, and "intercept", with group-specific weights; the others have shared weights. Without
             "intercept" the lines of all groups meet at x = 0, so these predictors are divided by their standard
             deviation and not centred.
@@ -170,6 +173,7 @@ def load(
         missing: "refuse" rows with gaps, or "drop" them.
         decimal: "point" or "comma".
         factors: predictors whose numbers are names of levels.
+        family: of the response: "gaussian"; "bernoulli", 0 and 1; "poisson", counts. The last two are not standardised.
         scales: mean and sd of columns by name, in the units of the file; by default those of the training groups.
         levels: of the factors; by default those of the file.
 
@@ -185,11 +189,12 @@ def load(
     place = torch.tensor([names[key] for key in read.keys])
     splits = splits_of(len(names), train, val, seed)
     rows = read.values[torch.isin(place, splits["train"])]
-    standard = learnable_scales(rows, read.columns, read.random, given, file)
+    refuse_other_family(read.values[:, -1], family, read.columns[-1], file)
+    standard = learnable_scales(rows, read.columns, read.random, given, file).with_response_of(family)
     points = standard.standardised(read.values)
     refuse_unresolved(points, read.columns, file)
-    about = notes_of_units(read.values, standard, given) if given else notes_of_training(rows, standard, file)
+    about = notes_of_units(read.values, standard, given) if given else []
+    notes = read.notes + (about if given else notes_of_training(rows, standard, file, family))
     ragged = Ragged.of(place, points.to(torch.get_default_dtype()))
-    return Groups(
-        list(names), read.features, ragged, len(read.random), splits, standard, shuffle, read.notes + about, read.levels
-    )
+    parts = ragged, len(read.random), splits, standard, shuffle, notes, read.levels, family
+    return Groups(list(names), read.features, *parts)
