@@ -99,7 +99,11 @@ def regression_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("guide", [guide for guide in names("guide") if guide not in ZERO_SHOT])
 def test_every_guide_runs(guide: str, features: Path) -> None:
-    numbers = {"exact": "gaussian_mean", "leo_regression": "sine_and_line", "task_scale": "linear_regression"}  # what has no classes
+    numbers = {
+        "exact": "gaussian_mean",
+        "leo_regression": "sine_and_line",
+        "task_scale": "linear_regression",
+    }  # what has no classes
     data = [f"data={numbers[guide]}", *SMALL] if guide in numbers else on_features(features)
     data += FEW_BASE if guide == "attention" else ()
     ran("run", *data, f"guide={guide}", "hydra.run.dir=run", "train.steps=2")

@@ -16,7 +16,7 @@ from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.runs.build_learner import build_learner, pretrain_learner
+from pyro_metabayes.experiments.runs.build_learner import build_learner, pretrain_learner, start_at_closed_form
 from pyro_metabayes.experiments.runs.tasks import (
     EstimatesSettings,
     RunTasks,
@@ -71,6 +71,7 @@ def set_up(config: Config, num_classes: int | None = None, training: bool = True
     refuse_impossible(config, source, training)
     learner = build_learner(config, data, source, num_classes)
     if training:
+        start_at_closed_form(learner, source)
         note_narrower_validation(config, source, learner)
     if isinstance(data, Bank):
         bank = pretrain_learner(config, learner, data, device)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.prior import Prior
 
 Capability = TypeVar("Capability")
@@ -95,6 +96,14 @@ class HasHead(Protocol):
     """A classifier whose latent are the weights of a head; `linear_head` checks which one."""
 
     head: nn.Module
+
+
+@runtime_checkable
+class StartsAtEstimates(Protocol):
+    """A model or guide of a linear mixed model, which may start where the closed form ends."""
+
+    def start_at_estimates(self, estimates: MixedEffects) -> None:
+        """Before training, have the parameters of this fit."""
 
 
 @runtime_checkable
