@@ -27,7 +27,6 @@ from tests.commands import (
     process,
     write_features,
 )
-from tests.pairs import Pair
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -210,12 +209,6 @@ def test_the_exact_posterior_of_a_classifier_is_refused(features: Path) -> None:
     """Nobody has written model.observe: that the guide's YAML has must not be what the user hears of."""
     error = error_of(*on_features(features), "guide=exact")
     assert "data=gaussian_mean" in error and "data=linear_regression" in error
-
-
-def test_class_probabilities_of_numbers_are_refused() -> None:
-    learner = Pair("mean_field", model="linear_regression").learner()
-    with pytest.raises(UsageError, match=r"expected a learner of classes for predict, got one of numbers; use"):
-        learner.predict(np.zeros((2, 3)), np.zeros(2, int), np.zeros((1, 3)))
 
 
 # ---------------------------------------------------------------- a study
