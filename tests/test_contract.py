@@ -495,11 +495,10 @@ def test_tasks_without_support_are_tasks(pair: Pair) -> None:
 
 
 def subclasses_in_models(base: type) -> set[str]:
-    """Names of the subclasses of a class in models, as a YAML writes them; not those of the file of one model."""
+    """Names of the subclasses of a class, in any file of models, as a YAML writes them."""
     found = set()
     for module in pkgutil.walk_packages(models.__path__, f"{models.__name__}."):
-        names = vars(importlib.import_module(module.name))
-        values = () if "Model" in names else names.values()
+        values = vars(importlib.import_module(module.name)).values()
         found |= {value for value in values if inspect.isclass(value) and issubclass(value, base) and value is not base}
     return {f"{value.__module__}.{value.__name__}".removeprefix("pyro_metabayes.") for value in found}
 
