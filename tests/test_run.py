@@ -141,6 +141,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     models = {
         "few_shot_classifier",
         "gaussian_mean",
+        "generalised_regression",
         "hierarchical_regression",
         "laplacian_shot",
         "leo",
