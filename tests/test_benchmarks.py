@@ -181,6 +181,7 @@ def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 CPU = torch.device("cpu")
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at every input's
 def test_the_benchmark_of_a_gpu_runs_on_a_cpu_and_has_a_row_for_every_guide(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
