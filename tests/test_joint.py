@@ -14,12 +14,14 @@ from torch import Size, Tensor
 
 from pyro_metabayes import Episodes, MetaLearner, UsageError
 from pyro_metabayes.diagnostics.arviz import to_arviz
+from pyro_metabayes.diagnostics.collapse import posterior_spread
 from pyro_metabayes.diagnostics.coordinates import coordinates_of
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
 from pyro_metabayes.diagnostics.predictive import observing, predictive_draws
 from pyro_metabayes.diagnostics.sbc import sbc_ranks, uniformity
 from pyro_metabayes.distributions.joint import Joint, Sites
 from pyro_metabayes.inference.divergences import closed_form_kl, has_density
+from pyro_metabayes.seeding import noise_of
 from tests.pairs import Pair, random_regressions
 
 TASKS = 3
@@ -209,6 +211,18 @@ def test_nuts_finds_the_same_posterior() -> None:
 
 
 # ---------------------------------------------------------------- diagnostics
+
+
+def test_elbo_and_kl_add_up_to_the_log_likelihood() -> None:
+    learner, tasks = learner_of(), random_regressions(TASKS)
+    with torch.no_grad(), noise_of(3):
+        spread = posterior_spread(learner, tasks, learner.guide.training_posterior(tasks))
+    with torch.no_grad(), noise_of(3):
+        for distribution in (learner.guide.training_posterior, learner.model.prior):
+            distribution(tasks)  # a Joint draws when it is made: as many draws as above
+        terms = learner.objective.terms(learner.model, learner.guide, tasks)
+    total = (spread["elbo"] + spread["kl"]).mean() * TASKS
+    assert total.item() == pytest.approx(terms.log_likelihood.item(), rel=1e-10)
 
 
 def test_coordinates_carry_their_jacobian() -> None:

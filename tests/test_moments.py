@@ -16,6 +16,7 @@ from pyro.distributions import (
     LogNormal,
     LowRankMultivariateNormal,
     MixtureSameFamily,
+    MultivariateNormal,
     Normal,
     StudentT,
     TorchDistribution,
@@ -25,13 +26,14 @@ from pyro.distributions import (
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.transforms import AffineTransform, conditional_affine_coupling
 from torch import Size, Tensor
+from torch.distributions import kl_divergence
 from torch.distributions.transforms import ReshapeTransform
 
 import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
 from pyro_metabayes.diagnostics.arviz import to_arviz
 from pyro_metabayes.diagnostics.best_in_family import best_in_family, elbo_of
-from pyro_metabayes.diagnostics.collapse import against_truth, collapse_metrics
+from pyro_metabayes.diagnostics.collapse import against_truth, collapse_metrics, posterior_spread
 from pyro_metabayes.diagnostics.gaps import gaps_of
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
 from pyro_metabayes.diagnostics.information import information
@@ -87,6 +89,12 @@ def low_rank(num_tasks: int, event: Size) -> TorchDistribution:
     return LowRankMultivariateNormal(loc, torch.stack((scale, loc), -1), scale.square()).to_event(1)
 
 
+def full(num_tasks: int, event: Size) -> TorchDistribution:
+    """`low_rank`, by its covariance."""
+    q: Any = innermost(low_rank(num_tasks, event))
+    return MultivariateNormal(q.loc, q.covariance_matrix).to_event(1)
+
+
 def student(num_tasks: int, event: Size) -> TorchDistribution:
     return StudentT(5.0, *loc_and_scale(num_tasks, event)).to_event(2)
 
@@ -111,7 +119,7 @@ class Coupling:
         return TransformedDistribution(base, [self.layer.condition(context), ReshapeTransform(Size((size,)), event)])
 
 
-CLOSED: dict[str, Make] = {"normal": normal, "low_rank": low_rank}  # KL to a normal, mean and variance
+CLOSED: dict[str, Make] = {"normal": normal, "low_rank": low_rank, "full": full}  # KL to a normal, mean and variance
 MADE: dict[str, Make] = {"affine": affine, "student": student, "mixture": mixture}
 
 
@@ -214,6 +222,43 @@ def test_the_error_is_the_spread_of_the_estimates() -> None:
         estimates.append(torch.stack((moments.variance.flatten(1).mean(1), moments.error)))
     values, errors = torch.stack(estimates).unbind(1)
     assert ((errors.mean(0) / values.std(0) - 1).abs() < 0.2).all()
+
+
+# ---------------------------------------------------------------- the KL in the bound
+
+
+@pytest.mark.parametrize("name", ["low_rank", "full"])
+def test_the_kl_of_a_gaussian_to_independent_normals_is_in_closed_form(name: str) -> None:
+    """torch has it between two normals with covariances."""
+    event = Size(SHAPE[1:])
+    q, p = made(name)(TASKS, event), Normal(torch.full(SHAPE, 0.3), 0.7)
+    expected = kl_divergence(full(TASKS, event), MultivariateNormal(p.mean, torch.diag_embed(p.variance)).to_event(1))
+    kl = closed_form_kl(q, p.to_event(2))
+    assert kl is not None
+    torch.testing.assert_close(kl, expected)
+
+
+@pytest.mark.parametrize("name", ["low_rank", "full"])
+def test_an_analytic_bound_has_this_kl(name: str) -> None:
+    learner, episodes = learner_with(made(name)), random_tasks(TASKS)
+    terms = Elbo(kl="analytic").terms(learner.model, learner.guide, episodes)
+    kl = closed_form_kl(learner.guide.posterior(episodes.observed()), learner.model.prior(episodes))
+    assert kl is not None and terms.kl is not None
+    assert terms.kl.item() == pytest.approx(kl.sum().item(), rel=1e-12)
+    assert terms.loss.item() == pytest.approx((kl.sum() - terms.log_likelihood).item(), rel=1e-12)
+
+
+@every
+def test_elbo_and_kl_add_up_to_the_log_likelihood(name: str) -> None:
+    learner, episodes = learner_with(made(name)), random_tasks(TASKS)
+    if not (q := learner.guide.posterior(episodes.observed())).has_rsample:
+        return
+    with noise_of(3):
+        spread = posterior_spread(learner, episodes, q)
+    with noise_of(3):
+        terms = Elbo().terms(learner.model, learner.guide, episodes)
+    total = (spread["elbo"] + spread["kl"]).mean() * TASKS
+    assert total.item() == pytest.approx(terms.log_likelihood.item(), rel=1e-10)
 
 
 # ---------------------------------------------------------------- evaluation, logged steps, results

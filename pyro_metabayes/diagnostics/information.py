@@ -25,10 +25,10 @@ from pyro_metabayes.device import as_double
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.evaluation.scores import masked_mean
-from pyro_metabayes.inference.divergences import has_density, innermost
+from pyro_metabayes.inference.divergences import closed_form_kl, has_density, innermost
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.draws import draws_of
-from pyro_metabayes.prediction.moments import exact_kl, kl_from_draws, pooled_error
+from pyro_metabayes.prediction.moments import kl_from_draws, pooled_error
 
 
 @runtime_checkable
@@ -94,7 +94,7 @@ def _task_terms(
     second, prior = learner.guide.training_posterior(b), learner.model.prior(d.observed())
     for name, p in (("second_set", second), ("prior", prior)):
         if has_density(p):
-            exact = exact_kl(q, p)
+            exact = closed_form_kl(q, p)
             terms[name], error = kl_from_draws(q, p, w) if exact is None else (exact, None)
             terms |= {} if error is None else {f"{name}_error": error}
     return terms
