@@ -43,9 +43,31 @@ def has_density(distribution: Any) -> bool:
     return not isinstance(inner, Delta | ImproperUniform)
 
 
+def log_density(distribution: TorchDistribution, w: Tensor) -> Tensor:
+    """log p(w) [..., batch] in nats.
+
+    Raises:
+        UsageError: a flow that cannot be inverted at w.
+    """
+    try:
+        return distribution.log_prob(w)
+    except (KeyError, NotImplementedError) as error:
+        raise density_error(error) from None
+
+
+def density_error(error: Exception) -> Exception:
+    """The error of a density that cannot be computed, in one line; a KeyError of other origin as it is."""
+    if isinstance(error, KeyError) and "intermediates cache" not in str(error):  # Pyro's words, in its planar flow
+        return error
+    return UsageError(
+        "expected a distribution whose density can be computed at any value, got one without it, as a flow that "
+        "inverts only its last draw (planar, radial); take a flow with an inverse (affine, coupling, spline)"
+    )
+
+
 def log_ratio(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> Tensor:
     """log q(w) - log p(w) [..., batch] in nats, at draws w of q; log q of a Delta at its point is its `log_density`."""
-    return q.log_prob(w) - p.log_prob(w)
+    return log_density(q, w) - log_density(p, w)
 
 
 def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
