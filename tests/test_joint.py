@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pyro
@@ -73,6 +74,15 @@ def test_splitting_and_joining_are_inverse() -> None:
     assert sites.labels == ["a", *(f"b[{i}]" for i in range(6)), *(f"c[{i}]" for i in range(4))]
 
 
+@pytest.mark.parametrize("shape", [(TASKS, 10), (TASKS, 12), ()])
+def test_latents_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    sites = Sites(a=Size([]), b=Size([2, 3]), c=Size([4]))
+    with pytest.raises(
+        UsageError, match=rf"size 11, of the sites a \[\], .* got shape {re.escape(str(list(shape)))}; .*task\.way"
+    ):
+        sites.split(torch.zeros(shape))
+
+
 def test_moments_of_draws_are_those_of_the_model() -> None:
     """Var w = E tau^2 = exp(2 0.5^2)."""
     torch.manual_seed(0)
@@ -134,6 +144,12 @@ def test_a_posterior_of_one_site_is_refused_for_a_model_of_two() -> None:
     learner.guide.training_posterior = lambda episodes: normal(7)
     with pytest.raises(UsageError, match=r"sites log_tau \[\], w \[2, 3\], in this order, got w \[7\]; return a Joint"):
         learner(random_regressions(TASKS))
+
+
+def test_a_guide_for_one_site_is_told_the_missing_ones() -> None:
+    message = r"sites log_tau \[\], w \[2, 3\], in this order, got w \[2, 3\]; return a Joint of them, or take a guide"
+    with pytest.raises(UsageError, match=message):
+        Pair("mean_field", model="task_scale").learner()(random_regressions(TASKS))
 
 
 def test_a_prior_with_other_sites_than_the_model_says_is_refused() -> None:
