@@ -92,6 +92,8 @@ class Guide(Recorded, Program):
 
     def _check_shape(self, q: TorchDistribution, data: Observed) -> None:
         """Check shape and sites of q, the most frequent mistakes in a new guide, with clearer messages than Pyro's."""
+        remedy = "return a Joint of them, or take a guide that is written for this model"
+        check_sites(q, self.model.sites, "guide's distribution", remedy)
         expected = (data.num_tasks,), tuple(self.model.event_shape(data))
         got = tuple(q.batch_shape), tuple(q.event_shape)
         if got != expected:
@@ -99,7 +101,6 @@ class Guide(Recorded, Program):
                 f"expected the guide's distribution to have batch shape {list(expected[0])} and event shape "
                 f"{list(expected[1])}, got {list(got[0])} and {list(got[1])}; see .to_event() and event_dim"
             )
-        check_sites(q, self.model.sites, "guide's distribution", "return a Joint of them")
 
     def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
         """Sample w from training_posterior for Episodes and from posterior for an Observed.

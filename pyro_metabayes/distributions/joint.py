@@ -37,7 +37,16 @@ class Sites(dict[str, Size]):
         return ", ".join(f"{name} {list(shape)}" for name, shape in self.items())
 
     def split(self, latent: Tensor) -> dict[str, Tensor]:
-        """The value [..., *shape] of each site, from latents [..., D]."""
+        """The value [..., *shape] of each site, from latents [..., D].
+
+        Raises:
+            UsageError: latents of another size.
+        """
+        if latent.shape[-1:] != self.event_shape:
+            raise UsageError(
+                f"expected latents of size {self.event_shape[0]}, of the sites {self}, got shape {list(latent.shape)}; "
+                "if the sites depend on the number of classes, set task.way to that of training"
+            )
         parts = latent.split([shape.numel() for shape in self.values()], dim=-1)
         return {
             name: part.reshape(*part.shape[:-1], *shape)
