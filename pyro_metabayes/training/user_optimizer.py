@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -28,6 +29,7 @@ class OptimisationByUser:
         _check_optimiser(optimiser, learner)
         _check_scheduler(scheduler, optimiser)
         self.optimizer, self.scheduler = optimiser, scheduler
+        self._constructed = self._options()
         try:
             check_plain(self.state_dict())
         except ValueError as error:
@@ -48,17 +50,42 @@ class OptimisationByUser:
 
     def state_dict(self) -> dict[str, Any]:
         scheduler = None if self.scheduler is None else self.scheduler.state_dict()
-        return {"optimiser": self.optimizer.state_dict(), "scheduler": scheduler}
+        return {
+            "optimiser": self.optimizer.state_dict(),
+            "scheduler": scheduler,
+            "constructed": copy.deepcopy(self._constructed),
+        }
+
+    def _options(self) -> dict[str, Any]:
+        """The options of the groups of the optimiser and of the scheduler, by name, as they are now."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        return _named_options(groups, {} if self.scheduler is None else self.scheduler.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
         """Continue from a state; refuses that of another kind of optimiser or scheduler."""
         if "optimiser" not in state or (state["scheduler"] is None) != (self.scheduler is None):
             raise UsageError("expected the optimiser and scheduler of the interrupted training, got others; pass those")
         _check_groups(state["optimiser"], self.optimizer)
-        self.optimizer.load_state_dict(dict(state["optimiser"]))
         if self.scheduler is not None:
             _check_names(self.scheduler.state_dict(), state["scheduler"], "scheduler")
+        self._refuse_other_options(state)
+        self.optimizer.load_state_dict(dict(state["optimiser"]))
+        if self.scheduler is not None:
             self.scheduler.load_state_dict(dict(state["scheduler"]))
+
+    def _refuse_other_options(self, state: Mapping[str, Any]) -> None:
+        """Refuse options that are neither those of the start nor, after an interruption in this process, the last."""
+        if (constructed := state.get("constructed")) is None:  # a checkpoint of an earlier version
+            return
+        own, last = self._options(), _named_options(state["optimiser"]["param_groups"], state["scheduler"] or {})
+        different = [name for name in constructed if name not in own or own[name] != constructed[name]]
+        if different and own != last:
+            name = different[0]
+            raise UsageError(
+                f"expected the optimiser and scheduler of the interrupted training, with {name}={constructed[name]}, "
+                f"got {name}={own.get(name)}; construct them as before, or pass another folder"
+            )
+        self._constructed = dict(constructed)
 
 
 def _check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
@@ -100,6 +127,25 @@ def _check_groups(state: Mapping[str, Any], optimiser: Optimizer) -> None:
         raise UsageError("expected the parameter groups of the interrupted training, got others; construct them alike")
     for one, other in zip(own, saved, strict=True):
         _check_names(one, other, "optimiser")
+
+
+def _named_options(groups: Sequence[Mapping[str, Any]], scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that compare: by the name of the option, with the number of its group where there are several."""
+    options = {
+        name if len(groups) == 1 else f"{name} of group {number}": _comparable(value)
+        for number, group in enumerate(groups)
+        for name, value in group.items()
+    }
+    return options | {f"scheduler.{name}": _comparable(value) for name, value in scheduler.items()}
+
+
+def _comparable(value: Any) -> Any:
+    """Tensors and sequences as lists, whose comparison is one truth value."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _comparable(item) for name, item in value.items()}
+    return [_comparable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], what: str) -> None:
