@@ -112,7 +112,7 @@ def fit(
         validate_every=validate_every,
         validation_tasks=_validation_tasks(validation, validation_tasks),
     )
-    optimisation = _optimisation(learner, optimiser, scheduler)
+    optimisation = _optimisation(learner, optimiser, scheduler, steps)
     with _own_folder(folder) as place:
         description = {} if place is None else _description(learner, settings, accumulate, stream, validation)
         taken = 0 if place is None else steps_taken(place, description)
@@ -190,11 +190,11 @@ def _validation_tasks(stream: TaskStream, number: int | None) -> int:
 
 
 def _optimisation(
-    learner: MetaLearner, optimiser: Optimizer | None, scheduler: LRScheduler | None
+    learner: MetaLearner, optimiser: Optimizer | None, scheduler: LRScheduler | None, steps: int
 ) -> OptimisationByUser | None:
     """None for the default of the settings."""
     if optimiser is None and scheduler is None:
         return None
     if optimiser is None:
         raise UsageError("expected the optimiser of the scheduler, got none; pass optimiser= too")
-    return OptimisationByUser(learner, optimiser, scheduler)
+    return OptimisationByUser(learner, optimiser, scheduler, steps)

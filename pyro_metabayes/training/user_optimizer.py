@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,20 +15,30 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.untrusted import check_plain
 
+SHOWN = 3  # names in a note
+
 
 class OptimisationByUser:
     """Any torch optimiser over parameters of the learner, and any scheduler of it.
 
     A checkpoint holds the states of both, the learning rates among them.
 
+    Args:
+        learner: whose parameters are trained; a note names those that the optimiser does not have.
+        optimiser: over some of them.
+        scheduler: of this optimiser; None: constant rates.
+        steps: number of steps of the training.
+
     Raises:
-        UsageError: an optimiser of other parameters or with a closure, a scheduler of another optimiser, or a state
-            that no checkpoint can hold.
+        UsageError: an optimiser of other parameters, of frozen ones alone or with a closure; a scheduler of another
+            optimiser, of fewer steps or of a score that has to rise; or a state that no checkpoint can hold.
     """
 
-    def __init__(self, learner: nn.Module, optimiser: Optimizer, scheduler: LRScheduler | None = None) -> None:
+    def __init__(self, learner: nn.Module, optimiser: Optimizer, scheduler: LRScheduler | None, steps: int) -> None:
         _check_optimiser(optimiser, learner)
         _check_scheduler(scheduler, optimiser)
+        _check_length(scheduler, steps)
+        _note_missing_parameters(optimiser, learner)
         self.optimizer, self.scheduler = optimiser, scheduler
         self._constructed = self._options()
         try:
@@ -101,6 +112,11 @@ def _check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
             f"expected an optimiser of parameters of this learner, got {len(others)} of another module; construct it "
             "from learner.parameters()"
         )
+    if not any(value.requires_grad for group in optimiser.param_groups for value in group["params"]):
+        raise UsageError(
+            "expected an optimiser of trained parameters, got only those of a frozen backbone; construct it from "
+            "learner.parameters(), or build the learner with frozen=False"
+        )
     closure = inspect.signature(type(optimiser).step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise UsageError(
@@ -118,6 +134,32 @@ def _check_scheduler(scheduler: LRScheduler | None, optimiser: Optimizer) -> Non
         )
     if getattr(scheduler, "optimizer", optimiser) is not optimiser:
         raise UsageError("expected a scheduler of the optimiser, got one of another; construct it from this optimiser")
+
+
+def _check_length(scheduler: LRScheduler | None, steps: int) -> None:
+    """Refuse a scheduler that ends before the training, or that takes the NLL for a score that has to rise."""
+    length = getattr(scheduler, "total_steps", None)
+    if isinstance(length, int) and length < steps:
+        raise UsageError(
+            f"expected a scheduler of at least {steps} steps, as the training has, got {type(scheduler).__name__} with "
+            f"total_steps={length}; pass total_steps={steps}"
+        )
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != "min":
+        raise UsageError(
+            'expected ReduceLROnPlateau with mode="min", as the NLL has to fall, got mode="max"; drop mode'
+        )
+
+
+def _note_missing_parameters(optimiser: Optimizer, learner: nn.Module) -> None:
+    there = {id(value) for group in optimiser.param_groups for value in group["params"]}
+    missing = [name for name, value in learner.named_parameters() if value.requires_grad and id(value) not in there]
+    if missing:
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        print(
+            f"note: the optimiser does not have {', '.join(missing[:SHOWN])}{more}, which stay as they are; "
+            "learner.parameters() has all",
+            file=sys.stderr,
+        )
 
 
 def _check_groups(state: Mapping[str, Any], optimiser: Optimizer) -> None:
