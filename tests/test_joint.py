@@ -20,7 +20,8 @@ from pyro_metabayes.diagnostics.coordinates import coordinates_of
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
 from pyro_metabayes.diagnostics.predictive import observing, predictive_draws
 from pyro_metabayes.diagnostics.sbc import sbc_ranks, uniformity
-from pyro_metabayes.distributions.joint import Joint, Sites
+from pyro_metabayes.distributions.joint import Joint
+from pyro_metabayes.distributions.sites import Sites
 from pyro_metabayes.inference.divergences import closed_form_kl, has_density
 from pyro_metabayes.seeding import noise_of
 from tests.pairs import Pair, random_regressions

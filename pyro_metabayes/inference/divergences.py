@@ -81,8 +81,9 @@ def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
         return kl_divergence(q, p)
     except NotImplementedError:
         inner = innermost(p)
-        gaussian = isinstance(innermost(q), TORCH_GAUSSIANS) and isinstance(inner, TorchNormal)
-        return kl_to_diagonal(q, inner) if gaussian else None
+        if isinstance(innermost(q), TORCH_GAUSSIANS) and isinstance(inner, TorchNormal):
+            return kl_to_diagonal(q, inner)
+        return None
 
 
 def kl_to_diagonal(q: TorchDistribution, p: TorchNormal) -> Tensor:
