@@ -7,7 +7,8 @@ from pyro.distributions import Normal, TorchDistribution
 from torch import Size, Tensor, nn
 
 import pyro_metabayes
-from pyro_metabayes.distributions.joint import Joint, Sites
+from pyro_metabayes.distributions.joint import Joint
+from pyro_metabayes.distributions.sites import Sites
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.conjugate import log_evidence_of_rows, posterior_of_rows

@@ -256,7 +256,8 @@ figure
 # %%
 from torch import Size, Tensor
 
-from pyro_metabayes.distributions.joint import Joint, Sites
+from pyro_metabayes.distributions.joint import Joint
+from pyro_metabayes.distributions.sites import Sites
 
 
 class NoisyLine(Model):

@@ -12,7 +12,8 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from pyro_metabayes.distributions.joint import Sites, check_sites, sample_latent
+from pyro_metabayes.distributions.joint import check_sites, sample_latent
+from pyro_metabayes.distributions.sites import Sites
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.parameters import Program, announce_parameters

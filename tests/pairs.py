@@ -162,7 +162,10 @@ def tasks_like(episodes: Observed, seed: int) -> Episodes:
     if episodes.num_classes:
         return random_tasks(num_tasks, episodes.num_classes, features=features, seed=seed)
     numbers = random_regressions(num_tasks, features=features, targets=episodes.support_y.shape[-1], seed=seed)
-    return with_levels(numbers) if are_levels(episodes.support_y) else numbers
+    if not are_levels(episodes.support_y):
+        return numbers
+    levels = with_levels(numbers)
+    return levels if episodes.support_y.max() > 1 else replace(levels, **_halved(levels))
 
 
 def stream_of(episodes: Episodes) -> TaskStream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pyro
@@ -14,12 +15,15 @@ from torch import Size, Tensor
 
 from pyro_metabayes import Episodes, MetaLearner, UsageError
 from pyro_metabayes.diagnostics.arviz import to_arviz
+from pyro_metabayes.diagnostics.collapse import posterior_spread
 from pyro_metabayes.diagnostics.coordinates import coordinates_of
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
 from pyro_metabayes.diagnostics.predictive import observing, predictive_draws
 from pyro_metabayes.diagnostics.sbc import sbc_ranks, uniformity
-from pyro_metabayes.distributions.joint import Joint, Sites
+from pyro_metabayes.distributions.joint import Joint
+from pyro_metabayes.distributions.sites import Sites
 from pyro_metabayes.inference.divergences import closed_form_kl, has_density
+from pyro_metabayes.seeding import noise_of
 from tests.pairs import Pair, random_regressions
 
 TASKS = 3
@@ -69,6 +73,15 @@ def test_splitting_and_joining_are_inverse() -> None:
     assert {name: part.shape[2:] for name, part in parts.items()} == sites
     assert torch.equal(sites.join(parts), latent)
     assert sites.labels == ["a", *(f"b[{i}]" for i in range(6)), *(f"c[{i}]" for i in range(4))]
+
+
+@pytest.mark.parametrize("shape", [(TASKS, 10), (TASKS, 12), ()])
+def test_latents_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    sites = Sites(a=Size([]), b=Size([2, 3]), c=Size([4]))
+    with pytest.raises(
+        UsageError, match=rf"size 11, of the sites a \[\], .* got shape {re.escape(str(list(shape)))}; .*task\.way"
+    ):
+        sites.split(torch.zeros(shape))
 
 
 def test_moments_of_draws_are_those_of_the_model() -> None:
@@ -132,6 +145,12 @@ def test_a_posterior_of_one_site_is_refused_for_a_model_of_two() -> None:
     learner.guide.training_posterior = lambda episodes: normal(7)
     with pytest.raises(UsageError, match=r"sites log_tau \[\], w \[2, 3\], in this order, got w \[7\]; return a Joint"):
         learner(random_regressions(TASKS))
+
+
+def test_a_guide_for_one_site_is_told_the_missing_ones() -> None:
+    message = r"sites log_tau \[\], w \[2, 3\], in this order, got w \[2, 3\]; return a Joint of them, or take a guide"
+    with pytest.raises(UsageError, match=message):
+        Pair("mean_field", model="task_scale").learner()(random_regressions(TASKS))
 
 
 def test_a_prior_with_other_sites_than_the_model_says_is_refused() -> None:
@@ -209,6 +228,18 @@ def test_nuts_finds_the_same_posterior() -> None:
 
 
 # ---------------------------------------------------------------- diagnostics
+
+
+def test_elbo_and_kl_add_up_to_the_log_likelihood() -> None:
+    learner, tasks = learner_of(), random_regressions(TASKS)
+    with torch.no_grad(), noise_of(3):
+        spread = posterior_spread(learner, tasks, learner.guide.training_posterior(tasks))
+    with torch.no_grad(), noise_of(3):
+        for distribution in (learner.guide.training_posterior, learner.model.prior):
+            distribution(tasks)  # a Joint draws when it is made: as many draws as above
+        terms = learner.objective.terms(learner.model, learner.guide, tasks)
+    total = (spread["elbo"] + spread["kl"]).mean() * TASKS
+    assert total.item() == pytest.approx(terms.log_likelihood.item(), rel=1e-10)
 
 
 def test_coordinates_carry_their_jacobian() -> None:

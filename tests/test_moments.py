@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from pyro.distributions import (
@@ -16,6 +17,7 @@ from pyro.distributions import (
     LogNormal,
     LowRankMultivariateNormal,
     MixtureSameFamily,
+    MultivariateNormal,
     Normal,
     StudentT,
     TorchDistribution,
@@ -23,22 +25,24 @@ from pyro.distributions import (
     ZeroInflatedPoisson,
 )
 from pyro.distributions.torch_distribution import ExpandedDistribution
-from pyro.distributions.transforms import AffineTransform, conditional_affine_coupling
+from pyro.distributions.transforms import AffineTransform, Planar, Radial, conditional_affine_coupling
 from torch import Size, Tensor
-from torch.distributions.transforms import ReshapeTransform
+from torch.distributions import constraints, kl_divergence
+from torch.distributions.transforms import ReshapeTransform, Transform
 
 import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
 from pyro_metabayes.diagnostics.arviz import to_arviz
 from pyro_metabayes.diagnostics.best_in_family import best_in_family, elbo_of
-from pyro_metabayes.diagnostics.collapse import against_truth, collapse_metrics
+from pyro_metabayes.diagnostics.collapse import against_truth, collapse_metrics, posterior_spread
 from pyro_metabayes.diagnostics.gaps import gaps_of
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
 from pyro_metabayes.diagnostics.information import information
 from pyro_metabayes.diagnostics.predictive import predictive_draws
+from pyro_metabayes.distributions.joint import Joint
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.exact.conjugate import log_evidence_of_rows
-from pyro_metabayes.inference.divergences import check_gaussian, closed_form_kl, has_density, innermost
+from pyro_metabayes.inference.divergences import check_gaussian, closed_form_kl, has_density, innermost, log_density
 from pyro_metabayes.inference.initialisation import PriorMean
 from pyro_metabayes.models import few_shot_classifier, linear_regression
 from pyro_metabayes.models.backbones import identity
@@ -48,7 +52,7 @@ from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.prediction.moments import mean_of, moments_of
 from pyro_metabayes.prior import Prior
 from pyro_metabayes.seeding import noise_of
-from pyro_metabayes.training.step_metrics import measure, metric_means
+from pyro_metabayes.training.step_metrics import measure, metric_means, step_metrics
 from tests.pairs import FEATURES, WAY, random_regressions, random_tasks, stream_of
 
 TASKS, WEIGHTS = 3, FEATURES + 1
@@ -87,6 +91,12 @@ def low_rank(num_tasks: int, event: Size) -> TorchDistribution:
     return LowRankMultivariateNormal(loc, torch.stack((scale, loc), -1), scale.square()).to_event(1)
 
 
+def full(num_tasks: int, event: Size) -> TorchDistribution:
+    """`low_rank`, by its covariance."""
+    q: Any = innermost(low_rank(num_tasks, event))
+    return MultivariateNormal(q.loc, q.covariance_matrix).to_event(1)
+
+
 def student(num_tasks: int, event: Size) -> TorchDistribution:
     return StudentT(5.0, *loc_and_scale(num_tasks, event)).to_event(2)
 
@@ -111,7 +121,7 @@ class Coupling:
         return TransformedDistribution(base, [self.layer.condition(context), ReshapeTransform(Size((size,)), event)])
 
 
-CLOSED: dict[str, Make] = {"normal": normal, "low_rank": low_rank}  # KL to a normal, mean and variance
+CLOSED: dict[str, Make] = {"normal": normal, "low_rank": low_rank, "full": full}  # KL to a normal, mean and variance
 MADE: dict[str, Make] = {"affine": affine, "student": student, "mixture": mixture}
 
 
@@ -180,6 +190,60 @@ def test_the_mean_of_a_prior_as_initialisation_has_a_closed_form() -> None:
         PriorMean()(learner.model, random_tasks(TASKS))
 
 
+# ---------------------------------------------------------------- flows without an inverse
+
+
+class OneWay(Transform):
+    """y = 2 x, by someone who has left out the inverse."""
+
+    domain = codomain = constraints.real
+    bijective = True
+
+    def _call(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.full_like(x, math.log(2))
+
+
+def flow_of(transform: Any) -> Make:
+    def make(num_tasks: int, event: Size) -> TorchDistribution:
+        standard = Normal(torch.zeros(num_tasks, *event), 1.0)
+        return TransformedDistribution(standard, [transform]).to_event(2 - transform.codomain.event_dim)
+
+    return make
+
+
+one_way = pytest.mark.parametrize(
+    "made_from",
+    [lambda: Planar(WEIGHTS), lambda: Radial(WEIGHTS), lambda: OneWay(cache_size=1)],
+    ids=["planar", "radial", "own"],
+)
+NO_INVERSE = r"^expected a distribution whose density .* take a flow with an inverse \(affine, coupling, spline\)$"
+
+
+@one_way
+def test_the_density_of_other_values_is_refused_in_one_line(made_from: Callable[[], Any]) -> None:
+    q = flow_of(made_from())(TASKS, Size(SHAPE[1:]))
+    w = q.sample()
+    assert log_density(q, w).shape == (TASKS,)
+    with pytest.raises(UsageError, match=NO_INVERSE):
+        log_density(q, w.clone())
+    with pytest.raises(KeyError, match="z"):
+        log_density(Joint({"a": normal(TASKS, Size(SHAPE[1:])), "b": lambda z: z["z"]}), w)
+
+
+@one_way
+@pytest.mark.parametrize("validated", [True, False])
+def test_such_a_prior_is_refused_by_the_objective(made_from: Callable[[], Any], validated: bool) -> None:
+    """A posterior is not: the objective needs its density at its own draws only."""
+    make, episodes = flow_of(made_from()), random_tasks(TASKS)
+    with pyro.validation_enabled(validated):
+        learner_with(make)(episodes)["loss"].backward()
+        with pytest.raises(UsageError, match=NO_INVERSE):
+            learner_with(normal, PlacedPrior(make))(episodes)
+
+
 # ---------------------------------------------------------------- moments
 
 
@@ -216,6 +280,43 @@ def test_the_error_is_the_spread_of_the_estimates() -> None:
     assert ((errors.mean(0) / values.std(0) - 1).abs() < 0.2).all()
 
 
+# ---------------------------------------------------------------- the KL in the bound
+
+
+@pytest.mark.parametrize("name", ["low_rank", "full"])
+def test_the_kl_of_a_gaussian_to_independent_normals_is_in_closed_form(name: str) -> None:
+    """torch has it between two normals with covariances."""
+    event = Size(SHAPE[1:])
+    q, p = made(name)(TASKS, event), Normal(torch.full(SHAPE, 0.3), 0.7)
+    expected = kl_divergence(full(TASKS, event), MultivariateNormal(p.mean, torch.diag_embed(p.variance)).to_event(1))
+    kl = closed_form_kl(q, p.to_event(2))
+    assert kl is not None
+    torch.testing.assert_close(kl, expected)
+
+
+@pytest.mark.parametrize("name", ["low_rank", "full"])
+def test_an_analytic_bound_has_this_kl(name: str) -> None:
+    learner, episodes = learner_with(made(name)), random_tasks(TASKS)
+    terms = Elbo(kl="analytic").terms(learner.model, learner.guide, episodes)
+    kl = closed_form_kl(learner.guide.posterior(episodes.observed()), learner.model.prior(episodes))
+    assert kl is not None and terms.kl is not None
+    assert terms.kl.item() == pytest.approx(kl.sum().item(), rel=1e-12)
+    assert terms.loss.item() == pytest.approx((kl.sum() - terms.log_likelihood).item(), rel=1e-12)
+
+
+@every
+def test_elbo_and_kl_add_up_to_the_log_likelihood(name: str) -> None:
+    learner, episodes = learner_with(made(name)), random_tasks(TASKS)
+    if not (q := learner.guide.posterior(episodes.observed())).has_rsample:
+        return
+    with noise_of(3):
+        spread = posterior_spread(learner, episodes, q)
+    with noise_of(3):
+        terms = Elbo().terms(learner.model, learner.guide, episodes)
+    total = (spread["elbo"] + spread["kl"]).mean() * TASKS
+    assert total.item() == pytest.approx(terms.log_likelihood.item(), rel=1e-10)
+
+
 # ---------------------------------------------------------------- evaluation, logged steps, results
 
 
@@ -245,6 +346,18 @@ def test_every_family_is_logged(name: str) -> None:
     line = metric_means(*measure(learner_with(made(name)), random_tasks(TASKS), seed=0))
     assert line["kl"] > 0 and (line["kl_monte_carlo_error"] is None) == (name in CLOSED)
     assert all(math.isfinite(value) for value in line.values() if value is not None)
+
+
+@every
+def test_the_logged_kl_is_that_of_its_error(name: str) -> None:
+    """Without a closed form the KL of the loss is that of one draw per task; its error is not known."""
+    learner, episodes = learner_with(made(name)), random_tasks(TASKS)
+    terms = {"loss": 5.0, "log_likelihood": -2.0, "kl": 1234.0}
+    line = step_metrics(learner, lambda: episodes, terms, seed=0)
+    measured = metric_means(*measure(learner, episodes, seed=0))
+    assert line["kl"] == (1234.0 if name in CLOSED else measured["kl"])
+    assert line["kl_monte_carlo_error"] == measured["kl_monte_carlo_error"]
+    assert line["elbo"] == line["log_likelihood"] - line["kl"] and line["log_likelihood"] == -2.0
 
 
 def test_a_flow_that_is_a_normal_has_its_numbers() -> None:

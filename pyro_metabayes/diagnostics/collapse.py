@@ -33,7 +33,6 @@ from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.prediction.averages import masked_mean
 from pyro_metabayes.prediction.moments import (
     MOMENT_DRAWS,
-    exact_kl,
     extra_draws,
     has_normal_marginals,
     kl_from_draws,
@@ -101,17 +100,15 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
         for name, value in (("elbo", terms.log_likelihood - terms.kl), ("kl", terms.kl)):
             spread[name] = (value / episodes.num_tasks).expand(episodes.num_tasks)
         if closed_form_kl(q, prior) is None:
-            spread |= _kl(q, prior, terms.log_likelihood / episodes.num_tasks)
+            spread |= _sampled_kl(q, prior, terms.log_likelihood / episodes.num_tasks)
         if (weight_kl := kl_by_dimension(q, prior)) is not None:
             spread |= {"kl": weight_kl.flatten(1).sum(1), "kl_by_dimension": weight_kl.flatten(1)}
         spread |= {f"kl_{name}_bound": bound for name, bound in mixture_kl_bounds(q, prior).items()}
     return spread
 
 
-def _kl(q: TorchDistribution, prior: TorchDistribution, log_likelihood: Tensor) -> Spread:
-    """kl [T]; where it is sampled, its kl_error and an elbo that has fewer draws of the KL in it than the objective."""
-    if (exact := exact_kl(q, prior)) is not None:
-        return {"kl": exact}
+def _sampled_kl(q: TorchDistribution, prior: TorchDistribution, log_likelihood: Tensor) -> Spread:
+    """kl and kl_error [T], and the elbo with this KL, of more draws than the one of the objective."""
     kl, error = kl_from_draws(q, prior, extra_draws(q, MOMENT_DRAWS))
     return {"kl": kl, "elbo": log_likelihood - kl, **_error("kl", error)}
 

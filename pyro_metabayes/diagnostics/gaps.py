@@ -19,7 +19,7 @@ from pyro_metabayes.diagnostics.best_in_family import elbo_of
 from pyro_metabayes.diagnostics.gold import Gold, Target
 from pyro_metabayes.diagnostics.importance import bridge_evidence, importance_weighted_bounds, pareto_k
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.divergences import has_density
+from pyro_metabayes.inference.divergences import has_density, log_density
 from pyro_metabayes.prediction.moments import moments_of
 
 COUNTS = (1, 10, 100, 1000, 10_000)  # draws of an importance-weighted bound
@@ -69,14 +69,14 @@ def gaps_of(target: Target, q: TorchDistribution, best: TorchDistribution, gold:
     """Gaps from num_samples draws of q and of q*."""
     log_weights, best_log_weights = (_log_weights(target, proposal, num_samples) for proposal in (q, best))
     at_gold = target.log_joint(gold.w)
-    evidence = bridge_evidence(at_gold - best.log_prob(gold.w), best_log_weights)
+    evidence = bridge_evidence(at_gold - log_density(best, gold.w), best_log_weights)
     counts = [count for count in COUNTS if count <= num_samples]
     spread = gold.w.var(0).flatten(1).mean(1)
     return Gaps(
         evidence=evidence,
         elbo=elbo_of(target, q, num_samples),
         best_elbo=elbo_of(target, best, num_samples),
-        kl_from_gold=(at_gold - q.log_prob(gold.w)).mean(0) - evidence,
+        kl_from_gold=(at_gold - log_density(q, gold.w)).mean(0) - evidence,
         bounds=importance_weighted_bounds(log_weights, counts),
         best_bounds=importance_weighted_bounds(best_log_weights, counts),
         pareto_k=pareto_k(log_weights),
@@ -90,5 +90,5 @@ def _log_weights(target: Target, proposal: TorchDistribution, num_samples: int) 
     parts = []
     for start in range(0, num_samples, CHUNK):
         w = proposal.sample(torch.Size((min(CHUNK, num_samples - start),)))
-        parts.append(target.log_joint(w) - proposal.log_prob(w))
+        parts.append(target.log_joint(w) - log_density(proposal, w))
     return torch.cat(parts)

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_metabayes.diagnostics.coordinates import coordinates_of
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.divergences import has_density
+from pyro_metabayes.inference.divergences import has_density, log_density
 from pyro_metabayes.model import OBSERVE, Model
 from pyro_metabayes.prediction.moments import moments_of
 
@@ -73,7 +73,7 @@ class Target:
         return (self.model.likelihood(w, x, self.observed).log_prob(y) * mask).sum(-1)
 
     def log_joint(self, w: Tensor) -> Tensor:
-        return self.prior.log_prob(w) + self.log_likelihood(w)
+        return log_density(self.prior, w) + self.log_likelihood(w)
 
     def log_joint_at(self, z: Mapping[str, Tensor]) -> Tensor:
         """The log joint density at the coordinates z of the latents [..., T], up to a constant."""

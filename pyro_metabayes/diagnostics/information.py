@@ -25,9 +25,9 @@ from pyro_metabayes.device import as_double
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.evaluation.scores import masked_mean
-from pyro_metabayes.inference.divergences import has_density, innermost
+from pyro_metabayes.inference.divergences import closed_form_kl, has_density, innermost
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.prediction.moments import draws_of, exact_kl, kl_from_draws, pooled_error
+from pyro_metabayes.prediction.moments import draws_of, kl_from_draws, pooled_error
 
 
 @runtime_checkable
@@ -93,7 +93,7 @@ def _task_terms(
     second, prior = learner.guide.training_posterior(b), learner.model.prior(d.observed())
     for name, p in (("second_set", second), ("prior", prior)):
         if has_density(p):
-            exact = exact_kl(q, p)
+            exact = closed_form_kl(q, p)
             terms[name], error = kl_from_draws(q, p, w) if exact is None else (exact, None)
             terms |= {} if error is None else {f"{name}_error": error}
     return terms

@@ -11,51 +11,11 @@ from pyro.distributions import ImproperUniform, TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_metabayes.distributions.sites import Sites
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.seeding import task_draws
 
 Site = TorchDistribution | Callable[[Mapping[str, Tensor]], TorchDistribution]
-
-
-class Sites(dict[str, Size]):
-    """Names and shapes of the latent sites of a task, such as Sites(log_tau=Size([]), w=Size([5, 64])).
-
-    The latent of the task [..., D] is the concatenation of all sites in this order, each flattened.
-    """
-
-    @property
-    def event_shape(self) -> Size:
-        """[D], the shape of the latent of one task."""
-        return Size((sum(shape.numel() for shape in self.values()),))
-
-    @property
-    def labels(self) -> list[str]:
-        """A name for each of the D numbers of a latent: log_tau, w[0], w[1], ..."""
-        return [label for name, shape in self.items() for label in labels_of(name, shape)]
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {list(shape)}" for name, shape in self.items())
-
-    def split(self, latent: Tensor) -> dict[str, Tensor]:
-        """The value [..., *shape] of each site, from latents [..., D]."""
-        parts = latent.split([shape.numel() for shape in self.values()], dim=-1)
-        return {
-            name: part.reshape(*part.shape[:-1], *shape)
-            for (name, shape), part in zip(self.items(), parts, strict=True)
-        }
-
-    def join(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Latents [..., D], from the value [..., *shape] of each site."""
-        flat = [
-            values[name].reshape(*values[name].shape[: values[name].dim() - len(shape)], -1)
-            for name, shape in self.items()
-        ]
-        return torch.cat(flat, dim=-1)
-
-
-def labels_of(name: str, shape: Size) -> list[str]:
-    """A name for each number of a site: its own for a scalar, else with the index into the flattened site."""
-    return [f"{name}[{i}]" for i in range(shape.numel())] if shape else [name]
 
 
 class Joint(TorchDistribution):

@@ -9,13 +9,21 @@ import torch
 from pyro.distributions import Delta, ImproperUniform, MixtureSameFamily, Normal, TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Independent, TransformedDistribution, kl_divergence
+from torch.distributions import (
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    TransformedDistribution,
+    kl_divergence,
+)
 from torch.distributions import Normal as TorchNormal
 
 from pyro_metabayes.distributions.joint import Joint
 from pyro_metabayes.errors import UsageError
 
 WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)  # the same density, over other axes
+TORCH_GAUSSIANS = (TorchNormal, MultivariateNormal, LowRankMultivariateNormal)
 
 
 def innermost(distribution: Any) -> Distribution:
@@ -35,18 +43,46 @@ def has_density(distribution: Any) -> bool:
     return not isinstance(inner, Delta | ImproperUniform)
 
 
+def log_density(distribution: TorchDistribution, w: Tensor) -> Tensor:
+    """log p(w) [..., batch] in nats.
+
+    Raises:
+        UsageError: a flow that cannot be inverted at w.
+    """
+    try:
+        return distribution.log_prob(w)
+    except (KeyError, NotImplementedError) as error:
+        raise density_error(error) from None
+
+
+def density_error(error: Exception) -> Exception:
+    """The error of a density that cannot be computed, in one line; a KeyError of other origin as it is."""
+    if isinstance(error, KeyError) and "intermediates cache" not in str(error):  # Pyro's words, in its planar flow
+        return error
+    return UsageError(
+        "expected a distribution whose density can be computed at any value, got one without it, as a flow that "
+        "inverts only its last draw (planar, radial); take a flow with an inverse (affine, coupling, spline)"
+    )
+
+
 def log_ratio(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> Tensor:
     """log q(w) - log p(w) [..., batch] in nats, at draws w of q; log q of a Delta at its point is its `log_density`."""
-    return q.log_prob(w) - p.log_prob(w)
+    return log_density(q, w) - log_density(p, w)
 
 
 def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
-    """KL(q, p) [batch] in nats if torch or Pyro have a closed form, else None; for a Delta `log_ratio` at its point."""
+    """KL(q, p) [batch] in nats, or None without a closed form; for a Delta `log_ratio` at its point.
+
+    The closed form of torch or Pyro, or that of any Gaussian to independent normals, which torch has for few of them.
+    """
     if isinstance(innermost(q), Delta):
         return log_ratio(q, p, q.mean)  # Pyro's closed form leaves out the log density of the Delta
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
+        inner = innermost(p)
+        if isinstance(innermost(q), TORCH_GAUSSIANS) and isinstance(inner, TorchNormal):
+            return kl_to_diagonal(q, inner)
         return None
 
 

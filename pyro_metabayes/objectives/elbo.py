@@ -25,8 +25,9 @@ class Elbo(Objective, Trace_ELBO):
         particles: number of samples of w for the expectation.
         kl: estimator of the KL. `sampled`: log q(w) - log p(w) of the same samples, equal to Trace_ELBO in value and
             gradient; for the exact posterior every sample then gives the log evidence. `analytic`: the closed form if
-            there is one, equal to TraceMeanField_ELBO, else sampled. `variational`, `convexity`: an upper bound on the
-            KL to a mixture (`pyro_metabayes/inference/divergences.py`), a looser bound -loss; sampled for a Delta.
+            there is one, else sampled; equal to TraceMeanField_ELBO, except that a Gaussian with covariances has its
+            closed form to independent normals. `variational`, `convexity`: an upper bound on the KL to a mixture
+            (`pyro_metabayes/inference/divergences.py`), a looser bound -loss; sampled for a Delta.
 
     Raises:
         UsageError: an unknown estimator, or one that does not fit the distributions of guide and model.

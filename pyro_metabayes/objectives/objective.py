@@ -18,7 +18,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.memoise import memoise
 from pyro_metabayes.handlers.parameters import without_messages
 from pyro_metabayes.handlers.particles import Particles
-from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.inference.divergences import density_error, innermost
 from pyro_metabayes.specification.recorded import Recorded
 
 Stochastic = Callable[..., Any]
@@ -84,7 +84,10 @@ class Objective(Recorded):
         """Pyro's checks of a pair: the same sites, and no batch dimension outside a plate."""
         check_model_guide_match(model_trace, guide_trace, NESTING)
         for trace in (model_trace, guide_trace):
-            trace.compute_log_prob()
+            try:
+                trace.compute_log_prob()
+            except (KeyError, NotImplementedError) as error:
+                raise density_error(error) from None
             for name in _sites(trace):
                 check_site_shape(trace.nodes[name], NESTING)
 

@@ -1,4 +1,4 @@
-"""Mean, variance and KL of distributions of the latent: closed forms, or Monte-Carlo estimates with their errors."""
+"""Mean and variance of distributions of the latent, and estimates of a KL, with their Monte-Carlo errors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor
-from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal
 
-from pyro_metabayes.inference.divergences import closed_form_kl, innermost, kl_to_diagonal, log_ratio
+from pyro_metabayes.inference.divergences import TORCH_GAUSSIANS, innermost, log_ratio
 from pyro_metabayes.inference.laplace import LowRankPrecision
 from pyro_metabayes.seeding import drawing, restored_noise
 
 MOMENT_DRAWS = 100  # draws per task of a moment without a closed form
-GAUSSIANS = (Normal, MultivariateNormal, LowRankMultivariateNormal, LowRankPrecision)
+GAUSSIANS = (*TORCH_GAUSSIANS, LowRankPrecision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +57,6 @@ def moments_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS)
         mean = w.mean(0)
         squares = (w - mean).square().flatten(2).mean(2)  # [L, T]
         return Moments(mean, w.var(0), standard_error(squares))
-
-
-def exact_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
-    """KL(q, p) [T] in nats: that of torch, or of any Gaussian to independent normals; None without a closed form."""
-    inner = innermost(p)
-    if (kl := closed_form_kl(q, p)) is None and isinstance(inner, Normal) and has_normal_marginals(q):
-        return kl_to_diagonal(q, inner)
-    return kl
 
 
 def kl_from_draws(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> tuple[Tensor, Tensor | None]:

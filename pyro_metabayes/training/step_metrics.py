@@ -76,14 +76,16 @@ def step_metrics(
         seed: of all draws of w.
 
     Returns:
-        Values by name; elbo is null where the objective is no bound.
+        Values by name; elbo is null where the objective is no bound, else log_likelihood - kl. kl is the term of the
+        loss; without a closed form it is the more precise estimate of `measure`, whose error is kl_monte_carlo_error.
     """
     if not math.isfinite(terms["loss"]):
         return dict.fromkeys((*terms, *LOGGED_METRICS))
     measured = metric_means(*measure(learner, tasks(), seed))
     metrics = measured | dict(terms)
-    if measured["kl"] is None:  # a point estimate: -log p(w), in its place in the loss, is no divergence
-        metrics["kl"] = None
+    # For a point estimate the loss has -log p(w) in place of a divergence: null. A sampled KL keeps its own error.
+    if measured["kl"] is None or measured["kl_monte_carlo_error"] is not None:
+        metrics["kl"] = measured["kl"]
     bound = learner.objective.bound and metrics["elbo"] is not None
     metrics["elbo"] = metrics["log_likelihood"] - metrics["kl"] if bound else None
     return metrics
