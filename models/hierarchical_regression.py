@@ -7,8 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pyro_metabayes.errors import check_choice
+from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.models.linear_regression import Model as LinearRegression
 from pyro_metabayes.prior import Prior
+
+STARTS = ("closed_form", "given")
+LEAST_VARIANCE = 1e-4  # of an effect, in noise variances: single precision has no inverse of a variance of 0
 
 
 class Model(LinearRegression):
@@ -25,6 +30,8 @@ class Model(LinearRegression):
         noise: standard deviation of a label, before training if it is learned.
         learn_noise: whether noise is learned.
         observe: whose labels `forward` conditions on: "query", "support" or "all".
+        start: where prior, beta and noise start on groups of points: "closed_form", the maximum of the likelihood, or
+            "given", the settings of the prior, 0 and `noise`.
     """
 
     def __init__(
@@ -36,14 +43,26 @@ class Model(LinearRegression):
         noise: float = 1.0,
         learn_noise: bool = True,
         observe: str = "query",
+        start: str = "closed_form",
     ) -> None:
         super().__init__(prior, num_targets, num_weights, noise, observe)
+        check_choice("model.start", start, STARTS)
+        self.start = start
         self.beta = nn.Parameter(torch.zeros(num_targets, num_features - num_weights))
         self.log_noise = nn.Parameter(torch.tensor(noise).log(), requires_grad=learn_noise)
 
     @property
     def noise(self) -> Tensor:
         return self.log_noise.exp()
+
+    def start_at_estimates(self, estimates: MixedEffects) -> None:
+        """Before training, prior, beta and noise are those of maximum likelihood."""
+        num_own, noise = self._shape[-1], estimates.noise
+        least = LEAST_VARIANCE * noise**2 * torch.eye(num_own, dtype=noise.dtype)
+        self.prior_over_weights.start_at_moments(estimates.coefficients[:num_own], estimates.covariance + least)
+        self.beta.data.copy_(estimates.coefficients[num_own:])
+        if self.log_noise.requires_grad:
+            self.log_noise.data.copy_(noise.log())
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         """Means [..., T, N, Y]."""

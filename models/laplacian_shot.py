@@ -59,7 +59,7 @@ class Model(few_shot_classifier.Model):
         self.num_neighbours, self.num_updates = num_neighbours, num_updates
         self.log_smoothness = nn.Parameter(torch.tensor(smoothness).log())
 
-    def loss_range(self, observed: Observed) -> None:  # type: ignore[override]
+    def loss_range(self, observed: Observed) -> None:
         """Queries at equal distances are any number of neighbours, so that no bound is known."""
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:

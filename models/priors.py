@@ -1,7 +1,4 @@
-"""Priors over the weights of a task, called with an Observed and the shape [C, W] of the weights of one task.
-
-Constructors raise UsageError for a setting that is out of range.
-"""
+"""Priors over the weights of a task, called with an Observed and the shape [C, W] of the weights of one task."""
 
 from __future__ import annotations
 
@@ -66,24 +63,29 @@ class Gaussian(Prior):
         if self.loc.shape == w.shape[1:]:
             self.loc.data.add_(w.squeeze(0))
 
+    def start_at_moments(self, mean: Tensor, covariance: Tensor) -> None:
+        self.loc.data.copy_(mean)
+        self.log_scale.data.copy_(0.5 * covariance.diagonal().log())
 
-class FullGaussian(Prior):
+
+class FullGaussian(Gaussian):
     """p_psi(w_c) = N(loc, L L^T), one loc [W] and lower triangular L [W, W] for all classes and tasks; both learned.
 
     The weights of one task may be correlated, as random intercepts and slopes are. The arguments are those of Gaussian.
     """
 
     def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1) -> None:
-        super().__init__()
-        if scale <= 0:
-            raise UsageError(f"expected prior.scale > 0, got {scale}")
-        self.loc = nn.Parameter(torch.full((num_weights,), loc))
-        self.log_scale = nn.Parameter(torch.full((num_weights,), scale).log())
+        super().__init__(num_weights, loc, scale)
         self.below = nn.Parameter(torch.zeros(num_weights, num_weights))  # relative to the diagonal of its row
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         normal = MultivariateNormal(self.loc, scale_tril=lower_triangular(self.log_scale, self.below))
         return normal.expand(Size((observed.num_tasks, event_shape[0]))).to_event(1)
+
+    def start_at_moments(self, mean: Tensor, covariance: Tensor) -> None:
+        factor = torch.linalg.cholesky(covariance)
+        super().start_at_moments(mean, torch.diag(factor.diagonal().square()))
+        self.below.data.copy_((factor / factor.diagonal().unsqueeze(-1)).tril(-1))
 
 
 class Mixture(Prior):

@@ -69,6 +69,11 @@ class Model(pyro_metabayes.Model):
         return self.gaussian.log_noise.exp()
 
     @property
+    def beta(self) -> Tensor:
+        """Weights [Y, D - R] that all tasks share, without a head."""
+        return self.gaussian.beta
+
+    @property
     def df(self) -> Tensor:
         """Degrees of freedom of the noise."""
         return self.log_df.exp().clamp(max=MOST_DF)

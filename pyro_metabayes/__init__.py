@@ -19,8 +19,10 @@ from pyro_metabayes.data.bank import Bank  # noqa: E402
 from pyro_metabayes.episodes import Episodes, Observed, class_means, class_sums, concatenate  # noqa: E402
 from pyro_metabayes.errors import UnfamiliarTasks, UsageError  # noqa: E402
 from pyro_metabayes.guide import Guide  # noqa: E402
-from pyro_metabayes.learner import MetaLearner, Prediction  # noqa: E402
+from pyro_metabayes.learner import MetaLearner  # noqa: E402
 from pyro_metabayes.model import Model  # noqa: E402
+from pyro_metabayes.prediction.numbers import NumberPrediction  # noqa: E402
+from pyro_metabayes.prediction.probabilities import Prediction  # noqa: E402
 
 if TYPE_CHECKING:
     from pyro_metabayes.evaluation.evaluate import evaluate as evaluate
@@ -51,6 +53,7 @@ __all__ = [
     "Guide",
     "MetaLearner",
     "Model",
+    "NumberPrediction",
     "Observed",
     "Prediction",
     "UnfamiliarTasks",

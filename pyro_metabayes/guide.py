@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 from pyro import poutine
 from pyro.distributions import ImproperUniform, TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_metabayes.distributions.joint import check_sites, sample_latent
@@ -32,7 +33,7 @@ class Guide(Recorded, Program):
         sees_query_labels: whether `training_posterior` does; by default, whether the guide defines that method.
 
     Raises:
-        UsageError: the model lacks a capability in `requires`.
+        UsageError: the model lacks a capability in `requires`, or the guide does not define `posterior`.
     """
 
     transductive: bool = False
@@ -46,6 +47,10 @@ class Guide(Recorded, Program):
         cls.sees_query_labels = cls.training_posterior is not Guide.training_posterior
 
     def __init__(self, model: Model) -> None:
+        if type(self).posterior is Guide.posterior:
+            raise UsageError(
+                f"expected a guide that defines posterior(self, observed), got {type(self).__name__}; define it"
+            )
         super().__init__(name="guide")
         self._model = (model,)  # in a tuple, so that the parameters of the model are not registered
         for capability in self.requires:
@@ -95,6 +100,12 @@ class Guide(Recorded, Program):
         remedy = "return a Joint of them, or take a guide that is written for this model"
         check_sites(q, self.model.sites, "guide's distribution", remedy)
         expected = (data.num_tasks,), tuple(self.model.event_shape(data))
+        if not isinstance(q, TorchDistributionMixin):
+            kind = f"{type(q).__module__}.{type(q).__qualname__}"
+            raise UsageError(
+                f"expected the guide's distribution to be one of pyro.distributions, got {kind}; import it from "
+                "pyro.distributions"
+            )
         got = tuple(q.batch_shape), tuple(q.event_shape)
         if got != expected:
             raise UsageError(

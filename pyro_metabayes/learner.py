@@ -8,23 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_metabayes.backbone import Backbone
 from pyro_metabayes.build import PREFIXES
-from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.guide import Guide
 from pyro_metabayes.model import Model
 from pyro_metabayes.moved import current_shared_values
 from pyro_metabayes.objectives.objective import Objective
-from pyro_metabayes.prediction.arrays import task_of
-from pyro_metabayes.prediction.draws import draws_of
-from pyro_metabayes.prediction.features import Featured
-from pyro_metabayes.prediction.probabilities import Prediction, check_num_samples, prediction_of
-from pyro_metabayes.prediction.tensors import Array
+from pyro_metabayes.prediction.predicts import Predicts
 from pyro_metabayes.seeding import drawing, noise_of
 from pyro_metabayes.specification.assembly import Assembled
 from pyro_metabayes.specification.from_parts import (
@@ -38,11 +32,10 @@ from pyro_metabayes.storage.allowance import Allowance
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import expecting
 from pyro_metabayes.storage.weights import current_weights, refuse_other_weights, saved_learner
-from pyro_metabayes.validation.trained_on import TaskRange, warn_if_unfamiliar
-from pyro_metabayes.validation.values import validate
+from pyro_metabayes.validation.trained_on import TaskRange
 
 
-class MetaLearner(Assembled, Featured):
+class MetaLearner(Assembled, Predicts):
     """Everything that is trained, and everything that a prediction needs.
 
         model = few_shot_classifier.Model(heads.Cosine(), priors.Gaussian(num_weights=640))
@@ -86,6 +79,11 @@ class MetaLearner(Assembled, Featured):
         """*X, the shape of one input of the backbone."""
         return tuple(self._shared["input_shape"])
 
+    @property
+    def num_targets(self) -> int:
+        """Numbers of a label; 0: labels are classes."""
+        return int(self._shared.get("num_targets") or 0)
+
     @classmethod
     def from_specification(
         cls, specification: Mapping[str, Any], frozen: bool = True, prefixes: Sequence[str] = PREFIXES
@@ -111,41 +109,6 @@ class MetaLearner(Assembled, Featured):
                 means[name] = value.detach().mean()
                 means["loss"] = means["loss"] + value.mean()
         return means
-
-    def posterior_predictive(self, observed: Observed, num_samples: int) -> tuple[Tensor, TorchDistribution]:
-        """Samples w [L, T, *W] of the posterior (L = 1: a point mass), and p(y | x_query, w) [L, T, Q]."""
-        validate(observed, self.model)
-        return self.predictive_under(self.guide.posterior(observed), observed, num_samples)
-
-    def predictive_under(
-        self, distribution: TorchDistribution, observed: Observed, num_samples: int
-    ) -> tuple[Tensor, TorchDistribution]:
-        """As posterior_predictive, for any distribution of w."""
-        w = draws_of(distribution, num_samples)
-        return w, self.model.likelihood(w, observed.query_x, observed)
-
-    @torch.no_grad()
-    def predict(
-        self, support_x: Array, support_y: Array, query_x: Array, num_samples: int = 100, seed: int = 0
-    ) -> Prediction:
-        """Class probabilities of one task's query inputs, from one's own arrays; base classes, if any, stand last.
-
-        Args:
-            support_x: [S, *X], what the backbone takes: images (floats in [0, 1], or integers), or features.
-            support_y: [S], integers 0 to C - 1.
-            query_x: [Q, *X].
-            num_samples: number of draws of w over which probabilities are averaged.
-            seed: of these draws, in any thread; no global random state is read or changed.
-        """
-        check_num_samples(num_samples)
-        if self._shared.get("num_targets"):
-            raise UsageError("expected a learner of classes for predict, got one of numbers; use posterior_predictive")
-        like = next(self.parameters())  # there is always one, the head's scale
-        task = task_of(support_x, support_y, query_x, self.input_shape, self.backbone, like)
-        with noise_of(seed):
-            answer = prediction_of(lambda: self.posterior_predictive(self.embedded(task), num_samples)[1], like.dtype)
-        warn_if_unfamiliar(self.guide, self.trained_on, task)
-        return answer
 
     def save(self, path: Path | str, weights_only: bool = False) -> None:
         """Specification and weights, in one file that `load` reads; weights_only: for `load` with `into`.

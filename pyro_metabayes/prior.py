@@ -29,3 +29,6 @@ class Prior(Recorded, nn.Module):
 
     def start_at(self, w: Tensor) -> None:
         """Before training, move the mean to the weights [1, W]; no effect on a prior without a learned mean."""
+
+    def start_at_moments(self, mean: Tensor, covariance: Tensor) -> None:
+        """Before training, be the Gaussian of this mean [W] and covariance [W, W], as far as the family can."""

@@ -12,7 +12,8 @@ import numpy as np
 
 from pyro_metabayes.errors import UnfamiliarTasks, UsageError
 from pyro_metabayes.inference.capabilities import HasBaseClasses
-from pyro_metabayes.learner import MetaLearner, Prediction
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.prediction.probabilities import Prediction
 from pyro_metabayes.prediction.prototypes import SupportFrame, prototypical_networks
 from pyro_metabayes.prediction.scikit_learn_checks import failed_checks
 from pyro_metabayes.prediction.tensors import readable, readable_labels
@@ -104,7 +105,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self._prediction(self.learner_, self._validated(X, reset=False))
 
     def _prediction(self, learner: MetaLearner, X: np.ndarray) -> Prediction:
-        return learner.predict(self.support_x_, self.support_y_, self._framed(X), self.num_samples, self.seed_)
+        points = self.support_x_, self.support_y_, self._framed(X)
+        prediction = learner.predict(*points, self.num_samples, self.seed_)
+        assert isinstance(prediction, Prediction)
+        return prediction
 
     def _framed(self, X: np.ndarray) -> np.ndarray:
         return X if self.frame_ is None else self.frame_(X)

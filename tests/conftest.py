@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.commands import on_features, ran, write_features
 
 os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported, here or in a process that a test starts
 torch.set_num_threads(1)
+# A shell starts jobs in the background with SIGINT ignored, and processes that a test starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -418,7 +418,7 @@ FORMATS: dict[str, Format] = {
     "lying training state": Format(
         save_interrupted,
         "checkpoint.pt",
-        lambda folder: training_of(folder)._restore(),
+        lambda folder: training_of(folder)._begin(),
         loaded,
         torch_bytes,
     ),

@@ -27,6 +27,8 @@ WAY, FEATURES, TARGETS = 3, 5, 2
 BASE = 4  # base classes of the model that has any
 SMALL = {"num_hidden": 6, "num_components": 3, "rank": 2}  # sizes of networks and mixtures in tests
 
+FEW = {"num_steps": 12, "cleaning_steps": 12}  # steps of inner loops in tests
+
 
 def _configured(kind: str) -> dict[str, dict[str, Any]]:
     """Class and small sizes of every YAML of a kind, with the defaults of the constructor: a new file is tried."""
@@ -51,10 +53,12 @@ REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3}  # conjugate models, 
 GROUPED = {
     "hierarchical_regression": 3,
     "robust_regression": 3,
+    "generalised_regression": 3,
 }  # with weights of each task's own for the first NUM_RANDOM features
 NUM_RANDOM = 2
 ORDERED = {"ordinal": 2}  # whose labels are levels, numbers 0 to LEVELS - 1
 LEVELS = 4
+BINARY = ("generalised_regression",)  # whose labels are 0 and 1
 NETWORK = {"_target_": "models.neural_regression.Network", "hidden": [4, 3]}
 EITHER = ("platipus",)  # models of classes or of numbers, as the pair says
 
@@ -120,6 +124,11 @@ def with_levels(episodes: Episodes) -> Episodes:
     return replace(episodes, **{name: value.to(cutpoints) for name, value in levels.items()})
 
 
+def _halved(episodes: Episodes) -> dict[str, Tensor]:
+    """Levels 0 to 3 as 0 and 1."""
+    return {name: (getattr(episodes, name) > 1).to(episodes.query_x) for name in ("support_y", "query_y")}
+
+
 def are_levels(labels: Tensor) -> bool:
     """Whether labels are whole numbers: classes or levels."""
     return not labels.is_floating_point() or bool((labels == labels.floor()).all())
@@ -153,7 +162,10 @@ def tasks_like(episodes: Observed, seed: int) -> Episodes:
     if episodes.num_classes:
         return random_tasks(num_tasks, episodes.num_classes, features=features, seed=seed)
     numbers = random_regressions(num_tasks, features=features, targets=episodes.support_y.shape[-1], seed=seed)
-    return with_levels(numbers) if are_levels(episodes.support_y) else numbers
+    if not are_levels(episodes.support_y):
+        return numbers
+    levels = with_levels(numbers)
+    return levels if episodes.support_y.max() > 1 else replace(levels, **_halved(levels))
 
 
 def stream_of(episodes: Episodes) -> TaskStream:
@@ -226,7 +238,8 @@ class Pair:
     def _plain_tasks(self, num_tasks: int, seed: int) -> Episodes:
         if self.regression:
             numbers = random_regressions(num_tasks, features=self.features, targets=self.targets, seed=seed)
-            return with_levels(numbers) if self.model in ORDERED else numbers
+            levels = with_levels(numbers) if self.model in (*ORDERED, *BINARY) else numbers
+            return replace(levels, **_halved(levels)) if self.model in BINARY else levels
         return random_tasks(num_tasks, seed=seed)
 
     @property
@@ -244,7 +257,7 @@ class Pair:
         return bool(self.settings.get("inner_samples")) and self.settings.get("posterior") != "delta"
 
     def _of_model(self) -> dict[str, Any]:
-        regression = {"noise": 0.7} if self.regression and self.model not in ORDERED else {}
+        regression = {"noise": 0.7} if self.regression and self.model not in (*ORDERED, *BINARY) else {}
         regression = {"scale": 0.7, "df": 5.0} if self.model == "robust_regression" else regression
         observe = {} if self.observe == "query" else {"observe": self.observe}
         return regression | observe | self.model_settings
@@ -361,7 +374,7 @@ def _with_every_head(pair: Pair) -> list[Pair]:
     return [replace(pair, head=head) for head in HEADS]
 
 
-FOR_REGRESSIONS = {"guides.exact.Guide"}  # guides that need a conjugate model
+FOR_REGRESSIONS = {"guides.exact.Guide", "guides.partial_pooling.Guide"}  # guides of numbers
 
 
 def _as_configured(path: Path) -> Pair:
@@ -375,6 +388,7 @@ def _as_configured(path: Path) -> Pair:
         parts |= {key.rpartition("/")[2]: value for key, value in default.items() if "override" in key}
     parts |= {part: "none" for part in ("prior", "head") if part in content and content[part] is None}
     settings = {name: value for name, value in content["guide"].items() if name != "_target_"}
+    settings |= {name: min(settings[name], most) for name, most in FEW.items() if name in settings}
     guide = content["guide"]["_target_"].split(".")[1]
     model = {name: value for name, value in content.get("model", {}).items() if name != "observe"}
     if "dropout" in model:  # its masks have the points in them, masked ones too
@@ -440,6 +454,11 @@ def _of_groups() -> list[Pair]:
     pairs = [
         *(Pair("exact", "full_gaussian", observe=observe) for observe in ("query", "all")),
         *(Pair("savi", "full_covariance", settings={"shared": shared}) for shared in (True, False)),
+        *(
+            Pair("partial_pooling", "full_gaussian", observe=observe, settings={"num_hidden": 6})
+            for observe in ("query", "all")
+        ),
+        Pair("partial_pooling", "gaussian", observe="all"),
         Pair("savi", "count_aware"),
         Pair("mean_field", "full_gaussian"),
         Pair("mc", "full_covariance", objective="monte_carlo"),
@@ -456,11 +475,13 @@ def _of_other_likelihoods() -> list[Pair]:
         Pair("mean_field"),
         Pair("savi", "count_aware"),
         Pair("savi", "full_covariance", observe="all"),
+        Pair("partial_pooling", "full_gaussian", observe="all", settings={"num_hidden": 6}),
         Pair("maml", "flat", settings={**two, "learn_step_size": True}),
         Pair("mc", "count_aware", objective="monte_carlo"),
         Pair("sib", settings={**two, "initialisation": "global"}),
+        Pair("laplace", settings=two),
     ]
-    pairs = [replace(pair, model=model) for model in ("robust_regression", "ordinal") for pair in both]
+    pairs = [replace(pair, model=model) for model in ("robust_regression", "ordinal", *BINARY) for pair in both]
     return [*pairs, Pair("maml", "flat", "network", model="robust_regression", settings=two)]
 
 
@@ -510,5 +531,6 @@ def every_pair() -> list[Pair]:
     pairs += [Pair("proto", prior, head) for prior, head in product(("flat", "gaussian", "conditional"), HEADS)]
     pairs += [Pair("mean_field", objective=name) for name in OBJECTIVES]
     pairs += _of_regressions() + _of_descent() + _of_groups() + _of_base_classes() + _of_other_likelihoods()
+    pairs += [Pair("logistic_regression", head="linear", settings={"posterior": "laplace"})]
     pairs += [Pair("mean_field", model=model) for model in MODELS - {pair.model for pair in pairs}]
     return list({str(pair): pair for pair in pairs}.values())

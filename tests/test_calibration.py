@@ -16,6 +16,7 @@ from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
 from pyro_metabayes.data.sources.linear_gaussian import LinearGaussian
 from pyro_metabayes.diagnostics import calibration as its
 from pyro_metabayes.diagnostics.sbc import SIMULATIONS, Ranks, sbc_ranks, uniformity
+from pyro_metabayes.evaluation.evaluate import evaluate
 from pyro_metabayes.evaluation.scores import calibration_error, confidence_and_hits
 from pyro_metabayes.likelihoods.numbers import RealPredictions
 from tests.commands import call, ran
@@ -119,7 +120,7 @@ def test_no_posterior_sees_the_other_classes(pair: Pair) -> None:
 
 def test_entropy_tells_classes_apart_that_are_far_from_all_others() -> None:
     """Unseen queries are moved half-way between the classes that are known, or onto them."""
-    learner, episodes = Pair("proto", "flat").learner(), random_tasks(40, way=4, query=6)
+    learner, episodes = Pair("proto", "flat", "linear").learner(), random_tasks(40, way=4, query=6)
     means = torch.stack([episodes.support_x[t][episodes.support_y[t] < 3].mean(0) for t in range(40)])
     unseen = (episodes.query_y == 3).unsqueeze(-1)
     episodes.query_x = torch.where(unseen, means.unsqueeze(1), episodes.query_x)
@@ -220,6 +221,16 @@ def test_a_conditional_prior_keeps_its_support_set() -> None:
     ranks = sbc_ranks(pair.learner(), tasks(400))
     assert not uniformity(Ranks(ranks.names[:-1], ranks.values[:-1], ranks.num_draws)).flagged
     assert uniformity(sbc_ranks(pair.learner(), tasks(400), truth=LinearGaussian(1, 2, constant=True))).flagged
+
+
+def test_a_truth_over_another_latent_is_not_compared() -> None:
+    """The simulator knows the weights; the model has a scale too."""
+    pair = Pair("task_scale", model="task_scale")
+    learner, episodes, source = pair.learner(), pair.tasks(), LinearGaussian(3, 2)
+    metrics = evaluate(learner, episodes, seed=0, progress=False, truth=source).metrics
+    assert metrics["oracle_mse"] is None and metrics["coverage90_of_truth"] is None and metrics["mse"] > 0
+    with pytest.raises(UsageError, match=r"the latent of the model, of shape \[\d+\], got one of shape \[2, 3\]"):
+        sbc_ranks(learner, episodes, truth=source)
 
 
 def test_uniform_ranks_are_flagged_at_the_stated_rate() -> None:

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, O
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 import pyro_metabayes
-from pyro_metabayes import Bank, Episodes, MetaLearner, UsageError, evaluate, fit
+from pyro_metabayes import Bank, Episodes, MetaLearner, Observed, UsageError, evaluate, fit
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.evaluation.evaluate import EvalSettings
@@ -218,6 +218,25 @@ def test_optimisers_and_schedulers_that_do_not_fit_are_refused(tmp_path: Path) -
             trained(SAVI, rule, tmp_path)
 
 
+def test_an_optimiser_of_frozen_parameters_is_refused() -> None:
+    frozen = plain(frozen=True)
+    with refuses(r"^expected an optimiser of trained parameters, got only those of a frozen backbone; .*$"):
+        fit(frozen, random_tasks(4), random_tasks(4), steps=1, optimiser=SGD(frozen.backbone.parameters(), lr=0.1))
+
+
+def test_schedulers_that_end_too_early_or_wait_for_a_rise_are_refused() -> None:
+    learner = plain()
+    sgd = SGD(learner.parameters(), lr=0.1)
+    weights = weights_of(learner)
+    with refuses(
+        r"^expected a scheduler of at least 5 steps, as the training has, got OneCycleLR with total_steps=4; "
+    ):
+        fit(learner, random_tasks(4), val(), steps=5, optimiser=sgd, scheduler=OneCycleLR(sgd, 0.1, total_steps=4))
+    with refuses(r'^expected ReduceLROnPlateau with mode="min", as the NLL has to fall, got mode="max"; drop mode$'):
+        fit(learner, random_tasks(4), val(), steps=1, optimiser=sgd, scheduler=ReduceLROnPlateau(sgd, "max"))
+    assert differing(weights_of(learner), weights) == []
+
+
 # ---------------------------------------------------------------- accumulation
 
 
@@ -348,6 +367,26 @@ def test_tasks_that_are_none_are_refused() -> None:
         fit(learner, iter([random_tasks(4)]), val(), steps=2)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"learner": nn.Linear(1, 1)}, "learner to be a MetaLearner, got an object of type Linear; construct one with"),
+        ({"learner": MetaLearner}, "learner to be a MetaLearner, got the class MetaLearner; construct one with"),
+        ({"learner": None}, "learner to be a MetaLearner, got an object of type NoneType; construct one with"),
+        ({"steps": None}, "steps to be an integer >= 1, got None"),
+        ({"steps": True}, "steps to be an integer >= 1, got True"),
+        ({"batch_size": None}, "batch_size to be an integer >= 1, got None"),
+        ({"clip": "x"}, "clip to be a finite number >= 0, got 'x'"),
+        ({"callbacks": print}, "callbacks to be a list of functions, got <built-in function print>; pass"),
+        ({"callbacks": [3]}, r"callbacks to be a list of functions, got \[3\]; pass"),
+    ],
+    ids=str,
+)
+def test_arguments_of_other_types_are_refused(changed: dict[str, Any], message: str) -> None:
+    with refuses(rf"^expected {message}"):
+        fit(**{"learner": SAVI.learner(), "train": WatchedStream(), "val": val(), "steps": 1} | SMALL | changed)
+
+
 def test_an_evaluation_prints_as_a_table() -> None:
     evaluation = evaluate(SAVI.learner(seed=0), val(), EvalSettings(tasks=8, samples=2), progress=False)
     table = str(evaluation).splitlines()
@@ -407,14 +446,55 @@ def test_parts_that_cannot_be_built_are_refused() -> None:
         plain(prior=None)
     with refuses(r"^expected the shape of one input of the backbone, got none; pass input_shape=, such as .*$"):
         plain(input_shape=None)
-    with refuses(r"^expected guide to be a name, a class, a mapping with _target_, or an object .* got Linear; .*$"):
-        plain(guide=nn.Linear(1, 1))
+    for guide, got in ((nn.Linear(1, 1), "Linear"), (None, "NoneType")):
+        with refuses(
+            rf"^expected guide to be a name, a class, a mapping with _target_, or an object .* got {got}; .*$"
+        ):
+            plain(guide=guide)
     with refuses(r"^expected features \[N, D\] of inputs \[N, 3, 8, 8\], got \[1, 4, 6, 6\] for N = 1; end .*$"):
         plain(nn.Conv2d(3, 4, 3), input_shape=[3, 8, 8])
     with refuses(r"^expected a backbone of inputs \[N, 7\], got an error: mat1 and mat2 .*$"):
         plain(input_shape=[7])
     with refuses(r"^expected batch norm with running statistics in the backbone, .* take nn\.GroupNorm$"):
         plain(nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4, track_running_stats=False)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"normalize": False}, "unknown key 'normalize'; did you mean 'normalise'"),
+        ({"num_clases": 2}, "unknown key 'num_clases'; did you mean 'num_classes'"),
+        ({"lr": 3}, "unknown key 'lr'; MetaLearner.build takes: backbone, "),
+        ({"frozen": "yes"}, "expected frozen to be True or False, got 'yes'"),
+        ({"normalise": 3}, "expected normalise to be True or False, got 3"),
+        ({"particles": 0}, "expected particles to be an integer >= 1, got 0"),
+        *(({"num_classes": value}, "expected num_classes to be an integer >= 1, got") for value in (0, -1, "2", 2.5)),
+        *(({"input_shape": value}, "expected input_shape to be a list of integers >= 1") for value in (64, "5", [5.0])),
+    ],
+    ids=str,
+)
+def test_arguments_of_build_are_checked(changed: dict[str, Any], message: str) -> None:
+    with refuses(f"^{message}"):
+        plain(**changed)
+
+
+class Empty(pyro_metabayes.Guide):
+    """No posterior."""
+
+
+class OfTorch(pyro_metabayes.Guide):
+    """A posterior of torch, not of Pyro."""
+
+    def posterior(self, observed: Observed) -> Any:
+        means = pyro_metabayes.class_means(observed)
+        return torch.distributions.Independent(torch.distributions.Normal(means, 1.0), 2)
+
+
+def test_guides_of_users_that_do_not_fit_are_refused() -> None:
+    with refuses(r"^expected a guide that defines posterior\(self, observed\), got Empty; define it$"):
+        plain(guide=Empty, prior="gaussian")
+    with refuses(r"^expected the guide's distribution to be one of pyro\.distributions, got torch\.dist.*; import it "):
+        fit(plain(guide=OfTorch, prior="gaussian"), random_tasks(4), random_tasks(4), steps=1)
 
 
 def test_batch_norm_keeps_its_statistics_and_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -649,11 +729,11 @@ def test_the_names_are_of_the_package() -> None:
         pyro_metabayes.fitt  # noqa: B018
 
 
-def test_a_guide_with_its_own_optimiser_keeps_frozen_parameters() -> None:
-    """An optimiser of some parameters leaves the others as they are."""
+def test_an_optimiser_of_some_parameters_leaves_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     learner = plain(guide=proto.Guide)
     before = weights_of(learner)
     optimiser = SGD(learner.backbone.parameters(), lr=0.1)
     fit(learner, WatchedStream(), val(), steps=4, optimiser=optimiser, **SMALL)
     moved = differing(before, weights_of(learner))
     assert moved and all(name.startswith("backbone.") for name in moved)
+    assert "note: the optimiser does not have model.head.scale, model.head.bias, which stay" in capsys.readouterr().err

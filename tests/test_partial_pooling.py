@@ -21,8 +21,11 @@ from pyro_metabayes.experiments.partial_pooling.methods import (
     least_squares_effects,
     mean_distance,
 )
-from pyro_metabayes.models.priors import Conditional
-from tests.commands import call, ran
+from pyro_metabayes.guides.partial_pooling import Guide
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.models.hierarchical_regression import Model
+from pyro_metabayes.models.priors import Conditional, FullGaussian
+from tests.commands import call, ran, results_of
 from tests.pairs import random_regressions
 
 SIZES = (1, 1, 2, 3, 4, 5, 6, 8, 10, 12, 3, 4)
@@ -97,6 +100,88 @@ def test_partial_pooling_predicts_best_where_groups_differ(tmp_path: Path) -> No
     theory = {"pooled": 2.0, "unpooled": 1.5, "empirical Bayes": 4 / 3}  # variances of w and noise 1, two points
     for name, expected in theory.items():  # 400 residuals in 100 groups: sds of a variance near 10%
         assert (got[name] * groups.scale) ** 2 == pytest.approx(expected, rel=0.35)
+
+
+def balanced_table(path: Path, groups: int = 16) -> Path:
+    """Every group has the same six predictor values, a natural unit far from 0, intercept and slope of its own."""
+    noise = np.random.default_rng(3)
+    effects = noise.normal(size=(groups, 2)) @ [[2.0, 0.3], [0.0, 0.4]]
+    rows = [
+        f"g{group},{year},{60 + a + (0.2 + b) * (year - 1980) / 5 + 0.7 * noise.normal():.5f}"
+        for group, (a, b) in enumerate(effects)
+        for year in range(1960, 1990, 5)
+    ]
+    path.write_text("\n".join(["who,year,y", *rows]) + "\n")
+    return path
+
+
+BALANCED = ("data=groups", "data.path=t.csv", "data.group=who", "data.response=y", "data.predictors=[year]")
+BALANCED = (*BALANCED, "data.random=[intercept,year]", "guide=partial_pooling", "train.tasks_per_step=16")
+BALANCED = (*BALANCED, "eval.tasks=16", "train.validation_tasks=16")
+
+
+def test_training_starts_at_the_closed_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prior, noise and encoder: three points of a group are read as the closed form reads them."""
+    monkeypatch.chdir(tmp_path)
+    balanced_table(Path("t.csv"))
+    out = ran("run", *BALANCED, "train.steps=1", "train.learning_rate=1e-9", "hydra.run.dir=run").out
+    learner = MetaLearner.load("run")
+    groups = load("who", "y", ["year"], ["intercept", "year"], path="t.csv")
+    fitted = fit(groups.whole(), 2)
+    tasks = TaskStream(groups.sampler("test", TaskShape(way=1, shot=3, query=9)), 0, "test", block=16).batch(0, 16)
+    for observed in (tasks.observed(), groups.whole().pooled(), groups.whole().observed()):
+        got, exact = learner.guide.posterior(observed), fitted.effects(observed)
+        torch.testing.assert_close(got.mean.double(), exact.mean, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(precision_of(got).double(), precision_of(exact), rtol=5e-3, atol=1e-2)
+    values = results_of(Path("run"))["log_likelihood"]
+    assert values["learned"] == pytest.approx(values["closed_form"], abs=0.02) and "maximum likelihood" not in out
+
+
+def test_a_training_on_a_balanced_design_learns_to_read_three_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another start, and with three support points in training, which are data as the others are."""
+    monkeypatch.chdir(tmp_path)
+    balanced_table(Path("t.csv"))
+    settings = ("model.start=given", "train.steps=500", "train.learning_rate=3e-2", "task.shot=3")
+    ran("run", *BALANCED, *settings, "hydra.run.dir=run")
+    learner = MetaLearner.load("run")
+    groups = load("who", "y", ["year"], ["intercept", "year"], path="t.csv")
+    tasks = TaskStream(groups.sampler("test", TaskShape(way=1, shot=3, query=9)), 0, "test", block=16).batch(0, 16)
+    got, exact = learner.guide.posterior(tasks.observed()), fit(groups.whole(), 2).effects(tasks.observed())
+    assert (got.mean - exact.mean).abs().mean() < 0.03
+    values = results_of(Path("run"))["log_likelihood"]
+    assert values["learned"] > values["closed_form"] - 0.5
+
+
+def test_a_prior_that_is_not_that_of_maximum_likelihood_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    balanced_table(Path("t.csv"))
+    out = ran("run", *BALANCED, "model.start=given", "train.steps=2", "hydra.run.dir=run").out
+    assert "note: the learned prior is not that of maximum likelihood: log likelihood -" in out
+    conditional = ("guide=savi", "train.steps=2", "task.shot=3")
+    out = ran("run", *BALANCED, *conditional, "hydra.run.dir=other").out
+    assert "note: the prior of this run is that of a group of which 3 points are known" in out
+
+
+def test_the_loss_of_subsets_trains_the_encoder_alone_and_ends_at_the_exact_posterior() -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    prior = FullGaussian(num_weights=2, scale=0.7)
+    model = Model(prior, num_targets=1, num_features=3, num_weights=2, noise=0.5, observe="all")
+    guide = Guide(model, num_features=3, num_weights=2, num_targets=1)
+    guide.start_at(torch.zeros(3), 0.5)
+    episodes = random_regressions(5, 4, 5, features=3, targets=1)
+    guide.regulariser(episodes)["subset_loss"].sum().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for parameter in (guide.direction.weight, guide.value.weight):
+        torch.testing.assert_close(parameter.grad, torch.zeros_like(parameter), rtol=0, atol=1e-9)
+    torch.nn.init.normal_(guide.value.weight)
+    guide.zero_grad()
+    guide.regulariser(episodes)["subset_loss"].sum().backward()
+    assert guide.value.weight.grad is not None and guide.value.weight.grad.abs().min() > 1e-3
 
 
 @pytest.mark.slow

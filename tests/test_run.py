@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pyro_metabayes import MetaLearner
+from pyro_metabayes import MetaLearner, UnfamiliarTasks
 from pyro_metabayes.data.sources.omniglot import vinyals_split
 from tests.commands import (
     ROOT,
@@ -99,7 +99,11 @@ def regression_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("guide", [guide for guide in names("guide") if guide not in ZERO_SHOT])
 def test_every_guide_runs(guide: str, features: Path) -> None:
-    numbers = {"exact": "gaussian_mean", "leo_regression": "sine_and_line"}  # what has no classes
+    numbers = {
+        "exact": "gaussian_mean",
+        "leo_regression": "sine_and_line",
+        "task_scale": "linear_regression",
+    }  # what has no classes
     data = [f"data={numbers[guide]}", *SMALL] if guide in numbers else on_features(features)
     data += FEW_BASE if guide == "attention" else ()
     ran("run", *data, f"guide={guide}", "hydra.run.dir=run", "train.steps=2")
@@ -138,6 +142,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
         "few_shot_classifier",
         "gaussian_mean",
         "hierarchical_regression",
+        "laplacian_shot",
         "leo",
         "linear_regression",
         "lwof",
@@ -145,6 +150,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
         "ordinal",
         "platipus",
         "robust_regression",
+        "task_scale",
     }
     assert set(names("model")) == models
     of_classes = {"cifar_fs", "fc100", "features", "gaussian_classes", "gaussian_features", "glyphs", "omniglot"}
@@ -417,7 +423,7 @@ KEYS = {
         (*OF_BASE_CLASSES, "kl_variational_bound", "kl_convexity_bound", *BY_SITE), lambda value: value is None
     ),
     "active_dimensions": is_count,
-    **dict.fromkeys(("by_step", "information"), lambda value: value is None),
+    **dict.fromkeys(("by_step", "information", "constant_rmse"), lambda value: value is None),
     "query_counts": lambda value: value == [],
     **dict.fromkeys(("query_concentration", "query_balanced", "feature_noise"), lambda value: value == 0),
     **dict.fromkeys(("seconds", "episodes_per_second"), is_of_training_and_evaluation),
@@ -776,7 +782,8 @@ def one_task(features: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 
 def test_a_run_predicts_from_arrays(finished: Path, features: Path) -> None:
     support_x, support_y, query_x, query_y = one_task(features)
-    prediction = MetaLearner.load(finished).predict(support_x, support_y, query_x)
+    with pytest.warns(UnfamiliarTasks, match=r"3 shots \(trained on 1\)"):
+        prediction = MetaLearner.load(finished).predict(support_x, support_y, query_x)
     probabilities = prediction.probabilities.numpy()
     assert probabilities.shape == prediction.spread.shape == (50, 5)
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
@@ -790,7 +797,8 @@ def test_a_run_is_a_scikit_learn_classifier(finished: Path, features: Path) -> N
     support_x, support_y, query_x, query_y = one_task(features)
     names = np.array(["ant", "bee", "cow", "dog", "elk"])
     classifier = FewShotClassifier(learner=finished, random_state=0).fit(support_x, names[support_y])
-    assert classifier.score(query_x, names[query_y]) > 0.8
+    with pytest.warns(UnfamiliarTasks, match=r"3 shots \(trained on 1\)"):
+        assert classifier.score(query_x, names[query_y]) > 0.8
 
 
 def test_load_takes_the_best_learner(resumed: Path) -> None:

@@ -27,7 +27,7 @@ from pyro_metabayes.evaluation.scores import (
     masked_mean,
     scores_of,
 )
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.seeding import drawing, noise_of
 from tests.pairs import HEADS, Pair, random_tasks, stream_of
 
 SAMPLES, TASKS, QUERIES, WAY = 4, 3, 5, 3
@@ -297,7 +297,7 @@ def test_noise_of_leaves_the_global_stream_alone() -> None:
     torch.manual_seed(1)
     expected = torch.randn(3)
     torch.manual_seed(1)
-    with noise_of(99):
+    with noise_of(99), drawing():
         torch.randn(7)
     assert torch.equal(torch.randn(3), expected)
 

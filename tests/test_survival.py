@@ -25,8 +25,8 @@ from omegaconf import flag_override
 
 from pyro_metabayes import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
-from pyro_metabayes.experiments.cli.lock import alone_in
 from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.lock import alone_in
 from tests.commands import (
     ROOT,
     call,
@@ -62,7 +62,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_a_folder_in_which_another_run_works_is_refused(features: Path) -> None:
     """Even before there is anything in it that a run would be known by, and nothing of it is touched."""
-    with alone_in(made(Path("run"))):
+    with alone_in(made(Path("run")), "name another folder"):
         Path("run/metrics.jsonl").write_text("")
         before = contents(Path("run"))
         error = call("run", *on_features(features), "guide=proto", "hydra.run.dir=run").error
@@ -73,7 +73,7 @@ def test_a_folder_in_which_another_run_works_is_refused(features: Path) -> None:
 
 def test_a_resume_of_a_run_that_works_is_refused(copied: Path) -> None:
     before = contents(copied)
-    with alone_in(copied):
+    with alone_in(copied, "name another folder"):
         assert "; wait for it, or name another folder" in call("run", f"resume={copied}").error
     assert contents(copied) == before
 
@@ -93,7 +93,7 @@ def test_a_file_system_without_locks_gets_a_note(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with alone_in(tmp_path):
+    with alone_in(tmp_path, "name another folder"):
         reason = os.strerror(number)
         expected = f"note: {tmp_path} cannot be locked ({reason}): start no second run in it\n"
         assert capsys.readouterr().err == expected

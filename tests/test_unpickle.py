@@ -125,5 +125,5 @@ def test_damaged_pickles_are_named() -> None:
 def test_keys_become_text() -> None:
     assert text_keys({b"data": 1, "labels": 2}, "it", "data", "labels") == {"data": 1, "labels": 2}
     for value, got in (({"other": 1}, "other"), ([1], "list")):
-        with pytest.raises(UsageError, match=f"a dictionary with 'data' in it, got {got}; take"):
+        with pytest.raises(UsageError, match=f"a dictionary with 'data' in it, got {got}; download"):
             text_keys(value, "it", "data")

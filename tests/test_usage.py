@@ -37,6 +37,7 @@ def test_the_usage_explains_the_settings(name: str, explained: tuple[str, str]) 
     assert " ".join(explained) in " ".join(call(name, "--help").out.split())
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # other tests import commands
 @pytest.mark.parametrize("name", ["gold", "run", "verify"])
 def test_an_installed_command_is_called_by_its_installed_name(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -25,6 +25,7 @@ SUITED = {  # guides that are not for few-shot classes; partial_pooling takes gr
     "exact": ("data=linear_regression",),
     "leo_regression": ("data=sine_and_line",),
     "partial_pooling": ("data=linear_regression", "model=hierarchical_regression", "task.shot=0"),
+    "task_scale": ("data=linear_regression",),
 }
 SMALL = ("+data.num_features=16", "task.query=3")  # of classification, in toy size
 NUM_RANDOM, BASE_CLASSES, BASE_QUERIES, KEPT = 2, 20, 15, 0.7

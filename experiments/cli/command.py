@@ -23,7 +23,6 @@ from pyro_metabayes.device import keep_freed_memory
 from pyro_metabayes.errors import Interrupted, UsageError, printable
 from pyro_metabayes.experiments.cli.arguments import hydra_arguments
 from pyro_metabayes.experiments.cli.config import register
-from pyro_metabayes.experiments.cli.lock import alone_in
 from pyro_metabayes.experiments.cli.messages import MISTAKES, masks_interrupt, one_line, raised_in_composition
 from pyro_metabayes.experiments.cli.one_line_warnings import one_line_warnings
 from pyro_metabayes.experiments.cli.sweeps import (
@@ -36,11 +35,13 @@ from pyro_metabayes.experiments.cli.sweeps import (
 )
 from pyro_metabayes.experiments.cli.usage import asks_for_help, usage_of_configuration
 from pyro_metabayes.storage.checkpoint import write_atomically
+from pyro_metabayes.storage.lock import alone_in
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
 from pyro_metabayes.training.interruption import SIGNALS
 
 CONF = str(Path(__file__).parents[1] / "conf")
 NOTHING_KEPT = "interrupted; nothing of the unfinished work was kept but the cache: backbones, features, converted data"
+ANOTHER_FOLDER = "name another folder: hydra.run.dir=DIR (of a sweep hydra.sweep.dir=DIR)"
 INTERRUPTED = 130  # the shell's code for a program that SIGINT ended
 
 
@@ -141,7 +142,7 @@ def _in_clean_folder(task: Callable[[Path], object]) -> None:
     """Call the task with its folder locked; remove the folder if the task wrote nothing."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        with alone_in(folder):
+        with alone_in(folder, ANOTHER_FOLDER):
             _in_locked_folder(task, folder)
     finally:
         if not folder.is_dir():

@@ -25,6 +25,7 @@ from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of, within
 from pyro_metabayes.training.data_parallel import refuse_unequal_shards
 from pyro_metabayes.training.optimisation import TrainSettings
+from pyro_metabayes.validation.same_training import FIT
 
 
 @dataclass
@@ -128,7 +129,7 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
         if not equals or ("." not in key and key not in ("seed", "device", "threads")):
             raise UsageError(f"a saved run keeps its parts; expected settings like train.steps=4000, got '{override}'")
     saved = checkpoint.load(within(folder, "checkpoint.pt")).get("config")
-    if not isinstance(saved, dict) or not saved:
+    if not isinstance(saved, dict) or not saved or FIT in saved:
         raise UsageError(f"expected the checkpoint of a run in {folder}, got one without a configuration")
     texts = [override for override in overrides if key_of(override) in LITERALS]
     others = [override for override in overrides if override not in texts]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.compare.plots import draw
-from pyro_metabayes.experiments.runs.comparison import differences_row, scores_row, unpaired_note
+from pyro_metabayes.experiments.runs.comparison import differences_row, scores_row, unpaired_note, with_meaning
 from pyro_metabayes.experiments.runs.finished_runs import Run, find_runs, group_by_label
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
 from pyro_metabayes.storage.paths import user_path
@@ -25,7 +25,8 @@ def tables(groups: Groups) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     for (task, label), runs in groups.items():
         scores.append(scores_row(task, label, runs))
         paired.append(differences_row(task, label, runs, first.setdefault(task, runs)))
-    return scores, paired
+    every = [run for runs in groups.values() for run in runs]
+    return with_meaning(scores, every), with_meaning(paired, every)
 
 
 def notes(groups: Groups) -> list[str]:

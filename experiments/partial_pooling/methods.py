@@ -48,7 +48,7 @@ class GroupEstimates:
 
 
 @dataclass(frozen=True)
-class _Standardised:
+class StandardisedEstimates:
     """Estimates of weights of the standardised columns.
 
     coefficients: [D]; covariance: [R, R], of the random effects over groups.
@@ -61,7 +61,7 @@ class _Standardised:
     effects: Tensor
     effects_covariance: Tensor
 
-    def in_units(self, groups: Groups, log_likelihood: float) -> GroupEstimates:
+    def in_units(self, groups: Groups, log_likelihood: float | None = None) -> GroupEstimates:
         """The same in the units of the file, the intercept at x = 0."""
         scales, shared = groups.scales, self.coefficients[groups.num_random :]
         covariance = scales.covariance_in_units(self.covariance)
@@ -87,7 +87,9 @@ def _correlation(covariance: Tensor) -> float | None:
 def estimates_from_fit(groups: Groups, estimates: MixedEffects) -> GroupEstimates:
     """A closed form, and the effects of each group given its estimates."""
     of_groups = _moments(estimates.effects(groups.whole().pooled()))
-    standardised = _Standardised(estimates.coefficients, estimates.covariance, estimates.noise.item(), *of_groups)
+    standardised = StandardisedEstimates(
+        estimates.coefficients, estimates.covariance, estimates.noise.item(), *of_groups
+    )
     return standardised.in_units(groups, estimates.log_likelihood)
 
 
@@ -114,7 +116,7 @@ def estimates_from_run(folder: Path) -> GroupEstimates:
     objective = Elbo(kl="analytic")
     with seeded(0):
         bounds = [-objective.terms(model, learner.guide, episodes).loss.item() for _ in range(BOUNDS)]
-    standardised = _Standardised(coefficients.double(), covariance, model.noise.item(), *of_groups)
+    standardised = StandardisedEstimates(coefficients.double(), covariance, model.noise.item(), *of_groups)
     return standardised.in_units(groups, sum(bounds) / BOUNDS)
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.base_novel import BaseNovelSampler
 from pyro_metabayes.data.holdout import held_out_rows, without_rows
+from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.stream import Source, context_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
+from pyro_metabayes.inference.capabilities import StartsAtEstimates
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.pretraining import embed_bank, pretrain
 
@@ -61,7 +63,18 @@ def build_learner(config: Config, data: Bank | Source, source: Source, num_class
     _refuse_base_classes_without_model(config, learner, source)
     _refuse_tasks_without_shared_classes(config, learner, data)
     _refuse_transforms_without_bank(config, learner, data)
+    _refuse_other_family(config, learner, source)
     return learner
+
+
+def start_at_closed_form(learner: MetaLearner, source: Source) -> None:
+    """Start at maximum likelihood where data and model have it in closed form (model.start=closed_form)."""
+    model = learner.model
+    if isinstance(source, Groups) and isinstance(model, StartsAtEstimates) and model.start == "closed_form":
+        estimates = source.estimates()
+        for part in (model, learner.guide) if estimates else ():
+            if isinstance(part, StartsAtEstimates):
+                part.start_at_estimates(estimates)
 
 
 def pretrain_learner(config: Config, learner: MetaLearner, bank: Bank, device: torch.device) -> Bank:
@@ -127,4 +140,13 @@ def _refuse_transforms_without_bank(config: Config, learner: MetaLearner, data: 
         raise UsageError(
             f"expected a bank of features for backbone.power and backbone.centre, got data="
             f"{config.choices.get('data')}, which draws its features; set backbone.power=1 and backbone.centre=false"
+        )
+
+
+def _refuse_other_family(config: Config, learner: MetaLearner, source: Source) -> None:
+    """The response of groups that is not Gaussian has one model, and is not standardised for another."""
+    if isinstance(source, Groups) and source.family != getattr(learner.model, "family", "gaussian"):
+        raise UsageError(
+            f"expected model=generalised_regression for data.family={source.family}, got model="
+            f"{config.model['_target_']}; set both, or neither"
         )

@@ -14,7 +14,10 @@ DIFFERENCES = {  # title, factor, digits
     "accuracy": ("accuracy gain, points", 100, 1),
     "nll": ("NLL difference", 1, 4),
     "joint_nll": ("joint NLL difference", 1, 4),
+    "mse": ("squared error difference", 1, 4),
 }
+OF_CLASSES = ("accuracy %", "transductive %", "ECE", "accuracy gain, points")  # columns without a meaning for numbers
+OF_NUMBERS = ("RMSE", "squared error difference")  # and for classes
 
 
 def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
@@ -38,6 +41,7 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
         # Two columns: transductive and inductive accuracies are not comparable.
         "accuracy %": "-" if transductive else accuracy,
         "transductive %": accuracy if transductive else "-",
+        "RMSE": "-" if "accuracy" in scores else number(mean_over_seeds(runs, "rmse")),
         "NLL": f"{scores['nll'].mean():.3f} +- {ci95_of(scores['nll']):.3f}",
         "joint NLL": f"{scores['joint_nll'].mean():.3f} +- {ci95_of(scores['joint_nll']):.3f}",
         "ECE": number(mean_over_seeds(runs, "ece")),
@@ -73,3 +77,10 @@ def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[
             gain = factor * np.concatenate([scores - baseline for scores, baseline in pairs])
             row[title] = f"{gain.mean():+.{digits}f} +- {ci95_of(gain):.{digits}f}"
     return row
+
+
+def with_meaning(rows: Sequence[dict[str, str]], runs: Sequence[Run]) -> list[dict[str, str]]:
+    """The rows without the columns that none of the runs has, since it is of classes or of numbers."""
+    of_classes = {"accuracy" in run.per_task for run in runs}
+    left_out = (() if True in of_classes else OF_CLASSES) + (() if False in of_classes else OF_NUMBERS)
+    return [{name: cell for name, cell in row.items() if name not in left_out} for row in rows]

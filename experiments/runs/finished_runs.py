@@ -18,7 +18,7 @@ from pyro_metabayes.experiments.runs.tables import task_name
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, reason_of
 
-SCORES = ("accuracy", "nll", "joint_nll")
+SCORES = ("accuracy", "nll", "joint_nll", "mse")
 QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
 # Fields that determine the tasks of a run, beside the data and their settings.
 TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")
@@ -128,11 +128,19 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield prefix + name, value
 
 
+def _used(settings: dict[str, Any], run: Run) -> dict[str, Any]:
+    """Without those that had no effect: a regression pretrains nothing and has one class."""
+    if "accuracy" in run.per_task:
+        return settings
+    idle = ("pretrain.", "task.way", "task.query_", "task.base_query", "task.train_query")
+    return {name: value for name, value in settings.items() if not name.startswith(idle)}
+
+
 def labels(runs: Sequence[Run]) -> list[str]:
     """The guide of each run, and the settings that differ between runs of that guide on that task."""
     by_guide = defaultdict(list)
     configs = [{k: v for k, v in run.results["config"].items() if k not in WITHOUT_MEANING} for run in runs]
-    settings = [dict(flatten(config)) for config in configs]
+    settings = [_used(dict(flatten(config)), run) for config, run in zip(configs, runs, strict=True)]
     for run, setting in zip(runs, settings, strict=True):
         by_guide[run.results["guide"], run.task].append(setting)
     names = []

@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.experiments.cli.choices import rates_of_choices
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.experiments.runs.tasks import HasNotes
 from pyro_metabayes.training.optimisation import idle_rates
+
+FAR_BELOW = 2.0  # nats: a likelihood-ratio test of one parameter at 5%
 
 
 def print_notes(setup: RunSetup) -> None:
@@ -21,6 +24,18 @@ def print_notes(setup: RunSetup) -> None:
     if isinstance(source := setup.tasks.source, HasNotes):
         for note in source.notes:
             print(f"note: {note}", flush=True)
+
+    _note_conditional_prior(setup)
+
+
+def _note_conditional_prior(setup: RunSetup) -> None:
+    model, shot = setup.learner.model, setup.config.task.shot
+    if isinstance(setup.tasks.source, Groups) and shot and model.given_support:
+        print(
+            f"note: the prior of this run is that of a group of which {shot} points are known; means and sds of the "
+            "groups are not learned: train with task.shot=0, and set task.shot in the evaluation",
+            flush=True,
+        )
 
 
 def note_poor_result(results: Mapping[str, Any]) -> None:
@@ -40,4 +55,14 @@ def _note_useless_regression(rmse: float, constants: Mapping[str, float]) -> Non
         print(
             f"note: no better than the {name.replace('_', ' ')} (RMSE {rmse:.3f}, against {best:.3f}): the predictors "
             "do not help, or the training is too short (train.steps)"
+        )
+
+
+def note_low_likelihood(results: Mapping[str, Any]) -> None:
+    """A note about a prior that is far from maximum likelihood on the groups that it was learned from."""
+    values = results["log_likelihood"]
+    if values and values["learned"] < values["closed_form"] - FAR_BELOW:
+        print(
+            f"note: the learned prior is not that of maximum likelihood: log likelihood {values['learned']:.1f} on the "
+            f"training groups, {values['closed_form']:.1f} in closed form; raise train.steps, or train with task.shot=0"
         )

@@ -21,6 +21,7 @@ import pyro_metabayes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.experiments.cli.config import Config
+from pyro_metabayes.experiments.runs.closed_form import log_likelihoods
 from pyro_metabayes.experiments.runs.finished_runs import flatten
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.inference.capabilities import HasBaseClasses
@@ -46,6 +47,8 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
         "tasks": config.eval.tasks,
         **metrics,
         "constant_rmse": setup.tasks.constant_rmse(),
+        "log_likelihood": log_likelihoods(setup),
+        "response": setup.tasks.response(),
         "objective": learner.objective.name if evaluation.metrics["elbo"] is not None else "predictive",
         "transductive": learner.guide.transductive,
         "steps": config.train.steps,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.placement import place_bank
+from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.data.task_shape import BLOCK
 from pyro_metabayes.device import device_of
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.runs.build_learner import build_learner, pretrain_learner
+from pyro_metabayes.experiments.runs.build_learner import build_learner, pretrain_learner, start_at_closed_form
 from pyro_metabayes.experiments.runs.tasks import (
     EstimatesSettings,
     RunTasks,
@@ -23,6 +28,14 @@ from pyro_metabayes.experiments.runs.tasks import (
 )
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.specification.parts import check_parts
+
+
+@runtime_checkable
+class CentresFeatures(Protocol):
+    """A guide that subtracts the mean feature of the training classes."""
+
+    def centre_at(self, mean: Tensor) -> None:
+        """Before training, set the mean feature [D]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +71,26 @@ def set_up(config: Config, num_classes: int | None = None, training: bool = True
     refuse_impossible(config, source, training)
     learner = build_learner(config, data, source, num_classes)
     if training:
+        start_at_closed_form(learner, source)
         note_narrower_validation(config, source, learner)
     if isinstance(data, Bank):
         bank = pretrain_learner(config, learner, data, device)
         source = source_of(config, place_bank(bank, device, config.place))
-    return RunSetup(config.with_absolute_path(), device, learner, RunTasks(config, source, device), fingerprint)
+    tasks = RunTasks(config, source, device)
+    if training and isinstance(learner.guide, CentresFeatures):
+        if not config.frozen:
+            guide = config.choices.get("guide")
+            raise UsageError(
+                f"expected a frozen backbone for guide={guide}, whose mean feature is fixed, got "
+                "backbone.frozen=false; set backbone.frozen=true"
+            )
+        learner.guide.centre_at(_mean_feature(tasks.stream("train")))
+    return RunSetup(config.with_absolute_path(), device, learner, tasks, fingerprint)
+
+
+def _mean_feature(stream: TaskStream) -> Tensor:
+    """Mean feature [D] of the points of the first block of training tasks, which simulators have too."""
+    episodes = stream.batch(0, BLOCK)
+    points = torch.cat((episodes.support_x, episodes.query_x), dim=1)
+    weights = torch.cat((episodes.support_mask, episodes.query_mask), dim=1).unsqueeze(-1)
+    return (points * weights).sum((0, 1)) / weights.sum()

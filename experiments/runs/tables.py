@@ -57,7 +57,7 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
         "data": f"{results['data']} {results['split']}",
         "task": f"{task}, {queries}",
         **_accuracies(results),
-        "NLL": number(results["nll"]),
+        _log_score_title(results): number(results["nll"]),
         "joint NLL": number(results["joint_nll"]),
         **({"ECE": number(results["ece"])} if of_classes else {"coverage 90%": number(results["coverage90"])}),
         "ELBO": number(results["elbo"], 1),
@@ -67,14 +67,27 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _log_score_title(results: Mapping[str, Any]) -> str:
+    response = results.get("response")
+    return f"NLL (nats, sd of {response['name']})" if response else "NLL"
+
+
 def _accuracies(results: Mapping[str, Any]) -> dict[str, str]:
     """Accuracy; the four accuracies of a run with base classes; RMSE of a regression."""
     if results["accuracy"] is None:
-        return {"RMSE": number(results["rmse"])}
+        return _errors(results["rmse"], results.get("response"))
     if results.get("novel") is None:
         return {"accuracy %": per_cent(**results["accuracy"])}
     names = {"novel %": "novel", "base %": "base", "both %": "both", "base over all %": "base_over_all"}
     return {title: per_cent(**results[name]) for title, name in names.items()}
+
+
+def _errors(rmse: float, response: Mapping[str, Any] | None) -> dict[str, str]:
+    """RMSE; for data=groups in standard deviations of the response, and in its unit."""
+    if response is None:
+        return {"RMSE": number(rmse)}
+    unit = response["name"]
+    return {f"RMSE (sd of {unit})": number(rmse), f"RMSE ({unit})": f"{rmse * response['sd']:.4g}"}
 
 
 def text_table(rows: Sequence[Row]) -> str:

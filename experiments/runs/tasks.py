@@ -105,6 +105,13 @@ class RunTasks:
         parts = [self.source.constant_errors(stream.batch(start, min(start + BLOCK, number))) for start in starts]
         return {name: torch.cat([part[name] for part in parts]).mean().sqrt().item() for name in parts[0]} or None
 
+    def response(self) -> dict[str, Any] | None:
+        """Name of the response and its sd, by which the labels of the tasks are divided; None if they are not."""
+        source = self.source
+        if not isinstance(source, Groups) or source.family != "gaussian":
+            return None
+        return {"name": source.scales.columns[-1], "sd": source.scale}
+
     @property
     def truth(self) -> KnownTruth | None:
         """The simulator, where it has a known p(w | observed)."""

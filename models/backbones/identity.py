@@ -67,4 +67,5 @@ class Backbone(pyro_metabayes.Backbone):
         """Before training, set the mean to that of the transformed inputs [n, D] of all batches, if `centre`."""
         if self.centre:
             features = [self._scaled(batch).double() for batch in batches]
-            self.mean.copy_(sum(part.sum(0) for part in features) / sum(map(len, features)))
+            total = torch.stack([part.sum(0) for part in features]).sum(0)
+            self.mean.copy_(total / sum(map(len, features)))

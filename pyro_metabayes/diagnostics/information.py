@@ -27,8 +27,7 @@ from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.evaluation.scores import masked_mean
 from pyro_metabayes.inference.divergences import closed_form_kl, has_density, innermost
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.prediction.draws import draws_of
-from pyro_metabayes.prediction.moments import kl_from_draws, pooled_error
+from pyro_metabayes.prediction.moments import draws_of, kl_from_draws, pooled_error
 
 
 @runtime_checkable

@@ -83,6 +83,11 @@ def simulate(learner: MetaLearner, episodes: Episodes, truth: KnownTruth | None)
     p: TorchDistribution = model.prior(observed)
     if truth is not None:
         p = truth.truth(_without_support(observed))
+        if p.event_shape != (shape := model.event_shape(observed)):
+            raise UsageError(
+                f"expected a simulator with the latent of the model, of shape {list(shape)}, got one of shape "
+                f"{list(p.event_shape)}; take prior=learned"
+            )
     elif not has_density(p):
         raise UsageError("expected a prior that w can be drawn from, got a flat one; take another prior")
     w = p.sample()

@@ -17,13 +17,14 @@ from pyro_metabayes.data.stream import KnownTruth, TaskStream
 from pyro_metabayes.diagnostics import collapse
 from pyro_metabayes.diagnostics.collapse_metrics import Spread
 from pyro_metabayes.diagnostics.information import information
-from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import BatchScores, Evaluation
 from pyro_metabayes.evaluation.inner_steps import scores_by_step
 from pyro_metabayes.evaluation.scores import SCORES
 from pyro_metabayes.evaluation.task_scores import task_scores
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.model import Model
 from pyro_metabayes.seeding import noise_of
 from pyro_metabayes.training.progress import counted
 from pyro_metabayes.validation.trained_on import warn_if_unfamiliar
@@ -72,7 +73,7 @@ def evaluate(
         seed: of all draws of w; no global random state is read or changed. Threads wait for each other.
         progress: whether to show the progress.
         truth: the exact posterior of simulated tasks. With it the fit is measured too (`against_truth`), and
-            oracle_mse is the mse of the exact posterior mean.
+            oracle_mse is the mse of the exact posterior mean. Both are null where the model has another latent.
         doubled: tasks with twice the queries, for the bounds that settings.information asks for; null without it.
 
     Returns:
@@ -156,16 +157,22 @@ def score_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: K
     """
     observed = episodes.observed()
     posterior = learner.guide.posterior(observed)
-    exact = None if truth is None else truth.truth(observed)
+    exact = _exact(learner.model, observed, truth)
     scores = task_scores(learner, episodes, posterior, samples, SCORES, exact)
     sees_labels = learner.guide.sees_query_labels  # otherwise both posteriors are equal
     training = learner.guide.training_posterior(episodes) if sees_labels else posterior
     spreads = collapse.prior_spread(learner, observed, samples) | collapse.posterior_spread(learner, episodes, training)
     if exact is not None:
         spreads |= collapse.against_truth(posterior, exact)
-    if truth is not None and sees_labels:
+    if truth is not None and exact is not None and sees_labels:
         spreads |= _training_fit(training, truth.truth(episodes.pooled()))
     return BatchScores(scores, spreads)
+
+
+def _exact(model: Model, observed: Observed, truth: KnownTruth | None) -> TorchDistribution | None:
+    """The exact posterior over the latent of the model; None where the truth is over another one, of another shape."""
+    exact = None if truth is None else truth.truth(observed)
+    return None if exact is None or exact.event_shape != model.event_shape(observed) else exact
 
 
 def _training_fit(training: TorchDistribution, exact: TorchDistribution) -> Spread:

@@ -19,8 +19,7 @@ from pyro_metabayes.likelihoods.classes import BaseNovelPredictions, ClassPredic
 from pyro_metabayes.likelihoods.numbers import IntegratedPredictions
 from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
 from pyro_metabayes.model import Model
-from pyro_metabayes.prediction.draws import draws_of
-from pyro_metabayes.prediction.moments import mean_of
+from pyro_metabayes.prediction.moments import draws_of, mean_of
 
 
 def task_scores(

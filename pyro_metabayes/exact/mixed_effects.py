@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.conjugate import posterior_of_rows
 
+LEAST_NOISE = 1e-4  # in standard deviations of the response; below, the effects fit every point
 STARTS = (1.0, 0.3, 0.1)  # of sd / noise; several, since the gradient is 0 at L = 0, where a long first step may end
 
 
@@ -98,6 +100,21 @@ def fit(episodes: Episodes, num_random: int, restricted: bool = False, diagonal:
     return MixedEffects(
         coefficients, variance * errors, variance * found @ found.mT, variance.sqrt(), -0.5 * deviance.item()
     )
+
+
+def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor) -> Tensor:
+    """(x^T V^-1 x)^-1 [D, D], the covariance of the coefficients estimated at this covariance [R, R] and noise."""
+    factor = torch.linalg.cholesky(covariance.double()) / noise.double()
+    return noise.double() ** 2 * _deviance(sums_of(episodes, len(covariance)), factor, False)[3]
+
+
+def maximum_of(episodes: Episodes, num_random: int, diagonal: bool = False) -> MixedEffects | None:
+    """As `fit`, for a response in standard deviations; None if the likelihood is not bounded, or points are too few."""
+    with suppress(UsageError, torch.linalg.LinAlgError):
+        found = fit(episodes, num_random, diagonal=diagonal)
+        if found.noise > LEAST_NOISE and math.isfinite(found.log_likelihood):
+            return found
+    return None
 
 
 def _descended(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:

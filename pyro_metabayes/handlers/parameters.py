@@ -43,6 +43,19 @@ class Program(PyroModule):
         return super().__getattr__(name)
 
 
+@contextmanager
+def held_constant(module: nn.Module) -> Iterator[None]:
+    """Context manager: what is computed inside has no gradient in the parameters of the module."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 def announce_parameters(module: nn.Module, prefix: str) -> None:
     """Send a `param` message for every parameter, as pyro.module would.
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar, runtime_checkable
 
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.prior import Prior
 
 Capability = TypeVar("Capability")
@@ -78,6 +79,34 @@ class FromClassifier(Protocol):
 
 
 @runtime_checkable
+class LinearHead(Protocol):
+    """A head with logits_ic = scale * (v_c . x_i + b_c)."""
+
+    scale: Tensor
+
+    def rows(self, directions: Tensor, offsets: Tensor) -> Tensor:
+        """The weights w [..., C, W] of directions v [..., C, D] and offsets b [..., C]."""
+
+    def design(self, x: Tensor) -> Tensor:
+        """phi [..., N, W] with logits_ic = w_c . phi_i, for points [..., N, D]."""
+
+
+@runtime_checkable
+class HasHead(Protocol):
+    """A classifier whose latent are the weights of a head; `linear_head` checks which one."""
+
+    head: nn.Module
+
+
+@runtime_checkable
+class StartsAtEstimates(Protocol):
+    """A model or guide of a linear mixed model, which may start where the closed form ends."""
+
+    def start_at_estimates(self, estimates: MixedEffects) -> None:
+        """Before training, have the parameters of this fit."""
+
+
+@runtime_checkable
 class HasQueryView(Protocol):
     """Inner loops on the queries use `query_view` in place of outputs(w, query_x)."""
 
@@ -125,6 +154,7 @@ WORDS: dict[type, tuple[str, str]] = {
     HasClassMeans: ("classes that are given by their means", "take model=few_shot_classifier"),
     HasClassTerm: ("a term per class", "take model=few_shot_classifier"),
     HasInitialPoint: ("a random initial point", "take another guide"),
+    HasHead: ("a head", "take model=few_shot_classifier"),
     FromClassifier: ("classes whose weights are known", "take model=few_shot_classifier"),
     HasQueryView: ("a view of its queries", "take model=lwof"),
     HasBaseClasses: ("base classes", "take model=lwof"),
@@ -150,3 +180,19 @@ def require(model: object, capability: type[Capability], by: str) -> Capability:
         raise UsageError(f"expected the model of the same name for {by}, got {name}; leave model= as the guide sets it")
     what, remedy = WORDS[capability]
     raise UsageError(f"expected a model with {what} for {by}, got {name}; {remedy}")
+
+
+def linear_head(model: object, by: str) -> LinearHead:
+    """The head of the model, typed as linear.
+
+    Args:
+        model: any model.
+        by: the setting that needs it, for the message, such as "guide=lda".
+
+    Raises:
+        UsageError: the model has no head, or another one.
+    """
+    head = require(model, HasHead, by).head
+    if isinstance(head, LinearHead):
+        return head
+    raise UsageError(f"expected head=linear for {by}, got head={type(head).__name__.lower()}; set head=linear")

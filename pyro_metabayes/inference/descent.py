@@ -16,6 +16,8 @@ from pyro_metabayes.inference.capabilities import HasQueryView
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
 
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # of Adam
+
 
 def descend(
     start: Tensor,
@@ -43,6 +45,28 @@ def descend(
             theta = torch.addcmul(theta, step_size, direction, value=-1)  # one pass over theta
         else:
             theta = torch.sub(theta, direction, alpha=step_size)
+    return theta
+
+
+@torch.no_grad()
+def adam(start: Tensor, gradient: Callable[[Tensor], Tensor], step_size: float, num_steps: int) -> Tensor:
+    """theta^K [T, ...] after K steps of Adam at its default decay rates, without a graph of the steps.
+
+    Moments are those of each entry, so a task does not depend on the others. (Kingma and Ba 2015, algorithm 1.)
+
+    Args:
+        start: theta^0 [T, ...].
+        gradient: maps theta^k to a gradient of the same shape; it must work under torch.no_grad().
+        step_size: a number.
+        num_steps: K.
+    """
+    theta, first, second = start.detach(), torch.zeros_like(start), torch.zeros_like(start)
+    for k in range(1, num_steps + 1):
+        direction = gradient(theta)
+        first = torch.lerp(first, direction, 1 - BETA_1)
+        second = torch.lerp(second, direction.square(), 1 - BETA_2)
+        spread = (second / (1 - BETA_2**k)).sqrt_().add_(EPSILON)
+        theta = torch.addcdiv(theta, first, spread, value=-step_size / (1 - BETA_1**k))
     return theta
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Categorical, Independent, Normal, constraints, register_kl
+from torch.distributions import Bernoulli, Categorical, Independent, Normal, Poisson, constraints, register_kl
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.cholesky import cholesky
@@ -44,14 +44,14 @@ def fisher_root(model: Model, outputs: Tensor) -> Tensor:
     """S [..., *Y, M] with S S^T = E_y[g g^T], g = d log p(y | outputs) / d outputs, the Fisher information.
 
     Of a canonical model diag(sqrt p) - p sqrt(p)^T for logits and diag(1 / sd) for means, M = C. Of others the columns
-    are sqrt(p_c) d log p_c for classes, d mean / sd and sqrt(2) d log sd for a Normal, by torch.func.vjp.
+    are sqrt(p_c) d log p_c for classes, d mean / sd and sqrt(2) d log sd for a Normal, by torch.func.vjp, and so on.
 
     Args:
         model: the likelihood.
         outputs: [..., *Y].
 
     Raises:
-        UsageError: the likelihood is neither Categorical nor Normal.
+        UsageError: another likelihood.
     """
     if not model.canonical:
         return _differentiated_root(model, outputs)
@@ -74,13 +74,20 @@ def _differentiated_root(model: Model, outputs: Tensor) -> Tensor:
 
 
 def _coordinates(likelihood: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """log p_c and sqrt(p_c) of classes; of numbers mean and log sd, with 1 / sd and sqrt(2): each [..., M]."""
+    """log p_c and sqrt(p_c) of classes; of numbers mean and log sd, with 1 / sd and sqrt(2): each [..., M].
+
+    Of 0 and 1 the log odds and sqrt(p (1 - p)); of counts the log rate and sqrt(rate).
+    """
     family: Any = innermost(likelihood)
     if isinstance(family, Categorical):
         return family.logits, _root_of(family.probs)  # Categorical normalises its logits
     if isinstance(family, Normal):
         sd = family.scale
         return torch.cat((family.loc, sd.log()), -1), torch.cat((1 / sd, torch.full_like(sd, math.sqrt(2))), -1)
+    if isinstance(family, Bernoulli):
+        return family.logits, _root_of(family.probs * (1 - family.probs))
+    if isinstance(family, Poisson):
+        return family.rate.log(), _root_of(family.rate)
     raise _unknown(family)
 
 
@@ -89,7 +96,8 @@ def _root_of(probs: Tensor) -> Tensor:
 
 
 def _unknown(family: object) -> UsageError:
-    return UsageError(f"expected a Categorical or Normal likelihood for its curvature, got {type(family).__name__}")
+    known = "Categorical, Normal, Bernoulli, Poisson"
+    return UsageError(f"expected a likelihood with a known curvature ({known}), got {type(family).__name__}")
 
 
 def factor_of_points(v: Tensor) -> Tensor:

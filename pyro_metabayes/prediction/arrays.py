@@ -47,6 +47,32 @@ def task_of(
     )
 
 
+def task_of_numbers(
+    support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int], num_targets: int,
+    backbone: nn.Module, like: Tensor,
+) -> Observed:  # fmt: skip
+    """As `task_of`, for labels [S, Y] that are numbers ([S] if Y = 1); S may be 0.
+
+    Raises:
+        UsageError: an array has another shape or type, or a value is not finite.
+    """
+    shape = tuple(input_shape)
+    query = _for(backbone, NAMES[1], _checked(NAMES[1], query_x, shape), like)
+    support = query[:0]
+    if len(support_x):
+        support = _for(backbone, NAMES[0], _checked(NAMES[0], support_x, shape), like)
+    labels = tensor_of("support_y", support_y).to(like)
+    labels = labels.unsqueeze(-1) if labels.dim() == 1 and num_targets == 1 else labels
+    if not len(support):
+        labels = labels.reshape(-1, num_targets)
+    if labels.shape != (len(support), num_targets) or not labels.isfinite().all():
+        raise UsageError(
+            f"expected support_y to hold finite numbers of shape {[len(support), num_targets]}, got "
+            f"{list(labels.shape)}; drop rows without a label"
+        )
+    return Observed(support_x=support.unsqueeze(0), support_y=labels.unsqueeze(0), query_x=query.unsqueeze(0))
+
+
 def holds_inputs(x: Tensor, input_shape: tuple[int, ...]) -> bool:
     """Whether a tensor is [T, N, ..., *X]: with fewer axes before *X it is not one input or more per point."""
     leading = x.dim() - len(input_shape)

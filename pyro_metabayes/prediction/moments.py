@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyro.distributions import TorchDistribution
+import torch
+from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor
 
 from pyro_metabayes.inference.divergences import TORCH_GAUSSIANS, innermost, log_ratio
 from pyro_metabayes.inference.laplace import LowRankPrecision
-from pyro_metabayes.prediction.draws import draws_of
-from pyro_metabayes.seeding import restored_noise
+from pyro_metabayes.seeding import drawing, restored_noise
 
 MOMENT_DRAWS = 100  # draws per task of a moment without a closed form
 GAUSSIANS = (*TORCH_GAUSSIANS, LowRankPrecision)
@@ -73,3 +73,10 @@ def pooled_error(errors: Tensor) -> float:
 def standard_error(values: Tensor) -> Tensor:
     """Standard error [T] of the mean of values [L, T] of independent draws."""
     return values.std(0) / len(values) ** 0.5
+
+
+def draws_of(distribution: TorchDistribution, num_samples: int) -> Tensor:
+    """Samples [L, T, *W] without a gradient; a point estimate has one."""
+    shape = torch.Size((1 if isinstance(innermost(distribution), Delta) else num_samples,))
+    with torch.no_grad(), drawing():  # `sample` would raise where parameters have overflowed
+        return distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)

@@ -9,11 +9,12 @@ from torch import nn
 
 from pyro_metabayes.backbone import Backbone, TorchBackbone
 from pyro_metabayes.build import PREFIXES, arguments_of, target_of
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, unknown_key
 from pyro_metabayes.guide import Guide
 from pyro_metabayes.model import Model
-from pyro_metabayes.specification.parts import Parts, build_parts
+from pyro_metabayes.specification.parts import PARTS, Parts, build_parts
 from pyro_metabayes.specification.recorded import Recorded, arguments_passed
+from pyro_metabayes.validation.arguments import check_flags, check_integers
 
 # Where a part lies whose name has no dot; {cls} is the name in capitals: full_gaussian, FullGaussian.
 _PLACES = {
@@ -24,6 +25,10 @@ _PLACES = {
     "guide": "guides.{name}.Guide",
     "objective": "pyro_metabayes.objectives.{name}.{cls}",
 }
+
+EXTRA = ("num_targets", "num_weights")  # shared values that are no arguments of `build`
+NEEDED = ("backbone", "guide", "objective")  # the model has a default
+OTHERS = {*PARTS, "num_features"}  # what parts ask for, and is made by other parts
 
 
 def assembled_parts(parts: Mapping[str, Any], shared: Mapping[str, Any], normalise: bool = True) -> Parts:
@@ -49,6 +54,7 @@ def assembled_parts(parts: Mapping[str, Any], shared: Mapping[str, Any], normali
         chosen |= _within(chosen["model"])
     else:
         _refuse_missing(chosen)
+    _refuse_unknown(shared, chosen)
     return build_parts({**shared, **chosen}, _prefixes(chosen))
 
 
@@ -59,7 +65,8 @@ def _chosen(part: str, value: Any) -> Any:
         return {"_target_": value if "." in value else _PLACES[part].format(name=value, cls=cls)}
     if isinstance(value, type):
         return {"_target_": value}
-    if value is None or isinstance(value, Mapping | Recorded) or (part == "backbone" and isinstance(value, nn.Module)):
+    kinds = Mapping | Recorded | nn.Module if part == "backbone" else Mapping | Recorded
+    if isinstance(value, kinds) or (value is None and part not in NEEDED):
         return value
     raise UsageError(
         f"expected {part} to be a name, a class, a mapping with _target_, or an object of this package, got "
@@ -76,8 +83,14 @@ def _backbone(value: Any, shared: dict[str, Any], normalise: bool) -> Any:
         raise UsageError(
             "expected the shape of one input of the backbone, got none; pass input_shape=, such as [3, 84, 84]"
         )
-    shared["input_shape"] = list(shared["input_shape"])
+    shared["input_shape"] = _sizes(shared["input_shape"])
     return TorchBackbone(value, shared["input_shape"], normalise) if isinstance(value, nn.Module) else value
+
+
+def _sizes(shape: Any) -> list[int]:
+    if not isinstance(shape, list | tuple) or not all(type(size) is int and size > 0 for size in shape):
+        raise UsageError(f"expected input_shape to be a list of integers >= 1, such as [3, 84, 84], got {shape!r}")
+    return list(shape)
 
 
 def _within(model: Model) -> dict[str, Any]:
@@ -96,6 +109,16 @@ def _refuse_missing(chosen: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"expected a {name} for {target.__module__}, got none; pass {name}=, such as the name of one"
             )
+
+
+def _refuse_unknown(shared: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+    """Refuse a shared value that no part asks for."""
+    named = [(part, value) for part, value in chosen.items() if isinstance(value, Mapping)]
+    asked = {name for part, value in named for name in arguments_of(target_of(value, part, _prefixes(chosen)))}
+    known = {*arguments_of(Assembled.build), *EXTRA} - {"shared"}
+    for name in shared:
+        if name not in (asked | known) - OTHERS:
+            raise unknown_key(name, sorted(known), "MetaLearner.build")
 
 
 def _prefixes(chosen: Mapping[str, Any]) -> Sequence[str]:
@@ -140,8 +163,15 @@ class Assembled:
             num_classes, particles: classes per task; samples of w per task in the loss.
             frozen: the backbone is not trained, and episodes hold its features.
             normalise: whether features of a torch module are scaled to unit length.
-            shared: other shared values of a specification, such as num_targets of a regression.
+            shared: other shared values of a specification, such as num_targets of a regression, and counts that a
+                part asks for by the name of an argument.
+
+        Raises:
+            UsageError: an unknown argument, or one of another type; parts that do not belong together.
         """
+        check_flags(frozen=frozen, normalise=normalise)
+        check_integers(0 if shared.get("num_targets") else 1, num_classes=num_classes)  # 0: labels are numbers
+        check_integers(1, particles=particles)
         chosen = {"backbone": backbone, "guide": guide, "objective": objective, "prior": prior}
         chosen |= {"model": model, "head": head}
         shared |= {"input_shape": input_shape, "num_classes": num_classes, "particles": particles}

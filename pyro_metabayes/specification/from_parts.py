@@ -31,6 +31,22 @@ def recorded_values(parts: Parts) -> dict[str, Any]:
     return _shared_by(_named(parts))
 
 
+def described(parts: Parts) -> dict[str, Any]:
+    """Class and plain settings of each part, and the shared values: equal for learners that are constructed alike.
+
+    Unlike a specification it exists for every learner: of a part with other settings it has the class alone.
+    """
+    named = _named(parts)
+    return {name: _description(name, part) for name, part in named.items()} | _shared_by(named)
+
+
+def _description(key: str, part: Recorded) -> dict[str, Any]:
+    try:
+        return _settings_of(key, part)
+    except UsageError:
+        return {"_target_": type(part).__qualname__}
+
+
 def _named(parts: Parts) -> dict[str, Recorded]:
     """All parts by their names in a specification: those given, and those that they were constructed from."""
     found: dict[str, Any] = parts._asdict()

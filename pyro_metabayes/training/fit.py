@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -13,13 +16,20 @@ from pyro_metabayes.data.stream import Tasks, TaskStream
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.specification.from_parts import described
+from pyro_metabayes.specification.parts import Parts
+from pyro_metabayes.storage.lock import alone_in, made_folder
+from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.training.log import History
 from pyro_metabayes.training.loop import Callback, MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
 from pyro_metabayes.training.single_process import fabric_alone
 from pyro_metabayes.training.user_optimizer import OptimisationByUser
+from pyro_metabayes.validation.arguments import check_callables, check_instance, check_integers, check_not_negative
+from pyro_metabayes.validation.same_training import FIT, description_of_tasks, steps_taken
 
 VALIDATION_TASKS = 100  # of a stream without end
+DESCRIBED_TASKS = 32  # of validation, by which another training is noticed
 
 
 def fit(
@@ -49,8 +59,9 @@ def fit(
 
     Training uses torch's random numbers (`torch.manual_seed`) and the device of the learner. With a folder, the same
     call continues an interrupted training, with the result of an uninterrupted one, bit for bit: construct learner,
-    optimiser and scheduler as before; their states are read from the folder. Its files are those of
-    `python -m experiments.run`; `MetaLearner.load(folder)` reads the best learner.
+    optimiser and scheduler as before; their states are read from the folder. Only `steps`, `patience`, `log_every` and
+    `callbacks` may change. Its files are those of `python -m experiments.run`; `MetaLearner.load(folder)` reads the
+    best learner.
 
     Args:
         learner: the learner to train.
@@ -81,13 +92,17 @@ def fit(
 
     Raises:
         UsageError: arguments that do not belong together, tasks that the learner does not take, a training that has
-            diverged, or a folder with another training.
+            diverged, or a folder with another training or one that is in use.
         Interrupted: after SIGINT; the message says how to continue.
     """
+    check_instance("learner", learner, MetaLearner, "construct one with MetaLearner.build")
+    check_callables("callbacks", callbacks)
+    counts = {"steps": steps, "accumulate": accumulate, "batch_size": batch_size, "log_every": log_every}
+    counts |= {"validate_every": validate_every} | ({} if patience is None else {"patience": patience})
+    check_integers(1, **counts)
+    check_not_negative(clip=clip)
     stream, per_batch = _training_tasks(train, accumulate, batch_size)
     validation = task_stream(val, "val")
-    _check_counts(steps=steps, accumulate=accumulate, patience=patience, batch_size=batch_size, log_every=log_every)
-    _check_counts(validate_every=validate_every)
     settings = TrainSettings(
         steps=steps,
         tasks_per_step=per_batch * accumulate,
@@ -97,21 +112,53 @@ def fit(
         validate_every=validate_every,
         validation_tasks=_validation_tasks(validation, validation_tasks),
     )
-    training = MetaTraining(
-        learner,
-        stream,
-        validation,
-        settings,
-        None if folder is None else Path(folder),
-        fabric_alone(next(learner.parameters()).device),
-        config={},
-        optimisation=_optimisation(learner, optimiser, scheduler),
-        accumulate=accumulate,
-        patience=patience,
-        callbacks=callbacks,
-    )
-    _run(training)
+    optimisation = _optimisation(learner, optimiser, scheduler, steps)
+    with _own_folder(folder) as place:
+        description = {} if place is None else _description(learner, settings, accumulate, stream, validation)
+        taken = 0 if place is None else steps_taken(place, description)
+        training = MetaTraining(
+            learner,
+            stream,
+            validation,
+            settings,
+            place,
+            fabric_alone(next(learner.parameters()).device),
+            config={FIT: description},
+            optimisation=optimisation,
+            accumulate=accumulate,
+            patience=patience,
+            callbacks=callbacks,
+        )
+        _run(training)
+        if taken and training.state.step == taken:
+            print(f"note: the training in {place} has already finished, after {taken} steps", file=sys.stderr)
     return History(training.log.lines, training.state.step, stopped_early=training.state.step < steps)
+
+
+@contextmanager
+def _own_folder(folder: Path | str | None) -> Iterator[Path | None]:
+    """The folder, which no other training uses meanwhile; an empty one does not stay."""
+    if folder is None:
+        yield None
+        return
+    with made_folder(path := user_path(folder)), alone_in(path, "pass another folder"):
+        yield path
+
+
+def _description(
+    learner: MetaLearner, settings: TrainSettings, accumulate: int, stream: Tasks, validation: TaskStream
+) -> dict[str, Any]:
+    """What the same call has in common with the one that it continues (`steps_taken`)."""
+    names = ("kl_weight", "clip", "validate_every", "validation_tasks")
+    batch_size = settings.tasks_per_step // accumulate
+    parts = Parts(learner.backbone, learner.model, learner.guide, learner.objective)
+    return {
+        **{"batch_size": batch_size, "accumulate": accumulate, "frozen": learner.frozen},
+        **{name: getattr(settings, name) for name in names},
+        **described(parts),
+        "train": description_of_tasks(stream, settings.tasks_per_step),
+        "val": description_of_tasks(validation, min(settings.validation_tasks, DESCRIBED_TASKS)),
+    }
 
 
 def _run(training: MetaTraining) -> None:
@@ -136,22 +183,18 @@ def _training_tasks(train: Fixed | Batches, accumulate: int, batch_size: int) ->
 
 
 def _validation_tasks(stream: TaskStream, number: int | None) -> int:
-    _check_counts(validation_tasks=number)
-    return number or stream.num_tasks or VALIDATION_TASKS
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UsageError(f"expected {name} to be an integer >= 1, got {value!r}")
+    if number is None:
+        return stream.num_tasks or VALIDATION_TASKS
+    check_integers(1, validation_tasks=number)
+    return number
 
 
 def _optimisation(
-    learner: MetaLearner, optimiser: Optimizer | None, scheduler: LRScheduler | None
+    learner: MetaLearner, optimiser: Optimizer | None, scheduler: LRScheduler | None, steps: int
 ) -> OptimisationByUser | None:
     """None for the default of the settings."""
     if optimiser is None and scheduler is None:
         return None
     if optimiser is None:
         raise UsageError("expected the optimiser of the scheduler, got none; pass optimiser= too")
-    return OptimisationByUser(learner, optimiser, scheduler)
+    return OptimisationByUser(learner, optimiser, scheduler, steps)

@@ -91,7 +91,7 @@ class MetaTraining:
             compile_networks(learner)
 
     def run(self) -> MetaLearner:
-        """Train from the checkpoint in the folder, if any, to the last step; the best learner, untrained without steps."""
+        """Train from the checkpoint in the folder, if any, to the last step; the best learner (untrained: no steps)."""
         self._begin()
         state, num_steps = self.state, self.settings.steps
         started = time.perf_counter() - state.seconds

@@ -66,9 +66,10 @@ class RunState:
         if step > num_steps:
             raise UsageError(f"expected train.steps >= {step}, which the run in {folder} has taken, got {num_steps}")
         self.learner.refuse_other(state["best"]["weights"])
+        self.learner.refuse_other(state["learner"]["weights"])
+        self.optimisation.load_state_dict(training["optimizer"], state["learner"]["weights"])
         self.learner.load_weights(state["learner"]["weights"])
         self.learner.trained_on = TaskRange.restored(state["learner"].get("trained_on"))
-        self.optimisation.load_state_dict(training["optimizer"], state["learner"]["weights"])
         self.step, self.seconds = step, float(training["seconds"])
         self.best_nll, self.best = float(training["best_nll"]), state["best"]
         self.skipped_steps.fill_(count_of(training["skipped"]))

@@ -2,65 +2,150 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pyro_metabayes.data.sources.header import Header, Name, header_of, matching
 from pyro_metabayes.data.sources.scales import INTERCEPT
-from pyro_metabayes.data.sources.table import Header, Name, header_of, matching, read_columns
+from pyro_metabayes.data.sources.table import Reading, read_columns, text_columns
 from pyro_metabayes.errors import UsageError
+
+Levels = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a file as a regression reads them.
+
+    keys: the group of each row [N].
+    values: the D features and the response [N, D + 1], 1 for the intercept.
+    columns: their names; those with group-specific weights come first.
+    random: the features with group-specific weights.
+    levels: of each column of text; the first is the reference, the others have a feature of 0 and 1 each.
+    notes: what a user should know, one line each.
+    """
+
+    keys: list[str]
+    values: Tensor
+    columns: list[str]
+    random: list[str]
+    levels: Levels
+    notes: list[str]
+
+    @property
+    def features(self) -> list[str]:
+        return self.columns[:-1]
 
 
 @dataclass(frozen=True)
 class ChosenColumns:
-    """Names of columns as the header has them.
-
-    features: the D features, those with group-specific weights first; one of them is the intercept.
-    random: the features with group-specific weights.
-    """
+    """Names of columns as the header has them; random: those with group-specific weights, and the intercept."""
 
     header: Header
-    group: str
+    group: str | None
     response: str
-    features: Sequence[str]
+    predictors: Sequence[str]
     random: Sequence[str]
+    factors: Sequence[str] = ()
 
-    @property
-    def columns(self) -> list[str]:
-        """The features and the response [D + 1]."""
-        return [*self.features, self.response]
+    def read(self, missing: str, decimal: str, levels: Levels | None = None, optional: bool = False) -> Rows:
+        """The rows of the file.
 
-    def read(self, missing: str, decimal: str) -> tuple[list[str], Tensor, list[str]]:
-        """The group of each row, its columns [N, D + 1] with 1 for the intercept, and notes."""
-        there = [place for place, name in enumerate(self.columns) if name != INTERCEPT]
-        numbers = [self.columns[place] for place in there]
-        keys, cells, notes = read_columns(self.header, self.group, numbers, missing, decimal)
-        values = torch.ones(len(keys), len(self.columns), dtype=torch.float64)
-        values[:, there] = torch.from_numpy(cells)
-        return keys, values, notes
+        Args:
+            missing, decimal: as in `Reading`.
+            levels: of the columns of text, as a training has seen them; None: those of this file, in their order.
+            optional: whether a response may be missing, as NaN.
+        """
+        columns = [*self.predictors, self.response]
+        of_file = dict.fromkeys([*self.factors, *text_columns(self.header, self.predictors)]) if levels is None else {}
+        texts = of_file if levels is None else levels
+        reading = Reading(missing, decimal, texts, [self.response] if optional else [])
+        read = read_columns(self.header, self.group, columns, reading)
+        values = torch.from_numpy(read.values.copy())
+        ordered = {name: sorted(of, key=_number_first) if levels is None else of for name, of in read.levels.items()}
+        features = {INTERCEPT: {INTERCEPT: torch.ones(len(values), dtype=torch.float64)}}
+        for place, name in enumerate(self.predictors):
+            features[name] = {name: values[:, place]}
+            if name in ordered:
+                features[name] = _indicators(name, values[:, place], read.levels[name], ordered[name])
+        own = [feature for name in self.random for feature in features[name]]
+        others = [feature for name in features if name not in self.random for feature in features[name]]
+        by_name = {name: column for group in features.values() for name, column in group.items()}
+        notes = read.notes + (_notes(ordered) if levels is None else [])
+        stacked = torch.stack([*(by_name[name] for name in (*own, *others)), values[:, -1]], -1)
+        return Rows(read.keys, stacked, [*own, *others, self.response], own, ordered, notes)
+
+
+def _indicators(name: str, places: Tensor, read: Sequence[str], levels: Sequence[str]) -> dict[str, Tensor]:
+    """A column of 0 and 1 for each level but the first."""
+    return {f"{name}={level}": (places == read.index(level)).double() for level in levels[1:]}
+
+
+def _number_first(level: str) -> tuple[float, str]:
+    """Levels that are numbers in the order of numbers, others in that of the alphabet."""
+    try:
+        return float(level), ""
+    except ValueError:
+        return float("inf"), level
+
+
+def _notes(levels: Levels) -> list[str]:
+    return [
+        f"column '{name}' has the levels {', '.join(of)}; the first is the reference" for name, of in levels.items()
+    ]
 
 
 def chosen_columns(
-    file: Path, group: Name, response: Name, predictors: Sequence[Name], random: Sequence[Name]
+    file: Path,
+    group: Name | Sequence[Name],
+    response: Name,
+    predictors: Sequence[Name],
+    random: Sequence[Name],
+    factors: Sequence[Name] = (),
+    grouped: bool = True,
 ) -> ChosenColumns:
-    """The columns that the settings name.
+    """The columns that the settings name; grouped: whether the file has the column of groups.
 
     Raises:
-        UsageError: a column that the file does not have, or that is named twice.
+        UsageError: a column that the file does not have, or that is named twice; several columns of groups.
     """
-    header = header_of(file, [group, *predictors, response])
-    of_group, names, of_response = (
-        header.name_of(group),
-        list(map(header.name_of, predictors)),
-        header.name_of(response),
-    )
-    own = _random(random, names)
+    group = _one_group(file, group)
+    header = header_of(file, [*([group] if grouped else []), *predictors, response])
+    of_group = header.name_of(group) if grouped else None
+    names, of_response = [*map(header.name_of, predictors)], header.name_of(response)
+    own, texts = _random(random, names), [*map(header.name_of, factors)]
     _check_names(own, names, of_group, of_response)
-    features = [*own, *(name for name in (INTERCEPT, *names) if name not in own)]
-    return ChosenColumns(header, of_group, of_response, features, own)
+    if other := [name for name in texts if name not in names]:
+        raise UsageError(f"expected data.factors to name some of data.predictors, got '{other[0]}'")
+    return ChosenColumns(header, of_group, of_response, names, own, texts)
+
+
+def _one_group(file: Path, group: Name | Sequence[Name]) -> Name:
+    """The column of data.group; nested and crossed groups are refused by that name."""
+    if group is None or isinstance(group, str | int | float):
+        return group
+    if len(group) != 1:
+        header = header_of(file, group)
+        names = [header.name_of(name) for name in group]
+        kind = _kind_of_groups(header, names)
+        raise UsageError(
+            f"expected one column in data.group, got {' and '.join(names) or 'none'}, whose groups are {kind}: the "
+            "model has effects of one kind of groups; name one of them"
+        )
+    return group[0]
+
+
+def _kind_of_groups(header: Header, names: Sequence[str]) -> str:
+    """Nested: each group of one column lies within one group of the other."""
+    texts: dict[str, None] = dict.fromkeys(names)
+    codes = read_columns(header, None, names, Reading(levels=texts)).values
+    pairs = {(first, second) for first, second, *_ in codes.tolist()} if len(names) > 1 else set()
+    smallest = [len({pair[i] for pair in pairs}) for i in (0, 1)]
+    return "nested" if len(pairs) in smallest and pairs else "crossed"
 
 
 def _random(random: Sequence[Name], predictors: Sequence[str]) -> list[str]:
@@ -73,8 +158,8 @@ def _random(random: Sequence[Name], predictors: Sequence[str]) -> list[str]:
     return [matching(name, there)[0] for name in random]
 
 
-def _check_names(random: Sequence[str], predictors: Sequence[str], group: str, response: str) -> None:
-    every = [INTERCEPT, *predictors, group, response]
+def _check_names(random: Sequence[str], predictors: Sequence[str], group: str | None, response: str) -> None:
+    every = [INTERCEPT, *predictors, *([] if group is None else [group]), response]
     if twice := [name for name in dict.fromkeys([*every, *random]) if every.count(name) > 1 or random.count(name) > 1]:
         raise UsageError(
             f"expected each of data.group, predictors, random and response to be another column, got '{twice[0]}' "

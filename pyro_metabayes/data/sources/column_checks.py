@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales, check_given, scales_of
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import UsageError, check_choice
 
+FAMILIES = ("gaussian", "bernoulli", "poisson")
 COLLINEAR = 1e-6  # sd of what the other columns do not explain, in sds of the column
 NEARLY = 1e-2  # below this sd the optimiser does not find the weights; noted only, since predictions may be good
 FAR = 10.0  # sds between 0 and the mean, from which on a slope and its value at the mean are one quantity
@@ -56,9 +57,22 @@ def refuse_far_from_zero(values: Tensor, columns: Sequence[str], random: Sequenc
             )
 
 
-def notes_of_training(rows: Tensor, scales: Scales, file: Path) -> list[str]:
+def refuse_other_family(y: Tensor, family: str, name: str, file: Path) -> None:
+    """Refuse a response [N] that a distribution of data.family cannot have."""
+    check_choice("data.family", family, FAMILIES)
+    whole = bool((y == y.round()).all()) and y.min().item() >= 0
+    if (family == "bernoulli" and not (whole and y.max().item() <= 1)) or (family == "poisson" and not whole):
+        kind = "0 and 1" if family == "bernoulli" else "counts 0, 1, 2, ..."
+        raise UsageError(
+            f"expected {kind} in column '{name}' of {file} for data.family={family}, got numbers from "
+            f"{y.min().item():g} to {y.max().item():g}; fix data.family or the column"
+        )
+
+
+def notes_of_training(rows: Tensor, scales: Scales, file: Path, family: str = "gaussian") -> list[str]:
     """Notes about the columns [N, D + 1] of the training groups; refuses collinear predictors."""
-    return notes_of_response(rows[:, -1], scales.columns[-1]) + check_collinear(scales.standardised(rows), scales, file)
+    about = notes_of_response(rows[:, -1], scales.columns[-1]) if family == "gaussian" else []
+    return about + check_collinear(scales.standardised(rows), scales, file)
 
 
 def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[str]:
@@ -112,7 +126,10 @@ def notes_of_response(y: Tensor, name: str) -> list[str]:
     low, high = y.min().item(), y.max().item()
     fitted = "it is fitted with Gaussian noise of one sd, as if it were continuous and unbounded"
     if len(y.unique()) == 2:
-        return [f"response '{name}' has two values, {low:g} and {high:g}: {fitted}; predictions are no probabilities"]
+        return [
+            f"response '{name}' has two values, {low:g} and {high:g}: {fitted}; predictions are no probabilities; "
+            "data.family=bernoulli model=generalised_regression fits it as 0 and 1"
+        ]
     near_zero = y.mean().item() < 3 * y.std(correction=0).item()
     if near_zero and low >= 0 and bool((y == y.round()).all()):
         return [

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from pyro_metabayes.data.sources.chosen_columns import chosen_columns
+from pyro_metabayes.data.sources.chosen_columns import Levels, chosen_columns
 from pyro_metabayes.data.sources.column_checks import (
     learnable_scales,
     notes_of_training,
     notes_of_units,
+    refuse_other_family,
     refuse_unresolved,
 )
+from pyro_metabayes.data.sources.header import Name, file_of
 from pyro_metabayes.data.sources.ragged import Ragged, RaggedTasks
 from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales
-from pyro_metabayes.data.sources.table import Name
+from pyro_metabayes.data.sources.split_groups import splits_of
 from pyro_metabayes.data.stream import Block, check_regression
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.exact.mixed_effects import MixedEffects, maximum_of
 from pyro_metabayes.prediction.averages import masked_mean
-from pyro_metabayes.storage.cache import data_file
-from pyro_metabayes.storage.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class Groups:
     splits: the groups of training, validation and test.
     scales: means and standard deviations by which the columns were standardised.
     notes: what a user should know about the file, one line each.
+    levels: of the predictors that are factors.
+    family: of the response; only a Gaussian one is standardised.
     """
 
     names: Sequence[str]
@@ -49,6 +50,8 @@ class Groups:
     scales: Scales
     shuffle: bool = True
     notes: Sequence[str] = ()
+    levels: Levels = field(default_factory=dict)
+    family: str = "gaussian"
 
     num_targets = 1
 
@@ -79,8 +82,19 @@ class Groups:
 
     def whole(self, split: str = "train") -> Episodes:
         """Every group of a split once, all its points queries: the data of partial pooling."""
-        groups = self.splits[split]
+        return self.all_points(self.splits[split])
+
+    def all_points(self, groups: Tensor | None = None) -> Episodes:
+        """These groups, by default all of the file, with all their points as queries."""
+        groups = torch.arange(len(self.names)) if groups is None else groups
         return RaggedTasks(self.points, groups, self.points.rows(groups), 0, len(self.points.points)).tasks(slice(None))
+
+    def estimates(self, diagonal: bool = False) -> MixedEffects | None:
+        """Maximum likelihood on the training groups, for the standardised columns; diagonal: independent effects.
+
+        None if the likelihood has no maximum, since the effects can fit every point.
+        """
+        return maximum_of(self.whole(), self.num_random, diagonal)
 
     @property
     def scale(self) -> float:
@@ -89,14 +103,15 @@ class Groups:
 
     def estimated_settings(self) -> dict[str, Any]:
         """The settings of `load` with which another file is read in the scales of this one."""
-        return {"scales": self.scales.moments()}
+        levels = {name: list(of) for name, of in self.levels.items()}
+        return {"scales": self.scales.moments()} | ({"levels": levels} if levels else {})
 
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
         """Squared errors [T], mean over the queries, of the mean of the training groups and of that of the support set.
 
-        None without predictors: that regression predicts a mean itself.
+        None without predictors, since that regression predicts a mean itself, and where 0 is not the grand mean.
         """
-        if len(self.features) == 1:
+        if len(self.features) == 1 or self.family != "gaussian":
             return {}
         group_mean = masked_mean(
             episodes.support_y[..., 0], episodes.support_mask
@@ -123,7 +138,7 @@ class Groups:
 
 
 def load(
-    group: Name,
+    group: Name | Sequence[Name],
     response: Name,
     predictors: Sequence[Name] = (),
     random: Sequence[Name] = (INTERCEPT,),
@@ -135,14 +150,17 @@ def load(
     seed: int = 0,
     missing: str = "refuse",
     decimal: str = "point",
+    factors: Sequence[Name] = (),
+    family: str = "gaussian",
     scales: Mapping[str, Moments] | None = None,
+    levels: Levels | None = None,
 ) -> Groups:
     """The groups of a CSV file, or of a table METABAYES_DATA/groups/TABLE.csv. All columns are standardised.
 
     Args:
         group: the column that names the group.
         response: the column to predict.
-        predictors: columns of numbers.
+        predictors: columns of numbers, or of text: factors, with an indicator of each level but the first.
         random: the predictors, and "intercept", with group-specific weights; the others have shared weights. Without
             "intercept" the lines of all groups meet at x = 0, so these predictors are divided by their standard
             deviation and not centred.
@@ -154,45 +172,29 @@ def load(
         seed: of the assignment of groups to splits.
         missing: "refuse" rows with gaps, or "drop" them.
         decimal: "point" or "comma".
+        factors: predictors whose numbers are names of levels.
+        family: of the response: "gaussian"; "bernoulli", 0 and 1; "poisson", counts. The last two are not standardised.
         scales: mean and sd of columns by name, in the units of the file; by default those of the training groups.
+        levels: of the factors; by default those of the file.
 
     Raises:
         UsageError: a file, a column or a setting from which no regression can be learned.
     """
-    file, given = _file(path, table), scales or {}
-    chosen = chosen_columns(file, group, response, predictors, random)
-    keys, values, notes = chosen.read(missing, decimal)
-    names = {name: number for number, name in enumerate(dict.fromkeys(keys))}
+    file, given = file_of(path, table), scales or {}
+    chosen = chosen_columns(file, group, response, predictors, random, factors)
+    read = chosen.read(missing, decimal, {} if given and levels is None else levels)
+    names = {name: number for number, name in enumerate(dict.fromkeys(read.keys))}
     if len(names) < 2:
         raise UsageError(f"expected at least two groups in column '{chosen.group}' of {file}, got one; fix data.group")
-    place = torch.tensor([names[key] for key in keys])
-    splits = _splits(len(names), train, val, seed)
-    rows = values[torch.isin(place, splits["train"])]
-    standard = learnable_scales(rows, chosen.columns, chosen.random, given, file)
-    points = standard.standardised(values)
-    refuse_unresolved(points, chosen.columns, file)
-    notes += notes_of_units(values, standard, given) if given else notes_of_training(rows, standard, file)
+    place = torch.tensor([names[key] for key in read.keys])
+    splits = splits_of(len(names), train, val, seed)
+    rows = read.values[torch.isin(place, splits["train"])]
+    refuse_other_family(read.values[:, -1], family, read.columns[-1], file)
+    standard = learnable_scales(rows, read.columns, read.random, given, file).with_response_of(family)
+    points = standard.standardised(read.values)
+    refuse_unresolved(points, read.columns, file)
+    about = notes_of_units(read.values, standard, given) if given else []
+    notes = read.notes + (about if given else notes_of_training(rows, standard, file, family))
     ragged = Ragged.of(place, points.to(torch.get_default_dtype()))
-    return Groups(list(names), chosen.features, ragged, len(chosen.random), splits, standard, shuffle, notes)
-
-
-def _file(path: str, table: str) -> Path:
-    if path:
-        return user_path(path)
-    if not table:
-        raise UsageError("expected a CSV file, got no path; set data.path=FILE.csv, data.group and data.response")
-    return data_file(f"groups/{table}.csv", "put the CSV file there, or take data=groups data.path=FILE.csv")
-
-
-def _splits(num_groups: int, train: float, val: float, seed: int) -> dict[str, Tensor]:
-    if not (train > 0 and val >= 0 and train + val <= 1):
-        raise UsageError(f"expected shares train > 0, val >= 0 and train + val <= 1, got train={train} and val={val}")
-    order = torch.randperm(num_groups, generator=Generator().manual_seed(seed))
-    first, second = math.floor(train * num_groups + 0.5), math.floor((train + val) * num_groups + 0.5)
-    parts = {"train": order[:first], "val": order[first:second], "test": order[second:]}
-    if train == 1.0:
-        return dict.fromkeys(parts, torch.arange(num_groups))
-    if empty := [name for name in ("train", "test") if not len(parts[name])]:
-        raise UsageError(f"expected groups for {empty[0]}, got none of {num_groups}; change data.train and data.val")
-    parts["val"] = parts["val"] if len(parts["val"]) else parts["train"]
-    return {name: part.sort().values for name, part in parts.items()}
+    parts = ragged, len(read.random), splits, standard, shuffle, notes, read.levels, family
+    return Groups(list(names), read.features, *parts)

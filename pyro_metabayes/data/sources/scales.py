@@ -58,6 +58,14 @@ class Scales:
         """Columns [N, D + 1] of the file, 1 for the intercept."""
         return (values - self.mean) / self.sd
 
+    def with_response_of(self, family: str) -> Scales:
+        """The same, with a response that is read as it stands if it is not Gaussian."""
+        if family == "gaussian":
+            return self
+        mean, sd = self.mean.clone(), self.sd.clone()
+        mean[-1], sd[-1] = 0.0, 1.0
+        return Scales(self.columns, mean, sd)
+
     def moments(self) -> dict[str, dict[str, float]]:
         """Plain values by column, from which `scales_of` restores these scales."""
         rows = zip(self.columns, self.mean.tolist(), self.sd.tolist(), strict=True)

@@ -5,154 +5,114 @@ from __future__ import annotations
 import csv
 import math
 from array import array
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from pyro_metabayes.data.sources.gaps import Gaps, is_gap, lacking_of, notes_of_gaps
+from pyro_metabayes.data.sources.header import SEPARATORS, Cells, Header, utf8
 from pyro_metabayes.errors import UsageError, check_choice
 
-Cells = Sequence[str]
-Name = str | int | float | bool | None  # a column's name, as a command line or YAML file reads it: 2015 is an integer
-
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-GAPS = {"", "na", "n/a", "nan", "null", "none", "."}  # a missing number, as R, pandas, SQL and SAS write it
+NOT_FINITE = ("inf", "infinity")  # words that are numbers, which are refused
 DECIMALS, MISSING = ("point", "comma"), ("refuse", "drop")
 
 
 @dataclass(frozen=True)
-class Header:
-    """The names of the columns of a CSV file, and what separates its cells."""
+class Reading:
+    """How the cells of a file are read.
 
-    path: Path
-    separator: str
-    names: Cells
+    missing: "refuse", or "drop" the rows that lack a key or a number.
+    decimal: "point" or "comma".
+    levels: columns of text, whose cells are read as places in their levels; levels that are None are those of the file.
+    optional: columns of numbers with NaN for a gap.
+    """
 
-    def name_of(self, name: Name) -> str:
-        """The one column that is meant.
+    missing: str = "refuse"
+    decimal: str = "point"
+    levels: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
+    optional: Sequence[str] = ()
 
-        Raises:
-            UsageError: no column has that name, or several have it.
-        """
-        found = matching(name, self.names)
-        if len(found) != 1:
-            how_many = f"several ({', '.join(found)}; a name in quotes is exact)" if found else "none"
-            raise UsageError(
-                f"expected one column '{_text(name)}' in {self.path}, got {how_many}; there are: "
-                f"{', '.join(self.names) or 'no header'}; fix data.group, data.predictors or data.response"
-            )
-        return found[0]
+    def __post_init__(self) -> None:
+        check_choice("data.missing", self.missing, MISSING)
+        check_choice("data.decimal", self.decimal, DECIMALS)
 
 
-@dataclass
-class _Gaps:
-    """Rows that lack a cell."""
+@dataclass(frozen=True)
+class Columns:
+    """keys [N], numbers [N, columns] in float64, the levels of columns of text, and notes."""
 
-    columns: Counter[str] = field(default_factory=Counter)
-    rows: int = 0
-    first: str = ""
-
-    def add(self, columns: Sequence[str], cell: str, line: int) -> None:
-        self.columns.update(columns)
-        self.rows += 1
-        self.first = self.first or f"'{cell}' in column '{columns[0]}' on line {line}"
+    keys: list[str]
+    values: np.ndarray
+    levels: dict[str, list[str]]
+    notes: list[str]
 
 
-def matching(name: Name, texts: Sequence[str]) -> list[str]:
-    """Those texts that are this name, or that a command line reads as it: 2015 as an integer, null as None."""
-    if isinstance(name, str):
-        return [text for text in texts if text == name]
-    return [text for text in texts if repr(_as_read(text)) == repr(name)]
-
-
-def _as_read(text: str) -> Name:
-    words: dict[str, Name] = {"null": None, "true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
-
-
-def _text(name: Name) -> str:
-    if name is None:
-        return "null"
-    return str(name).lower() if isinstance(name, bool) else str(name)
-
-
-def header_of(path: Path, columns: Sequence[Name]) -> Header:
-    """The header of a file; the separator is the first under which it has all these columns, else a comma."""
-    if not path.is_file():
-        raise UsageError(f"expected a CSV file, found none at {path}; fix data.path")
-    headers = [Header(path, separator, _first_row(path, separator)) for separator in SEPARATORS]
-    complete = [header for header in headers if all(matching(name, header.names) for name in columns)]
-    return complete[0] if complete else max(headers, key=lambda header: len(header.names))
-
-
-def _first_row(path: Path, separator: str) -> Cells:
-    with _utf8(path), suppress(csv.Error), path.open(newline="", encoding="utf-8-sig") as file:
-        return [name.strip() for name in next(csv.reader(file, strict=True, delimiter=separator), [])]
-    return []
-
-
-@contextmanager
-def _utf8(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(
-            f"expected a CSV file in UTF-8 at {path}, got one with '{error}'; save it again as CSV (UTF-8)"
-        ) from None
-
-
-def read_columns(
-    header: Header, keys: str, numbers: Sequence[str], missing: str = "refuse", decimal: str = "point"
-) -> tuple[list[str], np.ndarray, list[str]]:
-    """The cells of column `keys` as they stand, those of `numbers` as finite float64 [N, columns], and notes.
-
-    Args:
-        header: of the file.
-        keys: a column of text.
-        numbers: columns of numbers.
-        missing: "refuse", or "drop" the rows that lack a key or a number.
-        decimal: "point" or "comma".
+def read_columns(header: Header, keys: str | None, columns: Sequence[str], reading: Reading) -> Columns:
+    """The cells of column `keys` as they stand (None: one key for all rows), and those of `columns` as numbers.
 
     Raises:
-        UsageError: a cell without a key or number, a row of another length, or no rows.
+        UsageError: a cell without a key, number or known level, a row of another length, or no rows.
     """
-    check_choice("data.missing", missing, MISSING)
-    check_choice("data.decimal", decimal, DECIMALS)
     names: dict[str, str] = {}  # one copy of each string
-    keys_of_rows, values, gaps = [], array("d"), _Gaps()
-    for line, (key, *cells) in _rows(header, [keys, *numbers]):
+    keys_of_rows, values, gaps = [], array("d"), Gaps()
+    levels = {name: {level: i for i, level in enumerate(given or ())} for name, given in reading.levels.items()}
+    required = [name for name in columns if name not in reading.optional]
+    places = [columns.index(name) for name in required]
+    for line, (key, *cells) in _rows(header, [keys, *columns]):
         key = key.strip()
-        if lacking := _lacking(key, cells, keys, numbers):
+        if lacking := lacking_of(key, [cells[place] for place in places], keys, required):
             gaps.add([name for name, _ in lacking], lacking[0][1], line)
             continue
         keys_of_rows.append(names.setdefault(key, key))
-        for column, cell in zip(numbers, cells, strict=True):
-            values.append(_number(cell, column, decimal, line, header.path))
-    notes = _notes_of_gaps(gaps, len(keys_of_rows), missing, header.path)
+        for column, cell in zip(columns, cells, strict=True):
+            values.append(_value(cell, column, line, header.path, reading, levels))
+    notes = notes_of_gaps(gaps, len(keys_of_rows), reading.missing, header.path)
     if not keys_of_rows:
         raise UsageError(f"expected rows below the header of {header.path}, got none; bring data")
     if header.separator != ",":
         notes = [f"{header.path} is read with {SEPARATORS[header.separator]} between its cells", *notes]
-    return keys_of_rows, np.frombuffer(values).reshape(len(keys_of_rows), -1), notes
+    numbers = np.frombuffer(values).reshape(len(keys_of_rows), -1)
+    return Columns(keys_of_rows, numbers, {name: list(known) for name, known in levels.items()}, notes)
 
 
-def _rows(header: Header, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
-    """The line of the file, and its cells of the columns, row by row."""
-    with _utf8(header.path), header.path.open(newline="", encoding="utf-8-sig") as file:
+def text_columns(header: Header, columns: Sequence[str]) -> list[str]:
+    """Those columns whose first cell with a value begins with a letter."""
+    first: dict[str, str] = {}
+    for _, cells in _rows(header, [None, *columns]):
+        first |= {n: c.strip() for n, c in zip(columns, cells[1:], strict=True) if n not in first and not is_gap(c)}
+        if len(first) == len(columns):
+            break
+    return [name for name in columns if first.get(name, "")[:1].isalpha() and first[name].lower() not in NOT_FINITE]
+
+
+def _value(
+    cell: str, name: str, line: int, path: Path, reading: Reading, levels: Mapping[str, dict[str, int]]
+) -> float:
+    if name in reading.optional and is_gap(cell):
+        return math.nan
+    if name not in levels:
+        return _number(cell, name, reading.decimal, line, path)
+    known, text = levels[name], cell.strip()
+    if text not in known and reading.levels[name] is not None:
+        raise UsageError(
+            f"expected column '{name}' to hold one of {', '.join(known)}, the levels of the training, got '{text}' on "
+            f"line {line} of {path}; train again with this level"
+        )
+    return float(known.setdefault(text, len(known)))
+
+
+def _rows(header: Header, columns: Sequence[str | None]) -> Iterator[tuple[int, Cells]]:
+    """The line of the file, and its cells of the columns, row by row; "-" for a column that is None."""
+    with utf8(header.path), header.path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file, strict=True, delimiter=header.separator)
         next(lines, None)
-        places = [header.names.index(name) for name in columns]
+        places = [None if name is None else header.names.index(name) for name in columns]
         for line in filter(any, lines):
             _check_length(line, header, lines.line_num)
-            yield lines.line_num, [line[place] for place in places]
+            yield lines.line_num, ["-" if place is None else line[place] for place in places]
 
 
 def _check_length(line: Cells, header: Header, number: int) -> None:
@@ -161,25 +121,6 @@ def _check_length(line: Cells, header: Header, number: int) -> None:
             f"expected {len(header.names)} cells as in the header, got {len(line)} on line {number} of {header.path}; "
             "put a cell that holds the separator in quotes"
         )
-
-
-def _lacking(key: str, cells: Cells, keys: str, numbers: Sequence[str]) -> list[tuple[str, str]]:
-    """The columns of a row without a value, and what stands there; a group may be called NA."""
-    lacking = [] if key else [(keys, key)]
-    return lacking + [(name, cell) for name, cell in zip(numbers, cells, strict=True) if cell.strip().lower() in GAPS]
-
-
-def _notes_of_gaps(gaps: _Gaps, complete: int, missing: str, path: Path) -> list[str]:
-    if not gaps.rows:
-        return []
-    how_many = f"{gaps.rows} of {gaps.rows + complete} rows of {path}"
-    if missing == "refuse":
-        raise UsageError(
-            f"expected a value in every cell, got gaps in {how_many}, the first: {gaps.first}; fill them, or set "
-            "data.missing=drop to leave these rows out"
-        )
-    columns = ", ".join(f"{count} in column '{name}'" for name, count in gaps.columns.items())
-    return [f"left out {how_many}, which have gaps: {columns}"]
 
 
 def _number(cell: str, name: str, decimal: str, line: int, path: Path) -> float:

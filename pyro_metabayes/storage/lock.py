@@ -19,14 +19,34 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # error codes of file
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Refuse a folder that another process uses; remove unfinished files of killed processes.
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder; afterwards remove it, and those above it that were made, as far as they are empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"expected to make the folder {folder}, got: {error.strerror}; pass another one") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # a folder that is not empty stays
+            for path in missing:
+                path.rmdir()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, advice: str) -> Iterator[None]:
+    """Refuse a folder that is in use; remove unfinished files of killed processes.
 
     The kernel releases the lock however a process ends, so a remaining lock file does not lock the folder.
+
+    Args:
+        folder: an existing folder.
+        advice: how to name another folder, for the message.
     """
     path = folder / NAME
     lock = FileLock(path, blocking=False, fallback_to_soft=False)
-    _acquire(lock, folder)
+    _acquire(lock, folder, advice)
     try:
         with contextlib.suppress(OSError):  # on a full disk the file stays empty
             path.write_text(f"process {os.getpid()} on {platform.node()}")
@@ -39,13 +59,13 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _acquire(lock: FileLock, folder: Path) -> None:
+def _acquire(lock: FileLock, folder: Path, advice: str) -> None:
     try:
         lock.acquire()
     except Timeout:
         raise UsageError(
             f"expected a folder that no other process uses, got {folder}, in use by {_holder(folder)}; wait for it, or "
-            "name another folder: hydra.run.dir=DIR (of a sweep hydra.sweep.dir=DIR)"
+            f"{advice}"
         ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:

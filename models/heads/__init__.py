@@ -168,7 +168,15 @@ class Linear(Head):
 
     def prototypes(self, means: Tensor) -> Tensor:
         """-|x - m_c|^2 = 2 m_c . x - |m_c|^2 + a term that is equal for all classes. (Snell et al. 2017)"""
-        return torch.cat((2 * means, -means.square().sum(-1, keepdim=True)), dim=-1)
+        return self.rows(2 * means, -means.square().sum(-1))
+
+    def rows(self, directions: Tensor, offsets: Tensor) -> Tensor:
+        """The weights w [..., C, D + 1] of directions v [..., C, D] and offsets b [..., C]."""
+        return torch.cat((directions, offsets.unsqueeze(-1)), dim=-1)
+
+    def design(self, x: Tensor) -> Tensor:
+        """phi_i = scale * (x_i, 1) [..., N, D + 1], with logits_ic = w_c . phi_i."""
+        return self.scale * torch.cat((x, torch.ones_like(x[..., :1])), dim=-1)
 
     def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
         return _with_last(w, term / self.scale)

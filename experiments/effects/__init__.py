@@ -1,0 +1,1 @@
+"""The learned prior and the effects of each group of a run."""

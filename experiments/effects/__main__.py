@@ -1,0 +1,53 @@
+"""python -m experiments.effects RUN_DIR: the learned prior and the effects of each group of a run on data=groups.
+
+Prints means, standard errors, sds and correlations of effects and the sd of the noise beside the closed form, maximum
+likelihood, in the units of the file, with intercepts at x = 0. Writes effects.csv (one row per group and effect, given
+all points of the group: estimate, 90% interval, shrinkage, closed form, least squares), prior.csv and effects.png.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from pyro_metabayes.data.sources.groups import Groups
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.command import run_program
+from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.usage import parser_of
+from pyro_metabayes.experiments.effects.estimates import effects_of_fit, effects_of_run
+from pyro_metabayes.experiments.effects.tables import effect_rows, prior_rows
+from pyro_metabayes.experiments.partial_pooling.plots import draw_effects
+from pyro_metabayes.experiments.runs.restore_run import restore_run
+from pyro_metabayes.experiments.runs.tables import Row, csv_table, text_table
+from pyro_metabayes.storage.checkpoint import write_atomically
+from pyro_metabayes.storage.paths import user_path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("run", type=user_path, help="the folder of a finished run")
+    folder = parser.parse_args(arguments).run
+    setup = restore_run(folder, saved_config(folder, ["device=cpu"]))
+    groups, learner = setup.tasks.source, setup.learner
+    if not isinstance(groups, Groups):
+        raise UsageError(f"expected a run on data=groups for effects, got data={setup.config.choices.get('data')}")
+    run = effects_of_run(groups, learner)
+    fitted = groups.estimates() if learner.model.canonical else None
+    closed = None if fitted is None else effects_of_fit(groups, fitted)
+    methods = {"run": run} | ({} if closed is None else {"closed form": closed})
+    prior, effects = prior_rows(groups, methods), effect_rows(groups, run, closed, fitted)
+    for name, rows in {"prior.csv": prior, "effects.csv": effects}.items():
+        write_atomically(folder / name, partial(_write_table, rows))
+    draw_effects(groups, {name: method.estimates for name, method in methods.items()}, folder)
+    print(text_table(prior))
+    print(f"prior.csv, effects.csv ({len(groups.names)} groups) and effects.png: {folder}")
+
+
+def _write_table(rows: Sequence[Row], path: Path) -> None:
+    path.write_text(csv_table(rows))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,89 @@
+"""Prior and effects of each group, of a run and of the closed form, in the units of the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import MultivariateNormal, Normal
+
+from pyro_metabayes.data.sources.groups import Groups
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.exact.mixed_effects import MixedEffects, errors_of
+from pyro_metabayes.experiments.partial_pooling.methods import GroupEstimates, StandardisedEstimates
+from pyro_metabayes.inference.divergences import has_density, innermost
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.prediction.moments import draws_of
+from pyro_metabayes.seeding import noise_of
+
+DRAWS = 20_000  # of a distribution whose covariances have no closed form
+
+
+@dataclass(frozen=True)
+class Effects:
+    """estimates: of prior and all groups of the file.
+
+    errors: standard errors [D] of the coefficients; None without a closed form.
+    covariance: of the effects over groups [R, R].
+    """
+
+    estimates: GroupEstimates
+    errors: Tensor | None
+    covariance: Tensor
+
+
+@torch.no_grad()
+def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
+    """The prior of a group without points, and the posterior of each group given all its points.
+
+    Raises:
+        UsageError: a model without effects of groups, a flat prior, or a point estimate.
+    """
+    model, episodes = learner.model, groups.all_points()
+    shared = getattr(model, "beta", None)
+    if not isinstance(shared, Tensor):
+        raise UsageError(
+            "expected a model with effects of groups and shared ones, such as model=hierarchical_regression, got "
+            f"{type(model).__module__.removeprefix('pyro_metabayes.')}"
+        )
+    prior = model.prior(episodes.observed())
+    posterior = learner.guide.posterior(episodes.pooled())
+    if not (has_density(prior) and has_density(posterior)):
+        raise UsageError("expected a prior and a posterior with standard deviations, got a flat prior or a point; take "
+                         "guide=partial_pooling, exact or savi")  # fmt: skip
+    mean, covariance = moments_of_rows(prior)
+    coefficients = torch.cat((mean[0], shared[0].double()))
+    noise = torch.as_tensor(getattr(model, "noise", torch.nan)).double()
+    standard = StandardisedEstimates(coefficients, covariance[0], noise.item(), *moments_of_rows(posterior))
+    gaussian = noise.isfinite() and model.canonical
+    errors = errors_of(groups.whole(), covariance[0], noise) if gaussian else None
+    return _in_units(groups, standard, errors)
+
+
+def effects_of_fit(groups: Groups, fitted: MixedEffects) -> Effects:
+    """The same for the closed form."""
+    of_groups = moments_of_rows(fitted.effects(groups.all_points().pooled()))
+    standard = StandardisedEstimates(fitted.coefficients, fitted.covariance, fitted.noise.item(), *of_groups)
+    return _in_units(groups, standard, fitted.errors)
+
+
+def _in_units(groups: Groups, standard: StandardisedEstimates, errors: Tensor | None) -> Effects:
+    scales = groups.scales
+    sd = None if errors is None else scales.covariance_in_units(errors).diagonal().sqrt()
+    return Effects(standard.in_units(groups), sd, scales.covariance_in_units(standard.covariance))
+
+
+def moments_of_rows(q: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """Means [T, W] and covariances [T, W, W] of the first row of w, event [Y, W], in float64; else from draws."""
+    inner = innermost(q)
+    if isinstance(inner, MultivariateNormal):
+        return q.mean[:, 0].double(), inner.covariance_matrix[:, 0].double()
+    if isinstance(inner, Normal):
+        return q.mean[:, 0].double(), torch.diag_embed(q.variance[:, 0].double())
+    with noise_of(0):
+        draws = draws_of(q, DRAWS)[:, :, 0].double()
+    mean = draws.mean(0)
+    centred = (draws - mean).movedim(0, 1)
+    return mean, centred.mT @ centred / DRAWS

@@ -1,0 +1,78 @@
+"""Tables of the prior and of the effects of each group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+
+from torch import Tensor
+
+from pyro_metabayes.data.sources.groups import Groups
+from pyro_metabayes.diagnostics.collapse import HALF_OF_90
+from pyro_metabayes.exact.mixed_effects import MixedEffects
+from pyro_metabayes.experiments.effects.estimates import Effects
+from pyro_metabayes.experiments.partial_pooling.methods import least_squares_effects
+
+Row = dict[str, str]
+
+
+def text(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.5g}"
+
+
+def prior_rows(groups: Groups, methods: Mapping[str, Effects]) -> list[Row]:
+    """A row per coefficient, correlation and the noise; by method: estimate, standard error, sd over groups."""
+    rows = []
+    for place, feature in enumerate(groups.features):
+        row = {"": feature}
+        for name, effects in methods.items():
+            own, errors = place < groups.num_random, effects.errors
+            row |= {
+                name: text(effects.estimates.coefficients[place].item()),
+                f"se, {name}": text(None if errors is None else errors[place].item()),
+                f"sd of groups, {name}": text(effects.estimates.sd[place].item() if own else None),
+            }
+        rows.append(row)
+    for first, second in combinations(range(groups.num_random), 2):
+        label = f"correlation of {groups.features[first]}, {groups.features[second]}"
+        rows.append(_single(label, {name: _correlation(e.covariance, first, second) for name, e in methods.items()}))
+    return [*rows, _single("sd of the noise", {name: effects.estimates.noise for name, effects in methods.items()})]
+
+
+def _single(label: str, values: Mapping[str, float]) -> Row:
+    row = {"": label}
+    for name, value in values.items():
+        row |= {name: text(value), f"se, {name}": "-", f"sd of groups, {name}": "-"}
+    return row
+
+
+def _correlation(covariance: Tensor, first: int, second: int) -> float:
+    return (covariance[first, second] / (covariance[first, first] * covariance[second, second]).sqrt()).item()
+
+
+def effect_rows(groups: Groups, run: Effects, closed: Effects | None, fitted: MixedEffects | None) -> list[Row]:
+    """A row per group and effect. shrinkage: variance given the points of the group / variance of the prior."""
+    shrinkage = run.estimates.effects_sd.square() / run.estimates.sd.square()
+    reach = HALF_OF_90 * run.estimates.effects_sd
+    train = set(groups.splits["train"].tolist())
+    alone = None
+    if fitted is not None:
+        shared = fitted.coefficients[groups.num_random :]
+        alone = groups.scales.effects_in_units(least_squares_effects(fitted, groups.all_points()), shared)
+    rows = []
+    for group, name in enumerate(groups.names):
+        for place, feature in enumerate(groups.features[: groups.num_random]):
+            estimate = run.estimates.effects[group, place]
+            rows.append({
+                "group": name,
+                "points": str(int(groups.sizes[group])),
+                "in training": "yes" if group in train else "no",
+                "effect": feature,
+                "estimate": text(estimate.item()),
+                "lower": text((estimate - reach[group, place]).item()),
+                "upper": text((estimate + reach[group, place]).item()),
+                "shrinkage": text(shrinkage[group, place].item()),
+                "closed form": text(None if closed is None else closed.estimates.effects[group, place].item()),
+                "least squares": text(None if alone is None else alone[group, place].item()),
+            })  # fmt: skip
+    return rows

@@ -1,0 +1,87 @@
+"""From a file with rows of new groups to the rows of a table of predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.data.sources.chosen_columns import ChosenColumns, Rows, chosen_columns
+from pyro_metabayes.data.sources.groups import Groups
+from pyro_metabayes.data.sources.header import header_of, matching
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.config import Config, saved_config
+from pyro_metabayes.experiments.runs.restore_run import restore_run
+from pyro_metabayes.experiments.runs.setup import RunSetup
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.prediction.numbers import NumberPrediction
+
+
+def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
+    """One row per row of the file without a response: group, predictors, mean, sd, lower and upper.
+
+    Raises:
+        UsageError: the run is not one of groups, or the file has no row to predict.
+    """
+    setup = restore_run(folder, saved_config(folder, ["device=cpu"]))
+    groups = setup.tasks.source
+    if not isinstance(groups, Groups):
+        raise UsageError(f"expected a run on data=groups for predict, got data={setup.config.choices.get('data')}")
+    chosen = columns_of(setup.config, file)
+    read = chosen.read(_setting(setup, "missing", "refuse"), _setting(setup, "decimal", "point"), groups.levels, True)
+    asked = read.values[:, -1].isnan()
+    if not asked.any():
+        raise UsageError(f"expected rows of {file} whose '{chosen.response}' is blank, got none; leave it blank to ask")
+    for note in read.notes:
+        print(f"note: {note}")
+    _note_known_groups(read, groups, chosen.group)
+    table: dict[int, dict[str, str]] = {}
+    for name in dict.fromkeys(read.keys):
+        of_group = torch.tensor([key == name for key in read.keys])
+        places = (of_group & asked).nonzero().flatten().tolist()
+        if places:
+            prediction = in_units(groups, setup.learner, read.values[of_group & ~asked], read.values[of_group & asked])
+            for number, place in enumerate(places):
+                table[place] = _row(chosen, read, place, prediction, number)
+    return [table[place] for place in sorted(table)]
+
+
+def columns_of(config: Config, file: Path) -> ChosenColumns:
+    """The columns of the run in another file, in which the column of groups may be missing."""
+    data = config.data
+    there = header_of(file, [*data["predictors"], data["response"]]).names
+    names = data["group"], data["response"], data["predictors"], data.get("random", ["intercept"])
+    return chosen_columns(file, *names, data.get("factors", ()), grouped=bool(matching(names[0], there)))
+
+
+def in_units(groups: Groups, learner: MetaLearner, known: Tensor, asked: Tensor) -> NumberPrediction:
+    """Predictions for rows [N, D + 1] of the file, in its units."""
+    scales = groups.scales
+    support, query = scales.standardised(known), scales.standardised(asked)
+    prediction = learner.predict(support[:, :-1], support[:, -1], query[:, :-1])
+    assert isinstance(prediction, NumberPrediction)
+    mean, sd = scales.mean[-1], scales.sd[-1]
+    mean_y, sd_y, lower, upper = (value[:, 0].double() for value in prediction)
+    return NumberPrediction(mean + sd * mean_y, sd * sd_y, mean + sd * lower, mean + sd * upper)
+
+
+def _setting(setup: RunSetup, name: str, default: str) -> str:
+    return str(setup.config.data.get(name, default))
+
+
+def _note_known_groups(read: Rows, groups: Groups, column: str | None) -> None:
+    known = sorted(set(read.keys) & set(groups.names)) if column else []
+    if known:
+        print(
+            f"note: {len(known)} groups have names of groups in the data of the run, such as '{known[0]}': they are "
+            "predicted from the rows of this file alone"
+        )
+
+
+def _row(chosen: ChosenColumns, read: Rows, place: int, prediction: NumberPrediction, number: int) -> dict[str, str]:
+    """Cells as text; predictors as the regression reads them."""
+    group = {} if chosen.group is None else {chosen.group: read.keys[place]}
+    x = dict(zip(read.features, read.values[place].tolist(), strict=False))
+    inputs = {name: f"{value:g}" for name, value in x.items() if name != "intercept"}
+    return group | inputs | {name: f"{value[number].item():.6g}" for name, value in prediction._asdict().items()}

@@ -1,0 +1,115 @@
+"""Multinomial logistic regression on the support set, with a learned Gaussian prior.
+
+The maximum of the posterior by Newton's method in the space of the logits: Rasmussen and Williams, "Gaussian Processes
+for Machine Learning", MIT Press 2006, section 3.5 and algorithm 3.3.
+"""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor
+from torch.nn import functional
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError, check_choice
+from pyro_metabayes.inference.capabilities import linear_head
+from pyro_metabayes.inference.cholesky import cholesky
+from pyro_metabayes.inference.divergences import check_gaussian
+from pyro_metabayes.inference.laplace import LowRankPrecision, ggn_root
+
+POSTERIORS = ("delta", "laplace")
+SHORTER = 0.5  # ratio of successive candidates for the length of a step
+CANDIDATES = 6  # 1, 1/2, ..., 1/32
+
+
+class Guide(pyro_metabayes.Guide):
+    """The mode theta of p(w | support), and either delta(theta) or N(theta, (Lambda + GGN)^-1) around it:
+
+        theta = argmax_w sum_i log softmax_{y_i}(s (v_c . x_i + b_c)) + log N(w; mu, Lambda^-1),
+
+    over the n support points, w_c = (v_c, b_c), Lambda diagonal. At the maximum w_c = mu_c + Lambda_c^-1 phi^T a_c with
+    a_ic = [y_i = c] - p_ic, so Newton's method runs on the logits of the n points: each step costs C matrices [n, n].
+    A step is shortened by halves until it increases the log posterior. All but the last step are outside the graph. At
+    the maximum the gradient of one Newton step in psi is that of the maximum (implicit function theorem), so a training
+    step learns the prior by the predictions of the query set.
+
+    Args:
+        posterior: the family of q.
+            `delta`: the point estimate, for objective=monte_carlo, whose loss has no -log p(w).
+            `laplace`: the Laplace approximation around it, for objective=elbo.
+        num_steps: number of Newton steps.
+
+    Raises:
+        UsageError: a setting is out of range, the head is not linear or the prior not Gaussian.
+    """
+
+    def __init__(self, model: pyro_metabayes.Model, posterior: str = "delta", num_steps: int = 12) -> None:
+        super().__init__(model)
+        check_choice("guide.posterior", posterior, POSTERIORS)
+        if num_steps < 1:
+            raise UsageError(f"expected guide.num_steps >= 1, got {num_steps}")
+        linear_head(model, "guide=logistic_regression")
+        self.family, self.num_steps = posterior, num_steps
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        prior = self.model.prior(observed)
+        check_gaussian(prior, "guide=logistic_regression")
+        mean, variance = prior.mean, prior.variance
+        phi = linear_head(self.model, "guide=logistic_regression").design(observed.support_x)
+        residuals = _Newton(phi, mean, variance, observed).maximise(self.num_steps)
+        theta = mean + variance * (residuals.mT @ phi)
+        if self.family == "delta":
+            return Delta(theta, event_dim=2)
+        root = ggn_root(self.model, theta, observed.support_x, observed.support_mask)
+        return LowRankPrecision(theta, 1 / variance, root, event_dim=2)
+
+
+class _Newton:
+    """Newton's method for a [T, S, C], logits f_ic = f0_ic + (K_c a_c)_i, K_c = phi Lambda_c^-1 phi^T [T, C, S, S]."""
+
+    def __init__(self, phi: Tensor, mean: Tensor, variance: Tensor, observed: Observed) -> None:
+        self.mask = observed.support_mask.unsqueeze(-1)  # [T, S, 1]
+        self.kernel = torch.einsum("tnw,tcw,tmw->tcnm", phi, variance, phi)
+        self.offset = phi @ mean.mT
+        self.labels = functional.one_hot(observed.support_y, observed.num_classes) * self.mask
+
+    def maximise(self, num_steps: int) -> Tensor:
+        """a [T, S, C]; gradients flow through the last step only."""
+        a = torch.zeros_like(self.offset)
+        with torch.no_grad():
+            for _ in range(num_steps - 1):
+                a = self._longest(a, self._step(a))
+        return self._step(a.detach())
+
+    def _smoothed(self, a: Tensor) -> Tensor:
+        """(K_c a_c)_i [..., T, S, C]."""
+        return (self.kernel @ a.mT.unsqueeze(-1)).squeeze(-1).mT
+
+    def _step(self, a: Tensor) -> Tensor:
+        """a of the full Newton step: b - E K b + E R (sum_c E_c)^-1 R^T E K b, algorithm 3.3."""
+        smoothed = self._smoothed(a)
+        p = (self.offset + smoothed).softmax(-1) * self.mask
+        b = p * smoothed - p * (p * smoothed).sum(-1, keepdim=True) + self.labels - p
+        root = p.mT.clamp(min=torch.finfo(p.dtype).tiny).sqrt() * self.mask.mT  # [T, C, S]
+        scaled = root.unsqueeze(-1) * self.kernel * root.unsqueeze(-2)
+        eye = torch.eye(scaled.shape[-1], dtype=p.dtype, device=p.device)
+        e = root.unsqueeze(-1) * torch.cholesky_inverse(cholesky(eye + scaled)) * root.unsqueeze(-2)
+        c = (e @ self._smoothed(b).mT.unsqueeze(-1)).squeeze(-1)  # [T, C, S]
+        total = e.sum(1) + eye * (~self.mask)  # masked points have rows of zeros
+        common = torch.cholesky_solve(c.sum(1).unsqueeze(-1), cholesky(total)).unsqueeze(1)
+        return b - c.mT + (e @ common).squeeze(-1).mT
+
+    def _longest(self, a: Tensor, full: Tensor) -> Tensor:
+        """The best of a + t (full - a), t = 1, 1/2, ..., by the log posterior of each task."""
+        lengths = SHORTER ** torch.arange(CANDIDATES, dtype=a.dtype, device=a.device)
+        candidates = a + lengths.view(-1, 1, 1, 1) * (full - a)
+        best = self._log_posterior(candidates).argmax(0)  # [T]
+        return candidates.gather(0, best.view(1, -1, 1, 1).expand(1, *a.shape)).squeeze(0)
+
+    def _log_posterior(self, a: Tensor) -> Tensor:
+        """sum_i log p(y_i | f_i) - 1/2 sum_c a_c^T K_c a_c [L, T], up to a constant."""
+        smoothed = self._smoothed(a)
+        log_p = (self.offset + smoothed).log_softmax(-1)
+        return (log_p * self.labels - 0.5 * a * smoothed).sum((-1, -2))

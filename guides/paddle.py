@@ -1,0 +1,95 @@
+"""PADDLE: class centroids with a penalty on the number of classes among the queries.
+
+Martin et al., "Towards Practical Few-Shot Query Sets: Transductive Minimum Description Length Inference", NeurIPS 2022
+(arXiv 2210.14545).
+"""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed, class_means
+from pyro_metabayes.errors import UsageError, check_choice
+from pyro_metabayes.inference.capabilities import linear_head
+from pyro_metabayes.transductive.assignments import masked_mean, soft_class_means
+from pyro_metabayes.transductive.distances import distance_logits
+
+SCALINGS = ("none", "range")
+LEAST = 1e-6  # added to a class share, so that its logarithm is finite
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w | support, x_query) = delta(w) at (m^K, h^K) of Algorithm 1, m^0 the class means, h^0 = 0:
+
+        u_i = softmax_c(-tau/2 |z_i - m_c|^2 + class_weight h_c),    h_c = log((1/Q) sum_i u_ic),
+        m_c = (sum_{support of c} z_i + sum_i u_ic z_i) / (n_c + sum_i u_ic),
+
+    It minimises the squared distances plus class_weight Q times the entropy of the class shares, with a barrier
+    sum_i u_i log u_i. Predictions are the u of (m^K, h^K) at scale 1 of the head. The loop has no parameters; the scale
+    is learned.
+
+    Args:
+        num_steps: K.
+        class_weight: lambda / Q, 1 as published.
+        temperature: tau.
+        scaling: the features z.
+            `none`: as they are, of unit length.
+            `range`: divided, in each dimension, by their range over the queries of the task, as in the released code
+                (tau = 1). It weights all dimensions equally: those without information too.
+
+    Raises:
+        UsageError: a setting is out of range, or the head is not linear.
+    """
+
+    transductive = True
+
+    def __init__(
+        self,
+        model: pyro_metabayes.Model,
+        num_steps: int = 30,
+        class_weight: float = 1.0,
+        temperature: float = 15.0,
+        scaling: str = "none",
+    ) -> None:
+        super().__init__(model)
+        check_choice("guide.scaling", scaling, SCALINGS)
+        if num_steps < 1 or class_weight < 0 or temperature <= 0:
+            got = f"{num_steps}, {class_weight} and {temperature}"
+            raise UsageError(f"expected guide.num_steps >= 1, class_weight >= 0 and temperature > 0, got {got}")
+        linear_head(model, "guide=paddle")
+        self.num_steps, self.class_weight = num_steps, class_weight
+        self.temperature, self.scaling = temperature, scaling
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        metric = self._metric(observed)
+        means = class_means(observed)
+        term = means.new_zeros(observed.num_tasks, 1, observed.num_classes)
+        for _ in range(self.num_steps):
+            logits = _logits(means, observed.query_x, metric) + term
+            assignments = logits.softmax(-1)
+            term = self.class_weight * (masked_mean(assignments, observed.query_mask) + LEAST).log()
+            means = soft_class_means(observed, assignments)
+        directions = metric * means
+        offsets = term.squeeze(-2) - 0.5 * (directions * means).sum(-1)
+        return Delta(linear_head(self.model, "guide=paddle").rows(directions, offsets), event_dim=2)
+
+    def _metric(self, observed: Observed) -> Tensor:
+        """Factor of the squared difference in each dimension [T, 1, D]."""
+        extent = range_of_queries(observed) if self.scaling == "range" else torch.ones_like(observed.query_x[:, :1])
+        return self.temperature / extent.square()
+
+
+def _logits(means: Tensor, x: Tensor, metric: Tensor) -> Tensor:
+    """-1/2 |z_i - m_c|^2 [T, N, C] of scaled features, up to a term that is equal for all classes."""
+    return distance_logits(metric.sqrt() * means, metric.sqrt() * x)
+
+
+def range_of_queries(observed: Observed) -> Tensor:
+    """Largest minus smallest value of each feature over the unmasked queries [T, 1, D]; 1 where they are equal."""
+    off = ~observed.query_mask.unsqueeze(-1)
+    largest = observed.query_x.masked_fill(off, -torch.inf).amax(1, keepdim=True)
+    extent = largest - observed.query_x.masked_fill(off, torch.inf).amin(1, keepdim=True)
+    return torch.where(extent > 0, extent, 1.0)

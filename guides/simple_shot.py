@@ -1,0 +1,53 @@
+"""SimpleShot: the nearest class mean of centred features of unit length.
+
+Wang, Chao, Weinberger and van der Maaten, "SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot
+Learning", 2019 (arXiv 1911.04623).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed, class_means
+from pyro_metabayes.inference.capabilities import linear_head
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w | support) = delta(w), w_c = (v_c, b_c), from z_i = (x_i - mu) / |x_i - mu| and the means m_c of z (CL2N):
+
+        v_c = 2 m_c,    b_c = -2 m_c . mu - r |m_c|^2,    r = mean of |x_i - mu| over the support set,
+
+    so that v_c . x + b_c = |x - mu| (1 - |z - m_c|^2) + (|x - mu| - r) |m_c|^2. The last term is equal for all classes
+    at one shot, where |m_c| = 1. At more shots r replaces the norm of each query, by which a linear classifier cannot
+    divide.
+
+    mu is the mean feature of the base classes, 0 before `centre_at`; a run computes it before training.
+
+    Raises:
+        UsageError: the head is not linear.
+    """
+
+    centre: Tensor
+
+    def __init__(self, model: pyro_metabayes.Model, num_features: int) -> None:
+        super().__init__(model)
+        linear_head(model, "guide=simple_shot")
+        self.register_buffer("centre", torch.zeros(num_features))
+
+    def centre_at(self, mean: Tensor) -> None:
+        """Set mu [D]."""
+        self.centre.copy_(mean)
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        centred, mask = observed.support_x - self.centre, observed.support_mask
+        means = class_means(replace(observed, support_x=normalize(centred, dim=-1)))
+        norms = torch.linalg.vector_norm(centred, dim=-1) * mask
+        norm = norms.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)  # r [T, 1]
+        offsets = -2 * means @ self.centre - norm * means.square().sum(-1)
+        return Delta(linear_head(self.model, "guide=simple_shot").rows(2 * means, offsets), event_dim=2)

@@ -1,0 +1,103 @@
+"""TIM and alpha-TIM: transductive information maximisation, by Adam on the class centroids.
+
+Boudiaf et al., "Transductive Information Maximization for Few-Shot Learning", NeurIPS 2020 (arXiv 2008.11297);
+Veilleux et al., "Realistic Evaluation of Transductive Few-Shot Learning", NeurIPS 2021 (arXiv 2204.11181).
+"""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed, class_means
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.capabilities import linear_head
+from pyro_metabayes.inference.descent import adam
+from pyro_metabayes.transductive.assignments import masked_mean
+from pyro_metabayes.transductive.distances import distance_logits, distance_pullback
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w | support, x_query) = delta(m), class centroids m after K steps of Adam, from the class means, on
+
+        support_weight CE(support) - marginal_weight H(p_bar) + conditional_weight (1/Q) sum_i H(p_i),
+
+    the cross-entropy and the weighted mutual information of queries and labels (TIM, eq. 1 and 3). Here
+    p_i = softmax_c(-tau/2 |x_i - m_c|^2), p_bar is the mean of p_i over the Q queries, CE a mean over the support set,
+    H_alpha(p) = (1 - sum_c p_c^alpha) / (alpha - 1) Tsallis' entropy (alpha-TIM, section 4) and H_1 Shannon's.
+
+    The loop has no parameters; the scale of the head is learned, which is the temperature of the predictions. Its value
+    before training is 1/2 tau for the published ones.
+
+    Args:
+        num_steps: K.
+        step_size: step size of Adam.
+        temperature: tau.
+        alpha: order of both entropies; 1 for TIM.
+        support_weight: weight of the cross-entropy.
+        marginal_weight: weight of the entropy of the class marginal, which is largest at equal shares.
+        conditional_weight: weight of the mean entropy of the predictions.
+
+    Raises:
+        UsageError: a setting is out of range, or the head is not linear.
+    """
+
+    transductive = True
+
+    def __init__(
+        self,
+        model: pyro_metabayes.Model,
+        num_steps: int = 1000,
+        step_size: float = 1e-4,
+        temperature: float = 15.0,
+        alpha: float = 1.0,
+        support_weight: float = 1.0,
+        marginal_weight: float = 10.0,
+        conditional_weight: float = 1.0,
+    ) -> None:
+        super().__init__(model)
+        if num_steps < 1 or min(step_size, temperature, alpha) <= 0:
+            got = f"{num_steps}, {step_size}, {temperature} and {alpha}"
+            raise UsageError(f"expected guide.num_steps >= 1, step_size, temperature and alpha > 0, got {got}")
+        linear_head(model, "guide=tim")
+        self.num_steps, self.step_size, self.temperature, self.alpha = num_steps, step_size, temperature, alpha
+        self.weights = support_weight, marginal_weight, conditional_weight
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        labels = one_hot(observed.support_y, observed.num_classes)
+
+        def gradient(means: Tensor) -> Tensor:
+            of_support = self._of_support(means, observed, labels)
+            return self.temperature * (of_support + self._of_queries(means, observed))
+
+        means = adam(class_means(observed), gradient, self.step_size, self.num_steps)
+        rows = linear_head(self.model, "guide=tim").rows(2 * means, -means.square().sum(-1))
+        return Delta(rows, event_dim=2)
+
+    def _of_support(self, means: Tensor, observed: Observed, labels: Tensor) -> Tensor:
+        """Gradient of the weighted cross-entropy in the centroids, divided by tau."""
+        p = (self.temperature * distance_logits(means, observed.support_x)).softmax(-1)
+        gradient = self.weights[0] * (p - labels) * _mean_weights(observed.support_mask)
+        return distance_pullback(means, observed.support_x, gradient)
+
+    def _of_queries(self, means: Tensor, observed: Observed) -> Tensor:
+        """Gradient of the weighted entropies in the centroids, divided by tau."""
+        p = (self.temperature * distance_logits(means, observed.query_x)).softmax(-1)
+        marginal = masked_mean(p, observed.query_mask)
+        of_p = self.weights[2] * self._slope(p) - self.weights[1] * self._slope(marginal)
+        gradient = p * (of_p - (p * of_p).sum(-1, keepdim=True)) * _mean_weights(observed.query_mask)
+        return distance_pullback(means, observed.query_x, gradient)
+
+    def _slope(self, p: Tensor) -> Tensor:
+        """d H_alpha / d p_c, up to a constant."""
+        if self.alpha == 1:
+            return -p.clamp(min=torch.finfo(p.dtype).tiny).log()
+        return -self.alpha / (self.alpha - 1) * p.pow(self.alpha - 1)
+
+
+def _mean_weights(mask: Tensor) -> Tensor:
+    """Weights [T, N, 1] of a mean over the unmasked points."""
+    return (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-1)

@@ -1,0 +1,70 @@
+"""UNEM: unrolled generalised EM with learned hyper-parameters in every step.
+
+Zhou et al., "UNEM: UNrolled Generalized EM for Transductive Few-Shot Learning", CVPR 2025 (arXiv 2412.16739).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed, class_means
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.capabilities import linear_head
+from pyro_metabayes.transductive.assignments import masked_mean, soft_class_means
+from pyro_metabayes.transductive.distances import distance_logits
+
+LEAST = 1e-6  # added to a class share, so that its logarithm is finite
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w | support, x_query) = delta(w) at the last of K layers of generalised EM, m the class means before the first:
+
+        u_i = softmax_c((-tau/2 |x_i - m_c|^2 + lambda_k h_c) / T_k),    h_c = log((1/Q) sum_i u_ic),
+        m_c = (sum_{support of c} x_i + sum_i u_ic x_i) / (n_c + sum_i u_ic),    h = 0 in the first layer,
+
+    the Gaussian model of the paper. lambda_k = softplus, T_k = 1 + softplus of learned numbers, one of each per layer,
+    control class balance and entropy; tau = softplus^2 scales the features. The queries enter as in SIB, by a fixed
+    number of steps through which the loss of the query labels is differentiated. Predictions are u of the last layer at
+    scale 1 of the head.
+
+    Args:
+        num_layers: K.
+        temperature: tau before training.
+
+    Raises:
+        UsageError: a setting is out of range, or the head is not linear.
+    """
+
+    transductive = True
+
+    def __init__(self, model: pyro_metabayes.Model, num_layers: int = 10, temperature: float = 15.0) -> None:
+        super().__init__(model)
+        if num_layers < 2 or temperature <= 0:
+            raise UsageError(f"expected guide.num_layers >= 2, temperature > 0, got {num_layers} and {temperature}")
+        linear_head(model, "guide=unem")
+        scale = math.sqrt(temperature)
+        self.feature_scale = nn.Parameter(torch.tensor(scale + math.log(-math.expm1(-scale))))  # inverse of softplus
+        self.balance = nn.Parameter(torch.ones(num_layers - 1))  # h is 0 in the first layer
+        self.entropy = nn.Parameter(torch.ones(num_layers))
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        tau, sharpness = softplus(self.feature_scale).square(), 1 / (1 + softplus(self.entropy))
+        means = class_means(observed)
+        term = means.new_zeros(observed.num_tasks, 1, observed.num_classes)
+        for k, balance in enumerate(softplus(self.balance)):
+            logits = tau * distance_logits(means, observed.query_x) + term
+            assignments = (sharpness[k] * logits).softmax(-1)
+            term = balance * (masked_mean(assignments, observed.query_mask) + LEAST).log()
+            means = soft_class_means(observed, assignments)
+        return Delta(self._rows(sharpness[-1] * tau, means, sharpness[-1] * term.squeeze(-2)), event_dim=2)
+
+    def _rows(self, scale: Tensor, means: Tensor, term: Tensor) -> Tensor:
+        """Weights with logits scale (m_c . x - 1/2 |m_c|^2) + term_c at scale 1 of the head."""
+        offsets = term - 0.5 * scale * means.square().sum(-1)
+        return linear_head(self.model, "guide=unem").rows(scale * means, offsets)

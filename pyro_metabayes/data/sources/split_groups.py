@@ -1,0 +1,25 @@
+"""The groups of training, validation and test."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from pyro_metabayes.errors import UsageError
+
+
+def splits_of(num_groups: int, train: float, val: float, seed: int) -> dict[str, Tensor]:
+    """Numbers of the groups of each split; all groups are in every split if train is 1."""
+    if not (train > 0 and val >= 0 and train + val <= 1):
+        raise UsageError(f"expected shares train > 0, val >= 0 and train + val <= 1, got train={train} and val={val}")
+    order = torch.randperm(num_groups, generator=Generator().manual_seed(seed))
+    first, second = math.floor(train * num_groups + 0.5), math.floor((train + val) * num_groups + 0.5)
+    parts = {"train": order[:first], "val": order[first:second], "test": order[second:]}
+    if train == 1.0:
+        return dict.fromkeys(parts, torch.arange(num_groups))
+    if empty := [name for name in ("train", "test") if not len(parts[name])]:
+        raise UsageError(f"expected groups for {empty[0]}, got none of {num_groups}; change data.train and data.val")
+    parts["val"] = parts["val"] if len(parts["val"]) else parts["train"]
+    return {name: part.sort().values for name, part in parts.items()}

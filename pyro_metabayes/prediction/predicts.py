@@ -1,0 +1,76 @@
+"""Predictions of a learner: under the posterior of tasks, and for arrays of one task."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.guide import Guide
+from pyro_metabayes.prediction.arrays import task_of, task_of_numbers
+from pyro_metabayes.prediction.features import Featured
+from pyro_metabayes.prediction.moments import draws_of
+from pyro_metabayes.prediction.numbers import NumberPrediction, predicted_numbers
+from pyro_metabayes.prediction.probabilities import Prediction, check_num_samples, prediction_of
+from pyro_metabayes.prediction.tensors import Array
+from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.validation.trained_on import TaskRange, warn_if_unfamiliar
+from pyro_metabayes.validation.values import validate
+
+
+class Predicts(Featured):
+    """A learner with a guide.
+
+    trained_on: the tasks of the training; None: not recorded.
+    """
+
+    guide: Guide
+    trained_on: TaskRange | None
+
+    @property
+    def num_targets(self) -> int:
+        """Numbers of a label; 0: labels are classes."""
+        raise NotImplementedError
+
+    def posterior_predictive(self, observed: Observed, num_samples: int) -> tuple[Tensor, TorchDistribution]:
+        """Samples w [L, T, *W] of the posterior (L = 1: a point mass), and p(y | x_query, w) [L, T, Q]."""
+        validate(observed, self.model)
+        return self.predictive_under(self.guide.posterior(observed), observed, num_samples)
+
+    def predictive_under(
+        self, distribution: TorchDistribution, observed: Observed, num_samples: int
+    ) -> tuple[Tensor, TorchDistribution]:
+        """As posterior_predictive, for any distribution of w."""
+        w = draws_of(distribution, num_samples)
+        return w, self.model.likelihood(w, observed.query_x, observed)
+
+    @torch.no_grad()
+    def predict(
+        self, support_x: Array, support_y: Array, query_x: Array, num_samples: int = 100, seed: int = 0
+    ) -> Prediction | NumberPrediction:
+        """Predictions for one task's query inputs, from one's own arrays.
+
+        Of classes: their probabilities; base classes, if any, stand last. Of numbers: mean, standard deviation and 90%
+        interval, in the unit of support_y; inputs and labels are standardised as the training data were.
+
+        Args:
+            support_x: [S, *X], what the backbone takes: images (floats in [0, 1], or integers), or features.
+            support_y: [S], integers 0 to C - 1; [S] or [S, Y] numbers, with S = 0 for a new group without points.
+            query_x: [Q, *X].
+            num_samples: number of draws of w; a Gaussian over the weights of a linear model needs none.
+            seed: of these draws, in any thread; no global random state is read or changed.
+        """
+        check_num_samples(num_samples)
+        like = next(self.parameters())  # there is always one, the head's scale
+        if self.num_targets:
+            shape = self.input_shape, self.num_targets
+            task = task_of_numbers(support_x, support_y, query_x, *shape, self.backbone, like)
+            with noise_of(seed):
+                data = self.embedded(task)
+                return predicted_numbers(self.model, self.guide.posterior(data), data, num_samples)
+        task = task_of(support_x, support_y, query_x, self.input_shape, self.backbone, like)
+        with noise_of(seed):
+            answer = prediction_of(lambda: self.posterior_predictive(self.embedded(task), num_samples)[1], like.dtype)
+        warn_if_unfamiliar(self.guide, self.trained_on, task)
+        return answer

@@ -1,0 +1,31 @@
+"""A linear classifier that reproduces assignments of queries which are no linear function of their features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.inference.capabilities import LinearHead
+from pyro_metabayes.inference.cholesky import cholesky
+
+RIDGE = 1e-4  # relative to the squared length of features of unit length and their constant
+
+
+def rows_of_scores(head: LinearHead, x: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+    """The smallest weights w_c = (v_c, b_c) [T, C, D + 1] with v_c . x_i + b_c = scores_ic at the unmasked points.
+
+    Kernel ridge regression with a small ridge. For at most D + 1 points it reproduces their scores; for more it is a
+    least-squares fit.
+
+    Args:
+        head: gives weights from directions and offsets.
+        x: points [T, N, D].
+        scores: [T, N, C].
+        mask: [T, N].
+    """
+    points = x * mask.unsqueeze(-1)
+    on = mask.to(x.dtype)
+    kernel = points @ points.mT + on.unsqueeze(-1) * on.unsqueeze(-2)
+    diagonal = torch.where(mask, RIDGE, 1.0)  # masked points have a row of zeros
+    dual = torch.cholesky_solve(scores * mask.unsqueeze(-1), cholesky(kernel + torch.diag_embed(diagonal.to(x.dtype))))
+    return head.rows(dual.mT @ points, dual.sum(1))

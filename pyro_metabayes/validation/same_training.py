@@ -1,0 +1,111 @@
+"""Whether a call of `fit` continues the training of its folder, or is another training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.data.stream import Tasks
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.untrusted import count_of, expecting, within
+
+FIT = "fit"  # the key of a description among the plain values of a checkpoint
+TENSORS = ("support_x", "support_y", "query_x", "query_y", "classes")
+PRECISION = 1e-3  # of moments of the same tasks: another device or library may round inputs otherwise
+
+
+def description_of_tasks(stream: Tasks, number: int) -> dict[str, Any]:
+    """Shapes and moments of the first tasks, which are equal in a second run of a program.
+
+    Moments are None where two readings of the same tasks differ, as with augmentation by random numbers of numpy.
+
+    Args:
+        stream: the tasks.
+        number: how many of them are read.
+    """
+    first, again = (_moments(stream.batch(0, number)) for _ in range(2))
+    kept = {
+        name: values if _equal(values, again[name]) else values | {"moments": None} for name, values in first.items()
+    }
+    return {"num_tasks": getattr(stream, "num_tasks", None), **kept}
+
+
+def _moments(episodes: Episodes) -> dict[str, Any]:
+    tensors = {name: value for name in TENSORS if (value := getattr(episodes, name)) is not None}
+    return {name: {"shape": list(value.shape), "moments": _of_tasks(value)} for name, value in tensors.items()}
+
+
+def _of_tasks(values: Tensor) -> list[list[float]]:
+    """Mean and root mean square of each task."""
+    flat = values.detach().cpu().double().flatten(1)
+    moments: list[list[float]] = torch.stack((flat.mean(1), flat.square().mean(1).sqrt()), 1).tolist()
+    return moments
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether shapes are equal, and moments up to rounding where both have them."""
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return bool(one == other)
+    if one["shape"] != other["shape"]:
+        return False
+    moments = one["moments"], other["moments"]
+    if None in moments:
+        return True
+    return all(
+        math.isclose(x, y, rel_tol=PRECISION, abs_tol=PRECISION * PRECISION * scale)
+        for (mean, scale), (other_mean, other_scale) in zip(*moments, strict=True)
+        for x, y in ((mean, other_mean), (scale, other_scale))
+    )
+
+
+def steps_taken(folder: Path, description: Mapping[str, Any]) -> int:
+    """The number of steps that the training of the folder has taken; 0 without one.
+
+    Args:
+        folder: of the training.
+        description: by name, the settings and parts of this training, and under "train" and "val" its tasks.
+
+    Raises:
+        UsageError: the folder holds another training.
+    """
+    if not (path := within(folder, "checkpoint.pt")).exists():
+        return 0
+    with expecting(f"the checkpoint of an interrupted training in {folder}"):
+        state = checkpoint.load(path)
+        config = state["config"]
+        if config:  # earlier versions recorded nothing
+            _refuse_another(config, description, folder)
+        return count_of(state["training"]["step"])
+
+
+def _refuse_another(config: Mapping[str, Any], description: Mapping[str, Any], folder: Path) -> None:
+    if FIT not in config:
+        raise UsageError(
+            f"expected the folder of a training by fit, got {folder}, that of a command; continue it with "
+            f"python -m experiments.run resume={folder}, or pass another folder"
+        )
+    for name, now in description.items():
+        before = config[FIT].get(name)
+        if name in ("train", "val"):
+            _refuse_other_tasks(name, before, now, folder)
+        elif before != now:
+            raise UsageError(
+                f"expected the training that {folder} holds, with {name}={before}, got {name}={now}; pass the same "
+                "arguments, or another folder"
+            )
+
+
+def _refuse_other_tasks(name: str, before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    for tensor in (*before, *(now.keys() - before.keys())):
+        if not _equal(before.get(tensor), now.get(tensor)):
+            raise UsageError(
+                f"expected the {name} tasks of the training that {folder} holds, got others, which differ in {tensor}; "
+                "pass the same tasks, or another folder (tasks drawn with torch's random numbers repeat)"
+            )
