@@ -238,6 +238,7 @@ OF_MIXTURE = {"kl_variational_bound", "kl_convexity_bound"}  # bounds on the KL 
 OF_POSTERIOR = {"posterior_sd", "posterior_entropy"}
 ERRORS = {"kl_monte_carlo_error", "prior_sd_monte_carlo_error", "posterior_sd_monte_carlo_error"}  # of what is sampled
 OF_TRUTH = {"sd_ratio", "training_sd_ratio", "coverage90_of_truth", "kl_from_truth", "kl_to_truth"}
+BY_SITE = {"kl_by_site", "posterior_sd_by_site"}  # of several sites
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ OF_TRUTH = {"sd_ratio", "training_sd_ratio", "coverage90_of_truth", "kl_from_tru
 )
 def test_what_does_not_exist_is_null(pair: Pair, nulls: set[str]) -> None:
     learner, episodes = pair.learner(), pair.tasks()
-    nulls = nulls | ERRORS | (set() if pair.prior == "mixture" else OF_MIXTURE)
+    nulls = nulls | ERRORS | BY_SITE | (set() if pair.prior == "mixture" else OF_MIXTURE)
     nulls -= {"kl_monte_carlo_error"} if pair.prior == "mixture" else set()
     assert without_numbers(collapse_metrics(learner, episodes, 5)) == nulls | OF_TRUTH
     of_evaluation = evaluate(learner, stream_of(episodes), EvalSettings(3, samples=5), seed=0, progress=False).metrics

@@ -12,10 +12,11 @@ from pyro import poutine
 from pyro.distributions import Delta, Dirichlet, LogNormal, Normal, TorchDistribution
 from pyro.infer import Trace_ELBO
 from torch import Size, Tensor
+from torch.distributions import kl_divergence
 
 from pyro_metabayes import Episodes, MetaLearner, UsageError
 from pyro_metabayes.diagnostics.arviz import to_arviz
-from pyro_metabayes.diagnostics.collapse import posterior_spread
+from pyro_metabayes.diagnostics.collapse import collapse_metrics, posterior_spread
 from pyro_metabayes.diagnostics.coordinates import coordinates_of
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
 from pyro_metabayes.diagnostics.predictive import observing, predictive_draws
@@ -268,6 +269,27 @@ def test_the_target_is_the_joint_density_of_the_trace() -> None:
         conditioned = poutine.condition(learner.model, learner.model.sites.split(latent))
         trace = poutine.trace(conditioned).get_trace(tasks)
     torch.testing.assert_close(target.log_joint(latent).sum(), trace.log_prob_sum())
+
+
+@torch.no_grad()
+def test_metrics_of_each_site() -> None:
+    """KL(q(log tau), p(log tau)) has a closed form; the KL of the weights is the mean over log tau of one."""
+    learner, tasks = learner_of(), random_regressions(TASKS)
+    metrics = collapse_metrics(learner, tasks, 5)
+    kl, sd = metrics["kl_by_site"], metrics["posterior_sd_by_site"]
+    assert list(kl) == list(sd) == ["log_tau", "w"]
+    assert sum(kl.values()) == pytest.approx(metrics["kl"])
+    assert (sd["log_tau"] ** 2 + 6 * sd["w"] ** 2) / 7 == pytest.approx(metrics["posterior_sd"] ** 2)
+    seen = tasks.as_support("query")
+    scale, prior = learner.guide._posterior_of_scale(learner.model, seen), learner.model.prior_of_scale(seen)
+    assert sd["log_tau"] == pytest.approx(scale.variance.mean().sqrt().item(), rel=0.2)
+    log_tau = scale.sample((4000,))
+    weights = learner.model.posterior_given_scale(log_tau, seen)
+    of_weights = closed_form_kl(weights, learner.model._prior_given_scale(log_tau, seen))
+    assert of_weights is not None
+    tolerance = 5 * metrics["kl_monte_carlo_error"]
+    assert kl["log_tau"] == pytest.approx(kl_divergence(scale, prior).mean().item(), abs=tolerance)
+    assert kl["w"] == pytest.approx(of_weights.mean().item(), abs=tolerance)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -381,6 +381,7 @@ OF_BASE_CLASSES = ("base_classes", "novel", "base", "both", "base_over_all")
 OF_A_TRUTH = ("sd_ratio", "training_sd_ratio", "coverage90_of_truth", "kl_from_truth", "kl_to_truth")
 
 
+BY_SITE = ("kl_by_site", "posterior_sd_by_site")
 ERRORS = [f"{name}_monte_carlo_error" for name in ("kl", "prior_sd", "posterior_sd")]  # of what is sampled
 
 
@@ -419,7 +420,9 @@ KEYS = {
     **dict.fromkeys(("disagreement", "prior_entropy", "posterior_entropy"), is_number),
     **dict.fromkeys(("mse", "rmse", "oracle_mse", "coverage90", *OF_A_TRUTH), lambda value: value is None),
     **dict.fromkeys(ERRORS, lambda value: value is None),
-    **dict.fromkeys((*OF_BASE_CLASSES, "kl_variational_bound", "kl_convexity_bound"), lambda value: value is None),
+    **dict.fromkeys(
+        (*OF_BASE_CLASSES, "kl_variational_bound", "kl_convexity_bound", *BY_SITE), lambda value: value is None
+    ),
     "active_dimensions": is_count,
     **dict.fromkeys(("by_step", "information", "constant_rmse"), lambda value: value is None),
     "query_counts": lambda value: value == [],

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.distributions import Normal as TorchNormal
 from torch.distributions import kl_divergence
 
-from pyro_metabayes.diagnostics.collapse_metrics import Metrics, Spread, summary
+from pyro_metabayes.diagnostics.collapse_metrics import SITE, Metrics, Spread, summary
+from pyro_metabayes.distributions.joint import Joint
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.inference.divergences import (
     closed_form_kl,
@@ -84,6 +85,8 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
     posterior_variance [T]: mean over the weights. posterior_entropy [T].
     elbo, kl [T], kl_by_dimension [T, weights]: against a prior with a density; the log-likelihood is a batch
         mean of one draw per task. A KL without a closed form is the mean over MOMENT_DRAWS draws.
+    posterior_variance of site NAME, kl of site NAME [T]: of a Joint. The kl of a site is the expected KL given the
+        earlier sites; these sum to kl.
     posterior_variance_error, kl_error [T]: Monte-Carlo standard errors of what is sampled.
     kl_variational_bound, kl_convexity_bound [T]: against a mixture, closed-form upper bounds on the KL.
     """
@@ -91,6 +94,11 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
         return {}
     moments = moments_of(q)
     spread = {"posterior_variance": moments.variance.flatten(1).mean(1), **_error("posterior_variance", moments.error)}
+    if isinstance(q, Joint):
+        spread |= {
+            f"posterior_variance{SITE}{name}": value.reshape(len(value), -1).mean(1)
+            for name, value in q.sites.split(moments.variance).items()
+        }
     if (entropy := entropy_of(q)) is not None:
         spread["posterior_entropy"] = entropy
     prior = learner.model.prior(episodes.observed())
@@ -109,8 +117,17 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
 
 def _sampled_kl(q: TorchDistribution, prior: TorchDistribution, log_likelihood: Tensor) -> Spread:
     """kl and kl_error [T], and the elbo with this KL, of more draws than the one of the objective."""
-    kl, error = kl_from_draws(q, prior, extra_draws(q, MOMENT_DRAWS))
-    return {"kl": kl, "elbo": log_likelihood - kl, **_error("kl", error)}
+    w = extra_draws(q, MOMENT_DRAWS)
+    kl, error = kl_from_draws(q, prior, w)
+    return {"kl": kl, "elbo": log_likelihood - kl, **_error("kl", error), **_kl_by_site(q, prior, w)}
+
+
+def _kl_by_site(q: TorchDistribution, prior: TorchDistribution, w: Tensor) -> Spread:
+    """The terms [T] of KL(q, prior) = sum_k E_q KL(q(z_k | z_<k), p(z_k | z_<k)), from draws w ~ q; {} for one site."""
+    if not (isinstance(q, Joint) and isinstance(prior, Joint)):
+        return {}
+    of_q, of_prior = q.log_probs(w), prior.log_probs(w)
+    return {f"kl{SITE}{name}": (of_q[name] - of_prior[name]).mean(0) for name in of_q}
 
 
 def against_truth(fit: TorchDistribution, true: TorchDistribution) -> Spread:

@@ -16,8 +16,9 @@ COLLAPSED_DISAGREEMENT = 0.02
 ACTIVE_NATS = 0.01  # a weight is active if its mean KL(q, p) exceeds this
 
 Spread = dict[str, Tensor]  # by name, [T] or [T, weights]
+SITE = " of site "  # "kl of site w" is the spread of one latent site
 Metrics = dict[str, Any]
-Metric = Callable[[Mapping[str, Tensor]], float | int | bool | None]  # from spreads
+Metric = Callable[[Mapping[str, Tensor]], float | int | bool | dict[str, float] | None]  # from spreads
 
 
 def _mean(spread: Mapping[str, Tensor], name: str) -> float | None:
@@ -59,6 +60,16 @@ def _rms_error(name: str) -> Metric:
     return metric
 
 
+def _by_site(name: str, function: Callable[[float], float] = float) -> Metric:
+    """A function of the mean over tasks, of each latent site; None unless there are several."""
+
+    def metric(spread: Mapping[str, Tensor]) -> dict[str, float] | None:
+        sites = [key.removeprefix(name + SITE) for key in spread if key.startswith(name + SITE)]
+        return {site: function(spread[name + SITE + site].mean().item()) for site in sites} or None
+
+    return metric
+
+
 def _active_dimensions(spread: Mapping[str, Tensor]) -> int | None:
     kl = spread.get("kl_by_dimension")
     return None if kl is None else int((kl.mean(0) > ACTIVE_NATS).sum())
@@ -82,11 +93,13 @@ METRICS: dict[str, Metric] = {  # in the order of results.json
     "elbo": _mean_of("elbo"),
     "kl": _mean_of("kl"),
     "kl_monte_carlo_error": _mean_error("kl"),
+    "kl_by_site": _by_site("kl"),
     "kl_variational_bound": _mean_of("kl_variational_bound"),
     "kl_convexity_bound": _mean_of("kl_convexity_bound"),
     "active_dimensions": _active_dimensions,
     "posterior_sd": _rms("posterior_variance"),
     "posterior_sd_monte_carlo_error": _rms_error("posterior_variance"),
+    "posterior_sd_by_site": _by_site("posterior_variance", math.sqrt),
     "posterior_entropy": _mean_of("posterior_entropy"),
     "sd_ratio": _rms("fit_variance", "true_variance"),
     "training_sd_ratio": _rms("training_fit_variance", "training_true_variance"),
@@ -103,6 +116,7 @@ def summary(spread: Mapping[str, Tensor]) -> Metrics:
     sd_ratio: rms sd of the posterior at test time over that of the exact posterior.
     training_sd_ratio: the same given support and query, for a guide whose training_posterior sees the query labels.
     NAME_monte_carlo_error: standard error of NAME where it is sampled, over the draws and not over the tasks.
+    kl_by_site, posterior_sd_by_site: by name of the site, of a latent of several sites.
     collapsed: whether the draws of the prior leave the predictions unchanged.
 
     Args:

@@ -85,14 +85,18 @@ class Joint(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(z) [..., T] in nats, the sum over sites."""
-        values, log_probs = self.sites.split(value), []
+        return torch.stack(torch.broadcast_tensors(*self.log_probs(value).values())).sum(0)
+
+    def log_probs(self, value: Tensor) -> dict[str, Tensor]:
+        """log p(z_k | z_1, ..., z_{k-1}) [..., T] in nats, of each site."""
+        values, log_probs = self.sites.split(value), {}
 
         def given_value(name: str, distribution: TorchDistribution) -> Tensor:
-            log_probs.append(distribution.log_prob(values[name]))
+            log_probs[name] = distribution.log_prob(values[name])
             return values[name]
 
         self.visit(given_value)
-        return torch.stack(torch.broadcast_tensors(*log_probs)).sum(0)
+        return log_probs
 
     @property
     def mean(self) -> Tensor:

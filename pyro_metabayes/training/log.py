@@ -17,9 +17,13 @@ from pyro_metabayes.storage.untrusted import DAMAGED, within
 
 def null_nonfinite(line: Mapping[str, Any]) -> dict[str, Any]:
     """The line with None (null) for values that are not finite: JSON has no NaN."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
-    }
+    return {name: _or_null(value) for name, value in line.items()}
+
+
+def _or_null(value: Any) -> Any:
+    if isinstance(value, Mapping):  # a metric by site
+        return null_nonfinite(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
