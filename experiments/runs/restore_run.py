@@ -79,10 +79,13 @@ def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:
     """The best learner of a checkpoint, with its tasks; the configuration may differ in settings without weights."""
     with expecting("a checkpoint with a learner"):
         num_classes, weights = count_of(state["best"]["specification"]["num_classes"]), state["best"]["weights"]
-    setup = set_up(config, num_classes, training=False)
-    with expecting("a checkpoint with the weights of a learner"):
-        setup.learner.load_weights(weights)
-        setup.learner.trained_on = TaskRange.restored(state["best"].get("trained_on"))
+
+    def restore(learner: MetaLearner) -> None:
+        with expecting("a checkpoint with the weights of a learner"):
+            learner.load_weights(weights)
+            learner.trained_on = TaskRange.restored(state["best"].get("trained_on"))
+
+    setup = set_up(config, num_classes, training=False, restore=restore)
     _refuse_learned_step_sizes(state, config, setup.learner)
     _refuse_unknown_scales(state, config, setup)
     setup.learner.to(setup.device)

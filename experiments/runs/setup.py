@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from pyro_metabayes.data.placement import place_bank
 from pyro_metabayes.device import device_of
 from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.runs.build_learner import build_learner, pretrain_learner
+from pyro_metabayes.experiments.runs.build_learner import build_learner, pretrain_learner, restored_bank
 from pyro_metabayes.experiments.runs.tasks import (
     EstimatesSettings,
     RunTasks,
@@ -40,11 +41,17 @@ class RunSetup:
     data_fingerprint: str | None
 
 
-def set_up(config: Config, num_classes: int | None = None, training: bool = True) -> RunSetup:
+def set_up(
+    config: Config,
+    num_classes: int | None = None,
+    training: bool = True,
+    restore: Callable[[MetaLearner], None] | None = None,
+) -> RunSetup:
     """Load the data, build and pretrain the learner; refuses a configuration that cannot be run.
 
     num_classes: what the learner is built for, where it is not the way of the tasks.
     training: whether the splits for training and validation are read, not that of the evaluation alone.
+    restore: loads the weights of a trained learner, whose backbone is not pretrained again; None: fresh weights.
     """
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
@@ -57,9 +64,12 @@ def set_up(config: Config, num_classes: int | None = None, training: bool = True
     source = source_of(config, data)
     refuse_impossible(config, source, training)
     learner = build_learner(config, data, source, num_classes)
+    if restore is not None:
+        restore(learner)
     if training:
         note_narrower_validation(config, source, learner)
     if isinstance(data, Bank):
-        bank = pretrain_learner(config, learner, data, device)
+        prepare = pretrain_learner if restore is None else restored_bank
+        bank = prepare(config, learner, data, device)
         source = source_of(config, place_bank(bank, device, config.place))
     return RunSetup(config.with_absolute_path(), device, learner, RunTasks(config, source, device), fingerprint)
