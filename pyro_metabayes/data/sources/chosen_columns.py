@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pyro_metabayes.data.sources.csv_rows import Header, Name, header_of, matching
 from pyro_metabayes.data.sources.scales import INTERCEPT
-from pyro_metabayes.data.sources.table import Header, Name, header_of, matching, read_columns
+from pyro_metabayes.data.sources.table import read_columns
 from pyro_metabayes.errors import UsageError
 
 

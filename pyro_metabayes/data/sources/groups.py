@@ -19,9 +19,9 @@ from pyro_metabayes.data.sources.column_checks import (
     notes_of_units,
     refuse_unresolved,
 )
+from pyro_metabayes.data.sources.csv_rows import Name
 from pyro_metabayes.data.sources.ragged import Ragged, RaggedTasks
 from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales
-from pyro_metabayes.data.sources.table import Name
 from pyro_metabayes.data.stream import Block, check_regression
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.episodes import Episodes
@@ -152,7 +152,7 @@ def load(
         train: fraction of the groups to learn from; with 1 all splits contain all groups, for partial pooling.
         val: fraction of the groups for validation, which are the training groups if it is 0; the rest is for test.
         seed: of the assignment of groups to splits.
-        missing: "refuse" rows with gaps, or "drop" them.
+        missing: "refuse" rows with gaps, or "drop" them; with "drop" a group called NA, null or the like is a gap.
         decimal: "point" or "comma".
         scales: mean and sd of columns by name, in the units of the file; by default those of the training groups.
 

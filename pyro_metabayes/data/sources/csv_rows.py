@@ -1,0 +1,131 @@
+"""The rows of a CSV file, as text; errors name the line."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pyro_metabayes.errors import UsageError
+
+Cells = Sequence[str]
+Name = str | int | float | bool | None  # a column's name, as a command line or YAML file reads it: 2015 is an integer
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """The names of the columns of a CSV file, and what separates its cells."""
+
+    path: Path
+    separator: str
+    names: Cells
+
+    def name_of(self, name: Name) -> str:
+        """The one column that is meant.
+
+        Raises:
+            UsageError: no column has that name, or several have it.
+        """
+        found = matching(name, self.names)
+        if len(found) != 1:
+            how_many = f"several ({', '.join(found)}; a name in quotes is exact)" if found else "none"
+            raise UsageError(
+                f"expected one column '{_text(name)}' in {self.path}, got {how_many}; there are: "
+                f"{', '.join(self.names) or 'no header'}; fix data.group, data.predictors or data.response"
+            )
+        return found[0]
+
+
+class _Lines(Protocol):
+    """A reader of the module csv."""
+
+    line_num: int
+
+    def __iter__(self) -> Iterator[list[str]]:
+        """The rows."""
+
+
+def matching(name: Name, texts: Sequence[str]) -> list[str]:
+    """Those texts that are this name, or that a command line reads as it: 2015 as an integer, null as None."""
+    if isinstance(name, str):
+        return [text for text in texts if text == name]
+    return [text for text in texts if repr(_as_read(text)) == repr(name)]
+
+
+def _as_read(text: str) -> Name:
+    words: dict[str, Name] = {"null": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _text(name: Name) -> str:
+    if name is None:
+        return "null"
+    return str(name).lower() if isinstance(name, bool) else str(name)
+
+
+def header_of(path: Path, columns: Sequence[Name]) -> Header:
+    """The header of a file; the separator is the first under which it has all these columns, else a comma."""
+    if not path.is_file():
+        raise UsageError(f"expected a CSV file, found none at {path}; fix data.path")
+    headers = [Header(path, separator, _first_row(path, separator)) for separator in SEPARATORS]
+    complete = [header for header in headers if all(matching(name, header.names) for name in columns)]
+    return complete[0] if complete else max(headers, key=lambda header: len(header.names))
+
+
+def _first_row(path: Path, separator: str) -> Cells:
+    with _utf8(path), suppress(csv.Error), path.open(newline="", encoding="utf-8-sig") as file:
+        return [name.strip() for name in next(csv.reader(file, strict=True, delimiter=separator), [])]
+    return []
+
+
+@contextmanager
+def _utf8(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(
+            f"expected a CSV file in UTF-8 at {path}, got one with '{error}'; save it again as CSV (UTF-8)"
+        ) from None
+
+
+def rows_of(header: Header, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
+    """The line of the file, and its cells of the columns, row by row."""
+    with _utf8(header.path), header.path.open(newline="", encoding="utf-8-sig") as file:
+        lines = csv.reader(file, strict=True, delimiter=header.separator)
+        next(lines, None)
+        places = [header.names.index(name) for name in columns]
+        for line in filter(any, _complete(lines, header.path)):
+            _check_length(line, header, lines.line_num)
+            yield lines.line_num, [line[place] for place in places]
+
+
+def _complete(lines: _Lines, path: Path) -> Iterator[Cells]:
+    """The rows of a file; one line for quotes that are not closed, with the line on which the row begins."""
+    before = lines.line_num
+    try:
+        for line in lines:
+            before = lines.line_num
+            yield line
+    except csv.Error as error:
+        raise UsageError(
+            f"expected cells with closed quotes in {path}, got '{error}' in the row that begins on line {before + 1}; "
+            'close the quotes there, and write a quote within a cell as ""'
+        ) from None
+
+
+def _check_length(line: Cells, header: Header, number: int) -> None:
+    if len(line) != len(header.names):
+        raise UsageError(
+            f"expected {len(header.names)} cells as in the header, got {len(line)} on line {number} of {header.path}; "
+            "put a cell that holds the separator in quotes"
+        )
