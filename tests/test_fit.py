@@ -370,9 +370,12 @@ def test_tasks_that_are_none_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"learner": nn.Linear(1, 1)}, "learner to be a MetaLearner, got an object of type Linear; construct one with"),
-        ({"learner": MetaLearner}, "learner to be a MetaLearner, got the class MetaLearner; construct one with"),
-        ({"learner": None}, "learner to be a MetaLearner, got an object of type NoneType; construct one with"),
+        (
+            {"learner": nn.Linear(1, 1)},
+            "learner to be of type MetaLearner, got an object of type Linear; construct one with",
+        ),
+        ({"learner": MetaLearner}, "learner to be of type MetaLearner, got the class MetaLearner; construct one with"),
+        ({"learner": None}, "learner to be of type MetaLearner, got an object of type NoneType; construct one with"),
         ({"steps": None}, "steps to be an integer >= 1, got None"),
         ({"steps": True}, "steps to be an integer >= 1, got True"),
         ({"batch_size": None}, "batch_size to be an integer >= 1, got None"),
@@ -717,6 +720,53 @@ def test_datasets_that_are_none_are_refused() -> None:
     sizes = Squares(lambda image: image[:, : int(image[0, 0, 0]) % 3 + 1])
     with refuses(r"^expected inputs of one shape, got .* and, in item \d+, .*; add a transform that resizes them$"):
         Bank.from_dataset(sizes, SPLITS).tasks("train", way=3, query=2).batch(0, 4)
+
+
+@pytest.mark.parametrize("splits", [None, [range(5)], {"train": 0.6}, {"train": "birds"}, 0.6], ids=str)
+def test_splits_that_do_not_list_classes_are_refused(splits: Any) -> None:
+    with refuses(r"^expected splits to divide the classes, as in .*, got .*; list the labels of each split$"):
+        Bank.from_dataset(Squares(), splits)
+
+
+def test_listed_labels_have_to_be_those_of_the_items() -> None:
+    short, first, later = Squares(), Squares(), Squares()
+    short.targets = short.targets[:-1]
+    first.targets = [9, *first.targets[1:]]
+    later.targets = [*later.targets[:14], 0, *later.targets[15:]]  # item 14 is of class 8
+    with refuses(r"^expected a label for each of the 60 items in the targets .* of the dataset, got 59; .*$"):
+        Bank.from_dataset(short, SPLITS)
+    with refuses(r"^expected item 0 of the dataset to have the label 9, .*, got 0; .*$"):
+        Bank.from_dataset(first, SPLITS)
+    with refuses(r"^expected item 14 of the dataset to have the label 0, .*, got 8; .*$"):
+        Bank.from_dataset(later, SPLITS).tasks("train", way=5, query=5).batch(0, 8)
+    with refuses(r"^expected real inputs of the dataset, got torch\.complex64 in item \d+; .*$"):
+        Bank.from_dataset(Squares(lambda image: torch.complex(image.float(), image.float())), SPLITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_tasks", 0), ("num_tasks", 2.0), ("seed", "1"), ("seed", 0.5), ("way", "2"), ("way", 2.0), ("query", True)],
+)
+def test_tasks_of_a_bank_take_integers(name: str, value: Any) -> None:
+    with refuses(rf"^expected {name} to be an integer >= [01], got {value!r}$"):
+        Bank.from_dataset(Squares(), SPLITS).tasks("train", **{"way": 2, "query": 2} | {name: value})
+
+
+def test_tasks_without_queries_are_refused() -> None:
+    tasks = random_tasks(4)
+    empty = replace(tasks, query_x=tasks.query_x[:, :0], query_y=tasks.query_y[:, :0], query_mask=None)
+    message = r"^expected tasks with query points from .*, got Episodes with none; add queries$"
+    for train, validation in ((empty, tasks), (tasks, empty), (lambda number: empty, tasks)):
+        with refuses(message):
+            fit(SAVI.learner(), train, validation, steps=1)
+    with refuses(message):
+        evaluate(SAVI.learner(), empty, progress=False)
+
+
+@pytest.mark.parametrize("settings", [50, 0, {"tasks": 50}, {}, EvalSettings])
+def test_settings_of_an_evaluation_are_an_object(settings: Any) -> None:
+    with refuses(r"^expected settings to be of type EvalSettings, got .*; pass for example EvalSettings\(tasks=100\)$"):
+        evaluate(SAVI.learner(), random_tasks(4), settings, progress=False)
 
 
 def test_the_names_are_of_the_package() -> None:
