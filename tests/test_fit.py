@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
@@ -445,6 +447,8 @@ def test_parts_are_names_settings_classes_or_objects() -> None:
 def test_parts_that_cannot_be_built_are_refused() -> None:
     with refuses(r"^no module 'guides\.sibb', which guide\._target_ names$"):
         plain(guide="sibb")
+    with refuses(r"to be a dotted name under models\., guides\., pyro_metabayes\., got 3$"):
+        plain(guide={"_target_": 3})
     with refuses(r"^expected a prior for pyro_metabayes\.models\.few_shot_classifier, got none; pass prior=.*$"):
         plain(prior=None)
     with refuses(r"^expected the shape of one input of the backbone, got none; pass input_shape=, such as .*$"):
@@ -498,6 +502,19 @@ def test_guides_of_users_that_do_not_fit_are_refused() -> None:
         plain(guide=Empty, prior="gaussian")
     with refuses(r"^expected the guide's distribution to be one of pyro\.distributions, got torch\.dist.*; import it "):
         fit(plain(guide=OfTorch, prior="gaussian"), random_tasks(4), random_tasks(4), steps=1)
+
+
+def test_the_table_of_the_page_is_that_of_the_settings() -> None:
+    page = (ROOT / "docs/train-from-python.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \| `(\w+)`.*? \| `(\w+)`.*? \| ([\d.]+).*? \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    for names, prior, objective, kl_weight in rows:
+        for name in re.findall(r"\w+", names):
+            settings: Any = OmegaConf.load(ROOT / f"experiments/conf/guide/{name}.yaml")
+            chosen = {key: value for entry in settings.defaults for key, value in entry.items()}
+            assert (chosen["override /prior"], chosen["override /objective"]) == (prior, objective), name
+            assert settings.get("train", {}).get("kl_weight", 1) == float(kl_weight), name
+            assert plain(guide=name, prior=prior, objective=objective)(random_tasks())["loss"].isfinite()
 
 
 def test_batch_norm_keeps_its_statistics_and_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -770,7 +787,7 @@ def test_settings_of_an_evaluation_are_an_object(settings: Any) -> None:
 
 
 def test_the_names_are_of_the_package() -> None:
-    assert {"fit", "evaluate", "Bank"} <= set(pyro_metabayes.__all__)
+    assert {"fit", "evaluate", "Bank", "Interrupted"} <= set(pyro_metabayes.__all__)
     code = "import sys, pyro_metabayes; print('lightning_fabric' in sys.modules, 'sklearn' in sys.modules)"
     command = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
