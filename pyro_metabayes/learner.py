@@ -69,7 +69,7 @@ class MetaLearner(Assembled, Featured):
         self._specification = None if specification is None else dict(specification)
         self._shared = recorded_values(parts) if specification is None else shared_values(specification)
         self.backbone, self.model, self.guide, self.objective = parts
-        self.frozen = frozen
+        self.model.num_features, self.frozen = self.backbone.num_features, frozen
         self.trained_on: TaskRange | None = None
         self.backbone.requires_grad_(not frozen)
         self.train()
@@ -114,7 +114,7 @@ class MetaLearner(Assembled, Featured):
 
     def posterior_predictive(self, observed: Observed, num_samples: int) -> tuple[Tensor, TorchDistribution]:
         """Samples w [L, T, *W] of the posterior (L = 1: a point mass), and p(y | x_query, w) [L, T, Q]."""
-        validate(observed, self.model)
+        validate(observed, self.model, self.backbone.num_features)
         return self.predictive_under(self.guide.posterior(observed), observed, num_samples)
 
     def predictive_under(
