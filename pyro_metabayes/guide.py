@@ -125,7 +125,7 @@ class Guide(Recorded, Program):
             UsageError: q cannot be sampled, or has another shape or other sites than the latent; under Pyro's
                 validation, a label out of range or a number that is not finite.
         """
-        validate(data, self.model)
+        validate(data, self.model, self.model.num_features)
         announce_parameters(self, "guide")
         q = self.training_posterior(data) if isinstance(data, Episodes) else self.posterior(data)
         if isinstance(innermost(q), ImproperUniform):

@@ -62,7 +62,7 @@ class MetaLearner(Assembled, Predicts):
         self._specification = None if specification is None else dict(specification)
         self._shared = recorded_values(parts) if specification is None else shared_values(specification)
         self.backbone, self.model, self.guide, self.objective = parts
-        self.frozen = frozen
+        self.model.num_features, self.frozen = self.backbone.num_features, frozen
         self.trained_on: TaskRange | None = None
         self.backbone.requires_grad_(not frozen)
         self.train()

@@ -32,6 +32,7 @@ class Model(Recorded, Program):
 
     Attributes:
         sites: names and shapes of the latent sites, for a `prior` that is a Joint; None: one site, "w".
+        num_features: D of the inputs that `forward` takes, which a learner sets; None: not checked.
         canonical: whether `likelihood_of(outputs)` is Categorical(logits=outputs), or Normal(outputs, sd) with an sd
             that does not depend on the outputs. Gradients and curvatures in the outputs then have closed forms;
             otherwise they are differentiated. A class that defines `likelihood_of` without `canonical` is not
@@ -46,6 +47,7 @@ class Model(Recorded, Program):
     """
 
     sites: Sites | None = None
+    num_features: int | None = None
     canonical: bool = False
     # Step size of an inner loop on the mean loss, in units of `loss_unit`, unless the guide sets one.
     # Finn et al. (2017) take 0.01 for the squared error of sinusoids.
@@ -131,7 +133,7 @@ class Model(Recorded, Program):
             UsageError: the prior has other sites than `sites`; under Pyro's validation, a label out of range or a
                 number that is not finite.
         """
-        validate(data, self)
+        validate(data, self, self.num_features)
         announce_parameters(self, "model")
         query_y = data.query_y if isinstance(data, Episodes) else None
         with pyro.plate("task", data.num_tasks, dim=-1):

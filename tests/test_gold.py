@@ -271,7 +271,7 @@ def test_the_command_of_numbers_and_its_mistakes(finished: Path) -> None:
     mistakes = {
         ("run=flat",): "expected a run whose prior has a density for a gold posterior, got a flat prior",
         ("run=nowhere",): "expected a checkpoint at nowhere/checkpoint.pt, got no such file",
-        ("tasks=2",): "missing mandatory value: run",
+        ("tasks=2",): "expected run=RUN_DIR, the folder of a finished run, got none",
         (f"run={finished}", "tasks=0"): "expected tasks >= 2, got 0",
         (f"run={finished}", "targets=[some]"): "expected the labels of a target to be one of query, support, all",
         (f"run={finished}", "samples=3"): "expected samples >= 100",

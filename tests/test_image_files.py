@@ -86,6 +86,21 @@ def test_hidden_files_and_folders_are_not_read(left: list[tuple[str, str, str]])
         assert alone.class_sizes.tolist() == [3, 2, 2]
 
 
+def test_what_is_left_out_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_classes(tmp_path)
+    leave(tmp_path / "train/a", ".DS_Store", "text")
+    image_folder.load(str(tmp_path), size=4)
+    assert capsys.readouterr().err == ""
+    for name in ("train/a/0.heic", "train/a/inner/notes.txt", "test/c/README"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "val/b/more").symlink_to(tmp_path / "train/a")
+    assert image_folder.load(str(tmp_path), size=4).class_sizes.tolist() == [3, 2, 2]
+    assert capsys.readouterr().err == (
+        f"note: left out of {tmp_path}: 3 files that do not end like an image (.heic, .txt, no suffix) and 1 linked "
+        "folders within classes\n"
+    )
+
+
 @pytest.mark.parametrize("name", ["MACOSX", "Thumbs.db.d", "lost", "eaDir", "x.DS_Store", "recycle"])
 def test_other_names_are_classes(name: str, tmp_path: Path) -> None:
     write_classes(tmp_path)

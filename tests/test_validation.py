@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from pyro_metabayes import Episodes, Observed, UsageError
+from pyro_metabayes import Episodes, FewShotClassifier, MetaLearner, Observed, UsageError
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.validation.values import check_values
 from tests.pairs import Pair, random_regressions, random_tasks, stream_of
@@ -188,6 +189,54 @@ def test_base_classes_follow_those_of_the_task() -> None:
             learner(replace(tasks, **changed))
 
 
+# ---------------------------------------------------------------- tasks without points
+
+
+def masked(name: str, of: slice) -> Episodes:
+    """Random tasks, in some of which all points of a set are masked."""
+    mask = getattr(random_tasks(), name).clone()
+    mask[of] = False
+    return replace(random_tasks(), **{name: mask})
+
+
+def without(name: str) -> Episodes:
+    """Random tasks without any point of a set."""
+    fields = {f"{name}_{part}": getattr(random_tasks(), f"{name}_{part}")[:, :0] for part in ("x", "y", "mask")}
+    return replace(random_tasks(), **fields)
+
+
+NO_POINTS = {
+    "all queries of a task masked": (masked("query_mask", slice(1, 2)), "one query per task"),
+    "all queries masked": (masked("query_mask", slice(None)), "one query per task"),
+    "no queries": (without("query"), "one query per task"),
+    "all support masked": (masked("support_mask", slice(2, 3)), "one support point per task"),
+}
+
+
+@pytest.mark.parametrize("door", ["loss", "evaluate"])
+@pytest.mark.parametrize("kind", NO_POINTS)
+def test_tasks_without_points_are_refused_in_one_line(kind: str, door: str) -> None:
+    tasks, message = NO_POINTS[kind]
+    for learner in LEARNERS.values():
+        with pytest.raises(
+            UsageError,
+            match=rf"expected at least {message}, unmasked in .*, got none in [13] of [13] t",
+        ):
+            DOORS[door](learner, tasks)
+
+
+def test_no_support_set_and_classes_without_support_points_are_legal() -> None:
+    """For guides that need none: others refuse S = 0."""
+    of_one = random_tasks().support_y.eq(0) & random_tasks().support_mask
+    assert torch.isfinite(LEARNERS[str(PAIRS[0])](replace(random_tasks(), support_mask=of_one))["loss"])
+    assert torch.isfinite(Pair("mean_field").learner()(without("support"))["loss"])
+
+
+def test_no_tasks_are_refused_where_they_are_made() -> None:
+    with pytest.raises(UsageError, match="expected at least one task, got none"):
+        random_tasks().tasks(slice(0))
+
+
 # ---------------------------------------------------------------- what the learner takes
 
 OTHERS: dict[str, tuple[Callable[[Episodes], Episodes], str]] = {
@@ -206,7 +255,7 @@ OTHERS: dict[str, tuple[Callable[[Episodes], Episodes], str]] = {
 }
 
 
-@pytest.mark.parametrize("door", ["loss", "evaluate"])
+@pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("other", OTHERS)
 def test_what_the_learner_does_not_take_is_refused_in_one_line(other: str, door: str) -> None:
     change, message = OTHERS[other]
@@ -219,3 +268,55 @@ def test_arrays_of_numpy_become_a_batch_through_torch() -> None:
     arrays = {name: np.asarray(value) for name, value in tensors_of(False).items() if name != "num_classes"}
     tasks = Episodes(**{name: torch.as_tensor(value) for name, value in arrays.items()}, num_classes=3)
     assert torch.isfinite(LEARNERS[str(PAIRS[0])](tasks)["loss"])
+
+
+@pytest.mark.parametrize("part", ["model", "guide"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_parts_of_a_learner_say_what_they_take(other: str, part: str) -> None:
+    change, message = OTHERS[other]
+    for learner in LEARNERS.values():
+        with pytest.raises(UsageError, match=message) as error:
+            getattr(learner, part)(change(random_tasks()))
+        assert "\n" not in str(error.value)
+
+
+def test_raw_images_for_a_frozen_backbone_are_refused_in_one_line() -> None:
+    parts = {"backbone": "conv4", "guide": "proto", "objective": "elbo", "prior": "flat"}
+    learner = MetaLearner.build(**parts, input_shape=(3, 16, 16), num_classes=3, frozen=True)
+    tasks = random_tasks(features=3 * 16 * 16).map_tensors(
+        lambda x: x.unflatten(-1, (3, 16, 16)) if x.shape[-1] == 768 else x
+    )
+    for call in (
+        learner,
+        learner.model,
+        learner.guide,
+        lambda data: learner.posterior_predictive(data.observed(), 2),
+        lambda data: evaluate(learner, data, EvalSettings(tasks=3)),
+    ):
+        with pytest.raises(UsageError, match=r"\*X = \[64\], as the learner takes them \(features if"):
+            call(tasks)
+
+
+# ---------------------------------------------------------------- rows that all point the same way
+
+
+def shifted(tasks: Episodes, offset: float) -> Episodes:
+    return replace(tasks, **{name: normalize(getattr(tasks, name) + offset, dim=-1) for name in INPUTS})
+
+
+@pytest.mark.parametrize("door", ["loss", "evaluate"])
+def test_a_common_offset_is_refused_in_one_line(door: str) -> None:
+    for learner in (LEARNERS[str(PAIRS[0])], LEARNERS[str(PAIRS[1])]):
+        with pytest.raises(UsageError, match=r"rows that all point the same way.*subtract the mean"):
+            DOORS[door](learner, shifted(random_tasks(), 1e6))
+        DOORS[door](learner, shifted(random_tasks(), 10.0))
+
+
+def test_a_classifier_refuses_features_with_a_common_offset() -> None:
+    tasks = random_tasks(1)
+    x, y = tasks.support_x[0].double().numpy(), tasks.support_y[0].numpy()
+    learner = LEARNERS[str(PAIRS[0])]
+    with pytest.raises(UsageError, match="rows that all point the same way"):
+        FewShotClassifier(learner).fit(normalize(torch.tensor(x + 1e6), dim=-1).numpy(), y)
+    same = normalize(torch.tensor(x[:1]), dim=-1).expand(5, -1).numpy()  # queries that are alike are no mistake
+    assert len(FewShotClassifier(learner).fit(x, y).predict(same)) == 5

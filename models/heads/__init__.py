@@ -9,13 +9,12 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional
 
-from pyro_metabayes.errors import UsageError
 from pyro_metabayes.models.parts.cosines import cosines
 from pyro_metabayes.models.parts.products import fold_samples, unfold_samples
+from pyro_metabayes.models.parts.unit_features import refuse_one_direction, refuse_other_lengths
 from pyro_metabayes.specification.recorded import Recorded
 
 Pullback = Callable[[Tensor], Tensor]
-UNIT = 0.01  # largest distance of the length of a feature vector from 1, since a backbone may compute in bfloat16
 
 
 class Head(Recorded, nn.Module):
@@ -88,14 +87,12 @@ class Cosine(Head):
         return 2 * self.scale.abs() + math.log(num_classes)
 
     def check_features(self, x: Tensor) -> None:
-        """Refuse features [N, D] that are not of unit length; zeros are allowed, and numbers that are not finite."""
-        length = torch.linalg.vector_norm(x.detach(), dim=-1)
-        length = length[length.isfinite() & (length > 0)]
-        if ((length - 1).abs() > UNIT).any():
-            raise UsageError(
-                f"expected features of unit length for head=cosine, got lengths from {length.min().item():.3g} to "
-                f"{length.max().item():.3g}; scale them with torch.nn.functional.normalize, or take head=linear"
-            )
+        """Refuse features [N, D] that are not of unit length, or all point the same way.
+
+        Zeros are allowed, as a backbone may end in a ReLU, and numbers that are not finite.
+        """
+        refuse_other_lengths(x)
+        refuse_one_direction(x)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         return (self.scale * (cosines(w, x)[0] + self.bias)).mT

@@ -29,7 +29,7 @@ from pyro_metabayes.seeding import noise_of
 from pyro_metabayes.training.progress import counted
 from pyro_metabayes.validation.arguments import check_instance
 from pyro_metabayes.validation.trained_on import warn_if_unfamiliar
-from pyro_metabayes.validation.values import check_values
+from pyro_metabayes.validation.values import check_points, check_values
 
 BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
 _alone = RLock()  # Pyro has one stack of handlers, and one setting of validation, for all threads
@@ -92,8 +92,10 @@ def evaluate(
         check_instance("settings", settings, EvalSettings, "pass for example EvalSettings(tasks=100)")
     started = time.perf_counter()
     stream, settings = _tasks_and_settings(stream, settings)
+    first = _on_device(learner, stream.batch(0, 1))
+    check_points(first)
+    learner.check_features(learner.featured(first))
     batches = list(_batches(stream, settings))
-    learner.check_features(learner.featured(_on_device(learner, stream.batch(0, 1))))
     shown = counted(batches, f"evaluate on {settings.split}", "batches") if progress else batches
     # Without Pyro's validation a diverging inner loop yields a poor score, not an exception.
     with _alone, noise_of(seed), pyro.validation_enabled(False):
@@ -124,6 +126,7 @@ def _on_device(learner: MetaLearner, episodes: Episodes) -> Episodes:
 def _scored(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None) -> BatchScores:
     """All scores of one batch, on the host."""
     check_values(episodes, learner.model)
+    check_points(episodes)
     episodes = learner.featured(episodes)
     batch = score_batch(learner, episodes, samples, truth)
     return replace(batch, by_step=scores_by_step(learner, episodes, samples)).cpu()

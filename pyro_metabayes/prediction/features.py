@@ -16,6 +16,7 @@ from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.arrays import holds_inputs
 from pyro_metabayes.prediction.images import as_float
 from pyro_metabayes.validation.structure import check_inputs
+from pyro_metabayes.validation.values import check_points
 
 Data = TypeVar("Data", bound=Observed)
 
@@ -66,6 +67,7 @@ class Featured(nn.Module):
     def checked(self, data: Data) -> Data:
         """Episodes of features, checked where Pyro validates: in the first step of a training, for example."""
         if is_validation_enabled():
+            check_points(data)
             self.check_features(data)
         return data
 
@@ -73,5 +75,4 @@ class Featured(nn.Module):
         """Refuse features that a part of the model does not take, such as a head for features of unit length."""
         for part in self.model.modules():
             if isinstance(part, ChecksFeatures):
-                part.check_features(data.support_x[data.support_mask])
-                part.check_features(data.query_x[data.query_mask])
+                part.check_features(torch.cat((data.support_x[data.support_mask], data.query_x[data.query_mask])))

@@ -35,7 +35,7 @@ class Predicts(Featured):
 
     def posterior_predictive(self, observed: Observed, num_samples: int) -> tuple[Tensor, TorchDistribution]:
         """Samples w [L, T, *W] of the posterior (L = 1: a point mass), and p(y | x_query, w) [L, T, Q]."""
-        validate(observed, self.model)
+        validate(observed, self.model, self.backbone.num_features)
         return self.predictive_under(self.guide.posterior(observed), observed, num_samples)
 
     def predictive_under(

@@ -47,6 +47,8 @@ def check_structure(data: Observed) -> None:
         _check_mask(f"{name}_mask", tensors[f"{name}_mask"], shape)
     _check_same_labels(data.support_y, tensors.get("query_y", data.support_y))
     _check_tasks(tensors, data.num_tasks)
+    if not data.num_tasks:
+        raise UsageError("expected at least one task, got none: query_x has shape [0, ...]; bring tasks")
 
 
 def check_inputs(data: Observed, shape: Sequence[int], like: Tensor | None, bytes_too: bool) -> None:

@@ -4,17 +4,53 @@ from __future__ import annotations
 
 import torch
 from pyro.infer.util import is_validation_enabled
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_metabayes.episodes import Observed
+from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.capabilities import HasBaseClasses
+from pyro_metabayes.validation.structure import check_inputs
 
 
-def validate(data: object, model: object) -> None:
-    """`check_values` where the validation of Pyro is on, as in the first step of a training."""
-    if is_validation_enabled() and isinstance(data, Observed):
-        check_values(data, model)
+def validate(data: object, model: nn.Module, num_features: int | None) -> None:
+    """Checks of inputs and values where the validation of Pyro is on, as in the first step of a training.
+
+    Args:
+        data: the tasks, with features as inputs; what is no Observed is not checked.
+        model: the model, whose parameters have the dtype and the device of the tasks.
+        num_features: D; None where no learner has told it.
+
+    Raises:
+        UsageError: other inputs than the model takes, or a value that no model can use.
+    """
+    if not is_validation_enabled() or not isinstance(data, Observed):
+        return
+    if num_features is not None:
+        check_inputs(data, (num_features,), next(model.parameters(), None), bytes_too=False)
+    check_values(data, model)
+
+
+def check_points(data: Observed) -> None:
+    """Refuse tasks without a point that they need; masks are read on the host.
+
+    A task of classes in a batch with support points must have one, and labelled tasks must have a query. A support set
+    of no points at all (S = 0) is legal, and so is a class without support points, whose class mean is 0.
+
+    Raises:
+        UsageError: a task whose points are all masked, or no queries.
+    """
+    if data.query_x.is_meta:
+        return
+    if isinstance(data, Episodes) and (empty := int((~data.query_mask).all(1).sum())):
+        raise UsageError(
+            f"expected at least one query per task, unmasked in query_mask, got none in {empty} of {data.num_tasks} "
+            "tasks; drop these tasks"
+        )
+    if data.num_classes and data.support_x.shape[1] and (empty := int((~data.support_mask).all(1).sum())):
+        raise UsageError(
+            f"expected at least one support point per task, unmasked in support_mask, got none in {empty} of "
+            f"{data.num_tasks} tasks; drop these tasks, or give no task any support point (S = 0)"
+        )
 
 
 def check_values(data: Observed, model: object) -> None:

@@ -7,25 +7,28 @@ operating systems leave behind (listing.py), are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.sources.images import MODES, READING, Colour, all_pixels, colour_of
-from pyro_metabayes.data.sources.listing import is_hidden, lines_of, visible, visible_files
+from pyro_metabayes.data.sources.listing import is_hidden, lines_of, linked_folders, visible, visible_files
 from pyro_metabayes.data.sources.parts import Part, Rows, bank_of, refuse_shared
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import plain_name
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+MOST_SUFFIXES = 3  # of files that are left out, in the note
 LAYOUT = "train/, val/ and test/, each with a folder a class, or the folders of the classes with a train.txt, ..."
 
 
 def load(path: str = "", size: int = 84, channels: int = 3, background: str = "white") -> Bank:
     """uint8 images [M, channels, size, size], converted once and kept in the cache.
 
-    path: the folder. Files without the suffix of an image are ignored.
+    path: the folder. Files without the suffix of an image are ignored, and so are linked folders within a class; a
+        note says how many.
     size: side of the square to which every whole image is resized (Lanczos), whatever its shape.
     channels: 3 (colour) or 1 (grey).
     background: colour behind transparent pixels: a name such as black, or #rrggbb.
@@ -38,8 +41,24 @@ def load(path: str = "", size: int = 84, channels: int = 3, background: str = "w
     classes = _classes_of_lists(folder) if (folder / "train.txt").is_file() else _classes_of_folders(folder)
     refuse_shared({split: list(folders) for split, folders in classes.items()}, folder)
     parts = {split: _part(folders, size, channels, colour) for split, folders in classes.items()}
+    note_left_out(folder, [inner for folders in classes.values() for inner in folders.values()])
     settings = {"size": size, "channels": channels, "background": colour, "reading": READING}
     return bank_of("image_folder", parts, settings)
+
+
+def note_left_out(folder: Path, classes: Sequence[Path]) -> None:
+    """Say how many files and linked folders in the folders of the classes are not read."""
+    others = [file for inner in classes for file in visible_files(inner) if not _is_image(file)]
+    linked = sum(len(linked_folders(inner)) for inner in classes)
+    suffixes = ", ".join(sorted({file.suffix.lower() or "no suffix" for file in others})[:MOST_SUFFIXES])
+    counts = [f"{len(others)} files that do not end like an image ({suffixes})"] if others else []
+    counts += [f"{linked} linked folders within classes"] if linked else []
+    if counts:
+        print(f"note: left out of {folder}: {' and '.join(counts)}", file=sys.stderr)
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES
 
 
 def _classes_of_folders(folder: Path) -> dict[str, dict[str, Path]]:
@@ -79,7 +98,7 @@ def _part(classes: Mapping[str, Path], size: int, channels: int, background: Col
 
 
 def _images(folder: Path) -> list[Path]:
-    files = sorted(file for file in visible_files(folder) if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in visible_files(folder) if _is_image(file))
     if not files:
         suffixes = ", ".join(sorted(SUFFIXES))
         raise UsageError(f"expected images in the folder of a class, got none in {folder}; they end in {suffixes}")

@@ -41,6 +41,14 @@ def visible_files(folder: Path) -> Iterator[Path]:
             yield from visible_files(path)
 
 
+def linked_folders(folder: Path) -> list[Path]:
+    """The links to folders, at any depth, which `visible_files` does not follow."""
+    found: list[Path] = []
+    for path in filter(Path.is_dir, visible(folder)):
+        found += [path] if path.is_symlink() else linked_folders(path)
+    return found
+
+
 def lines_of(file: Path) -> list[str]:
     """The lines of a text file that are not blank; UTF-8, or UTF-16 where it begins with its byte order mark."""
     content = file.read_bytes()
