@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.cli.usage import parser_of
-from pyro_metabayes.experiments.runs.evaluation import evaluate_run
-from pyro_metabayes.experiments.runs.notes import note_poor_result
+from pyro_metabayes.experiments.runs.evaluation import evaluate_run, folder_name
+from pyro_metabayes.experiments.runs.notes import OF_EVALUATION, note_poor_result
 from pyro_metabayes.experiments.runs.restore_run import refuse_training
 from pyro_metabayes.experiments.runs.tables import result_row, text_table
 from pyro_metabayes.storage.paths import user_path
@@ -18,15 +18,16 @@ from pyro_metabayes.storage.untrusted import within
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("run", type=user_path, help="the folder of a finished run")
-    parser.add_argument("settings", nargs="*", help="changed settings, such as guide.num_steps=0 or eval.tasks=2000")
+    parser.add_argument(
+        "settings", nargs="*", default=[], help="changed settings, such as guide.num_steps=0 or eval.tasks=2000"
+    )
     options = parser.parse_args(arguments)
     refuse_training(options.settings)
     config = saved_config(options.run, options.settings)
-    name = ",".join(options.settings).replace("/", "_") or "again"
-    out = within(options.run, "evaluations") / name
+    out = within(options.run, "evaluations") / folder_name(options.settings)
     results = evaluate_run(options.run, config, out)
     print(text_table([result_row(results)]))
-    note_poor_result(results)
+    note_poor_result(results, OF_EVALUATION)
     print(f"results: {out}")
 
 

@@ -89,10 +89,11 @@ class Guide(Recorded, Program):
         """
         classes = observed.num_classes  # 0 in a regression, whose outputs are fixed by the model
         if self.num_classes is not None and classes and classes != self.num_classes:
+            any_number = "mc, savi, proto, or sib with guide.synthetic_gradient=equivariant"
+            remedy = f"train with task.way={classes}, or train a guide for any number: {any_number}"
             raise UsageError(
-                f"expected tasks of {self.num_classes} classes, which this guide was trained for, "
-                f"got {observed.num_classes}; train with task.way={observed.num_classes}, or train a guide for any "
-                "number: mc, savi, proto, or sib with guide.synthetic_gradient=equivariant"
+                f"expected tasks of {self.num_classes} classes, which this guide was trained for, got {classes}; "
+                + (remedy if classes > 1 else f"bring support points of all {self.num_classes} classes")
             )
 
     def _check_shape(self, q: TorchDistribution, data: Observed) -> None:

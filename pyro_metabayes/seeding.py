@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,10 +13,21 @@ from torch import Size, Tensor
 from torch.nn import functional
 
 from pyro_metabayes.device import accelerator
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.own_generators import OwnGenerators, arguments_of
 
 _own: ContextVar[OwnGenerators | None] = ContextVar("own", default=None)
 _process: ContextVar[tuple[int, int]] = ContextVar("process", default=(0, 1))  # rank, number of processes
+
+
+def check_seed(seed: object) -> None:
+    """Refuse all but the whole numbers that torch takes as seeds.
+
+    Raises:
+        UsageError: another value.
+    """
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(2**63) <= int(seed) < 2**64:
+        raise UsageError(f"expected seed to be an integer from 0 to 2^63 - 1, got {str(seed)[:40]!r}; take such a one")
 
 
 def random_states(device: torch.device) -> list[Tensor]:
@@ -68,7 +80,8 @@ def noise_of(seed: int) -> Iterator[None]:
     They come from generators of its own. Torch's global generators, which all threads share, are neither read nor
     changed. This holds for draws inside `drawing`, as those of this file are.
     """
-    token = _own.set(OwnGenerators(seed))
+    check_seed(seed)
+    token = _own.set(OwnGenerators(int(seed)))
     try:
         yield
     finally:

@@ -24,6 +24,7 @@ from torch.distributions import ComposeTransform, TransformedDistribution
 import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, class_means, guides, models
 from pyro_metabayes.distributions.joint import Joint, latent_with, sites_of
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.inference.divergences import has_density, innermost
 from pyro_metabayes.models.heads import Head
@@ -413,7 +414,7 @@ def test_noise_does_not_depend_on_the_number_of_processes(pair: Pair) -> None:
 def test_predictive_works_in_one_go_and_without_gradients(pair: Pair) -> None:
     learner, observed = pair.learner(), pair.tasks().observed()
     if pair.prior == "flat":  # Predictive first runs the model by itself, and there is nothing to draw from
-        with pytest.raises(NotImplementedError, match="does not support sampling"):
+        with pytest.raises(UsageError, match="got the flat one, which has no draws; for predictions take"):
             check_predictive(learner, observed)
         return
     check_predictive(learner, observed)

@@ -18,6 +18,7 @@ from pyro_metabayes.data.sources.groups import Groups, load
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.runs.evaluation import folder_name
 from pyro_metabayes.storage import checkpoint
 from tests.commands import call, ran, results_of
 
@@ -199,7 +200,7 @@ def run_on_a_file(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def mse_of(run: Path, *settings: str) -> float:
     ran("evaluate", str(run), *settings)
-    return float(results_of(run / "evaluations" / ",".join(settings))["rmse"]) ** 2
+    return float(results_of(run / "evaluations" / folder_name(settings))["rmse"]) ** 2
 
 
 def test_another_file_is_read_in_the_scales_of_the_run(run_on_a_file: Path) -> None:
@@ -209,7 +210,7 @@ def test_another_file_is_read_in_the_scales_of_the_run(run_on_a_file: Path) -> N
     assert both == pytest.approx((first + second) / 2, rel=0.01) and second > 10 * first
     a, y = np.array([line.split(",")[1:] for line in lines_of_groups(0, 6)], float).T
     scales = {name: {"mean": pytest.approx(x.mean()), "sd": pytest.approx(x.std())} for name, x in (("a", a), ("y", y))}
-    for folder in (run_on_a_file, run_on_a_file / "evaluations/data.path=both.csv,eval.tasks=8"):
+    for folder in (run_on_a_file, run_on_a_file / "evaluations" / folder_name(["data.path=both.csv", "eval.tasks=8"])):
         assert results_of(folder)["config"]["estimated"] == {"scales": scales}
 
 
@@ -325,7 +326,7 @@ BAD_TABLES = {
     "nothing": ("", "expected one column 'who' in t.csv, got none; there are: no header"),
     "one group": ("who,a,y\nA,1,2\nA,2,3\n", "expected at least two groups in column 'who' of t.csv, got one"),
     "a constant predictor": ("who,a,y\nA,1,2\nB,1,3\n", "expected numbers that differ in column 'a' of t.csv"),
-    "an open quote": ('who,a,y\nA,1,"2\n', "expected a CSV file in UTF-8 at t.csv, got one with"),
+    "an open quote": ('who,a,y\nA,1,"2\n', "expected cells with closed quotes in t.csv, got"),
 }
 SETTINGS = {
     "": "expected a CSV file, got no path; set data.path=FILE.csv",

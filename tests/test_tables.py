@@ -104,6 +104,7 @@ FILES: dict[str, tuple[str | bytes, dict[str, str], str]] = {
     "decimal commas": (table(";").replace(".", ","), {"decimal": "comma"}, "is read with semicolons"),
     "a gap in x": (table() + "C,,3\nC,NA,1\n", {"missing": "drop"}, "which have gaps: 2 in column 'x'"),
     "a gap in y": (table() + "C,1,nan\n", {"missing": "drop"}, "left out 1 of 7 rows of"),
+    "a group NA": (table() + "NA,1,2\nnull,1,2\n", {"missing": "drop"}, "which have gaps: 2 in column 'who'"),
     "a gap in who": (table() + " ,1,2\n", {"missing": "drop"}, "which have gaps: 1 in column 'who'"),
 }
 
@@ -143,6 +144,18 @@ def test_gaps_are_counted_before_they_are_refused(tmp_path: Path) -> None:
         loaded(table() + "C,1,NA\nC,,\n", tmp_path)
     with pytest.raises(UsageError, match="expected rows below the header"):
         loaded("who,x,y\nA,,1\nB,,2\n", tmp_path, missing="drop")
+
+
+def test_an_open_quote_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"closed quotes in .* in the row that begins on line 8; close the quotes"):
+        loaded(table() + 'C,"1,3\nC,2,4\n', tmp_path)
+
+
+def test_numbers_that_differ_by_their_rounding_are_no_constant(tmp_path: Path) -> None:
+    """Times in nanoseconds within a millisecond."""
+    text = "who,x,y\n" + "\n".join(f"{'AABBCC'[i]},{1_700_000_000_000_000_000 + 1000 * i},{i}" for i in range(6))
+    with pytest.raises(UsageError, match=r"got a range of .* such as times in nanoseconds; subtract a constant"):
+        loaded(text, tmp_path)
 
 
 @pytest.mark.parametrize(("setting", "value"), [("missing", "ignore"), ("decimal", ",")])

@@ -17,7 +17,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.inference.capabilities import StartsAtEstimates
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.pretraining import embed_bank, pretrain
+from pyro_metabayes.pretraining import embed_bank, features_under, pretrain
 
 PIECE = 2**14  # rows
 
@@ -85,6 +85,15 @@ def pretrain_learner(config: Config, learner: MetaLearner, bank: Bank, device: t
         holdout = config.pretrain.holdout_per_class
         part.start_at_classes(_class_means(features, holdout) if classes is None else classes)
     return features if config.frozen else bank
+
+
+def restored_bank(config: Config, learner: MetaLearner, bank: Bank, device: torch.device) -> Bank:
+    """The bank of features under the backbone of a restored learner, or of inputs if the backbone is trained."""
+    if not config.frozen:
+        return bank
+    if not any(True for _ in learner.backbone.parameters()):
+        return embed_bank(learner.backbone, bank, device)
+    return features_under(learner.backbone, config.specification()["backbone"], bank, config.pretrain, device)
 
 
 def _features_and_classes(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,29 @@ from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.runs.notes import print_notes
 from pyro_metabayes.experiments.runs.restore_run import finished_checkpoint, restore_learner
 from pyro_metabayes.experiments.runs.results import results_of, write_results
+from pyro_metabayes.storage.paths import user_path
+
+PATH = "data.path="
+LONGEST = 200  # bytes of a folder's name before its hash; file systems allow 255
+
+
+def folder_name(settings: Sequence[str]) -> str:
+    """The name of the folder of an evaluation: its settings, and a hash of them where the name would be ambiguous.
+
+    Of a path it shows the name of the file. The hash is that of the absolute path, the same from every folder.
+    """
+    shown = [f"{PATH}{Path(path).name}" if (path := _path_of(setting)) else setting for setting in settings]
+    name = ",".join(shown) or "again"
+    if not any(map(_path_of, settings)) and "/" not in name and len(name.encode()) <= LONGEST:
+        return name
+    exact = [f"{PATH}{user_path(path).resolve()}" if (path := _path_of(setting)) else setting for setting in settings]
+    start = name.replace("/", "_").encode()[:LONGEST].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(json.dumps(exact).encode()).hexdigest()[:8]}"
+
+
+def _path_of(setting: str) -> str:
+    """The file of data.path=FILE; '' for other settings."""
+    return setting.removeprefix(PATH) if setting.startswith(PATH) else ""
 
 
 def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:

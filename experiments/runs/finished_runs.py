@@ -49,8 +49,7 @@ class Run:
     @property
     def task(self) -> str:
         results = self.results
-        name = task_name(results["way"], results["shot"], results.get("base_classes"))
-        return f"{results['data']} {name}, {results['split']}"
+        return f"{results['data']} {task_name(results)}, {results['split']}"
 
     @property
     def data(self) -> str:

@@ -16,6 +16,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.evaluate import BATCH
 from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.cli.usage import asks_for_help, usage_of_settings
+from pyro_metabayes.experiments.runs.other_groups import with_all_groups
 from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
 from pyro_metabayes.experiments.runs.tasks import EstimatesSettings
 from pyro_metabayes.learner import MetaLearner
@@ -25,13 +26,14 @@ from pyro_metabayes.storage.untrusted import count_of, expecting, within
 from pyro_metabayes.validation.trained_on import TaskRange
 
 Settings = TypeVar("Settings")
+READING = ("data.path=", "data.missing=", "data.decimal=")  # how a file is read, which may be another one
 TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # settings of the training, which are fixed afterwards
 
 
 def refuse_training(settings: Sequence[str]) -> None:
-    """Refuse settings that only affect training; data.path may change, since files may be moved."""
+    """Refuse settings that only affect training; where and how a file is read may change."""
     for setting in settings:
-        if setting.startswith(TRAINED) and not setting.startswith("data.path="):
+        if setting.startswith(TRAINED) and not setting.startswith(READING):
             raise UsageError(f"an evaluation does not train: expected settings of task, eval or guide, got '{setting}'")
 
 
@@ -47,7 +49,9 @@ def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Setti
     run_settings = [argument for argument in arguments if argument not in command_settings]
     refuse_training(run_settings)
     merged = OmegaConf.merge(OmegaConf.structured(schema), *map(_setting, command_settings))
-    settings: Any = OmegaConf.to_object(merged)  # refuses missing values
+    if OmegaConf.missing_keys(merged):
+        raise UsageError("expected run=RUN_DIR, the folder of a finished run, got none; --help lists all settings")
+    settings: Any = OmegaConf.to_object(merged)
     return settings, run_settings
 
 
@@ -79,10 +83,14 @@ def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:
     """The best learner of a checkpoint, with its tasks; the configuration may differ in settings without weights."""
     with expecting("a checkpoint with a learner"):
         num_classes, weights = count_of(state["best"]["specification"]["num_classes"]), state["best"]["weights"]
-    setup = set_up(config, num_classes, training=False)
-    with expecting("a checkpoint with the weights of a learner"):
-        setup.learner.load_weights(weights)
-        setup.learner.trained_on = TaskRange.restored(state["best"].get("trained_on"))
+
+    def restore(learner: MetaLearner) -> None:
+        with expecting("a checkpoint with the weights of a learner"):
+            learner.load_weights(weights)
+            learner.trained_on = TaskRange.restored(state["best"].get("trained_on"))
+
+    config = with_all_groups(config, state.get("config", {}))
+    setup = set_up(config, num_classes, training=False, restore=restore)
     _refuse_learned_step_sizes(state, config, setup.learner)
     _refuse_unknown_scales(state, config, setup)
     setup.learner.to(setup.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +17,12 @@ from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.runs.build_learner import build_learner, pretrain_learner, start_at_closed_form
+from pyro_metabayes.experiments.runs.build_learner import (
+    build_learner,
+    pretrain_learner,
+    restored_bank,
+    start_at_closed_form,
+)
 from pyro_metabayes.experiments.runs.tasks import (
     EstimatesSettings,
     RunTasks,
@@ -53,11 +59,17 @@ class RunSetup:
     data_fingerprint: str | None
 
 
-def set_up(config: Config, num_classes: int | None = None, training: bool = True) -> RunSetup:
+def set_up(
+    config: Config,
+    num_classes: int | None = None,
+    training: bool = True,
+    restore: Callable[[MetaLearner], None] | None = None,
+) -> RunSetup:
     """Load the data, build and pretrain the learner; refuses a configuration that cannot be run.
 
     num_classes: what the learner is built for, where it is not the way of the tasks.
     training: whether the splits for training and validation are read, not that of the evaluation alone.
+    restore: loads the weights of a trained learner, whose backbone is not pretrained again; None: fresh weights.
     """
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
@@ -70,22 +82,32 @@ def set_up(config: Config, num_classes: int | None = None, training: bool = True
     source = source_of(config, data)
     refuse_impossible(config, source, training)
     learner = build_learner(config, data, source, num_classes)
+    if restore is not None:
+        restore(learner)
     if training:
         start_at_closed_form(learner, source)
         note_narrower_validation(config, source, learner)
     if isinstance(data, Bank):
-        bank = pretrain_learner(config, learner, data, device)
+        prepare = pretrain_learner if restore is None else restored_bank
+        bank = prepare(config, learner, data, device)
         source = source_of(config, place_bank(bank, device, config.place))
     tasks = RunTasks(config, source, device)
-    if training and isinstance(learner.guide, CentresFeatures):
-        if not config.frozen:
-            guide = config.choices.get("guide")
-            raise UsageError(
-                f"expected a frozen backbone for guide={guide}, whose mean feature is fixed, got "
-                "backbone.frozen=false; set backbone.frozen=true"
-            )
-        learner.guide.centre_at(_mean_feature(tasks.stream("train")))
+    if training:
+        _centre_features(config, learner, tasks)
     return RunSetup(config.with_absolute_path(), device, learner, tasks, fingerprint)
+
+
+def _centre_features(config: Config, learner: MetaLearner, tasks: RunTasks) -> None:
+    """Give a guide that centres features the mean feature of training tasks."""
+    if not isinstance(learner.guide, CentresFeatures):
+        return
+    if not config.frozen:
+        guide = config.choices.get("guide")
+        raise UsageError(
+            f"expected a frozen backbone for guide={guide}, whose mean feature is fixed, got "
+            "backbone.frozen=false; set backbone.frozen=true"
+        )
+    learner.guide.centre_at(_mean_feature(tasks.stream("train")))
 
 
 def _mean_feature(stream: TaskStream) -> Tensor:

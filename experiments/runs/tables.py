@@ -24,10 +24,20 @@ def per_cent(mean: float, ci95: float | None = None) -> str:
     return f"{100 * mean:.1f}" + ("" if ci95 is None else f" +- {100 * ci95:.1f}")
 
 
-def task_name(way: int, shot: int, base_classes: int | None = None) -> str:
-    """5-way 1-shot; 64+5-way 1-shot with base classes; 10 support points for a regression (way 1)."""
-    beside = f"{base_classes}+" if base_classes else ""
-    return f"{beside}{way}-way {shot}-shot" if way > 1 else f"{shot} support points"
+def task_name(results: Mapping[str, Any]) -> str:
+    """5-way 1-shot; 64+5-way 1-shot with base classes; 10 support points for a regression (way 1).
+
+    A group of data=groups has at most so many support points, and fewer where it has few rows.
+    """
+    way, shot = results["way"], results["shot"]
+    beside = f"{base}+" if (base := results.get("base_classes")) else ""
+    at_most = "at most " if shot and _is_of_groups(results) else ""
+    return f"{beside}{way}-way {shot}-shot" if way > 1 else f"{at_most}{shot} support points"
+
+
+def _is_of_groups(results: Mapping[str, Any]) -> bool:
+    data = results.get("config", {}).get("data", {})
+    return str(data.get("_target_")).rpartition(".")[0].endswith(".groups")
 
 
 def queries_of(task: Mapping[str, Any]) -> str:
@@ -41,14 +51,13 @@ def queries_of(task: Mapping[str, Any]) -> str:
 
 def _number_of_queries(results: Mapping[str, Any]) -> str:
     """15 queries; for data=groups, whose tasks have the queries that a group has, at most so many."""
-    of_groups = str(results["config"]["data"].get("_target_")).rpartition(".")[0].endswith(".groups")
-    return f"{'at most ' * of_groups}{queries_of(results)} queries"
+    return f"{'at most ' * _is_of_groups(results)}{queries_of(results)} queries"
 
 
 def result_row(results: Mapping[str, Any]) -> dict[str, str]:
     """One run as a row of the table of `experiments.run`."""
     of_classes = results["accuracy"] is not None
-    task = task_name(results["way"], results["shot"], results.get("base_classes"))
+    task = task_name(results)
     queries = _number_of_queries(results)
     if results.get("base_query"):
         queries += f" + {results['base_query']}"

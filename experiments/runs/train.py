@@ -38,7 +38,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     tasks, stream = setup.tasks, setup.tasks.stream(config.eval.split)
     evaluation = evaluate(learner, stream, config.eval, config.seed, truth=tasks.truth, doubled=tasks.twice)
     results = results_of(setup, evaluation, training.state.seconds, training.state.skipped)
-    task = task_name(config.task.way, config.task.shot, results["base_classes"])
+    task = task_name(results)
     if config.train.steps:
         draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
     write_results(folder, results, evaluation)

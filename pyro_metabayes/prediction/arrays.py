@@ -34,6 +34,7 @@ def task_of(
         UsageError: an array has another shape or type, a value is not finite or out of range, or a class has no support
             point.
     """
+    _refuse_other_columns(support_x, query_x)
     inputs = [_checked(name, x, tuple(input_shape)) for name, x in zip(NAMES, (support_x, query_x), strict=True)]
     if len(input_shape) > 1:
         inputs = list(scaled_images(*inputs))
@@ -79,6 +80,24 @@ def holds_inputs(x: Tensor, input_shape: tuple[int, ...]) -> bool:
     return leading >= 2 and x.shape[leading:] == input_shape
 
 
+def _refuse_other_columns(support: object, query: object) -> None:
+    """Refuse two data frames with other columns, or with the same in another order."""
+    names, others = _columns(support), _columns(query)
+    if names and others and names != others:
+        place = next((i for i, pair in enumerate(zip(names, others, strict=False)) if len(set(pair)) > 1), -1)
+        first = f"'{others[place]}' in place of '{names[place]}'"
+        raise UsageError(
+            "expected the columns of support_x, in their order, in query_x, got "
+            f"{first if place >= 0 else f'{len(others)} in place of {len(names)}'}; take query_x[support_x.columns]"
+        )
+
+
+def _columns(x: object) -> list[str]:
+    """The names of the columns of a data frame; [] for other arrays, and for columns that are numbered."""
+    names = list(getattr(x, "columns", []))
+    return names if all(isinstance(name, str) for name in names) else []
+
+
 def _checked(name: str, x: Array, shape: tuple[int, ...]) -> Tensor:
     values = tensor_of(name, x)
     if tuple(values.shape[1:]) != shape or values.dim() != len(shape) + 1 or not len(values):
@@ -102,7 +121,12 @@ def _for(backbone: nn.Module, name: str, x: Tensor, like: Tensor) -> Tensor:
 
 def _labels(y: Array, num_points: int) -> Tensor:
     labels = _numbers_of_classes(y)
-    if labels.is_floating_point() or labels.shape != (num_points,) or labels.min() < 0:
+    if labels.shape == (num_points,) and labels.min() < 0:
+        raise UsageError(
+            f"expected support_y to hold integers from 0 up, got {labels.min().item():g}; number the classes 0, 1, "
+            "..., and drop points without a label"
+        )
+    if labels.is_floating_point() or labels.shape != (num_points,):
         raise UsageError(
             f"expected support_y to hold {num_points} integers from 0 up, one for each support input, "
             f"got {labels.dtype} of shape {tuple(labels.shape)}"

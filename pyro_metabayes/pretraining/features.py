@@ -1,11 +1,9 @@
-"""Features of a bank under a pretrained backbone; backbone and features are cached."""
+"""Pretraining of a backbone on a bank, whose features it makes; backbone and features are cached."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,12 @@ from torch.nn import functional
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.holdout import halves, held_out_rows, without_rows
 from pyro_metabayes.errors import Interrupted
-from pyro_metabayes.pretraining.augmentation import augment
-from pyro_metabayes.pretraining.extraction import extract, extract_rotations
+from pyro_metabayes.pretraining.feature_cache import cached_bank, weights_path
 from pyro_metabayes.pretraining.prototypes import PrototypeScore
 from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.pretraining.training import Pretraining
 from pyro_metabayes.seeding import seeded
 from pyro_metabayes.storage import checkpoint
-from pyro_metabayes.storage.cache import cache_folder
 from pyro_metabayes.storage.untrusted import expecting
 from pyro_metabayes.training.progress import progress
 
@@ -62,7 +58,7 @@ def pretrain(
     them. An interrupted pretraining continues after its last finished epoch.
     """
     name = specification["_target_"].split(".")[-2]
-    path = cache_folder() / "backbones" / f"{name}-{_cache_key(specification, bank, settings)}.pt"
+    path = weights_path(name, specification, bank, settings)
     if not path.exists():
         _cache_weights(path, name, backbone, bank, settings, device)
     with expecting(f"a backbone that was pretrained here in {path} (without the file it is pretrained anew)"):
@@ -70,20 +66,7 @@ def pretrain(
         backbone.load_state_dict(state["weights"])
         curve, classes = list(state["curve"]), state.get("classes", {}).get("weight")
     backbone.to(device).eval()
-    features = path.with_suffix(f".features{settings.views}.pt")
-    if not features.exists():
-        _cache_features(features, name, backbone, bank, settings, device)
-    with expecting(f"features of the bank in {features} (without the file they are made anew)"):
-        return PretrainedFeatures(_with_features(bank, **checkpoint.load(features)), curve, path, classes)
-
-
-def _cache_key(specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings) -> str:
-    """Hash of what the weights depend on, 16 hexadecimal digits; settings.views does not change the weights."""
-    relevant = {name: value for name, value in asdict(settings).items() if name != "views"}
-    if not settings.holdout_per_class:
-        del relevant["holdout_per_class"]  # keeps the names of caches older than this setting
-    key = json.dumps([dict(specification), relevant, bank.fingerprint()], sort_keys=True)
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
+    return PretrainedFeatures(cached_bank(path, name, backbone, bank, settings, device), curve, path, classes)
 
 
 def _cache_weights(
@@ -102,37 +85,6 @@ def _training_bank(bank: Bank, settings: PretrainSettings) -> Bank:
     """The bank without the inputs that are held out."""
     held_out = settings.holdout_per_class
     return without_rows(bank, held_out_rows(bank, held_out)) if held_out else bank
-
-
-def _cache_features(
-    path: Path, name: str, backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
-) -> None:
-    views = f" and of {settings.views} augmented views" if settings.views else ""
-    print(f"features of {len(bank.inputs)} inputs{views} under {name}: made once, kept in {path}", flush=True)
-    try:
-        checkpoint.save(path, _features(backbone, bank, settings, device))
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted before all features under {name} were made; its weights are kept: the same command goes on"
-        ) from None
-
-
-def _features(
-    backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
-) -> dict[str, Tensor | None]:
-    """Features of all inputs, of augmented views of the training classes, and of rotated images (None if unused)."""
-    inputs, rotations = extract(backbone, bank.in_memory, device), extract_rotations(backbone, bank, device)
-    if not settings.views:
-        return {"inputs": inputs, "views": None, "turned": rotations}
-    images = bank.in_memory[bank.rows("train")]
-    with seeded(settings.seed):
-        views = [extract(backbone, images, device, lambda x: augment(x, settings)) for _ in range(settings.views)]
-    return {"inputs": inputs, "views": torch.stack(views), "turned": rotations}
-
-
-def _with_features(bank: Bank, inputs: Tensor, views: Tensor | None = None, turned: Tensor | None = None) -> Bank:
-    """The bank over the tensors of `_features`."""
-    return bank.with_inputs(inputs, views, {} if turned is None else {"turned": turned})
 
 
 def _train(

@@ -37,7 +37,13 @@ def refuse_constant(values: Tensor, columns: Sequence[str], file: Path) -> None:
     """Refuse a column of the training groups whose numbers are all equal, up to the precision of float64."""
     largest, spread = values.abs().amax(0), values.amax(0) - values.amin(0)
     for name, size, difference in zip(columns, largest.tolist(), spread.tolist(), strict=True):
-        if name != INTERCEPT and not 1e-12 * size < difference < math.inf:
+        if name != INTERCEPT and 0 < difference <= 1e-12 * size:
+            raise UsageError(
+                f"expected numbers that differ by more than their rounding in column '{name}' of {file}, got a range "
+                f"of {difference:g} beside numbers as large as {size:g}, such as times in nanoseconds; subtract a "
+                "constant from the column when the file is written"
+            )
+        if name != INTERCEPT and not 0 < difference < math.inf:
             raise UsageError(
                 f"expected numbers that differ in column '{name}' of {file}, got a range of {difference:g} in the "
                 "training groups; drop the column, or bring more groups"

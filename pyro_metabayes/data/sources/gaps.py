@@ -31,9 +31,11 @@ class Gaps:
         self.first = self.first or f"'{cell}' in column '{columns[0]}' on line {line}"
 
 
-def lacking_of(key: str, cells: Sequence[str], keys: str | None, numbers: Sequence[str]) -> list[tuple[str, str]]:
-    """The columns of a row without a value, and what stands there; a group may be called NA."""
-    lacking = [] if key else [(str(keys), key)]
+def lacking_of(
+    key: str, cells: Sequence[str], keys: str | None, numbers: Sequence[str], missing: str
+) -> list[tuple[str, str]]:
+    """The columns of a row without a value, and what stands there; unless gaps are dropped a group may be called NA."""
+    lacking = [(str(keys), key)] if not key or (missing == "drop" and is_gap(key)) else []
     return lacking + [(name, cell) for name, cell in zip(numbers, cells, strict=True) if is_gap(cell)]
 
 

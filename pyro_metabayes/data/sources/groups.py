@@ -170,7 +170,7 @@ def load(
         train: fraction of the groups to learn from; with 1 all splits contain all groups, for partial pooling.
         val: fraction of the groups for validation, which are the training groups if it is 0; the rest is for test.
         seed: of the assignment of groups to splits.
-        missing: "refuse" rows with gaps, or "drop" them.
+        missing: "refuse" rows with gaps, or "drop" them; with "drop" a group called NA, null or the like is a gap.
         decimal: "point" or "comma".
         factors: predictors whose numbers are names of levels.
         family: of the response: "gaussian"; "bernoulli", 0 and 1; "poisson", counts. The last two are not standardised.

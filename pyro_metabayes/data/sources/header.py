@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.cache import data_file
@@ -97,3 +98,26 @@ def file_of(path: str, table: str) -> Path:
     if not table:
         raise UsageError("expected a CSV file, got no path; set data.path=FILE.csv, data.group and data.response")
     return data_file(f"groups/{table}.csv", "put the CSV file there, or take data=groups data.path=FILE.csv")
+
+
+class _Lines(Protocol):
+    """A reader of the module csv."""
+
+    line_num: int
+
+    def __iter__(self) -> Iterator[list[str]]:
+        """The rows."""
+
+
+def complete_rows(lines: _Lines, path: Path) -> Iterator[Cells]:
+    """The rows of a file; one line for quotes that are not closed, with the line on which the row begins."""
+    before = lines.line_num
+    try:
+        for line in lines:
+            before = lines.line_num
+            yield line
+    except csv.Error as error:
+        raise UsageError(
+            f"expected cells with closed quotes in {path}, got '{error}' in the row that begins on line {before + 1}; "
+            'close the quotes there, and write a quote within a cell as ""'
+        ) from None

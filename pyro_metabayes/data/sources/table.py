@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pyro_metabayes.data.sources.gaps import Gaps, is_gap, lacking_of, notes_of_gaps
-from pyro_metabayes.data.sources.header import SEPARATORS, Cells, Header, utf8
+from pyro_metabayes.data.sources.header import SEPARATORS, Cells, Header, complete_rows, utf8
 from pyro_metabayes.errors import UsageError, check_choice
 
 NOT_FINITE = ("inf", "infinity")  # words that are numbers, which are refused
@@ -63,7 +63,7 @@ def read_columns(header: Header, keys: str | None, columns: Sequence[str], readi
     places = [columns.index(name) for name in required]
     for line, (key, *cells) in _rows(header, [keys, *columns]):
         key = key.strip()
-        if lacking := lacking_of(key, [cells[place] for place in places], keys, required):
+        if lacking := lacking_of(key, [cells[place] for place in places], keys, required, reading.missing):
             gaps.add([name for name, _ in lacking], lacking[0][1], line)
             continue
         keys_of_rows.append(names.setdefault(key, key))
@@ -110,7 +110,7 @@ def _rows(header: Header, columns: Sequence[str | None]) -> Iterator[tuple[int, 
         lines = csv.reader(file, strict=True, delimiter=header.separator)
         next(lines, None)
         places = [None if name is None else header.names.index(name) for name in columns]
-        for line in filter(any, lines):
+        for line in filter(any, complete_rows(lines, header.path)):
             _check_length(line, header, lines.line_num)
             yield lines.line_num, ["-" if place is None else line[place] for place in places]
 

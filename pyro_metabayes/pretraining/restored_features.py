@@ -1,0 +1,52 @@
+"""Features of a bank under a backbone that a finished run has left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.pretraining.feature_cache import cached_bank, weights_path
+from pyro_metabayes.pretraining.settings import PretrainSettings
+from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.untrusted import expecting
+
+
+def features_under(
+    backbone: nn.Module, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings, device: torch.device
+) -> Bank:
+    """The bank with the features that a backbone makes with the weights that it has; nothing is pretrained.
+
+    The features of its pretraining on this bank are reused. Others are cached under a hash of the weights and the bank.
+    """
+    name = specification["_target_"].split(".")[-2]
+    path = weights_path(name, specification, bank, settings)
+    if not _holds_weights_of(path, backbone):
+        path = path.with_name(f"{name}-{_key_of_weights(backbone, bank, settings)}.pt")
+    return cached_bank(path, name, backbone.to(device).eval(), bank, settings, device)
+
+
+def _holds_weights_of(path: Path, backbone: nn.Module) -> bool:
+    """Whether the cached pretraining has the weights of this backbone."""
+    if not path.exists():
+        return False
+    with expecting(f"a backbone that was pretrained here in {path} (without the file it is pretrained anew)"):
+        saved, weights = checkpoint.load(path)["weights"], backbone.state_dict()
+        return saved.keys() == weights.keys() and all(
+            torch.equal(saved[name], value.cpu()) for name, value in weights.items()
+        )
+
+
+def _key_of_weights(backbone: nn.Module, bank: Bank, settings: PretrainSettings) -> str:
+    """Hash of what features under given weights depend on, 16 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps([asdict(settings), bank.fingerprint()], sort_keys=True).encode())
+    for name, value in sorted(backbone.state_dict().items()):
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
