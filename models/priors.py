@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from pyro import distributions
 from pyro.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal, TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
+from pyro_metabayes.distributions.improper_uniform import ImproperUniform
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.memoise import support_encoding
@@ -17,20 +17,6 @@ from pyro_metabayes.inference.cholesky import WithoutWaiting
 from pyro_metabayes.inference.shared_normal import SharedNormal
 from pyro_metabayes.models.parts.set_encoder import CountAware, MeanPooled, PseudoObservations, lower_triangular
 from pyro_metabayes.prior import Prior
-
-
-class ImproperUniform(distributions.ImproperUniform):
-    """log p(w) = 0 everywhere, in the dtype and on the device of w; those of Pyro are always on the CPU."""
-
-    def sample(self, sample_shape: Size = torch.Size()) -> Tensor:  # noqa: B008
-        raise UsageError(
-            "expected a prior that can be sampled, got the flat one, which has no draws; for predictions take "
-            "learner.posterior_predictive (Predictive runs the model by itself first), or take a Gaussian prior"
-        )
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        batch = value.shape[: value.dim() - self.event_dim]
-        return value.new_zeros(()).expand(torch.broadcast_shapes(batch, self.batch_shape))
 
 
 class Flat(Prior):

@@ -17,7 +17,7 @@ from pyro_metabayes import likelihoods as _likelihoods  # noqa: E402, F401  # re
 from pyro_metabayes.backbone import Backbone  # noqa: E402
 from pyro_metabayes.data.bank import Bank  # noqa: E402
 from pyro_metabayes.episodes import Episodes, Observed, class_means, class_sums, concatenate  # noqa: E402
-from pyro_metabayes.errors import UnfamiliarTasks, UsageError  # noqa: E402
+from pyro_metabayes.errors import Interrupted, UnfamiliarTasks, UsageError  # noqa: E402
 from pyro_metabayes.guide import Guide  # noqa: E402
 from pyro_metabayes.learner import MetaLearner  # noqa: E402
 from pyro_metabayes.model import Model  # noqa: E402
@@ -51,6 +51,7 @@ __all__ = [
     "Episodes",
     "FewShotClassifier",
     "Guide",
+    "Interrupted",
     "MetaLearner",
     "Model",
     "NumberPrediction",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
@@ -370,9 +372,12 @@ def test_tasks_that_are_none_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"learner": nn.Linear(1, 1)}, "learner to be a MetaLearner, got an object of type Linear; construct one with"),
-        ({"learner": MetaLearner}, "learner to be a MetaLearner, got the class MetaLearner; construct one with"),
-        ({"learner": None}, "learner to be a MetaLearner, got an object of type NoneType; construct one with"),
+        (
+            {"learner": nn.Linear(1, 1)},
+            "learner to be of type MetaLearner, got an object of type Linear; construct one with",
+        ),
+        ({"learner": MetaLearner}, "learner to be of type MetaLearner, got the class MetaLearner; construct one with"),
+        ({"learner": None}, "learner to be of type MetaLearner, got an object of type NoneType; construct one with"),
         ({"steps": None}, "steps to be an integer >= 1, got None"),
         ({"steps": True}, "steps to be an integer >= 1, got True"),
         ({"batch_size": None}, "batch_size to be an integer >= 1, got None"),
@@ -442,6 +447,8 @@ def test_parts_are_names_settings_classes_or_objects() -> None:
 def test_parts_that_cannot_be_built_are_refused() -> None:
     with refuses(r"^no module 'guides\.sibb', which guide\._target_ names$"):
         plain(guide="sibb")
+    with refuses(r"to be a dotted name under models\., guides\., pyro_metabayes\., got 3$"):
+        plain(guide={"_target_": 3})
     with refuses(r"^expected a prior for pyro_metabayes\.models\.few_shot_classifier, got none; pass prior=.*$"):
         plain(prior=None)
     with refuses(r"^expected the shape of one input of the backbone, got none; pass input_shape=, such as .*$"):
@@ -495,6 +502,19 @@ def test_guides_of_users_that_do_not_fit_are_refused() -> None:
         plain(guide=Empty, prior="gaussian")
     with refuses(r"^expected the guide's distribution to be one of pyro\.distributions, got torch\.dist.*; import it "):
         fit(plain(guide=OfTorch, prior="gaussian"), random_tasks(4), random_tasks(4), steps=1)
+
+
+def test_the_table_of_the_page_is_that_of_the_settings() -> None:
+    page = (ROOT / "docs/train-from-python.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \| `(\w+)`.*? \| `(\w+)`.*? \| ([\d.]+).*? \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    for names, prior, objective, kl_weight in rows:
+        for name in re.findall(r"\w+", names):
+            settings: Any = OmegaConf.load(ROOT / f"experiments/conf/guide/{name}.yaml")
+            chosen = {key: value for entry in settings.defaults for key, value in entry.items()}
+            assert (chosen["override /prior"], chosen["override /objective"]) == (prior, objective), name
+            assert settings.get("train", {}).get("kl_weight", 1) == float(kl_weight), name
+            assert plain(guide=name, prior=prior, objective=objective)(random_tasks())["loss"].isfinite()
 
 
 def test_batch_norm_keeps_its_statistics_and_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -719,8 +739,55 @@ def test_datasets_that_are_none_are_refused() -> None:
         Bank.from_dataset(sizes, SPLITS).tasks("train", way=3, query=2).batch(0, 4)
 
 
+@pytest.mark.parametrize("splits", [None, [range(5)], {"train": 0.6}, {"train": "birds"}, 0.6], ids=str)
+def test_splits_that_do_not_list_classes_are_refused(splits: Any) -> None:
+    with refuses(r"^expected splits to divide the classes, as in .*, got .*; list the labels of each split$"):
+        Bank.from_dataset(Squares(), splits)
+
+
+def test_listed_labels_have_to_be_those_of_the_items() -> None:
+    short, first, later = Squares(), Squares(), Squares()
+    short.targets = short.targets[:-1]
+    first.targets = [9, *first.targets[1:]]
+    later.targets = [*later.targets[:14], 0, *later.targets[15:]]  # item 14 is of class 8
+    with refuses(r"^expected a label for each of the 60 items in the targets .* of the dataset, got 59; .*$"):
+        Bank.from_dataset(short, SPLITS)
+    with refuses(r"^expected item 0 of the dataset to have the label 9, .*, got 0; .*$"):
+        Bank.from_dataset(first, SPLITS)
+    with refuses(r"^expected item 14 of the dataset to have the label 0, .*, got 8; .*$"):
+        Bank.from_dataset(later, SPLITS).tasks("train", way=5, query=5).batch(0, 8)
+    with refuses(r"^expected real inputs of the dataset, got torch\.complex64 in item \d+; .*$"):
+        Bank.from_dataset(Squares(lambda image: torch.complex(image.float(), image.float())), SPLITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_tasks", 0), ("num_tasks", 2.0), ("seed", "1"), ("seed", 0.5), ("way", "2"), ("way", 2.0), ("query", True)],
+)
+def test_tasks_of_a_bank_take_integers(name: str, value: Any) -> None:
+    with refuses(rf"^expected {name} to be an integer >= [01], got {value!r}$"):
+        Bank.from_dataset(Squares(), SPLITS).tasks("train", **{"way": 2, "query": 2} | {name: value})
+
+
+def test_tasks_without_queries_are_refused() -> None:
+    tasks = random_tasks(4)
+    empty = replace(tasks, query_x=tasks.query_x[:, :0], query_y=tasks.query_y[:, :0], query_mask=None)
+    message = r"^expected tasks with query points from .*, got Episodes with none; add queries$"
+    for train, validation in ((empty, tasks), (tasks, empty), (lambda number: empty, tasks)):
+        with refuses(message):
+            fit(SAVI.learner(), train, validation, steps=1)
+    with refuses(message):
+        evaluate(SAVI.learner(), empty, progress=False)
+
+
+@pytest.mark.parametrize("settings", [50, 0, {"tasks": 50}, {}, EvalSettings])
+def test_settings_of_an_evaluation_are_an_object(settings: Any) -> None:
+    with refuses(r"^expected settings to be of type EvalSettings, got .*; pass for example EvalSettings\(tasks=100\)$"):
+        evaluate(SAVI.learner(), random_tasks(4), settings, progress=False)
+
+
 def test_the_names_are_of_the_package() -> None:
-    assert {"fit", "evaluate", "Bank"} <= set(pyro_metabayes.__all__)
+    assert {"fit", "evaluate", "Bank", "Interrupted"} <= set(pyro_metabayes.__all__)
     code = "import sys, pyro_metabayes; print('lightning_fabric' in sys.modules, 'sklearn' in sys.modules)"
     command = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

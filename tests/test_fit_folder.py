@@ -109,6 +109,8 @@ def test_a_finished_training_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert again.lines == history.lines
     assert f"note: the training in {tmp_path} has already finished, after 4 steps" in capsys.readouterr().err
     assert trained(tmp_path, steps=6)[1].steps == 6, "with more steps it goes on"
+    with refuses(r"^expected steps >= 6, which the training in .* has taken, got 5$"):
+        trained(tmp_path, steps=5)
 
 
 def test_objects_of_the_interrupted_training_continue_it_too(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from pyro_metabayes.data.mapped import StoredRows
 from pyro_metabayes.data.pairs import Pairs
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.validation.arguments import check_integers
+from pyro_metabayes.validation.splits import check_form_of_splits, check_labels_of_splits, check_splits
 
 if TYPE_CHECKING:
     from pyro_metabayes.data.sources.torch_dataset import LabelledItems
@@ -122,11 +124,18 @@ class Bank:
             way, shot, query: the shape of every task.
             seed: of the tasks.
             num_tasks: number of tasks, which are then repeated; None: endless.
+
+        Raises:
+            UsageError: arguments that are no integers, or classes that are too few or too small.
         """
         from pyro_metabayes.data.sampler import BankSampler  # which imports this file
         from pyro_metabayes.data.stream import TaskStream
         from pyro_metabayes.data.task_shape import TaskShape
 
+        check_integers(1, way=way, shot=shot, query=query)
+        check_integers(0, seed=seed)
+        if num_tasks is not None:
+            check_integers(1, num_tasks=num_tasks)
         return TaskStream(BankSampler(self).sampler(split, TaskShape(way, shot, query)), seed, split, num_tasks)
 
     @classmethod
@@ -147,12 +156,11 @@ class Bank:
         """
         from pyro_metabayes.data.sources.torch_dataset import DatasetRows, class_names_of, labels_of
 
+        check_form_of_splits(splits)
         labels = labels_of(dataset)
         names = np.unique(labels)
-        for split, given in splits.items():
-            if absent := [label for label in given if label not in names]:
-                raise UsageError(f"expected labels of the dataset in {split}, got {absent[0]!r}; it has {_some(names)}")
-        rows = DatasetRows(dataset, np.arange(len(labels)))
+        check_labels_of_splits(splits, names)
+        rows = DatasetRows(dataset, np.arange(len(labels)), labels)
         chosen = {split: np.asarray(list(given), dtype=labels.dtype) for split, given in splits.items()}
         return cls.from_arrays(rows, labels, chosen, class_names_of(dataset, names.tolist()))
 
@@ -170,7 +178,7 @@ class Bank:
         if len(names) == 0:
             raise UsageError("expected a bank with at least one labelled input, got an empty one")
         splits = split_of_class(names) if callable(split_of_class) else split_of_class
-        _check_splits(splits)
+        check_splits(splits, SPLITS)
         ids = {split: torch.from_numpy(np.flatnonzero(np.isin(names, splits.get(split, [])))) for split in SPLITS}
         if isinstance(inputs, np.ndarray):
             rows: Tensor | StoredRows = torch.from_numpy(np.ascontiguousarray(inputs[order]))
@@ -182,17 +190,3 @@ class Bank:
             splits=ids,
             class_names=list(class_names) if class_names is not None else [str(name) for name in names],
         )
-
-
-def _check_splits(splits: Mapping[str, np.ndarray]) -> None:
-    """Refuse unknown names of splits, and a class in two of them, whose tasks would not be unseen."""
-    if unknown := [name for name in splits if name not in SPLITS]:
-        raise UsageError(f"expected the splits {', '.join(SPLITS)}, got '{unknown[0]}'; rename it")
-    labels = np.concatenate([np.unique(given) for given in splits.values()]) if splits else np.empty(0)
-    names, counts = np.unique(labels, return_counts=True)
-    if (counts > 1).any():
-        raise UsageError(f"expected each class in one split, got class {names[counts > 1][0]} in two; choose one")
-
-
-def _some(names: np.ndarray) -> str:
-    return ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")

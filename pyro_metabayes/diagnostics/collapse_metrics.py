@@ -43,18 +43,19 @@ def _rms(numerator: str, denominator: str = "") -> Metric:
 def _mean_error(name: str) -> Metric:
     """Monte-Carlo standard error of a mean over T tasks with independent draws; None for a closed form."""
 
-    def metric(spread: Mapping[str, Tensor]) -> float | None:
-        error = spread.get(f"{name}_error")
-        return None if error is None else pooled_error(error)
+    return lambda spread: _pooled(spread, name)
 
-    return metric
+
+def _pooled(spread: Mapping[str, Tensor], name: str) -> float | None:
+    error = spread.get(f"{name}_error")
+    return None if error is None else pooled_error(error)
 
 
 def _rms_error(name: str) -> Metric:
     """That of the square root of the mean, to first order."""
 
     def metric(spread: Mapping[str, Tensor]) -> float | None:
-        error, mean = _mean_error(name)(spread), _mean(spread, name)
+        error, mean = _pooled(spread, name), _mean(spread, name)
         return None if error is None or not mean else error / (2 * math.sqrt(mean))
 
     return metric

@@ -27,6 +27,7 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.model import Model
 from pyro_metabayes.seeding import noise_of
 from pyro_metabayes.training.progress import counted
+from pyro_metabayes.validation.arguments import check_instance
 from pyro_metabayes.validation.trained_on import warn_if_unfamiliar
 from pyro_metabayes.validation.values import check_values
 
@@ -86,6 +87,9 @@ def evaluate(
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`), the model does not
             take the features, or fewer tasks are given than settings.tasks.
     """
+    check_instance("learner", learner, MetaLearner, "construct one with MetaLearner.build")
+    if settings is not None:
+        check_instance("settings", settings, EvalSettings, "pass for example EvalSettings(tasks=100)")
     started = time.perf_counter()
     stream, settings = _tasks_and_settings(stream, settings)
     batches = list(_batches(stream, settings))

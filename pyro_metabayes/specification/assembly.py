@@ -124,7 +124,7 @@ def _refuse_unknown(shared: Mapping[str, Any], chosen: Mapping[str, Any]) -> Non
 def _prefixes(chosen: Mapping[str, Any]) -> Sequence[str]:
     """What may be imported: what the caller names."""
     named = [value["_target_"] for value in chosen.values() if isinstance(value, Mapping)]
-    return (*PREFIXES, *(f"{name.partition('.')[0]}." for name in named if isinstance(name, str)))
+    return tuple(dict.fromkeys((*PREFIXES, *(f"{name.partition('.')[0]}." for name in named if isinstance(name, str)))))
 
 
 class Assembled:

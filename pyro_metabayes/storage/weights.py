@@ -34,13 +34,21 @@ def refuse_other_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> No
     """One line for weights of other names or shapes than the module has."""
     own, weights = module.state_dict(), current_weights(module, weights)
     for name in sorted(own.keys() | weights.keys()):
-        expected = tuple(own[name].shape) if name in own else "no such entry"
-        got = tuple(weights[name].shape) if name in weights else "none"
-        if expected != got:
+        if difference := _difference(name, own, weights):
             raise UsageError(
-                f"expected a checkpoint of this model and guide, got another: {name} is {got}, "
-                f"not {expected}; build the learner with the settings that it was trained with"
+                f"expected a checkpoint of this model and guide, got another: {difference}; build the learner with the "
+                "settings that it was trained with"
             )
+
+
+def _difference(name: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """In words, how a weight of the checkpoint differs from that of the learner; '' where both have its shape."""
+    if name not in own:
+        return f"the checkpoint has {name}, the learner has not"
+    if name not in weights:
+        return f"the learner has {name}, the checkpoint has not"
+    got, expected = tuple(weights[name].shape), tuple(own[name].shape)
+    return "" if got == expected else f"{name} is {got}, not {expected}"
 
 
 def current_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -115,7 +115,7 @@ def fit(
     optimisation = _optimisation(learner, optimiser, scheduler, steps)
     with _own_folder(folder) as place:
         description = {} if place is None else _description(learner, settings, accumulate, stream, validation)
-        taken = 0 if place is None else steps_taken(place, description)
+        taken = 0 if place is None else steps_taken(place, description, steps)
         training = MetaTraining(
             learner,
             stream,

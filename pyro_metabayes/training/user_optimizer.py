@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -57,11 +56,7 @@ class OptimisationByUser:
 
     def state_dict(self) -> dict[str, Any]:
         scheduler = None if self.scheduler is None else self.scheduler.state_dict()
-        return {
-            "optimiser": self.optimizer.state_dict(),
-            "scheduler": scheduler,
-            "constructed": copy.deepcopy(self._constructed),
-        }
+        return {"optimiser": self.optimizer.state_dict(), "scheduler": scheduler, "constructed": self._constructed}
 
     def _options(self) -> dict[str, Any]:
         """The options of the groups of the optimiser and of the scheduler, by name, as they are now."""

@@ -38,4 +38,4 @@ def check_instance(name: str, value: object, kind: type, advice: str) -> None:
     """Refuse an object of another class, or a class in place of its object."""
     if not isinstance(value, kind):
         got = f"the class {value.__name__}" if isinstance(value, type) else f"an object of type {type(value).__name__}"
-        raise UsageError(f"expected {name} to be a {kind.__name__}, got {got}; {advice}")
+        raise UsageError(f"expected {name} to be of type {kind.__name__}, got {got}; {advice}")

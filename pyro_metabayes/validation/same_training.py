@@ -65,15 +65,16 @@ def _equal(one: Any, other: Any) -> bool:
     )
 
 
-def steps_taken(folder: Path, description: Mapping[str, Any]) -> int:
+def steps_taken(folder: Path, description: Mapping[str, Any], steps: int) -> int:
     """The number of steps that the training of the folder has taken; 0 without one.
 
     Args:
         folder: of the training.
         description: by name, the settings and parts of this training, and under "train" and "val" its tasks.
+        steps: number of steps of this training.
 
     Raises:
-        UsageError: the folder holds another training.
+        UsageError: the folder holds another training, or one of more steps.
     """
     if not (path := within(folder, "checkpoint.pt")).exists():
         return 0
@@ -82,7 +83,10 @@ def steps_taken(folder: Path, description: Mapping[str, Any]) -> int:
         config = state["config"]
         if config:  # earlier versions recorded nothing
             _refuse_another(config, description, folder)
-        return count_of(state["training"]["step"])
+        taken = count_of(state["training"]["step"])
+    if taken > steps:
+        raise UsageError(f"expected steps >= {taken}, which the training in {folder} has taken, got {steps}")
+    return taken
 
 
 def _refuse_another(config: Mapping[str, Any], description: Mapping[str, Any], folder: Path) -> None:

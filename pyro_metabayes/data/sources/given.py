@@ -23,7 +23,7 @@ def task_stream(tasks: Fixed, name: str) -> TaskStream:
         name: of the argument, for messages.
 
     Raises:
-        UsageError: other objects, no tasks, or tasks of different numbers of classes.
+        UsageError: other objects, no tasks, no queries, or tasks of different numbers of classes.
     """
     if isinstance(tasks, TaskStream):
         return tasks
@@ -33,6 +33,8 @@ def task_stream(tasks: Fixed, name: str) -> TaskStream:
             f"expected {name} to be a TaskStream, Episodes or a list of Episodes, with tasks, got {_kind(tasks)}; "
             'bank.tasks("test") makes a stream of a Bank'
         )
+    for part in parts:
+        _refuse_without_queries(part, name)
     if len(ways := {part.num_classes for part in parts}) > 1:
         raise UsageError(f"expected {name} with tasks of one number of classes, got {sorted(ways)}; pass one list each")
     joined = concatenate(parts)
@@ -63,6 +65,7 @@ class BatchStream:
             batch = self._batch_of(number)
         if not isinstance(batch, Episodes):
             raise UsageError(f"expected batches of type Episodes from train, got {_kind(batch)} as batch {number}")
+        _refuse_without_queries(batch, "train")
         return batch
 
 
@@ -88,6 +91,11 @@ def _endless(iterable: Iterable[Episodes]) -> Iterator[Episodes]:
     raise UsageError(
         "expected a batch of tasks for every step, got an iterator that has ended; pass a list or function"
     )
+
+
+def _refuse_without_queries(episodes: Episodes, name: str) -> None:
+    if not episodes.query_x.shape[1]:
+        raise UsageError(f"expected tasks with query points from {name}, got Episodes with none; add queries")
 
 
 def _kind(value: object) -> str:

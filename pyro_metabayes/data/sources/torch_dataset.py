@@ -36,15 +36,16 @@ class DatasetRows:
     Args:
         dataset: items (input, label); inputs are tensors or arrays of one shape, bytes or numbers.
         order: item of each row [M].
+        labels: of every item; an item that is read has to have its label.
 
     Raises:
-        UsageError: inputs that are no tensors, or of several shapes.
+        UsageError: inputs that are no tensors of real numbers, or of several shapes; an item with another label.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, dataset: LabelledItems, order: np.ndarray) -> None:
-        self.dataset, self.order = dataset, order
+    def __init__(self, dataset: LabelledItems, order: np.ndarray, labels: np.ndarray) -> None:
+        self.dataset, self.order, self.labels = dataset, order, labels
         self._item_shape = tuple(self._read(order[:1]).shape[1:])
 
     @property
@@ -63,7 +64,7 @@ class DatasetRows:
 
     def in_order(self, order: np.ndarray) -> DatasetRows:
         """The same rows in another order."""
-        return DatasetRows(self.dataset, self.order[order])
+        return DatasetRows(self.dataset, self.order[order], self.labels)
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
         """Rows [n, *X]."""
@@ -82,7 +83,7 @@ class DatasetRows:
 
     def _read(self, items: np.ndarray) -> Tensor:
         with noise_of(_seed_of(items)), drawing():
-            inputs = [_as_tensor(self.dataset[item][0], item) for item in items.tolist()]
+            inputs = [self._input(item) for item in items.tolist()]
         for item, value in zip(items.tolist(), inputs, strict=True):
             if value.shape != inputs[0].shape:
                 raise UsageError(
@@ -91,15 +92,25 @@ class DatasetRows:
                 )
         return torch.stack(inputs)
 
+    def _input(self, item: int) -> Tensor:
+        pair = self.dataset[item]
+        _check_label(_label(pair, item), self.labels[item], item)
+        return _as_tensor(pair[0], item)
+
 
 def _as_tensor(value: Any, item: int) -> Tensor:
     """Bytes stay bytes, everything else becomes float32."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
     if not isinstance(value, Tensor):
         raise UsageError(
             f"expected tensors or arrays as inputs of the dataset, got {type(value).__name__} in item {item}; give it "
             "a transform such as torchvision.transforms.PILToTensor()"
+        )
+    if value.is_complex():
+        raise UsageError(
+            f"expected real inputs of the dataset, got {value.dtype} in item {item}; add a transform such as "
+            "torch.view_as_real"
         )
     return value if value.dtype == torch.uint8 else value.float()
 
@@ -112,19 +123,33 @@ def labels_of(dataset: LabelledItems) -> np.ndarray:
     """The label of every item [M], integers or text: those that the dataset lists, else those of all items.
 
     Raises:
-        UsageError: no map-style dataset, no items, or items without such a label.
+        UsageError: no map-style dataset, no items, items without such a label, or listed labels that are not theirs.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not len(dataset):
         raise UsageError(
             "expected a torch Dataset of (input, label) with a length and at least one item, got "
             f"{type(dataset).__name__}; a dataset without a length has to be read into a list first"
         )
+    first = _label(dataset[0], 0)
     listed = _listed_labels(dataset)
-    first = _label(dataset, 0)
-    if listed is not None and len(listed) == len(dataset) and listed[0] == first:
-        return listed
-    items = counted(range(len(dataset)), "read labels", "items")
-    return np.asarray([_label(dataset, item) for item in items])
+    if listed is None:
+        items = counted(range(len(dataset)), "read labels", "items")
+        return np.asarray([_label(dataset[item], item) for item in items])
+    if len(listed) != len(dataset):
+        raise UsageError(
+            f"expected a label for each of the {len(dataset)} items in the targets or labels of the dataset, got "
+            f"{len(listed)}; change them together with the items, for example with torch.utils.data.Subset"
+        )
+    _check_label(first, listed[0], 0)
+    return listed
+
+
+def _check_label(label: Any, listed: Any, item: int) -> None:
+    if label != listed:
+        raise UsageError(
+            f"expected item {item} of the dataset to have the label {listed}, by which it was sorted into a class, got "
+            f"{label}; give the dataset the labels of its items as targets, or none"
+        )
 
 
 def _listed_labels(dataset: Any) -> np.ndarray | None:
@@ -147,9 +172,8 @@ def _plain_labels(values: Any) -> np.ndarray | None:
     return labels if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iuU" else None
 
 
-def _label(dataset: LabelledItems, item: int) -> Any:
-    """The label of an item, as a number or text of Python."""
-    pair = dataset[item]
+def _label(pair: Any, item: int) -> Any:
+    """The label of a pair (input, label), as a number or text of Python."""
     label = pair[1] if isinstance(pair, tuple | list) and len(pair) == 2 else None
     array = np.asarray(label)
     value = array.item() if array.size == 1 else label
