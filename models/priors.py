@@ -9,6 +9,7 @@ from pyro.distributions import Categorical, MixtureSameFamily, MultivariateNorma
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
+from pyro_metabayes.distributions.improper_uniform import ImproperUniform
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.memoise import support_encoding

@@ -425,6 +425,7 @@ KEYS = {
     ),
     "active_dimensions": is_count,
     **dict.fromkeys(("by_step", "information", "constant_rmse"), lambda value: value is None),
+    **dict.fromkeys(("response", "log_likelihood"), lambda value: value is None),  # of groups
     "query_counts": lambda value: value == [],
     **dict.fromkeys(("query_concentration", "query_balanced", "feature_noise"), lambda value: value == 0),
     **dict.fromkeys(("seconds", "episodes_per_second"), is_of_training_and_evaluation),

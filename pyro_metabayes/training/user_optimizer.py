@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.untrusted import check_plain
-
-SHOWN = 3  # names in a note
+from pyro_metabayes.validation.optimisers import check_optimiser, check_scheduler, note_missing_parameters
 
 
 class OptimisationByUser:
@@ -34,10 +31,9 @@ class OptimisationByUser:
     """
 
     def __init__(self, learner: nn.Module, optimiser: Optimizer, scheduler: LRScheduler | None, steps: int) -> None:
-        _check_optimiser(optimiser, learner)
-        _check_scheduler(scheduler, optimiser)
-        _check_length(scheduler, steps)
-        _note_missing_parameters(optimiser, learner)
+        check_optimiser(optimiser, learner)
+        check_scheduler(scheduler, optimiser, steps)
+        note_missing_parameters(optimiser, learner)
         self.optimizer, self.scheduler = optimiser, scheduler
         self._constructed = self._options()
         try:
@@ -94,69 +90,6 @@ class OptimisationByUser:
         self._constructed = dict(constructed)
 
 
-def _check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
-    if not isinstance(optimiser, Optimizer):
-        raise UsageError(
-            f"expected optimiser to be a torch.optim.Optimizer, got {_name_of(optimiser)}; pass for example "
-            "torch.optim.AdamW(learner.parameters(), lr=1e-3)"
-        )
-    own = {id(parameter) for parameter in learner.parameters()}
-    others = [value for group in optimiser.param_groups for value in group["params"] if id(value) not in own]
-    if others:
-        raise UsageError(
-            f"expected an optimiser of parameters of this learner, got {len(others)} of another module; construct it "
-            "from learner.parameters()"
-        )
-    if not any(value.requires_grad for group in optimiser.param_groups for value in group["params"]):
-        raise UsageError(
-            "expected an optimiser of trained parameters, got only those of a frozen backbone; construct it from "
-            "learner.parameters(), or build the learner with frozen=False"
-        )
-    closure = inspect.signature(type(optimiser).step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:
-        raise UsageError(
-            f"expected an optimiser whose step needs no closure, got {type(optimiser).__name__}; take one like Adam"
-        )
-
-
-def _check_scheduler(scheduler: LRScheduler | None, optimiser: Optimizer) -> None:
-    if scheduler is None:
-        return
-    if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
-        raise UsageError(
-            f"expected scheduler to be one of torch.optim.lr_scheduler, got {_name_of(scheduler)}; pass for example "
-            "CosineAnnealingLR(optimiser, steps)"
-        )
-    if getattr(scheduler, "optimizer", optimiser) is not optimiser:
-        raise UsageError("expected a scheduler of the optimiser, got one of another; construct it from this optimiser")
-
-
-def _check_length(scheduler: LRScheduler | None, steps: int) -> None:
-    """Refuse a scheduler that ends before the training, or that takes the NLL for a score that has to rise."""
-    length = getattr(scheduler, "total_steps", None)
-    if isinstance(length, int) and length < steps:
-        raise UsageError(
-            f"expected a scheduler of at least {steps} steps, as the training has, got {type(scheduler).__name__} with "
-            f"total_steps={length}; pass total_steps={steps}"
-        )
-    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != "min":
-        raise UsageError(
-            'expected ReduceLROnPlateau with mode="min", as the NLL has to fall, got mode="max"; drop mode'
-        )
-
-
-def _note_missing_parameters(optimiser: Optimizer, learner: nn.Module) -> None:
-    there = {id(value) for group in optimiser.param_groups for value in group["params"]}
-    missing = [name for name, value in learner.named_parameters() if value.requires_grad and id(value) not in there]
-    if missing:
-        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-        print(
-            f"note: the optimiser does not have {', '.join(missing[:SHOWN])}{more}, which stay as they are; "
-            "learner.parameters() has all",
-            file=sys.stderr,
-        )
-
-
 def _check_groups(state: Mapping[str, Any], optimiser: Optimizer) -> None:
     """Refuse a state of another kind of optimiser, or of parameters of other shapes."""
     own, saved = optimiser.state_dict()["param_groups"], state["param_groups"]
@@ -191,8 +124,3 @@ def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], what: str) ->
         raise UsageError(
             f"expected the {what} of the interrupted training, got another (they differ in: {different}); pass that"
         )
-
-
-def _name_of(value: object) -> str:
-    """The name of a class, or of the class of an object."""
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

@@ -1,0 +1,23 @@
+"""The improper uniform distribution of a flat prior."""
+
+from __future__ import annotations
+
+import torch
+from pyro import distributions
+from torch import Size, Tensor
+
+from pyro_metabayes.errors import UsageError
+
+
+class ImproperUniform(distributions.ImproperUniform):
+    """log p(w) = 0 everywhere, in the dtype and on the device of w; those of Pyro are always on the CPU."""
+
+    def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        raise UsageError(
+            "expected a prior that can be sampled, got the flat one, which has no draws; for predictions take "
+            "learner.posterior_predictive (Predictive runs the model by itself first), or take a Gaussian prior"
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        batch = value.shape[: value.dim() - self.event_dim]
+        return value.new_zeros(()).expand(torch.broadcast_shapes(batch, self.batch_shape))

@@ -1,0 +1,86 @@
+"""Checks of an optimiser and a learning-rate scheduler that a user brings."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyro_metabayes.errors import UsageError
+
+SHOWN = 3  # names in a note
+
+
+def check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
+    """Refuse one of other parameters, of frozen ones alone or with a closure."""
+    if not isinstance(optimiser, Optimizer):
+        raise UsageError(
+            f"expected optimiser to be a torch.optim.Optimizer, got {_name_of(optimiser)}; pass for example "
+            "torch.optim.AdamW(learner.parameters(), lr=1e-3)"
+        )
+    own = {id(parameter) for parameter in learner.parameters()}
+    others = [value for group in optimiser.param_groups for value in group["params"] if id(value) not in own]
+    if others:
+        raise UsageError(
+            f"expected an optimiser of parameters of this learner, got {len(others)} of another module; construct it "
+            "from learner.parameters()"
+        )
+    if not any(value.requires_grad for group in optimiser.param_groups for value in group["params"]):
+        raise UsageError(
+            "expected an optimiser of trained parameters, got only those of a frozen backbone; construct it from "
+            "learner.parameters(), or build the learner with frozen=False"
+        )
+    closure = inspect.signature(type(optimiser).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UsageError(
+            f"expected an optimiser whose step needs no closure, got {type(optimiser).__name__}; take one like Adam"
+        )
+
+
+def check_scheduler(scheduler: LRScheduler | None, optimiser: Optimizer, steps: int) -> None:
+    """Refuse one of another optimiser, of fewer steps or of a score that has to rise."""
+    if scheduler is None:
+        return
+    if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
+        raise UsageError(
+            f"expected scheduler to be one of torch.optim.lr_scheduler, got {_name_of(scheduler)}; pass for example "
+            "CosineAnnealingLR(optimiser, steps)"
+        )
+    if getattr(scheduler, "optimizer", optimiser) is not optimiser:
+        raise UsageError("expected a scheduler of the optimiser, got one of another; construct it from this optimiser")
+    _check_length(scheduler, steps)
+
+
+def _check_length(scheduler: LRScheduler, steps: int) -> None:
+    """Refuse a scheduler that ends before the training, or that takes the NLL for a score that has to rise."""
+    length = getattr(scheduler, "total_steps", None)
+    if isinstance(length, int) and length < steps:
+        raise UsageError(
+            f"expected a scheduler of at least {steps} steps, as the training has, got {type(scheduler).__name__} with "
+            f"total_steps={length}; pass total_steps={steps}"
+        )
+    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != "min":
+        raise UsageError(
+            'expected ReduceLROnPlateau with mode="min", as the NLL has to fall, got mode="max"; drop mode'
+        )
+
+
+def note_missing_parameters(optimiser: Optimizer, learner: nn.Module) -> None:
+    """Print the names of trained parameters that the optimiser does not have."""
+    there = {id(value) for group in optimiser.param_groups for value in group["params"]}
+    missing = [name for name, value in learner.named_parameters() if value.requires_grad and id(value) not in there]
+    if missing:
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        print(
+            f"note: the optimiser does not have {', '.join(missing[:SHOWN])}{more}, which stay as they are; "
+            "learner.parameters() has all",
+            file=sys.stderr,
+        )
+
+
+def _name_of(value: object) -> str:
+    """The name of a class, or of the class of an object."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
