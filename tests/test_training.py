@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from pyro_metabayes.data.task_shape import BLOCK
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.experiments.runs.plots import draw_curves
 from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.training.log import null_nonfinite
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import (
     TrainSettings,
@@ -471,6 +473,11 @@ def test_an_interrupted_run_that_has_diverged_saves_nothing(tmp_path: Path) -> N
     with pytest.raises(UsageError, match="diverged: at step 6 "):
         training.run()
     assert checkpoint.load(tmp_path / "checkpoint.pt")["training"]["step"] == 4
+
+
+def test_a_logged_line_has_null_for_values_that_are_not_finite() -> None:
+    line = {"step": 1, "kl": math.inf, "kl_by_site": {"w": math.nan, "b": 2.0}, "elbo": None}
+    assert null_nonfinite(line) == {"step": 1, "kl": None, "kl_by_site": {"w": None, "b": 2.0}, "elbo": None}
 
 
 def test_skipped_steps_are_counted_and_change_nothing(tmp_path: Path) -> None:

@@ -89,14 +89,8 @@ class Joint(TorchDistribution):
 
     def log_probs(self, value: Tensor) -> dict[str, Tensor]:
         """log p(z_k | z_1, ..., z_{k-1}) [..., T] in nats, of each site."""
-        values, log_probs = self.sites.split(value), {}
-
-        def given_value(name: str, distribution: TorchDistribution) -> Tensor:
-            log_probs[name] = distribution.log_prob(values[name])
-            return values[name]
-
-        self.visit(given_value)
-        return log_probs
+        values = self.sites.split(value)
+        return {name: self.given(name, values).log_prob(values[name]) for name in self.distributions}
 
     @property
     def mean(self) -> Tensor:
