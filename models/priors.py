@@ -15,7 +15,6 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.memoise import support_encoding
 from pyro_metabayes.inference.cholesky import WithoutWaiting
 from pyro_metabayes.inference.shared_normal import SharedNormal
-from pyro_metabayes.models.parts.improper_uniform import ImproperUniform
 from pyro_metabayes.models.parts.set_encoder import CountAware, MeanPooled, PseudoObservations, lower_triangular
 from pyro_metabayes.prior import Prior
 

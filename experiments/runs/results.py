@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from torch.distributions import MultivariateNormal, Normal
 
 import pyro_metabayes
+from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.runs.closed_form import log_likelihoods
 from pyro_metabayes.experiments.runs.finished_runs import flatten
 from pyro_metabayes.experiments.runs.setup import RunSetup
-from pyro_metabayes.inference.capabilities import HasBaseClasses
+from pyro_metabayes.inference.capabilities import HasBaseClasses, IntegratesGaussian
+from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage import checkpoint
 
@@ -137,3 +139,23 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return output.stdout.strip() or None
+
+
+@torch.no_grad()
+def log_likelihoods(setup: RunSetup) -> dict[str, float] | None:
+    """log p(y) of the training groups in nats of standardised columns: of the run, and the maximum in closed form.
+
+    The prior is that of a group without points. None where model or prior have no closed form, or the data no groups.
+    """
+    source, model = setup.tasks.source, setup.learner.model
+    if not isinstance(source, Groups) or not isinstance(model, IntegratesGaussian) or not model.canonical:
+        return None
+    episodes = source.whole().to(setup.device)
+    prior = model.prior(episodes.observed())
+    if not isinstance(innermost(prior), Normal | MultivariateNormal):
+        return None
+    best = source.estimates(diagonal=isinstance(innermost(prior), Normal))
+    if best is None:
+        return None
+    learned = model.log_predictive(prior, episodes).double().sum().item()
+    return {"learned": learned, "closed_form": best.log_likelihood}
