@@ -532,5 +532,5 @@ def every_pair() -> list[Pair]:
     pairs += [Pair("mean_field", objective=name) for name in OBJECTIVES]
     pairs += _of_regressions() + _of_descent() + _of_groups() + _of_base_classes() + _of_other_likelihoods()
     pairs += [Pair("logistic_regression", head="linear", settings={"posterior": "laplace"})]
-    pairs += [Pair("mean_field", model=model) for model in MODELS - {pair.model for pair in pairs}]
+    pairs += [Pair("mean_field", model=model) for model in sorted(MODELS - {pair.model for pair in pairs})]
     return list({str(pair): pair for pair in pairs}.values())
