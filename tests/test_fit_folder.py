@@ -81,7 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"lr": 2e-4}, "lr=0.0002"),
         ({"momentum": 0.5}, "momentum=0.5"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_another_training_is_refused(changed: dict[str, Any], name: str, finished: Path) -> None:
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
