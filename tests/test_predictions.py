@@ -14,7 +14,10 @@ from pyro.distributions import (
     Bernoulli,
     Categorical,
     Exponential,
+    GammaPoisson,
+    Geometric,
     Laplace,
+    NegativeBinomial,
     Normal,
     OrderedLogistic,
     Poisson,
@@ -31,6 +34,7 @@ from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.diagnostics.calibration import LEVELS, calibration, calibration_of
 from pyro_metabayes.diagnostics.collapse import prior_spread
 from pyro_metabayes.diagnostics.predictive import discrepancies, predictive_draws
+from pyro_metabayes.diagnostics.sbc import sbc_ranks, simulate
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.evaluation.scores import SCORES, scores_of
@@ -292,6 +296,52 @@ def test_binary_labels_that_are_numbers_are_evaluated_as_classes() -> None:
     check_diagnostics(learner_of(Yes), {"bins", "coverage", "size", "mass"}, {"logit_variance", "disagreement"})
 
 
+class CountsByCdf(NumberPredictions):
+    """A family of counts that defines its cdf alone, by a sum of probabilities."""
+
+    def cdf(self, y: Tensor) -> Tensor:
+        below = [self.family.log_prob(torch.full_like(y, float(k))).exp() * (y >= k) for k in range(60)]
+        return torch.stack(below).sum(0)
+
+
+@pytest.mark.parametrize("family", ["negative binomial", "geometric", "pyro's negative binomial"])
+def test_counts_with_a_cdf_alone_cover_as_often_as_they_say(family: str, registry: None) -> None:
+    """The kind of labels is that of the support of the distribution."""
+    mean = 0.3 + 1.5 * torch.rand(1, 300, 30, 1)
+    likelihood: Any = {
+        "negative binomial": NegativeBinomial(2.0, logits=(mean / 2).log()),
+        "pyro's negative binomial": GammaPoisson(2.0, 2.0 / mean),
+        "geometric": Geometric(1 / (1 + mean)),
+    }[family]
+    register(type(likelihood))(CountsByCdf)
+    y = likelihood.sample()[0]
+    found = calibration_of(predictions_of(likelihood.to_event(1), y, all_true(300, 30)))["coverage"].mean(0)
+    torch.testing.assert_close(found, torch.tensor(LEVELS), atol=0.015, rtol=0)
+
+
+def test_a_family_without_a_support_is_refused(registry: None) -> None:
+    class Unsupported(Geometric):
+        support = property(TorchDistribution.support.fget)  # type: ignore[assignment,attr-defined]
+
+    register(Unsupported)(CountsByCdf)
+    likelihood = Unsupported(torch.full((1, 2, 3, 1), 0.5), validate_args=False)
+    with pytest.raises(UsageError, match=r"with a `support`, got Unsupported without one; define Unsupported\.support"):
+        _ = predictions_of(likelihood.to_event(1), torch.ones(2, 3, 1), all_true(2, 3)).pit_bounds
+
+
+@pytest.mark.parametrize("model", ["ordinal", "generalised_regression", "few_shot_classifier"])
+def test_drawn_labels_have_the_type_of_the_labels_of_the_data(model: str) -> None:
+    """OrderedLogistic draws integers, also where levels are numbers: guides and checks refuse them."""
+    pair = Pair("savi", "count_aware", model=model)
+    learner, episodes = pair.learner(), pair.tasks()
+    simulated = simulate(learner, episodes, None)[1]
+    assert simulated.support_y.dtype == simulated.query_y.dtype == episodes.query_y.dtype
+    assert predictive_draws(learner, episodes, 3).posterior.y.dtype == episodes.query_y.dtype
+    for training in (False, True):
+        ranks = sbc_ranks(learner, episodes, num_draws=9, training=training)
+        assert ranks.names[-1] == "log likelihood"
+
+
 def test_the_nearest_registered_class_is_taken(registry: None) -> None:
     class Narrow(Normal):
         pass
@@ -407,7 +457,7 @@ def test_the_models_run_and_are_checked(data: str, settings: tuple[str, ...], of
     missing = OF_NUMBERS if of_classes else OF_CLASSES
     assert all(results[name] is None for name in missing)
     assert all(results[name] is not None for name in (OF_CLASSES | OF_NUMBERS | OF_ALL) - missing)
-    ran("calibration", "run=run", "tasks=4", "samples=3", "sbc_tasks=0")
+    ran("calibration", "run=run", "tasks=4", "samples=3", "sbc_tasks=8", "draws=9")
     ran("predictive", "run=run", "tasks=4", "samples=3")
     assert Path("run/calibration/calibration.png").exists() and Path("run/predictive/predictive.png").exists()
     if of_classes:

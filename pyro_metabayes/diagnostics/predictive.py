@@ -116,7 +116,7 @@ def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: 
     samples = Predictive(program, num_samples=num_samples, parallel=True)(observed)
     latent: TorchDistribution = learner.model.prior(observed)
     sites = {name: samples[name] for name in sites_of(latent)}
-    return Draws(latent_with(latent, samples), samples["query_y"], sites)
+    return Draws(latent_with(latent, samples), samples["query_y"].to(observed.support_y.dtype), sites)
 
 
 @dataclass(frozen=True)

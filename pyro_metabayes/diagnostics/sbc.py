@@ -93,8 +93,9 @@ def simulate(learner: MetaLearner, episodes: Episodes, truth: KnownTruth | None)
     w = p.sample()
     support_y = episodes.support_y
     if episodes.support_x.shape[1] and (truth is not None or not model.given_support):
-        support_y = model.likelihood(w, episodes.support_x, observed).sample()
-    query_y = model.likelihood(w, episodes.query_x, observed).sample()
+        support_y = model.likelihood(w, episodes.support_x, observed).sample().to(support_y.dtype)
+    # Levels are drawn as int64, but labels that are numbers have a floating-point type.
+    query_y = model.likelihood(w, episodes.query_x, observed).sample().to(episodes.query_y.dtype)
     return w, replace(episodes, support_y=support_y, query_y=query_y)
 
 

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.likelihoods.predictions import Predictions, register
 from pyro_metabayes.prediction.pit import Bounds
 
 
 @dataclass(frozen=True, eq=False)
 class NumberPredictions(Predictions):
-    """Predictions of numbers. A new family defines `cdf`; others override what its distribution lacks."""
+    """Predictions of numbers. A new family defines `cdf`, which is 0 below its support.
+
+    It overrides `standardised` or `mean` if its distribution has no finite mean and standard deviation. The `support`
+    of the distribution says whether labels are integers or continuous.
+    """
 
     family: Any  # p(y | x, w_l), batch [L, T, Q, Y]
 
@@ -51,9 +56,24 @@ class NumberPredictions(Predictions):
 
     @cached_property
     def pit_bounds(self) -> Bounds:
-        """Twice F(y) [T, Q, Y]: continuous labels."""
-        below = self.cdf(self.labels).mean(0)
-        return below, below
+        """F(y - 1) and F(y) [T, Q, Y] if the support of the family is discrete (integers), else twice F(y)."""
+        up_to = self.cdf(self.labels).mean(0)
+        return (self.cdf(self.labels - 1).mean(0) if is_discrete(self.family) else up_to), up_to
+
+
+def is_discrete(family: Any) -> bool:
+    """Whether the support of a distribution is discrete.
+
+    Raises:
+        UsageError: the distribution does not define its support.
+    """
+    try:
+        return bool(family.support.is_discrete)
+    except NotImplementedError:
+        name = type(family).__name__
+        raise UsageError(
+            f"expected a likelihood with a `support`, got {name} without one; define {name}.support"
+        ) from None
 
 
 @register(Normal)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch.distributions import Poisson
 
 from pyro_metabayes.likelihoods.numbers import NumberPredictions
 from pyro_metabayes.likelihoods.predictions import register
-from pyro_metabayes.prediction.pit import Bounds
 
 
 @register(Poisson)
@@ -27,8 +25,3 @@ class CountPredictions(NumberPredictions):
         """Q(floor(y) + 1, rate), the regularised upper incomplete gamma function; 0 for y < 0."""
         count = (y.floor() + 1).clamp(min=0).to(self.family.rate)
         return torch.where(count > 0, torch.special.gammaincc(count.clamp(min=1), self.family.rate), 0.0)
-
-    @cached_property
-    def pit_bounds(self) -> Bounds:
-        """F(y - 1) and F(y) [T, Q, Y]."""
-        return self.cdf(self.labels - 1).mean(0), self.cdf(self.labels).mean(0)
