@@ -19,7 +19,10 @@ from torch import Size, Tensor
 from torch.nn.functional import normalize
 
 from pyro_metabayes import Episodes, MetaLearner, Observed, models
+from pyro_metabayes.build import arguments_of, build, target_of
 from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.models.heads import Head
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "experiments/conf"
@@ -45,20 +48,21 @@ PRIORS = _PRIORS | {
     "count_aware": _PRIORS["conditional"] | {"count_aware": True},
     "full_covariance": _PRIORS["conditional"] | {"full_covariance": True},
 }
-# Heads of the few-shot classifier, by a row of weights for each class.
-HEADS = {name: head["_target_"] for name, head in _configured("head").items() if ".heads." in head["_target_"]}
+
+
+def has_rows(head: dict[str, Any]) -> bool:
+    """Whether the weights of a head are a row for each class, as the few-shot classifier needs."""
+    built = build(head, "head", num_features=FEATURES, num_classes=WAY)
+    return isinstance(built, Head) and built.event_shape(WAY, FEATURES)[0] == WAY
+
+
+HEADS = {name: head["_target_"] for name, head in _configured("head").items() if has_rows(head)}
 OBJECTIVES = _configured("objective")
 OBJECTIVES["monte_carlo_joint"] = OBJECTIVES["monte_carlo"] | {"joint": True}
 REGRESSIONS = {"gaussian_mean": 1, "linear_regression": 3}  # conjugate models, with the features of their tasks
-GROUPED = {
-    "hierarchical_regression": 3,
-    "robust_regression": 3,
-    "generalised_regression": 3,
-}  # with weights of each task's own for the first NUM_RANDOM features
-NUM_RANDOM = 2
-ORDERED = {"ordinal": 2}  # whose labels are levels, numbers 0 to LEVELS - 1
-LEVELS = 4
-BINARY = ("generalised_regression",)  # whose labels are 0 and 1
+NUM_RANDOM = 2  # features whose weights vary by task, of a model with the argument num_weights
+LEVELS = 4  # of ordinal labels, numbers 0 to LEVELS - 1
+NOISE = {"noise": 0.7, "scale": 0.7, "df": 5.0}  # of a regression, if it has the argument
 NETWORK = {"_target_": "models.neural_regression.Network", "hidden": [4, 3]}
 EITHER = ("platipus",)  # models of classes or of numbers, as the pair says
 
@@ -190,9 +194,18 @@ def parameters_of(model: str) -> set[str]:
     return set(_signature(model))
 
 
+GROUPED = {name: 3 for name in sorted(MODELS) if {"prior", "num_targets", "num_weights"} <= parameters_of(name)}
+
+
 def required_by(model: str) -> set[str]:
     """Names of the arguments without a default."""
     return {name for name, value in _signature(model).items() if value.default is inspect.Parameter.empty}
+
+
+def _with_scale(head: str) -> dict[str, Any]:
+    """A head with a scale of 2, if it has one."""
+    spec: dict[str, Any] = {"_target_": head}
+    return spec | ({"scale": 2.0} if "scale" in arguments_of(target_of(spec, "head")) else {})
 
 
 @dataclass(frozen=True)
@@ -238,18 +251,31 @@ class Pair:
     def _plain_tasks(self, num_tasks: int, seed: int) -> Episodes:
         if self.regression:
             numbers = random_regressions(num_tasks, features=self.features, targets=self.targets, seed=seed)
-            levels = with_levels(numbers) if self.model in (*ORDERED, *BINARY) else numbers
-            return replace(levels, **_halved(levels)) if self.model in BINARY else levels
+            return self._in_support(numbers)
         return random_tasks(num_tasks, seed=seed)
+
+    def _in_support(self, numbers: Episodes) -> Episodes:
+        """Tasks with labels that the likelihood of the model can have: real numbers, levels (or counts), or 0 and 1."""
+        levels = with_levels(numbers)
+        support = _support_of(self)
+        for tasks in (numbers, levels, replace(levels, **_halved(levels))):
+            if support.check(tasks.support_y).all() and support.check(tasks.query_y).all():
+                return tasks
+        raise AssertionError(f"no random tasks have labels of the likelihood of {self.model}: {support}")
 
     @property
     def features(self) -> int:
-        return (REGRESSIONS | GROUPED | ORDERED).get(self.model, 3 if self._is_linear else 2)
+        return (REGRESSIONS | GROUPED).get(self.model, 3 if self._is_linear else 2)
+
+    @property
+    def _ordered(self) -> bool:
+        """Whether the labels of the model are levels."""
+        return "num_levels" in parameters_of(self.model)
 
     @property
     def targets(self) -> int:
         # Shared effects tell outputs apart.
-        return 1 if self.of_network or self.model in (*GROUPED, *ORDERED) else TARGETS
+        return 1 if self.of_network or self.model in GROUPED or self._ordered else TARGETS
 
     @property
     def noisy(self) -> bool:
@@ -257,8 +283,8 @@ class Pair:
         return bool(self.settings.get("inner_samples")) and self.settings.get("posterior") != "delta"
 
     def _of_model(self) -> dict[str, Any]:
-        regression = {"noise": 0.7} if self.regression and self.model not in (*ORDERED, *BINARY) else {}
-        regression = {"scale": 0.7, "df": 5.0} if self.model == "robust_regression" else regression
+        takes = parameters_of(self.model) if self.regression else set()
+        regression = {name: value for name, value in NOISE.items() if name in takes}
         observe = {} if self.observe == "query" else {"observe": self.observe}
         return regression | observe | self.model_settings
 
@@ -275,9 +301,9 @@ class Pair:
         if self.regression:
             shape = {"input_shape": [self.features], "num_classes": self.targets, "num_targets": self.targets}
             shape |= {"num_weights": NUM_RANDOM} if self.model in GROUPED else {}
-            shape |= {"num_levels": LEVELS} if self.model in ORDERED else {}
+            shape |= {"num_levels": LEVELS} if self._ordered else {}
             return common | shape | {"head": NETWORK if self.of_network else None}
-        head = {"_target_": HEADS[self.head], "scale": 2.0} if self.head in HEADS else None
+        head = _with_scale(HEADS[self.head]) if self.head in HEADS else None
         head = NETWORK if self.of_network else head
         common |= {"num_base_classes": BASE} if self.model == "lwof" else {}
         return common | {"head": head, "input_shape": [features], "num_classes": way}
@@ -290,6 +316,21 @@ class Pair:
             for parameter in learner.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         return learner
+
+
+_SUPPORTS: dict[str, Any] = {}  # by model with its settings
+
+
+def _support_of(pair: Pair) -> Any:
+    """The support of one label, from the likelihood of a learner; the random numbers of the test stay as they are."""
+    key = f"{pair.model} {pair.model_settings}"
+    if key not in _SUPPORTS:
+        numbers = random_regressions(features=pair.features, targets=pair.targets).observed()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model = MetaLearner.from_specification(pair.specification()).model
+            w = torch.zeros(numbers.num_tasks, *model.event_shape(numbers))
+            _SUPPORTS[key] = innermost(model.likelihood(w, numbers.query_x, numbers)).support  # type: ignore[attr-defined]
+    return _SUPPORTS[key]
 
 
 def _sib() -> list[Pair]:
@@ -481,7 +522,11 @@ def _of_other_likelihoods() -> list[Pair]:
         Pair("sib", settings={**two, "initialisation": "global"}),
         Pair("laplace", settings=two),
     ]
-    pairs = [replace(pair, model=model) for model in ("robust_regression", "ordinal", *BINARY) for pair in both]
+    pairs = [
+        replace(pair, model=model)
+        for model in ("robust_regression", "ordinal", "generalised_regression")
+        for pair in both
+    ]
     return [*pairs, Pair("maml", "flat", "network", model="robust_regression", settings=two)]
 
 
