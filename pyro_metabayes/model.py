@@ -66,6 +66,15 @@ class Model(Recorded, Program):
             raise UsageError(f"expected model.observe to be one of {', '.join(OBSERVE)}, got '{observe}'")
         self.observe = observe
 
+    def claim_error(self, family: object) -> UsageError:
+        """The error of `canonical = True` with a likelihood of another family."""
+        owner = next(base for base in type(self).__mro__ if "canonical" in vars(base))
+        where = f"{owner.__module__.removeprefix('pyro_metabayes.')}.{owner.__name__}"
+        return UsageError(
+            "expected a Categorical or Normal likelihood of a model with canonical = True, got "
+            f"{type(family).__name__}; delete `canonical = True` from {where}"
+        )
+
     @property
     def given_support(self) -> bool:
         """Whether prior or likelihood are conditional on the support labels, which are then no data of the model."""

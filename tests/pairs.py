@@ -520,13 +520,10 @@ def _of_other_likelihoods() -> list[Pair]:
         Pair("maml", "flat", settings={**two, "learn_step_size": True}),
         Pair("mc", "count_aware", objective="monte_carlo"),
         Pair("sib", settings={**two, "initialisation": "global"}),
-        Pair("laplace", settings=two),
     ]
-    pairs = [
-        replace(pair, model=model)
-        for model in ("robust_regression", "ordinal", "generalised_regression")
-        for pair in both
-    ]
+    curved = ("ordinal", "generalised_regression")  # likelihoods whose curvature laplace computes
+    pairs = [replace(pair, model=model) for model in ("robust_regression", *curved) for pair in both]
+    pairs += [Pair("laplace", model=model, settings=two) for model in curved]
     return [*pairs, Pair("maml", "flat", "network", model="robust_regression", settings=two)]
 
 

@@ -267,6 +267,8 @@ def test_no_inner_step_is_the_prototype_classifier(posterior: str, head: str) ->
     torch.testing.assert_close(mean, sib.model.head.prototypes(class_means(observed)), rtol=0, atol=0)
     proto = Pair("proto", "flat", head).learner()
     torch.testing.assert_close(mean, proto.guide.posterior(observed).mean, rtol=0, atol=0)
+    if type(sib.model.head) not in HEAD_CLASSES:
+        return  # the distance of another head is not known here
     for task in range(observed.num_tasks):  # the nearest mean, written out
         for i, x in enumerate(observed.query_x[task]):
             means = [observed.support_x[task][observed.support_y[task] == c].mean(0) for c in range(WAY)]

@@ -68,13 +68,27 @@ def test_closed_forms_are_the_derivatives_of_the_likelihood(pair: Pair) -> None:
     model: Any = pair.learner().model
     if not model.canonical:
         pytest.skip("the model claims no closed form")
-    episodes = pair.tasks(TASKS)
-    w = 0.5 * torch.randn(2, TASKS, *model.event_shape(episodes))
-    outputs, mask = model.outputs(w, episodes.query_x).detach(), torch.rand(episodes.query_mask.shape) < 0.6
-    y = episodes.query_y
+    check_gradient(model, pair.tasks(TASKS))
+    check_curvature(model, pair.tasks(TASKS))
+
+
+def outputs_of(model: Any, episodes: Episodes) -> Tensor:
+    """At two random latents."""
+    w = 0.5 * torch.randn(2, episodes.num_tasks, *model.event_shape(episodes))
+    return model.outputs(w, episodes.query_x).detach()
+
+
+def check_gradient(model: Any, episodes: Episodes) -> None:
+    outputs, y = outputs_of(model, episodes), episodes.query_y
+    mask = torch.rand(episodes.query_mask.shape) < 0.6
     expected = torch.func.grad(lambda at: -(model.likelihood_of(at).log_prob(y) * mask).sum())(outputs)
     with torch.no_grad():
         torch.testing.assert_close(output_gradient(model, outputs, y, mask), expected)
+
+
+def check_curvature(model: Any, episodes: Episodes) -> None:
+    outputs, y = outputs_of(model, episodes), episodes.query_y
+    with torch.no_grad():
         root = fisher_root(model, outputs)[0, 0]
     torch.testing.assert_close(root @ root.mT, hessians(model, outputs[0, 0], y[0]))
 
@@ -171,8 +185,32 @@ def test_a_claim_for_another_family_is_refused() -> None:
             return Laplace(outputs, 1.0).to_event(1)
 
     points = torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.ones(1, 2)
-    with pytest.raises(UsageError, match="expected a Categorical or Normal likelihood of a model with canonical"):
+    message = r"a Categorical or Normal likelihood .*delete `canonical = True` from tests\.test_likelihoods\.Wrong"
+    with pytest.raises(UsageError, match=message):
         output_gradient(model_of(Wrong), *points)
+    with pytest.raises(UsageError, match=message):
+        fisher_root(model_of(Wrong), points[0])
+
+
+def test_a_claim_for_another_mean_or_scale_is_found() -> None:
+    """By the check that every model of the folder goes through."""
+
+    class Exponential(linear_regression.Model):
+        canonical = True
+
+        def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
+            return Normal(outputs.exp(), self.noise).to_event(1)
+
+    class Colder(few_shot_classifier.Model):
+        canonical = True
+        likelihood_of = Tempered.likelihood_of
+
+    regression = Exponential(Gaussian(num_weights=3), num_targets=2, num_features=3)
+    for model, episodes in ((regression, random_regressions()), (model_of(Colder), random_tasks())):
+        with pytest.raises(AssertionError):
+            check_gradient(model, episodes)
+        with pytest.raises(AssertionError):
+            check_curvature(model, episodes)
 
 
 @planted

@@ -133,10 +133,7 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
     elif isinstance(family, Normal):
         gradient = (outputs - y) / family.scale**2
     else:
-        raise UsageError(
-            "expected a Categorical or Normal likelihood of a model with canonical = True, got "
-            f"{type(family).__name__}; leave canonical = False"
-        )
+        raise model.claim_error(family)
     return gradient * mask.unsqueeze(-1)
 
 

@@ -61,7 +61,7 @@ def fisher_root(model: Model, outputs: Tensor) -> Tensor:
         return torch.diag_embed(root) - family.probs.unsqueeze(-1) * root.unsqueeze(-2)
     if isinstance(family, Normal):
         return torch.diag_embed(1 / family.scale.expand(family.batch_shape))
-    raise _unknown(family)
+    raise model.claim_error(family)
 
 
 def _differentiated_root(model: Model, outputs: Tensor) -> Tensor:
@@ -96,8 +96,8 @@ def _root_of(probs: Tensor) -> Tensor:
 
 
 def _unknown(family: object) -> UsageError:
-    known = "Categorical, Normal, Bernoulli, Poisson"
-    return UsageError(f"expected a likelihood with a known curvature ({known}), got {type(family).__name__}")
+    known = "with a known curvature (Categorical, Normal, Bernoulli, Poisson) for guide=laplace or guide=llama"
+    return UsageError(f"expected a likelihood {known}, got {type(family).__name__}; take guide=maml or guide=savi")
 
 
 def factor_of_points(v: Tensor) -> Tensor:
