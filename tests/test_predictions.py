@@ -38,6 +38,7 @@ from pyro_metabayes.diagnostics.sbc import sbc_ranks, simulate
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.evaluation.scores import SCORES, scores_of
+from pyro_metabayes.evaluation.task_scores import predictions_under
 from pyro_metabayes.guides import maml, mean_field
 from pyro_metabayes.likelihoods.classes import ClassPredictions, class_probabilities
 from pyro_metabayes.likelihoods.numbers import NumberPredictions
@@ -47,6 +48,7 @@ from pyro_metabayes.models import priors
 from pyro_metabayes.models.backbones import identity
 from pyro_metabayes.models.linear_regression import Model as LinearRegression
 from pyro_metabayes.objectives.elbo import Elbo
+from pyro_metabayes.prediction.numbers import predicted_numbers
 from pyro_metabayes.prediction.pit import pit_histogram, share_below
 from tests.commands import call, ran, results_of
 from tests.pairs import Pair, random_regressions, stream_of
@@ -286,6 +288,16 @@ def test_counts_are_evaluated() -> None:
     assert all(metrics[name] is not None for name in OF_NUMBERS | OF_ALL)
     assert all(metrics[name] is None for name in OF_CLASSES)
     check_diagnostics(learner_of(Rates), {"pit", "coverage"}, {"logit_variance"})
+
+
+def test_a_closed_form_of_another_likelihood_is_not_inherited() -> None:
+    """Counts from linear_regression, whose `predictive` is Gaussian: draws give scores and predicted numbers."""
+    learner = learner_of(Rates)
+    episodes = labelled_by(learner, num_tasks=1)
+    q = learner.guide.posterior(episodes.observed())
+    assert type(predictions_under(q, learner.model, episodes, 5)) is FAMILIES[torch.distributions.Poisson]
+    predicted = predicted_numbers(learner.model, q, episodes.observed(), 50)
+    assert predicted.lower.min() >= 0 and torch.equal(predicted.lower, predicted.lower.round())
 
 
 def test_binary_labels_that_are_numbers_are_evaluated_as_classes() -> None:

@@ -7,12 +7,11 @@ from typing import Any
 
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import Normal
 
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
 from pyro_metabayes.evaluation.scores import values_of
-from pyro_metabayes.inference.capabilities import IntegratesGaussian
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.likelihoods.classes import BaseNovelPredictions, ClassPredictions
@@ -20,6 +19,7 @@ from pyro_metabayes.likelihoods.numbers import IntegratedPredictions
 from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
 from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.moments import draws_of, mean_of
+from pyro_metabayes.prediction.numbers import integrates
 
 
 def task_scores(
@@ -70,7 +70,7 @@ def predictions_under(q: TorchDistribution, model: Model, episodes: Episodes, sa
     """
     observed = episodes.observed()
     labels = episodes.query_y, episodes.query_mask
-    if isinstance(model, IntegratesGaussian) and isinstance(innermost(q), Normal | MultivariateNormal):
+    if integrates(model, q):
         exact: Any = innermost(model.predictive(q, observed))
         one_sample = Normal(exact.mean.unsqueeze(0), exact.stddev.unsqueeze(0))
         return IntegratedPredictions(*labels, one_sample, model.log_predictive(q, episodes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -42,7 +42,7 @@ def predicted_numbers(model: Model, q: TorchDistribution, observed: Observed, nu
     Raises:
         UsageError: a prediction is not finite.
     """
-    if isinstance(model, IntegratesGaussian) and isinstance(innermost(q), Normal | MultivariateNormal):
+    if integrates(model, q):
         family: Any = innermost(model.predictive(q, observed))
         reach = family.icdf(torch.full_like(family.mean, 0.5 + INTERVAL / 2)) - family.mean
         values = family.mean, family.stddev, family.mean - reach, family.mean + reach
@@ -51,6 +51,15 @@ def predicted_numbers(model: Model, q: TorchDistribution, observed: Observed, nu
     if not all(bool(value.isfinite().all()) for value in values):
         raise UsageError("expected inputs whose predictions are finite, got others; scale them as in training")
     return NumberPrediction(*(value.squeeze(0) for value in values))
+
+
+def integrates(model: object, q: TorchDistribution) -> TypeGuard[IntegratesGaussian]:
+    """Whether predictions under q have the closed form of the model.
+
+    A class with another `likelihood_of` inherits the closed form, which is then not that of its likelihood.
+    """
+    closed = isinstance(model, IntegratesGaussian) and bool(getattr(model, "canonical", False))
+    return closed and isinstance(innermost(q), Normal | MultivariateNormal)
 
 
 def _from_draws(family: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
