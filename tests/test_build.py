@@ -360,7 +360,7 @@ POINTS = 2 * WAY
             np.zeros((POINTS, 1), dtype=int),
             r"^expected support_y to hold 6 integers.*shape \(6, 1\)",
         ),
-        ("support_y", np.full(POINTS, -1), r"^expected support_y to hold 6 integers from 0 up"),
+        ("support_y", np.full(POINTS, -1), r"^expected support_y to hold integers from 0 up, got -1"),
         ("support_y", ["cat"] * POINTS, r"^expected numbers in support_y"),
         ("num_samples", 0, r"^expected num_samples >= 1, got 0$"),
     ],

@@ -103,6 +103,7 @@ def test_every_guide_runs(guide: str, features: Path) -> None:
         "exact": "gaussian_mean",
         "leo_regression": "sine_and_line",
         "task_scale": "linear_regression",
+        "partial_pooling": "linear_regression",
     }  # what has no classes
     data = [f"data={numbers[guide]}", *SMALL] if guide in numbers else on_features(features)
     data += FEW_BASE if guide == "attention" else ()

@@ -79,7 +79,7 @@ def test_a_pipe_gets_each_line_when_it_is_printed(monkeypatch: pytest.MonkeyPatc
     assert seen == [b"pretraining it once\n"]
 
 
-@pytest.mark.parametrize("name", ["gold", "calibration", "information"])
+@pytest.mark.parametrize("name", ["gold", "calibration", "predictive"])
 def test_a_command_on_a_run_says_that_it_needs_one(name: str) -> None:
     assert call(name, "tasks=4").error == (
         "expected run=RUN_DIR, the folder of a finished run, got none; --help lists all settings"

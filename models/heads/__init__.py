@@ -86,13 +86,14 @@ class Cosine(Head):
         """2 scale + log C, a bound on log(1 + (C - 1) exp(2 scale)), the largest loss; the smallest is near 0."""
         return 2 * self.scale.abs() + math.log(num_classes)
 
-    def check_features(self, x: Tensor) -> None:
-        """Refuse features [N, D] that are not of unit length, or all point the same way.
+    def check_features(self, x: Tensor, learned: bool) -> None:
+        """Refuse features [N, D] that are not of unit length, or are given and all point the same way.
 
         Zeros are allowed, as a backbone may end in a ReLU, and numbers that are not finite.
         """
         refuse_other_lengths(x)
-        refuse_one_direction(x)
+        if not learned:
+            refuse_one_direction(x)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         return (self.scale * (cosines(w, x)[0] + self.bias)).mT

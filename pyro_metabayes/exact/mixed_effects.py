@@ -110,7 +110,8 @@ def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor) -> Tensor:
 
 def maximum_of(episodes: Episodes, num_random: int, diagonal: bool = False) -> MixedEffects | None:
     """As `fit`, for a response in standard deviations; None if the likelihood is not bounded, or points are too few."""
-    with suppress(UsageError, torch.linalg.LinAlgError):
+    # The line search of torch's L-BFGS ends in an IndexError where the likelihood has no finite value.
+    with suppress(UsageError, torch.linalg.LinAlgError, IndexError):
         found = fit(episodes, num_random, diagonal=diagonal)
         if found.noise > LEAST_NOISE and math.isfinite(found.log_likelihood):
             return found

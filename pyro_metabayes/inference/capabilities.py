@@ -32,8 +32,13 @@ class HasPrior(Protocol):
 class ChecksFeatures(Protocol):
     """A part of a model that takes only some features."""
 
-    def check_features(self, x: Tensor) -> None:
-        """Refuse features [N, D] that it does not take; reads them on the host."""
+    def check_features(self, x: Tensor, learned: bool) -> None:
+        """Refuse features [N, D] that it does not take; reads them on the host.
+
+        Args:
+            x: the features.
+            learned: whether a network made them, which before its training may map all inputs to one point.
+        """
 
 
 @runtime_checkable

@@ -73,6 +73,8 @@ class Featured(nn.Module):
 
     def check_features(self, data: Observed) -> None:
         """Refuse features that a part of the model does not take, such as a head for features of unit length."""
+        learned = any(True for _ in self.backbone.parameters())
         for part in self.model.modules():
             if isinstance(part, ChecksFeatures):
-                part.check_features(torch.cat((data.support_x[data.support_mask], data.query_x[data.query_mask])))
+                x = torch.cat((data.support_x[data.support_mask], data.query_x[data.query_mask]))
+                part.check_features(x, learned)
