@@ -31,6 +31,7 @@
 # kappa times as large. Then n points with mean xbar give
 #
 # ```math
+# q(w_c \mid \mathrm{support}) = \mathcal{N}\left( m + \dfrac{n}{n + \kappa} (\bar{x}_c - m),\ \dfrac{\sigma^2}{n + \kappa} \right)
 # ```
 #
 # The parameters m, kappa and sigma are learned from many tasks. As a guide:
