@@ -402,6 +402,29 @@ def test_one_answer_in_all_threads(guide: str) -> None:
         assert torch.equal(got.probabilities, prediction.probabilities) and torch.equal(got.spread, prediction.spread)
 
 
+@settings(deadline=None, max_examples=15)
+@given(
+    guide=st.sampled_from(STOCHASTIC),
+    draws=st.integers(1, 6),
+    seed=st.integers(0, 2**31),
+    calls=st.integers(2, 12),
+    classifier=st.booleans(),
+)
+def test_threads_do_not_move_an_answer(guide: str, draws: int, seed: int, calls: int, classifier: bool) -> None:
+    """Of the learner and of the classifier, for any guide, number of draws, seed and number of calls."""
+    learner = learner_of(guide, [4])
+    fitted = FewShotClassifier(learner, num_samples=draws, random_state=seed).fit(SUPPORT, NAMES)
+
+    def answer() -> Any:
+        if classifier:
+            return fitted.predict_proba(QUERY)
+        return learner.predict(SUPPORT, LABELS, QUERY, draws, seed=seed).probabilities.numpy()
+
+    expected = answer()
+    for got in in_threads(answer, calls):
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_one_evaluation_in_all_threads() -> None:
     learner, episodes = Pair("mc", "conditional").learner(), random_tasks()
     validation = torch.distributions.Distribution._validate_args
