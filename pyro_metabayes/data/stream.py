@@ -87,9 +87,14 @@ class Tasks(Protocol):
 
 
 class TaskStream:
-    """Tasks of one split, addressed by index: endless, or the first `num_tasks` repeated.
+    """Tasks of one split, addressed by index: an endless sequence, or the first `num_tasks` again and again.
 
-    block: number of tasks per call of `draw`.
+    Args:
+        draw: draws a block of tasks from a generator.
+        seed: of all blocks.
+        split: the split of the tasks.
+        num_tasks: number of different tasks; None or 0: endless.
+        block: number of tasks per call of `draw`.
     """
 
     def __init__(

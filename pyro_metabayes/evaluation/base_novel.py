@@ -11,7 +11,7 @@ from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, most_p
 
 
 def novel(predictions: BaseNovelPredictions) -> Tensor:
-    """Share of the queries of novel classes predicted correctly when only novel classes are candidates.
+    """Accuracy on the queries of novel classes, with the novel classes as the only candidates.
 
     Args:
         predictions: of L samples and T tasks.

@@ -10,7 +10,7 @@ from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean
 
 
 def nll(predictions: Predictions) -> Tensor:
-    """-log (1/L) sum_l p(y_i | x_i, w_l), mean over the queries i; of numbers, the density. (Good 1952)
+    """-log (1/L) sum_l p(y_i | x_i, w_l), mean over the queries i. For numbers p is the density. (Good 1952)
 
     Args:
         predictions: of L samples and T tasks.

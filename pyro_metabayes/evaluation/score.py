@@ -73,7 +73,7 @@ class Score(Generic[P]):
         return self.weights is weights and isinstance(predictions, self.families)
 
     def summary(self, values: Tensor) -> float | Interval:
-        """The entry of results.json.
+        """Reduces the values of all tasks to the entry of this score in results.json.
 
         Args:
             values: of all tasks, [T] or [T, ...], on the host.

@@ -16,10 +16,13 @@ class Particles(Messenger):
 
     Pyro's vectorised particles are a plate around model and guide that expands every distribution, so that a KL is
     computed once per particle. Here distributions keep the shape of one particle. A distribution that depends on
-    earlier draws already has the new dimension and is drawn without another; with several particles its noise depends
-    on the number of processes. A latent without batch dimensions is
-    shared by all tasks; the others have a draw for each task. nesting: number of batch dimensions of the program, of
-    which the first is that of tasks.
+    earlier draws already has the particle dimension and is drawn once; with several particles its random numbers change
+    with the number of processes. A latent without batch dimensions is shared by all tasks; the others have one draw per
+    task.
+
+    Args:
+        num_particles: number of draws of each latent.
+        nesting: number of batch dimensions of the program; the first one is that of tasks.
     """
 
     def __init__(self, num_particles: int, nesting: int = 1) -> None:

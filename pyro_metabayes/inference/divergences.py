@@ -161,7 +161,7 @@ def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
-    """The regulariser of an inner loop [T] in nats: KL(q, p), its bound for a mixture, or `log_ratio` of a Delta.
+    """The regulariser of an inner loop [T] in nats: KL(q, p); its upper bound for a mixture p; `log_ratio` for a Delta q.
 
     Raises:
         UsageError: the KL of this pair has no closed form.

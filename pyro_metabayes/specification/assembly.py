@@ -157,7 +157,7 @@ class Assembled:
             MetaLearner.build(network, "savi", prior="conditional", objective="elbo", input_shape=[3, 32, 32])
 
         Args:
-            backbone: any torch module from inputs [N, *X] to features [N, D], or as the other parts.
+            backbone: a torch module that maps inputs [N, *X] to features [N, D]; or a name, settings or class.
             guide, objective, prior, model, head: model None is that of the guide, or few_shot_classifier.
             input_shape: *X; not needed with a backbone that is an object of this package.
             num_classes, particles: classes per task; samples of w per task in the loss.

@@ -22,9 +22,10 @@ PRECISION = 1e-3  # of moments of the same tasks: another device or library may 
 
 
 def description_of_tasks(stream: Tasks, number: int) -> dict[str, Any]:
-    """Shapes and moments of the first tasks, which are equal in a second run of a program.
+    """Shapes and moments of the first tasks of a stream; a second run of the same program finds the same ones.
 
-    Moments are None where two readings of the same tasks differ, as with augmentation by random numbers of numpy.
+    Moments are None if reading the same tasks twice gives different values, as with augmentation by random numbers of
+    numpy.
 
     Args:
         stream: the tasks.
