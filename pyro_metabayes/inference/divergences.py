@@ -161,7 +161,7 @@ def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
-    """The regulariser of an inner loop [T] in nats: KL(q, p); its upper bound for a mixture p; `log_ratio` for a Delta q.
+    """The regulariser of an inner loop [T] in nats: KL(q, p); its upper bound for a mixture p; of a Delta, `log_ratio`.
 
     Raises:
         UsageError: the KL of this pair has no closed form.
