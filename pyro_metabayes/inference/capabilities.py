@@ -33,12 +33,7 @@ class ChecksFeatures(Protocol):
     """A part of a model that takes only some features."""
 
     def check_features(self, x: Tensor, learned: bool) -> None:
-        """Refuse features [N, D] that it does not take; reads them on the host.
-
-        Args:
-            x: the features.
-            learned: whether a network made them, which before its training may map all inputs to one point.
-        """
+        """Refuse features x [N, D] that it does not take. Those of a network (`learned`) may be equal before training."""
 
 
 @runtime_checkable
