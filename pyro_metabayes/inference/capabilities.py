@@ -33,7 +33,7 @@ class ChecksFeatures(Protocol):
     """A part of a model that takes only some features."""
 
     def check_features(self, x: Tensor, learned: bool) -> None:
-        """Refuse features x [N, D] that it does not take. Those of a network (`learned`) may be equal before training."""
+        """Refuse features x [N, D] that it does not take; a network (`learned`) may map all inputs to one point."""
 
 
 @runtime_checkable
