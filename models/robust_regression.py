@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from pyro.distributions import StudentT, TorchDistribution
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
-import pyro_metabayes
-from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.models import hierarchical_regression, neural_regression
 from pyro_metabayes.models.heads import Head
+from pyro_metabayes.models.parts.same_outputs import SameOutputs
 from pyro_metabayes.prior import Prior
 
 MOST_DF = 1000.0  # the density is that of a Gaussian to three digits; float32 loses its normaliser beyond
 
 
-class Model(pyro_metabayes.Model):
+class Model(SameOutputs):
     """p(y_ik | x_i, w) = StudentT(y_ik; df, f_k(x_i, w), scale), k = 1, ..., Y; scale and df are learned.
 
     f is that of hierarchical_regression, linear with the latent w [Y, R], or with a head (head=network) that of
@@ -38,8 +35,6 @@ class Model(pyro_metabayes.Model):
         UsageError: the labels are classes, or scale or df is out of range.
     """
 
-    prior_over_weights: Prior
-
     def __init__(
         self,
         prior: Prior,
@@ -51,38 +46,30 @@ class Model(pyro_metabayes.Model):
         df: float = 4.0,
         observe: str = "query",
     ) -> None:
-        super().__init__(observe)
         if scale <= 0 or not 0 < df <= MOST_DF:
             raise UsageError(f"expected model.scale > 0 and 0 < model.df <= {MOST_DF:g}, got {scale} and {df}")
-        self.gaussian: hierarchical_regression.Model | neural_regression.Model = (
+        gaussian: hierarchical_regression.Model | neural_regression.Model = (
             hierarchical_regression.Model(prior, num_targets, num_features, num_weights, scale)
             if head is None
             else neural_regression.Model(head, prior, num_targets, num_features, scale, learn_noise=True)
         )
-        del self.gaussian.prior_over_weights  # it is a part of this model, under the name that settings use
-        self.prior_over_weights = prior
+        super().__init__(gaussian, prior, observe)
         self.log_df = nn.Parameter(torch.tensor(df).log())
 
     @property
     def scale(self) -> Tensor:
         """Scale of the noise, in the unit of a label."""
-        return self.gaussian.log_noise.exp()
+        return self.predictor.log_noise.exp()
 
     @property
     def beta(self) -> Tensor:
         """Weights [Y, D - R] that all tasks share, without a head."""
-        return self.gaussian.beta
+        return self.predictor.beta
 
     @property
     def df(self) -> Tensor:
         """Degrees of freedom of the noise."""
         return self.log_df.exp().clamp(max=MOST_DF)
-
-    def event_shape(self, observed: Observed) -> Size:
-        return self.gaussian.event_shape(observed)
-
-    def prior(self, observed: Observed) -> TorchDistribution:
-        return self.prior_over_weights(observed, self.event_shape(observed))
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
         return StudentT(self.df, outputs, self.scale).to_event(1)
@@ -90,13 +77,3 @@ class Model(pyro_metabayes.Model):
     def loss_unit(self) -> Tensor:
         """2 scale^2 df / (df + 1): -log p of a small residual is then its square."""
         return 2 * self.scale**2 * self.df / (self.df + 1)
-
-    def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        return self.gaussian.initial_latent(num_classes, num_features)
-
-    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Locations [..., T, N, Y]."""
-        return self.gaussian.outputs(w, x)
-
-    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        return self.gaussian.outputs_and_pullback(w, x)
