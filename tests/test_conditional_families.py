@@ -103,7 +103,7 @@ def test_a_trained_one_is_saved_and_loaded(prior: str, shared: bool, tmp_path: P
     loaded = MetaLearner.load(tmp_path / "it.pt")
     w = torch.randn(2, episodes.num_tasks, *learner.model.event_shape(episodes))
     for name, data in (("posterior", episodes.observed()), ("training_posterior", episodes)):
-        saved, found = (getattr(its.guide, name)(data).log_prob(w) for its in (learner, loaded))
+        saved, found = (getattr(either.guide, name)(data).log_prob(w) for either in (learner, loaded))
         torch.testing.assert_close(found, saved)
 
 

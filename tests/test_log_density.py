@@ -114,9 +114,9 @@ def test_llama_has_one_loss_under_both_bounds(prior: str, particles: int) -> Non
     terms = [
         objective(particles).terms(learner.model, learner.guide, episodes) for objective in (Elbo, ImportanceWeighted)
     ]
-    for its in terms:
+    for of_objective in terms:
         learner.zero_grad()
-        its.loss.backward()
+        of_objective.loss.backward()
         gradients.append([value.grad.clone() for value in learner.parameters() if value.grad is not None])
     for name in ("loss", "log_likelihood", "kl"):
         torch.testing.assert_close(getattr(terms[1], name), getattr(terms[0], name))

@@ -60,7 +60,9 @@ def best_in_family(
     if isinstance(guide, HasFamily):
         start, build = guide.family_of(q)
         if not build(*start).has_rsample:
-            raise UsageError(f"expected a family with rsample for its best member, got {type(innermost(q)).__name__}")
+            raise UsageError(
+                f"expected a reparametrised posterior for the best of its family, got {type(innermost(q)).__name__}"
+            )
         return build(*_ascend(target, start, build, steps, num_samples, rate))
     at_prior, build = _parameters(target, q, at_prior=True)
     fits = [_ascend(target, start, build, steps, num_samples, rate) for start in (at_prior, _parameters(target, q)[0])]

@@ -141,7 +141,7 @@ def against_truth(fit: TorchDistribution, true: TorchDistribution) -> Spread:
     """
     if not has_density(fit):
         return {}
-    p, q = (TorchNormal(its.mean, its.variance.sqrt()) for its in (moments_of(true), moments_of(fit)))
+    p, q = (TorchNormal(moments.mean, moments.variance.sqrt()) for moments in (moments_of(true), moments_of(fit)))
     is_gaussian = has_normal_marginals(fit)
     upper, lower = (p.cdf(bound) for bound in (_interval(q) if is_gaussian else _sampled_interval(fit)))
     means = {

@@ -159,8 +159,7 @@ def score_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: K
         Scores and spreads per task, without scores by inner step.
 
     Raises:
-        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`), the model does not
-            take the features, or fewer tasks are given than settings.tasks.
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
     observed = episodes.observed()
     posterior = learner.guide.posterior(observed)
