@@ -10,7 +10,7 @@ import pyro
 if not (Path(__file__).parent / "guides").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
-# Before any PyroModule exists: with the global store two modules of one name share their values.
+# Set before any PyroModule exists: in Pyro's global store, two modules of the same name would share their parameters.
 pyro.settings.set(module_local_params=True)
 
 from pyro_metabayes import likelihoods as _likelihoods  # noqa: E402, F401  # registers the families
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pyro_metabayes.sklearn import FewShotClassifier as FewShotClassifier
     from pyro_metabayes.training.fit import fit as fit
 
-# Imported when they are asked for: scikit-learn and Lightning Fabric take seconds.
+# Imported on first access, since importing scikit-learn and Lightning Fabric takes seconds.
 _LATER = {
     "FewShotClassifier": "pyro_metabayes.sklearn",
     "evaluate": "pyro_metabayes.evaluation.evaluate",
@@ -38,7 +38,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> object:
-    """The names whose modules are imported when they are asked for."""
+    """Import a name of `_LATER` on first access."""
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'pyro_metabayes' has no attribute '{name}'")

@@ -15,13 +15,15 @@ from pyro_metabayes.specification.recorded import Recorded
 
 
 class Backbone(Recorded, nn.Module):
-    """Features [N, D] of inputs [N, *X]. A new backbone takes `input_shape` X and defines `forward`.
+    """Maps inputs [N, *X] to features [N, D].
+
+    A new backbone has a constructor argument `input_shape`, which is *X, and defines `forward`.
 
     Attributes:
         num_features: D.
-        unit_range: whether the inputs are images in [0, 1]; predictions then refuse others.
-        scale_invariant: whether c x and x have the same features for every c > 0; predictions then take inputs [D] of
-            every scale that float64 represents.
+        unit_range: whether the inputs are images in [0, 1]; predictions then refuse values outside this range.
+        scale_invariant: whether c x and x have the same features for every c > 0; predictions then accept inputs [D] of
+            any scale that float64 represents.
     """
 
     num_features: int
@@ -34,17 +36,18 @@ class Backbone(Recorded, nn.Module):
 
 
 class TorchBackbone(Backbone):
-    """The features [N, D] that any torch module makes of inputs [N, *X].
+    """A backbone from any torch module that maps inputs [N, *X] to features [N, D].
 
-    D is found by a pass of one input of zeros.
+    D is read from the output for one input of zeros.
 
     Args:
-        module: the torch module. It is in evaluation mode at all times, as every backbone is.
+        module: the torch module. It always stays in evaluation mode, as every backbone does.
         input_shape: *X.
-        normalise: whether features are scaled to unit length, as `head=cosine` takes them.
+        normalise: whether features are scaled to unit length, as `head=cosine` requires.
 
     Raises:
-        UsageError: the module does not take such inputs, or does not return [N, D], or lets inputs see each other.
+        UsageError: the module does not accept inputs [N, *X], does not return features [N, D], or normalises with the
+            statistics of the batch.
     """
 
     def __init__(self, module: nn.Module, input_shape: Sequence[int], normalise: bool = True) -> None:
@@ -52,7 +55,7 @@ class TorchBackbone(Backbone):
         if any(isinstance(layer, _BatchNorm) and not layer.track_running_stats for layer in module.modules()):
             raise UsageError(
                 "expected batch norm with running statistics in the backbone, got track_running_stats=False, with "
-                "which the points of all tasks see each other; keep statistics, or take nn.GroupNorm"
+                "which the features of a point depend on other tasks; set it to True, or use nn.GroupNorm"
             )
         self.module, self.normalise = module, normalise
         self.num_features = _num_features(module, input_shape)
@@ -71,7 +74,7 @@ def _num_features(module: nn.Module, input_shape: Sequence[int]) -> int:
         shape = list(module.eval()(zeros).shape)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UsageError(f"expected a backbone of inputs [N, {_listed(input_shape)}], got an error: {reason}") from None
+        raise UsageError(f"expected a backbone of inputs [N, {_listed(input_shape)}], got the error {reason}") from None
     if len(shape) != 2 or shape[0] != 1:
         raise UsageError(
             f"expected features [N, D] of inputs [N, {_listed(input_shape)}], got {shape} for N = 1; end the backbone "
@@ -85,11 +88,11 @@ def _listed(shape: Sequence[int]) -> str:
 
 
 def note_held_statistics(backbone: nn.Module) -> None:
-    """Say that a backbone with batch norm is trained with the statistics that it has."""
+    """Print a note if a backbone with batch norm is trained: its running statistics stay fixed."""
     trained = any(parameter.requires_grad for parameter in backbone.parameters())
     if trained and any(isinstance(layer, _BatchNorm) for layer in backbone.modules()):
         print(
-            "note: the statistics of the backbone's batch norm stay as they are, since batch statistics would let "
-            "tasks see each other; pretrain the backbone, or take nn.GroupNorm",
+            "note: the running statistics of the backbone's batch norm stay fixed, since batch statistics would make a "
+            "task depend on the others; pretrain the backbone, or use nn.GroupNorm",
             file=sys.stderr,
         )

@@ -1,7 +1,8 @@
 """Objects from plain specifications {_target_: dotted.name, argument: value}.
 
-The settings of a part are declared only in the signature of its constructor. Names and types are checked against it
-before anything is built. The caller provides arguments such as `model` and `num_classes`, the context, by name.
+The settings of a part are declared only in the signature of its constructor. Names and types are checked against this
+signature before anything is built. Arguments such as `model` and `num_classes` come from the caller; they are called
+the context.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
     """The class or function that a specification names.
 
     Args:
-        spec: a specification; one made in Python, not read from a file, may hold the class itself.
+        spec: a specification. In Python, `_target_` may also be the class itself.
         part: its name in messages, such as "guide".
         prefixes: prefixes of the names that may be imported.
 
@@ -100,7 +101,7 @@ def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str]
         prefixes: prefixes of the names that may be imported.
 
     Raises:
-        UsageError: an argument that the target does not take, or of another type.
+        UsageError: an argument that the target does not have, or a value of another type.
     """
     spec = current_specification(spec)
     target = target_of(spec, part, prefixes)
@@ -152,7 +153,7 @@ def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: 
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value fits an annotation; true for annotations of other kinds."""
+    """Whether a plain value has the type of an annotation; true for annotations that are not checked."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))

@@ -19,8 +19,8 @@ def device_of(name: str) -> torch.device:
     """The torch device of a name.
 
     Args:
-        name: `auto` (the accelerator that `torch.accelerator` reports, else the CPU), `cpu`, or an accelerator with a
-            torch backend, with an index for one of several: `cuda`, `cuda:1`, `mps`, `xpu`.
+        name: `auto`, `cpu`, or the name of an accelerator: `cuda`, `mps`, `xpu`, or with an index, `cuda:1`. `auto` is
+            the accelerator that `torch.accelerator` reports, else the CPU.
 
     Raises:
         UsageError: torch has no device of that name, or this machine has no such device.
@@ -29,7 +29,7 @@ def device_of(name: str) -> torch.device:
         return accelerator() or torch.device("cpu")
     device = _named(name)
     if device.type != "cpu" and (there := count_of(device.type)) <= (device.index or 0):
-        found = f"{there}, counted from 0" if there else "none; take device=cpu"
+        found = f"{there}, counted from 0" if there else "none; use device=cpu"
         raise UsageError(f"expected a {device.type} device on this machine for device={name}, found {found}")
     return device
 
@@ -46,7 +46,7 @@ def _named(name: str) -> torch.device:
 
 
 def accelerator() -> torch.device | None:
-    """The accelerator of this machine, or None; before torch 2.6, which added `torch.accelerator`, only CUDA."""
+    """The accelerator of this machine, or None. Versions of torch before 2.6 only report CUDA."""
     if hasattr(torch, "accelerator"):
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.device("cuda") if torch.cuda.is_available() else None
@@ -69,12 +69,15 @@ LARGEST_ON_HEAP, LARGEST_KEPT = 32 * 2**20, 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Make the C library's malloc keep up to 2 GiB of freed memory; returns False where it has no such settings.
+    """Make the C library's malloc keep up to 2 GiB of freed memory.
 
     By default glibc returns freed arrays of some MiB to the system. The next step then waits for the same pages to be
-    cleared again, with one page fault per 4 KiB. This takes half the time of a forward pass of Conv-4, and a fifth of
-    a training step of savi with ten samples (`docs/performance.md`). The setting holds for the whole process, so
-    commands call this function; importing the package does not.
+    cleared again, with one page fault per 4 KiB. These page faults take half the time of a forward pass of Conv-4, and
+    a fifth of a training step of savi with ten samples (`docs/performance.md`). The setting holds for the whole
+    process. Therefore the commands call this function, and importing the package does not.
+
+    Returns:
+        False if the C library has no such settings.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

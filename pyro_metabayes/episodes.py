@@ -1,4 +1,4 @@
-"""The data of a batch of tasks, and the names of axes in all files.
+"""The data of a batch of tasks, and the names of the axes, which all files use.
 
     T  tasks            S  support points      Q  query points     N  either
     C  classes (way)    D  features            *X  one input       *W  one task's latent
@@ -25,8 +25,8 @@ class Observed:
     """The input of a guide at meta-test: a labelled support set and unlabelled query inputs.
 
     Raises:
-        UsageError: shapes, dtypes or devices do not fit together (`validation/structure.py`); values are checked where
-            the host may read them (`validation/values.py`).
+        UsageError: shapes, dtypes or devices do not fit together (`validation/structure.py`). Values are checked later
+            (`validation/values.py`).
     """
 
     support_x: Tensor  # [T, S, *X]
@@ -36,7 +36,7 @@ class Observed:
     support_mask: Tensor = None  # type: ignore[assignment]  # [T, S], default all true
     query_mask: Tensor = None  # type: ignore[assignment]  # [T, Q], default all true
     classes: Tensor | None = None  # [T, C], ids of the classes in their bank
-    # [T, ...] by name, each of one source: views of queries [T, Q, ..., *X] (domains.py), base classes (base_novel.py).
+    # Further tensors [T, ...] by name: views of the queries [T, Q, ..., *X] (domains.py), base classes (base_novel.py).
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class Observed:
         return self.query_x.shape[0]
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same episodes with `function` applied to every tensor."""
+        """The same tasks with `function` applied to every tensor."""
         changed: dict[str, Any] = {
             item.name: function(value) for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)
         }
@@ -71,7 +71,7 @@ class Observed:
         return auxiliary.dim() >= self.query_x.dim() and auxiliary.shape[1] == self.query_x.shape[1]
 
     def tasks(self, index: slice | Tensor) -> Self:
-        """The tasks at `index`, in its order."""
+        """The tasks at `index`, in the order of the index."""
         return self.map_tensors(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> Self:
@@ -81,7 +81,7 @@ class Observed:
 
 @dataclass(eq=False, kw_only=True)
 class Episodes(Observed):
-    """Observed and the query labels, for objectives and scores."""
+    """An Observed with the query labels, for objectives and scores."""
 
     query_y: Tensor  # [T, Q] classes, or [T, Q, Y] numbers
 
@@ -100,20 +100,20 @@ class Episodes(Observed):
         )
 
     def labelled(self, labels: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs, labels and mask of the points of the "support" or "query" set, or of "all"."""
+        """Inputs, labels and mask of the points of the "support" set, the "query" set, or both ("all")."""
         if labels == "query":
             return self.query_x, self.query_y, self.query_mask
         source = self.pooled() if labels == "all" else self
         return source.support_x, source.support_y, source.support_mask
 
     def as_support(self, labels: str) -> Observed:
-        """An Observed whose support set is the points of the "support" or "query" set, or of "all"."""
+        """An Observed whose support set has the points of the "support" set, the "query" set, or both ("all")."""
         x, y, mask = self.labelled(labels)
         return replace(self.observed(), support_x=x, support_y=y, support_mask=mask)
 
 
 def concatenate(parts: Sequence[Episodes]) -> Episodes:
-    """One batch of the tasks of all parts, in order; parts of different size are padded with masked points."""
+    """One batch with the tasks of all parts, in order. Smaller support and query sets are padded with masked points."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]

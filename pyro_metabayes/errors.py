@@ -1,4 +1,4 @@
-"""The one exception for a mistake that the caller can correct, and the one warning."""
+"""The exceptions and the warning of this package."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ from difflib import get_close_matches
 
 from pyro_metabayes.moved import MOVED_SETTINGS
 
-SHAPES = "\nTrace Shapes:"  # from here on it is Pyro's: it makes errors anew, with the shapes of the trace
+SHAPES = "\nTrace Shapes:"  # Pyro appends the shapes of the trace to the message of an error
 
 
 class UsageError(ValueError):
-    """Expected what, got what, what there is or what to do: one line, shown without a traceback."""
+    """A mistake that the caller can correct.
+
+    The message is one line: what was expected, what was given, and what to do. Commands print it without a traceback.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message.partition(SHAPES)[0]))
 
 
 def printable(message: str) -> str:
-    """Without what a file from elsewhere may bring in: line breaks, commands to a terminal, halves of characters."""
+    """The message with "?" for every character that cannot be printed, such as a line break or a terminal command."""
     return "".join(sign if sign.isprintable() else "?" for sign in message)
 
 
 class UnknownKey(UsageError):
-    """A setting that its owner does not have, with the nearest one that there is.
+    """An unknown setting. The message suggests the existing setting with the most similar name.
 
     Args:
-        key: the setting, such as guide.step_sizes.
-        names: the settings that the owner has.
-        owner: what the setting was meant for.
-        elsewhere: full names of settings of others.
+        key: the unknown setting, such as guide.step_sizes.
+        names: the settings of the part.
+        owner: the part, such as guides.sib.Guide.
+        elsewhere: full names of the settings of other parts, which may be suggested too.
     """
 
     def __init__(self, key: str, names: Iterable[str], owner: str, elsewhere: Iterable[str] = ()) -> None:
@@ -54,21 +57,21 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def unknown_key(key: str, names: Iterable[str], owner: str, elsewhere: Iterable[str] = ()) -> UsageError:
-    """The mistake of a setting that its owner does not have; a setting that has moved is named."""
+    """The error for an unknown setting, or for a setting that has moved, with its new name. Args: see `UnknownKey`."""
     if key in MOVED_SETTINGS:
         return UsageError(f"unknown key '{key}'; it is now {MOVED_SETTINGS[key]}")
     return UnknownKey(key, names, owner, elsewhere)
 
 
 def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a setting that is none of the choices."""
+    """Raise a UsageError if the value of a setting is none of the choices."""
     if value not in choices:
         raise UsageError(f"expected {key} to be one of {', '.join(choices)}, got '{value}'")
 
 
 class UnfamiliarTasks(UserWarning):
-    """A transductive guide meets tasks unlike those that it was trained on; shown once, one line in commands."""
+    """The tasks differ in shape from those that a transductive guide was trained on. The warning is shown once."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work was stopped by a signal at a point from which it can go on; the message says how."""
+    """A signal stopped the work at a point from which it can be resumed. The message says how."""

@@ -27,10 +27,11 @@ class Guide(Recorded, Program):
 
     Attributes:
         transductive: whether `posterior` depends on the query inputs (tested).
-        num_classes: the number of classes of all tasks that the guide takes, or None for any.
+        num_classes: the only number of classes per task for which the guide works; None: any number.
         needs_shared_classes: whether all tasks must have the same classes.
-        requires: capabilities that it needs of a model (`pyro_metabayes/inference/capabilities.py`).
-        sees_query_labels: whether `training_posterior` does; by default, whether the guide defines that method.
+        requires: capabilities that the model must have (`pyro_metabayes/inference/capabilities.py`).
+        sees_query_labels: whether `training_posterior` depends on the query labels; by default, whether the guide
+            defines that method.
 
     Raises:
         UsageError: the model lacks a capability in `requires`, or the guide does not define `posterior`.
@@ -65,7 +66,7 @@ class Guide(Recorded, Program):
         """The model, typed as having the capability.
 
         Raises:
-            UsageError: it does not have it.
+            UsageError: the model lacks the capability.
         """
         return require(self.model, capability, f"guide={type(self).__module__.rpartition('.')[2]}")
 
@@ -85,7 +86,7 @@ class Guide(Recorded, Program):
         """Check the number of classes.
 
         Raises:
-            UsageError: the tasks have another number of classes than the guide was built for.
+            UsageError: the guide was built for another number of classes.
         """
         classes = observed.num_classes  # 0 in a regression, whose outputs are fixed by the model
         if self.num_classes is not None and classes and classes != self.num_classes:
@@ -93,12 +94,12 @@ class Guide(Recorded, Program):
             remedy = f"train with task.way={classes}, or train a guide for any number: {any_number}"
             raise UsageError(
                 f"expected tasks of {self.num_classes} classes, which this guide was trained for, got {classes}; "
-                + (remedy if classes > 1 else f"bring support points of all {self.num_classes} classes")
+                + (remedy if classes > 1 else f"provide support points of all {self.num_classes} classes")
             )
 
     def _check_shape(self, q: TorchDistribution, data: Observed) -> None:
-        """Check shape and sites of q, the most frequent mistakes in a new guide, with clearer messages than Pyro's."""
-        remedy = "return a Joint of them, or take a guide that is written for this model"
+        """Check shape and sites of q, where new guides are most often wrong, with clearer messages than Pyro's."""
+        remedy = "return a Joint of them, or use a guide that is written for this model"
         check_sites(q, self.model.sites, "guide's distribution", remedy)
         expected = (data.num_tasks,), tuple(self.model.event_shape(data))
         if not isinstance(q, TorchDistributionMixin):
@@ -119,19 +120,19 @@ class Guide(Recorded, Program):
 
         Args:
             data: the tasks.
-            kl_weight: scale of the latent site.
+            kl_weight: weight of the KL, as the scale of the latent site.
 
         Raises:
-            UsageError: q cannot be sampled, or has another shape or other sites than the latent; under Pyro's
-                validation, a label out of range or a number that is not finite.
+            UsageError: q cannot be sampled, or has not the shape and the sites of the latent. Under Pyro's validation
+                also: a label is out of range, or a number is not finite.
         """
         validate(data, self.model, self.model.num_features)
         announce_parameters(self, "guide")
         q = self.training_posterior(data) if isinstance(data, Episodes) else self.posterior(data)
         if isinstance(innermost(q), ImproperUniform):
             raise UsageError(
-                "expected a posterior that can be sampled, got the flat prior itself; take a guide with a posterior "
-                "of its own, or another prior"
+                "expected a posterior that can be sampled, got the flat prior itself; use another prior, or a guide "
+                "whose posterior is not the prior"
             )
         self._check_shape(q, data)
         scale = nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight)

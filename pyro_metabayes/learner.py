@@ -36,16 +36,23 @@ from pyro_metabayes.validation.trained_on import TaskRange
 
 
 class MetaLearner(Assembled, Predicts):
-    """Everything that is trained, and everything that a prediction needs.
+    """Backbone, model, guide and objective as one torch module, for training and for predictions.
 
         model = few_shot_classifier.Model(heads.Cosine(), priors.Gaussian(num_weights=640))
         guide = sib.Guide(model, num_classes=5, num_weights=640)
         MetaLearner(identity.Backbone(input_shape=[640]), model, guide, Elbo())
 
-    specification: the plain values that rebuild it (`pyro_metabayes/specification/parts.py`); None: those that the
-    parts recorded when they were constructed.
-    frozen: the backbone is not trained, and episodes hold its features; else they hold its inputs.
-    trained_on: the tasks of the training, which a checkpoint keeps; None: not recorded.
+    Args:
+        backbone: maps inputs [N, *X] to features [N, D].
+        model: the prior and the likelihood.
+        guide: the approximate posterior in this model.
+        objective: the training loss.
+        specification: plain values that rebuild the learner (`pyro_metabayes/specification/parts.py`); None: the
+            values that the parts recorded when they were constructed.
+        frozen: whether the backbone is not trained. Episodes then hold features, otherwise inputs of the backbone.
+
+    Attributes:
+        trained_on: the range of the training tasks, which a checkpoint keeps; None: not recorded.
     """
 
     def __init__(
@@ -69,7 +76,11 @@ class MetaLearner(Assembled, Predicts):
 
     @property
     def specification(self) -> dict[str, Any]:
-        """The plain values that rebuild this learner; refuses arguments of parts that are none."""
+        """Plain values that rebuild this learner.
+
+        Raises:
+            UsageError: a part was constructed with an argument that is no plain value.
+        """
         if self._specification is not None:
             return self._specification
         return recorded_specification(Parts(self.backbone, self.model, self.guide, self.objective))
@@ -81,14 +92,20 @@ class MetaLearner(Assembled, Predicts):
 
     @property
     def num_targets(self) -> int:
-        """Numbers of a label; 0: labels are classes."""
+        """Y, the number of values in one label of a regression; 0 if labels are classes."""
         return int(self._shared.get("num_targets") or 0)
 
     @classmethod
     def from_specification(
         cls, specification: Mapping[str, Any], frozen: bool = True, prefixes: Sequence[str] = PREFIXES
     ) -> Self:
-        """Build all parts, each from its specification and what it asks for of the others."""
+        """A new learner from the specifications of its parts.
+
+        Args:
+            specification: plain values (`pyro_metabayes/specification/parts.py`).
+            frozen: whether the backbone is not trained.
+            prefixes: prefixes of the names that may be imported.
+        """
         specification = current_shared_values(specification)
         check_parts(specification, prefixes)
         return cls(*build_parts(specification, prefixes), specification, frozen)
@@ -98,7 +115,7 @@ class MetaLearner(Assembled, Predicts):
         return cls(*parts, frozen=frozen)
 
     def forward(self, episodes: Episodes, kl_weight: float = 1.0) -> dict[str, Tensor]:
-        """Means over tasks, in nats a task: `loss`, which carries the gradient, and its parts."""
+        """Means over tasks, in nats per task: `loss`, to be differentiated, and the terms of the loss."""
         episodes = self.featured(episodes)
         terms = self.objective.terms(self.model, self.guide, episodes, kl_weight=kl_weight)
         parts = {"loss": terms.loss, "log_likelihood": terms.log_likelihood}
@@ -111,10 +128,14 @@ class MetaLearner(Assembled, Predicts):
         return means
 
     def save(self, path: Path | str, weights_only: bool = False) -> None:
-        """Specification and weights, in one file that `load` reads; weights_only: for `load` with `into`.
+        """Save the learner to a file that `load` reads.
+
+        Args:
+            path: the file.
+            weights_only: whether to omit the specification; `load` then needs the argument `into`.
 
         Raises:
-            UsageError: parts that `load` could not rebuild.
+            UsageError: `load` could not rebuild a part.
         """
         if not weights_only:
             refuse_what_cannot_be_rebuilt(self, self._restored)
@@ -122,7 +143,7 @@ class MetaLearner(Assembled, Predicts):
         checkpoint.save(user_path(path), {"learner": saved | {"specification": None} if weights_only else saved})
 
     def portable(self) -> dict[str, Any]:
-        """Weights, and the plain values that rebuild this learner; None where no plain values do."""
+        """The weights and the specification, which is None if a part has an argument that is no plain value."""
         specification: dict[str, Any] | None = None
         with suppress(UsageError):
             specification = self.specification
@@ -135,10 +156,13 @@ class MetaLearner(Assembled, Predicts):
 
     @classmethod
     def load(cls, path: Path | str, prefixes: Sequence[str] = (), into: Self | None = None) -> Self:
-        """The learner of a run (its folder: the best checkpoint) or of a file that `save` wrote.
+        """Load a learner.
 
-        Only names under models., guides., pyro_metabayes. and the given prefixes are imported.
-        into: a learner that gets the weights, constructed as the saved one was; None: the file says how to rebuild it.
+        Args:
+            path: the folder of a run, whose best checkpoint is read, or a file that `save` wrote.
+            prefixes: further prefixes of names that may be imported, beside models., guides. and pyro_metabayes.
+            into: a learner that receives the weights, constructed like the saved one; None: build a new learner from
+                the specification in the file.
         """
         saved = saved_learner(path := user_path(path), rebuild=into is None)
         with expecting(f"a learner of this package at {path}"), noise_of(0), drawing():  # fresh weights
@@ -154,10 +178,14 @@ class MetaLearner(Assembled, Predicts):
         return cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """state_dict in, with one line for a checkpoint of another shape; names of earlier versions are understood."""
+        """Load a state_dict; names of earlier versions are translated.
+
+        Raises:
+            UsageError: a weight of another name or shape.
+        """
         self.refuse_other(weights)
         self.load_state_dict(current_weights(self, weights))
 
     def refuse_other(self, weights: Mapping[str, Tensor]) -> None:
-        """One line for weights of other names or shapes."""
+        """Raise a UsageError if names or shapes differ from the weights of this learner."""
         refuse_other_weights(self, weights)

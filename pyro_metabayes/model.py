@@ -43,7 +43,7 @@ class Model(Recorded, Program):
             p(w | support)) or "all" (both).
 
     Raises:
-        UsageError: another `observe`.
+        UsageError: `observe` has another value.
     """
 
     sites: Sites | None = None
@@ -67,7 +67,7 @@ class Model(Recorded, Program):
         self.observe = observe
 
     def claim_error(self, family: object) -> UsageError:
-        """The error of `canonical = True` with a likelihood of another family."""
+        """The error for a model with `canonical = True` whose likelihood is neither Categorical nor Normal."""
         owner = next(base for base in type(self).__mro__ if "canonical" in vars(base))
         where = f"{owner.__module__.removeprefix('pyro_metabayes.')}.{owner.__name__}"
         return UsageError(
@@ -77,11 +77,11 @@ class Model(Recorded, Program):
 
     @property
     def given_support(self) -> bool:
-        """Whether prior or likelihood are conditional on the support labels, which are then no data of the model."""
+        """Whether the prior or the likelihood is conditional on the support labels, so that these are not modelled."""
         return isinstance(self, HasPrior) and self.prior_over_weights.conditional
 
     def event_shape(self, observed: Observed) -> Size:
-        """*W, the shape of the latent of one task; of several sites, `Sites.event_shape`."""
+        """*W, the shape of the latent of one task; for several sites, `Sites.event_shape`."""
         raise NotImplementedError
 
     def prior(self, observed: Observed) -> TorchDistribution:
@@ -116,9 +116,9 @@ class Model(Recorded, Program):
         return value, lambda cotangent: pullback(cotangent)[0]
 
     def loss_unit(self) -> Tensor | float:
-        """The factor of -log p in an inner loop that gives the loss of the papers, to which step sizes refer.
+        """The factor that turns -log p(y | x, w) into the loss of the MAML paper, to which inner step sizes refer.
 
-        1 for classes, the cross-entropy; 2 noise^2 in a regression, the squared error.
+        It is 1 for classes (cross-entropy), and 2 noise^2 in a regression (squared error).
         """
         return 1.0
 
@@ -136,11 +136,11 @@ class Model(Recorded, Program):
 
         Args:
             data: the tasks; query labels are sampled for an Observed and given for Episodes.
-            kl_weight: scale of the latent site.
+            kl_weight: weight of the KL, as the scale of the latent site.
 
         Raises:
-            UsageError: the prior has other sites than `sites`; under Pyro's validation, a label out of range or a
-                number that is not finite.
+            UsageError: the prior has other sites than `sites`. Under Pyro's validation also: a label is out of range,
+                or a number is not finite.
         """
         validate(data, self, self.num_features)
         announce_parameters(self, "model")

@@ -1,11 +1,11 @@
-"""Names of earlier versions, in settings and checkpoints, and what they are now."""
+"""Translates names in settings and checkpoints of earlier versions to the current names."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# Version 0.1: sources of data stood in pyro_metabayes.data.
+# In version 0.1 the sources of data were modules of pyro_metabayes.data.
 _SOURCES = (
     *("cifar_fs", "digit_domains", "fc100", "features", "gaussian_features", "glyphs", "groups", "image_folder"),
     *("leo_embeddings", "linear_gaussian", "mini_imagenet", "omniglot", "pacs", "sine_and_line", "sinusoid"),
@@ -13,10 +13,10 @@ _SOURCES = (
 )
 MODULES = {f"pyro_metabayes.data.{name}": f"pyro_metabayes.data.sources.{name}" for name in _SOURCES}
 
-# Settings that are another part's now, and what is said where the command line has them.
+# Settings that now belong to another part, and the end of the error message for the old name.
 MOVED_SETTINGS = {"task.train_shift": "data.train_shift, a setting of data=digit_domains and data=pacs"}
 
-# Settings that a part does not have any more, at the value that it implies.
+# Removed settings, at the value that the part now always uses.
 _IMPLIED: dict[str, dict[str, Any]] = {
     "guides.sib.Guide": {
         **{"rotation_step_size": 0.0, "true_gradient": False, "reduction": "sum"},
@@ -29,10 +29,10 @@ _IMPLIED: dict[str, dict[str, Any]] = {
     "guides.sib_oracle.Guide": {"true_gradient": True, "inner_samples": 0},
     "guides.sib_savi.Guide": {"see_labels": True, "learn_step_size": True},
 }
-# Settings that a part does not have any more, and whose values do not matter.
+# Removed settings whose values have no effect.
 _GROUPS = ("pyro_metabayes.data.sources.groups.load", "pyro_metabayes.data.groups.load")
 _DROPPED = dict.fromkeys(_GROUPS, ("centre",))  # predictors are always centred
-# Parameters of guides whose parts are modules of their own now; None: a fixed step size, which is a setting.
+# Former names of guide parameters that are now in a submodule. None: the step size, a parameter only if it is learned.
 _PARAMETERS: dict[str, str | None] = {
     "guide.initial_scale": "guide.start.scale",
     "guide.initial": "guide.start.point",
@@ -44,7 +44,7 @@ _PARAMETERS: dict[str, str | None] = {
 
 
 def current_specification(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A part as it is specified now; a specification of this version is returned as it is."""
+    """The specification of a part in the current form; one that is current is returned unchanged."""
     changed = _without_implied(spec)
     if changed.get("_target_") == "guides.sib.Guide":
         changed = _without_implied(_parts_of_sib(changed))
@@ -61,14 +61,14 @@ def _without_implied(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def estimated_before(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run on data=groups of version 0.1 implies: predictors were not centred unless data.centre was true."""
+    """Settings that a run of version 0.1 on data=groups implies: it centred predictors only if data.centre was true."""
     if data.get("_target_") not in _GROUPS or data.get("centre") is True:
         return {}
     return {"scales": {str(name): {"mean": 0.0} for name in data.get("predictors", ())}}
 
 
 def _parts_of_sib(spec: dict[str, Any]) -> dict[str, Any]:
-    """Version 0.1 had one guide for SIB, its step on a rotation loss, its ablations and its oracle."""
+    """Choose the current guide: version 0.1 had one guide for SIB, its rotation step, its ablations and its oracle."""
     if spec.pop("learn_scale", True) is False and spec.get("posterior", "normal") != "delta":
         spec["posterior"] = "fixed"
     if "rotation_step_size" in spec:
@@ -84,14 +84,22 @@ def _parts_of_sib(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def current_shared_values(specification: Mapping[str, Any]) -> dict[str, Any]:
-    """The specification of a learner as it is now: num_random, of version 0.1, is num_weights (0: not given)."""
+    """The specification of a learner in the current form: num_random of version 0.1 is now num_weights."""
     current = {name: value for name, value in specification.items() if name != "num_random"}
     num_random = specification.get("num_random")
     return {"num_weights": num_random} | current if num_random else current
 
 
 def current_name(name: str, there: Collection[str]) -> str | None:
-    """The name of a parameter, or of the module of some, among those that are there; None: it is no weight now."""
+    """The current name of a parameter, or of a module with parameters.
+
+    Args:
+        name: its name in a checkpoint.
+        there: the names of the current parameters.
+
+    Returns:
+        The current name; None if it is no longer a parameter.
+    """
     if _has(there, name):
         return name
     for old, new in _PARAMETERS.items():

@@ -13,7 +13,7 @@ class Prior(Recorded, nn.Module):
     """p_psi(w | support or nothing) with parameters psi. A new prior defines `forward`.
 
     Attributes:
-        conditional: whether it depends on the support set.
+        conditional: whether the prior depends on the support set.
     """
 
     conditional: bool = False
@@ -28,7 +28,7 @@ class Prior(Recorded, nn.Module):
         raise NotImplementedError
 
     def start_at(self, w: Tensor) -> None:
-        """Before training, move the mean to the weights [1, W]; no effect on a prior without a learned mean."""
+        """Before training, set the mean to the weights [1, W]; no effect on a prior without a learned mean."""
 
     def start_at_moments(self, mean: Tensor, covariance: Tensor) -> None:
-        """Before training, be the Gaussian of this mean [W] and covariance [W, W], as far as the family can."""
+        """Before training, match this mean [W] and covariance [W, W] as closely as the family allows."""

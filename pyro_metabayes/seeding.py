@@ -1,4 +1,4 @@
-"""Random numbers of torch: their state on each device, noise from a seed, and the noise of the tasks of a process."""
+"""Random numbers of torch: generator states, noise from a seed, and noise that does not depend on the processes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _process: ContextVar[tuple[int, int]] = ContextVar("process", default=(0, 1))  #
 
 
 def check_seed(seed: object) -> None:
-    """Refuse all but the whole numbers that torch takes as seeds.
+    """Check that torch accepts a seed.
 
     Raises:
-        UsageError: another value.
+        UsageError: the seed is no integer, or is out of range.
     """
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(2**63) <= int(seed) < 2**64:
-        raise UsageError(f"expected seed to be an integer from 0 to 2^63 - 1, got {str(seed)[:40]!r}; take such a one")
+        raise UsageError(f"expected seed to be an integer from 0 to 2^63 - 1, got {str(seed)[:40]!r}; choose such an integer")
 
 
 def random_states(device: torch.device) -> list[Tensor]:
@@ -52,9 +52,10 @@ def set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Context manager: torch's global generators start at `seed`; their states are restored.
+    """Context manager: torch's global generators start at `seed`, and their states are restored at the end.
 
-    For a command that stores these states. Threads share them: a library function takes `noise_of`.
+    It is for commands, which store these states. All threads share these generators, so library functions use
+    `noise_of` instead.
     """
     with _restored_global_states():
         torch.manual_seed(seed)
@@ -77,8 +78,8 @@ def _restored_global_states() -> Iterator[None]:
 def noise_of(seed: int) -> Iterator[None]:
     """Context manager: the draws of this thread are those that `torch.manual_seed(seed)` would give, on every device.
 
-    They come from generators of its own. Torch's global generators, which all threads share, are neither read nor
-    changed. This holds for draws inside `drawing`, as those of this file are.
+    The thread has its own generators. Torch's global generators, which all threads share, are neither read nor changed.
+    Only draws inside `drawing` are affected, such as those of this file.
     """
     check_seed(seed)
     token = _own.set(OwnGenerators(int(seed)))
@@ -89,12 +90,12 @@ def noise_of(seed: int) -> Iterator[None]:
 
 
 def drawing() -> AbstractContextManager[Any]:
-    """Context manager around a draw: inside `noise_of` it is from the generators of this thread, else from torch's."""
+    """Context manager around a draw: inside `noise_of` it uses the generators of this thread, else the global ones."""
     return _own.get() or nullcontext()
 
 
 def restored_noise() -> AbstractContextManager[None]:
-    """Context manager: the states of the generators that this thread draws from are restored."""
+    """Context manager: restores the states of the generators that this thread draws from."""
     own = _own.get()
     return _restored_global_states() if own is None else _restored_states(own)
 
@@ -130,9 +131,9 @@ def noise_of_process(rank: int, num_processes: int) -> Iterator[None]:
 def task_draws(draw: Callable[[Size], Tensor], leading: Sequence[int] = ()) -> Tensor:
     """Draws [*leading, T, ...] of a distribution with batch [T], for the T tasks of this process.
 
-    The draws for all processes [*leading, processes, T, ...] fill memory in the order of the draws [*leading, all
-    tasks, ...] of one process. Both use the same random numbers, so each task gets the same noise. Gamma and discrete
-    distributions use them in another order: their draws are valid, but depend on the number of processes.
+    Draws of shape [*leading, processes, T, ...] have the same order in memory as draws [*leading, processes * T, ...]
+    of one process. Both use the same random numbers, so each task gets the same noise. Gamma and discrete
+    distributions use random numbers in another order; their draws are valid but depend on the number of processes.
 
     Args:
         draw: from a sample shape to draws [*sample shape, T, ...], such as `rsample`.

@@ -25,7 +25,7 @@ try:
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "sklearn":
-        raise  # scikit-learn is there, something that it imports is not
+        raise  # scikit-learn is installed, but something that it imports is missing
     raise UsageError(
         "expected scikit-learn 1.6 or newer for pyro_metabayes.sklearn, found none or an older one; "
         "run: pip install 'scikit-learn>=1.6'"
@@ -73,7 +73,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             The classifier itself.
 
         Raises:
-            UsageError: the learner takes other inputs or another number of classes.
+            UsageError: the learner needs other inputs or another number of classes.
         """
         X, y = self._validated(X, readable_labels("y", y))
         check_classification_targets(y)
@@ -114,7 +114,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return X if self.frame_ is None else self.frame_(X)
 
     def _validated(self, X: Any, *y: Any, **options: Any) -> Any:
-        """Arrays after the checks of scikit-learn; only a learner takes images and bytes."""
+        """Arrays after the checks of scikit-learn; images and bytes are allowed only with a learner."""
         options |= {"dtype": np.float64} if self.learner is None else {"allow_nd": True}
         X = readable("X", X)
         try:
@@ -124,7 +124,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise UsageError(_one_line(str(error))) from None
 
     def _load_learners(self, input_shape: tuple[int, ...], num_classes: int) -> None:
-        """Sets the learner of probabilities and that of labels, which differ only without a learner of the user."""
+        """Set the learners for probabilities and for labels; they differ only if the user gave no learner."""
         if self.learner is None:
             frame = cast(SupportFrame, self.frame_)  # set by fit where there is no learner
             self.learner_ = prototypical_networks(input_shape, num_classes, frame.unit)
@@ -133,19 +133,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.learner_ = self.nearest_ = _loaded(self.learner)
         if isinstance(self.learner_.model, HasBaseClasses):
             raise UsageError(
-                "expected a learner whose classes are those of fit, got one of learning without forgetting, which "
-                "answers with base classes too; take MetaLearner.predict"
+                "expected a learner that predicts only the classes passed to fit, got one for learning without "
+                "forgetting, which also predicts base classes; use MetaLearner.predict"
             )
 
 
 def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
-    """The checks of `sklearn.utils.estimator_checks.check_estimator` that fail, with the reasons; {} without a learner.
+    """The checks of `sklearn.utils.estimator_checks.check_estimator` that this estimator fails by design.
 
     Args:
         estimator: the classifier.
 
     Returns:
-        {name of a check: reason}.
+        {name of a check: reason}; empty without a learner.
     """
     return {} if estimator.learner is None else failed_checks(_loaded(estimator.learner))
 
@@ -162,6 +162,6 @@ def _loaded(learner: MetaLearner | str | PathLike[str]) -> MetaLearner:
 
 
 def _one_line(message: str) -> str:
-    """The message of scikit-learn without the values of an array, and without its advice to take other estimators."""
+    """The message of scikit-learn without the values of arrays and without the advice to use other estimators."""
     superfluous = r"array=.*?(?=Reshape)|(?<=Complex data not supported).*|\n\S+ does not accept missing values.*"
     return " ".join(re.sub(superfluous, "", message, flags=re.DOTALL).split())

@@ -17,10 +17,10 @@ _libraries: list[torch.library.Library] = []  # a schema lives as long as its ha
 
 
 def torchvision() -> ModuleType:
-    """torchvision, also for a CUDA build of it beside a CPU build of torch.
+    """Import torchvision, even if it is a CUDA build and torch is a CPU build.
 
-    In that case the compiled part does not load, and the import fails for lack of two operators. With their schemas
-    defined, everything but detection works.
+    In that case the compiled part of torchvision does not load, and the import fails because two operators are missing.
+    With the schemas of these operators defined, everything except detection works.
     """
     try:
         return importlib.import_module("torchvision")

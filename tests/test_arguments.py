@@ -22,7 +22,7 @@ NAMES = list("abcde")
 
 def test_columns_in_another_order_are_refused() -> None:
     support, query = pd.DataFrame(X, columns=NAMES), pd.DataFrame(X, columns=NAMES)
-    with pytest.raises(UsageError, match=r"in query_x, got 'e' in place of 'a'; take query_x\[support_x.columns\]"):
+    with pytest.raises(UsageError, match=r"in query_x, got 'e' in place of 'a'; use query_x\[support_x.columns\]"):
         PROTO.predict(support, Y, query[NAMES[::-1]])
     same = PROTO.predict(support, Y, query[NAMES[::-1]][support.columns]).probabilities
     for other in (query, X, pd.DataFrame(X)):  # an array and numbered columns say nothing about the order
@@ -50,13 +50,13 @@ def test_a_negative_label_is_named() -> None:
 
 def test_one_class_is_not_a_task_to_train_on() -> None:
     learner: MetaLearner = Pair("sib", settings={"num_steps": 1, "step_size": 0.1}).learner()
-    with pytest.raises(UsageError, match="got 1; bring support points of all 3 classes"):
+    with pytest.raises(UsageError, match="got 1; provide support points of all 3 classes"):
         learner.predict(X, [0] * 6, X)
 
 
 def test_predictive_with_a_flat_prior_says_what_to_take() -> None:
     tasks = random_tasks().observed()
-    with pytest.raises(UsageError, match=r"got the flat one, .* take learner.posterior_predictive") as error:
+    with pytest.raises(UsageError, match=r"got the flat one, .* use learner.posterior_predictive") as error:
         Predictive(PROTO.model, guide=PROTO.guide, num_samples=2)(tasks)
     assert "\n" not in str(error.value)
     assert PROTO.posterior_predictive(tasks, 2)[1].batch_shape[1:] == tasks.query_mask.shape

@@ -171,8 +171,8 @@ NUMBERS = {
     "guide=mc prior.num_hidden=-1": "expected prior.num_hidden >= 0 and prior.scale > 0, got -1 and 0.135",
     "guide=mc train.num_tasks=-1": "expected train.num_tasks >= 0 and finite, got -1",
     "guide=exact prior=conditional": "expected a prior that has not seen the support set, got another; take prior=",
-    "guide=exact prior=mixture": "expected a Gaussian prior for a closed form, got MixtureSameFamily; take",
-    "guide=proto": "expected a model with class prototypes for guide=proto, got models.gaussian_mean; take another",
+    "guide=exact prior=mixture": "expected a Gaussian prior for a closed form, got MixtureSameFamily; use",
+    "guide=proto": "expected a model with class prototypes for guide=proto, got models.gaussian_mean; use another",
     "guide=mean_field data.num_features=2": "num_features",  # the mean of a Gaussian has one feature, always 1
 }
 
@@ -232,7 +232,7 @@ def test_a_wrong_study_is_refused(argument: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_device_is_refused(features: Path) -> None:
-    assert "found none; take device=cpu" in error_of(*on_features(features), "device=cuda")
+    assert "found none; use device=cpu" in error_of(*on_features(features), "device=cuda")
 
 
 def test_the_line_is_all_that_a_real_process_says(features: Path) -> None:

@@ -206,7 +206,7 @@ def test_optimisers_and_schedulers_that_do_not_fit_are_refused(tmp_path: Path) -
         fitted(optimiser=Adam)
     with refuses(r"^expected an optimiser of parameters of this learner, got \d+ of another module; construct it .*$"):
         fitted(optimiser=Adam(other.parameters()))
-    with refuses(r"^expected an optimiser whose step needs no closure, got LBFGS; take one like Adam$"):
+    with refuses(r"^expected an optimiser whose step needs no closure, got LBFGS; use one like Adam$"):
         fitted(optimiser=torch.optim.LBFGS(learner.parameters()))
     with refuses(r"^expected the optimiser of the scheduler, got none; pass optimiser= too$"):
         fitted(scheduler=CosineAnnealingLR(adam, 5))
@@ -460,7 +460,7 @@ def test_parts_that_cannot_be_built_are_refused() -> None:
             plain(guide=guide)
     with refuses(r"^expected features \[N, D\] of inputs \[N, 3, 8, 8\], got \[1, 4, 6, 6\] for N = 1; end .*$"):
         plain(nn.Conv2d(3, 4, 3), input_shape=[3, 8, 8])
-    with refuses(r"^expected a backbone of inputs \[N, 7\], got an error: mat1 and mat2 .*$"):
+    with refuses(r"^expected a backbone of inputs \[N, 7\], got the error mat1 and mat2 .*$"):
         plain(input_shape=[7])
     with refuses(r"^expected batch norm with running statistics in the backbone, .* take nn\.GroupNorm$"):
         plain(nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4, track_running_stats=False)))
@@ -523,10 +523,10 @@ def test_batch_norm_keeps_its_statistics_and_says_so_once(capsys: pytest.Capture
     fit(learner, WatchedStream(), val(), steps=STEPS, optimiser=Adam(learner.parameters(), 1e-2), **SMALL)
     moved = differing(before, weights_of(learner))
     assert "backbone.module.1.weight" in moved and not [name for name in moved if "running" in name]
-    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: the statistics")]
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: the running statistics")]
     assert len(notes) == 1
     fit(plain(), WatchedStream(), val(), steps=1, **SMALL)
-    assert "note: the statistics" not in capsys.readouterr().err
+    assert "note: the running statistics" not in capsys.readouterr().err
 
 
 def test_features_of_other_lengths_are_refused_by_the_cosine_head() -> None:

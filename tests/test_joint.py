@@ -149,7 +149,7 @@ def test_a_posterior_of_one_site_is_refused_for_a_model_of_two() -> None:
 
 
 def test_a_guide_for_one_site_is_told_the_missing_ones() -> None:
-    message = r"sites log_tau \[\], w \[2, 3\], in this order, got w \[2, 3\]; return a Joint of them, or take a guide"
+    message = r"sites log_tau \[\], w \[2, 3\], in this order, got w \[2, 3\]; return a Joint of them, or use a guide"
     with pytest.raises(UsageError, match=message):
         Pair("mean_field", model="task_scale").learner()(random_regressions(TASKS))
 

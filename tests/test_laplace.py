@@ -73,7 +73,7 @@ def test_a_likelihood_without_a_known_hessian_is_refused() -> None:
 
     model: Any = Laplacian()
     with pytest.raises(
-        UsageError, match=r"a known curvature \(.*\) for guide=laplace or .*got Laplace; take guide=maml"
+        UsageError, match=r"a known curvature \(.*\) for guide=laplace or .*got Laplace; use guide=maml"
     ):
         fisher_root(model, torch.zeros(1, 2, 1))
 

@@ -219,7 +219,7 @@ one_way = pytest.mark.parametrize(
     [lambda: Planar(WEIGHTS), lambda: Radial(WEIGHTS), lambda: OneWay(cache_size=1)],
     ids=["planar", "radial", "own"],
 )
-NO_INVERSE = r"^expected a distribution whose density .* take a flow with an inverse \(affine, coupling, spline\)$"
+NO_INVERSE = r"^expected a distribution whose density .* use a flow with an inverse \(affine, coupling, spline\)$"
 
 
 @one_way

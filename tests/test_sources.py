@@ -310,7 +310,7 @@ def test_a_corrupt_archive_is_named(content: bytes | None, tmp_path: Path) -> No
     path = tmp_path / "cifar-100-python.tar.gz"
     write_archive(path, ALL)
     path.write_bytes(path.read_bytes()[:20000] if content is None else content)
-    with pytest.raises(UsageError, match=r"expected the archive of CIFAR-100 at .*gz, got .*; download it anew"):
+    with pytest.raises(UsageError, match=r"expected the archive of CIFAR-100 at .*gz, got .*; download it again"):
         cifar100.read_archive(path)
 
 
@@ -354,7 +354,7 @@ def test_pixels_with_another_checksum_are_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="got none of 'yak'"):
         fc100.load()
     (folder / cifar100.META).write_text("{}")
-    with pytest.raises(UsageError, match=r"expected the class splits of CIFAR-100 in .*; copy it anew"):
+    with pytest.raises(UsageError, match=r"expected the class splits of CIFAR-100 in .*; copy it again"):
         cifar_fs.load()
 
 
@@ -439,7 +439,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "no PNG": (
         tiered_imagenet,
         changed_pickle(packed, "val_images_png.pkl", list=[b"none"] * 6),
-        "PNG files in .*, got something else as number 3 .it is no image.; copy it anew",
+        "PNG files in .*, got something else as number 3 .it is no image.; copy it again",
     ),
     "keys of another form": (
         leo_embeddings,

@@ -59,7 +59,7 @@ class Bank:
         if not isinstance(self.inputs, Tensor):
             raise UsageError(
                 "expected features in memory for this model, got a folder or dataset whose rows are read one by one; "
-                "take an .npz or .safetensors file, or a model that draws tasks and nothing else"
+                "use an .npz or .safetensors file, or a model that draws tasks and nothing else"
             )
         return self.inputs
 

@@ -35,7 +35,7 @@ def leave_one_out(names: Sequence[str], target: str, validation: str = "") -> di
         if name not in names:
             raise UsageError(f"expected data.{key} to be one of {', '.join(names)}, got '{name}'")
     if validation == target:
-        raise UsageError(f"expected data.validation to be a source, got the target '{target}'; take another")
+        raise UsageError(f"expected data.validation to be a source, got the target '{target}'; use another")
     sources = [name for name in names if name not in (target, validation)]
     return {"train": sources, "val": [validation] if validation else sources, "test": [target]}
 

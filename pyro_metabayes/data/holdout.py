@@ -18,7 +18,7 @@ def held_out_rows(bank: Bank, per_class: int) -> Tensor:
     if bank.pairs and not bank.pairs.single.all():
         raise UsageError(
             "expected inputs without pairs (two renderings of one image) for pretrain.holdout_per_class, which would "
-            "split them, got a bank that has some; take other data, such as data=cifar_fs"
+            "split them, got a bank that has some; use other data, such as data=cifar_fs"
         )
     if not 0 < per_class < int(sizes.min()):
         raise UsageError(

@@ -77,7 +77,7 @@ def _of_length(x: Tensor, length: Tensor) -> Tensor:
 def _features(x: Tensor, setting: str) -> Tensor:
     if not x.is_floating_point() or x.dim() != 3:
         raise UsageError(
-            f"expected features [T, N, D] for {setting}, got {x.dtype} inputs {list(x.shape)}; take a frozen "
+            f"expected features [T, N, D] for {setting}, got {x.dtype} inputs {list(x.shape)}; use a frozen "
             f"backbone, or {setting}=0"
         )
     return x

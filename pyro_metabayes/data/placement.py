@@ -26,7 +26,7 @@ def place_bank(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
     """
     check_choice("data.device", place, PLACES)
     if place == "accelerator" and device.type == "cpu":
-        raise UsageError("expected an accelerator for data.device=accelerator, got device=cpu; take data.device=auto")
+        raise UsageError("expected an accelerator for data.device=accelerator, got device=cpu; use data.device=auto")
     return bank if place == "cpu" or (place == "auto" and not fits(bank, device)) else bank.to(device)
 
 

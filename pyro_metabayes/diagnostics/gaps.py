@@ -29,7 +29,7 @@ CHUNK = 500  # draws per evaluation of the weights
 def check_density(q: TorchDistribution) -> None:
     if not has_density(q):
         raise UsageError(
-            "expected a guide whose posterior has a density for its gaps, got a point estimate; take another"
+            "expected a guide whose posterior has a density for its gaps, got a point estimate; use another"
         )
 
 

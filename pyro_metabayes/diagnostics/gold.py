@@ -41,7 +41,7 @@ class Target:
             self.prior: TorchDistribution = model.prior(self.observed)
         if not has_density(self.prior):
             raise UsageError(
-                "expected a run whose prior has a density for a gold posterior, got a flat prior; take another prior"
+                "expected a run whose prior has a density for a gold posterior, got a flat prior; use another prior"
             )
         observed_labels: str | None = labels
         if model.given_support and labels != "query":

@@ -57,7 +57,7 @@ def sbc_ranks(
     observed = simulated.observed()
     q = learner.guide.training_posterior(simulated) if training else learner.guide.posterior(observed)
     if not has_density(q):
-        raise UsageError("expected a posterior with a density for ranks, got a point estimate; take another guide")
+        raise UsageError("expected a posterior with a density for ranks, got a point estimate; use another guide")
     samples = torch.cat((w.unsqueeze(0), q.sample(torch.Size((num_draws,)))))  # [1 + L, T, *W]
     flat = samples.flatten(2)
     columns = torch.linspace(0, flat.shape[-1] - 1, min(flat.shape[-1], MOST_WEIGHTS)).round().long()
@@ -86,10 +86,10 @@ def simulate(learner: MetaLearner, episodes: Episodes, truth: KnownTruth | None)
         if p.event_shape != (shape := model.event_shape(observed)):
             raise UsageError(
                 f"expected a simulator with the latent of the model, of shape {list(shape)}, got one of shape "
-                f"{list(p.event_shape)}; take prior=learned"
+                f"{list(p.event_shape)}; use prior=learned"
             )
     elif not has_density(p):
-        raise UsageError("expected a prior that w can be drawn from, got a flat one; take another prior")
+        raise UsageError("expected a prior that w can be drawn from, got a flat one; use another prior")
     w = p.sample()
     support_y = episodes.support_y
     if episodes.support_x.shape[1] and (truth is not None or not model.given_support):

@@ -14,8 +14,8 @@ class ImproperUniform(distributions.ImproperUniform):
 
     def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         raise UsageError(
-            "expected a prior that can be sampled, got the flat one, which has no draws; for predictions take "
-            "learner.posterior_predictive (Predictive runs the model by itself first), or take a Gaussian prior"
+            "expected a prior that can be sampled, got the flat one, which has no draws; for predictions use "
+            "learner.posterior_predictive (Predictive runs the model by itself first), or use a Gaussian prior"
         )
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def precision_of(prior: TorchDistribution) -> Tensor:
 def _normal(inner: Distribution) -> Normal:
     if isinstance(inner, Normal):
         return inner
-    raise UsageError(f"expected a Gaussian prior for a closed form, got {type(inner).__name__}; take prior=gaussian")
+    raise UsageError(f"expected a Gaussian prior for a closed form, got {type(inner).__name__}; use prior=gaussian")
 
 
 def posterior_of_rows(

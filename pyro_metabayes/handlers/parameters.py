@@ -82,7 +82,7 @@ def _refuse_jit() -> None:
         if frame.f_code is CompiledFunction.__call__.__code__:
             raise UsageError(
                 "expected an objective that is not compiled, got one of Pyro's Jit objectives, which need parameters "
-                "in Pyro's global store and tensors as data; take Trace_ELBO for JitTrace_ELBO, and so on"
+                "in Pyro's global store and tensors as data; use Trace_ELBO for JitTrace_ELBO, and so on"
             )
         frame = frame.f_back
 

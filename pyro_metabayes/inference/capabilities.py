@@ -149,16 +149,16 @@ class IntegratesGaussian(Protocol):
 
 # For the message about a missing capability: its name, and what to do.
 WORDS: dict[type, tuple[str, str]] = {
-    HasPrior: ("a prior of its own choice", "take another model="),
-    HasPrototypes: ("class prototypes", "take another guide, or guide.initialisation=global where it has that"),
-    HasClassMeans: ("classes that are given by their means", "take model=few_shot_classifier"),
-    HasClassTerm: ("a term per class", "take model=few_shot_classifier"),
-    HasInitialPoint: ("a random initial point", "take another guide"),
-    HasHead: ("a head", "take model=few_shot_classifier"),
-    FromClassifier: ("classes whose weights are known", "take model=few_shot_classifier"),
-    HasQueryView: ("a view of its queries", "take model=lwof"),
-    HasBaseClasses: ("base classes", "take model=lwof"),
-    Conjugate: ("an exact posterior", "take data=gaussian_mean, data=linear_regression or data=groups"),
+    HasPrior: ("a prior of its own choice", "use another model="),
+    HasPrototypes: ("class prototypes", "use another guide, or guide.initialisation=global where it has that"),
+    HasClassMeans: ("classes that are given by their means", "use model=few_shot_classifier"),
+    HasClassTerm: ("a term per class", "use model=few_shot_classifier"),
+    HasInitialPoint: ("a random initial point", "use another guide"),
+    HasHead: ("a head", "use model=few_shot_classifier"),
+    FromClassifier: ("classes whose weights are known", "use model=few_shot_classifier"),
+    HasQueryView: ("a view of its queries", "use model=lwof"),
+    HasBaseClasses: ("base classes", "use model=lwof"),
+    Conjugate: ("an exact posterior", "use data=gaussian_mean, data=linear_regression or data=groups"),
 }
 
 

@@ -61,7 +61,7 @@ def density_error(error: Exception) -> Exception:
         return error
     return UsageError(
         "expected a distribution whose density can be computed at any value, got one without it, as a flow that "
-        "inverts only its last draw (planar, radial); take a flow with an inverse (affine, coupling, spline)"
+        "inverts only its last draw (planar, radial); use a flow with an inverse (affine, coupling, spline)"
     )
 
 
@@ -157,7 +157,7 @@ def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
     """Refuse a prior that is not Gaussian; needed_by: the setting, for the message, such as guide=abml."""
     if not isinstance(innermost(prior), TorchNormal):
         got = type(innermost(prior)).__name__
-        raise UsageError(f"expected a Gaussian prior for {needed_by}, got {got}; take prior=gaussian")
+        raise UsageError(f"expected a Gaussian prior for {needed_by}, got {got}; use prior=gaussian")
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
@@ -173,7 +173,7 @@ def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Ten
     kl = closed_form_kl(q, p)
     if kl is None:
         got = f"{type(innermost(q)).__name__} and {type(innermost(p)).__name__}"
-        raise UsageError(f"expected a prior with a closed-form KL for an inner loop, got {got}; take prior=gaussian")
+        raise UsageError(f"expected a prior with a closed-form KL for an inner loop, got {got}; use prior=gaussian")
     return kl
 
 

@@ -97,7 +97,7 @@ def _root_of(probs: Tensor) -> Tensor:
 
 def _unknown(family: object) -> UsageError:
     known = "with a known curvature (Categorical, Normal, Bernoulli, Poisson) for guide=laplace or guide=llama"
-    return UsageError(f"expected a likelihood {known}, got {type(family).__name__}; take guide=maml or guide=savi")
+    return UsageError(f"expected a likelihood {known}, got {type(family).__name__}; use guide=maml or guide=savi")
 
 
 def factor_of_points(v: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class ClassPredictions(Predictions):
         if log_probs.shape[3] != 1:
             raise UsageError(
                 f"expected one label per query of a {type(family).__name__} likelihood, got {log_probs.shape[3]}; "
-                "take a source with one target"
+                "use a source with one target"
             )
         return log_probs.squeeze(3)
 

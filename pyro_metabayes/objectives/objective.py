@@ -121,7 +121,7 @@ def latent_sites(guide_trace: Trace) -> list[str]:
         if torch.is_grad_enabled() and not fn.has_rsample:
             raise UsageError(
                 f"expected a reparametrised distribution at site '{name}', got {type(innermost(fn)).__name__}; "
-                "take a guide (or the prior that it samples from) with rsample"
+                "use a guide (or the prior that it samples from) with rsample"
             )
     return names
 

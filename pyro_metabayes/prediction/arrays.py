@@ -88,7 +88,7 @@ def _refuse_other_columns(support: object, query: object) -> None:
         first = f"'{others[place]}' in place of '{names[place]}'"
         raise UsageError(
             "expected the columns of support_x, in their order, in query_x, got "
-            f"{first if place >= 0 else f'{len(others)} in place of {len(names)}'}; take query_x[support_x.columns]"
+            f"{first if place >= 0 else f'{len(others)} in place of {len(names)}'}; use query_x[support_x.columns]"
         )
 
 
@@ -135,7 +135,7 @@ def _labels(y: Array, num_points: int) -> Tensor:
     if present != list(range(len(present))):
         raise UsageError(
             f"expected support inputs of the classes 0, 1, 2, ... without a gap, got labels {present[:20]}; "
-            "number the classes anew"
+            "renumber the classes"
         )
     return labels.long()
 

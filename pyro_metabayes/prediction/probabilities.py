@@ -50,6 +50,6 @@ def prediction_of(likelihood_of_query: Callable[[], TorchDistribution], dtype: t
         kind = str(dtype).removeprefix("torch.")
         raise UsageError(
             f"expected inputs whose class probabilities are finite in {kind}, got NaN, since numbers overflow; scale "
-            "them as in training" + ("" if dtype == torch.float64 else ", or take learner.double()")
+            "them as in training" + ("" if dtype == torch.float64 else ", or use learner.double()")
         )
     return Prediction(probabilities.mean(0), probabilities.std(0, correction=0))

@@ -82,7 +82,7 @@ def readable_labels(name: str, y: Any) -> Any:
             f"expected a label in every row of {name}, got {len(missing)} missing ({missing[0]!r}); drop these rows"
         )
     if len({isinstance(value, str) for value in array.flat}) > 1:
-        raise UsageError(f"expected labels of one type in {name}, got text and others; take {name}.astype(str)")
+        raise UsageError(f"expected labels of one type in {name}, got text and others; use {name}.astype(str)")
     return y if isinstance(array.flat[0], str) else np.array(array.tolist())
 
 

@@ -61,7 +61,7 @@ def pretrain(
     path = weights_path(name, specification, bank, settings)
     if not path.exists():
         _cache_weights(path, name, backbone, bank, settings, device)
-    with expecting(f"a backbone that was pretrained here in {path} (without the file it is pretrained anew)"):
+    with expecting(f"a backbone that was pretrained here in {path} (without the file it is pretrained again)"):
         state = checkpoint.load(path)
         backbone.load_state_dict(state["weights"])
         curve, classes = list(state["curve"]), state.get("classes", {}).get("weight")

@@ -30,7 +30,7 @@ def refuse_other(got: str, expected: str, what: str) -> None:
     """Refuse a checksum that differs from the expected one."""
     if got != expected:
         raise UsageError(
-            f"expected the SHA-256 checksum {expected[:16]}... of {what}, got {got[:16]}...; copy or download it anew"
+            f"expected the SHA-256 checksum {expected[:16]}... of {what}, got {got[:16]}...; copy or download it again"
         )
 
 

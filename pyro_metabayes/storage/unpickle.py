@@ -38,7 +38,7 @@ def read_arrays(file: IO[bytes], name: str) -> Any:
     except DAMAGED as error:
         raise UsageError(
             f"expected a whole pickle in {name}, got a damaged or truncated one ({reason_of(error)}); copy or download "
-            "it anew"
+            "it again"
         ) from None
 
 

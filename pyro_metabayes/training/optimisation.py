@@ -86,7 +86,7 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
     """The torch optimiser, with one parameter group per entry of learning_rates and one for all other parameters."""
     trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     if not trainable:
-        raise UsageError("expected parameters to train, got a model and a guide without any; take another guide=")
+        raise UsageError("expected parameters to train, got a model and a guide without any; use another guide=")
     rates = {"": settings.learning_rate} | _current_rates(settings, trainable)
     groups: dict[str, list[str]] = {}
     for name in trainable:

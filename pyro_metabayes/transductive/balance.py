@@ -40,7 +40,7 @@ def require_class_term(model: Model, by: str) -> HasClassTerm:
     capable = require(model, HasClassTerm, by)
     if not capable.has_class_term:
         raise UsageError(
-            f"expected a head with a term per class for {by}, got one without; take head=cosine_offset or head=linear"
+            f"expected a head with a term per class for {by}, got one without; use head=cosine_offset or head=linear"
         )
     return capable
 

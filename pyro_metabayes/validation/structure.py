@@ -22,7 +22,7 @@ def check_tensors(data: Observed) -> None:
     tensors = _tensors(data)
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
-            raise UsageError(f"expected {name} to be a tensor, got {type(value).__name__}; take torch.as_tensor")
+            raise UsageError(f"expected {name} to be a tensor, got {type(value).__name__}; use torch.as_tensor")
     for name, value in tensors.items():
         if value.device != (device := data.query_x.device):
             raise UsageError(f"expected all tensors on {device}, as query_x, got {name} on {value.device}; move one")
@@ -80,7 +80,7 @@ def check_inputs(data: Observed, shape: Sequence[int], like: Tensor | None, byte
     if data.query_x.device != like.device:
         raise UsageError(
             f"expected tasks on {like.device}, where the learner is, got {data.query_x.device}; "
-            f"take episodes.to('{like.device}')"
+            f"use episodes.to('{like.device}')"
         )
 
 

@@ -85,7 +85,7 @@ def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observe
         warnings.warn(
             "expected tasks like those of the training, which this transductive guide has learned from, got "
             f"{', '.join(different)}; predictions may be worse than those of class means, or over-confident: train on "
-            "such tasks, or take an inductive guide such as proto",
+            "such tasks, or use an inductive guide such as proto",
             UnfamiliarTasks,
             stacklevel=4,  # the caller of a function under torch.no_grad
         )

@@ -46,7 +46,7 @@ def bank_of(split_name: str) -> Bank:
     if absent := [name for name in names if name not in images_of]:
         raise UsageError(
             f"expected images of every class of {split_name} in CIFAR-100, got none of '{absent[0]}' ({len(absent)} "
-            "classes are absent); copy or download the data anew"
+            "classes are absent); copy or download the data again"
         )
     images = [images_of[name] for name in names]
     labels = np.arange(len(names)).repeat([len(array) for array in images])
@@ -68,7 +68,7 @@ def _from_sheets(split_name: str) -> tuple[dict[str, list[str]], dict[str, np.nd
         sheets = [plain_name(name, path) for split in SPLITS for name in splits[split] if name in folder]
     except DAMAGED as error:
         raise UsageError(
-            f"expected the class splits of CIFAR-100 in {path}, got another file ({reason_of(error)}); copy it anew"
+            f"expected the class splits of CIFAR-100 in {path}, got another file ({reason_of(error)}); copy it again"
         ) from None
     return splits, {name: _sheet(folder[name], name, sums.get(name)) for name in sheets}
 
@@ -109,7 +109,7 @@ def _archive_path() -> Path:
     if path.is_file() and not vision.datasets.utils.check_integrity(str(path), source.tgz_md5):
         raise UsageError(
             f"expected the md5 checksum {source.tgz_md5} of {path}, got another: it is cut short or another file; "
-            "delete it, and it is downloaded anew"
+            "delete it, and it is downloaded again"
         )
     if not path.is_file():
         try:
@@ -133,7 +133,7 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
         raise
     except (*DAMAGED, tarfile.TarError) as error:
         reason = reason_of(error)
-        raise UsageError(f"expected the archive of CIFAR-100 at {path}, got {reason}; download it anew") from None
+        raise UsageError(f"expected the archive of CIFAR-100 at {path}, got {reason}; download it again") from None
     halves = [text_keys(parts[name], f"{name} of {path}", "data", "fine_labels") for name in ("train", "test")]
     names = text_keys(parts["meta"], f"meta of {path}", "fine_label_names")["fine_label_names"]
     try:
@@ -143,7 +143,7 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
         return {"images": classes, "names": flat_array(names, str(path)).astype(str)}
     except DAMAGED as error:
         reason = reason_of(error)
-        raise UsageError(f"expected as many images of each class in {path}, got {reason}; download it anew") from None
+        raise UsageError(f"expected as many images of each class in {path}, got {reason}; download it again") from None
 
 
 def _member(archive: tarfile.TarFile, name: str, path: Path) -> Any:

@@ -110,7 +110,7 @@ def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[st
             )
         notes.append(
             f"column '{columns[place]}' nearly follows from {others} (all but {rest:.1g} of its sd): their weights are "
-            "poorly determined; drop one, or take the mean off before squares and products"
+            "poorly determined; drop one, or subtract the mean before taking squares and products"
         )
     return notes[:1]
 
@@ -123,7 +123,7 @@ def refuse_unresolved(standardised: Tensor, columns: Sequence[str], file: Path) 
         if 2 * after < before:
             raise UsageError(
                 f"expected a column '{name}' of {file} without values that are far from all others, got {before} "
-                f"distinct values of which {after} can be told apart beside the largest; take logarithms, or drop rows"
+                f"distinct values of which {after} can be told apart beside the largest; take logarithms, or remove rows"
             )
 
 

@@ -137,7 +137,7 @@ class Digits:
                 ]
         except DAMAGED as error:
             reason = reason_of(error)
-            raise UsageError(f"expected a zip archive of photographs at {path}, got: {reason}; copy it anew") from None
+            raise UsageError(f"expected a zip archive of photographs at {path}, got: {reason}; copy it again") from None
 
 
 def _is_photograph(name: str) -> bool:
@@ -150,7 +150,7 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
     try:
         return read_npz(path)
     except DAMAGED as error:
-        raise UsageError(f"expected arrays of digits in {path}, got {type(error).__name__}; copy it anew") from None
+        raise UsageError(f"expected arrays of digits in {path}, got {type(error).__name__}; copy it again") from None
 
 
 def blend(drawing: np.ndarray, photographs: Images, noise: np.random.Generator) -> np.ndarray:

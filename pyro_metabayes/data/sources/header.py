@@ -97,7 +97,7 @@ def file_of(path: str, table: str) -> Path:
         return user_path(path)
     if not table:
         raise UsageError("expected a CSV file, got no path; set data.path=FILE.csv, data.group and data.response")
-    return data_file(f"groups/{table}.csv", "put the CSV file there, or take data=groups data.path=FILE.csv")
+    return data_file(f"groups/{table}.csv", "put the CSV file there, or use data=groups data.path=FILE.csv")
 
 
 class _Lines(Protocol):

@@ -53,10 +53,10 @@ def _rows(path: Path) -> Rows:
     if embeddings.ndim != 2 or embeddings.dtype.kind != "f" or len(embeddings) != np.size(keys):
         raise UsageError(
             f"expected embeddings [N, D] of floats and a key for each in {path}, got {embeddings.dtype} of shape "
-            f"{list(embeddings.shape)} and {np.size(keys)} keys; unpack the archive anew"
+            f"{list(embeddings.shape)} and {np.size(keys)} keys; unpack the archive again"
         )
     if bad := int((~np.isfinite(embeddings)).any(1).sum()):
-        raise UsageError(f"expected finite embeddings in {path}, got NaN or infinity in {bad} rows; unpack it anew")
+        raise UsageError(f"expected finite embeddings in {path}, got NaN or infinity in {bad} rows; unpack it again")
     names = [_class_of(key, path) for key in keys]
     return Rows.of_labels(names, lambda row: embeddings[row].astype(np.float32))
 
@@ -65,5 +65,5 @@ def _class_of(key: Any, path: Path) -> str:
     text = key.decode("latin1") if isinstance(key, bytes) else str(key)
     parts = text.split("-")
     if len(parts) != 3 or not parts[2].startswith(f"{parts[1]}_"):
-        raise UsageError(f"expected keys <number>-<class>-<class>_<image> in {path}, got '{text}'; unpack it anew")
+        raise UsageError(f"expected keys <number>-<class>-<class>_<image> in {path}, got '{text}'; unpack it again")
     return parts[1]

@@ -69,10 +69,10 @@ def _of_table(table: Path, size: int) -> Part:
             lines = list(csv.reader(file))
         except csv.Error as error:
             raise UsageError(
-                f"expected lines of filename,label in {table}, got others ({error}); copy it anew"
+                f"expected lines of filename,label in {table}, got others ({error}); copy it again"
             ) from None
     if not lines or lines[0] != ["filename", "label"] or any(len(line) != 2 for line in lines):
-        raise UsageError(f"expected lines of filename,label, these two words the first, in {table}; copy it anew")
+        raise UsageError(f"expected lines of filename,label, these two words the first, in {table}; copy it again")
     label_of = {table.parent / "images" / plain_name(name, table): label for name, label in lines[1:]}
     if missing := [path for path in label_of if not path.is_file()]:
         raise UsageError(
@@ -101,7 +101,7 @@ def _of_cache(path: Path, size: int) -> Rows:
         ):
             raise UsageError(
                 f"expected rows of image_data, 0 to {len(images) - 1}, for each class of class_dict in {path}, got "
-                f"others for '{name}'; copy the file anew"
+                f"others for '{name}'; copy the file again"
             )
     names = [name for name, rows in rows_of.items() for _ in rows]
     order = [row for rows in rows_of.values() for row in rows.tolist()]

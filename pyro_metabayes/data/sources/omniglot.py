@@ -59,7 +59,7 @@ def _from_file() -> tuple[np.ndarray, np.ndarray]:
     except DAMAGED as error:
         raise UsageError(
             f"expected the arrays images, alphabet and character in {path}, got {type(error).__name__} "
-            f"({reason_of(error)}); copy the file anew"
+            f"({reason_of(error)}); copy the file again"
         ) from error
 
 
@@ -96,7 +96,7 @@ def _in_order(images: np.ndarray, names: np.ndarray, order: list[str]) -> np.nda
     if missing:
         raise UsageError(
             f"expected all {len(order)} characters of Omniglot, got {len(place)} without {missing[0]}; "
-            "copy or download the data anew"
+            "copy or download the data again"
         )
     return images[[place[name] for name in order]]
 

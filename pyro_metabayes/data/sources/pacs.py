@@ -94,5 +94,5 @@ def _refuse_absent(names: set[str], images: Files, domain: str) -> None:
     if absent := sorted(names - there):
         raise UsageError(
             f"expected every image that the split files of {domain} name, got no {absent[0]} ({len(absent)} of "
-            f"{len(names)} are absent); unpack PACS anew, or remove the split files"
+            f"{len(names)} are absent); unpack PACS again, or remove the split files"
         )

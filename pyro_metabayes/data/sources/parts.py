@@ -60,7 +60,7 @@ def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]
     arrays = [np.load(path, mmap_mode="r") for path in paths.values()]
     if len({(array.shape[1:], array.dtype) for array in arrays}) > 1:
         shapes = ", ".join(f"{list(array.shape[1:])} in {split}" for split, array in zip(paths, arrays, strict=True))
-        raise UsageError(f"expected inputs of one shape in all splits of {name}, got {shapes}; take one source for all")
+        raise UsageError(f"expected inputs of one shape in all splits of {name}, got {shapes}; use one source for all")
     inputs = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
     np.concatenate(arrays, out=inputs)  # the parts are memory-mapped: this is the only copy
     sizes = [size for split in SPLITS for size in classes[split].values()]

@@ -67,7 +67,7 @@ def _decode(file: Any, row: int, source: Path) -> np.ndarray:
         image = pixels(file.encode("latin1") if isinstance(file, str) else bytes(file), None)
     except DAMAGED as error:
         raise UsageError(
-            f"expected PNG files in {source}, got something else as number {row} ({reason_of(error)}); copy it anew"
+            f"expected PNG files in {source}, got something else as number {row} ({reason_of(error)}); copy it again"
         ) from None
     if image.shape != (3, SIDE, SIDE):
         raise UsageError(
@@ -82,7 +82,7 @@ def _rows_of_array(images: Path, labels: Path, split: str, size: int) -> Rows:
         content = read_npz(images)["images"][..., ::-1]
     except DAMAGED as error:
         reason = reason_of(error)
-        raise UsageError(f"expected an array 'images' in {images}, got {reason}; copy or download it anew") from None
+        raise UsageError(f"expected an array 'images' in {images}, got {reason}; copy or download it again") from None
     array = validate_images(content, str(images))
     return Rows.of_labels(_names(labels, len(array), split), lambda row: as_input(array[row], size))
 
