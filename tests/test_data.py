@@ -437,16 +437,16 @@ def changed_features(row: int, value: float) -> np.ndarray:
         ({"labels": np.array(3)}, r"labels \[\] in .*one row"),
         ({"split": np.zeros(3, int)}, r"split \[3\] in .*one row"),
         ({"features": np.zeros((40, 2, 3))}, r"features \[40, 2, 3\], labels"),
-        ({"features": np.zeros((0, 6)), "labels": np.zeros(0, int)}, "at least one row .* got none; bring"),
+        ({"features": np.zeros((0, 6)), "labels": np.zeros(0, int)}, "at least one row .* got none; add"),
         ({"features": np.full((40, 6), "x")}, "expected numbers as features in .*, got <U1; write"),
-        ({"features": changed_features(2, np.nan)}, "NaN or infinity .* in 1 of 40 rows; drop or fix"),
+        ({"features": changed_features(2, np.nan)}, "NaN or infinity .* in 1 of 40 rows; remove or fix"),
         ({"features": changed_features(2, 1e39)}, "NaN or infinity .as float32. in 1 of 40 rows"),
         ({"features": changed_features(5, 0.0)}, "got 1 of 40 that are all zero; drop"),
         ({"split": np.full(40, "training")}, "train, val, test or 0, 1, 2 in 'split' .* got training"),
         ({"split": np.full(40, 3)}, "in 'split' of .*, got 3 .int64.; name"),
         ({"split": np.full(40, 0.0)}, "in 'split' of .*, got 0.0 .float64.; name"),
         ({"split": np.arange(40) % 3}, "each class in one split, got class '0' in .* and .*; give all"),
-        ({"split": np.arange(40) * 0}, "classes in every split, got none in val of .*; bring more"),
+        ({"split": np.arange(40) * 0}, "classes in every split, got none in val of .*; add"),
         ({"labels": np.arange(40) % 2}, r"every split, got none in test of .* \(2 classes in all\)"),
         ({"labels": np.array([None] * 40)}, "cannot be read .*save names with .astype\\(str\\)"),
     ],
@@ -585,7 +585,7 @@ def test_omniglot_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monkey
         omniglot.load()
     one = {"images": np.zeros((1, 20, 28, 28), np.uint8), "alphabet": ["Greek"], "character": ["character03"]}
     np.savez(path, **one)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"all 1623 characters of Omniglot, got 1 without .*; copy or"):
+    with pytest.raises(UsageError, match=r"all 1623 characters of Omniglot, got 1, and .* is missing; copy or"):
         omniglot.load()
 
 

@@ -454,7 +454,7 @@ def test_what_is_wrong_with_pacs_is_named(pacs_data: Path) -> None:
         pacs.load()
     lists[0].write_text(whole)
     (pacs_data / "kfold/sketch/person/pic_000.png").write_bytes(b"no image")
-    with pytest.raises(UsageError, match=r"expected images that can be read, got 1 of 28 that cannot: .*pic_000.png"):
+    with pytest.raises(UsageError, match=r"expected readable images, got 1 of 28 that cannot be read: .*pic_000.png"):
         pacs.load(size=9)
     for file in (pacs_data / "kfold/cartoon/horse").iterdir():
         file.unlink()

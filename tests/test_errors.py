@@ -259,7 +259,7 @@ BAD_ARRAYS = {
         {"features": np.zeros((0, WIDTH)), "labels": np.zeros(0, int)},
         "expected at least one row of features in bad.npz, got none",
     ),
-    "labels of another length": ({"labels": np.arange(5)}, "expected features [N, D] and one of labels [N]"),
+    "labels of another length": ({"labels": np.arange(5)}, "expected features [N, D], labels [N] and split [N]"),
     "one class": ({"labels": np.zeros(CLASSES * ROWS, int)}, "expected classes in every split, got none in"),
 }
 

@@ -361,7 +361,7 @@ def test_tasks_that_are_none_are_refused() -> None:
         fit(learner, 3, val(), steps=1)
     with refuses(r"^expected val to be a TaskStream, Episodes or a list of Episodes, with tasks, got .* function; .*$"):
         fit(learner, WatchedStream(), made, steps=1)
-    with refuses(r"^expected val with tasks of one number of classes, got \[3, 4\]; pass one list each$"):
+    with refuses(r"^expected val with tasks of one number of classes, got \[3, 4\]; pass one list per number$"):
         fit(learner, WatchedStream(), [random_tasks(2), random_tasks(2, way=4)], steps=1)
     with refuses(r"^expected batches of type Episodes from train, got an object of type int as batch 0$"):
         fit(learner, lambda number: number, val(), steps=1)
@@ -728,7 +728,7 @@ def test_datasets_that_are_none_are_refused() -> None:
         Bank.from_dataset(Squares(), {"train": range(5), "val": range(4, 7)})
     with refuses(r"^expected labels of the dataset in val, got 10; it has 0, 1, 2, 3, 4, 5, 6, 7, \.\.\.$"):
         Bank.from_dataset(Squares(), {"train": range(5), "val": [10]})
-    with refuses(r"^expected tensors or arrays as inputs of the dataset, got str in item \d+; give it a transform .*$"):
+    with refuses(r"^expected tensors or arrays as inputs of the dataset, got str in item \d+; add a transform .*$"):
         Bank.from_dataset(Squares(lambda image: "pixels"), SPLITS)
     with refuses(r"^expected items \(input, label\) with an integer or text as label, got Tensor .* as item 0; .*$"):
         Bank.from_dataset(torch.randn(5, 3), SPLITS)  # type: ignore[arg-type]

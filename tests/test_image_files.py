@@ -96,7 +96,7 @@ def test_what_is_left_out_is_counted_once(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "val/b/more").symlink_to(tmp_path / "train/a")
     assert image_folder.load(str(tmp_path), size=4).class_sizes.tolist() == [3, 2, 2]
     assert capsys.readouterr().err == (
-        f"note: left out of {tmp_path}: 3 files that do not end like an image (.heic, .txt, no suffix) and 1 linked "
+        f"note: left out of {tmp_path}: 3 files without the suffix of an image (.heic, .txt, no suffix) and 1 linked "
         "folders within classes\n"
     )
 
@@ -290,7 +290,7 @@ def png(bits: int, colour_type: int, transparent: bytes, row: bytes) -> bytes:
     ids=["16-bit colours", "16-bit grey", "4-bit grey"],
 )
 def test_a_transparent_colour_that_is_not_found_is_refused(file: bytes) -> None:
-    with pytest.raises(ValueError, match="a transparent colour, but not 8 bits a channel; save it with an alpha"):
+    with pytest.raises(ValueError, match="a transparent colour, but not 8 bits per channel; save it with an alpha"):
         pixels(file, None)
 
 
@@ -313,7 +313,7 @@ def test_sixteen_bits_are_scaled_to_eight(form: str) -> None:
 
 def test_numbers_of_an_unknown_range_are_refused() -> None:
     for values in (np.zeros((2, 2), np.int32), np.zeros((2, 2), np.float32)):
-        with pytest.raises(ValueError, match=r"it has the mode [IF], not 8 bits a channel"):
+        with pytest.raises(ValueError, match=r"it has the mode [IF], not 8 bits per channel"):
             read(Image.fromarray(values), "TIFF")
 
 

@@ -138,7 +138,7 @@ def test_held_out_rows_leave_the_others_as_they_are(bank: Bank) -> None:
 
 @pytest.mark.parametrize(
     ("per_class", "message"),
-    [(1, "holdout_per_class >= 2 for task.base_query"), (20, "0 < pretrain.holdout_per_class < 20, the inputs of the")],
+    [(1, "holdout_per_class >= 2 for task.base_query"), (20, "0 < pretrain.holdout_per_class < 20, the size of the")],
 )
 def test_a_holdout_that_cannot_be_is_refused(per_class: int, message: str, bank: Bank) -> None:
     with pytest.raises(UsageError, match=message):

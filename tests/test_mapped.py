@@ -165,7 +165,7 @@ def test_prepare_names_it_before_a_task_does(tmp_path: Path, monkeypatch: pytest
     [
         ({"labels": None}, "expected an array 'labels' in .*given, got features; rename or add it"),
         ({"labels": np.arange(5)}, r"features \[600, 6\], labels \[5\]"),
-        ({"features": np.asfortranarray(arrays()["features"])}, "row by row in .* column by column; write numpy.asc"),
+        ({"features": np.asfortranarray(arrays()["features"])}, "C order in .* Fortran order; save numpy.asc"),
         ({"features": np.full((600, 6), "x")}, "expected numbers as features"),
         ({"features": np.full((600, 6), None)}, "without Python objects in .*given, .* save names with"),
         ({"features": np.zeros((0, 6), np.float32)}, "given"),

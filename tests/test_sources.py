@@ -282,7 +282,7 @@ def test_an_archive_that_was_put_there_is_checked(served: Any, cache: Path) -> N
     served(ALL)
     cache.mkdir()
     (cache / "cifar-100-python.tar.gz").write_bytes(b"another")
-    with pytest.raises(UsageError, match=r"md5 checksum [0-9a-f]{32} of .*tar.gz, got another: .*; delete it, and"):
+    with pytest.raises(UsageError, match=r"md5 checksum [0-9a-f]{32} of .*tar.gz, got another: .*; delete it to"):
         cifar_fs.load()
     assert (cache / "cifar-100-python.tar.gz").read_bytes() == b"another"
 
@@ -290,8 +290,8 @@ def test_an_archive_that_was_put_there_is_checked(served: Any, cache: Path) -> N
 @pytest.mark.parametrize(
     ("classes", "changed", "message"),
     [
-        (ALL[1:], {}, "images of every class of cifar_fs in CIFAR-100, got none of 'apple' (1 classes are absent)"),
-        (ALL, {"meta": {"fine_label_names": [*ALL, "yak"]}}, "expected as many images of each class in"),
+        (ALL[1:], {}, "images of every class of cifar_fs in CIFAR-100, got none of 'apple' (1 classes are missing)"),
+        (ALL, {"meta": {"fine_label_names": [*ALL, "yak"]}}, "expected equally many images per class in"),
         (ALL, {"train": {"data": np.zeros((2, 3072), np.uint8)}}, "a dictionary with 'fine_labels' in train of"),
         (ALL, {"train": Malicious(print, "run")}, "but it asks for builtins.print; nothing of it was run"),
     ],
@@ -394,17 +394,17 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "mixed sizes": (
         mini_imagenet,
         changed_pickle(write_cache, CACHE, image_data=MIXED),
-        "images of 84 x 84 x 3 alone in .*, got .84, 80, 3., .84, 84, 3.; download the file again",
+        "only images of 84 x 84 x 3 in .*, got .84, 80, 3., .84, 84, 3.; download the file again",
     ),
     "mixed sizes, packed": (
         tiered_imagenet,
         changed_pickle(packed, "val_images_png.pkl", list=PNG * 3),
-        "images of 84 x 84 alone in .*, got number 3 of 80 x 84; download",
+        "only images of 84 x 84 in .*, got number 3 of 80 x 84; download",
     ),
     "not bytes": (
         mini_imagenet,
         changed_pickle(write_category, CATEGORY, data=np.zeros((6, 84, 84, 3))),
-        "images of bytes in .*, got float64; download",
+        "images of type uint8 in .*, got float64; download",
     ),
     "an absent class": (
         mini_imagenet,
@@ -424,7 +424,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "labels that are missing": (
         tiered_imagenet,
         changed_pickle(packed, TIERED, label_specific=np.zeros(5, int)),
-        "a whole number for each of the 6 images in .*, got int64 of shape .5.; download",
+        "an integer for each of the 6 images in .*, got int64 of shape .5.; download",
     ),
     "names that are missing": (
         tiered_imagenet,
@@ -434,7 +434,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "no images": (
         mini_imagenet,
         changed_pickle(write_category, CATEGORY, data=np.zeros((0, 84, 84, 3), np.uint8), labels=np.zeros(0, int)),
-        "expected at least one input in mini_imagenet val, got none; bring data",
+        "expected at least one input in mini_imagenet val, got none; add data",
     ),
     "no PNG": (
         tiered_imagenet,
@@ -459,7 +459,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "embeddings of another width": (
         leo_embeddings,
         changed_pickle(write_leo, LEO, embeddings=np.ones((6, 5), np.float32), keys=KEYS),
-        "one shape in all splits of leo_embeddings, got .4. in train, .5. in val, .4. in test; take",
+        "one shape in all splits of leo_embeddings, got .4. in train, .5. in val, .4. in test; use",
     ),
     "code": (
         leo_embeddings,
@@ -491,7 +491,7 @@ def test_what_is_wrong_with_a_table_is_named(folder: Path, cache: Path) -> None:
     table = folder / "mini_imagenet/val.csv"
     whole = table.read_text()
     table.write_text(whole.replace("n10000", "n99000"))
-    assert "got no " in (line := line_of(mini_imagenet.load, cache)) and "(3 of 6 are missing); bring them" in line
+    assert "got no " in (line := line_of(mini_imagenet.load, cache)) and "(3 of 6 are missing); add them" in line
     for content in ("", "name,class\n", "filename,label\na,b,c\n", "\0\udcff"):
         table.write_bytes(content.encode(errors="surrogateescape"))
         assert "expected lines of filename,label" in line_of(mini_imagenet.load, cache)
@@ -517,9 +517,9 @@ def test_what_is_wrong_with_folders_is_named(tmp_path: Path, cache: Path) -> Non
     assert re.search("in one split of .*mine, got 'n01' in train and test .*divide the classes, not the images", line())
     (mine / "test/empty").mkdir()
     shutil.rmtree(mine / "test/n01")
-    assert re.search("images in the folder of a class, got none in .*test/empty; they end in .bmp", line())
+    assert re.search("images in the folder of a class, got none in .*test/empty; suffixes: .bmp", line())
     shutil.rmtree(mine / "test")
-    assert re.search("a folder .*test, got none; .*mine has to hold train/, val/ and", line())
+    assert re.search("a folder .*test, got none; .*mine must contain train/, val/ and", line())
     (mine / "test").mkdir()
     assert "expected classes in every split of " in line()
     with pytest.raises(UsageError, match=r"expected a folder of images, got ''; set data.path to one with train/"):
@@ -532,10 +532,10 @@ def test_a_list_that_names_an_absent_class_is_refused(tmp_path: Path, cache: Pat
     (mine / "val.txt").write_text("n10\nyak\n")
     load = functools.partial(image_folder.load, str(mine), size=24)
     assert re.search(
-        r"every class that .*val.txt names, got none for 'yak' .1 of 2 are absent.; fix", line_of(load, cache)
+        r"every class that .*val.txt names, got none for 'yak' .1 of 2 are missing.; fix", line_of(load, cache)
     )
     (mine / "val.txt").unlink()
-    assert re.search("the val classes in .*val.txt, got no such file; write it", line_of(load, cache))
+    assert re.search("the val classes in .*val.txt, got no such file; create it", line_of(load, cache))
 
 
 @pytest.mark.parametrize("source", [mini_imagenet, tiered_imagenet])

@@ -92,20 +92,20 @@ def test_years_as_columns_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 FILES: dict[str, tuple[str | bytes, dict[str, str], str]] = {
     "commas": (table(), {}, ""),
-    "semicolons": (table(";"), {}, "is read with semicolons between its cells"),
-    "tabs": (table("\t"), {}, "is read with tabs between its cells"),
-    "vertical bars": (table("|"), {}, "is read with vertical bars between its cells"),
-    "quoted semicolons": (table(";").replace("who;x;y", '"who";"x";"y"'), {}, "is read with semicolons"),
+    "semicolons": (table(";"), {}, "are separated by semicolons"),
+    "tabs": (table("\t"), {}, "are separated by tabs"),
+    "vertical bars": (table("|"), {}, "are separated by vertical bars"),
+    "quoted semicolons": (table(";").replace("who;x;y", '"who";"x";"y"'), {}, "are separated by semicolons"),
     "a byte order mark": (b"\xef\xbb\xbf" + table().encode(), {}, ""),
-    "a mark and semicolons": (b"\xef\xbb\xbf" + table(";").encode(), {}, "is read with semicolons"),
+    "a mark and semicolons": (b"\xef\xbb\xbf" + table(";").encode(), {}, "are separated by semicolons"),
     "lines of Windows": (table().replace("\n", "\r\n"), {}, ""),
     "spaces": (table().replace(",", ", "), {}, ""),
     "powers of ten": (table(number="{:.6e}"), {}, ""),
-    "decimal commas": (table(";").replace(".", ","), {"decimal": "comma"}, "is read with semicolons"),
-    "a gap in x": (table() + "C,,3\nC,NA,1\n", {"missing": "drop"}, "which have gaps: 2 in column 'x'"),
+    "decimal commas": (table(";").replace(".", ","), {"decimal": "comma"}, "are separated by semicolons"),
+    "a gap in x": (table() + "C,,3\nC,NA,1\n", {"missing": "drop"}, "which have missing values: 2 in column 'x'"),
     "a gap in y": (table() + "C,1,nan\n", {"missing": "drop"}, "left out 1 of 7 rows of"),
-    "a group NA": (table() + "NA,1,2\nnull,1,2\n", {"missing": "drop"}, "which have gaps: 2 in column 'who'"),
-    "a gap in who": (table() + " ,1,2\n", {"missing": "drop"}, "which have gaps: 1 in column 'who'"),
+    "a group NA": (table() + "NA,1,2\nnull,1,2\n", {"missing": "drop"}, "which have missing values: 2 in column 'who'"),
+    "a gap in who": (table() + " ,1,2\n", {"missing": "drop"}, "which have missing values: 1 in column 'who'"),
 }
 
 

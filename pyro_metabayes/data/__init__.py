@@ -1,1 +1,1 @@
-"""Banks of classes, the sampler of tasks, and one file per source of data."""
+"""Banks of classes, samplers and streams of tasks; `sources/` has one file per data set or simulator."""

@@ -29,15 +29,17 @@ SPLITS = ("train", "val", "test")
 class Bank:
     """Inputs sorted by class; every class belongs to one split, so test classes are not seen in training.
 
-    inputs [M, *X]: float features, uint8 images [M, channels, height, width], or features that stay in their file.
-    class_sizes [G]: number of inputs of each of the G classes, which follow one another.
-    splits: class ids (0 to G-1) of train, val and test.
-    pairs: rows that must not be split between support and query set, if there are any.
-    views [V, N, *X], optional: V augmented renderings of each of the N inputs of the training classes, in the order of
-        rows("train"). Training tasks draw from inputs and views with equal probability (pretrain.views).
-    num_shared: number of classes that all tasks share, or 0. If positive, a split consists of one or more domains, each
-        with these classes in the same order (domains.py).
-    auxiliary: further inputs of every row [M, ...] by name, which samplers may put into tasks (domains.py).
+    Args:
+        inputs: [M, *X], float features, uint8 images [M, channels, height, width], or features that stay in their file.
+        class_sizes: [G], number of inputs of each of the G classes, in the order of the rows.
+        splits: class ids (0 to G - 1) of train, val and test.
+        class_names: [G].
+        pairs: rows that must not be split between support and query set, if there are any.
+        views: [V, N, *X], V augmented renderings of each of the N inputs of the training classes, in the order of
+            rows("train"), or None. Training tasks draw from inputs and views with equal probability (pretrain.views).
+        num_shared: number of classes that all tasks share, or 0. If positive, a split consists of one or more domains,
+            each with these classes in the same order (domains.py).
+        auxiliary: further inputs [M, ...] by name, which samplers may put into tasks (domains.py).
     """
 
     inputs: Tensor | StoredRows
@@ -55,11 +57,11 @@ class Bank:
 
     @property
     def in_memory(self) -> Tensor:
-        """All inputs; refuses a bank that stays in its file."""
+        """All inputs; raises a UsageError if the bank stays in its file."""
         if not isinstance(self.inputs, Tensor):
             raise UsageError(
                 "expected features in memory for this model, got a folder or dataset whose rows are read one by one; "
-                "use an .npz or .safetensors file, or a model that draws tasks and nothing else"
+                "use an .npz or .safetensors file, or a model that only draws tasks"
             )
         return self.inputs
 
@@ -78,11 +80,11 @@ class Bank:
         return torch.isin(self.labels, self.splits[split]).nonzero().squeeze(1)
 
     def answers(self, split: str) -> Tensor:
-        """Label of each class of a split for a classifier: its index in the split, or its shared class."""
+        """Labels of the classes of a split for a classifier: the index in the split, or among the shared classes."""
         return torch.arange(len(self.splits[split])) % (self.num_shared or max(len(self.splits[split]), 1))
 
     def fingerprint(self) -> str:
-        """A hash of inputs (a sample of those in a file), classes and splits; it names the caches of derived banks."""
+        """Hash of inputs (of a sample of them if they stay in a file), classes and splits; a part of cache names."""
         return self._fingerprint
 
     @cached_property
@@ -101,7 +103,7 @@ class Bank:
     def with_inputs(
         self, inputs: Tensor | StoredRows, views: Tensor | None = None, auxiliary: Mapping[str, Tensor] | None = None
     ) -> Bank:
-        """The same classes and splits over other inputs, row by row (features of the images)."""
+        """The same classes and splits with other inputs, one for each row, such as features of the images."""
         auxiliary = auxiliary or {}
         for name, rows in {"inputs": inputs, **auxiliary}.items():
             if len(rows) != len(self.inputs):
@@ -109,7 +111,7 @@ class Bank:
         return replace(self, inputs=inputs, views=views, auxiliary=auxiliary)
 
     def to(self, device: torch.device | str) -> Bank:
-        """The inputs on a device; the tables of classes stay on the CPU, where tasks are drawn."""
+        """The bank with its inputs on a device; class sizes and splits stay on the CPU, where tasks are drawn."""
         views = None if self.views is None else self.views.to(device)
         auxiliary = {name: rows.to(device) for name, rows in self.auxiliary.items()}
         return replace(self, inputs=self.inputs.to(device), views=views, auxiliary=auxiliary)
@@ -121,14 +123,14 @@ class Bank:
 
         Args:
             split: train, val or test.
-            way, shot, query: the shape of every task.
-            seed: of the tasks.
-            num_tasks: number of tasks, which are then repeated; None: endless.
+            way, shot, query: classes, support points per class and query points per class of every task.
+            seed: seed of the tasks.
+            num_tasks: number of different tasks, which are then repeated; None: endless.
 
         Raises:
-            UsageError: arguments that are no integers, or classes that are too few or too small.
+            UsageError: an argument is no integer, or the split has too few classes, or too small ones.
         """
-        from pyro_metabayes.data.sampler import BankSampler  # which imports this file
+        from pyro_metabayes.data.sampler import BankSampler  # here, since it imports this file
         from pyro_metabayes.data.stream import TaskStream
         from pyro_metabayes.data.task_shape import TaskShape
 
@@ -151,8 +153,8 @@ class Bank:
             splits: labels of the classes of train, val and test; classes in none of them are not used.
 
         Raises:
-            UsageError: splits with other names, with labels that the dataset does not have, or that share a label;
-                items that are no pairs of a tensor and a label.
+            UsageError: a split has another name, or a label that the dataset does not have; two splits share a label;
+                an item is no pair of a tensor and a label.
         """
         from pyro_metabayes.data.sources.torch_dataset import DatasetRows, class_names_of, labels_of
 
@@ -172,7 +174,7 @@ class Bank:
         split_of_class: Callable[[np.ndarray], Mapping[str, np.ndarray]] | Mapping[str, np.ndarray],
         class_names: Sequence[str] | None = None,
     ) -> Bank:
-        """A bank from rows in any order; labels are integers, splits name the labels they hold."""
+        """A bank from rows in any order, integer labels [M], and the labels of each split (or a function to them)."""
         order = np.argsort(labels, kind="stable")
         names, sizes = np.unique(labels, return_counts=True)
         if len(names) == 0:

@@ -23,13 +23,13 @@ from pyro_metabayes.errors import UsageError
 class BaseNovelSampler(BankSampler):
     """Few-shot tasks as from BankSampler, with task.base_query additional queries of base classes.
 
-    Base classes are the B training classes. The class of a base query is drawn uniformly with replacement, then its
-    image; the images of one class differ as long as there are enough. Validation and test tasks query all base classes,
-    each on one half of the held-out images. A training task takes `way` of the base classes as novel classes, and the
-    other B - way as base classes; it contains no held-out image.
+    Base classes are the B training classes. The class of a base query is drawn uniformly with replacement. Its image is
+    drawn without replacement as long as the class has enough. Validation and test tasks have queries of all base
+    classes; validation uses one half of the held-out images, test the other. In a training task, `way` of the B classes
+    are the novel classes and the other B - way are the base classes; it contains no held-out image.
 
-    Novel classes are labelled 0 to way - 1, in support and query; label way + i is the base class
-    auxiliary["base"][t, i], a number from 0 to B - 1 in the order of the training split.
+    Novel classes have the labels 0 to way - 1, in support and query set. Label way + i is the base class with index
+    auxiliary["base"][t, i] (0 to B - 1) in the training split.
     """
 
     def __init__(self, bank: Bank, holdout_per_class: int) -> None:
@@ -37,8 +37,8 @@ class BaseNovelSampler(BankSampler):
         self.num_base_classes = len(bank.splits["train"])
         if holdout_per_class < 2:
             raise UsageError(
-                "expected pretrain.holdout_per_class >= 2 for task.base_query, images of base classes for validation "
-                f"and for the test, got {holdout_per_class}"
+                "expected pretrain.holdout_per_class >= 2 for task.base_query, since validation and test need images "
+                f"of base classes, got {holdout_per_class}"
             )
         holdout = held_out_rows(bank, holdout_per_class)
         self.training_bank = without_rows(bank, holdout)
@@ -46,7 +46,7 @@ class BaseNovelSampler(BankSampler):
 
     @property
     def context(self) -> dict[str, int]:
-        """For the parts that tell base classes apart."""
+        """num_base_classes: B, for parts of the learner that need this number."""
         return {"num_base_classes": self.num_base_classes}
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
@@ -54,7 +54,7 @@ class BaseNovelSampler(BankSampler):
         draw_novel, pool = BankSampler(bank).rows_sampler(split, shape), Pool.of(bank, split)
         if split == "train" and self.num_base_classes == shape.way:
             raise UsageError(
-                f"expected more than task.way={shape.way} training classes, some of which stay base classes, got "
+                f"expected more than task.way={shape.way} training classes, since some must remain base classes, got "
                 f"{self.num_base_classes}; lower task.way"
             )
 
@@ -76,7 +76,7 @@ class BaseNovelSampler(BankSampler):
         return draw
 
     def _base_classes(self, tasks: Episodes, split: str) -> Tensor:
-        """Which of the B training classes are the base classes of each task [T, B or B - way], in their order."""
+        """Indices, in increasing order, of the base classes of each task among the training classes."""
         if split != "train":
             return torch.arange(self.num_base_classes).expand(BLOCK, -1)
         assert tasks.classes is not None
@@ -85,7 +85,7 @@ class BaseNovelSampler(BankSampler):
         return (~novel).nonzero()[:, 1].view(BLOCK, -1)
 
     def _rows(self, classes: Tensor, split: str, generator: Generator) -> Tensor:
-        """A row of the split's bank for each draw of a base class [T, Q]."""
+        """The row of an image for each drawn base class [T, Q]."""
         if split != "train":
             holdout = self.holdout[split]
             sizes = torch.full_like(classes, holdout.shape[1])
@@ -96,9 +96,14 @@ class BaseNovelSampler(BankSampler):
 
 
 def distinct_positions(groups: Tensor, sizes: Tensor, generator: Generator) -> Tensor:
-    """A random position below sizes [T, Q] for each member of a group; distinct within a group while there are enough.
+    """A random position from 0 to size - 1 for each draw; positions of one group repeat only if there are too few.
 
-    groups [T, Q]: the group of each draw. The members of a group take the first entries of one random order.
+    The draws of a group get the first entries of one random order.
+
+    Args:
+        groups: [T, Q], the group of each draw.
+        sizes: [T, Q], number of positions of that group.
+        generator: source of random numbers.
     """
     same = groups.unsqueeze(2) == groups.unsqueeze(1)
     rank, first = same.tril(-1).sum(-1), same.to(torch.uint8).argmax(-1)

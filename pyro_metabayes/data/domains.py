@@ -29,19 +29,28 @@ Pixels = Callable[[Sequence[Any]], Iterable[np.ndarray]]
 def leave_one_out(names: Sequence[str], target: str, validation: str = "") -> dict[str, list[str]]:
     """The domains of each split: the target for test, the others (sources) for training and validation.
 
-    validation: a source for validation only; without one, validation uses validation images of all sources.
+    Args:
+        names: all domains.
+        target: the domain that is left out of training.
+        validation: a source for validation only; "": validation uses validation images of all sources.
     """
     for key, name in (("target", target), *((("validation", validation),) if validation else ())):
         if name not in names:
             raise UsageError(f"expected data.{key} to be one of {', '.join(names)}, got '{name}'")
     if validation == target:
-        raise UsageError(f"expected data.validation to be a source, got the target '{target}'; use another")
+        raise UsageError(f"expected data.validation to be a source, got the target '{target}'; choose another")
     sources = [name for name in names if name not in (target, validation)]
     return {"train": sources, "val": [validation] if validation else sources, "test": [target]}
 
 
 def domain_rows(split: str, domains: Mapping[str, Mapping[str, Sequence[Any]]], pixels: Pixels) -> Rows:
-    """The images of a split, domain after domain and class after class; {domain: {class: images}} before `pixels`."""
+    """The images of a split, sorted by domain and class.
+
+    Args:
+        split: name of the split.
+        domains: {domain: {class: images}}, in any form that `pixels` reads.
+        pixels: converts these images to arrays.
+    """
     for domain, classes in domains.items():
         if empty := [name for name, images in classes.items() if not len(images)]:
             raise UsageError(f"expected {split} images of every class in domain '{domain}', got none of '{empty[0]}'")
@@ -54,8 +63,10 @@ def domain_rows(split: str, domains: Mapping[str, Mapping[str, Sequence[Any]]], 
 class DomainBank(Bank):
     """A bank of domains that share `num_shared` classes.
 
-    auxiliary["turned"] [M, 3, *X]: the features of every input rotated by 90, 180 and 270 degrees.
-    train_shift: largest shift of the features of a training task, 0 for none (perturbed.with_shift).
+    auxiliary["turned"] [M, 3, *X] has the features of every input rotated by 90, 180 and 270 degrees.
+
+    Args:
+        train_shift: largest shift of the features of a training task, 0 for none (perturbed.with_shift).
     """
 
     train_shift: float = 0.0
@@ -64,7 +75,7 @@ class DomainBank(Bank):
 def domain_bank(
     name: str, parts: Mapping[str, Part], settings: Mapping[str, object], num_shared: int, train_shift: float
 ) -> DomainBank:
-    """The bank of parts that `domain_rows` reads, converted once; its domains share `num_shared` classes."""
+    """The bank of domains that share `num_shared` classes; see `parts.bank_of` for the other arguments."""
     if not 0 <= train_shift < math.inf:
         raise UsageError(f"expected data.train_shift to be finite and >= 0, got {train_shift}")
     bank = bank_of(name, parts, settings)
@@ -73,7 +84,7 @@ def domain_bank(
 
 
 class DomainSampler:
-    """Minibatches of task.way * task.query images of any class, each from one domain of the split.
+    """Tasks that are minibatches: task.way * task.query images of any class from one domain of the split.
 
     Labels are the shared classes. Tasks also contain their queries rotated by 90, 180 and 270 degrees,
     auxiliary["turned"] [T, Q, 3, *X]: features if the bank holds features, images otherwise. Training tasks are shifted
@@ -94,7 +105,7 @@ class DomainSampler:
         return self.bank.input_shape
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
-        """As `Source.sampler`; refuses a shape that is no minibatch, or larger than a domain."""
+        """As `Source.sampler`; raises a UsageError if the shape has support points, or more queries than a domain."""
         self._check(split, shape)
         classes = self.bank.splits[split].view(-1, self.bank.num_shared)  # [domains, C]
         starts, sizes = self.bank.class_starts[classes[:, 0]], self.bank.class_sizes[classes].sum(1)
@@ -122,7 +133,7 @@ class DomainSampler:
                 f"task.query >= 1, got {shape}"
             )
         if shape.query_counts or shape.query_concentration:
-            raise UsageError("expected no task.query_counts or query_concentration for minibatches; drop them")
+            raise UsageError("expected no task.query_counts or query_concentration for minibatches; remove them")
 
     def _gather(self, rows: Tensor, classes: Tensor) -> Episodes:
         images, device = self.bank.in_memory, self.bank.inputs.device

@@ -12,17 +12,17 @@ from pyro_metabayes.errors import UsageError
 
 
 def held_out_rows(bank: Bank, per_class: int) -> Tensor:
-    """Rows [B, per_class] of `per_class` inputs of each of the B training classes; the same in every run."""
+    """Row numbers [B, per_class] of randomly chosen inputs of each of the B training classes; the same in every run."""
     classes = bank.splits["train"]
     sizes = bank.class_sizes[classes]
     if bank.pairs and not bank.pairs.single.all():
         raise UsageError(
             "expected inputs without pairs (two renderings of one image) for pretrain.holdout_per_class, which would "
-            "split them, got a bank that has some; use other data, such as data=cifar_fs"
+            "split them, got a bank with pairs; use other data, such as data=cifar_fs"
         )
     if not 0 < per_class < int(sizes.min()):
         raise UsageError(
-            f"expected 0 < pretrain.holdout_per_class < {int(sizes.min())}, the inputs of the smallest training class, "
+            f"expected 0 < pretrain.holdout_per_class < {int(sizes.min())}, the size of the smallest training class, "
             f"got {per_class}"
         )
     keys = torch.rand(len(classes), int(sizes.max()), generator=Generator().manual_seed(0), dtype=torch.float64)
@@ -31,13 +31,13 @@ def held_out_rows(bank: Bank, per_class: int) -> Tensor:
 
 
 def halves(rows: Tensor) -> dict[str, Tensor]:
-    """Held-out rows [B, n] for the queries of base classes in validation and test, one half each."""
+    """Divide held-out rows [B, n] into halves for validation and test."""
     middle = rows.shape[1] // 2
     return {"val": rows[:, :middle], "test": rows[:, middle:]}
 
 
 def without_rows(bank: Bank, rows: Tensor) -> Bank:
-    """The bank of all other rows; `rows` are of training classes."""
+    """The bank without these rows, which belong to training classes."""
     rest = torch.ones(len(bank.labels), dtype=torch.bool)
     rest[rows.flatten()] = False
     sizes = torch.bincount(bank.labels[rest], minlength=len(bank.class_sizes))

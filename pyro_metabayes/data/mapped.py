@@ -13,14 +13,14 @@ from torch import Tensor
 from pyro_metabayes.training.progress import counted
 
 PIECE = 2**24  # bytes checked at once
-SAMPLE, SAMPLED_BYTES = 1024, 2**24  # rows in a fingerprint, and a limit of their bytes
+SAMPLE, SAMPLED_BYTES = 1024, 2**24  # largest number of rows, and of bytes, in a fingerprint
 
 Read = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Change = Callable[[Tensor], Tensor]
 
 
 class StoredRows(Protocol):
-    """Inputs [M, *X] that are read row by row, on the CPU, with those methods of a tensor that samplers use."""
+    """Inputs [M, *X] that are read row by row, on the CPU. The methods are those of a tensor that samplers use."""
 
     device: torch.device
 
@@ -40,18 +40,20 @@ class StoredRows(Protocol):
     def split(self, size: int) -> Iterator[Tensor]: ...
 
     def sample(self) -> bytes:
-        """Bytes for a fingerprint."""
+        """Bytes that identify the content, for `Bank.fingerprint`."""
         ...
 
 
 class MappedRows:
     """Rows [M, D] of a memory-mapped array; only the requested rows are read.
 
-    It has those methods of a tensor that samplers use, and is on the CPU for every device of a run.
+    It has those methods of a tensor that samplers use, and stays on the CPU, whatever the device of the run.
 
-    read: maps rows [n, D] of the file and their numbers [n] to the rows of the bank.
-    change: applied to the rows as a tensor, after `read`.
-    order [M]: the row of the file for each row; None for the order of the file.
+    Args:
+        array: the memory-mapped array [M, D].
+        read: maps rows [n, D] of the file and their numbers [n] to the rows of the bank.
+        change: applied to the rows as a tensor, after `read`; None: no change.
+        order: [M], the row of the file for each row of the bank; None: the order of the file.
     """
 
     device = torch.device("cpu")
@@ -74,11 +76,11 @@ class MappedRows:
         return len(self.array)
 
     def to(self, device: torch.device | str) -> MappedRows:
-        """No copy: tasks are moved to the device, the file is not."""
+        """Returns itself: tasks are moved to the device, the file is not."""
         return self
 
     def in_order(self, order: np.ndarray) -> MappedRows:
-        """The same rows in another order, which takes 8 bytes per row unless it is that of the file."""
+        """The same rows in another order; an order other than that of the file needs 8 bytes of memory per row."""
         if (order == np.arange(len(order))).all():
             return self
         return MappedRows(self.array, self.read, self.change, order)
@@ -101,7 +103,7 @@ class MappedRows:
             yield self.index_select(0, torch.arange(start, min(start + size, len(self))))
 
     def check(self) -> None:
-        """Read every row once, piece by piece; raises the errors that tasks would meet."""
+        """Read every row once, so that errors in the file appear now and not in some task."""
         self._advise("MADV_SEQUENTIAL")
         each = max(1, PIECE // self.array.strides[0])
         for start in counted(range(0, len(self), each), "check rows", "pieces"):
@@ -120,7 +122,7 @@ class MappedRows:
             self._file.madvise(getattr(mmap, how))
 
     def _announce(self, numbers: np.ndarray) -> None:
-        """Let the kernel fetch these rows in parallel instead of one after the other."""
+        """Ask the kernel to read these rows ahead in parallel, instead of one after the other."""
         if self._file is not None:
             start = self.array.offset % mmap.ALLOCATIONGRANULARITY + numbers * self.array.strides[0]
             first = start - start % mmap.PAGESIZE

@@ -1,4 +1,4 @@
-"""Pairs of inputs that are two renderings of one image, and never stand on both sides of a task."""
+"""Pairs of inputs that are two renderings of one image; they are never split between support and query set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class Pairs:
-    """partner [M]: the row of the other rendering of the same image, or the row itself if there is none."""
+    """Pairs of rows of a bank.
+
+    Args:
+        partner: [M], the row of the other rendering of the same image, or the row itself if there is none.
+    """
 
     partner: Tensor
 
@@ -22,10 +26,15 @@ class Pairs:
         return self.partner == torch.arange(len(self.partner))
 
     def refuse_split(self, starts: Tensor, sizes: Tensor, shot: int, number: int) -> None:
-        """Refuse tasks whose support set must split a pair.
+        """Raise a UsageError if a task would have to split a pair.
 
-        That happens at an odd number of shots, if a task needs all inputs of a class and all of them are pairs.
-        starts, sizes [C]: first row and number of rows of the classes; number: of inputs per class of a task.
+        That happens at an odd number of shots, if a task needs all inputs of a class and all of them are in pairs.
+
+        Args:
+            starts: [C], first row of each class.
+            sizes: [C], number of rows of each class.
+            shot: support points per class.
+            number: inputs per class of a task, support and query points.
         """
         if shot % 2 == 0:
             return
@@ -33,7 +42,7 @@ class Pairs:
         singles = before[starts + sizes] - before[starts]
         if ((sizes <= number) & (singles == 0)).any():
             raise UsageError(
-                f"expected an even task.shot where a task needs all inputs of a class and they are pairs of "
+                f"expected an even task.shot, since a task needs all inputs of a class and they are pairs of "
                 f"renderings, got {shot}; change it, or lower task.query"
             )
 
@@ -42,7 +51,13 @@ class Pairs:
     ) -> Tensor:
         """Random positions [B, C, number] in each class, the first `shot` for the support set.
 
-        starts, sizes [B, C]: first row and number of rows of the classes; largest: the largest class of the bank.
+        Args:
+            starts: [B, C], first row of each class.
+            sizes: [B, C], number of rows of each class.
+            shot: support points per class.
+            number: inputs per class, support and query points.
+            largest: number of rows of the largest class of the bank.
+            generator: source of random numbers.
         """
         shape = (*sizes.shape, largest)
         keys, ties = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -55,20 +70,25 @@ class Pairs:
 def _order_of_pairs(keys: Tensor, ties: Tensor, partner: Tensor, sizes: Tensor) -> Tensor:
     """A random order of the positions [B, C, n] in which partners are neighbours.
 
-    keys, ties [B, C, n]: uniform. partner [B, C, n]: position of the partner, or the position itself.
+    Args:
+        keys: uniform random numbers [B, C, n], which order the pairs.
+        ties: uniform random numbers [B, C, n], which order the two inputs of a pair.
+        partner: [B, C, n], position of the partner, or the position itself.
+        sizes: [B, C], number of rows of each class.
     """
     positions = torch.arange(keys.shape[-1])
     leader = torch.minimum(positions.expand_as(partner), partner)
-    # Partners share the key of their leader. Their own keys must not order the two: where a pair comes first, the key
-    # of the leader is small, so the leader would always be the one of one shot.
+    # Both inputs of a pair share the key of the first, and `ties` orders them. With their own keys the first input
+    # would lead whenever the pair comes early, so it would always be the support point of a 1-shot task.
     joint = keys.gather(-1, leader) + 1e-9 * ties
     return joint.masked_fill(positions >= sizes.unsqueeze(-1), 2.0).argsort(-1)
 
 
 def _keep_pairs(order: Tensor, partner: Tensor, sizes: Tensor, shot: int, number: int) -> Tensor:
-    """The order, with the pair that the end of the support set splits moved to one side.
+    """Change the order so that the boundary between support and query set does not split a pair.
 
-    If there are inputs to spare, the second of the pair leaves the task; otherwise it is exchanged for a single input.
+    If the class has more inputs than the task needs, the second input of the pair leaves the task. Otherwise it is
+    exchanged for an input without a partner.
     """
     positions = torch.arange(order.shape[-1])
     split = partner.gather(-1, order[..., shot - 1].unsqueeze(-1)).squeeze(-1) == order[..., shot]
@@ -82,7 +102,7 @@ def _keep_pairs(order: Tensor, partner: Tensor, sizes: Tensor, shot: int, number
 
 
 def _swap(order: Tensor, here: Tensor, there: Tensor) -> Tensor:
-    """`order` with the entries at positions here and there exchanged, row by row."""
+    """`order` with the entries at the positions `here` and `there` exchanged, row by row."""
     here, there = here.unsqueeze(-1), there.unsqueeze(-1)
     other = order.scatter(-1, here, order.gather(-1, there))
     return other.scatter(-1, there, order.gather(-1, here))

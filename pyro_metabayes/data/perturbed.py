@@ -1,6 +1,6 @@
 """Tasks with perturbed features.
 
-Noise measures how much a method depends on clean features. A shift makes training tasks from artificial domains.
+Noise tests how much a method depends on clean features. A shift turns training tasks into tasks of artificial domains.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def with_shift(draw: Draw, most: float) -> Draw:
 
         |x| (x + s_t) / |x + s_t|,    s_t = u_t (x_a - x_b),    u_t ~ Uniform(0, most),
 
-    with x_a and x_b two queries of the block that contains t. All points of a task share one shift: support set,
+    where x_a and x_b are two queries of the block that contains t. All points of a task share one shift: support set,
     queries, and rotated views of the queries. most = 0 leaves the tasks unchanged.
     """
     if not most:

@@ -9,20 +9,20 @@ from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.errors import UsageError, check_choice
 
 PLACES = ("auto", "cpu", "accelerator")
-SHARE = 0.5  # of the free memory of a device that a bank may take; the rest is for training
+SHARE = 0.5  # a bank may use this share of the free memory of a device; the rest is for training
 
 
 def place_bank(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
-    """The bank on the device, or on the CPU, from where the tasks of each step are copied.
+    """The bank with its inputs on the device or on the CPU, from where the tasks of each step are copied.
 
     Args:
-        bank: any bank; one whose rows stay in a file stays there.
+        bank: any bank; inputs that stay in a file are not moved.
         device: the device of the run.
         place: "accelerator": on the device. "cpu": in the memory of the host.
-            "auto": on the device if the bank takes at most half of the free memory there.
+            "auto": on the device if the bank needs at most half of the free memory there.
 
     Raises:
-        UsageError: another name of a place, or place="accelerator" on the CPU.
+        UsageError: `place` is none of these, or is "accelerator" although the device is the CPU.
     """
     check_choice("data.device", place, PLACES)
     if place == "accelerator" and device.type == "cpu":
@@ -31,12 +31,12 @@ def place_bank(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
 
 
 def fits(bank: Bank, device: torch.device) -> bool:
-    """Whether the bank takes at most half of the free memory; true if the device does not report it."""
+    """Whether the bank needs at most half of the free memory; true if the device does not report its memory."""
     memory_of = getattr(torch.get_device_module(device.type), "mem_get_info", None) if device.type != "cpu" else None
     return memory_of is None or num_bytes(bank) <= SHARE * memory_of(device)[0]
 
 
 def num_bytes(bank: Bank) -> int:
-    """Memory of inputs, views and auxiliary inputs; none for inputs that stay in a file."""
+    """Memory of inputs, views and auxiliary inputs in bytes; 0 for inputs that stay in a file."""
     tensors = (bank.inputs, bank.views, *bank.auxiliary.values())
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))

@@ -1,4 +1,4 @@
-"""The inputs that the tasks of a split are drawn from: those of the bank, or several views of each."""
+"""The inputs from which the tasks of a split are drawn: those of the bank, or several views of each."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from pyro_metabayes.data.mapped import StoredRows
 class Pool:
     """Inputs of one split.
 
-    inputs: those of the bank; or, for training tasks of a bank with V views, [(V + 1) N, *X], view after view.
-    rows [N]: the rows of the bank that each view holds, in increasing order; None without views.
+    Args:
+        inputs: those of the bank; or, for training tasks of a bank with V views, [(V + 1) N, *X], view after view.
+        rows: [N], the rows of the bank that each view holds, in increasing order; None without views.
     """
 
     inputs: Tensor | StoredRows
@@ -24,7 +25,7 @@ class Pool:
 
     @classmethod
     def of(cls, bank: Bank, split: str) -> Pool:
-        """The pool of a split; other splits than train have no views."""
+        """The pool of a split; only the training split has views."""
         if bank.views is None or split != "train":
             return cls(bank.inputs)
         rows = bank.rows("train")
@@ -36,13 +37,13 @@ class Pool:
         return self.inputs.device
 
     def places(self, rows: Tensor, generator: Generator) -> Tensor:
-        """Places in the pool of rows of the bank, each in a random view."""
+        """Positions in the pool of the given rows of the bank, each in a random view."""
         if self.rows is None:
             return rows
         views = torch.randint(len(self.inputs) // len(self.rows), rows.shape, generator=generator)
         return views * len(self.rows) + torch.searchsorted(self.rows, rows)
 
     def at(self, places: Tensor) -> Tensor:
-        """Inputs [..., *X] at places [...]."""
+        """Inputs [..., *X] at the positions `places` [...] of the pool."""
         flat = self.inputs.index_select(0, places.flatten().to(self.device, non_blocking=True))
         return flat.view(*places.shape, *flat.shape[1:])

@@ -6,17 +6,22 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-# Above this number of random keys, positions are sampled one after the other instead of by a partial sort. Part of
-# what defines a task.
+# Above this number of random keys, positions are sampled one after the other instead of by a partial sort. Another
+# value would change the tasks of a seed.
 MOST_KEYS = 2**21
 
 
 def random_positions(sizes: Tensor, number: int, largest: int, generator: Generator) -> Tensor:
-    """`number` different positions below each of `sizes` [B, C], in random order: [B, C, number].
+    """Random positions [B, C, number] in each class, without replacement and in random order.
 
-    A class with fewer has all of them, followed by positions that it does not have, which no task may use.
+    For a class with fewer than `number` inputs, all its positions come first. The invalid positions that follow must
+    not be used.
 
-    largest: the largest class of the bank, which fixes how many random numbers are used.
+    Args:
+        sizes: [B, C], number of inputs of each class.
+        number: number of positions per class.
+        largest: number of inputs of the largest class of the bank, which fixes how many random numbers are used.
+        generator: source of random numbers.
     """
     if sizes.numel() * largest > MOST_KEYS:
         return sequential_positions(sizes, number, generator)
@@ -29,9 +34,9 @@ def random_positions(sizes: Tensor, number: int, largest: int, generator: Genera
 def sequential_positions(sizes: Tensor, number: int, generator: Generator) -> Tensor:
     """As `random_positions`, at a cost that does not depend on the sizes.
 
-    For j = size - number, ..., size - 1: take a random one of 0, ..., j, or j itself if that one was taken before. All
-    subsets are equally likely (Bentley and Floyd 1987, "A sample of brilliance"), but their orders are not, so the
-    order is drawn at the end.
+    For j = size - number, ..., size - 1: draw a position from 0, ..., j, and use j instead if that position was drawn
+    before. All subsets are equally likely (Bentley and Floyd 1987, "A sample of brilliance"), but their orders are not.
+    Therefore the order is drawn at the end.
     """
     positions = torch.empty(*sizes.shape, number, dtype=torch.int64)
     available = sizes.clamp(max=number)
@@ -45,7 +50,7 @@ def sequential_positions(sizes: Tensor, number: int, generator: Generator) -> Te
 
 
 def _places_of_largest(keys: Tensor, number: int) -> Tensor:
-    """keys.topk(number).indices along the last axis, in half the time: numpy partitions before it sorts. No ties."""
+    """keys.topk(number).indices along the last axis, for keys without ties, in half the time by numpy's partition."""
     values = keys.numpy()
     if number == values.shape[-1]:
         return keys.argsort(-1, descending=True)

@@ -1,4 +1,4 @@
-"""Tasks from a bank of classes: their rows are drawn per block, their inputs gathered per batch."""
+"""Tasks from a bank of classes. Rows are drawn per block of tasks, and inputs are gathered per batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class RowsOfTasks:
-    """A block of tasks as places in a pool: `rows` has numbers [T, S] and [T, Q] in place of inputs."""
+    """A block of tasks as positions in a pool: support_x and query_x of `rows` are positions [T, S] and [T, Q]."""
 
     pool: Pool
     rows: Episodes
@@ -56,11 +56,11 @@ class BankSampler:
         return self.bank.input_shape
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
-        """As `Source.sampler`; refuses a shape that the split cannot fill."""
+        """As `Source.sampler`; raises a UsageError if the split has too few classes or inputs for the shape."""
         return self.rows_sampler(split, shape)
 
     def rows_sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], RowsOfTasks]:
-        """As `sampler`, with the rows of each task on the CPU."""
+        """As `sampler`, but always with the row numbers of each task."""
         classes = self._classes(split, shape)
         sizes, starts = self.bank.class_sizes[classes], self.bank.class_starts[classes]
         number, pool = self._inputs_per_class(sizes, shape), Pool.of(self.bank, split)
@@ -76,13 +76,13 @@ class BankSampler:
         return draw
 
     def _classes(self, split: str, shape: TaskShape) -> Tensor:
-        """Class ids of the split, which has enough classes and inputs for the shape."""
+        """Class ids of the split, after a check that it has enough classes and inputs for the shape."""
         shape.check_classes(split)
         classes = self.bank.splits[split]
         if len(classes) < shape.way:
             raise UsageError(
                 f"expected at least task.way={shape.way} classes in the {split} split, got {len(classes)}; "
-                "lower task.way or bring more classes"
+                "lower task.way or add classes"
             )
         sizes = self.bank.class_sizes[classes]
         shape.refuse_small_classes(sizes, [self.bank.class_names[index] for index in classes.tolist()], split)
@@ -94,11 +94,11 @@ class BankSampler:
 
     @staticmethod
     def _inputs_per_class(sizes: Tensor, shape: TaskShape) -> int:
-        """Inputs drawn of each class: its support points and the most queries that any class can have."""
+        """Number of inputs drawn per class: the support points, and the largest number of queries of any class."""
         return min(shape.shot + shape.most_queries, int(sizes.max()))
 
     def _positions(self, starts: Tensor, sizes: Tensor, shot: int, number: int, generator: Generator) -> Tensor:
-        """Different positions inside each class [B, C, number]; a smaller class has unused ones after its own."""
+        """Positions in each class [B, C, number] without replacement; invalid ones at the end for smaller classes."""
         largest = int(self.bank.class_sizes.max())
         if self.bank.pairs:
             return self.bank.pairs.positions(starts, sizes, shot, number, largest, generator)
@@ -106,9 +106,14 @@ class BankSampler:
 
     @staticmethod
     def _tasks(places: Tensor, classes: Tensor, shape: TaskShape, labels: Tensor, number: Tensor) -> Episodes:
-        """Class-ordered tasks of `places` [B, C, N], with places in the pool for inputs.
+        """Class-ordered tasks with positions in the pool in place of inputs.
 
-        labels, number [B, Q]: class of each query, and its number within the class.
+        Args:
+            places: [B, C, N], positions in the pool.
+            classes: [B, C], class ids.
+            shape: the shape of the tasks.
+            labels: [B, Q], class of each query.
+            number: [B, Q], index of each query within its class.
         """
         return Episodes(
             support_x=places[..., : shape.shot].flatten(1),

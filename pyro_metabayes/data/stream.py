@@ -17,7 +17,7 @@ from pyro_metabayes.errors import UsageError
 
 
 class Block(Protocol):
-    """Tasks drawn together: Episodes, or an object that makes the requested ones."""
+    """Tasks drawn together: Episodes, or an object that constructs the requested tasks."""
 
     def tasks(self, index: slice) -> Episodes: ...
 
@@ -42,14 +42,14 @@ class Source(Protocol):
 
 @runtime_checkable
 class HasContext(Protocol):
-    """A source that provides counts which only some models need, by the names of constructor arguments."""
+    """A source that provides counts for some models, by the names of constructor arguments (`build.FromSource`)."""
 
     @property
     def context(self) -> Mapping[str, int]: ...
 
 
 def context_of(source: Source) -> dict[str, int]:
-    """What the source provides to the parts of a learner."""
+    """The counts that the source provides for the parts of a learner; {} for most sources."""
     return dict(source.context) if isinstance(source, HasContext) else {}
 
 
@@ -63,17 +63,17 @@ class KnownTruth(Protocol):
 
 
 def check_regression(split: str, shape: TaskShape) -> None:
-    """Refuse a split or shape that no regression simulator can draw."""
+    """Raise a UsageError for a split or a task shape that is not valid in a regression."""
     if split not in SPLITS:
         raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
     if shape.way != 1 or shape.shot < 0 or shape.query < 1:
         raise UsageError(f"expected way=1 (labels are numbers), shot >= 0 and query >= 1, got {shape}")
     if shape.query_counts or shape.query_concentration:
-        raise UsageError("expected no task.query_counts or query_concentration where labels are numbers; drop them")
+        raise UsageError("expected no task.query_counts or query_concentration where labels are numbers; remove them")
 
 
 def generator_of(seed: int, split: str, block: int) -> Generator:
-    """The random stream of one block, independent of all others."""
+    """The random number generator of one block, independent of the generators of other blocks."""
     digest = sha256(f"{seed}/{split}/{block}".encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
@@ -87,12 +87,12 @@ class Tasks(Protocol):
 
 
 class TaskStream:
-    """Tasks of one split, addressed by index: an endless sequence, or the first `num_tasks` again and again.
+    """Tasks of one split, addressed by index: an endless sequence, or the first `num_tasks` tasks repeated.
 
     Args:
         draw: draws a block of tasks from a generator.
-        seed: of all blocks.
-        split: the split of the tasks.
+        seed: seed of the tasks.
+        split: the split of the tasks, on which their random numbers depend.
         num_tasks: number of different tasks; None or 0: endless.
         block: number of tasks per call of `draw`.
     """

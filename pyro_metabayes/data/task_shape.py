@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from pyro_metabayes.data.bank import SPLITS
 from pyro_metabayes.errors import UsageError
 
-BLOCK = 64  # tasks per generator (data=groups: all groups); part of what defines a task, hence no setting
+BLOCK = 64  # tasks per generator (data=groups: all groups); no setting, since another value would change the tasks
 
 
 @dataclass
@@ -22,13 +22,14 @@ class TaskShape:
 
     If domains share their classes, the queries are a minibatch of way * query points of any class, and shot is 0.
 
-    query_counts: numbers of query points of the classes instead of `query`, in a new random order in every task;
-        query_concentration and query_balanced are then ignored.
-    query_concentration: a > 0 draws the counts from Multinomial(way * query, Dirichlet(a, ..., a)): the unbalanced
-        queries of Veilleux et al. (2021, "Realistic evaluation of transductive few-shot learning"), who take a = 2.
-        Where a class has fewer inputs, from that distribution given that the counts fit the classes. 0: off.
-    query_balanced: fraction of the tasks that are balanced even so.
-    feature_noise: length of the noise added to each feature vector, relative to its length (perturbed.py).
+    Args:
+        query_counts: numbers of query points of the classes instead of `query`, in a new random order in every task;
+            query_concentration and query_balanced are then ignored.
+        query_concentration: a > 0 draws the counts from Multinomial(way * query, Dirichlet(a, ..., a)), conditional on
+            no class having more queries than inputs: the imbalanced query sets of Veilleux et al. (2021, "Realistic
+            evaluation of transductive few-shot learning"), who use a = 2. 0: off.
+        query_balanced: fraction of the tasks that are balanced although query_concentration is set.
+        feature_noise: length of the noise added to each feature vector, relative to its length (perturbed.py).
     """
 
     way: int = 5
@@ -39,7 +40,7 @@ class TaskShape:
     query_balanced: float = 0.0
     feature_noise: float = 0.0
     base_query: int = 0  # additional queries of base classes, for learning without forgetting (model=lwof)
-    train_query: int = 0  # query in training tasks, with base_query in proportion; 0: as query
+    train_query: int = 0  # replaces query in training tasks (base_query changes in proportion); 0: no replacement
 
     def __post_init__(self) -> None:
         if not 0 <= self.feature_noise < math.inf:
@@ -74,7 +75,7 @@ class TaskShape:
         return max(self.query_counts, default=most)
 
     def check_classes(self, split: str) -> None:
-        """Refuse a split or shape that no classification task can have."""
+        """Raise a UsageError for a split or a task shape that is not valid in classification."""
         if split not in SPLITS:
             raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
         if self.way < 2 or self.shot < 1 or self.query < 1:
@@ -93,9 +94,15 @@ class TaskShape:
             )
 
     def refuse_small_classes(self, sizes: Tensor, names: Sequence[str], split: str) -> None:
-        """Refuse classes of `sizes` inputs [G] that are too small for a task.
+        """Raise a UsageError if a class has too few inputs for a task.
 
-        With query_concentration only the sum of the queries is given, which any `way` classes must hold together.
+        With query_concentration only the total number of queries is fixed, and any `way` classes together must have
+        that many.
+
+        Args:
+            sizes: [G], number of inputs of each class.
+            names: [G], names of the classes.
+            split: name of the split.
         """
         together = bool(self.query_concentration and not self.query_counts)
         each = self.query * (self.query_balanced > 0) if together else self.most_queries
@@ -116,9 +123,11 @@ class TaskShape:
             )
 
     def query_points(self, generator: Generator, room: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Class-ordered labels of the queries of BLOCK tasks, and their number within the class: both [BLOCK, Q].
+        """Labels of the queries of BLOCK tasks in class order, and the index of each within its class: both [BLOCK, Q].
 
-        room [BLOCK, way]: the largest number of queries of each class; None: as many as task.query_concentration draws.
+        Args:
+            generator: source of random numbers.
+            room: [BLOCK, way], largest possible number of queries of each class; None: no limit.
         """
         counts = self._query_counts(generator, room)
         point = torch.arange(int(counts[0].sum())).expand(BLOCK, -1).contiguous()
@@ -143,7 +152,7 @@ class TaskShape:
         marginals = numbers.dirichlet([self.query_concentration] * self.way, BLOCK)
         counts = torch.from_numpy(numbers.multinomial(total, marginals))
         if room is not None and (over := (counts > room).any(1)).any():
-            # Counts that fit have the conditional distribution already, which is slow to draw from.
+            # Counts within the limits have the conditional distribution; only the others are drawn from it (slow).
             uniform = torch.from_numpy(numbers.random((int(over.sum()), self.way)))
             counts[over] = bounded_counts(total, self.query_concentration, room[over], uniform)
         return counts
@@ -152,8 +161,9 @@ class TaskShape:
 def bounded_counts(total: int, concentration: float, room: Tensor, uniform: Tensor) -> Tensor:
     """Counts n_1, ..., n_C from Multinomial(N, Dirichlet(a, ..., a)), given that n_c <= room_c for every class.
 
-    p(n) is proportional to prod_c w(n_c) with w(n) = Gamma(n + a) / n!. The sums Z_c(m) of prod_{j >= c} w(n_j) over
-    counts with sum m follow from Z_{c+1}; the classes then draw p(n_c = n | m left) = w(n) Z_{c+1}(m - n) / Z_c(m).
+    p(n) is proportional to prod_c w(n_c) with w(n) = Gamma(n + a) / n!. Let Z_c(m) be the sum of prod_{j >= c} w(n_j)
+    over counts with sum m; it follows from Z_{c+1}. The counts are drawn class by class: if m queries remain for class
+    c and later ones, p(n_c = n) = w(n) Z_{c+1}(m - n) / Z_c(m).
 
     Args:
         total: N.

@@ -1,4 +1,4 @@
-"""The columns of a CSV file that a regression in groups reads."""
+"""The columns of a CSV file that are used in a regression of grouped data."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ Levels = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a file as a regression reads them.
+    """The rows of a file as the data of a regression.
 
-    keys: the group of each row [N].
-    values: the D features and the response [N, D + 1], 1 for the intercept.
-    columns: their names; those with group-specific weights come first.
-    random: the features with group-specific weights.
-    levels: of each column of text; the first is the reference, the others have a feature of 0 and 1 each.
-    notes: what a user should know, one line each.
+    Attributes:
+        keys: [N], the group of each row.
+        values: [N, D + 1], the D features and the response; the intercept is a feature that is 1.
+        columns: [D + 1], names of the columns of `values`; features with group-specific weights come first.
+        random: names of the features with group-specific weights.
+        levels: levels of each column of text; the first is the reference, each other one has an indicator feature.
+        notes: notes for the user, one line each.
     """
 
     keys: list[str]
@@ -43,7 +44,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class ChosenColumns:
-    """Names of columns as the header has them; random: those with group-specific weights, and the intercept."""
+    """Names of the chosen columns as they are in the header; `random` names the group-specific weights."""
 
     header: Header
     group: str | None
@@ -56,9 +57,10 @@ class ChosenColumns:
         """The rows of the file.
 
         Args:
-            missing, decimal: as in `Reading`.
-            levels: of the columns of text, as a training has seen them; None: those of this file, in their order.
-            optional: whether a response may be missing, as NaN.
+            missing: "refuse" or "drop" rows with missing values (`Reading`).
+            decimal: "point" or "comma".
+            levels: levels of the columns of text in the training data; None: the levels of this file, sorted.
+            optional: whether a missing response is allowed and becomes NaN.
         """
         columns = [*self.predictors, self.response]
         of_file = dict.fromkeys([*self.factors, *text_columns(self.header, self.predictors)]) if levels is None else {}
@@ -81,12 +83,12 @@ class ChosenColumns:
 
 
 def _indicators(name: str, places: Tensor, read: Sequence[str], levels: Sequence[str]) -> dict[str, Tensor]:
-    """A column of 0 and 1 for each level but the first."""
+    """An indicator column (0 or 1) for each level except the first."""
     return {f"{name}={level}": (places == read.index(level)).double() for level in levels[1:]}
 
 
 def _number_first(level: str) -> tuple[float, str]:
-    """Levels that are numbers in the order of numbers, others in that of the alphabet."""
+    """Sort key: levels that are numbers come first, in numerical order; the others follow in alphabetical order."""
     try:
         return float(level), ""
     except ValueError:
@@ -108,10 +110,10 @@ def chosen_columns(
     factors: Sequence[Name] = (),
     grouped: bool = True,
 ) -> ChosenColumns:
-    """The columns that the settings name; grouped: whether the file has the column of groups.
+    """The columns that the settings name (`groups.load`); grouped: whether the file has the column of groups.
 
     Raises:
-        UsageError: a column that the file does not have, or that is named twice; several columns of groups.
+        UsageError: the file lacks a column, a column is named twice, or several columns of groups are named.
     """
     group = _one_group(file, group)
     header = header_of(file, [*([group] if grouped else []), *predictors, response])
@@ -125,7 +127,7 @@ def chosen_columns(
 
 
 def _one_group(file: Path, group: Name | Sequence[Name]) -> Name:
-    """The column of data.group; nested and crossed groups are refused by that name."""
+    """The column that data.group names; several columns (nested or crossed groups) raise a UsageError."""
     if group is None or isinstance(group, str | int | float):
         return group
     if len(group) != 1:
@@ -134,13 +136,13 @@ def _one_group(file: Path, group: Name | Sequence[Name]) -> Name:
         kind = _kind_of_groups(header, names)
         raise UsageError(
             f"expected one column in data.group, got {' and '.join(names) or 'none'}, whose groups are {kind}: the "
-            "model has effects of one kind of groups; name one of them"
+            "model has effects of one grouping only; name one of them"
         )
     return group[0]
 
 
 def _kind_of_groups(header: Header, names: Sequence[str]) -> str:
-    """Nested: each group of one column lies within one group of the other."""
+    """"nested" if each group of one column lies within one group of the other, else "crossed"."""
     texts: dict[str, None] = dict.fromkeys(names)
     codes = read_columns(header, None, names, Reading(levels=texts)).values
     pairs = {(first, second) for first, second, *_ in codes.tolist()} if len(names) > 1 else set()
@@ -149,12 +151,12 @@ def _kind_of_groups(header: Header, names: Sequence[str]) -> str:
 
 
 def _random(random: Sequence[Name], predictors: Sequence[str]) -> list[str]:
-    """The texts of data.random, among the intercept and the predictors."""
+    """The names in data.random, each of which must be "intercept" or a predictor."""
     there = [INTERCEPT, *dict.fromkeys(predictors)]
     if unknown := [name for name in random if not matching(name, there)]:
         raise UsageError(f"expected data.random to name some of {', '.join(there)}, got '{unknown[0]}'")
     if not random:
-        raise UsageError("expected data.random to name what differs from group to group, got nothing; take [intercept]")
+        raise UsageError("expected data.random to name the group-specific weights, got none; set it to [intercept]")
     return [matching(name, there)[0] for name in random]
 
 
@@ -162,6 +164,6 @@ def _check_names(random: Sequence[str], predictors: Sequence[str], group: str | 
     every = [INTERCEPT, *predictors, *([] if group is None else [group]), response]
     if twice := [name for name in dict.fromkeys([*every, *random]) if every.count(name) > 1 or random.count(name) > 1]:
         raise UsageError(
-            f"expected each of data.group, predictors, random and response to be another column, got '{twice[0]}' "
+            f"expected data.group, predictors, random and response to name each column once, got '{twice[0]}' "
             f"twice ('{INTERCEPT}' is the name of the constant)"
         )

@@ -1,8 +1,8 @@
 """CIFAR-100, 100 classes of 600 images, under the class splits of the few-shot literature.
 
-Read from METABAYES_DATA/cifar100 (one lossless sheet per class), or without METABAYES_DATA from the archive that
-torchvision downloads. Classes are in the order of the published lists (splits/), the images of a class in the order of
-the SHA-1 sums of their pixels, so both sources give the same bank.
+The images are read from METABAYES_DATA/cifar100 (one lossless sheet per class), or without METABAYES_DATA from the
+archive that torchvision downloads. Classes have the order of the published lists (splits/). The images of a class are
+sorted by the SHA-1 sums of their pixels. So both sources give the same bank.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def bank_of(split_name: str) -> Bank:
     if absent := [name for name in names if name not in images_of]:
         raise UsageError(
             f"expected images of every class of {split_name} in CIFAR-100, got none of '{absent[0]}' ({len(absent)} "
-            "classes are absent); copy or download the data again"
+            "classes are missing); copy or download the data again"
         )
     images = [images_of[name] for name in names]
     labels = np.arange(len(names)).repeat([len(array) for array in images])
@@ -74,7 +74,7 @@ def _from_sheets(split_name: str) -> tuple[dict[str, list[str]], dict[str, np.nd
 
 
 def _sheet(split: str, name: str, checksum: str | None) -> np.ndarray:
-    """The 600 images of a class [600, 3, 32, 32]; checksum: SHA-256 of the pixels, checked if given."""
+    """The images of a class [600, 3, 32, 32]. `checksum` is the expected SHA-256 of the pixels; None: not checked."""
     path = data_file(f"cifar100/sheets/{split}/{name}.webp", HINT)
     try:
         sheet = pixels(path, None).transpose(1, 2, 0)
@@ -94,13 +94,13 @@ def _sheet(split: str, name: str, checksum: str | None) -> np.ndarray:
 
 
 def _from_torchvision() -> dict[str, np.ndarray]:
-    """Images of each class; downloaded once, unless the archive is in the cache already."""
+    """Images of each class. The archive is downloaded unless it is already in the cache."""
     arrays = cached_arrays("cifar100", {"order": "sha1"}, lambda: read_archive(_archive_path()))
     return dict(zip(arrays["names"].tolist(), arrays["images"], strict=True))
 
 
 def _archive_path() -> Path:
-    """torchvision's archive in the cache, with torchvision's md5 checksum; a partial download is never kept."""
+    """Path of the archive in the cache, after its md5 checksum is verified; a partial download is never kept."""
     vision = torchvision()
     source = vision.datasets.CIFAR100
     path = cache_folder() / source.filename
@@ -108,8 +108,8 @@ def _archive_path() -> Path:
         refuse_unless_allowed("CIFAR-100", "cifar_fs", f"put {META} below a folder that METABAYES_DATA names")
     if path.is_file() and not vision.datasets.utils.check_integrity(str(path), source.tgz_md5):
         raise UsageError(
-            f"expected the md5 checksum {source.tgz_md5} of {path}, got another: it is cut short or another file; "
-            "delete it, and it is downloaded again"
+            f"expected the md5 checksum {source.tgz_md5} of {path}, got another: it is truncated or another file; "
+            "delete it to download it again"
         )
     if not path.is_file():
         try:
@@ -143,18 +143,18 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
         return {"images": classes, "names": flat_array(names, str(path)).astype(str)}
     except DAMAGED as error:
         reason = reason_of(error)
-        raise UsageError(f"expected as many images of each class in {path}, got {reason}; download it again") from None
+        raise UsageError(f"expected equally many images per class in {path}, got {reason}; download it again") from None
 
 
 def _member(archive: tarfile.TarFile, name: str, path: Path) -> Any:
     member = archive.getmember(f"cifar-100-python/{name}")
     file = archive.extractfile(member) if member.isreg() else None  # a link may point outside the archive
     if file is None:
-        raise KeyError(f"no file {name} in it")
+        raise KeyError(f"it has no file {name}")
     return read_arrays(file, f"{name} of {path}")
 
 
 def in_order(images: np.ndarray) -> np.ndarray:
-    """Images [N, 3, 32, 32] sorted by the SHA-1 sums of their pixels, row by row and colour by colour in each."""
+    """Images [N, 3, 32, 32] sorted by the SHA-1 sums of their pixels (rows, then columns, then colours)."""
     keys = [sha1(image.tobytes()).digest() for image in images.transpose(0, 2, 3, 1)]
     return images[sorted(range(len(images)), key=keys.__getitem__)]

@@ -7,5 +7,5 @@ from pyro_metabayes.data.sources.cifar100 import bank_of
 
 
 def load() -> Bank:
-    """uint8 images [60000, 3, 32, 32], from METABAYES_DATA, or torchvision's download without it."""
+    """uint8 images [60000, 3, 32, 32] from METABAYES_DATA, or if it is not set, from the download of torchvision."""
     return bank_of("cifar_fs")

@@ -13,16 +13,27 @@ from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales, check
 from pyro_metabayes.errors import UsageError, check_choice
 
 FAMILIES = ("gaussian", "bernoulli", "poisson")
-COLLINEAR = 1e-6  # sd of what the other columns do not explain, in sds of the column
-NEARLY = 1e-2  # below this sd the optimiser does not find the weights; noted only, since predictions may be good
-FAR = 10.0  # sds between 0 and the mean, from which on a slope and its value at the mean are one quantity
-OTHER_UNITS = 10.0  # sds between the means of two files, from which on they are hardly in the same unit
+COLLINEAR = 1e-6  # residual sd of a column given the others, relative to its sd, below which it is refused
+NEARLY = 1e-2  # residual sd below which the optimiser finds the weights badly; noted only, predictions may be good
+FAR = 10.0  # distance of the mean from 0, in sds, from which on a slope without intercept is refused
+OTHER_UNITS = 10.0  # distance of the means of two files, in sds, from which on their units probably differ
 
 
 def learnable_scales(
     rows: Tensor, columns: Sequence[str], random: Sequence[str], given: Mapping[str, Moments], file: Path
 ) -> Scales:
-    """The given scales, and for other columns those of the training rows, if a regression can be learned from them."""
+    """Scales of all columns: the given ones, and for the other columns those of the training rows, after checks.
+
+    Args:
+        rows: [N, D + 1], rows of the training groups.
+        columns: [D + 1], their names.
+        random: names of the features with group-specific weights.
+        given: mean and sd of columns by name, in the units of the file.
+        file: the file, for messages.
+
+    Raises:
+        UsageError: a column is constant, or the mean of a group-specific predictor without intercept is far from 0.
+    """
     check_given(given, columns)
     estimated = [place for place, name in enumerate(columns) if "sd" not in given.get(name, {})]
     refuse_constant(rows[:, estimated], [columns[place] for place in estimated], file)
@@ -34,37 +45,40 @@ def learnable_scales(
 
 
 def refuse_constant(values: Tensor, columns: Sequence[str], file: Path) -> None:
-    """Refuse a column of the training groups whose numbers are all equal, up to the precision of float64."""
+    """Raise a UsageError if all values of a column are equal, up to the precision of float64."""
     largest, spread = values.abs().amax(0), values.amax(0) - values.amin(0)
     for name, size, difference in zip(columns, largest.tolist(), spread.tolist(), strict=True):
         if name != INTERCEPT and 0 < difference <= 1e-12 * size:
             raise UsageError(
                 f"expected numbers that differ by more than their rounding in column '{name}' of {file}, got a range "
-                f"of {difference:g} beside numbers as large as {size:g}, such as times in nanoseconds; subtract a "
+                f"of {difference:g} for numbers as large as {size:g}, such as times in nanoseconds; subtract a "
                 "constant from the column when the file is written"
             )
         if name != INTERCEPT and not 0 < difference < math.inf:
             raise UsageError(
                 f"expected numbers that differ in column '{name}' of {file}, got a range of {difference:g} in the "
-                "training groups; drop the column, or bring more groups"
+                "training groups; remove the column, or add groups"
             )
 
 
 def refuse_far_from_zero(values: Tensor, columns: Sequence[str], random: Sequence[str], file: Path) -> None:
-    """Refuse group-specific slopes without intercepts of columns far from 0, whose lines would all meet there."""
+    """Refuse group-specific slopes without intercepts if the mean of the column is far from 0.
+
+    The lines of all groups would then meet at 0, far from the data.
+    """
     for name in random:
         column = values[:, columns.index(name)]
         mean, sd = column.mean().item(), column.std(correction=0).item()
         if INTERCEPT not in random and abs(mean) > FAR * sd:
             raise UsageError(
-                f"expected '{INTERCEPT}' in data.random beside '{name}', got slopes alone, whose lines all meet at "
-                f"{name} = 0, while {name} has mean {mean:g} and sd {sd:g} in {file}; set data.random="
+                f"expected '{INTERCEPT}' in data.random beside '{name}', got only slopes, so that all lines meet at "
+                f"{name} = 0, although {name} has mean {mean:g} and sd {sd:g} in {file}; set data.random="
                 f"[{','.join((INTERCEPT, *random))}]"
             )
 
 
 def refuse_other_family(y: Tensor, family: str, name: str, file: Path) -> None:
-    """Refuse a response [N] that a distribution of data.family cannot have."""
+    """Raise a UsageError if the response [N] is outside the support of data.family."""
     check_choice("data.family", family, FAMILIES)
     whole = bool((y == y.round()).all()) and y.min().item() >= 0
     if (family == "bernoulli" and not (whole and y.max().item() <= 1)) or (family == "poisson" and not whole):
@@ -76,21 +90,24 @@ def refuse_other_family(y: Tensor, family: str, name: str, file: Path) -> None:
 
 
 def notes_of_training(rows: Tensor, scales: Scales, file: Path, family: str = "gaussian") -> list[str]:
-    """Notes about the columns [N, D + 1] of the training groups; refuses collinear predictors."""
+    """Notes about the columns [N, D + 1] of the training groups; collinear predictors raise a UsageError."""
     about = notes_of_response(rows[:, -1], scales.columns[-1]) if family == "gaussian" else []
     return about + check_collinear(scales.standardised(rows), scales, file)
 
 
 def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[str]:
-    """Refuse a column that follows from those before it; a note for one that nearly does.
+    """Refuse a column that is a linear function of the columns before it, and note one that nearly is.
 
     Args:
         standardised: columns [N, D + 1] of the training groups.
-        scales: theirs.
-        file: for the message.
+        scales: the scales by which they were standardised.
+        file: the file, for the message.
 
     Returns:
         At most one note.
+
+    Raises:
+        UsageError: a column is a linear function of others.
     """
     inputs, columns = standardised[:, :-1], scales.columns[:-1]
     order = sorted(range(len(columns)), key=lambda place: columns[place] != INTERCEPT)
@@ -105,36 +122,36 @@ def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[st
         others = " and ".join(f"'{name}'" for name in sharing if name != INTERCEPT)
         if rest < COLLINEAR:
             raise UsageError(
-                f"expected columns none of which follows from others, got '{columns[place]}' as a linear function of "
-                f"{others} in the training groups of {file}; drop one of them from data.predictors"
+                f"expected predictors that are not collinear, got '{columns[place]}', which is a linear function of "
+                f"{others} in the training groups of {file}; remove one of them from data.predictors"
             )
         notes.append(
-            f"column '{columns[place]}' nearly follows from {others} (all but {rest:.1g} of its sd): their weights are "
-            "poorly determined; drop one, or subtract the mean before taking squares and products"
+            f"column '{columns[place]}' is nearly a linear function of {others} (residual {rest:.1g} of its sd): their "
+            "weights are poorly determined; remove one, or subtract the mean before taking squares and products"
         )
     return notes[:1]
 
 
 def refuse_unresolved(standardised: Tensor, columns: Sequence[str], file: Path) -> None:
-    """Refuse a column [N, D + 1] of which single precision keeps less than half of the distinct values."""
+    """Raise a UsageError if single precision cannot tell apart half of the distinct values of a column [N, D + 1]."""
     rounded = standardised.to(torch.get_default_dtype())
     for name, exact, kept in zip(columns, standardised.unbind(1), rounded.unbind(1), strict=True):
         before, after = len(exact.unique()), len(kept.unique())
         if 2 * after < before:
             raise UsageError(
-                f"expected a column '{name}' of {file} without values that are far from all others, got {before} "
-                f"distinct values of which {after} can be told apart beside the largest; take logarithms, or remove rows"
+                f"expected a column '{name}' of {file} without extreme values, got {before} distinct values of which "
+                f"single precision distinguishes {after}; take logarithms, or remove rows"
             )
 
 
 def notes_of_response(y: Tensor, name: str) -> list[str]:
-    """A note for a response to which Gaussian noise hardly fits: two values, or whole numbers close to 0."""
+    """A note for a response that Gaussian noise fits badly: two values, or whole numbers close to 0."""
     low, high = y.min().item(), y.max().item()
     fitted = "it is fitted with Gaussian noise of one sd, as if it were continuous and unbounded"
     if len(y.unique()) == 2:
         return [
-            f"response '{name}' has two values, {low:g} and {high:g}: {fitted}; predictions are no probabilities; "
-            "data.family=bernoulli model=generalised_regression fits it as 0 and 1"
+            f"response '{name}' has two values, {low:g} and {high:g}: {fitted}; predictions are not probabilities; "
+            "for 0 and 1 set data.family=bernoulli model=generalised_regression"
         ]
     near_zero = y.mean().item() < 3 * y.std(correction=0).item()
     if near_zero and low >= 0 and bool((y == y.round()).all()):
@@ -145,7 +162,7 @@ def notes_of_response(y: Tensor, name: str) -> list[str]:
 
 
 def notes_of_units(values: Tensor, scales: Scales, given: Mapping[str, Moments]) -> list[str]:
-    """A note for columns whose mean is far from that of the run, where it is recorded with the sd."""
+    """A note for each column whose mean is far from its mean in the training data; only columns with a recorded sd."""
     far = ((values.mean(0) - scales.mean) / scales.sd).abs() > OTHER_UNITS
     return [
         f"column '{name}' has mean {mean:g} where the run was trained on mean {of_run:g} and sd {sd:g}: are the units "

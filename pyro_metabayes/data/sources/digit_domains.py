@@ -4,12 +4,12 @@
     usps      7,291 + 2,007 digits of envelopes (Hull 1994), 16 x 16
     uci       1,797 digits (Alpaydin and Kaynak), 8 x 8, from scikit-learn
     tilted    MNIST rotated by 45 degrees, counter-clockwise
-    inverted  MNIST, dark on white
-    blended   |patch - digit|, patches of photographs (BSDS500): the recipe of MNIST-M (Ganin et al. 2016), in colour;
-              not the published images
+    inverted  MNIST with dark digits on white
+    blended   |patch - digit| with patches of photographs (BSDS500), in colour: the recipe of MNIST-M (Ganin et al.
+              2016), not its published images
 
-Read from METABAYES_DATA/digits and resized to one size, with three channels. No digit of MNIST is in two domains or
-in two splits. Photographs in test images are not used for training or validation.
+The files are read from METABAYES_DATA/digits. All images are resized to one size and have three channels. No digit of
+MNIST is in two domains or in two splits. Photographs in test images are not used for training or validation.
 """
 
 from __future__ import annotations
@@ -55,11 +55,15 @@ def load(
 ) -> DomainBank:
     """uint8 images [M, 3, size, size] of the sources for training and validation, and of the target for the test.
 
-    target: the domain that is left out of training.
-    validation: a source for validation only; without one, validation uses validation images of every source.
-    train_images, val_images, test_images: the largest number of images of each domain.
-    seed: of the choice of images, photographs and patches.
-    train_shift: largest shift of the features of a training task (domains.DomainBank).
+    Args:
+        target: the domain that is left out of training.
+        validation: a source for validation only; "": validation uses validation images of every source.
+        size: height and width of the images in pixels.
+        train_images: largest number of training images of a domain.
+        val_images: largest number of validation images of a domain.
+        test_images: largest number of test images of a domain.
+        seed: seed of the choice of images, photographs and patches.
+        train_shift: largest shift of the features of a training task (domains.DomainBank).
     """
     if size < 1 or min(train_images, val_images, test_images) < 1:
         raise UsageError(
@@ -85,7 +89,7 @@ class Digits:
         return domain_rows(split, {name: self.of_classes(name, split) for name in domains}, iter)
 
     def of_classes(self, domain: str, split: str) -> dict[str, Images]:
-        """The images of each class."""
+        """The images of each class of a domain in a split."""
         noise = np.random.default_rng([self.seed, DOMAINS.index(domain), SPLITS.index(split)])
         drawings, labels = self.drawings(domain, split)
         render = self.renderer(domain, split, noise)
@@ -93,7 +97,7 @@ class Digits:
         return {name: [images[row] for row in np.flatnonzero(labels == digit)] for digit, name in enumerate(CLASSES)}
 
     def drawings(self, domain: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 drawings [N, height, width], ink 255 on 0, and their digits [N]."""
+        """uint8 drawings [N, height, width], ink 255 on background 0, and their digits [N]."""
         source = "mnist" if domain in OF_MNIST else domain
         x, y = self.pool(source, "test" if split == "test" else "train")
         counts = self.counts
@@ -105,7 +109,7 @@ class Digits:
         return x[order], y[order]
 
     def pool(self, source: str, half: str) -> tuple[np.ndarray, np.ndarray]:
-        """All digits of a file for training and validation, or for test."""
+        """All digits of a file for training and validation (`half` "train"), or for test ("test")."""
         arrays = arrays_of(self.files[source])
         if source != "uci":
             return arrays[f"{half}_x"], arrays[f"{half}_y"]
@@ -115,7 +119,7 @@ class Digits:
         return x[order], y[order]
 
     def renderer(self, domain: str, split: str, noise: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-        """The function from a drawing to an image of the domain."""
+        """A function that maps a drawing to an image of the domain."""
         if domain == "tilted":
             return lambda x: np.asarray(Image.fromarray(x).rotate(TILT, Image.Resampling.BICUBIC))
         if domain == "inverted":
@@ -125,7 +129,7 @@ class Digits:
         return lambda x: x
 
     def photographs(self, split: str) -> Images:
-        """Photographs [3, height, width]; test and the other splits have none in common."""
+        """Photographs [3, height, width]; those of the test split are in no other split."""
         path = self.files["photographs"]
         try:
             check_archive(path)
@@ -141,7 +145,7 @@ class Digits:
 
 
 def _is_photograph(name: str) -> bool:
-    """Whether a name in the archive is that of a photograph, not what an operating system has put beside it."""
+    """Whether a name in the archive is that of a photograph, and not of a file that an operating system has added."""
     return name.endswith(".jpg") and not any(map(is_hidden, name.split("/")))
 
 
@@ -154,7 +158,7 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
 
 
 def blend(drawing: np.ndarray, photographs: Images, noise: np.random.Generator) -> np.ndarray:
-    """|patch - drawing| [height, width, 3], of a random patch of a random photograph."""
+    """|patch - drawing| [height, width, 3] with a random patch of a random photograph."""
     photograph = photographs[noise.integers(len(photographs))]
     top, left = (
         noise.integers(length - side + 1) for length, side in zip(photograph.shape[1:], drawing.shape, strict=True)
@@ -164,6 +168,6 @@ def blend(drawing: np.ndarray, photographs: Images, noise: np.random.Generator) 
 
 
 def as_square(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [3, size, size] of [height, width] or [height, width, 3]."""
+    """Convert an image [height, width] or [height, width, 3] to uint8 [3, size, size]."""
     square = Image.fromarray(image).convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))

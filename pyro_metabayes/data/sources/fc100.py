@@ -1,4 +1,4 @@
-"""FC100: CIFAR-100 split by superclass (Oreshkin et al. 2018), 60 / 20 / 20 classes, so that test classes are far."""
+"""FC100: CIFAR-100 split by superclass (Oreshkin et al. 2018), 60 / 20 / 20 classes."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pyro_metabayes.data.sources.cifar100 import bank_of
 
 
 def load() -> Bank:
-    """uint8 images [60000, 3, 32, 32], from METABAYES_DATA, or torchvision's download without it."""
+    """uint8 images [60000, 3, 32, 32] from METABAYES_DATA, or if it is not set, from the download of torchvision."""
     return bank_of("fc100")

@@ -1,4 +1,4 @@
-"""Embeddings of the user: a file or folder with the arrays `features`, `labels` and, optionally, `split`."""
+"""Embeddings from the user: a file or folder with the arrays `features`, `labels` and, optionally, `split`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ SUFFIXES = (".npz", ".safetensors")
 def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) -> Bank:
     """The bank of an .npz or .safetensors file, or of a folder with a file NAME.npy for each array.
 
-    features [N, D]: any float or integer type. They become float32 of unit length, the input of the few-shot heads.
-        Those of a folder stay in their file, which may be larger than memory. The rows of a batch of tasks are read,
-        checked and scaled when the batch is drawn.
-    labels [N]: integers, or strings (not .safetensors).
-    split [N], optional: train, val or test (not .safetensors), or 0, 1 or 2; the same for all rows of a class.
-        Without it, the classes are shuffled with `seed`; the fractions `train` and `val` of them are for training and
-        validation, the rest for test.
+    The arrays are:
+        features [N, D]: any float or integer type. They become float32 of unit length, the input of the few-shot heads.
+            Those of a folder stay in their file, which may be larger than memory. The rows of a batch of tasks are
+            read, checked and scaled when the batch is drawn.
+        labels [N]: integers, or strings (not in .safetensors).
+        split [N], optional: train, val or test (not in .safetensors), or 0, 1 or 2; the same for all rows of a class.
+
+    Args:
+        path: the file or folder.
+        train: fraction of the classes for training, if there is no array `split`.
+        val: fraction of the classes for validation; the remaining classes are for test.
+        seed: seed of the random assignment of classes to splits.
     """
     arrays = _read(path)
     _check_names(arrays, path)
@@ -43,7 +48,7 @@ def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) 
         if len(classes) == 0:
             raise UsageError(
                 f"expected classes in every split, got none in {split} of {path} ({len(names)} classes in "
-                "all); bring more classes, or give each its place in the array 'split'"
+                "all); add classes, or assign them to splits in the array 'split'"
             )
     return Bank.from_arrays(features, labels, splits, [str(name) for name in names])
 
@@ -69,13 +74,13 @@ def _read(path: str) -> Arrays:
 
 
 def _remedy(reason: str) -> str:
-    if "object" in reason.lower():  # numpy's word for pickled ones
+    if "object" in reason.lower():  # numpy's term for pickled arrays
         return "arrays of Python objects are not loaded: save names with .astype(str) and numbers with .astype(float)"
     return "the file may be truncated: write the file again"
 
 
 def _arrays_of(file: Path) -> Arrays:
-    """Arrays in memory, or mapped where the path is a folder; pickled objects are never loaded."""
+    """The arrays of a file in memory, or of a folder memory-mapped; pickled objects are never loaded."""
     if file.is_dir():
         files = {name: file / f"{name}.npy" for name in _SHAPES}
         return {name: _map(array) for name, array in files.items() if array.is_file()}
@@ -93,7 +98,7 @@ _SHAPES = {"features": 2, "labels": 1, "split": 1}  # number of axes
 
 
 def _check_names(arrays: Arrays, path: str) -> None:
-    """Refuse a file without both arrays, or with different numbers of rows."""
+    """Raise a UsageError if features or labels are missing, or if the arrays have different numbers of rows."""
     for name in ("features", "labels"):
         if name not in arrays:
             there = ", ".join(sorted(arrays)) or "none"
@@ -103,11 +108,11 @@ def _check_names(arrays: Arrays, path: str) -> None:
         if arrays[name].ndim != _SHAPES[name] or length != lengths["features"]:
             shapes = ", ".join(f"{key} {list(arrays[key].shape)}" for key in lengths)
             raise UsageError(
-                f"expected features [N, D] and one of labels [N], split [N] a row, got {shapes} in {path}; "
-                "give every input one row"
+                f"expected features [N, D], labels [N] and split [N], if any, got {shapes} in {path}; "
+                "give every input one row in each"
             )
     if arrays["features"].size == 0:
-        raise UsageError(f"expected at least one row of features in {path}, got none; bring data")
+        raise UsageError(f"expected at least one row of features in {path}, got none; add data")
 
 
 def _features(features: np.ndarray, path: str) -> np.ndarray | MappedRows:
@@ -117,28 +122,28 @@ def _features(features: np.ndarray, path: str) -> np.ndarray | MappedRows:
         return _unit_length(features, np.arange(len(features)), path)
     if not features.flags.c_contiguous:
         raise UsageError(
-            f"expected features row by row in {path}, got them column by column; write numpy.ascontiguousarray of them"
+            f"expected features in C order in {path}, got Fortran order; save numpy.ascontiguousarray(features)"
         )
     return MappedRows(features, partial(_unit_length, path=path))
 
 
 def _unit_length(features: np.ndarray, numbers: np.ndarray, path: str) -> np.ndarray:
-    """Rows [n, D] as float32 of unit length; numbers [n]: which rows of the file they are."""
+    """Rows [n, D] as float32 of unit length. `numbers` [n] are their row numbers in the file, for messages."""
     with np.errstate(over="ignore"):  # an overflow is reported as infinite
         rows = features.astype(np.float32)
     finite = np.isfinite(rows).all(1)
     if bad := int((~finite).sum()):
         raise UsageError(
             f"expected finite features in {path}, got NaN or infinity (as float32) in {bad} of {len(rows)} "
-            f"rows; drop or fix them (the first is row {numbers[finite.argmin()]})"
+            f"rows; remove or fix them (the first is row {numbers[finite.argmin()]})"
         )
     largest = np.abs(rows).max(1, keepdims=True)
     if zero := int((largest == 0).sum()):
         raise UsageError(
             f"expected rows that can be scaled to unit length in {path}, got {zero} of {len(rows)} that are "
-            f"all zero; drop them (the first is row {numbers[largest.argmin()]})"
+            f"all zero; remove them (the first is row {numbers[largest.argmin()]})"
         )
-    rows = rows / largest  # so that the squares neither overflow nor vanish
+    rows = rows / largest  # so that the squares neither overflow nor underflow
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
@@ -161,7 +166,7 @@ def _splits_of_rows(split: np.ndarray, labels: np.ndarray, names: np.ndarray, pa
     if len(strange):
         raise UsageError(
             f"expected train, val, test or 0, 1, 2 in 'split' of {path}, got {strange[0]} ({split.dtype}); "
-            "name the split of every row so"
+            "write one of these for every row"
         )
     splits = {name: np.unique(labels[split == key]) for name, key in zip(SPLITS, keys, strict=True)}
     places = np.bincount(np.concatenate(list(splits.values())), minlength=len(names))
@@ -179,7 +184,7 @@ def _random_splits(num_classes: int, train: float, val: float, seed: int) -> Arr
     if not (train > 0 and val > 0 and train + val < 1):
         raise UsageError(
             f"expected fractions train > 0, val > 0 and train + val < 1, got train={train} and val={val}; "
-            "what they leave is for test"
+            "the remaining classes are for test"
         )
     order = np.random.default_rng(seed).permutation(num_classes)
     first, second = math.floor(train * num_classes + 0.5), math.floor((train + val) * num_classes + 0.5)

@@ -1,4 +1,4 @@
-"""Rows of a table that lack a cell."""
+"""Rows of a table with missing values."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from pathlib import Path
 
 from pyro_metabayes.errors import UsageError
 
-GAPS = {"", "na", "n/a", "nan", "null", "none", "."}  # a missing number, as R, pandas, SQL and SAS write it
+GAPS = {"", "na", "n/a", "nan", "null", "none", "."}  # how R, pandas, SQL and SAS write a missing number
 
 
 def is_gap(cell: str) -> bool:
-    """Whether a cell says that a value is missing."""
+    """Whether the text of a cell stands for a missing value."""
     return cell.strip().lower() in GAPS
 
 
 @dataclass
 class Gaps:
-    """Rows that lack a cell."""
+    """Counts of rows with missing values.
+
+    Attributes:
+        columns: number of missing values by column.
+        rows: number of rows.
+        first: description of the first one, for messages.
+    """
 
     columns: Counter[str] = field(default_factory=Counter)
     rows: int = 0
@@ -34,7 +40,16 @@ class Gaps:
 def lacking_of(
     key: str, cells: Sequence[str], keys: str | None, numbers: Sequence[str], missing: str
 ) -> list[tuple[str, str]]:
-    """The columns of a row without a value, and what stands there; unless gaps are dropped a group may be called NA."""
+    """Names and cells of the columns in which a row has no value.
+
+    Args:
+        key: the cell with the name of the group. With missing="drop" the names NA, null and the like are missing
+            values; otherwise only an empty one is.
+        cells: the other cells.
+        keys: name of the column of groups.
+        numbers: names of the columns of the other cells.
+        missing: "refuse" or "drop".
+    """
     lacking = [(str(keys), key)] if not key or (missing == "drop" and is_gap(key)) else []
     return lacking + [(name, cell) for name, cell in zip(numbers, cells, strict=True) if is_gap(cell)]
 
@@ -45,8 +60,8 @@ def notes_of_gaps(gaps: Gaps, complete: int, missing: str, path: Path) -> list[s
     how_many = f"{gaps.rows} of {gaps.rows + complete} rows of {path}"
     if missing == "refuse":
         raise UsageError(
-            f"expected a value in every cell, got gaps in {how_many}, the first: {gaps.first}; fill them, or set "
-            "data.missing=drop to leave these rows out"
+            f"expected a value in every cell, got missing values in {how_many}, the first: {gaps.first}; fill them, or "
+            "set data.missing=drop to leave these rows out"
         )
     columns = ", ".join(f"{count} in column '{name}'" for name, count in gaps.columns.items())
-    return [f"left out {how_many}, which have gaps: {columns}"]
+    return [f"left out {how_many}, which have missing values: {columns}"]

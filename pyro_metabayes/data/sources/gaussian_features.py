@@ -1,4 +1,4 @@
-"""Synthetic features of endlessly many classes, without data set or backbone, and with known accuracies."""
+"""Synthetic features of an unlimited number of classes, without data set or backbone, with known accuracies."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class GaussianFeatures:
-    """A class has a mean m; its points are ReLU(m + e), scaled to unit length (rectify=false: m + e as it is).
+    """The points of a class with mean m are ReLU(m + e), scaled to unit length; with rectify=false they are m + e.
 
-    m ~ N(mean, separation^2) and e ~ N(0, noise^2) in each of `num_features` dimensions. At the defaults a
-    nearest-prototype cosine classifier has an accuracy of 60% on 5-way 1-shot 15-query tasks, SIB of 87%. The splits
-    differ by the random stream only: no class is drawn twice.
+    m ~ N(mean, separation^2) and e ~ N(0, noise^2) in each of `num_features` dimensions. At the defaults, on 5-way
+    1-shot tasks with 15 queries per class, the nearest prototype by cosine has an accuracy of 60%, and SIB of 87%.
+    The splits differ only in their random numbers; no class is drawn twice.
     """
 
     num_targets = 0  # labels are classes

@@ -1,4 +1,4 @@
-"""Tasks that the user has made: Episodes, or batches of them from a function or an iterable."""
+"""Tasks that the user has constructed: Episodes, or batches of Episodes from a function or an iterable."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def task_stream(tasks: Fixed, name: str) -> TaskStream:
     """A stream of the given tasks.
 
     Args:
-        tasks: a stream, which is returned as it is; or Episodes, or a list of them, whose tasks are repeated.
-        name: of the argument, for messages.
+        tasks: a stream, which is returned unchanged; or Episodes, or a list of them, whose tasks are repeated.
+        name: name of the argument, for messages.
 
     Raises:
-        UsageError: other objects, no tasks, no queries, or tasks of different numbers of classes.
+        UsageError: `tasks` is another object, there are no tasks or no queries, or the numbers of classes differ.
     """
     if isinstance(tasks, TaskStream):
         return tasks
@@ -36,28 +36,28 @@ def task_stream(tasks: Fixed, name: str) -> TaskStream:
     for part in parts:
         _refuse_without_queries(part, name)
     if len(ways := {part.num_classes for part in parts}) > 1:
-        raise UsageError(f"expected {name} with tasks of one number of classes, got {sorted(ways)}; pass one list each")
+        raise UsageError(f"expected {name} with tasks of one number of classes, got {sorted(ways)}; pass one list per number")
     joined = concatenate(parts)
     return TaskStream(lambda generator: joined, 0, name, joined.num_tasks, block=joined.num_tasks)
 
 
 class BatchStream:
-    """Batches of the user, each of which counts as one task index.
+    """Batches from the user; each batch counts as one task index.
 
-    A batch is made under torch's random numbers of a seed, its number: the same batch after a resume, and the noise of
-    training does not depend on how it is made.
+    While a batch is constructed, torch's seed is the number of the batch. So a resumed training gets the same batches,
+    and the noise of training does not depend on how batches are constructed.
 
     Args:
-        batches: a function of the number of the batch, 0, 1, ..., or an iterable, which is read again from its start
-            when it ends.
-        kept: number of batches of an iterable that can be read again: those of the last step.
+        batches: a function of the number of the batch, 0, 1, ..., or an iterable. An iterable that ends is read again
+            from its start.
+        kept: number of the last batches of an iterable that are kept in memory, so that they can be requested again.
     """
 
     def __init__(self, batches: Batches, kept: int) -> None:
         self._batch_of = batches if callable(batches) else _InOrder(batches, kept)
 
     def batch(self, start: int, stop: int) -> Episodes:
-        """Batches start, ..., stop - 1, as one."""
+        """Batches start, ..., stop - 1, concatenated."""
         return concatenate([self._checked(number) for number in range(start, stop)])
 
     def _checked(self, number: int) -> Episodes:
@@ -70,7 +70,7 @@ class BatchStream:
 
 
 class _InOrder:
-    """The items of an iterable by number, read in order; the last ones are kept."""
+    """The items of an iterable by number. They are read in order, and the last `kept` items can be requested again."""
 
     def __init__(self, iterable: Iterable[Episodes], kept: int) -> None:
         self._items = _endless(iterable)
@@ -86,7 +86,7 @@ class _InOrder:
 
 
 def _endless(iterable: Iterable[Episodes]) -> Iterator[Episodes]:
-    """The items again and again; those of an iterator once, since it cannot start again."""
+    """The items of an iterable, repeated without end; an iterator cannot start again and raises a UsageError."""
     yield from iterable if isinstance(iterable, Iterator) else chain.from_iterable(repeat(iterable))
     raise UsageError(
         "expected a batch of tasks for every step, got an iterator that has ended; pass a list or function"

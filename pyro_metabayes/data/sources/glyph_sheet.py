@@ -1,10 +1,10 @@
-"""The characters that all faces of the DejaVu fonts share, without distortion and without look-alikes.
+"""Undistorted images of the characters that all faces of the DejaVu fonts contain, without look-alikes.
 
-Blanks are left out, and characters that look like an earlier one. Two characters look alike if their correlation
-exceeds LOOK_ALIKE. The correlation is that of images blurred by one pixel, in a frame half way between true
-proportions and a square (otherwise o and O would differ). Each image is compared with the nearest upright face of the
-other character (otherwise small capitals, whose strokes are bolder, would differ from capitals). The correlations are
-averaged over the faces.
+Blank characters and characters that look like an earlier one are left out. Two characters look alike if the correlation
+of their images exceeds LOOK_ALIKE. The images are blurred by one pixel and stretched half way to a square, since
+otherwise o and O would differ. Each image is compared with the most similar upright face of the other character, since
+otherwise small capitals, which have bolder strokes, would differ from capitals. The correlations are averaged over the
+faces.
 
 Pairs above the threshold: A, Greek Alpha and Cyrillic A (0.99 and more), 7 and its superscript (0.96), B
 and Cyrillic ve (0.95), o and O (0.94), e with acute, grave or dots (0.93), the two sizes of Cyrillic el
@@ -36,8 +36,8 @@ FACES = [
     )
 ]  # fmt: skip
 COMPARISON_FACES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf")
-SHEET = 56  # side of the clean_sheet images
-INK = 40  # longer side of the ink on them
+SHEET = 56  # side of the images of clean_sheet in pixels
+INK = 40  # longer side of the ink in these images
 EM = 64  # font size before the ink is cropped
 LOOK_ALIKE = 0.915  # threshold of the correlation
 RECIPE = 1  # part of the cache names; raise it whenever the images change
@@ -68,7 +68,7 @@ def _sheet() -> Arrays:
 
 
 def _ink(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
-    """The character cut to the box of its ink; None for a blank."""
+    """The character, cropped to its bounding box; None for a blank character."""
     canvas = Image.new("L", (3 * EM, 3 * EM))
     ImageDraw.Draw(canvas).text((EM, EM // 2), character, 255, font=font)
     box = canvas.getbbox()
@@ -76,7 +76,14 @@ def _ink(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
 
 
 def _frame(ink: list[list[Image.Image]], side: int, longest: int, power: float) -> Tensor:
-    """Centred on uint8 [G, F, side, side]; sides in the proportion (width / height) ** power."""
+    """Images centred in uint8 frames [G, F, side, side].
+
+    Args:
+        ink: cropped images of G characters in F faces.
+        side: side of the frames in pixels.
+        longest: longer side of the ink in pixels.
+        power: the ratio of width to height is raised to this power; 1: true proportions, 0: a square.
+    """
     frames = np.zeros((len(ink), len(FACES), side, side), np.uint8)
     for index, faces in enumerate(ink):
         for face, image in enumerate(faces):
@@ -88,7 +95,7 @@ def _frame(ink: list[list[Image.Image]], side: int, longest: int, power: float) 
 
 
 def _first_of_look_alikes(images: Tensor) -> list[int]:
-    """Indices of the characters that look like none kept before them; images [G, F, H, H]."""
+    """Indices of the characters that do not look like an earlier kept one; images [G, F, H, H]."""
     faces = [_standardise(images[:, FACES.index(name)]) for name in COMPARISON_FACES]
     nearest = torch.zeros(len(images), len(images))
     for face in faces:
@@ -104,14 +111,14 @@ def _first_of_look_alikes(images: Tensor) -> list[int]:
 
 
 def _standardise(images: Tensor) -> Tensor:
-    """Blurred images [N, H * H] of mean 0 and length 1: their products are correlations."""
+    """Blurred images [N, H * H] with mean 0 and length 1, so that their inner products are correlations."""
     points = _blur(images.float()).flatten(1)
     points = points - points.mean(1, keepdim=True)
     return points / points.norm(dim=1, keepdim=True)
 
 
 def _blur(images: Tensor) -> Tensor:
-    """By a Gaussian of one pixel; images [N, H, H]."""
+    """Images [N, H, H] blurred by a Gaussian with a standard deviation of one pixel."""
     kernel = torch.exp(-0.5 * torch.arange(-4.0, 5.0) ** 2)
     kernel = (kernel / kernel.sum()).view(1, 1, 1, 9)
     rows = conv2d(images.unsqueeze(1), kernel, padding=(0, 4))

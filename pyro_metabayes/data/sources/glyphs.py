@@ -1,8 +1,8 @@
 """A data set without download: characters of the fonts that come with matplotlib.
 
-The twelve faces of DejaVu Sans, Sans Mono and Serif have 2,383 code points in common. Without blanks and characters
-that look like an earlier one, 1,163 classes remain. Splits consist of whole Unicode blocks (splits/unicode_blocks.txt),
-so test alphabets are not seen in training:
+The twelve faces of DejaVu Sans, Sans Mono and Serif have 2,383 code points in common. 1,163 classes remain without
+blank characters and look-alikes. Splits consist of whole Unicode blocks (splits/unicode_blocks.txt), so test alphabets
+are not seen in training:
 
     train 762: Latin blocks 423 (Basic 83, Latin-1 52, Extended-A 58, -B 86, Additional 67, -C 6, -D 3,
                IPA 67, ligatures 1), phonetic 16, modifier letters and tones 26, combining marks 25,
@@ -11,9 +11,9 @@ so test alphabets are not seen in training:
     val   177: Cyrillic 58, mathematical operators and symbols 76, technical 17, miscellaneous symbols 26
     test  224: Greek 62, Greek Extended 64, Armenian 58, Georgian 39, Thai 1
 
-(with matplotlib 3.11.2 and Pillow 13; other font versions may move a few). glyph_sheet.py defines look-alikes. At the
-default distortions, classification by the nearest class mean of the pixels (cosine, half-size images) has an accuracy
-of 54% on 5-way 1-shot test tasks and 70% at 5 shots; without distortion, 92% and 97%.
+These counts hold for matplotlib 3.11.2 and Pillow 13, and may differ slightly for other versions. glyph_sheet.py
+defines look-alikes. On 5-way test tasks, the nearest class mean of the pixels (cosine, half-size images) has an
+accuracy of 54% with 1 shot and 70% with 5 shots at the default distortions; without distortion, 92% and 97%.
 """
 
 from __future__ import annotations
@@ -45,10 +45,15 @@ def load(
     noise: float = 0.2,
     seed: int = 0,
 ) -> Bank:
-    """uint8 images [M, 1, 28, 28], ink 255 on 0; the distortions are those of `Jitter`.
+    """uint8 images [M, 1, 28, 28], ink 255 on background 0.
 
-    A class has each of the twelve faces once, then some of them, chosen at random, a second time under
-    another distortion; the two images of one face are a pair (pairs.py). images_per_class: 2 to 24.
+    A class has each of the twelve faces once. Beyond twelve images, faces chosen at random are used a second time with
+    another distortion. The two images of one face are a pair (pairs.py).
+
+    Args:
+        images_per_class: 2 to 24.
+        rotation, shear, scale, shift, erase, noise: limits of the distortions (`Jitter`).
+        seed: seed of the choice of faces and of the distortions.
     """
     if not 2 <= images_per_class <= 2 * len(FACES):
         raise UsageError(
@@ -95,7 +100,7 @@ def _distort(jitter: Jitter, images_per_class: int, seed: int) -> Arrays:
 
 
 def partners(source: Tensor) -> Tensor:
-    """Row of the other image of the same source, which has two at most; the row itself if there is none."""
+    """Row of the other image with the same source, or the row itself if there is none; a source has at most two."""
     order = source.argsort(stable=True)
     same = source[order][1:] == source[order][:-1]
     partner = torch.arange(len(source))

@@ -1,4 +1,4 @@
-"""Real hierarchical data: the rows of a CSV file in groups; each group is a task."""
+"""Grouped rows of a CSV file as tasks of a regression: each group is a task."""
 
 from __future__ import annotations
 
@@ -32,14 +32,13 @@ from pyro_metabayes.prediction.averages import masked_mean
 
 @dataclass(frozen=True)
 class Groups:
-    """G groups of n_g rows y = f(x), one after the other; tasks of them are padded, and have a mask.
+    """G groups of rows (x, y). Each group is a task; tasks of different sizes are padded and masked.
 
+    names: of the groups [G]. points: the rows, sorted by group.
     features: names of the D columns of x; the first num_random of them have group-specific weights.
-    splits: the groups of training, validation and test.
-    scales: means and standard deviations by which the columns were standardised.
-    notes: what a user should know about the file, one line each.
-    levels: of the predictors that are factors.
-    family: of the response; only a Gaussian one is standardised.
+    splits: the groups for training, validation and test. scales: means and standard deviations of the columns.
+    shuffle: whether support points are chosen at random. notes: for the user. levels: of the factors.
+    family: of the response; only a Gaussian response is standardised.
     """
 
     names: Sequence[str]
@@ -61,12 +60,12 @@ class Groups:
 
     @property
     def context(self) -> dict[str, int]:
-        """A task has its own weights for the first features only."""
+        """num_weights: number of group-specific weights of a task."""
         return {"num_weights": self.num_random}
 
     @property
     def sizes(self) -> Tensor:
-        """How many rows each group has [G]."""
+        """Number of rows of each group [G]."""
         return self.points.sizes
 
     def fingerprint(self) -> str:
@@ -77,20 +76,20 @@ class Groups:
         return digest.hexdigest()[:16]
 
     def block(self, split: str) -> int:
-        """How many tasks are drawn at once: all groups of the split."""
+        """Number of tasks that are drawn at once: all groups of the split."""
         return len(self.splits[split])
 
     def whole(self, split: str = "train") -> Episodes:
-        """Every group of a split once, all its points queries: the data of partial pooling."""
+        """Every group of a split once, with all its points as queries: the data of partial pooling."""
         return self.all_points(self.splits[split])
 
     def all_points(self, groups: Tensor | None = None) -> Episodes:
-        """These groups, by default all of the file, with all their points as queries."""
+        """The given groups, by default all groups of the file, with all their points as queries."""
         groups = torch.arange(len(self.names)) if groups is None else groups
         return RaggedTasks(self.points, groups, self.points.rows(groups), 0, len(self.points.points)).tasks(slice(None))
 
     def estimates(self, diagonal: bool = False) -> MixedEffects | None:
-        """Maximum likelihood on the training groups, for the standardised columns; diagonal: independent effects.
+        """Maximum-likelihood estimates from the training groups, in standardised units; diagonal: independent effects.
 
         None if the likelihood has no maximum, since the effects can fit every point.
         """
@@ -98,24 +97,24 @@ class Groups:
 
     @property
     def scale(self) -> float:
-        """Standard deviation of the response in the units of the file: those of a residual, an RMSE."""
+        """Standard deviation of the response in the units of the file, by which residuals and RMSEs are multiplied."""
         return self.scales.sd[-1].item()
 
     def estimated_settings(self) -> dict[str, Any]:
-        """The settings of `load` with which another file is read in the scales of this one."""
+        """Settings of `load` that apply the scales and levels of this file to another file."""
         levels = {name: list(of) for name, of in self.levels.items()}
         return {"scales": self.scales.moments()} | ({"levels": levels} if levels else {})
 
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Squared errors [T], mean over the queries, of the mean of the training groups and of that of the support set.
+        """Mean squared errors [T] of two baselines: the mean of the training groups, and that of the support set.
 
-        None without predictors, since that regression predicts a mean itself, and where 0 is not the grand mean.
+        {} without predictors, where the regression itself predicts a mean, and for a response that is not Gaussian.
         """
         if len(self.features) == 1 or self.family != "gaussian":
             return {}
         group_mean = masked_mean(
             episodes.support_y[..., 0], episodes.support_mask
-        )  # 0, the grand mean, without support
+        )  # 0 without support points, which is the grand mean
         means = {"grand_mean": torch.zeros_like(group_mean), "group_means": group_mean}
         y, mask = episodes.query_y[..., 0], episodes.query_mask
         return {name: masked_mean((y - mean.unsqueeze(1)).square(), mask) for name, mean in means.items()}
@@ -158,19 +157,19 @@ def load(
     """The groups of a CSV file, or of a table METABAYES_DATA/groups/TABLE.csv. All columns are standardised.
 
     Args:
-        group: the column that names the group.
+        group: the column with the name of the group.
         response: the column to predict.
-        predictors: columns of numbers, or of text: factors, with an indicator of each level but the first.
-        random: the predictors, and "intercept", with group-specific weights; the others have shared weights. Without
-            "intercept" the lines of all groups meet at x = 0, so these predictors are divided by their standard
-            deviation and not centred.
+        predictors: columns of numbers, or of text (factors, with an indicator for each level except the first).
+        random: which of the predictors and "intercept" have group-specific weights; the others have shared weights.
+            Without "intercept" the lines of all groups meet at x = 0, so these predictors are divided by their
+            standard deviation and not centred.
         path: the file, whose cells are separated by commas, semicolons, tabs or vertical bars.
         table: the name of a table, if there is no path.
         shuffle: false keeps the order of the points, so that the support set is the first of them (the past).
-        train: fraction of the groups to learn from; with 1 all splits contain all groups, for partial pooling.
-        val: fraction of the groups for validation, which are the training groups if it is 0; the rest is for test.
-        seed: of the assignment of groups to splits.
-        missing: "refuse" rows with gaps, or "drop" them; with "drop" a group called NA, null or the like is a gap.
+        train: fraction of the groups for training; 1: every split contains all groups, for partial pooling.
+        val: fraction of the groups for validation; 0: validation uses the training groups. The rest is for test.
+        seed: seed of the assignment of groups to splits.
+        missing: "refuse" or "drop" rows with missing values; with "drop" a group name such as NA or null is missing.
         decimal: "point" or "comma".
         factors: predictors whose numbers are names of levels.
         family: of the response: "gaussian"; "bernoulli", 0 and 1; "poisson", counts. The last two are not standardised.
@@ -178,7 +177,7 @@ def load(
         levels: of the factors; by default those of the file.
 
     Raises:
-        UsageError: a file, a column or a setting from which no regression can be learned.
+        UsageError: the file, a column or a setting does not allow a regression.
     """
     file, given = file_of(path, table), scales or {}
     chosen = chosen_columns(file, group, response, predictors, random, factors)

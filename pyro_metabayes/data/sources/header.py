@@ -1,4 +1,4 @@
-"""The header of a CSV file, and which of its columns a name means."""
+"""The header of a CSV file, and the lookup of columns by name."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pyro_metabayes.storage.cache import data_file
 from pyro_metabayes.storage.paths import user_path
 
 Cells = Sequence[str]
-Name = str | int | float | bool | None  # a column's name, as a command line or YAML file reads it: 2015 is an integer
+Name = str | int | float | bool | None  # a column name as a command line or YAML parses it: 2015 is an integer
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """The names of the columns of a CSV file, and what separates its cells."""
+    """The column names of a CSV file, and the separator of its cells."""
 
     path: Path
     separator: str
     names: Cells
 
     def name_of(self, name: Name) -> str:
-        """The one column that is meant.
+        """The column with this name.
 
         Raises:
             UsageError: no column has that name, or several have it.
@@ -44,7 +44,7 @@ class Header:
 
 
 def matching(name: Name, texts: Sequence[str]) -> list[str]:
-    """Those texts that are this name, or that a command line reads as it: 2015 as an integer, null as None."""
+    """The texts that equal the name, or that a command line would parse as this name (2015 as an integer)."""
     if isinstance(name, str):
         return [text for text in texts if text == name]
     return [text for text in texts if repr(_as_read(text)) == repr(name)]
@@ -67,7 +67,7 @@ def _text(name: Name) -> str:
 
 
 def header_of(path: Path, columns: Sequence[Name]) -> Header:
-    """The header of a file; the separator is the first under which it has all these columns, else a comma."""
+    """The header of a file, with the first separator for which it has all these columns, else the most columns."""
     if not path.is_file():
         raise UsageError(f"expected a CSV file, found none at {path}; fix data.path")
     headers = [Header(path, separator, _first_row(path, separator)) for separator in SEPARATORS]
@@ -92,7 +92,7 @@ def utf8(path: Path) -> Iterator[None]:
 
 
 def file_of(path: str, table: str) -> Path:
-    """The file at `path`, or that of a table of METABAYES_DATA."""
+    """The file at `path`, or if `path` is empty, the file of a table in METABAYES_DATA/groups."""
     if path:
         return user_path(path)
     if not table:
@@ -101,7 +101,7 @@ def file_of(path: str, table: str) -> Path:
 
 
 class _Lines(Protocol):
-    """A reader of the module csv."""
+    """A csv.reader."""
 
     line_num: int
 
@@ -110,7 +110,11 @@ class _Lines(Protocol):
 
 
 def complete_rows(lines: _Lines, path: Path) -> Iterator[Cells]:
-    """The rows of a file; one line for quotes that are not closed, with the line on which the row begins."""
+    """The rows of a file.
+
+    Raises:
+        UsageError: a quote is not closed; the message has the line on which the row begins.
+    """
     before = lines.line_num
     try:
         for line in lines:

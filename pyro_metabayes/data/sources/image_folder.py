@@ -1,8 +1,8 @@
-"""Images of the user: one folder per class, and a split of the classes.
+"""Images from the user: one folder per class, and a split of the classes.
 
-Either FOLDER/train, FOLDER/val and FOLDER/test contain the folders of their classes, or FOLDER contains all of them and
-train.txt, val.txt and test.txt with the names of the classes, one per line. Hidden files and folders, and those that
-operating systems leave behind (listing.py), are ignored.
+There are two layouts. In the first, FOLDER/train, FOLDER/val and FOLDER/test contain the folders of their classes. In
+the second, FOLDER contains the folders of all classes, and train.txt, val.txt and test.txt with the names of the
+classes, one per line. Hidden files and folders, and those that operating systems create (listing.py), are ignored.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import plain_name
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-MOST_SUFFIXES = 3  # of files that are left out, in the note
-LAYOUT = "train/, val/ and test/, each with a folder a class, or the folders of the classes with a train.txt, ..."
+MOST_SUFFIXES = 3  # largest number of suffixes of ignored files that the note lists
+LAYOUT = "train/, val/ and test/, each with one folder per class, or one folder per class and a train.txt, ..."
 
 
 def load(path: str = "", size: int = 84, channels: int = 3, background: str = "white") -> Bank:
     """uint8 images [M, channels, size, size], converted once and kept in the cache.
 
-    path: the folder. Files without the suffix of an image are ignored, and so are linked folders within a class; a
-        note says how many.
-    size: side of the square to which every whole image is resized (Lanczos), whatever its shape.
-    channels: 3 (colour) or 1 (grey).
-    background: colour behind transparent pixels: a name such as black, or #rrggbb.
+    Args:
+        path: the folder. Files without the suffix of an image, and linked folders within a class, are ignored; a note
+            says how many.
+        size: side, in pixels, of the square to which every image is resized (Lanczos), whatever its shape.
+        channels: 3 (colour) or 1 (grey).
+        background: colour behind transparent pixels: a name such as black, or #rrggbb.
     """
     if size < 1 or channels not in MODES:
         raise UsageError(f"expected data.size >= 1 and data.channels 1 or 3, got {size} and {channels}")
@@ -47,11 +48,11 @@ def load(path: str = "", size: int = 84, channels: int = 3, background: str = "w
 
 
 def note_left_out(folder: Path, classes: Sequence[Path]) -> None:
-    """Say how many files and linked folders in the folders of the classes are not read."""
+    """Print how many files and linked folders in the folders of the classes are ignored."""
     others = [file for inner in classes for file in visible_files(inner) if not _is_image(file)]
     linked = sum(len(linked_folders(inner)) for inner in classes)
     suffixes = ", ".join(sorted({file.suffix.lower() or "no suffix" for file in others})[:MOST_SUFFIXES])
-    counts = [f"{len(others)} files that do not end like an image ({suffixes})"] if others else []
+    counts = [f"{len(others)} files without the suffix of an image ({suffixes})"] if others else []
     counts += [f"{linked} linked folders within classes"] if linked else []
     if counts:
         print(f"note: left out of {folder}: {' and '.join(counts)}", file=sys.stderr)
@@ -64,17 +65,17 @@ def _is_image(file: Path) -> bool:
 def _classes_of_folders(folder: Path) -> dict[str, dict[str, Path]]:
     """Folder of each class of each split: FOLDER/SPLIT/CLASS."""
     if missing := [split for split in SPLITS if not (folder / split).is_dir()]:
-        raise UsageError(f"expected a folder {folder / missing[0]}, got none; {folder} has to hold {LAYOUT}")
+        raise UsageError(f"expected a folder {folder / missing[0]}, got none; {folder} must contain {LAYOUT}")
     return {split: {inner.name: inner for inner in visible(folder / split) if inner.is_dir()} for split in SPLITS}
 
 
 def _classes_of_lists(folder: Path) -> dict[str, dict[str, Path]]:
-    """The same: FOLDER/CLASS, where FOLDER/SPLIT.txt names CLASS."""
+    """Folder of each class of each split: FOLDER/CLASS, where FOLDER/SPLIT.txt lists CLASS."""
     classes = {}
     for split in SPLITS:
         file = folder / f"{split}.txt"
         if not file.is_file():
-            raise UsageError(f"expected the names of the {split} classes in {file}, got no such file; write it")
+            raise UsageError(f"expected the names of the {split} classes in {file}, got no such file; create it")
         names = [plain_name(name, file) for name in lines_of(file)]
         if hidden := [name for name in names if is_hidden(name)]:
             raise UsageError(
@@ -84,7 +85,7 @@ def _classes_of_lists(folder: Path) -> dict[str, dict[str, Path]]:
         if absent := [name for name in names if not (folder / name).is_dir()]:
             raise UsageError(
                 f"expected a folder for every class that {file} names, got none for '{absent[0]}' ({len(absent)} of "
-                f"{len(names)} are absent); fix the name or bring the images"
+                f"{len(names)} are missing); fix the name or add the images"
             )
         classes[split] = {name: folder / name for name in names}
     return classes
@@ -101,5 +102,5 @@ def _images(folder: Path) -> list[Path]:
     files = sorted(file for file in visible_files(folder) if _is_image(file))
     if not files:
         suffixes = ", ".join(sorted(SUFFIXES))
-        raise UsageError(f"expected images in the folder of a class, got none in {folder}; they end in {suffixes}")
+        raise UsageError(f"expected images in the folder of a class, got none in {folder}; suffixes: {suffixes}")
     return files

@@ -17,17 +17,17 @@ from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")  # others would be clipped
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 MODES = {1: "L", 3: "RGB"}
-MOST_NAMES = 3  # unreadable images that a message names
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # no others: for EPS, Pillow runs Ghostscript
-MOST_PIXELS = 50_000_000  # of an image before it is resized
-READING = 2  # larger where images of users are read otherwise than before: a part of the key of what is converted
+MOST_NAMES = 3  # largest number of unreadable images that a message names
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # only these: for EPS, Pillow would run Ghostscript
+MOST_PIXELS = 50_000_000  # largest number of pixels of an image before it is resized
+READING = 2  # part of the cache key of converted images; raise it whenever images are read differently
 
 Colour = tuple[int, ...]  # red, green, blue
 WHITE: Colour = (255, 255, 255)
 
 
 def colour_of(name: str) -> Colour:
-    """The colour of a setting data.background."""
+    """The red, green and blue values of a setting data.background."""
     try:
         colour = ImageColor.getrgb(name)
         if len(colour) == 3:
@@ -38,11 +38,19 @@ def colour_of(name: str) -> Colour:
 
 
 def pixels(source: Path | bytes, size: int | None, channels: int = 3, background: Colour = WHITE) -> np.ndarray:
-    """A file, or the content of one, as uint8 [channels, size, size].
+    """An image file, or its content, as uint8 [channels, size, size].
 
-    The image is turned upright as its EXIF data say, a transparent one is laid on the background, one of 16 bits per
-    channel is scaled to 8, and of several frames the first is taken. The whole image is resized to the square
-    (Lanczos); size None keeps its size. Raises one of DAMAGED if the content is no image.
+    The image is rotated as its EXIF data say. A transparent image gets the background colour. 16 bits per channel are
+    scaled to 8. Of several frames the first is used.
+
+    Args:
+        source: path or content of the file.
+        size: side of the square to which the image is resized (Lanczos); None: the size is kept.
+        channels: 3 (colour) or 1 (grey).
+        background: colour behind transparent pixels.
+
+    Raises:
+        One of DAMAGED: the content is no image.
     """
     with _open(source) as image:
         if image.width * image.height > MOST_PIXELS:
@@ -57,20 +65,23 @@ def pixels(source: Path | bytes, size: int | None, channels: int = 3, background
 
 
 def _refuse_unscaled_transparency(image: ImageFile.ImageFile) -> None:
-    """Refuse a PNG file whose transparent colour Pillow compares, unscaled, with pixels that it scales to 8 bits."""
+    """Refuse a PNG file with a transparent colour that is not of 8 bits.
+
+    Pillow scales the pixels to 8 bits but not the transparent colour, so its comparison would be wrong.
+    """
     of_bits = any(";" in str(tile.args) for tile in image.tile) and image.mode != "P"
     if image.format == "PNG" and "transparency" in image.info and of_bits:
-        raise ValueError("it has a transparent colour, but not 8 bits a channel; save it with an alpha channel")
+        raise ValueError("it has a transparent colour, but not 8 bits per channel; save it with an alpha channel")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """The image with 8 bits per channel: 65535 becomes 255."""
     if image.mode in EIGHT_BIT:
         return image
-    # Pillow opens 16 bits as 32 in these two formats; in others the range of 32 bits is unknown.
+    # In these two formats Pillow opens 16-bit images as 32-bit. In others the range of 32-bit values is unknown.
     sixteen = image.mode in SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if not sixteen:
-        raise ValueError(f"it has the mode {image.mode}, not 8 bits a channel")
+        raise ValueError(f"it has the mode {image.mode}, not 8 bits per channel")
     values = np.rint(np.asarray(image).astype(np.float64) / 257).clip(0, 255)
     scaled = Image.fromarray(values.astype(np.uint8))
     scaled.info = dict(image.info)
@@ -78,7 +89,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned and mirrored as its EXIF data say; as it is stored where these are damaged."""
+    """The image rotated and mirrored as its EXIF data say; unchanged if these data are damaged."""
     with suppress(*DAMAGED), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ImageOps.exif_transpose(image)
@@ -99,11 +110,11 @@ def _open(source: Path | bytes) -> ImageFile.ImageFile:
     except UnidentifiedImageError:
         raise ValueError("it is no image") from None
     except Image.DecompressionBombError:
-        raise ValueError("it claims too many pixels") from None
+        raise ValueError("it has too many pixels") from None
 
 
 def all_pixels(paths: Sequence[Path], size: int, channels: int = 3, background: Colour = WHITE) -> Iterator[np.ndarray]:
-    """The pixels of each file; raises after the last one if any could not be read."""
+    """The pixels of each file. If files cannot be read, a UsageError that names them follows the last file."""
     bad: list[str] = []
     for path in paths:
         try:
@@ -113,7 +124,7 @@ def all_pixels(paths: Sequence[Path], size: int, channels: int = 3, background: 
     if bad:
         more = f" and {len(bad) - MOST_NAMES} more" if len(bad) > MOST_NAMES else ""
         raise UsageError(
-            f"expected images that can be read, got {len(bad)} of {len(paths)} that cannot: "
+            f"expected readable images, got {len(bad)} of {len(paths)} that cannot be read: "
             f"{', '.join(bad[:MOST_NAMES])}{more}; fix or remove them"
         )
 

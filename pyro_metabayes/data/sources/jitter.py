@@ -1,4 +1,4 @@
-"""Seeded small distortions of grey images, all of them at once."""
+"""Small random distortions of grey images, applied to all images at once."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from pyro_metabayes.errors import UsageError
 
-CHUNK = 4096  # images distorted at a time: memory, nothing else
+CHUNK = 4096  # images distorted at a time, which bounds the memory and has no effect on the result
 
 
 @dataclass(frozen=True)
 class Jitter:
     """Limits of the distortion of an image; every number is drawn uniformly and independently for each image.
 
-    rotation: at most this many degrees in either direction.
-    shear: x moves by at most this many pixels per pixel of y.
-    scale: each side grows or shrinks by a factor between exp(-scale) and exp(scale).
-    shift: at most this many pixels of the result, in x and in y.
-    erase: width, in pixels of the result, of a bar of any direction without ink; its distance from the
-        centre is at most a quarter of the side of the image. 0: no bar.
-    noise: standard deviation of Gaussian pixel noise, where full ink is 1; the sum is clipped.
+    Args:
+        rotation: at most this many degrees in either direction.
+        shear: x moves by at most this many pixels per pixel of y.
+        scale: each side grows or shrinks by a factor between exp(-scale) and exp(scale).
+        shift: at most this many pixels of the result, in x and in y.
+        erase: width, in pixels of the result, of an erased bar in a random direction; its distance from the centre is
+            at most a quarter of the side of the image. 0: no bar.
+        noise: standard deviation of Gaussian pixel noise, where full ink is 1; the result is clipped to [0, 1].
     """
 
     rotation: float = 0.0
@@ -40,7 +41,17 @@ class Jitter:
                 raise UsageError(f"expected a finite {item.name} >= 0, got {value}; change data.{item.name}")
 
     def apply(self, images: Tensor, source: Tensor, size: int, generator: Generator) -> Tensor:
-        """uint8 [M, 1, size, size]: image source[m] of uint8 images [N, H, H], distorted, for each m."""
+        """Distorted images.
+
+        Args:
+            images: uint8 [N, H, H].
+            source: [M], index of the image that each result is made from.
+            size: side of the results in pixels.
+            generator: source of random numbers.
+
+        Returns:
+            uint8 [M, 1, size, size].
+        """
         uniform = 2 * torch.rand(len(source), 8, generator=generator) - 1
         parts = []
         for some, draws in zip(source.split(CHUNK), uniform.split(CHUNK), strict=True):
@@ -68,7 +79,7 @@ class Jitter:
         return torch.cat((linear, translation), -1)
 
     def _outside_bar(self, draws: Tensor, size: int) -> Tensor:
-        """1 outside the bar, 0 inside [M, 1, size, size]."""
+        """1 outside the erased bar and 0 inside [M, 1, size, size]."""
         place = torch.arange(size) - (size - 1) / 2
         angle, offset = torch.pi * draws[:, 6, None, None], size / 4 * draws[:, 7, None, None]
         distance = place * angle.cos() + place.unsqueeze(-1) * angle.sin() - offset

@@ -4,7 +4,7 @@ http://storage.googleapis.com/leo-embeddings/embeddings.zip, unpacked in METABAY
 
     embeddings/{miniImageNet,tieredImageNet}/{center,multiview}/{train,val,test}_embeddings.pkl
 
-with embeddings [N, 640] and keys [N], "<number>-<class>-<class>_<image>"; multiview for miniImageNet alone.
+with embeddings [N, 640] and keys [N], "<number>-<class>-<class>_<image>". Only miniImageNet has multiview.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ HINT = "unpack http://storage.googleapis.com/leo-embeddings/embeddings.zip in it
 def load(benchmark: str = "miniImageNet", crop: str = "center") -> Bank:
     """float32 features [M, 640] as published, converted once and kept in the cache.
 
-    LEO and backbone=identity scale them to unit length. benchmark: miniImageNet (64 / 16 / 20 classes
-    of 600 images) or tieredImageNet (351 / 97 / 160). crop: center, or multiview (miniImageNet).
+    LEO and backbone=identity scale them to unit length.
+
+    Args:
+        benchmark: miniImageNet (64 / 16 / 20 classes of 600 images) or tieredImageNet (351 / 97 / 160 classes).
+        crop: center, or multiview (only miniImageNet).
     """
     if benchmark not in BENCHMARKS or crop not in CROPS:
         raise UsageError(

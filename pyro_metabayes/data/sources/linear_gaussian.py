@@ -1,4 +1,4 @@
-"""Tasks of Bayesian linear regression, drawn from the model itself: the truth is known."""
+"""Tasks of Bayesian linear regression, drawn from the model itself, so that the exact posterior is known."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ from pyro_metabayes.exact.conjugate import posterior_of_rows
 class LinearGaussian:
     """w_kd ~ N(loc, scale^2), x_i ~ N(0, I) or 1 (constant), y_ik ~ N(w_k . x_i, noise^2).
 
-    num_features D and num_targets Y; constant features of one dimension make w the mean of a Gaussian.
-    The splits differ by the random stream only.
+    The index k is an output and d a feature. The splits differ only in their random numbers.
+
+    Args:
+        num_features: D.
+        num_targets: Y, the number of outputs.
+        loc: prior mean of a weight.
+        scale: prior standard deviation of a weight.
+        noise: standard deviation of the noise.
+        constant: whether all features are 1; with one feature, w is then the mean of a Gaussian.
     """
 
     num_features: int = 1
@@ -44,14 +51,14 @@ class LinearGaussian:
         return (self.num_features,)
 
     def truth(self, observed: Observed) -> TorchDistribution:
-        """p(w | support) of the process that drew the tasks: batch [T], event [Y, D]."""
+        """The exact posterior p(w | support): batch [T], event [Y, D]."""
         shape = observed.num_tasks, self.num_targets, self.num_features
         prior = Normal(observed.query_x.new_tensor(self.loc), self.scale).expand(shape).to_event(2)
         points = observed.support_x, observed.support_y, observed.support_mask
         return posterior_of_rows(prior, *points, self.noise)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`; shot and query count points."""
+        """As `Source.sampler`; shot and query are numbers of points per task."""
         check_regression(split, shape)
 
         def draw(generator: Generator) -> Episodes:

@@ -1,4 +1,4 @@
-"""What is in the user's folders and lists: without hidden files and what operating systems leave behind."""
+"""Lists the content of folders and text files of users, without hidden files and files of operating systems."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_hidden(name: str) -> bool:
 
 
 def visible(folder: Path) -> list[Path]:
-    """The entries of a folder that are not hidden, sorted; refuses links that lead nowhere."""
+    """The entries of a folder that are not hidden, sorted; broken links raise a UsageError."""
     paths = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
     if broken := [path for path in paths if path.is_symlink() and not path.exists()]:
         raise UsageError(
@@ -33,7 +33,7 @@ def visible(folder: Path) -> list[Path]:
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """The files in a folder and its subfolders, no part of whose path below the folder is hidden."""
+    """The files in a folder and its subfolders, without hidden files and without files in hidden subfolders."""
     for path in visible(folder):
         if not path.is_dir():
             yield path
@@ -50,7 +50,7 @@ def linked_folders(folder: Path) -> list[Path]:
 
 
 def lines_of(file: Path) -> list[str]:
-    """The lines of a text file that are not blank; UTF-8, or UTF-16 where it begins with its byte order mark."""
+    """The lines of a text file that are not blank. The file is UTF-8, or UTF-16 if it has that byte order mark."""
     content = file.read_bytes()
     utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if utf_16 else "utf-8-sig", errors="replace")

@@ -36,8 +36,10 @@ HINT = (
 def load(size: int = SIDE) -> Bank:
     """uint8 images [60000, 3, size, size], converted once and kept in the cache.
 
-    Images of a folder are resized to 84 x 84 (Lanczos). size: 84, or the side of a centre crop (80 in the evaluation
-    of SIB).
+    Images of a folder are resized to 84 x 84 (Lanczos).
+
+    Args:
+        size: 84, or the side of a centre crop in pixels (80 in the evaluation of SIB).
     """
     refuse_size(size)
     folder = data_folder("mini_imagenet", HINT)
@@ -63,7 +65,7 @@ def _part(folder: Path, split: str, size: int) -> Part:
 
 
 def _of_table(table: Path, size: int) -> Part:
-    """From a list of Ravi and Larochelle and its image files."""
+    """A split from a list of Ravi and Larochelle and the image files that it names."""
     with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         try:
             lines = list(csv.reader(file))
@@ -72,12 +74,12 @@ def _of_table(table: Path, size: int) -> Part:
                 f"expected lines of filename,label in {table}, got others ({error}); copy it again"
             ) from None
     if not lines or lines[0] != ["filename", "label"] or any(len(line) != 2 for line in lines):
-        raise UsageError(f"expected lines of filename,label, these two words the first, in {table}; copy it again")
+        raise UsageError(f"expected lines of filename,label in {table}, after a header of this form; copy it again")
     label_of = {table.parent / "images" / plain_name(name, table): label for name, label in lines[1:]}
     if missing := [path for path in label_of if not path.is_file()]:
         raise UsageError(
             f"expected the images that {table.name} names, got no {missing[0]} ({len(missing)} of {len(label_of)} are "
-            "missing); bring them, or the list that belongs to the images"
+            "missing); add them, or use the list that belongs to the images"
         )
     files = sorted(label_of, key=label_of.__getitem__)
     sizes = dict(sorted(Counter(label_of.values()).items()))
@@ -118,7 +120,11 @@ def _of_category(path: Path, split: str, size: int) -> Rows:
 
 
 def validate_images(value: Any, name: str) -> np.ndarray:
-    """Images uint8 [N, 84, 84, 3], also from a list or an array of objects; refuses all others."""
+    """Images as uint8 [N, 84, 84, 3], from an array, a list or an array of objects.
+
+    Raises:
+        UsageError: the value does not have this form.
+    """
     if not isinstance(value, list | np.ndarray):
         raise UsageError(f"expected images in {name}, got {type(value).__name__}; download the file again")
     mixed = isinstance(value, list) or value.dtype == object
@@ -127,24 +133,24 @@ def validate_images(value: Any, name: str) -> np.ndarray:
     shapes = {np.shape(image) for image in value} if mixed else {np.shape(value)[1:]}
     if shapes != {(SIDE, SIDE, 3)}:
         got = ", ".join(sorted(str(list(shape)) for shape in shapes)[:3]) or "none"
-        raise UsageError(f"expected images of {SIDE} x {SIDE} x 3 alone in {name}, got {got}; download the file again")
+        raise UsageError(f"expected only images of {SIDE} x {SIDE} x 3 in {name}, got {got}; download the file again")
     images = np.stack(list(value)) if mixed else np.asarray(value)
     if images.dtype != np.uint8:
-        raise UsageError(f"expected images of bytes in {name}, got {images.dtype}; download the file again")
+        raise UsageError(f"expected images of type uint8 in {name}, got {images.dtype}; download the file again")
     return images
 
 
 def validate_labels(value: Any, rows: int, name: str) -> list[int]:
-    """One integer per image; refuses anything else."""
+    """Labels as a list with one integer per image; other values raise a UsageError."""
     labels = flat_array(value, name)
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
         raise UsageError(
-            f"expected a whole number for each of the {rows} images in {name}, got {labels.dtype} of shape "
+            f"expected an integer for each of the {rows} images in {name}, got {labels.dtype} of shape "
             f"{list(labels.shape)}; download the file again"
         )
     return labels.tolist()
 
 
 def as_input(image: np.ndarray, size: int) -> np.ndarray:
-    """The centre of an image [84, 84, 3], as [3, size, size]."""
+    """The centre crop [3, size, size] of an image [84, 84, 3]."""
     return centre(image.transpose(2, 0, 1), size)

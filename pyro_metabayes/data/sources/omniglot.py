@@ -1,7 +1,8 @@
 """Omniglot (Lake et al. 2015): 1,623 handwritten characters of 50 alphabets, 20 drawings of each.
 
-28 x 28 grey, ink 255 on 0. The split is that of Vinyals et al. 2016: 1,028 / 172 / 423 characters, listed in splits/ as
-`alphabet/character`. Classes are the characters and, as customary, their rotations by 90, 180 and 270 degrees.
+Images are grey, 28 x 28, ink 255 on background 0. The split is that of Vinyals et al. 2016: 1,028 / 172 / 423
+characters, listed in splits/ as `alphabet/character`. Classes are the characters and, as customary, their rotations by
+90, 180 and 270 degrees.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ ROTATED_SPLITS = {"all": SPLITS, "train": ("train",), "none": ()}
 
 
 def load(rotations: str = "all") -> Bank:
-    """The bank, from METABAYES_DATA/omniglot/omniglot_28.npz, or torchvision's download without it.
+    """The bank from METABAYES_DATA/omniglot/omniglot_28.npz, or without METABAYES_DATA from torchvision's download.
 
-    rotations: "all" rotates the characters of every split (4,112 / 688 / 1,692 classes, as Snell et al.
-    2017 and VERSA do), "train" those of the training split only, "none" none.
+    Args:
+        rotations: "all" rotates the characters of every split (4,112 / 688 / 1,692 classes, as Snell et al. 2017 and
+            VERSA do), "train" only those of the training split, "none" no characters.
     """
     if rotations not in ROTATED_SPLITS:
         raise UsageError(f"expected rotations to be one of {', '.join(ROTATED_SPLITS)}, got '{rotations}'")
@@ -39,18 +41,18 @@ def load(rotations: str = "all") -> Bank:
 
 
 def vinyals_split() -> dict[str, str]:
-    """Split of every `alphabet/character`."""
+    """{`alphabet/character`: split}."""
     return {name: split for split, names in class_lists("omniglot").items() for name in names}
 
 
 def to_28(drawings: np.ndarray) -> np.ndarray:
-    """Drawings [N, height, width], ink 255 on 0, resized to 28 x 28 (Lanczos)."""
+    """Drawings [N, height, width], ink 255 on background 0, resized to 28 x 28 (Lanczos)."""
     small = [Image.fromarray(drawing).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for drawing in drawings]
     return np.stack([np.asarray(image) for image in small])
 
 
 def _from_file() -> tuple[np.ndarray, np.ndarray]:
-    """Images [1623, 20, 28, 28] and their names, from the user's data."""
+    """Images [1623, 20, 28, 28] and names of the characters, from METABAYES_DATA."""
     path = data_file(FILE, "put it there, or unset METABAYES_DATA and run python -m experiments.prepare data=omniglot")
     try:
         archive = read_npz(path)
@@ -69,7 +71,7 @@ def _from_torchvision() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _download() -> dict[str, np.ndarray]:
-    """Both halves of Omniglot as torchvision has them, ink 0 on 255."""
+    """Download both halves of Omniglot with torchvision, and invert them (torchvision has ink 0 on background 255)."""
     refuse_unless_allowed("Omniglot", "omniglot", f"put {FILE} below a folder that METABAYES_DATA names")
     datasets = torchvision().datasets
     images, names = [], []
@@ -90,19 +92,19 @@ def _download() -> dict[str, np.ndarray]:
 
 
 def _in_order(images: np.ndarray, names: np.ndarray, order: list[str]) -> np.ndarray:
-    """The characters in the order of the lists, for every source of the images."""
+    """Images in the order of the published lists, whatever their order in the source."""
     place = {str(name): index for index, name in enumerate(names)}
     missing = [name for name in order if name not in place]
     if missing:
         raise UsageError(
-            f"expected all {len(order)} characters of Omniglot, got {len(place)} without {missing[0]}; "
+            f"expected all {len(order)} characters of Omniglot, got {len(place)}, and {missing[0]} is missing; "
             "copy or download the data again"
         )
     return images[[place[name] for name in order]]
 
 
 def _bank(images: np.ndarray, names: list[str], splits: np.ndarray, rotated_splits: tuple[str, ...]) -> Bank:
-    """Rotated characters follow the upright ones, as further classes."""
+    """The bank of all characters, followed by the rotated characters as further classes."""
     parts, class_names, class_splits = [images], list(names), [splits]
     rows = np.flatnonzero(np.isin(splits, rotated_splits))
     for quarter in (1, 2, 3) if len(rows) else ():

@@ -1,4 +1,4 @@
-"""Tasks of ordinal regression, drawn from the cumulative logit model itself: slopes and cutpoints are known."""
+"""Tasks of ordinal regression, drawn from the cumulative logit model itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from pyro_metabayes.errors import UsageError
 class Ordinal:
     """y_i = #{k : c_k < w . x_i + e_i}, w_d ~ N(loc, scale^2), x_i ~ N(0, I), e_i logistic; y_i is 0 to C - 1.
 
-    num_features D; cutpoints c_0 < ... < c_{C-2} of all tasks. The splits differ by the random stream only.
+    The splits differ only in their random numbers.
+
+    Args:
+        num_features: D.
+        cutpoints: c_0 < ... < c_{C-2}, the same for all tasks.
+        loc: prior mean of a slope.
+        scale: prior standard deviation of a slope.
     """
 
     num_features: int = 2
@@ -35,7 +41,7 @@ class Ordinal:
         ordered = all(low < high for low, high in pairwise(self.cutpoints))
         if self.num_features < 1 or not self.cutpoints or not finite or not ordered or self.scale <= 0:
             raise UsageError(
-                f"expected num_features >= 1, finite rising cutpoints and a finite scale > 0, got {self}; change data.*"
+                f"expected num_features >= 1, increasing cutpoints and a finite scale > 0, got {self}; change data.*"
             )
 
     @property
@@ -44,11 +50,11 @@ class Ordinal:
 
     @property
     def context(self) -> Mapping[str, int]:
-        """num_levels: C."""
+        """num_levels: C, the number of levels of a label."""
         return {"num_levels": len(self.cutpoints) + 1}
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`; shot and query count points."""
+        """As `Source.sampler`; shot and query are numbers of points per task."""
         check_regression(split, shape)
 
         def draw(generator: Generator) -> Episodes:

@@ -1,10 +1,12 @@
 """PACS: seven classes of objects in four domains, art_painting, cartoon, photo and sketch; 9,991 images of 227 x 227.
 
-Li, Yang, Song and Hospedales, "Deeper, Broader and Artier Domain Generalization", ICCV 2017 (arXiv 1710.03077). From
-METABAYES_DATA/pacs, as the archive of its authors unpacks: kfold/DOMAIN/CLASS/*.jpg (sketch: *.png). Their split files,
-DOMAIN_train_kfold.txt and DOMAIN_crossval_kfold.txt with one line "DOMAIN/CLASS/FILE LABEL" per image, are
-looked for in pacs/, pacs/kfold/ and pacs/splits/. The label is that of the folder, since editions of these files count
-from 0 or from 1. Without split files every tenth image of a class is for validation: as many images, but others.
+Li, Yang, Song and Hospedales, "Deeper, Broader and Artier Domain Generalization", ICCV 2017 (arXiv 1710.03077).
+
+The images are read from METABAYES_DATA/pacs, in the layout of the authors' archive: kfold/DOMAIN/CLASS/*.jpg (sketch:
+*.png). Their split files DOMAIN_train_kfold.txt and DOMAIN_crossval_kfold.txt, with one line "DOMAIN/CLASS/FILE LABEL"
+per image, are searched in pacs/, pacs/kfold/ and pacs/splits/. The label of an image is that of its folder, since some
+editions of these files count labels from 0 and others from 1. Without split files every tenth image of a class is for
+validation. These are as many images as in the split files, but other ones.
 """
 
 from __future__ import annotations
@@ -23,19 +25,20 @@ from pyro_metabayes.storage.cache import data_folder
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 CLASSES = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 SUFFIXES = (".jpg", ".jpeg", ".png")
-FOLDERS = ("", "kfold", "splits")  # where the split files may lie
-FAULTY = "sketch/dog/n02103406_4068-1.png"  # listed, and known to be wrong
+FOLDERS = ("", "kfold", "splits")  # subfolders in which split files are searched
+FAULTY = "sketch/dog/n02103406_4068-1.png"  # an image of the archive that is known to be wrong
 HINT = "unpack PACS there, as kfold/DOMAIN/CLASS/*.jpg"
 Files = dict[str, list[Path]]
 
 
 def load(target: str = "sketch", validation: str = "", size: int = 84, train_shift: float = 0.0) -> DomainBank:
-    """uint8 images [M, 3, size, size]: the sources' for training and validation, all of the target's for the test.
+    """uint8 images [M, 3, size, size] of the sources for training and validation, and of the target for the test.
 
-    target: the domain that is left out of training.
-    validation: a source for validation only; without one, validation uses validation images of every source.
-    size: side of the square to which images are resized (Lanczos).
-    train_shift: largest shift of the features of a training task (domains.DomainBank).
+    Args:
+        target: the domain that is left out of training; all of its images are for the test.
+        validation: a source for validation only; "": validation uses validation images of every source.
+        size: side, in pixels, of the square to which images are resized (Lanczos).
+        train_shift: largest shift of the features of a training task (domains.DomainBank).
     """
     if size < 1:
         raise UsageError(f"expected data.size >= 1, got {size}")
@@ -52,7 +55,7 @@ def _part(root: Path, split: str, domains: Sequence[str], size: int) -> Part:
 
 
 def files_of(root: Path, domain: str, split: str) -> Files:
-    """The images of each class of a domain, which is the target if the split is test: then all of its images."""
+    """The images of each class of a domain in a split; the test split has all images of its domain."""
     every = {name: _images(root / "kfold" / domain / name) for name in CLASSES}
     if split == "test":
         return every
@@ -67,7 +70,7 @@ def files_of(root: Path, domain: str, split: str) -> Files:
 
 
 def _tenths(files: Sequence[Path], validation: bool) -> list[Path]:
-    """Every tenth file, or all others."""
+    """Every tenth file for validation, or all other files for training."""
     return [file for place, file in enumerate(files) if (place % 10 == 0) == validation]
 
 
@@ -81,7 +84,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _names_in_list(root: Path, domain: str, part: str) -> set[str] | None:
-    """DOMAIN/CLASS/FILE of every image that a split file names; None where there is no such file."""
+    """DOMAIN/CLASS/FILE of every image that a split file names; None without such a file."""
     for folder in FOLDERS:
         path = root / folder / f"{domain}_{part}_kfold.txt"
         if path.is_file():
@@ -94,5 +97,5 @@ def _refuse_absent(names: set[str], images: Files, domain: str) -> None:
     if absent := sorted(names - there):
         raise UsageError(
             f"expected every image that the split files of {domain} name, got no {absent[0]} ({len(absent)} of "
-            f"{len(names)} are absent); unpack PACS again, or remove the split files"
+            f"{len(names)} are missing); unpack PACS again, or remove the split files"
         )

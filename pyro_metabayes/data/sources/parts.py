@@ -1,4 +1,4 @@
-"""Data sets that are converted once, one part (a split) at a time, and afterwards read from the cache."""
+"""Converts data sets to arrays in the cache, one part (a split) at a time; later runs read the cache."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from pyro_metabayes.training.progress import counted
 
 @dataclass(frozen=True)
 class Rows:
-    """The inputs of a part, class after class; classes are sorted by name."""
+    """The inputs of a part, sorted by the name of the class."""
 
     class_sizes: Mapping[str, int]
     inputs: Iterable[np.ndarray]  # sum of class_sizes arrays, all of one shape and type
 
     @classmethod
     def of_labels(cls, names: Sequence[str], input_of: Callable[[int], np.ndarray]) -> Rows:
-        """From the class name of each row, and a function that gives its input."""
-        order = sorted(range(len(names)), key=names.__getitem__)  # stable: within a class as they came
+        """Rows from the class name of each row, and a function from the row number to the input."""
+        order = sorted(range(len(names)), key=names.__getitem__)  # stable: keeps the order within a class
         sizes = {name: len(list(rows)) for name, rows in itertools.groupby(order, names.__getitem__)}
         return cls(sizes, map(input_of, order))
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split of a data set in its published form: its files, and how to read them."""
+    """One split of a data set in its published form: its files, and a function that reads them."""
 
     files: Sequence[Path]
     read: Callable[[], Rows]
@@ -47,9 +47,14 @@ class Part:
 def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]) -> Bank:
     """The bank of the converted parts; parts that are not in the cache are converted first.
 
-    A part is cached as NAME/SPLIT-KEY.npy, with its classes in a .json of the same name, which is written last. KEY is
-    a hash of the settings and of the files with their sizes and times. An interrupted conversion therefore keeps its
-    finished parts, and changed files are converted again.
+    A part is cached as NAME/SPLIT-KEY.npy, with its classes in a .json file of the same name, which is written last.
+    KEY is a hash of the settings and of the names, sizes and modification times of the files. Therefore an interrupted
+    conversion keeps its finished parts, and changed files are converted again.
+
+    Args:
+        name: name of the data set.
+        parts: the three splits.
+        settings: settings on which the conversion depends.
     """
     paths = {split: _path(name, split, parts[split], settings) for split in SPLITS}
     for split, path in paths.items():
@@ -60,7 +65,7 @@ def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]
     arrays = [np.load(path, mmap_mode="r") for path in paths.values()]
     if len({(array.shape[1:], array.dtype) for array in arrays}) > 1:
         shapes = ", ".join(f"{list(array.shape[1:])} in {split}" for split, array in zip(paths, arrays, strict=True))
-        raise UsageError(f"expected inputs of one shape in all splits of {name}, got {shapes}; use one source for all")
+        raise UsageError(f"expected inputs of one shape in all splits of {name}, got {shapes}; use one source for all splits")
     inputs = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
     np.concatenate(arrays, out=inputs)  # the parts are memory-mapped: this is the only copy
     sizes = [size for split in SPLITS for size in classes[split].values()]
@@ -74,9 +79,9 @@ def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]
 
 
 def refuse_shared(names: Mapping[str, Sequence[str]], source: object) -> None:
-    """Refuse empty splits, and classes in more than one split: test classes are not seen in training."""
+    """Raise a UsageError if a split is empty or a class is in several splits, so that test classes are unseen."""
     if empty := [split for split in SPLITS if not names[split]]:
-        raise UsageError(f"expected classes in every split of {source}, got none in {empty[0]}; bring some")
+        raise UsageError(f"expected classes in every split of {source}, got none in {empty[0]}; add some")
     for one, other in itertools.combinations(SPLITS, 2):
         if both := sorted(set(names[one]) & set(names[other])):
             raise UsageError(
@@ -92,7 +97,7 @@ def _path(name: str, split: str, part: Part, settings: Mapping[str, object]) -> 
 
 
 def _classes(path: Path) -> dict[str, int] | None:
-    """Number of inputs of each class of a converted part; None where there is none, or a damaged one."""
+    """Number of inputs of each class of a converted part; None if the part is missing or damaged."""
     try:
         classes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         whole = len(np.load(path, mmap_mode="r")) == sum(classes.values())
@@ -123,10 +128,10 @@ def _read(part: Part, what: str) -> Rows:
 
 
 def _fill(path: Path, what: str, rows: Rows) -> None:
-    """Write row by row, with one row in memory."""
+    """Write the inputs to a .npy file, with only one row in memory at a time."""
     total = sum(rows.class_sizes.values())
     if total == 0:
-        raise UsageError(f"expected at least one input in {what}, got none; bring data")
+        raise UsageError(f"expected at least one input in {what}, got none; add data")
     inputs = iter(rows.inputs)
     first = np.asarray(next(inputs))
     header = {

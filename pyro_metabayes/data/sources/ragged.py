@@ -1,4 +1,4 @@
-"""Sets of points of any size: contiguous in memory, padded when tasks are made of them."""
+"""Sets of points of different sizes: contiguous in memory, and padded when tasks are constructed."""
 
 from __future__ import annotations
 
@@ -9,30 +9,36 @@ from torch import Generator, Tensor
 
 from pyro_metabayes.episodes import Episodes
 
-# Above this number of random keys for a padded table, one key per point is drawn instead. Part of what defines a task.
+# Above this number of random keys for a padded table, one key per point is drawn instead. Another value would change
+# the tasks of a seed.
 MOST_KEYS = 2**22
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """G sets one after the other: points [M, D + 1], the features and the label of each; sizes [G]."""
+    """G sets of points.
+
+    Args:
+        points: [M, D + 1], features and label of each point, sorted by set.
+        sizes: [G], number of points of each set.
+    """
 
     points: Tensor
     sizes: Tensor
 
     @classmethod
     def of(cls, place: Tensor, points: Tensor) -> Ragged:
-        """From points in any order and the set of each [M]; they keep their order within a set."""
+        """Sets from points in any order and the index of the set of each [M]; the order within a set is kept."""
         return cls(points[place.argsort(stable=True)], torch.bincount(place))
 
     def rows(self, sets: Tensor) -> Tensor:
-        """Row numbers of the points of these sets, one set after the other."""
+        """Row numbers of the points of these sets, sorted by set."""
         sizes = self.sizes[sets]
         before = (self.sizes.cumsum(0) - self.sizes)[sets] - (sizes.cumsum(0) - sizes)
         return before.repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
 
     def shuffled_rows(self, sets: Tensor, generator: Generator) -> Tensor:
-        """As `rows`, in random order within each set."""
+        """As `rows`, but in random order within each set."""
         sizes, longest = self.sizes[sets], int(self.sizes.max())
         if len(sets) * longest > MOST_KEYS:
             keys = torch.rand(int(sizes.sum()), generator=generator)
@@ -45,10 +51,18 @@ class Ragged:
 
 @dataclass(frozen=True)
 class RaggedTasks:
-    """A block of tasks, one per set; `tasks` pads the requested ones to the longest of them.
+    """A block of tasks, one per set; `tasks` pads the requested tasks to the largest of them.
 
-    sets [B]; rows: the points of the sets, one set after the other. The first `shot` points of a set are the support
-    set, which never contains all of them. At most `query` of the rest are queries.
+    The first `shot` points of a set are the support set, which never contains all points. At most `query` of the other
+    points are queries.
+
+    Args:
+        ragged: all sets.
+        sets: [B], indices of the sets of this block.
+        rows: row numbers of their points, sorted by set.
+        shot: largest number of support points.
+        query: largest number of queries.
+        device: the device of the tasks.
     """
 
     ragged: Ragged
@@ -74,7 +88,7 @@ class RaggedTasks:
         ).to(self.device)  # fmt: skip
 
     def _at(self, starts: Tensor, place: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x, y and mask of the points at these places [T, N] of their sets; places from `end` on are masked, and 0."""
+        """x, y and mask of the points at positions `place` [T, N] of their sets; from `end` on, masked zeros."""
         inside = place < end
         row = self.rows[(starts + place).clamp(max=len(self.rows) - 1)]
         points = self.ragged.points[row] * inside.unsqueeze(-1)

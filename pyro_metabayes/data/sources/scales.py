@@ -1,4 +1,4 @@
-"""Standardised columns, and the way back of regression weights to the units of the file."""
+"""Standardises columns, and converts regression weights back to the units of the file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ Moments = Mapping[str, float]  # "mean" and "sd" of a column, or one of them
 
 @dataclass(frozen=True)
 class Scales:
-    """Column j is read as (x_j - mean_j) / sd_j, in float64: the D features, then the response y.
+    """Standardises column j to (x_j - mean_j) / sd_j in float64. Columns are the D features and the response y.
 
-    columns: their names [D + 1]; the intercept has mean 0 and sd 1.
-    mean, sd: [D + 1], in the units of the file.
+    A regression with weights w on standardised columns has the weights A w + b in the units of the file. Its slopes are
+    sd_y w_j / sd_j. Its intercept, the response at x = 0, is mean_y + sd_y (w_0 - sum_j w_j mean_j / sd_j).
 
-    A regression of the standardised columns with weights w is one of the file's columns with weights A w + b:
-    slopes sd_y w_j / sd_j, and the intercept mean_y + sd_y (w_0 - sum_j w_j mean_j / sd_j), the response at x = 0.
+    Args:
+        columns: [D + 1], names; the intercept has mean 0 and sd 1.
+        mean: [D + 1], in the units of the file.
+        sd: [D + 1], in the units of the file.
     """
 
     columns: Sequence[str]
@@ -32,7 +34,7 @@ class Scales:
 
     @property
     def to_units(self) -> Tensor:
-        """A [D, D]."""
+        """The matrix A [D, D]."""
         matrix = torch.diag(self.sd[-1] / self.sd[:-1])
         matrix[self._intercept] -= self.sd[-1] * (self.mean[:-1] / self.sd[:-1])
         return matrix
@@ -44,22 +46,27 @@ class Scales:
         return w.double() @ self.to_units.mT + at_zero
 
     def effects_in_units(self, effects: Tensor, shared: Tensor) -> Tensor:
-        """The first R weights [..., R], given the others [..., D - R], by which an intercept moves to x = 0."""
+        """The group-specific weights in the units of the file.
+
+        Args:
+            effects: [..., R], the group-specific weights, which come first.
+            shared: [..., D - R], the shared weights, on which the intercept at x = 0 also depends.
+        """
         shared = shared.expand(*effects.shape[:-1], -1)
         return self.in_units(torch.cat((effects, shared.to(effects)), -1))[..., : effects.shape[-1]]
 
     def covariance_in_units(self, covariance: Tensor) -> Tensor:
-        """Covariance [..., K, K] of the first K weights, given the others."""
+        """Covariance [..., K, K], in the units of the file, of the first K weights given the others."""
         size = covariance.shape[-1]
         matrix = self.to_units[:size, :size]
         return matrix @ covariance.double() @ matrix.mT
 
     def standardised(self, values: Tensor) -> Tensor:
-        """Columns [N, D + 1] of the file, 1 for the intercept."""
+        """Standardised columns from columns [N, D + 1] of the file, in which the intercept is 1."""
         return (values - self.mean) / self.sd
 
     def with_response_of(self, family: str) -> Scales:
-        """The same, with a response that is read as it stands if it is not Gaussian."""
+        """The same scales, but with an unscaled response if the family is not Gaussian."""
         if family == "gaussian":
             return self
         mean, sd = self.mean.clone(), self.sd.clone()
@@ -67,7 +74,7 @@ class Scales:
         return Scales(self.columns, mean, sd)
 
     def moments(self) -> dict[str, dict[str, float]]:
-        """Plain values by column, from which `scales_of` restores these scales."""
+        """Mean and sd by column as plain values, from which `scales_of` restores these scales."""
         rows = zip(self.columns, self.mean.tolist(), self.sd.tolist(), strict=True)
         return {name: {"mean": mean, "sd": sd} for name, mean, sd in rows if name != INTERCEPT}
 
@@ -77,9 +84,9 @@ class Scales:
 
 
 def scales_of(values: Tensor, columns: Sequence[str], given: Mapping[str, Moments]) -> Scales:
-    """Means and standard deviations of columns [N, D + 1], except for those that are given."""
+    """Scales from the means and standard deviations of columns [N, D + 1]; `given` values replace them by column."""
     exponent = torch.frexp(values.abs().amax(0))[1].double().clamp(-1000, 1000)
-    units = values.ldexp(-exponent)  # exact: squares of very large or small numbers are not finite, or 0
+    units = values.ldexp(-exponent)  # exact; prevents overflow and underflow of squares
     mean, sd = units.mean(0).ldexp(exponent), units.std(0, correction=0).ldexp(exponent)
     place = columns.index(INTERCEPT)
     mean[place], sd[place] = 0.0, 1.0
@@ -90,7 +97,7 @@ def scales_of(values: Tensor, columns: Sequence[str], given: Mapping[str, Moment
 
 
 def check_given(given: Mapping[str, Moments], columns: Sequence[str]) -> None:
-    """Refuse what is no mean and sd of these columns."""
+    """Raise a UsageError if `given` is not mean and sd of some of these columns."""
     there = [name for name in columns if name != INTERCEPT]
     for name, moments in given.items():
         numbers = isinstance(moments, Mapping) and all(

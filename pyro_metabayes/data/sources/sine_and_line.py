@@ -1,4 +1,4 @@
-"""Sines and straight lines in one stream; a few points do not determine the family of a task."""
+"""Regression tasks that are sines or straight lines; few points do not determine which of the two a task is."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FAMILIES = ("sine", "line")
 
 @dataclass(frozen=True)
 class Functions:
-    """The true functions of a block of tasks; called with x [T, N, 1] they give y without noise."""
+    """The true functions of a block of tasks. A call with x [T, N, 1] returns y [T, N, 1] without noise."""
 
     family: Tensor  # [T], index in FAMILIES
-    amplitude: Tensor  # [T, 1, 1], as all that follow; both families' numbers are drawn for every task
+    amplitude: Tensor  # [T, 1, 1], like the next three; the parameters of both families are drawn for every task
     phase: Tensor
     slope: Tensor
     intercept: Tensor
@@ -34,13 +34,15 @@ class Functions:
 
 @dataclass(frozen=True)
 class SineAndLine:
-    """y = A sin(x - phase) or y = slope x + intercept, one task in two each, plus N(0, noise^2).
+    """y = A sin(x - phase) + e or y = slope x + intercept + e, each with probability 1/2, e ~ N(0, noise^2).
 
     x ~ U[-5, 5], A ~ U[0.1, 5], phase ~ U[0, pi], slope and intercept ~ U[-3, 3]. (Finn et al. 2018; Rusu et al. 2019,
     figure 2.)
 
-    fewest: 0 gives every task task.shot support points. Above 0, their number is uniform from `fewest` to task.shot,
-        and the rest is masked.
+    Args:
+        noise: standard deviation of the noise.
+        fewest: 0: every task has task.shot support points. Above 0: their number is uniform from `fewest` to task.shot,
+            and the others are masked.
     """
 
     noise: float = 0.3
@@ -54,9 +56,9 @@ class SineAndLine:
             raise UsageError(f"expected a finite noise > 0 and fewest >= 0, got {self}; change data.*")
 
     def functions(self, generator: Generator) -> Functions:
-        """The true functions of block b are functions(generator_of(seed, split, b)): a block draws them first.
+        """The true functions of a block. They are not part of the episodes, where a guide could read them.
 
-        They are not part of the episodes, where a guide could read them.
+        A block draws its functions first, so those of block b are functions(generator_of(seed, split, b)).
         """
 
         def uniform(low: float, high: float) -> Tensor:
@@ -66,7 +68,7 @@ class SineAndLine:
         return Functions(family, uniform(0.1, 5), uniform(0, math.pi), uniform(-3, 3), uniform(-3, 3))
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`; shot and query count points."""
+        """As `Source.sampler`; shot and query are numbers of points per task."""
         check_regression(split, shape)
         if self.fewest > shape.shot:
             raise UsageError(f"expected data.fewest <= task.shot, got {self.fewest} and {shape.shot}")
@@ -86,7 +88,7 @@ class SineAndLine:
         return draw
 
     def _support_mask(self, shot: int, generator: Generator) -> Tensor:
-        """True for the unmasked support points [T, S], which come first."""
+        """Mask [T, S] of the support points; unmasked points come first."""
         counts = torch.full((BLOCK, 1), shot)
         if self.fewest:
             counts = torch.randint(self.fewest, shot + 1, (BLOCK, 1), generator=generator)

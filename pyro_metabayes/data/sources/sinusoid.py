@@ -19,7 +19,10 @@ from pyro_metabayes.errors import UsageError
 class Sinusoid:
     """y_i = A sin(x_i - b) + noise e_i, A ~ U[0.1, 5], b ~ U[0, pi], x_i ~ U[-5, 5], e_i ~ N(0, 1).
 
-    The splits differ by the random stream only. (Finn, Abbeel and Levine 2017, section 5.1, has no noise.)
+    The splits differ only in their random numbers. (Finn, Abbeel and Levine 2017, section 5.1, without noise.)
+
+    Args:
+        noise: standard deviation of the noise.
     """
 
     noise: float = 0.0
@@ -32,7 +35,7 @@ class Sinusoid:
             raise UsageError(f"expected a finite data.noise >= 0, got {self.noise}")
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`; shot and query count points."""
+        """As `Source.sampler`; shot and query are numbers of points per task."""
         check_regression(split, shape)
 
         def draw(generator: Generator) -> Episodes:

@@ -1,4 +1,4 @@
-"""Lines whose slope depends on the inputs alone: tasks that can be solved without labels."""
+"""Lines whose slope depends only on the inputs, so that tasks can be solved without labels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class SpinningLines:
-    """x_i ~ N(loc, scale^2), w = mean_i x_i + e, e ~ N(slope_loc, slope_scale^2), y_i = w x_i, noise-free.
+    """x_i ~ N(loc, scale^2), w = mean_i x_i + e, e ~ N(slope_loc, slope_scale^2), y_i = w x_i without noise.
 
-    With n query points and no support (task.shot=0): p(w) = N(loc + slope_loc, scale^2 / n +
-    slope_scale^2), p(w | x) = N(mean(x) + slope_loc, slope_scale^2). The mutual information of slope and inputs is
+    With n query points and without support points (task.shot=0), p(w) = N(loc + slope_loc, scale^2 / n +
+    slope_scale^2) and p(w | x) = N(mean(x) + slope_loc, slope_scale^2). The mutual information of slope and inputs is
     I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2 nats: 0.7085 at n = 32 and the defaults. (The toy problem of
-    Hu et al. 2020, appendix, which does not state all settings; the defaults are our reading.)
+    Hu et al. 2020, appendix. The paper does not state all settings; the defaults are our choice.)
     """
 
     loc: float = 0.0
@@ -46,7 +46,7 @@ class SpinningLines:
         return Normal(mean.view(-1, 1, 1) + self.slope_loc, self.slope_scale).to_event(2)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`; task.query counts the points, and there is no support set."""
+        """As `Source.sampler`; task.query is the number of points per task, and there is no support set."""
         check_regression(split, shape)
         if shape.shot:
             raise UsageError(f"expected task.shot=0 for tasks without labels, got {shape.shot}")

@@ -1,4 +1,4 @@
-"""The groups of training, validation and test."""
+"""Assigns groups to training, validation and test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from pyro_metabayes.errors import UsageError
 
 
 def splits_of(num_groups: int, train: float, val: float, seed: int) -> dict[str, Tensor]:
-    """Numbers of the groups of each split; all groups are in every split if train is 1."""
+    """Indices of the groups of each split.
+
+    Args:
+        num_groups: number of groups.
+        train: fraction for training; 1: every split contains all groups.
+        val: fraction for validation; 0: validation uses the training groups.
+        seed: seed of the random assignment.
+    """
     if not (train > 0 and val >= 0 and train + val <= 1):
         raise UsageError(f"expected shares train > 0, val >= 0 and train + val <= 1, got train={train} and val={val}")
     order = torch.randperm(num_groups, generator=Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Columns of numbers from a CSV file; errors name the line."""
+"""Reads columns of numbers and text from a CSV file; errors name the line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_metabayes.data.sources.gaps import Gaps, is_gap, lacking_of, notes_of_
 from pyro_metabayes.data.sources.header import SEPARATORS, Cells, Header, complete_rows, utf8
 from pyro_metabayes.errors import UsageError, check_choice
 
-NOT_FINITE = ("inf", "infinity")  # words that are numbers, which are refused
+NOT_FINITE = ("inf", "infinity")  # words that float() accepts; they are refused as numbers
 DECIMALS, MISSING = ("point", "comma"), ("refuse", "drop")
 
 
@@ -24,10 +24,11 @@ DECIMALS, MISSING = ("point", "comma"), ("refuse", "drop")
 class Reading:
     """How the cells of a file are read.
 
-    missing: "refuse", or "drop" the rows that lack a key or a number.
-    decimal: "point" or "comma".
-    levels: columns of text, whose cells are read as places in their levels; levels that are None are those of the file.
-    optional: columns of numbers with NaN for a gap.
+    Args:
+        missing: "refuse" or "drop" rows without a key or a number.
+        decimal: "point" or "comma".
+        levels: levels of the columns of text; a cell becomes the index of its level. None: the levels of the file.
+        optional: columns of numbers in which a missing value becomes NaN.
     """
 
     missing: str = "refuse"
@@ -42,7 +43,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Columns:
-    """keys [N], numbers [N, columns] in float64, the levels of columns of text, and notes."""
+    """The columns of a file.
+
+    Attributes:
+        keys: [N], the key of each row.
+        values: float64 [N, columns].
+        levels: levels of the columns of text.
+        notes: notes for the user, one line each.
+    """
 
     keys: list[str]
     values: np.ndarray
@@ -51,10 +59,10 @@ class Columns:
 
 
 def read_columns(header: Header, keys: str | None, columns: Sequence[str], reading: Reading) -> Columns:
-    """The cells of column `keys` as they stand (None: one key for all rows), and those of `columns` as numbers.
+    """Read the column `keys` as text (None: all rows have the same key), and `columns` as numbers.
 
     Raises:
-        UsageError: a cell without a key, number or known level, a row of another length, or no rows.
+        UsageError: a cell has no key, number or known level, a row has another length, or there are no rows.
     """
     names: dict[str, str] = {}  # one copy of each string
     keys_of_rows, values, gaps = [], array("d"), Gaps()
@@ -71,15 +79,15 @@ def read_columns(header: Header, keys: str | None, columns: Sequence[str], readi
             values.append(_value(cell, column, line, header.path, reading, levels))
     notes = notes_of_gaps(gaps, len(keys_of_rows), reading.missing, header.path)
     if not keys_of_rows:
-        raise UsageError(f"expected rows below the header of {header.path}, got none; bring data")
+        raise UsageError(f"expected rows below the header of {header.path}, got none; add data")
     if header.separator != ",":
-        notes = [f"{header.path} is read with {SEPARATORS[header.separator]} between its cells", *notes]
+        notes = [f"the cells of {header.path} are separated by {SEPARATORS[header.separator]}", *notes]
     numbers = np.frombuffer(values).reshape(len(keys_of_rows), -1)
     return Columns(keys_of_rows, numbers, {name: list(known) for name, known in levels.items()}, notes)
 
 
 def text_columns(header: Header, columns: Sequence[str]) -> list[str]:
-    """Those columns whose first cell with a value begins with a letter."""
+    """The columns of text: those whose first cell with a value begins with a letter."""
     first: dict[str, str] = {}
     for _, cells in _rows(header, [None, *columns]):
         first |= {n: c.strip() for n, c in zip(columns, cells[1:], strict=True) if n not in first and not is_gap(c)}
@@ -105,7 +113,7 @@ def _value(
 
 
 def _rows(header: Header, columns: Sequence[str | None]) -> Iterator[tuple[int, Cells]]:
-    """The line of the file, and its cells of the columns, row by row; "-" for a column that is None."""
+    """Line number, and the cells of the given columns, of each row; "-" for a column that is None."""
     with utf8(header.path), header.path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file, strict=True, delimiter=header.separator)
         next(lines, None)
@@ -119,7 +127,7 @@ def _check_length(line: Cells, header: Header, number: int) -> None:
     if len(line) != len(header.names):
         raise UsageError(
             f"expected {len(header.names)} cells as in the header, got {len(line)} on line {number} of {header.path}; "
-            "put a cell that holds the separator in quotes"
+            "put cells that contain the separator in quotes"
         )
 
 

@@ -1,10 +1,10 @@
 """tiered-ImageNet (Ren et al. 2018): 608 classes, 779,165 images; 351 / 97 / 160 classes from different categories.
 
-Read from METABAYES_DATA/tiered_imagenet, for each split
+The following files are read from METABAYES_DATA/tiered_imagenet for each split:
 
-    {split}_images_png.pkl, a list of PNG files, or {split}_images.npz, images [N, 84, 84, 3], blue first (that is
-    how OpenCV, which unpacked the PNGs into it, has the channels), and
-    {split}_labels.pkl: label_specific (or labels) [N], and with it label_specific_str, the names of the classes
+    {split}_images_png.pkl, a list of PNG files, or {split}_images.npz, images [N, 84, 84, 3] with channels in the
+        order blue, green, red (the order of OpenCV, which unpacked the PNG files)
+    {split}_labels.pkl: label_specific (or labels) [N], and label_specific_str, the names of the classes
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from pyro_metabayes.storage.unpickle import flat_array, load_arrays, text_keys
 from pyro_metabayes.storage.untrusted import DAMAGED, read_npz, reason_of
 
 HINT = (
-    "put {train,val,test}_images_png.pkl (or _images.npz) and {train,val,test}_labels.pkl there; images in folders go "
-    "through data=image_folder"
+    "put {train,val,test}_images_png.pkl (or _images.npz) and {train,val,test}_labels.pkl there; for images in folders "
+    "use data=image_folder"
 )
 
 
 def load(size: int = SIDE) -> Bank:
     """uint8 images [779165, 3, size, size], converted once and kept in the cache (16.5 GB there and in memory).
 
-    size: 84, or the side of a centre crop (80 in the evaluation of SIB).
+    Args:
+        size: 84, or the side of a centre crop in pixels (80 in the evaluation of SIB).
     """
     refuse_size(size)
     folder = data_folder("tiered_imagenet", HINT)
@@ -60,7 +61,7 @@ def _rows_of_files(images: Path, labels: Path, split: str, size: int) -> Rows:
 
 
 def _decode(file: Any, row: int, source: Path) -> np.ndarray:
-    """A PNG file, pickled as an array of bytes, or as a string."""
+    """The pixels of a PNG file, which is pickled as an array of bytes or as a string."""
     try:
         if not isinstance(file, str | bytes | np.ndarray):
             raise TypeError(f"{type(file).__name__}")
@@ -71,7 +72,7 @@ def _decode(file: Any, row: int, source: Path) -> np.ndarray:
         ) from None
     if image.shape != (3, SIDE, SIDE):
         raise UsageError(
-            f"expected images of {SIDE} x {SIDE} alone in {source}, got number {row} of {image.shape[2]} x "
+            f"expected only images of {SIDE} x {SIDE} in {source}, got number {row} of {image.shape[2]} x "
             f"{image.shape[1]}; download the file again"
         )
     return image
@@ -88,7 +89,7 @@ def _rows_of_array(images: Path, labels: Path, split: str, size: int) -> Rows:
 
 
 def _names(path: Path, rows: int, split: str) -> list[str]:
-    """Class name of each image. Numbers keep the names unique: classes of different splits may share a word."""
+    """Class name of each image; split and number make it unique, since different classes may have the same word."""
     content = text_keys(load_arrays(path), str(path))
     key = "label_specific" if "label_specific" in content else "labels"
     labels = validate_labels(text_keys(content, str(path), key)[key], rows, str(path))

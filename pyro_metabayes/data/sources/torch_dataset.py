@@ -1,4 +1,4 @@
-"""Any map-style torch Dataset of (input, label): its items are read, and transformed, when a task needs them."""
+"""A bank over any map-style torch Dataset of (input, label). Items are read and transformed when a task needs them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.seeding import drawing, noise_of
 from pyro_metabayes.training.progress import counted
 
-SAMPLE = 64  # items in a fingerprint
+SAMPLE = 64  # largest number of items in a fingerprint
 
 
 class LabelledItems(Protocol):
@@ -29,17 +29,16 @@ class LabelledItems(Protocol):
 class DatasetRows:
     """Inputs [M, *X] of a dataset, on the CPU, with those methods of a tensor that samplers use.
 
-    Transforms of the dataset are applied whenever an item is read. Random ones draw from torch's random numbers under
-    a seed made of the items that are read together: a training repeats them when it is resumed, and its own random
-    numbers do not change.
+    Transforms of the dataset are applied whenever an item is read. For random transforms, torch's seed is a hash of the
+    items that are read together. So a resumed training repeats them, and the random numbers of training do not change.
 
     Args:
         dataset: items (input, label); inputs are tensors or arrays of one shape, bytes or numbers.
-        order: item of each row [M].
-        labels: of every item; an item that is read has to have its label.
+        order: [M], the item of each row.
+        labels: the label of every item, which is compared with the label that is read.
 
     Raises:
-        UsageError: inputs that are no tensors of real numbers, or of several shapes; an item with another label.
+        UsageError: inputs are no tensors of real numbers or have several shapes, or an item has another label.
     """
 
     device = torch.device("cpu")
@@ -59,7 +58,7 @@ class DatasetRows:
         return len(self.order)
 
     def to(self, device: torch.device | str) -> DatasetRows:
-        """No copy: tasks are moved to the device, the dataset is not."""
+        """Returns itself: tasks are moved to the device, the dataset is not."""
         return self
 
     def in_order(self, order: np.ndarray) -> DatasetRows:
@@ -77,7 +76,7 @@ class DatasetRows:
             yield self._read(self.order[start : start + size])
 
     def sample(self) -> bytes:
-        """Bytes for a fingerprint: the shape, and evenly spaced rows."""
+        """Bytes that identify the content, for `Bank.fingerprint`: the shape, and evenly spaced rows."""
         rows = np.linspace(0, len(self) - 1, min(len(self), SAMPLE)).astype(np.int64)
         return f"{tuple(self.shape)}".encode() + self._read(self.order[rows]).numpy().tobytes()
 
@@ -99,13 +98,13 @@ class DatasetRows:
 
 
 def _as_tensor(value: Any, item: int) -> Tensor:
-    """Bytes stay bytes, everything else becomes float32."""
+    """An input as a tensor: uint8 stays uint8, all other types become float32."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
     if not isinstance(value, Tensor):
         raise UsageError(
-            f"expected tensors or arrays as inputs of the dataset, got {type(value).__name__} in item {item}; give it "
-            "a transform such as torchvision.transforms.PILToTensor()"
+            f"expected tensors or arrays as inputs of the dataset, got {type(value).__name__} in item {item}; add a "
+            "transform such as torchvision.transforms.PILToTensor()"
         )
     if value.is_complex():
         raise UsageError(
@@ -120,15 +119,15 @@ def _seed_of(items: np.ndarray) -> int:
 
 
 def labels_of(dataset: LabelledItems) -> np.ndarray:
-    """The label of every item [M], integers or text: those that the dataset lists, else those of all items.
+    """The label of every item [M], integers or text, from `targets` or `labels` of the dataset, else from the items.
 
     Raises:
-        UsageError: no map-style dataset, no items, items without such a label, or listed labels that are not theirs.
+        UsageError: the dataset is not map-style or empty, an item has no such label, or its listed label is another.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not len(dataset):
         raise UsageError(
             "expected a torch Dataset of (input, label) with a length and at least one item, got "
-            f"{type(dataset).__name__}; a dataset without a length has to be read into a list first"
+            f"{type(dataset).__name__}; read a dataset without a length into a list first"
         )
     first = _label(dataset[0], 0)
     listed = _listed_labels(dataset)
@@ -147,13 +146,13 @@ def labels_of(dataset: LabelledItems) -> np.ndarray:
 def _check_label(label: Any, listed: Any, item: int) -> None:
     if label != listed:
         raise UsageError(
-            f"expected item {item} of the dataset to have the label {listed}, by which it was sorted into a class, got "
-            f"{label}; give the dataset the labels of its items as targets, or none"
+            f"expected item {item} of the dataset to have the label {listed}, as `targets` or `labels` say, got "
+            f"{label}; correct these labels, or remove them from the dataset"
         )
 
 
 def _listed_labels(dataset: Any) -> np.ndarray | None:
-    """Labels that need no item to be read; None where the dataset lists none, or changes them."""
+    """Labels that the dataset lists; None if it lists none, or if a target_transform changes them."""
     if isinstance(dataset, Subset):
         inner = _listed_labels(dataset.dataset)
         return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
@@ -173,7 +172,7 @@ def _plain_labels(values: Any) -> np.ndarray | None:
 
 
 def _label(pair: Any, item: int) -> Any:
-    """The label of a pair (input, label), as a number or text of Python."""
+    """The label of a pair (input, label), as a Python int or str."""
     label = pair[1] if isinstance(pair, tuple | list) and len(pair) == 2 else None
     array = np.asarray(label)
     value = array.item() if array.size == 1 else label
@@ -186,7 +185,7 @@ def _label(pair: Any, item: int) -> Any:
 
 
 def class_names_of(dataset: Any, labels: Sequence[Any]) -> list[str]:
-    """The name of each class: what the dataset calls it in `classes`, else the label."""
+    """The name of each class from `classes` of the dataset, else the label."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     names = dict(enumerate(getattr(dataset, "classes", ())))
