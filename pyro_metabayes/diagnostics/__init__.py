@@ -1,1 +1,1 @@
-"""Is the posterior collapsed, calibrated, near the truth? One question a file."""
+"""Diagnostics of priors and posteriors: collapse, calibration, comparison with exact inference. One per file."""

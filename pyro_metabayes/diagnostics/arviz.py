@@ -1,4 +1,4 @@
-"""Predictive draws as an object of ArviZ."""
+"""Converts predictive draws to ArviZ."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from pyro_metabayes.errors import UsageError
 
 
 def to_arviz(draws: PredictiveDraws) -> Any:
-    """Convert to ArviZ: InferenceData for ArviZ < 1, DataTree for ArviZ >= 1, with dimensions chain, draw, task, ...
+    """Convert predictive draws to ArviZ.
 
     Groups: posterior and prior (w), posterior_predictive and prior_predictive (query_y), observed_data (query_y),
-    constant_data (query_mask, true for a query that counts). The draws are independent, so there is one chain.
+    constant_data (query_mask, true for an unmasked query). The draws are independent, so there is one chain.
 
     Args:
-        draws: as `predictive_draws` returns them.
+        draws: the result of `predictive_draws`.
+
+    Returns:
+        InferenceData for ArviZ < 1, DataTree for ArviZ >= 1, with dimensions chain, draw, task, ...
+
+    Raises:
+        UsageError: ArviZ is not installed.
     """
     arviz = _arviz()
     groups: dict[str, dict[str, Any]] = {}
@@ -43,7 +49,7 @@ def to_arviz(draws: PredictiveDraws) -> Any:
 
 
 def _names(*names: str, count: int) -> list[str]:
-    """The last `count` of the names: a latent without rows has only weights."""
+    """The last `count` of the names, since a latent without rows has only weights; generic names for more axes."""
     return list(names[len(names) - count :]) if count <= len(names) else [f"axis{i}" for i in range(count)]
 
 
@@ -58,7 +64,7 @@ def _arviz() -> Any:
             import arviz
     except ImportError as error:
         if error.name != "arviz":
-            raise  # ArviZ is installed, one of its dependencies is not
+            raise  # ArviZ is installed, but one of its dependencies is missing
         raise UsageError(
             "expected ArviZ for to_arviz, found none; run: pip install -c constraints.txt -e '.[arviz]'"
         ) from None

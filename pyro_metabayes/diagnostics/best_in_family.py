@@ -21,7 +21,7 @@ Build = Callable[..., TorchDistribution]
 
 @runtime_checkable
 class HasFamily(Protocol):
-    """A guide whose posteriors are of a family that is not Gaussian."""
+    """A guide whose posteriors belong to a family that is not Gaussian."""
 
     def family_of(self, q: TorchDistribution) -> tuple[list[Tensor], Build]:
         """Free parameters [T, ...] of each task at q, and the distribution as a function of such parameters.
@@ -47,15 +47,23 @@ def best_in_family(
     rate: float = 0.03,
     guide: object = None,
 ) -> TorchDistribution:
-    """q*: Adam on the ELBO over all parameters of q, separately for every task, in units of the prior's sd.
+    """q*, the member of the family of q that maximises the ELBO of each task, found by Adam.
 
     The family is that of q: factorised Gaussians (Normal), Gaussians of the same rank (LowRankPrecision) or Gaussians
     with independent rows (MultivariateNormal, or LowRankMultivariateNormal of the same rank). Adam starts at the mean
     and sd of the prior, and in a second run at q; the better result of each task is returned. A guide with the method
-    `family_of` gives another family, and Adam starts at q alone.
+    `family_of` defines another family; then Adam starts only at q.
+
+    Args:
+        target: the unnormalised posterior of T tasks.
+        q: the posterior of the guide, batch [T].
+        steps: number of steps of Adam.
+        num_samples: draws of w per step.
+        rate: initial learning rate of parameters in units of the prior's sd.
+        guide: the guide of q.
 
     Raises:
-        UsageError: another family, without a guide that has `family_of`, or one that is not reparametrised.
+        UsageError: q has another family and the guide no `family_of`, or the family is not reparametrised.
     """
     if isinstance(guide, HasFamily):
         start, build = guide.family_of(q)
@@ -93,7 +101,7 @@ def _ascend(
 
 
 def _parameters(target: Target, q: TorchDistribution, at_prior: bool = False) -> tuple[list[Tensor], Build]:
-    """Free parameters at q, or at the prior, in units of the prior's sd, and the family that they parametrise."""
+    """Free parameters of q (or of the prior) in units of the prior's sd, and the function from them to the family."""
     family: Any = innermost(q)
     loc, scale = target.loc, target.scale
     if not isinstance(family, GAUSSIANS):

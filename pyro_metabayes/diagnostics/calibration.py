@@ -41,10 +41,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Reliability by confidence, the probability of the most probable class of a query, in 15 equal bins [B].
+    """Reliability in 15 equal bins [B] of the confidence, the probability of the most probable class of a query.
 
-    confidence: mean confidence of the queries in a bin. accuracy: share of them predicted correctly.
-    share: share of all queries that are in the bin. ece = sum_b share_b |accuracy_b - confidence_b|.
+    confidence: mean confidence of the queries in a bin. accuracy: share of these queries predicted correctly.
+    share: share of all queries that are in the bin. ece: sum_b share_b |accuracy_b - confidence_b|.
     Intervals are 1.96 sd over bootstrap resamples of tasks. Empty bins are NaN.
     (Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017.)
     """
@@ -65,7 +65,7 @@ def bin_sums(probabilities: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
 
 
 def reliability(sums: Tensor, seed: int = 0) -> Reliability:
-    """From the bin sums of all tasks [T, B, 3]."""
+    """Reliability from the bin sums [T, B, 3] of all tasks (`bin_sums`); seed: of the bootstrap."""
     sums = sums.double()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
@@ -88,10 +88,10 @@ def _ece(sums: Tensor) -> Tensor:
 
 
 def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Metrics [T, levels] of the smallest sets of classes whose probability reaches each level, means over queries.
+    """Metrics [T, levels] of prediction sets, the smallest sets of classes whose probability reaches each level.
 
-    coverage: share of the labels inside the set. size: number of classes in the set. mass: predicted probability of
-    the set, at least the level since classes are discrete; a calibrated predictive distribution has coverage = mass.
+    coverage: share of the labels inside the set. size: mean number of classes in the set. mass: mean predicted
+    probability of the set, at least the level. Calibrated predictive distributions have coverage = mass.
     """
     ordered, order = probabilities.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered
@@ -124,9 +124,9 @@ def predictive_probabilities(predictions: Predictions) -> Tensor:
 
 
 def calibration_of(predictions: Predictions) -> dict[str, Tensor]:
-    """Those calibration metrics [T, ...] that the family of the likelihood has.
+    """The calibration metrics [T, ...] that are defined for the family of the likelihood.
 
-    Bin sums and prediction sets of classes, coverage of intervals of numbers, and shares of the PIT of ordered labels.
+    These are bin sums and prediction sets for classes, interval coverage for numbers, the PIT for ordered labels.
     """
     mask, bounds = predictions.mask, predictions.pit_bounds
     metrics = {} if bounds is None else {"pit": _mean_over_labels(pit_histogram(bounds, PIT_BINS), mask)}
@@ -174,11 +174,11 @@ def without_classes(episodes: Episodes, way: int) -> tuple[Observed, Tensor]:
 def unseen_classes(learner: MetaLearner, batches: Iterable[Episodes], way: int, num_samples: int) -> dict[str, Tensor]:
     """Entropy of the predictive distribution, in nats, on queries of seen and of unseen classes.
 
-    known, unseen [T]: mean entropy over the queries of seen and of unseen classes of a task.
-    auroc [T]: probability that a query of an unseen class has a larger entropy than one of a seen class, ties counted
-        half; 1/2 if the entropy does not discriminate.
-    The weights are inferred from the support set and the queries of seen classes. The tasks of `batches` have more
-    than `way` classes.
+    The tasks of `batches` have more than `way` classes, and the first `way` are seen. The weights are inferred from the
+    support set and the queries of seen classes. The metrics of each task [T] are:
+        known, unseen: mean entropy over the queries of seen, and of unseen classes.
+        auroc: probability that a query of an unseen class has a larger entropy than one of a seen class, ties counted
+            half; 1/2 if the entropy does not discriminate.
     """
     metrics: dict[str, list[Tensor]] = {"known": [], "unseen": [], "auroc": []}
     for episodes in batches:
@@ -193,7 +193,7 @@ def unseen_classes(learner: MetaLearner, batches: Iterable[Episodes], way: int, 
 
 
 def auroc(scores: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
-    """P(score of a positive > score of a negative) + P(equal) / 2 of each task [T]; all [T, Q]. (Mann and Whitney.)"""
+    """P(positive score > negative score) + P(equal) / 2 [T]; scores and masks are [T, Q]. (Mann and Whitney 1947.)"""
     difference = scores.unsqueeze(-1) - scores.unsqueeze(-2)
     wins = (difference > 0).to(scores.dtype) + 0.5 * (difference == 0).to(scores.dtype)
     pairs = positive.unsqueeze(-1) & negative.unsqueeze(-2)

@@ -47,11 +47,13 @@ QUANTILE_DRAWS = 1000  # draws per task of a central 90% interval without a clos
 def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
     """Spreads of the prior p_psi(w | support), per task [T]; {} for a flat prior.
 
-    prior_variance, prior_mean_square: means over the weights; prior_variance_error where they are sampled.
-    logit_variance: variance over samples of the logits, centred over classes; in a regression of the means in units
-        of the noise.
-    disagreement: share of draws that predict another class than the averaged prediction (ties excluded).
-    prior_entropy: differential entropy in nats.
+    Returns:
+        prior_variance, prior_mean_square: variance and squared mean, averaged over the weights.
+        prior_variance_error: Monte-Carlo standard error, if the variance is estimated from draws.
+        logit_variance: variance over draws of the logits, centred over classes; in a regression, of the predicted means
+            in units of the noise.
+        disagreement: share of draws that predict another class than the averaged prediction (ties excluded).
+        prior_entropy: differential entropy in nats, if it has a closed form.
     """
     prior = learner.model.prior(observed)
     if not has_density(prior):
@@ -80,15 +82,17 @@ def _output_spread(likelihood: Any, mask: Tensor) -> Spread:
 
 
 def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribution) -> Spread:
-    """Spreads per task of q = training_posterior(episodes), which alone bounds the evidence; {} for a point estimate.
+    """Spreads per task of q = training_posterior(episodes), the posterior of the ELBO; {} for a point estimate.
 
-    posterior_variance [T]: mean over the weights. posterior_entropy [T].
-    elbo, kl [T], kl_by_dimension [T, weights]: against a prior with a density; the log-likelihood is a batch
-        mean of one draw per task. A KL without a closed form is the mean over MOMENT_DRAWS draws.
-    posterior_variance of site NAME, kl of site NAME [T]: of a Joint. The kl of a site is the expected KL given the
-        earlier sites; these sum to kl.
-    posterior_variance_error, kl_error [T]: Monte-Carlo standard errors of what is sampled.
-    kl_variational_bound, kl_convexity_bound [T]: against a mixture, closed-form upper bounds on the KL.
+    Returns:
+        posterior_variance [T]: mean over the weights.
+        posterior_entropy [T]: in nats, if it has a closed form.
+        elbo, kl [T], kl_by_dimension [T, weights]: in nats, if the prior has a density. The log-likelihood is a batch
+            mean from one draw per task. A KL without a closed form is the mean over MOMENT_DRAWS draws.
+        posterior_variance of site NAME, kl of site NAME [T]: if q is a Joint. The kl of a site is the expected KL given
+            the earlier sites; the kl of all sites sum to kl.
+        posterior_variance_error, kl_error [T]: Monte-Carlo standard errors, if the value is estimated from draws.
+        kl_variational_bound, kl_convexity_bound [T]: closed-form upper bounds on the KL, if the prior is a mixture.
     """
     if not has_density(q):
         return {}
@@ -116,7 +120,7 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
 
 
 def _sampled_kl(q: TorchDistribution, prior: TorchDistribution, log_likelihood: Tensor) -> Spread:
-    """kl and kl_error [T], and the elbo with this KL, of more draws than the one of the objective."""
+    """kl, kl_error and elbo [T] with the KL estimated from MOMENT_DRAWS draws (the objective uses one)."""
     w = extra_draws(q, MOMENT_DRAWS)
     kl, error = kl_from_draws(q, prior, w)
     return {"kl": kl, "elbo": log_likelihood - kl, **_error("kl", error), **_kl_by_site(q, prior, w)}
@@ -133,11 +137,12 @@ def _kl_by_site(q: TorchDistribution, prior: TorchDistribution, w: Tensor) -> Sp
 def against_truth(fit: TorchDistribution, true: TorchDistribution) -> Spread:
     """Compares a fitted posterior of w with the exact one, per task [T]; {} for a point estimate.
 
-    fit_variance, true_variance: means over the weights.
-    coverage90_of_truth: exact probability of the central 90% interval of each weight under the fit, mean over weights;
-        the interval is between quantiles of draws where the fit is not Gaussian.
-    kl_from_truth, kl_to_truth: KL(true, fit) and KL(fit, true) in nats, between the marginal distributions of each
-        weight; correlations are ignored. Only of a Gaussian fit.
+    Returns:
+        fit_variance, true_variance: means over the weights.
+        coverage90_of_truth: probability, under the exact posterior, of the central 90% interval of the fit, mean over
+            weights. If the fit is not Gaussian, the interval is between quantiles of draws.
+        kl_from_truth, kl_to_truth: KL(true, fit) and KL(fit, true) in nats, summed over the marginal distributions of
+            the weights; correlations are ignored. Only for a Gaussian fit.
     """
     if not has_density(fit):
         return {}
@@ -156,20 +161,20 @@ def against_truth(fit: TorchDistribution, true: TorchDistribution) -> Spread:
 
 
 def _interval(q: TorchNormal) -> tuple[Tensor, Tensor]:
-    """Upper and lower end of the central 90% interval of each weight, as of a normal distribution."""
+    """Upper and lower end of the central 90% interval of each weight under a normal distribution."""
     upper, lower = (q.mean + sign * HALF_OF_90 * q.stddev for sign in (1, -1))
     return upper, lower
 
 
 def _sampled_interval(fit: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """The same between quantiles of draws: the k-th smallest and the k-th largest, k = 5% of their number."""
+    """Upper and lower end of the central 90% interval of each weight, from quantiles of draws."""
     ordered, tail = extra_draws(fit, QUANTILE_DRAWS).sort(0).values, QUANTILE_DRAWS // 20
     return ordered[-tail], ordered[tail - 1]
 
 
 @torch.no_grad()
 def batch_spreads(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
-    """All spreads of one batch of tasks, on its device; given Episodes also those of the training posterior."""
+    """All spreads of one batch of tasks, on its device; for Episodes also those of the training posterior."""
     spread = prior_spread(learner, observed, num_samples)
     if isinstance(observed, Episodes):
         spread |= posterior_spread(learner, observed, learner.guide.training_posterior(observed))

@@ -1,4 +1,4 @@
-"""The collapse metrics, each one function of spreads. To add one: write its function, and its entry in METRICS."""
+"""The collapse metrics, each a function of spreads. To add a metric, write its function and add it to METRICS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLLAPSED_DISAGREEMENT = 0.02
 ACTIVE_NATS = 0.01  # a weight is active if its mean KL(q, p) exceeds this
 
 Spread = dict[str, Tensor]  # by name, [T] or [T, weights]
-SITE = " of site "  # "kl of site w" is the spread of one latent site
+SITE = " of site "  # separates a spread from the name of a latent site, as in "kl of site w"
 Metrics = dict[str, Any]
 Metric = Callable[[Mapping[str, Tensor]], float | int | bool | dict[str, float] | None]  # from spreads
 
@@ -26,12 +26,12 @@ def _mean(spread: Mapping[str, Tensor], name: str) -> float | None:
 
 
 def _mean_of(name: str) -> Metric:
-    """The mean over tasks."""
+    """The mean of a spread over tasks."""
     return lambda spread: _mean(spread, name)
 
 
 def _rms(numerator: str, denominator: str = "") -> Metric:
-    """Square root of a mean, or of the ratio of two; None for a ratio to 0, such as the mean of N(0, I)."""
+    """Square root of the mean of a spread, or of the ratio of two means; None if the denominator is 0."""
 
     def metric(spread: Mapping[str, Tensor]) -> float | None:
         above, below = _mean(spread, numerator), _mean(spread, denominator) if denominator else 1.0
@@ -41,7 +41,7 @@ def _rms(numerator: str, denominator: str = "") -> Metric:
 
 
 def _mean_error(name: str) -> Metric:
-    """Monte-Carlo standard error of a mean over T tasks with independent draws; None for a closed form."""
+    """Monte-Carlo standard error of the mean of a spread over tasks; None for a closed form."""
 
     return lambda spread: _pooled(spread, name)
 
@@ -52,7 +52,7 @@ def _pooled(spread: Mapping[str, Tensor], name: str) -> float | None:
 
 
 def _rms_error(name: str) -> Metric:
-    """That of the square root of the mean, to first order."""
+    """Monte-Carlo standard error, to first order, of the square root of the mean of a spread."""
 
     def metric(spread: Mapping[str, Tensor]) -> float | None:
         error, mean = _pooled(spread, name), _mean(spread, name)
@@ -62,7 +62,7 @@ def _rms_error(name: str) -> Metric:
 
 
 def _by_site(name: str, function: Callable[[float], float] = float) -> Metric:
-    """A function of the mean over tasks, of each latent site; None unless there are several."""
+    """A function of the mean over tasks for each latent site; None for a latent of one site."""
 
     def metric(spread: Mapping[str, Tensor]) -> dict[str, float] | None:
         sites = [key.removeprefix(name + SITE) for key in spread if key.startswith(name + SITE)]
@@ -113,17 +113,16 @@ METRICS: dict[str, Metric] = {  # in the order of results.json
 def summary(spread: Mapping[str, Tensor]) -> Metrics:
     """All METRICS from the spreads of any number of tasks, read on the host.
 
-    relative_sd: rms sd over rms mean of the prior.
-    sd_ratio: rms sd of the posterior at test time over that of the exact posterior.
-    training_sd_ratio: the same given support and query, for a guide whose training_posterior sees the query labels.
-    NAME_monte_carlo_error: standard error of NAME where it is sampled, over the draws and not over the tasks.
-    kl_by_site, posterior_sd_by_site: by name of the site, of a latent of several sites.
-    collapsed: whether the draws of the prior leave the predictions unchanged.
-
     Args:
-        spread: by name, [T] or [T, weights].
+        spread: spreads by name, [T] or [T, weights].
 
     Returns:
-        By name; None where a spread is absent.
+        Metrics by name, None if a spread is missing. Among them are:
+        relative_sd: root mean square (rms) sd of the prior over its rms mean.
+        sd_ratio: rms sd of the posterior at test time over that of the exact posterior.
+        training_sd_ratio: the same for the training posterior, if it depends on the query labels.
+        NAME_monte_carlo_error: standard error of NAME due to draws of w, not due to the choice of tasks.
+        kl_by_site, posterior_sd_by_site: by name of the site, for a latent of several sites.
+        collapsed: whether draws from the prior leave the predictions unchanged.
     """
     return {name: metric(spread) for name, metric in METRICS.items()}

@@ -18,13 +18,13 @@ from pyro_metabayes.prediction.moments import moments_of
 
 
 class Coordinates(Protocol):
-    """A bijection from z, by name of the site, to the latent."""
+    """A bijection from coordinates z, one tensor per site, to the latent."""
 
     def random(self) -> dict[str, Tensor]:
-        """Standard normal z [T, *shape] of every site: the start of a chain."""
+        """Standard normal z [T, *shape] by site, at which a chain starts."""
 
     def latent(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
-        """The latent [..., T, *W] at z [..., T, *shape], and log |det d latent / d z| [..., T], up to a constant."""
+        """The latent [..., T, *W] for z [..., T, *shape], and log |det d latent / d z| [..., T] up to a constant."""
 
 
 class Standardised:
@@ -51,10 +51,10 @@ class Standardised:
 
 
 class SiteBySite:
-    """A real site is mean + sd z, with the moments of its prior given the earlier sites: non-centred parametrisation.
+    """Non-centred parametrisation: a real site is mean + sd z, with the moments of its prior given the earlier sites.
 
-    Any other site, and a real one without such moments, is the bijection of torch from real numbers to its support.
-    (Papaspiliopoulos, Roberts and Sköld 2007.)
+    For other sites, and for real sites without finite moments in closed form, torch's bijection from real numbers to
+    the support is used (`biject_to`). (Papaspiliopoulos, Roberts and Sköld 2007.)
     """
 
     def __init__(self, prior: TorchDistribution) -> None:
@@ -76,14 +76,14 @@ class SiteBySite:
 
 
 def coordinates_of(prior: TorchDistribution) -> Coordinates:
-    """Coordinates of the latents of a prior."""
+    """The coordinates for the latent of a prior."""
     if not isinstance(prior, Joint) and _is_real(prior):
         return Standardised(prior)
     return SiteBySite(prior)
 
 
 def _of_site(distribution: TorchDistribution, z: Tensor) -> tuple[Tensor, Tensor]:
-    """A value of the site, and the log determinant [..., T] of its derivative."""
+    """The value of a site at z, and the log determinant [..., T] of its derivative."""
     if _is_real(distribution) and (moments := _closed_form(distribution)) is not None:
         mean, scale = moments
         return mean + scale * z, sum_rightmost(scale.log().expand(z.shape), len(distribution.event_shape))
@@ -102,7 +102,7 @@ def _closed_form(distribution: TorchDistribution) -> tuple[Tensor, Tensor] | Non
 
 
 def _shape(distribution: TorchDistribution) -> torch.Size:
-    """The shape of z of a site."""
+    """The shape of the coordinates z of a site."""
     return biject_to(distribution.support).inverse_shape(distribution.batch_shape + distribution.event_shape)
 
 

@@ -7,9 +7,13 @@ from torch import Tensor
 
 
 def residuals_of_families(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared residual [..., F] of the least-squares fit of each family, in the order of data.sine_and_line.
+    """Mean squared residual [..., F] of the least-squares fit of each family, in the order of sine_and_line.FAMILIES.
 
-    x [G], y [..., G]. A sine is a sin x + b cos x = A sin(x - phase), a line is a x + b; each has two parameters.
+    A sine is a sin x + b cos x = A sin(x - phase), a line is a x + b; each has two parameters.
+
+    Args:
+        x: [G], a grid.
+        y: [..., G], values of functions on the grid.
     """
     bases = (torch.stack((x.sin(), x.cos()), dim=-1), torch.stack((x, torch.ones_like(x)), dim=-1))
     residuals = []
@@ -20,5 +24,5 @@ def residuals_of_families(x: Tensor, y: Tensor) -> Tensor:
 
 
 def family_of(x: Tensor, y: Tensor) -> Tensor:
-    """Index into FAMILIES of the best-fitting family [...] of functions y [..., G] on the grid x [G]."""
+    """Index [...] into FAMILIES of the family that fits each function best. Args: as `residuals_of_families`."""
     return residuals_of_families(x, y).argmin(-1)

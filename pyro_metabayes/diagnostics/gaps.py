@@ -29,20 +29,24 @@ CHUNK = 500  # draws per evaluation of the weights
 def check_density(q: TorchDistribution) -> None:
     if not has_density(q):
         raise UsageError(
-            "expected a guide whose posterior has a density for its gaps, got a point estimate; use another"
+            "expected a posterior with a density for the gaps of a guide, got a point estimate; use another guide"
         )
 
 
 @dataclass(frozen=True)
 class Gaps:
-    """Gaps of a posterior q for one target, in nats per task [T]; `best` is q*, `gold` are the draws of NUTS.
+    """Gaps of a posterior q for one target, in nats per task [T].
 
-    evidence: log p(y) by bridge sampling between the gold draws and q*.
-    elbo, best_elbo: ELBO of q and of q*.
-    kl_from_gold: KL(p(w | y), q) from the gold draws. KL(q, p(w | y)) is the sum of the two gaps.
-    bounds, best_bounds [counts, T]: importance-weighted bounds from q and from q* with COUNTS draws.
-    pareto_k, best_pareto_k: Pareto k of the importance weights of q and of q*.
-    sd_ratio: rms sd of w under q over that of the gold draws.
+    Attributes:
+        evidence: log p(y) by bridge sampling between the gold draws and q*.
+        elbo: ELBO of q.
+        best_elbo: ELBO of q*.
+        kl_from_gold: KL(p(w | y), q) from the gold draws. (KL(q, p(w | y)) is the sum of the two gaps.)
+        bounds: [counts, T], importance-weighted bounds from q with COUNTS draws.
+        best_bounds: the same from q*.
+        pareto_k: Pareto k of the importance weights of q.
+        best_pareto_k: the same for q*.
+        sd_ratio: root mean square sd of w under q, divided by that of the gold draws.
     """
 
     evidence: Tensor
@@ -66,7 +70,7 @@ class Gaps:
 
 @torch.no_grad()
 def gaps_of(target: Target, q: TorchDistribution, best: TorchDistribution, gold: Gold, num_samples: int) -> Gaps:
-    """Gaps from num_samples draws of q and of q*."""
+    """Gaps of q, from num_samples draws of q and of `best` (q*), and from the draws of NUTS (`gold`)."""
     log_weights, best_log_weights = (_log_weights(target, proposal, num_samples) for proposal in (q, best))
     at_gold = target.log_joint(gold.w)
     evidence = bridge_evidence(at_gold - log_density(best, gold.w), best_log_weights)
@@ -86,7 +90,7 @@ def gaps_of(target: Target, q: TorchDistribution, best: TorchDistribution, gold:
 
 
 def _log_weights(target: Target, proposal: TorchDistribution, num_samples: int) -> Tensor:
-    """log p(w, y) - log g(w) [L, T], in chunks of draws that bound the memory."""
+    """log p(w, y) - log g(w) [L, T] for draws w of the proposal g, in chunks to save memory."""
     parts = []
     for start in range(0, num_samples, CHUNK):
         w = proposal.sample(torch.Size((min(CHUNK, num_samples - start),)))

@@ -2,7 +2,7 @@
 
 There are two targets. p(w | support) is the upper limit of inductive prediction: if the model is true, no guide for
 the same model and prior predicts better on average. p(w | support and query) is the distribution that a training
-posterior approximates; it depends on the query labels, so its predictions of them are no test.
+posterior approximates. It depends on the query labels, so it must not be evaluated by predictions of these labels.
 """
 
 from __future__ import annotations
@@ -26,10 +26,18 @@ from pyro_metabayes.prediction.moments import moments_of
 
 
 class Target:
-    """log p(w) + sum_i log p(y_i | x_i, w) of each task, with the labels "support", "query" or "all".
+    """The unnormalised posterior log p(w) + sum_i log p(y_i | x_i, w) of each task.
 
     In a model with a conditional prior (`given_support`) p(w) already depends on the support labels. There "all" means
-    the query labels alone, and "support" means no labels, so that the posterior is the prior.
+    only the query labels, and "support" means no labels, so that the posterior is the prior.
+
+    Args:
+        model: the prior and the likelihood.
+        episodes: the tasks, with features as inputs.
+        labels: the labels y_i: "support", "query" or "all".
+
+    Raises:
+        UsageError: `labels` has another value, or the prior has no density.
     """
 
     def __init__(self, model: Model, episodes: Episodes, labels: str) -> None:
@@ -76,7 +84,7 @@ class Target:
         return log_density(self.prior, w) + self.log_likelihood(w)
 
     def log_joint_at(self, z: Mapping[str, Tensor]) -> Tensor:
-        """The log joint density at the coordinates z of the latents [..., T], up to a constant."""
+        """Log density [..., T] of the coordinates z, up to a constant."""
         w, log_det = self.coordinates.latent(z)
         return self.log_joint(w) + log_det
 
@@ -85,9 +93,13 @@ class Target:
 class NutsSettings:
     """Settings of NUTS.
 
-    warmup, draws: number of each per chain.
-    target_accept: acceptance probability that adapts the step size.
-    together: number of tasks that share a chain.
+    Args:
+        warmup: number of warm-up steps per chain.
+        draws: number of draws per chain.
+        chains: number of chains.
+        together: number of tasks that share a chain.
+        target_accept: target of the acceptance probability, to which the step size is adapted.
+        max_tree_depth: largest depth of the trajectory tree.
     """
 
     warmup: int = 100
@@ -104,12 +116,14 @@ class NutsSettings:
 
 @dataclass(frozen=True)
 class Gold:
-    """Draws w [L, T, *W] of p(w | labels), chains concatenated, and convergence diagnostics.
+    """Draws of p(w | labels) and convergence diagnostics.
 
-    r_hat [T]: largest split R-hat over the weights of a task and its log joint.
-    ess [T]: effective sample size of the log joint.
-    least_ess [T]: smallest effective sample size of the weights.
-    divergences [T]: number of divergences over all chains, shared by tasks of one chain.
+    Attributes:
+        w: [L, T, *W], draws of all chains.
+        r_hat: [T], largest split R-hat of the weights of a task and its log joint density.
+        ess: [T], effective sample size of the log joint density.
+        least_ess: [T], smallest effective sample size of the weights.
+        divergences: [T], number of divergent transitions over all chains; tasks of one chain have the same number.
     """
 
     w: Tensor
@@ -120,10 +134,11 @@ class Gold:
 
 
 def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
-    """NUTS on z = (w - mean) / sd of the prior, started at draws of the prior, for a few tasks at a time.
+    """Draws of the posterior by NUTS on z = (w - mean) / sd, with the moments of the prior.
 
-    Under the prior all z have unit scale, which suits the default mass matrix. The coordinates of several sites, and of
-    sites that are not real, are those of `coordinates_of`. Without labels: independent draws of the prior.
+    Under the prior all z have unit scale, which suits the default mass matrix. Several sites, and sites that are not
+    real, have the coordinates of `coordinates_of`. If the target has no labels, the draws are independent draws of the
+    prior.
     """
     num_tasks = target.episodes.num_tasks
     if target.points is None:
@@ -165,7 +180,7 @@ def _summary(target: Target, w: Tensor, divergences: Tensor) -> Gold:
     log_joint = target.log_joint(w.flatten(0, 1)).view(w.shape[:3])
     scalars = torch.cat((w.flatten(3), log_joint.unsqueeze(-1)), -1)  # [chains, L, T, W + 1]
     num_draws = log_joint[:, :, 0].numel()
-    # Anticorrelated draws have an effective size above their number; Stan's upper limit is used.
+    # The effective size of anticorrelated draws exceeds their number; it is limited as in Stan.
     most_effective = num_draws * torch.tensor(float(num_draws)).log10()
     ess = effective_sample_size(scalars, 0, 1)
     ess = torch.where((ess > 0) & (ess < most_effective), ess, most_effective)

@@ -1,6 +1,6 @@
 """Importance sampling of the posterior of a task: lower bounds on the log evidence, and their reliability.
 
-All functions take log weights log p(w, y) - log g(w), w ~ g, of shape [L, T]: one column per task.
+The argument of all functions is log weights log p(w, y) - log g(w), w ~ g, of shape [L, T]: one column per task.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 from pyro_metabayes.device import as_double
 from pyro_metabayes.evaluation.scores import log_mean_exp
 
-TRUSTED_K = 0.7  # above it error estimates are unreliable
-FLAT = 1e-3  # relative excess of the largest weight over the tail threshold, below which weights count as equal
+TRUSTED_K = 0.7  # for larger k, estimates of errors are unreliable
+FLAT = 1e-3  # weights count as equal if the largest exceeds the tail threshold by less than this share
 
 
 def importance_weighted_bounds(log_weights: Tensor, counts: Sequence[int]) -> Tensor:
-    """Importance-weighted bounds [counts, T]: mean over blocks of log (1/n) sum of n weights, for each n of counts.
+    """Importance-weighted bounds [counts, T]: log of the mean of n weights, averaged over blocks, for each n in counts.
 
-    Their expectation is the ELBO for n = 1, does not decrease with n, and does not exceed log p(y).
+    The expected bound is the ELBO for n = 1, does not decrease with n, and does not exceed log p(y).
     (Burda et al. 2016.)
     """
     total = len(log_weights)
@@ -72,9 +72,14 @@ def _zhang_stephens(excess: Tensor) -> Tensor:
 def bridge_evidence(at_gold: Tensor, at_proposal: Tensor, steps: int = 200) -> Tensor:
     """log p(y) [T] by bridge sampling, from log weights [L, T] at draws of the posterior and of the proposal.
 
-    The fixed point of Meng and Wong's (1996) optimal bridge, r = E_g[p / (s p + s' r g)] / E_p[g / (s p + s' r g)], p
-    the unnormalised posterior and s, s' the shares of the draws. Posterior and proposal must overlap; the proposal need
-    not have wider tails.
+    This is the fixed point r of the optimal bridge of Meng and Wong (1996),
+    r = E_g[p / (s p + s' r g)] / E_p[g / (s p + s' r g)], where p is the unnormalised posterior, g the proposal, and s
+    and s' are their shares of the draws. Posterior and proposal must overlap; the proposal need not have wider tails.
+
+    Args:
+        at_gold: [L, T], log weights at draws of the posterior.
+        at_proposal: [L', T], log weights at draws of the proposal.
+        steps: number of fixed-point iterations.
     """
     num_gold, num_proposal = len(at_gold), len(at_proposal)
     num_draws = num_gold + num_proposal

@@ -1,8 +1,8 @@
 """Information that a posterior holds about its query set, and the generalisation gap to another query set.
 
-I_q(w; d) is the information, in nats, between the weights w ~ q(w | d) and the query set d of a task. SIB's ELBO is an
-information bottleneck: mean KL(q, p_psi) is no less than I_q, for every prior, and equal to it if the prior
-is the aggregate posterior. On another query set b of the same task and support set the loss differs by
+I_q(w; d) is the mutual information, in nats, of the weights w ~ q(w | d) and the query set d of a task. SIB's ELBO is
+an information bottleneck: for every prior the mean KL(q, p_psi) is at least I_q, with equality if the prior is the
+aggregate posterior. The generalisation gap compares the loss on d with that on another query set b of the same task,
 
     gen = mean_t E_{w ~ q(w | d_t)} [L_b(w) - L_d(w)],    L(w) the mean of -log p(y_i | x_i, w) over n queries,
 
@@ -33,14 +33,14 @@ from pyro_metabayes.prediction.moments import draws_of, kl_from_draws, pooled_er
 @runtime_checkable
 class HasLossRange(Protocol):
     def loss_range(self, observed: Observed) -> Tensor | None:
-        """How far -log p of a label can move, in nats, whatever w and x; None where nothing bounds it."""
+        """Width of the range of -log p(y | x, w), in nats, over all w, x and y; None if it is unbounded."""
 
 
 UPPER = ("prior", "refitted_prior", "other_tasks", "second_set")
 
 
 def query_sets(episodes: Episodes) -> tuple[Episodes, Episodes]:
-    """Query sets d and b of the same tasks: the even and the odd queries, so that their class counts are similar."""
+    """Query sets d and b of the same tasks: every other query each, so that their class counts are similar."""
     return episodes.change_queries(lambda x: x[:, ::2]), episodes.change_queries(lambda x: x[:, 1::2])
 
 
@@ -50,23 +50,27 @@ def _loss_range(model: object, observed: Observed) -> Tensor | None:
 
 @torch.no_grad()
 def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: int) -> dict[str, Any] | None:
-    """Bounds on I_q, the gap and its bound, from tasks with two query sets each; None for a point estimate.
+    """Bounds on I_q, the generalisation gap and its bound, from tasks that are split into two query sets.
 
-    q is training_posterior, whose KL is part of the ELBO. In nats per task:
-        prior: mean KL(q, p_psi), null for a flat prior.
-        refitted_prior: mean KL of q to the Gaussian with the moments of the aggregate posterior of the other half
-            of the tasks.
-        other_tasks: mean of -log (1 / (T - 1)) sum_{t' != t} exp(-KL(q_t, q_t')), no less than the KL of q_t to the
-            mixture of the others. (Poole et al. 2019, leaving one out; Hershey and Olsen 2007)
-        second_set: mean KL(q(w | d), q(w | b)), which bounds I_q(w; d | t), the information beyond the task and
-            its support set; this suffices for the theorem.
-        least: the smallest of these.
-        below: lower bound log T + mean log (q_t(w_t) / sum_t' q_t'(w_t)) on I_q(w; d, t), from one draw w_t per
-            task; at most log T. (Poole et al. 2019)
-    monte_carlo_error {prior, second_set}: standard errors of these KLs where they are sampled, null for closed forms.
-    gap {mean, ci95}: gen, over tasks.
-    sigma: half the range of the loss (Hoeffding), null for an unbounded loss.
-    bound: sqrt(2 sigma^2 least / n). tightness: |gap| / bound.
+    q is training_posterior, whose KL is part of the ELBO. None for a point estimate.
+
+    Returns:
+        prior: mean KL(q, p_psi) in nats per task, null for a flat prior.
+        refitted_prior: mean KL in nats of q to the Gaussian with the moments of the aggregate posterior of the other
+            half of the tasks.
+        other_tasks: mean of -log (1 / (T - 1)) sum_{t' != t} exp(-KL(q_t, q_t')) in nats, at least the KL of q_t to
+            the mixture of the other posteriors. (Poole et al. 2019, leave-one-out; Hershey and Olsen 2007)
+        second_set: mean KL(q(w | d), q(w | b)) in nats, a bound on I_q(w; d | t), the information beyond the task and
+            its support set, which suffices for the theorem.
+        least: the smallest of these four upper bounds.
+        below: lower bound log T + mean log (q_t(w_t) / sum_t' q_t'(w_t)) on I_q(w; d, t) in nats, from one draw w_t
+            per task; at most log T. (Poole et al. 2019)
+        monte_carlo_error: standard errors of `prior` and `second_set`, null for closed forms.
+        gap: {mean, ci95} of gen over tasks, in nats per query.
+        sigma: half the range of the loss (Hoeffding), null for an unbounded loss.
+        queries: n, the smallest number of queries of a task.
+        bound: sqrt(2 sigma^2 least / n).
+        tightness: |gap| / bound.
     """
     gathered: dict[str, list[Tensor]] = {}
     sigma, num_queries = None, math.inf
@@ -87,7 +91,7 @@ def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
 def _task_terms(
     learner: MetaLearner, d: Episodes, b: Episodes, q: TorchDistribution, num_samples: int
 ) -> dict[str, Tensor]:
-    """gap and second_set [T] of each task, and prior [T] where the prior has a density; errors of what is sampled."""
+    """gap, second_set and prior [T] of `information` for each task, and standard errors of KLs from draws."""
     w = draws_of(q, num_samples)
     terms = {"gap": (_loss(learner, b, w) - _loss(learner, d, w)).mean(0)}
     second, prior = learner.guide.training_posterior(b), learner.model.prior(d.observed())
@@ -106,7 +110,7 @@ def _loss(learner: MetaLearner, episodes: Episodes, w: Tensor) -> Tensor:
 
 
 def _moments(q: TorchDistribution) -> dict[str, Tensor]:
-    """mean, variance and one draw of the weights per task [T, W], in float64; {} unless q is a factorised normal."""
+    """Mean, variance and one draw of the weights per task [T, W] in float64; {} if q is no factorised Gaussian."""
     if not isinstance(innermost(q), Normal):
         return {}
     return {
@@ -142,7 +146,7 @@ def _metrics(terms: dict[str, Tensor], sigma: float | None, num_queries: float) 
 
 
 def _kl_to_refitted(mean: Tensor, variance: Tensor) -> float:
-    """Mean KL to N(mean over tasks, variance within plus between tasks), fitted on the other half of the tasks."""
+    """refitted_prior of `information`: the variance is the sum of those within and between tasks."""
     total = 0.0
     for own, others in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
         spread = variance[others].mean(0) + mean[others].var(0, correction=0)
@@ -152,7 +156,7 @@ def _kl_to_refitted(mean: Tensor, variance: Tensor) -> float:
 
 
 def _kl_to_others(mean: Tensor, variance: Tensor) -> float:
-    """other_tasks of `information`; KL(q_t, q_t') of all pairs takes two matrix products."""
+    """other_tasks of `information`; two matrix products give KL(q_t, q_t') for all pairs of tasks."""
     precision = 1 / variance
     square = (variance + mean.square()) @ precision.mT - 2 * mean @ (mean * precision).mT
     square = square + (mean.square() * precision).sum(1)
@@ -163,7 +167,7 @@ def _kl_to_others(mean: Tensor, variance: Tensor) -> float:
 
 
 def _below(mean: Tensor, variance: Tensor, draw: Tensor) -> float:
-    """log T + mean log (q_t(w_t) / sum_t' q_t'(w_t)), w_t ~ q_t."""
+    """The lower bound `below` of `information`: log T + mean log (q_t(w_t) / sum_t' q_t'(w_t)), w_t ~ q_t."""
     precision = 1 / variance
     square = draw.square() @ precision.mT - 2 * draw @ (mean * precision).mT + (mean.square() * precision).sum(1)
     log_density = -0.5 * (square + variance.log().sum(1))  # [draw of t, density of t'], up to a constant

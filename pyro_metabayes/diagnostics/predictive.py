@@ -1,6 +1,6 @@
 """Posterior predictive checks: compare labels drawn from the model with observed labels.
 
-pyro.infer.Predictive draws from an Observed. Given Episodes, it would return the query labels themselves as
+pyro.infer.Predictive is called with an Observed. Called with Episodes, it would return the observed query labels as
 predictions, and every check would pass.
 """
 
@@ -30,9 +30,12 @@ TIE = 1e-6  # nats; rounding error of float32 for equal labels
 
 @dataclass(frozen=True)
 class Draws:
-    """Samples w [L, T, *W] of one distribution, and labels y [L, T, Q, *Y] drawn given each sample.
+    """Samples of w from one distribution, and labels drawn given each sample.
 
-    sites: the same samples by name of the latent site: w itself, or the parts of a joint latent.
+    Attributes:
+        w: [L, T, *W].
+        y: [L, T, Q, *Y].
+        sites: the samples by latent site: "w", or the sites of a Joint.
     """
 
     w: Tensor
@@ -44,7 +47,7 @@ class Draws:
 class PredictiveDraws:
     """Posterior and prior predictive draws of a batch of tasks, and the observed query labels.
 
-    prior is None for the flat prior, which has no draws.
+    `prior` is None for a flat prior, from which nothing can be drawn.
     """
 
     posterior: Draws
@@ -64,9 +67,9 @@ def observing(model: Model, labels: str) -> Iterator[None]:
 
 
 def predictive_draws(learner: MetaLearner, episodes: Episodes, num_samples: int) -> PredictiveDraws:
-    """Draws of w ~ q(w | support, x_query) and w ~ p_psi(w), and of y ~ p(y | x_query, w) given each, per task.
+    """Draws of w from q(w | support, x_query) and from the prior p_psi(w), and labels drawn from p(y | x_query, w).
 
-    q is guide.posterior, which sees no query label; a conditional prior depends on the support set.
+    q is guide.posterior, which does not depend on query labels. A conditional prior depends on the support set.
     """
     if num_samples < 1:
         raise UsageError(f"expected num_samples >= 1, got {num_samples}")
@@ -83,7 +86,7 @@ def predictive_draws(learner: MetaLearner, episodes: Episodes, num_samples: int)
 class _Posterior(Messenger):
     """Draws the latent sites from the given posterior instead of the prior of the model.
 
-    Given a guide, Predictive first runs the model without it, which fails under a flat prior.
+    This replaces the argument `guide` of Predictive, which would first sample from the prior and fail if it is flat.
     """
 
     def __init__(self, posterior: TorchDistribution) -> None:
@@ -102,10 +105,10 @@ class _Posterior(Messenger):
 
 
 def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: bool = False) -> Draws:
-    """Draws from the posterior, or from the prior, for featurised tasks; `model.observe` must be "query"."""
+    """Draws from the posterior, or from the prior, for tasks with features; `model.observe` must be "query"."""
     if isinstance(observed, Episodes):
         raise UsageError(
-            "expected tasks without their query labels, which would come back as the prediction, got Episodes; "
+            "expected tasks without query labels, which would be returned as predictions, got Episodes; "
             "pass episodes.observed()"
         )
 
@@ -121,14 +124,14 @@ def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: 
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """T(y_rep) of each replicate [L, T] and T(y) of the observed labels [T]."""
+    """A discrepancy T: its values T(y_rep) for replicates [L, T], and T(y) for the observed labels [T]."""
 
     replicated: Tensor
     observed: Tensor
 
     @property
     def p_values(self) -> Tensor:
-        """P(T(y_rep) > T(y)) per task [T], ties counted half; near 0 or 1 if the draws do not resemble the labels."""
+        """P(T(y_rep) > T(y)) per task [T], ties counted half; near 0 or 1 if the replicates are unlike the labels."""
         difference = self.replicated - self.observed
         equal = difference.abs() <= TIE
         return torch.where(equal, 0.5, (difference > 0).to(difference.dtype)).mean(0)
@@ -136,12 +139,14 @@ class Discrepancy:
 
 @torch.no_grad()
 def discrepancies(learner: MetaLearner, observed: Observed, draws: Draws, query_y: Tensor) -> dict[str, Discrepancy]:
-    """NLL and joint NLL under the draws of w, of the observed labels and of the replicated labels.
+    """NLL and joint NLL of the observed labels and of the replicates, under the draws of w.
 
-    nll: T(y) = -(1/Q) sum_i log (1/L) sum_l p(y_i | x_i, w_l). For an overconfident model it is larger than that of
-        the replicates (p near 0), for an underconfident model smaller (p near 1).
-    joint_nll: T(y) = -(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l), for all labels of a task jointly.
     (Posterior predictive p-values: Gelman, Meng and Stern 1996.)
+
+    Returns:
+        nll: T(y) = -(1/Q) sum_i log (1/L) sum_l p(y_i | x_i, w_l) in nats. T(y) exceeds T(y_rep) for an overconfident
+            model (p near 0), and is smaller for an underconfident model (p near 1).
+        joint_nll: T(y) = -(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l), for all labels of a task jointly.
     """
     likelihood = learner.model.likelihood(draws.w, observed.query_x, observed)
     of_observed, *of_replicates = [_surprise(likelihood, y, observed.query_mask) for y in (query_y, *draws.y)]

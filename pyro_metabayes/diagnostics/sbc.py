@@ -1,7 +1,7 @@
 """Simulation-based calibration: is the posterior correct on average over tasks that the model draws?
 
-Draw w ~ p(w), labels ~ p(y | x, w), and L samples from the posterior given these labels. If the posterior is exact for
-this prior and likelihood, the rank of any scalar of w and the labels among the samples is uniform on 0, ..., L.
+Draw w ~ p(w), labels y ~ p(y | x, w), and L samples from the posterior given y. If the posterior is exact, the rank of
+f(w, y) among its values at the samples is uniform on 0, ..., L for every scalar function f.
 (Talts et al. 2018, arXiv 1804.06788; Modrak et al. 2023 on the scalars.)
 """
 
@@ -41,16 +41,22 @@ def sbc_ranks(
     training: bool = False,
     truth: KnownTruth | None = None,
 ) -> Ranks:
-    """Ranks of all tasks; the inputs are those of `episodes`, weights and labels are drawn from the model.
+    """Ranks of all tasks. Inputs are those of `episodes`; weights and labels are drawn from the model.
 
-    The scalars are at most eight weights and the log-likelihood of the labels that the posterior conditions on. A
-    posterior that ignores the labels has uniform ranks in the weights, but not in the log-likelihood.
+    The scalars are at most eight weights, and the log-likelihood of the labels on which the posterior is conditioned.
+    A posterior that ignores the labels has uniform ranks for the weights, but not for the log-likelihood.
 
     Args:
-        training: ranks under training_posterior, given the labels that the model observes; otherwise under
-            `posterior`, given the support set.
-        truth: draws w from the simulator's prior instead of the learned prior. With the learned prior, and a model
-            that conditions on the support set (`model.given_support`), the support labels are not redrawn.
+        learner: the learner to check.
+        episodes: T tasks.
+        num_draws: L, draws of the posterior per task.
+        training: whether ranks are under training_posterior, given the labels that the model observes. Otherwise they
+            are under `posterior`, given the support set.
+        truth: a simulator from whose prior w is drawn; None: the learned prior. With the learned prior, and a model
+            that is conditional on the support set (`model.given_support`), the support labels are not redrawn.
+
+    Raises:
+        UsageError: the posterior or the prior has no density, or the simulator has another latent.
     """
     episodes = learner.featured(episodes)
     w, simulated = simulate(learner, episodes, truth)
@@ -72,24 +78,24 @@ def sbc_ranks(
 
 
 def _rank(scalar: Tensor) -> Tensor:
-    """Number of draws scalar[1:] below scalar[0] [T]; ties are broken at random."""
+    """Rank [T] of scalar[0] among the draws scalar[1:]; ties are broken at random."""
     below, equal = (scalar[1:] < scalar[0]).sum(0), (scalar[1:] == scalar[0]).sum(0)
     return below + (torch.rand(equal.shape, device=equal.device) * (equal + 1)).long()
 
 
 def simulate(learner: MetaLearner, episodes: Episodes, truth: KnownTruth | None) -> tuple[Tensor, Episodes]:
-    """Draws w [T, *W] from the prior, and the tasks with labels drawn given w."""
+    """Draws w [T, *W] from the prior (of `truth`, if given), and the tasks with labels drawn given w."""
     model, observed = learner.model, episodes.observed()
     p: TorchDistribution = model.prior(observed)
     if truth is not None:
         p = truth.truth(_without_support(observed))
         if p.event_shape != (shape := model.event_shape(observed)):
             raise UsageError(
-                f"expected a simulator with the latent of the model, of shape {list(shape)}, got one of shape "
+                f"expected a simulator whose latent has the shape {list(shape)} of the model, got shape "
                 f"{list(p.event_shape)}; use prior=learned"
             )
     elif not has_density(p):
-        raise UsageError("expected a prior that w can be drawn from, got a flat one; use another prior")
+        raise UsageError("expected a prior from which w can be drawn, got a flat one; use another prior")
     w = p.sample()
     support_y = episodes.support_y
     if episodes.support_x.shape[1] and (truth is not None or not model.given_support):
@@ -111,11 +117,13 @@ def _without_support(observed: Observed) -> Observed:
 class Uniformity:
     """Test of uniformity of ranks [K, T].
 
-    p_values [K]: of each scalar.
-    difference [K, L]: ECDF minus that of uniform ranks, at r = 0, ..., L - 1.
-    lower, upper [L]: simultaneous band, which the curve of uniform ranks leaves with probability `rate`.
-    flagged: whether any of the K scalars has p < rate / K; for a calibrated posterior this has probability at most
-        `rate`.
+    Attributes:
+        p_values: [K], of each scalar.
+        difference: [K, L], the empirical CDF minus the CDF of uniform ranks, at r = 0, ..., L - 1.
+        lower, upper: [L], simultaneous band, which the curve of uniform ranks leaves with probability `rate`.
+        rate: error rate of the test.
+        flagged: whether any of the K scalars has p < rate / K; for a calibrated posterior this has probability at most
+            `rate`.
     """
 
     p_values: Tensor
@@ -130,12 +138,17 @@ class Uniformity:
 
 
 def uniformity(ranks: Ranks, rate: float = 0.05, seed: int = 0) -> Uniformity:
-    """Test of uniform ranks by their ECDF, with simultaneous bands.
+    """Test of uniform ranks by their empirical CDF F, with simultaneous bands.
 
-    The ECDF F of T uniform ranks has T F(r) ~ Bin(T, (r + 1) / (L + 1)) at each r. The statistic of a curve is the
-    smallest of its two-sided binomial probabilities over r. Its null distribution is simulated, and the band contains
-    the curves whose statistic is not below the `rate` quantile.
+    For T uniform ranks, T F(r) ~ Bin(T, (r + 1) / (L + 1)) at each r. The statistic of a curve is the smallest of its
+    two-sided binomial probabilities over r. Its null distribution is simulated. The band contains the curves whose
+    statistic is not below the `rate` quantile.
     (Säilynoja, Bürkner and Vehtari 2022, arXiv 2103.10522; discrete ranks are evaluated at their exact points.)
+
+    Args:
+        ranks: the ranks [K, T].
+        rate: error rate of the test.
+        seed: seed of the simulated null distribution.
     """
     num_tasks, num_draws = ranks.values.shape[1], ranks.num_draws
     share = torch.arange(1, num_draws + 1, dtype=torch.double) / (num_draws + 1)
@@ -167,7 +180,7 @@ def _least_tail(counts: Tensor, tail: Tensor) -> Tensor:
 
 
 def _uniform_counts(num_tasks: int, num_draws: int, seed: int) -> Tensor:
-    """T F(r) of uniform ranks [SIMULATIONS, L]: at each r a binomial number of the remaining ranks is added."""
+    """Simulated T F(r) of uniform ranks [SIMULATIONS, L]; each r adds a binomial number of the remaining ranks."""
     generator = Generator().manual_seed(seed)
     reached, counts = torch.zeros(SIMULATIONS, dtype=torch.double), []
     for r in range(num_draws):

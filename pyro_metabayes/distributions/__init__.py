@@ -1,1 +1,1 @@
-"""Distributions of the latent of a task that torch and Pyro do not have."""
+"""Distributions of the latent of a task that are not in torch or Pyro."""

@@ -10,11 +10,11 @@ from pyro_metabayes.errors import UsageError
 
 
 class ImproperUniform(distributions.ImproperUniform):
-    """log p(w) = 0 everywhere, in the dtype and on the device of w; those of Pyro are always on the CPU."""
+    """log p(w) = 0 everywhere, with the dtype and device of w; Pyro's log_prob is always on the CPU."""
 
     def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         raise UsageError(
-            "expected a prior that can be sampled, got the flat one, which has no draws; for predictions use "
+            "expected a prior that can be sampled, got the flat one, which cannot; for predictions use "
             "learner.posterior_predictive (Predictive runs the model by itself first), or use a Gaussian prior"
         )
 

@@ -19,19 +19,19 @@ Site = TorchDistribution | Callable[[Mapping[str, Tensor]], TorchDistribution]
 
 
 class Joint(TorchDistribution):
-    """p(z) = prod_k p(z_k | z_1, ..., z_{k-1}) over named sites: batch [T], event [D], z their concatenation.
+    """p(z) = prod_k p(z_k | z_1, ..., z_{k-1}) over named sites: batch [T], event [D]; z concatenates all sites.
 
         Joint({"log_tau": Normal(loc, 1), "w": lambda z: Normal(0, z["log_tau"].exp()[..., None]).to_event(1)})
 
-    A prior or a posterior of several sites is a Joint; model and guide then sample each site under its own name. The
-    order of the sites is that of the mapping. Everything else treats the latent as one vector, in the order of `sites`.
+    A prior or a posterior with several sites is a Joint. Model and guide then sample each site under its own name. All
+    other code treats the latent as one vector, in the order of `sites`, which is the order of the mapping.
 
     Args:
-        distributions: by name of the site, a distribution with batch [T], or a function of the mapping of all earlier
-            draws [..., T, *shape] that returns one with batch [..., T].
+        distributions: by name of the site, a distribution with batch [T], or a function that returns a distribution
+            with batch [..., T] given a mapping from the names of all earlier sites to draws [..., T, *shape].
 
     Raises:
-        UsageError: there is no site, or one that cannot be drawn.
+        UsageError: there are no sites, or a site has a flat distribution.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -47,15 +47,15 @@ class Joint(TorchDistribution):
         super().__init__(batch, self.sites.event_shape, validate_args=False)
 
     def _example(self, name: str, distribution: TorchDistribution) -> Tensor:
-        """A draw, of which only the shape matters: functions of it tell the shapes of later sites."""
+        """A draw of a site, from which the functions of later sites determine their shapes."""
         if isinstance(distribution, ImproperUniform):
-            raise UsageError(f"expected sites that can be drawn for a Joint, got a flat distribution at '{name}'")
+            raise UsageError(f"expected sites that can be sampled for a Joint, got a flat distribution at '{name}'")
         self.examples[name] = distribution
         with torch.no_grad():
             return task_draws(distribution)
 
     def visit(self, value_of: Callable[[str, TorchDistribution], Tensor]) -> dict[str, Tensor]:
-        """The value of every site: value_of(its name, its distribution given the values of the earlier sites)."""
+        """The value of every site: value_of(name, distribution of the site given the values of the earlier sites)."""
         values: dict[str, Tensor] = {}
         for name in self.distributions:
             values[name] = value_of(name, self.given(name, values))
@@ -111,14 +111,14 @@ class Joint(TorchDistribution):
 
 
 def latent_from(distribution: TorchDistribution, value_of: Callable[[str, TorchDistribution], Tensor]) -> Tensor:
-    """The latent with the given value of each site: of "w", the only one, or of those of a Joint, as in `visit`."""
+    """The latent whose sites have the values value_of(name, distribution): the sites of a Joint, or only "w"."""
     if isinstance(distribution, Joint):
         return distribution.sites.join(distribution.visit(value_of))
     return value_of("w", distribution)
 
 
 def latent_with(distribution: TorchDistribution, values: Mapping[str, Tensor]) -> Tensor:
-    """The latent with these values of the sites, by name."""
+    """The latent whose sites have these values, by name."""
     return distribution.sites.join(values) if isinstance(distribution, Joint) else values["w"]
 
 
@@ -135,16 +135,16 @@ def sites_of(distribution: TorchDistribution) -> Sites:
 def check_sites(distribution: TorchDistribution, sites: Sites | None, name: str, remedy: str) -> None:
     """Check that a distribution of the latent has the sites of the model, in their order.
 
-    In another order the latent would be taken apart wrongly, without an error of shapes.
+    In another order the latent would be split wrongly, without an error about shapes.
 
     Args:
         distribution: a prior or a posterior.
-        sites: those of the model; None: one, "w".
-        name: of the distribution, for the message.
+        sites: the sites of the model; None: one site, "w".
+        name: name of the distribution, for the message.
         remedy: what to do, for the message.
 
     Raises:
-        UsageError: other names, shapes or another order.
+        UsageError: the sites have other names, shapes or another order.
     """
     expected = Sites(w=distribution.event_shape) if sites is None else sites
     if list((got := sites_of(distribution)).items()) != list(expected.items()):

@@ -23,7 +23,7 @@ class Sites(dict[str, Size]):
 
     @property
     def labels(self) -> list[str]:
-        """A name for each of the D numbers of a latent: log_tau, w[0], w[1], ..."""
+        """A name for each of the D components of a latent: log_tau, w[0], w[1], ..."""
         return [label for name, shape in self.items() for label in labels_of(name, shape)]
 
     def __str__(self) -> str:
@@ -33,11 +33,11 @@ class Sites(dict[str, Size]):
         """The value [..., *shape] of each site, from latents [..., D].
 
         Raises:
-            UsageError: latents of another size.
+            UsageError: the latents have another size.
         """
         if latent.shape[-1:] != self.event_shape:
             raise UsageError(
-                f"expected latents of size {self.event_shape[0]}, of the sites {self}, got shape {list(latent.shape)}; "
+                f"expected latents of size {self.event_shape[0]} for the sites {self}, got shape {list(latent.shape)}; "
                 "if the sites depend on the number of classes, set task.way to that of training"
             )
         parts = latent.split([shape.numel() for shape in self.values()], dim=-1)
@@ -56,5 +56,5 @@ class Sites(dict[str, Size]):
 
 
 def labels_of(name: str, shape: Size) -> list[str]:
-    """A name for each number of a site: its own for a scalar, else with the index into the flattened site."""
+    """A name for each component of a site: that of the site for a scalar, else with an index, such as w[0]."""
     return [f"{name}[{i}]" for i in range(shape.numel())] if shape else [name]
