@@ -1,4 +1,4 @@
-"""Scores of learning without forgetting: the three of Gidaris and Komodakis (CVPR 2018), and base_over_all."""
+"""Scores of learning without forgetting: novel, base and both (Gidaris and Komodakis, CVPR 2018), and base_over_all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, most_p
 
 
 def novel(predictions: BaseNovelPredictions) -> Tensor:
-    """Accuracy on the queries of novel classes, with the novel classes as the only candidates.
+    """Share of the queries of novel classes predicted correctly when only novel classes are candidates.
 
     Args:
         predictions: of L samples and T tasks.
@@ -59,7 +59,7 @@ def base_over_all(predictions: BaseNovelPredictions) -> Tensor:
 
 
 def _accuracy(predictions: BaseNovelPredictions, candidates: slice, queries: Tensor) -> Tensor:
-    """Accuracy [T] on these queries [T, Q] when only these classes are candidates."""
+    """Accuracy [T] on the given queries (mask [T, Q]) when only the classes `candidates` can be predicted."""
     log_probs = predictions.log_probs[..., candidates].log_softmax(-1)
     predicted = most_probable(log_mean_exp(log_probs)) + (candidates.start or 0)
     return masked_mean((predicted == predictions.labels).to(log_probs.dtype), queries & predictions.mask)

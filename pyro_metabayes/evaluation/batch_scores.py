@@ -1,4 +1,4 @@
-"""The values of a batch of tasks, and the evaluation that follows from those of all tasks."""
+"""Scores of a batch of tasks, and the result of an evaluation over all tasks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from pyro_metabayes.evaluation.scores import SCORES
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation.
+    """The result of an evaluation. str() is a table of the metrics that are numbers, with 95% intervals.
 
-    metrics: the entries of results.json: one per score (a number or {mean, ci95}), by_step, information, seconds and
-        the collapse metrics; null where a setting does not have them.
-    per_task: [T] by the name of the score, the content of tasks.npz, for paired comparisons.
-
-    str() is a table of the numbers among the metrics, with the 95% interval of those that are means over tasks.
+    Args:
+        metrics: the entries of results.json: one per score (a number or {mean, ci95}), by_step, information, seconds
+            and the collapse metrics; None for metrics that are not defined for the setting.
+        per_task: [T] by the name of the score, the content of tasks.npz, for paired comparisons.
     """
 
     metrics: dict[str, Any]
@@ -46,11 +45,12 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class BatchScores:
-    """Values of T tasks, on one device.
+    """Scores and spreads of T tasks, on one device.
 
-    scores: by the name of a score, [T], of ece [T, Q, 3].
-    spreads: by name, [T] or [T, weights], from which the collapse metrics are computed.
-    by_step: `step_scores` [T, K + 1, scores] after each inner step; None where there are none.
+    Args:
+        scores: [T] by the name of the score; for ece [T, Q, 3].
+        spreads: [T] or [T, weights] by name, from which the collapse metrics are computed.
+        by_step: `step_scores` [T, K + 1, scores] after each inner step; None without inner steps.
     """
 
     scores: TaskScores
@@ -80,13 +80,13 @@ class BatchScores:
         return BatchScores(_on_host(self.scores), _on_host(self.spreads), by_step)
 
     def evaluation(self, others: dict[str, Any]) -> Evaluation:
-        """Metrics over the tasks, and the scores of each.
+        """The evaluation over these tasks, read on the host.
 
         Args:
-            others: metrics that are not computed from these values.
+            others: further metrics, which are not computed from these values.
 
         Returns:
-            The evaluation, read on the host; null for the scores of another kind of label.
+            Metrics over the tasks, and the scores of each task; None for scores that are not defined for the labels.
         """
         values = self.scores
         metrics = {score.name: score.summary(values[score.name]) if score.name in values else None for score in SCORES}

@@ -12,7 +12,7 @@ from pyro_metabayes.prediction.averages import masked_mean, most_probable
 
 
 def accuracy(predictions: ClassPredictions) -> Tensor:
-    """Share of the queries whose most probable class, in the averaged prediction, is right.
+    """Share of the queries whose most probable class in the averaged prediction is correct.
 
     Args:
         predictions: of L samples and T tasks.
@@ -24,7 +24,7 @@ def accuracy(predictions: ClassPredictions) -> Tensor:
 
 
 def accuracy_of_sample(predictions: ClassPredictions) -> Tensor:
-    """(1/L) sum_l accuracy of p(y | x, w_l): the accuracy of one draw, mean over draws.
+    """(1/L) sum_l accuracy of p(y | x, w_l): the accuracy of the prediction of a single draw, mean over draws.
 
     Args:
         predictions: of L samples and T tasks.
@@ -56,7 +56,7 @@ def brier(predictions: ClassPredictions) -> Tensor:
 def mutual_information(predictions: ClassPredictions) -> Tensor:
     """H[(1/L) sum_l p(y | x, w_l)] - (1/L) sum_l H[p(y | x, w_l)], mean over the queries.
 
-    The information about a label that w would add. (Houlsby et al. 2011)
+    This is the mutual information of a label and w. (Houlsby et al. 2011)
 
     Args:
         predictions: of L samples and T tasks.

@@ -31,9 +31,9 @@ from pyro_metabayes.validation.arguments import check_instance
 from pyro_metabayes.validation.trained_on import warn_if_unfamiliar
 from pyro_metabayes.validation.values import check_points, check_values
 
-BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
-_alone = RLock()  # Pyro has one stack of handlers, and one setting of validation, for all threads
-MOST_NUMBERS = 2**25  # predictions per batch: with thousands of classes a batch has fewer tasks
+BATCH = 32  # tasks per batch; larger batches exceed the processor's cache and are not faster
+_alone = RLock()  # all threads share Pyro's handler stack and its validation setting
+MOST_NUMBERS = 2**25  # largest number of predictions per batch: with thousands of classes a batch has fewer tasks
 
 
 @dataclass
@@ -64,28 +64,29 @@ def evaluate(
 
         print(evaluate(learner, bank.tasks("test")))
 
-    elbo, kl and posterior_sd are computed from training_posterior, which alone bounds the evidence; they are null for
-    a point estimate or a flat prior. All other scores are computed from `posterior`, which sees no query label.
+    elbo, kl and posterior_sd are computed from training_posterior, for which the ELBO is defined; they are None for a
+    point estimate or a flat prior. All other scores are computed from `posterior`, which does not use query labels.
 
     Args:
         learner: the learner to evaluate.
-        stream: the tasks, with inputs of the backbone (features if frozen): a stream, Episodes, or a list of them.
-        settings: number of tasks, draws of w and split; None: the defaults, and all tasks where they are given.
-        seed: of all draws of w; no global random state is read or changed. Threads wait for each other.
+        stream: the tasks: a stream, Episodes, or a list of Episodes. Their inputs are those of the backbone, or
+            features if it is frozen.
+        settings: number of tasks, draws of w and split; None: the defaults, and for Episodes all tasks.
+        seed: seed of all draws of w; no global random state is read or changed. Threads wait for each other.
         progress: whether to show the progress.
-        truth: the exact posterior of simulated tasks. With it the fit is measured too (`against_truth`), and
-            oracle_mse is the mse of the exact posterior mean. Both are null where the model has another latent.
-        doubled: tasks with twice the queries, for the bounds that settings.information asks for; null without it.
+        truth: the exact posterior of simulated tasks. It adds metrics of the fit (`against_truth`) and oracle_mse, the
+            mse of the exact posterior mean; all of them are None if the model has another latent.
+        doubled: tasks with twice the queries, for the information bounds (settings.information).
 
     Returns:
-        Metrics over all tasks, and the scores of each task; printed, a table.
+        Metrics over all tasks, and the scores of each task; printing it gives a table.
 
     Warns:
-        UnfamiliarTasks: a transductive guide was trained on other tasks than the first batch.
+        UnfamiliarTasks: a transductive guide was trained on tasks unlike the first batch.
 
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`), the model does not
-            take the features, or fewer tasks are given than settings.tasks.
+            accept the features, or there are fewer tasks than settings.tasks.
     """
     check_instance("learner", learner, MetaLearner, "construct one with MetaLearner.build")
     if settings is not None:
@@ -108,12 +109,12 @@ def evaluate(
 
 
 def _tasks_and_settings(tasks: Fixed, settings: EvalSettings | None) -> tuple[TaskStream, EvalSettings]:
-    """The stream of the tasks; refuses to count given tasks twice."""
+    """The stream of the tasks and the settings; more tasks than there are Episodes raise a UsageError."""
     stream = task_stream(tasks, "the tasks of an evaluation")
     given = None if isinstance(tasks, TaskStream) else stream.num_tasks
     settings = settings or EvalSettings(tasks=stream.num_tasks or EvalSettings.tasks)
     if given and settings.tasks > given:
-        raise UsageError(f"expected at most {given} tasks, as many as are given, got settings with {settings.tasks}")
+        raise UsageError(f"expected settings with at most the {given} tasks that are given, got {settings.tasks}")
     return stream, settings
 
 
@@ -147,7 +148,7 @@ def _batches(stream: TaskStream, settings: EvalSettings) -> Iterator[tuple[int, 
 
 
 def score_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None = None) -> BatchScores:
-    """All scores and spreads of a batch, on the device of the tasks; reads no value on the host.
+    """All scores and spreads of a batch, on the device of the tasks, without host synchronisation.
 
     Args:
         learner: the learner to evaluate.
@@ -176,7 +177,7 @@ def score_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: K
 
 
 def _exact(model: Model, observed: Observed, truth: KnownTruth | None) -> TorchDistribution | None:
-    """The exact posterior over the latent of the model; None where the truth is over another one, of another shape."""
+    """The exact posterior of the simulator; None if its latent has another shape than that of the model."""
     exact = None if truth is None else truth.truth(observed)
     return None if exact is None or exact.event_shape != model.event_shape(observed) else exact
 

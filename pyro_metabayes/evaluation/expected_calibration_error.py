@@ -1,4 +1,4 @@
-"""The expected calibration error (ECE): over the queries of all tasks, since a task has too few for its bins."""
+"""The expected calibration error (ECE). It is over the queries of all tasks, since one task has too few queries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CALIBRATION_BINS = 15
 
 
 def confidence_and_hits(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability of the most probable class of each query, and whether that class is right.
+    """Probability of the most probable class of each query, and whether that class is correct.
 
     Args:
         probabilities: [..., C].
@@ -30,19 +30,19 @@ def calibration_error(confidence: Tensor, hits: Tensor) -> float:
 
     Args:
         confidence: [M], probability of the most probable class of each query.
-        hits: [M], whether that class is right.
+        hits: [M], whether that class is correct.
 
     Returns:
         The error, 0 to 1, read on the host.
     """
-    torchvision()  # torchmetrics imports torchvision, which fails beside a CPU-only torch unless prepared
+    torchvision()  # torchmetrics imports torchvision; a CUDA build of it fails with a CPU build of torch otherwise
     from torchmetrics.functional.classification import binary_calibration_error
 
     return binary_calibration_error(confidence.clamp(max=1), hits.long(), n_bins=CALIBRATION_BINS).item()
 
 
 def values_for_calibration(predictions: ClassPredictions) -> Tensor:
-    """Confidence, hit and mask of each query, of the averaged prediction.
+    """Confidence and hit of the averaged prediction, and mask, of each query.
 
     Args:
         predictions: of L samples and T tasks.

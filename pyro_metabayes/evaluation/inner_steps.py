@@ -1,4 +1,4 @@
-"""Scores of a regression after each number of inner steps, for guides and models that take them."""
+"""Scores of a regression after each number of inner steps, for guides and models with an inner loop."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class TakesSteps(Protocol):
 
 
 def stepping_part(learner: MetaLearner) -> TakesSteps | None:
-    """The guide or the model, whichever takes inner steps; None if neither does."""
+    """The guide or the model, whichever has an inner loop; None if neither has."""
     return next((part for part in (learner.guide, learner.model) if isinstance(part, TakesSteps)), None)
 
 
 def with_num_steps(learner: MetaLearner, num_steps: int) -> tuple[Guide, Model]:
-    """Guide and model with another number of inner steps, which share the parameters of the learner's, unchanged.
+    """Copies of guide and model with another number of inner steps; they share all parameters with the learner.
 
     Args:
-        learner: its guide or model takes inner steps.
+        learner: a learner whose guide or model has an inner loop.
         num_steps: number of inner steps.
 
     Returns:
-        The guide and the model, of which one is changed.
+        The guide and the model; one of them has `num_steps` inner steps.
     """
     guide, model = copy.copy(learner.guide), copy.copy(learner.model)
     changed = guide if isinstance(guide, TakesSteps) else model
@@ -58,7 +58,7 @@ def scores_by_step(learner: MetaLearner, episodes: Episodes, samples: int) -> Te
         samples: draws of w per task; a point estimate has one.
 
     Returns:
-        Tensor [T, K + 1, scores]; None without inner steps, and for a likelihood of classes.
+        Tensor [T, K + 1, scores]; None without an inner loop, and for a likelihood of classes.
     """
     part = stepping_part(learner)
     if part is None or episodes.num_classes:
@@ -87,7 +87,7 @@ def means_by_step(by_step: Tensor | None) -> dict[str, dict[str, float | None]] 
         by_step: [T, K + 1, scores], or None.
 
     Returns:
-        By number of steps, the mean of each of `step_scores`, null for a score that diverges; None for None.
+        {number of steps: {score: mean}}, with None for a mean that is not finite; None if `by_step` is None.
     """
     if by_step is None:
         return None

@@ -1,4 +1,4 @@
-"""Logarithmic scores of predictions of every family, in nats."""
+"""Logarithmic scores, in nats, which are defined for predictions of every family."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ def mse(predictions: NumberPredictions) -> Tensor:
 def coverage90(predictions: NumberPredictions) -> Tensor:
     """Share of the labels inside the central 90% of the predictive distribution, the mixture over the samples.
 
-    Inside: the PIT, (1/L) sum_l F_l(y) of a continuous label, lies between 0.05 and 0.95. Of a count it is randomised,
-    so that the share is 90% for calibrated predictions (`prediction/pit.py`).
+    A label is inside if its PIT, (1/L) sum_l F_l(y) for a continuous label, lies between 0.05 and 0.95. For counts the
+    PIT is randomised, so that the share is 90% for calibrated predictions (`prediction/pit.py`).
 
     Args:
         predictions: of L samples and T tasks.

@@ -1,4 +1,4 @@
-"""A score: one function of predictions, and where its values go."""
+"""A score: a function of predictions, and where its values are written."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class Score(Generic[P]):
     """A score of predictions. An entry in `SCORES` puts it into results.json and tasks.npz.
 
     Args:
-        name: its key in every file.
-        per_task: from the predictions of a batch to one value per task [T], without reading a value on the host;
-            [T, ...] for a score with a `pooled` of its own.
-        families: types of predictions that it is defined for; null in results.json for all others.
-        unit: of its values, such as "share" (0 to 1) or "nats".
-        weights: the weights under which predictions are made.
-        pooled: from the values of all tasks to one number. A score with the default, the mean, is in tasks.npz.
-        interval: whether results.json has {mean, ci95} in place of a number.
-        logged: position among the scores of a line of metrics.jsonl; 0 leaves it out.
-        by_step: position among the scores of a regression after each inner step; 0 leaves it out.
+        name: key of the score in every file.
+        per_task: maps the predictions of a batch to one value per task [T] without host synchronisation; with another
+            `pooled` than the mean, the values may be [T, ...].
+        families: types of predictions for which the score is defined; null in results.json for all others.
+        unit: unit of the values, such as "share" (0 to 1) or "nats".
+        weights: the weights w under which predictions are made.
+        pooled: maps the values of all tasks to one number. Scores with the default, the mean, are in tasks.npz.
+        interval: whether results.json has {mean, ci95} instead of a number.
+        logged: position among the scores of a line of metrics.jsonl; 0: not logged.
+        by_step: position among the scores of a regression after each inner step; 0: not computed.
     """
 
     name: str
@@ -65,11 +65,11 @@ class Score(Generic[P]):
 
     @property
     def is_mean(self) -> bool:
-        """Whether it is a mean over tasks, with one value per task."""
+        """Whether the score is a mean over tasks, with one value per task."""
         return self.pooled is mean_over_tasks
 
     def applies_to(self, predictions: Predictions, weights: Weights) -> bool:
-        """Whether it is defined for predictions of this family, made under these weights."""
+        """Whether the score is defined for predictions of this family, made under these weights."""
         return self.weights is weights and isinstance(predictions, self.families)
 
     def summary(self, values: Tensor) -> float | Interval:

@@ -1,4 +1,4 @@
-"""The registry of all scores. To add a score: write its function, and its entry in the list of its family."""
+"""The registry of all scores. To add a score, write its function and add an entry to the list of its family."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def step_scores() -> list[Score[Any]]:
 
 
 def values_of(predictions: Predictions, weights: Weights, scores: Iterable[Score[Any]]) -> TaskScores:
-    """Values of those scores that apply to the predictions.
+    """Values of the scores that are defined for the predictions.
 
     Args:
         predictions: of T tasks.
-        weights: the weights under which they are made.
-        scores: the scores wanted.
+        weights: the weights under which the predictions are made.
+        scores: the requested scores.
 
     Returns:
         Values [T] (of ece [T, Q, 3]) by name, on the device of the predictions.
@@ -67,9 +67,9 @@ def scores_of(likelihood: TorchDistribution, y: Tensor, mask: Tensor) -> TaskSco
     """Scores with one value per task, of predictions under draws of the weights.
 
     Args:
-        likelihood: p(y | x, w_l), batch [L, T, Q]; its family determines which scores.
+        likelihood: p(y | x, w_l), batch [L, T, Q]; its family determines which scores are defined.
         y: labels of the queries, [T, Q] classes or [T, Q, Y] numbers.
-        mask: [T, Q], True for a query that counts.
+        mask: [T, Q], False for masked queries, which have no effect.
 
     Returns:
         Values [T] by name, on the device of the likelihood; units: `Score.unit`.

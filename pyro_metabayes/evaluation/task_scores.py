@@ -1,4 +1,4 @@
-"""Scores of a batch of tasks, under the draws and the mean of the posterior and the mean of the exact posterior."""
+"""Scores of a batch of tasks under draws of the posterior, its mean, and the mean of the exact posterior."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def task_scores(
     scores: Sequence[Score[Any]],
     exact: TorchDistribution | None = None,
 ) -> TaskScores:
-    """Values of those scores that the labels of the tasks allow; reads no value on the host.
+    """Values of the scores that are defined for the labels of the tasks, without host synchronisation.
 
     Args:
         learner: its model makes the predictions.
         episodes: T tasks with features as inputs.
         posterior: approximate posterior of w, batch [T].
         samples: draws of w per task; a point estimate has one.
-        scores: the scores wanted.
-        exact: the exact posterior of w, batch [T], if there is one; without it there are no scores of it.
+        scores: the requested scores.
+        exact: the exact posterior of w, batch [T]; None: scores under its mean are left out.
 
     Returns:
         Values [T] (of ece [T, Q, 3]) by the name of the score; units: `Score.unit`.
@@ -60,11 +60,11 @@ def task_scores(
 
 
 def predictions_under(q: TorchDistribution, model: Model, episodes: Episodes, samples: int) -> Predictions:
-    """Predictions under draws of w; under a Gaussian over w that the model can integrate, the exact ones.
+    """Predictions under draws of w, or exact predictions if the model can integrate over q in closed form.
 
     Args:
         q: a distribution over w, batch [T].
-        model: makes the predictions.
+        model: the likelihood.
         episodes: T tasks with features as inputs.
         samples: draws of w per task; a point estimate has one.
     """
@@ -85,5 +85,5 @@ def _at(w: Tensor, learner: MetaLearner, episodes: Episodes) -> Predictions:
 
 
 def _with_base(draws: ClassPredictions, num_novel: int) -> BaseNovelPredictions:
-    """The same predictions, divided by class; base classes follow the num_novel classes of the task."""
+    """The same predictions as BaseNovelPredictions: base classes follow the num_novel classes of the task."""
     return BaseNovelPredictions(draws.labels, draws.mask, draws.log_probs, num_novel)

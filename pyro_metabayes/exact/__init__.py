@@ -1,1 +1,1 @@
-"""Exact inference and NUTS: references for amortized inference."""
+"""Exact inference and NUTS, with which amortized inference is compared."""

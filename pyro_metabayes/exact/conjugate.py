@@ -35,10 +35,10 @@ def _normal(inner: Distribution) -> Normal:
 def posterior_of_rows(
     prior: TorchDistribution, x: Tensor, y: Tensor, mask: Tensor, noise: Tensor | float
 ) -> TorchDistribution:
-    """p(w | x, y) for y_ik ~ N(w_k . x_i, noise^2), the rows w_k independent: batch [T], event [Y, D].
+    """p(w | x, y) for y_ik ~ N(w_k . x_i, noise^2) with independent rows w_k: batch [T], event [Y, D].
 
-    With prior precision P_k and mean m_k: precision P_k + sum_i x_i x_i^T / noise^2, mean
-    precision^-1 (P_k m_k + sum_i y_ik x_i / noise^2). (Bishop 2006, eqs. 3.49 to 3.51.)
+    If the prior of w_k has precision P_k and mean m_k, its posterior has precision P = P_k + sum_i x_i x_i^T / noise^2
+    and mean P^-1 (P_k m_k + sum_i y_ik x_i / noise^2). (Bishop 2006, eqs. 3.49 to 3.51.)
 
     Args:
         prior: a Gaussian, batch [T], event [Y, D].
@@ -61,17 +61,17 @@ def output_variance_of_rows(q: TorchDistribution, x: Tensor) -> Tensor:
     """Variance x_i^T S_k x_i of w_k . x_i [T, N, Y] under a Gaussian over w with covariances S_k of its rows.
 
     Args:
-        q: batch [T], event [Y, D].
+        q: a Gaussian, batch [T], event [Y, D].
         x: inputs [T, N, D].
     """
     return (x.unsqueeze(-3) @ _root_of(q)).square().sum(-1).mT
 
 
 def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: Tensor, noise: Tensor | float) -> Tensor:
-    """log p(y | x) [T] in nats, w integrated out: y_k ~ N(X m_k, X S_k X^T + noise^2 I) for each output k.
+    """log p(y | x) [T] in nats with w integrated out: y_k ~ N(X m_k, X S_k X^T + noise^2 I) for each output k.
 
-    With S_k = R R^T, A = X R / noise, r = (y - X m) / noise, M = I + A^T A, D x D for any number of points, and
-    u = M^-1 A^T r: -2 log p = N log(2 pi noise^2) + log |M| + |r - A u|^2 + |u|^2. Arguments as in `posterior_of_rows`.
+    With S_k = R R^T, A = X R / noise, r = (y - X m) / noise, M = I + A^T A (always D x D) and u = M^-1 A^T r,
+    -2 log p = N log(2 pi noise^2) + log |M| + |r - A u|^2 + |u|^2. Args: as in `posterior_of_rows`.
     """
     points, noise = mask.unsqueeze(-1).to(x.dtype), torch.as_tensor(noise)
     residual = ((y - (prior.mean @ x.mT).mT) * points / noise).mT.unsqueeze(-1)  # [T, Y, N, 1]
@@ -90,7 +90,7 @@ def _one_like(x: Tensor) -> Tensor:
 
 
 def _root_of(q: TorchDistribution) -> Tensor:
-    """R [T, Y, D, D], R R^T the covariance of each row of w under a Gaussian, diagonal or full."""
+    """A root R [T, Y, D, D] of the covariance R R^T of each row of w under a Gaussian, diagonal or full."""
     inner = innermost(q)
     if isinstance(inner, torch.distributions.MultivariateNormal):
         return inner.scale_tril

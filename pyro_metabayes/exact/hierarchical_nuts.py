@@ -1,4 +1,4 @@
-"""The linear mixed model with priors on all parameters, by NUTS: full Bayes in place of empirical Bayes."""
+"""Full Bayesian inference by NUTS in a linear mixed model with priors on all parameters, instead of empirical Bayes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Draws:
     """L draws from the posterior of a linear mixed model."""
 
     coefficients: Tensor  # [L, D]
-    factor: Tensor  # [L, R, R], a root of the covariance of the effects of groups
+    factor: Tensor  # [L, R, R], a root of the covariance of the group effects
     noise: Tensor  # [L]
     effects: Tensor  # w [L, T, R]
     r_hat: float  # the largest split R-hat of coefficients, standard deviations and noise
-    effective_size: float  # their smallest effective number of draws
+    effective_size: float  # the smallest effective sample size of these parameters
 
     @property
     def covariance(self) -> Tensor:
@@ -39,8 +39,11 @@ class Draws:
 def hierarchical(sums: Sums) -> None:
     """y_i ~ N(x_i . coefficients + z_i . u_g, noise^2), u_g ~ N(0, S R S), with the u_g integrated out.
 
-    Weak priors for standardised columns: coefficients ~ N(0, 10^2), standard deviations S and noise ~ half-normal(1),
-    correlations R ~ LKJ(1). Integration leaves few dimensions and avoids the funnel of the u_g.
+    The priors are weak for standardised columns: coefficients ~ N(0, 10^2), standard deviations S and noise ~
+    half-normal(1), correlations R ~ LKJ(1). Integration leaves few dimensions and avoids the funnel geometry of u_g.
+
+    Args:
+        sums: sufficient statistics of the points of each group.
     """
     like, num_random = sums.pp, sums.zz.shape[-1]
     coefficients = pyro.sample("coefficients", Normal(like.new_zeros(len(like) - 1), 10.0).to_event(1))
@@ -58,14 +61,14 @@ def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed
     Effects are drawn exactly, from their Gaussian given the draw of all other parameters.
 
     Args:
-        episodes: groups as tasks, all points of which are queries.
-        num_random: R, the number of leading features with effects that vary by group.
+        episodes: groups as tasks, with all points as queries.
+        num_random: R; the first R features have group-specific effects.
         samples: draws of each of the two chains.
-        warmup: steps of adaptation of each chain.
-        seed: of both chains and of the effects.
+        warmup: warm-up steps of each chain.
+        seed: seed of both chains and of the effects.
 
     Raises:
-        UsageError: fewer than 4 samples, no warm-up, or support points.
+        UsageError: there are fewer than 4 samples, no warm-up steps, or support points.
     """
     if samples < 4 or warmup < 1:
         raise UsageError(f"expected samples >= 4 and warmup >= 1 for NUTS, got {samples} and {warmup}")
@@ -76,7 +79,7 @@ def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed
             mcmc.run(sums)
             chains.append(mcmc.get_samples())
     sites = {name: torch.stack([chain[name] for chain in chains]) for name in chains[0]}
-    varying = [sites[name] for name in ("coefficients", "sd", "noise")]  # a Cholesky factor has constants
+    varying = [sites[name] for name in ("coefficients", "sd", "noise")]  # R-hat is undefined for constant entries
     r_hat = max(split_gelman_rubin(value).max().item() for value in varying)
     size = min(effective_sample_size(value).min().item() for value in varying)
     coefficients, sd, noise = (value.flatten(0, 1) for value in varying)
@@ -89,10 +92,10 @@ def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed
 
 
 def drawn_effects(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
-    """w [L, T, R] = mean + F e, e given the points with precision I + F^T z^T z F / noise^2.
+    """w [L, T, R] = coefficients + F e, where e given the points is Gaussian with precision I + F^T z^T z F / noise^2.
 
     Args:
-        sums: of the points of each group.
+        sums: sufficient statistics of the points of each group.
         coefficients: [L, D].
         factor: F [L, R, R].
         noise: [L].

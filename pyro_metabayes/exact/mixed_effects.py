@@ -15,28 +15,31 @@ from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.conjugate import posterior_of_rows
 
-LEAST_NOISE = 1e-4  # in standard deviations of the response; below, the effects fit every point
-STARTS = (1.0, 0.3, 0.1)  # of sd / noise; several, since the gradient is 0 at L = 0, where a long first step may end
+LEAST_NOISE = 1e-4  # noise, in standard deviations of the response, below which the effects fit every point
+STARTS = (1.0, 0.3, 0.1)  # starting values of sd / noise; a long first step may end at L = 0, where the gradient is 0
 
 
 @dataclass(frozen=True)
 class MixedEffects:
-    """y_i = x_i . coefficients + z_i . u_g + noise e_i, u_g ~ N(0, covariance): z_i are the first R features of x_i."""
+    """Estimates of y_i = x_i . coefficients + z_i . u_g + noise e_i, u_g ~ N(0, covariance).
+
+    z_i are the first R features of x_i, and e_i ~ N(0, 1).
+    """
 
     coefficients: Tensor  # [D]
     errors: Tensor  # covariance of the estimated coefficients [D, D]
-    covariance: Tensor  # of the effects of groups [R, R]
+    covariance: Tensor  # of the group effects [R, R]
     noise: Tensor  # standard deviation, a scalar
-    log_likelihood: float  # of all points, in nats; the restricted one if it was maximised
+    log_likelihood: float  # of all points, in nats; the restricted log-likelihood after restricted maximisation
 
     def effects(self, observed: Observed) -> TorchDistribution:
         """p(w | support) of each group, w = coefficients[:R] + u_g, at these estimates: batch [T], event [1, R].
 
-        Its mean is the best linear unbiased prediction. Its variance ignores the errors of the estimates.
+        The mean is the best linear unbiased prediction. The variance ignores the errors of the estimates.
         """
         num_random = len(self.covariance)
         x, y = observed.support_x.double(), observed.support_y.double()
-        # A variance of 0 has no precision, so a negligible one is added.
+        # A singular covariance has no precision matrix, so a negligible variance is added.
         some = 1e-12 * self.noise**2 * torch.eye(num_random, dtype=x.dtype)
         prior = MultivariateNormal(self.coefficients[:num_random], self.covariance + some)
         rows = prior.expand(Size((len(x), 1))).to_event(1)
@@ -60,29 +63,29 @@ class Sums:
 
 
 def fit(episodes: Episodes, num_random: int, restricted: bool = False, diagonal: bool = False) -> MixedEffects:
-    """Maximum likelihood, or restricted maximum likelihood, of all query points, in float64.
+    """Maximum likelihood, or restricted maximum likelihood, for all query points, in float64.
 
     With covariance = noise^2 L L^T, M_g = I + L^T z^T z L and b the generalised least-squares coefficients,
 
         -2 log p(y) = sum_g log |M_g| + n (1 + log(2 pi r / n)),    noise^2 = r / n,
         r = |y - x b|^2 - sum_g |M_g^{-1/2} L^T z^T (y - x b)|^2;
 
-    L-BFGS optimises L alone; L may become singular if groups do not differ. (Bates et al. 2015, "Fitting linear
+    L-BFGS optimises only L, which may become singular if groups do not differ. (Bates et al. 2015, "Fitting linear
     mixed-effects models using lme4", eqs. 34 and 41.)
 
     Args:
-        episodes: groups as tasks, all points of which are queries, with one number as label.
-        num_random: R.
-        restricted: whether log |x^T V^-1 x|, V = I + z L L^T z^T, is added and n replaced by n - D.
-        diagonal: whether covariances between effects are 0.
+        episodes: groups as tasks, with all points as queries and one number per label.
+        num_random: R; the first R features have group-specific effects.
+        restricted: whether log |x^T V^-1 x|, V = I + z L L^T z^T, is added and n is replaced by n - D.
+        diagonal: whether covariances between effects are fixed at 0.
 
     Raises:
-        UsageError: support points, labels of several numbers, or no more points than coefficients.
+        UsageError: there are support points, labels have several numbers, or points are not more than coefficients.
     """
     sums = sums_of(episodes, num_random)
     num_features = len(sums.pp) - 1
     if sums.num_points <= num_features:
-        raise UsageError(f"expected more points than {num_features} coefficients, got {sums.num_points}; bring data")
+        raise UsageError(f"expected more points than {num_features} coefficients, got {sums.num_points}; add data")
     where = torch.eye(num_random).bool() if diagonal else torch.ones(num_random, num_random).tril().bool()
     scale = (sums.zz.diagonal(dim1=-2, dim2=-1).sum(0) / sums.num_points).rsqrt()  # L for features of any size
 
@@ -103,14 +106,14 @@ def fit(episodes: Episodes, num_random: int, restricted: bool = False, diagonal:
 
 
 def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor) -> Tensor:
-    """(x^T V^-1 x)^-1 [D, D], the covariance of the coefficients estimated at this covariance [R, R] and noise."""
+    """Covariance [D, D] of the estimated coefficients, for a given covariance [R, R] of the effects and given noise."""
     factor = torch.linalg.cholesky(covariance.double()) / noise.double()
     return noise.double() ** 2 * _deviance(sums_of(episodes, len(covariance)), factor, False)[3]
 
 
 def maximum_of(episodes: Episodes, num_random: int, diagonal: bool = False) -> MixedEffects | None:
-    """As `fit`, for a response in standard deviations; None if the likelihood is not bounded, or points are too few."""
-    # The line search of torch's L-BFGS ends in an IndexError where the likelihood has no finite value.
+    """As `fit`, for a standardised response; None if the likelihood is unbounded, or there are too few points."""
+    # The line search of torch's L-BFGS raises an IndexError if the likelihood is not finite.
     with suppress(UsageError, torch.linalg.LinAlgError, IndexError):
         found = fit(episodes, num_random, diagonal=diagonal)
         if found.noise > LEAST_NOISE and math.isfinite(found.log_likelihood):
@@ -145,7 +148,14 @@ def sums_of(episodes: Episodes, num_random: int) -> Sums:
 
 
 def log_likelihood(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
-    """log p(y | x) in nats at coefficients [D], factor [R, R], a root of the covariance of the effects, and noise."""
+    """log p(y | x) in nats, with the effects integrated out.
+
+    Args:
+        sums: sufficient statistics of the points.
+        coefficients: [D].
+        factor: [R, R], a root of the covariance of the effects.
+        noise: standard deviation of the noise, a scalar.
+    """
     contrast = torch.cat((-coefficients, coefficients.new_ones(1)))  # (x, y) @ contrast = y - x . coefficients
     root = torch.linalg.cholesky(torch.eye(len(factor), dtype=factor.dtype) + factor.mT @ sums.zz @ factor / noise**2)
     explained = torch.linalg.solve_triangular(root, factor.mT @ (sums.zp @ contrast).unsqueeze(-1) / noise, upper=False)
@@ -155,7 +165,7 @@ def log_likelihood(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tens
 
 
 def _deviance(sums: Sums, factor: Tensor, restricted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """-2 log likelihood at L, maximised over coefficients and noise^2: with these two and (x^T V^-1 x)^-1."""
+    """Deviance at L with optimal coefficients and noise^2, these two, and (x^T V^-1 x)^-1, in this order."""
     root = torch.linalg.cholesky(torch.eye(len(factor), dtype=factor.dtype) + factor.mT @ sums.zz @ factor)
     explained = torch.linalg.solve_triangular(root, factor.mT @ sums.zp, upper=False)
     whole = sums.pp - (explained.mT @ explained).sum(0)  # (x, y)^T V^-1 (x, y)

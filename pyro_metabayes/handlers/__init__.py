@@ -1,1 +1,1 @@
-"""Pyro effect handlers and the like, one effect per file."""
+"""Pyro effect handlers and related context managers, one effect per file."""

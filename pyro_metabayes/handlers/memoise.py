@@ -18,7 +18,7 @@ _memory: ContextVar[dict[Any, Any] | None] = ContextVar("memory", default=None)
 def memoise() -> Iterator[None]:
     """Context manager: a method marked `support_encoding` is evaluated once per support set and settings.
 
-    Parameters must not change inside. The memory ends with the block, so that no computation graph outlives it.
+    Parameters must not change inside the block. The stored results are dropped at its end, with their graphs.
     """
     token = _memory.set({})
     try:
@@ -28,7 +28,7 @@ def memoise() -> Iterator[None]:
 
 
 def support_encoding(method: Callable[..., Result]) -> Callable[..., Result]:
-    """Decorates method(self, observed, *settings) of a module that uses only the support set of `observed`."""
+    """Decorator for method(self, observed, *settings) of a module that uses only the support set of `observed`."""
 
     @wraps(method)
     def encode(self: Any, observed: Observed, *settings: Any) -> Result:
@@ -38,7 +38,7 @@ def support_encoding(method: Callable[..., Result]) -> Callable[..., Result]:
         support = observed.support_x, observed.support_y, observed.support_mask
         key = (self, *map(id, support), *settings)
         if key not in memory:
-            # The tensors of the support set are stored too, so that no other tensor takes their id.
+            # The support tensors are stored too, so that their ids are not reused.
             memory[key] = method(self, observed, *settings), support
         return memory[key][0]
 

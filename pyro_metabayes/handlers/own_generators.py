@@ -1,4 +1,4 @@
-"""Random operations of one thread with generators of their own."""
+"""Makes the random operations of one thread use separate generators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def arguments_of(device: torch.device) -> tuple[torch.device, ...]:
-    """The device as an argument, for kinds of devices of which a machine can have several."""
+    """The device argument of torch's functions for random states, which those for "cpu" and "mps" do not have."""
     return () if device.type in ("cpu", "mps") else (device,)
 
 
@@ -28,11 +28,11 @@ class OwnGenerators(TorchDispatchMode):
         self._generators: dict[torch.device, Generator] = {}
 
     def states(self) -> dict[torch.device, Tensor]:
-        """State of each generator that was used."""
+        """State of each generator that has been used, by device."""
         return {device: generator.get_state() for device, generator in self._generators.items()}
 
     def set_states(self, states: Mapping[torch.device, Tensor]) -> None:
-        """Those of `states`; a generator that is not among them starts anew."""
+        """Restore generators from `states`; a generator without a state starts again from the seed."""
         self._generators = {device: Generator(device) for device in states}
         for device, state in states.items():
             self._generators[device].set_state(state)
@@ -58,7 +58,7 @@ class OwnGenerators(TorchDispatchMode):
 
 
 def _by_name(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
-    """The arguments, with a generator among the keywords."""
+    """The arguments, with an argument `generator` moved to the keyword arguments."""
     place = next(
         (i for i, item in enumerate(func._schema.arguments[: len(args)]) if item.name == "generator"), len(args)
     )
@@ -67,7 +67,7 @@ def _by_name(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 
 def _device_of_draw(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
-    """The device of the numbers, with an index if there can be several."""
+    """The device on which the numbers are drawn, with its index if a machine can have several."""
     tensors = [value.device for value in args if isinstance(value, Tensor)]
     device = torch.device(kwargs.get("device") or (tensors[0] if tensors else "cpu"))
     if device.index is None and device.type not in ("cpu", "meta", "mps"):
@@ -77,7 +77,7 @@ def _device_of_draw(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.dev
 
 @cache
 def _overload_with_generator(func: OpOverload) -> OpOverload | None:
-    """The operation with an argument `generator`, if torch has it."""
+    """The overload of the operation with an argument `generator`, if torch has one."""
     names = {argument.name for argument in func._schema.arguments} | {"generator"}
     packet = func.overloadpacket
     for overload in (func, *(getattr(packet, name) for name in packet.overloads())):
@@ -87,13 +87,13 @@ def _overload_with_generator(func: OpOverload) -> OpOverload | None:
 
 
 _lending = Lock()
-_lent: ContextVar[bool] = ContextVar("lent", default=False)  # whether an inner `noise_of` of this thread lends a state
+_lent: ContextVar[bool] = ContextVar("lent", default=False)  # whether the global generator has a state of this thread
 
 
 def _drawn_with_lent_state(
     generator: Generator, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """The result of an operation that takes no generator, such as dropout: the global one has its state meanwhile."""
+    """Run an operation without an argument `generator`, such as dropout, with our state in the global generator."""
     device = generator.device
     module = torch.random if device.type == "cpu" else torch.get_device_module(device.type)
     with _lending:

@@ -21,9 +21,10 @@ _messages_off: ContextVar[bool] = ContextVar("messages_off", default=False)
 
 @contextmanager
 def without_messages() -> Iterator[None]:
-    """Context manager: reading an attribute of a Program sends no Pyro message. Objectives read parameters from torch.
+    """Context manager: reading a parameter of a Program sends no Pyro message.
 
-    PyroModule sends one message for every parameter of a submodule that is read: a third of the time of a small step.
+    PyroModule sends one message for every parameter that is read, which takes a third of the time of a small step. Our
+    objectives do not need these messages.
     """
     token = _messages_off.set(True)
     try:
@@ -45,7 +46,7 @@ class Program(PyroModule):
 
 @contextmanager
 def held_constant(module: nn.Module) -> Iterator[None]:
-    """Context manager: what is computed inside has no gradient in the parameters of the module."""
+    """Context manager: computations inside have no gradient with respect to the parameters of the module."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -60,9 +61,13 @@ def announce_parameters(module: nn.Module, prefix: str) -> None:
     """Send a `param` message for every parameter, as pyro.module would.
 
     pyro.infer.SVI trains only parameters that it sees as param sites. A PyroModule announces its own parameters, but
-    not those of an nn.Linear inside it. pyro.module would store them globally, where two learners of one process
-    share them. Only SVI's handler (param_only) and the traces under it need the messages: our own training reads the
+    not those of an nn.Linear inside it. pyro.module would store them in the global store, where two learners of one
+    process would share them. Messages are sent only inside SVI's handler (param_only); our training loop reads the
     parameters from torch.
+
+    Args:
+        module: the model or the guide.
+        prefix: prefix of the names of the parameters.
 
     Raises:
         UsageError: the loss is one of Pyro's Jit objectives.
@@ -76,13 +81,13 @@ def announce_parameters(module: nn.Module, prefix: str) -> None:
 
 
 def _refuse_jit() -> None:
-    """Refuse a Jit objective: it takes parameters from Pyro's global store, and tensors alone as data."""
+    """Raise a UsageError inside a Jit objective, which needs parameters in Pyro's global store and tensors as data."""
     frame: FrameType | None = sys._getframe()
-    while frame is not None:  # nothing else tells a program that Pyro compiles it
+    while frame is not None:  # only the call stack shows that Pyro is compiling this program
         if frame.f_code is CompiledFunction.__call__.__code__:
             raise UsageError(
                 "expected an objective that is not compiled, got one of Pyro's Jit objectives, which need parameters "
-                "in Pyro's global store and tensors as data; use Trace_ELBO for JitTrace_ELBO, and so on"
+                "in Pyro's global store and tensors as data; use Trace_ELBO instead of JitTrace_ELBO, and so on"
             )
         frame = frame.f_back
 

@@ -1,4 +1,4 @@
-"""Vectorised draws of a latent without an additional plate, with the noise of the tasks of this process."""
+"""Several draws of each latent without an additional plate, with noise that does not depend on the processes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Particles(Messenger):
 
     Pyro's vectorised particles are a plate around model and guide that expands every distribution, so that a KL is
     computed once per particle. Here distributions keep the shape of one particle. A distribution that depends on
-    earlier draws already has the particle dimension and is drawn once; with several particles its random numbers change
-    with the number of processes. A latent without batch dimensions is shared by all tasks; the others have one draw per
-    task.
+    earlier draws already has the particle dimension and is drawn once; with several particles its random numbers depend
+    on the number of processes. A latent without batch dimensions is shared by all tasks; other latents have one draw
+    per task.
 
     Args:
         num_particles: number of draws of each latent.
