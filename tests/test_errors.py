@@ -185,7 +185,7 @@ def test_what_a_regression_cannot_be_is_refused(arguments: str) -> None:
 def test_sib_needs_a_start_where_there_are_no_prototypes() -> None:
     error = error_of("data=gaussian_mean", "guide=sib")
     assert error.startswith("expected a model with class prototypes for guide.initialisation=support, got models.gaus")
-    assert error.endswith("guide.initialisation=global where it has that")
+    assert error.endswith("guide.initialisation=global if it has this setting")
 
 
 @pytest.mark.parametrize(

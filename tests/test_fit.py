@@ -400,7 +400,7 @@ def test_an_evaluation_prints_as_a_table() -> None:
     mean = evaluation.metrics["accuracy"]["mean"]
     assert f"{mean:.4f}" in rows["accuracy"] and "+- " in rows["accuracy"] and rows["accuracy"].endswith("share")
     assert "+- " in rows["nll"] and "+- " not in rows["ece"] and "rmse" not in rows
-    with refuses(r"^expected at most 3 tasks, as many as are given, got settings with 8$"):
+    with refuses(r"^expected settings with at most the 3 tasks that are given, got 8$"):
         evaluate(SAVI.learner(), random_tasks(3), EvalSettings(tasks=8), progress=False)
 
 

@@ -241,7 +241,7 @@ def test_what_has_no_gold_posterior_is_refused() -> None:
         UsageError, match="expected the labels of a target to be one of query, support, all, got 'some'"
     ):
         Target(learner.model, tasks, "some")
-    with pytest.raises(UsageError, match="expected a guide whose posterior has a density"):
+    with pytest.raises(UsageError, match="expected a posterior with a density for the gaps"):
         check_density(Pair("sib", settings={"posterior": "delta"}).learner().guide.posterior(tasks.observed()))
     with pytest.raises(UsageError, match="draws >= 4"):
         NutsSettings(draws=1)

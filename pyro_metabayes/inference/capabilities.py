@@ -1,7 +1,7 @@
-"""Capabilities: methods that some guides require of a model in addition to those of every model.
+"""Capabilities: methods that some guides need and that not every model has.
 
-A guide lists the capabilities that it needs in `requires`, or calls `require` for one that a setting needs. A model
-without it is refused when the guide is built. A model has a capability if it has the members of the protocol.
+A guide lists the capabilities that it always needs in `requires`, and calls `require` for one that a setting needs. A
+model without it is refused when the guide is built. A model has a capability if it has the members of the protocol.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class HasPrior(Protocol):
 
 @runtime_checkable
 class ChecksFeatures(Protocol):
-    """A part of a model that takes only some features."""
+    """A part of a model that accepts only some features, such as features of unit length."""
 
     def check_features(self, x: Tensor, learned: bool) -> None:
-        """Refuse features x [N, D] that it does not take; a network (`learned`) may map all inputs to one point."""
+        """Refuse other features x [N, D]; `learned` says whether they are from a network, which may be constant."""
 
 
 @runtime_checkable
 class FollowsGuide(Protocol):
-    """A prior that is what the guide predicts with."""
+    """A prior that equals the posterior with which the guide predicts."""
 
     def follow(self, prediction: Callable[[Observed], TorchDistribution]) -> None:
-        """Be this function of what is observed from now on."""
+        """Use this function of the observed part of tasks as the prior from now on."""
 
 
 @runtime_checkable
@@ -53,17 +53,17 @@ class HasPrototypes(Protocol):
 @runtime_checkable
 class HasClassMeans(HasPrototypes, Protocol):
     def at_means(self, means: Tensor) -> Tensor:
-        """The latent [..., C, W] that classifies by the nearest of the class means [..., C, D]."""
+        """The latent [..., C, W] of the classifier by the nearest of the class means [..., C, D]."""
 
 
 @runtime_checkable
 class HasClassTerm(Protocol):
     @property
     def has_class_term(self) -> bool:
-        """Whether the head has a term per class; else `with_class_term` is not defined."""
+        """Whether the head has an additive term per class; otherwise `with_class_term` is not defined."""
 
     def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
-        """The latent whose logits are those of w [..., T, C, W] plus term [..., T, C]."""
+        """The latent whose logits are those of w [..., T, C, W] plus `term` [..., T, C]."""
 
 
 @runtime_checkable
@@ -75,7 +75,7 @@ class HasInitialPoint(Protocol):
 @runtime_checkable
 class FromClassifier(Protocol):
     def of_classifier(self, weights: Tensor) -> Tensor:
-        """The latent [*W] that predicts as a cosine classifier with weights [C, D] does."""
+        """The latent [*W] with the predictions of a cosine classifier with weights [C, D]."""
 
 
 @runtime_checkable
@@ -88,43 +88,43 @@ class LinearHead(Protocol):
         """The weights w [..., C, W] of directions v [..., C, D] and offsets b [..., C]."""
 
     def design(self, x: Tensor) -> Tensor:
-        """phi [..., N, W] with logits_ic = w_c . phi_i, for points [..., N, D]."""
+        """The design matrix phi [..., N, W] with logits_ic = w_c . phi_i, for points x [..., N, D]."""
 
 
 @runtime_checkable
 class HasHead(Protocol):
-    """A classifier whose latent are the weights of a head; `linear_head` checks which one."""
+    """A classifier whose latent is the weights of a head; `linear_head` checks that the head is linear."""
 
     head: nn.Module
 
 
 @runtime_checkable
 class StartsAtEstimates(Protocol):
-    """A model or guide of a linear mixed model, which may start where the closed form ends."""
+    """A model or guide of a linear mixed model, whose training may start at closed-form estimates."""
 
     def start_at_estimates(self, estimates: MixedEffects) -> None:
-        """Before training, have the parameters of this fit."""
+        """Before training, set the parameters to these estimates."""
 
 
 @runtime_checkable
 class HasQueryView(Protocol):
-    """Inner loops on the queries use `query_view` in place of outputs(w, query_x)."""
+    """A model with a `query_view`, which inner loops on the queries use instead of outputs(w, query_x)."""
 
     def num_seen(self, num_classes: int) -> int:
         """The width V of the view of one query, in tasks of num_classes classes."""
 
     def query_view(self, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
-        """The view [..., T, Q, V], and the function that maps a cotangent of it to one of w [..., T, *W]."""
+        """The view [..., T, Q, V], and its pullback: from a cotangent of the view to one of w [..., T, *W]."""
 
 
 @runtime_checkable
 class HasBaseClasses(Protocol):
     @property
     def num_base_classes(self) -> int:
-        """How many classes are known beside those of each task."""
+        """Number of base classes, which tasks have in addition to their novel classes."""
 
     def base_weights(self, observed: Observed) -> Tensor:
-        """Weights [T, B, W] of the base classes, which tasks have in addition to the novel ones."""
+        """Weights [T, B, W] of the base classes."""
 
 
 @runtime_checkable
@@ -144,13 +144,13 @@ class IntegratesGaussian(Protocol):
         """Integral of p(y_i | x_i, w) q(w) for each query: batch [T, Q], event [Y]."""
 
     def log_predictive(self, q: TorchDistribution, episodes: Episodes) -> Tensor:
-        """log of the integral of prod_i p(y_i | x_i, w) q(w) [T], over the queries that count, in nats."""
+        """log of the integral of prod_i p(y_i | x_i, w) q(w) [T], over the unmasked queries, in nats."""
 
 
-# For the message about a missing capability: its name, and what to do.
+# For the error about a missing capability: a description, and what to do.
 WORDS: dict[type, tuple[str, str]] = {
-    HasPrior: ("a prior of its own choice", "use another model="),
-    HasPrototypes: ("class prototypes", "use another guide, or guide.initialisation=global where it has that"),
+    HasPrior: ("a prior that can be chosen", "use another model="),
+    HasPrototypes: ("class prototypes", "use another guide, or guide.initialisation=global if it has this setting"),
     HasClassMeans: ("classes that are given by their means", "use model=few_shot_classifier"),
     HasClassTerm: ("a term per class", "use model=few_shot_classifier"),
     HasInitialPoint: ("a random initial point", "use another guide"),
@@ -168,16 +168,16 @@ def require(model: object, capability: type[Capability], by: str) -> Capability:
     Args:
         model: any model.
         capability: a protocol of this file, or one that a guide defines.
-        by: the setting that needs it, for the message, such as "guide=exact".
+        by: the setting that needs the capability, for the message, such as "guide=exact".
 
     Raises:
-        UsageError: the model does not have it.
+        UsageError: the model lacks the capability.
     """
     if isinstance(model, capability):
         return model
     name = type(model).__module__.removeprefix("pyro_metabayes.")
     if capability not in WORDS:  # defined by a guide with a model of the same name
-        raise UsageError(f"expected the model of the same name for {by}, got {name}; leave model= as the guide sets it")
+        raise UsageError(f"expected the model of the same name for {by}, got {name}; do not change model= of the guide")
     what, remedy = WORDS[capability]
     raise UsageError(f"expected a model with {what} for {by}, got {name}; {remedy}")
 
@@ -187,10 +187,10 @@ def linear_head(model: object, by: str) -> LinearHead:
 
     Args:
         model: any model.
-        by: the setting that needs it, for the message, such as "guide=lda".
+        by: the setting that needs a linear head, for the message, such as "guide=lda".
 
     Raises:
-        UsageError: the model has no head, or another one.
+        UsageError: the model has no head, or its head is not linear.
     """
     head = require(model, HasHead, by).head
     if isinstance(head, LinearHead):

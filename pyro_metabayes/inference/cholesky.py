@@ -1,4 +1,4 @@
-"""Cholesky factors without host synchronisation, in this package and in torch distributions built from matrices."""
+"""Cholesky factors without host synchronisation, also inside torch's distributions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def cholesky(matrix: Tensor) -> Tensor:
     """Lower factor L of L L^T = matrix [..., M, M].
 
     Raises:
-        torch.linalg.LinAlgError: on the CPU, a matrix is not positive definite. On an accelerator that check would
-            make the host wait; the factor is NaN instead.
+        torch.linalg.LinAlgError: on the CPU, a matrix is not positive definite. On an accelerator this check would
+            synchronise with the host, so the factor is NaN instead.
     """
     if matrix.device.type == "cpu":
         return torch.linalg.cholesky(matrix)
@@ -23,9 +23,9 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 
 class WithoutWaiting(TorchFunctionMode):
-    """Context manager: every call of `torch.linalg.cholesky` is one of the function of this file.
+    """Context manager: calls of `torch.linalg.cholesky` are replaced by `cholesky` of this file.
 
-    Constructors of torch's normal distributions factorise a precision, or the capacitance matrix of a low rank.
+    Constructors of torch's normal distributions call it to factorise a precision or a capacitance matrix.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

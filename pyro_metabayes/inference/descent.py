@@ -16,7 +16,7 @@ from pyro_metabayes.inference.capabilities import HasQueryView
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
 
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # of Adam
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # default constants of Adam
 
 
 def descend(
@@ -33,7 +33,7 @@ def descend(
     Args:
         start: theta^0 [T, ...].
         gradient: maps theta^k to a gradient of the same shape; it must work under torch.no_grad().
-        step_size: a number, or rates that broadcast with theta.
+        step_size: a number, or a tensor that broadcasts with theta.
         num_steps: K.
         first_order: whether the outer gradient treats `gradient` as a constant; else it flows through every step.
     """
@@ -50,9 +50,9 @@ def descend(
 
 @torch.no_grad()
 def adam(start: Tensor, gradient: Callable[[Tensor], Tensor], step_size: float, num_steps: int) -> Tensor:
-    """theta^K [T, ...] after K steps of Adam at its default decay rates, without a graph of the steps.
+    """theta^K [T, ...] after K steps of Adam with its default decay rates; no gradient flows through the steps.
 
-    Moments are those of each entry, so a task does not depend on the others. (Kingma and Ba 2015, algorithm 1.)
+    Adam treats each entry separately, so a task does not depend on the others. (Kingma and Ba 2015, algorithm 1.)
 
     Args:
         start: theta^0 [T, ...].
@@ -73,8 +73,8 @@ def adam(start: Tensor, gradient: Callable[[Tensor], Tensor], step_size: float, 
 def loss_gradient(model: Model, w: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """d/dw of the sum of -log p(y_i | x_i, w) over the unmasked points, in nats.
 
-    It is the pullback of the gradient with respect to the outputs, so it works under torch.no_grad(), and outer
-    gradients flow through it.
+    It is computed as the pullback of the gradient with respect to the outputs. Therefore it works under
+    torch.no_grad(), and outer gradients flow through it.
 
     Args:
         model: the likelihood.
@@ -98,13 +98,13 @@ def adapted(
     num_steps: int,
     first_order: bool = False,
 ) -> Tensor:
-    """theta^K [T, *W] of theta^{k+1} = theta^k - eta grad_w -(1/n) sum_i log p(y_i | x_i, theta^k), n support points.
+    """theta^K [T, *W] of theta^{k+1} = theta^k + eta grad_w (1/n) sum_i log p(y_i | x_i, theta^k), n support points.
 
     Args:
         model: the likelihood.
         start: theta^0 [T, *W].
         observed: the tasks, of which the support set is used.
-        log_step_size: log of the step size; eta is the step size times `model.loss_unit()`, as in the papers.
+        log_step_size: log of the step size; eta is the step size times `model.loss_unit()`.
         num_steps: K.
         first_order: whether the outer gradient treats each inner gradient as a constant.
     """
@@ -116,11 +116,11 @@ def adapted(
 def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """d/d outputs of the sum of -log p(y_i | outputs_i) over the unmasked points [..., T, N, *Y].
 
-    softmax(outputs) - [y = c] for logits and (outputs - y) / sd^2 for means, if the model is canonical
-    (`Model.canonical`); else torch.func.grad of the log-likelihood.
+    If the model is canonical (`Model.canonical`), this is softmax(outputs) - [y = c] for logits and
+    (outputs - y) / sd^2 for means. Otherwise it is computed by torch.func.grad of the log-likelihood.
 
     Args:
-        model: the likelihood; of one that is not canonical, outputs may have any axes *Y.
+        model: the likelihood; for one that is not canonical, outputs may have any axes *Y.
         outputs: [..., T, N, *Y].
         y: labels [T, N, ...].
         mask: [T, N].
@@ -151,27 +151,27 @@ def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
 
 
 def step_size_for(model: Model, step_size: float | None) -> float:
-    """The step size for the mean loss: as given, or `Model.inner_step_size`."""
+    """The step size for the mean loss; None: `Model.inner_step_size`."""
     return model.inner_step_size if step_size is None else step_size
 
 
 def hold_steps(guide: nn.Module, num_steps: int, step_size: float, learned: bool) -> None:
-    """Give the guide `num_steps` and `log_step_size`, as `hold_step_size` does."""
+    """Set `num_steps` of the guide, and register `log_step_size` as `hold_step_size` does."""
     if num_steps < 0:
         raise UsageError(f"expected guide.num_steps >= 0, got {num_steps}")
-    guide.num_steps = num_steps  # type: ignore[assignment]  # of every guide that takes steps
+    guide.num_steps = num_steps  # type: ignore[assignment]  # an attribute of every guide with an inner loop
     hold_step_size(guide, step_size, learned)
 
 
 def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str = "step_size") -> None:
-    """Register log_NAME on the guide: a parameter, or a buffer that checkpoints leave out.
+    """Register log_NAME on the guide, as a parameter if it is learned, else as a buffer that is not saved.
 
     A fixed step size is a setting, which an evaluation may change.
 
     Args:
         guide: the guide.
-        step_size: the step size, before training if it is learned.
-        learned: whether it is learned.
+        step_size: the step size; the initial one if it is learned.
+        learned: whether the step size is learned.
         name: NAME.
 
     Raises:
@@ -187,11 +187,11 @@ def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str 
 
 
 def rate_of_mean(model: Model, log_step_size: Tensor, mask: Tensor) -> Tensor:
-    """step_size * loss_unit / n [T, 1, 1]: the rate for a sum over n points that equals step_size for their mean.
+    """step_size * loss_unit / n [T, 1, 1]: the step size for the sum over n points that equals step_size for the mean.
 
     Args:
-        model: gives loss_unit, the unit of the loss.
+        model: the model; `loss_unit` is the unit of its loss.
         log_step_size: log of the step size for the mean loss.
-        mask: [T, N]; n is the number of unmasked points, at least 1. The latents have two axes *W.
+        mask: [T, N]; n is the number of unmasked points, or 1 if there are none. The latents have two axes *W.
     """
     return log_step_size.exp() * model.loss_unit() / mask.sum(-1).clamp(min=1).view(-1, 1, 1)

@@ -27,7 +27,7 @@ TORCH_GAUSSIANS = (TorchNormal, MultivariateNormal, LowRankMultivariateNormal)
 
 
 def innermost(distribution: Any) -> Distribution:
-    """The distribution under Independent, mask and expand wrappers; a TransformedDistribution is none of them."""
+    """The distribution inside the wrappers of to_event, mask and expand; a TransformedDistribution is no wrapper."""
     while isinstance(distribution, WRAPPERS):
         distribution = distribution.base_dist
     return distribution
@@ -47,7 +47,7 @@ def log_density(distribution: TorchDistribution, w: Tensor) -> Tensor:
     """log p(w) [..., batch] in nats.
 
     Raises:
-        UsageError: a flow that cannot be inverted at w.
+        UsageError: the distribution is a flow that cannot be inverted at w.
     """
     try:
         return distribution.log_prob(w)
@@ -56,24 +56,24 @@ def log_density(distribution: TorchDistribution, w: Tensor) -> Tensor:
 
 
 def density_error(error: Exception) -> Exception:
-    """The error of a density that cannot be computed, in one line; a KeyError of other origin as it is."""
-    if isinstance(error, KeyError) and "intermediates cache" not in str(error):  # Pyro's words, in its planar flow
+    """A UsageError for a density that cannot be computed; a KeyError of another origin is returned unchanged."""
+    if isinstance(error, KeyError) and "intermediates cache" not in str(error):  # the message of Pyro's planar flow
         return error
     return UsageError(
-        "expected a distribution whose density can be computed at any value, got one without it, as a flow that "
+        "expected a distribution whose density can be computed at any value, got one that cannot, such as a flow that "
         "inverts only its last draw (planar, radial); use a flow with an inverse (affine, coupling, spline)"
     )
 
 
 def log_ratio(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> Tensor:
-    """log q(w) - log p(w) [..., batch] in nats, at draws w of q; log q of a Delta at its point is its `log_density`."""
+    """log q(w) - log p(w) [..., batch] in nats at draws w of q; for a Delta, log q is its attribute `log_density`."""
     return log_density(q, w) - log_density(p, w)
 
 
 def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
-    """KL(q, p) [batch] in nats, or None without a closed form; for a Delta `log_ratio` at its point.
+    """KL(q, p) [batch] in nats, or None without a closed form; for a Delta, `log_ratio` at its point.
 
-    The closed form of torch or Pyro, or that of any Gaussian to independent normals, which torch has for few of them.
+    Closed forms are those of torch and Pyro, and that of any Gaussian q for a diagonal Gaussian p.
     """
     if isinstance(innermost(q), Delta):
         return log_ratio(q, p, q.mean)  # Pyro's closed form leaves out the log density of the Delta
@@ -87,9 +87,9 @@ def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
 
 
 def kl_to_diagonal(q: TorchDistribution, p: TorchNormal) -> Tensor:
-    """KL(q, p) [*batch] in nats of a Gaussian q to independent normals p, one for each of its weights.
+    """KL(q, p) [*batch] in nats for a Gaussian q and a diagonal Gaussian p.
 
-    Cross-entropy, from the marginal variances of q, less entropy.
+    It is the cross-entropy, which depends only on the marginal variances of q, minus the entropy of q.
     """
     squared = (q.variance + (q.mean - p.mean).square()) / p.variance
     cross = 0.5 * (squared + p.variance.log() + math.log(2 * math.pi))
@@ -115,8 +115,8 @@ def kl_by_dimension(q: TorchDistribution, p: TorchDistribution) -> Tensor | None
 def mixture_kl_variational_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:
     """-sum_c log sum_j pi_j exp(-KL(q_c, N_j)) >= KL(q, mixture), [batch] in nats.
 
-    An upper bound by Jensen's inequality (the variational bound of Hershey and Olsen 2007, with one component on the
-    left). It is exact if all components are equal, and at most the convexity bound.
+    This upper bound follows from Jensen's inequality (the variational bound of Hershey and Olsen 2007, with one
+    component on the left). It is exact if all components are equal. It is never larger than the convexity bound.
 
     Args:
         q: a normal distribution with event [C, D].
@@ -127,16 +127,16 @@ def mixture_kl_variational_bound(q: TorchDistribution, mixture: TorchDistributio
 
 
 def mixture_kl_convexity_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:
-    """sum_c sum_j pi_j KL(q_c, N_j) >= KL(q, mixture), [batch] in nats: KL is convex in its second argument.
+    """sum_c sum_j pi_j KL(q_c, N_j) >= KL(q, mixture), [batch] in nats, since KL is convex in its second argument.
 
-    Loose for components that are far apart, since each of them attracts q with its weight. Args: as above.
+    The bound is loose if components are far apart. Args: as in `mixture_kl_variational_bound`.
     """
     log_weights, kl = _kl_to_components(q, mixture)
     return (log_weights.exp() * kl).sum((-1, -2))
 
 
 def _kl_to_components(q: TorchDistribution, mixture: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """log pi and KL(q_c, N_j) [..., T, C, M] of the M components."""
+    """log pi_j and KL(q_c, N_j) [..., T, C, M] for the M components of the mixture."""
     per_class: Any = innermost(mixture)  # batch [..., T, C], event [D]
     normal: Any = innermost(q)
     q_class = Normal(normal.mean.unsqueeze(-2), normal.stddev.unsqueeze(-2)).to_event(1)  # [..., T, C, 1]
@@ -154,14 +154,16 @@ def mixture_kl_bounds(q: TorchDistribution, p: TorchDistribution) -> dict[str, T
 
 
 def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
-    """Refuse a prior that is not Gaussian; needed_by: the setting, for the message, such as guide=abml."""
+    """Raise a UsageError if the prior is not Gaussian; needed_by names the setting that needs it, as "guide=abml"."""
     if not isinstance(innermost(prior), TorchNormal):
         got = type(innermost(prior)).__name__
         raise UsageError(f"expected a Gaussian prior for {needed_by}, got {got}; use prior=gaussian")
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
-    """The regulariser of an inner loop [T] in nats: KL(q, p); its upper bound for a mixture p; of a Delta, `log_ratio`.
+    """The regulariser of an inner loop [T] in nats: KL(q, p), its variational bound if p is a mixture.
+
+    For a Delta it is `log_ratio`.
 
     Raises:
         UsageError: the KL of this pair has no closed form.

@@ -1,4 +1,4 @@
-"""The family of q around the result of an inner loop: a point estimate, or a normal distribution with learned scale."""
+"""The family of q around the result of an inner loop: a point estimate, or a Gaussian with a learned scale."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ FAMILIES = ("normal", "amortized", "fixed", "delta")
 
 
 class Scale(nn.Module):
-    """sigma of q = N(theta^K, diag(sigma^2)): a vector [W], learned from `scale`, shared by classes and tasks.
+    """sigma of q = N(theta^K, diag(sigma^2)), a vector [W] that classes and tasks share.
 
-    amortized: times the exponential of a network of theta^0 [T, C, W], which starts at 1.
+    Args:
+        num_weights: W.
+        scale: initial value of sigma.
+        amortized: whether sigma is multiplied by the exponential of a network of theta^0 [T, C, W], initially 1.
+        learned: whether sigma is a parameter.
     """
 
     def __init__(self, num_weights: int, scale: float, amortized: bool = False, learned: bool = True) -> None:
@@ -47,7 +51,7 @@ def _network(num_weights: int) -> nn.Module:
 
 
 def scale_of_family(family: str, num_weights: int, scale: float) -> Scale | None:
-    """`normal`, `amortized`, `fixed` (sigma stays at scale), or None for `delta`, the point estimate."""
+    """The scale of a family: `normal` (learned), `amortized`, `fixed` (sigma = scale), or None for `delta`."""
     check_choice("guide.posterior", family, FAMILIES)
     if family == "delta":
         return None
@@ -55,34 +59,44 @@ def scale_of_family(family: str, num_weights: int, scale: float) -> Scale | None
 
 
 def around(loc: Tensor, scale: Tensor | None) -> TorchDistribution:
-    """N(loc, diag(scale^2)), or the point estimate delta(loc) without a scale: batch [T], event [C, W]."""
+    """N(loc, diag(scale^2)), or without a scale the point estimate at loc: batch [T], event [C, W]."""
     return Delta(loc, event_dim=2) if scale is None else Normal(loc, scale).to_event(2)
 
 
 def draws_around(loc: Tensor, scale: Tensor | None, num_samples: int) -> Tensor:
-    """w [L, T, C, W] of N(loc, diag(scale^2)), L = num_samples; for 0 draws, or without a scale, loc itself."""
+    """Draws w [L, T, C, W] from N(loc, diag(scale^2)), L = num_samples; loc itself if L = 0 or there is no scale."""
     if not num_samples or scale is None:
         return loc
     return loc + scale * task_noise((num_samples, *loc.shape), loc, task_dim=1)
 
 
 def kl_gradient(loc: Tensor, scale: Tensor | None, prior: TorchDistribution) -> Tensor:
-    """d/d loc of KL(q, prior), of its bound for a mixture, of -log prior(loc) for a point estimate [T, C, W]."""
+    """Gradient [T, C, W] with respect to loc of KL(q, prior).
+
+    For a mixture it is the gradient of a bound on the KL, and for a point estimate that of -log prior(loc).
+    """
     return grad(lambda theta: differentiable_divergence(around(theta, scale), prior).sum())(loc)
 
 
 def differences_of_classes(theta: Tensor) -> Tensor:
-    """m_c [T, C, W], the classes apart from their mean."""
+    """m_c = theta_c - (1/C) sum_c theta_c [T, C, W]."""
     return theta - theta.mean(1, keepdim=True)
 
 
 def with_precision(scale: Tensor, log_precision: Tensor) -> Tensor:
-    """The standard deviation where evidence adds to the precision."""
+    """The standard deviation after exp(log_precision) is added to the precision."""
     return (scale.square().reciprocal() + log_precision.exp()).rsqrt()
 
 
 def between_classes(loc: Tensor, scale: Tensor, spread: Tensor | None, differences: Tensor) -> TorchDistribution:
-    """N(loc, diag(scale^2) + spread^2 sum_c m_c m_c^T), classes independent; spread None: diagonal."""
+    """N(loc, diag(scale^2) + spread^2 sum_c m_c m_c^T) for each class independently; spread None: diagonal.
+
+    Args:
+        loc: [T, C, W].
+        scale: broadcasts with loc.
+        spread: standard deviations along the differences, or None.
+        differences: m [T, C, W] of `differences_of_classes`.
+    """
     if spread is None:
         return Normal(loc, scale).to_event(2)
     factor = (spread.unsqueeze(-1) * differences.mT.unsqueeze(1)).expand(*loc.shape, -1)

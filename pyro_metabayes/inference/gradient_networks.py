@@ -11,16 +11,16 @@ LEAST_SHARE = 1e-3  # lower bound on a class frequency, so that its logarithm is
 
 
 class OrderedNet(nn.Module):
-    """xi as published: Linear-ReLU-norm twice, then Linear, of width 8 C, on the C logits in class order.
+    """The published network xi on the C logits in class order: Linear-ReLU-norm twice, then Linear, of width 8 C.
 
     Args:
         num_classes: C.
         normalise: whether channels are normalised over the queries of a task.
-        over_batch: whether they are normalised over the queries of all tasks.
+        over_batch: whether channels are normalised over the queries of all tasks of a batch instead.
     """
 
     pure = True  # a function of tensors, which torch.compile can compile
-    fixed_classes = True  # it serves one number of classes
+    fixed_classes = True  # works only for one number of classes
 
     def __init__(self, num_classes: int, normalise: bool = True, over_batch: bool = False) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class OrderedNet(nn.Module):
 
 
 class PooledLinear(nn.Linear):
-    """A linear map of each class's channels plus one of their mean over classes: permutation-equivariant."""
+    """A linear map of the channels of each class plus one of their mean over classes, which is equivariant."""
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__(2 * num_inputs, num_outputs)
@@ -51,15 +51,15 @@ class PooledLinear(nn.Linear):
 
 
 class EquivariantNet(nn.Module):
-    """xi that is equivariant under permutations of the classes, for any number of classes.
+    """A network xi that is equivariant under permutations of the classes, for any number of classes.
 
-    The same three layers, each a shared map of every class and of the mean over classes. Channels are normalised over
-    the queries and classes of a task jointly.
+    It has the layers of OrderedNet, but each is a shared map of every class and of the mean over classes. Channels are
+    normalised over the queries and classes of a task jointly.
 
     Args:
         width: number of channels per class.
         normalise: whether channels are normalised.
-        over_batch: whether they are normalised over all tasks.
+        over_batch: whether channels are normalised over all tasks of a batch instead.
     """
 
     pure = True
@@ -86,13 +86,14 @@ class EquivariantNet(nn.Module):
 
 
 class MarginalNet(nn.Module):
-    """xi that also receives the class marginal predicted by the current logits; equivariant, for any number of classes.
+    """An equivariant network xi that also receives the class marginal predicted by the current logits,
 
-        m_c = (1/Q) sum_i softmax(logits_i)_c
+        m_c = (1/Q) sum_i softmax(logits_i)_c.
 
-    Channels are normalised over the queries for each class separately, as in the published network. That removes the
-    predicted frequency of each class, which is harmless for balanced query sets and harmful for imbalanced ones. So the
-    removed means over the queries, m_c and log m_c are further inputs of the next layer. Args: as EquivariantNet.
+    Channels are normalised over the queries for each class separately, as in the published network. This removes the
+    predicted frequency of each class, which is harmless for balanced query sets and harmful for imbalanced ones.
+    Therefore the removed means over the queries, m_c and log m_c are further inputs of the next layer. Args: as for
+    EquivariantNet.
     """
 
     pure = True

@@ -11,11 +11,15 @@ from pyro_metabayes.inference.capabilities import FromClassifier, HasInitialPoin
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
 
-INITIALISATIONS = ("global", "prior", "support")  # of `initialisation_of_latent`
+INITIALISATIONS = ("global", "prior", "support")  # choices of `initialisation_of_latent`
 
 
 class Initialisation(nn.Module):
-    """theta^0 [T, *W] from the observed part of tasks. fixed_classes: whether it needs a fixed number of classes."""
+    """theta^0 [T, *W] from the observed part of tasks.
+
+    Attributes:
+        fixed_classes: whether it works only for one number of classes.
+    """
 
     fixed_classes = False
 
@@ -24,14 +28,14 @@ class Initialisation(nn.Module):
 
 
 class Prototypes(Initialisation):
-    """The prototypes of the support set; Proto-MAML's (Triantafillou et al. 2020)."""
+    """The prototypes of the support set, as in Proto-MAML (Triantafillou et al. 2020)."""
 
     def forward(self, model: Model, observed: Observed) -> Tensor:
         return require(model, HasPrototypes, "guide.initialisation=support").prototypes(observed)
 
 
 class ScaledPrototypes(Prototypes):
-    """v * prototypes, v [W] learned, from 1: SIB's initialisation network lambda(support)."""
+    """v * prototypes with a learned v [W], initially 1: SIB's initialisation network lambda(support)."""
 
     def __init__(self, num_weights: int) -> None:
         super().__init__()
@@ -54,7 +58,7 @@ class LearnedPoint(Initialisation):
         return self.point.expand(observed.num_tasks, *self.point.shape)
 
     def start_at_classes(self, model: Model, weights: Tensor) -> None:
-        """Before training, set the point so that the model predicts as a cosine classifier with weights [C, D] does."""
+        """Before training, set the point to the latent that predicts like a cosine classifier with weights [C, D]."""
         self.point.data.copy_(require(model, FromClassifier, "guide.initialisation=global").of_classifier(weights))
 
 
@@ -68,13 +72,13 @@ class PriorMean(Initialisation):
         except NotImplementedError as error:
             got = type(innermost(prior)).__name__
             raise UsageError(
-                f"expected a prior with a mean in closed form for guide.initialisation=prior, got {got}; take "
+                f"expected a prior with a mean in closed form for guide.initialisation=prior, got {got}; use "
                 "prior=gaussian"
             ) from error
 
 
 def initialisation_of_rows(name: str, model: Model, num_classes: int, num_weights: int) -> Initialisation:
-    """`support`: scaled prototypes. `global`: a learned row [W] for each of the classes (or outputs) of all tasks."""
+    """`support`: scaled prototypes. `global`: a learned row [W] per class (or output), shared by all tasks."""
     check_choice("guide.initialisation", name, ("support", "global"))
     if name == "global":
         return learned_rows(num_classes, num_weights)
@@ -83,13 +87,13 @@ def initialisation_of_rows(name: str, model: Model, num_classes: int, num_weight
 
 
 def learned_rows(num_classes: int, num_weights: int) -> LearnedPoint:
-    """A learned row [W], from random ones of about unit length, for each of the classes (or outputs) of all tasks."""
+    """A learned row [W] per class (or output), shared by all tasks; initially random and of about unit length."""
     start = torch.randn if num_classes > 1 else torch.zeros  # one output has no symmetry to break
     return LearnedPoint(start(num_classes, num_weights) * num_weights**-0.5)
 
 
 def initialisation_of_latent(name: str, model: Model, num_classes: int, num_features: int) -> Initialisation:
-    """`support`: prototypes. `prior`: the mean of the prior. `global`: a learned point of the model's latent."""
+    """`support`: prototypes. `prior`: the mean of the prior. `global`: a learned latent, shared by all tasks."""
     check_choice("guide.initialisation", name, INITIALISATIONS)
     if name == "global":
         model_with_point = require(model, HasInitialPoint, "guide.initialisation=global")

@@ -1,4 +1,4 @@
-"""Laplace's approximation for few points and many weights, through matrices of the size of the points."""
+"""Laplace's approximation for few points and many weights; only matrices of the size of the outputs are factorised."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Shape = Size | list[int] | tuple[int, ...]
 def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     """U [T, *W, N * C] with U U^T = sum_i J_i^T L_i J_i, the generalised Gauss-Newton matrix of -log p(y | x, w).
 
-    J_i = d outputs_i / d w. L_i is the Fisher information with respect to the outputs, which needs no label. It is the
-    expectation of the Hessian over labels, and for a canonical model (`Model.canonical`) the Hessian itself. The
-    columns are pullbacks of the columns of root(L_i), and 0 for masked points; C is their number per point. Each point
-    is passed as a task of one point, since a pullback sums over the points of a task. (Schraudolph 2002; Martens 2020.)
+    J_i = d outputs_i / d w. L_i is the Fisher information with respect to the outputs, the expected Hessian over labels;
+    for a canonical model (`Model.canonical`) it is the Hessian. The C columns of U for each point are pullbacks of the
+    columns of root(L_i), and 0 for masked points. Each point is passed as a task of one point, since a pullback sums
+    over the points of a task. (Schraudolph 2002; Martens 2020.)
 
     Args:
         model: a model with a Categorical or Normal likelihood, canonical or not.
@@ -41,17 +41,17 @@ def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def fisher_root(model: Model, outputs: Tensor) -> Tensor:
-    """S [..., *Y, M] with S S^T = E_y[g g^T], g = d log p(y | outputs) / d outputs, the Fisher information.
+    """A root S [..., *Y, M] of the Fisher information S S^T = E_y[g g^T], g = d log p(y | outputs) / d outputs.
 
-    Of a canonical model diag(sqrt p) - p sqrt(p)^T for logits and diag(1 / sd) for means, M = C. Of others the columns
-    are sqrt(p_c) d log p_c for classes, d mean / sd and sqrt(2) d log sd for a Normal, by torch.func.vjp, and so on.
+    For a canonical model S is diag(sqrt p) - p sqrt(p)^T (logits) or diag(1 / sd) (means). For others it is computed by
+    torch.func.vjp; its columns are sqrt(p_c) d log p_c for classes, d mean / sd and sqrt(2) d log sd for a Normal.
 
     Args:
         model: the likelihood.
         outputs: [..., *Y].
 
     Raises:
-        UsageError: another likelihood.
+        UsageError: the curvature of the likelihood is not known.
     """
     if not model.canonical:
         return _differentiated_root(model, outputs)
@@ -65,7 +65,7 @@ def fisher_root(model: Model, outputs: Tensor) -> Tensor:
 
 
 def _differentiated_root(model: Model, outputs: Tensor) -> Tensor:
-    """S = J^T diag(r), J the Jacobian of coordinates in which the Fisher information of the family is diag(r^2)."""
+    """S = J^T diag(r): J is the Jacobian of coordinates in which the Fisher information is diag(r^2)."""
     pullback = torch.func.vjp(lambda at: _coordinates(model.likelihood_of(at))[0], outputs)[1]
     root = _coordinates(model.likelihood_of(outputs))[1]
     units = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
@@ -74,9 +74,9 @@ def _differentiated_root(model: Model, outputs: Tensor) -> Tensor:
 
 
 def _coordinates(likelihood: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """log p_c and sqrt(p_c) of classes; of numbers mean and log sd, with 1 / sd and sqrt(2): each [..., M].
+    """Coordinates in which the Fisher information is diag(r^2), and r, each [..., M].
 
-    Of 0 and 1 the log odds and sqrt(p (1 - p)); of counts the log rate and sqrt(rate).
+    Classes: log p_c, sqrt(p_c). Normal: (mean, log sd), (1 / sd, sqrt(2)). 0 and 1: log odds, sqrt(p (1 - p)).
     """
     family: Any = innermost(likelihood)
     if isinstance(family, Categorical):
@@ -114,8 +114,8 @@ def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
     """log det(diag(precision) + U U^T) = sum log precision + log det(I + U^T diag(precision)^-1 U), [T].
 
     Args:
-        root: U [T, *W, M]; the smaller of the two determinants is computed.
-        precision: of every weight [*W], or a scalar.
+        root: U [T, *W, M]; the determinant of the smaller matrix is computed.
+        precision: [*W], precision of every weight, or a scalar.
     """
     precision = precision.expand(root.shape[1:-1]).flatten()
     v = root.flatten(1, -2) / precision.sqrt().unsqueeze(-1)
@@ -126,9 +126,9 @@ def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
 class LowRankPrecision(TorchDistribution):
     """N(loc, (diag(precision) + U U^T)^-1).
 
-    With V = diag(precision)^-1/2 U, only L L^T = I + V^T V [M, M] is factorised. Draws are
-    loc + diag(precision)^-1/2 R e, e ~ N(0, I), R = I - V L^-T (I + L)^-1 V^T, for which R R^T = (I + V V^T)^-1.
-    (LowRankMultivariateNormal of torch has a low-rank term in the covariance; here it is in the precision.)
+    Torch's LowRankMultivariateNormal has the low-rank term in the covariance, this distribution in the precision. With
+    V = diag(precision)^-1/2 U, only L L^T = I + V^T V [M, M] is factorised. Draws are loc + diag(precision)^-1/2 R e,
+    where e ~ N(0, I) and R = I - V L^-T (I + L)^-1 V^T, so that R R^T = (I + V V^T)^-1.
 
     Args:
         loc: [*batch, *W].
@@ -137,7 +137,7 @@ class LowRankPrecision(TorchDistribution):
         event_dim: number of axes *W.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  # arguments are checked by their makers
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  # guides pass valid arguments
     support = constraints.real_vector
     has_rsample = True
 
@@ -165,7 +165,7 @@ class LowRankPrecision(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """(1 - row norms of V L^-T) / precision."""
+        """(1 - squared row norms of V L^-T) / precision."""
         removed = torch.linalg.solve_triangular(self._factor, self._v.mT, upper=False)
         return (1 - removed.square().sum(-2).view(self.loc.shape)) / self.precision
 
@@ -193,7 +193,7 @@ class LowRankPrecision(TorchDistribution):
 
 @register_kl(LowRankPrecision, Independent)
 def _kl_to_diagonal(q: LowRankPrecision, p: Any) -> Tensor:
-    """KL to a diagonal Gaussian [*batch] in nats."""
+    """KL(q, p) [*batch] in nats for a diagonal Gaussian p."""
     inner = innermost(p)
     if not isinstance(inner, Normal):
         raise NotImplementedError

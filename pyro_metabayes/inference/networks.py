@@ -24,7 +24,7 @@ def relu_network(sizes: Sequence[int], bias: bool = True) -> nn.Sequential:
 
 
 def zero_at_start(num_inputs: int, num_hidden: int, num_outputs: int) -> nn.Sequential:
-    """Dense-ELU-Dense-ELU-Dense whose output is 0 before training, to add to another map."""
+    """Dense-ELU-Dense-ELU-Dense, whose output is 0 before training; it is added to another map."""
     last = nn.Linear(num_hidden, num_outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -33,7 +33,7 @@ def zero_at_start(num_inputs: int, num_hidden: int, num_outputs: int) -> nn.Sequ
 
 
 def positive(raw: Tensor, start: float) -> Tensor:
-    """A scale above 1e-6 from the output of a network: a softplus, equal to `start` for raw = 0."""
+    """softplus(raw + const) + 1e-6, a positive scale from the output of a network; about `start` for raw = 0."""
     return functional.softplus(raw + math.log(math.expm1(start))) + 1e-6
 
 

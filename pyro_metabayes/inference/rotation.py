@@ -19,11 +19,11 @@ TURNS = 4
 
 
 class RotationHead(nn.Module):
-    """zhat, a network C - 8 C - 4 from the logits of a classifier to those of the four rotations, and its loss
+    """A network zhat (layers C - 8 C - 4) that predicts the rotation of an image from the logits of a classifier.
 
-        L_rot(w) = sum_i (1/4) sum_{r=0..3} -log softmax(zhat(yhat(turn_r x_i, w)))_r
+    Its loss, in nats over the queries x_i of a task, depends on the weights w and needs no labels:
 
-    in nats over the queries x_i of a task, yhat = outputs(w, x). It depends on the weights w and needs no label.
+        L_rot(w) = sum_i (1/4) sum_{r=0..3} -log softmax(zhat(yhat(turn_r x_i, w)))_r,    yhat = outputs(w, x).
 
     Args:
         num_classes: C.
@@ -53,11 +53,11 @@ class RotationHead(nn.Module):
 
 
 def every_turn(observed: Observed) -> Tensor:
-    """Each query, unrotated and rotated by 1, 2 and 3 quarter turns, one after another [T, 4 Q, *X]."""
+    """Each query followed by its rotations by 1, 2 and 3 quarter turns [T, 4 Q, *X]."""
     turned = observed.auxiliary.get("turned")
     if turned is None:
         raise UsageError(
-            "expected tasks with turned views of their queries for guide=sib_rotation, got none; take "
+            "expected tasks with rotated views of their queries for guide=sib_rotation, got none; use "
             "data=digit_domains or data=pacs"
         )
     return torch.cat((observed.query_x.unsqueeze(2), turned), dim=2).flatten(1, 2)

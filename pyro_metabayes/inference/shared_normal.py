@@ -1,4 +1,4 @@
-"""A normal distribution of many weights that share few parameters."""
+"""A normal distribution of many weights that share a few parameters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Size, Tensor
 
 
 class SharedNormal(Normal):
-    """A Normal that keeps the unexpanded distribution, so that log_prob computes the logarithm of each scale once.
+    """A Normal whose log_prob computes with the unexpanded parameters.
 
-    Normal.expand makes no copies, but its log_prob computes with the expanded parameters: for 64 tasks with 5 classes
-    log(scale) and 1 / scale^2 of each weight 320 times, forward and backward, a tenth of a training step of sib.
+    Normal.expand makes no copies, but its log_prob computes with the expanded parameters. For 64 tasks with 5 classes
+    it computes log(scale) and 1 / scale^2 of each weight 320 times, which takes a tenth of a training step of sib.
     """
 
     _shared: SharedNormal | None = None
@@ -23,7 +23,7 @@ class SharedNormal(Normal):
         return wide
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """As of the expanded Normal: value [..., *batch] -> the same shape."""
+        """log p(value) [..., *batch], equal to that of the expanded Normal."""
         if self._shared is None:
             return super().log_prob(value)
         if self._validate_args:

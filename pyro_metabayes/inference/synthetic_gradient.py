@@ -1,4 +1,4 @@
-"""Synthetic gradients: a network in place of d loss / d logits, which would need the labels.
+"""Synthetic gradients: a network predicts d loss / d logits, whose exact value would need the labels.
 
 Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020 (arXiv 2004.12696).
 """
@@ -20,7 +20,7 @@ NORMALISATIONS = ("task", "batch", "none")
 
 
 def network_of(name: str, model: Model, num_classes: int, normalisation: str = "task") -> Network:
-    """xi: `ordered`, for the one number of classes, or `equivariant` or `marginal_aware`, for any number."""
+    """The network xi: `ordered`, for num_classes classes, or `equivariant` or `marginal_aware`, for any number."""
     check_choice("guide.synthetic_gradient", name, NETWORKS)
     check_choice("guide.normalisation", normalisation, NORMALISATIONS)
     normalise, over_batch = normalisation != "none", normalisation == "batch"
@@ -44,12 +44,12 @@ def synthetic_gradient(
     """E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ] [T, C, W] over the unmasked queries, the first term of eq. 9.
 
     Args:
-        model: gives yhat and its pullback.
+        model: computes yhat and its pullback.
         xi: a network from (yhat, mask) to a synthetic d loss / d yhat.
-        theta: mean [T, C, W].
+        theta: mean of w [T, C, W].
         observed: the tasks.
-        scale: sigma, which broadcasts with theta, of w = theta + scale eps; None for w = theta.
-        num_samples: number of draws of eps; 0 for w = theta.
+        scale: standard deviation of w = theta + scale eps, which broadcasts with theta; None: w = theta.
+        num_samples: number of draws of eps ~ N(0, I); 0: w = theta.
     """
     w = draws_around(theta, scale, num_samples)
     yhat, pullback = view_of_queries(model, w, observed)

@@ -7,25 +7,25 @@ from torch import Tensor, nn
 
 
 def point_shares(mask: Tensor, over_batch: bool = False) -> Tensor:
-    """The weight of each point in the mean over its task, or over the batch: mask [T, N] -> [T, 1, N].
+    """The weight [T, 1, N] of each point in the mean over its task, or over the batch.
 
     Args:
         mask: [T, N]; masked points have weight 0.
-        over_batch: whether the mean is over the points of all tasks.
+        over_batch: whether the mean is over the points of all tasks of the batch.
     """
     points = (-2, -1) if over_batch else (-1,)
     return (mask / mask.sum(points, keepdim=True).clamp(min=1)).unsqueeze(-2)
 
 
 class TaskNorm(nn.Module):
-    """(x - mean) / sqrt(variance + eps) * weight + bias, each channel over the points of one task.
+    """(x - mean) / sqrt(variance + eps) * weight + bias, with the mean and variance of each channel over one task.
 
-    For one task this is BatchNorm in training mode, which the released code also uses at test time.
+    For one task this is BatchNorm in training mode, which SIB's released code also uses at test time.
 
     Args:
         num_channels: H.
         eps: added to the variance.
-        over_batch: whether statistics are over all tasks, as in BatchNorm; then tasks are no longer independent.
+        over_batch: whether statistics are over all tasks of the batch, as in BatchNorm; then tasks are not independent.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-5, over_batch: bool = False) -> None:
@@ -35,13 +35,18 @@ class TaskNorm(nn.Module):
         self.eps, self.over_batch = eps, over_batch
 
     def forward(self, x: Tensor, shares: Tensor) -> Tensor:
-        """x and the result [..., T, N, H]; shares [T, 1, N] of `point_shares`, the same for all layers of a network."""
+        """Normalised x [..., T, N, H].
+
+        Args:
+            x: [..., T, N, H].
+            shares: [T, 1, N] from `point_shares`, the same for all layers of a network.
+        """
         shares = shares.to(x.dtype)
         centred = x - self._mean(x, shares)
         scale = (self._mean(centred.square(), shares) + self.eps).rsqrt() * self.weight
         return torch.addcmul(self.bias, centred, scale)
 
     def _mean(self, x: Tensor, shares: Tensor) -> Tensor:
-        """Mean over the points [..., T, 1, H], by a matrix product, which needs no further array of the size of x."""
-        mean = torch.bmm(shares, x) if x.dim() == 3 else shares @ x  # bmm: less overhead per call
+        """Mean over the points [..., T, 1, H] by a matrix product, which needs no second array of the size of x."""
+        mean = torch.bmm(shares, x) if x.dim() == 3 else shares @ x  # bmm has less overhead per call
         return mean.sum(-3, keepdim=True) if self.over_batch else mean

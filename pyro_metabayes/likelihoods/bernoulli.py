@@ -1,4 +1,4 @@
-"""Bernoulli likelihoods: the classes 0 and 1."""
+"""Predictions under Bernoulli likelihoods: the classes 0 and 1."""
 
 from __future__ import annotations
 

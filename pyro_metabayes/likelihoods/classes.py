@@ -1,4 +1,4 @@
-"""Predictions of classes; Categorical likelihoods."""
+"""Predictions of classes, and those under Categorical likelihoods."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class ClassPredictions(Predictions):
 
     @classmethod
     def of(cls, family: Any, labels: Tensor, mask: Tensor) -> Self:
-        """Classes may also be given as one number per query [T, Q, 1]."""
+        """As `Predictions.of`; labels may also be one number per query [T, Q, 1]."""
         one_per_query = labels.squeeze(-1).long() if labels.dim() == 3 else labels
         return cls(one_per_query, mask, cls.log_probs_by_query(family))
 
     @classmethod
     def log_probs_of(cls, family: Any) -> Tensor:
-        """log p(y = c | x, w_l) of a distribution with any batch: [*batch, C], normalised."""
+        """log p(y = c | x, w_l) [*batch, C], normalised, of a distribution with any batch shape."""
         return family.logits  # Categorical normalises its logits
 
     @classmethod
     def log_probs_by_query(cls, family: Any) -> Tensor:
-        """The same [L, T, Q, C].
+        """log p(y = c | x, w_l) [L, T, Q, C], normalised.
 
         Raises:
             UsageError: the likelihood has more than one class per query.
@@ -54,7 +54,11 @@ class ClassPredictions(Predictions):
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """logit_variance: of the log probabilities, centred over classes. disagreement: share of deviating samples."""
+        """As `Predictions.spread`: logit_variance and disagreement [T, Q].
+
+        logit_variance is the variance over samples of the log probabilities, centred over classes. disagreement is the
+        share of samples that predict another class than the averaged prediction (ties excluded).
+        """
         logits = cls.log_probs_by_query(family)
         centred = logits - logits.mean(-1, keepdim=True)
         ensemble = most_probable(log_mean_exp(logits)).unsqueeze(-1)
@@ -70,23 +74,23 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def averaged(self) -> Tensor:
-        """log (1/L) sum_l p(y = c | x, w_l) [T, Q, C], in nats: probabilities are averaged, never logits."""
+        """log (1/L) sum_l p(y = c | x, w_l) [T, Q, C], in nats: the average of probabilities, not of logits."""
         return log_mean_exp(self.log_probs)
 
     @cached_property
     def hits(self) -> Tensor:
-        """1 where the most probable class of the averaged prediction is right, else 0 [T, Q]."""
+        """1 where the most probable class of the averaged prediction is correct, else 0 [T, Q]."""
         return (most_probable(self.averaged) == self.labels).to(self.log_probs.dtype)
 
     @property
     def is_point(self) -> bool:
-        """Whether there is one sample, as of a point estimate."""
+        """Whether there is only one sample, as for a point estimate."""
         return len(self.log_probs) == 1
 
 
 @dataclass(frozen=True, eq=False)
 class BaseNovelPredictions(ClassPredictions):
-    """Predictions among novel classes, the first num_novel of the C, and base classes, the others."""
+    """Predictions among C classes, of which the first num_novel are novel classes and the others base classes."""
 
     num_novel: int
 

@@ -1,4 +1,4 @@
-"""Predictions of numbers; Normal likelihoods."""
+"""Predictions of numbers, and those under Normal likelihoods."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pyro_metabayes.prediction.pit import Bounds
 
 @dataclass(frozen=True, eq=False)
 class NumberPredictions(Predictions):
-    """Predictions of numbers. A new family defines `cdf`, which is 0 below its support.
+    """Predictions of numbers. A new family defines `cdf`, which must be 0 below the support.
 
-    It overrides `standardised` or `mean` if its distribution has no finite mean and standard deviation. The `support`
-    of the distribution says whether labels are integers or continuous.
+    It overrides `standardised` or `mean` if its distribution has no finite mean or standard deviation. The `support` of
+    the distribution determines whether labels are integers or continuous.
     """
 
     family: Any  # p(y | x, w_l), batch [L, T, Q, Y]
@@ -32,12 +32,12 @@ class NumberPredictions(Predictions):
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """logit_variance: of the standardised means, mean over the numbers of a label."""
+        """logit_variance [T, Q]: variance over samples of `standardised`, mean over the components of a label."""
         return {"logit_variance": cls.standardised(family).var(0).mean(-1)}
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
-        """The mean in units of the standard deviation of a label [L, T, Q, Y]."""
+        """The predicted mean divided by the predicted standard deviation [L, T, Q, Y]."""
         return family.mean / family.stddev
 
     @abstractmethod
@@ -56,7 +56,7 @@ class NumberPredictions(Predictions):
 
     @cached_property
     def pit_bounds(self) -> Bounds:
-        """F(y - 1) and F(y) [T, Q, Y] if the support of the family is discrete (integers), else twice F(y)."""
+        """The CDF F at y - 1 and at y [T, Q, Y] for integer labels; F(y) and F(y) for continuous labels."""
         up_to = self.cdf(self.labels).mean(0)
         return (self.cdf(self.labels - 1).mean(0) if is_discrete(self.family) else up_to), up_to
 
@@ -89,7 +89,7 @@ class RealPredictions(NumberPredictions):
 class IntegratedPredictions(RealPredictions):
     """Predictions of a Normal likelihood with w integrated out, which is one sample."""
 
-    joint: Tensor  # log p(y_1, ..., y_Q | x) [T], over the queries that count, in nats
+    joint: Tensor  # log p(y_1, ..., y_Q | x) [T], over the unmasked queries, in nats
 
     @property
     def joint_log_prob(self) -> Tensor:

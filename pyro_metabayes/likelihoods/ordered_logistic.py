@@ -1,4 +1,4 @@
-"""Ordinal likelihoods: classes 0 to C - 1 in a fixed order."""
+"""Predictions under ordinal likelihoods: classes 0 to C - 1 in a fixed order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_metabayes.prediction.pit import Bounds
 
 @register(OrderedLogistic)
 class OrdinalPredictions(ClassPredictions):
-    """Predictions of an OrderedLogistic likelihood: the scores of classes, and a PIT."""
+    """Predictions of an OrderedLogistic likelihood: as for classes, and with a PIT."""
 
     @property
     def pit_bounds(self) -> Bounds:

@@ -1,4 +1,4 @@
-"""Poisson likelihoods: counts."""
+"""Predictions under Poisson likelihoods: counts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Predictions of query labels, by the family of the likelihood: what scores, calibration and spreads are computed from.
+"""Predictions of query labels, from which scores, calibration and spreads are computed, by family of the likelihood.
 
 FAMILIES is the registry. To add a family, derive a class from ClassPredictions (classes.py), NumberPredictions
-(numbers.py) or Predictions and decorate it with `@register(DISTRIBUTION)`; nothing else is edited.
+(numbers.py) or Predictions and decorate it with `@register(DISTRIBUTION)`. No other file needs a change.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pyro_metabayes.prediction.pit import Bounds
 
 @dataclass(frozen=True, eq=False)
 class Predictions(ABC):
-    """p(y | x, w_l) for L samples w_l and the queries of T tasks, with their labels; quantities are computed once."""
+    """p(y | x, w_l) for L samples w_l and the queries of T tasks, and the labels; results are cached."""
 
     labels: Tensor  # [T, Q] classes, or [T, Q, Y] numbers
-    mask: Tensor  # [T, Q], True for a query that counts
+    mask: Tensor  # [T, Q], False for masked queries, which have no effect
 
     @classmethod
     @abstractmethod
@@ -36,27 +36,27 @@ class Predictions(ABC):
         Args:
             family: the registered distribution, batch [L, T, Q], or [L, T, Q, Y] for labels that are numbers.
             labels: [T, Q] classes, or [T, Q, Y] numbers.
-            mask: [T, Q], True for a query that counts.
+            mask: [T, Q], False for masked queries.
         """
 
     @classmethod
     @abstractmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """How much predictions vary over the samples, by the names of collapse metrics: each [T, Q]."""
+        """Variation of the predictions over the samples [T, Q], by name of the spread (`collapse.prior_spread`)."""
 
     @property
     @abstractmethod
     def log_prob(self) -> Tensor:
-        """log p(y_i | x_i, w_l) [L, T, Q], in nats; the density of a number."""
+        """log p(y_i | x_i, w_l) [L, T, Q], in nats; for a continuous label the log density."""
 
     @property
     def joint_log_prob(self) -> Tensor:
-        """log (1/L) sum_l prod_i p(y_i | x_i, w_l) [T], over the queries that count, in nats."""
+        """log (1/L) sum_l prod_i p(y_i | x_i, w_l) [T], over the unmasked queries, in nats."""
         return log_mean_exp((self.log_prob * self.mask).sum(-1))
 
     @property
     def pit_bounds(self) -> Bounds | None:
-        """F(y-) and F(y) of the mixture over the samples, [T, Q] or [T, Q, Y]; None where labels have no order."""
+        """P(label < y) and P(label <= y) of the mixture over samples [T, Q] or [T, Q, Y]; None for unordered labels."""
         return None
 
 
@@ -65,7 +65,7 @@ P = TypeVar("P", bound=type[Predictions])
 
 
 def register(family: type[Distribution]) -> Callable[[P], P]:
-    """Class decorator: the predictions of a likelihood of this distribution class, or of a subclass of it."""
+    """Class decorator that registers predictions for likelihoods of this distribution class and its subclasses."""
 
     def added(predictions: P) -> P:
         FAMILIES[family] = predictions
@@ -75,10 +75,10 @@ def register(family: type[Distribution]) -> Callable[[P], P]:
 
 
 def registered(family: Distribution) -> type[Predictions]:
-    """The entry of FAMILIES for a distribution: that of its class, or of the nearest base class.
+    """The entry of FAMILIES for the class of a distribution, or for its nearest base class.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such entry.
     """
     for base in type(family).__mro__:
         if base in FAMILIES:
@@ -91,15 +91,15 @@ def registered(family: Distribution) -> type[Predictions]:
 
 
 def predictions_of(likelihood: TorchDistribution, y: Tensor, mask: Tensor) -> Predictions:
-    """The predictions that a likelihood makes.
+    """The predictions of a likelihood.
 
     Args:
         likelihood: p(y_i | x_i, w_l), batch [L, T, Q].
         y: labels of the queries, [T, Q] classes or [T, Q, Y] numbers.
-        mask: [T, Q], True for a query that counts.
+        mask: [T, Q], False for masked queries.
 
     Returns:
-        Predictions of the class that is registered for the family.
+        An object of the class that is registered for the family.
 
     Raises:
         UsageError: the family is not registered.

@@ -1,4 +1,4 @@
-"""Student-t likelihoods: numbers with outliers."""
+"""Predictions under Student-t likelihoods: numbers with outliers."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class StudentTPredictions(NumberPredictions):
 
 
 def student_t_cdf(t: Tensor, df: Tensor) -> Tensor:
-    """P(T <= t) of Student's t with df degrees of freedom, to 1e-6 for df from 0.1 to 1e6; no gradient flows.
+    """P(T <= t) of Student's t with df degrees of freedom, accurate to 1e-6 for df from 0.1 to 1e6; no gradient.
 
-    With t = sqrt(df) tan(theta) the density is c cos(theta)^(df - 1), c = Gamma((df + 1) / 2) / (sqrt(pi) Gamma(df /
-    2)). Integrals are by Gauss-Legendre quadrature: from 0 to theta, or for df < 2 and |t| > sqrt(df), where the
-    integrand has a singularity at pi / 2, over the tail.
+    With t = sqrt(df) tan(theta) the density is c cos(theta)^(df - 1), c = Gamma((df + 1) / 2) / (sqrt(pi)
+    Gamma(df / 2)). It is integrated from 0 to theta by Gauss-Legendre quadrature. For df < 2 the integrand is singular
+    at pi / 2; then for |t| > sqrt(df) the tail is integrated instead.
 
     Args:
         t: any shape.
         df: a shape that broadcasts with t.
 
     Returns:
-        Probabilities in the shape of both.
+        Probabilities in the broadcast shape of t and df.
     """
     t, df = torch.broadcast_tensors(t.detach(), df.detach())
     log_c = _log_gamma_ratio(df / 2) - 0.5 * math.log(math.pi)
@@ -59,14 +59,14 @@ def student_t_cdf(t: Tensor, df: Tensor) -> Tensor:
 
 
 def _log_gamma_ratio(a: Tensor) -> Tensor:
-    """log Gamma(a + 1/2) - log Gamma(a); by its series for a > 4, where float32 cancels in the difference."""
+    """log Gamma(a + 1/2) - log Gamma(a); for a > 4 by a series, since the difference loses precision in float32."""
     large = a.clamp(min=4)
     series = 0.5 * large.log() - 1 / (8 * large) + 1 / (192 * large**3) - 1 / (640 * large**5)
     return torch.where(a > 4, series, torch.lgamma(a + 0.5) - torch.lgamma(a))
 
 
 def _centre(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
-    """c times the integral of cos(s)^(df - 1) from 0 to theta; beyond 8 / sqrt(df) the integrand is 0."""
+    """c times the integral of cos(s)^(df - 1) from 0 to theta; for s > 8 / sqrt(df) the integrand is negligible."""
     width = torch.minimum(torch.atan(tangent), 8 / df.sqrt())
 
     def integrand(v: float) -> Tensor:
@@ -79,7 +79,7 @@ def _centre(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
 def _tail(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
     """c times the integral of sin(s)^(df - 1) from 0 to phi = pi / 2 - theta.
 
-    With s = phi v^(1 / df) it is phi^df / df times the integral of (sin(s) / s)^(df - 1) over v from 0 to 1.
+    With s = phi v^(1 / df) the integral is phi^df / df times that of (sin(s) / s)^(df - 1) over v from 0 to 1.
     """
     phi = torch.atan(1 / tangent)
 
@@ -91,7 +91,7 @@ def _tail(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
 
 
 def _quadrature(integrand: Callable[[float], Tensor], like: Tensor) -> Tensor:
-    """Integral over v from 0 to 1; one node at a time, in the memory of one tensor."""
+    """Integral over v from 0 to 1, one node after the other to save memory."""
     total = torch.zeros_like(like)
     for node, weight in _nodes():
         total += weight * integrand(node)

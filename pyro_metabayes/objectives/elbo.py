@@ -23,14 +23,16 @@ class Elbo(Objective, Trace_ELBO):
 
     Args:
         particles: number of samples of w for the expectation.
-        kl: estimator of the KL. `sampled`: log q(w) - log p(w) of the same samples, equal to Trace_ELBO in value and
-            gradient; for the exact posterior every sample then gives the log evidence. `analytic`: the closed form if
-            there is one, else sampled; equal to TraceMeanField_ELBO, except that a Gaussian with covariances has its
-            closed form to independent normals. `variational`, `convexity`: an upper bound on the KL to a mixture
-            (`pyro_metabayes/inference/divergences.py`), a looser bound -loss; sampled for a Delta.
+        kl: estimator of the KL.
+            sampled: log q(w) - log p(w) of the same samples, equal to Trace_ELBO in value and gradient. If q is the
+                exact posterior, every sample gives the log evidence.
+            analytic: the closed form if there is one, else sampled. It equals TraceMeanField_ELBO, but also has a
+                closed form for a Gaussian q with covariances and a diagonal Gaussian p.
+            variational, convexity: an upper bound on the KL to a mixture (`pyro_metabayes/inference/divergences.py`),
+                so that -loss is a looser bound on the evidence; sampled for a Delta.
 
     Raises:
-        UsageError: an unknown estimator, or one that does not fit the distributions of guide and model.
+        UsageError: the estimator is unknown, or is not defined for the distributions of guide and model.
     """
 
     name = "elbo"
@@ -44,7 +46,7 @@ class Elbo(Objective, Trace_ELBO):
         self.kl = kl
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
-        """Weighted KL - E_q log likelihood, with both terms unweighted beside it."""
+        """The loss, kl_weight KL - E_q[log-likelihood], and both terms without the weight."""
         (data,) = args
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
         weighted, unweighted, log_likelihood = [], [], []
@@ -83,12 +85,12 @@ class Elbo(Objective, Trace_ELBO):
         return bounds[self.kl]
 
     def loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
-        """The loss of a batch without a gradient, as a number: the interface of pyro.infer.SVI."""
+        """The loss of a batch as a number, without a gradient (interface of pyro.infer.SVI)."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
-        """The loss of a batch, after backpropagation into the parameters: the interface of pyro.infer.SVI."""
+        """The loss of a batch as a number, after its gradients are added to the parameters (pyro.infer.SVI)."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()

@@ -15,10 +15,11 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 class ImportanceWeighted(Objective):
     """loss = -sum_t log (1/L) sum_l p(y_t | w_l) p(w_l) / q(w_l), w_l ~ q(w), L = particles.
 
-    In nats, summed over tasks. -loss lies between the ELBO (L = 1) and the log evidence (L to infinity) in expectation.
-    The average is over samples within each task; over the product of all tasks the bound would be much looser. With the
-    prior as guide it equals monte_carlo with joint=true. It equals Pyro's RenyiELBO(alpha=0) if every site is inside
-    the plate of tasks. kl_weight tempers p(w) / q(w), and -loss is a bound at 1. (Burda et al. 2016, eq. 8.)
+    The loss is in nats, summed over tasks. In expectation -loss lies between the ELBO (L = 1) and the log evidence
+    (L to infinity). Samples are averaged within each task, since the bound for the product of all tasks is much looser.
+    With the prior as guide the loss equals monte_carlo with joint=true. It equals Pyro's RenyiELBO(alpha=0) if every
+    site is inside the plate of tasks. kl_weight is an exponent of p(w) / q(w); -loss is a bound for kl_weight = 1.
+    (Burda et al. 2016, eq. 8.)
 
     Args:
         particles: L.
@@ -28,7 +29,7 @@ class ImportanceWeighted(Objective):
     bound = True
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
-        """The bound, with log likelihood and KL averaged over the samples beside it."""
+        """The loss, and the log-likelihood and the KL as averages over the samples."""
         (data,) = args
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
         latent: list[Any] = [guide_trace.nodes[name] for name in latent_sites(guide_trace)]

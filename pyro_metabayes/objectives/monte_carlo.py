@@ -17,13 +17,14 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 class MonteCarlo(Objective):
     """loss = -sum_t sum_i log (1/L) sum_l p(y_ti | x_ti, w_l), w_l ~ q(w | support), L = particles.
 
-    In nats, summed over tasks and points. The samples are from `posterior`, which sees no query label. (Gordon et al.
-    2019, and their code; the joint form is called NPML in the neural process literature.)
+    The loss is in nats, summed over tasks and points. The samples are from `posterior`, which does not depend on query
+    labels. (Gordon et al. 2019, and their code. The neural process literature calls the joint form NPML.)
 
     Args:
         particles: L.
         joint: whether the product over the query points of a task is inside the logarithm:
-            -sum_t log (1/L) sum_l prod_i p(y_ti | x_ti, w_l), the RenyiELBO(alpha=0) of each task, guide = prior.
+            -sum_t log (1/L) sum_l prod_i p(y_ti | x_ti, w_l). This is RenyiELBO(alpha=0) of each task with guide =
+            prior.
     """
 
     bound = False
@@ -37,11 +38,11 @@ class MonteCarlo(Objective):
         return "monte_carlo_joint" if self.joint else "monte_carlo"
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
-        """-log predictive likelihood; there is no KL."""
+        """The loss, -log predictive likelihood; there is no KL."""
         (data,) = args
         seen = data.observed() if isinstance(data, Episodes) else data
         model_trace, guide_trace = self._traces(model, guide, data, seen, **kwargs)
-        latent_sites(guide_trace)  # refuses samples without a gradient, which would silently train nothing
+        latent_sites(guide_trace)  # refuses distributions without reparametrised samples, which have no gradient
         total = added([self._log_predictive(model_trace.nodes[name]).sum() for name in observed_sites(model_trace)])
         return Terms(-total, total.detach(), None)
 
@@ -64,5 +65,5 @@ def _points(distribution: Any, value: Tensor) -> Tensor:
 
 
 def _of_points(mask: Any) -> Any:
-    """The mask of a site, [..., T], for each of its points."""
+    """The mask [..., T] of a site, with an axis for its points."""
     return mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask

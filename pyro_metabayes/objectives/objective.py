@@ -35,11 +35,12 @@ class Terms:
 
 
 class Objective(Recorded):
-    """A loss of a (model, guide) pair. A new objective defines `terms`.
+    """A loss for a pair of model and guide. A new objective defines `terms`.
 
     Attributes:
         name: name of the loss in tables.
-        bound: whether -loss bounds the log evidence, for a guide and a prior with densities at KL weight 1.
+        bound: whether -loss is a lower bound on the log evidence, if guide and prior have densities and the KL weight
+            is 1.
 
     Args:
         particles: number of samples of the latent per task.
@@ -72,7 +73,7 @@ class Objective(Recorded):
         return self.terms(model, guide, *args, **kwargs).loss
 
     def _traces(self, model: Stochastic, guide: Stochastic, data: Any, seen: Any, **kwargs: Any) -> tuple[Trace, Trace]:
-        """Traces of the model on `data` and of the guide on `seen`; the model replays the latents of the guide."""
+        """Traces of the model on `data` and of the guide on `seen`; the model uses the latents of the guide."""
         with memoise(), without_messages():
             guide_trace = poutine.trace(self._in_particles(guide)).get_trace(seen, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data, **kwargs)
@@ -114,7 +115,7 @@ def latent_sites(guide_trace: Trace) -> list[str]:
     """Names of the latent sites.
 
     Raises:
-        UsageError: a site is not reparametrised and gradients are recorded; the loss has no score-function term.
+        UsageError: gradients are recorded and a site is not reparametrised; score-function gradients are not supported.
     """
     for name in (names := _sites(guide_trace)):
         fn: Any = guide_trace.nodes[name]["fn"]
