@@ -1,1 +1,1 @@
-"""Prediction for the query set of one task, from arrays."""
+"""Predictions for the query set of a task, from tensors or from arrays of users."""

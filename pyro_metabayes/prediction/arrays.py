@@ -1,4 +1,4 @@
-"""The tensors of one task from arrays of the user, with checks."""
+"""Converts arrays of users to the tensors of one task, with checks."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ NAMES = "support_x", "query_x"
 def task_of(
     support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int], backbone: nn.Module, like: Tensor
 ) -> Observed:
-    """One task, T = 1.
+    """One classification task, as a batch with T = 1.
 
     Args:
-        support_x: support inputs [S, *X] of any real type. Integers of more than one axis are images, scaled to [0, 1].
-        support_y: their classes [S], integers from 0 to C - 1.
+        support_x: support inputs [S, *X] of any real type. Integers are images if *X has several axes, and are scaled
+            to [0, 1].
+        support_y: classes of the support inputs [S], integers from 0 to C - 1.
         query_x: query inputs [Q, *X].
-        input_shape: *X, which the learner was built for.
-        backbone: the network that gets the inputs.
-        like: a tensor with the device and the dtype of the task.
+        input_shape: *X, for which the learner was built.
+        backbone: the network to which the inputs are passed.
+        like: a tensor with the device and the dtype of the result.
 
     Raises:
         UsageError: an array has another shape or type, a value is not finite or out of range, or a class has no support
@@ -52,7 +53,7 @@ def task_of_numbers(
     support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int], num_targets: int,
     backbone: nn.Module, like: Tensor,
 ) -> Observed:  # fmt: skip
-    """As `task_of`, for labels [S, Y] that are numbers ([S] if Y = 1); S may be 0.
+    """As `task_of`, for a regression with labels [S, Y], or [S] if Y = 1; S may be 0.
 
     Raises:
         UsageError: an array has another shape or type, or a value is not finite.
@@ -69,19 +70,19 @@ def task_of_numbers(
     if labels.shape != (len(support), num_targets) or not labels.isfinite().all():
         raise UsageError(
             f"expected support_y to hold finite numbers of shape {[len(support), num_targets]}, got "
-            f"{list(labels.shape)}; drop rows without a label"
+            f"{list(labels.shape)}; remove rows without a label"
         )
     return Observed(support_x=support.unsqueeze(0), support_y=labels.unsqueeze(0), query_x=query.unsqueeze(0))
 
 
 def holds_inputs(x: Tensor, input_shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is [T, N, ..., *X]: with fewer axes before *X it is not one input or more per point."""
+    """Whether a tensor has the shape [T, N, ..., *X] of one or several inputs per point."""
     leading = x.dim() - len(input_shape)
     return leading >= 2 and x.shape[leading:] == input_shape
 
 
 def _refuse_other_columns(support: object, query: object) -> None:
-    """Refuse two data frames with other columns, or with the same in another order."""
+    """Raise a UsageError if support and query are data frames with different columns, or a different order of them."""
     names, others = _columns(support), _columns(query)
     if names and others and names != others:
         place = next((i for i, pair in enumerate(zip(names, others, strict=False)) if len(set(pair)) > 1), -1)
@@ -93,7 +94,7 @@ def _refuse_other_columns(support: object, query: object) -> None:
 
 
 def _columns(x: object) -> list[str]:
-    """The names of the columns of a data frame; [] for other arrays, and for columns that are numbered."""
+    """The column names of a data frame; [] for other arrays, and for columns without text names."""
     names = list(getattr(x, "columns", []))
     return names if all(isinstance(name, str) for name in names) else []
 
@@ -110,7 +111,7 @@ def _checked(name: str, x: Array, shape: tuple[int, ...]) -> Tensor:
 
 
 def _for(backbone: nn.Module, name: str, x: Tensor, like: Tensor) -> Tensor:
-    """Inputs as the backbone takes them; a module that is no Backbone says nothing about them."""
+    """Inputs with the dtype and device of `like`, after the checks that the attributes of a Backbone require."""
     if isinstance(backbone, Backbone):
         if backbone.unit_range:
             refuse_other_range(name, x)
@@ -123,12 +124,12 @@ def _labels(y: Array, num_points: int) -> Tensor:
     labels = _numbers_of_classes(y)
     if labels.shape == (num_points,) and labels.min() < 0:
         raise UsageError(
-            f"expected support_y to hold integers from 0 up, got {labels.min().item():g}; number the classes 0, 1, "
-            "..., and drop points without a label"
+            f"expected support_y to hold integers >= 0, got {labels.min().item():g}; number the classes 0, 1, "
+            "..., and remove points without a label"
         )
     if labels.is_floating_point() or labels.shape != (num_points,):
         raise UsageError(
-            f"expected support_y to hold {num_points} integers from 0 up, one for each support input, "
+            f"expected support_y to hold {num_points} integers >= 0, one for each support input, "
             f"got {labels.dtype} of shape {tuple(labels.shape)}"
         )
     present = labels.unique().tolist()
@@ -145,6 +146,6 @@ def _numbers_of_classes(y: Array) -> Tensor:
         return tensor_of("support_y", y)
     except UsageError as error:
         raise UsageError(
-            f"{error}. Classes here are 0 to C - 1; pyro_metabayes.FewShotClassifier takes names, and "
-            "numpy.unique(y, return_inverse=True)[1] numbers them"
+            f"{error}. Classes are 0 to C - 1 here; pyro_metabayes.FewShotClassifier accepts names, and "
+            "numpy.unique(y, return_inverse=True)[1] converts names to numbers"
         ) from None

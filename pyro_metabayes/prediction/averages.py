@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the queries with mask True; 0 where no query has it.
+    """Mean over the unmasked queries; 0 if all queries are masked.
 
     Args:
         values: [..., Q], any unit.
-        mask: [..., Q], True for a query that counts.
+        mask: [..., Q], False for masked queries.
 
     Returns:
         Tensor [...], in the unit of the values.
@@ -30,13 +30,13 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     Returns:
         Tensor with the shape of `values` without `dim`, in nats.
     """
-    if values.shape[dim] == 1:  # exact for one sample, and saves a tenth of the time of an evaluation
+    if values.shape[dim] == 1:  # without rounding for one sample, and saves a tenth of the time of an evaluation
         return values.squeeze(dim)
     return values.logsumexp(dim) - math.log(values.shape[dim])
 
 
 def most_probable(log_probs: Tensor) -> Tensor:
-    """The class of the largest log probability, the first of equals; 20 times as fast as argmax.
+    """The class with the largest log probability, the first one for ties; 20 times as fast as argmax.
 
     Args:
         log_probs: [..., C], in nats.

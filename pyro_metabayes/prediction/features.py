@@ -1,4 +1,4 @@
-"""From inputs to features: the backbone of a learner, which runs once per batch, outside model and guide."""
+"""Maps inputs to features by the backbone of a learner, once per batch, outside model and guide."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ Data = TypeVar("Data", bound=Observed)
 class Featured(nn.Module):
     """A learner with a backbone.
 
-    frozen: the backbone is not trained, and episodes hold its features; else they hold its inputs.
+    Attributes:
+        frozen: whether the backbone is not trained. Episodes then hold features, otherwise inputs of the backbone.
     """
 
     backbone: Backbone
@@ -37,27 +38,28 @@ class Featured(nn.Module):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
-        """The backbone stays in evaluation mode: batch statistics would let tasks see each other.
+        """Set the mode of all parts except the backbone, which stays in evaluation mode.
 
-        So its batch norm layers keep their statistics, and its dropout layers do nothing, also while it is trained.
+        With batch statistics, tasks would depend on each other. So batch norm layers of the backbone keep their
+        statistics, and its dropout layers have no effect, even while it is trained.
         """
         super().train(mode)
         self.backbone.eval()
         return self
 
     def embed(self, x: Tensor) -> Tensor:
-        """Features [..., D] of inputs [..., *X]; uint8 images are brought to [0, 1] first."""
+        """Features [..., D] of inputs [..., *X]; uint8 images are scaled to [0, 1] first."""
         leading = x.shape[: x.dim() - len(self.input_shape)]
         return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
 
     def featured(self, data: Data) -> Data:
-        """The episodes with features in place of inputs; refuses inputs that the learner does not take."""
+        """The tasks with features in place of inputs; unsuitable inputs raise a UsageError."""
         shape = (self.backbone.num_features,) if self.frozen else self.input_shape
         check_inputs(data, shape, next(self.parameters(), None), bytes_too=not self.frozen)
         return self.checked(data) if self.frozen else self.embedded(data)
 
     def embedded(self, data: Data) -> Data:
-        """Episodes of inputs, with their features instead."""
+        """The tasks with features in place of inputs of the backbone."""
         num_support = data.support_x.shape[1]
         features = self.embed(torch.cat((data.support_x, data.query_x), dim=1))  # the backbone runs once
         views = {name: self.embed(x) for name, x in data.auxiliary.items() if holds_inputs(x, self.input_shape)}
@@ -65,14 +67,14 @@ class Featured(nn.Module):
         return self.checked(replace(data, support_x=support, query_x=query, auxiliary=data.auxiliary | views))
 
     def checked(self, data: Data) -> Data:
-        """Episodes of features, checked where Pyro validates: in the first step of a training, for example."""
+        """Tasks with features, checked if Pyro's validation is on, as in the first step of a training."""
         if is_validation_enabled():
             check_points(data)
             self.check_features(data)
         return data
 
     def check_features(self, data: Observed) -> None:
-        """Refuse features that a part of the model does not take, such as a head for features of unit length."""
+        """Raise a UsageError for features that a part of the model does not accept, such as a head for unit length."""
         learned = any(True for _ in self.backbone.parameters())
         for part in self.model.modules():
             if isinstance(part, ChecksFeatures):

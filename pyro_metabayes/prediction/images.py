@@ -1,4 +1,4 @@
-"""Images of any type in the range of the backbones, [0, 1]."""
+"""Scales images of any type to [0, 1], the range of the backbones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from pyro_metabayes.errors import UsageError
 
 BYTE, SIXTEEN_BITS = 255, 65535
-SLACK = 0.25  # interpolation overshoots [0, 1] by less
+SLACK = 0.25  # values may leave [0, 1] by this much, since interpolation overshoots
 
 
 def as_float(x: Tensor) -> Tensor:
@@ -17,24 +17,24 @@ def as_float(x: Tensor) -> Tensor:
 
 
 def scaled_images(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sets of images with integers as float32 in [0, 1]; floats, and bool as 0 and 1, keep their values.
+    """Support and query images with integers scaled to float32 in [0, 1]; floats and bools keep their values.
 
-    Bytes are divided by 255. Integers of a wider type are divided by 255 if none in the support set exceeds it, and by
-    65535 (16 bits) if none exceeds that. Query images of a wider type have the scale of such support images.
+    uint8 is divided by 255. Wider integer types are divided by 255 if no support image exceeds 255, and otherwise by
+    65535 (16 bits). If both sets have a wider type, the query images have the scale of the support images.
 
     Args:
         support: [S, *X].
         query: [Q, *X].
 
     Raises:
-        UsageError: integers are negative, larger than 65535, larger than the scale of the support set, or only 0 and 1.
+        UsageError: integers are negative, exceed 65535, exceed the scale of the support set, or are only 0 and 1.
     """
     scale = _scale("support_x", support)
     if scale is not None and _is_wide(support) and _is_wide(query):
         if not 0 <= query.min() <= query.max() <= scale:
             raise UsageError(
                 f"expected integers from 0 to {scale} in query_x, as in support_x, got {_range(query)}; "
-                "give both sets of images one scale"
+                "scale both sets of images alike"
             )
         return _divided(support, scale), _divided(query, scale)
     same = support.dtype == query.dtype == torch.uint8
@@ -42,22 +42,22 @@ def scaled_images(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refuse_other_range(name: str, x: Tensor) -> None:
-    """Refuse images of floats that are not in [0, 1], on which a backbone was trained."""
+    """Raise a UsageError if float images are not in [0, 1], the range on which the backbone was trained."""
     low, high = x.min().item(), x.max().item()
     if low < -SLACK or high > 1 + SLACK:
         raise UsageError(
             f"expected images in [0, 1] in {name}, on which the backbone was trained, got values {_range(x)}; divide "
-            "those up to 255 by 255, and do not standardise them"
+            "values up to 255 by 255, and do not standardise images"
         )
 
 
 def _is_wide(x: Tensor) -> bool:
-    """Whether it holds integers of more than 8 bits, all of which are int64 here."""
+    """Whether a tensor holds integers of more than 8 bits, which `tensor_of` has converted to int64."""
     return x.dtype == torch.int64
 
 
 def _scale(name: str, x: Tensor) -> int | None:
-    """The integer that stands for 1; None for other types than integers."""
+    """The integer that is scaled to 1; None for types that are no integers."""
     if x.dtype != torch.uint8 and not _is_wide(x):
         return None
     if x.min() < 0 or x.max() > SIXTEEN_BITS:

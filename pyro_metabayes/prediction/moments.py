@@ -1,4 +1,4 @@
-"""Mean and variance of distributions of the latent, and estimates of a KL, with their Monte-Carlo errors."""
+"""Mean and variance of distributions of the latent, and estimates of a KL, with Monte-Carlo errors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from pyro_metabayes.inference.divergences import TORCH_GAUSSIANS, innermost, log
 from pyro_metabayes.inference.laplace import LowRankPrecision
 from pyro_metabayes.seeding import drawing, restored_noise
 
-MOMENT_DRAWS = 100  # draws per task of a moment without a closed form
+MOMENT_DRAWS = 100  # draws per task for a moment without a closed form
 GAUSSIANS = (*TORCH_GAUSSIANS, LowRankPrecision)
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Marginal moments of each weight, batch [T], event [*W].
+    """Marginal moments of each weight.
 
-    mean, variance: [T, *W].
-    error: Monte-Carlo standard error [T] of the mean of the variances over the weights; None for closed forms.
+    Attributes:
+        mean: [T, *W].
+        variance: [T, *W].
+        error: [T], Monte-Carlo standard error of the variance averaged over the weights; None for closed forms.
     """
 
     mean: Tensor
@@ -30,12 +32,12 @@ class Moments:
 
 
 def has_normal_marginals(distribution: TorchDistribution) -> bool:
-    """Whether each weight is normally distributed, so that mean and variance determine its distribution."""
+    """Whether the marginal distribution of each weight is normal, so that mean and variance determine it."""
     return isinstance(innermost(distribution), GAUSSIANS)
 
 
 def extra_draws(distribution: TorchDistribution, num_samples: int) -> Tensor:
-    """Draws [L, T, *W] without a gradient that leave the random state as it was, so that later draws do not move."""
+    """Draws [L, T, *W] without a gradient; the random state is restored, so that later draws do not change."""
     with restored_noise():
         return draws_of(distribution, num_samples)
 
@@ -49,7 +51,7 @@ def mean_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS) ->
 
 
 def moments_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS) -> Moments:
-    """Mean and variance: closed forms if the distribution has both, else of num_samples >= 2 draws."""
+    """Mean and variance in closed form if the distribution has both, else estimated from num_samples >= 2 draws."""
     try:
         return Moments(distribution.mean, distribution.variance)
     except NotImplementedError:
@@ -66,17 +68,17 @@ def kl_from_draws(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> tupl
 
 
 def pooled_error(errors: Tensor) -> float:
-    """Standard error of a mean over T tasks with independent draws, from that of each task [T]; read on the host."""
+    """Standard error of a mean over T tasks with independent draws, from the standard errors [T] of the tasks."""
     return float(errors.square().mean().sqrt()) / len(errors) ** 0.5
 
 
 def standard_error(values: Tensor) -> Tensor:
-    """Standard error [T] of the mean of values [L, T] of independent draws."""
+    """Standard error [T] of the mean over L independent draws of values [L, T]."""
     return values.std(0) / len(values) ** 0.5
 
 
 def draws_of(distribution: TorchDistribution, num_samples: int) -> Tensor:
-    """Samples [L, T, *W] without a gradient; a point estimate has one."""
+    """Samples [L, T, *W] without a gradient; L is num_samples, or 1 for a point estimate."""
     shape = torch.Size((1 if isinstance(innermost(distribution), Delta) else num_samples,))
-    with torch.no_grad(), drawing():  # `sample` would raise where parameters have overflowed
+    with torch.no_grad(), drawing():  # rsample, since `sample` raises if parameters have overflowed
         return distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)

@@ -1,4 +1,4 @@
-"""Predictions of numbers for one task: mean, standard deviation and interval."""
+"""Predictions of numbers for one task: mean, standard deviation and 90% interval."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ from pyro_metabayes.prediction.moments import draws_of
 from pyro_metabayes.seeding import drawing
 
 INTERVAL = 0.9
-DRAWS_OF_LABELS = 40  # for each draw of w, where quantiles have no closed form
+DRAWS_OF_LABELS = 40  # labels drawn for each draw of w, if quantiles have no closed form
 
 
 class NumberPrediction(NamedTuple):
-    """Of the predictive distribution of each query [Q, Y], noise included; lower and upper hold 90% of it."""
+    """The predictive distribution of each query [Q, Y], noise included, in the unit of y.
+
+    Attributes:
+        mean: its mean.
+        sd: its standard deviation.
+        lower, upper: ends of its central 90% interval.
+    """
 
     mean: Tensor
     sd: Tensor
@@ -31,13 +37,15 @@ class NumberPrediction(NamedTuple):
 
 
 def predicted_numbers(model: Model, q: TorchDistribution, observed: Observed, num_samples: int) -> NumberPrediction:
-    """Integral of p(y | x, w) q(w) for the queries of one task, T = 1: exact for linear models under a Gaussian q.
+    """The predictive distribution, the integral of p(y | x, w) q(w), for the queries of one task (T = 1).
+
+    It is exact for linear models with a Gaussian q.
 
     Args:
-        model: makes the predictions.
+        model: the likelihood.
         q: a distribution over w, batch [1].
         observed: the task, with features as inputs.
-        num_samples: draws of w, where they are needed.
+        num_samples: draws of w, if there is no closed form.
 
     Raises:
         UsageError: a prediction is not finite.
@@ -49,21 +57,21 @@ def predicted_numbers(model: Model, q: TorchDistribution, observed: Observed, nu
     else:
         values = _from_draws(innermost(model.likelihood(draws_of(q, num_samples), observed.query_x, observed)))
     if not all(bool(value.isfinite().all()) for value in values):
-        raise UsageError("expected inputs whose predictions are finite, got others; scale them as in training")
+        raise UsageError("expected inputs with finite predictions, got infinite ones or NaN; scale them as in training")
     return NumberPrediction(*(value.squeeze(0) for value in values))
 
 
 def integrates(model: object, q: TorchDistribution) -> TypeGuard[IntegratesGaussian]:
     """Whether predictions under q have the closed form of the model.
 
-    A class with another `likelihood_of` inherits the closed form, which is then not that of its likelihood.
+    This also needs `canonical`: a class that overrides `likelihood_of` inherits a closed form that is not valid for it.
     """
     closed = isinstance(model, IntegratesGaussian) and bool(getattr(model, "canonical", False))
     return closed and isinstance(innermost(q), Normal | MultivariateNormal)
 
 
 def _from_draws(family: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """From labels drawn from p(y | x, w_l), batch [L, T, Q, Y]; mean: that of the families, if there is one."""
+    """Mean (median if the mean is not finite), sd, lower and upper end from labels drawn from p(y | x, w_l)."""
     with drawing():
         y = family.sample(torch.Size((DRAWS_OF_LABELS,))).flatten(0, 1).double()
     lower, upper = (y.quantile(0.5 + sign * INTERVAL / 2, 0) for sign in (-1, 1))

@@ -11,7 +11,7 @@ Bounds = tuple[Tensor, Tensor]  # F(y-) and F(y), equal for a continuous label
 def share_below(bounds: Bounds, x: float) -> Tensor:
     """P(u <= x) of the randomised PIT u = F(y-) + v (F(y) - F(y-)), v ~ U(0, 1).
 
-    u is uniform for calibrated predictions, of discrete labels too. The probability over v replaces random draws. Of
+    For calibrated predictions u is uniform, even for discrete labels. The probability over v is computed exactly. For
     a continuous label u = F(y), and the result is 0 or 1. (Czado, Gneiting and Held 2009)
 
     Args:
@@ -27,7 +27,15 @@ def share_below(bounds: Bounds, x: float) -> Tensor:
 
 
 def central_share(bounds: Bounds, level: float) -> Tensor:
-    """P((1 - level) / 2 < u <= (1 + level) / 2): coverage of the central interval of this level, as `share_below`."""
+    """P((1 - level) / 2 < u <= (1 + level) / 2), the coverage of the central interval of this level.
+
+    Args:
+        bounds: F(y-) and F(y), two tensors of one shape.
+        level: 0 to 1.
+
+    Returns:
+        Tensor with the shape of a bound, 0 to 1.
+    """
     return share_below(bounds, (1 + level) / 2) - share_below(bounds, (1 - level) / 2)
 
 

@@ -1,4 +1,4 @@
-"""Predictions of a learner: under the posterior of tasks, and for arrays of one task."""
+"""Predictions of a learner: the posterior predictive of tasks, and predictions for arrays of one task."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from pyro_metabayes.validation.values import validate
 
 
 class Predicts(Featured):
-    """A learner with a guide.
+    """A learner with a guide, which makes predictions.
 
-    trained_on: the tasks of the training; None: not recorded.
+    Attributes:
+        trained_on: the range of the training tasks; None: not recorded.
     """
 
     guide: Guide
@@ -30,11 +31,11 @@ class Predicts(Featured):
 
     @property
     def num_targets(self) -> int:
-        """Numbers of a label; 0: labels are classes."""
+        """Y, the number of values in one label of a regression; 0 if labels are classes."""
         raise NotImplementedError
 
     def posterior_predictive(self, observed: Observed, num_samples: int) -> tuple[Tensor, TorchDistribution]:
-        """Samples w [L, T, *W] of the posterior (L = 1: a point mass), and p(y | x_query, w) [L, T, Q]."""
+        """Samples w [L, T, *W] of the posterior (L = 1 for a point estimate), and p(y | x_query, w) [L, T, Q]."""
         validate(observed, self.model, self.backbone.num_features)
         return self.predictive_under(self.guide.posterior(observed), observed, num_samples)
 
@@ -49,17 +50,23 @@ class Predicts(Featured):
     def predict(
         self, support_x: Array, support_y: Array, query_x: Array, num_samples: int = 100, seed: int = 0
     ) -> Prediction | NumberPrediction:
-        """Predictions for one task's query inputs, from one's own arrays.
+        """Predictions for the query inputs of one task, from arrays.
 
-        Of classes: their probabilities; base classes, if any, stand last. Of numbers: mean, standard deviation and 90%
-        interval, in the unit of support_y; inputs and labels are standardised as the training data were.
+        For numbers, inputs and labels must be standardised like the training data.
 
         Args:
-            support_x: [S, *X], what the backbone takes: images (floats in [0, 1], or integers), or features.
-            support_y: [S], integers 0 to C - 1; [S] or [S, Y] numbers, with S = 0 for a new group without points.
+            support_x: [S, *X], inputs of the backbone: images (floats in [0, 1], or integers), or features.
+            support_y: [S], integers 0 to C - 1; or [S] or [S, Y] numbers, with S = 0 for a new group without points.
             query_x: [Q, *X].
-            num_samples: number of draws of w; a Gaussian over the weights of a linear model needs none.
-            seed: of these draws, in any thread; no global random state is read or changed.
+            num_samples: number of draws of w; unused if predictions have a closed form.
+            seed: seed of these draws; no global random state is read or changed.
+
+        Returns:
+            For classes: probabilities [Q, C] and their spread; base classes, if any, come last. For numbers: mean,
+            standard deviation and 90% interval [Q, Y] in the unit of support_y.
+
+        Raises:
+            UsageError: an array is not suitable for the learner, or a prediction is not finite.
         """
         check_num_samples(num_samples)
         like = next(self.parameters())  # there is always one, the head's scale

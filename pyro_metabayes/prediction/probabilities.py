@@ -15,14 +15,19 @@ from pyro_metabayes.likelihoods.classes import class_probabilities
 
 
 class Prediction(NamedTuple):
-    """Class probabilities [Q, C] of the posterior predictive, and their spread over samples of w [Q, C]."""
+    """Class probabilities of the posterior predictive.
+
+    Attributes:
+        probabilities: [Q, C].
+        spread: [Q, C], standard deviation of the probabilities over samples of w.
+    """
 
     probabilities: Tensor
     spread: Tensor
 
 
 def check_num_samples(num_samples: int) -> None:
-    """Refuse all but whole numbers from 1 up."""
+    """Raise a UsageError if num_samples is no integer >= 1."""
     if not isinstance(num_samples, Integral) or isinstance(num_samples, bool):
         raise UsageError(f"expected num_samples to be an integer >= 1, got {num_samples!r}")
     if num_samples < 1:
@@ -30,11 +35,12 @@ def check_num_samples(num_samples: int) -> None:
 
 
 def prediction_of(likelihood_of_query: Callable[[], TorchDistribution], dtype: torch.dtype) -> Prediction:
-    """The mean over samples of the probabilities of a Categorical, batch [L, 1, Q].
+    """Mean and standard deviation over samples of the class probabilities of one task.
 
     Args:
-        likelihood_of_query: computes it; Pyro's validation, if it is on, refuses NaN with the values in several lines.
-        dtype: of the learner, for the message.
+        likelihood_of_query: returns p(y | x_query, w), batch [L, 1, Q]. Pyro's validation may raise an error for NaN,
+            which is shortened to one line.
+        dtype: dtype of the learner, for the message.
 
     Raises:
         UsageError: a probability is NaN, since numbers overflow.

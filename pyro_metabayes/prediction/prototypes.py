@@ -1,4 +1,4 @@
-"""Prototypical networks on raw features, for features of every origin and unit.
+"""Prototypical networks on given features, which may have any mean and scale.
 
 Snell, Swersky and Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017 (arXiv 1703.05175).
 """
@@ -13,18 +13,18 @@ import torch
 
 from pyro_metabayes.learner import MetaLearner
 
-MOST = 1e150  # its square is a number of float64; distances in this unit saturate the softmax
+MOST = 1e150  # the largest unit whose square is finite in float64; such distances saturate the softmax
 
 
 @dataclass(frozen=True, eq=False)
 class SupportFrame:
-    """Features (x / unit - centre) of the size of 1, whose squares neither overflow nor vanish.
+    """Maps features to x / unit - centre, which are of the order of 1, so that squares neither overflow nor underflow.
 
-    Distances between features do not depend on the centre, and are those in the unit of the user divided by the unit.
+    Distances do not depend on the centre, and are divided by the unit.
 
     Attributes:
         unit: a power of two, in the unit of the features.
-        centre: mean of the support points [D], in this unit.
+        centre: mean of the support points [D], divided by the unit.
     """
 
     unit: float
@@ -33,7 +33,7 @@ class SupportFrame:
     @classmethod
     def of(cls, support_x: np.ndarray) -> Self:
         """The frame of support points [S, D] in float64."""
-        support_x = np.ascontiguousarray(support_x)  # numpy's means depend on the layout, in their last digit
+        support_x = np.ascontiguousarray(support_x)  # the last digits of numpy's means depend on the memory layout
         first = _power_of_two(support_x)
         centre = (support_x / first).mean(0)
         second = _power_of_two(support_x / first - centre)
@@ -41,12 +41,12 @@ class SupportFrame:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Features [N, D] in this frame."""
-        with np.errstate(over="ignore", invalid="ignore"):  # the learner refuses what is not finite
+        with np.errstate(over="ignore", invalid="ignore"):  # the learner refuses values that are not finite
             return x / self.unit - self.centre
 
 
 def _power_of_two(x: np.ndarray) -> float:
-    """That below the largest entry; 1 for zeros, and where the largest is not finite, which the learner refuses."""
+    """The largest power of two up to the largest absolute entry; 1 if that entry is 0 or not finite."""
     largest = np.abs(x).max()
     return float(2.0 ** (np.frexp(largest)[1] - 1)) if 0 < largest < np.inf else 1.0
 
@@ -57,7 +57,7 @@ def prototypical_networks(input_shape: tuple[int, ...], num_classes: int, unit: 
     Args:
         input_shape: [D].
         num_classes: C.
-        unit: of the features.
+        unit: unit of the features x.
     """
     learner = MetaLearner.from_specification(
         {  # a specification, since the engine imports no model and no guide

@@ -8,28 +8,28 @@ from torch import Tensor
 from pyro_metabayes.device import as_double
 from pyro_metabayes.errors import UsageError
 
-LEAST, MOST = 1e-10, 1e15  # for rows between, float32 holds the squares, and 1e-12, torch's least length, has no effect
+LEAST, MOST = 1e-10, 1e15  # between these, squares are finite in float32 and the 1e-12 of normalize has no effect
 
 
 def bounded(x: Tensor) -> Tensor:
-    """Rows [..., D], each divided by its largest entry if that is beyond 1e15 or below 1e-10; rows of zeros stay."""
+    """Rows [..., D], divided by their largest absolute entry if it is above 1e15 or below 1e-10 (but not 0)."""
     largest = x.detach().abs().amax(-1, keepdim=True)
     usual = ((largest >= LEAST) & (largest <= MOST)) | (largest == 0)
     return x / torch.where(usual, 1.0, largest)
 
 
 def unit_scaled(name: str, x: Tensor) -> Tensor:
-    """Features [N, D] whose length has no effect, in float64, in a range that float32 represents.
+    """Features [N, D] in float64, rescaled to a range that float32 represents, for a scale-invariant backbone.
 
     Raises:
-        UsageError: a row is all zero, and has no direction.
+        UsageError: a row is all zero, so that it has no direction.
     """
     values = as_double(x)
     zero = (values == 0).all(-1)
     if zero.any():
         raise UsageError(
             f"expected rows that can be scaled to unit length in {name}, got {int(zero.sum())} of {len(x)} that are "
-            f"all zero; drop them (the first is row {int(zero.int().argmax())})"
+            f"all zero; remove them (the first is row {int(zero.int().argmax())})"
         )
     return bounded(values)
 
@@ -38,7 +38,7 @@ def cast(name: str, x: Tensor, like: Tensor) -> Tensor:
     """Inputs [N, *X] with dtype and device of `like`.
 
     Raises:
-        UsageError: that type has no number as large as an entry, or as small as the largest entry of a row.
+        UsageError: an entry overflows in this dtype, or the largest entry of a row underflows.
     """
     values = x.to(like)
     tiny = torch.finfo(like.dtype).tiny

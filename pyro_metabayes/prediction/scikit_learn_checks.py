@@ -1,4 +1,4 @@
-"""Which checks of scikit-learn's contract a learner cannot pass, without scikit-learn."""
+"""The checks of scikit-learn's estimator contract that a learner cannot pass. Does not import scikit-learn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from pyro_metabayes.learner import MetaLearner
 
-# The data of scikit-learn's checks (1.6 to 1.9): {check: (features, class counts where they matter)}.
+# The data of the checks of scikit-learn 1.6 to 1.9: {check: (number of features, numbers of classes if they matter)}.
 CHECK_DATA: dict[str, tuple[int, set[int]]] = {
     "check_fit2d_1feature": (1, {2}),
     "check_classifier_data_not_an_array": (2, {2}),  # runs where pandas is installed
@@ -42,8 +42,8 @@ CHECK_DATA: dict[str, tuple[int, set[int]]] = {
 def failed_checks(learner: MetaLearner) -> dict[str, str]:
     """The checks of `check_estimator` that a classifier with this learner fails, with the reasons.
 
-    A learner is built for one shape of input, and some guides for one number of classes, but the checks have data of
-    their own. In float64 exactly these checks fail; in float32 no others do.
+    A learner is built for one input shape, and some guides for one number of classes, but the checks use various data.
+    In float64 exactly these checks fail; in float32 no other checks fail.
 
     Args:
         learner: the learner.
@@ -55,13 +55,13 @@ def failed_checks(learner: MetaLearner) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for check, (num_features, counts) in CHECK_DATA.items():
         if shape != (num_features,):
-            reasons[check] = f"the learner takes inputs {list(shape)}, the check has {[num_features]}"
+            reasons[check] = f"the learner accepts inputs {list(shape)}, the check has {[num_features]}"
         elif way is not None and counts - {way}:
-            reasons[check] = f"the guide serves {way} classes, the check has {sorted(counts)}"
+            reasons[check] = f"the guide was built for {way} classes, the check has {sorted(counts)}"
     if next(learner.parameters()).dtype != torch.float64:
-        order = "asks for more digits than float32 has; learner.double() passes"
+        order = "requires more digits than float32 has; learner.double() passes"
         reasons["check_methods_sample_order_invariance"] = order
     if learner.guide.transductive:
-        reasons["check_methods_subset_invariance"] = "a transductive guide answers for the whole query set"
+        reasons["check_methods_subset_invariance"] = "predictions of a transductive guide depend on the whole query set"
     reasons["check_estimators_overwrite_params"] = "joblib.hash of a torch tensor differs from its copy's"
     return reasons

@@ -1,4 +1,4 @@
-"""Arrays of any library as dense tensors of real numbers."""
+"""Converts arrays of any library to dense tensors of real numbers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pyro_metabayes.errors import UsageError
 
 Array = np.ndarray | Tensor | Sequence[Any]
 
-UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch stores them and computes little with them
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch supports few operations on these types
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LONGEST = 40  # characters of a value in a message
+LONGEST = 40  # largest number of characters of a value in a message
 
 
 def tensor_of(name: str, x: Array) -> Tensor:
     """A dense tensor without gradient, on the device of x: bool, uint8, int64 or a floating-point type.
 
     Args:
-        name: the argument, for messages.
-        x: a tensor, a list of tensors of one shape, or what `numpy.asarray` reads as real numbers, with any memory
-            layout and byte order: arrays, data frames, nullable columns of pandas, lists.
+        name: name of the argument, for messages.
+        x: a tensor, a list of tensors of one shape, or anything that `numpy.asarray` converts to real numbers: arrays
+            with any memory layout and byte order, data frames, nullable columns of pandas, lists.
 
     Raises:
-        UsageError: x is sparse, complex, has masked or missing entries, or holds something else than numbers.
+        UsageError: x is sparse or complex, has masked or missing entries, or holds values that are no numbers.
     """
     if _is_list_of_tensors(x):
         x = _stacked(name, x)
@@ -55,7 +55,7 @@ def array_of(name: str, x: Any) -> np.ndarray:
 
 
 def readable(name: str, x: Any) -> Any:
-    """What scikit-learn checks: tensors as arrays, all else unchanged (it checks the names of columns).
+    """Input for scikit-learn's checks: tensors become arrays. Other objects are unchanged, to keep column names.
 
     Raises:
         UsageError: x is a tensor that is sparse or complex, or has masked entries.
@@ -79,7 +79,7 @@ def readable_labels(name: str, y: Any) -> Any:
         return y
     if missing := [value for value in array.flat if _is_missing(value)]:
         raise UsageError(
-            f"expected a label in every row of {name}, got {len(missing)} missing ({missing[0]!r}); drop these rows"
+            f"expected a label in every row of {name}, got {len(missing)} missing ({missing[0]!r}); remove these rows"
         )
     if len({isinstance(value, str) for value in array.flat}) > 1:
         raise UsageError(f"expected labels of one type in {name}, got text and others; use {name}.astype(str)")
@@ -87,20 +87,20 @@ def readable_labels(name: str, y: Any) -> Any:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether it is None, NaN, or a missing value of pandas, of which no comparison is true."""
+    """Whether a value is None, NaN or pandas.NA."""
     return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and value != value)
 
 
 def _is_list_of_tensors(x: Any) -> bool:
-    """Whether x is a list or tuple of at least one tensor, and of nothing else."""
+    """Whether x is a list or tuple of tensors, and not empty."""
     return isinstance(x, list | tuple) and len(x) > 0 and all(isinstance(point, Tensor) for point in x)
 
 
 def _refuse_masked(name: str, x: Any) -> None:
-    """Refuse a masked array with masked entries: numpy would give the numbers behind the mask."""
+    """Raise a UsageError for an array with masked entries, since numpy.asarray would return the masked values."""
     if np.ma.is_masked(x):
         raise UsageError(
-            f"expected a value for every entry of {name}, got a masked array with {np.ma.count_masked(x)} masked; drop "
+            f"expected a value for every entry of {name}, got an array with {np.ma.count_masked(x)} masked; remove "
             "these rows, or fill them with .filled(value)"
         )
 
@@ -109,13 +109,13 @@ def _stacked(name: str, tensors: Any) -> Tensor:
     try:
         return torch.stack(list(tensors))
     except (RuntimeError, TypeError):
-        raise UsageError(f"expected tensors of one shape and one type in the list {name}, got others") from None
+        raise UsageError(f"expected tensors of one shape and one type in the list {name}, got several") from None
 
 
 def _refuse_unreadable(name: str, x: Tensor) -> None:
     dense = x.layout == torch.strided and not x.is_nested and not x.is_quantized and not x.is_meta
     if not dense or x.is_complex():
-        advice = "take .real or .abs()" if dense else "pass a dense one, such as .to_dense()"
+        advice = "use .real or .abs()" if dense else "pass a dense one, such as .to_dense()"
         layout = str(x.layout).removeprefix("torch.")
         raise UsageError(
             f"expected a dense tensor of real numbers in {name}, got {x.dtype} ({layout}, {x.device}); {advice}"
@@ -141,7 +141,7 @@ def _numbers(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype == object:
         array = _from_objects(name, array)
     if array.dtype.kind == "c":
-        raise UsageError(f"expected numbers in {name}, got complex ones ({array.dtype}); take .real or numpy.abs")
+        raise UsageError(f"expected numbers in {name}, got complex ones ({array.dtype}); use .real or numpy.abs")
     if array.dtype.kind not in "biuf":
         first = f", such as {_shown(array.flat[0].item())}" if array.size else ""
         raise UsageError(f"expected numbers in {name}, got {array.dtype}{first}; convert them to numbers")
@@ -149,16 +149,16 @@ def _numbers(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
-    """Python's numbers, as columns of mixed types and nullable types of pandas have them."""
+    """Numbers from an array of Python objects, as in columns of mixed types and nullable types of pandas."""
     if not array.ndim:
         found = type(array.item()).__name__
         raise UsageError(f"expected numbers in {name}, got {found}; pass a dense array (.toarray() of a sparse one)")
     for value in array.flat:
         if isinstance(value, complex | np.complexfloating):
-            raise UsageError(f"expected numbers in {name}, got complex ones, such as {value}; take .real or numpy.abs")
+            raise UsageError(f"expected numbers in {name}, got complex ones, such as {value}; use .real or numpy.abs")
         if not isinstance(value, Real | Decimal | np.bool_):
             raise UsageError(
-                f"expected numbers in {name}, got {_shown(value)} ({type(value).__name__}); convert it, or drop the row"
+                f"expected numbers in {name}, got {_shown(value)} ({type(value).__name__}); convert or remove the row"
             )
     inferred = np.array(array.tolist()).reshape(array.shape)
     return inferred if inferred.dtype != object else array.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Backbones pretrained on the training classes, cached together with the features of the whole bank."""
+"""Pretrains backbones on the training classes, and caches them with the features of the whole bank."""
 
 from pyro_metabayes.pretraining.extraction import embed_bank, extract
 from pyro_metabayes.pretraining.features import PretrainedFeatures, pretrain

@@ -1,4 +1,4 @@
-"""Random augmentation of images [N, channels, height, width] in [0, 1], on their device, drawn per image."""
+"""Random augmentation of images [N, channels, height, width] in [0, 1], drawn separately for each image."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def rotate(images: Tensor, quarters: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Luminance [N, 1, height, width] of RGB images; for other numbers of channels their mean."""
+    """Luminance [N, 1, height, width] of RGB images; for other numbers of channels, the mean over channels."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     return (images * images.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)

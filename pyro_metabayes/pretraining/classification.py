@@ -1,4 +1,4 @@
-"""The classifier of all training classes that a backbone is pretrained in, and its loss."""
+"""The classifier of all training classes with which a backbone is pretrained, and its loss."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class CosineClassifier(nn.Module):
 
 
 def classifier_of(backbone: nn.Module, num_classes: int, rotation: bool) -> nn.ModuleDict:
-    """Backbone, classifier of the classes ("classes") and, with `rotation`, classifier of four rotations ("turns").
+    """The modules of pretraining: "backbone", "classes" (classifier) and, with `rotation`, "turns" (four rotations).
 
-    The backbone is initialised anew.
+    All weights are initialised, also those of the given backbone.
     """
     _initialise(backbone)
     num_features = int(backbone.num_features)  # type: ignore[arg-type]
@@ -41,10 +41,10 @@ def classifier_of(backbone: nn.Module, num_classes: int, rotation: bool) -> nn.M
 def classification_loss(
     network: nn.ModuleDict, images: Tensor, labels: Tensor, settings: PretrainSettings
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of a batch, and the number of images classified correctly.
+    """Cross-entropy of a batch, and the number of correctly classified images.
 
-    With settings.mixup the images are mixed in pairs, and the loss has the labels of both. With settings.rotation the
-    loss of predicting random rotations of half of the batch is added.
+    With settings.mixup, pairs of images are mixed, and the loss uses the labels of both images. With settings.rotation,
+    the loss of predicting random rotations of half of the batch is added.
     """
     images, other_labels, share = _mixed_pairs(images, labels, settings.mixup)
     quarters = torch.randint(0, 4, (len(images) // 2,), device=images.device) if settings.rotation else None
@@ -64,7 +64,10 @@ def classification_loss(
 
 
 def _mixed_pairs(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, float]:
-    """Mixup: images mixed with random partners, labels of the partners, share of the images; alpha = 0: unchanged."""
+    """Mixup: images mixed with random partners, labels of the partners, and share of the original images.
+
+    With alpha = 0 the images are unchanged.
+    """
     if not alpha:
         return images, labels, 1.0
     partner = torch.randperm(len(images), device=images.device)

@@ -1,4 +1,4 @@
-"""Features of the inputs of a bank under a backbone."""
+"""Computes the features of the inputs of a bank with a backbone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def extract(
 
 
 def embed_bank(backbone: nn.Module, bank: Bank, device: torch.device) -> Bank:
-    """The bank with features as inputs; inputs in a memory-mapped file are embedded when they are read."""
+    """The bank with features as inputs; for a memory-mapped file the features are computed when rows are read."""
     if isinstance(bank.inputs, MappedRows):
         return bank.with_inputs(bank.inputs.with_change(backbone))
     return bank.with_inputs(extract(backbone, bank.inputs, device))

@@ -1,4 +1,4 @@
-"""The cache of pretrained weights and of the features that a backbone makes of a bank."""
+"""The cache of pretrained weights, and of the features of a bank that a backbone computes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from pyro_metabayes.storage.untrusted import expecting
 
 
 def weights_path(name: str, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings) -> Path:
-    """Where pretrained weights are cached; next to them lie the features of the bank."""
+    """Path of the cached pretrained weights; the features of the bank are cached in the same folder."""
     return cache_folder() / "backbones" / f"{name}-{_cache_key(specification, bank, settings)}.pt"
 
 
 def _cache_key(specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings) -> str:
-    """Hash of what the weights depend on, 16 hexadecimal digits; settings.views does not change the weights."""
+    """Hash (16 hexadecimal digits) of everything on which the weights depend, which excludes settings.views."""
     relevant = {name: value for name, value in asdict(settings).items() if name != "views"}
     if not settings.holdout_per_class:
-        del relevant["holdout_per_class"]  # keeps the names of caches older than this setting
+        del relevant["holdout_per_class"]  # so that caches that are older than this setting keep their names
     key = json.dumps([dict(specification), relevant, bank.fingerprint()], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
@@ -40,7 +40,7 @@ def _cache_key(specification: Mapping[str, Any], bank: Bank, settings: PretrainS
 def cached_bank(
     path: Path, name: str, backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> Bank:
-    """The bank with its features, from the file beside the weights in `path`, or made there."""
+    """The bank with its features from the file beside the weights in `path`; a missing file is computed first."""
     features = path.with_suffix(f".features{settings.views}.pt")
     if not features.exists():
         _cache_features(features, name, backbone, bank, settings, device)
@@ -52,19 +52,19 @@ def _cache_features(
     path: Path, name: str, backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> None:
     views = f" and of {settings.views} augmented views" if settings.views else ""
-    print(f"features of {len(bank.inputs)} inputs{views} under {name}: made once, kept in {path}", flush=True)
+    print(f"features of {len(bank.inputs)} inputs{views} with {name}: computed once, kept in {path}", flush=True)
     try:
         checkpoint.save(path, _features(backbone, bank, settings, device))
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted before all features under {name} were made; its weights are kept: the same command goes on"
+            f"interrupted before all features with {name} were computed; its weights are kept: the same command goes on"
         ) from None
 
 
 def _features(
     backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> dict[str, Tensor | None]:
-    """Features of all inputs, of augmented views of the training classes, and of rotated images (None if unused)."""
+    """Features of all inputs, of augmented views of the training images, and of rotated images (None if unused)."""
     inputs, rotations = extract(backbone, bank.in_memory, device), extract_rotations(backbone, bank, device)
     if not settings.views:
         return {"inputs": inputs, "views": None, "turned": rotations}
@@ -75,5 +75,5 @@ def _features(
 
 
 def _with_features(bank: Bank, inputs: Tensor, views: Tensor | None = None, turned: Tensor | None = None) -> Bank:
-    """The bank over the tensors of `_features`."""
+    """The bank with the tensors of `_features` in place of its inputs."""
     return bank.with_inputs(inputs, views, {} if turned is None else {"turned": turned})

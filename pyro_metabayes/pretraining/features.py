@@ -1,4 +1,4 @@
-"""Pretraining of a backbone on a bank, whose features it makes; backbone and features are cached."""
+"""Pretrains a backbone on a bank and computes the features of the bank; both are cached."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from pyro_metabayes.training.progress import progress
 
 @dataclass(frozen=True)
 class PretrainedFeatures:
-    """Features of a bank under a pretrained backbone.
+    """Features of a bank from a pretrained backbone.
 
-    bank: the bank with features as inputs.
-    curve: loss, training and validation accuracy and seconds of every epoch.
-    path: the cached backbone.
-    classes [G_train, D]: weights of the training classes in the classifier of pretraining; None for a cache of an
-        earlier version.
+    Attributes:
+        bank: the bank with features as inputs.
+        curve: loss, training and validation accuracy, and seconds of every epoch.
+        path: the cached backbone.
+        classes: [G_train, D], weights of the training classes in the classifier of pretraining; None for a cache of an
+            earlier version.
     """
 
     bank: Bank
@@ -41,7 +42,7 @@ class PretrainedFeatures:
     classes: Tensor | None = None
 
     def held_out_accuracy(self, per_class: int) -> float | None:
-        """Accuracy of the classifier, among all training classes, on the images held out for the test."""
+        """Accuracy (0 to 1) of the classifier of all training classes on the images held out for the test."""
         if self.classes is None or per_class < 2:
             return None
         rows = halves(held_out_rows(self.bank, per_class))["test"]
@@ -56,6 +57,17 @@ def pretrain(
 
     Both are cached under a hash of the specification, the bank and the settings, so that runs of other guides reuse
     them. An interrupted pretraining continues after its last finished epoch.
+
+    Args:
+        backbone: the network, which is changed in place.
+        specification: specification of the backbone.
+        bank: the images.
+        settings: settings of pretraining.
+        device: device of the network.
+
+    Raises:
+        UsageError: a cached file is damaged, or the bank is not suitable for the settings.
+        Interrupted: after SIGINT; the message says how to continue.
     """
     name = specification["_target_"].split(".")[-2]
     path = weights_path(name, specification, bank, settings)
@@ -96,7 +108,7 @@ def _train(
         if unfinished.exists():
             with expecting(f"an unfinished pretraining in {unfinished} (without the file it starts again)"):
                 training.load(checkpoint.load(unfinished))
-            print(f"pretraining of {name} goes on after epoch {training.epoch} of {settings.epochs}")
+            print(f"pretraining of {name} continues after epoch {training.epoch} of {settings.epochs}")
         else:
             print(f"no pretrained {name} for this data yet: pretraining it once, epochs: {settings.epochs}")
         try:
@@ -110,7 +122,7 @@ def _train(
 
 
 def _run_epochs(training: Pretraining, name: str, unfinished: Path) -> None:
-    """All epochs that are left; the state after each one is stored in `unfinished`."""
+    """Train the remaining epochs; the state after each epoch is stored in `unfinished`."""
     epochs, batches = training.settings.epochs, training.steps_per_epoch
     with progress(f"pretrain {name}", "batches", epochs * batches, training.epoch * batches, leave=False) as shown:
         while training.epoch < epochs:
@@ -121,6 +133,6 @@ def _run_epochs(training: Pretraining, name: str, unfinished: Path) -> None:
 
 def _summary(line: Mapping[str, Any], num_classes: int) -> str:
     chance = f"{1 / num_classes:.1%}"
-    text = f"{line['accuracy']:.1%} of the training images right among {num_classes} classes (chance {chance})"
+    text = f"training accuracy {line['accuracy']:.1%} among {num_classes} classes (chance {chance})"
     score = line["val_accuracy"]
-    return text if score is None else f"{text}, class means {score:.1%} of 5-way 1-shot validation tasks"
+    return text if score is None else f"{text}, class means {score:.1%} on 5-way 1-shot validation tasks"

@@ -1,4 +1,4 @@
-"""The optimiser of pretraining, its learning-rate schedule, and the average of the weights."""
+"""The optimiser of pretraining, its learning-rate schedule, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pyro_metabayes.pretraining.settings import PretrainSettings
 
 
 def average_of(network: nn.Module, settings: PretrainSettings) -> AveragedModel | None:
-    """Exponential average of the weights with decay settings.average; None for 0."""
+    """Exponential moving average of the weights with decay settings.average; None if the decay is 0."""
     if not settings.average:
         return None
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.average), use_buffers=True)
 
 
 def optimizer_of(network: nn.Module, settings: PretrainSettings, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
-    """SGD and its schedule per step: one_cycle, or a linear warm-up and a factor of 0.1 at each milestone."""
+    """SGD and its learning-rate schedule: one_cycle, or a linear warm-up and a factor of 0.1 at each milestone."""
     optimizer = SGD(
         network.parameters(),
         settings.learning_rate,

@@ -1,4 +1,4 @@
-"""Few-shot accuracy of class means on validation classes, by which pretraining is validated."""
+"""Few-shot accuracy of class means on validation classes, the validation score of pretraining."""
 
 from __future__ import annotations
 
@@ -19,8 +19,15 @@ WAY, QUERY = 5, 15
 class PrototypeScore:
     """Accuracy of the nearest class mean by cosine on fixed 5-way tasks of the validation classes.
 
-    per_class: largest number of images per class, which limits the time; None: all images. The score is None if the
-    validation split is too small for such a task, or if domains share their classes.
+    The score of a backbone is None if the validation split is too small for such tasks, or if domains share their
+    classes.
+
+    Args:
+        bank: the images.
+        device: device of the backbone.
+        shot: support points per class.
+        per_class: largest number of images per class, which limits the time; None: all images.
+        num_tasks: number of tasks, rounded up to whole blocks.
     """
 
     def __init__(
@@ -53,7 +60,7 @@ def _validation_bank(bank: Bank, per_class: int | None) -> Bank:
 
 
 def _hits(episodes: Episodes) -> Tensor:
-    """1 for each query [T, Q] whose nearest class mean is that of its class, else 0."""
+    """1 for each query whose nearest class mean is that of its class, else 0 [T, Q]."""
     members = functional.one_hot(episodes.support_y, episodes.num_classes).to(episodes.support_x.dtype)
     means = functional.normalize(members.mT @ episodes.support_x, dim=-1)
     return ((episodes.query_x @ means.mT).argmax(-1) == episodes.query_y).float()

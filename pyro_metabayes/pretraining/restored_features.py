@@ -1,4 +1,4 @@
-"""Features of a bank under a backbone that a finished run has left."""
+"""Features of a bank from the backbone of a finished run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from pyro_metabayes.storage.untrusted import expecting
 def features_under(
     backbone: nn.Module, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> Bank:
-    """The bank with the features that a backbone makes with the weights that it has; nothing is pretrained.
+    """The bank with the features of a backbone with its current weights; nothing is pretrained.
 
-    The features of its pretraining on this bank are reused. Others are cached under a hash of the weights and the bank.
+    If the weights are those of a cached pretraining on this bank, its features are reused. Other features are cached
+    under a hash of the weights and the bank. Args: as for `pretrain`.
     """
     name = specification["_target_"].split(".")[-2]
     path = weights_path(name, specification, bank, settings)
@@ -45,7 +46,7 @@ def _holds_weights_of(path: Path, backbone: nn.Module) -> bool:
 
 
 def _key_of_weights(backbone: nn.Module, bank: Bank, settings: PretrainSettings) -> str:
-    """Hash of what features under given weights depend on, 16 hexadecimal digits."""
+    """Hash (16 hexadecimal digits) of weights, settings and bank, on which the features depend."""
     digest = hashlib.sha256(json.dumps([asdict(settings), bank.fingerprint()], sort_keys=True).encode())
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.cpu().numpy().tobytes())

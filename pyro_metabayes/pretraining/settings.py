@@ -11,15 +11,15 @@ CHOICES = {"schedule": ("one_cycle", "steps"), "keep": ("last", "best"), "precis
 
 @dataclass
 class PretrainSettings:
-    """A cosine classifier over the training classes, trained by SGD."""
+    """Settings of pretraining: a cosine classifier of the training classes, trained by SGD."""
 
     epochs: int = 4
     batch_size: int = 128
     learning_rate: float = 0.2  # largest value of the schedule
-    schedule: str = "one_cycle"  # one_cycle; steps: a linear warm-up, then a tenth from each milestone on
-    warmup: int = 0  # steps: epochs of the warm-up
-    milestones: list[int] = field(default_factory=list)  # steps: epochs, counted from the first
-    momentum: float = 0.9  # Nesterov
+    schedule: str = "one_cycle"  # one_cycle; steps: a linear warm-up, then a factor of 0.1 at each milestone
+    warmup: int = 0  # for schedule=steps: number of epochs of the warm-up
+    milestones: list[int] = field(default_factory=list)  # for schedule=steps: epochs, counted from the first
+    momentum: float = 0.9  # Nesterov momentum
     weight_decay: float = 5e-4
     shift: int = 2  # augmentation: largest translation in pixels
     flip: bool = False  # augmentation: horizontal flip with probability 1/2
@@ -29,10 +29,10 @@ class PretrainSettings:
     rotation: float = 0.0  # weight of the rotation-prediction loss (Gidaris et al. 2019); 0: none
     average: float = 0.0  # decay of an exponential average that replaces the weights; 0: none
     keep: str = "last"  # last, or best: the epoch with the best validation accuracy of class means
-    precision: str = "32-true"  # 32-true, bf16-mixed (the backbone in bfloat16; what follows it stays float32)
+    precision: str = "32-true"  # 32-true, bf16-mixed (the backbone in bfloat16, all else in float32)
     holdout_per_class: int = 0  # images per training class that are held out to test base classes (model=lwof)
-    views: int = 0  # augmented views per training image, which tasks sample in addition to the image itself
-    seed: int = 0  # of pretraining only: runs of several seeds share a backbone
+    views: int = 0  # augmented views per training image, from which tasks also draw
+    seed: int = 0  # seed of pretraining only, so that runs with different seeds share a backbone
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

@@ -1,4 +1,4 @@
-"""Epochs of pretraining: a backbone is trained as part of a classifier of all training classes."""
+"""Training of a backbone as part of a classifier of all training classes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,17 @@ from pyro_metabayes.training.progress import Progress
 
 
 class Pretraining:
-    """Trains a backbone in place, epoch by epoch; `state` is what the next epoch depends on.
+    """Trains a backbone in place, epoch by epoch.
 
-    score: returns the validation accuracy of a backbone, or None; it must not change torch's random state.
+    Args:
+        backbone: the network.
+        bank: the images, of which the training classes are used.
+        settings: settings of pretraining.
+        device: device of the network.
+        score: returns the validation accuracy of a backbone, or None; it must not change torch's random state.
+
+    Raises:
+        UsageError: there are fewer images than a batch, or images are not square although rotations are predicted.
     """
 
     def __init__(
@@ -50,7 +58,7 @@ class Pretraining:
     def _check(self) -> None:
         if self.steps_per_epoch == 0:
             expected = f"at least pretrain.batch_size={self.settings.batch_size} training images"
-            raise UsageError(f"expected {expected}, got {len(self.labels)}; lower it or bring more")
+            raise UsageError(f"expected {expected}, got {len(self.labels)}; lower it or add images")
         shape = tuple(self.images.shape[1:])
         if self.settings.rotation and (len(shape) != 3 or shape[1] != shape[2]):
             raise UsageError(f"expected square images for pretrain.rotation, got inputs of shape {shape}; set it to 0")
@@ -65,7 +73,7 @@ class Pretraining:
         return network[part]  # type: ignore[index]
 
     def run_epoch(self, shown: Progress | None = None) -> None:
-        """One pass over the training images; appends a line to the curve. `shown` counts the batches."""
+        """One pass over the training images; appends a line to the curve. `shown` is a progress bar of batches."""
         wall, cpu = time.perf_counter(), time.process_time()
         metrics = self._train_epoch(shown)
         accuracy = self.score(self.backbone.eval())
@@ -94,7 +102,7 @@ class Pretraining:
         return len(self.curve)
 
     def weights(self) -> dict[str, Tensor]:
-        """Weights of the backbone after pretraining, on the CPU: of the best epoch with keep=best, else of the last."""
+        """Weights of the backbone on the CPU, from the best epoch if keep=best, else from the last epoch."""
         return self.best or _copy_of(self.backbone)
 
     def classes(self) -> dict[str, Tensor]:
@@ -102,7 +110,7 @@ class Pretraining:
         return self.best_classes if self.best else _copy_of(self._part("classes"))
 
     def _step(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser; its loss, and the number of images classified correctly."""
+        """Take a step of the optimiser; return its loss and the number of correctly classified images."""
         images = as_float(self.images[batch].to(self.device))
         labels = self.labels[batch].to(self.device)
         loss, hits = classification_loss(self.network, augment(images, self.settings), labels, self.settings)
@@ -115,7 +123,7 @@ class Pretraining:
         return loss.detach(), hits
 
     def state(self) -> dict[str, Any]:
-        """State needed to continue after this epoch, including torch's random state."""
+        """State needed to continue with the next epoch, including torch's random state."""
         average = {} if self.average is None else self.average.state_dict()
         return {
             "network": self.network.state_dict(),
