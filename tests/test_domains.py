@@ -140,7 +140,7 @@ def test_a_source_may_be_left_out_for_validation(digits: Path, monkeypatch: pyte
             {"target": "svhn"},
             "expected data.target to be one of mnist, usps, uci, tilted, inverted, blended, got 'svhn'",
         ),
-        ({"validation": "usps"}, "expected data.validation to be a source, got the target 'usps'; use another"),
+        ({"validation": "usps"}, "expected data.validation to be a source, got the target 'usps'; choose another"),
         ({"validation": "svhn"}, "expected data.validation to be one of mnist"),
         ({"train_shift": -1.0}, "expected data.train_shift to be finite and >= 0, got -1.0"),
         ({"val_images": 0}, "expected data.size and the numbers of images to be >= 1"),

@@ -304,7 +304,7 @@ def test_omniglot_without_file_and_network_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.delenv("METABAYES_DATA", raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there, network or not
     error = error_of("data=omniglot", *SMALL)
-    assert "expected Omniglot in the cache, got none, and a run downloads nothing: fetch it with python -m" in error
+    assert "expected Omniglot in the cache, got none, and a run downloads nothing: download it with python -m" in error
     assert "experiments.prepare data=omniglot" in error and "METABAYES_DATA" in error
     error = call("prepare", "data=omniglot").error
     assert "expected to download Omniglot, got" in error and "METABAYES_DATA" in error
@@ -446,4 +446,4 @@ def test_evaluate_names_the_mistake(argument: str, finished: Path) -> None:
 
 
 def test_evaluate_without_a_run_is_refused() -> None:
-    assert "got no such file; give the folder of a run" in call("evaluate", "nowhere").error
+    assert "got no such file; pass the folder of a run" in call("evaluate", "nowhere").error

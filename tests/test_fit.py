@@ -557,7 +557,7 @@ def test_features_of_other_lengths_are_refused_by_the_cosine_head() -> None:
 def test_save_refuses_what_load_could_not_rebuild(tmp_path: Path) -> None:
     file = tmp_path / "learner.pt"
     learner = plain()
-    with refuses(r"^expected backbone\.module to be a plain value .*; or save its weights alone: save\(path, w"):
+    with refuses(r"^expected backbone\.module to be a plain value .*; or save only the weights: save\(path, w"):
         learner.save(file)
     changed = Pair("proto", "flat").learner()
     changed.model.head.scale = nn.Parameter(torch.ones(2))
@@ -565,7 +565,7 @@ def test_save_refuses_what_load_could_not_rebuild(tmp_path: Path) -> None:
         changed.save(file)
     assert not file.exists()
     learner.save(file, weights_only=True)
-    with refuses(r"^expected a learner with its specification at .*, got weights alone; .*load\(path, into=learner\)$"):
+    with refuses(r"^expected a learner with its specification at .*, got only weights; .*load\(path, into=learner\)$"):
         MetaLearner.load(file)
     other = plain(network(seed=1))
     assert differing(weights_of(learner), weights_of(other))
@@ -613,7 +613,7 @@ assert [line["step"] for line in history.lines] == [2, 4]
 try:
     learner.save(folder / "learner.pt")
 except UsageError as error:
-    assert "of a class that a module defines" in str(error) and "weights_only=True" in str(error), error
+    assert "of a class at the top level of a module" in str(error) and "weights_only=True" in str(error), error
 else:
     raise AssertionError("saved, but nothing could load it")
 learner.save(folder / "learner.pt", weights_only=True)

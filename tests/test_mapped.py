@@ -143,7 +143,7 @@ def with_row(row: int, value: float) -> dict[str, np.ndarray]:
             with_row(slice(None), np.nan),
             r"NaN or infinity .* in 36 of 36 rows; .* \(the first is row \d+\)",
         ),
-        (with_row(slice(None), 0.0), r"got 36 of 36 that are all zero; drop them \(the first is row \d+\)"),
+        (with_row(slice(None), 0.0), r"got 36 of 36 that are all zero; remove them \(the first is row \d+\)"),
     ],
 )
 def test_a_row_that_is_no_feature_is_named_when_it_is_drawn(given: Any, message: str, tmp_path: Path) -> None:

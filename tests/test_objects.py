@@ -120,7 +120,7 @@ def test_a_part_given_twice_is_refused() -> None:
         Parts().learner(guide=Parts().guide)
     prior = priors.Gaussian(FEATURES)
     model: Any = few_shot_classifier.Model(prior, prior)  # type: ignore[arg-type]
-    with refuses(r"^expected head and prior to be two parts, got one Gaussian for both$"):
+    with refuses(r"^expected head and prior to be two objects, got one Gaussian for both$"):
         Parts().learner(model=model, guide=proto.Guide(model))
 
 
@@ -151,12 +151,12 @@ def test_an_argument_that_cannot_be_saved_is_refused_at_save(tmp_path: Path) -> 
     learner = Parts(scale=np.float64(0.1)).learner()
     assert learner(random_tasks())["loss"].isfinite(), "only saving needs plain values"
     with refuses(
-        r"^expected guide\.scale to be a plain value .*float64; pass plain values to the constructor; or save its"
+        r"^expected guide\.scale to be a plain value .*float64; pass plain values to the constructor; or save only"
     ):
         learner.save(tmp_path / "learner.pt")
     parts = Parts()
     with refuses(
-        r"^expected guide of a class that a module defines, .*Local; move it to the top of a file; or save its"
+        r"^expected guide of a class at the top level of a module, .*Local; move it .*; or save only"
     ):
         parts.learner(guide=Local(parts.model, WAY, FEATURES)).save(tmp_path / "learner.pt")
     assert not list(tmp_path.iterdir())

@@ -293,7 +293,7 @@ def test_an_archive_that_was_put_there_is_checked(served: Any, cache: Path) -> N
         (ALL[1:], {}, "images of every class of cifar_fs in CIFAR-100, got none of 'apple' (1 classes are missing)"),
         (ALL, {"meta": {"fine_label_names": [*ALL, "yak"]}}, "expected equally many images per class in"),
         (ALL, {"train": {"data": np.zeros((2, 3072), np.uint8)}}, "a dictionary with 'fine_labels' in train of"),
-        (ALL, {"train": Malicious(print, "run")}, "but it asks for builtins.print; nothing of it was run"),
+        (ALL, {"train": Malicious(print, "run")}, "got builtins.print; nothing in the file was run"),
     ],
 )
 def test_an_archive_that_holds_something_else_is_refused(
@@ -335,7 +335,7 @@ def test_a_file_with_another_checksum_is_refused(folder: Path, cache: Path) -> N
     ))  # fmt: skip
     (folder / "SHA256SUMS").write_text("a word\nalone\n")
     os.utime(folder / "SHA256SUMS", ns=(1, 1))
-    assert "expected lines of a sum and a path" in line_of(leo_embeddings.load, cache)
+    assert "expected lines of a checksum and a path" in line_of(leo_embeddings.load, cache)
 
 
 def test_pixels_with_another_checksum_are_refused(folder: Path) -> None:
@@ -464,7 +464,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "code": (
         leo_embeddings,
         changed_pickle(write_leo, LEO, labels=Malicious(print, "run")),
-        "alone in .*val_embeddings.pkl, but it asks for builtins.print; nothing of it was run",
+        "numbers in .*val_embeddings.pkl, got builtins.print; nothing in the file was run",
     ),
 }
 
@@ -497,7 +497,7 @@ def test_what_is_wrong_with_a_table_is_named(folder: Path, cache: Path) -> None:
         assert "expected lines of filename,label" in line_of(mini_imagenet.load, cache)
     table.write_text(whole)
     (folder / "mini_imagenet/images/n1000000000.jpg").write_bytes(b"none")
-    assert "got 1 of 6 that cannot: " in line_of(mini_imagenet.load, cache)
+    assert "got 1 of 6 that cannot be read: " in line_of(mini_imagenet.load, cache)
 
 
 def test_what_is_wrong_with_folders_is_named(tmp_path: Path, cache: Path) -> None:
@@ -512,7 +512,7 @@ def test_what_is_wrong_with_folders_is_named(tmp_path: Path, cache: Path) -> Non
     for index, content in enumerate((b"", b"none", whole[:50])):
         (mine / f"val/n10/{index}.PNG").write_bytes(content)
     Image.fromarray(np.zeros((3, 3), np.int32)).save(mine / "val/n11/0.PNG", "TIFF")
-    assert re.search(r"got 4 of 6 that cannot: .*n10/0.PNG .*n10/1.PNG .*n10/2.PNG .* and 1 more; fix", line())
+    assert re.search(r"got 4 of 6 that cannot be read: .*n10/0.PNG .*n10/1.PNG .*n10/2.PNG .* and 1 more; fix", line())
     shutil.copytree(mine / "train/n01", mine / "test/n01")
     assert re.search("in one split of .*mine, got 'n01' in train and test .*divide the classes, not the images", line())
     (mine / "test/empty").mkdir()

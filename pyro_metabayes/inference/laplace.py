@@ -21,8 +21,8 @@ Shape = Size | list[int] | tuple[int, ...]
 def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     """U [T, *W, N * C] with U U^T = sum_i J_i^T L_i J_i, the generalised Gauss-Newton matrix of -log p(y | x, w).
 
-    J_i = d outputs_i / d w. L_i is the Fisher information with respect to the outputs, the expected Hessian over labels;
-    for a canonical model (`Model.canonical`) it is the Hessian. The C columns of U for each point are pullbacks of the
+    J_i = d outputs_i / d w. L_i is the Fisher information in the outputs, the expected Hessian over labels; for a
+    canonical model (`Model.canonical`) it is the Hessian. The C columns of U for each point are pullbacks of the
     columns of root(L_i), and 0 for masked points. Each point is passed as a task of one point, since a pullback sums
     over the points of a task. (Schraudolph 2002; Martens 2020.)
 

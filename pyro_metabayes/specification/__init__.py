@@ -1,1 +1,1 @@
-"""Plain values that rebuild the parts of a learner."""
+"""Specifications: plain values from which the parts of a learner are rebuilt."""

@@ -1,4 +1,4 @@
-"""Parts of a learner from names, settings, classes and objects, in any mixture."""
+"""Assembles a learner from parts that are given as names, settings, classes or objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_metabayes.specification.parts import PARTS, Parts, build_parts
 from pyro_metabayes.specification.recorded import Recorded, arguments_passed
 from pyro_metabayes.validation.arguments import check_flags, check_integers
 
-# Where a part lies whose name has no dot; {cls} is the name in capitals: full_gaussian, FullGaussian.
+# Dotted names of parts whose name has no dot. {cls} is the name in camel case: FullGaussian for full_gaussian.
 _PLACES = {
     "backbone": "models.backbones.{name}.Backbone",
     "head": "models.heads.{cls}",
@@ -26,22 +26,22 @@ _PLACES = {
     "objective": "pyro_metabayes.objectives.{name}.{cls}",
 }
 
-EXTRA = ("num_targets", "num_weights")  # shared values that are no arguments of `build`
-NEEDED = ("backbone", "guide", "objective")  # the model has a default
-OTHERS = {*PARTS, "num_features"}  # what parts ask for, and is made by other parts
+EXTRA = ("num_targets", "num_weights")  # shared values that `build` accepts in addition to its named arguments
+NEEDED = ("backbone", "guide", "objective")  # parts without a default
+OTHERS = {*PARTS, "num_features"}  # arguments of parts that other parts provide
 
 
 def assembled_parts(parts: Mapping[str, Any], shared: Mapping[str, Any], normalise: bool = True) -> Parts:
     """The parts of a learner.
 
     Args:
-        parts: by the names of a specification. A value is a name (`sib`, or dotted), a mapping with `_target_` (a name
-            or a class) and settings, a class, an object, or None. The backbone may be any torch module.
-        shared: the shared values of a specification; those that are None are left out.
+        parts: {name of the part: value}. A value is a name (`sib`, or dotted), a mapping with `_target_` (a name or a
+            class) and settings, a class, an object, or None. The backbone may be any torch module.
+        shared: the shared values of a specification; None values are ignored.
         normalise: whether the features of a torch module are scaled to unit length.
 
     Raises:
-        UsageError: parts that do not belong together, or that lack a value.
+        UsageError: the parts do not fit together, or a value is missing.
     """
     shared = {name: value for name, value in shared.items() if value is not None}
     chosen = {part: _chosen(part, value) for part, value in parts.items()}
@@ -59,7 +59,7 @@ def assembled_parts(parts: Mapping[str, Any], shared: Mapping[str, Any], normali
 
 
 def _chosen(part: str, value: Any) -> Any:
-    """The specification of a name or a class; any other value as it is."""
+    """The specification for a name or a class; any other value is returned unchanged."""
     if isinstance(value, str):
         cls = "".join(word.capitalize() for word in value.split("_"))
         return {"_target_": value if "." in value else _PLACES[part].format(name=value, cls=cls)}
@@ -75,7 +75,7 @@ def _chosen(part: str, value: Any) -> Any:
 
 
 def _backbone(value: Any, shared: dict[str, Any], normalise: bool) -> Any:
-    """The backbone, with its input_shape among the shared values."""
+    """The backbone; its input_shape is added to the shared values."""
     if isinstance(value, Backbone):
         shared.setdefault("input_shape", arguments_passed(value).get("input_shape"))
         return value
@@ -94,25 +94,25 @@ def _sizes(shape: Any) -> list[int]:
 
 
 def _within(model: Model) -> dict[str, Any]:
-    """Head and prior of a model; None where it has none of its own."""
+    """Head and prior with which a model was constructed; None if it was constructed without."""
     arguments = arguments_passed(model)
     parts = {name: arguments.get(name) for name in ("head", "prior")}
     return {name: part if isinstance(part, Recorded) else None for name, part in parts.items()}
 
 
 def _refuse_missing(chosen: Mapping[str, Any]) -> None:
-    """Refuse a model whose prior or head is not given."""
+    """Raise a UsageError if the model needs a prior or a head and none is given."""
     target = target_of(chosen["model"], "model", _prefixes(chosen))
     for name in ("prior", "head"):
         parameter = arguments_of(target).get(name)
         if parameter is not None and parameter.default is parameter.empty and chosen[name] is None:
             raise UsageError(
-                f"expected a {name} for {target.__module__}, got none; pass {name}=, such as the name of one"
+                f"expected a {name} for {target.__module__}, got none; pass {name}=, for example a name"
             )
 
 
 def _refuse_unknown(shared: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
-    """Refuse a shared value that no part asks for."""
+    """Raise a UsageError if no part has an argument with the name of a shared value."""
     named = [(part, value) for part, value in chosen.items() if isinstance(value, Mapping)]
     asked = {name for part, value in named for name in arguments_of(target_of(value, part, _prefixes(chosen)))}
     known = {*arguments_of(Assembled.build), *EXTRA} - {"shared"}
@@ -122,7 +122,7 @@ def _refuse_unknown(shared: Mapping[str, Any], chosen: Mapping[str, Any]) -> Non
 
 
 def _prefixes(chosen: Mapping[str, Any]) -> Sequence[str]:
-    """What may be imported: what the caller names."""
+    """Prefixes of the names that may be imported: the default ones, and the packages that the caller names."""
     named = [value["_target_"] for value in chosen.values() if isinstance(value, Mapping)]
     return tuple(dict.fromkeys((*PREFIXES, *(f"{name.partition('.')[0]}." for name in named if isinstance(name, str)))))
 
@@ -152,22 +152,27 @@ class Assembled:
         normalise: bool = True,
         **shared: Any,
     ) -> Self:
-        """A learner from names, settings, classes and objects (`assembled_parts`).
+        """A learner from parts that are names, mappings of settings, classes or objects (`assembled_parts`).
 
             MetaLearner.build(network, "savi", prior="conditional", objective="elbo", input_shape=[3, 32, 32])
 
         Args:
-            backbone: a torch module that maps inputs [N, *X] to features [N, D]; or a name, settings or class.
-            guide, objective, prior, model, head: model None is that of the guide, or few_shot_classifier.
-            input_shape: *X; not needed with a backbone that is an object of this package.
-            num_classes, particles: classes per task; samples of w per task in the loss.
-            frozen: the backbone is not trained, and episodes hold its features.
+            backbone: a torch module that maps inputs [N, *X] to features [N, D], or a part as described above.
+            guide: the guide.
+            objective: the objective.
+            prior: the prior; None: for models that need none.
+            model: the model; None: that of the guide if it is an object, else few_shot_classifier.
+            head: the head of a classifier.
+            input_shape: *X; not needed if the backbone is an object of this package.
+            num_classes: classes per task; 0 for regressions that do not need this number.
+            particles: samples of w per task in the loss.
+            frozen: whether the backbone is not trained. Episodes then hold features.
             normalise: whether features of a torch module are scaled to unit length.
-            shared: other shared values of a specification, such as num_targets of a regression, and counts that a
-                part asks for by the name of an argument.
+            shared: other shared values of a specification, such as num_targets of a regression, and values for other
+                arguments of parts.
 
         Raises:
-            UsageError: an unknown argument, or one of another type; parts that do not belong together.
+            UsageError: an argument is unknown or has another type, or the parts do not fit together.
         """
         check_flags(frozen=frozen, normalise=normalise)
         check_integers(0 if shared.get("num_targets") else 1, num_classes=num_classes)  # 0: labels are numbers

@@ -1,4 +1,4 @@
-"""From the parts of a learner to the specification that rebuilds them."""
+"""Derives the specification of a learner from its parts."""
 
 from __future__ import annotations
 
@@ -21,20 +21,25 @@ KINDS = (Backbone, Model, Guide, Objective)
 
 
 def recorded_specification(parts: Parts) -> dict[str, Any]:
-    """The specification that rebuilds these parts, from the arguments that they recorded."""
+    """The specification of these parts, from the recorded arguments of their constructors."""
     named = _named(parts)
     return dict.fromkeys(PARTS) | {name: _settings_of(name, part) for name, part in named.items()} | _shared_by(named)
 
 
 def recorded_values(parts: Parts) -> dict[str, Any]:
-    """The shared values alone; refuses parts that do not belong together."""
+    """Only the shared values of the specification.
+
+    Raises:
+        UsageError: the parts do not fit together.
+    """
     return _shared_by(_named(parts))
 
 
 def described(parts: Parts) -> dict[str, Any]:
-    """Class and plain settings of each part, and the shared values: equal for learners that are constructed alike.
+    """Class and settings of each part, and the shared values, to compare two learners.
 
-    Unlike a specification it exists for every learner: of a part with other settings it has the class alone.
+    Unlike a specification, this exists for every learner. For a part with settings that are no plain values it has
+    only the class.
     """
     named = _named(parts)
     return {name: _description(name, part) for name, part in named.items()} | _shared_by(named)
@@ -48,7 +53,7 @@ def _description(key: str, part: Recorded) -> dict[str, Any]:
 
 
 def _named(parts: Parts) -> dict[str, Recorded]:
-    """All parts by their names in a specification: those given, and those that they were constructed from."""
+    """All parts by name: the given ones, and parts with which these were constructed, such as prior and head."""
     found: dict[str, Any] = parts._asdict()
     for (name, part), kind in zip(found.items(), KINDS, strict=True):
         if not isinstance(part, kind):
@@ -71,11 +76,11 @@ def _refuse_twice(parts: Mapping[str, Recorded]) -> None:
     names: dict[int, str] = {}
     for name, part in parts.items():
         if (other := names.setdefault(id(part), name)) != name:
-            raise UsageError(f"expected {other} and {name} to be two parts, got one {type(part).__name__} for both")
+            raise UsageError(f"expected {other} and {name} to be two objects, got one {type(part).__name__} for both")
 
 
 def _shared_by(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that the constructors of the parts were given alike, as a specification has them."""
+    """The shared values of the specification, which must be equal in all constructors."""
     values: dict[str, Any] = {}
     for part, recorded in parts.items():
         for name in _shared_names(recorded):
@@ -93,14 +98,14 @@ def _shared_names(part: Recorded) -> list[str]:
 
 
 def _without_widths(values: dict[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Without num_features and num_weights where `build_parts` finds them; refuses others than it would find."""
+    """The values without num_features and num_weights if `build_parts` would find the same numbers."""
     num_features = parts["backbone"].num_features
     expected = {"num_features": num_features}
     if head := parts.get("head"):
         expected["num_weights"] = head.num_weights(num_features)
     for name, value in expected.items():
         if values.get(name, value) != value:
-            raise UsageError(f"expected {name}={value}, as backbone and head have it, got {values[name]}")
+            raise UsageError(f"expected {name}={value}, as in backbone and head, got {values[name]}")
     found = {"num_weights": num_features} | expected
     return {name: value for name, value in values.items() if found.get(name) != value}
 
@@ -129,9 +134,11 @@ class Rebuildable(Protocol):
 def refuse_what_cannot_be_rebuilt(
     learner: Rebuildable, rebuild: Callable[[Mapping[str, Any], Sequence[str]], Rebuildable]
 ) -> None:
-    """Refuse a learner whose specification does not lead to parameters of its names and shapes.
+    """Raise a UsageError if the specification does not rebuild parameters with the same names and shapes.
 
-    rebuild: from {specification, frozen} and the prefixes of names that may be imported.
+    Args:
+        learner: the learner.
+        rebuild: builds a learner from {specification, frozen} and the prefixes of names that may be imported.
     """
     try:
         specification = learner.specification
@@ -142,5 +149,5 @@ def refuse_what_cannot_be_rebuilt(
         copy.refuse_other(learner.state_dict())
     except UsageError as error:
         raise UsageError(
-            f"{error}; or save its weights alone: save(path, weights_only=True), and load(path, into=learner)"
+            f"{error}; or save only the weights: save(path, weights_only=True), and load(path, into=learner)"
         ) from None

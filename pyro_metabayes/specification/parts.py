@@ -1,9 +1,15 @@
-"""From a specification, the plain values of checkpoints and YAML, to the parts of a learner.
+"""Builds the parts of a learner from a specification, the plain values in checkpoints and YAML files.
 
-A specification is {part: {_target_: name, setting: value}} for the PARTS, and beside them the values that several
-parts share: input_shape, num_classes, particles, num_targets (the size of a label that is numbers; 0: labels are
-classes), num_weights (where it is neither the number of features nor the head's) and what the source of tasks
-provides (its `context`). No setting of a part may have the name of a shared value.
+A specification is {part: {_target_: name, setting: value}} for the PARTS, and the values that several parts share:
+
+    input_shape     *X
+    num_classes     number of classes per task
+    particles       samples of w per task in the loss
+    num_targets     size of a label of a regression; 0: labels are classes
+    num_weights     number of weights per class, if it is neither the number of features nor that of the head
+    and the counts that the source of tasks provides (its `context`)
+
+No setting of a part may have the name of a shared value.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ from pyro_metabayes.specification.recorded import Recorded
 
 PARTS = ("backbone", "head", "prior", "model", "guide", "objective")
 REQUIRED = ("backbone", "model", "guide", "objective")
-# What parts may ask for by the name of a constructor's argument, and no specification of a part may set.
+# Arguments of constructors that the builder provides, and that no specification of a part may set.
 CONTEXT = (
     *("input_shape", "num_classes", "num_targets", "num_features", "num_weights", "particles"),
     *("model", "head", "prior"),
@@ -28,7 +34,7 @@ CONTEXT = (
 
 
 class Parts(NamedTuple):
-    """What a learner is constructed from."""
+    """The parts from which a learner is constructed."""
 
     backbone: Backbone
     model: Model
@@ -37,7 +43,7 @@ class Parts(NamedTuple):
 
 
 def check_parts(specification: Mapping[str, Any], prefixes: Sequence[str] = PREFIXES) -> None:
-    """Refuse a specification with unknown names or wrong types, before anything is built."""
+    """Raise a UsageError if a specification has unknown names or wrong types, before anything is built."""
     for part in PARTS:
         if specification.get(part):
             check(specification[part], part, CONTEXT, prefixes)
@@ -49,9 +55,9 @@ def shared_values(specification: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_parts(specification: Mapping[str, Any], prefixes: Sequence[str] = PREFIXES) -> Parts:
-    """Build all parts, each from its specification and what it asks for of the others.
+    """Build all parts, each from its specification and from the shared values and parts that it needs.
 
-    A part that is an object already stays as it is.
+    A part that is an object is used unchanged.
     """
     context: dict[str, Any] = {"num_targets": 0} | shared_values(specification)
     backbone = _built("backbone", specification, prefixes, context)

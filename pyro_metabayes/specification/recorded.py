@@ -1,4 +1,4 @@
-"""Parts of a learner that record the arguments of their construction, from which they can be rebuilt."""
+"""The base class of parts of a learner, which records constructor arguments so that parts can be rebuilt."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pyro_metabayes.errors import UsageError
 
 
 class Recorded:
-    """Base class that keeps the arguments of the constructor, as they were passed; defaults are not recorded."""
+    """Base class that records the arguments passed to the constructor, without defaults."""
 
     _passed: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         part = super().__new__(cls)
-        # Not by setattr: a torch module takes attributes only after its own __init__.
+        # object.__setattr__, since a torch module accepts attributes only after its own __init__.
         object.__setattr__(part, "_passed", (args, kwargs))
         return part
 
@@ -27,21 +27,21 @@ def arguments_passed(part: Recorded) -> dict[str, Any]:
 
 
 def target_name(part: Recorded, key: str) -> str:
-    """The dotted name of its class, as a specification has it.
+    """The dotted name of the class of a part, for a specification.
 
     Raises:
-        UsageError: the class is defined inside a function, or in a notebook or script (module `__main__`): no name
-            leads to it in another process.
+        UsageError: the class is defined inside a function, or in a notebook or script (module `__main__`), so that
+            another process cannot import it.
     """
     name = f"{type(part).__module__}.{type(part).__qualname__}"
     if "<locals>" in name or type(part).__module__ == "__main__":
-        raise UsageError(f"expected {key} of a class that a module defines, got {name}; move it to the top of a file")
+        raise UsageError(f"expected {key} of a class at the top level of a module, got {name}; move it to such a place")
     short = name.removeprefix("pyro_metabayes.")
     return short if short.startswith(("models.", "guides.")) else name
 
 
 def plain(value: Any, key: str) -> Any:
-    """The value with tuples as lists; refuses what a specification cannot hold, such as a tensor or a function."""
+    """The value with tuples as lists; a value that is not plain, such as a tensor, raises a UsageError."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, list | tuple):

@@ -1,1 +1,1 @@
-"""Files: checkpoints, the cache, and loading files that are not trusted."""
+"""Files: checkpoints, the cache, locks, and safe loading of untrusted files."""

@@ -1,4 +1,4 @@
-"""An upper limit on the memory of the tensors that untrusted settings create."""
+"""An upper limit on the memory of tensors that untrusted settings create."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_metabayes.errors import UsageError
 
-SLACK = 2**24  # bytes beyond a multiple of the file: buffers and temporary values of small parts
+SLACK = 2**24  # bytes beyond four times the size of the file, for buffers and temporary values
 
 
 class Allowance(TorchDispatchMode):
-    """Inside, torch functions that make a new tensor from sizes share a number of bytes.
+    """Context manager: limits the memory of all new tensors that torch creates from sizes.
 
-    The size is found on the meta device, before anything is allocated. The tensors themselves are real, so that parts
-    may read values while they are built, as the networks of Pyro do.
+    The size of a tensor is found on the meta device before it is allocated. The tensors themselves are real, since
+    parts may read values while they are built, as the networks of Pyro do.
 
     Args:
-        most: number of bytes, of all tensors together.
-        claimed_by: what claims them, for the message.
+        most: largest number of bytes of all tensors together.
+        claimed_by: beginning of the message, which names what requests the memory.
 
     Raises:
-        UsageError: more is claimed.
+        UsageError: the limit is exceeded.
     """
 
     def __init__(self, most: int, claimed_by: str) -> None:
@@ -34,7 +34,7 @@ class Allowance(TorchDispatchMode):
 
     @classmethod
     def of_file(cls, file: Path) -> Self:
-        """Four times the size of a checkpoint, and SLACK: what the specification in it may claim."""
+        """The limit for the specification in a checkpoint: four times the size of the file, and SLACK."""
         claimed_by = "expected a checkpoint of this model and guide, got another: its specification"
         return cls(4 * file.stat().st_size + SLACK, claimed_by)
 

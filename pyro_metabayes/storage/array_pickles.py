@@ -1,7 +1,7 @@
-"""The names that pickles of arrays may call, each with a stand-in that checks its arguments.
+"""The functions and classes that pickles of arrays may call, replaced by stand-ins that check their arguments.
 
-numpy.ndarray, called with a buffer, would accept forged addresses of objects. The stand-ins make arrays only of bytes,
-or of lists of objects that the pickle itself holds.
+numpy.ndarray with a buffer would accept forged addresses of objects. The stand-ins create arrays only from bytes, or
+from lists of objects that the pickle itself contains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KINDS = "biufcSUO"  # dtypes: bool, integers, floats, complex, bytes, text, and 
 
 
 class ForbiddenName(Exception):
-    """A name that a pickle asks for and may not call."""
+    """A pickle refers to a name that it may not call."""
 
 
 class _Array(np.ndarray):
@@ -40,7 +40,7 @@ class _Array(np.ndarray):
 
 
 class _Type:
-    """Stand-in for numpy.dtype: a plain type. Of the pickled state only the byte order is used."""
+    """Stand-in for numpy.dtype that accepts plain types. Only the byte order of the pickled state is used."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         value = np.dtype(code) if isinstance(code, str) else None
@@ -75,7 +75,7 @@ def _scalar(dtype: _Type, content: Any) -> Any:
 
 
 def _from_content(kind: Callable[..., Any]) -> Callable[..., Any]:
-    """bytes or bytearray from content; a number is refused, since it would allocate that many zeros."""
+    """Stand-in for bytes or bytearray that refuses numbers, for which these would allocate that many zeros."""
 
     def convert(content: Any = b"", *encoding: str) -> Any:
         if not isinstance(content, bytes | bytearray | str | list) or set(encoding) - {"latin1", "latin-1"}:
@@ -86,7 +86,7 @@ def _from_content(kind: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stand-in for codecs.encode, by which Python 3 pickles bytes for Python 2."""
+    """Stand-in for codecs.encode, which occurs in pickles of bytes that Python 3 writes for Python 2."""
     if encoding != "latin1":
         raise ForbiddenName(f"the encoding {encoding!r}")
     return text.encode("latin1")

@@ -1,4 +1,4 @@
-"""Folders of the data and of the cache of derived arrays."""
+"""The folder of data sets, the cache folder, and cached arrays."""
 
 from __future__ import annotations
 
@@ -33,7 +33,15 @@ def cache_folder() -> Path:
 
 
 def data_file(relative: str, hint: str) -> Path:
-    """The file under the folder METABAYES_DATA, after its checksum is verified; `hint` says which file to put there."""
+    """Path of a file in METABAYES_DATA, after its checksum is verified.
+
+    Args:
+        relative: path below METABAYES_DATA.
+        hint: what to do if the file is missing, for the message.
+
+    Raises:
+        UsageError: METABAYES_DATA is not set, the file is missing, or its checksum differs.
+    """
     path = _under_data(relative, hint)
     if not path.is_file():
         raise UsageError(f"expected a file at {path}, got none; {hint}")
@@ -41,7 +49,7 @@ def data_file(relative: str, hint: str) -> Path:
 
 
 def data_folder(relative: str, hint: str) -> Path:
-    """The folder under the folder METABAYES_DATA; `hint` says what to put there."""
+    """Path of a folder in METABAYES_DATA. Args and Raises: as for `data_file`, without a checksum."""
     path = _under_data(f"{relative}/", hint)
     if not path.is_dir():
         raise UsageError(f"expected a folder {path}, got none; {hint}")
@@ -58,7 +66,7 @@ def _under_data(relative: str, hint: str) -> Path:
 
 
 def cached_arrays(name: str, settings: Mapping[str, object], make: Callable[[], Arrays]) -> Arrays:
-    """The arrays that `make` returns, cached under `name` and a hash of `settings`, on which they depend."""
+    """The arrays that `make` returns, cached under `name` and a hash of the settings on which they depend."""
     key = sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
     path = cache_folder() / f"{name}-{key}.npz"
     arrays = _read(path)
@@ -77,11 +85,11 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Write atomically: another process may read or write the same file."""
+    """Write the file atomically, since another process may read or write it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".npz")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # the type stub mistakes them for allow_pickle
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # the type stub confuses **arrays with allow_pickle
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

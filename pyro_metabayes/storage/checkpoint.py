@@ -21,28 +21,32 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with temporary.open("rb+") as file:  # a full disk or a lost write may show only here
+        with temporary.open("rb+") as file:  # a full disk may be reported only by fsync
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(f"expected to write {path}, got: {reason}; free or change the folder") from None
+        raise UsageError(f"expected to write {path}, got: {reason}; free space or change the folder") from None
     finally:
         with suppress(OSError):  # without the folder there is no temporary file
             temporary.unlink(missing_ok=True)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Save tensors, numbers, strings and containers of them, which load without running code."""
+    """Save a checkpoint of tensors, numbers, strings and containers of these, which loads without running code."""
     content = io.BytesIO()  # torch's own error for a full disk does not name the cause
     torch.save(state, content)
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state that `save` wrote, on the CPU; with weights_only an untrusted file cannot run code."""
+    """The state that `save` wrote, with tensors on the CPU. An untrusted file cannot run code.
+
+    Raises:
+        UsageError: there is no file, or it is no checkpoint.
+    """
     if not path.is_file():
-        raise UsageError(f"expected a checkpoint at {path}, got no such file; give the folder of a run")
+        raise UsageError(f"expected a checkpoint at {path}, got no such file; pass the folder of a run")
     try:
         check_archive(path, inflation=1)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -53,7 +57,7 @@ def load(path: Path) -> dict[str, Any]:
     except DAMAGED as error:
         raise UsageError(
             f"expected a checkpoint of this package at {path}, got a file that does not load: {reason_of(error)}; "
-            "it is damaged, or no checkpoint: put back a copy that is not, or start a new run"
+            "it is damaged, or no checkpoint: restore an undamaged copy, or start a new run"
         ) from None
 
 

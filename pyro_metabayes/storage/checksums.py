@@ -1,4 +1,4 @@
-"""Verifies SHA-256 checksums of data files, if the folder METABAYES_DATA has a list of them."""
+"""Verifies SHA-256 checksums of data files if METABAYES_DATA has a list of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from pathlib import Path
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.paths import folder_of_variable
 
-LIST = "SHA256SUMS"  # lines as sha256sum writes them: the sum, blanks, the path below METABAYES_DATA
+LIST = "SHA256SUMS"  # in the format of sha256sum: checksum, blanks, path below METABAYES_DATA
 
 
 def verify(path: Path) -> Path:
-    """The file, refused if METABAYES_DATA/SHA256SUMS lists another checksum; a file that is not listed is accepted."""
+    """Return the path if METABAYES_DATA/SHA256SUMS lists the checksum of the file, or does not list the file.
+
+    Raises:
+        UsageError: another checksum is listed.
+    """
     root = (folder_of_variable("METABAYES_DATA") or Path()).absolute()
     sums = root / LIST
     if not os.environ.get("METABAYES_DATA") or not sums.is_file() or not path.absolute().is_relative_to(root):
@@ -27,7 +31,7 @@ def verify(path: Path) -> Path:
 
 
 def refuse_other(got: str, expected: str, what: str) -> None:
-    """Refuse a checksum that differs from the expected one."""
+    """Raise a UsageError if a checksum differs from the expected one."""
     if got != expected:
         raise UsageError(
             f"expected the SHA-256 checksum {expected[:16]}... of {what}, got {got[:16]}...; copy or download it again"
@@ -36,7 +40,7 @@ def refuse_other(got: str, expected: str, what: str) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _read_list(sums: Path, modified: int) -> dict[str, str]:
-    """Checksum by path; `modified` makes the cache read a changed list again."""
+    """{path: checksum}. `modified` is part of the cache key, so that a changed list is read again."""
     lines = [
         line.split(maxsplit=1)
         for line in sums.read_text(encoding="utf-8-sig", errors="replace").splitlines()
@@ -44,6 +48,6 @@ def _read_list(sums: Path, modified: int) -> dict[str, str]:
     ]
     if malformed := [line for line in lines if len(line) != 2]:
         raise UsageError(
-            f"expected lines of a sum and a path in {sums}, got '{malformed[0][0]}'; write it with sha256sum"
+            f"expected lines of a checksum and a path in {sums}, got '{malformed[0][0]}'; write it with sha256sum"
         )
     return {name.lstrip("*").removeprefix("./"): digest.lower() for digest, name in lines}

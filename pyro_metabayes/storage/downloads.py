@@ -1,4 +1,4 @@
-"""Downloads raise outside `allowed()`, which only `experiments.prepare` enters."""
+"""Downloads raise an error outside `allowed()`, which only `experiments.prepare` uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _allowed = ContextVar("downloads_allowed", default=False)
 
 @contextmanager
 def allowed() -> Iterator[None]:
-    """Context manager: a data set that is not in the cache may be downloaded."""
+    """Context manager: inside, a data set that is not in the cache may be downloaded."""
     token = _allowed.set(True)
     try:
         yield
@@ -22,9 +22,15 @@ def allowed() -> Iterator[None]:
 
 
 def refuse_unless_allowed(what: str, data: str, instead: str) -> None:
-    """Raise unless downloads are allowed; `instead` names the alternative."""
+    """Raise a UsageError unless downloads are allowed.
+
+    Args:
+        what: name of the data set.
+        data: its name on the command line.
+        instead: the alternative to a download, for the message.
+    """
     if not _allowed.get():
         raise UsageError(
-            f"expected {what} in the cache, got none, and a run downloads nothing: fetch it with python -m "
+            f"expected {what} in the cache, got none, and a run downloads nothing: download it with python -m "
             f"experiments.prepare data={data}, or {instead}"
         )

@@ -1,4 +1,4 @@
-"""One process at a time in the folder of a run."""
+"""Locks the folder of a run, so that only one process uses it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # error codes of file
 
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder; afterwards remove it, and those above it that were made, as far as they are empty."""
+    """Context manager: creates a folder and its parents, and at the end removes those of them that are empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"expected to make the folder {folder}, got: {error.strerror}; pass another one") from None
+        raise UsageError(f"expected to create the folder {folder}, got: {error.strerror}; pass another one") from None
     try:
         yield
     finally:
@@ -36,13 +36,16 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone_in(folder: Path, advice: str) -> Iterator[None]:
-    """Refuse a folder that is in use; remove unfinished files of killed processes.
+    """Context manager: locks a folder, and removes unfinished files of killed processes.
 
     The kernel releases the lock however a process ends, so a remaining lock file does not lock the folder.
 
     Args:
         folder: an existing folder.
-        advice: how to name another folder, for the message.
+        advice: how to choose another folder, for the message.
+
+    Raises:
+        UsageError: another process uses the folder, or it is not writable.
     """
     path = folder / NAME
     lock = FileLock(path, blocking=False, fallback_to_soft=False)
@@ -50,11 +53,11 @@ def alone_in(folder: Path, advice: str) -> Iterator[None]:
     try:
         with contextlib.suppress(OSError):  # on a full disk the file stays empty
             path.write_text(f"process {os.getpid()} on {platform.node()}")
-        for unfinished in folder.glob(".*.tmp"):  # of write_atomically
+        for unfinished in folder.glob(".*.tmp"):  # temporary files of write_atomically
             unfinished.unlink(missing_ok=True)
         yield
     finally:
-        with contextlib.suppress(OSError):  # before the release: afterwards the file may be that of another process
+        with contextlib.suppress(OSError):  # before the release; later the file may belong to another process
             path.unlink(missing_ok=True)
         lock.release()
 
@@ -69,8 +72,8 @@ def _acquire(lock: FileLock, folder: Path, advice: str) -> None:
         ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise UsageError(f"expected to write into {folder}, got: {error.strerror}; free or change it") from None
-        print(f"note: {folder} cannot be locked ({error.strerror}): start no second run in it", file=sys.stderr)
+            raise UsageError(f"expected to write into {folder}, got: {error.strerror}; free space or change it") from None
+        print(f"note: {folder} cannot be locked ({error.strerror}): do not start a second run in it", file=sys.stderr)
 
 
 def _holder(folder: Path) -> str:

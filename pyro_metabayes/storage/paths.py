@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Paths that users write, and folders named by environment variables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def user_path(text: str | Path) -> Path:
-    """The path, with ~ or ~NAME at its start as the home folder of the user."""
+    """The path, with ~ or ~NAME at its start replaced by the home folder of the user."""
     return Path(os.path.expanduser(text))  # Path.expanduser raises if there is no such user
 
 

@@ -1,7 +1,7 @@
 """Reads pickles of arrays from untrusted sources without running code that they contain.
 
-A pickle is a program that may call any importable function. Here it can call only the names of `array_pickles`, with
-which arrays, strings, numbers and containers are pickled. No other file of this package unpickles anything.
+A pickle is a program that may call any importable function. Here it can call only the names in `array_pickles`, which
+suffice for arrays, strings, numbers and containers. No other file of this package unpickles anything.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def load_arrays(path: Path) -> Any:
 
 
 def read_arrays(file: IO[bytes], name: str) -> Any:
-    """As `load_arrays`, from an open file; `name` names it in messages."""
+    """As `load_arrays`, from an open file; `name` is its name in messages."""
     try:
         value = _RestrictedUnpickler(BoundedFile(file)).load()
         nested_values(value)
         return value
     except ForbiddenName as error:
         raise UsageError(
-            f"expected arrays, containers, strings and numbers alone in {name}, but it asks for {error}; "
-            "nothing of it was run: download the file again"
+            f"expected only arrays, containers, strings and numbers in {name}, got {error}; "
+            "nothing in the file was run: download the file again"
         ) from None
     except DAMAGED as error:
         raise UsageError(
@@ -43,7 +43,7 @@ def read_arrays(file: IO[bytes], name: str) -> Any:
 
 
 def text_keys(value: Any, name: str, *needed: str) -> dict[str, Any]:
-    """A dictionary with text keys (Python 2 wrote bytes), refused if a needed key is missing."""
+    """The dictionary with keys as text (Python 2 wrote bytes); a missing needed key raises a UsageError."""
     entries = {_text(key): item for key, item in value.items()} if isinstance(value, dict) else {}
     if missing := [key for key in needed if key not in entries]:
         got = ", ".join(sorted(entries)) or type(value).__name__
@@ -56,7 +56,7 @@ def _text(value: Any) -> str:
 
 
 def flat_array(value: Any, name: str) -> np.ndarray:
-    """An array, or the array of a list of numbers or strings; nested lists are refused, as their size is unbounded."""
+    """An array from an array, or from a list of numbers or strings; a nested list, of unbounded size, is refused."""
     if isinstance(value, np.ndarray):
         return np.asarray(value)
     if isinstance(value, list | tuple) and all(
@@ -67,26 +67,26 @@ def flat_array(value: Any, name: str) -> np.ndarray:
 
 
 def _load_bytearray(unpickler: Any) -> None:
-    """Read before allocating: Python's own version allocates as many bytes as the file claims."""
+    """Replaces Python's function, which allocates as many bytes as the file claims before it reads them."""
     unpickler.append(bytearray(unpickler.read(int.from_bytes(unpickler.read(8), "little"))))
 
 
 def _with_bounded_size(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Bounds the nested size of tuples: hashing one, as a key of a dictionary, visits repeated items repeatedly."""
+    """Limit the nested size of tuples, since hashing a tuple takes time proportional to that size."""
 
     def load_bounded(unpickler: Any) -> None:
         load(unpickler)
         value = unpickler.stack[-1]
         size = 1 + sum(unpickler.tuple_sizes.get(id(item), (1,))[0] for item in value)
         if size > MOST_VALUES:
-            raise ValueError("it is nested without end")
+            raise ValueError("it is nested too deeply")
         unpickler.tuple_sizes[id(value)] = size, value
 
     return load_bounded
 
 
 class _RestrictedUnpickler(pickle._Unpickler):
-    """Python's unpickler in Python: the one in C allocates as many objects as a number in the file claims."""
+    """Python's unpickler written in Python; the one in C allocates as many objects as the file claims."""
 
     dispatch = pickle._Unpickler.dispatch | {
         pickle.BYTEARRAY8[0]: _load_bytearray,
@@ -98,11 +98,11 @@ class _RestrictedUnpickler(pickle._Unpickler):
 
     def __init__(self, file: BoundedFile) -> None:
         super().__init__(file, encoding="latin1")  # for strings of Python 2
-        # Nested size of every tuple, and the tuple itself, so that no other object takes its id.
+        # Nested size of every tuple, and the tuple itself, so that its id is not reused.
         self.tuple_sizes: dict[int, tuple[int, Any]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Called for every name in a pickle; refuses all but ALLOWED_NAMES."""
+        """Resolves a name in a pickle; only ALLOWED_NAMES are allowed."""
         module = module.replace("numpy._core.", "numpy.core.").replace("__builtin__", "builtins")
         if (module, name) not in ALLOWED_NAMES:
             raise ForbiddenName(f"{module}.{name}")

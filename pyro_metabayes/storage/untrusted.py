@@ -1,7 +1,7 @@
-"""Checks of untrusted files: sizes that match the content, plain values, and paths inside the folder.
+"""Checks of untrusted files: sizes must match the content, values must be plain, paths must stay in their folder.
 
-A damaged or hostile file must give a message of one line. DAMAGED lists the exceptions that the readers of this
-package's formats raise for such a file.
+A damaged or hostile file must lead to an error message of one line. DAMAGED lists the exceptions that readers of the
+file formats raise for such files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DAMAGED = (
     *(OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
     *(EOFError, MemoryError, SyntaxError, UnpicklingError),
     *(struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
-)  # RuntimeError: from torch, recursion and encrypted archives; a UsageError is a ValueError
+)  # RuntimeError includes errors of torch, recursion errors and encrypted archives; a UsageError is a ValueError
 PLAIN = (str, int, float, bool, type(None), dict, list, tuple)
 MOST_VALUES, DEEPEST = 1_000_000, 30
 LONGEST_NAME = 255  # bytes; the limit of most file systems
@@ -41,7 +41,7 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def expecting(what: str) -> Iterator[None]:
-    """Context manager: exceptions of a malformed file become a UsageError, "expected `what`, got another"."""
+    """Context manager: an exception in DAMAGED becomes a UsageError, "expected `what`, got another: ..."."""
     try:
         yield
     except UsageError:
@@ -51,14 +51,19 @@ def expecting(what: str) -> Iterator[None]:
 
 
 def count_of(value: Any) -> int:
-    """The value, refused unless it is an integer >= 0."""
+    """The value if it is an integer >= 0; otherwise a ValueError is raised."""
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r} is no count")
     return value
 
 
 def plain_name(name: str, where: object) -> str:
-    """The name of a class or file, refused if it leads out of its folder; `where` is the list that contains it."""
+    """The name of a class or file; a name that leads out of its folder raises a UsageError.
+
+    Args:
+        name: the name.
+        where: the file that lists the name, for the message.
+    """
     leads_out = name in (".", "..") or any(sign in name for sign in "/\\\0")
     if leads_out or not 0 < len(name.encode(errors="replace")) <= LONGEST_NAME:
         raise UsageError(f"expected the plain name of a file or folder in {where}, got {name[:80]!r}; fix it")
@@ -66,7 +71,7 @@ def plain_name(name: str, where: object) -> str:
 
 
 def within(folder: Path, name: str) -> Path:
-    """A file of a run, refused if a link leads out of the folder of the run."""
+    """Path of a file in the folder of a run; a link that leads out of the folder raises a UsageError."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"expected {name} inside {folder}, got a link to {path.resolve()}; put the file itself there")
@@ -74,7 +79,7 @@ def within(folder: Path, name: str) -> Path:
 
 
 class BoundedFile:
-    """A file that refuses to read beyond its end, since a read allocates the requested size."""
+    """A file that raises an error for a read beyond its end, since a read allocates the requested size."""
 
     def __init__(self, file: IO[bytes]) -> None:
         position = file.tell()
@@ -94,16 +99,21 @@ class BoundedFile:
 
 
 def check_archive(path: Path, inflation: int = INFLATION) -> None:
-    """Refuse a zip file whose parts claim more bytes than it can hold; inflation 1: without compression."""
+    """Raise a ValueError if the parts of a zip file claim more bytes than it can hold.
+
+    Args:
+        path: the file.
+        inflation: largest ratio of uncompressed to compressed bytes; 1: the file must be uncompressed.
+    """
     with zipfile.ZipFile(path) as archive:
         if sum(part.file_size for part in archive.infolist()) > inflation * path.stat().st_size:
             raise ValueError("its parts claim to be larger than the file")
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, without unpickling; raises one of DAMAGED for any other file."""
+    """The arrays of an .npz file, without unpickling; another file raises one of DAMAGED."""
     check_archive(path)
-    # Opened here: numpy leaves a damaged file open.
+    # The file is opened here, since numpy does not close a damaged file.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         for part in archive.zip.infolist():
             _check_header(archive.zip, part)
@@ -111,18 +121,18 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_header(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
-    """Refuse a header that claims more than the content: numpy allocates what the header claims before it reads."""
+    """Raise a ValueError if a header claims more than the content, since numpy allocates the claimed size first."""
     with archive.open(part) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
         size = part.file_size if dtype.hasobject else int(np.prod(shape, dtype=object)) * dtype.itemsize
         if min(shape, default=0) < 0 or size > part.file_size:  # object arrays are refused when they are read
-            raise ValueError(f"'{part.filename}' claims the shape {shape}, and holds less")
+            raise ValueError(f"'{part.filename}' claims the shape {shape} but is smaller")
 
 
 def check_plain(value: Any) -> None:
-    """Refuse all but numbers, text, tensors, and containers of them."""
+    """Raise a ValueError unless the value consists of numbers, text, tensors and containers of these."""
     for item in nested_values(value):
         if isinstance(item, dict) and not all(isinstance(key, str | int) for key in item):
             raise ValueError("it has keys that are neither text nor numbers")
@@ -133,9 +143,10 @@ def check_plain(value: Any) -> None:
 
 
 def nested_values(value: Any) -> list[Any]:
-    """A value and all values nested in it, refused beyond MOST_VALUES or DEEPEST: lists may contain each other.
+    """A value and all values nested in it. An object in several places is listed once, but counted in each place.
 
-    An object in several places is listed once, and counted in each place.
+    Raises:
+        ValueError: there are more than MOST_VALUES values or DEEPEST levels, as in lists that contain each other.
     """
     values: list[Any] = []
     sizes: dict[int, tuple[int, int]] = {}  # by id: number of nested values, and depth of the nesting
@@ -148,7 +159,7 @@ def nested_values(value: Any) -> list[Any]:
             values.append(item)
         count, depth = sizes[id(item)]
         if count > MOST_VALUES or level + depth > DEEPEST:
-            raise ValueError("it is nested without end")
+            raise ValueError("it is nested too deeply")
         return count, depth
 
     measure(value, 0)
@@ -164,7 +175,7 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 def _check_tensor(tensor: Tensor) -> None:
-    """Refuse a tensor whose shape is larger than its storage, as strides of 0 allow."""
+    """Raise a ValueError if the shape of a tensor is larger than its storage, which strides of 0 allow."""
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     if not dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ValueError("it holds a tensor that claims to be larger than its content")

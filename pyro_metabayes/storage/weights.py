@@ -1,4 +1,4 @@
-"""Weights of a checkpoint: by the names of this version, and refused in one line where they are another learner's."""
+"""Weights of a checkpoint: names of earlier versions are translated, and weights of another learner are refused."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from pyro_metabayes.storage import checkpoint
 
 
 def saved_learner(path: Path, rebuild: bool) -> Mapping[str, Any]:
-    """The learner {specification, frozen, weights} in a file, or in the folder of a run (the best one).
+    """The learner {specification, frozen, weights} in a file or in the folder of a run (its best learner).
 
-    rebuild: whether the specification is needed, which is None where only the weights could be saved.
+    Args:
+        path: the file or folder.
+        rebuild: whether the specification is needed.
+
+    Raises:
+        UsageError: there is no learner, or its specification is needed and was not saved.
     """
     state = checkpoint.load(checkpoint.file_of(path))
     saved = state.get("best", state.get("learner"))
@@ -24,14 +29,14 @@ def saved_learner(path: Path, rebuild: bool) -> Mapping[str, Any]:
         raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
     if rebuild and saved.get("specification", {}) is None:
         raise UsageError(
-            f"expected a learner with its specification at {path}, got weights alone; construct the learner and load "
+            f"expected a learner with its specification at {path}, got only weights; construct the learner and load "
             "them with MetaLearner.load(path, into=learner)"
         )
     return saved
 
 
 def refuse_other_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """One line for weights of other names or shapes than the module has."""
+    """Raise a UsageError if names or shapes differ from the weights of the module."""
     own, weights = module.state_dict(), current_weights(module, weights)
     for name in sorted(own.keys() | weights.keys()):
         if difference := _difference(name, own, weights):
@@ -42,7 +47,7 @@ def refuse_other_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> No
 
 
 def _difference(name: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    """In words, how a weight of the checkpoint differs from that of the learner; '' where both have its shape."""
+    """A description of how a weight of the checkpoint differs from that of the learner; '' if it does not."""
     if name not in own:
         return f"the checkpoint has {name}, the learner has not"
     if name not in weights:
@@ -52,7 +57,7 @@ def _difference(name: str, own: Mapping[str, Tensor], weights: Mapping[str, Tens
 
 
 def current_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by the names of this version."""
+    """The weights with names of earlier versions translated to current names."""
     there = module.state_dict().keys()
     named = {current_name(name, there): value for name, value in weights.items()}
     return {name: value for name, value in named.items() if name is not None}
