@@ -1,1 +1,1 @@
-"""Meta-training: the loop, its optimiser, its log, and how it ends."""
+"""Meta-training: the training loop, optimisation, logging, data parallelism and interruption."""

@@ -1,4 +1,4 @@
-"""The tasks of a step among processes and batches, with random numbers that depend on the number of neither."""
+"""Divides the tasks of a step among processes and batches; random numbers do not depend on the division."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 
 def refuse_unequal_shards(num_tasks: int, processes: int) -> None:
-    """Refuse unequal shards: the mean over processes would not be the mean over tasks."""
+    """Raise a UsageError for shards of unequal size, for which the mean over processes is not the mean over tasks."""
     if num_tasks % processes:
         raise UsageError(
             f"expected train.tasks_per_step to be a multiple of the {processes} processes of the job, got {num_tasks}; "
@@ -30,9 +30,14 @@ def refuse_unequal_shards(num_tasks: int, processes: int) -> None:
 class TaskShard:
     """The tasks of process `rank` in every step of `num_tasks` tasks: the rank-th of equal, contiguous parts.
 
-    The mean over processes of the mean over their tasks is the mean over all tasks, so the gradient that DDP averages
-    equals the gradient of one process. Random states are the same on all processes at all times: each process draws
-    the random numbers of all tasks and keeps those of its own tasks (`noise`).
+    All parts have the same size, so the mean over processes of the mean over their tasks is the mean over all tasks.
+    Therefore the gradient that DDP averages equals the gradient of one process. Random states are always the same on
+    all processes: each process draws the random numbers of all tasks and keeps those of its own tasks (`noise`).
+
+    Args:
+        rank: index of this process, from 0.
+        num_processes: number of processes.
+        num_tasks: number of tasks per step of all processes.
     """
 
     def __init__(self, rank: int, num_processes: int, num_tasks: int) -> None:
@@ -50,9 +55,9 @@ class TaskShard:
         return self.num_tasks // self.num_processes
 
     def task_range(self, step: int, batch: int = 0, batches: int = 1) -> tuple[int, int]:
-        """(start, stop): this process takes the tasks start, ..., stop - 1 of the stream in step 0, 1, ...
+        """(start, stop): in step 0, 1, ... this process computes the tasks start, ..., stop - 1 of the stream.
 
-        With several batches: the tasks of the batch-th of equal, contiguous parts of them.
+        If these tasks are divided into `batches` equal, contiguous parts, the range is that of part number `batch`.
         """
         size = self.size // batches
         start = step * self.num_tasks + self.rank * self.size + batch * size
@@ -61,12 +66,12 @@ class TaskShard:
     def noise(self, batch: int = 0, batches: int = 1) -> AbstractContextManager[None]:
         """Context manager: noise with a task axis does not depend on the number of processes.
 
-        `pyro_metabayes/seeding.py` draws with a task axis; draws of the latent at the sites of a guide have one too.
+        This holds for the functions of `pyro_metabayes/seeding.py` and for draws of latents at the sites of a guide.
         """
         return noise_of_process(self.rank * batches + batch, self.num_processes * batches)
 
     def mean(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Means over the tasks of all processes, from the means over the tasks of each; NaN if any of these is NaN."""
+        """Means over the tasks of all processes from the means of each process; NaN if the mean of a process is NaN."""
         if self.num_processes == 1:
             return dict(terms)
         total = torch.stack([value.detach() for value in terms.values()])
@@ -74,7 +79,7 @@ class TaskShard:
         return dict(zip(terms, (total / self.num_processes).unbind(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process; synchronises the hosts, not the devices."""
+        """Whether the flag is set on any process. The hosts are synchronised, but not the devices."""
         if self.num_processes == 1:
             return flag
         flags = torch.tensor(int(flag))
@@ -91,20 +96,30 @@ class TaskShard:
 
 
 class Gradients:
-    """Gradients of the loss on the tasks of a step: their mean over `batches` of equal size, one after the other.
+    """Gradients of the loss of a step, accumulated over batches of equal size.
 
-    All batches start from the same random state, and each keeps the noise of its own tasks. So their number changes
-    the memory that a step takes, and its gradient by rounding only.
+    All batches start from the same random state, and each uses the noise of its own tasks. So the number of batches
+    changes the memory of a step, but changes the gradient only by rounding.
+
+    Args:
+        fabric: device and processes.
+        module: the learner, as set up by the Fabric.
+        stream: the training tasks.
+        shard: the tasks of this process.
+        batches: number of batches per step.
     """
 
     def __init__(self, fabric: Fabric, module: nn.Module, stream: Tasks, shard: TaskShard, batches: int = 1) -> None:
         self.fabric, self.module, self.stream, self.shard, self.batches = fabric, module, stream, shard, batches
 
     def add(self, step: int, kl_weight: float) -> dict[str, Tensor]:
-        """Add the gradients of step 0, 1, ...; the terms of the loss, means over the tasks of all processes.
+        """Add the gradients of step 0, 1, ... to the parameters.
+
+        Returns:
+            The terms of the loss, means over the tasks of all processes, in nats per task.
 
         Raises:
-            UsageError: batches of unequal numbers of tasks, whose mean would not be the mean over tasks.
+            UsageError: batches have different numbers of tasks, so that their mean is not the mean over tasks.
         """
         terms, sizes = [], set()
         random = (torch.get_rng_state(), random_states(self.fabric.device)) if self.batches > 1 else None
@@ -116,13 +131,13 @@ class Gradients:
             terms.append(of_batch)
             sizes.add(size)
         if len(sizes) > 1:
-            raise UsageError(f"expected batches of equally many tasks to accumulate, got {sorted(sizes)} in one step")
+            raise UsageError(f"expected equally many tasks in all batches of a step, got {sorted(sizes)}")
         return self.shard.mean(_means(terms))
 
     def _add_batch(self, step: int, batch: int, kl_weight: float) -> tuple[dict[str, Tensor], int]:
         """The terms of the loss on one batch, and its number of tasks."""
         episodes = self.stream.batch(*self.shard.task_range(step, batch, self.batches)).to(self.fabric.device)
-        # Pyro checks shapes and sites in the first step only: each check costs time and waits for the device.
+        # Pyro checks shapes and sites only in the first step, since each check synchronises with the device.
         with pyro.validation_enabled(step == 0), self.shard.noise(batch, self.batches):
             terms = self.module(episodes, kl_weight=kl_weight)
         self.fabric.backward(terms["loss"] / self.batches)  # DDP averages the gradients of all processes

@@ -28,8 +28,8 @@ from pyro_metabayes.training.user_optimizer import OptimisationByUser
 from pyro_metabayes.validation.arguments import check_callables, check_instance, check_integers, check_not_negative
 from pyro_metabayes.validation.same_training import FIT, description_of_tasks, steps_taken
 
-VALIDATION_TASKS = 100  # of a stream without end
-DESCRIBED_TASKS = 32  # of validation, by which another training is noticed
+VALIDATION_TASKS = 100  # default for an endless stream
+DESCRIBED_TASKS = 32  # validation tasks that are compared when a training is continued
 
 
 def fit(
@@ -51,48 +51,47 @@ def fit(
     validate_every: int = 100,
     validation_tasks: int | None = None,
 ) -> History:
-    """Train a learner, in place, and leave it with the weights of the best validation (smallest NLL of `posterior`).
+    """Train a learner in place. At the end it has the weights of the best validation (smallest NLL of `posterior`).
 
         learner = MetaLearner.build(network, "sib", prior="gaussian", objective="elbo", input_shape=[3, 32, 32])
         optimiser = torch.optim.AdamW(learner.parameters(), lr=1e-3)
         history = fit(learner, bank.tasks("train"), bank.tasks("val"), steps=1000, optimiser=optimiser, folder="runs/a")
 
     Training uses torch's random numbers (`torch.manual_seed`) and the device of the learner. With a folder, the same
-    call continues an interrupted training, with the result of an uninterrupted one, bit for bit: construct learner,
-    optimiser and scheduler as before; their states are read from the folder. Only `steps`, `patience`, `log_every` and
-    `callbacks` may change. Its files are those of `python -m experiments.run`; `MetaLearner.load(folder)` reads the
-    best learner.
+    call continues an interrupted training, with the same result bit for bit. Construct learner, optimiser and scheduler
+    as before; their states are read from the folder. Only `steps`, `patience`, `log_every` and `callbacks` may change.
+    The folder has the files of `python -m experiments.run`; `MetaLearner.load(folder)` reads the best learner.
 
     Args:
         learner: the learner to train.
-        train: training tasks: a stream, of which each batch takes the next `batch_size` tasks; Episodes or a list of
-            them, whose tasks are repeated; or batches, from a function of their number 0, 1, ... or an iterable, each
-            made under torch's random numbers of a seed, its number.
+        train: training tasks: a stream, each batch of which is the next `batch_size` tasks; Episodes or a list of them,
+            whose tasks are repeated; or batches, from an iterable or a function of the number 0, 1, ... of the batch.
+            While a batch is constructed, torch's seed is its number.
         val: validation tasks: a stream, Episodes, or a list of them.
         steps: number of steps of the optimiser.
         optimiser: any torch optimiser over parameters of the learner, constructed after the learner is on its device;
             None: Adam, with a learning rate that falls from 1e-3 to 0 along a cosine.
-        scheduler: any torch scheduler of this optimiser; its `step` is called after every step, that of
+        scheduler: any torch scheduler of this optimiser. Its `step` is called after every step, but for
             ReduceLROnPlateau after every validation, with the NLL. None: constant rates.
-        accumulate: number of batches whose mean gradient makes one step. It equals that of one batch of all their
-            tasks up to rounding, noise included.
+        accumulate: number of batches per step, whose gradients are averaged. The result equals that of one batch with
+            all these tasks up to rounding, noise included.
         callbacks: functions that are called with the line of each logged step, a dictionary with the entries of
             `History.lines`. Random numbers that they draw do not change the training.
         patience: number of validations in a row without a smaller NLL after which training ends; None: never.
-        folder: of checkpoint and log; None keeps neither.
-        batch_size: number of tasks per batch; unused where `train` gives batches.
+        folder: folder of checkpoint and log; None: neither is written.
+        batch_size: number of tasks per batch; unused if `train` consists of batches.
         kl_weight: weight of the KL term of the loss.
         clip: largest norm of the gradient; 0: no clipping.
         log_every: number of steps between two logged lines.
         validate_every: number of steps between two validations and saves; the last step is always validated.
-        validation_tasks: number of validation tasks; None: all that are given, 100 of an endless stream.
+        validation_tasks: number of validation tasks; None: all of them, or 100 of an endless stream.
 
     Returns:
         The logged lines and how the training ended.
 
     Raises:
-        UsageError: arguments that do not belong together, tasks that the learner does not take, a training that has
-            diverged, or a folder with another training or one that is in use.
+        UsageError: arguments do not fit together, tasks are not suitable for the learner, the training has diverged, or
+            the folder holds another training or is in use.
         Interrupted: after SIGINT; the message says how to continue.
     """
     check_instance("learner", learner, MetaLearner, "construct one with MetaLearner.build")
@@ -131,13 +130,13 @@ def fit(
         )
         _run(training)
         if taken and training.state.step == taken:
-            print(f"note: the training in {place} has already finished, after {taken} steps", file=sys.stderr)
+            print(f"note: the training in {place} had already finished after {taken} steps", file=sys.stderr)
     return History(training.log.lines, training.state.step, stopped_early=training.state.step < steps)
 
 
 @contextmanager
 def _own_folder(folder: Path | str | None) -> Iterator[Path | None]:
-    """The folder, which no other training uses meanwhile; an empty one does not stay."""
+    """The folder, locked for other trainings; an empty folder is removed at the end."""
     if folder is None:
         yield None
         return
@@ -148,7 +147,7 @@ def _own_folder(folder: Path | str | None) -> Iterator[Path | None]:
 def _description(
     learner: MetaLearner, settings: TrainSettings, accumulate: int, stream: Tasks, validation: TaskStream
 ) -> dict[str, Any]:
-    """What the same call has in common with the one that it continues (`steps_taken`)."""
+    """Settings, parts and tasks that must be equal when a training is continued (`steps_taken`)."""
     names = ("kl_weight", "clip", "validate_every", "validation_tasks")
     batch_size = settings.tasks_per_step // accumulate
     parts = Parts(learner.backbone, learner.model, learner.guide, learner.objective)
@@ -171,7 +170,7 @@ def _run(training: MetaTraining) -> None:
 
 
 def _training_tasks(train: Fixed | Batches, accumulate: int, batch_size: int) -> tuple[Tasks, int]:
-    """The stream of training tasks, and the number of its indices that make one batch."""
+    """The stream of training tasks, and the number of task indices per batch."""
     if isinstance(train, TaskStream | Episodes | list | tuple):
         return task_stream(train, "train"), batch_size
     if not callable(train) and not hasattr(train, "__iter__"):
@@ -192,9 +191,9 @@ def _validation_tasks(stream: TaskStream, number: int | None) -> int:
 def _optimisation(
     learner: MetaLearner, optimiser: Optimizer | None, scheduler: LRScheduler | None, steps: int
 ) -> OptimisationByUser | None:
-    """None for the default of the settings."""
+    """The optimiser and scheduler of the user; None: the default of the settings."""
     if optimiser is None and scheduler is None:
         return None
     if optimiser is None:
-        raise UsageError("expected the optimiser of the scheduler, got none; pass optimiser= too")
+        raise UsageError("expected the optimiser of the scheduler, got none; also pass optimiser=")
     return OptimisationByUser(learner, optimiser, scheduler, steps)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM take effect at the end of a training step."""
+"""Delays the effect of SIGINT and SIGTERM to the end of a training step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Interruption:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self.requested and kind is None:  # the signal came after the last check of `requested`
+        if self.requested and kind is None:  # the signal arrived after the last check of `requested`
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The lines of logged steps, in memory and in metrics.jsonl."""
+"""The log of a training run: one line per logged step, in memory and in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_metabayes.storage.untrusted import DAMAGED, within
 
 
 def null_nonfinite(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The line with None (null) for values that are not finite: JSON has no NaN."""
+    """The line with None (null) in place of values that are not finite, since JSON has no NaN."""
     return {name: _or_null(value) for name, value in line.items()}
 
 
@@ -27,22 +27,26 @@ def _or_null(value: Any) -> Any:
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Append the line in one write; if the disk has no room for all of it, nothing is appended."""
+    """Append a line to a file; if the disk has no space for all of it, nothing is appended.
+
+    Raises:
+        UsageError: the line could not be written.
+    """
     content = (json.dumps(line) + "\n").encode()
     with path.open("ab", buffering=0) as file:
         end = file.tell()
         try:
             complete = file.write(content) == len(content)
-            reason = "no room for it"
+            reason = "no space left"
         except OSError as error:
             complete, reason = False, error.strerror or str(error)
         if not complete:
             file.truncate(end)
-            raise UsageError(f"expected to write a line into {path}, got: {reason}; free or change the folder")
+            raise UsageError(f"expected to write a line into {path}, got: {reason}; free space or change the folder")
 
 
 def truncate_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove the lines of steps after `step`, that of the checkpoint, which will be taken again; return the others."""
+    """Remove the lines of steps after `step`, which a resumed training repeats, and return the other lines."""
     if not path.exists():
         return []
     lines, parsed = [], []
@@ -56,10 +60,10 @@ def truncate_after(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 class Log:
-    """The lines of a run: in memory, and in the file metrics.jsonl of its folder, if it has one.
+    """The lines of a run, in memory and in the file metrics.jsonl of its folder, if it has one.
 
     Attributes:
-        lines: one per logged step, null (None) for values that are not finite.
+        lines: one per logged step, with None for values that are not finite.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -72,7 +76,7 @@ class Log:
             self.lines = truncate_after(within(self._path.parent, self._path.name), step)
 
     def append(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the line of a step; returns it as it is kept."""
+        """Add the line of a step; return the stored line, with None for values that are not finite."""
         kept = null_nonfinite(line)
         if self._path is not None:
             append(self._path, kept)
@@ -80,26 +84,26 @@ class Log:
         return kept
 
     def out_of_patience(self, patience: int | None) -> bool:
-        """Whether `patience` validations have followed the one with the smallest NLL, the first of equals."""
+        """Whether `patience` validations have followed the first validation with the smallest NLL."""
         if patience is None or not (scores := validation_scores(self.lines)):
             return False
         return len(scores) - 1 - scores.index(min(scores)) >= patience
 
 
 def validation_scores(lines: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The NLL of each validation; infinite where it was not finite."""
+    """The NLL of each validation in nats per query; infinity if it was not finite."""
     return [math.inf if line["val_nll"] is None else line["val_nll"] for line in lines if "val_nll" in line]
 
 
 @dataclass(frozen=True)
 class History:
-    """What a training did.
+    """The log and the end of a training.
 
     Attributes:
         lines: one per logged step: step, seconds, the terms of the loss in nats per task, scores and collapse metrics
-            of the posterior, and where a step was validated val_nll in nats per query and val_accuracy, 0 to 1.
+            of the posterior; for validated steps also val_nll in nats per query and val_accuracy, 0 to 1.
         steps: number of steps taken.
-        stopped_early: whether it ended because the validation NLL did not fall any more.
+        stopped_early: whether training ended early because the validation NLL no longer decreased (`patience`).
     """
 
     lines: Sequence[Mapping[str, Any]]
@@ -119,7 +123,7 @@ class History:
 
 
 def progress_values(line: Mapping[str, Any]) -> dict[str, str]:
-    """The values of a line that the progress bar shows; none for a skipped step."""
+    """The values of a line that the progress bar shows; {} for a skipped step."""
     if line["loss"] is None:
         return {}
     formats = {"loss": "{:.4g}"} | ({"nll": "{:.3f}"} if line["accuracy"] is None else {"accuracy": "{:.1%}"})

@@ -1,4 +1,4 @@
-"""The only training loop: meta-training by stochastic gradients, on Lightning Fabric."""
+"""The training loop of meta-training by stochastic gradients, on Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -43,20 +43,19 @@ Callback = Callable[[Mapping[str, Any]], object]
 class MetaTraining:
     """Trains a learner on tasks 0, 1, 2, ... of a stream; `folder` holds the state needed to resume.
 
-    `checkpoint.pt` holds the last learner and the best one (smallest NLL of `posterior` on the validation
-    stream, the first of equals), the optimiser, the random state and the step. `metrics.jsonl` holds one line per
-    logged step. On a Fabric of several processes each process takes an equal part of the tasks of a step; only the
-    first process logs and writes.
+    `checkpoint.pt` holds the last and the best learner (smallest NLL of `posterior` on the validation stream), the
+    optimiser, the random state and the step. `metrics.jsonl` holds one line per logged step. With several processes,
+    each computes an equal part of the tasks of a step; only the first process logs and writes.
 
     Args:
-        learner, stream, validation, settings: what is trained, on which tasks, and how.
-        folder: of checkpoint and log; None keeps neither.
-        fabric, config: device and processes; plain values that the checkpoint holds beside the learner.
-        seed: of the draws of logged steps and validations.
+        learner, stream, validation, settings: the learner, training tasks, validation tasks, and training settings.
+        folder: folder of checkpoint and log; None: neither is written.
+        fabric, config: device and processes; plain values that the checkpoint also holds.
+        seed: seed of the draws of logged steps and validations.
         optimisation: the optimiser and its rates; None: those of the settings.
         accumulate: number of batches into which the tasks of a step are divided (`Gradients`).
         patience: number of validations without a smaller NLL after which training ends; None: all steps are taken.
-        callbacks: called with the line of each logged step.
+        callbacks: functions that are called with the line of each logged step.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class MetaTraining:
             compile_networks(learner)
 
     def run(self) -> MetaLearner:
-        """Train from the checkpoint in the folder, if any, to the last step; the best learner (untrained: no steps)."""
+        """Train from the checkpoint in the folder, if any, to the last step, and return the best learner."""
         self._begin()
         state, num_steps = self.state, self.settings.steps
         started = time.perf_counter() - state.seconds
@@ -110,14 +109,14 @@ class MetaTraining:
                 if validate:
                     self._save()
                 ended = state.step >= num_steps or (validate and self.log.out_of_patience(self.patience))
-                # Checked after the last step too: the evaluation that follows may take long.
+                # Also checked after the last step, since the evaluation that follows may take long.
                 if self.shard.any(interruption.requested):
                     self._interrupt()
         self.learner.load_weights(state.best["weights"])
         return self.learner
 
     def _begin(self) -> None:
-        """Restore the checkpoint in the folder, if any; other processes receive the state of the first."""
+        """Restore the checkpoint in the folder, if any, and send the state of the first process to the others."""
         if self.shard.is_first:
             note_held_statistics(self.learner.backbone)
         if self.shard.is_first and self.folder is not None:
@@ -130,10 +129,10 @@ class MetaTraining:
             self._load(self.shard.broadcast(self.state.state_dict()))
 
     def _step(self) -> dict[str, Tensor]:
-        """One step of the optimiser; the terms of its loss, means over the tasks of all processes."""
+        """Take a step of the optimiser; return the terms of the loss, means over the tasks of all processes."""
         state, settings = self.state, self.settings
         self._optimisation.start_step(state.step)
-        self.learner.zero_grad()  # an optimiser of the user need not have all parameters
+        self.learner.zero_grad()  # not that of the optimiser, which need not have all parameters
         terms = self._gradients.add(state.step, kl_weight_at(settings.kl_weight, state.step))
         state.step += 1
         if state.step == 1:
@@ -152,7 +151,7 @@ class MetaTraining:
         return terms
 
     def _progress(self) -> tuple[int, str]:
-        """The last step taken, and the checkpoint that training can continue from."""
+        """The last step taken, and a description of the last checkpoint for messages."""
         where = f"of step {self._saved_step} in {self.folder}" if self._saved_step else "none yet"
         return self.state.step, f"the last good checkpoint: {where}"
 
@@ -172,7 +171,7 @@ class MetaTraining:
             line["skipped"] = skipped
         line = self.log.append(line)
         for callback in self.callbacks:
-            with seeded(self.seed):  # a callback may draw
+            with seeded(self.seed):  # random numbers of a callback must not change the training
                 callback(line)
         return progress_values(line)
 

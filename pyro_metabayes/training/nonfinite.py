@@ -1,4 +1,4 @@
-"""Detects the first non-finite quantity of a training run without synchronising with the device in every step."""
+"""Detects the first non-finite quantity of a training run without synchronising with the device in each step."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from pyro_metabayes.errors import UsageError
 
 REMEDY = "lower the learning rate (train.learning_rate) or clip the gradient (train.clip)"
-SHOWN = 3  # quantities that a message names
+SHOWN = 3  # largest number of quantities that a message names
 
 
 class NonFiniteMonitor:
-    """Records the first step with a non-finite term of the loss, gradient or parameter, and which ones they are.
+    """Records the first step with a non-finite loss term, gradient or parameter, and the non-finite quantities.
 
-    Within a step gradients follow from the terms of the loss, and parameters from the gradients: the first kind that
-    is not finite is the cause. Only `check` waits for the device.
+    Within a step, gradients are computed from the loss terms, and parameters from the gradients. So the first of these
+    kinds that is not finite is the cause. Only `check` synchronises with the device.
     """
 
     def __init__(self, learner: nn.Module, device: torch.device) -> None:
@@ -31,9 +31,9 @@ class NonFiniteMonitor:
         self.causes: dict[str, Tensor] = {}
 
     def finite_terms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whether each term of the loss is finite, and the gradient of each parameter, before it is clipped."""
+        """Whether each term of the loss, and the unclipped gradient of each parameter, is finite."""
         parts = [name for name in terms if name != "loss"]
-        flags = {name: torch.isfinite(terms[name]) for name in (*parts, "loss")}  # the sum follows from its parts
+        flags = {name: torch.isfinite(terms[name]) for name in (*parts, "loss")}  # the sum last, after its terms
         return flags | {
             f"the gradient of {name}": _finite(parameter.grad)
             for name, parameter in self.parameters.items()
@@ -54,19 +54,23 @@ class NonFiniteMonitor:
 
     @contextmanager
     def watch(self, progress: Callable[[], tuple[int, str]]) -> Iterator[None]:
-        """Context manager: a matrix without a factor ends the run; progress: the step, and the last checkpoint."""
+        """Context manager: a matrix that cannot be factorised ends the run with a UsageError.
+
+        Args:
+            progress: returns the last step, and a description of the last checkpoint.
+        """
         try:
             yield
         except torch.linalg.LinAlgError:
             step, last_checkpoint = progress()
             self.check(last_checkpoint)
             raise UsageError(
-                f"training has diverged: after step {step} a matrix cannot be factorised any more; {REMEDY} "
+                f"training has diverged: after step {step} a matrix can no longer be factorised; {REMEDY} "
                 f"({last_checkpoint})"
             ) from None
 
     def check(self, last_checkpoint: str) -> None:
-        """Raise if a step was not finite; the message ends with `last_checkpoint`."""
+        """Raise a UsageError if a step was not finite; the message ends with `last_checkpoint`."""
         if (step := int(self.first_step)) < 0:
             return
         bad = [name for name, flag in self.causes.items() if flag]
@@ -74,13 +78,13 @@ class NonFiniteMonitor:
         names = [name for name in same_kind if name != "loss"] or same_kind
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         raise UsageError(
-            f"training has diverged: at step {step} {', '.join(names[:SHOWN])}{more} went first, and is not finite; "
+            f"training has diverged: first non-finite at step {step}: {', '.join(names[:SHOWN])}{more}; "
             f"{REMEDY} ({last_checkpoint})"
         )
 
 
 def _finite(values: Tensor) -> Tensor:
-    """One flag for all entries: the largest absolute value is NaN or infinite if any entry is."""
+    """Whether all entries are finite, from the largest absolute value, which is NaN or infinite if any entry is."""
     return torch.isfinite(torch.linalg.vector_norm(values.detach(), torch.inf))
 
 

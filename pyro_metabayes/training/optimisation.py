@@ -26,18 +26,18 @@ class TrainSettings:
     learning_rate: float = 1e-3
     learning_rates: dict[str, float] = field(default_factory=dict)  # by name or name prefix of the parameters
     optimizer: str = "adam"  # adam, sgd
-    momentum: float = 0.9  # sgd: Nesterov
+    momentum: float = 0.9  # Nesterov momentum of sgd
     weight_decay: float = 0.0
-    schedule: str = "cosine"  # cosine (to 0), constant
+    schedule: str = "cosine"  # cosine (decreases to 0), constant
     clip: float = 0.0  # largest norm of the gradient; 0: no clipping
-    clip_value: float = 0.0  # largest entry of the gradient, clipped before the norms; 0: no clipping
+    clip_value: float = 0.0  # largest absolute entry of the gradient, clipped before the norms; 0: no clipping
     clip_each: float = 0.0  # largest norm of the gradient of each parameter; 0: no clipping
     kl_weight: Any = 1.0  # a number, or {start: 1e-6, end: 1.0, steps: 1000}: linear warm-up
     particles: int = 1  # samples of w per task
     compile: bool = False  # torch.compile the networks
-    on_nan: str = "stop"  # stop, skip: reaction to a loss or gradient that is not finite
-    log_every: int = 50  # steps
-    validate_every: int = 500  # steps; the last step is always validated
+    on_nan: str = "stop"  # reaction to a loss or gradient that is not finite: stop, skip
+    log_every: int = 50  # steps between logged lines
+    validate_every: int = 500  # steps between validations; the last step is always validated
     validation_tasks: int = 300
 
     def __post_init__(self) -> None:
@@ -51,14 +51,14 @@ class TrainSettings:
         kl_weight_at(self.kl_weight, 0)
 
 
-CAPTURABLE = ("cuda", "xpu")  # devices on which torch's Adam can count its steps
+CAPTURABLE = ("cuda", "xpu")  # devices on which torch's Adam can keep its step count
 CHOICES = {"optimizer": ("adam", "sgd"), "schedule": ("cosine", "constant"), "on_nan": ("stop", "skip")}
 COUNTS = ("tasks_per_step", "particles", "log_every", "validate_every", "validation_tasks")
 NOT_NEGATIVE = ("steps", "num_tasks", "momentum", "weight_decay", "clip", "clip_value", "clip_each")
 
 
 def _refuse_out_of_range(name: str, value: Any) -> None:
-    """Refuse counts below 1, learning rates that are not positive, and negative or infinite values of the others."""
+    """Raise a UsageError for a count below 1, a learning rate that is not positive, or a negative value of others."""
     if name in COUNTS and value < 1:
         raise UsageError(f"expected train.{name} >= 1, got {value}")
     if name in NOT_NEGATIVE and not 0 <= value < math.inf:
@@ -68,7 +68,7 @@ def _refuse_out_of_range(name: str, value: Any) -> None:
 
 
 def kl_weight_at(weight: Any, step: int) -> float:
-    """The KL weight of a step: a constant, or a linear warm-up that stays at its end."""
+    """The KL weight of a step: a constant, or a linear warm-up from start to end followed by a constant."""
     schedule = dict(weight) if isinstance(weight, Mapping) else {"start": weight, "end": weight, "steps": 1}
     try:
         start, end, steps = (float(schedule.pop(name)) for name in ("start", "end", "steps"))
@@ -77,7 +77,7 @@ def kl_weight_at(weight: Any, step: int) -> float:
     if schedule or not 0 < min(start, end) < math.inf or steps < 1:
         raise UsageError(
             "expected train.kl_weight to be a number > 0, or {start: 1e-6, end: 1.0, steps: 1000} "
-            f"(0 itself is no weight that Pyro takes), got {weight}"
+            f"(Pyro does not accept 0), got {weight}"
         )
     return start + (end - start) * min(step / steps, 1.0)
 
@@ -86,7 +86,7 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
     """The torch optimiser, with one parameter group per entry of learning_rates and one for all other parameters."""
     trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     if not trainable:
-        raise UsageError("expected parameters to train, got a model and a guide without any; use another guide=")
+        raise UsageError("expected parameters to train, got a model and a guide without parameters; use another guide=")
     rates = {"": settings.learning_rate} | _current_rates(settings, trainable)
     groups: dict[str, list[str]] = {}
     for name in trainable:
@@ -97,7 +97,7 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
         for key, names in groups.items()
     ]
     if settings.optimizer == "adam":
-        # `step_unless` resets the count of steps on the device, so Adam must count there.
+        # `step_unless` resets the step count on the device, so Adam must keep it there.
         capturable = settings.on_nan == "skip" and next(iter(trainable.values())).device.type in CAPTURABLE
         return torch.optim.Adam(options, weight_decay=settings.weight_decay, capturable=capturable)
     momentum = settings.momentum
@@ -107,12 +107,12 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
 
 
 def rate_of(name: str, keys: Iterable[str]) -> str:
-    """The longest key of learning_rates that is the name of a parameter or its beginning; "" where none is."""
+    """The longest key of learning_rates that is the name of a parameter or a prefix of it; "" if there is none."""
     return max((key for key in keys if name == key or name.startswith(f"{key}.")), key=len, default="")
 
 
 def _refuse_unknown(names: set[str], learner: nn.Module) -> None:
-    """Refuse a rate without a module of that name; one without a parameter in this setting has no effect."""
+    """Raise a UsageError for a rate whose name belongs to no module; a rate without a parameter has no effect."""
     available = ", ".join(name for name, parameter in learner.named_parameters() if parameter.requires_grad)
     for name in sorted(names):
         if name.partition(".")[0] not in dict(learner.named_children()):
@@ -120,19 +120,19 @@ def _refuse_unknown(names: set[str], learner: nn.Module) -> None:
 
 
 def idle_rates(learner: nn.Module, settings: TrainSettings) -> list[str]:
-    """Names in train.learning_rates without a trained parameter, as guide.scale under guide.posterior=delta."""
+    """Names in train.learning_rates without a trained parameter, such as guide.scale with guide.posterior=delta."""
     trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     used = {rate_of(name, _current_rates(settings, trainable)) for name in trainable}
     return [name for name in settings.learning_rates if (current_name(name, trainable) or name) not in used]
 
 
 def _current_rates(settings: TrainSettings, trainable: Mapping[str, nn.Parameter]) -> dict[str, float]:
-    """train.learning_rates by the names of this version."""
+    """train.learning_rates with names of earlier versions translated to current names."""
     return {current_name(name, trainable) or name: rate for name, rate in settings.learning_rates.items()}
 
 
 def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, settings: TrainSettings) -> None:
-    """Clip the entries, then the norm per parameter, then the norm of the whole gradient, as the settings say."""
+    """Clip the entries of the gradient, then the norm per parameter, then the norm of the whole gradient."""
     for parameter in (parameter for parameter in learner.parameters() if parameter.grad is not None):
         if settings.clip_value:
             torch.nn.utils.clip_grad_value_(parameter, settings.clip_value)
@@ -143,14 +143,14 @@ def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, set
 
 
 def step_unless(nonfinite: Tensor, optimizer: Optimizer) -> None:
-    """Take a step of the optimiser; where `nonfinite` is true, restore what was before it.
+    """Take a step of the optimiser, and undo it if `nonfinite` is true.
 
-    Parameters, moments and step counts are restored on the device, without synchronising with the host. The exception
-    is Adam on a device that is not in `CAPTURABLE`: its step count is on the host, so the host reads the flag.
+    Parameters, moments and step counts are restored on the device, without host synchronisation. The exception is Adam
+    on a device that is not in `CAPTURABLE`: its step count is on the host, so the host reads the flag.
 
     Args:
         nonfinite: a boolean tensor [], whether the loss or a gradient of this step is not finite.
-        optimizer: the optimiser, with gradients.
+        optimizer: the optimiser, whose parameters have gradients.
     """
     before = {key: value.detach().clone() for key, value in _state_of(optimizer).items()}
     optimizer.step()
@@ -161,7 +161,7 @@ def step_unless(nonfinite: Tensor, optimizer: Optimizer) -> None:
 
 
 def _state_of(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
-    """Every tensor that a step changes: each parameter, its moments and its count of steps, by index and name."""
+    """Every tensor that a step changes: parameters, moments and step counts, by (index of the parameter, name)."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states = [{"": parameter, **optimizer.state.get(parameter, {})} for parameter in parameters]
     entries = [(i, key, value) for i, state in enumerate(states) for key, value in state.items()]
@@ -169,7 +169,7 @@ def _state_of(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
 
 
 def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:
-    """Set the learning rates of a step. The schedule has a closed form, so a checkpoint need not hold its state."""
+    """Set the learning rates of a step; they depend only on the step, so checkpoints do not hold a schedule state."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
     factor = cosine if settings.schedule == "cosine" else 1.0
     for group in optimizer.param_groups:
@@ -177,7 +177,7 @@ def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:
 
 
 def compile_networks(learner: nn.Module) -> None:
-    """torch.compile, in place, the modules marked `pure`: functions of tensors that contain no Pyro handlers."""
+    """Compile, in place, the modules marked `pure`, which are functions of tensors without Pyro handlers."""
     for module in learner.modules():
         if getattr(module, "pure", False):
             module.compile()

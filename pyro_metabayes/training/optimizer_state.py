@@ -1,4 +1,4 @@
-"""An optimiser of TrainSettings: its moments in a checkpoint, by the names of the parameters."""
+"""The optimiser of TrainSettings, and its state in a checkpoint, in which moments have the names of parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_metabayes.training.optimisation import TrainSettings, make_optimizer, 
 
 
 class Optimisation(Protocol):
-    """An optimiser, what sets its learning rates, and the state of both in a checkpoint."""
+    """An optimiser with its learning-rate schedule; their states are saved in a checkpoint."""
 
     optimizer: Optimizer
 
@@ -29,14 +29,14 @@ class Optimisation(Protocol):
         """Called after every validation, with its NLL."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors."""
+        """The state as plain values and tensors."""
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
-        """Continue from a state; weights: the names of the weights in its checkpoint."""
+        """Continue from a state; `weights` are the names of the weights in its checkpoint."""
 
 
 class OptimisationBySettings:
-    """The optimiser of TrainSettings; its rates have a closed form in the step, so a resume may change them."""
+    """The optimiser of TrainSettings. Its rates depend only on settings and step, so a resumed run may change them."""
 
     def __init__(self, learner: nn.Module, settings: TrainSettings) -> None:
         self.optimizer: Optimizer = make_optimizer(learner, settings)
@@ -46,22 +46,22 @@ class OptimisationBySettings:
         set_rates(self.optimizer, self._settings, step)
 
     def end_step(self) -> None:
-        """Nothing depends on the steps taken."""
+        """Does nothing."""
 
     def end_validation(self, nll: float) -> None:
-        """Nothing depends on validations."""
+        """Does nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         return optimizer_state(self.optimizer, self._learner)
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
         if "optimiser" in state:
-            raise UsageError("expected the optimiser and scheduler of the interrupted training, got none; pass those")
+            raise UsageError("expected the optimiser and scheduler of the interrupted training, got none; pass them")
         restore_optimizer(self.optimizer, state, self._learner, weights)
 
 
 def optimizer_state(optimizer: Optimizer, learner: nn.Module) -> dict[str, Any]:
-    """The state of the optimiser, with the names of its parameters in the order of their numbers."""
+    """The state of the optimiser, and the names of its parameters in the order of their numbers in the state."""
     name_of = {parameter: name for name, parameter in learner.named_parameters()}
     names = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     return {**optimizer.state_dict(), "names": names}
@@ -70,9 +70,16 @@ def optimizer_state(optimizer: Optimizer, learner: nn.Module) -> dict[str, Any]:
 def restore_optimizer(
     optimizer: Optimizer, state: Mapping[str, Any], learner: nn.Module, weights: Iterable[str]
 ) -> None:
-    """Load the moments of the state; rates and other options come from the settings, which a resume may change.
+    """Load the moments of the state. Rates and other options are not loaded, since a resumed run may change them.
 
-    weights: the names of the weights in the checkpoint, for version 0.1, which kept none beside the moments.
+    Args:
+        optimizer: the optimiser, whose state is replaced.
+        state: from `optimizer_state`.
+        learner: the learner whose parameters are trained.
+        weights: names of the weights in the checkpoint; needed for version 0.1, which saved moments without names.
+
+    Raises:
+        UsageError: the optimiser has other parameter groups.
     """
     own = optimizer_state(optimizer, learner)
     number_of = {name: number for number, name in enumerate(own["names"])}
@@ -81,7 +88,7 @@ def restore_optimizer(
     if _layout(own["param_groups"], own["names"]) != _layout(state["param_groups"], names):
         raise UsageError(
             "expected train.optimizer, backbone.frozen and the names in train.learning_rates as in the "
-            "interrupted run, got others; leave them, or start a new run"
+            "interrupted run, got others; do not change them, or start a new run"
         )
     moments = {number_of[str(names[number])]: values for number, values in state["state"].items()}
     _check_moments(moments, optimizer)
@@ -89,7 +96,7 @@ def restore_optimizer(
 
 
 def _check_moments(moments: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> None:
-    """Refuse moments of another kind of optimiser, or of parameters of another shape."""
+    """Raise a ValueError for moments of another kind of optimiser, or of parameters of another shape."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     kinds = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
     for number, values in moments.items():
@@ -99,13 +106,13 @@ def _check_moments(moments: Mapping[int, Mapping[str, Any]], optimizer: Optimize
 
 
 def _names_in_groups(state: Mapping[str, Any], weights: Iterable[str], number_of: Mapping[str, int]) -> list[str]:
-    """The names that version 0.1 did not keep: group by group, in the order of the weights."""
+    """The names of parameters, which version 0.1 did not save: sorted by group, then in the order of the weights."""
     trainable = [name for name in weights if current_name(name, number_of) in number_of]
     keys = [group["name"] for group in state["param_groups"]]
     return [name for key in keys for name in trainable if rate_of(name, keys) == key]
 
 
 def _layout(groups: Sequence[Mapping[str, Any]], names: Sequence[str | None]) -> list[Any]:
-    """Which parameters have options of their own together, whatever their order."""
+    """Option names and parameter names of each group, in an order that does not depend on the order of groups."""
     layout = [(sorted(group), sorted(str(names[number]) for number in group["params"])) for group in groups]
     return sorted(layout, key=str)

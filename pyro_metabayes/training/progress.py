@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, else a plain line now and then."""
+"""Shows the progress of long work: a bar on a terminal, otherwise plain lines at intervals."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ INTERVAL = 30.0  # seconds between plain lines
 class PlainLines:
     """Prints `TITLE: N of TOTAL UNITs`, with the latest values, at most once per interval; nothing for short work.
 
-    The lines go to the standard output, so that the standard error output holds errors only.
+    The lines go to the standard output, so that the standard error output contains only errors.
 
     Args:
-        title: what is done.
-        unit: what is counted.
+        title: name of the work.
+        unit: name of the counted units, in the plural.
         total: number of units.
-        initial: number of units that are already done.
+        initial: number of units that are already finished.
         interval: seconds between lines.
     """
 
@@ -38,14 +38,14 @@ class PlainLines:
         pass
 
     def update(self, number: int = 1) -> None:
-        """Count units, and print a line if one is due."""
+        """Count units, and print a line if the interval has passed."""
         self.done += number
         if time.monotonic() - self._last >= self.interval:
             self._last = time.monotonic()
             print(f"{self.title}: {self.done} of {self.total} {self.unit}{self.values}", flush=True)
 
     def set_postfix(self, **values: str) -> None:
-        """Values for the lines to come."""
+        """Set the values that the following lines show."""
         self.values = "".join(f", {name} {value}" for name, value in values.items())
 
 
@@ -53,7 +53,15 @@ Progress: TypeAlias = "tqdm[Any] | PlainLines"
 
 
 def progress(title: str, unit: str, total: int, initial: int = 0, leave: bool = True) -> Progress:
-    """A bar for a terminal (tqdm), or plain lines; `leave` is whether the finished bar stays. unit: in the plural."""
+    """A progress bar (tqdm) if the error output is a terminal, otherwise plain lines.
+
+    Args:
+        title: name of the work.
+        unit: name of the counted units, in the plural.
+        total: number of units.
+        initial: number of units that are already finished.
+        leave: whether the finished bar stays on the terminal.
+    """
     if not sys.stderr.isatty():
         return PlainLines(title, unit, total, initial)
     return tqdm(desc=title, unit=f" {unit}", total=total, initial=initial, leave=leave)
@@ -62,7 +70,7 @@ def progress(title: str, unit: str, total: int, initial: int = 0, leave: bool = 
 def counted(
     values: Iterable[Value], title: str, unit: str, total: int | None = None, leave: bool = True
 ) -> Iterator[Value]:
-    """The values, with progress; `total` is their number where they have no length."""
+    """Iterate over the values and show the progress; `total` is needed if they have no length."""
     if total is None:
         assert isinstance(values, Sized)
         total = len(values)

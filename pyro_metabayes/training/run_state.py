@@ -1,4 +1,4 @@
-"""State of a training run between two steps, which a checkpoint holds and a resumed run continues from."""
+"""State of a training run between two steps, which a checkpoint holds and from which a resumed run continues."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunState:
         return int(self.skipped_steps)
 
     def update_best(self, nll: float) -> None:
-        """Record the current learner if its validation NLL is smaller than all before."""
+        """Store the current learner if its validation NLL is the smallest so far."""
         if nll < self.best_nll:
             self.best_nll, self.best = nll, self.learner.portable()
 
@@ -60,7 +60,11 @@ class RunState:
         return {"learner": self.learner.portable(), "best": self.best, "training": training}
 
     def load_state_dict(self, state: Mapping[str, Any], num_steps: int, folder: Path | None) -> None:
-        """Continue from a state of the run in `folder`, refused if it is beyond step `num_steps`."""
+        """Continue from a state of the run in `folder`.
+
+        Raises:
+            UsageError: the state has more than `num_steps` steps, or belongs to another learner.
+        """
         training = state["training"]
         step = count_of(training["step"])
         if step > num_steps:

@@ -12,10 +12,10 @@ from lightning_fabric.strategies import SingleDeviceStrategy
 
 
 class AnyDevice(Accelerator):
-    """Fabric itself supports CPU, CUDA and MPS only; all that it requires of an accelerator, torch provides."""
+    """A Fabric accelerator for any device of torch. Fabric itself supports only CPU, CUDA and MPS."""
 
     def setup_device(self, device: torch.device) -> None:
-        if device.index is not None and device.type not in ("cpu", "mps"):  # kernels without a device argument
+        if device.index is not None and device.type not in ("cpu", "mps"):  # for kernels without a device argument
             torch.accelerator.set_device_index(device.index)
 
     def teardown(self) -> None:
@@ -27,7 +27,7 @@ class AnyDevice(Accelerator):
 
     @staticmethod
     def get_parallel_devices(devices: Any) -> list[torch.device]:
-        return []  # the strategy holds the one device
+        return []  # the strategy has the device
 
     @staticmethod
     def auto_device_count() -> int:
@@ -43,6 +43,6 @@ class AnyDevice(Accelerator):
 
 
 def fabric_alone(device: torch.device) -> Fabric:
-    """One process, also inside a job of Slurm, LSF or MPI, which Fabric would otherwise detect and join."""
+    """A Fabric with a single process, also inside a job of Slurm, LSF or MPI, which Fabric would detect and join."""
     strategy = SingleDeviceStrategy(device, accelerator=AnyDevice())
     return Fabric(strategy=strategy, plugins=[LightningEnvironment()])

@@ -27,9 +27,9 @@ LOGGED_METRICS = (*(score.name for score in logged_scores()), *METRICS)
 
 @torch.no_grad()
 def measure(learner: MetaLearner, episodes: Episodes, seed: int) -> tuple[TaskScores, Spread]:
-    """Logged scores and spreads; the random numbers of training are not advanced.
+    """Logged scores and spreads; the random state of training does not change.
 
-    Pyro's validation is off, so that parameters that overflow give a non-finite metric and no exception.
+    Pyro's validation is off, so that parameters that overflow lead to a non-finite metric and not to an exception.
 
     Args:
         learner: the learner in training.
@@ -57,7 +57,7 @@ def metric_means(scores: Mapping[str, Tensor], spreads: Mapping[str, Tensor]) ->
         spreads: per task, from `measure`.
 
     Returns:
-        The logged scores and the collapse metrics, in this order; null for a metric that the setting does not have.
+        The logged scores and the collapse metrics, in this order; None for a metric that is not defined.
     """
     logged = logged_scores()
     means = {score.name: score.pooled(scores[score.name]) if score.name in scores else None for score in logged}
@@ -67,23 +67,23 @@ def metric_means(scores: Mapping[str, Tensor], spreads: Mapping[str, Tensor]) ->
 def step_metrics(
     learner: MetaLearner, tasks: Callable[[], Episodes], terms: Mapping[str, float], seed: int
 ) -> dict[str, Any]:
-    """The metrics of a line of metrics.jsonl, and the terms of the loss; all null for a skipped step.
+    """The metrics of a line of metrics.jsonl, and the terms of the loss; all None for a skipped step.
 
     Args:
         learner: the learner in training.
-        tasks: gives the tasks of the step, with inputs of the backbone.
+        tasks: returns the tasks of the step, with inputs of the backbone.
         terms: the terms of the loss of the step, in nats per task.
-        seed: of all draws of w.
+        seed: seed of all draws of w.
 
     Returns:
-        Values by name; elbo is null where the objective is no bound, else log_likelihood - kl. kl is the term of the
-        loss; without a closed form it is the more precise estimate of `measure`, whose error is kl_monte_carlo_error.
+        Values by name. elbo is log_likelihood - kl, or None if the objective is no bound. kl is the term of the loss;
+        without a closed form it is the more precise estimate of `measure`, with the error kl_monte_carlo_error.
     """
     if not math.isfinite(terms["loss"]):
         return dict.fromkeys((*terms, *LOGGED_METRICS))
     measured = metric_means(*measure(learner, tasks(), seed))
     metrics = measured | dict(terms)
-    # For a point estimate the loss has -log p(w) in place of a divergence: null. A sampled KL keeps its own error.
+    # For a point estimate the term of the loss is -log p(w) and no KL, so kl is None. A sampled KL is replaced too.
     if measured["kl"] is None or measured["kl_monte_carlo_error"] is not None:
         metrics["kl"] = measured["kl"]
     bound = learner.objective.bound and metrics["elbo"] is not None
@@ -97,7 +97,7 @@ def validation_metrics(learner: MetaLearner, stream: TaskStream, num_tasks: int,
     Args:
         learner: the learner in training.
         stream: the validation tasks.
-        num_tasks: how many of them.
+        num_tasks: number of validation tasks.
         seed: of all draws of w.
 
     Returns:

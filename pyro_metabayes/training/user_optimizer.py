@@ -1,4 +1,4 @@
-"""An optimiser of the user, with a scheduler of its learning rates, both of torch."""
+"""A torch optimiser from the user, with a torch scheduler of its learning rates."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from pyro_metabayes.validation.optimisers import check_optimiser, check_schedule
 
 
 class OptimisationByUser:
-    """Any torch optimiser over parameters of the learner, and any scheduler of it.
+    """Any torch optimiser over parameters of the learner, and any scheduler of this optimiser.
 
-    A checkpoint holds the states of both, the learning rates among them.
+    A checkpoint holds the states of both, including the learning rates.
 
     Args:
-        learner: whose parameters are trained; a note names those that the optimiser does not have.
-        optimiser: over some of them.
-        scheduler: of this optimiser; None: constant rates.
+        learner: the learner; a note names its trained parameters that the optimiser does not have.
+        optimiser: optimiser of some or all parameters of the learner.
+        scheduler: scheduler of this optimiser; None: constant rates.
         steps: number of steps of the training.
 
     Raises:
-        UsageError: an optimiser of other parameters, of frozen ones alone or with a closure; a scheduler of another
-            optimiser, of fewer steps or of a score that has to rise; or a state that no checkpoint can hold.
+        UsageError: the optimiser has parameters of another module, has only frozen parameters or needs a closure; the
+            scheduler has another optimiser, ends too early or maximises its score; or a checkpoint cannot hold the
+            state of one of them.
     """
 
     def __init__(self, learner: nn.Module, optimiser: Optimizer, scheduler: LRScheduler | None, steps: int) -> None:
@@ -44,7 +45,7 @@ class OptimisationByUser:
             ) from None
 
     def start_step(self, step: int) -> None:
-        """The scheduler has set the rates."""
+        """Does nothing, since the scheduler has already set the rates."""
 
     def end_step(self) -> None:
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
@@ -59,14 +60,14 @@ class OptimisationByUser:
         return {"optimiser": self.optimizer.state_dict(), "scheduler": scheduler, "constructed": self._constructed}
 
     def _options(self) -> dict[str, Any]:
-        """The options of the groups of the optimiser and of the scheduler, by name, as they are now."""
+        """The current options of the optimiser's groups and of the scheduler, by name."""
         groups = self.optimizer.state_dict()["param_groups"]
         return _named_options(groups, {} if self.scheduler is None else self.scheduler.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
-        """Continue from a state; refuses that of another kind of optimiser or scheduler."""
+        """Continue from a state; the state of another kind of optimiser or scheduler raises a UsageError."""
         if "optimiser" not in state or (state["scheduler"] is None) != (self.scheduler is None):
-            raise UsageError("expected the optimiser and scheduler of the interrupted training, got others; pass those")
+            raise UsageError("expected the optimiser and scheduler of the interrupted training, got others; pass them")
         _check_groups(state["optimiser"], self.optimizer)
         if self.scheduler is not None:
             _check_names(self.scheduler.state_dict(), state["scheduler"], "scheduler")
@@ -76,7 +77,7 @@ class OptimisationByUser:
             self.scheduler.load_state_dict(dict(state["scheduler"]))
 
     def _refuse_other_options(self, state: Mapping[str, Any]) -> None:
-        """Refuse options that are neither those of the start nor, after an interruption in this process, the last."""
+        """Refuse options that differ both from those at the start of the training and from those in the checkpoint."""
         if (constructed := state.get("constructed")) is None:  # a checkpoint of an earlier version
             return
         own, last = self._options(), _named_options(state["optimiser"]["param_groups"], state["scheduler"] or {})
@@ -91,7 +92,7 @@ class OptimisationByUser:
 
 
 def _check_groups(state: Mapping[str, Any], optimiser: Optimizer) -> None:
-    """Refuse a state of another kind of optimiser, or of parameters of other shapes."""
+    """Raise a UsageError for the state of another kind of optimiser, or of other parameter groups."""
     own, saved = optimiser.state_dict()["param_groups"], state["param_groups"]
     if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved]:
         raise UsageError("expected the parameter groups of the interrupted training, got others; construct them alike")
@@ -100,7 +101,7 @@ def _check_groups(state: Mapping[str, Any], optimiser: Optimizer) -> None:
 
 
 def _named_options(groups: Sequence[Mapping[str, Any]], scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that compare: by the name of the option, with the number of its group where there are several."""
+    """Values that can be compared, by name of the option; with several groups the name has the number of the group."""
     options = {
         name if len(groups) == 1 else f"{name} of group {number}": _comparable(value)
         for number, group in enumerate(groups)
@@ -110,7 +111,7 @@ def _named_options(groups: Sequence[Mapping[str, Any]], scheduler: Mapping[str, 
 
 
 def _comparable(value: Any) -> Any:
-    """Tensors and sequences as lists, whose comparison is one truth value."""
+    """The value with tensors and sequences as lists, so that a comparison gives a single truth value."""
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, Mapping):
@@ -122,5 +123,5 @@ def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], what: str) ->
     if own.keys() != saved.keys():
         different = ", ".join(sorted(map(str, own.keys() ^ saved.keys())))
         raise UsageError(
-            f"expected the {what} of the interrupted training, got another (they differ in: {different}); pass that"
+            f"expected the {what} of the interrupted training, got another (they differ in: {different}); pass the same"
         )
