@@ -1,1 +1,1 @@
-"""Inference on the query set as a whole: assignments of queries to classes, class marginals."""
+"""Parts of transductive guides: assignments of queries to classes, class marginals, Sinkhorn's projection."""

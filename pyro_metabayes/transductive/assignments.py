@@ -1,4 +1,4 @@
-"""Probabilities with which the queries of a task belong to its classes, and what follows from them."""
+"""Assignments (probabilities that queries belong to classes), and class shares and class means from them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ LEAST_SHARE = 1e-3  # lower bound on a class share, so that its logarithm is fin
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the unmasked points [..., T, 1, V] of values [..., T, N, V]; 0 without points. mask [T, N]."""
+    """Mean [..., T, 1, V] over the unmasked points; 0 if all points are masked.
+
+    Args:
+        values: [..., T, N, V].
+        mask: [T, N].
+    """
     weight = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(values.dtype)
     return weight.unsqueeze(-2) @ values
 
 
 def class_shares(assignments: Tensor, mask: Tensor) -> Tensor:
-    """Class shares of the queries [T, 1, C], their mean assignment, at least LEAST_SHARE.
+    """Class shares [T, 1, C]: the mean assignment of the queries, and at least LEAST_SHARE.
 
     Args:
         assignments: probabilities [T, Q, C] of the classes of each query.
@@ -29,8 +34,8 @@ def class_shares(assignments: Tensor, mask: Tensor) -> Tensor:
 def soft_class_means(observed: Observed, assignments: Tensor) -> Tensor:
     """(sum_{i in support of c} x_i + sum_{i in query} z_ic x_i) / (n_c + sum_i z_ic) [T, C, D].
 
-    The mean of class c over its n_c support points and all queries, weighted by their assignments z; masked points do
-    not count.
+    This is the mean of class c over its n_c support points and all queries, weighted by their assignments z. Masked
+    points have no effect.
 
     Args:
         observed: the tasks.

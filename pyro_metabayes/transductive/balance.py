@@ -1,4 +1,4 @@
-"""`guide.balance`: what a guide knows about the class marginal of the query set, and predictions that agree with it."""
+"""`guide.balance`: whether the class marginal of the query set is known, and predictions that agree with it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from pyro_metabayes.model import Model
 from pyro_metabayes.transductive.assignments import class_shares
 from pyro_metabayes.transductive.sinkhorn import class_term
 
-BALANCES = ("unknown", "known")  # of every guide with this setting
-WITH_ESTIMATE = (*BALANCES, "estimated")  # of guides that assign queries in every step
+BALANCES = ("unknown", "known")  # choices of every guide with this setting
+WITH_ESTIMATE = (*BALANCES, "estimated")  # choices of guides that assign queries in every step
 
 
 def check_balance(balance: str, model: Model, choices: tuple[str, ...] = BALANCES) -> None:
-    """Refuse a balance that is none of the choices, or one that the model cannot represent.
+    """Check the setting `guide.balance`.
 
-    `known`: the queries of a task are equally many in each class. `estimated`: their shares are estimated. Both add a
+    `known`: the query set of a task is balanced. `estimated`: the class shares of the queries are estimated. Both add a
     term per class to the logits.
+
+    Args:
+        balance: the setting.
+        model: the model.
+        choices: the values that the guide allows.
+
+    Raises:
+        UsageError: the value is none of the choices, or the model has no term per class.
     """
     check_choice("guide.balance", balance, choices)
     if balance != "unknown":
@@ -31,10 +39,10 @@ def require_class_term(model: Model, by: str) -> HasClassTerm:
 
     Args:
         model: any model.
-        by: the setting that needs it, for the message.
+        by: the setting that needs the term, for the message.
 
     Raises:
-        UsageError: its head has none, or queries may belong to base classes, whose shares nobody knows.
+        UsageError: the head has no such term, or queries may belong to base classes, whose shares are unknown.
     """
     refuse_base_classes(model, by)
     capable = require(model, HasClassTerm, by)
@@ -46,23 +54,23 @@ def require_class_term(model: Model, by: str) -> HasClassTerm:
 
 
 def refuse_base_classes(model: Model, by: str) -> None:
-    """Refuse a model whose queries may belong to none of the classes of the task."""
+    """Raise a UsageError for a model with base classes, whose queries may belong to no class of the task."""
     if isinstance(model, HasBaseClasses):
         raise UsageError(
-            f"expected queries of the classes of the task only for {by}, got a model with base classes; take "
+            f"expected a model without base classes for {by}, got one with base classes; use "
             "model=few_shot_classifier"
         )
 
 
 def balanced(balance: str, model: Model, w: Tensor, observed: Observed, start: Tensor | None = None) -> Tensor:
-    """w [T, C, W], for `known` with the class term for which the mean prediction of the queries is uniform.
+    """w [T, C, W]; for `known`, with the class term that makes the mean prediction of the queries uniform.
 
     Args:
         balance: one of BALANCES.
         model: the likelihood.
         w: weights [T, C, W].
         observed: the tasks.
-        start: a first guess of the term [T, 1, C].
+        start: initial value of the class term [T, 1, C]; None: 0.
     """
     if balance != "known":
         return w
@@ -74,12 +82,12 @@ def assign(balance: str, logits: Tensor, mask: Tensor, term: Tensor, num_iterati
     """Assignments softmax(logits + term) [T, Q, C] of the queries, and the class term of the next step [T, 1, C].
 
     Args:
-        balance: one of WITH_ESTIMATE. `unknown`: the term is kept. `known`: it is the one of Sinkhorn's projection of
-            these logits. `estimated`: that of the next step is the logarithm of the mean assignment.
+        balance: one of WITH_ESTIMATE. `unknown`: the term does not change. `known`: the term is that of Sinkhorn's
+            projection of these logits. `estimated`: the term of the next step is the log of the mean assignment.
         logits: [T, Q, C].
         mask: [T, Q].
-        term: the class term of the last step.
-        num_iterations: number of Sinkhorn iterations, from the last term.
+        term: the class term of the last step [T, 1, C].
+        num_iterations: number of Sinkhorn iterations, which start at `term`.
     """
     if balance == "known":
         term = class_term(logits, mask, num_iterations=num_iterations, start=term)

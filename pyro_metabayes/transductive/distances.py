@@ -1,4 +1,4 @@
-"""Logits of squared distances to class centroids, and the gradient of a loss of them in the centroids."""
+"""Logits from squared distances to class centroids, and their pullback to the centroids."""
 
 from __future__ import annotations
 

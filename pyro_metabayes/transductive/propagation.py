@@ -1,6 +1,6 @@
 """Label propagation on the graph of nearest neighbours of the points of a task.
 
-Zhou et al., "Learning with Local and Global Consistency", NeurIPS 2004; as in Lazarou, Stathaki and Avrithis 2021.
+Zhou et al., "Learning with Local and Global Consistency", NeurIPS 2004; used as by Lazarou, Stathaki and Avrithis 2021.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from pyro_metabayes.inference.cholesky import cholesky
 
 
 def propagation(x: Tensor, mask: Tensor, num_neighbours: int, power: float, decay: float) -> Tensor:
-    """(I - decay D^-1/2 (W + W^T) D^-1/2)^-1 [T, N, N], which maps labels of some points to scores of all.
+    """(I - decay D^-1/2 (W + W^T) D^-1/2)^-1 [T, N, N], which maps the labels of some points to scores of all points.
 
-    W_ij = max(cos(x_i, x_j), 0)^power for the num_neighbours points j nearest to i, else 0; D holds the row sums.
+    W_ij = max(cos(x_i, x_j), 0)^power if j is one of the num_neighbours points nearest to i, else 0. D is the diagonal
+    matrix of the row sums of W + W^T.
 
     Args:
         x: points [T, N, D].
         mask: [T, N]; masked points have no neighbours.
-        num_neighbours: of each point, itself excluded.
-        power: gamma.
-        decay: alpha, in [0, 1).
+        num_neighbours: number of neighbours of each point, without the point itself.
+        power: exponent of the cosines (gamma in Lazarou et al.).
+        decay: factor of the graph in [0, 1) (alpha in Zhou et al.).
     """
     unit = normalize(x, dim=-1)
     own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)

@@ -1,4 +1,4 @@
-"""Class means that are refined by the unlabelled queries: soft k-means, and PT-MAP."""
+"""Refinement of class means by unlabelled queries: soft k-means and PT-MAP."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pyro_metabayes.model import Model
 from pyro_metabayes.transductive.assignments import soft_class_means
 from pyro_metabayes.transductive.balance import assign, balanced, refuse_base_classes
 
-IN_A_STEP = 20  # Sinkhorn iterations, which go on where those of the last step have ended
+IN_A_STEP = 20  # Sinkhorn iterations per step; they continue from the result of the last step
 
 
 class Refinement(nn.Module):
-    """Weights at class means m^K from unlabelled queries, m^0 the means of the support set:
+    """Refines class means by unlabelled queries in K steps, from the means m^0 of the support set:
 
-        z_i = softmax(sharpness * logits(x_i; m^k) + b),    m^{k+1} = m^k + rate (m(z) - m^k),
+        z_i = softmax(sharpness * logits(x_i; m^k) + b),    m^{k+1} = m^k + rate (m(z) - m^k).
 
-    m(z) the means of support points and queries weighted by z (`soft_class_means`), logits(x; m) those of the model
-    with the weights of class means m. b depends on `balance` (`assign`). The sharpness is learned, since assignments
-    and calibrated predictions need other temperatures; the latter is that of the head.
+    m(z) are the means of support points and queries weighted by z (`soft_class_means`). logits(x; m) are those of the
+    model with class means m. The class term b depends on `balance` (`assign`). The sharpness is a parameter, since
+    assignments need another temperature than calibrated predictions, which have the temperature of the head.
 
     Args:
         model: a classifier by class means.
         balance: `unknown`, `known` or `estimated`.
-        sharpness: before training.
+        sharpness: initial value of the sharpness.
 
     Raises:
         UsageError: the sharpness is not positive, or queries may belong to base classes.
@@ -42,13 +42,15 @@ class Refinement(nn.Module):
         self.log_sharpness = nn.Parameter(torch.tensor(sharpness).log())
 
     def forward(self, model: Model, observed: Observed, num_steps: int, rate: Tensor | float = 1.0) -> Tensor:
-        """Weights [T, C, W]: the class term of the predictions is log shares for `estimated`, Sinkhorn's for `known`.
+        """Weights [T, C, W] of the classifier with the class means m^K.
+
+        For `estimated` its class term is the log of the class shares, for `known` that of Sinkhorn's projection.
 
         Args:
             model: the model.
             observed: the tasks.
             num_steps: K.
-            rate: of each step.
+            rate: step size.
         """
         at_means, means = require(model, HasClassMeans, "refined class means").at_means, class_means(observed)
         term, mask = means.new_zeros(observed.num_tasks, 1, observed.num_classes), observed.query_mask

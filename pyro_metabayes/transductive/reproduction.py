@@ -1,4 +1,4 @@
-"""A linear classifier that reproduces assignments of queries which are no linear function of their features."""
+"""A linear classifier that reproduces given scores of the queries, even if no linear function generated them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from pyro_metabayes.inference.capabilities import LinearHead
 from pyro_metabayes.inference.cholesky import cholesky
 
-RIDGE = 1e-4  # relative to the squared length of features of unit length and their constant
+RIDGE = 1e-4  # ridge of the regression, for features of unit length
 
 
 def rows_of_scores(head: LinearHead, x: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     """The smallest weights w_c = (v_c, b_c) [T, C, D + 1] with v_c . x_i + b_c = scores_ic at the unmasked points.
 
-    Kernel ridge regression with a small ridge. For at most D + 1 points it reproduces their scores; for more it is a
-    least-squares fit.
+    This is kernel ridge regression with a small ridge. For at most D + 1 points it reproduces the scores; for more
+    points it is a least-squares fit.
 
     Args:
-        head: gives weights from directions and offsets.
+        head: converts directions and offsets to weights.
         x: points [T, N, D].
         scores: [T, N, C].
         mask: [T, N].

@@ -1,4 +1,4 @@
-"""Queries moved by the difference of the means of support and query set, the cross-class bias of Liu et al. (2020)."""
+"""Shifts queries by mean(support) - mean(query), the cross-class bias of Liu et al. (2020)."""
 
 from __future__ import annotations
 
@@ -39,9 +39,14 @@ class ShiftedPoints:
 
 
 def with_shift(model: Model, w: Tensor, shift: Tensor) -> Tensor:
-    """Weights [T, C, W] whose logits of x are those of w for x + shift [T, 1, D], up to a term equal for all classes.
+    """Weights [T, C, W] whose logits for x are those of w for x + shift, up to a term equal for all classes.
 
-    Heads with a term per class are affine in x, so that the shift changes that term only.
+    Heads with a term per class are affine in x, so the shift changes only this term.
+
+    Args:
+        model: the model.
+        w: weights [T, C, W].
+        shift: [T, 1, D].
     """
     moved = model.outputs(w, shift) - model.outputs(w, torch.zeros_like(shift))
     return require(model, HasClassTerm, "a shift of the queries").with_class_term(w, moved.squeeze(-2))

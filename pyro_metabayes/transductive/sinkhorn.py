@@ -1,4 +1,4 @@
-"""Sinkhorn projection of the predictions of a query set to given class shares, as a term that is added to the logits.
+"""Sinkhorn's projection of predictions for a query set to given class shares, as a term that is added to the logits.
 
 Sinkhorn and Knopp 1967; Cuturi, "Sinkhorn Distances", NeurIPS 2013 (arXiv 1306.0895).
 """
@@ -11,9 +11,9 @@ from torch import Tensor
 from pyro_metabayes.inference.cholesky import cholesky
 from pyro_metabayes.transductive.assignments import masked_mean
 
-RIDGE = 1e-4  # smallest curvature in the gradient; predictions without doubt have none
-LEAST = 1e-30  # lower bound on sums of a plan, whose reciprocals are finite
-BEFORE_LOGARITHM = 20  # iterations
+RIDGE = 1e-4  # smallest curvature in the gradient; it is 0 for predictions that are certain
+LEAST = 1e-30  # lower bound on sums of a plan, so that their reciprocals are finite
+BEFORE_LOGARITHM = 20  # iterations on the plan before its scaling is added to b
 
 
 def class_term(
@@ -23,17 +23,18 @@ def class_term(
     num_iterations: int = 100,
     start: Tensor | None = None,
 ) -> Tensor:
-    """b [..., T, 1, C], of mean 0 over classes, with (1/Q) sum_i softmax(logits_i + b)_c = shares_c.
+    """The class term b [..., T, 1, C], of mean 0 over classes, with (1/Q) sum_i softmax(logits_i + b)_c = shares_c.
 
-    softmax(logits + b) is the transport plan with one unit per query and Q shares_c per class; b is the logarithm of
+    softmax(logits + b) is the transport plan with one unit per query and Q shares_c units per class; b is the log of
     its column scaling. Sinkhorn's iterations are b <- b + log shares - log (1/Q) sum_i softmax(logits_i + b). The
     gradient is that of the solution (implicit function theorem), not of the iterations.
 
     Args:
         logits: [..., T, Q, C].
-        mask: [T, Q]; masked queries do not count, and without queries b = 0.
-        shares: positive, broadcasting with [..., T, 1, C], of sum 1; None: 1 / C each.
-        num_iterations: number of iterations. 100 are enough for shares to 1e-4 unless predictions are nearly certain.
+        mask: [T, Q]; masked queries have no effect, and b = 0 without queries.
+        shares: positive, with sum 1, broadcasting with [..., T, 1, C]; None: 1 / C each.
+        num_iterations: number of iterations. After 100, shares are accurate to 1e-4 unless predictions are nearly
+            certain.
         start: b before the first iteration; None: 0.
     """
     if shares is None:
@@ -44,11 +45,11 @@ def class_term(
 
 @torch.no_grad()
 def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, start: Tensor | None) -> Tensor:
-    """Iterations on the plan [..., T, C, Q]; every few of them its scaling moves into b, before it overflows."""
+    """Sinkhorn's iterations on the plan [..., T, C, Q]; its scaling is regularly added to b, before it overflows."""
     term = logits.new_zeros(*logits.shape[:-2], 1, logits.shape[-1]) if start is None else start.detach()
     there, count = mask.unsqueeze(-1), mask.sum(-1)[:, None, None]
     columns = (count * shares).mT  # [T, C, 1]
-    logits = logits.masked_fill(~there, 0.0)  # masked points may hold anything
+    logits = logits.masked_fill(~there, 0.0)  # masked points may have any value
     while num_iterations > 0:
         plan = ((logits + term).softmax(-1) * there).mT.contiguous()  # [..., T, C, Q], the faster order
         scaling = torch.ones_like(term).mT
@@ -61,13 +62,13 @@ def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, 
 
 
 def _with_gradient(solution: Tensor, logits: Tensor, mask: Tensor, shares: Tensor) -> Tensor:
-    """The solution b of m(b) = shares, m the mean prediction, with db = J^-1 (d shares - d m) and J = dm / db."""
+    """The solution b of m(b) = shares with its gradient: db = J^-1 (d shares - d m), J = dm / db, m mean prediction."""
     probs = (logits + solution).softmax(-1)
     marginal = masked_mean(probs, mask)
     p = probs.detach()
     weight = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(p.dtype).unsqueeze(-1)
     classes = p.shape[-1]
-    ridge = RIDGE * torch.eye(classes, dtype=p.dtype, device=p.device) + classes**-2  # J is 0 along equal terms
+    ridge = RIDGE * torch.eye(classes, dtype=p.dtype, device=p.device) + classes**-2  # J is singular for equal terms of all classes
     curvature = torch.diag_embed((p * weight).sum(-2)) - (p * weight).mT @ p + ridge
     excess = shares - marginal
     change = torch.cholesky_solve((excess - excess.detach()).mT, cholesky(curvature)).mT

@@ -1,1 +1,1 @@
-"""Checks of the tasks that users bring."""
+"""Checks of tasks, arguments, splits and optimisers from users."""

@@ -1,4 +1,4 @@
-"""Checks of an optimiser and a learning-rate scheduler that a user brings."""
+"""Checks of an optimiser and a learning-rate scheduler from the user."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_metabayes.errors import UsageError
 
-SHOWN = 3  # names in a note
+SHOWN = 3  # largest number of names in a note
 
 
 def check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
-    """Refuse one of other parameters, of frozen ones alone or with a closure."""
+    """Raise a UsageError for an optimiser that needs a closure, has other parameters, or has only frozen ones."""
     if not isinstance(optimiser, Optimizer):
         raise UsageError(
             f"expected optimiser to be a torch.optim.Optimizer, got {_name_of(optimiser)}; pass for example "
@@ -41,7 +41,7 @@ def check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
 
 
 def check_scheduler(scheduler: LRScheduler | None, optimiser: Optimizer, steps: int) -> None:
-    """Refuse one of another optimiser, of fewer steps or of a score that has to rise."""
+    """Raise a UsageError for a scheduler of another optimiser, or one that ends too early or maximises its score."""
     if scheduler is None:
         return
     if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
@@ -55,7 +55,7 @@ def check_scheduler(scheduler: LRScheduler | None, optimiser: Optimizer, steps: 
 
 
 def _check_length(scheduler: LRScheduler, steps: int) -> None:
-    """Refuse a scheduler that ends before the training, or that takes the NLL for a score that has to rise."""
+    """Raise a UsageError for a scheduler that ends before the training, or that would maximise the NLL."""
     length = getattr(scheduler, "total_steps", None)
     if isinstance(length, int) and length < steps:
         raise UsageError(
@@ -64,7 +64,7 @@ def _check_length(scheduler: LRScheduler, steps: int) -> None:
         )
     if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != "min":
         raise UsageError(
-            'expected ReduceLROnPlateau with mode="min", as the NLL has to fall, got mode="max"; drop mode'
+            'expected ReduceLROnPlateau with mode="min", as the NLL has to fall, got mode="max"; remove mode='
         )
 
 
@@ -75,8 +75,8 @@ def note_missing_parameters(optimiser: Optimizer, learner: nn.Module) -> None:
     if missing:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         print(
-            f"note: the optimiser does not have {', '.join(missing[:SHOWN])}{more}, which stay as they are; "
-            "learner.parameters() has all",
+            f"note: the optimiser does not have {', '.join(missing[:SHOWN])}{more}, so they do not change; "
+            "learner.parameters() has all parameters",
             file=sys.stderr,
         )
 

@@ -1,4 +1,4 @@
-"""Whether a call of `fit` continues the training of its folder, or is another training."""
+"""Checks whether a call of `fit` continues the training in its folder, or is another training."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.untrusted import count_of, expecting, within
 
-FIT = "fit"  # the key of a description among the plain values of a checkpoint
+FIT = "fit"  # key of the description of a training in a checkpoint
 TENSORS = ("support_x", "support_y", "query_x", "query_y", "classes")
-PRECISION = 1e-3  # of moments of the same tasks: another device or library may round inputs otherwise
+PRECISION = 1e-3  # tolerance for moments of the same tasks, since rounding depends on device and library version
 
 
 def description_of_tasks(stream: Tasks, number: int) -> dict[str, Any]:
-    """Shapes and moments of the first tasks of a stream; a second run of the same program finds the same ones.
+    """Shapes and moments of the first tasks of a stream, by which two runs of a program are compared.
 
     Moments are None if reading the same tasks twice gives different values, as with augmentation by random numbers of
     numpy.
 
     Args:
         stream: the tasks.
-        number: how many of them are read.
+        number: number of tasks that are read.
     """
     first, again = (_moments(stream.batch(0, number)) for _ in range(2))
     kept = {
@@ -44,14 +44,14 @@ def _moments(episodes: Episodes) -> dict[str, Any]:
 
 
 def _of_tasks(values: Tensor) -> list[list[float]]:
-    """Mean and root mean square of each task."""
+    """Mean and root mean square of the entries of each task."""
     flat = values.detach().cpu().double().flatten(1)
     moments: list[list[float]] = torch.stack((flat.mean(1), flat.square().mean(1).sqrt()), 1).tolist()
     return moments
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether shapes are equal, and moments up to rounding where both have them."""
+    """Whether shapes are equal, and moments equal up to rounding if both descriptions have them."""
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
         return bool(one == other)
     if one["shape"] != other["shape"]:
@@ -67,15 +67,15 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def steps_taken(folder: Path, description: Mapping[str, Any], steps: int) -> int:
-    """The number of steps that the training of the folder has taken; 0 without one.
+    """The number of steps that the training in the folder has taken; 0 if there is none.
 
     Args:
-        folder: of the training.
-        description: by name, the settings and parts of this training, and under "train" and "val" its tasks.
+        folder: the folder of the training.
+        description: settings and parts of this training by name, and its tasks under "train" and "val".
         steps: number of steps of this training.
 
     Raises:
-        UsageError: the folder holds another training, or one of more steps.
+        UsageError: the folder holds another training, or one with more steps.
     """
     if not (path := within(folder, "checkpoint.pt")).exists():
         return 0
@@ -93,7 +93,7 @@ def steps_taken(folder: Path, description: Mapping[str, Any], steps: int) -> int
 def _refuse_another(config: Mapping[str, Any], description: Mapping[str, Any], folder: Path) -> None:
     if FIT not in config:
         raise UsageError(
-            f"expected the folder of a training by fit, got {folder}, that of a command; continue it with "
+            f"expected the folder of a training by fit, got {folder}, the folder of a command; continue it with "
             f"python -m experiments.run resume={folder}, or pass another folder"
         )
     for name, now in description.items():

@@ -1,4 +1,4 @@
-"""Splits that users give: which classes are for training, validation and test."""
+"""Checks of splits from users, which assign classes to training, validation and test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyro_metabayes.errors import UsageError
 
 
 def check_form_of_splits(splits: object) -> None:
-    """Refuse what does not list the labels of each split, such as shares of the items."""
+    """Raise a UsageError if `splits` does not list the labels of each split, as for shares of the items."""
     if not isinstance(splits, Mapping) or not all(_lists_labels(given) for given in splits.values()):
         raise UsageError(
             "expected splits to divide the classes, as in {'train': range(64), 'val': range(64, 80)}, got "
@@ -23,14 +23,14 @@ def _lists_labels(given: object) -> bool:
 
 
 def check_labels_of_splits(splits: Mapping[str, Sequence[int] | Sequence[str]], names: np.ndarray) -> None:
-    """Refuse labels that are not among the names of the classes."""
+    """Raise a UsageError if a label is not among the labels `names` of the dataset."""
     for split, given in splits.items():
         if absent := [label for label in given if label not in names]:
             raise UsageError(f"expected labels of the dataset in {split}, got {absent[0]!r}; it has {_some(names)}")
 
 
 def check_splits(splits: Mapping[str, np.ndarray], allowed: Sequence[str]) -> None:
-    """Refuse unknown names of splits, and a class in two of them, whose tasks would not be unseen."""
+    """Raise a UsageError for an unknown split, or for a class in two splits, which would not be unseen."""
     if unknown := [name for name in splits if name not in allowed]:
         raise UsageError(f"expected the splits {', '.join(allowed)}, got '{unknown[0]}'; rename it")
     labels = np.concatenate([np.unique(given) for given in splits.values()]) if splits else np.empty(0)

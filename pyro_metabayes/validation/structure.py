@@ -1,4 +1,4 @@
-"""Shapes, dtypes and devices of a batch of tasks, checked without reading a value."""
+"""Checks of shapes, dtypes and devices of a batch of tasks, without host synchronisation."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pyro_metabayes.errors import UsageError
 if TYPE_CHECKING:
     from pyro_metabayes.episodes import Observed
 
-BYTES = torch.uint8  # images, which a backbone receives scaled to [0, 1]
-PLACES = torch.int64  # numbers of rows in place of inputs, before they are gathered
+BYTES = torch.uint8  # dtype of images, which are scaled to [0, 1] for the backbone
+PLACES = torch.int64  # dtype of row numbers, which stand for inputs until these are gathered
 
 
 def check_tensors(data: Observed) -> None:
-    """Refuse what is no tensor, and tensors on several devices."""
+    """Raise a UsageError if a field is no tensor, or if tensors are on several devices."""
     tensors = _tensors(data)
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise UsageError(f"expected {name} to be a tensor, got {type(value).__name__}; use torch.as_tensor")
     for name, value in tensors.items():
         if value.device != (device := data.query_x.device):
-            raise UsageError(f"expected all tensors on {device}, as query_x, got {name} on {value.device}; move one")
+            raise UsageError(f"expected all tensors on {device}, as query_x, got {name} on {value.device}; move it")
 
 
 def check_structure(data: Observed) -> None:
-    """Refuse tensors of a batch that do not fit together; it reads no value, so the host never waits for the device.
+    """Check that the tensors of a batch fit together, without host synchronisation.
 
     Raises:
-        UsageError: a tensor has another shape, dtype or device than the others allow.
+        UsageError: the shape or dtype of a tensor does not fit the others.
     """
     tensors = _tensors(data)
     if not isinstance(data.num_classes, int) or data.num_classes < 0:
@@ -48,25 +48,25 @@ def check_structure(data: Observed) -> None:
     _check_same_labels(data.support_y, tensors.get("query_y", data.support_y))
     _check_tasks(tensors, data.num_tasks)
     if not data.num_tasks:
-        raise UsageError("expected at least one task, got none: query_x has shape [0, ...]; bring tasks")
+        raise UsageError("expected at least one task, got none: query_x has shape [0, ...]; pass tasks")
 
 
 def check_inputs(data: Observed, shape: Sequence[int], like: Tensor | None, bytes_too: bool) -> None:
-    """Refuse inputs of another shape, dtype or device than those of the learner.
+    """Check that inputs have the shape, dtype and device of the learner.
 
     Args:
         data: the tasks.
-        shape: *X that the learner takes: its inputs, or the features of its frozen backbone.
-        like: a parameter of the learner, with its dtype and device; None if it has none.
-        bytes_too: whether it takes bytes as inputs, as a backbone does.
+        shape: *X of the learner: the shape of an input of the backbone, or of its features if it is frozen.
+        like: a parameter with the dtype and device of the learner; None if it has no parameters.
+        bytes_too: whether inputs may be uint8, as for a backbone.
 
     Raises:
-        UsageError: the inputs or, where they are numbers, the labels are others.
+        UsageError: inputs, or labels that are numbers, have another shape, dtype or device.
     """
     if (got := tuple(data.query_x.shape[2:])) != tuple(shape):
         raise UsageError(
-            f"expected inputs [T, N, *X] with *X = {list(shape)}, as the learner takes them (features if its backbone "
-            f"is frozen), got *X = {list(got)}; bring such inputs, or build the learner for these"
+            f"expected inputs [T, N, *X] with *X = {list(shape)} for this learner (features if its backbone "
+            f"is frozen), got *X = {list(got)}; pass such inputs, or build the learner for these"
         )
     if like is None:
         return
@@ -74,8 +74,8 @@ def check_inputs(data: Observed, shape: Sequence[int], like: Tensor | None, byte
         right = value.dtype == like.dtype or (bytes_too and value.dtype == BYTES)
         if not right and (value.is_floating_point() or name in ("support_x", "query_x")):
             raise UsageError(
-                f"expected {name} of {like.dtype}, which the learner has, got {value.dtype}; "
-                f"convert it with .to({like.dtype}), or the learner"
+                f"expected {name} of {like.dtype}, the dtype of the learner, got {value.dtype}; "
+                f"convert it with .to({like.dtype}), or convert the learner"
             )
     if data.query_x.device != like.device:
         raise UsageError(
@@ -85,7 +85,7 @@ def check_inputs(data: Observed, shape: Sequence[int], like: Tensor | None, byte
 
 
 def _tensors(data: Observed) -> dict[str, Any]:
-    """The tensors by name; optional ones only where there are any."""
+    """The tensors by name, without optional tensors that are None."""
     names = ("support_x", "support_y", "query_x", "query_y", "support_mask", "query_mask", "classes")
     present = {name: value for name in names if (value := getattr(data, name, None)) is not None}
     return present | {f"auxiliary['{name}']": value for name, value in data.auxiliary.items()}
@@ -109,7 +109,7 @@ def _check_inputs(support: Tensor, query: Tensor) -> None:
 
 
 def _check_labels(name: str, y: Tensor, shape: tuple[int, ...], num_classes: int) -> None:
-    """Classes [T, N] of int64, or numbers [T, N] or [T, N, Y] of floating point."""
+    """Check that labels are classes [T, N] of int64, or numbers [T, N] or [T, N, Y] of floating point."""
     form = f"[{shape[0]}, {shape[1]}{'' if num_classes else ', Y'}]"
     if tuple(y.shape[:2]) != shape or y.dim() > (2 if num_classes else 3):
         raise UsageError(
@@ -139,13 +139,13 @@ def _check_same_labels(support: Tensor, query: Tensor) -> None:
 def _check_mask(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
     if mask.dtype != torch.bool or tuple(mask.shape) != shape:
         raise UsageError(
-            f"expected {name} of torch.bool and shape {list(shape)}, true for a point that counts, got {mask.dtype} "
+            f"expected {name} of torch.bool and shape {list(shape)}, false for masked points, got {mask.dtype} "
             f"and {list(mask.shape)}; compare with the number of points: torch.arange(N) < count"
         )
 
 
 def _check_tasks(tensors: dict[str, Tensor], num_tasks: int) -> None:
-    """All begin with the axis of the same tasks."""
+    """Check that the first axis of every tensor is that of the tasks."""
     for name, value in tensors.items():
         if not value.dim() or value.shape[0] != num_tasks:
             raise UsageError(

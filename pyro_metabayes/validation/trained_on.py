@@ -1,4 +1,4 @@
-"""The tasks that a learner was trained on, and a warning where a transductive guide meets others."""
+"""The range of the tasks that a learner was trained on, and a warning if a transductive guide is used on others."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UnfamiliarTasks
 from pyro_metabayes.guide import Guide
 
-FACTOR = 2  # the number of queries may be this many times smaller or larger
-MARGIN = 0.1  # the share of the most frequent class may be larger by this much; about 3 sd of its mean over 16 tasks
+FACTOR = 2  # without a warning, the number of queries may be smaller or larger by this factor
+MARGIN = 0.1  # without a warning, largest_share may be larger by this much, about 3 sd of its mean over 16 tasks
 
 Span = tuple[int, int]  # the least and the most
 
@@ -24,12 +24,12 @@ Span = tuple[int, int]  # the least and the most
 class TaskRange:
     """The range of a batch of tasks; `learner.trained_on = TaskRange.of(episodes)` records it for a learner.
 
-    way: number of classes; 0 where labels are numbers.
-    shot: least and most support points of a class; of a task where labels are numbers.
-    query: least and most queries of a task.
-    largest_share: share of the most frequent class among the queries of a task, mean over tasks: 1 / way for balanced
-        queries, larger the smaller the concentration of a Dirichlet marginal. None where the labels are unknown or
-        numbers.
+    Attributes:
+        way: number of classes; 0 if labels are numbers.
+        shot: smallest and largest number of support points per class (per task if labels are numbers).
+        query: smallest and largest number of queries per task.
+        largest_share: share of the most frequent class among the queries of a task, mean over tasks. It is 1 / way for
+            balanced query sets, and larger for imbalanced ones. None if the labels are unknown or numbers.
     """
 
     way: int
@@ -39,7 +39,7 @@ class TaskRange:
 
     @classmethod
     def of(cls, data: Observed) -> TaskRange:
-        """The range of these tasks, whose labels and masks are read on the host."""
+        """The range of the given tasks; labels and masks are read on the host."""
         way, query_y = data.num_classes, getattr(data, "query_y", None)
         shots = _class_counts(data.support_y, data.support_mask, way) if way else data.support_mask.sum(1)
         share = None
@@ -50,7 +50,7 @@ class TaskRange:
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any] | None) -> TaskRange | None:
-        """The range that a checkpoint holds; None for one without, as of earlier versions."""
+        """The range in a checkpoint; None for a checkpoint without a range, as in earlier versions."""
         if saved is None:
             return None
         (least_shot, most_shot), (least_query, most_query) = saved["shot"], saved["query"]
@@ -63,7 +63,7 @@ class TaskRange:
         )
 
     def differences(self, met: TaskRange) -> list[str]:
-        """In which respects tasks are outside this range, in words."""
+        """Descriptions of the respects in which other tasks, with the range `met`, are outside this range."""
         found = []
         if met.way != self.way:
             found.append(f"{met.way} classes (trained on {self.way})")
@@ -73,18 +73,18 @@ class TaskRange:
             found.append(f"{_words(met.query)} queries (trained on {_words(self.query)})")
         shares = met.largest_share, self.largest_share
         if met.way == self.way and None not in shares and shares[0] > shares[1] + MARGIN:  # type: ignore[operator]
-            found.append(f"queries of which the largest class has {shares[0]:.0%} (trained on {shares[1]:.0%})")
+            found.append(f"a share of {shares[0]:.0%} of the most frequent class (trained on {shares[1]:.0%})")
         return found
 
 
 def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observed) -> None:
-    """Warn where a transductive guide meets tasks outside the range that it was trained on; silent without a record."""
+    """Warn if a transductive guide is used on tasks outside the range of its training, if that range is recorded."""
     if trained_on is None or not guide.transductive:
         return
     if different := trained_on.differences(TaskRange.of(data)):
         warnings.warn(
-            "expected tasks like those of the training, which this transductive guide has learned from, got "
-            f"{', '.join(different)}; predictions may be worse than those of class means, or over-confident: train on "
+            "expected tasks like those that this transductive guide was trained on, got "
+            f"{', '.join(different)}; predictions may be worse than those of class means, or overconfident: train on "
             "such tasks, or use an inductive guide such as proto",
             UnfamiliarTasks,
             stacklevel=4,  # the caller of a function under torch.no_grad
@@ -92,7 +92,7 @@ def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observe
 
 
 def _class_counts(y: Tensor, mask: Tensor, way: int) -> Tensor:
-    """Unmasked points of each class [T, C]."""
+    """Number of unmasked points of each class [T, C]."""
     return ((y.unsqueeze(-1) == torch.arange(way, device=y.device)) & mask.unsqueeze(-1)).sum(1)
 
 

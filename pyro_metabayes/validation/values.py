@@ -1,4 +1,4 @@
-"""Values of a batch of tasks: classes in their range, and finite numbers. Read where the host may wait."""
+"""Checks of the values of a batch of tasks, which synchronise with the host: class range, and finite numbers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pyro_metabayes.validation.structure import check_inputs
 
 
 def validate(data: object, model: nn.Module, num_features: int | None) -> None:
-    """Checks of inputs and values where the validation of Pyro is on, as in the first step of a training.
+    """Check inputs and values if Pyro's validation is on, as in the first step of a training.
 
     Args:
-        data: the tasks, with features as inputs; what is no Observed is not checked.
+        data: the tasks, with features as inputs; objects of other classes than Observed are not checked.
         model: the model, whose parameters have the dtype and the device of the tasks.
-        num_features: D; None where no learner has told it.
+        num_features: D; None: not checked.
 
     Raises:
-        UsageError: other inputs than the model takes, or a value that no model can use.
+        UsageError: the inputs do not fit the model, a class is out of range, or a number is not finite.
     """
     if not is_validation_enabled() or not isinstance(data, Observed):
         return
@@ -31,37 +31,37 @@ def validate(data: object, model: nn.Module, num_features: int | None) -> None:
 
 
 def check_points(data: Observed) -> None:
-    """Refuse tasks without a point that they need; masks are read on the host.
+    """Check that every task has the points that it needs; masks are read on the host.
 
-    A task of classes in a batch with support points must have one, and labelled tasks must have a query. A support set
-    of no points at all (S = 0) is legal, and so is a class without support points, whose class mean is 0.
+    Episodes need an unmasked query in each task. A classification task needs an unmasked support point, unless the
+    whole batch has no support points (S = 0). A class without support points is allowed; its class mean is 0.
 
     Raises:
-        UsageError: a task whose points are all masked, or no queries.
+        UsageError: all queries or all support points of a task are masked.
     """
     if data.query_x.is_meta:
         return
     if isinstance(data, Episodes) and (empty := int((~data.query_mask).all(1).sum())):
         raise UsageError(
             f"expected at least one query per task, unmasked in query_mask, got none in {empty} of {data.num_tasks} "
-            "tasks; drop these tasks"
+            "tasks; remove these tasks"
         )
     if data.num_classes and data.support_x.shape[1] and (empty := int((~data.support_mask).all(1).sum())):
         raise UsageError(
             f"expected at least one support point per task, unmasked in support_mask, got none in {empty} of "
-            f"{data.num_tasks} tasks; drop these tasks, or give no task any support point (S = 0)"
+            f"{data.num_tasks} tasks; remove these tasks, or use no support points in any task (S = 0)"
         )
 
 
 def check_values(data: Observed, model: object) -> None:
-    """Refuse classes out of range and numbers that are not finite, of masked points too, since 0 times NaN is NaN.
+    """Check that classes are in range and numbers are finite, also for masked points, since 0 times NaN is NaN.
 
     Args:
         data: the tasks, whose values are read on the host.
-        model: whose base classes, if any, follow those of the task in the labels of the queries.
+        model: the model. Its base classes, if any, come after the classes of the task in the labels of queries.
 
     Raises:
-        UsageError: such a value.
+        UsageError: a class is out of range, or a number is not finite.
     """
     base = model.num_base_classes if isinstance(model, HasBaseClasses) else 0
     most = {"support_y": data.num_classes, "query_y": data.num_classes and data.num_classes + base}
@@ -74,7 +74,7 @@ def check_values(data: Observed, model: object) -> None:
 
 
 def _wrong(data: Observed, name: str, most: dict[str, int]) -> Tensor | None:
-    """Where the values of a tensor cannot be used; None for bytes, and for what is not there."""
+    """Mask of the invalid values of a tensor; None for uint8, and if there is no such tensor."""
     values = getattr(data, name, None)
     if values is None:
         return None
@@ -85,8 +85,8 @@ def _wrong(data: Observed, name: str, most: dict[str, int]) -> Tensor | None:
 
 def _message(name: str, wrong: Tensor, most: int) -> str:
     if wrong.is_floating_point():
-        return f"expected finite values in {name}, of masked points too, got NaN or infinity in {len(wrong)}"
+        return f"expected finite values in {name}, also for masked points, got NaN or infinity in {len(wrong)}"
     return (
-        f"expected classes from 0 to {most - 1} in {name}, of masked points too, got {wrong.unique()[:5].tolist()}; "
+        f"expected classes from 0 to {most - 1} in {name}, also for masked points, got {wrong.unique()[:5].tolist()}; "
         "number the classes of each task 0, 1, ..., or set num_classes"
     )
