@@ -208,7 +208,7 @@ def test_optimisers_and_schedulers_that_do_not_fit_are_refused(tmp_path: Path) -
         fitted(optimiser=Adam(other.parameters()))
     with refuses(r"^expected an optimiser whose step needs no closure, got LBFGS; use one like Adam$"):
         fitted(optimiser=torch.optim.LBFGS(learner.parameters()))
-    with refuses(r"^expected the optimiser of the scheduler, got none; pass optimiser= too$"):
+    with refuses(r"^expected the optimiser of the scheduler, got none; also pass optimiser=$"):
         fitted(scheduler=CosineAnnealingLR(adam, 5))
     with refuses(r"^expected a scheduler of the optimiser, got one of another; construct it from this optimiser$"):
         fitted(optimiser=adam, scheduler=CosineAnnealingLR(Adam(learner.parameters()), 5))
@@ -234,7 +234,7 @@ def test_schedulers_that_end_too_early_or_wait_for_a_rise_are_refused() -> None:
         r"^expected a scheduler of at least 5 steps, as the training has, got OneCycleLR with total_steps=4; "
     ):
         fit(learner, random_tasks(4), val(), steps=5, optimiser=sgd, scheduler=OneCycleLR(sgd, 0.1, total_steps=4))
-    with refuses(r'^expected ReduceLROnPlateau with mode="min", as the NLL has to fall, got mode="max"; drop mode$'):
+    with refuses(r'^expected ReduceLROnPlateau with mode="min", as the NLL has to fall, got mode="max"; remove mode=$'):
         fit(learner, random_tasks(4), val(), steps=1, optimiser=sgd, scheduler=ReduceLROnPlateau(sgd, "max"))
     assert differing(weights_of(learner), weights) == []
 
@@ -259,7 +259,7 @@ def test_accumulated_gradients_are_those_of_one_batch(pair: Pair) -> None:
 
 def test_unequal_batches_are_not_accumulated() -> None:
     batches = [random_tasks(4), random_tasks(3)]
-    with refuses(r"^expected batches of equally many tasks to accumulate, got \[3, 4\] in one step$"):
+    with refuses(r"^expected equally many tasks in all batches of a step, got \[3, 4\]$"):
         trained(SAVI, default, None, train=lambda number: batches[number % 2], accumulate=2)
 
 

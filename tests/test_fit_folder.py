@@ -98,7 +98,7 @@ def test_a_frozen_backbone_and_the_folder_of_a_command_are_refused(tmp_path: Pat
     with refuses(r"^expected the training that .* holds, with frozen=True, got frozen=False; .*$"):
         trained(tmp_path)
     checkpoint.save(tmp_path / "checkpoint.pt", state | {"config": {"task": {"way": 5}}})
-    with refuses(r"^expected the folder of a training by fit, got .*, that of a command; continue it with .*$"):
+    with refuses(r"^expected the folder of a training by fit, got .*, the folder of a command; continue it with .*$"):
         trained(tmp_path)
 
 
@@ -107,7 +107,7 @@ def test_a_finished_training_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "already finished" not in capsys.readouterr().err
     _, again = trained(tmp_path)
     assert again.lines == history.lines
-    assert f"note: the training in {tmp_path} has already finished, after 4 steps" in capsys.readouterr().err
+    assert f"note: the training in {tmp_path} had already finished after 4 steps" in capsys.readouterr().err
     assert trained(tmp_path, steps=6)[1].steps == 6, "with more steps it goes on"
     with refuses(r"^expected steps >= 6, which the training in .* has taken, got 5$"):
         trained(tmp_path, steps=5)

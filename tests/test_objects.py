@@ -128,7 +128,7 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     parts = Parts()
     with refuses(rf"^expected one num_weights for all parts, got 7 and prior\.num_weights={FEATURES}$"):
         parts.learner(guide=mean_field.Guide(parts.model, WAY, 7))
-    with refuses(rf"^expected num_weights={FEATURES}, as backbone and head have it, got 7$"):
+    with refuses(rf"^expected num_weights={FEATURES}, as in backbone and head, got 7$"):
         wide = few_shot_classifier.Model(heads.Cosine(), priors.Gaussian(7))
         parts.learner(model=wide, guide=proto.Guide(wide))
     model = linear_regression.Model(priors.Conditional(FEATURES, FEATURES, 1), 2, FEATURES)

@@ -97,7 +97,7 @@ def test_it_warns_once_and_names_what_is_outside(
         assert lines == []
         return
     (line,) = lines
-    assert "\n" not in line and line.startswith("expected tasks like those of the training")
+    assert "\n" not in line and line.startswith("expected tasks like those that this transductive guide was trained on")
     for words, outside in expected.items():
         assert (words in line) == outside, (words, line)
 
@@ -201,7 +201,7 @@ def test_a_command_says_it_in_one_line(features: Path, tmp_path: Path, monkeypat
     (line,) = [
         line for line in ran("evaluate", "run", "task.way=4", "task.shot=3").err.splitlines() if "warning" in line
     ]
-    assert line.startswith("warning: expected tasks like those of the training, ")
+    assert line.startswith("warning: expected tasks like those that this transductive guide was trained on, ")
     assert "4 classes (trained on 5), 3 shots (trained on 1)" in line and ".py" not in line
     marginal = ran("evaluate", "run", "task.query_concentration=0.5", "eval.tasks=32").err
     assert marginal.count("warning: ") == 1 and "largest class" in marginal

@@ -457,7 +457,7 @@ def test_a_diverged_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp_pa
     good.run()
     settings = replace(SHORT, log_every=12, schedule="constant")
     bad = training_of(tmp_path / "bad", settings=settings, stream=poisoned(6))
-    message = r"has diverged: at step 6 log_likelihood(, kl)? went first, .*train\.learning_rate.* \(.*of step 4 in "
+    message = r"has diverged: first non-finite at step 6: log_likelihood(, kl)?; .*train\.learning_rate.* \(.*of step 4 in "
     with pytest.raises(UsageError, match=message):
         bad.run()
     first, second = weights(good), weights(bad)
@@ -550,7 +550,7 @@ def test_what_went_first_is_named(what: str, said: str, tmp_path: Path) -> None:
     settings = replace(SHORT, log_every=12, validate_every=4, schedule="constant")
     training = training_of(tmp_path, Pair("savi", "conditional"), settings)
     spoil(training, what, 6)
-    with pytest.raises(UsageError, match=rf"at step 6 {said} went first, .*checkpoint: of step 4 in {tmp_path}\)"):
+    with pytest.raises(UsageError, match=rf"non-finite at step 6: {said}; .*checkpoint: of step 4 in {tmp_path}\)"):
         training.run()
     assert checkpoint.load(tmp_path / "checkpoint.pt")["training"]["step"] == 4
 

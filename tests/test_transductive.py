@@ -205,7 +205,7 @@ def test_a_head_without_class_terms_is_refused(guide: str) -> None:
 
 def test_base_classes_are_refused() -> None:
     for guide, settings in (("proto", KNOWN), ("soft_kmeans", {})):
-        with pytest.raises(UsageError, match=r"queries of the classes of the task only.*model=few_shot_classifier"):
+        with pytest.raises(UsageError, match=r"a model without base classes.*model=few_shot_classifier"):
             Pair(guide, "flat", "linear", model="lwof", settings=settings).learner()
 
 

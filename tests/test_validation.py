@@ -161,7 +161,7 @@ def test_values_that_no_method_can_use_are_refused_in_one_line(
     mask = getattr(tasks, f"{name[:-2]}_mask").clone()
     mask[place] = not masked
     expected = "expected classes from 0 to 2 in" if name in LABELS else "expected finite values in"
-    with pytest.raises(UsageError, match=f"{expected} {name}, of masked points too, got") as error:
+    with pytest.raises(UsageError, match=f"{expected} {name}, also for masked points, got") as error:
         DOORS[door](learner, replace(tasks, **{name: changed, f"{name[:-2]}_mask": mask}))
     assert "\n" not in str(error.value)
 
@@ -172,7 +172,7 @@ def test_numbers_are_finite(name: str) -> None:
     tasks = pair.tasks()
     values = getattr(tasks, name).clone()
     values[0, 0, 0] = float("nan")
-    with pytest.raises(UsageError, match=f"expected finite values in {name}, of masked points too, got NaN"):
+    with pytest.raises(UsageError, match=f"expected finite values in {name}, also for masked points, got NaN"):
         pair.learner()(replace(tasks, **{name: values}))
 
 
@@ -293,7 +293,7 @@ def test_raw_images_for_a_frozen_backbone_are_refused_in_one_line() -> None:
         lambda data: learner.posterior_predictive(data.observed(), 2),
         lambda data: evaluate(learner, data, EvalSettings(tasks=3)),
     ):
-        with pytest.raises(UsageError, match=r"\*X = \[64\], as the learner takes them \(features if"):
+        with pytest.raises(UsageError, match=r"\*X = \[64\] for this learner \(features if"):
             call(tasks)
 
 
