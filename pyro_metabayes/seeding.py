@@ -44,7 +44,7 @@ def set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
 
     Args:
         device: the device.
-        states: as `random_states` returned them; a state of another kind of device is ignored.
+        states: the result of `random_states`; a state of another kind of device is ignored.
     """
     if states and len(random_states(device)) and states[0].shape == random_states(device)[0].shape:
         torch.get_device_module(device.type).set_rng_state(states[0], *arguments_of(device))
@@ -136,7 +136,7 @@ def task_draws(draw: Callable[[Size], Tensor], leading: Sequence[int] = ()) -> T
     distributions use random numbers in another order; their draws are valid but depend on the number of processes.
 
     Args:
-        draw: from a sample shape to draws [*sample shape, T, ...], such as `rsample`.
+        draw: function from a sample shape to draws [*sample shape, T, ...], such as `rsample`.
         leading: sizes of the axes before the task axis.
     """
     rank, num_processes = _process.get()

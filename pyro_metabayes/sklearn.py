@@ -83,7 +83,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.support_x_ = self._framed(X)
         self._load_learners(X.shape[1:], len(self.classes_))
         with warnings.catch_warnings(action="ignore", category=UnfamiliarTasks):  # of a single query
-            self._prediction(self.learner_, X[:1])  # refuses what the learner does not take
+            self._prediction(self.learner_, X[:1])  # raises an error if the learner cannot use this support set
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:

@@ -320,7 +320,7 @@ def test_omniglot_that_is_not_in_the_folder_of_data_is_refused(monkeypatch: pyte
 
 def test_a_diverged_run_names_the_step(features: Path) -> None:
     error = error_of(*on_features(features), "guide=sib", "train.steps=20", "train.learning_rate=1e10")
-    assert re.match(r"training has diverged: first non-finite at step ([2-9]|1\d|20): .*; .*checkpoint: none yet", error)
+    assert re.match(r".*diverged: first non-finite at step ([2-9]|1\d|20): .*; .*checkpoint: none yet", error)
 
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(copied: Path) -> None:

@@ -113,8 +113,8 @@ def test_twice_the_queries_are_so_in_every_class() -> None:
         ({"query_counts": [0] * 5}, "5 numbers >= 0"),
         ({"query_concentration": -1.0}, r"task\.query_concentration to be finite and >= 0"),
         ({"query_concentration": float("inf")}, "to be finite"),
-        ({"query_balanced": 0.5}, r"task\.query_balanced to be a share, 0 without"),
-        ({"query_concentration": 1.0, "query_balanced": 1.5}, "to be a share"),
+        ({"query_balanced": 0.5}, r"task\.query_balanced from 0 to 1, and 0 without"),
+        ({"query_concentration": 1.0, "query_balanced": 1.5}, "query_balanced from 0 to 1"),
     ],
 )
 def test_impossible_query_sets_are_refused(shape: dict[str, Any], message: str) -> None:

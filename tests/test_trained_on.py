@@ -90,7 +90,7 @@ def test_it_warns_once_and_names_what_is_outside(
         "classes (trained on": way != WAY,
         "shots (trained on": shot != SHOT,
         "queries (trained on": num_queries < trained / 2 or num_queries > 2 * trained,
-        "largest class": door == "evaluate" and way == WAY and share > 1 / WAY + 0.1,
+        "most frequent class": door == "evaluate" and way == WAY and share > 1 / WAY + 0.1,
     }
     lines = said(learner, episodes, door)
     if not (record and guide in TRANSDUCTIVE and any(expected.values())):
@@ -123,7 +123,7 @@ def test_the_marginal_is_compared_by_the_share_of_the_largest_class(trained: flo
 
     tasks = random_tasks(32, 5, 1, 15)
     one, other = (TaskRange.of(replace(tasks, query_y=labels(a, seed))) for a, seed in ((trained, 0), (met, 1)))
-    assert any("largest class" in line for line in one.differences(other)) == warns
+    assert any("most frequent class" in line for line in one.differences(other)) == warns
 
 
 def test_numbers_have_shots_and_queries_alone() -> None:
@@ -204,7 +204,7 @@ def test_a_command_says_it_in_one_line(features: Path, tmp_path: Path, monkeypat
     assert line.startswith("warning: expected tasks like those that this transductive guide was trained on, ")
     assert "4 classes (trained on 5), 3 shots (trained on 1)" in line and ".py" not in line
     marginal = ran("evaluate", "run", "task.query_concentration=0.5", "eval.tasks=32").err
-    assert marginal.count("warning: ") == 1 and "largest class" in marginal
+    assert marginal.count("warning: ") == 1 and "most frequent class" in marginal
 
 
 def test_what_is_refused_is_not_warned_of() -> None:

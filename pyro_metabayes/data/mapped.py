@@ -112,7 +112,7 @@ class MappedRows:
         self._advise("MADV_RANDOM")
 
     def sample(self) -> bytes:
-        """Bytes for a fingerprint without reading the whole file: type, shape, and evenly spaced rows."""
+        """Bytes that identify the content, for `Bank.fingerprint`: type, shape, and evenly spaced rows."""
         number = max(1, min(len(self), SAMPLE, SAMPLED_BYTES // self.array.strides[0]))
         rows = np.linspace(0, len(self) - 1, number).astype(np.int64)
         return f"{self.array.dtype} {self.array.shape}".encode() + self.array[self._in_file(rows)].tobytes()

@@ -22,7 +22,7 @@ class Pairs:
 
     @property
     def single(self) -> Tensor:
-        """Which rows have no partner [M]."""
+        """Whether each row has no partner [M]."""
         return self.partner == torch.arange(len(self.partner))
 
     def refuse_split(self, starts: Tensor, sizes: Tensor, shot: int, number: int) -> None:

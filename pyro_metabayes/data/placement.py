@@ -1,4 +1,4 @@
-"""Where the inputs of a bank are kept: on the device of the run, or in the memory of the host."""
+"""Places the inputs of a bank on the device of the run or in the memory of the host."""
 
 from __future__ import annotations
 

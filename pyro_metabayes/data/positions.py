@@ -32,7 +32,7 @@ def random_positions(sizes: Tensor, number: int, largest: int, generator: Genera
 
 
 def sequential_positions(sizes: Tensor, number: int, generator: Generator) -> Tensor:
-    """As `random_positions`, at a cost that does not depend on the sizes.
+    """As `random_positions`, but with a cost that does not depend on the sizes.
 
     For j = size - number, ..., size - 1: draw a position from 0, ..., j, and use j instead if that position was drawn
     before. All subsets are equally likely (Bentley and Floyd 1987, "A sample of brilliance"), but their orders are not.

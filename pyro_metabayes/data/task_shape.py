@@ -89,7 +89,7 @@ class TaskShape:
             raise UsageError(f"expected task.query_concentration to be finite and >= 0, got {concentration}")
         if not 0 <= self.query_balanced <= 1 or (self.query_balanced and not concentration):
             raise UsageError(
-                "expected task.query_balanced to be a share, 0 without task.query_concentration, got "
+                "expected task.query_balanced from 0 to 1, and 0 without task.query_concentration, got "
                 f"{self.query_balanced} and {concentration}"
             )
 

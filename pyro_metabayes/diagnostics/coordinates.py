@@ -40,7 +40,7 @@ class Standardised:
         if not self.scale.isfinite().all():
             raise UsageError(
                 "expected a prior whose weights have finite variances for a gold posterior, got "
-                f"{type(innermost(prior)).__name__} without; use another prior"
+                f"{type(innermost(prior)).__name__}, which has infinite ones; use another prior"
             )
 
     def random(self) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ def novel(predictions: BaseNovelPredictions) -> Tensor:
     """Share of the queries of novel classes predicted correctly when only novel classes are candidates.
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], 0 to 1.
@@ -26,7 +26,7 @@ def base(predictions: BaseNovelPredictions) -> Tensor:
     """Share of the queries of base classes predicted correctly when only base classes are candidates.
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], 0 to 1.
@@ -38,7 +38,7 @@ def both(predictions: BaseNovelPredictions) -> Tensor:
     """Share of all queries predicted correctly when all classes are candidates.
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], 0 to 1.
@@ -50,7 +50,7 @@ def base_over_all(predictions: BaseNovelPredictions) -> Tensor:
     """Share of the queries of base classes predicted correctly when all classes are candidates.
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], 0 to 1.

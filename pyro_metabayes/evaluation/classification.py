@@ -15,7 +15,7 @@ def accuracy(predictions: ClassPredictions) -> Tensor:
     """Share of the queries whose most probable class in the averaged prediction is correct.
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], 0 to 1.
@@ -27,7 +27,7 @@ def accuracy_of_sample(predictions: ClassPredictions) -> Tensor:
     """(1/L) sum_l accuracy of p(y | x, w_l): the accuracy of the prediction of a single draw, mean over draws.
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], 0 to 1; the accuracy if L = 1.
@@ -42,7 +42,7 @@ def brier(predictions: ClassPredictions) -> Tensor:
     """sum_c (p(c) - [y = c])^2, mean over the queries. (Brier 1950)
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], 0 to 2.
@@ -59,7 +59,7 @@ def mutual_information(predictions: ClassPredictions) -> Tensor:
     This is the mutual information of a label and w. (Houlsby et al. 2011)
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], in nats per query; 0 if L = 1.

@@ -45,7 +45,7 @@ def values_for_calibration(predictions: ClassPredictions) -> Tensor:
     """Confidence and hit of the averaged prediction, and mask, of each query.
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T, Q, 3]; hit and mask are 0 or 1.

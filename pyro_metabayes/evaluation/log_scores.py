@@ -13,7 +13,7 @@ def nll(predictions: Predictions) -> Tensor:
     """-log (1/L) sum_l p(y_i | x_i, w_l), mean over the queries i. For numbers p is the density. (Good 1952)
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], in nats per query.
@@ -27,7 +27,7 @@ def joint_nll(predictions: Predictions) -> Tensor:
     Unlike nll it rewards predictions that model the dependence between the labels of a task. (Osband et al. 2022)
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], in nats per query.

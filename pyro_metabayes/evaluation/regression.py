@@ -16,7 +16,7 @@ def mse(predictions: NumberPredictions) -> Tensor:
     """((1/L) sum_l mean_l - y)^2, mean over the outputs and the queries.
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], in the squared unit of y.
@@ -32,7 +32,7 @@ def coverage90(predictions: NumberPredictions) -> Tensor:
     PIT is randomised, so that the share is 90% for calibrated predictions (`prediction/pit.py`).
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], 0 to 1.

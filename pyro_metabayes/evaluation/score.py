@@ -76,7 +76,7 @@ class Score(Generic[P]):
         """Reduces the values of all tasks to the entry of this score in results.json.
 
         Args:
-            values: of all tasks, [T] or [T, ...], on the host.
+            values: values of all tasks, [T] or [T, ...], on the host.
 
         Returns:
             A number in `unit`, or {mean, ci95}.

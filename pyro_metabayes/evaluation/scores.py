@@ -53,7 +53,7 @@ def values_of(predictions: Predictions, weights: Weights, scores: Iterable[Score
     """Values of the scores that are defined for the predictions.
 
     Args:
-        predictions: of T tasks.
+        predictions: predictions for T tasks.
         weights: the weights under which the predictions are made.
         scores: the requested scores.
 

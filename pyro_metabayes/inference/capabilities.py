@@ -33,7 +33,7 @@ class ChecksFeatures(Protocol):
     """A part of a model that accepts only some features, such as features of unit length."""
 
     def check_features(self, x: Tensor, learned: bool) -> None:
-        """Refuse other features x [N, D]; `learned` says whether they are from a network, which may be constant."""
+        """Raise a UsageError for other features x [N, D]; learned: whether x is from a network (it may be constant)."""
 
 
 @runtime_checkable

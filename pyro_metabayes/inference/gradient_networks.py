@@ -74,7 +74,7 @@ class EquivariantNet(nn.Module):
         self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """As OrderedNet.forward, for any C."""
+        """As OrderedNet.forward, but for any number of classes C."""
         num_classes = logits.shape[-1]
         shares = point_shares(mask.repeat_interleave(num_classes, dim=-1), self.over_batch)  # [T, 1, Q * C]
         x = torch.stack((logits, logits.softmax(-1)), dim=-1)
@@ -109,7 +109,7 @@ class MarginalNet(nn.Module):
         self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """As OrderedNet.forward, for any C."""
+        """As OrderedNet.forward, but for any number of classes C."""
         x = torch.stack((logits, logits.softmax(-1)), dim=-1)
         shares = point_shares(mask, self.over_batch)
         marginal = masked_mean_point(x[..., 1:], mask).clamp(min=LEAST_SHARE)

@@ -53,7 +53,7 @@ def expecting(what: str) -> Iterator[None]:
 def count_of(value: Any) -> int:
     """The value if it is an integer >= 0; otherwise a ValueError is raised."""
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no count")
+        raise ValueError(f"{value!r} is no integer >= 0")
     return value
 
 

@@ -74,7 +74,7 @@ def restore_optimizer(
 
     Args:
         optimizer: the optimiser, whose state is replaced.
-        state: from `optimizer_state`.
+        state: the result of `optimizer_state`.
         learner: the learner whose parameters are trained.
         weights: names of the weights in the checkpoint; needed for version 0.1, which saved moments without names.
 
@@ -88,7 +88,7 @@ def restore_optimizer(
     if _layout(own["param_groups"], own["names"]) != _layout(state["param_groups"], names):
         raise UsageError(
             "expected train.optimizer, backbone.frozen and the names in train.learning_rates as in the "
-            "interrupted run, got others; do not change them, or start a new run"
+            "interrupted run, got different ones; do not change them, or start a new run"
         )
     moments = {number_of[str(names[number])]: values for number, values in state["state"].items()}
     _check_moments(moments, optimizer)

@@ -34,7 +34,7 @@ def measure(learner: MetaLearner, episodes: Episodes, seed: int) -> tuple[TaskSc
     Args:
         learner: the learner in training.
         episodes: T tasks, with inputs of the backbone.
-        seed: of all draws of w.
+        seed: seed of all draws of w.
 
     Returns:
         Scores and spreads per task, [T] or [T, ...], on the device of the tasks.
@@ -98,7 +98,7 @@ def validation_metrics(learner: MetaLearner, stream: TaskStream, num_tasks: int,
         learner: the learner in training.
         stream: the validation tasks.
         num_tasks: number of validation tasks.
-        seed: of all draws of w.
+        seed: seed of all draws of w.
 
     Returns:
         val_nll in nats per query, and val_accuracy, 0 to 1.

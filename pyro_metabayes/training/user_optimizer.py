@@ -67,7 +67,7 @@ class OptimisationByUser:
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
         """Continue from a state; the state of another kind of optimiser or scheduler raises a UsageError."""
         if "optimiser" not in state or (state["scheduler"] is None) != (self.scheduler is None):
-            raise UsageError("expected the optimiser and scheduler of the interrupted training, got others; pass them")
+            raise UsageError("expected optimiser and scheduler as in the interrupted training, got others; pass these")
         _check_groups(state["optimiser"], self.optimizer)
         if self.scheduler is not None:
             _check_names(self.scheduler.state_dict(), state["scheduler"], "scheduler")
@@ -95,7 +95,7 @@ def _check_groups(state: Mapping[str, Any], optimiser: Optimizer) -> None:
     """Raise a UsageError for the state of another kind of optimiser, or of other parameter groups."""
     own, saved = optimiser.state_dict()["param_groups"], state["param_groups"]
     if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved]:
-        raise UsageError("expected the parameter groups of the interrupted training, got others; construct them alike")
+        raise UsageError("expected parameter groups as in the interrupted training, got others; construct them alike")
     for one, other in zip(own, saved, strict=True):
         _check_names(one, other, "optimiser")
 

@@ -25,7 +25,7 @@ def check_tensors(data: Observed) -> None:
             raise UsageError(f"expected {name} to be a tensor, got {type(value).__name__}; use torch.as_tensor")
     for name, value in tensors.items():
         if value.device != (device := data.query_x.device):
-            raise UsageError(f"expected all tensors on {device}, as query_x, got {name} on {value.device}; move it")
+            raise UsageError(f"expected all tensors on {device}, like query_x, got {name} on {value.device}; move it")
 
 
 def check_structure(data: Observed) -> None:
@@ -149,6 +149,6 @@ def _check_tasks(tensors: dict[str, Tensor], num_tasks: int) -> None:
     for name, value in tensors.items():
         if not value.dim() or value.shape[0] != num_tasks:
             raise UsageError(
-                f"expected {name} of {num_tasks} tasks, as query_x, got shape {list(value.shape)}; "
+                f"expected {name} of {num_tasks} tasks, like query_x, got shape {list(value.shape)}; "
                 "the axis of tasks comes first in every tensor"
             )

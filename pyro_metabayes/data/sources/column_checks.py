@@ -62,7 +62,7 @@ def refuse_constant(values: Tensor, columns: Sequence[str], file: Path) -> None:
 
 
 def refuse_far_from_zero(values: Tensor, columns: Sequence[str], random: Sequence[str], file: Path) -> None:
-    """Refuse group-specific slopes without intercepts if the mean of the column is far from 0.
+    """Raise a UsageError for group-specific slopes without intercepts if the mean of the column is far from 0.
 
     The lines of all groups would then meet at 0, far from the data.
     """

@@ -80,7 +80,7 @@ def load(
 
 
 class Digits:
-    """Images of any domain and split, made from the files."""
+    """Constructs the images of any domain and split from the files."""
 
     def __init__(self, files: Mapping[str, Path], size: int, counts: Mapping[str, int], seed: int) -> None:
         self.files, self.size, self.counts, self.seed = files, size, counts, seed

@@ -42,7 +42,7 @@ class GaussianFeatures:
         return (self.num_features,)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`: class-ordered tasks, all of a block at once."""
+        """As `Source.sampler`; the points of a task are sorted by class."""
         shape.check_classes(split)
 
         def draw(generator: Generator) -> Episodes:

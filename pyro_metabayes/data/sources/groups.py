@@ -34,11 +34,11 @@ from pyro_metabayes.prediction.averages import masked_mean
 class Groups:
     """G groups of rows (x, y). Each group is a task; tasks of different sizes are padded and masked.
 
-    names: of the groups [G]. points: the rows, sorted by group.
+    names: names of the groups [G]. points: the rows, sorted by group.
     features: names of the D columns of x; the first num_random of them have group-specific weights.
     splits: the groups for training, validation and test. scales: means and standard deviations of the columns.
-    shuffle: whether support points are chosen at random. notes: for the user. levels: of the factors.
-    family: of the response; only a Gaussian response is standardised.
+    shuffle: whether support points are chosen at random. notes: notes for the user. levels: levels of the factors.
+    family: family of the response; only a Gaussian response is standardised.
     """
 
     names: Sequence[str]
@@ -172,9 +172,9 @@ def load(
         missing: "refuse" or "drop" rows with missing values; with "drop" a group name such as NA or null is missing.
         decimal: "point" or "comma".
         factors: predictors whose numbers are names of levels.
-        family: of the response: "gaussian"; "bernoulli", 0 and 1; "poisson", counts. The last two are not standardised.
+        family: "gaussian" response; "bernoulli", 0 and 1; "poisson", counts. The last two are not standardised.
         scales: mean and sd of columns by name, in the units of the file; by default those of the training groups.
-        levels: of the factors; by default those of the file.
+        levels: levels of the factors; by default those of the file.
 
     Raises:
         UsageError: the file, a column or a setting does not allow a regression.

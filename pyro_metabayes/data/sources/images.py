@@ -65,7 +65,7 @@ def pixels(source: Path | bytes, size: int | None, channels: int = 3, background
 
 
 def _refuse_unscaled_transparency(image: ImageFile.ImageFile) -> None:
-    """Refuse a PNG file with a transparent colour that is not of 8 bits.
+    """Raise a ValueError for a PNG file with a transparent colour that has not 8 bits.
 
     Pillow scales the pixels to 8 bits but not the transparent colour, so its comparison would be wrong.
     """

@@ -71,7 +71,7 @@ def _of_table(table: Path, size: int) -> Part:
             lines = list(csv.reader(file))
         except csv.Error as error:
             raise UsageError(
-                f"expected lines of filename,label in {table}, got others ({error}); copy it again"
+                f"expected lines of filename,label in {table}, got another format ({error}); copy it again"
             ) from None
     if not lines or lines[0] != ["filename", "label"] or any(len(line) != 2 for line in lines):
         raise UsageError(f"expected lines of filename,label in {table}, after a header of this form; copy it again")

@@ -40,7 +40,7 @@ class SpinningLines:
             raise UsageError(f"expected finite settings, scale and slope_scale > 0, got {self}; change data.*")
 
     def truth(self, observed: Observed) -> TorchDistribution:
-        """p(w | x_query): batch [T], event [1, 1]."""
+        """The exact posterior p(w | x_query): batch [T], event [1, 1]."""
         share = observed.query_mask / observed.query_mask.sum(-1, keepdim=True)
         mean = (observed.query_x.squeeze(-1) * share).sum(-1)
         return Normal(mean.view(-1, 1, 1) + self.slope_loc, self.slope_scale).to_event(2)

@@ -22,7 +22,7 @@ DECIMALS, MISSING = ("point", "comma"), ("refuse", "drop")
 
 @dataclass(frozen=True)
 class Reading:
-    """How the cells of a file are read.
+    """Settings for reading the cells of a file.
 
     Args:
         missing: "refuse" or "drop" rows without a key or a number.
