@@ -56,7 +56,7 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
         raise UsageError(f"no module '{given}', which {part}._target_ names") from None
     except AttributeError:
         raise UsageError(f"no '{attribute}' in {given}, which {part}._target_ names") from None
-    except (ImportError, ValueError, TypeError) as error:  # a name like models..heads
+    except (ImportError, ValueError, TypeError) as error:  # for a malformed name such as models..heads
         raise UsageError(f"no module '{given}', which {part}._target_ names: {error}") from None
     of_module = inspect.isclass(target) or inspect.isfunction(target)
     if not of_module or not target.__module__.startswith(tuple(map(_full, prefixes))):
@@ -138,7 +138,7 @@ def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: 
     provided = {name: value for name, value in context.items() if name in wanted}
     hints = _hints_of(target)
     settings = {
-        name: float(value) if hints.get(name) is float else value  # 0 for 0.0
+        name: float(value) if hints.get(name) is float else value  # accepts the integer 0 for 0.0
         for name, value in spec.items()
         if name != "_target_"
     }

@@ -38,7 +38,7 @@ def _named(name: str) -> torch.device:
     try:
         device = torch.device(name)
         usable = device.type == "cpu" or hasattr(torch.get_device_module(device.type), "device_count")
-    except RuntimeError:  # torch, for an unknown name
+    except RuntimeError:  # raised by torch for an unknown name
         usable = False
     if not usable:
         raise UsageError(f"expected device to be {DEVICES}, got '{name}'")

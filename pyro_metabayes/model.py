@@ -50,12 +50,12 @@ class Model(Recorded, Program):
     num_features: int | None = None
     canonical: bool = False
     # Step size of an inner loop on the mean loss, in units of `loss_unit`, unless the guide sets one.
-    # Finn et al. (2017) take 0.01 for the squared error of sinusoids.
+    # Finn et al. (2017) use 0.01 for the squared error of sinusoids.
     inner_step_size = 0.01
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # The claim is about one likelihood_of: another one does not inherit it.
+        # `canonical` is a claim about one likelihood_of, so a class that overrides likelihood_of does not inherit it.
         owner = next(base for base in cls.__mro__ if {"likelihood_of", "canonical"} & vars(base).keys())
         if "canonical" not in vars(owner):
             cls.canonical = False
@@ -148,7 +148,7 @@ class Model(Recorded, Program):
         with pyro.plate("task", data.num_tasks, dim=-1):
             with nullcontext() if kl_weight == 1.0 else poutine.scale(scale=kl_weight):
                 w = sample_latent(self._checked_prior(data))
-            # An empty set has no site: torch cannot sum over an event of no points.
+            # An empty set has no site, since torch cannot sum over an event without points.
             if self.observe in ("support", "all") and data.support_x.shape[1]:
                 support = self.likelihood(w, data.support_x, data).mask(data.support_mask)
                 pyro.sample("support_y", support.to_event(1), obs=data.support_y)

@@ -48,7 +48,7 @@ def current_specification(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     changed = _without_implied(spec)
     if changed.get("_target_") == "guides.sib.Guide":
         changed = _without_implied(_parts_of_sib(changed))
-    if changed.get("see_labels") is False:  # of sib_savi
+    if changed.get("see_labels") is False:  # a setting of sib_savi
         changed = {name: value for name, value in changed.items() if name != "see_labels"} | {"label_precision": 0.0}
     return changed
 

@@ -27,7 +27,7 @@ def check_seed(seed: object) -> None:
         UsageError: the seed is no integer, or is out of range.
     """
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(2**63) <= int(seed) < 2**64:
-        raise UsageError(f"expected seed to be an integer from 0 to 2^63 - 1, got {str(seed)[:40]!r}; choose such an integer")
+        raise UsageError(f"expected seed to be an integer from 0 to 2^63 - 1, got {str(seed)[:40]!r}; choose one")
 
 
 def random_states(device: torch.device) -> list[Tensor]:

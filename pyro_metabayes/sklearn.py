@@ -82,7 +82,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.frame_ = SupportFrame.of(X) if self.learner is None else None
         self.support_x_ = self._framed(X)
         self._load_learners(X.shape[1:], len(self.classes_))
-        with warnings.catch_warnings(action="ignore", category=UnfamiliarTasks):  # of a single query
+        with warnings.catch_warnings(action="ignore", category=UnfamiliarTasks):  # for the single query below
             self._prediction(self.learner_, X[:1])  # raises an error if the learner cannot use this support set
         return self
 
@@ -120,7 +120,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # an overflow is reported as infinity
                 return validate_data(self, X, *y, **options)
-        except ValueError as error:  # a TypeError, of a sparse matrix or an object, has one line
+        except ValueError as error:  # a TypeError (sparse matrix, object) has one line already
             raise UsageError(_one_line(str(error))) from None
 
     def _load_learners(self, input_shape: tuple[int, ...], num_classes: int) -> None:

@@ -28,7 +28,7 @@ def torchvision() -> ModuleType:
         if "operator torchvision::" not in str(error) or _libraries:
             raise
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # the part that was imported before the failure
+        del sys.modules[name]  # modules that were imported before the failure
     _libraries.append(torch.library.Library("torchvision", "DEF"))
     for schema in SCHEMAS:
         _libraries[0].define(schema)

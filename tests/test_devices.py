@@ -50,7 +50,7 @@ PAIRS = {
     "leo": LEO,
     "unused": Pair("mean_field", objective="monte_carlo"),  # of the prior no term of the loss knows
 }
-BAD = {"stop": "diverged: first non-finite at step 2: ", "skip": ""}  # a task of the second process is not finite, and train.on_nan
+BAD = {"stop": "diverged: first non-finite at step 2: ", "skip": ""}  # by train.on_nan; one task is bad
 
 
 # ---------------------------------------------------------------- the same gradients, the same runs

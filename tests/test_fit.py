@@ -361,7 +361,7 @@ def test_tasks_that_are_none_are_refused() -> None:
         fit(learner, 3, val(), steps=1)
     with refuses(r"^expected val to be a TaskStream, Episodes or a list of Episodes, with tasks, got .* function; .*$"):
         fit(learner, WatchedStream(), made, steps=1)
-    with refuses(r"^expected val with tasks of one number of classes, got \[3, 4\]; pass one list per number$"):
+    with refuses(r"^expected val with tasks of one number of classes, got \[3, 4\]; pass one list each$"):
         fit(learner, WatchedStream(), [random_tasks(2), random_tasks(2, way=4)], steps=1)
     with refuses(r"^expected batches of type Episodes from train, got an object of type int as batch 0$"):
         fit(learner, lambda number: number, val(), steps=1)

@@ -196,7 +196,7 @@ def test_a_read_only_folder_is_refused(finished: Path) -> None:
         before = contents(folder)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         error = call("run", f"resume={folder}", "train.steps=4").error
-        assert error == f"expected to write into {folder}, got: Read-only file system; free space or change it"
+        assert error == f"expected to write into {folder}, got: Read-only file system; free space or change the folder"
         assert contents(folder) == before
         assert "Read-only file system" in call("run", "data=gaussian_features", f"hydra.run.dir={disk}/new").error
 

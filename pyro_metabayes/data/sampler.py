@@ -39,7 +39,7 @@ class RowsOfTasks:
     def _inputs(self, places: Tensor) -> Tensor:
         inputs = self.pool.at(places)
         if self.pool.device != torch.device(self.device) and torch.device(self.device).type in PINNING:
-            inputs = inputs.pin_memory()  # a copy from pinned memory does not block the host
+            inputs = inputs.pin_memory()  # copying from pinned memory does not block the host
         return inputs.to(self.device, non_blocking=True)
 
 

@@ -60,7 +60,7 @@ def _array(tensor: Tensor) -> Any:
 def _arviz() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # 0.23 warns of changes in 1.0, supported here
+            warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 warns of changes in 1.0, supported here
             import arviz
     except ImportError as error:
         if error.name != "arviz":

@@ -76,7 +76,7 @@ def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: T
     points, noise = mask.unsqueeze(-1).to(x.dtype), torch.as_tensor(noise)
     residual = ((y - (prior.mean @ x.mT).mT) * points / noise).mT.unsqueeze(-1)  # [T, Y, N, 1]
     reach = (x * points).unsqueeze(-3) @ _root_of(prior) / noise  # [T, Y, N, D]
-    factor = torch.linalg.cholesky_ex(_one_like(x) + reach.mT @ reach)[0]  # of a matrix that is finite if `reach` is
+    factor = torch.linalg.cholesky_ex(_one_like(x) + reach.mT @ reach)[0]  # no check: finite if `reach` is
     explained = torch.cholesky_solve(reach.mT @ residual, factor)
     log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum((-2, -1))
     quadratic = (residual - reach @ explained).square().sum((-3, -2, -1)) + explained.square().sum((-3, -2, -1))

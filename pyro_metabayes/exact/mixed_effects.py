@@ -87,7 +87,7 @@ def fit(episodes: Episodes, num_random: int, restricted: bool = False, diagonal:
     if sums.num_points <= num_features:
         raise UsageError(f"expected more points than {num_features} coefficients, got {sums.num_points}; add data")
     where = torch.eye(num_random).bool() if diagonal else torch.ones(num_random, num_random).tril().bool()
-    scale = (sums.zz.diagonal(dim1=-2, dim2=-1).sum(0) / sums.num_points).rsqrt()  # L for features of any size
+    scale = (sums.zz.diagonal(dim1=-2, dim2=-1).sum(0) / sums.num_points).rsqrt()  # L for features of any scale
 
     def factor(theta: Tensor) -> Tensor:
         return scale.unsqueeze(-1) * torch.zeros_like(sums.zz[0]).masked_scatter(where, theta)
@@ -141,7 +141,7 @@ def sums_of(episodes: Episodes, num_random: int) -> Sums:
     """Sufficient statistics of the query points, in float64 on the CPU."""
     if episodes.query_y.shape[-1] != 1 or episodes.support_mask.any():
         raise UsageError("expected groups of points with one number as label, all of them queries; see Groups.whole")
-    episodes = episodes.to("cpu")  # since the optimiser reads every loss, in float64
+    episodes = episodes.to("cpu")  # on the CPU, since the optimiser reads every loss, and in float64
     points = torch.cat((episodes.query_x, episodes.query_y), -1).double() * episodes.query_mask.unsqueeze(-1)
     z = points[..., :num_random]
     return Sums(z.mT @ z, z.mT @ points, (points.mT @ points).sum(0), int(episodes.query_mask.sum()))

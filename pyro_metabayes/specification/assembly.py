@@ -106,9 +106,7 @@ def _refuse_missing(chosen: Mapping[str, Any]) -> None:
     for name in ("prior", "head"):
         parameter = arguments_of(target).get(name)
         if parameter is not None and parameter.default is parameter.empty and chosen[name] is None:
-            raise UsageError(
-                f"expected a {name} for {target.__module__}, got none; pass {name}=, for example a name"
-            )
+            raise UsageError(f"expected a {name} for {target.__module__}, got none; pass {name}=, for example a name")
 
 
 def _refuse_unknown(shared: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:

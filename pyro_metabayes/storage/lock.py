@@ -72,7 +72,9 @@ def _acquire(lock: FileLock, folder: Path, advice: str) -> None:
         ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise UsageError(f"expected to write into {folder}, got: {error.strerror}; free space or change it") from None
+            raise UsageError(
+                f"expected to write into {folder}, got: {error.strerror}; free space or change the folder"
+            ) from None
         print(f"note: {folder} cannot be locked ({error.strerror}): do not start a second run in it", file=sys.stderr)
 
 

@@ -21,7 +21,7 @@ def null_nonfinite(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _or_null(value: Any) -> Any:
-    if isinstance(value, Mapping):  # a metric by site
+    if isinstance(value, Mapping):  # a metric of each latent site
         return null_nonfinite(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -57,8 +57,7 @@ def refuse_base_classes(model: Model, by: str) -> None:
     """Raise a UsageError for a model with base classes, whose queries may belong to no class of the task."""
     if isinstance(model, HasBaseClasses):
         raise UsageError(
-            f"expected a model without base classes for {by}, got one with base classes; use "
-            "model=few_shot_classifier"
+            f"expected a model without base classes for {by}, got one with base classes; use model=few_shot_classifier"
         )
 
 

@@ -68,7 +68,7 @@ def _with_gradient(solution: Tensor, logits: Tensor, mask: Tensor, shares: Tenso
     p = probs.detach()
     weight = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(p.dtype).unsqueeze(-1)
     classes = p.shape[-1]
-    ridge = RIDGE * torch.eye(classes, dtype=p.dtype, device=p.device) + classes**-2  # J is singular for equal terms of all classes
+    ridge = RIDGE * torch.eye(classes, dtype=p.dtype, device=p.device) + classes**-2  # J is singular
     curvature = torch.diag_embed((p * weight).sum(-2)) - (p * weight).mT @ p + ridge
     excess = shares - marginal
     change = torch.cholesky_solve((excess - excess.detach()).mT, cholesky(curvature)).mT

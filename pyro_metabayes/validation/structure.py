@@ -95,7 +95,7 @@ def _check_inputs(support: Tensor, query: Tensor) -> None:
     for name, x in (("support_x", support), ("query_x", query)):
         if not (x.is_floating_point() or x.dtype in (BYTES, PLACES)):
             raise UsageError(f"expected {name} of floating point or bytes, got {x.dtype}; convert it with .float()")
-        # The places of rows have no axes *X.
+        # Row numbers in place of inputs have no axes *X.
         if x.dim() < (2 if x.dtype == PLACES else 3):
             raise UsageError(
                 f"expected {name} of shape [T, N, *X], got {list(x.shape)}; the axis of tasks T comes first, "

@@ -17,7 +17,7 @@ from pyro_metabayes.guide import Guide
 FACTOR = 2  # without a warning, the number of queries may be smaller or larger by this factor
 MARGIN = 0.1  # without a warning, largest_share may be larger by this much, about 3 sd of its mean over 16 tasks
 
-Span = tuple[int, int]  # the least and the most
+Span = tuple[int, int]  # smallest and largest number
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observe
             f"{', '.join(different)}; predictions may be worse than those of class means, or overconfident: train on "
             "such tasks, or use an inductive guide such as proto",
             UnfamiliarTasks,
-            stacklevel=4,  # the caller of a function under torch.no_grad
+            stacklevel=4,  # points to the caller of a function under torch.no_grad
         )
 
 

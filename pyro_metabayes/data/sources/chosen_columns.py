@@ -142,7 +142,7 @@ def _one_group(file: Path, group: Name | Sequence[Name]) -> Name:
 
 
 def _kind_of_groups(header: Header, names: Sequence[str]) -> str:
-    """"nested" if each group of one column lies within one group of the other, else "crossed"."""
+    """ "nested" if each group of one column lies within one group of the other, else "crossed"."""
     texts: dict[str, None] = dict.fromkeys(names)
     codes = read_columns(header, None, names, Reading(levels=texts)).values
     pairs = {(first, second) for first, second, *_ in codes.tolist()} if len(names) > 1 else set()

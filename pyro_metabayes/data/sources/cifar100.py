@@ -62,7 +62,7 @@ def _from_sheets(split_name: str) -> tuple[dict[str, list[str]], dict[str, np.nd
     path = data_file(META, HINT)
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        folder = {name: split for split in SPLITS for name in meta["cifar_fs"][split]}  # of the sheets
+        folder = {name: split for split in SPLITS for name in meta["cifar_fs"][split]}  # of each sheet
         splits = {split: list(meta[split_name][split]) for split in SPLITS}
         sums = dict(meta.get("sha256_raw", {}))
         sheets = [plain_name(name, path) for split in SPLITS for name in splits[split] if name in folder]

@@ -36,7 +36,7 @@ def task_stream(tasks: Fixed, name: str) -> TaskStream:
     for part in parts:
         _refuse_without_queries(part, name)
     if len(ways := {part.num_classes for part in parts}) > 1:
-        raise UsageError(f"expected {name} with tasks of one number of classes, got {sorted(ways)}; pass one list per number")
+        raise UsageError(f"expected {name} with tasks of one number of classes, got {sorted(ways)}; pass one list each")
     joined = concatenate(parts)
     return TaskStream(lambda generator: joined, 0, name, joined.num_tasks, block=joined.num_tasks)
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageColor, ImageFile, ImageOps, UnidentifiedImageError
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
 
-EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")  # others would be clipped
+EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")  # Pillow would clip others
 SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 MODES = {1: "L", 3: "RGB"}
 MOST_NAMES = 3  # largest number of unreadable images that a message names

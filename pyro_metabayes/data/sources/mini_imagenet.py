@@ -24,7 +24,7 @@ from pyro_metabayes.storage.cache import data_folder
 from pyro_metabayes.storage.unpickle import flat_array, load_arrays, text_keys
 from pyro_metabayes.storage.untrusted import plain_name
 
-SIDE = 84  # of the published images
+SIDE = 84  # side of the published images in pixels
 CACHE = "mini-imagenet-cache-{}.pkl"
 CATEGORY = "miniImageNet_category_split_{}.pickle"
 HINT = (

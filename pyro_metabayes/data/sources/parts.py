@@ -65,7 +65,7 @@ def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]
     arrays = [np.load(path, mmap_mode="r") for path in paths.values()]
     if len({(array.shape[1:], array.dtype) for array in arrays}) > 1:
         shapes = ", ".join(f"{list(array.shape[1:])} in {split}" for split, array in zip(paths, arrays, strict=True))
-        raise UsageError(f"expected inputs of one shape in all splits of {name}, got {shapes}; use one source for all splits")
+        raise UsageError(f"expected inputs of one shape in all splits of {name}, got {shapes}; use one source")
     inputs = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
     np.concatenate(arrays, out=inputs)  # the parts are memory-mapped: this is the only copy
     sizes = [size for split in SPLITS for size in classes[split].values()]
@@ -140,7 +140,7 @@ def _fill(path: Path, what: str, rows: Rows) -> None:
         "shape": (total, *first.shape),
     }
     values = itertools.chain([first], inputs)
-    with path.open("wb") as file:  # not memory-mapped: on a full disk that would kill the process
+    with path.open("wb") as file:  # not memory-mapped, since a full disk would then kill the process
         np.lib.format.write_array_header_1_0(file, header)
         for value in counted(values, f"convert {what}", "rows", total):
             if (row := np.asarray(value, first.dtype)).shape != first.shape:
