@@ -70,7 +70,7 @@ def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
 
 
 class UnfamiliarTasks(UserWarning):
-    """The tasks differ in shape from those that a transductive guide was trained on. The warning is shown once."""
+    """Tasks differ from the training tasks of a transductive guide, such as in way or shot; shown once."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -194,7 +194,7 @@ def test_labels_that_cannot_be_used_are_one_line(labels: Any, message: str) -> N
 
 @pytest.mark.parametrize("labels", [NAMES, NAMES.astype(object), NAMES.tolist(), pd.Series(NAMES), NAMES.astype("S")])
 def test_a_learner_sends_names_to_the_classifier(labels: Any) -> None:
-    with pytest.raises(UsageError, match=r"expected numbers in support_y, got .*FewShotClassifier takes names"):
+    with pytest.raises(UsageError, match=r"expected numbers in support_y, got .*FewShotClassifier accepts names"):
         RAW.predict(SUPPORT, labels, QUERY)
 
 

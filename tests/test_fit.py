@@ -462,7 +462,7 @@ def test_parts_that_cannot_be_built_are_refused() -> None:
         plain(nn.Conv2d(3, 4, 3), input_shape=[3, 8, 8])
     with refuses(r"^expected a backbone of inputs \[N, 7\], got the error mat1 and mat2 .*$"):
         plain(input_shape=[7])
-    with refuses(r"^expected batch norm with running statistics in the backbone, .* take nn\.GroupNorm$"):
+    with refuses(r"^expected batch norm with running statistics in the backbone, .* use nn\.GroupNorm$"):
         plain(nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4, track_running_stats=False)))
 
 
@@ -803,4 +803,4 @@ def test_an_optimiser_of_some_parameters_leaves_the_others(capsys: pytest.Captur
     fit(learner, WatchedStream(), val(), steps=4, optimiser=optimiser, **SMALL)
     moved = differing(before, weights_of(learner))
     assert moved and all(name.startswith("backbone.") for name in moved)
-    assert "note: the optimiser does not have model.head.scale, model.head.bias, which stay" in capsys.readouterr().err
+    assert "note: the optimiser does not have model.head.scale, model.head.bias, so they do not" in capsys.readouterr().err

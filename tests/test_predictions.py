@@ -448,7 +448,7 @@ def test_simulated_levels_have_the_probabilities_of_the_model() -> None:
 
 @pytest.mark.parametrize("cutpoints", [[], [1.0, 1.0], [2.0, 1.0], [0.0, float("nan")]], ids=str)
 def test_cutpoints_that_do_not_rise_are_refused(cutpoints: list[float]) -> None:
-    with pytest.raises(UsageError, match=r"finite rising cutpoints.*change data\.\*"):
+    with pytest.raises(UsageError, match=r"increasing cutpoints.*change data\.\*"):
         Ordinal(cutpoints=cutpoints)
 
 

@@ -175,7 +175,7 @@ def _tails(num_tasks: int, share: Tensor) -> Tensor:
 
 
 def _least_tail(counts: Tensor, tail: Tensor) -> Tensor:
-    """The statistic [M] of curves with counts [M, L]."""
+    """The test statistic [M] of `uniformity` for curves with counts [M, L]."""
     return tail.expand(len(counts), -1, -1).gather(2, counts.long().unsqueeze(-1)).squeeze(-1).amin(1)
 
 

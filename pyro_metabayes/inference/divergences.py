@@ -161,7 +161,7 @@ def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
-    """The regulariser of an inner loop [T] in nats: KL(q, p), its variational bound if p is a mixture.
+    """The regulariser of an inner loop [T] in nats: KL(q, p), or its variational bound if p is a mixture.
 
     For a Delta it is `log_ratio`.
 

@@ -62,7 +62,7 @@ def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, 
 
 
 def _with_gradient(solution: Tensor, logits: Tensor, mask: Tensor, shares: Tensor) -> Tensor:
-    """The solution b of m(b) = shares with its gradient: db = J^-1 (d shares - d m), J = dm / db, m mean prediction."""
+    """The solution b of m(b) = shares with its gradient: db = J^-1 (d shares - d m), J = dm / db, mean prediction m."""
     probs = (logits + solution).softmax(-1)
     marginal = masked_mean(probs, mask)
     p = probs.detach()
