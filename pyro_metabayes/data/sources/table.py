@@ -106,7 +106,7 @@ def _value(
     known, text = levels[name], cell.strip()
     if text not in known and reading.levels[name] is not None:
         raise UsageError(
-            f"expected column '{name}' to hold one of {', '.join(known)}, the levels in the training data, got '{text}' "
+            f"expected column '{name}' to hold one of {', '.join(known)}, the levels in training, got '{text}' "
             f"on line {line} of {path}; train again with this level"
         )
     return float(known.setdefault(text, len(known)))
