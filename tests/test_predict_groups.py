@@ -89,7 +89,7 @@ def test_groups_of_one_file_are_predicted_apart_and_without_points_by_the_prior(
 BAD_FILES = {
     "hours,kind,score\n104,other,3\n": "expected rows of new.csv whose 'score' is blank, got none",
     "hours,score\n104,\n": "expected one column 'kind' in new.csv, got none",
-    "hours,kind,score\n104,secret,\n": "expected column 'kind' to hold one of other, private, public, the levels in training",
+    "hours,kind,score\n104,secret,\n": "expected column 'kind' to hold one of other, private, public, the levels in",
     "hours,kind,score\n,other,\n": "expected a value in every cell, got missing values in 1 of 1 rows of new.csv",
 }
 
