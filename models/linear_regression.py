@@ -25,8 +25,8 @@ class Model(pyro_metabayes.Model):
         prior: prior over w.
         num_targets: Y.
         num_features: D.
-        noise: standard deviation of a label, known.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        noise: standard deviation of the label noise, fixed.
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
         UsageError: the labels are classes, or noise is not positive.
@@ -40,7 +40,9 @@ class Model(pyro_metabayes.Model):
     ) -> None:
         super().__init__(observe)
         if num_targets < 1:
-            raise UsageError("expected data with numbers as labels for a regression, got classes; see data=")
+            raise UsageError(
+                "expected data with numeric labels for a regression, got classes; take such data, as data=sinusoid"
+            )
         if noise <= 0:
             raise UsageError(f"expected model.noise > 0, got {noise}")
         self.prior_over_weights, self._noise = prior, noise
@@ -69,7 +71,7 @@ class Model(pyro_metabayes.Model):
         return (w @ x.mT).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """pullback(g)_k = sum_i g_ik x_i."""
+        """The means and their pullback, pullback(g)_k = sum_i g_ik x_i."""
         return self.outputs(w, x), lambda cotangent: cotangent.mT @ x
 
     def loss_unit(self) -> Tensor | float:
@@ -112,5 +114,7 @@ class Model(pyro_metabayes.Model):
                 "likelihood_of; take another guide"
             )
         if self.prior_over_weights.conditional:
-            raise UsageError("expected a prior that has not seen the support set, got another; take prior=gaussian")
+            raise UsageError(
+                "expected a prior that does not depend on the support set, got a conditional one; take prior=gaussian"
+            )
         return self.prior(observed)

@@ -40,7 +40,7 @@ class Backbone(pyro_metabayes.Backbone):
     Args:
         num_filters: filters of the first block; the others have 2, 4 and 8 times as many.
         num_pools: number of leading blocks that halve the image.
-        mirror: whether, once trained, features are averaged over an image and its mirror image.
+        mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:
         UsageError: the inputs are not images, or a setting is out of range.

@@ -21,7 +21,7 @@ class Predictor:
 
     Attributes:
         num_weights: P, the size of one vector.
-        scale: standard deviation of its entries in an untrained predictor.
+        scale: standard deviation of the entries of a vector in an untrained predictor.
     """
 
     num_weights: int
@@ -49,7 +49,7 @@ class Predictor:
         raise NotImplementedError
 
     def residual(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """d loss / d outputs of the inner loss, -log p(y | outputs) summed over points: the shape of outputs."""
+        """Gradient of the inner loss, the sum of -log p(y | outputs) over points, with respect to the outputs."""
         raise NotImplementedError
 
 
@@ -58,7 +58,7 @@ class LinearClassifier(Predictor):
 
     def __init__(self, num_features: int, num_classes: int, copies: int = 1) -> None:
         self.num_weights, self.copies = num_features, copies
-        self.scale = math.sqrt(2 / (num_features + num_classes))  # Glorot's
+        self.scale = math.sqrt(2 / (num_features + num_classes))  # Glorot initialisation
 
     def slots(self, observed: Observed) -> Size:
         return Size((observed.num_classes, self.copies))
@@ -112,5 +112,5 @@ class NeuralRegression(Predictor):
         return Normal(outputs, self.noise).to_event(1)
 
     def residual(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Gradient of half the squared error, -log p(y | outputs) noise^2: step sizes do not depend on the noise."""
+        """Gradient of half the squared error, noise^2 * -log p(y | outputs): its scale does not depend on the noise."""
         return outputs - y
