@@ -53,7 +53,7 @@ def test_other_commands_on_a_run_read_its_split_alone(five_way: Path) -> None:
 
 def test_validation_takes_as_many_classes_as_there_are(few_val: Path) -> None:
     outcome = ran("run", *settings(few_val), "task.way=8", "task.query_counts=[1,1,1,1,2,2,5,5]")
-    assert outcome.err == "note: the val split has 6 classes: validation is 6-way, training 8-way\n"
+    assert outcome.err == "note: the val split has 6 classes; validation is 6-way, training 8-way\n"
     assert results_of(Path("run"))["way"] == 8
     (nll,) = [line["val_nll"] for line in lines_of(Path("run")) if line.get("val_nll") is not None]
     assert np.isfinite(nll)
