@@ -35,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table. ratio: the value divided by that of `against`, paired within rounds; goal: its limit."""
+    """One row of the table. ratio: the value divided by that of `against`, by round; goal: limit of the ratio."""
 
     case: str
     way: str

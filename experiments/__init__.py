@@ -9,7 +9,7 @@ STOP = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DF
 
 
 def _leave(number: int, frame: object) -> None:
-    """Exit at once: while a command still imports packages, there is nothing to clean up."""
+    """Exit at once, since nothing needs cleaning up while a command still imports packages."""
     os.write(2, b"\ninterrupted; nothing was started\n")
     os._exit(128 + number)
 

@@ -142,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=50, help="sampled functions per task")
     options = parser.parse_args(arguments)
     if min(options.shots) < 0 or options.blocks < 1 or options.samples < 2:
-        raise UsageError("expected --shots >= 0, --blocks >= 1 and --samples >= 2")
+        got = f"{options.shots}, {options.blocks} and {options.samples}"
+        raise UsageError(f"expected --shots >= 0, --blocks >= 1 and --samples >= 2, got {got}")
     study, out = FamilyStudy(options.run, options.split), options.run / "families"
     rows = [family_row(study, shot, options.blocks, options.samples) for shot in options.shots]
     write_atomically(out / "families.json", lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))

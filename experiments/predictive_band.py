@@ -115,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     if options.task < 0 or not 1 <= options.points <= NUM_QUERIES // 4 or options.samples < 2:
-        raise UsageError(f"expected --task >= 0, 1 <= --points <= {NUM_QUERIES // 4} and --samples >= 2")
+        got = f"{options.task}, {options.points} and {options.samples}"
+        raise UsageError(f"expected --task >= 0, 1 <= --points <= {NUM_QUERIES // 4} and --samples >= 2, got {got}")
     arguments_of_panels = options.task, options.points, options.samples, options.steps
     bands = [panels(run, *arguments_of_panels) for run in options.runs]
     names = [saved_config(run, []).choices.get("guide", run.name) for run in options.runs]

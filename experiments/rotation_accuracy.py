@@ -38,7 +38,8 @@ def restore_rotation_run(folder: Path) -> tuple[RunSetup, MetaLearner]:
     setup = restore_run(folder, config)
     if not isinstance(setup.learner.guide, sib_rotation.Guide) or setup.learner.guide.rotation is None:
         choice = setup.config.choices["guide"]
-        raise UsageError(f"expected a run of guide=sib_rotation with a rotation step, got {choice}")
+        expected = "a run of guide=sib_rotation with guide.rotation_step_size > 0"
+        raise UsageError(f"expected {expected}, got guide={choice}; train such a run")
     return setup, setup.learner
 
 

@@ -48,6 +48,9 @@ class Guide(pyro_metabayes.Guide):
         inner_samples: number of draws of eps in a step; 0 takes the gradient at theta^k itself, as released.
         balance: `unknown`: theta^K as it is. `known`: each class has equally many queries, and theta^K receives a term
             per class that projects its predictions to that marginal (`pyro_metabayes/transductive/balance.py`).
+
+    Raises:
+        UsageError: a setting is out of range, or the model lacks what a setting needs.
     """
 
     num_steps: int

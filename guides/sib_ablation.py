@@ -1,4 +1,4 @@
-"""Ablations of SIB: parts of eq. 9 and of its network that `sib` fixes.
+"""Ablations of SIB: variants of eq. 9 and of the synthetic-gradient network.
 
 Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020 (arXiv 2004.12696).
 """
@@ -28,6 +28,9 @@ class Guide(pyro_metabayes.Guide):
                 Tasks are then not independent.
             `none`: no normalisation.
     The other arguments are those of `sib`.
+
+    Raises:
+        UsageError: a setting is out of range.
     """
 
     num_steps: int

@@ -37,6 +37,9 @@ class Guide(pyro_metabayes.Guide):
         posterior: `normal`, `amortized`, `fixed` or `delta`, as in `sib`.
         scale: sigma before training.
         synthetic_gradient: xi: `ordered`, `equivariant` or `marginal_aware`, as in `sib`.
+
+    Raises:
+        UsageError: a setting is out of range.
     """
 
     num_steps: int

@@ -32,7 +32,7 @@ class Guide(pyro_metabayes.Guide):
         q(w | support, x_query, y_query) = N(theta^K - Sigma_q sum_i d -log p(y_i | x_i, theta^K) / d theta, Sigma_q),
         Sigma = diag(sigma^2),    Sigma_q = diag(1 / (1 / sigma^2 + h)),    h > 0 learned for each weight.
 
-    h is the precision that the labels of a task add. The KL measures what the labels tell about w beyond the inputs.
+    h is the precision that the labels of a task add. The KL is the information in the labels, beyond the inputs.
     As sigma -> 0 the KL tends to 0, and the bound to that of the point estimate. (docs/cold-posterior.md)
 
     Args:
@@ -43,6 +43,9 @@ class Guide(pyro_metabayes.Guide):
             + kappa^2 sum_c m_c m_c^T, m_c = theta^K_c - mean over classes. In Sigma_q kappa^2 is replaced by
             1 / (1 / kappa^2 + h_b), where h_b is learned and starts at 1.
     The other arguments are those of `sib`; the step size is learned.
+
+    Raises:
+        UsageError: a setting is out of range, or the prior is not prior=guided.
     """
 
     num_steps: int

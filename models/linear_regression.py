@@ -81,7 +81,7 @@ class Model(pyro_metabayes.Model):
         """p(w | support): batch [T], event [Y, D]; for pooled episodes p(w | support, query).
 
         Raises:
-            UsageError: the prior depends on the support set or is not Gaussian, or the likelihood is not this Gaussian.
+            UsageError: the prior depends on the support set or is not Gaussian, or a subclass has another likelihood.
         """
         prior = self._unconditional(observed)
         x, y = self.own_part(observed.support_x, observed.support_y)

@@ -28,6 +28,11 @@ class BaseClasses(Prior):
     """p_psi(w_c) = (1/B) sum_j N(w_c; loc_j, diag(scale_j^2)), one component for each of the B base classes.
 
     The weights of base class j are drawn from its component: b_j ~ N(loc_j, diag(scale_j^2)).
+
+    Args:
+        num_base_classes: B.
+        num_weights: W.
+        scale: standard deviation of each weight before training.
     """
 
     def __init__(self, num_base_classes: int, num_weights: int, scale: float) -> None:
@@ -143,7 +148,11 @@ class Model(few_shot_classifier.Model):
         return torch.cat((novel, logits.expand(*novel.shape[:-1], logits.shape[-1])), dim=-1)
 
     def num_seen(self, num_classes: int) -> int:
-        """Input width of a synthetic-gradient network for a fixed number of classes."""
+        """Input width of a synthetic-gradient network for a fixed number of classes.
+
+        Raises:
+            UsageError: `inner` is "all", whose number of logits differs between tasks.
+        """
         if self.inner == "all":
             raise UsageError(
                 "expected guide.synthetic_gradient=equivariant for model.inner=all (a training task has fewer base "

@@ -110,8 +110,8 @@ class Mixture(Prior):
 class Conditional(Prior):
     """p_psi(w_c | support of c) = N(loc, diag(scale^2)) from a set encoder of the points of class c.
 
-    Called with the pooled episodes it is SAVI's posterior, with the same encoder. In a regression each output k is
-    encoded separately, from points (x_i, y_ik).
+    Called with pooled episodes, it returns SAVI's posterior, which has the same encoder. In a regression each output k
+    is encoded separately, from points (x_i, y_ik).
 
     Args:
         num_features: D.

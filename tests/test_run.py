@@ -335,7 +335,7 @@ def test_zero_shot_guides_run(of_domains: tuple[str, ...]) -> None:
     assert last[0] == "all" and "half a turn off" in outcome.out
     assert float(last[-1]) == pytest.approx(100 * results_of(Path("sib_rotation"))["accuracy"]["mean"], abs=0.06)
     assert (
-        "expected a run of guide=sib_rotation with a rotation step, got source_only"
+        "expected a run of guide=sib_rotation with guide.rotation_step_size > 0, got guide=source_only"
         in call("rotation_accuracy", "source_only").error
     )
     assert "expected data whose tasks share their classes for guide=source_only, got data=gaussian_features" in (

@@ -25,7 +25,7 @@ COMPOSERS = {"hydra", "omegaconf", "yaml", "antlr4"}
 
 
 def raised_in_composition(error: BaseException) -> bool:
-    """Whether the error was raised inside Hydra or its parsers. The type does not tell, since it varies."""
+    """Whether the error was raised inside Hydra or its parsers, which raise errors of many types."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     packages = [name.partition(".")[0] for name in modules]
     return {*[name for name in packages if name not in sys.stdlib_module_names][-1:]} <= COMPOSERS

@@ -53,7 +53,8 @@ class PoolingConfig(StudyConfig):
 def main(composed: DictConfig, folder: Path) -> None:
     config: Any = OmegaConf.to_object(composed)
     if config.samples < 4 or config.warmup < 1 or config.splits < 1:
-        raise UsageError(f"expected samples >= 4, warmup and splits >= 1, got {config.samples}, {config.warmup}")
+        got = f"{config.samples}, {config.warmup} and {config.splits}"
+        raise UsageError(f"expected samples >= 4, warmup and splits >= 1, got {got}")
     name = f"partial pooling of study={HydraConfig.get().runtime.choices['study']} size={config.size}"
     run_study(config, name, folder, lambda study, rows, where: write(rows, where, config))
 

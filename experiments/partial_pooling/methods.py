@@ -126,7 +126,7 @@ def groups_and_learner(config: Config, folder: Path) -> tuple[Groups, MetaLearne
     """The table of groups of a run, and the trained learner."""
     source = set_up(config, training=False).tasks.source
     if not isinstance(source, Groups):
-        raise UsageError(f"expected a study of a table of groups, got data={config.choices.get('data')}")
+        raise UsageError(f"expected a study of a table of groups, got {config.choices.get('data')}; see data=radon")
     return source, MetaLearner.load(folder)
 
 

@@ -32,7 +32,7 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
     read = chosen.read(_setting(setup, "missing", "refuse"), _setting(setup, "decimal", "point"), groups.levels, True)
     asked = read.values[:, -1].isnan()
     if not asked.any():
-        raise UsageError(f"expected rows with a blank '{chosen.response}' in {file}, got none; blank it to predict")
+        raise UsageError(f"expected rows with a blank '{chosen.response}' in {file}, got none; add rows to predict")
     for note in read.notes:
         print(f"note: {note}")
     _note_known_groups(read, groups, chosen.group)

@@ -26,7 +26,7 @@ def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
 
 
 def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
-    """Means over seeds, with 95% intervals over all their tasks."""
+    """Scores as cells of a table: means over seeds, with 95% intervals over the tasks of all seeds."""
     scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in runs[0].per_task}
     collapsed = {run.results["collapsed"] for run in runs}
     accuracy = "-"

@@ -48,7 +48,7 @@ class Causes:
 
 
 OF_TRAINING = Causes(
-    "too few steps, or diverged (lower train.learning_rate)",
+    "the training is too short (train.steps), or has diverged (lower train.learning_rate)",
     "the predictors do not help, or the training is too short (train.steps)",
 )
 OF_EVALUATION = Causes(
@@ -61,10 +61,10 @@ OF_EVALUATION = Causes(
 def note_poor_result(results: Mapping[str, Any], causes: Causes = OF_TRAINING) -> None:
     """Print notes about skipped steps, and about predictions no better than chance or a constant."""
     if skipped := results["skipped"]:
-        print(f"{skipped} of {results['steps']} steps were skipped: a loss or gradient was not finite (train.on_nan)")
+        print(f"note: {skipped} of {results['steps']} steps skipped: a loss or gradient was not finite (train.on_nan)")
     num_answers = results["way"] + (results["base_classes"] or 0)
     if results["way"] > 1 and results["accuracy"] and results["nll"] > (chance := math.log(num_answers)):
-        print(f"worse than chance (NLL {chance:.3f}): {causes.classes}")
+        print(f"note: worse than chance, whose NLL is {chance:.3f}: {causes.classes}")
     if constants := results["constant_rmse"]:
         _note_useless_regression(results["rmse"], constants, causes.numbers)
 

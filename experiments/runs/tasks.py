@@ -185,7 +185,7 @@ def refuse_impossible(config: Config, source: Source, training: bool) -> None:
         try:
             source.sampler(config.eval.split, config.task.twice())
         except UsageError as error:
-            raise UsageError(f"eval.information=true draws twice the queries: {error}") from None
+            raise UsageError(f"eval.information=true needs twice the queries per task: {error}") from None
 
 
 def fingerprint_of(data: Bank | Source) -> str | None:

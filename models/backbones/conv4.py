@@ -25,7 +25,8 @@ class Backbone(pyro_metabayes.Backbone):
     112,832 parameters for 64 filters and 3 channels.
 
     Args:
-        num_filters: filters of each block.
+        input_shape: [channels, H, W].
+        num_filters: number of filters of each block.
         last_relu: whether the last block has a ReLU, as in SIB's released code; Gidaris and Komodakis omit it.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 

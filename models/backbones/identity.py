@@ -17,6 +17,7 @@ class Backbone(pyro_metabayes.Backbone):
     """The input features [N, D], transformed in the order of the arguments.
 
     Args:
+        input_shape: [D].
         power: exponent beta of the power transform sign(v) |v|^beta. PT-MAP (Hu et al. 2021) has beta = 0.5 and v >= 0.
         normalise: whether the features are scaled to unit length.
         centre: whether the mean of the features of the training classes is subtracted, and the difference scaled to

@@ -38,7 +38,8 @@ class Backbone(pyro_metabayes.Backbone):
     (Oreshkin et al. 2018, TADAM, whose code pools three times; He et al. 2016 for the shortcut.)
 
     Args:
-        num_filters: filters of the first block; the others have 2, 4 and 8 times as many.
+        input_shape: [channels, H, W].
+        num_filters: number of filters of the first block; the others have 2, 4 and 8 times as many.
         num_pools: number of leading blocks that halve the image.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 

@@ -54,7 +54,13 @@ class Predictor:
 
 
 class LinearClassifier(Predictor):
-    """logits_ic = mean_l w_cl . x_i: no bias, no temperature, L = `copies` weight vectors per class."""
+    """logits_ic = mean_l w_cl . x_i, without bias and temperature.
+
+    Args:
+        num_features: D.
+        num_classes: C.
+        copies: L, the number of weight vectors per class.
+    """
 
     def __init__(self, num_features: int, num_classes: int, copies: int = 1) -> None:
         self.num_weights, self.copies = num_features, copies
@@ -83,7 +89,14 @@ class LinearClassifier(Predictor):
 
 
 class NeuralRegression(Predictor):
-    """y ~ N(f(x; w), noise^2), f a ReLU network D-H-H-Y; w holds all its weights and biases."""
+    """y ~ N(f(x; w), noise^2), f a ReLU network D-H-H-Y; w holds all its weights and biases.
+
+    Args:
+        num_inputs: D.
+        num_hidden: H.
+        num_outputs: Y.
+        noise: standard deviation of the label noise.
+    """
 
     scale = 0.05
 

@@ -64,6 +64,13 @@ class MeanPooled(SetEncoder):
 
     This is the pooling of VERSA and SAMOVAR. It does not depend on the number of points, so a shared prior and
     posterior are biased (docs/collapse.md).
+
+    Args:
+        num_features: D.
+        num_weights: W.
+        num_hidden: width of the networks; 0 for linear maps.
+        scale: standard deviation of every weight before training.
+        residual: as in SetEncoder.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
@@ -83,7 +90,7 @@ class CountAware(SetEncoder):
     Natural parameters are summed over points, so the scale decreases with their number, and a class without points
     has N(m, 1/a). For a Gaussian mean with known noise (b constant, x_i + f linear) it is both the exact conditional
     prior and the exact posterior. a and b are exp of a parameter and of a network. Before training a class of one point
-    has the given scale, and a fifth of its precision is a.
+    has the given scale, and a fifth of its precision is a. The arguments are those of MeanPooled.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
