@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """The rows as JSON, with the machine and the versions."""
+    """Write the rows as JSON, with the machine and the versions."""
     machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
     versions = {"torch": torch.__version__, "pyro": pyro.__version__}
     path.parent.mkdir(parents=True, exist_ok=True)

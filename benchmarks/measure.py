@@ -35,7 +35,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table. ratio: the value divided by that of `against`, by round; goal: limit of the ratio."""
+    """One row of the table.
+
+    case, way: what was measured, and the variant.
+    value: the measurement, in `unit`.
+    against: the variant to compare with; empty for none.
+    ratio: time of this variant divided by that of `against`, paired within rounds.
+    goal: limit of the ratio.
+    """
 
     case: str
     way: str
@@ -89,7 +96,15 @@ def rows_of(
     goals: Mapping[str, str] | None = None,
     per: float = 1.0,
 ) -> list[Row]:
-    """One row in milliseconds per variant; pairs: the variant to compare with; per: divisor of the times."""
+    """One row per variant, in milliseconds.
+
+    Args:
+        case: what was measured.
+        seconds: the times of each variant, round by round.
+        pairs: for each variant that is compared, the variant to compare with.
+        goals: limits of the ratios, by variant.
+        per: divisor of the times.
+    """
     rows = []
     for way, times in seconds.items():
         against = pairs.get(way, "")

@@ -64,7 +64,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def scored_rows(study: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[ScoredRow]:
-    """Every row under its training settings, then under each evaluation of the study."""
+    """Every row as trained, followed by its evaluations with changed settings."""
     entries = []
     for row in rows:
         folders = [row.folder(folder, seed) for seed in range(row.seeds)]
@@ -94,7 +94,7 @@ def table_row(entry: ScoredRow, base: Sequence[Run]) -> dict[str, str]:
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """table.md with the command of every row, table.csv and the plot."""
+    """Write table.md, with the command of every row, table.csv and the plot."""
     entries = scored_rows(study, rows, folder)
     first_entries = [entry for entry in entries if entry.row == entries[0].row]
     base = [run for entry in reversed(first_entries) if entry.same_guide for run in entry.runs]

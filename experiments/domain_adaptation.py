@@ -91,7 +91,7 @@ def tables(
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """The tables, with the command of every row, and the plot."""
+    """Write the tables, with the command of every row, and the plot."""
     methods = accuracies_by_method(rows, folder)
     scores, gains = tables(study, methods)
     page = f"{NOTE}\n\n{markdown_table(scores)}\n\n{markdown_table(gains)}\n\n{commands(rows)}\n"

@@ -50,7 +50,7 @@ def by_steps(row: Row, folder: Path) -> list[list[Results]]:
 
 
 def steps_of(results: Results) -> int:
-    """K; 0 for a guide without inner steps."""
+    """K, the number of inner steps; 0 for a guide without inner steps."""
     return int(results["config"]["guide"].get("num_steps", 0))
 
 
@@ -77,7 +77,7 @@ def table_row(row: Row, seeds: Sequence[Results]) -> dict[str, str]:
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """The table, with the command of every row, and the plot."""
+    """Write the table, with the command of every row, and the plot."""
     entries = [(row, seeds) for row in rows for seeds in by_steps(row, folder)]
     table = [table_row(row, seeds) for row, seeds in entries]
     page = f"{markdown_table(table)}\n\n{commands(rows)}\n"

@@ -24,7 +24,7 @@ from pyro_metabayes.training.optimisation import TrainSettings
 
 
 def note_other_steps(before: TrainSettings, folder: Path) -> None:
-    """Delete the evaluations of the earlier learner. Note that a finished cosine schedule cannot be extended."""
+    """Delete evaluations of the earlier learner, and print a note if the schedule is a cosine, which cannot grow."""
     shutil.rmtree(folder / "evaluations", ignore_errors=True)
     if before.schedule == "cosine":
         note = f"note: the cosine schedule was computed for {before.steps} steps"

@@ -1,4 +1,4 @@
-"""Amortized partial pooling: the prior of the model, conditioned on one pseudo-observation per point."""
+"""Amortized partial pooling: the posterior is the prior of the model given one pseudo-observation per point."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class Guide(pyro_metabayes.Guide):
     def _check(self, num_targets: int, num_hidden: int) -> None:
         if num_targets < 1:
             raise UsageError(
-                "expected data with numeric labels for guide=partial_pooling, got classes; take such data, as "
-                "data=radon"
+                "expected data with numeric labels for guide=partial_pooling, got classes; take numeric "
+                "data, such as data=radon"
             )
         if num_hidden < 0:
             raise UsageError(f"expected guide.num_hidden >= 0, got {num_hidden}")

@@ -31,7 +31,7 @@ class Model(few_shot_classifier.Model):
         head: as in few_shot_classifier.
         prior: as in few_shot_classifier.
         smoothness: initial value of the paper's lambda, which is learned.
-        num_neighbours: number of neighbours of a point; all queries at the largest of their distances count.
+        num_neighbours: number of neighbours of a point; there are more if further queries are at the same distance.
         num_updates: number of bound updates, of which the prediction is the last.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 

@@ -22,13 +22,13 @@ from pyro_metabayes.seeding import task_dropout, task_noise
 
 
 class Model(pyro_metabayes.Model):
-    """p(z) = N(0, I), and p(y | x, z, support) is that of a predictor f(x; w), whose w is adapted to the support set:
+    """p(z) = N(0, I), and p(y | x, z, support) = p(y | f(x; w)), with weights w that adapt to the support set:
 
         w = mu(z) + sigma(z) eps,   z <- z - alpha * d/dz loss(w)     num_steps times; w is decoded again after each
         w <- w - rho * d/dw loss(w)                                   finetune_steps times, from the last w
 
-    (mu, sigma) is the decoder. loss is the sum over support points of -log p(y_i | x_i), or of half the squared error
-    in a regression. alpha [Z] and rho [P] are learned. The outer gradient flows through all steps.
+    f is the predictor, (mu, sigma) the decoder. loss is the sum over support points of -log p(y_i | x_i), or in a
+    regression of half the squared error. alpha [Z] and rho [P] are learned. The outer gradient flows through all steps.
 
     The latent of the site "w" is z before any step. The steps are part of the likelihood, so that the ELBO bounds
     log p(y_query | x_query, support) without a Jacobian. eps is noise of the model without a prior term. In training

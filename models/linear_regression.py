@@ -41,7 +41,7 @@ class Model(pyro_metabayes.Model):
         super().__init__(observe)
         if num_targets < 1:
             raise UsageError(
-                "expected data with numeric labels for a regression, got classes; take such data, as data=sinusoid"
+                "expected data with numeric labels for a regression, got classes; take data=sinusoid or the like"
             )
         if noise <= 0:
             raise UsageError(f"expected model.noise > 0, got {noise}")

@@ -676,7 +676,9 @@ def test_a_sweep_writes_over_no_other(features: Path) -> None:
     ran(*sweep, "task.query=3")
     before = figures_of(Path("sweep/0_features_proto_seed0"))
     outcome = call(*sweep, "task.query=5")
-    assert outcome.code == 1 and "which holds a run with other settings; name another: hydra.sweep.dir=DIR" in outcome.err
+    assert (
+        outcome.code == 1 and "which holds a run with other settings; name another: hydra.sweep.dir=DIR" in outcome.err
+    )
     assert figures_of(Path("sweep/0_features_proto_seed0")) == before
 
 

@@ -87,7 +87,7 @@ def _write(path: Path | None, machine: dict[str, Any], results: list[Result]) ->
 
 
 def _report(machine: dict[str, Any], results: list[Result], toy: bool) -> None:
-    """The device, the table, and the reason of each failure."""
+    """Print the device, the table, and the reason of each failure."""
     titles = ("name", "capability", "driver", "cuda", "commit", "date")
     print(", ".join(f"{name} {machine[name]}" for name in titles if machine[name] is not None))
     print(text_table([row.cells() for row in results]))

@@ -66,7 +66,10 @@ def free_unused(device: torch.device) -> None:
 
 @contextmanager
 def refusing_to_wait(device: torch.device) -> Iterator[None]:
-    """Inside, an operation that makes the host wait for a CUDA device raises. Other devices are not checked."""
+    """Context manager in which an operation raises if it makes the host wait for a CUDA device.
+
+    Other devices are not checked.
+    """
     if device.type != "cuda":
         yield
         return
@@ -79,7 +82,7 @@ def refusing_to_wait(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Inside, float32 products and convolutions on CUDA have full precision instead of TF32."""
+    """Context manager in which float32 products and convolutions on CUDA have full precision instead of TF32."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

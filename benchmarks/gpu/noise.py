@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 class NoiseOfCpu(TorchDispatchMode):
-    """Inside, every operation that draws random numbers uses the generator of the CPU; its results are moved.
+    """Context manager in which random numbers are drawn with the generator of the CPU and then moved.
 
     A learner on the CPU and its copy on another device make the same draws in the same order, so a seeded generator of
     the CPU gives both the same noise. torch tags such operations, including dropout, as nondeterministic_seeded. All of

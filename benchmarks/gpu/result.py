@@ -25,7 +25,15 @@ BLOCKS, BLOCK_SECONDS, MOST_IN_A_ROW = 7, 0.05, 50
 
 @dataclass(frozen=True)
 class Result:
-    """One row. value: the measurement, in `unit`; peak: peak memory of the device in MB; note: reason of a failure."""
+    """One row of the report.
+
+    case, way: what was measured, and the variant.
+    status: passed, failed or not run.
+    value: the measurement, in `unit`.
+    peak: peak memory of the device in MB.
+    note: reason of a failure, or why the row was not run.
+    section: section of the report.
+    """
 
     case: str
     way: str
@@ -57,7 +65,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """Device, size and deadline of a section. toy: whether to run one round of the smallest sizes, as a test."""
+    """The setting of a section.
+
+    device: the measured device.
+    toy: whether to run one round of the smallest sizes, as a test.
+    deadline: the time after which no row starts.
+    """
 
     device: torch.device
     toy: bool
@@ -89,7 +102,12 @@ def reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Warm:
-    """A variant after its first step, which loads kernels and allocates moments; seconds and peak memory of a step."""
+    """A variant after its first step, which loads kernels and allocates moments.
+
+    way: runs one step.
+    seconds: wall time of a step.
+    peak: peak memory of a step in MB.
+    """
 
     way: Way
     seconds: float

@@ -119,7 +119,7 @@ def run_program(main: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Inside, SIGTERM acts like Ctrl-C. A signal that the shell ignores (nohup, &) remains ignored."""
+    """Context manager in which SIGTERM acts like Ctrl-C. A signal that the shell ignores (nohup, &) remains ignored."""
     numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     handlers = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:

@@ -13,7 +13,7 @@ from pyro_metabayes.errors import UnfamiliarTasks
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Inside, a warning about unfamiliar tasks is printed once, in one line on stderr without the source line."""
+    """Context manager that prints a warning about unfamiliar tasks once, in one line on stderr, without the source."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UnfamiliarTasks)
         others = warnings.showwarning

@@ -54,7 +54,7 @@ def usage_of_configuration(doc: str | None, folder: Path, config_name: str) -> s
 
 
 def _described(doc: str | None) -> tuple[str, str, str]:
-    """Name of the command, arguments of its example, and its description, from "python -m NAME ARGUMENTS: TEXT"."""
+    """NAME, ARGUMENTS and TEXT of a docstring "python -m NAME ARGUMENTS: TEXT": name, example and description."""
     command, _, text = (doc or "").strip().partition(": ")
     module, *arguments = command.removeprefix("python -m ").split()
     spec = getattr(sys.modules["__main__"], "__spec__", None)

@@ -60,7 +60,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def write(rows: list[Row], folder: Path, config: PoolingConfig) -> None:
-    """Tables and plots of the finished parts."""
+    """Write tables and plots of the finished parts."""
     pages, table = [], []
     if unsplit := [row for row in rows if row.part != HELD_OUT]:
         table = all_points_rows(unsplit, folder, config)

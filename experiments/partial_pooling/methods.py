@@ -132,9 +132,7 @@ def groups_and_learner(config: Config, folder: Path) -> tuple[Groups, MetaLearne
 
 def _hierarchical(learner: MetaLearner) -> Any:
     if not hasattr(learner.model, "beta"):
-        raise UsageError(
-            "expected runs with model=hierarchical_regression, got another model; leave model= as data= sets it"
-        )
+        raise UsageError("expected runs with model=hierarchical_regression, got another model; do not set model=")
     return learner.model
 
 

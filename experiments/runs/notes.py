@@ -61,7 +61,8 @@ OF_EVALUATION = Causes(
 def note_poor_result(results: Mapping[str, Any], causes: Causes = OF_TRAINING) -> None:
     """Print notes about skipped steps, and about predictions no better than chance or a constant."""
     if skipped := results["skipped"]:
-        print(f"note: {skipped} of {results['steps']} steps skipped: a loss or gradient was not finite (train.on_nan)")
+        count = f"{skipped} of {results['steps']} steps"
+        print(f"note: {count} were skipped: a loss or gradient was not finite (train.on_nan)")
     num_answers = results["way"] + (results["base_classes"] or 0)
     if results["way"] > 1 and results["accuracy"] and results["nll"] > (chance := math.log(num_answers)):
         print(f"note: worse than chance, whose NLL is {chance:.3f}: {causes.classes}")

@@ -41,7 +41,7 @@ def _is_of_groups(results: Mapping[str, Any]) -> bool:
 
 
 def queries_of(task: Mapping[str, Any]) -> str:
-    """Queries per class: 15; 55/5/5/5/5 for fixed counts; Dirichlet(2) for random counts."""
+    """Queries per class: "15", "55/5/5/5/5" for fixed counts, or "Dirichlet(2)" for random counts."""
     if task["query_counts"]:
         return "/".join(map(str, task["query_counts"]))
     if task["query_concentration"]:

@@ -35,7 +35,7 @@ class Block(nn.Module):
 class Backbone(pyro_metabayes.Backbone):
     """Four residual blocks, mean over the image, scaled to unit length: images [N, channels, H, W] in [0, 1] -> [N, D].
 
-    (Oreshkin et al. 2018, TADAM, whose code pools three times; He et al. 2016 for the shortcut.)
+    The network of TADAM (Oreshkin et al. 2018), whose code has three max-pools. Residual blocks: He et al. 2016.
 
     Args:
         input_shape: [channels, H, W].

@@ -99,7 +99,7 @@ class Cosine(Head):
         return (self.scale * (cosines(w, x)[0] + self.bias)).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """With n_c = |w_c| and G = g^T x: pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2)."""
+        """pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2), with n_c = |w_c| and G = g^T x."""
         cosine, inverse = cosines(w, x)
 
         def pullback(cotangent: Tensor) -> Tensor:
