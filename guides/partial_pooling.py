@@ -129,7 +129,7 @@ class Guide(pyro_metabayes.Guide):
         """Negative ELBO [T] in nats of a random subset of the points; it trains the parameters of this guide only."""
         points = episodes.as_support(self.model.observe)
         shape = self.particles, points.num_tasks, *self.model.event_shape(points)
-        noise = task_noise(shape, points.support_x, task_dim=1)  # first: a subset's draws depend on padding
+        noise = task_noise(shape, points.support_x, task_dim=1)  # before the subset, whose draws depend on padding
         subset = replace(points, support_mask=random_subset(points.support_mask))
         with held_constant(self.model):
             q: Any = innermost(self.posterior(subset))

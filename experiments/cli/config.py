@@ -43,7 +43,7 @@ class TrainerSettings:
 class Config:
     """Everything that defines a run."""
 
-    data: dict[str, Any]  # data.device holds the inputs: auto (device, if half its memory suffices), cpu, accelerator
+    data: dict[str, Any]  # data.device, memory of the inputs: auto (of `device`, if half suffices), cpu, accelerator
     backbone: dict[str, Any]
     model: dict[str, Any]
     head: dict[str, Any] | None

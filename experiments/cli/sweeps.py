@@ -86,7 +86,7 @@ def unfinished_jobs() -> str:
         return ""
     folder, names = sweep / UNFINISHED, _unfinished_names(sweep)
     with contextlib.suppress(OSError):
-        folder.rmdir()  # fails, and is kept, unless it is empty
+        folder.rmdir()  # succeeds only if the folder is empty
     return f"unfinished jobs: {', '.join(names)}; reasons: {folder}; {_continuation(sweep)}" if names else ""
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_metabayes.models.parts.products import fold_samples, samples_summed, unfold_samples
 
-LARGE = 65536  # entries of w from which a custom gradient is faster than autograd
+LARGE = 65536  # number of entries of w from which a custom gradient is faster than autograd
 
 
 def inverse_norm(w: Tensor) -> Tensor:
