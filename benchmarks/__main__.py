@@ -1,8 +1,8 @@
 """python -m benchmarks [CASE ...] [--toy] [--out FILE.json]: cost of the library compared with raw PyTorch.
 
-Every case times its variants in turn, in one process, on one thread, in CPU time. The table has medians with quartiles,
-and ratios paired within the rounds: other load on the machine makes ratios noisier but does not bias them. Long cases
-run only if named; they measure whole runs in separate processes.
+Every case measures the CPU time of its variants in turn, in one process, on one thread. The table has medians with
+quartiles. Ratios are paired within rounds, so that other load on the machine makes them noisier but not biased. Long
+cases run only if they are named; they measure whole runs in separate processes.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ LONG = {
     "banks": scale.banks,
     "ways": scale.ways,
     "groups": scale.ragged,
-}  # minutes each, in separate processes
+}  # each takes minutes and runs in separate processes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    help_cases = f"of {', '.join(CASES)} (default: all of these); long cases: {', '.join(LONG)}"
+    help_cases = f"one of {', '.join(CASES)} (default: all of these); long cases: {', '.join(LONG)}"
     parser.add_argument("cases", nargs="*", metavar="CASE", help=help_cases)
     parser.add_argument(
         "--toy", action="store_true", help="one round of the smallest sizes, to test that the benchmarks run"
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     cases = CASES | LONG
     if unknown := [name for name in options.cases if name not in cases]:
-        parser.error(f"expected cases of {', '.join(cases)}, got {', '.join(unknown)}")
+        parser.error(f"expected cases among {', '.join(cases)}, got {', '.join(unknown)}")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()  # as every command does
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """The rows as JSON, with the machine and the versions."""
+    """Write the rows as JSON, with the machine and the versions."""
     machine = {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
     versions = {"torch": torch.__version__, "pyro": pyro.__version__}
     path.parent.mkdir(parents=True, exist_ok=True)

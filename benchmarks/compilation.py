@@ -1,4 +1,4 @@
-"""Case 10: speed-up by train.compile=true, which compiles the pure networks of a learner but not Pyro."""
+"""Case 10: speed-up by train.compile=true, which compiles the networks of a learner that do not call Pyro."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _step(guide: str, number: int, backend: str = "") -> Callable[[], None]:
 
 
 def compile_pure(learner: nn.Module, backend: str) -> None:
-    """As compile_networks of pyro_metabayes/training/optimisation.py, with another backend."""
+    """Does what compile_networks of pyro_metabayes/training/optimisation.py does, with a chosen backend."""
     for module in learner.modules():
         if getattr(module, "pure", False):
             module.compile(backend=backend)

@@ -1,4 +1,4 @@
-"""Case 4: training steps of mc and savi with 1 and 10 samples, against raw batched PyTorch."""
+"""Case 4: training steps of mc and savi with 1 and 10 samples, compared with raw batched PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.versa_raw import RawEncoder
 
 GOALS = {("mc", 1): "<= 1.15", ("mc", 10): "<= 1.15", ("savi", 1): "<= 1.15", ("savi", 10): "<= 1.30"}
 
-OBJECTIVES: dict[str, dict[str, tuple[str, dict[str, str]]]] = {  # of the learners, by guide
+OBJECTIVES: dict[str, dict[str, tuple[str, dict[str, str]]]] = {  # objectives of the learners of each guide
     "mc": {"learner": ("monte_carlo.MonteCarlo", {})},
     "savi": {
         "learner": ("elbo.Elbo", {"kl": "analytic"}),
@@ -31,7 +31,7 @@ def rows(size: Size) -> list[Row]:
 
 
 def ways(guide: str, samples: int, number: int) -> dict[str, Callable[[], None]]:
-    """The learner of savi has the KL in closed form, like the raw one; by default the KL is sampled."""
+    """The variants. For savi the first learner has the KL in closed form, as the raw step; the default is sampled."""
     data, raw = tasks(number), RawEncoder(FEATURES)
     loss = raw.mc_loss if guide == "mc" else raw.savi_loss
     objectives = OBJECTIVES[guide]

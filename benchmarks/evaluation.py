@@ -1,4 +1,4 @@
-"""Case 2: evaluation of test tasks from features in memory: learners, raw batched PyTorch, one task at a time."""
+"""Case 2: evaluation of test tasks on features in memory, by learners, by raw batched PyTorch and task by task."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rows(size: Size) -> list[Row]:
 
 
 def ways(number: int) -> dict[str, Callable[[], object]]:
-    """All scores and collapse metrics of `experiments.run` for the learners; the accuracy alone for the two others."""
+    """The variants. Learners compute all scores and collapse metrics of `experiments.run`, the others only accuracy."""
     data, raw = tasks(number), RawSib(FEATURES, WAY, STEPS)
     episodes = data.episodes
 

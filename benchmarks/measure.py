@@ -1,7 +1,7 @@
 """Timing of several variants of a computation in turn, in one process on one thread, by CPU time.
 
-Other load on the machine affects all variants alike, and ratios are taken within a round. The order rotates from round
-to round. Garbage collection is disabled, as in timeit: it would be charged to an arbitrary variant.
+Ratios are taken within a round, since other load on the machine then affects all variants alike. The order rotates from
+round to round. Garbage collection is disabled, as in timeit, since its time would be added to an arbitrary variant.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ratio: to `against`, paired within the rounds; goal: limit of the ratio."""
+    """One row of the table.
+
+    case, way: what was measured, and the variant.
+    value: the measurement, in `unit`.
+    against: the variant to compare with; empty for none.
+    ratio: time of this variant divided by that of `against`, paired within rounds.
+    goal: limit of the ratio.
+    """
 
     case: str
     way: str
@@ -52,9 +59,13 @@ class Row:
 def time_interleaved(
     ways: Mapping[str, Way], rounds: int, in_a_row: int = 1, clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
-    """Seconds of each variant, round by round; a round runs each `in_a_row` times, as training does.
+    """Seconds of each variant in each round.
 
-    clock: by default CPU time of this process; the clock of a device waits until the device has finished.
+    Args:
+        ways: the variants, by name.
+        rounds: number of rounds.
+        in_a_row: number of repetitions of each variant within a round; repeated steps are realistic for training.
+        clock: returns seconds; by default CPU time of this process. The clock of a device waits until it has finished.
     """
     names, seconds = list(ways), {name: [] for name in ways}
     warm_up = WARM_UP if rounds > 1 else 0
@@ -74,7 +85,7 @@ def time_interleaved(
 
 
 def ratios(seconds: Mapping[str, list[float]], way: str, against: str) -> Spread:
-    """way / against, paired within the rounds."""
+    """Time of `way` divided by that of `against`, paired within rounds."""
     return Spread.of([a / b for a, b in zip(seconds[way], seconds[against], strict=True)])
 
 
@@ -85,7 +96,15 @@ def rows_of(
     goals: Mapping[str, str] | None = None,
     per: float = 1.0,
 ) -> list[Row]:
-    """A row in milliseconds for each way; pairs: what each is compared with. per: the times are divided by it."""
+    """One row per variant, in milliseconds.
+
+    Args:
+        case: what was measured.
+        seconds: the times of each variant, round by round.
+        pairs: for each variant that is compared, the variant to compare with.
+        goals: limits of the ratios, by variant.
+        per: divisor of the times.
+    """
     rows = []
     for way, times in seconds.items():
         against = pairs.get(way, "")

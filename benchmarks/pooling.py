@@ -1,9 +1,10 @@
-"""python -m benchmarks.pooling [TABLE ...] [--seeds N]: documented command of partial pooling against its closed form.
+"""python -m benchmarks.pooling [TABLE ...] [--seeds N]: compares partial pooling with the closed form on some tables.
 
-Each table of METABAYES_DATA/groups is learned from 60% of its groups, with the command of docs/own-data.md and no other
-setting. The other groups are predicted from three points each. One row per table and seed: the run / the closed form
-(maximum likelihood, on the same test tasks, in standard deviations of the response), and whether the run is within the
-bar: RMSE within 2%, NLL within .02, coverage of 90% between .86 and .94, each learned sd and noise within 10%.
+A run learns from 60% of the groups of a table in METABAYES_DATA/groups, with the command of docs/own-data.md and no
+other setting. The other groups are predicted from three points each. There is one row per table and seed: metrics of
+the run / metrics of the closed form (maximum likelihood), on the same tasks, in standard deviations of the response.
+The last column lists metrics outside these tolerances: RMSE within 2%, NLL within 0.02, coverage of 90% intervals
+between 0.86 and 0.94, each learned sd and the noise within 10%.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.experiments.runs.tables import text_table
 from pyro_metabayes.storage.cache import data_file
 
-# group, response, predictors, random
+# Columns of each table: group, response, predictors, random effects.
 TABLES = {
     "sleepstudy": ("Subject", "Reaction", "[Days]", "[intercept,Days]"),
     "gapminder": ("country", "lifeExp", "[year]", "[intercept,year]"),
@@ -52,7 +53,7 @@ def _folder(folder: Path) -> str:
 
 
 def execute(name: str, *arguments: str) -> None:
-    """python -m experiments.NAME; its output is shown only if it fails."""
+    """Run python -m experiments.NAME; its output is shown only if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", f"pyro_metabayes.experiments.{name}", *arguments], capture_output=True, text=True
     )

@@ -1,7 +1,7 @@
 """Long cases: cost of banks of ten million rows, tasks of a thousand classes, and a hundred thousand groups.
 
-Whole runs in separate processes: peak anonymous memory, sampled every fifth of a second, and CPU time per step
-including logging. The rows are noise; their values do not affect the cost.
+Whole runs are measured in separate processes: peak anonymous memory, sampled every 0.2 seconds, and CPU time per step
+including logging. The rows are random noise, since their values do not affect the cost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyro_metabayes.data.sources import groups
 WIDTH, CLASSES, PIECE = 64, 1000, 100_000
 BANK_STEPS = ("train.steps=400", "train.log_every=100", "train.validate_every=400", "train.validation_tasks=32")
 GROUP_STEPS = ("train.steps=600", "train.log_every=200", "train.particles=1")
-GUIDES = {  # prior, objective; sib's network is 8 C wide, and its weights as many as the square of that
+GUIDES = {  # prior and settings; the network of sib has width 8 C, so its number of weights is quadratic in C
     "proto": ("Flat", {}),
     "mc": ("Conditional", {"objective": "monte_carlo.MonteCarlo", "particles": 10}),
     "savi": ("Conditional", {}),
@@ -32,7 +32,7 @@ WAYS = {"proto": (10, 100, 1000), "mc": (10, 100, 1000), "savi": (10, 100, 1000)
 
 
 def banks(size: Size) -> list[Row]:
-    """sib on a bank in memory (.npz), on a memory-mapped bank (a folder), and on the latter with a cold page cache."""
+    """sib on a bank in memory (.npz), on a memory-mapped bank (a folder), and on that bank with a cold page cache."""
     table = []
     for number in (20 * CLASSES,) if size.toy else (10**5, 10**6, 10**7):
         with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def _forget(path: Path) -> None:
 
 
 def ways(size: Size) -> list[Row]:
-    """One task per step, one shot and five queries per class, 64 features: memory of a run, time of a step."""
+    """Memory of a run and time of a step by way: one task per step, 1 shot, 5 queries per class, 64 features."""
     table = []
     with tempfile.TemporaryDirectory() as folder:
         num_classes, path = 20 if size.toy else 1000, Path(folder) / "bank.npz"
@@ -97,7 +97,7 @@ def _steps_of(guide: str, way: int, size: Size) -> dict[str, list[float]]:
 
 
 def ragged(size: Size) -> list[Row]:
-    """Partial pooling, intercepts and slopes: groups of 1 to 60 rows, nine on average; all groups are evaluated."""
+    """Partial pooling with intercepts and slopes, for groups of 1 to 60 rows, nine on average; evaluates all groups."""
     table = []
     for number in (100,) if size.toy else (1_000, 10_000, 100_000):
         with tempfile.TemporaryDirectory() as folder:

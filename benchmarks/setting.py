@@ -17,7 +17,7 @@ WAY, SHOT, QUERY, FEATURES, STEPS = 5, 1, 15, 640, 3
 
 @dataclass(frozen=True)
 class Size:
-    """full: the sizes of docs/performance.md. toy: one round of the smallest sizes, as a test."""
+    """The sizes of docs/performance.md, or with toy=True one round of the smallest sizes, as a test."""
 
     toy: bool = False
 
@@ -56,7 +56,7 @@ def tasks(
     features: int = FEATURES,
     device: torch.device | str = "cpu",
 ) -> Tasks:
-    """Random class means, unit noise, ReLU: the benchmark family of docs/results.md."""
+    """Tasks with random class means, unit noise and a ReLU: the simulated features of docs/results.md."""
     means = 0.3 + 0.27 * torch.randn(number, way, 1, features, device=device)
     support, queries = (
         functional.normalize((means + torch.randn(number, way, n, features, device=device)).relu(), dim=-1)
@@ -81,7 +81,7 @@ def learner(
     particles: int = 1,
     device: torch.device | str = "cpu",
 ) -> MetaLearner:
-    """A few-shot classifier with the cosine head; of_guide, of_objective: their settings."""
+    """A few-shot classifier with the cosine head; of_guide, of_objective: settings of guide and objective."""
     module = MetaLearner.from_specification(
         {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
@@ -99,7 +99,7 @@ def learner(
 
 
 def make_step(parameters: Iterable[Tensor], loss: Callable[[], Tensor], adam: bool = False) -> Callable[[], None]:
-    """A meta-step: zero_grad, forward, backward, SGD with Nesterov momentum, or Adam."""
+    """A meta-step: zero_grad, forward and backward pass, and a step of SGD with Nesterov momentum, or of Adam."""
     trainable = [value for value in parameters if value.requires_grad]
     optimizer: torch.optim.Optimizer = torch.optim.SGD(trainable, lr=1e-6, momentum=0.9, nesterov=True)
     if adam:

@@ -1,11 +1,11 @@
-"""SIB without this library: the same training step in raw batched PyTorch, and the reference way, a task at a time.
+"""SIB without this library: the same training step in raw batched PyTorch, and in the reference way, task by task.
 
-Both are written from the equations (Hu et al., ICLR 2020): the delta posterior, theta^0 the scaled prototypes, K
-steps on the unlabelled queries, a cosine classifier. The raw step is optimised under autograd: the closed
-form of the pullback, class-major products, the normalisation of a task as one instance norm.
-The reference way is what the released code does: one task at a time, autograd.grad with its graph, in evaluation too;
-query-major products of features that are normalised at each use; a batch norm over the queries of the task, which
-never leaves training mode.
+Both are written from the equations (Hu et al., ICLR 2020): a delta posterior, theta^0 from the scaled prototypes, K
+steps on the unlabelled queries, and a cosine classifier. The raw step is optimised: it has the closed form of the
+pullback, class-major products, and one instance norm that normalises every task.
+The reference way is that of the released code. It takes one task at a time and calls autograd.grad with create_graph,
+in evaluation too. Products are query-major, and features are normalised at each use. A batch norm over the queries of
+the task remains in training mode.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ETA = 1e-3
 
 
 class Net(nn.Module):
-    """xi: Linear-ReLU-norm, twice, then Linear, on the logits; the norm has the statistics of one task's queries."""
+    """xi: Linear-ReLU-norm twice, then Linear, on the logits; the norm uses the statistics of one task's queries."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -28,12 +28,12 @@ class Net(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in range(2))
 
     def of_one(self, logits: Tensor) -> Tensor:
-        """[Q, C] -> [Q, C]."""
+        """xi for one task, logits [Q, C] -> [Q, C]."""
         x = self.norms[0](self.inputs(logits).relu())
         return self.outputs(self.norms[1](self.hidden(x).relu()))
 
     def of_all(self, logits: Tensor) -> Tensor:
-        """[T, Q, C] -> [T, Q, C]."""
+        """xi for all tasks, logits [T, Q, C] -> [T, Q, C]."""
         x = logits
         for layer, norm in zip((self.inputs, self.hidden), self.norms, strict=True):
             x = layer(x).relu().mT
@@ -42,7 +42,7 @@ class Net(nn.Module):
 
 
 class RawSib(nn.Module):
-    """Loss: the sum over queries of the cross-entropy, less log N(theta^K; m, s^2), mean over tasks."""
+    """Loss: the sum over queries of the cross-entropy, minus log N(theta^K; m, s^2), averaged over tasks."""
 
     def __init__(self, num_features: int, num_classes: int, num_steps: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class RawSib(nn.Module):
         return (nll - self._log_prior(w)) / len(query)
 
     def one_adapted(self, support: Tensor, query: Tensor) -> Tensor:
-        """The reference way: theta^K [1, C, D] of one task, which stays a batch of one throughout."""
+        """theta^K [1, C, D] of one task in the reference way, with a leading axis of size 1."""
         num_classes, shot, _ = support.shape
         shots = functional.normalize(support.flatten(0, 1).unsqueeze(0), dim=-1)
         labels = torch.arange(num_classes).repeat_interleave(shot).view(1, -1, 1)
@@ -90,7 +90,7 @@ class RawSib(nn.Module):
         return w
 
     def one_logits(self, w: Tensor, query: Tensor) -> Tensor:
-        """[Q, C]."""
+        """Logits [Q, C] of one task in the reference way."""
         features, weights = functional.normalize(query.unsqueeze(0), dim=-1), functional.normalize(w, dim=-1)
         cosine = torch.baddbmm(self.bias.view(1, 1, 1), features, weights.transpose(1, 2))
         return (self.scale * cosine).flatten(0, 1)

@@ -21,7 +21,7 @@ NAMES = {"number": "tasks T", "features": "features D", "num_steps": "inner step
 
 
 def rows(size: Size) -> list[Row]:
-    """Milliseconds by each setting, the others as in BASE, and the power of it that the last doubling shows."""
+    """Milliseconds by the value of each setting, the others as in BASE; growth exponent at the last doubling."""
     table = []
     for name, values in SWEPT.items():
         values = values[:2] if size.toy else values

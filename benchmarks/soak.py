@@ -1,9 +1,9 @@
-"""Long case: a hundred thousand steps of small tasks: memory over time.
+"""Long case: memory over time in a hundred thousand steps on small tasks.
 
-`experiments.run` in a separate process, with logging, validation and checkpoints. Measured are the slopes of anonymous
-memory, of memory in use, and of the number of Python blocks over the steps after the first tenth. Their 95% intervals
-are from a jackknife over tenths of the looks, since neighbouring looks are dependent. A leak is a positive slope of the
-memory in use; other growth is fragmentation.
+`experiments.run` runs in a separate process, with logging, validation and checkpoints. After the first tenth of the
+steps, the slopes of anonymous memory, of memory in use and of the number of Python blocks are estimated. Their 95%
+intervals are from a jackknife over tenths of the observations, since neighbouring observations are dependent. A
+positive slope of the memory in use is a leak; other growth is fragmentation.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def _measure(name: str, settings: Sequence[str], steps: int) -> list[Row]:
         for way, unit, quantity in SLOPES:
             figure = slope([look.step for look in late], [quantity(look) for look in late])
             table.append(
-                Row(case, f"slope of {way} (95% interval)", figure, f"{unit} a step", goal="0 within the interval")
+                Row(case, f"slope of {way} (95% interval)", figure, f"{unit} per step", goal="0 within the interval")
             )
     return [*table, Row(case, "a step, CPU", Spread.of([run.step_milliseconds]), "ms")]
 
 
 def slope(steps: Sequence[int], values: Sequence[int]) -> Spread:
-    """By least squares, with its 95% interval by the jackknife over stretches."""
+    """Slope by least squares, with a 95% interval by the jackknife over STRETCHES parts of the observations."""
     x, y, places = np.array(steps), np.array(values), np.arange(len(steps))
     full_slope = float(np.polyfit(x, y, 1)[0])
     kept = [np.delete(places, left_out) for left_out in np.array_split(places, STRETCHES)]

@@ -1,4 +1,4 @@
-"""Case 8: CPU time of a cold start: of the imports, and of --help."""
+"""Case 8: CPU time of a cold start, for the imports and for --help."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rows(size: Size) -> list[Row]:
 
 
 def seconds(command: list[str]) -> float:
-    """CPU seconds of a Python process, user and system."""
+    """User and system CPU seconds of a Python process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,7 +1,7 @@
 """The conditional prior of mc and savi without this library, in raw batched PyTorch.
 
-Class means, VERSA's two blocks to loc and scale, a cosine classifier; all classes of all samples of a task are one
-product, and the KL and the encoding of the support set are computed once.
+VERSA's two blocks map class means to loc and scale of the weights of a cosine classifier. One matrix product gives the
+logits of all classes and samples of a task. The KL and the encoding of the support set are computed once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RawEncoder(nn.Module):
         return (logits.gather(2, index) - logits.logsumexp(2, keepdim=True)).squeeze(2)
 
     def savi_loss(self, support: Tensor, x: Tensor, labels: Tensor, samples: int) -> Tensor:
-        """Support [T, C, shot, D]; the queries are class-ordered, as many of each. kl_weight is 1."""
+        """Loss with KL weight 1; support [T, C, shot, D]. Queries x are class-ordered, with equal counts per class."""
         queries = x.unflatten(1, (support.shape[1], -1))
         pooled = torch.cat((support, queries), dim=2).mean(2)
         loc, scale = self.encoded(support.mean(2))

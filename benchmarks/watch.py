@@ -1,4 +1,4 @@
-"""A training run in a separate process, whose memory is read from the kernel (Linux) during the run."""
+"""Runs a training in a separate process, and reads its memory from the (Linux) kernel during the run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-EVERY = 0.2  # seconds between looks
+EVERY = 0.2  # seconds between observations
 MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
 class Look:
-    """One observation of a process: step, CPU seconds, memory in bytes, number of Python blocks.
+    """One observation of a process.
 
-    `own` (anonymous) and `mapped` are reported by the kernel; `in_use` is the part of `own` allocated by malloc.
+    step: training step.
+    own: anonymous memory in bytes, according to the kernel.
+    mapped: pages of files in bytes, according to the kernel.
+    cpu: CPU seconds.
+    in_use: the part of `own` that malloc has allocated, in bytes.
+    blocks: number of Python blocks.
     """
 
     step: int
@@ -36,7 +41,7 @@ class Look:
 
 @dataclass(frozen=True)
 class WatchedRun:
-    """A finished run: looks in order, the lines of metrics.jsonl, and results.json."""
+    """A finished run: observations in order of time, the lines of metrics.jsonl, and results.json."""
 
     looks: Sequence[Look]
     lines: Sequence[dict[str, Any]]
@@ -44,7 +49,7 @@ class WatchedRun:
 
     @property
     def most(self) -> float:
-        """The largest anonymous memory of all looks, MB; without pages of files, which the kernel may drop."""
+        """Peak anonymous memory in MB; it excludes pages of files, which the kernel may drop."""
         return max(look.own for look in self.looks) / MEGABYTE
 
     @property
@@ -53,7 +58,7 @@ class WatchedRun:
 
     @property
     def step_milliseconds(self) -> float:
-        """CPU time per step, from the first logged line to the last but one, before a final validation."""
+        """CPU time per step between the first and the penultimate logged line, which excludes a final validation."""
         first, last = (self._first_look(self.lines[place]["step"]) for place in (0, -2))
         return 1e3 * (last.cpu - first.cpu) / (last.step - first.step) if last.step > first.step else math.nan
 
@@ -62,7 +67,11 @@ class WatchedRun:
 
 
 def watch_run(*arguments: str) -> WatchedRun:
-    """Run `python -m experiments.run ARGUMENTS`; a failure raises with the output of the run."""
+    """Run `python -m experiments.run ARGUMENTS` and observe it.
+
+    Raises:
+        RuntimeError: the run has failed; the message holds its output.
+    """
     with tempfile.TemporaryDirectory() as folder:
         run, counts = Path(folder) / "run", Path(folder) / "counts"
         command = [sys.executable, "-m", "benchmarks.counted", str(counts), *arguments, f"hydra.run.dir={run}"]
@@ -85,17 +94,17 @@ def _look(process: int, metrics: Path, counts: Path) -> Look | None:
         in_use, blocks = map(int, counts.read_text().split())
         status = Path(f"/proc/{process}/status").read_text()
         ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
-    except (OSError, ValueError):  # it ended meanwhile, or has just begun
+    except (OSError, ValueError):  # the process has just started or ended
         return None
     kilobytes = {name: int(size) for name, size in re.findall(r"^Rss(Anon|File):\s+(\d+) kB", status, re.MULTILINE)}
-    if not kilobytes:  # a process that has ended and was not waited for has no memory
+    if not kilobytes:  # an ended process without a wait() has no memory
         return None
     cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
     return Look(_last_step(metrics), 1024 * kilobytes["Anon"], 1024 * kilobytes["File"], cpu, in_use, blocks)
 
 
 def _last_step(metrics: Path) -> int:
-    """The step of the last whole line; 0 before there is one."""
+    """The step of the last complete line; 0 if there is none."""
     try:
         with metrics.open("rb") as file:
             file.seek(max(0, metrics.stat().st_size - 8192))

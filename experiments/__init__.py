@@ -5,24 +5,24 @@ import signal
 import sys
 from importlib.util import find_spec
 
-STOP = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}  # the defaults of Python
+STOP = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}  # Python's default handlers
 
 
 def _leave(number: int, frame: object) -> None:
-    """Exit at once: while a command still imports packages, there is nothing to clean up."""
+    """Exit at once, since nothing needs cleaning up while a command still imports packages."""
     os.write(2, b"\ninterrupted; nothing was started\n")
     os._exit(128 + number)
 
 
 def require_extra() -> None:
-    """One line where the packages of the commands are not installed."""
+    """Exit with a one-line message if a package that the commands need is not installed."""
     needed = {"hydra": "hydra-core", "matplotlib": "matplotlib", "yaml": "pyyaml", "filelock": "filelock"}
     if missing := [package for name, package in needed.items() if find_spec(name) is None]:
-        remedy = "pip install 'pyro_metabayes[experiments]', on Python 3.11 to 3.13"  # Hydra runs on no later one
+        remedy = "pip install 'pyro_metabayes[experiments]', on Python 3.11 to 3.13"  # Hydra supports no later version
         sys.exit(f"error: expected the packages of the commands, {', '.join(missing)} not found; {remedy}")
 
 
-if sys.argv[0] == "-m":  # run as a command; a program that imports this package keeps its handlers
+if sys.argv[0] == "-m":  # run as a command, not imported by another program
     for _number, _handler in STOP.items():
         if signal.getsignal(_number) is _handler:
             signal.signal(_number, _leave)

@@ -1,4 +1,4 @@
-"""metabayes NAME ...: every command of the package; without a name, the list of them."""
+"""metabayes NAME ...: runs the command NAME of the package; without a name, lists the commands."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FOLDER = Path(__file__).parent
 
 
 def commands() -> dict[str, Path]:
-    """The file of each command: one that ends in `if __name__ == "__main__"`, or the __main__ of a package."""
+    """The file of each command by name: NAME.py in this folder, or the __main__.py of the package NAME."""
     files = {path.stem: path for path in FOLDER.glob("[a-z]*.py")}
     files |= {path.parent.name: path for path in FOLDER.glob("*/__main__.py")}
     return dict(sorted(files.items()))
 
 
 def summary(path: Path) -> str:
-    """The first line of the docstring of a command, read without importing the command."""
+    """The first line of a command's docstring after the usage; read without importing the command."""
     line = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
     return line.rpartition(": ")[2] if ": " in line else line
 

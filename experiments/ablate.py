@@ -1,7 +1,7 @@
 """python -m experiments.ablate guide=sib: ablations of a guide, one change at a time.
 
-Each row of conf/ablate/guide/NAME.yaml is a run of experiments.run and names its difference from the first row. Some
-rows are also evaluated under other settings (imbalanced or larger query sets). Finished runs are kept, so the same
+Each row of conf/ablate/guide/NAME.yaml is a run of experiments.run; its label states the difference from the first row.
+Some rows are also evaluated under other settings (imbalanced or larger query sets). Finished runs are kept, so the same
 command continues an interrupted ablation. Writes table.md, table.csv and ablation.png.
 """
 
@@ -25,23 +25,23 @@ from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row
 from pyro_metabayes.experiments.studies.tables import commands
 
-COLUMNS = ("NLL", "ECE", "KL", "prior")  # of experiments.compare
+COLUMNS = ("NLL", "ECE", "KL", "prior")  # columns taken from the table of experiments.compare
 NOTE = (
-    "Each row names its difference from the first row. Gains over the first row are paired: both are evaluated on the "
-    "same tasks under the same settings; a dash where the tasks differ."
+    "The label of a row states its difference from the first row. Gains over the first row are paired: both are "
+    "evaluated on the same tasks under the same settings. A dash means that the tasks differ."
 )
 
 
 @dataclass
 class AblationConfig(StudyConfig):
-    """Which guide, on what data, and how the ablation is run."""
+    """The guide, the data, and how the ablation is run."""
 
-    on: str = "data=gaussian_features"  # the data of every row, and other settings for these data
+    on: str = "data=gaussian_features"  # data and further settings of every row
 
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """A row, its runs (one per seed), and the settings changed for their evaluation."""
+    """A row, its runs (one per seed), and the settings that the evaluation changes."""
 
     row: Row
     changes: str
@@ -53,7 +53,7 @@ class ScoredRow:
 
     @property
     def same_guide(self) -> bool:
-        """Whether the evaluation has the guide settings of the training."""
+        """Whether the evaluation leaves the settings of the guide as in training."""
         return "guide." not in self.changes
 
 
@@ -64,7 +64,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def scored_rows(study: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[ScoredRow]:
-    """Every row under its training settings, then under each evaluation of the study."""
+    """Every row as trained, followed by its evaluations with changed settings."""
     entries = []
     for row in rows:
         folders = [row.folder(folder, seed) for seed in range(row.seeds)]
@@ -78,7 +78,7 @@ def scored_rows(study: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> 
 
 
 def table_row(entry: ScoredRow, base: Sequence[Run]) -> dict[str, str]:
-    """One row of the table; `base`: all runs of the first row that a gain may be paired with."""
+    """One row of the table; `base` holds the runs of the first row with which a gain can be paired."""
     cells = scores_row("", "", entry.runs)
     gain = differences_row("", "", entry.runs, base)["accuracy gain, points"]
     return {
@@ -94,7 +94,7 @@ def table_row(entry: ScoredRow, base: Sequence[Run]) -> dict[str, str]:
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """table.md with the command of every row, table.csv and the plot."""
+    """Write table.md, with the command of every row, table.csv and the plot."""
     entries = scored_rows(study, rows, folder)
     first_entries = [entry for entry in entries if entry.row == entries[0].row]
     base = [run for entry in reversed(first_entries) if entry.same_guide for run in entry.runs]
@@ -106,7 +106,7 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
 
 
 def draw(entries: Sequence[ScoredRow], path: Path) -> Path:
-    """Left: every row under its training settings. Right: learners also evaluated on other query sets."""
+    """Left: every row under its training settings. Right: learners that were also evaluated on other query sets."""
     rows = [entry for entry in entries if not entry.changes]
     reevaluated = [entry for entry in entries if entry.changes and entry.same_guide]
     figure, axes = new_figure(2 if reevaluated else 1)
@@ -143,7 +143,7 @@ def _query_set(entry: ScoredRow) -> str:
 
 
 def accuracy_of(entry: ScoredRow) -> tuple[float, float]:
-    """Mean over seeds and the mean of their intervals, in per cent."""
+    """Mean over seeds of the accuracy and of the half width of its 95% interval, in per cent."""
     accuracies = [run.results["accuracy"] for run in entry.runs]
     mean, ci95 = (100 * sum(accuracy[name] for accuracy in accuracies) / len(accuracies) for name in ("mean", "ci95"))
     return mean, ci95

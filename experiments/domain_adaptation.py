@@ -1,7 +1,8 @@
 """python -m experiments.domain_adaptation: the gain of transductive inference on an unseen domain, for each domain.
 
-Runs conf/study/digit_domains.yaml: its parts are targets, its rows methods. Finished runs are kept, so the same command
-continues an interrupted study. Writes table.md, table.csv and domains.png; see docs/domain-adaptation.md.
+Runs conf/study/digit_domains.yaml, which has one part per target domain and one row per method. Finished runs are kept,
+so the same command continues an interrupted study. Writes table.md, table.csv and domains.png; see
+docs/domain-adaptation.md.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from pyro_metabayes.experiments.studies.tables import commands
 
 AVERAGE = "average"
 NOTE = (
-    "Accuracy on the target, %. One target: mean over all minibatches of all seeds, and its 95% interval. The average "
-    "over targets, and differences: the 95% interval of Student's t over seeds."
+    "Accuracy on the target domain, %. Intervals are 95%. For one target: mean and interval over all minibatches of "
+    "all seeds. For the average over targets and for differences: interval over seeds by Student's t."
 )
 Accuracies = Mapping[str, np.ndarray]  # by target: [seeds, tasks]
 
@@ -40,7 +41,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def accuracies_by_method(rows: Sequence[Row], folder: Path) -> dict[str, Accuracies]:
-    """Accuracies by method and target, for targets with all runs finished."""
+    """Accuracies in per cent by method and target; all runs of the rows must be finished."""
     by_method: dict[str, dict[str, np.ndarray]] = {}
     for row in rows:
         scores = [np.load(row.folder(folder, seed) / "tasks.npz")["accuracy"] for seed in range(row.seeds)]
@@ -90,7 +91,7 @@ def tables(
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """The tables, with the command of every row, and the plot."""
+    """Write the tables, with the command of every row, and the plot."""
     methods = accuracies_by_method(rows, folder)
     scores, gains = tables(study, methods)
     page = f"{NOTE}\n\n{markdown_table(scores)}\n\n{markdown_table(gains)}\n\n{commands(rows)}\n"
@@ -100,7 +101,7 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
 
 
 def draw(methods: Mapping[str, Accuracies], path: Path) -> Path:
-    """One group of bars per target and for the average, one colour per method, one point per seed."""
+    """One group of bars per target and one for the average; one colour per method, one point per seed."""
     figure, (axis,) = new_figure(1)
     targets = [*next(iter(methods.values())), AVERAGE]
     figure.set_size_inches(1.6 * len(targets) + 1, 3.4)

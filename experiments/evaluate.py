@@ -1,4 +1,4 @@
-"""python -m experiments.evaluate RUN_DIR guide.num_steps=0: evaluate a finished run again under changed settings."""
+"""python -m experiments.evaluate RUN_DIR guide.num_steps=0: evaluate a finished run again with changed settings."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""python -m experiments.families RUN_DIR: the families of functions sampled by a run on sine_and_line.
+"""python -m experiments.families RUN_DIR: shares of sines and lines among functions sampled from a posterior.
 
-Each sampled function is assigned to the family, sine or line, whose least-squares fit has the lower residual on
-x in [-5, 5]. Writes table.md, families.json and families.png in RUN_DIR/families.
+RUN_DIR is a run on data=sine_and_line. Each sampled function is assigned to the family, sine or line, whose
+least-squares fit has the smaller residual on x in [-5, 5]. Writes table.md, families.json and families.png in
+RUN_DIR/families.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.paths import user_path
 
 GRID = torch.linspace(-5, 5, 101)
-BOTH = 0.2  # a task has both families if each has at least this share of the samples
-PANELS = (1, 2, 2, 5, 10)  # support points of the tasks in the plot
+BOTH = 0.2  # a task counts as having both families if each has at least this share of the samples
+PANELS = (1, 2, 2, 5, 10)  # number of support points of the task in each column of the plot
 
 
 class FamilyStudy:
-    """The best learner of a finished run, and tasks of any number of support points with their true functions."""
+    """The best learner of a finished run, and tasks with any number of support points and known true functions."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self.config, self.split = replace(saved_config(folder, []), device="cpu"), split
@@ -66,7 +67,7 @@ class FamilyStudy:
 
 
 def family_row(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict[str, Any]:
-    """Shares of the sampled functions by family, pooled over tasks, and the fit of their mean."""
+    """Shares of sines and lines among the sampled functions of all tasks, and the RMSE of their mean."""
     lines, own, both, error = [], [], [], []
     with seeded(study.config.seed):
         for number in range(blocks):
@@ -82,7 +83,7 @@ def family_row(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict
 
 
 def _pooled(shot: int, lines: Tensor, own: Tensor, both: Tensor, error: Tensor) -> dict[str, Any]:
-    """Means over tasks; lines: share of lines per task."""
+    """Means over tasks; `lines` is the share of lines in each task."""
     line = lines.mean().item()
     return {
         "support points": shot,
@@ -99,7 +100,7 @@ def text_row(row: dict[str, Any]) -> dict[str, str]:
 
 
 def draw(study: FamilyStudy, path: Path, samples: int = 12) -> Path:
-    """Two rows of panels, true sines above true lines: support red, truth black, samples dotted by family."""
+    """Two rows of panels: tasks with a true sine, then with a true line. Samples are dotted, coloured by family."""
     from matplotlib.lines import Line2D
 
     figure, _ = new_figure(1)
@@ -123,7 +124,7 @@ def draw(study: FamilyStudy, path: Path, samples: int = 12) -> Path:
 
 
 def _panel(axis: Any, observed: Observed, function: Tensor, sampled: Tensor) -> None:
-    """One task: its true function [G] and sampled ones [L, G]."""
+    """One task: the true function [G], the sampled functions [L, G] and the support points."""
     for line, family in zip(sampled, family_of(GRID, sampled), strict=True):
         axis.plot(GRID, line, ":", color=f"C{family}", lw=1.2)
     axis.plot(GRID, function, color="black", lw=1.2)
@@ -137,11 +138,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=user_path, help="the folder of a finished run with data=sine_and_line")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10], help="numbers of support points")
     parser.add_argument("--split", default="test", help="train, val or test")
-    parser.add_argument("--blocks", type=int, default=10, help=f"tasks in blocks of {BLOCK}")
-    parser.add_argument("--samples", type=int, default=50, help="functions per task")
+    parser.add_argument("--blocks", type=int, default=10, help=f"number of blocks of {BLOCK} tasks")
+    parser.add_argument("--samples", type=int, default=50, help="sampled functions per task")
     options = parser.parse_args(arguments)
     if min(options.shots) < 0 or options.blocks < 1 or options.samples < 2:
-        raise UsageError("expected --shots >= 0, --blocks >= 1 and --samples >= 2")
+        got = f"{options.shots}, {options.blocks} and {options.samples}"
+        raise UsageError(f"expected --shots >= 0, --blocks >= 1 and --samples >= 2, got {got}")
     study, out = FamilyStudy(options.run, options.split), options.run / "families"
     rows = [family_row(study, shot, options.blocks, options.samples) for shot in options.shots]
     write_atomically(out / "families.json", lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))

@@ -1,8 +1,8 @@
-"""python -m experiments.information: information of posteriors about their query sets, and the generalisation gap.
+"""python -m experiments.information: the information of posteriors about their query sets, and the generalisation gap.
 
-Runs conf/study/information.yaml: learners with several KL weights, each evaluated with eval.information=true after
-K = 0, ..., 7 inner steps, and other guides. Finished runs are kept, so the same command continues an interrupted study.
-Writes table.md, table.csv and information.png. docs/information.md defines the columns.
+Runs conf/study/information.yaml with eval.information=true: sib with several KL weights, each evaluated after K = 0,
+..., 7 inner steps, and other guides. Finished runs are kept, so the same command continues an interrupted study. Writes
+table.md, table.csv and information.png. docs/information.md defines the columns.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def by_steps(row: Row, folder: Path) -> list[list[Results]]:
 
 
 def steps_of(results: Results) -> int:
-    """K; 0 for a guide without inner steps."""
+    """K, the number of inner steps; 0 for a guide without inner steps."""
     return int(results["config"]["guide"].get("num_steps", 0))
 
 
 def mean_of(seeds: Sequence[Results], *path: str) -> float | None:
-    """Mean over seeds of a metric; None where a setting does not have it."""
+    """Mean over seeds of the metric at `path` in the results; None if it is not defined."""
     values: list[Any] = list(seeds)
     for name in path:
         values = [None if value is None else value[name] for value in values]
@@ -77,7 +77,7 @@ def table_row(row: Row, seeds: Sequence[Results]) -> dict[str, str]:
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """The table, with the command of every row, and the plot."""
+    """Write the table, with the command of every row, and the plot."""
     entries = [(row, seeds) for row in rows for seeds in by_steps(row, folder)]
     table = [table_row(row, seeds) for row, seeds in entries]
     page = f"{markdown_table(table)}\n\n{commands(rows)}\n"
@@ -96,7 +96,7 @@ PANELS = {
 
 
 def draw(rows: Sequence[Row], folder: Path) -> Path:
-    """One line per learner with inner steps, over K: information, gap with interval, bound, accuracy."""
+    """Information, gap with interval, bound and accuracy against K: one line per learner with inner steps."""
     figure, axes = new_figure(len(PANELS))
     figure.set_size_inches(2.9 * len(PANELS) + 1.4, 3.0)
     for row in rows:
@@ -110,7 +110,7 @@ def draw(rows: Sequence[Row], folder: Path) -> Path:
 
 
 def _draw_learner(axes: Sequence[Any], label: str, steps: Sequence[Sequence[Results]]) -> None:
-    """One line per panel over K; steps: the results of the seeds for each K."""
+    """One line per panel against K; `steps` holds the results of all seeds for each K."""
     places = [steps_of(seeds[0]) for seeds in steps]
     for axis, (title, path) in zip(axes, PANELS.items(), strict=True):
         values = [mean_of(seeds, *path) for seeds in steps]

@@ -1,7 +1,8 @@
-"""python -m experiments.predictive_band RUN_DIR --steps 10: functions drawn from trained regressions, given few points.
+"""python -m experiments.predictive_band RUN_DIR --steps 10: plot functions drawn from the posterior of a regression.
 
-The figure of Grant et al. (ICLR 2018, LLAMA): one test task, its support points spread over the range of the inputs or
-all in its left half; functions drawn from the posterior, their mean, and their central 90%. One row per run.
+The figure of Grant et al. (ICLR 2018, LLAMA). It shows one test task, with support points that are spread over the
+range of the inputs, or all in its left half: functions drawn from the posterior, their mean, and their central 90%. The
+plot has one row per run.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from pyro_metabayes.likelihoods.predictions import predictions_of
 from pyro_metabayes.seeding import seeded
 from pyro_metabayes.storage.paths import user_path
 
-NUM_QUERIES = 400  # of the task; its support points and its curve are taken from them
-NUM_FUNCTIONS = 12  # of the plot
+NUM_QUERIES = 400  # query points of the task, from which the support points and the plotted curve are taken
+NUM_FUNCTIONS = 12  # sampled functions that are drawn
 
 
 @dataclass(frozen=True)
 class Band:
-    """Predictions on one task: x [Q] in order, y [Q], the support set, and sampled functions [L, Q]."""
+    """One task: inputs x [Q] in increasing order, labels y [Q], the support set, and sampled functions [L, Q]."""
 
     x: Tensor
     y: Tensor
@@ -44,12 +45,12 @@ class Band:
 
 
 def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: int | None) -> list[Band]:
-    """The band for spread support points, and for support points in the left half of the range."""
+    """Two bands: for support points spread over the range, and for support points in its left half."""
     config = saved_config(folder, [f"task.shot={points}", f"task.query={NUM_QUERIES}"])
-    regression = config.task.way == 1  # classes may have fewer inputs than NUM_QUERIES
+    regression = config.task.way == 1  # a class may have fewer than NUM_QUERIES inputs
     setup = restore_run(folder, config) if regression else None
     if setup is None or setup.tasks.source.num_targets != 1 or setup.tasks.source.input_shape != (1,):
-        raise UsageError(f"expected a regression of one number on one number to draw, got the run in {folder}")
+        raise UsageError(f"expected a run of a regression with one input and one output, got the run in {folder}")
     learner = setup.learner
     stepping = stepping_part(learner)
     if num_steps is not None and stepping is not None:
@@ -70,12 +71,12 @@ def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, places: Tenso
         _, likelihood = learner.posterior_predictive(observed, num_samples)
     predictions = predictions_of(likelihood, y, observed.query_mask)
     if not isinstance(predictions, NumberPredictions):
-        raise UsageError("expected a likelihood of numbers to draw, got one of classes; take a run of a regression")
+        raise UsageError("expected a likelihood of numbers, got one of classes; take a run of a regression")
     return Band(x.flatten(), y.flatten(), support_x.flatten(), support_y.flatten(), predictions.mean[:, 0, :, 0])
 
 
 def draw(bands: Sequence[Sequence[Band]], names: Sequence[str], path: Path) -> Path:
-    """One row of panels per run, all on one scale."""
+    """One row of panels per run, all with the same axis of y."""
     figure, axes = new_figure(2, rows=len(bands))
     reach = 1.6 * max(band.y.abs().max().item() for row in bands for band in row)
     titled = [
@@ -105,16 +106,17 @@ def _draw_band(axis: Any, band: Band) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("runs", nargs="+", type=user_path, help="folders of finished runs of a regression")
-    parser.add_argument("--task", type=int, default=0, help="which test task (%(default)s)")
-    parser.add_argument("--points", type=int, default=5, help="support points (%(default)s)")
-    parser.add_argument("--samples", type=int, default=200, help="functions, of which a dozen are drawn (%(default)s)")
-    parser.add_argument("--steps", type=int, help="inner steps, if not those of the training")
+    parser.add_argument("--task", type=int, default=0, help="index of the test task (%(default)s)")
+    parser.add_argument("--points", type=int, default=5, help="number of support points (%(default)s)")
+    parser.add_argument("--samples", type=int, default=200, help="sampled functions; the plot shows 12 (%(default)s)")
+    parser.add_argument("--steps", type=int, help="number of inner steps (default: as in training)")
     parser.add_argument(
         "--out", type=user_path, default=Path("runs/predictive_band.png"), help="file of the plot (%(default)s)"
     )
     options = parser.parse_args(arguments)
     if options.task < 0 or not 1 <= options.points <= NUM_QUERIES // 4 or options.samples < 2:
-        raise UsageError(f"expected --task >= 0, 1 <= --points <= {NUM_QUERIES // 4} and --samples >= 2")
+        got = f"{options.task}, {options.points} and {options.samples}"
+        raise UsageError(f"expected --task >= 0, 1 <= --points <= {NUM_QUERIES // 4} and --samples >= 2, got {got}")
     arguments_of_panels = options.task, options.points, options.samples, options.steps
     bands = [panels(run, *arguments_of_panels) for run in options.runs]
     names = [saved_config(run, []).choices.get("guide", run.name) for run in options.runs]

@@ -1,7 +1,7 @@
-"""python -m experiments.pretrain data=cifar_fs pretrain=strong: pretrain the backbone of the runs with these settings.
+"""python -m experiments.pretrain data=cifar_fs pretrain=strong: pretrain the backbone for runs with these settings.
 
-`experiments.run` does the same if the backbone is not in the cache. An interrupted pretraining continues after its last
-finished epoch. Writes curve.png and pretraining.json.
+`experiments.run` does the same if the cache does not hold the backbone. An interrupted pretraining continues after its
+last finished epoch. Writes curve.png and pretraining.json.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def bank_of(config: Config) -> Bank:
     data = build(config.source(), "data")
     if not isinstance(data, Bank) or data.inputs.dim() != 4:
         name = config.choices.get("data")
-        raise UsageError(f"expected a data set of images to pretrain on, got data={name}; take one like data=glyphs")
+        raise UsageError(f"expected a data set of images for pretraining, got data={name}; take one like data=glyphs")
     return data
 
 
@@ -88,7 +88,7 @@ def _per_cent(score: float | None) -> str:
 
 
 def draw(curve: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss, accuracy on the training images, and accuracy of class means on validation classes, over the epochs."""
+    """Loss, accuracy on the training images, and accuracy of class means on validation classes, by epoch."""
     figure, axes = new_figure(2)
     epochs = [line["epoch"] for line in curve]
     axes[0].plot(epochs, [line["loss"] for line in curve], "o-", ms=3)

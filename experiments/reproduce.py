@@ -1,7 +1,7 @@
-"""python -m experiments.reproduce table=sib_cifar_fs: run the cells of a published table and compare with the paper.
+"""python -m experiments.reproduce table=sib_cifar_fs: run the settings of a published table and compare with the paper.
 
 A table is a grid of runs of experiments.run (conf/table/NAME.yaml). Finished runs are kept, so the same command
-continues an interrupted table. Writes the section of the table in RESULTS.md.
+continues an interrupted table. Writes the table's section of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class TableConfig:
     """The table and how to run it."""
 
     table: dict[str, Any]
-    name: str = ""  # of the table; filled in
-    size: str = "full"  # full, smoke (a few steps of one seed: does it run?)
-    parts: list[str] = field(default_factory=list)  # of the table; empty: all parts that the machine can run
+    name: str = ""  # name of the table; filled in
+    size: str = "full"  # full; smoke: a few steps of one seed, to see whether it runs
+    parts: list[str] = field(default_factory=list)  # parts of the table to run; empty: all that this machine can run
     workers: int = 2  # parallel runs, each on one thread
-    out: str = "RESULTS.md"  # file of a full table; sections of other tables are kept
+    out: str = "RESULTS.md"  # file for a full table; sections of other tables are kept
 
 
 def main(composed: DictConfig, folder: Path) -> None:
@@ -57,7 +57,11 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def possible(row: Row, config: TableConfig) -> bool:
-    """Whether this machine can run a row (in smoke size any machine can); a named part that cannot run is refused."""
+    """Whether this machine can run a row. Any machine can run a row in smoke size.
+
+    Raises:
+        UsageError: `parts` names the part of the row, and this machine cannot run it.
+    """
     needs = config.table["parts"][row.part].get("needs")
     if needs != "cuda" or config.size == "smoke" or torch.cuda.is_available():
         return True
@@ -67,7 +71,7 @@ def possible(row: Row, config: TableConfig) -> bool:
 
 
 def section_of(name: str, table: Mapping[str, Any], smoke: bool, folder: Path) -> str:
-    """Title, source, the table with all rows, the machines, and the command of each row."""
+    """The section of a table: title, source, all rows, the machines, and the command of each row."""
     rows = rows_of(table, smoke)
     machines = {results["machine"] for row in rows for results in finished_results(row, folder)}
     lines = [
@@ -81,7 +85,7 @@ def section_of(name: str, table: Mapping[str, Any], smoke: bool, folder: Path) -
 
 
 def with_section(path: Path, name: str, section: str) -> str:
-    """The page with this section, which replaces an earlier section of the same name or is appended."""
+    """The text of the page with this section, which is appended or replaces an earlier section of the same name."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     text = path.read_text() if path.exists() else "# Published tables, and what this package gets\n"
     block = f"{begin}\n{section}\n{end}"
@@ -101,7 +105,7 @@ def table_of(table: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> lis
 
 
 def table_row(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """One row: published and own accuracy, each in the column of its kind; dashes without runs."""
+    """One row: published and own accuracy, in inductive or transductive columns; dashes if there are no runs."""
     published = part.get("published", {}).get(row.label, {})
     results = finished_results(row, folder)
     own = _accuracy(row, folder) if results else "-"
@@ -113,13 +117,13 @@ def table_row(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]
 
 
 def _empty_cells(part: Mapping[str, Any]) -> dict[str, str]:
-    """Of a row without runs, with the reason."""
+    """The cells of a row without runs, with the reason."""
     reason = f"not run: needs {part['needs']}, {part['estimate']}" if "needs" in part else "not run"
     return dict.fromkeys(("NLL", "ECE", "prior"), "-") | {"tasks": reason, "seeds": "-", "seconds": "-"}
 
 
 def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Means over seeds."""
+    """The cells of a row with runs: means over seeds."""
     return {
         "NLL": f"{np.mean([run['nll'] for run in results]):.3f}",
         "ECE": f"{np.mean([run['ece'] for run in results]):.3f}",
@@ -131,7 +135,7 @@ def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _accuracy(row: Row, folder: Path) -> str:
-    """Mean over the tasks of all seeds, with its 95% interval."""
+    """Mean accuracy over the tasks of all seeds, with its 95% interval, in per cent."""
     files = [row.folder(folder, seed) / "tasks.npz" for seed in range(row.seeds)]
     tasks = np.concatenate([np.load(file)["accuracy"] for file in files if file.exists()])
     return per_cent(tasks.mean(), ci95_of(tasks))

@@ -1,8 +1,8 @@
 """python -m experiments.rotation_accuracy RUN_DIR: the effect of a step on the rotation loss, per class.
 
-For the best learner of a run with guide=sib_rotation: how often its head predicts the rotation of an image (in quarter
-turns), how often the prediction is off by half a turn, and the accuracy of lambda, of theta^0 after the step, and of
-theta^K. Writes rotation_accuracy/table.md in RUN_DIR.
+The table has three kinds of metrics for the best learner of a run with guide=sib_rotation: how often the rotation of an
+image (a multiple of 90 degrees) is predicted, how often the prediction is off by 180 degrees, and the accuracy of the
+labels at lambda, at theta^0 and at theta^K. Writes rotation_accuracy/table.md in RUN_DIR.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ def restore_rotation_run(folder: Path) -> tuple[RunSetup, MetaLearner]:
     setup = restore_run(folder, config)
     if not isinstance(setup.learner.guide, sib_rotation.Guide) or setup.learner.guide.rotation is None:
         choice = setup.config.choices["guide"]
-        raise UsageError(f"expected a run of guide=sib_rotation with a rotation step, got {choice}")
+        expected = "a run of guide=sib_rotation with guide.rotation_step_size > 0"
+        raise UsageError(f"expected {expected}, got guide={choice}; train such a run")
     return setup, setup.learner
 
 
 @torch.no_grad()
 def rotation_metrics(learner: MetaLearner, episodes: Episodes) -> dict[str, Tensor]:
-    """Per query [T, Q]: share of its views with the right rotation, share half a turn off; accuracy of the label."""
+    """Metrics of each query [T, Q]: share of its views with the right rotation or 180 degrees off; accuracy."""
     guide: Any = learner.guide
     observed, num_steps = episodes.observed(), guide.num_steps
     start = guide.start(learner.model, episodes)
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("run", type=user_path, help="the folder of a finished run with guide=sib_rotation")
     parser.add_argument("--split", default="test", help="train, val or test")
-    parser.add_argument("--tasks", type=int, default=100, help="minibatches")
+    parser.add_argument("--tasks", type=int, default=100, help="number of minibatches")
     options = parser.parse_args(arguments)
     if options.tasks < 1:
         raise UsageError(f"expected --tasks >= 1, got {options.tasks}")

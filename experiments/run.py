@@ -24,18 +24,21 @@ from pyro_metabayes.training.optimisation import TrainSettings
 
 
 def note_other_steps(before: TrainSettings, folder: Path) -> None:
-    """Delete evaluations of the earlier learner; a cosine schedule that has ended cannot be extended."""
+    """Delete evaluations of the earlier learner, and print a note if the schedule is a cosine, which cannot grow."""
     shutil.rmtree(folder / "evaluations", ignore_errors=True)
     if before.schedule == "cosine":
-        note = f"note: the schedule was made for {before.steps} steps"
-        print(f"{note}; a new run with the present number of steps would give another result", file=sys.stderr)
+        note = f"note: the cosine schedule was computed for {before.steps} steps"
+        print(f"{note}; a new run with the changed number of steps would give another result", file=sys.stderr)
 
 
 def settings_for(composed: DictConfig, folder: Path) -> Config:
-    """The settings of the run to start or to continue in the folder; a folder with another run is refused.
+    """The settings of the run to start or to continue in the folder.
 
-    Only a job of a sweep continues a run of the same settings without resume=: its command was repeated, or a scheduler
-    has restarted it.
+    A job of a sweep also continues a run with the same settings without resume=, since the command of the sweep may
+    have been repeated, or a scheduler may have restarted the job.
+
+    Raises:
+        UsageError: the folder holds another run.
     """
     if composed.resume:
         overrides = [unquoted(item) for item in HydraConfig.get().overrides.task if not item.startswith("resume=")]
@@ -44,9 +47,9 @@ def settings_for(composed: DictConfig, folder: Path) -> Config:
     if (folder / "checkpoint.pt").exists():
         if not job_name():
             remedy = f"{shlex.quote(f'resume={folder}')} continues it"
-            raise UsageError(f"expected a new folder, got {folder}, which holds a run; {remedy}")
+            raise UsageError(f"expected a new folder, got {folder}, which already holds a run; {remedy}")
         if replace(saved_config(folder, []).with_absolute_path(), estimated={}) != config.with_absolute_path():
-            conflict = f"{folder}, which holds a run of other settings"
+            conflict = f"{folder}, which holds a run with other settings"
             raise UsageError(f"expected a new folder, got {conflict}; name another: hydra.sweep.dir=DIR")
     elif (folder / "results.json").exists():
         raise UsageError(f"expected a new folder, got {folder}, which holds the results of a run; name another")

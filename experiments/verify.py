@@ -1,7 +1,8 @@
 """python -m experiments.verify RUN_DIR: re-evaluate the checkpoint of a run and compare the metrics with results.json.
 
-Exit code 0 and one line if all metrics and the scores of all tasks are equal to the last digit. Otherwise exit code 1,
-one line with both values per difference, and one line per other difference: versions, commit, machine, data.
+If all metrics and the scores of all tasks are equal to the last digit, it prints one line and exits with code 0.
+Otherwise it exits with code 1. It then prints both values of each metric that differs, and what may explain the
+difference: versions, commit, machine, data.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from pyro_metabayes.experiments.runs.finished_runs import flatten, read_run
 from pyro_metabayes.storage.paths import user_path
 
 CLOCKED = ("seconds", "episodes_per_second")
-MOVED = ("train_shift",)  # keys of version 0.1, which are under config.data now
-CIRCUMSTANCES = ("versions", "commit", "device", "machine", "data_fingerprint", "config")  # may change the metrics
+MOVED = ("train_shift",)  # keys of results of version 0.1 that are now under config.data
+CIRCUMSTANCES = ("versions", "commit", "device", "machine", "data_fingerprint", "config")  # may explain a difference
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Both values of each metric that differs, by dotted name; entries only in `now` (a later version) are ignored."""
+    """Both values of each metric that differs, by dotted name; metrics that only a later version has are ignored."""
     before, after = dict(flatten(saved)), dict(flatten(json.loads(json.dumps(now))))
     names = [name for name, value in before.items() if name not in after or after[name] != value]
     return {name: f"{before[name]} in results.json, {after.get(name, 'nothing')} now" for name in names}
 
 
 def split_results(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metrics, and the circumstances that may change them."""
+    """The metrics, and the entries that may explain differences in them."""
     metrics = {name: value for name, value in results.items() if name not in (*CLOCKED, *CIRCUMSTANCES, *MOVED)}
     return metrics, {name: results[name] for name in CIRCUMSTANCES if name in results}
 

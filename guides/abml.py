@@ -19,19 +19,19 @@ from pyro_metabayes.seeding import task_noise
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = N(mu^K, diag(sigma^K)^2), K gradient steps of size eta in (mu, log sigma) on the loss
+    """q(w | support) = N(mu^K, diag(sigma^K)^2) after K gradient steps of size eta in (mu, log sigma) on the loss
 
         (1/n) { E_q[-log p(y_support | w)] + inner_kl KL(q, prior) },  w = mu + sigma eps, eps ~ N(0, I),
 
-    over the n support points. (mu^0, sigma^0) are the mean and the standard deviation of the prior. The KL is quadratic
-    in mu, and its step in mu is implicit, because explicit steps diverge for a small sigma^0: the step size a = eta / n
-    becomes a / (1 + a inner_kl / (sigma^0)^2). The outer loss is the negative ELBO of the support and query labels
-    together (model.observe=all). The learned prior is the initialisation, and its KL the regulariser. The adapted
-    latent holds all weights of a network, or the weights of the head on frozen features. (Ravi and Beatson 2019.)
+    over the n support points. (mu^0, sigma^0) are the mean and the standard deviation of the learned prior. The KL is
+    quadratic in mu. Its step in mu is implicit, because explicit steps diverge for a small sigma^0: the step size
+    a = eta / n becomes a / (1 + a inner_kl / (sigma^0)^2). The outer loss is the negative ELBO of the support and query
+    labels together (model.observe=all). The adapted latent holds all weights of a network, or the weights of the head
+    on frozen features. (Ravi and Beatson 2019.)
 
     Args:
         num_steps: number of inner steps, K.
-        step_size: eta, for the mean of the loss over the support points, in multiples of `Model.loss_unit`.
+        step_size: eta, for the mean of the loss over the support points, in units of `Model.loss_unit`.
         learn_step_size: whether eta is learned, starting at step_size. A fixed eta may be changed at evaluation.
         inner_samples: number of Monte-Carlo samples of eps per step.
         inner_kl: weight of the KL in a step. The paper takes a value below 1, since the full KL outweighs the few
@@ -69,7 +69,7 @@ class Guide(pyro_metabayes.Guide):
             )
         self.num_steps, self.inner_samples, self.inner_kl = num_steps, inner_samples, inner_kl
         self.hyper_weight = hyper_weight
-        for name, value in {"shape": shape, "rate": rate}.items():  # settings, not weights; they follow the device
+        for name, value in {"shape": shape, "rate": rate}.items():  # buffers move with the device, but are not saved
             self.register_buffer(name, torch.tensor(value), persistent=False)
         hold_step_size(self, step_size, learn_step_size)
 
@@ -101,7 +101,7 @@ class Guide(pyro_metabayes.Guide):
         return torch.stack((of_loc, explicit.expand_as(of_loc)))
 
     def _likelihood_gradient(self, state: Tensor, observed: Observed) -> Tensor:
-        """d/d(mu, log sigma) of E_q[-log p(y_support | w)] by reparametrised draws: state and result [2, T, *W]."""
+        """Gradient of E_q[-log p(y_support | w)] in (mu, log sigma), by reparametrised draws: [2, T, *W]."""
         loc, scale = state[0], state[1].exp()
         noise = task_noise((self.inner_samples, *loc.shape), loc, task_dim=1)
         points = observed.support_x, observed.support_y, observed.support_mask

@@ -21,11 +21,11 @@ class Guide(pyro_metabayes.Guide):
     """q(w_c | support) = delta(phi_avg * avg_c + phi_att * att_c), with
 
         avg_c = the prototype of class c
-        att_c = mean over its points x_i of sum_b softmax_b(scale cos(Q x_i, k_b)) u_b,
+        att_c = mean over the support points x_i of class c of sum_b softmax_b(scale cos(Q x_i, k_b)) u_b.
 
-    phi_avg and phi_att learned vectors [W], from 1; u_b [W] the weights of base class b, scaled to unit length; k_b [D]
-    the learned key of base class b; Q a learned affine map, from near the identity. The base classes are those of
-    model=lwof.
+    u_b [W] are the weights of base class b, scaled to unit length, and k_b [D] its learned key. phi_avg and phi_att [W]
+    are learned vectors that start at 1. Q is a learned affine map that starts near the identity. The base classes are
+    those of model=lwof.
 
     Args:
         scale: inverse temperature of the attention before training; it is learned.

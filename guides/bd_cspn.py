@@ -27,16 +27,16 @@ class Guide(pyro_metabayes.Guide):
         xi = mean(support) - mean(query),    x_i <- x_i + xi for the queries,
         P'_c = sum_i w_ic x_i,    w_ic = exp(eps cos(x_i, P_c)) / sum_j exp(eps cos(x_j, P_c)),
 
-    over the support points of class c and those `most_confident` queries whose pseudo-label, the class of the
-    largest cosine, is c. Predictions compare x_i + xi with P'_c by their product, P'_c of unit length: the term
-    per class xi . P'_c stands for the shift of the queries. The decisions are those of the cosine, which divides by
-    |x_i + xi|; the confidence differs by this factor.
+    summed over the support points of class c and the Z most confident queries with pseudo-label c. The pseudo-label is
+    the class with the largest cosine. The logit of class c is (x_i + xi) . P'_c, with P'_c of unit length; the weights
+    of the head represent xi . P'_c as a term per class. Predicted classes are those of the cosine. Confidences differ
+    from it, since the cosine also divides by |x_i + xi|.
 
     Args:
         most_confident: Z, the number of queries per class.
-        sharpness: eps before training; it is learned. Published: 10; features with small cosines want about 1.
-        balance: `known`: the queries are equally many in each class; pseudo-labels and predictions are projected to
-            that marginal. `unknown`: as published.
+        sharpness: eps before training; it is learned. Published: 10. Features with small cosines need about 1.
+        balance: `unknown`: as published. `known`: each class has equally many queries; pseudo-labels and predictions
+            are projected to that class marginal.
 
     Raises:
         UsageError: a setting is out of range, or the head has no term per class.
@@ -67,13 +67,13 @@ class Guide(pyro_metabayes.Guide):
         labelled = one_hot(observed.support_y, observed.num_classes) * observed.support_mask.unsqueeze(-1)
         queries = similarity[:, observed.support_x.shape[1] :]
         member = torch.cat((labelled, self._confident(sharpness * queries, observed)), dim=1)
-        weights = (sharpness * (similarity - 1)).exp() * member  # a cosine is at most 1, so that nothing overflows
+        weights = (sharpness * (similarity - 1)).exp() * member  # at most 1, so that exp does not overflow
         rectified = normalize(weighted_class_means(points.x, weights), dim=-1)
         w = with_shift(self.model, model.at_means(rectified), points.shift)
         return Delta(balanced(self.balance, self.model, w, observed), event_dim=2)
 
     def _confident(self, logits: Tensor, observed: Observed) -> Tensor:
-        """Whether a query is one of the Z most confident ones with pseudo-label c [T, Q, C]; equal ones all are."""
+        """Whether a query is among the Z most confident with pseudo-label c [T, Q, C]; ties are all included."""
         start = torch.zeros_like(logits[:, :1])
         probs, _ = assign(self.balance, logits, observed.query_mask, start, SINKHORN_ITERATIONS)
         labels = one_hot(probs.argmax(-1), observed.num_classes)

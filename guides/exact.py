@@ -10,10 +10,10 @@ from pyro_metabayes.inference.capabilities import Conjugate
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w) = p(w | labels that the model observes) in training, in closed form; predictions use p(w | support).
+    """q(w) = p(w | labels that `model.observe` names) in training, in closed form; predictions use p(w | support).
 
-    With this guide -loss of the sampled ELBO equals the log evidence for every single sample. Training the prior on it
-    is therefore empirical Bayes without approximation.
+    With this guide the sampled ELBO equals the log evidence for every single sample. Training the prior with it is
+    therefore empirical Bayes without approximation.
 
     Raises:
         UsageError: the model has no exact posterior.

@@ -23,19 +23,19 @@ from pyro_metabayes.transductive.propagation import propagation
 from pyro_metabayes.transductive.reproduction import rows_of_scores
 from pyro_metabayes.transductive.sinkhorn import class_term
 
-MOMENTUM, DECAY, RATE = 0.9, 5e-4, 0.1  # of the SGD steps of the cleaning, as published
+MOMENTUM, DECAY, RATE = 0.9, 5e-4, 0.1  # settings of SGD in label cleaning, as published
 LEAST = 1e-6  # lower bound on scores and on shares, so that their logarithms are finite
-MORE = 2  # rounds beyond those of equal shares; queries that are left then keep their last assignment
+MORE = 2  # rounds in addition to those that equal class sizes need; queries still open keep their last assignment
 
 
 @dataclass(eq=False)
 class _State:
-    """Points [T, N] are the support set, then the queries.
+    """State of the loop over points [T, N], the support set followed by the queries. A query is open until labelled.
 
-    labelled: support points, and queries that are found [T, N].
-    targets: labels, or assignments P of the queries [T, N, C].
-    open_counts: queries of each class that are still to be found [T, 1, C].
-    active: tasks that go on [T, 1].
+    labelled: support points, and queries that have received a label [T, N].
+    targets: labels of the support points and assignments P of the queries [T, N, C].
+    open_counts: number of open queries of each class [T, 1, C].
+    active: whether a task continues [T, 1].
     """
 
     labelled: Tensor
@@ -47,21 +47,21 @@ class _State:
 class Guide(pyro_metabayes.Guide):
     """q(w | support, x_query) = delta(w), w the linear classifier that reproduces the assignments P of Algorithm 1:
 
-        Z = (I - alpha W)^-1 Y,    Y the labels of support points and of queries found so far (eq. 4 and 5),
-        P = the plan nearest to Z^power with one unit per query, and as many of each class as are still to be found,
-        l_i = mean loss of point i, with the label argmax P_i, while a linear classifier is trained on all points,
+        Z = (I - alpha W)^-1 Y,    Y the labels of the support points and of the queries labelled so far (eq. 4 and 5),
+        P = the transport plan nearest to Z^power whose class totals are the numbers of queries still open,
+        l_i = mean loss of point i, with the label argmax P_i, while a linear classifier is trained on all points.
 
-    then the `per_class` queries of each class with the smallest l_i count as found, with the label argmax P_i, and so
-    on until all are. Classes have equally many queries. W is the graph of nearest neighbours, with their cosines to the
-    power 3. P is reproduced where a task has at most D + 1 points. Logits are P times the scale of the head, which is
-    the temperature of the predictions and is learned. The loop has no parameters.
+    After each round the `per_class` open queries of each class with the smallest l_i receive the label argmax P_i. The
+    rounds end when every query has a label. All classes are assumed to have equally many queries. W is the graph of
+    nearest neighbours, with their cosines to the power 3. The reproduction of P is exact if a task has at most D + 1
+    points. Logits are P times the learned scale of the head, an inverse temperature. The loop has no parameters.
 
     Args:
-        num_neighbours: of each point in the graph.
+        num_neighbours: number of neighbours of each point in the graph.
         propagation_decay: alpha.
-        power: of the scores before they are balanced.
-        per_class: queries of a class that are found in one round.
-        cleaning_steps: number of gradient steps of the linear classifier in one round; the published rate and momentum.
+        power: exponent of the scores Z.
+        per_class: number of queries of each class that are labelled in one round.
+        cleaning_steps: number of SGD steps of the linear classifier in one round, with the published settings of SGD.
 
     Raises:
         UsageError: a setting is out of range, or the head is not linear.
@@ -108,7 +108,7 @@ class Guide(pyro_metabayes.Guide):
         return state.targets
 
     def _round(self, state: _State, x: Tensor, mask: Tensor, spread: Tensor) -> None:
-        """Assign the open queries, and count those with the cleanest labels as found."""
+        """Assign the open queries, and label those with the smallest losses."""
         open_ = mask & ~state.labelled
         going = state.active & open_.any(-1, keepdim=True)
         labels = one_hot(state.targets.argmax(-1), state.targets.shape[-1]).to(x.dtype)
@@ -134,7 +134,7 @@ class Guide(pyro_metabayes.Guide):
 
 
 def _start(observed: Observed, x: Tensor) -> _State:
-    """The support set is labelled; queries are shared out equally."""
+    """The state before the first round: only the support set is labelled, and all classes have equally many queries."""
     num_classes, num_queries = observed.num_classes, observed.query_x.shape[1]
     labels = one_hot(observed.support_y, num_classes).to(x.dtype)
     targets = torch.cat((labels, x.new_zeros(len(x), num_queries, num_classes)), dim=1)
@@ -146,9 +146,9 @@ def _start(observed: Observed, x: Tensor) -> _State:
 
 
 def _mean_losses(x: Tensor, labels: Tensor, mask: Tensor, start: Tensor, num_steps: int) -> Tensor:
-    """Cross-entropy of each point [T, N], a mean over SGD steps on their mean, with momentum and weight decay.
+    """Cross-entropy of each point, averaged over SGD steps with momentum and weight decay on the mean of all points.
 
-    The classifier has weights a start + beta^T x and offsets sum_i beta_i: its logits need the Gram matrix alone.
+    The classifier has weights a start + beta^T x and offsets sum_i beta_i, so its logits need only the Gram matrix.
 
     Args:
         x: points [T, N, D].
@@ -156,6 +156,9 @@ def _mean_losses(x: Tensor, labels: Tensor, mask: Tensor, start: Tensor, num_ste
         mask: [T, N].
         start: weights before the first step [T, C, D]; offsets are 0.
         num_steps: number of steps.
+
+    Returns:
+        losses [T, N], in nats.
     """
     gram, initial = x @ x.mT + 1, x @ start.mT
     weight = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-1)
@@ -171,7 +174,7 @@ def _mean_losses(x: Tensor, labels: Tensor, mask: Tensor, start: Tensor, num_ste
 
 
 def _cleanest(losses: Tensor, labels: Tensor, open_: Tensor, per_class: int) -> Tensor:
-    """Whether an open point [T, N] is among the `per_class` of its label with the smallest loss."""
+    """Whether an open point [T, N] has one of the `per_class` smallest losses among those with the same label."""
     of_class = losses.unsqueeze(1).masked_fill(~((labels.mT > 0) & open_.unsqueeze(1)), torch.inf)  # [T, C, N]
     best = of_class.topk(min(per_class, losses.shape[-1]), dim=-1, largest=False)
     chosen = torch.zeros_like(of_class, dtype=torch.bool).scatter(-1, best.indices, best.values.isfinite())

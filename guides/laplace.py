@@ -1,7 +1,7 @@
 """A Laplace approximation of the posterior around the adapted weights.
 
-After Grant et al., "Recasting Gradient-Based Meta-Learning as Hierarchical Bayes", ICLR 2018 (arXiv 1801.08930),
-section 4; here the curvature of the support set is the precision of the posterior.
+Based on section 4 of Grant et al., "Recasting Gradient-Based Meta-Learning as Hierarchical Bayes", ICLR 2018 (arXiv
+1801.08930). Here the precision of the posterior is the curvature on the support set plus that of the prior.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Guide(pyro_metabayes.Guide):
         theta^{k+1} = theta^k - a (1 + a Lambda)^-1 (grad_w -log p(y_support | theta^k) + Lambda (theta^k - theta^0)),
 
     a = eta / n, and GGN = sum_i J_i^T L_i J_i the generalised Gauss-Newton matrix of the n support points at theta^K.
-    Steps are implicit in the quadratic of the prior, since explicit steps diverge for a Lambda > 2. The prior is
-    learned. In the ELBO the entropy of q is -1/2 log det(Lambda + GGN) up to a constant: LLAMA's correction with weight
-    1. Draws and determinants factorise matrices of the number of points times outputs, not of the number of weights.
+    The prior is learned. Its quadratic term is integrated implicitly, since explicit steps diverge if a Lambda > 2.
+    In the ELBO the entropy of q is -1/2 log det(Lambda + GGN) up to a constant: LLAMA's correction with weight 1.
+    Sampling and determinants factorise matrices whose size is points times outputs, not the number of weights.
 
     Args:
         num_steps: number of inner steps, K.
-        step_size: eta, for a mean over support points, in the unit of the model's loss (`Model.loss_unit`).
+        step_size: eta, for the mean of the loss over the support points, in units of `Model.loss_unit`.
         learn_step_size: whether eta is learned, starting at step_size. A fixed eta may be changed at evaluation.
         first_order: whether the outer gradient treats each inner gradient as a constant.
 

@@ -1,4 +1,4 @@
-"""LaplacianShot: rectified class means; `model=laplacian_shot` adds the graph of the queries.
+"""LaplacianShot: rectified class means; `model=laplacian_shot` adds the Laplacian term over neighbouring queries.
 
 Ziko et al., "Laplacian Regularized Few-Shot Learning", ICML 2020 (arXiv 2006.15486).
 """
@@ -22,7 +22,7 @@ from pyro_metabayes.transductive.shift import ShiftedPoints, with_shift
 
 @runtime_checkable
 class SmoothsQueries(Protocol):
-    """A model whose predictions of near queries agree, the Laplacian term of the paper."""
+    """A model with the Laplacian term of the paper, which favours equal predictions for neighbouring queries."""
 
     log_smoothness: Tensor
 
@@ -33,15 +33,15 @@ class Guide(pyro_metabayes.Guide):
         xi = mean(support) - mean(query),    x_i <- x_i + xi for the queries,
         m'_c = (1 / |X_c|) sum_{i in X_c} softmax_c(sharpness * cos(x_i, m_.)) x_i,
 
-    X_c all support points and queries for which the mean m_c of the support set has the largest cosine; m'_c = m_c if
-    there are none. The weights compare x_i + xi with m'_c by the squared distance (linear head). The model assigns
-    the queries by their distances and those of their neighbours.
+    m_c is the mean of class c in the support set. X_c are all support points and queries whose largest cosine is that
+    with m_c; if there are none, m'_c = m_c. The weights compare x_i + xi with m'_c by the squared distance (linear
+    head). The model classifies the queries by their own distances and the assignments of their neighbours.
 
     Args:
-        sharpness: before training; it is learned.
+        sharpness: inverse temperature of the softmax before training; it is learned.
 
     Raises:
-        UsageError: the sharpness is not positive, or another model or a head without a term per class.
+        UsageError: sharpness is not positive, the model has no Laplacian term, or the head has no term per class.
     """
 
     requires = (HasClassMeans, SmoothsQueries)

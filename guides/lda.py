@@ -1,7 +1,7 @@
-"""Linear discriminant analysis with a shrunk shared covariance.
+"""Linear discriminant analysis with a shared covariance that is shrunk towards a learned diagonal.
 
 Friedman, "Regularized Discriminant Analysis", JASA 1989; Ledoit and Wolf, "A well-conditioned estimator for
-large-dimensional covariance matrices", JMVA 2004. The target of the shrinkage is learned here.
+large-dimensional covariance matrices", JMVA 2004.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pyro_metabayes.inference.laplace import factor_of_points
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = delta(w), w_c = (v_c, b_c) those of Gaussian classes N(m_c, Sigma) of equal probability:
+    """q(w | support) = delta(w), w_c = (v_c, b_c) the discriminant of equally probable classes N(m_c, Sigma):
 
         v_c = Sigma^-1 m_c,    b_c = -1/2 m_c^T Sigma^-1 m_c,
         Sigma = (1 - alpha) S + alpha diag(tau),    S = (1/n) sum_i (x_i - m_{y_i}) (x_i - m_{y_i})^T,
 
-    m_c the class means of the n support points. S is 0 at one shot; tau is the within-class variance of every feature,
-    learned from other tasks. alpha and tau are learned from the settings. Matrices of the size of the points are
-    factorised, not of the features (Woodbury).
+    m_c the class means of the n support points. At one shot S = 0. tau [D] is the within-class variance of each
+    feature. alpha and tau are learned across tasks. The Woodbury identity reduces the matrices to factorise from
+    [D, D] to [n, n].
 
     Args:
         shrinkage: alpha before training, in (0, 1).
@@ -58,7 +58,7 @@ class Guide(pyro_metabayes.Guide):
     def _solve(self, observed: Observed, means: Tensor) -> Tensor:
         """Sigma^-1 m_c [T, C, D] for means [T, C, D]."""
         alpha = self.shrinkage_logit.sigmoid()
-        precision = (-self.log_variance).exp() / alpha  # [D], of the target
+        precision = (-self.log_variance).exp() / alpha  # [D], that of the shrinkage target
         mask = observed.support_mask.unsqueeze(-1)
         own = means.gather(1, observed.support_y.unsqueeze(-1).expand(-1, -1, means.shape[-1]))
         share = (1 - alpha) / mask.sum(1, keepdim=True).clamp(min=1)

@@ -20,7 +20,7 @@ from pyro_metabayes.seeding import task_draws
 
 @runtime_checkable
 class DecodesLatents(Protocol):
-    """A model such as model=leo, whose weights are decoded from a latent z that adapts to the support set."""
+    """A model that decodes its weights from a latent z, which it adapts to the support set (model=leo)."""
 
     num_latents: int
     sample_at_test: bool
@@ -36,9 +36,9 @@ class DecodesLatents(Protocol):
 class Guide(pyro_metabayes.Guide):
     """q(z_n | support) = N(mu_n, sigma_n^2), (mu_n, s_n) the mean of g(h_i, h_j) over points i of class n and all j.
 
-    h = encoder(x) and g is the relation network (eq. 3), with two hidden layers. sigma is a softplus of s, in place of
-    max(exp(s) - 1, 1e-10) in the released code. The copies of a class share mu_n and sigma_n and are independent. In a
-    regression the points are (x, y), and the mean is over all pairs. With classes the networks have no biases, as
+    h = encoder(x), and g is the relation network (eq. 3), with two hidden layers. sigma is a softplus of s; the
+    released code has max(exp(s) - 1, 1e-10). The copies of a class are independent given mu_n and sigma_n. In a
+    regression the points are (x, y), and the mean is over all pairs. For classes the networks have no biases, as
     released. Predictions use mu alone, unless model.sample_at_test is set.
 
     Args:
@@ -84,7 +84,7 @@ class Guide(pyro_metabayes.Guide):
         return q if self.leo.sample_at_test else Delta(q.mean, event_dim=len(q.event_shape))
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
-        """With dropout on the support inputs; the query labels are not used."""
+        """q with dropout on the support inputs; the query labels are not used."""
         return self._q(episodes, self.leo.dropped(episodes.support_x, episodes))
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:

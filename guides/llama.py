@@ -21,11 +21,11 @@ class Guide(pyro_metabayes.Guide):
 
         -log p(y_query | theta^K) + weight 1/2 log det H,  H = precision I + GGN of -log p(y_query | theta^K).
 
-    with the curvature H of the query set. With the published weight and without log p(theta^K | theta^0) the loss is
-    not a Laplace approximation of the evidence; `guide=laplace` is that posterior. The paper approximates H by K-FAC,
-    which overestimates its rank for few points; here the determinant is exact, by the matrix determinant lemma. elbo,
-    importance_weighted and SVI read the correction as the log density of q at theta^K; monte_carlo has no KL and leaves
-    it out.
+    H is the curvature on the query set. The published loss is not a Laplace approximation of the evidence, because of
+    its weight and because log p(theta^K | theta^0) is missing; for the approximate posterior take `guide=laplace`. The
+    paper approximates H by K-FAC, which overestimates its rank for few points. Here the determinant is exact, by the
+    matrix determinant lemma. The correction enters elbo, importance_weighted and SVI as the log density of q at
+    theta^K. monte_carlo has no KL and so ignores it.
 
     Args:
         weight: weight of the correction; 1e-6 as published.

@@ -1,6 +1,6 @@
 """Multinomial logistic regression on the support set, with a learned Gaussian prior.
 
-The maximum of the posterior by Newton's method in the space of the logits: Rasmussen and Williams, "Gaussian Processes
+Newton's method in the space of the logits finds the mode of the posterior: Rasmussen and Williams, "Gaussian Processes
 for Machine Learning", MIT Press 2006, section 3.5 and algorithm 3.3.
 """
 
@@ -20,8 +20,8 @@ from pyro_metabayes.inference.divergences import check_gaussian
 from pyro_metabayes.inference.laplace import LowRankPrecision, ggn_root
 
 POSTERIORS = ("delta", "laplace")
-SHORTER = 0.5  # ratio of successive candidates for the length of a step
-CANDIDATES = 6  # 1, 1/2, ..., 1/32
+SHORTER = 0.5  # ratio of successive candidate step lengths in the line search
+CANDIDATES = 6  # number of candidates: 1, 1/2, ..., 1/32
 
 
 class Guide(pyro_metabayes.Guide):
@@ -30,15 +30,15 @@ class Guide(pyro_metabayes.Guide):
         theta = argmax_w sum_i log softmax_{y_i}(s (v_c . x_i + b_c)) + log N(w; mu, Lambda^-1),
 
     over the n support points, w_c = (v_c, b_c), Lambda diagonal. At the maximum w_c = mu_c + Lambda_c^-1 phi^T a_c with
-    a_ic = [y_i = c] - p_ic, so Newton's method runs on the logits of the n points: each step costs C matrices [n, n].
-    A step is shortened by halves until it increases the log posterior. All but the last step are outside the graph. At
-    the maximum the gradient of one Newton step in psi is that of the maximum (implicit function theorem), so a training
-    step learns the prior by the predictions of the query set.
+    a_ic = [y_i = c] - p_ic, so Newton's method runs on the logits of the n points: each step factorises C matrices
+    [n, n]. A line search picks the best of the lengths 1, 1/2, ..., 1/32. Gradients flow through the last step only: at
+    the maximum, the derivative of one Newton step with respect to the prior is that of the maximum itself (implicit
+    function theorem). Training learns the prior from the loss on the query set.
 
     Args:
         posterior: the family of q.
-            `delta`: the point estimate, for objective=monte_carlo, whose loss has no -log p(w).
-            `laplace`: the Laplace approximation around it, for objective=elbo.
+            `delta`: the point estimate theta, for objective=monte_carlo, whose loss has no -log p(w).
+            `laplace`: the Laplace approximation around theta, for objective=elbo.
         num_steps: number of Newton steps.
 
     Raises:
@@ -67,7 +67,7 @@ class Guide(pyro_metabayes.Guide):
 
 
 class _Newton:
-    """Newton's method for a [T, S, C], logits f_ic = f0_ic + (K_c a_c)_i, K_c = phi Lambda_c^-1 phi^T [T, C, S, S]."""
+    """Newton's method in a [T, S, C]; logits f_ic = f0_ic + (K_c a_c)_i, K_c = phi Lambda_c^-1 phi^T [T, C, S, S]."""
 
     def __init__(self, phi: Tensor, mean: Tensor, variance: Tensor, observed: Observed) -> None:
         self.mask = observed.support_mask.unsqueeze(-1)  # [T, S, 1]
@@ -88,7 +88,7 @@ class _Newton:
         return (self.kernel @ a.mT.unsqueeze(-1)).squeeze(-1).mT
 
     def _step(self, a: Tensor) -> Tensor:
-        """a of the full Newton step: b - E K b + E R (sum_c E_c)^-1 R^T E K b, algorithm 3.3."""
+        """a after the full Newton step: b - E K b + E R (sum_c E_c)^-1 R^T E K b (algorithm 3.3)."""
         smoothed = self._smoothed(a)
         p = (self.offset + smoothed).softmax(-1) * self.mask
         b = p * smoothed - p * (p * smoothed).sum(-1, keepdim=True) + self.labels - p

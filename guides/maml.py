@@ -19,16 +19,16 @@ from pyro_metabayes.inference.initialisation import initialisation_of_latent
 class Guide(pyro_metabayes.Guide):
     """q(w | support) = delta(theta^K), theta^{k+1} = theta^k - eta grad_w -(1/n) sum_i log p(y_i | x_i, theta^k),
 
-    the gradient at w = theta^k, over the n support points. With a flat prior the negative ELBO is the loss of MAML,
-    -log p(y_query | theta^K). The adapted latent holds all weights of a network (model=neural_regression), or the
-    weights of the head on features of a frozen backbone (model=few_shot_classifier). MAML adapts the backbone too.
+    over the n support points. With a flat prior the negative ELBO is the loss of MAML, -log p(y_query | theta^K). The
+    adapted latent holds all weights of a network (model=neural_regression), or the weights of the head on features of a
+    frozen backbone (model=few_shot_classifier). The published MAML adapts the backbone too.
     (Finn, Abbeel and Levine 2017, arXiv 1703.03400.)
 
     Args:
         num_steps: number of inner steps, K.
-        step_size: the step size alpha of MAML, for the mean cross-entropy (eta = alpha) or the mean squared error
-            (eta = 2 noise^2 alpha, since -log p = (y - f)^2 / (2 noise^2) + const). None: the `inner_step_size` of the
-            model, 0.4 for classes and 0.01 in a regression (Finn et al.).
+        step_size: MAML's step size alpha. For classes alpha refers to the mean cross-entropy, and eta = alpha. In a
+            regression it refers to the mean squared error, and eta = 2 noise^2 alpha. None: the `inner_step_size` of
+            the model, 0.4 for classes and 0.01 in a regression (Finn et al.).
         learn_step_size: whether alpha is learned, starting at step_size. A fixed alpha may be changed at evaluation.
         first_order: whether the outer gradient treats each inner gradient as a constant (FOMAML).
         initialisation: theta^0.

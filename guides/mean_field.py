@@ -12,9 +12,9 @@ from pyro_metabayes.errors import UsageError
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w) = N(loc, diag(scale^2)), loc and scale [C, W] learned, the same for every task.
+    """q(w) = N(loc, diag(scale^2)), with loc and scale [C, W] learned and the same for every task.
 
-    Where the order of the classes is random, its accuracy is that of chance.
+    If the order of the classes in a task is random, the accuracy is at chance.
 
     Args:
         scale: standard deviation of each weight before training.

@@ -25,20 +25,20 @@ class Guide(pyro_metabayes.Guide):
     """q(w | support, x_query) = delta(w) at (m^K, h^K) of Algorithm 1, m^0 the class means, h^0 = 0:
 
         u_i = softmax_c(-tau/2 |z_i - m_c|^2 + class_weight h_c),    h_c = log((1/Q) sum_i u_ic),
-        m_c = (sum_{support of c} z_i + sum_i u_ic z_i) / (n_c + sum_i u_ic),
+        m_c = (sum_{support of c} z_i + sum_i u_ic z_i) / (n_c + sum_i u_ic).
 
-    It minimises the squared distances plus class_weight Q times the entropy of the class shares, with a barrier
-    sum_i u_i log u_i. Predictions are the u of (m^K, h^K) at scale 1 of the head. The loop has no parameters; the scale
-    is learned.
+    Algorithm 1 minimises the sum of squared distances plus class_weight Q times the entropy of the class shares, with
+    the barrier sum_i u_i log u_i. Predictions are the u at (m^K, h^K) if the head has scale 1. The loop has no
+    parameters; only the scale is learned.
 
     Args:
         num_steps: K.
-        class_weight: lambda / Q, 1 as published.
+        class_weight: lambda / Q; 1 as published.
         temperature: tau.
         scaling: the features z.
-            `none`: as they are, of unit length.
-            `range`: divided, in each dimension, by their range over the queries of the task, as in the released code
-                (tau = 1). It weights all dimensions equally: those without information too.
+            `none`: the features of the backbone, of unit length.
+            `range`: each feature divided by its range over the queries of the task, as in the released code (with
+                tau = 1). It gives features without information the same weight as the others.
 
     Raises:
         UsageError: a setting is out of range, or the head is not linear.
@@ -77,18 +77,18 @@ class Guide(pyro_metabayes.Guide):
         return Delta(linear_head(self.model, "guide=paddle").rows(directions, offsets), event_dim=2)
 
     def _metric(self, observed: Observed) -> Tensor:
-        """Factor of the squared difference in each dimension [T, 1, D]."""
+        """Factor tau / range^2 of the squared difference in each feature [T, 1, D]."""
         extent = range_of_queries(observed) if self.scaling == "range" else torch.ones_like(observed.query_x[:, :1])
         return self.temperature / extent.square()
 
 
 def _logits(means: Tensor, x: Tensor, metric: Tensor) -> Tensor:
-    """-1/2 |z_i - m_c|^2 [T, N, C] of scaled features, up to a term that is equal for all classes."""
+    """-1/2 |z_i - m_c|^2 [T, N, C] of scaled features, up to a term that all classes share."""
     return distance_logits(metric.sqrt() * means, metric.sqrt() * x)
 
 
 def range_of_queries(observed: Observed) -> Tensor:
-    """Largest minus smallest value of each feature over the unmasked queries [T, 1, D]; 1 where they are equal."""
+    """Largest minus smallest value of each feature over the unmasked queries [T, 1, D]; 1 where both are equal."""
     off = ~observed.query_mask.unsqueeze(-1)
     largest = observed.query_x.masked_fill(off, -torch.inf).amax(1, keepdim=True)
     extent = largest - observed.query_x.masked_fill(off, torch.inf).amin(1, keepdim=True)

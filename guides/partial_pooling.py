@@ -1,4 +1,4 @@
-"""Amortized partial pooling: the prior of the model, conditioned on one pseudo-observation per point."""
+"""Amortized partial pooling: the posterior is the prior of the model given one pseudo-observation per point."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ class Guide(pyro_metabayes.Guide):
         precision  A + sum_i b_i b_i^T,    mean  precision^-1 (A m + sum_i b_i u_i),
         b_i = B (x_i, y_i) + f(x_i, y_i) in R^W,    u_i = c (x_i, y_i) + g(x_i, y_i).
 
-    Without points it is the prior. The linear maps B and c contain the exact posterior of a linear mixed model: b_i =
+    Without points q is the prior. Linear maps B and c can represent the exact posterior of a linear mixed model: b_i =
     z_i / noise, u_i = (y_i - beta . v_i) / noise. Each output k of a regression has its own set of points (x_i, y_ik).
 
-    The ELBO of whole groups determines only sums over points, if all groups have the same inputs. So training adds
-    -ELBO of a random subset of the points of each group, whose size is uniform; it trains B, c, f and g only, by the
-    path derivative, which is 0 at the exact posterior. (Roeder, Wu and Duvenaud 2017, arXiv 1703.09194; potentials
-    conjugate to the prior: Johnson et al. 2016, arXiv 1603.06277.)
+    If all groups have the same inputs, the ELBO of whole groups determines only sums over points. So training adds the
+    negative ELBO of a random subset of the points of each group, with a uniformly distributed size. This term trains B,
+    c, f and g only, by the path derivative, which is 0 at the exact posterior. (Roeder, Wu and Duvenaud 2017, arXiv
+    1703.09194; potentials conjugate to the prior: Johnson et al. 2016, arXiv 1603.06277.)
 
     Args:
         num_features: D.
         num_weights: W.
-        num_targets: Y, the numbers of a label.
+        num_targets: Y, the number of outputs per point.
         particles: number of samples for the ELBO of subsets.
-        num_hidden: width of the networks f and g; 0: without them.
+        num_hidden: width of the networks f and g; 0 omits them.
 
     Raises:
-        UsageError: labels are classes, the prior reads the support set or is not Gaussian, or num_hidden < 0.
+        UsageError: labels are classes, the prior depends on the support set or is not Gaussian, or num_hidden < 0.
     """
 
     requires = (HasPrior,)
@@ -70,22 +70,25 @@ class Guide(pyro_metabayes.Guide):
 
     def _check(self, num_targets: int, num_hidden: int) -> None:
         if num_targets < 1:
-            raise UsageError("expected data with numbers as labels for guide=partial_pooling, got classes; see data=")
+            raise UsageError(
+                "expected data with numeric labels for guide=partial_pooling, got classes; take numeric "
+                "data, such as data=radon"
+            )
         if num_hidden < 0:
             raise UsageError(f"expected guide.num_hidden >= 0, got {num_hidden}")
         if self.require(HasPrior).prior_over_weights.conditional:
             raise UsageError(
-                "expected a prior that does not read the support set for guide=partial_pooling, got a conditional "
+                "expected a prior that does not depend on the support set for guide=partial_pooling, got a conditional "
                 "one; take prior=full_gaussian"
             )
 
     @torch.no_grad()
     def start_at(self, shared: Tensor, noise: float) -> None:
-        """The exact posterior of y_i ~ N(w . z_i + shared . x_i, noise^2), z_i the first W of the D features x_i.
+        """Set B and c to the exact posterior of y_i ~ N(w . z_i + shared . x_i, noise^2), z_i the first W features.
 
         Args:
-            shared: [D], 0 for the features z_i.
-            noise: standard deviation of a label.
+            shared: shared effects of the features x_i [D], 0 for the features z_i.
+            noise: standard deviation of the label noise.
         """
         size = len(self.direction.weight)
         for linear in (self.direction, self.value):
@@ -123,7 +126,7 @@ class Guide(pyro_metabayes.Guide):
         return direction * observed.support_mask[:, None, :, None], value
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """-ELBO [T] in nats of a random subset of the points, for the parameters of this guide alone."""
+        """Negative ELBO [T] in nats of a random subset of the points; it trains the parameters of this guide only."""
         points = episodes.as_support(self.model.observe)
         shape = self.particles, points.num_tasks, *self.model.event_shape(points)
         noise = task_noise(shape, points.support_x, task_dim=1)  # before the subset, whose draws depend on padding
@@ -139,9 +142,9 @@ class Guide(pyro_metabayes.Guide):
 
 
 def random_subset(mask: Tensor) -> Tensor:
-    """Each point of mask [T, S] is kept with a probability of its task, which is uniform in [0, 1].
+    """A random subset of mask [T, S]: a task keeps each point with one probability, drawn uniformly from [0, 1].
 
-    A point has the draw of its rank among the points that count, so that padding changes nothing.
+    The draws belong to the ranks of the unmasked points, so that padding does not change the subset.
     """
     num_tasks, size = mask.shape
     uniform = task_draws(lambda sizes: torch.rand(*sizes, num_tasks, device=mask.device), (size + 1,)).mT  # [T, S + 1]

@@ -1,4 +1,4 @@
-"""PLATIPUS: the initialisation is inferred from the query set in training and from the support set at test.
+"""PLATIPUS: infers the initialisation from the query set in training, and from the support set at test.
 
 Finn, Xu and Levine, "Probabilistic Model-Agnostic Meta-Learning", NeurIPS 2018 (arXiv 1806.02817).
 """
@@ -28,12 +28,12 @@ class AdaptsInTheLikelihood(Protocol):
 class Guide(pyro_metabayes.Guide):
     """q(theta | query) = N(mu - (gamma_q / n) grad L(mu, query), diag(v^2)) in training, over the n query points.
 
-    L is -log p of their labels, mu the mean of the prior. Predictions use the prior p(theta | support) of
-    model=platipus, whose likelihood takes model.num_steps of descent on the support set. The ELBO bounds
-    log p(y_query | support) of that model. On frozen features the latent is the weights of the head.
+    L = -log p(y_query | x_query, mu), with mu the mean of the prior. Predictions use the prior p(theta | support) of
+    model=platipus, whose likelihood takes model.num_steps gradient steps on the support set. The ELBO bounds
+    log p(y_query | support) of that model. On frozen features the latent holds the weights of the head.
 
     Args:
-        step_size: gamma_q before training, for a mean over query points; it is learned.
+        step_size: gamma_q before training, for the mean over query points; it is learned.
         scale: v [W] before training; it is learned.
 
     Raises:

@@ -16,14 +16,14 @@ from pyro_metabayes.transductive.balance import balanced, check_balance
 class Guide(pyro_metabayes.Guide):
     """q(w | support) = delta(prototypes), the weights that classify by the nearest class mean of the support set.
 
-    The cosine head compares by the cosine, the linear head by the squared distance.
+    The cosine head classifies by the largest cosine, the linear head by the smallest squared distance.
 
     Args:
-        balance: `unknown`, or `known`: the queries are equally many in each class, and predictions are projected to
-            that marginal (`pyro_metabayes/transductive/balance.py`).
+        balance: `unknown`: predictions as they are. `known`: each class has equally many queries, and predictions are
+            projected to that class marginal (`pyro_metabayes/transductive/balance.py`).
 
     Raises:
-        UsageError: the model has no prototypes, or for a known balance no term per class.
+        UsageError: the model has no prototypes, or balance is `known` and the head has no term per class.
     """
 
     requires = (HasPrototypes,)

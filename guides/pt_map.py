@@ -1,4 +1,4 @@
-"""PT-MAP without its power transform: class means from balanced assignments of the queries.
+"""PT-MAP without the power transform: class means from balanced assignments of the queries.
 
 Hu, Gripon and Pateux, "Leveraging the Feature Distribution in Transfer-Based Few-Shot Learning", ICANN 2021 (arXiv
 2006.03806). The power transform of the features is `backbone.power=0.5` of backbone=identity.
@@ -20,20 +20,22 @@ from pyro_metabayes.transductive.refinement import Refinement
 class Guide(pyro_metabayes.Guide):
     """q(w | support, x_query) = delta(m^K), the class means after K steps of Algorithm 1:
 
-        P = argmin over plans of sum_ic P_ic |x_i - m_c|^2 - entropy(P) / lambda,
+        P = argmin over transport plans of sum_ic P_ic |x_i - m_c|^2 - entropy(P) / lambda,
         m_c <- m_c + alpha ((sum_{support of c} x_i + sum_query P_ic x_i) / (n_c + sum_query P_ic) - m_c).
 
-    P has one unit for each query and the same total for each class: Sinkhorn's projection of
-    softmax(-lambda |x_i - m_c|^2). With the linear head lambda is its scale times the sharpness. Predictions are the
-    plan at m^K: weights with the class term of the projection.
+    A plan gives total mass 1 to each query and the same total to each class. P is Sinkhorn's projection of
+    softmax(-lambda |x_i - m_c|^2). With the linear head, lambda is the scale of the head times the sharpness. The
+    predictions are the plan at m^K, which the weights represent by a term per class.
 
     Args:
         num_steps: K.
         step_size: alpha.
-        learn_step_size: whether alpha is learned. A fixed one may be changed at evaluation.
-        balance: `known`, as published; `unknown`: plans without the constraint on classes; `estimated`: as in
-            `soft_kmeans`.
-        sharpness: of the plans relative to the predictions, before training.
+        learn_step_size: whether alpha is learned. A fixed alpha may be changed at evaluation.
+        balance: constraint on the class totals.
+            `known`: equal totals, as published.
+            `unknown`: no constraint.
+            `estimated`: as in `soft_kmeans`.
+        sharpness: ratio of lambda to the inverse temperature of the predictions, before training.
 
     Raises:
         UsageError: a setting is out of range, or the head has no term per class.

@@ -20,8 +20,8 @@ class Guide(pyro_metabayes.Guide):
     """q(w | support, query) = p_psi(w | support u query) in training; predictions use p_psi(w | support).
 
     Args:
-        shared: whether posterior and prior are one encoder. False: the posterior has a second encoder, which starts
-            as a copy of the prior's, as in a conditional VAE.
+        shared: whether posterior and prior share one encoder. False: the posterior has an encoder of its own, as in a
+            conditional VAE, which starts as a copy of the prior's.
 
     Raises:
         UsageError: the prior does not depend on the support set.
@@ -32,7 +32,8 @@ class Guide(pyro_metabayes.Guide):
         prior = self.require(HasPrior).prior_over_weights
         if not prior.conditional:
             raise UsageError(
-                "expected a prior that reads the support set, which savi infers with; take prior=conditional"
+                "expected a prior that depends on the support set for guide=savi, got an unconditional one; take "
+                "prior=conditional"
             )
         self.encoder = None if shared else copy.deepcopy(prior)
 

@@ -1,7 +1,7 @@
-"""SIB: descent on the unlabelled query set with synthetic gradients.
+"""SIB: gradient descent on the unlabelled query set with synthetic gradients.
 
-Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020
-(arXiv 2004.12696), and its NeurIPS 2019 MetaLearn workshop version, whose equation numbers we cite.
+Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020 (arXiv 2004.12696).
+Equation numbers are those of the NeurIPS 2019 MetaLearn workshop version.
 """
 
 from __future__ import annotations
@@ -25,24 +25,32 @@ class Guide(pyro_metabayes.Guide):
         theta^{k+1} = theta^k - eta { E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ]
                                       + inner_kl d KL(q_{theta^k}, p_psi) / d theta },
 
-    yhat_i = outputs(w, x_i) of query i, w = theta^k + sigma eps. No query label enters. This is eq. 9 with the
-    sum over queries in place of the mean, as in the ICLR version. Of the mean theta alone: sigma does not descend.
+    yhat_i = outputs(w, x_i) of query i, w = theta^k + sigma eps. The steps use no query label. This is eq. 9 with a sum
+    over queries instead of a mean, as in the ICLR version. The steps change the mean theta only, not sigma.
 
     Args:
         num_steps: K.
         step_size: eta, for a sum over queries.
         learn_step_size: whether eta is learned, starting at step_size. A fixed eta may be changed at evaluation.
-        posterior: `normal`, sigma learned and shared by the classes; `amortized`, sigma a learned function of
-            theta^0; `fixed`, sigma stays at scale; `delta`, the point estimate of the released code.
+        posterior: the family of q.
+            `normal`: sigma is learned and shared by the classes.
+            `amortized`: sigma is a learned function of theta^0.
+            `fixed`: sigma stays at `scale`.
+            `delta`: the point estimate of the released code.
         scale: sigma before training.
-        initialisation: lambda. `support` scales the prototypes by a learned vector; `global` is a learned
-            point, which needs no support set.
-        synthetic_gradient: xi. `ordered` as published, for one number of classes; `equivariant`, for any;
-            `marginal_aware`, equivariant, which also receives the class marginal predicted by the current logits.
+        initialisation: lambda. `support`: the prototypes, scaled by a learned vector. `global`: a learned point, which
+            needs no support set.
+        synthetic_gradient: the network xi.
+            `ordered`: as published, for one number of classes.
+            `equivariant`: for any number of classes.
+            `marginal_aware`: equivariant; also receives the class marginal predicted by the current logits.
         inner_kl: weight of the KL in a step.
-        inner_samples: draws of eps in a step; 0 takes the gradient at theta^k itself, as released.
-        balance: `unknown`, or `known`: the queries are equally many in each class, and theta^K gets the class term
-            that projects its predictions to that marginal (`pyro_metabayes/transductive/balance.py`).
+        inner_samples: number of draws of eps in a step; 0 takes the gradient at theta^k itself, as released.
+        balance: `unknown`: theta^K as it is. `known`: each class has equally many queries, and theta^K receives a term
+            per class that projects its predictions to that marginal (`pyro_metabayes/transductive/balance.py`).
+
+    Raises:
+        UsageError: a setting is out of range, or the model lacks what a setting needs.
     """
 
     num_steps: int
@@ -70,7 +78,7 @@ class Guide(pyro_metabayes.Guide):
             raise UsageError(f"expected guide.inner_kl and inner_samples >= 0, got {inner_kl} and {inner_samples}")
         self.inner_kl, self.inner_samples = inner_kl, inner_samples
         self.balance = balance
-        self.transductive = num_steps > 0 or balance == "known"  # lambda sees the support set at most
+        self.transductive = num_steps > 0 or balance == "known"  # lambda does not depend on the queries
         self.xi = network_of(synthetic_gradient, model, num_classes)
         self.start = initialisation_of_rows(initialisation, model, num_classes, num_weights)
         self.scale = scale_of_family(posterior, num_weights, scale)

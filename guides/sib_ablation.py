@@ -1,4 +1,4 @@
-"""Ablations of SIB: parts of eq. 9 and of its network that `sib` fixes.
+"""Ablations of SIB: variants of eq. 9 and of the synthetic-gradient network.
 
 Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020 (arXiv 2004.12696).
 """
@@ -18,14 +18,19 @@ from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gr
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) of `sib`, without inner KL and inner samples, with one part of it changed.
+    """q(w | support, x_query) of `sib`, without inner KL and inner samples, and with one part changed.
 
     Args:
-        reduction: `sum` over the queries in a step, or their `mean`, as eq. 9 is printed.
-        normalisation: of the channels of xi. `task`: over the queries of a task, as `sib` does; `batch`: over the
-            queries of all tasks of a batch, as the released code does with more than one task per step, which lets
-            tasks see each other; `none`.
+        reduction: `sum` over the queries in a step, as in `sib`, or `mean`, as in the printed eq. 9.
+        normalisation: over what the channels of xi are normalised.
+            `task`: the queries of a task, as in `sib`.
+            `batch`: the queries of all tasks of a batch, as in the released code with more than one task per step.
+                Tasks are then not independent.
+            `none`: no normalisation.
     The other arguments are those of `sib`.
+
+    Raises:
+        UsageError: a setting is out of range.
     """
 
     num_steps: int

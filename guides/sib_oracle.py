@@ -1,4 +1,4 @@
-"""SIB with the true gradient in the place of the synthetic one: an oracle, which sees the query labels.
+"""SIB with the true gradient in place of the synthetic one: an oracle, which uses the query labels.
 
 Hu et al., "Empirical Bayes Meta-Learning with Synthetic Gradients", NeurIPS 2019 MetaLearn workshop, eq. 8.
 """
@@ -20,12 +20,12 @@ from pyro_metabayes.transductive.balance import balanced, check_balance
 
 
 class Guide(pyro_metabayes.Guide):
-    """For a trained run of `sib`, whose weights and settings it takes. training_posterior is N(theta^K, diag(sigma^2)),
+    """For the evaluation of a trained `sib`, with its weights and settings. training_posterior is N(theta^K, sigma^2),
 
         theta^{k+1} = theta^k - eta { sum_i d -log p(y_i | x_i, theta^k) / d theta + inner_kl d KL / d theta },
 
-    over the query points i: the ELBO of an evaluation is that of the gradient which xi predicts without labels.
-    `posterior` is that of `sib`, and sees no label. The arguments are those of `sib`.
+    over the query points i. Its ELBO is what SIB would reach if xi predicted the true gradient. `posterior` is that of
+    `sib`, which uses no query label. The arguments are those of `sib`.
     """
 
     num_steps: int

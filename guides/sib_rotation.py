@@ -1,7 +1,6 @@
-"""SIB without a support set: a step on a self-supervised loss, then synthetic gradients.
+"""SIB without a support set, for unsupervised domain adaptation: a step on a rotation loss, then synthetic gradients.
 
-Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020 (arXiv 2004.12696), for
-unsupervised domain adaptation.
+Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020 (arXiv 2004.12696).
 """
 
 from __future__ import annotations
@@ -20,23 +19,27 @@ from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gr
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | x_query) = N(theta^K, diag(sigma^2)) after K synthetic steps as in `sib`, from
+    """q(w | x_query) = N(theta^K, diag(sigma^2)) after K synthetic-gradient steps as in `sib`, starting at
 
-        theta^0 = lambda - rotation_step_size d L_rot(lambda) / d lambda,
+        theta^0 = lambda - rotation_step_size d L_rot(lambda) / d lambda.
 
-    lambda a learned point, L_rot the loss of RotationHead on views of the queries turned by quarters. Its network is
-    trained by rotation_weight L_rot(lambda), which joins the loss. Where tasks share their classes, lambda starts at
-    the classifier of the pretraining.
+    lambda is a learned point. L_rot is the loss of RotationHead, which predicts by which multiple of 90 degrees each
+    query was rotated. The network of RotationHead is trained by the term rotation_weight L_rot(lambda) in the loss. If
+    tasks share their classes, lambda starts at the pretrained classifier.
 
     Args:
-        rotation_step_size: rate of the step on L_rot; 0: no such step, and no such loss.
-        rotation_weight: weight of L_rot(lambda) in the loss; 0 trains its network by the outer loss alone.
+        rotation_step_size: step size on L_rot; 0 omits both this step and the term in the loss.
+        rotation_weight: weight of L_rot(lambda) in the loss; 0 trains the network of RotationHead by the outer loss
+            alone.
         num_steps: K.
-        step_size: eta of the synthetic steps, for a sum over queries.
-        learn_step_size: whether both rates are learned.
+        step_size: eta of the synthetic-gradient steps, for a sum over queries.
+        learn_step_size: whether both step sizes are learned.
         posterior: `normal`, `amortized`, `fixed` or `delta`, as in `sib`.
         scale: sigma before training.
         synthetic_gradient: xi: `ordered`, `equivariant` or `marginal_aware`, as in `sib`.
+
+    Raises:
+        UsageError: a setting is out of range.
     """
 
     num_steps: int
@@ -85,7 +88,7 @@ class Guide(pyro_metabayes.Guide):
         return around(theta, None if self.scale is None else self.scale(start))
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """rotation_weight L_rot(lambda) [T], without which the network would not learn to tell rotations."""
+        """rotation_weight L_rot(lambda) [T] in nats, which trains the network to predict rotations."""
         if self.rotation is None or not self.rotation_weight:
             return {}
         point = self.start(self.model, episodes)

@@ -1,8 +1,8 @@
 """SIB as the prior in SAVI's bound; the posterior takes one more step from theta^K, with the query labels.
 
-Steps of the prior: Hu et al., ICLR 2020 (arXiv 2004.12696). The bound on p(y | x, support), in which the prior makes
-the predictions: Iakovleva, Verbeek and Alahari, ICML 2020 (arXiv 2008.12037). The step preconditioned by the posterior
-covariance: Khan and Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04562).
+Steps of the prior: Hu et al., ICLR 2020 (arXiv 2004.12696). Bound on p(y | x, support) in which the prior predicts:
+Iakovleva, Verbeek and Alahari, ICML 2020 (arXiv 2008.12037). Step preconditioned by the posterior covariance: Khan and
+Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04562).
 """
 
 from __future__ import annotations
@@ -25,24 +25,27 @@ from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gr
 
 
 class Guide(pyro_metabayes.Guide):
-    """The conditional prior, which predicts, is p(w | support, x_query) = N(theta^K, Sigma) of `sib` (prior=guided).
+    """The conditional prior p(w | support, x_query) = N(theta^K, Sigma) is that of `sib`; it makes the predictions.
 
-    The approximate posterior in training has seen the query labels:
+    It is the model's prior by prior=guided. The approximate posterior in training uses the query labels:
 
         q(w | support, x_query, y_query) = N(theta^K - Sigma_q sum_i d -log p(y_i | x_i, theta^K) / d theta, Sigma_q),
         Sigma = diag(sigma^2),    Sigma_q = diag(1 / (1 / sigma^2 + h)),    h > 0 learned for each weight.
 
-    h is what the labels of a task add to the precision, so the KL is the information of the labels beyond the inputs.
-    For sigma -> 0 it is 0, and the bound is that of the point estimate. (docs/cold-posterior.md)
+    h is the precision that the labels of a task add. The KL is the information in the labels, beyond the inputs.
+    As sigma -> 0 the KL tends to 0, and the bound to that of the point estimate. (docs/cold-posterior.md)
 
     Args:
-        label_precision: h before training; 0: q = p, with KL 0, and sigma goes to 0 in training.
-        by_entropy: sigma_c is multiplied by exp(b H_c), b learned from 0, H_c the mean entropy of the predictions
-            with theta^K over the queries that class c attracts; for classes, not for numbers.
-        between: kappa before training, of noise along the differences of the classes: Sigma = diag(sigma^2) +
-            kappa^2 sum_c m_c m_c^T, m_c = theta^K_c - mean over classes, and kappa^2 in Sigma_q is
-            1 / (1 / kappa^2 + h_b), h_b learned from 1; 0: no such noise.
-    The other arguments are those of `sib`; its step size is learned.
+        label_precision: h before training. 0: q = p and the KL is 0, so that sigma goes to 0 in training.
+        by_entropy: whether sigma_c is multiplied by exp(b H_c); for classes only. b is learned and starts at 0. H_c is
+            the mean predictive entropy at theta^K of the queries, weighted by their probabilities of class c.
+        between: kappa before training; 0 omits this noise along the differences of the classes. Sigma = diag(sigma^2)
+            + kappa^2 sum_c m_c m_c^T, m_c = theta^K_c - mean over classes. In Sigma_q kappa^2 is replaced by
+            1 / (1 / kappa^2 + h_b), where h_b is learned and starts at 1.
+    The other arguments are those of `sib`; the step size is learned.
+
+    Raises:
+        UsageError: a setting is out of range, or the prior is not prior=guided.
     """
 
     num_steps: int
@@ -123,7 +126,7 @@ class Guide(pyro_metabayes.Guide):
 
 
 def class_probabilities(model: pyro_metabayes.Model, outputs: Tensor) -> Tensor:
-    """p(y = c | outputs) [..., C] of a likelihood of classes."""
+    """p(y = c | outputs) [..., C] of a likelihood over classes."""
     if model.canonical:
         return outputs.softmax(-1)
     family: Any = innermost(model.likelihood_of(outputs))

@@ -1,4 +1,4 @@
-"""SimpleShot: the nearest class mean of centred features of unit length.
+"""SimpleShot: classification by the nearest class mean of centred features of unit length.
 
 Wang, Chao, Weinberger and van der Maaten, "SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot
 Learning", 2019 (arXiv 1911.04623).
@@ -23,11 +23,11 @@ class Guide(pyro_metabayes.Guide):
 
         v_c = 2 m_c,    b_c = -2 m_c . mu - r |m_c|^2,    r = mean of |x_i - mu| over the support set,
 
-    so that v_c . x + b_c = |x - mu| (1 - |z - m_c|^2) + (|x - mu| - r) |m_c|^2. The last term is equal for all classes
-    at one shot, where |m_c| = 1. At more shots r replaces the norm of each query, by which a linear classifier cannot
-    divide.
+    so that v_c . x + b_c = |x - mu| (1 - |z - m_c|^2) + (|x - mu| - r) |m_c|^2. At one shot all |m_c| = 1, so the last
+    term does not affect the decision. At more shots it is an approximation error: a linear classifier cannot use the
+    norm |x - mu| of each query, which r replaces.
 
-    mu is the mean feature of the base classes, 0 before `centre_at`; a run computes it before training.
+    mu is the mean feature of the base classes. It is 0 until `centre_at` sets it, which a run does before training.
 
     Raises:
         UsageError: the head is not linear.

@@ -22,14 +22,16 @@ class Guide(pyro_metabayes.Guide):
         z_ic = softmax_c(sharpness * logits_c(x_i; m^k) + log pi_c),
         m_c^{k+1} = (sum_{support of c} x_i + sum_query z_ic x_i) / (n_c + sum_query z_ic).
 
-    That is expectation maximisation in a mixture of Gaussians with equal covariances (linear head: logits
+    This is expectation maximisation in a mixture of Gaussians with equal covariances (linear head: logits
     -scale |x - m_c|^2) or of von Mises-Fisher distributions (cosine head).
 
     Args:
         num_steps: K.
-        balance: class shares pi of the queries. `unknown`: no pi. `estimated`: pi_c is the mean of z_ic of the last
-            step. `known`: as many queries of each class, by Sinkhorn's projection.
-        sharpness: of the assignments relative to the predictions, before training.
+        balance: the class shares pi of the queries.
+            `unknown`: no term log pi_c.
+            `estimated`: pi_c is the mean of z_ic in the previous step.
+            `known`: equal shares, by Sinkhorn's projection.
+        sharpness: ratio of the inverse temperatures of the assignments and of the predictions, before training.
 
     Raises:
         UsageError: a setting is out of range, or the head has no term per class for the class shares.

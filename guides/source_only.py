@@ -14,7 +14,7 @@ from pyro_metabayes.inference.capabilities import FromClassifier
 class Guide(pyro_metabayes.Guide):
     """q(w) = delta(w_0), w_0 [C, W] the weights of the pretrained classifier, the same for every task.
 
-    w_0 is not trained. A run learns only the scale of the head, a temperature that changes no predicted class.
+    w_0 is not trained. A run learns only the scale of the head, an inverse temperature that changes no predicted class.
 
     Raises:
         UsageError: the model cannot take the weights of a classifier.
@@ -30,7 +30,7 @@ class Guide(pyro_metabayes.Guide):
         self.register_buffer("initial", torch.randn(num_classes, num_weights) * num_weights**-0.5)
 
     def start_at_classes(self, weights: Tensor) -> None:
-        """Take the weights [C, D] of a cosine classifier."""
+        """Set w_0 from the weights [C, D] of a cosine classifier."""
         self.initial.copy_(self.require(FromClassifier).of_classifier(weights))
 
     def posterior(self, observed: Observed) -> TorchDistribution:

@@ -1,4 +1,4 @@
-"""The scale of a task by quadrature, and its weights in closed form given the scale: a posterior of two sites."""
+"""A posterior with two sites: the scale of a task by quadrature, and its weights in closed form given the scale."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_metabayes.errors import UsageError
 
 @runtime_checkable
 class HasTaskScale(Protocol):
-    """A scale tau of each task, given which its weights have a conjugate prior."""
+    """A model with a scale tau per task; given tau, the prior over the weights is conjugate."""
 
     def prior_of_scale(self, observed: Observed) -> TorchDistribution:
         """p(log tau): a normal distribution with batch [T]."""
@@ -32,12 +32,12 @@ class HasTaskScale(Protocol):
 class Guide(pyro_metabayes.Guide):
     """q(log tau, w) = N(log tau; mu, sigma^2) p(w | tau, labels), mu and sigma^2 the moments of p(log tau | labels).
 
-    The moments are those of the prior's Gauss-Hermite nodes, weighted by p(labels | tau). Only the form of q(log tau)
-    is an approximation. In training the labels are those that the model observes, in predictions those of the support
-    set. (Gauss-Hermite quadrature: Golub and Welsch 1969.)
+    The moments are computed by Gauss-Hermite quadrature under the prior, weighted by p(labels | tau). Apart from
+    quadrature, only the normal form of q(log tau) is an approximation. In training the labels are those that
+    `model.observe` names; in predictions they are those of the support set. (Golub and Welsch 1969.)
 
     Args:
-        num_nodes: number of nodes.
+        num_nodes: number of quadrature nodes.
 
     Raises:
         UsageError: num_nodes < 2, or the model has no scale per task.

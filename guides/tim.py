@@ -25,21 +25,22 @@ class Guide(pyro_metabayes.Guide):
 
         support_weight CE(support) - marginal_weight H(p_bar) + conditional_weight (1/Q) sum_i H(p_i),
 
-    the cross-entropy and the weighted mutual information of queries and labels (TIM, eq. 1 and 3). Here
-    p_i = softmax_c(-tau/2 |x_i - m_c|^2), p_bar is the mean of p_i over the Q queries, CE a mean over the support set,
-    H_alpha(p) = (1 - sum_c p_c^alpha) / (alpha - 1) Tsallis' entropy (alpha-TIM, section 4) and H_1 Shannon's.
+    the cross-entropy minus the weighted mutual information of queries and labels (TIM, eq. 1 and 3). Here
+    p_i = softmax_c(-tau/2 |x_i - m_c|^2), p_bar is the mean of p_i over the Q queries, and CE the mean cross-entropy
+    over the support set. H is Tsallis' entropy H_alpha(p) = (1 - sum_c p_c^alpha) / (alpha - 1) (alpha-TIM, section 4),
+    which is Shannon's for alpha = 1.
 
-    The loop has no parameters; the scale of the head is learned, which is the temperature of the predictions. Its value
-    before training is 1/2 tau for the published ones.
+    The loop has no parameters. The scale of the head, an inverse temperature, is learned; at scale tau / 2 the
+    predictions are the published ones.
 
     Args:
         num_steps: K.
         step_size: step size of Adam.
         temperature: tau.
         alpha: order of both entropies; 1 for TIM.
-        support_weight: weight of the cross-entropy.
-        marginal_weight: weight of the entropy of the class marginal, which is largest at equal shares.
-        conditional_weight: weight of the mean entropy of the predictions.
+        support_weight: weight of the cross-entropy on the support set.
+        marginal_weight: weight of H(p_bar), which is largest for equal class shares.
+        conditional_weight: weight of the mean of H(p_i).
 
     Raises:
         UsageError: a setting is out of range, or the head is not linear.
@@ -78,13 +79,13 @@ class Guide(pyro_metabayes.Guide):
         return Delta(rows, event_dim=2)
 
     def _of_support(self, means: Tensor, observed: Observed, labels: Tensor) -> Tensor:
-        """Gradient of the weighted cross-entropy in the centroids, divided by tau."""
+        """Gradient of the weighted cross-entropy with respect to the centroids [T, C, D], divided by tau."""
         p = (self.temperature * distance_logits(means, observed.support_x)).softmax(-1)
         gradient = self.weights[0] * (p - labels) * _mean_weights(observed.support_mask)
         return distance_pullback(means, observed.support_x, gradient)
 
     def _of_queries(self, means: Tensor, observed: Observed) -> Tensor:
-        """Gradient of the weighted entropies in the centroids, divided by tau."""
+        """Gradient of the weighted entropies with respect to the centroids [T, C, D], divided by tau."""
         p = (self.temperature * distance_logits(means, observed.query_x)).softmax(-1)
         marginal = masked_mean(p, observed.query_mask)
         of_p = self.weights[2] * self._slope(p) - self.weights[1] * self._slope(marginal)

@@ -23,15 +23,15 @@ LEAST = 1e-6  # added to a class share, so that its logarithm is finite
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) = delta(w) at the last of K layers of generalised EM, m the class means before the first:
+    """q(w | support, x_query) = delta(w) after K layers of generalised EM, which start at the class means m:
 
         u_i = softmax_c((-tau/2 |x_i - m_c|^2 + lambda_k h_c) / T_k),    h_c = log((1/Q) sum_i u_ic),
         m_c = (sum_{support of c} x_i + sum_i u_ic x_i) / (n_c + sum_i u_ic),    h = 0 in the first layer,
 
-    the Gaussian model of the paper. lambda_k = softplus, T_k = 1 + softplus of learned numbers, one of each per layer,
-    control class balance and entropy; tau = softplus^2 scales the features. The queries enter as in SIB, by a fixed
-    number of steps through which the loss of the query labels is differentiated. Predictions are u of the last layer at
-    scale 1 of the head.
+    the Gaussian model of the paper. Each layer k has a learned lambda_k, which controls class balance, and a learned
+    T_k, which controls entropy; tau is learned too. lambda_k is a softplus of a parameter, T_k is 1 plus a softplus,
+    and tau a squared softplus. The loss on the query labels is differentiated through all layers. Predictions are the u
+    of the last layer if the head has scale 1.
 
     Args:
         num_layers: K.
@@ -65,6 +65,6 @@ class Guide(pyro_metabayes.Guide):
         return Delta(self._rows(sharpness[-1] * tau, means, sharpness[-1] * term.squeeze(-2)), event_dim=2)
 
     def _rows(self, scale: Tensor, means: Tensor, term: Tensor) -> Tensor:
-        """Weights with logits scale (m_c . x - 1/2 |m_c|^2) + term_c at scale 1 of the head."""
+        """Weights whose logits are scale (m_c . x - 1/2 |m_c|^2) + term_c if the head has scale 1."""
         offsets = term - 0.5 * scale * means.square().sum(-1)
         return linear_head(self.model, "guide=unem").rows(scale * means, offsets)

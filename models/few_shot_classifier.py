@@ -21,7 +21,7 @@ class Model(pyro_metabayes.Model):
     Args:
         head: logits from weights and features; W is D for the cosine head and D + 1 for the linear one.
         prior: any prior over weights [C, W].
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
     """
 
     canonical = True
@@ -55,11 +55,11 @@ class Model(pyro_metabayes.Model):
         return self.head.initial_weights(num_classes, num_features)
 
     def of_classifier(self, weights: Tensor) -> Tensor:
-        """Weights [C, W] that predict as a cosine classifier with weights [C, D] does."""
+        """Weights [C, W] with which the head predicts like a cosine classifier with weights [C, D]."""
         return self.head.prototypes(functional.normalize(weights, dim=-1))
 
     def loss_range(self, observed: Observed) -> Tensor | None:
-        """Length of the interval of the cross-entropy of one point, in nats; None if no bound is known."""
+        """Bound on the range (largest minus smallest) of the cross-entropy of one point, in nats; None if unknown."""
         return self.head.loss_range(observed.num_classes) if self.canonical else None
 
     def prototypes(self, observed: Observed) -> Tensor:

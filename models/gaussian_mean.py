@@ -23,9 +23,9 @@ class Model(LinearRegression):
     Args:
         prior: a Gaussian prior N(m, s^2).
         num_targets: Y.
-        num_features: D, which is 1.
-        noise: standard deviation of a label, known.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        num_features: D; must be 1.
+        noise: standard deviation of the label noise, fixed.
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
         UsageError: the data has more than one feature, or a setting is out of range.
@@ -46,7 +46,7 @@ class Model(LinearRegression):
         return w.mT.expand(*w.shape[:-2], x.shape[-2], w.shape[-2])
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean is that of every x."""
+        """Inputs and labels of the regression on a constant: the mean is the same for every x."""
         return torch.ones_like(x), y
 
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
@@ -62,8 +62,9 @@ class Model(LinearRegression):
     def log_evidence(self, episodes: Episodes) -> Tensor:
         """log p(y_query | support) [T] in nats: a Gaussian with covariance v 1 1^T + noise^2 I in each dimension.
 
-        v is the variance of p(w | support), r_i are the residuals of the M query points to its mean. The determinant is
-        noise^2M (1 + M v / noise^2), the quadratic form (sum r_i^2 - v (sum r_i)^2 / (noise^2 + M v)) / noise^2.
+        v is the variance of p(w | support). r_i are the differences between the M query labels and its mean. The
+        determinant is noise^(2 M) (1 + M v / noise^2). The quadratic form is
+        (sum r_i^2 - v (sum r_i)^2 / (noise^2 + M v)) / noise^2.
         """
         given_support = self.exact_posterior(episodes.observed())
         loc, variance = given_support.mean.squeeze(-1), given_support.variance.squeeze(-1)  # [T, Y]

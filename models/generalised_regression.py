@@ -1,4 +1,4 @@
-"""Generalised linear regression in groups: 0 and 1, or counts, with effects that vary by group and shared effects."""
+"""Generalised linear regression in groups, for binary labels or counts, with group effects and shared effects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_metabayes.models.parts.same_outputs import SameOutputs
 from pyro_metabayes.prior import Prior
 
 FAMILIES = ("bernoulli", "poisson")
-LARGEST = 15.0  # of the logarithm of a rate: a larger one overflows in single precision while training starts
+LARGEST = 15.0  # upper bound on the log rate: larger values overflow in single precision early in training
 
 
 class Model(SameOutputs):
@@ -26,10 +26,10 @@ class Model(SameOutputs):
         num_features: D.
         num_weights: R, the number of leading features whose effects vary by group.
         family: "bernoulli", labels 0 and 1, or "poisson", counts.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
-        UsageError: the labels are classes, or another family.
+        UsageError: the labels are classes, or family is neither of the two.
     """
 
     def __init__(

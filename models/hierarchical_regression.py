@@ -13,25 +13,25 @@ from pyro_metabayes.models.linear_regression import Model as LinearRegression
 from pyro_metabayes.prior import Prior
 
 STARTS = ("closed_form", "given")
-LEAST_VARIANCE = 1e-4  # of an effect, in noise variances: single precision has no inverse of a variance of 0
+LEAST_VARIANCE = 1e-4  # lower bound on the variance of an effect, in noise variances: a variance of 0 has no inverse
 
 
 class Model(LinearRegression):
     """p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 I), x_i = (z_i, v_i): a linear mixed model.
 
     w [Y, R] are the effects of a group, with a learned prior: partial pooling. beta [Y, D - R] and noise are learned
-    with it, by maximum likelihood if the bound is tight. The model is conjugate to a Gaussian prior.
+    too. Training maximises the marginal likelihood if the ELBO is tight. The model is conjugate to a Gaussian prior.
 
     Args:
         prior: prior over the effects of a group.
         num_targets: Y.
         num_features: D.
         num_weights: R, the number of leading features z_i whose effects vary by group.
-        noise: standard deviation of a label, before training if it is learned.
+        noise: standard deviation of the label noise; the initial value if it is learned.
         learn_noise: whether noise is learned.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
-        start: where prior, beta and noise start on groups of points: "closed_form", the maximum of the likelihood, or
-            "given", the settings of the prior, 0 and `noise`.
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
+        start: initial values of prior, beta and noise for groups of points. "closed_form": the maximum-likelihood
+            estimates. "given": the settings of the prior, beta = 0 and `noise`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Model(LinearRegression):
         return self.log_noise.exp()
 
     def start_at_estimates(self, estimates: MixedEffects) -> None:
-        """Before training, prior, beta and noise are those of maximum likelihood."""
+        """Set prior, beta and noise to their maximum-likelihood estimates, before training."""
         num_own, noise = self._shape[-1], estimates.noise
         least = LEAST_VARIANCE * noise**2 * torch.eye(num_own, dtype=noise.dtype)
         self.prior_over_weights.start_at_moments(estimates.coefficients[:num_own], estimates.covariance + least)
@@ -70,11 +70,11 @@ class Model(LinearRegression):
         return super().outputs(w, own) + shared
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """pullback(g)_k = sum_i g_ik z_i."""
+        """The means and their pullback, pullback(g)_k = sum_i g_ik z_i."""
         return self.outputs(w, x), lambda cotangent: cotangent.mT @ self._parts(x)[0]
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """z and y - beta v."""
+        """Inputs z and labels y - beta v of the regression on w alone."""
         own, shared = self._parts(x)
         return own, y - shared
 

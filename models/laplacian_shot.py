@@ -1,4 +1,4 @@
-"""A few-shot classifier whose predictions of near queries agree: the Laplacian term of LaplacianShot.
+"""A few-shot classifier that favours equal predictions for neighbouring queries: LaplacianShot's Laplacian term.
 
 Ziko et al., "Laplacian Regularized Few-Shot Learning", ICML 2020 (arXiv 2006.15486).
 """
@@ -19,22 +19,21 @@ from pyro_metabayes.prior import Prior
 class Model(few_shot_classifier.Model):
     """p(y_i = c | x_i, w, x_query) = softmax_c(head(w, x_i) + smoothness * sum_{j in neighbours of i} z_jc).
 
-    z are assignments of the unlabelled queries, the last of the bound updates (eq. 9 and 10)
+    z_j [C] is the soft assignment of the unlabelled query j to the classes. It starts at softmax(head(w, x_j)) and is
+    refined by the bound updates (eq. 9 and 10)
 
-        z_j <- softmax(head(w, x_j) + smoothness * sum_{l in neighbours of j} z_l)
+        z_j <- softmax(head(w, x_j) + smoothness * sum_{l in neighbours of j} z_l).
 
-    from z_j = softmax(head(w, x_j)).
-
-    Neighbours of a point are the unmasked queries nearest to it by the Euclidean distance, itself excluded. Inner loops
-    of guides see the logits of the head alone. Guides other than laplacian_shot may use it.
+    Neighbours of a point are the unmasked queries nearest to it by the Euclidean distance, itself excluded. The inner
+    loop of a guide uses the logits of the head alone. The model also works with guides other than laplacian_shot.
 
     Args:
         head: as in few_shot_classifier.
         prior: as in few_shot_classifier.
-        smoothness: lambda of the paper, before training; it is learned.
-        num_neighbours: of a query; queries at equal distances all are.
-        num_updates: bound updates, the prediction itself included.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        smoothness: initial value of the paper's lambda, which is learned.
+        num_neighbours: number of neighbours of a point; there are more if further queries are at the same distance.
+        num_updates: number of bound updates, of which the prediction is the last.
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
         UsageError: a setting is out of range.
@@ -60,7 +59,7 @@ class Model(few_shot_classifier.Model):
         self.log_smoothness = nn.Parameter(torch.tensor(smoothness).log())
 
     def loss_range(self, observed: Observed) -> None:
-        """Queries at equal distances are any number of neighbours, so that no bound is known."""
+        """None: the number of neighbours is unbounded, since all queries at equal distances count."""
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
         logits, queries = self.outputs(w, x), self.outputs(w, observed.query_x)
@@ -74,7 +73,7 @@ class Model(few_shot_classifier.Model):
 
     @torch.no_grad()
     def _neighbours(self, x: Tensor, observed: Observed) -> Tensor:
-        """Whether a query is a neighbour of a point [T, N, Q], 1 or 0; points at distance 0 are the point itself."""
+        """1 where a query is a neighbour of a point, else 0 [T, N, Q]; a query at distance 0 is the point itself."""
         exact = "donot_use_mm_for_euclid_dist"  # so that the distance of a point to itself is 0
         distance = torch.cdist(x, observed.query_x, compute_mode=exact)
         other = (distance > 0) & observed.query_mask.unsqueeze(-2)

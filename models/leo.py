@@ -1,4 +1,4 @@
-"""LEO's model: a low-dimensional latent takes gradient steps and is decoded to the weights of a task.
+"""LEO's model: gradient steps on a low-dimensional latent, which a decoder maps to the weights of a task.
 
 Rusu et al., "Meta-Learning with Latent Embedding Optimization", ICLR 2019 (arXiv 1807.05960), and its released code.
 """
@@ -22,33 +22,33 @@ from pyro_metabayes.seeding import task_dropout, task_noise
 
 
 class Model(pyro_metabayes.Model):
-    """p(z) = N(0, I), and p(y | x, z, support) of a predictor f(x; w) that starts from z and adapts to the support set.
+    """p(z) = N(0, I), and p(y | x, z, support) = p(y | f(x; w)), with weights w that adapt to the support set:
 
         w = mu(z) + sigma(z) eps,   z <- z - alpha * d/dz loss(w)     num_steps times; w is decoded again after each
         w <- w - rho * d/dw loss(w)                                   finetune_steps times, from the last w
 
-    (mu, sigma) is the decoder. loss is the sum over support points of -log p(y_i | x_i), or of half the squared error
-    in a regression. alpha [Z] and rho [P] are learned. The outer gradient flows through all steps.
+    f is the predictor, (mu, sigma) the decoder. loss is the sum over support points of -log p(y_i | x_i), or in a
+    regression of half the squared error. alpha [Z] and rho [P] are learned. The outer gradient flows through all steps.
 
     The latent of the site "w" is z before any step. The steps are part of the likelihood, so that the ELBO bounds
-    log p(y_query | x_query, support) without a Jacobian. eps is noise of the model without a prior term, drawn anew at
-    each decoding in training (an Episodes) and 0 in predictions by default. sigma is a softplus, since
+    log p(y_query | x_query, support) without a Jacobian. eps is noise of the model without a prior term. In training
+    (called with Episodes) it is drawn at each decoding; in predictions it is 0 by default. sigma is a softplus, since
     max(exp(s) - 1 + scale, 1e-10) of the released code has no gradient where it is clamped.
 
-    With classes f is linear. In a regression one z gives all weights of a network with two hidden layers.
+    For classes f is linear. In a regression one z gives all weights of a network with two hidden layers.
 
     Args:
         num_latents: Z, the size of one z.
-        copies: number of z per class; the released code has as many as shots.
+        copies: number of z per class; the released code has one per shot.
         num_hidden: width of the two hidden layers of the decoder; 0 for a linear map.
         width: width of the two hidden layers of f in a regression.
-        noise: standard deviation of a label in a regression.
+        noise: standard deviation of the label noise in a regression.
         num_steps: number of steps in z.
         step_size: alpha before training.
         finetune_steps: number of steps in w.
         finetune_step_size: rho before training.
         inner_clip: bound on each entry of an inner gradient; 0 for none, as released.
-        dropout: rate at which input features are dropped in training, anew in each step and for the queries.
+        dropout: rate at which input features are dropped in training; each inner step and the queries draw their own.
         sample_at_test: whether predictions sample eps, and z from the guide.
         orthogonality: weight of the penalty on correlated latent dimensions, in nats per task.
         l2: weight of the penalties on the matrices of decoder and encoder, in nats per task.
@@ -104,7 +104,7 @@ class Model(pyro_metabayes.Model):
         num_weights, hidden = self.predictor.num_weights, [num_hidden, num_hidden] if num_hidden else []
         self.decoder = relu_network([num_latents, *hidden, 2 * num_weights], bias=num_targets > 0)
         if num_targets:
-            with torch.no_grad():  # equal weights would stay equal
+            with torch.no_grad():  # hidden units with equal weights would have equal gradients
                 list(self.decoder.parameters())[-1][:num_weights] = self.predictor.initial()
         self.step_size = nn.Parameter(torch.full((num_latents,), step_size))
         self.finetune_step_size = nn.Parameter(torch.full((num_weights,), finetune_step_size))
@@ -123,7 +123,7 @@ class Model(pyro_metabayes.Model):
         return self.predictor.likelihood(self.predictor.outputs(weights, self.dropped(x, observed)))
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Logits or means [..., T, N, Y] of the weights mu(w), before any adaptation."""
+        """Logits or means [..., T, N, Y] with the weights mu(w), before any adaptation."""
         return self.predictor.outputs(self.decode(w, None), x)
 
     def adapt(self, z: Tensor, observed: Observed) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ class Model(pyro_metabayes.Model):
         return z, w
 
     def decode(self, z: Tensor, noise: Tensor | None) -> Tensor:
-        """w = mu(z) + sigma(z) noise [..., P]; None: mu(z)."""
+        """w = mu(z) + sigma(z) noise [..., P]; mu(z) if noise is None."""
         mean, raw = self.decoder(z).chunk(2, dim=-1)
         return mean if noise is None else mean + positive(raw, self.predictor.scale) * noise
 

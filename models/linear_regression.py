@@ -25,8 +25,8 @@ class Model(pyro_metabayes.Model):
         prior: prior over w.
         num_targets: Y.
         num_features: D.
-        noise: standard deviation of a label, known.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        noise: standard deviation of the label noise, fixed.
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
         UsageError: the labels are classes, or noise is not positive.
@@ -40,7 +40,9 @@ class Model(pyro_metabayes.Model):
     ) -> None:
         super().__init__(observe)
         if num_targets < 1:
-            raise UsageError("expected data with numbers as labels for a regression, got classes; see data=")
+            raise UsageError(
+                "expected data with numeric labels for a regression, got classes; take data=sinusoid or the like"
+            )
         if noise <= 0:
             raise UsageError(f"expected model.noise > 0, got {noise}")
         self.prior_over_weights, self._noise = prior, noise
@@ -69,7 +71,7 @@ class Model(pyro_metabayes.Model):
         return (w @ x.mT).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """pullback(g)_k = sum_i g_ik x_i."""
+        """The means and their pullback, pullback(g)_k = sum_i g_ik x_i."""
         return self.outputs(w, x), lambda cotangent: cotangent.mT @ x
 
     def loss_unit(self) -> Tensor | float:
@@ -79,7 +81,7 @@ class Model(pyro_metabayes.Model):
         """p(w | support): batch [T], event [Y, D]; for pooled episodes p(w | support, query).
 
         Raises:
-            UsageError: the prior depends on the support set or is not Gaussian, or the likelihood is not this Gaussian.
+            UsageError: the prior depends on the support set or is not Gaussian, or a subclass has another likelihood.
         """
         prior = self._unconditional(observed)
         x, y = self.own_part(observed.support_x, observed.support_y)
@@ -112,5 +114,7 @@ class Model(pyro_metabayes.Model):
                 "likelihood_of; take another guide"
             )
         if self.prior_over_weights.conditional:
-            raise UsageError("expected a prior that has not seen the support set, got another; take prior=gaussian")
+            raise UsageError(
+                "expected a prior that does not depend on the support set, got a conditional one; take prior=gaussian"
+            )
         return self.prior(observed)

@@ -1,8 +1,8 @@
 """Learning without forgetting: classification among the novel classes of a task and all base classes.
 
 Protocol and metrics: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting", CVPR 2018 (arXiv
-1804.09458). The prior: Hu et al., NeurIPS 2019 MetaLearn workshop, which does not specify the variances of the
-components, the input of the inner loop and the base weights at test: settings here, compared in docs/lwof.md.
+1804.09458). The prior: Hu et al., NeurIPS 2019 MetaLearn workshop. That paper does not specify the variances of the
+components, the input of the inner loop or the base weights at test. They are settings here; docs/lwof.md compares them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ class BaseClasses(Prior):
     """p_psi(w_c) = (1/B) sum_j N(w_c; loc_j, diag(scale_j^2)), one component for each of the B base classes.
 
     The weights of base class j are drawn from its component: b_j ~ N(loc_j, diag(scale_j^2)).
+
+    Args:
+        num_base_classes: B.
+        num_weights: W.
+        scale: standard deviation of each weight before training.
     """
 
     def __init__(self, num_base_classes: int, num_weights: int, scale: float) -> None:
@@ -46,7 +51,7 @@ class BaseClasses(Prior):
         return self.loc.expand(observed.num_tasks, -1, -1) if base is None else self.loc[base]
 
     def draws(self, observed: Observed, leading: Size) -> Tensor:
-        """Weights of the base classes of each task, drawn anew for each of the `leading` samples [..., T, B', W]."""
+        """Weights of the base classes of each task, one draw for each of the `leading` samples [..., T, B', W]."""
         loc, scale = self.means(observed), self.log_scale.exp()
         base = observed.auxiliary.get("base")
         noise = task_noise((*leading, *loc.shape), loc, task_dim=len(leading))
@@ -56,25 +61,26 @@ class BaseClasses(Prior):
 class Model(few_shot_classifier.Model):
     """p(y_i = c | x_i, w, b) = softmax_c(head([w; b], x_i)) over C + B classes.
 
-    The latent w [C, W] are the weights of the novel classes, from the mixture of BaseClasses. b [B, W] are those of the
-    base classes, drawn from its components in the likelihood: in training (an Episodes) anew for each task and sample;
-    predictions use the means. Labels are 0 to C - 1 for novel classes and C + i for base class i of the task
-    (`pyro_metabayes/data/base_novel.py`). The components start at the unit-length weights of the pretrained classifier.
-    `outputs` are the logits of the novel classes, on which inner loops adapt to the support set.
+    The latent w [C, W] are the weights of the novel classes. Their prior is the mixture of BaseClasses. b [B, W] are
+    the weights of the base classes. In training (called with Episodes) the likelihood draws b from the components, for
+    each task and sample; predictions use the means. Labels are 0 to C - 1 for novel classes and C + i for base class i
+    of the task (`pyro_metabayes/data/base_novel.py`). The components start at the unit-length weights of the pretrained
+    classifier. `outputs` are the logits of the novel classes, on which inner loops adapt to the support set.
 
     Args:
         head: a head with one row of weights per class.
         num_base_classes: B.
         num_weights: W.
-        prior: prior=flat (for point estimates) replaces the mixture as the prior of w, not of b; others are ignored.
+        prior: prior=flat (for point estimates) replaces the mixture as the prior of w, not of b; any other is ignored.
         inner: input of a synthetic-gradient network per query. `novel`: the C novel logits. `gated`: the same, and its
-            output is multiplied by p(novel | x_i), so that queries of base classes exert no gradient. `pooled`: also
+            output is multiplied by p(novel | x_i), so that queries of base classes have little effect. `pooled`: also
             the log-sum-exp of the base logits, the logit of "any base class". `all`: all C + B logits.
         scale: standard deviation of each weight in the components, before training.
         sample_at_test: whether predictions draw b too.
-        learn_offset: whether a number, from 0, is learned that is added to the logits of all base classes. It corrects
-            a difference between the logits of prototypes and of classifier weights, and affects only the score Both.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        learn_offset: whether the offset that is added to the logits of all base classes is learned; it starts at 0. It
+            corrects a difference between the logits of prototypes and of classifier weights, and affects only the
+            score Both.
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
         UsageError: a setting is out of range, or the tasks have no base classes.
@@ -142,7 +148,11 @@ class Model(few_shot_classifier.Model):
         return torch.cat((novel, logits.expand(*novel.shape[:-1], logits.shape[-1])), dim=-1)
 
     def num_seen(self, num_classes: int) -> int:
-        """Input width of a synthetic-gradient network for a fixed number of classes."""
+        """Input width of a synthetic-gradient network for a fixed number of classes.
+
+        Raises:
+            UsageError: `inner` is "all", whose number of logits differs between tasks.
+        """
         if self.inner == "all":
             raise UsageError(
                 "expected guide.synthetic_gradient=equivariant for model.inner=all (a training task has fewer base "

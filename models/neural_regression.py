@@ -17,12 +17,12 @@ from pyro_metabayes.prior import Prior
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, for one matrix per task by bmm: the broadcasting of matmul costs autograd a third of a step."""
+    """a @ b. With one matrix per task it uses bmm, since the broadcasting of matmul would slow autograd down."""
     return torch.bmm(a, b) if a.dim() == b.dim() == 3 else a @ b
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ weight + bias, for one matrix per task by baddbmm."""
+    """x @ weight + bias. With one matrix per task it uses baddbmm."""
     return torch.baddbmm(bias, x, weight) if x.dim() == weight.dim() == 3 else x @ weight + bias
 
 
@@ -43,7 +43,10 @@ class Network(Head):
     def __init__(self, num_features: int, num_classes: int, hidden: Sequence[int] = (40, 40)) -> None:
         super().__init__()
         if not all(isinstance(width, int) and width > 0 for width in hidden):
-            raise UsageError(f"expected head.hidden to be widths > 0, got {list(hidden)}; 40-40 is head.hidden=[40,40]")
+            raise UsageError(
+                f"expected head.hidden to be a list of widths > 0, got {list(hidden)}; "
+                "two layers of width 40 are head.hidden=[40,40]"
+            )
         self._layers = list(pairwise((num_features, *hidden, num_classes)))
 
     def num_weights(self, num_features: int) -> int:
@@ -60,7 +63,7 @@ class Network(Head):
         return torch.cat(layers, dim=1)
 
     def prototypes(self, means: Tensor) -> Tensor:
-        raise UsageError("expected a head with a row of weights for each class, got head=network; take head=cosine")
+        raise UsageError("expected a head with one row of weights per class, got head=network; take head=cosine")
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         return self.outputs_and_pullback(w, x)[0]
@@ -100,9 +103,9 @@ class Model(pyro_metabayes.Model):
         prior: prior over w. The mean of a Gaussian prior starts at random weights, since at 0 the gradient is 0.
         num_targets: Y.
         num_features: D.
-        noise: standard deviation of a label, before training if it is learned.
+        noise: standard deviation of the label noise; the initial value if it is learned.
         learn_noise: whether noise is learned.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
         UsageError: the labels are classes, or noise is not positive.
@@ -124,7 +127,9 @@ class Model(pyro_metabayes.Model):
     ) -> None:
         super().__init__(observe)
         if num_targets < 1:
-            raise UsageError("expected data with numbers as labels for a regression, got classes; see data=")
+            raise UsageError(
+                "expected data with numeric labels for a regression, got classes; take data=sinusoid or the like"
+            )
         if noise <= 0:
             raise UsageError(f"expected model.noise > 0, got {noise}")
         self.head, self.prior_over_weights = head, prior

@@ -18,15 +18,15 @@ class Model(SameOutputs):
     """P(y_i <= k | x_i, w) = sigmoid(c_k - w x_i), k = 0, ..., C - 2: the cumulative logit model.
 
     The latent w [1, D] is the slope of a task. All tasks share the cutpoints c_0 < ... < c_{C-2}, which are learned
-    and stand in place of an intercept. A label is one number [T, N, 1], so that guides see the order. (McCullagh,
+    and replace the intercept. A label is one number [T, N, 1], so that guides can use the order. (McCullagh,
     "Regression models for ordinal data", JRSS B 1980.)
 
     Args:
         prior: prior over w.
-        num_targets: 1.
+        num_targets: must be 1.
         num_features: D.
         num_levels: C.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
         UsageError: the data have no ordinal labels.
@@ -44,11 +44,11 @@ class Model(SameOutputs):
             raise UsageError("expected data with ordinal labels for model=ordinal, got other data; take data=ordinal")
         super().__init__(linear_regression.Model(prior, 1, num_features), prior, observe)
         levels = torch.arange(1, num_levels) / num_levels
-        self.ordered = nn.Parameter(OrderedTransform().inv(levels.logit()))  # equally probable at w = 0
+        self.ordered = nn.Parameter(OrderedTransform().inv(levels.logit()))  # all levels equally probable at w = 0
 
     @property
     def cutpoints(self) -> Tensor:
-        """c_0 < ... < c_{C-2} [C - 1], in units of the logistic noise."""
+        """c_0 < ... < c_{C-2} [C - 1], on the scale of the logits."""
         return OrderedTransform()(self.ordered)
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:

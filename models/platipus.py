@@ -1,4 +1,4 @@
-"""PLATIPUS's model: a distribution over initialisations, from which the likelihood descends on the support set.
+"""PLATIPUS's model: a distribution over initialisations, which the likelihood adapts to the support set.
 
 Finn, Xu and Levine, "Probabilistic Model-Agnostic Meta-Learning", NeurIPS 2018 (arXiv 1806.02817).
 """
@@ -36,10 +36,10 @@ class Model(pyro_metabayes.Model):
         num_targets: Y in a regression, 0 for classes.
         num_features: D.
         num_steps: number of steps from theta to phi.
-        step_size: gamma_p and the step size of the descent, before training; both are learned.
-        noise: standard deviation of a label in a regression.
+        step_size: initial value of gamma_p and of the step size of the descent; both are learned.
+        noise: standard deviation of the label noise in a regression.
         learn_noise: whether noise is learned.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
         UsageError: a setting is out of range, or the prior is not Gaussian.

@@ -22,7 +22,8 @@ from pyro_metabayes.prior import Prior
 class Flat(Prior):
     """p(w) constant and improper, the prior of MAML, ProtoNets and published SIB.
 
-    No bound, entropy or KL exists, and it cannot be sampled: pyro's Predictive, which first runs the model, refuses it.
+    The ELBO, the entropy and the KL do not exist. The prior cannot be sampled, so pyro's Predictive, which first runs
+    the model, raises an error.
     """
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
@@ -32,12 +33,13 @@ class Flat(Prior):
 class Gaussian(Prior):
     """p_psi(w_c) = N(loc, diag(scale^2)), one loc [W] and scale [W] for all classes and tasks.
 
-    The order of the classes of an episode is random, so without a support set the prior is the same for all of them.
+    The order of the classes in a task is random, so a prior that ignores the support set is the same for all classes.
     psi = (loc, log scale) is learned: empirical Bayes.
 
     Args:
-        loc: the mean of every weight before training.
-        scale: its standard deviation before training.
+        num_weights: W.
+        loc: mean of every weight before training.
+        scale: standard deviation of every weight before training.
     """
 
     def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1) -> None:
@@ -68,7 +70,7 @@ class FullGaussian(Gaussian):
 
     def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1) -> None:
         super().__init__(num_weights, loc, scale)
-        self.below = nn.Parameter(torch.zeros(num_weights, num_weights))  # relative to the diagonal of its row
+        self.below = nn.Parameter(torch.zeros(num_weights, num_weights))  # each row in units of its diagonal entry
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         normal = MultivariateNormal(self.loc, scale_tril=lower_triangular(self.log_scale, self.below))
@@ -84,6 +86,7 @@ class Mixture(Prior):
     """p_psi(w_c) = sum_j pi_j N(loc_j, diag(scale_j^2)), classes independent; psi = (pi, loc, scale) is learned.
 
     Args:
+        num_weights: W.
         num_components: number of components.
         scale: standard deviation of every weight, and of the means, before training.
     """
@@ -107,8 +110,8 @@ class Mixture(Prior):
 class Conditional(Prior):
     """p_psi(w_c | support of c) = N(loc, diag(scale^2)) from a set encoder of the points of class c.
 
-    Called with the pooled episodes it is SAVI's posterior, with the same encoder. In a regression each output k is
-    encoded separately, from points (x_i, y_ik).
+    Called with pooled episodes, it returns SAVI's posterior, which has the same encoder. In a regression each output k
+    is encoded separately, from points (x_i, y_ik).
 
     Args:
         num_features: D.
@@ -116,8 +119,8 @@ class Conditional(Prior):
         num_targets: Y in a regression, 0 for classes.
         num_hidden: width of the networks of the encoder; 0 for linear maps.
         scale: standard deviation of the weights of a class with one point, before training.
-        count_aware: whether natural parameters are summed over points, in place of the published mean pooling.
-        full_covariance: whether covariances are full, from one pseudo-observation per point; count-aware too.
+        count_aware: whether natural parameters are summed over points, instead of the published mean pooling.
+        full_covariance: whether covariances are full, from one pseudo-observation per point; these are summed too.
     """
 
     conditional = True
@@ -158,7 +161,7 @@ class Conditional(Prior):
             return MultivariateNormal(loc, precision_matrix=spread).to_event(1)
 
     def _of_outputs(self, observed: Observed) -> tuple[Tensor, Tensor]:
-        """loc [T, Y, W] and scale [T, Y, W] or precision [T, Y, W, W]: each output as a set of one class."""
+        """loc [T, Y, W] and scale [T, Y, W] or precision [T, Y, W, W]; each output is encoded as a set of one class."""
         num_tasks, _, num_targets = observed.support_y.shape
         x = observed.support_x.unsqueeze(1).expand(-1, num_targets, -1, -1)
         points = torch.cat((x, observed.support_y.mT.unsqueeze(-1)), dim=-1).flatten(0, 1)  # [T * Y, N, D + 1]
@@ -187,5 +190,5 @@ class Guided(Prior):
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         if self._prediction is None:
-            raise UsageError("expected a guide that a guided prior can follow, got another; take guide=sib_savi")
+            raise UsageError("expected a guide that defines prior=guided, got another; take guide=sib_savi")
         return self._prediction(observed)

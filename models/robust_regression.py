@@ -1,4 +1,4 @@
-"""Regression with a Student-t likelihood, whose estimates outliers move less than those of a Gaussian one."""
+"""Regression with a Student-t likelihood, which is less sensitive to outliers than a Gaussian one."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pyro_metabayes.models.heads import Head
 from pyro_metabayes.models.parts.same_outputs import SameOutputs
 from pyro_metabayes.prior import Prior
 
-MOST_DF = 1000.0  # the density is that of a Gaussian to three digits; float32 loses its normaliser beyond
+MOST_DF = 1000.0  # here the density is Gaussian to three digits; above it the normaliser is inexact in float32
 
 
 class Model(SameOutputs):
     """p(y_ik | x_i, w) = StudentT(y_ik; df, f_k(x_i, w), scale), k = 1, ..., Y; scale and df are learned.
 
-    f is that of hierarchical_regression, linear with the latent w [Y, R], or with a head (head=network) that of
-    neural_regression. (Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 1989.)
+    Without a head, f is that of hierarchical_regression: linear, with the latent w [Y, R]. With head=network it is that
+    of neural_regression. (Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 1989.)
 
     Args:
         prior: prior over w.
         num_targets: Y.
         num_features: D.
-        num_weights: R, the number of leading features whose weights vary by task; without a head.
+        num_weights: R, the number of leading features whose weights vary by task; used only without a head.
         head: a network for f; None for a linear f.
         scale: scale of the noise before training.
-        df: degrees of freedom before training, at most 1000, where the density is almost Gaussian.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        df: degrees of freedom before training, at most 1000; there the density is almost Gaussian.
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
         UsageError: the labels are classes, or scale or df is out of range.
@@ -63,7 +63,7 @@ class Model(SameOutputs):
 
     @property
     def beta(self) -> Tensor:
-        """Weights [Y, D - R] that all tasks share, without a head."""
+        """Weights [Y, D - R] that all tasks share; only without a head."""
         return self.predictor.beta
 
     @property
@@ -75,5 +75,5 @@ class Model(SameOutputs):
         return StudentT(self.df, outputs, self.scale).to_event(1)
 
     def loss_unit(self) -> Tensor:
-        """2 scale^2 df / (df + 1): -log p of a small residual is then its square."""
+        """2 scale^2 df / (df + 1): in units of it the square of a small residual is -log p, up to a constant."""
         return 2 * self.scale**2 * self.df / (self.df + 1)

@@ -1,4 +1,4 @@
-"""Linear regression with a scale per task: two latent sites, the second given the first."""
+"""Linear regression with a scale per task: a model with two latent sites, the second conditional on the first."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Model(pyro_metabayes.Model):
     """log tau_t ~ N(0, spread^2), w_t ~ N(m, tau_t^2 diag(s)^2), y_i ~ N(w_t x_i, noise^2 I).
 
     N(m, diag(s)^2) is the prior over weights. Tasks with a large tau_t have weights far from the mean m; marginally
-    the weights of a task have heavier tails than a normal distribution. w [Y, D], x_i [D], y_i [Y]; the latent
-    [1 + Y D] is log tau_t, then w_t.
+    the weights of a task have heavier tails than a normal distribution. w [Y, D], x_i [D], y_i [Y]. The latent
+    [1 + Y D] is the concatenation of log tau_t and w_t.
 
     Args:
         prior: a Gaussian prior over w at tau_t = 1.
         num_targets: Y.
         num_features: D.
-        noise: standard deviation of a label, known.
+        noise: standard deviation of the label noise, fixed.
         spread: standard deviation of log tau_t before training; it is learned.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
         UsageError: the labels are classes, or noise or spread is not positive.
@@ -89,7 +89,7 @@ class Model(pyro_metabayes.Model):
         return self.given_scale.loss_unit()
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        """tau = 1 and weights of 0."""
+        """tau = 1 and zero weights."""
         return torch.zeros(self.sites.event_shape)
 
 

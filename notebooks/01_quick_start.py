@@ -13,11 +13,12 @@
 # %% [markdown]
 # # Quick start: your own embeddings
 #
-# You have embeddings of many classes: faces, products, species, intents. Soon there will be classes that nobody has
-# trained on, with one or a few labelled examples each. This page trains a learner for that, in one command, and uses it.
+# You have embeddings of many classes, such as faces, products, species or intents. Later, new classes will appear
+# that are not in your data, with one or a few labelled examples each. This page trains a learner for such classes
+# with one command, and uses it.
 #
-# All it takes is one file with `features` (any numbers, a row each) and `labels`. Here they are made up: sixty classes
-# of twenty noisy rows. Put yours in their place.
+# The learner needs one file with `features` (one row of numbers per example) and `labels`. Here the file is
+# simulated: sixty classes with twenty noisy rows each. Replace it by yours.
 
 # %%
 import numpy as np
@@ -32,19 +33,20 @@ np.savez("embeddings.npz", features=features.astype(np.float32), labels=np.repea
 # %% [markdown]
 # ## Train
 #
-# The classes are divided: 64% to learn from, 16% to choose the best learner by, and the rest, never seen in training, for
-# the scores below. Tasks are drawn from them: five classes, one labelled row each (the support set), fifteen rows each to
-# be told apart (the queries).
+# The classes are split: 64% for training, 16% for validation (which selects the best learner), and the rest for the
+# test. Tasks are drawn from each split. A task has five classes, with one labelled row per class (the support set)
+# and fifteen rows per class to classify (the query set).
 
 # %%
 # !python -m experiments.run guide=sib data=features data.path=embeddings.npz train.steps=300 eval.tasks=300 hydra.run.dir=runs/mine
 
 # %% [markdown]
-# `accuracy` is that on the classes held out. Everything about the run lies in `runs/mine`.
+# `accuracy` is the accuracy on the test classes. All files of the run are in `runs/mine`.
 #
 # ## Use
 #
-# Five new classes turn up, each with one labelled row. The learner is loaded by its folder, and takes arrays:
+# Now there are five new classes with one labelled row each. `MetaLearner.load` loads the learner from the folder of the
+# run. Its method `predict` takes arrays:
 
 # %%
 from pyro_metabayes import MetaLearner
@@ -53,7 +55,7 @@ learner = MetaLearner.load("runs/mine")
 
 
 def new_task(shots: int, queries: int = 15) -> tuple[np.ndarray, ...]:
-    """Five classes that nobody has seen: labelled rows, their labels, rows to predict, and the truth about them."""
+    """Five new classes: labelled rows, their labels, rows to classify, and the true labels of these."""
     centres = random.normal(size=(5, 64))
     labels, truth = np.repeat(np.arange(5), shots), np.repeat(np.arange(5), queries)
     support_x, query_x = (centres[its] + 2 * random.normal(size=(len(its), 64)) for its in (labels, truth))
@@ -66,16 +68,17 @@ answers = probabilities.argmax(1).numpy()
 print("right:", (answers == truth).sum(), "of", len(truth))
 
 # %% [markdown]
-# One row a class is a poor picture of it. The plane below shows as much of the 64 dimensions as a plane can: the labelled
-# rows (stars) lie anywhere in the clouds of their classes, and the nearest star is often the wrong one. `sib` looks at all
-# queries at once, without their labels, and moves the class weights towards the clouds.
+# One row tells little about a class. The plot below shows the first two principal components of the 64 dimensions.
+# The labelled rows (stars) may be far from the centres of their classes, so the nearest star is often the wrong one.
+# `sib` uses all queries of the task at once, without their labels, and moves the class weights towards the clusters
+# of queries.
 
 # %%
 from pyro_metabayes.experiments.runs.plots import new_figure
 
 
 def nearest_mean(support_x: np.ndarray, labels: np.ndarray, query_x: np.ndarray) -> np.ndarray:
-    """The class whose mean has the largest cosine: what one would do without training."""
+    """The class whose mean has the largest cosine, a baseline without training."""
     means = np.stack([support_x[labels == label].mean(0) for label in range(5)])
     return (query_x @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T).argmax(1)
 
@@ -98,12 +101,13 @@ figure
 # %% [markdown]
 # ## How many labels do you need?
 #
-# The same learner takes any number of labelled rows. Thirty new tasks for each number of them, and beside the accuracy what
-# the probabilities are worth: of the answers given with a confidence of 80%, do 80% turn out right?
+# The same learner takes any number of labelled rows. The plots below are for thirty new tasks per number of labelled
+# rows. They show the accuracy, and the calibration of the probabilities: of the predictions with a confidence of 80%,
+# are 80% correct?
 #
-# Training had one labelled row per class. `sib` reads the queries, so it has learned from tasks of that kind and warns where
-# it meets others: its predictions may then be worse than those of the class means. The left plot shows whether they are, so
-# the warning is switched off here.
+# In training there was one labelled row per class. Guides that use the query set, such as `sib`, warn if a task
+# differs from those in training, since their predictions may then be worse than those of the class means. The left
+# plot shows whether they are, so the warning is switched off here.
 
 # %%
 import warnings
@@ -130,7 +134,7 @@ for shots in SHOTS:
 figure, axes = new_figure(2)
 for name, values in accuracy.items():
     axes[0].plot(SHOTS, values, "o-", label=name)
-axes[0].set(title="accuracy on new classes, %", xlabel="labelled rows a class", xticks=SHOTS)
+axes[0].set(title="accuracy on new classes, %", xlabel="labelled rows per class", xticks=SHOTS)
 axes[0].legend(frameon=False, fontsize=8)
 
 bins = np.digitize(confidence, [0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
@@ -138,15 +142,16 @@ for bin_ in np.unique(bins):
     inside = bins == bin_
     axes[1].plot(100 * np.mean(np.array(confidence)[inside]), 100 * np.mean(np.array(right)[inside]), "oC1")
 axes[1].plot([20, 100], [20, 100], "k:", lw=0.8)
-axes[1].set(title="sib, one labelled row: confidence and truth", xlabel="confidence, %", ylabel="right, %")
+axes[1].set(title="sib, one labelled row per class: calibration", xlabel="confidence, %", ylabel="right, %")
 figure
 
 # %% [markdown]
-# With one labelled row the learner is worth several more of them. The right panel should follow the dotted line: above it
-# the learner is too modest, below it too sure.
+# With one labelled row per class, `sib` is as accurate as class means of several rows. In the right plot, calibrated
+# predictions lie on the dotted line. Points above it mean that the learner is underconfident, points below it that it
+# is overconfident.
 #
 # ## Next
 #
-# - [The same with files and images of your own](../docs/own-data.md), and as a scikit-learn classifier.
+# - [Your own files and images](../docs/own-data.md), and the learner as a scikit-learn classifier.
 # - `guide=sib` needs the whole query set at once. [Other guides](02_swapping_guides.md) do not.
-# - [What every figure of a run means](../docs/results.md#what-the-numbers-mean).
+# - [The meaning of every metric of a run](../docs/results.md#what-the-numbers-mean).

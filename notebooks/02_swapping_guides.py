@@ -13,22 +13,24 @@
 # %% [markdown]
 # # Swapping guides, and a prior that collapses
 #
-# One model, one stream of tasks, four ways to infer a task's weights. `guide=` chooses, `-m` runs them all. The tasks
-# are made up, so that this takes seconds: endless Gaussian classes in 64 dimensions, five of them a task, one labelled
-# point each.
+# A *guide* is Pyro's name for an approximate posterior, here over the weights of a task. This page trains four guides
+# with the same model on the same tasks. `guide=` chooses a guide, and `-m` runs several. The tasks are simulated, so
+# that training takes seconds. A task has five Gaussian classes in 64 dimensions, with one labelled point per class
+# (the support set) and points to classify (the query set).
 
 # %%
 # !python -m experiments.run -m guide=proto,mc,savi,sib data=gaussian_features data.num_features=64 data.separation=0.7 train.steps=300 eval.tasks=200 train.validation_tasks=100 hydra.sweep.dir=runs/guides
 
 # %% [markdown]
-# `proto` is the nearest class mean, a point. `mc` (VERSA) and `savi` (SAMOVAR) have a prior that a network reads off the
-# support set. `sib` starts from the class means and descends on the unlabelled queries: it is transductive, so its accuracy
-# competes with its like only.
+# `proto` is a point estimate, the class means. `mc` (VERSA) and `savi` (SAMOVAR) have a conditional prior, which a
+# network computes from the support set. `sib` starts at the class means and takes gradient steps on the unlabelled
+# queries. It is transductive: its predictions depend on the whole query set. Its accuracy should be compared only
+# with that of other transductive guides.
 #
-# ## Two that should be alike
+# ## The same prior, two objectives
 #
-# `mc` and `savi` share the model, the prior and its network. Only the objective differs, and with it what becomes of the
-# prior while it is trained. Each run has logged how far draws from its prior move the logits:
+# `mc` and `savi` have the same model and the same prior network. Only the training objective differs, and it decides
+# whether the prior collapses. Each run has logged the standard deviation of the logits under draws from the prior:
 
 # %%
 import json
@@ -63,19 +65,21 @@ axes[0].set_yticks([-place for place in range(len(runs))], list(runs))
 axes[1].set_yticks([])
 axes[2].axhline(0.1, color="black", lw=0.8, ls=":")
 axes[2].set(yscale="log", xlabel="meta-training step")
-axes[2].set_title("what draws from the prior do to the logits, nats", fontsize=10)
+axes[2].set_title("sd of logits under the prior, nats", fontsize=10)
 axes[2].legend(frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
-# Below the dotted line (and with fewer than 2% of the decisions changed) a prior is called collapsed: `mc` has learned
-# to predict from a point. Its joint NLL, the score of all queries of a task under one draw of the weights, is its NLL: all
-# draws are the same. `savi` keeps its prior alive. The accuracy does not tell.
+# A prior is called collapsed if it is below the dotted line and its draws change fewer than 2% of the predicted
+# classes. The prior of `mc` has collapsed: all its draws are almost equal. So its joint NLL, in which one draw of the
+# weights predicts all queries of a task, equals its NLL. The prior of `savi` has not collapsed. The accuracy does not
+# show this difference.
 #
-# ## Where the truth is known
+# ## Tasks with a known posterior
 #
-# Is a living prior also right? Take a task whose answer is known: the mean w of a Gaussian, w ~ N(0, 1), from five points
-# with noise 1. Both guides now have an encoder that could represent the exact answer.
+# Is a prior that has not collapsed also correct? Consider tasks with a known posterior: w ~ N(0, 1) is the mean of a
+# Gaussian, observed through five points with noise 1. Both guides now have an encoder that can represent the exact
+# posterior.
 
 # %%
 # !python -m experiments.run -m guide=mc,savi data=gaussian_mean prior.count_aware=true prior.num_hidden=0 prior.scale=0.6 train.particles=2 train.kl_weight=1 train.learning_rate=1e-2 train.steps=600 eval.tasks=200 hydra.sweep.dir=runs/mean
@@ -106,15 +110,15 @@ for number, (name, (mean, sd)) in enumerate(answers.items()):
     inside = torch.distributions.Normal(0.0, 1.0).cdf((w.flatten() - mean).abs() / sd) * 2 - 1
     axes[1].plot(100 * shares, [100 * (inside < share).float().mean() for share in shares], label=name, **style)
 axes[0].plot(points[0].flatten(), torch.zeros(5), "k|", ms=12, label="support")
-axes[0].set(title="p(w given support) of one task (cut at 2)", xlabel="w", ylim=(-0.08, 2.1))
-axes[1].set(title="2,000 tasks: how often is the true w inside?", xlabel="interval claimed, %", ylabel="inside, %")
+axes[0].set(title="p(w | support) of one task (cut at 2)", xlabel="w", ylim=(-0.08, 2.1))
+axes[1].set(title="coverage of central intervals, 2,000 tasks", xlabel="nominal, %", ylabel="true w inside, %")
 axes[0].legend(frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
-# `savi` lies on the exact answer. `mc` gives a spike, and its intervals hold the true mean far less often than they claim.
-# With two draws a task no spread pays for itself query by query; from eight draws on some does.
-# [Prior collapse](../docs/collapse.md) derives the threshold and measures it.
+# `savi` agrees with the exact posterior. `mc` gives a spike, and its intervals contain the true mean far less often
+# than their level says. With two draws per task, the objective of `mc` is maximal at zero variance. From eight draws
+# on it is not. [Prior collapse](../docs/collapse.md) derives this threshold and measures it.
 #
 # ## Next
 #

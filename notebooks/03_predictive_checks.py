@@ -11,19 +11,21 @@
 # ---
 
 # %% [markdown]
-# # Would the model draw such labels?
+# # Posterior predictive checks
 #
-# A learner that gives probabilities makes a claim: labels look like draws from them. A posterior predictive check takes it
-# at its word. Draw the weights of a task from the posterior, draw labels with them, and ask whether the observed labels
-# could be one more such draw. We check a learner where it was trained, and then where the world has changed.
+# A learner that predicts probabilities claims that labels look like draws from them. A posterior predictive check
+# tests this claim. It draws the weights of a task from the posterior, draws labels given these weights, and compares
+# the observed labels with the drawn ones. This page checks a learner on tasks like those in training, and then on
+# tasks that differ.
 
 # %%
 # !python -m experiments.run guide=sib data=gaussian_features data.num_features=64 data.separation=0.6 train.steps=300 eval.tasks=200 hydra.run.dir=runs/checked
 
 # %% [markdown]
-# The discrepancy is the NLL of a task's labels, T(y). It is computed for the observed labels and for fifty replicates,
-# drawn by the model. The share of replicates with a larger T than the observed one is the p-value of the task: near 0 the
-# labels surprise the model more than its own do, so that it was too sure; near 1 less, so that it was not sure enough.
+# The discrepancy T(y) is the NLL of the query labels of a task. It is computed for the observed labels and for fifty
+# sets of labels drawn from the model, the replicates. The p-value of a task is the share of replicates with a larger
+# T than the observed labels. A p-value near 0 means that the model is overconfident, a p-value near 1 that it is
+# underconfident.
 
 # %%
 from pyro_metabayes.diagnostics.predictive import Discrepancy, discrepancies, predictive_draws
@@ -33,7 +35,7 @@ from pyro_metabayes.experiments.runs.restore_run import run_and_tasks
 
 
 def checked(*changed: str) -> dict[str, Discrepancy]:
-    """The NLL of 64 test tasks under posterior and prior, their settings changed."""
+    """The discrepancy of 64 test tasks with some settings changed, under the posterior and under the prior."""
     setup, episodes = run_and_tasks("runs/checked", changed, num_tasks=64)
     draws = predictive_draws(setup.learner, episodes, num_samples=50)
     both = {"posterior": draws.posterior, "prior": draws.prior}
@@ -47,14 +49,14 @@ as_trained = checked()
 print({name: tuple(its.replicated.shape) for name, its in as_trained.items()}, "replicates, tasks")
 
 # %% [markdown]
-# The query labels never reach the model: with them the labels would be conditioned on, each replicate would be the
-# observation, and every check would pass.
+# The query labels are not passed to the model. If they were, the model would condition on them, every replicate would
+# equal the observed labels, and every check would pass.
 #
-# ## Task by task
+# ## Single tasks
 #
-# Boxes: what the model expects of sixteen tasks. Points: what it got. The posterior, after this short training, is not sure
-# enough of most tasks: its answers come out better than it expects. The prior (right) has seen nothing of a task, and expects
-# to do no better than guessing, whose NLL is log 5 = 1.61.
+# Boxes show the NLL of the replicates for sixteen tasks, points the NLL of the observed labels. After this short
+# training the posterior is underconfident on most tasks: the observed NLL is lower than expected. The prior (right)
+# has no information about a task, so it expects the NLL of guessing, log 5 = 1.61.
 
 # %%
 from pyro_metabayes.experiments.runs.plots import new_figure
@@ -64,15 +66,17 @@ for axis, (name, its) in zip(axes, as_trained.items(), strict=True):
     order = its.observed[:16].argsort()
     axis.boxplot(its.replicated[:, order].numpy(), whis=(5, 95), showfliers=False, widths=0.6)
     axis.plot(range(1, 17), its.observed[order], "oC3", ms=4, label="observed")
-    axis.set(title=f"labels drawn from the {name}", xlabel="tasks, by their NLL", ylabel="NLL, nats a query", xticks=[])
+    axis.set(
+        title=f"labels drawn from the {name}", xlabel="tasks, by their NLL", ylabel="NLL, nats per query", xticks=[]
+    )
 axes[0].legend(frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
-# ## When the world changes
+# ## Tasks that differ from training
 #
-# The same learner, trained on clean features, meets features with noise on them. It is not told. Its accuracy must
-# fall; whether it knows that it fell is what the check asks.
+# Now noise is added to the features of the test tasks; the learner was trained without it. The accuracy must fall.
+# The check shows whether the probabilities account for that.
 
 # %%
 import numpy as np
@@ -94,12 +98,12 @@ axes[0].legend(frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
-# On the dotted lines a model knows what it knows. As trained it lies below, not sure enough, with p near 1. With some noise many
-# tasks have moved above: too sure. With more it has no idea of what has happened: it expects half a nat a query and gets several
-# times as much, and p is 0 for every task. Its own confidence would not have told; the check does,
-# with a few labelled tasks of the new world and no training on them.
+# Calibrated predictions lie on the dotted lines. On tasks as in training the learner lies below the line: it is
+# underconfident, with p near 1. With some noise many tasks are above the line: it is overconfident. With more noise it
+# expects half a nat per query, observes several times as much, and p is 0 for every task. The confidence of the learner
+# does not reveal this. The check does, with a few labelled tasks of the new kind and no training on them.
 #
 # ## Next
 #
-# - [Predictive checks](../docs/predictive-checks.md) by one command, for every guide, and as an ArviZ object.
-# - [Partial pooling](05_partial_pooling.md), where the posterior can be checked against the truth.
+# - [Predictive checks](../docs/predictive-checks.md) with one command, for every guide, and as an ArviZ object.
+# - [Partial pooling](05_partial_pooling.md), where the posterior can be compared with the exact one.

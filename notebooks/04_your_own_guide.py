@@ -47,7 +47,7 @@ from pyro_metabayes import Guide, Model, Observed, class_sums
 
 
 class Shrinkage(Guide):
-    """q(w_c | support) = N(m + n / (n + kappa) (xbar_c - m), sigma^2 / (n + kappa)), n points of class c."""
+    """q(w_c | support) = N(m + n / (n + kappa) (xbar_c - m), sigma^2 / (n + kappa)) for n points of class c."""
 
     def __init__(self, model: Model, num_weights: int) -> None:
         super().__init__(model)

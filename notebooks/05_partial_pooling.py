@@ -13,13 +13,14 @@
 # %% [markdown]
 # # Partial pooling: radon in 85 counties
 #
-# How much radon is in the houses of a county? Some counties have measured a hundred houses, some only one. Believing each
-# county alone trusts one house too much; one mean for all ignores that counties differ. Partial pooling is in between: the
-# counties are draws from a prior, the prior is learned from all of them, and a county with few houses leans on it. That is
-# empirical Bayes, the same as in few-shot learning, with a county for a task.
+# How much radon is in the houses of a county? In some counties a hundred houses were measured, in others only one. A
+# separate estimate per county relies too much on single houses. One mean for all counties ignores that counties
+# differ. Partial pooling is a compromise: the effects of the counties are draws from a prior, which is learned from
+# all counties. Estimates for counties with few houses are close to the mean of the prior. This is empirical Bayes, as
+# in few-shot learning, with one county per task.
 #
-# Any CSV file with a column of groups will do. This one is the table of 919 houses in Minnesota (Gelman and Hill 2007) where
-# METABAYES_DATA has it; else counties are made up, as many houses in each.
+# Any CSV file with a column of groups can be used. Here it is the table of 919 houses in Minnesota (Gelman and Hill
+# 2007) if METABAYES_DATA has it. Otherwise counties with realistic numbers of houses are simulated.
 
 # %%
 import os
@@ -49,22 +50,23 @@ if radon.is_file():
     shutil.copy(radon, "radon.csv")
 else:
     make_up(Path("radon.csv"))
-print((radon.is_file() and "the table of Minnesota") or "made-up counties")
+print((radon.is_file() and "the table of Minnesota") or "simulated counties")
 
 # %% [markdown]
 # ## Fit
 #
-# Every county has an intercept of its own; the effects of the floor that was measured (basement or above) and of the uranium in
-# the soil are shared. The guide is amortized: one network reads the houses of a county and answers with a posterior.
+# Every county has its own intercept. All counties share the effects of the floor on which radon was measured
+# (basement or first floor) and of the uranium in the soil. The guide is amortized: one network maps the houses of any
+# county to a posterior over its intercept.
 
 # %%
 # !python -m experiments.run data=groups data.path=radon.csv data.group=county.name data.response=log.radon 'data.predictors=[basement,uranium]' guide=partial_pooling train.steps=600 train.tasks_per_step=85 hydra.run.dir=runs/radon
 
 # %% [markdown]
-# ## Beside the closed form
+# ## Comparison with the closed form
 #
-# This model is linear and Gaussian, so its maximum likelihood and its posteriors are also known in closed form: the yardstick.
-# Both see the same counties.
+# The model is linear and Gaussian, so the maximum-likelihood estimates and the posteriors are also known in closed
+# form. Both methods get the same counties.
 
 # %%
 import torch
@@ -90,9 +92,9 @@ print(f"sd of the counties, log radon: guide {prior_sd:.3f}, maximum likelihood 
 # %% [markdown]
 # ## Shrinkage
 #
-# Left: each county's intercept believed alone (the mean of its houses, floor and uranium taken out), and after partial
-# pooling. Counties with few houses move a long way towards the mean of all; those with many stay. Middle: guide and closed
-# form, county by county. Right: how sure they are.
+# Left: the intercept of each county without pooling (the mean of its houses, adjusted for floor and uranium) and
+# after partial pooling. Counties with few houses move far towards the mean of all counties; those with many houses
+# hardly move. Middle: posterior means of guide and closed form for each county. Right: posterior standard deviations.
 
 # %%
 from pyro_metabayes.experiments.runs.plots import new_figure
@@ -129,10 +131,10 @@ figure
 print(f"mean distance of the intercepts: {np.abs(means - exact_means).mean():.3f} log radon")
 
 # %% [markdown]
-# An amortized guide earns its keep where no closed form exists; here it can be held against one. Neither counts the doubt
-# about the prior itself, which empirical Bayes takes as known once it is learned.
+# An amortized guide is useful for models without a closed form. Here it can be compared with one. Neither accounts
+# for the uncertainty about the prior itself, which empirical Bayes treats as known once it is learned.
 #
 # ## Next
 #
-# - [Add a guide of your own](04_your_own_guide.md).
+# - [Write a guide of your own](04_your_own_guide.md).
 # - [The model, and what is pooled](../docs/explanation/model.md).

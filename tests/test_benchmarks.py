@@ -173,7 +173,7 @@ def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["nothing"])
     assert ended.value.code == 2
-    assert f"expected cases of {', '.join(CASES | LONG)}, got nothing" in capsys.readouterr().err
+    assert f"expected cases among {', '.join(CASES | LONG)}, got nothing" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- benchmarks.gpu

@@ -197,7 +197,7 @@ def test_posteriors_may_be_taken_in_two_steps(name: str) -> None:
 @pytest.mark.parametrize(
     ("prior", "message"),
     [
-        ("conditional", "expected a prior that has not seen the support set"),
+        ("conditional", "expected a prior that does not depend on the support set"),
         ("mixture", "expected a Gaussian prior for a closed form, got MixtureSameFamily"),
         ("flat", "expected a Gaussian prior for a closed form, got ImproperUniform"),
     ],

@@ -262,7 +262,7 @@ def test_a_run_of_an_earlier_version_reads_its_file_as_it_did(
     results = results_of(run_on_a_file / "evaluations/task.shot=1")
     assert results["config"]["estimated"]["scales"]["a"]["mean"] == mean
     message = call("evaluate", str(run_on_a_file), "data.path=both.csv").error
-    assert "expected a run that records the scales of its columns, to read data.path=both.csv" in message
+    assert "expected a run that records the scales of its columns to read data.path=both.csv" in message
 
 
 @pytest.mark.parametrize("centre", ["true", "false"])

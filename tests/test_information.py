@@ -238,5 +238,8 @@ def test_too_few_inputs_for_two_query_sets_are_refused_before_training() -> None
     np.savez("own.npz", features=np.random.default_rng(0).normal(size=(600, 4)), labels=np.arange(600) // 20)
     data = ("data=features", "data.path=own.npz")
     error = call("run", "guide=proto", *data, "eval.information=true", "hydra.run.dir=run").error
-    assert error.startswith("eval.information=true draws twice the queries: expected at least") and "31 inputs" in error
+    assert (
+        error.startswith("eval.information=true needs twice the queries per task: expected at least")
+        and "31 inputs" in error
+    )
     assert not Path("run").exists()

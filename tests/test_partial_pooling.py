@@ -160,10 +160,10 @@ def test_a_prior_that_is_not_that_of_maximum_likelihood_is_noted(
     monkeypatch.chdir(tmp_path)
     balanced_table(Path("t.csv"))
     out = ran("run", *BALANCED, "model.start=given", "train.steps=2", "hydra.run.dir=run").out
-    assert "note: the learned prior is not that of maximum likelihood: log likelihood -" in out
+    assert "note: the log likelihood of the training groups is -" in out
     conditional = ("guide=savi", "train.steps=2", "task.shot=3")
     out = ran("run", *BALANCED, *conditional, "hydra.run.dir=other").out
-    assert "note: the prior of this run is that of a group of which 3 points are known" in out
+    assert "note: this run learns a prior conditional on 3 points of a group" in out
 
 
 def test_the_loss_of_subsets_trains_the_encoder_alone_and_ends_at_the_exact_posterior() -> None:

@@ -83,11 +83,11 @@ def test_groups_of_one_file_are_predicted_apart_and_without_points_by_the_prior(
     out = ran("predict", "run", "new.csv", "--out", "two.csv").out
     first, second, third = rows_of("two.csv")
     assert float(first["mean"]) > float(second["mean"]) + 5 and second["mean"] == third["mean"]
-    assert "note: 1 groups have names of groups in the data of the run, such as 'school1'" in out
+    assert "note: 1 groups have the same names as groups in the data of the run, such as 'school1'" in out
 
 
 BAD_FILES = {
-    "hours,kind,score\n104,other,3\n": "expected rows of new.csv whose 'score' is blank, got none",
+    "hours,kind,score\n104,other,3\n": "expected rows with a blank 'score' in new.csv, got none",
     "hours,score\n104,\n": "expected one column 'kind' in new.csv, got none",
     "hours,kind,score\n104,secret,\n": "expected column 'kind' to hold one of other, private, public, the levels in",
     "hours,kind,score\n,other,\n": "expected a value in every cell, got missing values in 1 of 1 rows of new.csv",

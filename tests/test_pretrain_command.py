@@ -47,7 +47,7 @@ def test_a_recipe_sets_what_data_sets_do_not(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("data=gaussian_features",), "expected a data set of images to pretrain on, got data=gaussian_features"),
+        (("data=gaussian_features",), "expected a data set of images for pretraining, got data=gaussian_features"),
         (("data=glyphs", "backbone=identity"), "backbone=identity expects features"),
         (("data=glyphs", "pretrain=best"), "no 'best' for pretrain; "),
         (("data=glyphs", "pretrain.keep=first"), "expected pretrain.keep to be one of last, best"),

@@ -53,7 +53,7 @@ def test_other_commands_on_a_run_read_its_split_alone(five_way: Path) -> None:
 
 def test_validation_takes_as_many_classes_as_there_are(few_val: Path) -> None:
     outcome = ran("run", *settings(few_val), "task.way=8", "task.query_counts=[1,1,1,1,2,2,5,5]")
-    assert outcome.err == "note: the val split has 6 classes: validation is 6-way, training 8-way\n"
+    assert outcome.err == "note: the val split has 6 classes; validation is 6-way, training 8-way\n"
     assert results_of(Path("run"))["way"] == 8
     (nll,) = [line["val_nll"] for line in lines_of(Path("run")) if line.get("val_nll") is not None]
     assert np.isfinite(nll)
@@ -72,4 +72,4 @@ def test_training_and_evaluation_are_never_narrowed(changed: str, split: str, fe
 
 def test_a_guide_of_one_number_of_classes_cannot_be_validated_on_fewer(few_val: Path) -> None:
     error = call("run", *settings(few_val, "sib"), "task.way=8").error
-    assert "task.way=8 classes in the val split, got 6; lower task.way or bring more classes: guide=sib cannot" in error
+    assert "task.way=8 classes in the val split, got 6; lower task.way or bring more classes, since guide=sib has" in error

@@ -26,9 +26,9 @@ def test_every_command_prints_its_usage(name: str, flag: str) -> None:
 @pytest.mark.parametrize(
     ("name", "explained"),
     {
-        "calibration": ("sbc_tasks", "tasks of the simulation-based calibration; 0: no simulation (default: 512)"),
-        "gold": ("run", "one folder of a finished run, or several: run=[A,B] (required)"),
-        "run": ("seed", "of initial weights, tasks and noise (default: 0)"),
+        "calibration": ("sbc_tasks", "number of tasks for simulation-based calibration; 0 omits it (default: 512)"),
+        "gold": ("run", "folder of a finished run, or several: run=[A,B] (required)"),
+        "run": ("seed", "seed of the initial weights, the tasks and the noise (default: 0)"),
         "collapse": ("workers", "parallel runs, each on one thread (default: 2)"),
         "prepare": ("data=", "cifar_fs, digit_domains"),
     }.items(),

@@ -297,7 +297,7 @@ def test_raw_images_for_a_frozen_backbone_are_refused_in_one_line() -> None:
             call(tasks)
 
 
-# ---------------------------------------------------------------- rows that all point the same way
+# ---------------------------------------------------------------- rows that all point in one direction
 
 
 def shifted(tasks: Episodes, offset: float) -> Episodes:
@@ -307,7 +307,7 @@ def shifted(tasks: Episodes, offset: float) -> Episodes:
 @pytest.mark.parametrize("door", ["loss", "evaluate"])
 def test_a_common_offset_is_refused_in_one_line(door: str) -> None:
     for learner in (LEARNERS[str(PAIRS[0])], LEARNERS[str(PAIRS[1])]):
-        with pytest.raises(UsageError, match=r"rows that all point the same way.*subtract the mean"):
+        with pytest.raises(UsageError, match=r"rows that all point in one direction.*subtract the mean"):
             DOORS[door](learner, shifted(random_tasks(), 1e6))
         DOORS[door](learner, shifted(random_tasks(), 10.0))
 
@@ -316,7 +316,7 @@ def test_a_classifier_refuses_features_with_a_common_offset() -> None:
     tasks = random_tasks(1)
     x, y = tasks.support_x[0].double().numpy(), tasks.support_y[0].numpy()
     learner = LEARNERS[str(PAIRS[0])]
-    with pytest.raises(UsageError, match="rows that all point the same way"):
+    with pytest.raises(UsageError, match="rows that all point in one direction"):
         FewShotClassifier(learner).fit(normalize(torch.tensor(x + 1e6), dim=-1).numpy(), y)
     same = normalize(torch.tensor(x[:1]), dim=-1).expand(5, -1).numpy()  # queries that are alike are no mistake
     assert len(FewShotClassifier(learner).fit(x, y).predict(same)) == 5

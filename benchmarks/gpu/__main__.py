@@ -1,8 +1,8 @@
 """python -m benchmarks.gpu [--device cuda] [--minutes 8] [--toy]: checks and speed of the library on a GPU.
 
-Checks that every guide trains without synchronising with the host and that its loss equals that of the CPU; measures
-tasks, steps and images per second, and peak memory. A failed row gives the reason; the other rows still run. The exit
-code is 1 if a guide or a loss has failed.
+Checks that every guide trains without synchronising with the host, and that its loss equals that on the CPU. Measures
+tasks, steps and images per second, and peak memory. A failed row states the reason; the other rows still run. The exit
+code is 1 if the check of a guide or of a loss has failed.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--device", help="cuda unless given (of several: the first visible), or cpu, xpu, mps; with --toy: cpu"
+        "--device", help="cuda (the first visible device), cpu, xpu or mps; default: cuda, with --toy cpu"
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="rows that do not fit are named, and not run")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time budget; rows beyond it are not run")
     parser.add_argument(
         "--toy", action="store_true", help="one round of the smallest sizes, to test that the benchmarks run"
     )
-    parser.add_argument("--out", type=Path, help="the JSON file; runs/bench-gpu.json unless given, with --toy none")
+    parser.add_argument("--out", type=Path, help="JSON file; default: runs/bench-gpu.json, with --toy none")
     options = parser.parse_args(arguments)
     if not 0 < options.minutes < float("inf"):
-        parser.error(f"expected a number --minutes > 0, got {options.minutes}")
+        parser.error(f"expected --minutes > 0, got {options.minutes}")
     options.out = options.out or (None if options.toy else Path("runs/bench-gpu.json"))
     return options
 
@@ -87,7 +87,7 @@ def _write(path: Path | None, machine: dict[str, Any], results: list[Result]) ->
 
 
 def _report(machine: dict[str, Any], results: list[Result], toy: bool) -> None:
-    """The device, the table, and the reason of each failure."""
+    """Print the device, the table, and the reason of each failure."""
     titles = ("name", "capability", "driver", "cuda", "commit", "date")
     print(", ".join(f"{name} {machine[name]}" for name in titles if machine[name] is not None))
     print(text_table([row.cells() for row in results]))

@@ -6,26 +6,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-USED = 0.92  # share of the time; the rest is for imports and for the last row
+USED = 0.92  # share of the time budget that deadlines use; the rest is for imports and for the end of the last row
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """When the last row of a section may begin; clock: seconds."""
+    """The latest time at which a row of a section may start; clock: returns seconds."""
 
     end: float
     clock: Callable[[], float] = time.monotonic
 
     @property
     def left(self) -> float:
-        """Seconds; negative once the section is over."""
+        """Seconds until the deadline; negative after it."""
         return self.end - self.clock()
 
 
 def deadlines(
     minutes: float, shares: dict[str, float], clock: Callable[[], float] = time.monotonic
 ) -> dict[str, Deadline]:
-    """The deadline of each section, in order; unused time of a section is available to later sections."""
+    """The deadline of each section, in order. Later sections may use the time that a section leaves."""
     now, used, ends = clock(), 0.0, {}
     for name, share in shares.items():
         used += share / sum(shares.values())

@@ -14,8 +14,8 @@ from benchmarks.setting import Size, learner, make_step, tasks
 from pyro_metabayes import Episodes, MetaLearner
 from pyro_metabayes.training.optimisation import compile_networks
 
-COMPILATION = 60.0  # seconds needed: a first step cannot be interrupted
-TASKS = 16  # as in a run; so small a step is bound by kernel launches
+COMPILATION = 60.0  # seconds that must be left, since the first step cannot be interrupted
+TASKS = 16  # as in a run; kernel launches dominate such a small step
 
 
 def rows(run: Run) -> Iterator[list[Result]]:
@@ -41,7 +41,7 @@ def training_step(sib: MetaLearner, episodes: Episodes) -> Way:
 
 
 def _with_compiled_networks(sib: MetaLearner, toy: bool) -> MetaLearner:
-    """In toy size the networks are traced but not compiled."""
+    """The learner with compiled networks; in toy size they are only traced."""
     if toy:
         compile_pure(sib, "eager")
     else:

@@ -1,4 +1,4 @@
-"""The measured device: clock, memory, description. Full support for CUDA, partial support for other accelerators."""
+"""The measured device: clock, memory, description. CUDA is supported fully, other accelerators in part."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ MEGABYTE = 2**20
 
 
 def device_named(name: str) -> torch.device:
-    """The device of that name; one line if it is not available."""
+    """The device of this name.
+
+    Raises:
+        UsageError: the device is not available.
+    """
     with suppress(RuntimeError):  # a name that torch does not know
         device = torch.device(name)
         if device.index is None and torch.get_device_module(device).is_available():
             return device
-    raise UsageError(f"expected a device '{name}', found none; take --device cpu, or --toy to try that the rows run")
+    raise UsageError(f"expected a device '{name}', found none; take --device cpu, or --toy to test that the rows run")
 
 
 def synchronise(device: torch.device) -> None:
@@ -54,7 +58,7 @@ def peak_megabytes(device: torch.device) -> float | None:
 
 
 def free_unused(device: torch.device) -> None:
-    """Return unused memory to the device, so that a row does not depend on earlier rows."""
+    """Release cached memory, so that a row does not depend on earlier rows."""
     if empty := getattr(torch.get_device_module(device), "empty_cache", None):
         gc.collect()
         empty()
@@ -62,7 +66,10 @@ def free_unused(device: torch.device) -> None:
 
 @contextmanager
 def refusing_to_wait(device: torch.device) -> Iterator[None]:
-    """Inside, an operation that makes the host wait for a CUDA device raises; no check on other devices."""
+    """Context manager in which an operation raises if it makes the host wait for a CUDA device.
+
+    Other devices are not checked.
+    """
     if device.type != "cuda":
         yield
         return
@@ -75,7 +82,7 @@ def refusing_to_wait(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Inside, float32 products and convolutions have all 24 bits of precision on CUDA, too."""
+    """Context manager in which float32 products and convolutions on CUDA have full precision instead of TF32."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
@@ -110,7 +117,7 @@ def _capability(device: torch.device) -> str | None:
 
 
 def _driver() -> str | None:
-    """According to nvidia-smi; None without nvidia-smi."""
+    """Version of the driver according to nvidia-smi; None without nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with suppress(OSError, subprocess.SubprocessError):
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split("\n")

@@ -1,4 +1,4 @@
-"""Steps per second of sib as one CUDA graph: forward, backward and Adam, launched as a whole."""
+"""Steps per second of sib if one CUDA graph holds forward pass, backward pass and Adam."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def _measure(case: str, number: int, run: Run) -> list[Result]:
 
 
 class CapturedStep:
-    """A training step that is captured once and then replayed: the graph reads and writes the same memory.
+    """A training step that is captured once and then replayed.
 
-    The object therefore keeps every tensor of the graph. Replays have different noise: capture registers the generator
-    of torch with the graph.
+    Every replay reads and writes the same memory, so this object keeps all tensors of the graph. Replays draw different
+    noise, since capture registers the random generator of torch with the graph.
     """
 
     def __init__(self, learner: MetaLearner, episodes: Episodes) -> None:
         self.learner, self.episodes = learner, episodes
         parameters = [value for value in learner.parameters() if value.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, lr=1e-6, capturable=True)  # its count of steps is on the device
+        self.optimizer = torch.optim.Adam(parameters, lr=1e-6, capturable=True)  # counts steps on the device
         self._warm_up()
         self.graph = torch.cuda.CUDAGraph()
-        self.optimizer.zero_grad()  # gradients are then allocated in the memory of the graph
+        self.optimizer.zero_grad()  # so that gradients are allocated in the memory of the graph
         with torch.cuda.graph(self.graph):
             self._step()
 
@@ -55,7 +55,7 @@ class CapturedStep:
         self.graph.replay()
 
     def _warm_up(self) -> None:
-        """On a side stream, as capture requires; allocates workspaces and moments before the capture."""
+        """Steps on a side stream, as capture requires, which allocate workspaces and the moments of Adam."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

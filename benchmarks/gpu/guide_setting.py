@@ -1,6 +1,6 @@
 """Every guide with the parts and training settings of its YAML file, and suitable tasks.
 
-No data set is read: features are simulated, and there is no backbone.
+Features are simulated, so that no data set and no backbone is needed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import Config, config_from, register
 
 CLASSES = ("data=gaussian_features",)
-SUITED = {  # guides that are not for few-shot classes; partial_pooling takes groups without support points
+SUITED = {  # data of guides that are not for few-shot classification; groups of partial_pooling have no support points
     "exact": ("data=linear_regression",),
     "leo_regression": ("data=sine_and_line",),
     "partial_pooling": ("data=linear_regression", "model=hierarchical_regression", "task.shot=0"),
     "task_scale": ("data=linear_regression",),
 }
-SMALL = ("+data.num_features=16", "task.query=3")  # of classification, in toy size
+SMALL = ("+data.num_features=16", "task.query=3")  # settings for classification in toy size
 NUM_RANDOM, BASE_CLASSES, BASE_QUERIES, KEPT = 2, 20, 15, 0.7
 
 
@@ -46,7 +46,7 @@ class Setting:
     @classmethod
     def of(cls, name: str, toy: bool) -> Setting:
         config = config_of(name, toy)
-        settings = {key: value for key, value in config.source().items() if key != "train_shift"}  # of real domains
+        settings = {key: value for key, value in config.source().items() if key != "train_shift"}  # for real domains
         source = build(settings, "data")
         stream = TaskStream(source.sampler("train", config.task), config.seed, "train")
         torch.manual_seed(config.seed)
@@ -54,23 +54,23 @@ class Setting:
         return cls(config, specification(config, source), episodes)
 
     def learner(self) -> MetaLearner:
-        """On the CPU, with the same initial weights every time."""
+        """The learner on the CPU; every call gives the same initial weights."""
         torch.manual_seed(self.config.seed)
         return MetaLearner.from_specification(self.specification)
 
 
 @cache
 def config_of(name: str, toy: bool) -> Config:
-    """What `python -m experiments.run guide=NAME` would run, on simulated features."""
+    """The configuration of `python -m experiments.run guide=NAME` on simulated features."""
     register()
     overrides = [f"guide={name}", *SUITED.get(name, CLASSES), *(SMALL if toy and name not in SUITED else ())]
-    choices = [f"choices.guide={name}", "choices.data=simulated"]  # Hydra resolves these inside its jobs only
+    choices = [f"choices.guide={name}", "choices.data=simulated"]  # Hydra resolves these only inside a job
     with initialize_config_dir(CONF, version_base="1.3"):
         return config_from(compose("config", [*overrides, *choices]))
 
 
 def specification(config: Config, source: Any) -> dict[str, Any]:
-    """As in experiments/runs/build_learner.py."""
+    """The specification of the learner, as in experiments/runs/build_learner.py."""
     return config.specification() | {
         "input_shape": list(source.input_shape),
         "num_classes": source.num_targets or config.task.way,
@@ -82,7 +82,7 @@ def specification(config: Config, source: Any) -> dict[str, Any]:
 
 
 def with_extras(config: Config, episodes: Episodes) -> Episodes:
-    """Add what some guides need besides simulated points: rotated views, base classes, groups of unequal size."""
+    """Add what some guides need in addition to simulated points: rotated views, base classes, unequal group sizes."""
     if config.guide.get("rotation_step_size"):
         shape = (*episodes.query_x.shape[:2], 3, *episodes.query_x.shape[2:])
         turned = functional.normalize(torch.randn(shape), dim=-1)
@@ -95,7 +95,7 @@ def with_extras(config: Config, episodes: Episodes) -> Episodes:
 
 
 def _with_base_queries(episodes: Episodes, way: int) -> Episodes:
-    """Append queries of base classes to those of novel classes; a task has all base classes except `way`."""
+    """Append queries of base classes to those of novel classes; a task has all but `way` of the base classes."""
     num_tasks, _, num_features = episodes.query_x.shape
     base = torch.rand(num_tasks, BASE_CLASSES).argsort(-1)[:, way:]
     points = functional.normalize(torch.randn(num_tasks, BASE_QUERIES, num_features), dim=-1)

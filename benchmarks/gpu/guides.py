@@ -1,4 +1,4 @@
-"""Checks that every guide trains on the device without making the host wait."""
+"""Checks that every guide trains on the device without synchronising with the host."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows(run: Run) -> Iterator[list[Result]]:
 
 def _measure(name: str, run: Run) -> list[Result]:
     training, steps = Training(Setting.of(name, run.toy), run.device), 2 if run.toy else STEPS
-    training.step()  # loads kernels, allocates the moments; Pyro checks shapes and reads values back
+    training.step()  # loads kernels, allocates moments; only here Pyro's checks synchronise
     now = clock_of(run.device)
     started = now()
     with refusing_to_wait(run.device):
@@ -42,7 +42,7 @@ def _measure(name: str, run: Run) -> list[Result]:
 
 
 class Training:
-    """The steps of pyro_metabayes/training/loop.py on the same tasks; drawing tasks is not included."""
+    """The steps of pyro_metabayes/training/loop.py on fixed tasks, so that the time to draw tasks is not included."""
 
     def __init__(self, setting: Setting, device: torch.device) -> None:
         self.settings, self.taken = setting.config.train, 0
@@ -52,7 +52,7 @@ class Training:
         self.fabric = fabric_alone(torch.device("cpu"))  # only clips gradients, on any device
 
     def step(self) -> Tensor:
-        """The loss, on the device."""
+        """One training step; returns the loss, on the device."""
         set_rates(self.optimizer, self.settings, self.taken)
         self.optimizer.zero_grad()
         with pyro.validation_enabled(self.taken == 0):

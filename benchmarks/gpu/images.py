@@ -1,4 +1,4 @@
-"""Images per second of pretraining, by backbone and precision: whole steps, augmentation and transfers included."""
+"""Images per second of pretraining, by backbone and precision, including augmentation and transfers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pyro_metabayes.models.backbones import conv4, resnet12, wide_resnet
 from pyro_metabayes.pretraining.settings import PretrainSettings
 from pyro_metabayes.pretraining.training import Pretraining
 
-SHAPE, CLASSES, STEPS, EPOCHS = (3, 32, 32), 64, 4, 1000  # an epoch has a few steps; enough epochs for the timing
-FIRST_EPOCHS = 15.0  # seconds needed for two epochs of the largest network
+SHAPE, CLASSES, STEPS, EPOCHS = (3, 32, 32), 64, 4, 1000  # short epochs, and enough of them for the timing
+FIRST_EPOCHS = 15.0  # seconds that must be left, enough for two epochs of the largest network
 BACKBONES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], dict[str, Any]]] = {  # settings, toy settings
     "conv4": (conv4.Backbone, {}, {"num_filters": 4}),
     "resnet12": (resnet12.Backbone, {}, {"num_filters": 4}),
@@ -45,7 +45,7 @@ def _measure(name: str, run: Run) -> list[Result]:
 
 
 def images(number: int) -> Bank:
-    """Random bytes of CLASSES classes (fewer where there are fewer images), all of them to train on."""
+    """Random bytes as images of CLASSES classes, or of fewer if there are fewer images; all in the training split."""
     noise, labels = np.random.default_rng(0), np.arange(number) % CLASSES
     pixels = noise.integers(0, 256, (number, *SHAPE), dtype=np.uint8)
     return Bank.from_arrays(pixels, labels, {"train": np.unique(labels)})

@@ -1,4 +1,4 @@
-"""The same random numbers on every device."""
+"""Random numbers that do not depend on the device."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 class NoiseOfCpu(TorchDispatchMode):
-    """Every operation that draws random numbers runs on the CPU, from the CPU's generator; its results are moved.
+    """Context manager in which random numbers are drawn with the generator of the CPU and then moved.
 
-    A seeded CPU generator then gives a learner on the CPU and its copy on another device the same noise: both ask for
-    the same draws in the same order. torch marks such operations itself (nondeterministic_seeded), dropout among them,
-    and the dispatcher is where all of them pass, inside torch.func's transforms, too.
+    A learner on the CPU and its copy on another device make the same draws in the same order, so a seeded generator of
+    the CPU gives both the same noise. torch tags such operations, including dropout, as nondeterministic_seeded. All of
+    them pass through the dispatcher, also inside the transforms of torch.func.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -30,13 +30,13 @@ class NoiseOfCpu(TorchDispatchMode):
 
 
 def _asked_for(args: Any, kwargs: Any) -> torch.device:
-    """Where the draw belongs: the device that it names, else that of its first tensor, else the CPU."""
+    """The device of a draw: the argument `device`, else the device of the first tensor, else the CPU."""
     tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     return kwargs.get("device") or (tensors[0].device if tensors else torch.device("cpu"))
 
 
 def _on_cpu(value: Any) -> Any:
-    """Tensors are moved, and a device to make them on is the CPU."""
+    """The value with tensors on the CPU; a device is replaced by the CPU."""
     if isinstance(value, Tensor):
         return value.cpu()
     return torch.device("cpu") if isinstance(value, torch.device) else value

@@ -1,4 +1,4 @@
-"""Tasks per second of a training step, and its peak memory, by number of tasks; learner and raw batched PyTorch."""
+"""Tasks per second and peak memory of a training step, by number of tasks, for learners and raw batched PyTorch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _measure(name: str, number: int, run: Run) -> list[Result]:
 
 
 def sib(posterior: str, number: int, device: torch.device) -> Ways:
-    """The raw step is that of the delta posterior."""
+    """The training steps of sib; the delta posterior is compared with a raw step."""
     data = tasks(number, device=device)
     episodes = data.episodes
 
@@ -45,7 +45,7 @@ def sib(posterior: str, number: int, device: torch.device) -> Ways:
 
 
 def versa(guide: str, number: int, device: torch.device) -> Ways:
-    """mc and savi; savi has the KL in closed form, like the raw step."""
+    """The training steps of mc or savi; savi has the KL in closed form, as the raw step has."""
     data, samples = tasks(number, device=device), SAMPLES[guide]
     episodes = data.episodes
     objective, settings = ("monte_carlo.MonteCarlo", {}) if guide == "mc" else ("elbo.Elbo", {"kl": "analytic"})

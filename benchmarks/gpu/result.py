@@ -1,4 +1,4 @@
-"""Rows of the report: passed, failed with a reason, or not run for lack of time."""
+"""Rows of the report, each of which has passed, has failed with a reason, or was not run for lack of time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ BLOCKS, BLOCK_SECONDS, MOST_IN_A_ROW = 7, 0.05, 50
 
 @dataclass(frozen=True)
 class Result:
-    """One row. value: what was measured, in `unit`; peak: MB of the device's memory; note: the reason of a failure."""
+    """One row of the report.
+
+    case, way: what was measured, and the variant.
+    status: passed, failed or not run.
+    value: the measurement, in `unit`.
+    peak: peak memory of the device in MB.
+    note: reason of a failure, or why the row was not run.
+    section: section of the report.
+    """
 
     case: str
     way: str
@@ -57,26 +65,31 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """Device, size and deadline of a section. toy: one round of the smallest sizes, as a test."""
+    """The setting of a section.
+
+    device: the measured device.
+    toy: whether to run one round of the smallest sizes, as a test.
+    deadline: the time after which no row starts.
+    """
 
     device: torch.device
     toy: bool
     deadline: Deadline = field(default_factory=lambda: Deadline(float("inf")))
 
     def attempt(self, case: str, way: str, measure: Callable[[], list[Result]], needs: float = 0.0) -> list[Result]:
-        """The rows of a measurement; one row with the reason where it fails or has less than `needs` seconds left."""
+        """The rows of a measurement; one row with the reason if it fails or less than `needs` seconds are left."""
         if self.deadline.left < (0.0 if self.toy else needs):
             return [Result(case, way, NOT_RUN, note=OUT_OF_TIME)]
         try:
             return measure()
-        except Exception as error:  # of any type, so that the other rows are measured
+        except Exception as error:  # any error, so that the other rows are measured
             return [Result(case, way, FAILED, note=reason(error))]
         finally:
             free_unused(self.device)
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error, and the last line of this library in its traceback."""
+    """The first line of an error, and the last line of this library's code in the traceback."""
     first = next(iter(str(error).strip().splitlines()), "")
     files = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     places = [
@@ -89,7 +102,12 @@ def reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Warm:
-    """A variant after its first step: kernels are loaded, moments allocated; seconds and peak memory of a step."""
+    """A variant after its first step, which loads kernels and allocates moments.
+
+    way: runs one step.
+    seconds: wall time of a step.
+    peak: peak memory of a step in MB.
+    """
 
     way: Way
     seconds: float
@@ -108,9 +126,9 @@ class Warm:
 def compare_ways(
     run: Run, case: str, build: Mapping[str, Callable[[], Way]], amount: int, unit: str, needs: float = 0.0
 ) -> list[Result]:
-    """Rate of each variant, for steps with `amount` units of work, timed in turn; peak memory of a step.
+    """Rate and peak memory of each variant, timed in turn; a step has `amount` units of work.
 
-    The row of a variant that fails in its first step gives the reason; the others are measured.
+    If a variant fails in its first step, its row states the reason; the others are measured.
     """
     warm: dict[str, Warm] = {}
 
@@ -131,7 +149,7 @@ def _rates(run: Run, case: str, warm: Mapping[str, Warm], amount: int, unit: str
 
 
 def _seconds(run: Run, warm: Mapping[str, Warm]) -> dict[str, list[float]]:
-    """Times of several blocks of steps; fewer blocks if little time is left."""
+    """Seconds per step of each variant, in several blocks of steps; fewer blocks if little time is left."""
     ways, now = {name: warmed.way for name, warmed in warm.items()}, clock_of(run.device)
     if run.toy:
         return time_interleaved(ways, 1, clock=now)

@@ -1,7 +1,7 @@
 """Checks that a loss is the same on the device and on the CPU.
 
-The same tasks, the same weights, and the same noise: NoiseOfCpu makes every draw on the CPU and moves it. float32
-throughout, without TF32.
+Tasks, weights and noise are the same: NoiseOfCpu makes every draw on the CPU and moves it. All computations are in
+float32, without TF32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.measure import Spread
 from pyro_metabayes import Episodes, MetaLearner
 from pyro_metabayes.training.optimisation import kl_weight_at
 
-TOLERANCE = 1e-4  # relative
+TOLERANCE = 1e-4  # largest relative difference
 
 
 def rows(run: Run) -> Iterator[list[Result]]:
@@ -40,7 +40,7 @@ def _measure(name: str, run: Run) -> list[Result]:
 def agreement(
     name: str, on_cpu: MetaLearner, on_device: MetaLearner, episodes: Episodes, device: torch.device, kl_weight: float
 ) -> Result:
-    """The row of two learners with the same weights, one on the CPU and one on the device."""
+    """The row that compares two learners with the same weights, one on the CPU and one on the device."""
     with without_tf32():
         expected, got = loss_of(on_cpu, episodes, kl_weight), loss_of(on_device, episodes.to(device), kl_weight)
     difference = abs(got - expected) / max(abs(expected), abs(got), 1e-30)

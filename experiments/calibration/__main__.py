@@ -1,8 +1,8 @@
 """python -m experiments.calibration run=RUN_DIR: calibration of a trained guide.
 
-Reliability and ECE, coverage of prediction sets (classes) or intervals (regression), entropy on queries of classes
-without support points, and simulation-based calibration. Settings of task, eval and guide may be changed too. Writes
-table.md, table.csv, calibration.png and sbc.png to RUN_DIR/calibration. See docs/calibration.md.
+Reports reliability and ECE, the coverage of prediction sets (classes) or intervals (regression), the entropy on queries
+of classes without support points, and simulation-based calibration. Settings of task, eval and guide can be changed.
+Writes table.md, table.csv, calibration.png and sbc.png to RUN_DIR/calibration. See docs/calibration.md.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class CalibrationSettings:
     """The settings of the command."""
 
     run: str = MISSING  # folder of a finished run
-    tasks: int = 600  # number of its evaluation tasks
+    tasks: int = 600  # number of evaluation tasks
     samples: int = 100  # draws of w per task
-    sbc_tasks: int = 512  # tasks of the simulation-based calibration; 0: no simulation
-    draws: int = 99  # posterior draws of the simulation
-    rate: float = 0.05  # false alarms of the simulation-based calibration
+    sbc_tasks: int = 512  # number of tasks for simulation-based calibration; 0 omits it
+    draws: int = 99  # posterior draws per task in simulation-based calibration
+    rate: float = 0.05  # false-alarm rate of the test in simulation-based calibration
     prior: str = (
-        "auto"  # of the simulated weights: learned, simulator (where the truth is known), auto (simulator first)
+        "auto"  # prior of the simulated weights: learned, simulator (if the truth is known), auto (simulator if known)
     )
     noise: int = 0  # seed of all draws
 
@@ -64,10 +64,10 @@ def report_of(settings: CalibrationSettings, setup: RunSetup) -> Report:
 
 
 def sbc_of(settings: CalibrationSettings, setup: RunSetup) -> SbcResults:
-    """SBC of the test posterior, and of a training posterior; {} for a point estimate or a flat prior."""
+    """SBC of the posterior, and of the training posterior if it differs; {} for a point estimate or a flat prior."""
     if settings.prior == "simulator" and setup.tasks.truth is None:
         raise UsageError(
-            "expected a simulator with a known truth for prior=simulator, got other data; take prior=learned"
+            "expected simulated data with a known prior for prior=simulator, got other data; take prior=learned"
         )
     truth = None if settings.prior == "learned" else setup.tasks.truth
     learner = setup.learner

@@ -17,9 +17,10 @@ BINS = 20
 
 
 def draw(metrics: Mapping[str, Tensor], unseen: Mapping[str, Tensor], path: Path) -> Path:
-    """The panels of those metrics that the family of the likelihood has.
+    """One panel per metric that is defined for the likelihood.
 
-    Reliability and prediction sets of classes, intervals of numbers, PIT of ordered labels, entropy on unseen classes.
+    For classes: reliability and prediction sets. For numbers: intervals. For ordered labels: the PIT. If there are
+    unseen classes: the entropy.
     """
     figure, axes = new_figure(max(1, sum(name in metrics for name in ("bins", "coverage", "pit")) + bool(unseen)))
     panels = iter(axes)
@@ -64,7 +65,7 @@ def _draw_coverage(axis: Any, metrics: Mapping[str, Tensor]) -> None:
 
 
 def _draw_pit(axis: Any, shares: Tensor) -> None:
-    """Histogram of the PIT with intervals over tasks; the dashed line is that of calibrated predictions."""
+    """Histogram of the PIT with intervals over tasks; calibrated predictions would follow the dashed line."""
     number, estimate = shares.shape[1], Estimate.over_tasks(shares)
     centres = (np.arange(number) + 0.5) / number
     axis.bar(centres, estimate.mean.numpy(), 1 / number, yerr=estimate.ci95.numpy(), color="C0", alpha=0.6, capsize=2)
@@ -84,7 +85,7 @@ def _draw_entropy(axis: Any, unseen: Mapping[str, Tensor]) -> None:
 
 
 def draw_sbc(results: Mapping[str, tuple[Ranks, Uniformity]], path: Path) -> Path:
-    """One row per posterior: ECDFs with their band, and the histogram of the least uniform ranks."""
+    """One row per posterior: the ECDFs of the ranks with their band, and the histogram of the least uniform ranks."""
     figure, axes = new_figure(2, rows=len(results))
     for row, (name, (ranks, tested)) in enumerate(results.items()):
         _draw_ecdf(axes[2 * row], ranks, tested, name)
@@ -105,7 +106,7 @@ def _draw_ecdf(axis: Any, ranks: Ranks, tested: Uniformity, name: str) -> None:
 
 
 def _draw_histogram(axis: Any, ranks: Ranks, tested: Uniformity) -> None:
-    """Histogram of ranks in equal bins, and the central 95% of the count in one bin of uniform ranks."""
+    """Histogram of the ranks in equal bins; shaded: the central 95% of the count in a bin if ranks are uniform."""
     worst = int(tested.p_values.argmin())
     values, count = ranks.values[worst].numpy(), ranks.values.shape[1]
     edges = np.linspace(0, ranks.num_draws + 1, min(BINS, ranks.num_draws + 1) + 1).round() - 0.5

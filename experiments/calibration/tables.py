@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_metabayes.diagnostics.calibration import LEVELS, Estimate, reliability
 from pyro_metabayes.diagnostics.sbc import Ranks, Uniformity
 
-TABLE_LEVELS = (0.5, 0.9, 0.95)  # the plot has all levels
+TABLE_LEVELS = (0.5, 0.9, 0.95)  # levels in the table; the plot shows all of LEVELS
 AT_LEVELS = ("coverage", "size", "mass")  # metrics with one value per level
 Cell = tuple[str, str]  # name and value
 SbcResults = dict[str, tuple[Ranks, Uniformity]]
@@ -18,7 +18,7 @@ SbcResults = dict[str, tuple[Ranks, Uniformity]]
 
 @dataclass(frozen=True)
 class Report:
-    """Calibration metrics, entropies on unseen classes and simulation-based calibration; empty where undefined."""
+    """Calibration metrics, entropies on unseen classes, and simulation-based calibration; each empty if undefined."""
 
     metrics: dict[str, Tensor]
     unseen: dict[str, Tensor] = field(default_factory=dict)
@@ -31,7 +31,7 @@ def interval(estimate: Estimate, factor: float = 100, digits: int = 1) -> str:
 
 
 def rows_of(report: Report, rate: float) -> list[dict[str, str]]:
-    """One metric per row, with its interval over tasks; rate: of false alarms of simulation-based calibration."""
+    """One metric per row, with its interval over tasks; `rate` is the false-alarm rate of the SBC test."""
     cells: list[Cell] = []
     if "bins" in report.metrics:
         cells.append(("ECE, %", interval(reliability(report.metrics["bins"]).ece)))

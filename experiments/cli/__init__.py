@@ -1,1 +1,1 @@
-"""Shared by all commands: settings, messages, sweeps, locks, processes."""
+"""Parts that all commands share: settings, messages, sweeps, several processes."""

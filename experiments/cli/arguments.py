@@ -1,4 +1,4 @@
-"""The arguments of the command line, as Hydra takes them."""
+"""Translates the arguments of a command line to those that Hydra accepts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
 
 
 def _multirun_first(arguments: list[str]) -> list[str]:
-    """Hydra accepts -m as the first argument only."""
+    """Moves -m to the front: Hydra accepts it only there."""
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
 def _in_resumed_folder(arguments: list[str]) -> list[str]:
-    """`resume=DIR` runs in DIR."""
+    """Replaces `resume=DIR` by arguments with which the run continues in DIR; exits if DIR has no checkpoint."""
     folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
     if not folders or not folders[-1]:
         return arguments
@@ -34,11 +34,11 @@ def _in_resumed_folder(arguments: list[str]) -> list[str]:
 
 
 def _resume_remedy(folder: Path) -> str:
-    """What to do about a folder that cannot be resumed."""
+    """What the user can do if a folder cannot be resumed."""
     if folder.is_file():
-        return f"give its folder, {folder.parent}"
+        return f"take the folder of that file, resume={folder.parent}"
     if (folder / "multirun.yaml").exists():
         return f"continue a sweep with its own command and {shlex.quote(f'hydra.sweep.dir={folder}')}"
     if folder.is_dir():
-        return "start a run without a checkpoint again with its own command"
-    return "there is no such folder"
+        return "repeat the command that started this run"
+    return "the folder does not exist"

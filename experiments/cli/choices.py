@@ -1,4 +1,4 @@
-"""Who has set a key that a part does not have: the YAML of another choice, or the user."""
+"""Finds whether the user or the YAML of another choice has set a key that a part does not have."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CONF = Path(__file__).parents[1] / "conf"
 
 @contextlib.contextmanager
 def naming_choices(choices: Mapping[str, str]) -> Iterator[None]:
-    """Explain an unknown key that the YAML of a choice has set: guide=laplace sets prior.scale, prior=flat has none.
+    """Explain an unknown key that comes from the YAML of a choice, as prior.scale of guide=laplace with prior=flat.
 
     Args:
         choices: the names chosen for data and guide.
 
     Raises:
-        UsageError: in place of an UnknownKey of such a setting.
+        UsageError: replaces the UnknownKey of such a setting; it names the choice.
     """
     try:
         yield
@@ -35,12 +35,12 @@ def naming_choices(choices: Mapping[str, str]) -> Iterator[None]:
         chosen = f"{part}={HydraConfig.get().runtime.choices[part]}" if HydraConfig.initialized() else error.owner
         raise UsageError(
             f"{setter} sets {error.key}, which {chosen} does not have; take another {part}= or "
-            f"{setter.partition('=')[0]}=, or drop the setting: ~{error.key}"
+            f"{setter.partition('=')[0]}=, or remove the setting: ~{error.key}"
         ) from None
 
 
 def _setter(choices: Mapping[str, str], part: str, name: str) -> str:
-    """The choice whose YAML sets a key of a part of another group, such as guide=laplace; '' if there is none."""
+    """The choice, such as guide=laplace, whose YAML sets `name` of another group `part`; '' if there is none."""
     for group, settings in _settings_of(choices).items():
         if group != part and name in (settings.get(part) or {}):
             return f"{group}={choices[group]}"
@@ -48,7 +48,7 @@ def _setter(choices: Mapping[str, str], part: str, name: str) -> str:
 
 
 def rates_of_choices(choices: Mapping[str, str]) -> dict[str, float]:
-    """train.learning_rates that the YAMLs of the choices set."""
+    """The entries of train.learning_rates that the YAML files of the choices set."""
     rates: dict[str, float] = {}
     for settings in _settings_of(choices).values():
         rates |= (settings.get("train") or {}).get("learning_rates") or {}

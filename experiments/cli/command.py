@@ -1,4 +1,4 @@
-"""Shared by all Hydra commands: one line for a mistake, a clean exit, and `resume=`."""
+"""Runs a Hydra command: one-line messages for users' mistakes, exit codes, the lock of the folder, and `resume=`."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ from pyro_metabayes.training.interruption import SIGNALS
 
 CONF = str(Path(__file__).parents[1] / "conf")
 NOTHING_KEPT = "interrupted; nothing of the unfinished work was kept but the cache: backbones, features, converted data"
-ANOTHER_FOLDER = "name another folder: hydra.run.dir=DIR (of a sweep hydra.sweep.dir=DIR)"
-INTERRUPTED = 130  # the shell's code for a program that SIGINT ended
+ANOTHER_FOLDER = "name another folder: hydra.run.dir=DIR (for a sweep, hydra.sweep.dir=DIR)"
+INTERRUPTED = 130  # the shell's exit code of a program that SIGINT has ended
 
 
 def run_command(
     task: Callable[[DictConfig, Path], object], config_name: str = "config", config_folder: str = CONF
 ) -> None:
-    """Compose CONFIG_NAME.yaml, call the task with it and the run's folder, report mistakes in one line."""
+    """Compose CONFIG_NAME.yaml and call the task with it and the folder of the run; report mistakes in one line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are reported here, not by Hydra
     register()
     if asks_for_help(sys.argv):
@@ -65,7 +65,7 @@ def run_command(
         except Exception as error:
             if not (job_name() or isinstance(error, MISTAKES)):
                 raise
-            failures.append(report_failure(error))  # here: a launcher may run the job in another process
+            failures.append(report_failure(error))  # in the job, since a launcher may run it in another process
 
     _launch(hydra.main(version_base="1.3", config_path=config_folder, config_name=config_name)(job))
     if summary := unfinished_jobs():
@@ -75,7 +75,7 @@ def run_command(
 
 
 def _launch(program: Callable[[], object]) -> None:
-    """Run a Hydra program; errors of a launcher get one line, errors of a job are handled in the job."""
+    """Run a Hydra program. Errors of a launcher are reported in one line; a job reports its own errors."""
     try:
         run_program(program)
     except Exception as error:
@@ -86,7 +86,11 @@ def _launch(program: Callable[[], object]) -> None:
 
 
 def report_failure(error: Exception) -> str:
-    """The line of a failed job, or the traceback of an unexpected error; printed, and noted in the sweep."""
+    """Print and record the message of a failed job, or the traceback if the error is unexpected.
+
+    Returns:
+        the message.
+    """
     lines = one_line(error) if isinstance(error, MISTAKES) else "".join(traceback.format_exception(error)).rstrip()
     with contextlib.suppress(UsageError):  # the disk may be full
         write_note(lines)
@@ -95,10 +99,10 @@ def report_failure(error: Exception) -> str:
 
 
 def run_program(main: Callable[[], object]) -> None:
-    """Call the main function of a command; a mistake, or a signal to stop, gets one line and an exit code."""
+    """Call the main function of a command. A user's mistake or a signal ends it with a one-line message."""
     keep_freed_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a pipe, too, gets each line when it is printed
+        sys.stdout.reconfigure(line_buffering=True)  # each line reaches a pipe when it is printed
     try:
         with _stoppable(), one_line_warnings():
             main()
@@ -110,12 +114,12 @@ def run_program(main: Callable[[], object]) -> None:
     except DAMAGED as error:
         if not raised_in_composition(error):
             raise
-        sys.exit(printable(f"error: expected settings that can be composed, got others: {reason_of(error)}"))
+        sys.exit(printable(f"error: expected settings that Hydra can compose, got: {reason_of(error)}; fix them"))
 
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does; a signal that the shell ignores (nohup, &) stays ignored."""
+    """Context manager in which SIGTERM acts like Ctrl-C. A signal that the shell ignores (nohup, &) remains ignored."""
     numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     handlers = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
@@ -130,7 +134,7 @@ def _stoppable() -> Iterator[None]:
 
 
 def keep_settings(composed: DictConfig, folder: Path) -> None:
-    """Write .hydra/ once the folder is locked; Hydra itself would overwrite the settings of another run."""
+    """Write .hydra/ while the folder is locked. Hydra itself could overwrite the settings of another run."""
     hydra_config: Any = HydraConfig.instance().cfg
     files = {"config": composed, "hydra": hydra_config, "overrides": hydra_config.hydra.overrides.task}
     for name, settings in files.items():
@@ -146,7 +150,7 @@ def _in_clean_folder(task: Callable[[Path], object]) -> None:
             _in_locked_folder(task, folder)
     finally:
         if not folder.is_dir():
-            folder = folder.parent  # runs/DATA/GUIDE, where this run was its first
+            folder = folder.parent  # runs/DATA/GUIDE, which may be empty now
         _remove_empty(folder)
 
 
@@ -163,7 +167,7 @@ def _in_locked_folder(task: Callable[[Path], object], folder: Path) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    """The folder and those above it, as long as they are empty and below the current one."""
+    """Remove the folder and its parents, as long as they are empty and below the current folder."""
     while Path.cwd() in folder.parents and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent

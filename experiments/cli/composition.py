@@ -1,4 +1,4 @@
-"""A configuration from settings, without the command line."""
+"""Builds a configuration from settings, without a command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def config_of(settings: Sequence[str]) -> Config:
     register()
     with initialize_config_dir(CONF, version_base="1.3"):
         composed = compose("config", composable(settings), return_hydra_config=True)
-        HydraConfig.instance().set_config(composed)  # which names the choice of each group
+        HydraConfig.instance().set_config(composed)  # it holds the name chosen for each group
         with open_dict(composed):
             del composed["hydra"]
         return config_from(composed)

@@ -1,4 +1,4 @@
-"""The typed settings of a run. The settings of a guide, prior or head are the arguments of its constructor."""
+"""The typed settings of a run. The settings of a guide, a prior or a head are the arguments of its constructor."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from pyro_metabayes.validation.same_training import FIT
 
 @dataclass
 class TrainerSettings:
-    """What a run is trained on."""
+    """The devices of a run."""
 
-    devices: int = 1  # of the whole job; the tasks of a step are divided among them: docs/several-devices.md
+    devices: int = 1  # number of devices; each trains on a part of the tasks of a step: docs/several-devices.md
 
     def __post_init__(self) -> None:
         if self.devices < 1:
@@ -43,7 +43,7 @@ class TrainerSettings:
 class Config:
     """Everything that defines a run."""
 
-    data: dict[str, Any]  # data.device, where inputs lie: auto (device, if half its memory suffices), cpu, accelerator
+    data: dict[str, Any]  # data.device, memory of the inputs: auto (of `device`, if half suffices), cpu, accelerator
     backbone: dict[str, Any]
     model: dict[str, Any]
     head: dict[str, Any] | None
@@ -56,11 +56,11 @@ class Config:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     choices: dict[str, str] = field(default_factory=dict)  # the names chosen for data and guide; filled in
-    estimated: dict[str, Any] = field(default_factory=dict)  # settings of data from the training groups; filled in
-    seed: int = 0  # of initial weights, tasks and noise
+    estimated: dict[str, Any] = field(default_factory=dict)  # data settings estimated from training groups; filled in
+    seed: int = 0  # seed of the initial weights, the tasks and the noise
     device: str = "auto"  # auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:1, mps, xpu
-    threads: int = 1  # of torch on the CPU; with more, a run depends on how many there were
-    resume: str = ""  # the folder of an interrupted run
+    threads: int = 1  # number of threads of torch on the CPU; results depend on it in the last digits
+    resume: str = ""  # folder of an interrupted run to continue
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -79,28 +79,28 @@ class Config:
         return replace(self, data=self.data | absolute)
 
     def specification(self) -> dict[str, Any]:
-        """The parts of the learner, as plain values."""
+        """The settings of the parts of the learner, as plain values."""
         parts = {name: dict(value) for name in PARTS if (value := getattr(self, name))}
         parts["backbone"].pop("frozen", None)
         return parts
 
     def source(self) -> dict[str, Any]:
-        """The source of tasks, as plain values; what a run has estimated is kept when it reads another file."""
+        """The settings of the source of tasks, as plain values. Estimated settings also apply to another file."""
         return {name: value for name, value in self.data.items() if name != "device"} | self.estimated
 
     @property
     def place(self) -> str:
-        """Where the inputs of a bank lie (data.device): auto, cpu, accelerator."""
+        """The memory that holds the inputs of a bank (data.device): auto, cpu, accelerator."""
         return str(self.data.get("device", "auto"))
 
     @property
     def frozen(self) -> bool:
-        """Whether the backbone is left as it was pretrained (backbone.frozen)."""
+        """Whether the pretrained backbone is not trained further (backbone.frozen)."""
         return bool(self.backbone.get("frozen", True))
 
 
 def register() -> None:
-    """Let Hydra check the runner's settings against Config."""
+    """Let Hydra check the settings of a run against Config."""
     ConfigStore.instance().store(name="schema", node=Config)
 
 
@@ -113,7 +113,7 @@ def config_from(config: DictConfig) -> Config:
 
 
 def _refuse_added(settings: Any, prefix: str = "") -> None:
-    """Refuse keys that are not in the schema: Hydra accepts +train.foo=1."""
+    """Refuse keys that are not in the schema. Hydra alone would accept +train.foo=1."""
     names = [setting.name for setting in fields(settings)]
     for name, value in vars(settings).items():
         if name not in names:
@@ -123,11 +123,11 @@ def _refuse_added(settings: Any, prefix: str = "") -> None:
 
 
 def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
-    """The configuration of a run's checkpoint, with settings like train.steps=4000 changed."""
+    """The configuration in the checkpoint of a run, with overrides such as train.steps=4000 applied."""
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or ("." not in key and key not in ("seed", "device", "threads")):
-            raise UsageError(f"a saved run keeps its parts; expected settings like train.steps=4000, got '{override}'")
+            raise UsageError(f"expected a setting like train.steps=4000, got '{override}'; a saved run keeps its parts")
     saved = checkpoint.load(within(folder, "checkpoint.pt")).get("config")
     if not isinstance(saved, dict) or not saved or FIT in saved:
         raise UsageError(f"expected the checkpoint of a run in {folder}, got one without a configuration")
@@ -141,9 +141,9 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
 
 
 def with_moved_settings(saved: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of an earlier version, as it is now.
+    """The configuration of an earlier version, converted to the present one.
 
-    task.train_shift (version 0.1) is data.train_shift. A run without `estimated` has read groups that were not centred.
+    task.train_shift (version 0.1) becomes data.train_shift. A run without `estimated` did not centre its groups.
     """
     task, data = dict(saved.get("task", {})), dict(saved.get("data", {}))
     shift = task.pop("train_shift", None)

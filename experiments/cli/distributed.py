@@ -1,4 +1,4 @@
-"""The processes of a job on several devices. Only the first evaluates, prints and writes files; all of them train.
+"""The processes of a job on several devices. All of them train; only the first evaluates, prints and writes files.
 
 The processes find each other through the environment variables of torchrun. Without torchrun the first process sets
 these variables and starts the workers as `python -m experiments.run`.
@@ -35,12 +35,12 @@ from pyro_metabayes.training.interruption import SIGNALS
 from pyro_metabayes.training.single_process import fabric_alone
 
 ROOT = Path(pyro_metabayes.__file__).parents[1]  # where the other processes find the package
-STARTED = "METABAYES_STARTED"  # set in workers that the first process has started, and that exit with it
-WAIT = timedelta(days=1)  # the first process may be pretraining a backbone
+STARTED = "METABAYES_STARTED"  # set in workers that the first process has started; they exit when it exits
+WAIT = timedelta(days=1)  # workers may have to wait while the first process pretrains a backbone
 
 
 def check_devices(config: Config) -> None:
-    """Refuse more devices than this machine, or processes than torchrun, has."""
+    """Refuse more devices than this machine has, or another number of devices than processes of torchrun."""
     devices = here = config.trainer.devices
     if TorchElasticEnvironment.detect():
         size, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -57,7 +57,7 @@ def check_devices(config: Config) -> None:
 
 @contextlib.contextmanager
 def fabric_of(config: Config, folder: Path) -> Iterator[Fabric]:
-    """Fabric on the device of a run; on several devices, the workers train inside the block."""
+    """Fabric on the device of a run. With several devices, the workers run as long as the block."""
     if config.trainer.devices == 1:
         yield fabric_alone(device_of(config.device))
         return
@@ -68,7 +68,7 @@ def fabric_of(config: Config, folder: Path) -> Iterator[Fabric]:
 
 @contextlib.contextmanager
 def _report_lost_process(folder: Path) -> Iterator[None]:
-    """Report a lost process in one line instead of the long error of the waiting collective."""
+    """Report a lost process in one line. The collective operation that waits for it would raise a long error."""
     try:
         yield
     except RuntimeError as error:
@@ -98,7 +98,7 @@ def run_worker(train: Callable[[Config, Path, Fabric], object]) -> None:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             _train_in_group(train)
     except KeyboardInterrupt:
-        pass  # the first process receives and reports it too
+        pass  # the first process reports the interruption
     except UsageError as error:
         sys.exit(f"error: process {os.environ['RANK']} of the job: {error}")
     except RuntimeError as error:
@@ -116,14 +116,14 @@ def _train_in_group(train: Callable[[Config, Path, Fabric], object]) -> None:
 
 
 def _exit_with_first() -> None:
-    """Exit when the pipe from the first process closes; a collective would wait for that process forever."""
+    """Exit when the pipe from the first process closes. A collective operation would wait for it forever."""
     sys.stdin.buffer.read()
     os._exit(1)
 
 
 @contextlib.contextmanager
 def _worker_processes(devices: int) -> Iterator[None]:
-    """Start the workers unless torchrun has; none is left when the block ends."""
+    """Start the workers, unless torchrun has started them; stop them when the block ends."""
     if TorchElasticEnvironment.detect():
         yield
         return
@@ -148,7 +148,7 @@ def _worker_processes(devices: int) -> Iterator[None]:
 
 
 def _torchrun_variables(devices: int) -> dict[str, str]:
-    """What torchrun sets in the first of several processes on this machine."""
+    """The environment variables that torchrun sets in the first of several processes on this machine."""
     port = find_free_network_port()
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": devices, "LOCAL_WORLD_SIZE": devices}
     variables |= {"RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": port}
@@ -156,17 +156,17 @@ def _torchrun_variables(devices: int) -> dict[str, str]:
 
 
 def _wait_for(workers: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Until every worker has printed its first byte."""
+    """Wait until every worker has printed its first byte."""
     for rank, worker in enumerate(workers, 1):
         if worker.stdout is None or not worker.stdout.read(1):
-            raise UsageError(f"process {rank} of the job did not start: exit code {worker.wait()}")
+            raise UsageError(f"expected process {rank} of the job to start, got exit code {worker.wait()}; see above")
 
 
 def _start_worker(rank: int) -> subprocess.Popen[bytes]:
-    """Start a worker in its own session: Ctrl-C reaches the first process only, which stops the workers after a step.
+    """Start a worker in a session of its own. So Ctrl-C reaches only the first process, which stops the workers.
 
-    Fabric's launcher would kill the first process with SIGKILL when another is lost, so that no line could be printed;
-    torchrun's would leave the others behind when it is killed itself, and reports a lost process on many lines.
+    Two launchers were rejected. Fabric's sends SIGKILL to the first process when another is lost, so that no message
+    can be printed. torchrun leaves the other processes running when it is killed, and its error has many lines.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), STARTED: "1", "PYTHONPATH": os.pathsep.join(paths)}
@@ -177,7 +177,7 @@ def _start_worker(rank: int) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """One process group for CPU and CUDA tensors; messages other than gradients are on the CPU."""
+    """A process group for CPU and CUDA tensors. Only gradients are exchanged on the GPU."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=WAIT)
     try:

@@ -11,7 +11,7 @@ from lightning_fabric.strategies import DDPStrategy
 
 
 def fabric_in_group(device: torch.device, devices: int) -> Fabric:
-    """Gradients are averaged by DDP. static_graph: the same parameters have a gradient in every step, if not all."""
+    """Fabric that averages gradients by DDP. static_graph: the same subset of parameters is used in every step."""
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(
         accelerator=device.type,

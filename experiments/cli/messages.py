@@ -1,4 +1,4 @@
-"""One-line messages for mistakes found by Hydra, by OmegaConf or by this package."""
+"""One-line messages for users' mistakes, whether Hydra, OmegaConf or this package finds them."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from pyro_metabayes.errors import UsageError, printable, unknown_key
 from pyro_metabayes.experiments.cli.sweeps import LAUNCHER
 
 MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError, yaml.YAMLError, UnicodeDecodeError)
-# Lines of Hydra and OmegaConf about their internals.
+# Beginnings of lines about the internals of Hydra and OmegaConf, which are left out of messages.
 NOISE = ("full_key", "object_type", "reference_type", "Config search path", "provider=", "Set the environment")
 FILLED_IN = ("hydra", "choices")  # parts of a configuration that a user does not set
 COMPOSERS = {"hydra", "omegaconf", "yaml", "antlr4"}
 
 
 def raised_in_composition(error: BaseException) -> bool:
-    """Whether the error was raised inside Hydra or its parsers; these errors have many types."""
+    """Whether the error was raised inside Hydra or its parsers, which raise errors of many types."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     packages = [name.partition(".")[0] for name in modules]
     return {*[name for name in packages if name not in sys.stdlib_module_names][-1:]} <= COMPOSERS
 
 
 def masks_interrupt(error: BaseException) -> bool:
-    """Whether the error replaces an interruption: a `finally` of OmegaConf fails on half-built objects."""
+    """Whether the error hides a KeyboardInterrupt, since a `finally` of OmegaConf has failed on half-built objects."""
     return raised_in_composition(error) and KeyboardInterrupt in map(type, _contexts(error))
 
 
 def _contexts(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what was being handled when it was raised, and so on."""
+    """The error, the error that was being handled when it was raised, and so on."""
     while error is not None:
         yield error
         error = error.__context__
@@ -64,7 +64,7 @@ def _message_of(error: BaseException) -> str:
 
 
 def _nested_names(parent: Any) -> list[str]:
-    """guide.step_size, train.steps, ...: the settings one level below those of a configuration."""
+    """The dotted names of the settings one level down, such as guide.step_size and train.steps."""
     nodes = {
         group: parent._get_node(group) for group in parent if isinstance(parent, DictConfig) and group not in FILLED_IN
     }
@@ -82,7 +82,7 @@ def _plain_lines(error: BaseException, cause: BaseException | None) -> str:
 
 
 def _missing_choice(error: BaseException) -> str:
-    """A name that its configuration group does not have; '' for other errors."""
+    """Message for a choice that a group does not have; '' for other errors."""
     if not (isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options):
         return ""
     group, _, name = str(error.missing_cfg_file).rpartition("/")
@@ -94,7 +94,7 @@ def _missing_choice(error: BaseException) -> str:
 
 
 def _system_error(error: BaseException) -> str:
-    """Errors of the operating system; '' for other errors."""
+    """Message for an error of the operating system; '' for other errors."""
     if isinstance(error, BrokenPipeError):
         return "expected a reader for the output, got a closed pipe; write the output to a file"
     if isinstance(error, OSError) and error.strerror:
@@ -103,7 +103,7 @@ def _system_error(error: BaseException) -> str:
 
 
 def _type_error(error: BaseException) -> str:
-    """A value of the wrong type; '' for other errors."""
+    """Message for a value of the wrong type; '' for other errors."""
     text = " ".join(f"{error} {error.__cause__ or ''}".split())
     key = re.search(r"full_key: (\S+)", text) or re.search(r"merging override ([^=\s]+)=", text)
     name = key[1] if key else "the setting"

@@ -1,4 +1,4 @@
-"""Warnings of the library as lines of a command."""
+"""Prints warnings of the library in one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_metabayes.errors import UnfamiliarTasks
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Inside, a warning about unfamiliar tasks is one line on stderr, without the line of code, once."""
+    """Context manager that prints a warning about unfamiliar tasks once, in one line on stderr, without the source."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", UnfamiliarTasks)
         others = warnings.showwarning

@@ -1,7 +1,7 @@
-"""The settings on a command line, as Hydra takes them.
+"""Quotes settings on a command line for Hydra.
 
-Hydra interprets commas, equals signs, brackets, quotes and #. Settings whose value is a path or other text of the user
-(`LITERALS`) are quoted before Hydra reads them. In a sweep (-m) commas separate their values.
+Hydra interprets commas, equals signs, brackets, quotes and #. Settings whose value is a path or free text (`LITERALS`)
+are quoted before Hydra reads them. In a sweep (-m) commas separate the values of such a setting.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from pyro_metabayes.specification.parts import PARTS
 from pyro_metabayes.storage.paths import user_path
 
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "resume")  # have one value also in a sweep
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "resume")  # one value, even in a sweep
 PATHS = (*FOLDERS, "data.path", "out")
 LITERALS = (*PATHS, "data.background", "data.group", "data.response")
 QUOTED = re.compile(r"""(?s)(['"]).*\1""")
-FUNCTION = re.compile(r"(?s)(choice|glob|shuffle|sort|tag)\(.*\)")  # of Hydra's sweeps
+FUNCTION = re.compile(r"(?s)(choice|glob|shuffle|sort|tag)\(.*\)")  # functions in Hydra's grammar of sweeps
 
 
 def composable(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra takes them."""
+    """The arguments with quoted literals and the prefixes that Hydra requires."""
     sweep = not {"-m", "--multirun"}.isdisjoint(arguments)
     return [allow_part_setting(argument) for argument in quote_literals(arguments, sweep)]
 
 
 def allow_part_setting(argument: str) -> str:
-    """`guide.scale=0.1` may set what the YAML leaves at its default: the constructor's signature decides.
+    """The argument with the prefix ++ if it may set a key that the YAML does not list.
 
-    Hydra requires the prefix ++ for such a setting, and for a new entry of a mapping.
+    Hydra requires this prefix. The signature of the constructor, not the YAML, decides which settings a part has.
     """
     open_ended = (*(f"{part}." for part in ("data", *PARTS)), "train.learning_rates", "train.kl_weight")
     return f"++{argument}" if argument.startswith(open_ended) else argument
@@ -43,7 +43,7 @@ def key_of(argument: str) -> str:
 
 
 def quote_literals(arguments: Sequence[str], sweep: bool) -> list[str]:
-    """The arguments, with the values of LITERALS in quotes; a value that is quoted already is left alone."""
+    """The arguments, with the values of LITERALS in quotes; a quoted value is not changed."""
     return [_quoted(argument, sweep) if key_of(argument) in LITERALS else argument for argument in arguments]
 
 
@@ -62,7 +62,7 @@ def _quoted(argument: str, sweep: bool) -> str:
 
 
 def unquoted(override: str) -> str:
-    """An override as on the command line, with the text of a literal as it is: the reverse of `quote_literals`."""
+    """An override as the user typed it: the inverse of `quote_literals`."""
     key = key_of(override)
     if key not in LITERALS:
         return override.lstrip("+")

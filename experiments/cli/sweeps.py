@@ -1,7 +1,7 @@
 """Sweeps (`-m`) with any launcher: the other jobs continue after a failure, and failed jobs are listed at the end.
 
-Jobs may run in other processes and on other machines. Each reports through a file in the folder of the sweep: the file
-is written when the job starts and removed when the job succeeds.
+Jobs may run in other processes and on other machines. Each job has a file in the folder of the sweep, which is written
+when the job starts and removed when it succeeds.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from omegaconf import DictConfig
 
 from pyro_metabayes.storage.checkpoint import write_atomically
 
-LAUNCHER = "hydra/launcher"  # a group
-STOPPED_BY = {"submitit_slurm": "scancel", "submitit_local": "pkill -f submitit"}  # jobs that outlive the command
-UNFINISHED = "unfinished"  # folder in that of a sweep; NAME.txt: why job NAME has no results
+LAUNCHER = "hydra/launcher"  # group of the configuration
+STOPPED_BY = {"submitit_slurm": "scancel", "submitit_local": "pkill -f submitit"}  # launchers whose jobs keep running
+UNFINISHED = "unfinished"  # subfolder of a sweep; NAME.txt states why job NAME has no results
 RUNNING = "still running, or stopped"
 
 
 class Sweep(Callback):
-    """Records the sweep that this process has started, and prints its folder (hydra.callbacks in conf/config.yaml)."""
+    """Hydra callback that records the sweep of this process and prints its folder (see conf/config.yaml)."""
 
     folder: Path | None = None
     launcher = ""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         Sweep.folder, Sweep.launcher = Path(config.hydra.sweep.dir), config.hydra.runtime.choices[LAUNCHER]
-        shutil.rmtree(Sweep.folder / UNFINISHED, ignore_errors=True)  # of an earlier one
-        if Sweep.launcher in STOPPED_BY:  # prints nothing before all jobs have ended
-            print(f"runs in {Sweep.folder}, what they print in {Sweep.folder / '.submitit'}", flush=True)
+        shutil.rmtree(Sweep.folder / UNFINISHED, ignore_errors=True)  # left by an earlier sweep
+        if Sweep.launcher in STOPPED_BY:  # these launchers print nothing until all jobs have ended
+            print(f"runs: {Sweep.folder}; their output: {Sweep.folder / '.submitit'}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         if not _unfinished_names(folder):
-            print(f"runs: {folder}; side by side with: python -m experiments.compare {folder}")
+            print(f"runs: {folder}; compare them with: python -m experiments.compare {folder}")
 
 
 def job_name() -> str:
@@ -52,7 +52,7 @@ def job_name() -> str:
 def write_note(reason: str) -> None:
     """Record why this job of a sweep has no results; '' removes the record."""
     hydra_config = HydraConfig.get()
-    if not job_name() or "sweep" not in hydra_config.callbacks:  # without the callback the file is not read
+    if not job_name() or "sweep" not in hydra_config.callbacks:  # only the callback reads these files
         return
     path = Path(hydra_config.sweep.dir) / UNFINISHED / f"{job_name()}.txt"
     if reason:
@@ -62,7 +62,7 @@ def write_note(reason: str) -> None:
 
 
 def in_sweep() -> bool:
-    """Whether this process has started a sweep that has not ended."""
+    """Whether this process has started a sweep that is still running."""
     return Sweep.folder is not None
 
 
@@ -86,10 +86,10 @@ def unfinished_jobs() -> str:
         return ""
     folder, names = sweep / UNFINISHED, _unfinished_names(sweep)
     with contextlib.suppress(OSError):
-        folder.rmdir()  # if nothing is in it
+        folder.rmdir()  # succeeds only if the folder is empty
     return f"unfinished jobs: {', '.join(names)}; reasons: {folder}; {_continuation(sweep)}" if names else ""
 
 
 def _unfinished_names(sweep: Path) -> list[str]:
-    """The jobs with a record in the folder of unfinished jobs."""
+    """The names of the jobs with a file in the folder of unfinished jobs."""
     return sorted(path.stem for path in (sweep / UNFINISHED).glob("*.txt"))

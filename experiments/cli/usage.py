@@ -1,4 +1,4 @@
-"""The usage text of a command: what it does, its arguments and one example, from its docstring and its schema."""
+"""The usage text of a command, built from its docstring and its schema: description, arguments, one example."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from omegaconf import MISSING as REQUIRED
 from omegaconf import OmegaConf
 
 WIDTH = 100
-RUN = "runs/sib"  # for RUN_DIR in an example
-COMMENT = re.compile(r"^    (\w+): .+?  # (.+)$", re.MULTILINE)  # of a field of a dataclass
-FILLED_IN = "filled in"  # in the comment of a field that no user sets
+RUN = "runs/sib"  # replaces RUN_DIR in an example
+COMMENT = re.compile(r"^    (\w+): .+?  # (.+)$", re.MULTILINE)  # a field of a dataclass with its comment
+FILLED_IN = "filled in"  # marks, in its comment, a field that users do not set
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:
@@ -27,20 +27,20 @@ def asks_for_help(arguments: Sequence[str]) -> bool:
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    """A parser without arguments that explains the command with this docstring."""
+    """A parser without arguments; its help text is made from this docstring."""
     name, example, text = _described(doc)
     form = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(prog=name, description=text, epilog=_example(name, example), formatter_class=form)
 
 
 def usage_of_settings(doc: str | None, schema: type) -> str:
-    """The usage of a command on a finished run, with the settings of `schema` and changed settings of the run."""
+    """The usage of a command on a finished run: the settings of `schema`, and settings of the run to change."""
     rows = [*_rows(schema), ("task.*, eval.*, guide.*", "changed settings of the run, such as task.shot=5")]
     return _usage(doc, "run=RUN_DIR [SETTING=VALUE ...]", [("settings", rows)])
 
 
 def usage_of_configuration(doc: str | None, folder: Path, config_name: str) -> str:
-    """The usage of a command composed from CONFIG_NAME.yaml: its choices and the settings of its schema."""
+    """The usage of a command with configuration CONFIG_NAME.yaml: its choices and the settings of its schema."""
     chosen, schema = _composed(folder, config_name)
     required = {group: choice for group, choice in chosen.items() if choice == REQUIRED}
     shown = required or chosen
@@ -54,7 +54,7 @@ def usage_of_configuration(doc: str | None, folder: Path, config_name: str) -> s
 
 
 def _described(doc: str | None) -> tuple[str, str, str]:
-    """Name of the command, arguments of its example, and its description, from "python -m NAME ARGUMENTS: TEXT"."""
+    """NAME, ARGUMENTS and TEXT of a docstring "python -m NAME ARGUMENTS: TEXT": name, example and description."""
     command, _, text = (doc or "").strip().partition(": ")
     module, *arguments = command.removeprefix("python -m ").split()
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -74,7 +74,7 @@ def _usage(doc: str | None, arguments: str, sections: Sequence[tuple[str, Sequen
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
-    """Two columns, the second one wrapped."""
+    """A table of two columns; the second one is wrapped."""
     first = 2 + max(len(name) for name, _ in rows)
     return "\n".join(
         textwrap.fill(text, WIDTH, initial_indent=f"  {name:{first}}", subsequent_indent=" " * (first + 2))
@@ -83,7 +83,7 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _rows(schema: type) -> Iterator[tuple[str, str]]:
-    """Name and explanation of every setting of a dataclass; the settings of a nested one are listed by name."""
+    """Name and explanation of every setting of a dataclass; for a nested dataclass, only the names of its settings."""
     comments = _comments(schema)
     for setting in fields(schema):
         default, comment = _default(setting), comments.get(setting.name, "")
@@ -108,13 +108,13 @@ def _written(value: Any) -> str:
 
 
 def _options(folder: Path, choice: str, note: str) -> str:
-    """The names that a group has, the one it has by default, and the comment on its field of the schema."""
+    """The names that a group has, the default, and the comment on the field of the schema."""
     names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
     return "; ".join(part for part in (f"{names} ({_written(choice)})", note) if part)
 
 
 def _composed(folder: Path, name: str) -> tuple[dict[str, str], type | None]:
-    """The groups of a YAML with their choices, and the schema that its defaults list names."""
+    """The groups of a YAML with their default choices, and the schema that its defaults list names."""
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"), resolve=False)
     groups: dict[str, str] = {}
     schema: type | None = None

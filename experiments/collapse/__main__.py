@@ -27,7 +27,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """table.md (with the command of every row), table.csv, and the plots named by the study."""
+    """Write table.md, with the command of every row, table.csv, and the plots that the study names."""
     parts = {part: [row for row in rows if row.part == part] for part in dict.fromkeys(row.part for row in rows)}
     tables = {part: table_of(part_rows, folder) for part, part_rows in parts.items()}
     sections = [f"## {part}\n\n{markdown_table(table)}\n\n{commands(parts[part])}" for part, table in tables.items()]

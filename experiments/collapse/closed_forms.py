@@ -1,4 +1,4 @@
-"""Closed forms that the plots of a study draw."""
+"""Closed forms that the plots of a study show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import numpy as np
 
 
 def critical_samples(results: Mapping[str, Any], joint: bool) -> float:
-    """L_crit = 1 + noise^2 / (M_eff v), v = 1 / (1 / scale^2 + n / noise^2), M_eff = M jointly, else 1."""
+    """The number of samples L below which the prior must collapse (docs/collapse.md):
+
+    L_crit = 1 + noise^2 / (M_eff v), v = 1 / (1 / scale^2 + n / noise^2), for n shots. M_eff is the number of query
+    points for the joint objective, else 1.
+    """
     data, task = results["config"]["data"], results["config"]["task"]
     variance = 1 / (data["scale"] ** -2 + task["shot"] / data["noise"] ** 2)
     return float(1 + data["noise"] ** 2 / ((task["query"] if joint else 1) * variance))

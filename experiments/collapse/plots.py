@@ -1,4 +1,4 @@
-"""The plots of a study; None where the chosen parts have nothing to draw."""
+"""The plots of a study. A function returns None if the chosen parts have nothing to draw."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pyro_metabayes.experiments.studies.study import Row, read
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.moments import mean_of
 
-FLOOR = 2e-4  # where a disagreement of 0 is drawn on a logarithmic axis
+FLOOR = 2e-4  # height at which a disagreement of 0 is drawn on a logarithmic axis
 
 
 def draw_training(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """relative_sd of the first seed over the steps; one panel per part if parts share their labels."""
+    """relative_sd of the first seed against the training step; one panel per part if parts share row labels."""
     plotted_rows = [row for row in rows if row.label in names]
     if not plotted_rows:
         return None
@@ -43,7 +43,7 @@ def draw_training(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pa
 
 
 def draw_samples(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """Ratio of the conditional prior's sd to the true sd against L, with the L below which it must collapse."""
+    """Ratio of the conditional prior's sd to the true sd against L, with the L below which the prior must collapse."""
     parts = [part for part in names if any(row.part == part for row in rows)]
     if not parts:
         return None
@@ -69,7 +69,7 @@ def draw_samples(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
 
 
 def draw_shots(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """sd of p(w | support) against the size of the support set; training has one size."""
+    """sd of p(w | support) against the size of the support set in evaluations; training uses one size only."""
     plotted_rows = [row for row in rows if row.label in names]
     if not plotted_rows:
         return None
@@ -85,7 +85,7 @@ def draw_shots(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path 
         fit = [result["sd_ratio"] * sd for result, sd in zip(results, true, strict=True)]
         exact = row.label == "exact"
         axis.plot(points, fit, "k-" if exact else "o-", lw=2 if exact else 1.2, label=row.label)
-    axis.set(xscale="log", xlabel="points of support", ylabel="sd of p(w | support)")
+    axis.set(xscale="log", xlabel="support points", ylabel="sd of p(w | support)")
     axis.set_xticks(points, [str(count) for count in points])
     axis.set_xticks([], minor=True)
     axis.legend(frameon=False, fontsize=8)
@@ -93,7 +93,7 @@ def draw_shots(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path 
 
 
 def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """Effect of draws from the prior on logits and predicted classes; shaded: collapsed."""
+    """Effect of draws from the prior on logits and predicted classes; the shaded region counts as collapsed."""
     alive = [row for row in rows if _results(row, folder)[0]["collapsed"] is not None]
     if not alive:
         return None
@@ -116,7 +116,7 @@ def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
 
 @torch.no_grad()
 def draw_lines(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """Spinning lines: inferred slopes against E[w | x], the best estimate from the inputs; KL of every seed."""
+    """For data=spinning_lines: inferred slopes against E[w | x], the best estimate from the inputs; KL by seed."""
     plotted_rows = [row for row in rows if row.label in names]
     if not plotted_rows:
         return None

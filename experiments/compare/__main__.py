@@ -12,14 +12,14 @@ from pyro_metabayes.experiments.runs.finished_runs import Run, find_runs, group_
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
 from pyro_metabayes.storage.paths import user_path
 
-PAIRED = "Less the first row of the same data and task, on the same tasks (95% intervals of the paired differences):"
+PAIRED = "Differences to the first row with the same data and task, on the same tasks (95% intervals, paired):"
 
 
 Groups = Mapping[tuple[str, str], Sequence[Run]]
 
 
 def tables(groups: Groups) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The scores, and their differences to the first row of the same data and task."""
+    """The scores, and their differences to the first row with the same data and task."""
     first: dict[str, Sequence[Run]] = {}
     scores, paired = [], []
     for (task, label), runs in groups.items():
@@ -30,7 +30,7 @@ def tables(groups: Groups) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
 
 
 def notes(groups: Groups) -> list[str]:
-    """A line for each row without differences: to the first row of its task, or to that on other data of this name."""
+    """One line per row that cannot be paired with the first row, on the same data or on other data of this name."""
     first: dict[str, tuple[str, Sequence[Run]]] = {}
     lines = []
     for (task, label), runs in groups.items():

@@ -19,7 +19,7 @@ Curve = tuple[list[int], list[float]]  # steps and values
 
 
 def draw(groups: Groups, path: Path) -> None:
-    """Accuracy (joint NLL for a regression) and NLL of every row, and the spread of its prior during training."""
+    """Accuracy (joint NLL for a regression), NLL, and sd of the prior during training, for every row."""
     alive = {label: curve for (_, label), runs in groups.items() if (curve := spread_in_training(runs))}
     of_classes = any("accuracy" in run.per_task for runs in groups.values() for run in runs)
     first = ("accuracy", 100, "accuracy, %") if of_classes else ("joint_nll", 1, "joint NLL, nats per query")
@@ -54,7 +54,7 @@ def _name(label: str, task: str = "") -> str:
 
 
 def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: str) -> None:
-    """One height per row, the same in every panel, also for runs without this score."""
+    """One panel. Every row has the same height in all panels, even if it lacks this score."""
     for height, runs in enumerate(groups.values()):
         if score in runs[0].per_task:
             values = factor * np.concatenate([run.per_task[score] for run in runs])
@@ -65,7 +65,7 @@ def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: st
 
 
 def spread_in_training(runs: Sequence[Run]) -> Curve | None:
-    """Steps and logit_sd of the first seed with a prior and a training; evaluations have no training."""
+    """Steps and logit_sd of the first run with both a prior and a training log; evaluations have no log."""
     for run in runs:
         file = run.folder / "metrics.jsonl"
         if run.results["logit_sd"] is not None and file.exists():

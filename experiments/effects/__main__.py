@@ -1,8 +1,9 @@
 """python -m experiments.effects RUN_DIR: the learned prior and the effects of each group of a run on data=groups.
 
-Prints means, standard errors, sds and correlations of effects and the sd of the noise beside the closed form, maximum
-likelihood, in the units of the file, with intercepts at x = 0. Writes effects.csv (one row per group and effect, given
-all points of the group: estimate, 90% interval, shrinkage, closed form, least squares), prior.csv and effects.png.
+Prints means, standard errors, sds and correlations of the effects and the sd of the noise, next to those of the closed
+form (maximum likelihood). All are in the units of the file, with intercepts at x = 0. Writes prior.csv, effects.png and
+effects.csv, which has one row per group and effect: the estimate given all points of the group, 90% interval,
+shrinkage, closed form and least squares.
 """
 
 from __future__ import annotations

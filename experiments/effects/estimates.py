@@ -1,4 +1,4 @@
-"""Prior and effects of each group, of a run and of the closed form, in the units of the file."""
+"""Estimates of the prior and of the effects of each group, by a run and in closed form, in the units of the file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.moments import draws_of
 from pyro_metabayes.seeding import noise_of
 
-DRAWS = 20_000  # of a distribution whose covariances have no closed form
+DRAWS = 20_000  # draws from a distribution whose covariance has no closed form
 
 
 @dataclass(frozen=True)
 class Effects:
-    """estimates: of prior and all groups of the file.
+    """The estimates of one method.
 
+    estimates: estimates of the prior and of the effects of all groups in the file.
     errors: standard errors [D] of the coefficients; None without a closed form.
-    covariance: of the effects over groups [R, R].
+    covariance: covariance [R, R] of the effects over groups.
     """
 
     estimates: GroupEstimates
@@ -39,20 +40,20 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
     """The prior of a group without points, and the posterior of each group given all its points.
 
     Raises:
-        UsageError: a model without effects of groups, a flat prior, or a point estimate.
+        UsageError: the model has no group effects, the prior is flat, or the posterior is a point estimate.
     """
     model, episodes = learner.model, groups.all_points()
     shared = getattr(model, "beta", None)
     if not isinstance(shared, Tensor):
         raise UsageError(
-            "expected a model with effects of groups and shared ones, such as model=hierarchical_regression, got "
+            "expected a model with group effects and shared effects, such as model=hierarchical_regression, got "
             f"{type(model).__module__.removeprefix('pyro_metabayes.')}"
         )
     prior = model.prior(episodes.observed())
     posterior = learner.guide.posterior(episodes.pooled())
     if not (has_density(prior) and has_density(posterior)):
-        raise UsageError("expected a prior and a posterior with standard deviations, got a flat prior or a point; take "
-                         "guide=partial_pooling, exact or savi")  # fmt: skip
+        raise UsageError("expected a prior and a posterior with standard deviations, got a flat prior or a point "
+                         "estimate; take guide=partial_pooling, exact or savi")  # fmt: skip
     mean, covariance = moments_of_rows(prior)
     coefficients = torch.cat((mean[0], shared[0].double()))
     noise = torch.as_tensor(getattr(model, "noise", torch.nan)).double()
@@ -63,7 +64,7 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
 
 
 def effects_of_fit(groups: Groups, fitted: MixedEffects) -> Effects:
-    """The same for the closed form."""
+    """The prior and the posterior of each group, by maximum likelihood in closed form."""
     of_groups = moments_of_rows(fitted.effects(groups.all_points().pooled()))
     standard = StandardisedEstimates(fitted.coefficients, fitted.covariance, fitted.noise.item(), *of_groups)
     return _in_units(groups, standard, fitted.errors)
@@ -76,7 +77,10 @@ def _in_units(groups: Groups, standard: StandardisedEstimates, errors: Tensor | 
 
 
 def moments_of_rows(q: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Means [T, W] and covariances [T, W, W] of the first row of w, event [Y, W], in float64; else from draws."""
+    """Means [T, W] and covariances [T, W, W] of the first row of w, event [Y, W], in float64.
+
+    They are exact for Gaussian distributions, and estimated from draws for others.
+    """
     inner = innermost(q)
     if isinstance(inner, MultivariateNormal):
         return q.mean[:, 0].double(), inner.covariance_matrix[:, 0].double()

@@ -21,7 +21,7 @@ def text(value: float | None) -> str:
 
 
 def prior_rows(groups: Groups, methods: Mapping[str, Effects]) -> list[Row]:
-    """A row per coefficient, correlation and the noise; by method: estimate, standard error, sd over groups."""
+    """One row per coefficient and correlation, and one for the noise; by method: estimate, se, sd over groups."""
     rows = []
     for place, feature in enumerate(groups.features):
         row = {"": feature}
@@ -51,7 +51,7 @@ def _correlation(covariance: Tensor, first: int, second: int) -> float:
 
 
 def effect_rows(groups: Groups, run: Effects, closed: Effects | None, fitted: MixedEffects | None) -> list[Row]:
-    """A row per group and effect. shrinkage: variance given the points of the group / variance of the prior."""
+    """One row per group and effect; shrinkage is the posterior variance divided by the prior variance."""
     shrinkage = run.estimates.effects_sd.square() / run.estimates.sd.square()
     reach = HALF_OF_90 * run.estimates.effects_sd
     train = set(groups.splits["train"].tolist())

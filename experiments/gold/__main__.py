@@ -1,9 +1,9 @@
 """python -m experiments.gold run=RUN_DIR tasks=32: a trained guide compared with exact inference in the same model.
 
-NUTS on p(w | support), the exact inductive posterior, and on p(w | support and query), which the training posterior
-approximates; approximation and amortization gap of the guide, importance sampling. run=[A,B,...] compares several runs
-in one table. Settings of task, eval and guide may be changed too. Writes table.md, table.csv, gold.png and tasks.npz
-(the metrics of every task) to RUN_DIR/gold of the first run. See docs/gold.md.
+NUTS samples the exact inductive posterior p(w | support), and p(w | support and query), which the training posterior
+approximates. Reports the approximation and amortization gaps of the guide, and importance sampling. run=[A,B,...]
+compares several runs in one table. Settings of task, eval and guide can be changed. Writes table.md, table.csv,
+gold.png and tasks.npz (the metrics of every task) to RUN_DIR/gold of the first run. See docs/gold.md.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from pyro_metabayes.storage.paths import user_path
 class GoldSettings:
     """The settings of the command."""
 
-    run: Any = MISSING  # one folder of a finished run, or several: run=[A,B]
+    run: Any = MISSING  # folder of a finished run, or several: run=[A,B]
     tasks: int = 32  # number of evaluation tasks
     targets: list[str] = field(default_factory=lambda: ["support", "all"])  # labels given: support, all, query
-    warmup: int = 100  # adaptation steps of NUTS
-    draws: int = 150  # of NUTS, per chain
-    chains: int = 2  # of NUTS
-    together: int = 16  # tasks that share a chain of NUTS
-    samples: int = 2000  # importance draws
+    warmup: int = 100  # warm-up steps of NUTS
+    draws: int = 150  # draws of NUTS per chain
+    chains: int = 2  # number of chains of NUTS
+    together: int = 16  # number of tasks that one chain of NUTS samples jointly
+    samples: int = 2000  # draws for importance sampling
     fit_steps: int = 600  # steps of the search for the best member of the guide's family
     noise: int = 0  # seed of all draws
 
@@ -62,7 +62,7 @@ class GoldSettings:
 
 
 def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: GoldSettings) -> Comparison:
-    """Compare the guide's posterior given these labels with the exact one; scores: of predictions of the queries."""
+    """Compare the guide's posterior given these labels with the exact one, and the predictions of both on queries."""
     started, target = time.process_time(), Target(learner.model, episodes, labels)
     with torch.no_grad():
         observed, guide = episodes.observed(), learner.guide
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     out, text, comparisons = Path(settings.runs[0]) / "gold", "", {}
     for run in settings.runs:
         comparisons[Path(run).name] = measure_run(run, changed, settings)
-        text, page, rows = pages(comparisons)  # after each run: an interruption keeps the table of the earlier runs
+        text, page, rows = pages(comparisons)  # after each run, so that an interruption keeps the rows of earlier runs
         save_tables(out, page, rows)
         write_tasks(out / "tasks.npz", comparisons)
         draw(comparisons, out / "gold.png")

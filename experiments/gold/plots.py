@@ -10,11 +10,11 @@ from pyro_metabayes.diagnostics.gaps import COUNTS
 from pyro_metabayes.experiments.gold.tables import POSTERIORS, Comparisons
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 
-WIDE = 10  # nats; a wider axis is logarithmic except near 0
+WIDE = 10  # nats; an axis that extends beyond it is logarithmic except near 0
 
 
 def draw(comparisons_by_run: Comparisons, path: Path) -> Path:
-    """Scores of guide and gold posterior, both gaps, and evidence minus bound by number of draws."""
+    """Scores of the guide and of NUTS, both gaps, and the evidence minus the bound by number of draws."""
     figure, axes = new_figure(3)
     figure.set_size_inches(14, max(3.4, 1.2 + 0.42 * len(comparisons_by_run)))
     _draw_scores(axes[0], comparisons_by_run)
@@ -38,13 +38,13 @@ def _draw_scores(axis: Any, comparisons_by_run: Comparisons) -> None:
             axis.errorbar(value.mean.item(), shift - height, xerr=value.ci95.item(), fmt="o", color=colour, capsize=3)
     axis.set(yticks=range(0, -len(inductive), -1), yticklabels=list(inductive), ylim=(0.6 - len(inductive), 0.6))
     axis.plot([], [], "o", color="C0", label="guide")
-    axis.plot([], [], "o", color="goldenrod", label="gold, given the support set")
+    axis.plot([], [], "o", color="goldenrod", label="NUTS, given the support set")
     axis.legend(frameon=False, fontsize=8)
     axis.set_title("accuracy, %" if of_classes else "MSE", fontsize=9)
 
 
 def _draw_gaps(axis: Any, comparisons_by_run: Comparisons) -> None:
-    """Gaps of the last target; logarithmic for large gaps."""
+    """Gaps of the last target, on a logarithmic axis if they are large."""
     for height, comparisons in enumerate(comparisons_by_run.values()):
         gaps = comparisons[-1].gaps
         for name, colour, shift in (("approximation_gap", "C2", 0.18), ("amortization_gap", "C3", -0.18)):
@@ -76,4 +76,4 @@ def _draw_bounds(axis: Any, comparisons_by_run: Comparisons) -> None:
         axis.set_yscale("symlog", linthresh=1)
         axis.set_ylim(bottom=-0.3)
     axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    axis.set_title("evidence - bound of so many draws (dotted: best of family)", fontsize=9)
+    axis.set_title("evidence - bound, by number of draws (dotted: best of family)", fontsize=9)

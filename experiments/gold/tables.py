@@ -18,13 +18,13 @@ from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 POSTERIORS = {"support": "given support", "query": "given query", "all": "given support, query"}
-CONVERGED = 1.1  # the largest R-hat of converged chains
+CONVERGED = 1.1  # chains with a larger R-hat count as not converged
 Row = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One guide and one target: metrics of each task."""
+    """The metrics of each task for one guide and one target."""
 
     labels: str
     gaps: Gaps
@@ -45,7 +45,7 @@ def interval(values: Tensor, digits: int = 1, factor: float = 1) -> str:
 
 
 def prediction_row(run: str, comparison: Comparison) -> Row:
-    """Scores given the support set, of the guide and of the exact posterior; differences are paired."""
+    """Scores of the guide and of the exact posterior, both given the support set, and their paired differences."""
     row = {"run": run, "transductive": "yes" if comparison.transductive else "no"}
     titles = {
         "accuracy": ("accuracy %", 1, 100),
@@ -62,7 +62,7 @@ def prediction_row(run: str, comparison: Comparison) -> Row:
 
 
 def gap_row(run: str, comparison: Comparison) -> Row:
-    """Approximation and amortization gaps, nats."""
+    """Evidence, ELBO, approximation gap and amortization gap, in nats per task."""
     gaps = comparison.gaps
     return {
         "run": run,
@@ -102,7 +102,7 @@ def unconverged(comparisons_by_run: Comparisons) -> list[str]:
             bad = int((comparison.gold.r_hat > CONVERGED).sum())
             if bad:
                 tasks = f"of {bad} of {len(comparison.gold.r_hat)} tasks, {POSTERIORS[comparison.labels]}"
-                remedy = "raise warmup and draws"
+                remedy = "increase warmup and draws"
                 lines.append(f"note: {run}: chains {tasks}, have not converged (R-hat > {CONVERGED}); {remedy}")
     return lines
 
@@ -112,7 +112,7 @@ def _share(k: Tensor) -> str:
 
 
 def pages(comparisons_by_run: Comparisons) -> tuple[str, str, list[Row]]:
-    """For the terminal, for table.md, and the rows of table.csv."""
+    """The text for the terminal, the page for table.md, and the rows of table.csv."""
     pairs = [(run, comparison) for run, comparisons in comparisons_by_run.items() for comparison in comparisons]
     predictions = [prediction_row(run, comparison) for run, comparison in pairs if comparison.labels == "support"]
     parts = [predictions, [gap_row(*pair) for pair in pairs], [trust_row(*pair) for pair in pairs]]
@@ -122,7 +122,7 @@ def pages(comparisons_by_run: Comparisons) -> tuple[str, str, list[Row]]:
 
 
 def write_tasks(path: Path, comparisons_by_run: Comparisons) -> None:
-    """Every metric of every task, named RUN/TARGET/METRIC."""
+    """Write every metric of every task; the arrays are named RUN/TARGET/METRIC."""
     arrays: dict[str, np.ndarray] = {}
     for run, comparisons in comparisons_by_run.items():
         for comparison in comparisons:

@@ -1,7 +1,7 @@
 """python -m experiments.partial_pooling study=radon: amortized partial pooling compared with closed forms and NUTS.
 
-Trains the runs of conf/study/NAME.yaml (a table of groups), fits the same linear mixed model by maximum and restricted
-maximum likelihood, and samples it under weak priors. Finished runs are kept, so the same command continues an
+Trains the runs of conf/study/NAME.yaml on a table of groups. Fits the same linear mixed model by maximum and restricted
+maximum likelihood, and samples it by NUTS under weak priors. Finished runs are kept, so the same command continues an
 interrupted study. Writes table.md, table.csv, effects.png, shrinkage.png and prior.png. See docs/partial-pooling.md.
 """
 
@@ -45,21 +45,22 @@ ML, REML, NUTS = "maximum likelihood", "restricted maximum likelihood", "NUTS, w
 class PoolingConfig(StudyConfig):
     """The study, how to run it, and the length of NUTS."""
 
-    samples: int = 500  # draws from each of two chains
-    warmup: int = 300
-    splits: int = 20  # of the groups, for the closed forms on groups that are held out
+    samples: int = 500  # draws of NUTS from each of two chains
+    warmup: int = 300  # warm-up steps of NUTS
+    splits: int = 20  # number of random splits of the groups, for the closed forms on held-out groups
 
 
 def main(composed: DictConfig, folder: Path) -> None:
     config: Any = OmegaConf.to_object(composed)
     if config.samples < 4 or config.warmup < 1 or config.splits < 1:
-        raise UsageError(f"expected samples >= 4, warmup and splits >= 1, got {config.samples}, {config.warmup}")
+        got = f"{config.samples}, {config.warmup} and {config.splits}"
+        raise UsageError(f"expected samples >= 4, warmup and splits >= 1, got {got}")
     name = f"partial pooling of study={HydraConfig.get().runtime.choices['study']} size={config.size}"
     run_study(config, name, folder, lambda study, rows, where: write(rows, where, config))
 
 
 def write(rows: list[Row], folder: Path, config: PoolingConfig) -> None:
-    """Tables and plots of the finished parts."""
+    """Write tables and plots of the finished parts."""
     pages, table = [], []
     if unsplit := [row for row in rows if row.part != HELD_OUT]:
         table = all_points_rows(unsplit, folder, config)
@@ -76,7 +77,7 @@ def write(rows: list[Row], folder: Path, config: PoolingConfig) -> None:
 
 
 def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) -> list[dict[str, str]]:
-    """One row per method; also draws the three plots."""
+    """One row per method, estimated from all points; also draws the three plots."""
     groups = groups_of(rows[0], folder)
     maximum = fit(groups.whole(), groups.num_random)
     draws = sampled(groups.whole(), groups.num_random, config.samples, config.warmup)
@@ -84,7 +85,7 @@ def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) ->
     restricted = estimates_from_fit(groups, fit(groups.whole(), groups.num_random, restricted=True))
     methods = {
         ML: [estimates_from_fit(groups, maximum)],
-        REML: [replace(restricted, log_likelihood=None)],  # a likelihood of contrasts is not comparable
+        REML: [replace(restricted, log_likelihood=None)],  # the restricted likelihood is not comparable
         NUTS: [estimates_from_draws(groups, draws)],
         **{row.label: [estimates_from_run(row.folder(folder, seed)) for seed in range(row.seeds)] for row in rows},
     }
@@ -96,13 +97,13 @@ def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) ->
 
 
 def groups_of(row: Row, folder: Path) -> Groups:
-    """The table of groups of a row."""
+    """The table of groups that a row of the study is trained on."""
     run = row.folder(folder, 0)
     return groups_and_learner(saved_config(run, []), run)[0]
 
 
 def held_out_rows(rows: Sequence[Row], folder: Path, splits: int) -> list[dict[str, str]]:
-    """RMSE with a few points of each new group; closed forms over many splits, and over the splits of the runs."""
+    """RMSE given a few points of each held-out group: of the runs, and of closed forms on the same and other splits."""
     table = []
     for row in rows:
         for evaluation in sorted({path.name for path in row.folder(folder, 0).glob("evaluations/*")}):
@@ -120,10 +121,10 @@ def held_out_rows(rows: Sequence[Row], folder: Path, splits: int) -> list[dict[s
 
 
 def closed_forms(run: Path, changes: str, split: int | None) -> dict[str, float]:
-    """RMSE on the evaluation tasks of a run, or on those of another split of the groups."""
+    """RMSE of the closed forms on the evaluation tasks of a run, or on those of another split of the groups."""
     changed = [] if split is None else [f"data.seed={split}", f"seed={split}"]
     config = saved_config(run, [*changes.split(","), *changed])
-    config = config if split is None else replace(config, estimated={})  # the scales of the new training groups
+    config = config if split is None else replace(config, estimated={})  # estimated again from the new training groups
     tasks = set_up(config, training=False).tasks
     assert isinstance(tasks.source, Groups)
     return held_out_rmse(tasks.source, tasks.stream("test").batch(0, config.eval.tasks))

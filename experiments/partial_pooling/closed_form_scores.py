@@ -1,4 +1,4 @@
-"""Scores of the closed form of a linear mixed model on tasks of groups, as experiments.evaluate has them of a run."""
+"""Scores of the closed form of a linear mixed model on tasks of groups, as experiments.evaluate computes for a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_metabayes.prediction.averages import masked_mean
 
 
 def predicted(fitted: MixedEffects, tasks: Episodes) -> Normal:
-    """p(y | x_query, support) [T, Q] at the estimates, float64."""
+    """p(y | x_query, support) [T, Q] at the maximum-likelihood estimates, in float64."""
     effects = fitted.effects(tasks.observed())
     x = tasks.query_x.double()
     z = x[..., : len(fitted.covariance)]
@@ -23,7 +23,7 @@ def predicted(fitted: MixedEffects, tasks: Episodes) -> Normal:
 
 
 def scores_of(fitted: MixedEffects, tasks: Episodes) -> dict[str, float]:
-    """rmse, nll and coverage90, with the response in standard deviations: means over tasks of means over queries."""
+    """rmse, nll and coverage90 of the standardised response: means over tasks of means over queries."""
     prediction, y = predicted(fitted, tasks), tasks.query_y[..., 0].double()
     pit = torch.special.ndtr((y - prediction.mean) / prediction.stddev)
 

@@ -23,19 +23,19 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.seeding import seeded
 
-BOUNDS = 100  # draws of the estimate of the bound
+BOUNDS = 100  # number of single-sample ELBOs that are averaged
 
 
 @dataclass(frozen=True)
 class GroupEstimates:
     """The estimates of a method.
 
-    coefficients: [D], means of the random effects first.
-    sd: [R], of the random effects over groups.
-    correlation: of the first two random effects.
-    noise: sd of the residuals.
-    effects, effects_sd: [T, R], per group.
-    log_likelihood: of all points, or a bound on it, in nats of standardised columns.
+    coefficients: means of the random effects, then shared effects [D].
+    sd: standard deviations of the random effects over groups [R].
+    correlation: correlation of the first two random effects; None if there is one.
+    noise: standard deviation of the residuals.
+    effects, effects_sd: posterior mean and standard deviation of the effects of each group [T, R].
+    log_likelihood: log-likelihood of all points, or a bound on it, in nats for standardised columns.
     """
 
     coefficients: Tensor
@@ -49,10 +49,12 @@ class GroupEstimates:
 
 @dataclass(frozen=True)
 class StandardisedEstimates:
-    """Estimates of weights of the standardised columns.
+    """Estimates for standardised columns.
 
-    coefficients: [D]; covariance: [R, R], of the random effects over groups.
-    effects: [T, R], and their covariances [T, R, R], given the shared coefficients.
+    coefficients: means of the random effects, then shared effects [D].
+    covariance: covariance of the random effects over groups [R, R].
+    noise: standard deviation of the residuals.
+    effects, effects_covariance: moments of the effects of each group [T, R] and [T, R, R].
     """
 
     coefficients: Tensor
@@ -62,7 +64,7 @@ class StandardisedEstimates:
     effects_covariance: Tensor
 
     def in_units(self, groups: Groups, log_likelihood: float | None = None) -> GroupEstimates:
-        """The same in the units of the file, the intercept at x = 0."""
+        """The estimates in the units of the file, with the intercept at x = 0."""
         scales, shared = groups.scales, self.coefficients[groups.num_random :]
         covariance = scales.covariance_in_units(self.covariance)
         return GroupEstimates(
@@ -77,7 +79,7 @@ def _sd(covariance: Tensor) -> Tensor:
 
 
 def _correlation(covariance: Tensor) -> float | None:
-    """Of the first two effects, mean over leading axes; None for one effect."""
+    """Correlation of the first two effects, averaged over leading axes; None for one effect."""
     if covariance.shape[-1] == 1:
         return None
     sd = _sd(covariance)
@@ -85,7 +87,7 @@ def _correlation(covariance: Tensor) -> float | None:
 
 
 def estimates_from_fit(groups: Groups, estimates: MixedEffects) -> GroupEstimates:
-    """A closed form, and the effects of each group given its estimates."""
+    """Estimates in closed form, and the effects of each group given these estimates."""
     of_groups = _moments(estimates.effects(groups.whole().pooled()))
     standardised = StandardisedEstimates(
         estimates.coefficients, estimates.covariance, estimates.noise.item(), *of_groups
@@ -94,7 +96,7 @@ def estimates_from_fit(groups: Groups, estimates: MixedEffects) -> GroupEstimate
 
 
 def estimates_from_draws(groups: Groups, draws: Draws) -> GroupEstimates:
-    """Posterior means under weak priors; of sds and correlation the mean of each, not of the covariance."""
+    """Posterior means under weak priors. Standard deviations and correlation are averaged, not the covariance."""
     scales, shared = groups.scales, draws.coefficients[:, None, groups.num_random :]
     covariance = scales.covariance_in_units(draws.covariance)
     effects = scales.effects_in_units(draws.effects, shared)
@@ -106,7 +108,7 @@ def estimates_from_draws(groups: Groups, draws: Draws) -> GroupEstimates:
 
 @torch.no_grad()
 def estimates_from_run(folder: Path) -> GroupEstimates:
-    """A trained run: its prior for a group without points, and its training posterior given all points."""
+    """Estimates of a trained run: its prior for a group without points, its training posterior given all points."""
     groups, learner = groups_and_learner(saved_config(folder, []), folder)
     episodes, model = groups.whole(), _hierarchical(learner)
     prior = model.prior(episodes.observed())
@@ -121,18 +123,16 @@ def estimates_from_run(folder: Path) -> GroupEstimates:
 
 
 def groups_and_learner(config: Config, folder: Path) -> tuple[Groups, MetaLearner]:
-    """The table of groups of a run, and its learner."""
+    """The table of groups of a run, and the trained learner."""
     source = set_up(config, training=False).tasks.source
     if not isinstance(source, Groups):
-        raise UsageError(f"expected a study of a table of groups, got data={config.choices.get('data')}")
+        raise UsageError(f"expected a study of a table of groups, got {config.choices.get('data')}; see data=radon")
     return source, MetaLearner.load(folder)
 
 
 def _hierarchical(learner: MetaLearner) -> Any:
     if not hasattr(learner.model, "beta"):
-        raise UsageError(
-            "expected runs with model=hierarchical_regression, got another model; leave it as data= sets it"
-        )
+        raise UsageError("expected runs with model=hierarchical_regression, got another model; do not set model=")
     return learner.model
 
 
@@ -151,9 +151,10 @@ def least_squares_effects(fitted: MixedEffects, episodes: Episodes) -> Tensor:
 
 
 def held_out_rmse(groups: Groups, tasks: Episodes) -> dict[str, float]:
-    """RMSE on the queries of tasks, in standard deviations of the response; the prior is fitted to the training groups.
+    """RMSE on the queries of tasks, in standard deviations of the response, by method.
 
-    As in results.json: the root of the mean over tasks of their mean squared errors.
+    The prior is fitted to the training groups. As in results.json, the RMSE is the root of the mean over tasks of the
+    mean squared error of each task.
     """
     fitted = fit(groups.whole(), groups.num_random)
     x, mask = tasks.query_x.double(), tasks.query_mask
@@ -169,5 +170,5 @@ def held_out_rmse(groups: Groups, tasks: Episodes) -> dict[str, float]:
 
 
 def mean_distance(estimates: GroupEstimates, reference: GroupEstimates, subset: Sequence[bool] | Tensor) -> list[float]:
-    """Mean absolute difference of each effect over some groups."""
+    """Mean absolute difference of each effect to the reference, over a subset of the groups."""
     return (estimates.effects - reference.effects)[torch.as_tensor(subset)].abs().mean(0).tolist()

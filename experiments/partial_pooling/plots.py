@@ -20,7 +20,7 @@ Panel = tuple[str, Tensor, Any]  # title, draws of NUTS, the same parameter from
 
 
 def draw_effects(groups: Groups, methods: Mapping[str, GroupEstimates], folder: Path) -> Path:
-    """effects.png: central 90% intervals of every group, the smallest first; a panel for each effect."""
+    """effects.png: central 90% intervals of every group, the smallest group first; one panel per effect."""
     sizes = groups.sizes
     order = sizes.argsort(stable=True)
     figure, axes = new_figure(1, rows=groups.num_random)
@@ -43,7 +43,7 @@ def draw_effects(groups: Groups, methods: Mapping[str, GroupEstimates], folder: 
 
 
 def _name_groups(axis: Any, groups: Groups, order: Tensor) -> None:
-    """Label groups by name and size; of more than 30 groups, label every few by size."""
+    """Label groups by name and size; if there are more than 30, label about 20 of them by size alone."""
     sizes = [int(size) for size in groups.sizes]
     few = len(order) <= 30
     step = 1 if few else len(order) // 20
@@ -88,7 +88,7 @@ def _ellipse(pooled: GroupEstimates) -> list[Tensor]:
 
 
 def draw_prior(groups: Groups, draws: Draws, methods: Mapping[str, Sequence[GroupEstimates]], folder: Path) -> Path:
-    """prior.png: NUTS posterior of the spread of the groups and of the noise; point estimates as lines."""
+    """prior.png: posterior of the sds over groups and of the noise by NUTS, with point estimates as lines."""
     panels = _prior_panels(groups, draws)
     rows = (len(panels) + 1) // 2
     figure, axes = new_figure(2, rows)

@@ -14,7 +14,7 @@ from pyro_metabayes.experiments.studies.tables import spread
 
 
 def method_row(groups: Groups, name: str, seeds: Sequence[GroupEstimates], reference: GroupEstimates) -> dict[str, str]:
-    """Means and ranges over seeds; distances and ratios are to maximum likelihood."""
+    """Means and ranges over seeds; distances and ratios are relative to maximum likelihood."""
     random = list(groups.features[: groups.num_random])
     cells = {"": name, "seeds": str(len(seeds))}
     for i, feature in enumerate(groups.features):
@@ -31,7 +31,7 @@ def method_row(groups: Groups, name: str, seeds: Sequence[GroupEstimates], refer
 def _distance_cells(
     groups: Groups, random: Sequence[str], seeds: Sequence[GroupEstimates], reference: GroupEstimates
 ) -> dict[str, str]:
-    """Distances of effects to maximum likelihood, over all groups and over the smallest ones; ratios of their sds."""
+    """Distances of effects to maximum likelihood, over all groups and over the smallest groups; ratios of sds."""
     smallest, size = groups.sizes == groups.sizes.min(), int(groups.sizes.min())
     subsets: dict[str, Tensor] = {"": smallest | ~smallest, f", groups of {size}": smallest}
     cells = {}

@@ -1,4 +1,4 @@
-"""From a file with rows of new groups to the rows of a table of predictions."""
+"""Predictions for a file with rows of new groups, as rows of a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
     """One row per row of the file without a response: group, predictors, mean, sd, lower and upper.
 
     Raises:
-        UsageError: the run is not one of groups, or the file has no row to predict.
+        UsageError: the run is not on data=groups, or the file has no row with a blank response.
     """
     setup = restore_run(folder, saved_config(folder, ["device=cpu"]))
     groups = setup.tasks.source
@@ -32,7 +32,7 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
     read = chosen.read(_setting(setup, "missing", "refuse"), _setting(setup, "decimal", "point"), groups.levels, True)
     asked = read.values[:, -1].isnan()
     if not asked.any():
-        raise UsageError(f"expected rows of {file} whose '{chosen.response}' is blank, got none; leave it blank to ask")
+        raise UsageError(f"expected rows with a blank '{chosen.response}' in {file}, got none; add rows to predict")
     for note in read.notes:
         print(f"note: {note}")
     _note_known_groups(read, groups, chosen.group)
@@ -48,7 +48,7 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
 
 
 def columns_of(config: Config, file: Path) -> ChosenColumns:
-    """The columns of the run in another file, in which the column of groups may be missing."""
+    """The columns of the run in another file, which may lack the column of groups."""
     data = config.data
     there = header_of(file, [*data["predictors"], data["response"]]).names
     names = data["group"], data["response"], data["predictors"], data.get("random", ["intercept"])
@@ -56,7 +56,7 @@ def columns_of(config: Config, file: Path) -> ChosenColumns:
 
 
 def in_units(groups: Groups, learner: MetaLearner, known: Tensor, asked: Tensor) -> NumberPrediction:
-    """Predictions for rows [N, D + 1] of the file, in its units."""
+    """Predictions for the rows `asked` given the rows `known` [N, D + 1] of one group, in the units of the file."""
     scales = groups.scales
     support, query = scales.standardised(known), scales.standardised(asked)
     prediction = learner.predict(support[:, :-1], support[:, -1], query[:, :-1])
@@ -74,13 +74,13 @@ def _note_known_groups(read: Rows, groups: Groups, column: str | None) -> None:
     known = sorted(set(read.keys) & set(groups.names)) if column else []
     if known:
         print(
-            f"note: {len(known)} groups have names of groups in the data of the run, such as '{known[0]}': they are "
-            "predicted from the rows of this file alone"
+            f"note: {len(known)} groups have the same names as groups in the data of the run, such as '{known[0]}'; "
+            "they are predicted from the rows of this file alone"
         )
 
 
 def _row(chosen: ChosenColumns, read: Rows, place: int, prediction: NumberPrediction, number: int) -> dict[str, str]:
-    """Cells as text; predictors as the regression reads them."""
+    """One row as text, with the predictors as the regression uses them."""
     group = {} if chosen.group is None else {chosen.group: read.keys[place]}
     x = dict(zip(read.features, read.values[place].tolist(), strict=False))
     inputs = {name: f"{value:g}" for name, value in x.items() if name != "intercept"}

@@ -1,7 +1,6 @@
 """python -m experiments.predictive run=RUN_DIR tasks=64: posterior and prior predictive checks of a finished run.
 
-Settings of task, eval and guide may be changed too. Writes predictive.png, table.md and table.csv to
-RUN_DIR/predictive.
+Settings of task, eval and guide can be changed. Writes predictive.png, table.md and table.csv to RUN_DIR/predictive.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pyro_metabayes.experiments.runs.restore_run import run_and_tasks, settings_
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
 from pyro_metabayes.seeding import seeded
 
-TAILS = 0.05
+TAILS = 0.05  # p-values below it, or above 1 minus it, are counted
 
 
 @dataclass
@@ -30,13 +29,13 @@ class PredictiveSettings:
     """The settings of the command."""
 
     run: str = MISSING  # folder of a finished run
-    tasks: int = 64  # number of its evaluation tasks
+    tasks: int = 64  # number of evaluation tasks
     samples: int = 100  # draws of w per task
     noise: int = 0  # seed of the draws
 
 
 def checks_of(settings: PredictiveSettings, changed: Sequence[str]) -> Checks:
-    """{"posterior": ..., "prior": ...}: discrepancies by name; without "prior" if the prior is flat."""
+    """Discrepancies by name, under "posterior" and, unless the prior is flat, under "prior"."""
     setup, episodes = run_and_tasks(settings.run, changed, settings.tasks)
     with seeded(settings.noise):
         replications = predictive_draws(setup.learner, episodes, settings.samples)
@@ -49,7 +48,7 @@ def checks_of(settings: PredictiveSettings, changed: Sequence[str]) -> Checks:
 
 
 def rows_of(checks: Checks) -> list[dict[str, str]]:
-    """One row per discrepancy and distribution; a calibrated model has 5% in either tail."""
+    """One row per discrepancy and distribution; a calibrated model has 5% of the p-values in each tail."""
     return [
         {
             "draws from": name,

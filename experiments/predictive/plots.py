@@ -11,11 +11,11 @@ from pyro_metabayes.diagnostics.predictive import Discrepancy
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 
 Checks = dict[str, dict[str, Discrepancy]]
-NUM_TASKS = 16  # of the plot
+NUM_TASKS = 16  # number of tasks with a box in the plot
 
 
 def draw(checks: Checks, path: Path) -> Path:
-    """Replicated and observed NLL of single tasks, under posterior and prior, and the p-values of all."""
+    """Replicated and observed NLL of single tasks under posterior and prior, and the p-values of all tasks."""
     figure, axes = new_figure(len(checks) + 1)
     for axis, (name, discrepancies) in zip(axes, checks.items(), strict=False):
         nll = discrepancies["nll"]

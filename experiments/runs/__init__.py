@@ -1,1 +1,1 @@
-"""Building runs from configurations, and reading finished runs."""
+"""Builds runs from configurations, and reads finished runs."""

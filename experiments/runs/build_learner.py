@@ -1,4 +1,4 @@
-"""The learner of a configuration: fresh weights, a pretrained backbone, and known classes where training starts."""
+"""Builds the learner of a configuration: initial weights, pretrained backbone, and classes known before training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro_metabayes.inference.capabilities import StartsAtEstimates
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.pretraining import embed_bank, features_under, pretrain
 
-PIECE = 2**14  # rows
+PIECE = 2**14  # number of rows that are read at a time
 
 
 @runtime_checkable
@@ -36,20 +36,23 @@ class TransformsFeatures(Protocol):
 
     @property
     def transforms(self) -> bool:
-        """Whether it does more than scale them."""
+        """Whether the backbone does more than scale the features."""
 
     def centre_on(self, batches: Iterable[Tensor]) -> None:
-        """Before training, set the mean that is subtracted to that of the inputs [n, D] of all batches."""
+        """Before training, set the mean to be subtracted to that of the inputs [n, D] of all batches."""
 
 
 def build_learner(config: Config, data: Bank | Source, source: Source, num_classes: int | None = None) -> MetaLearner:
-    """A learner with fresh weights; refuses data without the classes that model or guide need.
+    """A learner with untrained weights.
 
     Args:
         config: the configuration of the run.
-        data: as loaded.
-        source: the source of tasks made of the data.
-        num_classes: what the learner is built for, where it is not the way of the tasks.
+        data: the data as loaded.
+        source: the source of tasks that is made from the data.
+        num_classes: number of classes that the learner is built for; None: the way of the tasks.
+
+    Raises:
+        UsageError: the data lack something that the model, the guide or the backbone needs.
     """
     specification = config.specification() | {
         "input_shape": list(source.input_shape),
@@ -68,7 +71,7 @@ def build_learner(config: Config, data: Bank | Source, source: Source, num_class
 
 
 def start_at_closed_form(learner: MetaLearner, source: Source) -> None:
-    """Start at maximum likelihood where data and model have it in closed form (model.start=closed_form)."""
+    """If model.start=closed_form, start at the maximum-likelihood estimates, if data and model allow a closed form."""
     model = learner.model
     if isinstance(source, Groups) and isinstance(model, StartsAtEstimates) and model.start == "closed_form":
         estimates = source.estimates()
@@ -78,7 +81,11 @@ def start_at_closed_form(learner: MetaLearner, source: Source) -> None:
 
 
 def pretrain_learner(config: Config, learner: MetaLearner, bank: Bank, device: torch.device) -> Bank:
-    """Pretrain the backbone, and start known classes; the bank of features, or of inputs if the backbone is trained."""
+    """Pretrain the backbone, and set weights of classes that are known before training.
+
+    Returns:
+        the bank of features, or the bank of inputs if the backbone is trained further.
+    """
     features, classes = _features_and_classes(config, learner, bank, device)
     part = learner.model if config.task.base_query else learner.guide if bank.num_shared else None
     if isinstance(part, StartsAtClasses):
@@ -88,7 +95,7 @@ def pretrain_learner(config: Config, learner: MetaLearner, bank: Bank, device: t
 
 
 def restored_bank(config: Config, learner: MetaLearner, bank: Bank, device: torch.device) -> Bank:
-    """The bank of features under the backbone of a restored learner, or of inputs if the backbone is trained."""
+    """The bank of features under the backbone of a restored learner, or of inputs if the backbone is not frozen."""
     if not config.frozen:
         return bank
     if not any(True for _ in learner.backbone.parameters()):
@@ -99,7 +106,7 @@ def restored_bank(config: Config, learner: MetaLearner, bank: Bank, device: torc
 def _features_and_classes(
     config: Config, learner: MetaLearner, bank: Bank, device: torch.device
 ) -> tuple[Bank, Tensor | None]:
-    """Features of the bank, and the weights [C, D] of the classifier of the pretraining, where there was one."""
+    """Features of the bank, and the weights [C, D] of the pretrained classifier; None without pretraining."""
     if not any(True for _ in learner.backbone.parameters()):
         if isinstance(learner.backbone, TransformsFeatures) and learner.backbone.transforms:
             learner.backbone.centre_on(_training_inputs(bank, config.pretrain.holdout_per_class))
@@ -110,7 +117,7 @@ def _features_and_classes(
 
 
 def _training_inputs(bank: Bank, holdout_per_class: int) -> Iterator[Tensor]:
-    """Inputs [n, D] of the training classes, without their held-out rows; those in a file are read piece by piece."""
+    """Inputs [n, D] of the training classes without held-out rows, in pieces, since a file may exceed the memory."""
     rows = bank.rows("train")
     if holdout_per_class:
         rows = rows[~torch.isin(rows, held_out_rows(bank, holdout_per_class))]
@@ -148,14 +155,14 @@ def _refuse_transforms_without_bank(config: Config, learner: MetaLearner, data: 
     if transforms and not isinstance(data, Bank):
         raise UsageError(
             f"expected a bank of features for backbone.power and backbone.centre, got data="
-            f"{config.choices.get('data')}, which draws its features; set backbone.power=1 and backbone.centre=false"
+            f"{config.choices.get('data')}, a simulator; set backbone.power=1 and backbone.centre=false"
         )
 
 
 def _refuse_other_family(config: Config, learner: MetaLearner, source: Source) -> None:
-    """The response of groups that is not Gaussian has one model, and is not standardised for another."""
+    """Refuse a non-Gaussian response of groups with another model: such a response is not standardised."""
     if isinstance(source, Groups) and source.family != getattr(learner.model, "family", "gaussian"):
         raise UsageError(
             f"expected model=generalised_regression for data.family={source.family}, got model="
-            f"{config.model['_target_']}; set both, or neither"
+            f"{config.model['_target_']}; set data.family and model together"
         )

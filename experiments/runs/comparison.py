@@ -16,8 +16,8 @@ DIFFERENCES = {  # title, factor, digits
     "joint_nll": ("joint NLL difference", 1, 4),
     "mse": ("squared error difference", 1, 4),
 }
-OF_CLASSES = ("accuracy %", "transductive %", "ECE", "accuracy gain, points")  # columns without a meaning for numbers
-OF_NUMBERS = ("RMSE", "squared error difference")  # and for classes
+OF_CLASSES = ("accuracy %", "transductive %", "ECE", "accuracy gain, points")  # columns for classification only
+OF_NUMBERS = ("RMSE", "squared error difference")  # columns for regression only
 
 
 def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
@@ -26,7 +26,7 @@ def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
 
 
 def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
-    """Means over seeds, with 95% intervals over all their tasks."""
+    """Scores as cells of a table: means over seeds, with 95% intervals over the tasks of all seeds."""
     scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in runs[0].per_task}
     collapsed = {run.results["collapsed"] for run in runs}
     accuracy = "-"
@@ -52,11 +52,11 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
 
 
 def unpaired_note(label: str, runs: Sequence[Run], first_label: str, first: Sequence[Run]) -> str:
-    """Why no run has the test tasks of a run of the first row; '' where one has."""
+    """One sentence why no run shares its test tasks with a run of the first row; '' if one does."""
     if {run.tasks for run in runs} & {run.tasks for run in first}:
         return ""
     if unknown := [run for run in (*first, *runs) if FINGERPRINT not in run.results]:
-        reason = f"{unknown[0].folder} records no fingerprint of its data; experiments.evaluate does"
+        reason = f"{unknown[0].folder} records no fingerprint of its data; experiments.evaluate records one"
     else:
         one, other = dict(first[0].tasks), dict(runs[0].tasks)
         names = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
@@ -65,7 +65,7 @@ def unpaired_note(label: str, runs: Sequence[Run], first_label: str, first: Sequ
 
 
 def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:
-    """Differences to the scores of `first` on the same tasks; pairing removes the difficulty of the tasks."""
+    """Differences to the scores of `first` on the same tasks. Pairing removes the variance between tasks."""
     row = {"data and task": task, "guide": label}
     for name, (title, factor, digits) in DIFFERENCES.items():
         of_first = {run.tasks: run.per_task.get(name) for run in first}
@@ -80,7 +80,7 @@ def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[
 
 
 def with_meaning(rows: Sequence[dict[str, str]], runs: Sequence[Run]) -> list[dict[str, str]]:
-    """The rows without the columns that none of the runs has, since it is of classes or of numbers."""
+    """The rows without columns for classification (or regression) if no run is one."""
     of_classes = {"accuracy" in run.per_task for run in runs}
     left_out = (() if True in of_classes else OF_CLASSES) + (() if False in of_classes else OF_NUMBERS)
     return [{name: cell for name, cell in row.items() if name not in left_out} for row in rows]

@@ -1,4 +1,4 @@
-"""Evaluation of a finished run under changed settings."""
+"""Evaluation of a finished run with changed settings."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from pyro_metabayes.experiments.runs.results import results_of, write_results
 from pyro_metabayes.storage.paths import user_path
 
 PATH = "data.path="
-LONGEST = 200  # bytes of a folder's name before its hash; file systems allow 255
+LONGEST = 200  # largest number of bytes of a folder's name without the hash; file systems allow 255
 
 
 def folder_name(settings: Sequence[str]) -> str:
-    """The name of the folder of an evaluation: its settings, and a hash of them where the name would be ambiguous.
+    """The name of the folder of an evaluation: its settings, and a hash of them if the name would be ambiguous.
 
-    Of a path it shows the name of the file. The hash is that of the absolute path, the same from every folder.
+    A path is shortened to the name of the file. The hash uses the absolute path, so it does not depend on the current
+    folder.
     """
     shown = [f"{PATH}{Path(path).name}" if (path := _path_of(setting)) else setting for setting in settings]
     name = ",".join(shown) or "again"
@@ -40,14 +41,14 @@ def _path_of(setting: str) -> str:
 
 
 def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
-    """Evaluate a run and write the results to a folder."""
+    """Evaluate a run, write the results to the folder `out`, and return them."""
     results, evaluation = score_run(folder, config)
     write_results(out, results, evaluation)
     return results
 
 
 def score_run(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]:
-    """Evaluate the best learner of a run; the configuration may differ in settings without weights."""
+    """Evaluate the best learner of a run; the configuration may differ in settings that are not learned."""
     checkpoint = finished_checkpoint(folder, config)
     setup = restore_learner(checkpoint, config)
     print_notes(setup)

@@ -1,4 +1,4 @@
-"""Finished runs: read from folders, labelled by the settings that differ, and grouped over seeds."""
+"""Reads finished runs from folders, labels them by the settings that differ, and groups them over seeds."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, rea
 
 SCORES = ("accuracy", "nll", "joint_nll", "mse")
 QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
-# Fields that determine the tasks of a run, beside the data and their settings.
+# Fields that determine the tasks of a run, together with the data and the data settings.
 TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")
-OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # on which test tasks do not depend
-FINGERPRINT = "data_fingerprint"  # a hash of the data of a run, null for a simulator; absent in the first versions
+OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # data settings that do not change test tasks
+FINGERPRINT = "data_fingerprint"  # hash of the data of a run; null for a simulator, absent in the first versions
 NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
@@ -35,7 +35,7 @@ WITHOUT_MEANING = (
     "resume",
     "choices",
     "estimated",
-)  # do not define another experiment
+)  # settings that do not define another experiment
 
 
 @dataclass(frozen=True)
@@ -58,22 +58,22 @@ class Run:
 
     @property
     def tasks(self) -> tuple[tuple[str, str], ...]:
-        """What determines the test tasks, by name; runs with the same value can be compared task by task.
+        """Names and values that determine the test tasks; runs with equal values can be compared task by task.
 
-        The tasks of a run that records no fingerprint of its data are its own.
+        A run without a fingerprint of its data is comparable only to itself.
         """
         results, config = self.results, self.results.get("config", {})
-        # 0 and [] stand for settings that are off, of which older runs have no field.
+        # Older runs lack the fields of settings that are off (0 or []).
         named = {name: results[name] for name in TASKS if results.get(name) or name == "seed"}
         named[FINGERPRINT] = results.get(FINGERPRINT, f"not recorded in {self.folder.resolve()}")
         named |= {f"data.{k}": v for k, v in config.get("data", {}).items() if k not in OTHER_DATA_SETTINGS}
-        if results.get("base_query"):  # its queries are drawn from the inputs that are held out
+        if results.get("base_query"):  # base queries are drawn from the held-out inputs
             named["pretrain.holdout_per_class"] = config["pretrain"]["holdout_per_class"]
         return tuple((name, str(value)) for name, value in sorted(named.items()))
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:
-    """Every run in or below the folders, a run before its later evaluations."""
+    """Every run in or below the folders; a run precedes its evaluations."""
     runs = []
     for path in paths:
         files = sorted(user_path(path).rglob("results.json"), key=lambda file: (len(file.parts), file))
@@ -84,7 +84,11 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """The results of a finished run; refuses folders without complete and valid files."""
+    """The results of a finished run.
+
+    Raises:
+        UsageError: the folder lacks files of a finished run, or they are damaged.
+    """
     file = "results.json"
     if not (folder / file).is_file():
         has_checkpoint = (folder / "checkpoint.pt").is_file()
@@ -119,7 +123,7 @@ def _check_contents(results: Any, per_task: Mapping[str, np.ndarray]) -> None:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as dotted names."""
+    """Dotted names and values of nested settings."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{name}.")
@@ -128,7 +132,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _used(settings: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Without those that had no effect: a regression pretrains nothing and has one class."""
+    """The settings that had an effect: a regression has no pretraining and one class."""
     if "accuracy" in run.per_task:
         return settings
     idle = ("pretrain.", "task.way", "task.query_", "task.base_query", "task.train_query")
@@ -136,7 +140,7 @@ def _used(settings: dict[str, Any], run: Run) -> dict[str, Any]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """The guide of each run, and the settings that differ between runs of that guide on that task."""
+    """A label for each run: its guide, and the settings that differ between runs of this guide on this task."""
     by_guide = defaultdict(list)
     configs = [{k: v for k, v in run.results["config"].items() if k not in WITHOUT_MEANING} for run in runs]
     settings = [_used(dict(flatten(config)), run) for config, run in zip(configs, runs, strict=True)]
@@ -147,7 +151,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
         family = by_guide[run.results["guide"], run.task]
         names_of_family = {name for setting_of_run in family for name in setting_of_run}
         if len(of_task := {other.results.get(FINGERPRINT) for other in runs if other.task == run.task}) == 1:
-            names_of_family -= {"data.path"} if of_task != {None} else set()  # the same data in several places
+            names_of_family -= {"data.path"} if of_task != {None} else set()  # copies of the same data
         differ = sorted(
             name for name in names_of_family if len({repr(setting_of_run.get(name)) for setting_of_run in family}) > 1
         )
@@ -156,7 +160,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def task_names(runs: Sequence[Run]) -> list[str]:
-    """Data and task of each run, with the fingerprint of its data where runs of that name are on different data."""
+    """Data and task of each run, with the fingerprint of the data if one name stands for different data."""
     data = defaultdict(set)
     for run in runs:
         data[run.task].add(run.data)
@@ -164,7 +168,7 @@ def task_names(runs: Sequence[Run]) -> list[str]:
 
 
 def group_by_label(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs by (data and task, label), which differ in the seed only; a repetition of the same tasks is left out."""
+    """Runs by (data and task, label); those of a group differ in the seed. A second run on equal tasks is left out."""
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run, task, label in zip(runs, task_names(runs), labels(runs), strict=True):
         group = groups[task, label]

@@ -1,4 +1,4 @@
-"""Notes, one line each: what is remarkable about the data or the result of a run."""
+"""One-line notes about unusual data or results of a run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.experiments.runs.tasks import HasNotes
 from pyro_metabayes.training.optimisation import idle_rates
 
-FAR_BELOW = 2.0  # nats: a likelihood-ratio test of one parameter at 5%
+FAR_BELOW = 2.0  # nats; about the threshold of a likelihood-ratio test of one parameter at 5%
 
 
 def print_notes(setup: RunSetup) -> None:
-    """What the source of the tasks says about its data, and rates of the user that have no effect."""
+    """Print the notes of the source of tasks, and learning rates of the user that have no effect."""
     rates, of_choices = setup.config.train.learning_rates, rates_of_choices(setup.config.choices)
     for name in idle_rates(setup.learner, setup.config.train):
         if rates[name] != of_choices.get(name):
-            print(f"note: no parameter '{name}' in this setting: its rate in train.learning_rates has no effect")
+            print(f"note: train.learning_rates.{name} has no effect: this setting has no parameter '{name}'")
     if isinstance(source := setup.tasks.source, HasNotes):
         for note in source.notes:
             print(f"note: {note}", flush=True)
@@ -33,22 +33,22 @@ def _note_conditional_prior(setup: RunSetup) -> None:
     model, shot = setup.learner.model, setup.config.task.shot
     if isinstance(setup.tasks.source, Groups) and shot and model.given_support:
         print(
-            f"note: the prior of this run is that of a group of which {shot} points are known; means and sds of the "
-            "groups are not learned: train with task.shot=0, and set task.shot in the evaluation",
+            f"note: this run learns a prior conditional on {shot} points of a group, not the means and sds of the "
+            "groups; to learn these, train with task.shot=0, and set task.shot in the evaluation",
             flush=True,
         )
 
 
 @dataclass(frozen=True)
 class Causes:
-    """Why predictions may be poor: of classes no better than chance, of numbers no better than a constant."""
+    """Possible causes of poor predictions: classes no better than chance, or numbers no better than a constant."""
 
     classes: str
     numbers: str
 
 
 OF_TRAINING = Causes(
-    "too few steps, or diverged (lower train.learning_rate)",
+    "the training is too short (train.steps), or has diverged (lower train.learning_rate)",
     "the predictors do not help, or the training is too short (train.steps)",
 )
 OF_EVALUATION = Causes(
@@ -59,12 +59,13 @@ OF_EVALUATION = Causes(
 
 
 def note_poor_result(results: Mapping[str, Any], causes: Causes = OF_TRAINING) -> None:
-    """Notes about skipped steps, and about predictions no better than those of a constant."""
+    """Print notes about skipped steps, and about predictions no better than chance or a constant."""
     if skipped := results["skipped"]:
-        print(f"{skipped} of {results['steps']} steps were skipped: a loss or gradient was not finite (train.on_nan)")
+        count = f"{skipped} of {results['steps']} steps"
+        print(f"note: {count} were skipped: a loss or gradient was not finite (train.on_nan)")
     num_answers = results["way"] + (results["base_classes"] or 0)
     if results["way"] > 1 and results["accuracy"] and results["nll"] > (chance := math.log(num_answers)):
-        print(f"worse than chance (NLL {chance:.3f}): {causes.classes}")
+        print(f"note: worse than chance, whose NLL is {chance:.3f}: {causes.classes}")
     if constants := results["constant_rmse"]:
         _note_useless_regression(results["rmse"], constants, causes.numbers)
 
@@ -76,10 +77,10 @@ def _note_useless_regression(rmse: float, constants: Mapping[str, float], cause:
 
 
 def note_low_likelihood(results: Mapping[str, Any]) -> None:
-    """A note about a prior that is far from maximum likelihood on the groups that it was learned from."""
+    """Print a note if the log-likelihood of the training groups is far below the maximum."""
     values = results["log_likelihood"]
     if values and values["learned"] < values["closed_form"] - FAR_BELOW:
         print(
-            f"note: the learned prior is not that of maximum likelihood: log likelihood {values['learned']:.1f} on the "
-            f"training groups, {values['closed_form']:.1f} in closed form; raise train.steps, or train with task.shot=0"
+            f"note: the log likelihood of the training groups is {values['learned']:.1f} under the learned prior, but "
+            f"at most {values['closed_form']:.1f} in closed form; raise train.steps, or train with task.shot=0"
         )

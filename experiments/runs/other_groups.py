@@ -1,4 +1,4 @@
-"""Groups of another file than that of the training: every one of them is evaluated."""
+"""Evaluation on another file than that of the training: all its groups are evaluated."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.runs.tasks import load_data
 
-ROUNDING = 1e-9  # relative difference of scales that two machines compute from one file
+ROUNDING = 1e-9  # largest relative difference of scales that two machines compute from the same file
 
 
 def with_all_groups(config: Config, saved: Mapping[str, Any]) -> Config:
-    """The configuration of an evaluation: a file without the training groups of the run is not split.
+    """The configuration of an evaluation, in which a file without the training groups of the run is not split.
 
     Args:
-        config: of the evaluation.
+        config: the configuration of the evaluation.
         saved: the configuration of the run.
     """
     path = config.data.get("path")
@@ -28,12 +28,12 @@ def with_all_groups(config: Config, saved: Mapping[str, Any]) -> Config:
         return config
     if path == saved.get("data", {}).get("path") or _has_training_groups(config):
         return config
-    print(f"note: {path} is not the file of the training: all its groups are evaluated, not those of a split alone")
+    print(f"note: {path} is not the file of the training; all its groups are evaluated, not only those of one split")
     return replace(config, data=config.data | {"train": 1.0, "val": 0.0})
 
 
 def _has_training_groups(config: Config) -> bool:
-    """Whether the training groups of this file have the scales of those of the run, as in a file that was moved."""
+    """Whether the training groups of this file have the same scales as those of the run, as in a moved file."""
     with suppress(UsageError):
         data = load_data(replace(config, estimated={}))
         assert isinstance(data, groups.Groups)

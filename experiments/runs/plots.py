@@ -16,7 +16,7 @@ SPREADS = {"relative_sd": "sd / mean of weights", "logit_sd": "sd of logits", "d
 
 
 def draw_curves(folder: Path, title: str) -> Path:
-    """curves.png: loss, accuracy (or NLL) and the collapse metrics of metrics.jsonl over the steps."""
+    """curves.png: loss, accuracy (or NLL) and collapse metrics in metrics.jsonl against the step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     alive = any(line["prior_sd"] is not None for line in lines)
     figure, axes = new_figure(3 if alive else 2)
@@ -43,7 +43,7 @@ def draw_curves(folder: Path, title: str) -> Path:
 
 def _draw_spreads(axis: Any, lines: Sequence[Mapping[str, Any]], of_classes: bool) -> None:
     for name, legend in SPREADS.items():
-        if any(line[name] is not None for line in lines):  # a regression has no disagreement of decisions
+        if any(line[name] is not None for line in lines):  # a regression has no disagreement
             label = legend if of_classes else legend.replace("logits", "means / noise")
             axis.plot(*_curve(lines, name), _style(lines), label=label)
     axis.set(title="spread of the prior", yscale="log")
@@ -51,13 +51,13 @@ def _draw_spreads(axis: Any, lines: Sequence[Mapping[str, Any]], of_classes: boo
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], name: str, factor: float = 1) -> tuple[list[int], list[float]]:
-    """Steps and values; NaN, a gap in the plot, where a step has no value."""
+    """Steps and values; NaN, which leaves a gap in the plot, for a step without a value."""
     values = [math.nan if line[name] is None else factor * line[name] for line in lines]
     return [line["step"] for line in lines], values
 
 
 def _draw_noisy(axis: Any, lines: Sequence[Mapping[str, Any]], name: str, factor: float) -> None:
-    """The values of the logged steps, faint, and running means over ten of them."""
+    """The values of the logged steps in a faint colour, and running means over ten of them."""
     steps, values = _curve(lines, name, factor)
     means = [np.nanmean(values[max(0, end - 10) : end]) for end in range(1, len(values) + 1)]
     axis.plot(steps, values, color="C0", alpha=0.3)
@@ -65,7 +65,7 @@ def _draw_noisy(axis: Any, lines: Sequence[Mapping[str, Any]], name: str, factor
 
 
 def _style(lines: Sequence[Mapping[str, Any]]) -> str:
-    """A marker for a single point, which has no line."""
+    """A line style; with markers for a single point, which would be invisible."""
     return "o-" if len(lines) == 1 else "-"
 
 

@@ -26,15 +26,15 @@ from pyro_metabayes.storage.untrusted import count_of, expecting, within
 from pyro_metabayes.validation.trained_on import TaskRange
 
 Settings = TypeVar("Settings")
-READING = ("data.path=", "data.missing=", "data.decimal=")  # how a file is read, which may be another one
-TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # settings of the training, which are fixed afterwards
+READING = ("data.path=", "data.missing=", "data.decimal=")  # settings that may change, to evaluate on another file
+TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # settings that are fixed after training
 
 
 def refuse_training(settings: Sequence[str]) -> None:
-    """Refuse settings that only affect training; where and how a file is read may change."""
+    """Refuse settings that only affect training. Settings of how a file is read may change."""
     for setting in settings:
         if setting.startswith(TRAINED) and not setting.startswith(READING):
-            raise UsageError(f"an evaluation does not train: expected settings of task, eval or guide, got '{setting}'")
+            raise UsageError(f"expected settings of task, eval or guide, got '{setting}'; an evaluation does not train")
 
 
 def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Settings, list[str]]:
@@ -56,7 +56,7 @@ def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Setti
 
 
 def _setting(argument: str) -> DictConfig:
-    """A setting of a command; the folder of a run is taken as it is written, whatever signs it contains."""
+    """A setting of a command; the folder of a run is taken literally, whatever characters it contains."""
     name, _, value = argument.partition("=")
     if name == "run" and (not value.startswith("[") or user_path(value).exists()):
         return OmegaConf.create({name: str(user_path(value))})
@@ -64,7 +64,11 @@ def _setting(argument: str) -> DictConfig:
 
 
 def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
-    """The checkpoint of a run; refuses a run that has not taken all steps."""
+    """The checkpoint of a run.
+
+    Raises:
+        UsageError: the run has not taken all steps, or the checkpoint is invalid.
+    """
     state = checkpoint.load(within(folder, "checkpoint.pt"))
     if "training" not in state:
         raise UsageError(f"expected the checkpoint of a run in {folder}, got one without the state of the training")
@@ -80,7 +84,7 @@ def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
 
 
 def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:
-    """The best learner of a checkpoint, with its tasks; the configuration may differ in settings without weights."""
+    """The best learner of a checkpoint, with its tasks. The configuration may change settings that are not learned."""
     with expecting("a checkpoint with a learner"):
         num_classes, weights = count_of(state["best"]["specification"]["num_classes"]), state["best"]["weights"]
 
@@ -98,26 +102,26 @@ def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:
 
 
 def _refuse_learned_step_sizes(state: dict[str, Any], config: Config, learner: MetaLearner) -> None:
-    """A learned step size is a weight of the checkpoint, which a changed setting would not change."""
+    """Refuse a changed step size if it was learned: the weight in the checkpoint would override the setting."""
     saved, now, learned = state["best"]["specification"], config.specification(), dict(learner.named_parameters())
     for part in ("guide", "model"):
         for name in [name for name in now[part] if name.endswith("step_size")]:
             changed = now[part][name] != saved[part].get(name, now[part][name])
             if changed and (f"{part}.{name}" in learned or f"{part}.log_{name}" in learned):
                 raise UsageError(
-                    f"expected a run with a fixed step size for {part}.{name}={now[part][name]}, got one that has "
-                    f"learned it; set {part}.learn_step_size=false beside it where {part} has that setting"
+                    f"expected a run with a fixed step size for {part}.{name}={now[part][name]}, got a learned one; "
+                    f"set {part}.learn_step_size=false too, if {part} has that setting"
                 )
 
 
 def _refuse_unknown_scales(state: dict[str, Any], config: Config, setup: RunSetup) -> None:
-    """A run of version 0.1 has not recorded how its data were standardised; another file would say otherwise."""
+    """Refuse another file for a run of version 0.1, which has not recorded how its data were standardised."""
     saved, path = state.get("config", {}), config.data.get("path")
     unknown = isinstance(setup.tasks.source, EstimatesSettings) and "estimated" not in saved
     if unknown and path != saved.get("data", {}).get("path"):
         raise UsageError(
-            f"expected a run that records the scales of its columns, to read data.path={path} with them, got one of an "
-            "earlier version; train it again"
+            f"expected a run that records the scales of its columns to read data.path={path}, got a run of an earlier "
+            "version; train it again"
         )
 
 
@@ -127,7 +131,11 @@ def restore_run(folder: Path, config: Config) -> RunSetup:
 
 
 def setup_of(folder: str, changed: Sequence[str], num_tasks: int) -> RunSetup:
-    """A finished run; refuses more tasks than its evaluation split has."""
+    """The best learner of a finished run with changed settings, with its tasks.
+
+    Raises:
+        UsageError: num_tasks is below 2, or more than the evaluation split has.
+    """
     if num_tasks < 2:
         raise UsageError(f"expected tasks >= 2, got {num_tasks}")
     config = saved_config(Path(folder), changed)
@@ -146,6 +154,6 @@ def run_and_tasks(folder: str, changed: Sequence[str], num_tasks: int) -> tuple[
 
 
 def batches(stream: TaskStream, num_tasks: int) -> Iterator[Episodes]:
-    """Tasks 0, ..., num_tasks - 1, in batches of the size of an evaluation."""
+    """Tasks 0, ..., num_tasks - 1, in batches of the same size as in an evaluation."""
     for start in range(0, num_tasks, BATCH):
         yield stream.batch(start, min(start + BATCH, num_tasks))

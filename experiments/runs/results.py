@@ -30,12 +30,12 @@ from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage import checkpoint
 
-ROOT = Path(__file__).parents[2]  # of a checkout
-OWN_PRIORS = {"models.lwof.Model": "mixture"}  # of models that bring theirs
+ROOT = Path(__file__).parents[2]  # root of the repository, in a checkout
+OWN_PRIORS = {"models.lwof.Model": "mixture"}  # names of the priors that are part of a model
 
 
 def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | None, skipped: int) -> dict[str, Any]:
-    """The metrics of a run: accuracies are fractions, log scores are in nats, metrics without a meaning are null."""
+    """The content of results.json: accuracies are fractions, log scores are in nats, undefined metrics are null."""
     metrics = dict(evaluation.metrics)
     seconds = metrics.pop("seconds")
     config, learner = setup.config, setup.learner
@@ -62,7 +62,7 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
 
 
 def _tasks_per_second(config: Config, train_seconds: float | None, eval_seconds: float) -> dict[str, float | None]:
-    """Null for the training of a run that is only evaluated."""
+    """Tasks per second in training and evaluation; None for the training of a run that is only evaluated."""
     num_trained = config.train.steps * config.train.tasks_per_step
     return {
         "train": num_trained / train_seconds if train_seconds else None,
@@ -95,8 +95,8 @@ def write_results(folder: Path, results: dict[str, Any], evaluation: Evaluation)
     nonfinite = [name for name, value in flatten(results) if isinstance(value, float) and not math.isfinite(value)]
     if nonfinite:
         raise UsageError(
-            f"the scores are not finite ({', '.join(nonfinite[:3])}): an inner loop diverges on some task, or the "
-            "training has; lower guide.step_size, guide.num_steps or train.learning_rate"
+            f"expected finite scores, got others ({', '.join(nonfinite[:3])}): the training or an inner loop has "
+            "diverged; lower guide.step_size, guide.num_steps or train.learning_rate"
         )
 
     def scores(temporary: Path) -> None:
@@ -119,7 +119,7 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> str:
-    """The GPU's name, or the processor's and its number of cores."""
+    """The name of the GPU, or the name and the number of cores of the processor."""
     if device.type != "cpu" and (name := getattr(torch.get_device_module(device.type), "get_device_name", None)):
         return str(name(device))
     with contextlib.suppress(OSError):
@@ -130,8 +130,8 @@ def machine(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the code, marked where files differ from it; null outside a repository."""
-    if not (ROOT / ".git").exists():  # installed: a repository above belongs to another project
+    """The commit of the code, marked as dirty if files differ from it; None outside a repository."""
+    if not (ROOT / ".git").exists():  # in an installed package, an enclosing repository is another project's
         return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
     try:
@@ -143,9 +143,10 @@ def commit() -> str | None:
 
 @torch.no_grad()
 def log_likelihoods(setup: RunSetup) -> dict[str, float] | None:
-    """log p(y) of the training groups in nats of standardised columns: of the run, and the maximum in closed form.
+    """Log-likelihood of the training groups, under the learned prior and at the maximum in closed form.
 
-    The prior is that of a group without points. None where model or prior have no closed form, or the data no groups.
+    Both are in nats for standardised columns, with the prior of a group without points. None if model or prior have no
+    closed form, or the data have no groups.
     """
     source, model = setup.tasks.source, setup.learner.model
     if not isinstance(source, Groups) or not isinstance(model, IntegratesGaussian) or not model.canonical:

@@ -46,9 +46,9 @@ class CentresFeatures(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class RunSetup:
-    """What a run is made of.
+    """The objects of a run.
 
-    learner: with fresh weights, its backbone pretrained, until it is trained or restored.
+    learner: the learner, with a pretrained backbone; otherwise untrained until it is trained or restored.
     data_fingerprint: a hash of the data; None for a simulator.
     """
 
@@ -65,11 +65,16 @@ def set_up(
     training: bool = True,
     restore: Callable[[MetaLearner], None] | None = None,
 ) -> RunSetup:
-    """Load the data, build and pretrain the learner; refuses a configuration that cannot be run.
+    """Load the data, build the learner and pretrain it.
 
-    num_classes: what the learner is built for, where it is not the way of the tasks.
-    training: whether the splits for training and validation are read, not that of the evaluation alone.
-    restore: loads the weights of a trained learner, whose backbone is not pretrained again; None: fresh weights.
+    Args:
+        config: the configuration of the run.
+        num_classes: number of classes that the learner is built for; None: the way of the tasks.
+        training: whether the training and validation splits are read too, not only that of the evaluation.
+        restore: loads the weights of a trained learner, whose backbone is then not pretrained; None: untrained weights.
+
+    Raises:
+        UsageError: the configuration cannot be run.
     """
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
@@ -98,7 +103,7 @@ def set_up(
 
 
 def _centre_features(config: Config, learner: MetaLearner, tasks: RunTasks) -> None:
-    """Give a guide that centres features the mean feature of training tasks."""
+    """Pass the mean feature of training tasks to a guide that centres features."""
     if not isinstance(learner.guide, CentresFeatures):
         return
     if not config.frozen:
@@ -111,7 +116,7 @@ def _centre_features(config: Config, learner: MetaLearner, tasks: RunTasks) -> N
 
 
 def _mean_feature(stream: TaskStream) -> Tensor:
-    """Mean feature [D] of the points of the first block of training tasks, which simulators have too."""
+    """Mean feature [D] of the points of the first block of training tasks; it is defined for simulators too."""
     episodes = stream.batch(0, BLOCK)
     points = torch.cat((episodes.support_x, episodes.query_x), dim=1)
     weights = torch.cat((episodes.support_mask, episodes.query_mask), dim=1).unsqueeze(-1)

@@ -15,7 +15,7 @@ COLLAPSE = {True: "collapsed", False: "alive", None: "-"}
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """One number of a table; a dash for null."""
+    """A number as a cell of a table; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -25,9 +25,9 @@ def per_cent(mean: float, ci95: float | None = None) -> str:
 
 
 def task_name(results: Mapping[str, Any]) -> str:
-    """5-way 1-shot; 64+5-way 1-shot with base classes; 10 support points for a regression (way 1).
+    """The name of a task: "5-way 1-shot", "64+5-way 1-shot" with base classes, "10 support points" in a regression.
 
-    A group of data=groups has at most so many support points, and fewer where it has few rows.
+    For data=groups it is "at most 10 support points", since a group may have fewer rows.
     """
     way, shot = results["way"], results["shot"]
     beside = f"{base}+" if (base := results.get("base_classes")) else ""
@@ -41,7 +41,7 @@ def _is_of_groups(results: Mapping[str, Any]) -> bool:
 
 
 def queries_of(task: Mapping[str, Any]) -> str:
-    """Queries per class: 15; 55/5/5/5/5 for fixed counts; Dirichlet(2) for random counts."""
+    """Queries per class: "15", "55/5/5/5/5" for fixed counts, or "Dirichlet(2)" for random counts."""
     if task["query_counts"]:
         return "/".join(map(str, task["query_counts"]))
     if task["query_concentration"]:
@@ -50,7 +50,7 @@ def queries_of(task: Mapping[str, Any]) -> str:
 
 
 def _number_of_queries(results: Mapping[str, Any]) -> str:
-    """15 queries; for data=groups, whose tasks have the queries that a group has, at most so many."""
+    """The number of queries per class: "15 queries", or "at most 15 queries" for data=groups."""
     return f"{'at most ' * _is_of_groups(results)}{queries_of(results)} queries"
 
 
@@ -82,7 +82,7 @@ def _log_score_title(results: Mapping[str, Any]) -> str:
 
 
 def _accuracies(results: Mapping[str, Any]) -> dict[str, str]:
-    """Accuracy; the four accuracies of a run with base classes; RMSE of a regression."""
+    """The accuracy, the four accuracies of a run with base classes, or the RMSE of a regression."""
     if results["accuracy"] is None:
         return _errors(results["rmse"], results.get("response"))
     if results.get("novel") is None:
@@ -92,7 +92,7 @@ def _accuracies(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _errors(rmse: float, response: Mapping[str, Any] | None) -> dict[str, str]:
-    """RMSE; for data=groups in standard deviations of the response, and in its unit."""
+    """The RMSE; for data=groups both in standard deviations of the response and in the unit of the response."""
     if response is None:
         return {"RMSE": number(rmse)}
     unit = response["name"]
@@ -100,7 +100,7 @@ def _errors(rmse: float, response: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """Aligned columns for a terminal."""
+    """A table with aligned columns for a terminal."""
     columns = list(rows[0])
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
     lines = [columns, *([row[name] for name in columns] for row in rows)]

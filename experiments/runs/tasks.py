@@ -1,4 +1,4 @@
-"""The tasks of a configuration: the source that they are drawn from, and a stream of each split."""
+"""The tasks of a configuration: the source from which they are drawn, and a stream for each split."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pyro_metabayes.learner import MetaLearner
 
 @runtime_checkable
 class HasFingerprint(Protocol):
-    """Data that are read; simulators are defined by their settings."""
+    """Data that are read from files; simulators have no fingerprint, since their settings define them."""
 
     def fingerprint(self) -> str:
         """A hash of the data."""
@@ -36,25 +36,25 @@ class HasFingerprint(Protocol):
 
 @runtime_checkable
 class EstimatesSettings(Protocol):
-    """Data whose training groups determine some of their settings; these belong to the run."""
+    """Data with settings that are estimated from the training groups; a run records these settings."""
 
     def estimated_settings(self) -> dict[str, Any]:
-        """Settings under which other data are read as these are."""
+        """The estimated settings, with which other data are read in the same way."""
 
 
 @runtime_checkable
 class HasNotes(Protocol):
-    """Data that a user should know something about."""
+    """Data with notes for the user."""
 
     notes: Sequence[str]
 
 
 @runtime_checkable
 class HasConstants(Protocol):
-    """Data with predictions that read no input, with which a regression is compared."""
+    """Data with constant predictions, with which a regression is compared."""
 
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Squared errors [T] by the name of the constant; none if a regression can do no better."""
+        """Squared errors [T] by the name of the constant; empty if no regression can do better."""
 
 
 @dataclass(frozen=True)
@@ -66,26 +66,26 @@ class RunTasks:
     device: torch.device
 
     def stream(self, split: str) -> TaskStream:
-        """Tasks of a split; those to learn from are as many as train.num_tasks."""
+        """Tasks of a split; the training split has train.num_tasks tasks."""
         num_tasks = self.config.train.num_tasks if split == "train" else None
         return self._stream(split, self.config.task.of(split), num_tasks)
 
     @property
     def validation(self) -> TaskStream:
-        """Tasks that select the learner: of all classes of the split where it has fewer than task.way."""
+        """Tasks for model selection. If the split has fewer than task.way classes, they have all its classes."""
         return self._stream("val", validation_shape(self.config, self.source))
 
     @property
     def twice(self) -> TaskStream | None:
-        """Tasks to evaluate with twice the queries, where eval.information asks for them."""
+        """Evaluation tasks with twice the number of queries, for eval.information=true; else None."""
         if not self.config.eval.information:
             return None
         return self._stream(self.config.eval.split, self.config.task.of(self.config.eval.split).twice())
 
     def with_other_classes(self, most: int) -> tuple[TaskStream, int] | None:
-        """Tasks to evaluate with up to `most` other classes, and how many; None where the split has none to spare.
+        """Evaluation tasks with up to `most` additional classes, and their number; None if there are no more classes.
 
-        Queries are balanced: task.query of every class.
+        Each class has task.query queries.
         """
         shape = self.config.task
         if self.source.num_targets or shape.base_query:
@@ -97,7 +97,7 @@ class RunTasks:
         return None
 
     def constant_rmse(self) -> dict[str, float] | None:
-        """RMSE on the evaluation tasks of predictions that read no input; None where these are trivial or not known."""
+        """RMSE of constant predictions on the evaluation tasks; None if they are not defined or cannot be improved."""
         if not isinstance(self.source, HasConstants):
             return None
         stream, number = self.stream(self.config.eval.split), self.config.eval.tasks
@@ -106,7 +106,7 @@ class RunTasks:
         return {name: torch.cat([part[name] for part in parts]).mean().sqrt().item() for name in parts[0]} or None
 
     def response(self) -> dict[str, Any] | None:
-        """Name of the response and its sd, by which the labels of the tasks are divided; None if they are not."""
+        """Name of the response and the sd by which labels are divided; None if labels are not standardised."""
         source = self.source
         if not isinstance(source, Groups) or source.family != "gaussian":
             return None
@@ -114,7 +114,7 @@ class RunTasks:
 
     @property
     def truth(self) -> KnownTruth | None:
-        """The simulator, where it has a known p(w | observed)."""
+        """The simulator if p(w | observed) is known, else None."""
         return self.source if isinstance(self.source, KnownTruth) else None
 
     def _stream(self, split: str, shape: TaskShape, num_tasks: int | None = None) -> TaskStream:
@@ -124,7 +124,7 @@ class RunTasks:
 
 
 def load_data(config: Config) -> Bank | Source:
-    """A bank of inputs, or a source that draws tasks itself; refuses settings that the data do not have."""
+    """A bank of inputs, or a source that draws tasks itself. Unknown settings of the data are refused."""
     source = config.source()
     if "train_shift" in source and "train_shift" not in arguments_of(target_of(source, "data")):
         raise UsageError(
@@ -137,7 +137,7 @@ def load_data(config: Config) -> Bank | Source:
 
 
 def source_of(config: Config, data: Bank | Source) -> Source:
-    """The source of tasks; those of a bank are few-shot tasks (with base queries where asked) or domain minibatches."""
+    """The source of tasks. A bank gives few-shot tasks, with base queries if task.base_query, or domain minibatches."""
     if not isinstance(data, Bank):
         return data
     if isinstance(data, DomainBank):
@@ -148,31 +148,31 @@ def source_of(config: Config, data: Bank | Source) -> Source:
 
 
 def validation_shape(config: Config, source: Source) -> TaskShape:
-    """The shape of validation tasks, which have fewer classes than task.way where the split does."""
+    """The shape of validation tasks; they have fewer than task.way classes if the split has fewer."""
     shape = config.task.of("val")
     if not isinstance(source, BankSampler):
         return shape
-    way = min(shape.way, max(2, len(source.bank.splits["val"])))  # of one class there is no task
+    way = min(shape.way, max(2, len(source.bank.splits["val"])))  # a task needs two classes
     return replace(shape, way=way, query_counts=shape.query_counts[:way])
 
 
 def note_narrower_validation(config: Config, source: Source, learner: MetaLearner) -> None:
-    """Say that validation tasks have fewer classes; refuses a guide that takes one number of classes only."""
+    """Print a note if validation tasks have fewer classes than training tasks, or refuse a guide that cannot."""
     way, narrower = config.task.way, validation_shape(config, source).way
     if narrower == way:
         return
     if learner.guide.num_classes is not None:
         raise UsageError(
             f"expected at least task.way={way} classes in the val split, got {narrower}; lower task.way or bring more "
-            f"classes: guide={config.choices.get('guide')} cannot be validated on tasks of fewer classes"
+            f"classes, since guide={config.choices.get('guide')} has a fixed number of classes"
         )
     print(
-        f"note: the val split has {narrower} classes: validation is {narrower}-way, training {way}-way", file=sys.stderr
+        f"note: the val split has {narrower} classes; validation is {narrower}-way, training {way}-way", file=sys.stderr
     )
 
 
 def refuse_impossible(config: Config, source: Source, training: bool) -> None:
-    """Refuse task shapes that the data cannot fill, before anything is pretrained; only splits that are read count."""
+    """Refuse task shapes that need more data than the splits to be read have, before anything is pretrained."""
     if training:
         source.sampler("train", config.task.of("train"))
         source.sampler("val", validation_shape(config, source))
@@ -180,12 +180,12 @@ def refuse_impossible(config: Config, source: Source, training: bool) -> None:
     shift = source.bank.train_shift if isinstance(source, DomainSampler) else 0.0
     for name, value in {"task.feature_noise": config.task.feature_noise, "data.train_shift": shift}.items():
         if value and len(source.input_shape) > 1 and not config.frozen:
-            raise UsageError(f"expected features for {name}, got images; freeze the backbone, or set it to 0")
+            raise UsageError(f"expected features for {name}, got images; set backbone.frozen=true or {name}=0")
     if config.eval.information:
         try:
             source.sampler(config.eval.split, config.task.twice())
         except UsageError as error:
-            raise UsageError(f"eval.information=true draws twice the queries: {error}") from None
+            raise UsageError(f"eval.information=true needs twice the queries per task: {error}") from None
 
 
 def fingerprint_of(data: Bank | Source) -> str | None:
@@ -194,5 +194,5 @@ def fingerprint_of(data: Bank | Source) -> str | None:
 
 
 def _on(device: torch.device, draw: Callable[[Generator], Block]) -> Callable[[Generator], Block]:
-    """Tasks of simulators, and those of a bank in a file, are drawn on the CPU, the same everywhere, and moved."""
+    """Draws tasks on the CPU, so that they do not depend on the device, and moves them to the device."""
     return lambda generator: draw(generator).to(device)

@@ -1,4 +1,4 @@
-"""From a configuration to a trained and evaluated learner, in a folder of its own."""
+"""Trains and evaluates the learner of a configuration, and writes the folder of the run."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from pyro_metabayes.training.loop import MetaTraining
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    """Train as the configuration says (or go on where `folder` stands), evaluate, write the results."""
+    """Train, or continue from the checkpoint in `folder`; then evaluate, write the results and return them."""
     check_devices(config)
     setup = set_up(config)
     print_notes(setup)
     folder.mkdir(parents=True, exist_ok=True)
     with fabric_of(config, folder) as fabric:
         training = training_of(setup, folder, fabric)
-        if config.train.steps and not sys.stderr.isatty():  # which has no bar
-            goes_on = " goes on from the last checkpoint" if (folder / "checkpoint.pt").exists() else ""
-            lines = f"every {config.train.log_every} steps a line in {folder / 'metrics.jsonl'}"
+        if config.train.steps and not sys.stderr.isatty():  # without a progress bar
+            goes_on = " continues from the last checkpoint" if (folder / "checkpoint.pt").exists() else ""
+            lines = f"one line per {config.train.log_every} steps in {folder / 'metrics.jsonl'}"
             print(f"training{goes_on}: {lines}", flush=True)
         learner = training.run()
     tasks, stream = setup.tasks, setup.tasks.stream(config.eval.split)
@@ -59,7 +59,7 @@ def training_of(setup: RunSetup, folder: Path, fabric: Fabric) -> MetaTraining:
 
 
 def train_along(config: Config, folder: Path, fabric: Fabric) -> None:
-    """What the other processes of a job do; a run that diverges does so on the first, too, which says it."""
+    """Train in a process other than the first. Errors of the training are reported by the first process alone."""
     training = training_of(set_up(config), folder, fabric)
     with contextlib.suppress(UsageError):
         training.run()

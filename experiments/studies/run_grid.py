@@ -1,4 +1,4 @@
-"""The runs of a study, side by side in processes."""
+"""Runs the jobs of a study in parallel processes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ from pyro_metabayes.experiments.studies.study import Job
 from pyro_metabayes.training.interruption import SIGNALS
 from pyro_metabayes.training.progress import progress
 
-_stopped = False  # set in a worker that starts no further job
+_stopped = False  # True in a worker that must not start another job
 
 
 def run_grid(jobs: Sequence[Job], workers: int, title: str) -> None:
-    """Run every unfinished job; the first of each data set before the others, since it fills the caches."""
+    """Run every unfinished job. The first job of each data set runs before the others, since it fills the caches.
+
+    Raises:
+        UsageError: workers < 1, or a job has failed because of a user's mistake.
+    """
     if workers < 1:
         raise UsageError(f"expected workers >= 1, got {workers}")
     todo = [job for job in jobs if not job.finished]
     first = list({_data_of(job): job for job in reversed(todo)}.values())
     bar = progress(title, "runs", len(jobs), len(jobs) - len(todo))
-    print(f"{title}: {len(todo)} of {len(jobs)} runs to do, {workers} at a time")
+    print(f"{title}: {len(todo)} of {len(jobs)} runs to do, {workers} in parallel")
     with bar, ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _listen) as pool:
         try:
             for batch in (first, [job for job in todo if job not in first]):
-                with _signals_blocked():  # inherited by new workers, which cannot handle signals while they import
+                with _signals_blocked():  # new workers inherit this: they cannot handle signals during imports
                     futures = [pool.submit(_run_job, job) for job in batch]
                 for future in as_completed(futures):
                     if mistake := future.result():
@@ -56,7 +60,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _listen() -> None:
-    """In a worker: handle SIGTERM. SIGINT stays blocked, so that Ctrl-C reaches workers once: by way of the command."""
+    """In a worker: handle SIGTERM only. SIGINT remains blocked: on Ctrl-C the command sends SIGTERM to the workers."""
     signal.signal(signal.SIGTERM, _start_no_further_job)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
@@ -67,18 +71,22 @@ def _start_no_further_job(*_: object) -> None:
 
 
 def _data_of(job: Job) -> str:
-    """The settings that determine the caches of a job."""
+    """The settings that determine which caches a job uses."""
     return " ".join(part for part in job.settings if part.startswith(("data", "backbone", "pretrain")))
 
 
 def _run_job(job: Job) -> str:
-    """In a worker: run the job, with its output in log.txt; return '' or the mistake in one line."""
+    """In a worker: run the job, with its output in log.txt.
+
+    Returns:
+        a one-line message if the job has failed because of a user's mistake, else ''.
+    """
     between = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if _stopped:
             raise KeyboardInterrupt
         return _mistake_of(job)
-    except KeyboardInterrupt:  # Interrupted among them
+    except KeyboardInterrupt:  # includes Interrupted
         _start_no_further_job()
         raise KeyboardInterrupt from None
     finally:

@@ -19,8 +19,8 @@ class StudyConfig:
     """The study and how to run it."""
 
     study: dict[str, Any]
-    size: str = "full"  # full, smoke (a few steps of one seed: does it run?)
-    parts: list[str] = field(default_factory=list)  # of the study; empty: all
+    size: str = "full"  # full; smoke: a few steps of one seed, to see whether it runs
+    parts: list[str] = field(default_factory=list)  # parts of the study to run; empty: all
     workers: int = 2  # parallel runs, each on one thread
 
 
@@ -35,4 +35,4 @@ def run_study(config: Any, name: str, folder: Path, write: Write) -> None:
     except KeyboardInterrupt:
         raise Interrupted("interrupted; finished runs are kept: the same command continues the study") from None
     all_rows = chosen_rows(config.study, config.size, ())
-    write(config.study, complete(all_rows, folder), folder)  # includes parts finished earlier
+    write(config.study, complete(all_rows, folder), folder)  # also parts that were finished earlier

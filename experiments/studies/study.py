@@ -18,7 +18,7 @@ SIZES = ("full", "smoke")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a study: a label, its settings, and how many seeds they are run with."""
+    """One row of a study: a label, the settings of its runs, and the number of seeds."""
 
     part: str
     label: str
@@ -27,7 +27,7 @@ class Row:
 
     @property
     def command(self) -> str:
-        """The command that runs the row alone."""
+        """The command that runs only this row."""
         seeds = f"seed={','.join(map(str, range(self.seeds)))}"
         return shlex.join(["python", "-m", "experiments.run", "-m", *self.settings, seeds])
 
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """One run, or with `again` an evaluation of a finished run under changed settings."""
+    """One run; or, if `again` is not empty, an evaluation of a finished run with the changed settings `again`."""
 
     settings: tuple[str, ...]
     folder: Path
@@ -50,12 +50,16 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the results exist; refuses a folder with a run of other settings."""
+        """Whether the results exist.
+
+        Raises:
+            UsageError: the folder holds a run with other settings.
+        """
         settings_file = self.out / "settings.txt"
         if settings_file.exists() and settings_file.read_text() != self.text:
             raise UsageError(
-                f"expected {self.out} to be of this study, got a run with other settings (settings.txt there); remove "
-                "it, or name another folder with hydra.run.dir="
+                f"expected a run of this study in {self.out}, got a run with other settings (see settings.txt); remove "
+                "it, or take another folder with hydra.run.dir="
             )
         return (self.out / "results.json").exists()
 
@@ -65,7 +69,7 @@ class Job:
 
 
 def rows_of(study: Mapping[str, Any], smoke: bool) -> list[Row]:
-    """The rows of conf/study/NAME.yaml: parts, each with common settings, seeds and labelled rows."""
+    """The rows of conf/study/NAME.yaml, which consists of parts with common settings, seeds and labelled rows."""
     rows = []
     for part, specification in study["parts"].items():
         common = (*str(study["settings"]).split(), *str(specification.get("settings", "")).split())
@@ -79,7 +83,7 @@ def rows_of(study: Mapping[str, Any], smoke: bool) -> list[Row]:
 
 
 def chosen_rows(study: Mapping[str, Any], size: str, parts: Sequence[str]) -> list[Row]:
-    """The rows of the named parts (no names: all parts), in full or smoke size."""
+    """The rows of the named parts, or of all parts if none is named, in full or smoke size."""
     if size not in SIZES:
         raise UsageError(f"expected size to be one of {', '.join(SIZES)}, got '{size}'")
     parts_of_study = list(study["parts"])
@@ -89,7 +93,11 @@ def chosen_rows(study: Mapping[str, Any], size: str, parts: Sequence[str]) -> li
 
 
 def claim(folder: Path, name: str) -> None:
-    """Mark a new folder as that of the study; refuse a folder with other contents."""
+    """Mark a new folder as the folder of the study.
+
+    Raises:
+        UsageError: the folder holds something else.
+    """
     mark = folder / "study.txt"
     holds = mark.read_text().strip() if mark.exists() else "other files"
     if holds == name:
@@ -100,7 +108,7 @@ def claim(folder: Path, name: str) -> None:
 
 
 def complete(rows: Sequence[Row], folder: Path) -> list[Row]:
-    """The rows of parts with all runs finished."""
+    """The rows of the parts in which all runs are finished."""
     open_parts = {
         row.part
         for row in rows
@@ -111,7 +119,7 @@ def complete(rows: Sequence[Row], folder: Path) -> list[Row]:
 
 
 def jobs_of(rows: Sequence[Row], folder: Path, evaluations: Mapping[str, Any]) -> tuple[list[Job], list[Job]]:
-    """The runs, and the evaluations given by `evaluations` = {settings, parts}; seed by seed."""
+    """The jobs of the runs, and of the evaluations = {settings, parts}; both ordered by seed."""
     runs, jobs_of_evaluations = [], []
     for seed in range(max(row.seeds for row in rows)):
         for row in rows:

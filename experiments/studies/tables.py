@@ -13,7 +13,7 @@ from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.runs.tables import COLLAPSE, per_cent
 from pyro_metabayes.experiments.studies.study import Row, read
 
-EARLY = 1000  # the step at which the spread of the prior is shown besides the last one
+EARLY = 1000  # step at which the sd of the prior is shown, in addition to the last step
 COLUMNS = (  # title, key of results.json, digits
     ("NLL", "nll", 3),
     ("joint NLL", "joint_nll", 3),
@@ -55,7 +55,7 @@ def row_of(row: Row, study: Path) -> dict[str, str]:
 
 
 def spread(values: Sequence[float | None], digits: int) -> str:
-    """0.53 (0.51 to 0.55): mean over seeds, lowest and highest; a dash for null."""
+    """Mean, lowest and highest value over seeds, such as "0.53 (0.51 to 0.55)"; a dash for None."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "-"
@@ -64,7 +64,7 @@ def spread(values: Sequence[float | None], digits: int) -> str:
 
 
 def _accuracies(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Accuracy of the ensemble, of the mean weights and of one draw: means over the tasks of all seeds."""
+    """Accuracy of the predictive distribution, of the mean weights and of one draw: means over tasks and seeds."""
     if results[0]["accuracy"] is None:
         return dict.fromkeys(ACCURACIES, "-")
     cells = {}

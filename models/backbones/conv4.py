@@ -11,7 +11,7 @@ from pyro_metabayes.models.backbones.embedding import embedding
 
 
 def block(num_inputs: int, num_filters: int, relu: bool) -> nn.Sequential:
-    """Conv3x3 without bias, batch norm, 2x2 max-pool, ReLU: the last two commute, and this order computes less."""
+    """Conv3x3 without bias, batch norm, 2x2 max-pool, ReLU. Pooling first is cheaper and gives the same output."""
     layers: list[nn.Module] = [
         nn.Conv2d(num_inputs, num_filters, 3, padding=1, bias=False),
         nn.BatchNorm2d(num_filters),
@@ -25,9 +25,10 @@ class Backbone(pyro_metabayes.Backbone):
     112,832 parameters for 64 filters and 3 channels.
 
     Args:
-        num_filters: filters of each block.
+        input_shape: [channels, H, W].
+        num_filters: number of filters of each block.
         last_relu: whether the last block has a ReLU, as in SIB's released code; Gidaris and Komodakis omit it.
-        mirror: whether, once trained, features are averaged over an image and its mirror image.
+        mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:
         UsageError: the inputs are not images, or a setting is out of range.

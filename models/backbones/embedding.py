@@ -14,8 +14,8 @@ def embedding(features: Callable[[Tensor], Tensor], x: Tensor, mirror: bool) -> 
     Args:
         features: the network.
         x: images [N, channels, H, W], or features [N, D].
-        mirror: whether the features of each image and of its mirror image are averaged and scaled again: less noise for
-            twice the computation.
+        mirror: whether the features of each image and of its mirror image are averaged and scaled again, at twice the
+            computation.
     """
     unit = functional.normalize(features(x), dim=-1)
     return functional.normalize(unit + functional.normalize(features(x.flip(-1)), dim=-1), dim=-1) if mirror else unit

@@ -17,10 +17,11 @@ class Backbone(pyro_metabayes.Backbone):
     """The input features [N, D], transformed in the order of the arguments.
 
     Args:
-        power: beta of sign(v) |v|^beta, the power transform of PT-MAP (Hu et al. 2021: 0.5 and features v >= 0).
-        normalise: whether they are scaled to unit length.
+        input_shape: [D].
+        power: exponent beta of the power transform sign(v) |v|^beta. PT-MAP (Hu et al. 2021) has beta = 0.5 and v >= 0.
+        normalise: whether the features are scaled to unit length.
         centre: whether the mean of the features of the training classes is subtracted, and the difference scaled to
-            unit length if `normalise`. A run sets the mean from its bank (`centre_on`); before it is 0.
+            unit length if `normalise`. The mean is 0 until `centre_on` sets it, which a run does before training.
 
     Raises:
         UsageError: the inputs are not features, or the power is not positive.
@@ -54,7 +55,7 @@ class Backbone(pyro_metabayes.Backbone):
         features = self._scaled(x)
         if not self.centre:
             return features
-        centred = features - self.mean.to(features)  # rows of a file are read on the CPU, wherever the mean is
+        centred = features - self.mean.to(features)  # the rows of a file are on the CPU, the mean may be elsewhere
         return functional.normalize(centred, dim=-1) if self.normalise else centred
 
     def _scaled(self, x: Tensor) -> Tensor:

@@ -35,12 +35,13 @@ class Block(nn.Module):
 class Backbone(pyro_metabayes.Backbone):
     """Four residual blocks, mean over the image, scaled to unit length: images [N, channels, H, W] in [0, 1] -> [N, D].
 
-    (Oreshkin et al. 2018, TADAM, whose code pools three times; He et al. 2016 for the shortcut.)
+    The network of TADAM (Oreshkin et al. 2018), whose code has three max-pools. Residual blocks: He et al. 2016.
 
     Args:
-        num_filters: filters of the first block; the others have 2, 4 and 8 times as many.
+        input_shape: [channels, H, W].
+        num_filters: number of filters of the first block; the others have 2, 4 and 8 times as many.
         num_pools: number of leading blocks that halve the image.
-        mirror: whether, once trained, features are averaged over an image and its mirror image.
+        mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:
         UsageError: the inputs are not images, or a setting is out of range.

@@ -39,6 +39,7 @@ class Backbone(pyro_metabayes.Backbone):
     (Zagoruyko and Komodakis 2016.)
 
     Args:
+        input_shape: [channels, H, W].
         depth: number of layers, 6 n + 4.
         width: widening factor k; the groups have 16 k, 32 k and 64 k channels.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.

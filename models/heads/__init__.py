@@ -1,4 +1,4 @@
-"""Heads: logits from the weights of a task and features, with the closed form of the pullback."""
+"""Heads: logits from features and the weights of a task, with the pullback in closed form."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Head(Recorded, nn.Module):
     """Logits [..., T, N, C] from weights w [..., T, C, W] and features x [T, N, D].
 
     Attributes:
-        has_class_term: whether the last weight of each class is a term of its logits; if so, `with_class_term` is
-            defined.
+        has_class_term: whether the last weight of each class is an additive term of its logits; if so,
+            `with_class_term` is defined.
     """
 
     has_class_term = False
@@ -49,7 +49,7 @@ class Head(Recorded, nn.Module):
         raise NotImplementedError
 
     def loss_range(self, num_classes: int) -> Tensor | None:
-        """Length of the interval of the cross-entropy of one point, in nats; None if it is unbounded."""
+        """Bound on the range (largest minus smallest) of the cross-entropy of one point, in nats; None: unbounded."""
         return None
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Head(Recorded, nn.Module):
         raise NotImplementedError
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Logits, and the function that maps a cotangent of the logits [..., T, N, C] to one of w."""
+        """Logits, and their vector-Jacobian product: a function from a cotangent [..., T, N, C] to one of w."""
         raise NotImplementedError
 
 
@@ -87,9 +87,9 @@ class Cosine(Head):
         return 2 * self.scale.abs() + math.log(num_classes)
 
     def check_features(self, x: Tensor, learned: bool) -> None:
-        """Refuse features [N, D] that are not of unit length, or are given and all point the same way.
+        """Refuse features [N, D] that are not of unit length, or that are not learned and all have one direction.
 
-        Zeros are allowed, as a backbone may end in a ReLU, and numbers that are not finite.
+        Rows of zeros are allowed, since a backbone may end in a ReLU. Rows that are not finite are not checked.
         """
         refuse_other_lengths(x)
         if not learned:
@@ -99,11 +99,11 @@ class Cosine(Head):
         return (self.scale * (cosines(w, x)[0] + self.bias)).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """With n_c = |w_c| and G = g^T x: pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2)."""
+        """pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2), with n_c = |w_c| and G = g^T x."""
         cosine, inverse = cosines(w, x)
 
         def pullback(cotangent: Tensor) -> Tensor:
-            g = cotangent.mT * (self.scale * inverse)  # on [C, N], which is smaller than [C, D]
+            g = cotangent.mT * (self.scale * inverse)  # scales [C, N], which is smaller than [C, D]
             along = (g * cosine).sum(-1, keepdim=True) * inverse  # G_c . w_c / n_c^2, without another pass over D
             return torch.addcmul(unfold_samples(g, x), along, w, value=-1)
 
@@ -128,7 +128,7 @@ class CosineOffset(Cosine):
         return _with_last(w, term / self.scale)
 
     def loss_range(self, num_classes: int) -> None:  # type: ignore[override]
-        """b_c has no bound."""
+        """None: b_c is unbounded."""
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         return super().outputs(w[..., :-1], x) + self.scale * w[..., -1:].mT
@@ -152,7 +152,7 @@ class Linear(Head):
     """logits_ic = scale * (v_c . x_i + b_c), with w_c = (v_c, b_c): VERSA's head, at scale 1.
 
     Args:
-        scale: inverse temperature before training; learned, since prototypes (ProtoNets) leave it undetermined.
+        scale: inverse temperature before training. It is learned, since prototypes (ProtoNets) do not determine it.
     """
 
     has_class_term = True
@@ -165,7 +165,7 @@ class Linear(Head):
         return num_features + 1  # the bias
 
     def prototypes(self, means: Tensor) -> Tensor:
-        """-|x - m_c|^2 = 2 m_c . x - |m_c|^2 + a term that is equal for all classes. (Snell et al. 2017)"""
+        """v_c = 2 m_c, b_c = -|m_c|^2: logits -|x - m_c|^2 plus a term that all classes share (Snell et al. 2017)."""
         return self.rows(2 * means, -means.square().sum(-1))
 
     def rows(self, directions: Tensor, offsets: Tensor) -> Tensor:

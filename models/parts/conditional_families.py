@@ -1,6 +1,6 @@
 """Conditional priors beyond the diagonal Gaussian: with a low-rank covariance, and a coupling flow.
 
-With `guide=savi` they are the family of the posterior too, from the same encoder.
+With `guide=savi` the posterior has the same family and the same encoder.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class LowRank(Conditional):
 
 
 class CouplingFlow(Conditional):
-    """w_c = loc + scale f(z_c), z_c ~ N(0, I), f a stack of affine coupling layers that see loc and log scale.
+    """w_c = loc + scale f(z_c), z_c ~ N(0, I), f a stack of affine coupling layers, conditioned on loc and log scale.
 
     loc and scale are those of Conditional. Each layer scales and shifts one half of z by networks of the other half.
     The order of the weights is reversed between layers. f starts as the identity. Mean, variance and KL have no closed

@@ -1,4 +1,4 @@
-"""Cosines of weights and features, with a gradient of their own for many weights."""
+"""Cosines of weights and features, with a custom gradient where w is large."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from pyro_metabayes.models.parts.products import fold_samples, samples_summed, unfold_samples
 
-LARGE = 65536  # entries of w from which a custom gradient is faster than autograd
+LARGE = 65536  # number of entries of w from which a custom gradient is faster than autograd
 
 
 def inverse_norm(w: Tensor) -> Tensor:
-    """1 / |w_c| [..., C, 1]; 0 for weights 0, those of a class without support points."""
+    """1 / |w_c| [..., C, 1]; 0 where w_c = 0, as for a class without support points."""
     norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
     return norm / (norm.square() + 1e-24)
 
@@ -23,13 +23,13 @@ def cosines(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled() and w.numel() >= LARGE:
         return Cosines.apply(w, x)
     inverse = inverse_norm(w)
-    return fold_samples(w, x) * inverse, inverse  # w itself is never divided: it is the larger of the two
+    return fold_samples(w, x) * inverse, inverse  # scales the product, which is smaller than w
 
 
 class Cosines(torch.autograd.Function):
-    """The same, with a joint gradient of product and norm, the pullback: one pass over w instead of four.
+    """`cosines` with one gradient for product and norm together, which reads w once instead of four times.
 
-    For a w below LARGE the overhead of a Python function exceeds what it saves.
+    Below LARGE entries the overhead of a Python function exceeds the time saved.
     """
 
     generate_vmap_rule = True

@@ -21,7 +21,7 @@ class Predictor:
 
     Attributes:
         num_weights: P, the size of one vector.
-        scale: standard deviation of its entries in an untrained predictor.
+        scale: standard deviation of the entries of a vector in an untrained predictor.
     """
 
     num_weights: int
@@ -49,16 +49,22 @@ class Predictor:
         raise NotImplementedError
 
     def residual(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """d loss / d outputs of the inner loss, -log p(y | outputs) summed over points: the shape of outputs."""
+        """Gradient of the inner loss, the sum of -log p(y | outputs) over points, with respect to the outputs."""
         raise NotImplementedError
 
 
 class LinearClassifier(Predictor):
-    """logits_ic = mean_l w_cl . x_i: no bias, no temperature, L = `copies` weight vectors per class."""
+    """logits_ic = mean_l w_cl . x_i, without bias and temperature.
+
+    Args:
+        num_features: D.
+        num_classes: C.
+        copies: L, the number of weight vectors per class.
+    """
 
     def __init__(self, num_features: int, num_classes: int, copies: int = 1) -> None:
         self.num_weights, self.copies = num_features, copies
-        self.scale = math.sqrt(2 / (num_features + num_classes))  # Glorot's
+        self.scale = math.sqrt(2 / (num_features + num_classes))  # Glorot initialisation
 
     def slots(self, observed: Observed) -> Size:
         return Size((observed.num_classes, self.copies))
@@ -83,7 +89,14 @@ class LinearClassifier(Predictor):
 
 
 class NeuralRegression(Predictor):
-    """y ~ N(f(x; w), noise^2), f a ReLU network D-H-H-Y; w holds all its weights and biases."""
+    """y ~ N(f(x; w), noise^2), f a ReLU network D-H-H-Y; w holds all its weights and biases.
+
+    Args:
+        num_inputs: D.
+        num_hidden: H.
+        num_outputs: Y.
+        noise: standard deviation of the label noise.
+    """
 
     scale = 0.05
 
@@ -112,5 +125,5 @@ class NeuralRegression(Predictor):
         return Normal(outputs, self.noise).to_event(1)
 
     def residual(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Gradient of half the squared error, -log p(y | outputs) noise^2: step sizes do not depend on the noise."""
+        """Gradient of half the squared error, noise^2 * -log p(y | outputs): its scale does not depend on the noise."""
         return outputs - y

@@ -16,9 +16,9 @@ class SameOutputs(pyro_metabayes.Model):
     """Latent, prior and outputs are those of `predictor`; a subclass defines `likelihood_of`.
 
     Args:
-        predictor: the model of the outputs, made with `prior`.
-        prior: its prior, which becomes a part of this model, under the name that settings use.
-        observe: whose labels `forward` conditions on: "query", "support" or "all".
+        predictor: the model of the outputs, built with `prior`.
+        prior: the prior of `predictor`. It becomes the submodule `prior_over_weights` of this model instead.
+        observe: the points whose labels `forward` conditions on: "query", "support" or "all".
     """
 
     prior_over_weights: Prior

@@ -32,7 +32,7 @@ def elu_network(num_inputs: int, num_hidden: int, num_outputs: int, start: float
 
 
 def lower_triangular(log_diagonal: Tensor, below: Tensor) -> Tensor:
-    """Cholesky factor [W, W] with diagonal exp(log_diagonal); `below` is in units of the diagonal of its row."""
+    """Cholesky factor [W, W] with diagonal exp(log_diagonal); rows of `below` are in units of their diagonal entry."""
     unit = below.tril(-1) + torch.eye(len(below), dtype=below.dtype, device=below.device)
     return log_diagonal.exp().unsqueeze(-1) * unit
 
@@ -42,11 +42,11 @@ class SetEncoder(nn.Module):
 
     Args:
         num_weights: W.
-        residual: whether loc starts from the mean features of the class, for weights in feature space, with zeros for
-            weights without a feature (the bias of a head); else it starts at 0.
+        residual: whether loc starts at the mean features of the class, as is right for weights in feature space.
+            Weights without a feature, such as the bias of a head, start at 0. If False, all start at 0.
     """
 
-    pure = True  # a function of tensors, which torch.compile can compile
+    pure = True  # forward is a function of tensors alone, which torch.compile can compile
 
     def __init__(self, num_weights: int, residual: bool) -> None:
         super().__init__()
@@ -64,6 +64,13 @@ class MeanPooled(SetEncoder):
 
     This is the pooling of VERSA and SAMOVAR. It does not depend on the number of points, so a shared prior and
     posterior are biased (docs/collapse.md).
+
+    Args:
+        num_features: D.
+        num_weights: W.
+        num_hidden: width of the networks; 0 for linear maps.
+        scale: standard deviation of every weight before training.
+        residual: as in SetEncoder.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
@@ -83,12 +90,12 @@ class CountAware(SetEncoder):
     Natural parameters are summed over points, so the scale decreases with their number, and a class without points
     has N(m, 1/a). For a Gaussian mean with known noise (b constant, x_i + f linear) it is both the exact conditional
     prior and the exact posterior. a and b are exp of a parameter and of a network. Before training a class of one point
-    has the given scale, and a fifth of its precision is a.
+    has the given scale, and a fifth of its precision is a. The arguments are those of MeanPooled.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
         super().__init__(num_weights, residual)
-        # exp in place of softplus: precisions of weights in feature space are in the hundreds, many steps away.
+        # exp, not softplus: precisions in feature space are in the hundreds, which softplus reaches only slowly.
         of_prior, of_point = (math.log(share / scale**2) for share in (0.2, 0.8))
         self.value_net = elu_network(num_features, num_hidden, num_weights, start=0.0)
         self.log_precision_net = elu_network(num_features, num_hidden, num_weights, start=of_point)
@@ -120,7 +127,7 @@ class PseudoObservations(SetEncoder):
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
         super().__init__(num_weights, residual)
         self.value_net = elu_network(num_features, num_hidden, 1, start=0.0)
-        # Training hardly reverses the sign of a direction: that of a regression is x_i itself, else one for all points.
+        # Training rarely reverses the sign of b_i. It starts proportional to x_i in a regression, else constant.
         self.direction_net = elu_network(num_features, num_hidden, num_weights, start=0.5 / scale)
         if isinstance(self.direction_net, nn.Linear) and not residual:
             nn.init.zeros_(self.direction_net.bias)

@@ -1,4 +1,4 @@
-"""Checks of features of unit length, of which a head sees the directions only."""
+"""Checks of the features of a head that uses their directions only: unit length, and more than one direction."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from pyro_metabayes.device import as_double
 from pyro_metabayes.errors import UsageError
 
-UNIT = 0.01  # largest distance of the length of a feature vector from 1, since a backbone may compute in bfloat16
-ONE_DIRECTION = 1e-6  # least 1 - cosine of some row with the mean; float32 resolves 1e-7
+UNIT = 0.01  # tolerance on the length of a feature vector: a backbone may compute in bfloat16
+ONE_DIRECTION = 1e-6  # the largest 1 - cosine between a row and the mean must exceed this; float32 resolves 1e-7
 
 
 def refuse_other_lengths(x: Tensor) -> None:
-    """Refuse features [N, D] that are not of unit length; zeros are allowed, and numbers that are not finite."""
+    """Refuse features [N, D] that are not of unit length. Rows that are zero or not finite are not checked."""
     length = torch.linalg.vector_norm(x.detach(), dim=-1)
     length = length[length.isfinite() & (length > 0)]
     if ((length - 1).abs() > UNIT).any():
@@ -24,12 +24,12 @@ def refuse_other_lengths(x: Tensor) -> None:
 
 
 def refuse_one_direction(x: Tensor) -> None:
-    """Refuse unit features [N, D], N > 2, whose cosines are equal up to rounding: a common offset hides the classes."""
+    """Refuse unit features [N, D], N > 2, whose cosines all round to 1, as after adding a large common offset."""
     rows = as_double(x.detach())
     rows = rows[rows.isfinite().all(-1) & (rows != 0).any(-1)]
     if len(rows) > 2 and (rows - rows.mean(0)).square().sum(-1).max() < 2 * ONE_DIRECTION:  # |u - v|^2 = 2 - 2 cos
         raise UsageError(
             f"expected features that point in different directions for head=cosine, got {len(rows)} rows that all "
-            "point the same way: their cosines are 1 up to rounding; subtract the mean of the training features from "
-            "all of them (backbone.centre=true in a run)"
+            "point in one direction: their cosines are 1 up to rounding; subtract the mean of the training features "
+            "from all of them (backbone.centre=true in a run)"
         )
