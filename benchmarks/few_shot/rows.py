@@ -1,0 +1,137 @@
+"""Methods that make the rows of a comparison: checkpoints, the classifier of scikit-learn's interface, functions."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+from torch import Tensor
+
+from benchmarks.few_shot.tasks import Cell
+from benchmarks.few_shot.tuning import Tuning
+from pyro_metabayes import MetaLearner
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.likelihoods.classes import ClassPredictions
+from pyro_metabayes.prediction.averages import log_mean_exp
+from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.sklearn import FewShotClassifier
+
+Row = Callable[[Observed], Tensor]
+SAMPLES = 30  # of the posterior of a checkpoint; a point estimate has one
+
+
+class Method(Protocol):
+    """Makes a row for the tasks of a cell over features of one dimension."""
+
+    @property
+    def name(self) -> str: ...
+
+    def row(self, num_features: int, cell: Cell, tuning: Tuning) -> Row:
+        """A function of tasks; `tuning` names the tasks on which settings may be chosen."""
+        ...
+
+
+def row_of(learner: MetaLearner, samples: int = SAMPLES) -> Row:
+    """Log probabilities of the posterior predictive; deterministic."""
+
+    @torch.no_grad()
+    def row(observed: Observed) -> Tensor:
+        with noise_of(0):
+            _, likelihood = learner.posterior_predictive(learner.embedded(observed), samples)
+        return log_mean_exp(ClassPredictions.log_probs_by_query(likelihood))
+
+    return row
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A learner from a file."""
+
+    name: str
+    path: Path
+    settings: dict[str, Any] = field(default_factory=dict)  # of its guide
+
+    @classmethod
+    def parse(cls, text: str) -> Checkpoint:
+        """Of FILE[,guide.SETTING=VALUE ...]."""
+        path, *changes = text.split(",")
+        settings = values_of(changes, "guide.")
+        return cls(" ".join([Path(path).name, *changes]), Path(path), settings)
+
+    def row(self, num_features: int, cell: Cell, tuning: Tuning) -> Row:
+        """The learner for this dimension and way; refuses weights that depend on them."""
+        saved = MetaLearner.load(self.path)
+        specification = deepcopy(saved.specification)
+        specification |= {"input_shape": [num_features], "num_classes": cell.way}
+        specification["guide"] |= self.settings
+        learner = MetaLearner.from_specification(specification, saved.frozen)
+        learner.load_weights(saved.state_dict())
+        return row_of(learner.eval())
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """FewShotClassifier with some arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> Classifier:
+        """Of ARGUMENT=VALUE,..."""
+        arguments = values_of([part for part in text.split(",") if part], "")
+        return cls(f"FewShotClassifier({text})", arguments)
+
+    def row(self, num_features: int, cell: Cell, tuning: Tuning) -> Row:
+        try:
+            classifier = FewShotClassifier(**self.arguments)
+        except TypeError as error:
+            raise UsageError(f"expected arguments of FewShotClassifier, got {self.arguments}: {error}") from None
+
+        def one(x: Tensor, y: Tensor, query: Tensor) -> Tensor:
+            probabilities = torch.from_numpy(classifier.fit(x.numpy(), y.numpy()).predict_proba(query.numpy()))
+            return probabilities.float().clamp(min=torch.finfo(torch.float32).tiny).log()
+
+        def row(observed: Observed) -> Tensor:
+            tasks = zip(observed.support_x, observed.support_y, observed.query_x, strict=True)
+            return torch.stack([one(*task) for task in tasks])
+
+        return row
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function MODULE:NAME from Observed to log probabilities."""
+
+    name: str
+    function: Row
+
+    @classmethod
+    def parse(cls, text: str) -> Function:
+        """Of MODULE:NAME."""
+        module, _, name = text.partition(":")
+        try:
+            return cls(text, getattr(importlib.import_module(module), name))
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UsageError(f"expected --function MODULE:NAME to name a function, got {text}: {error}") from None
+
+    def row(self, num_features: int, cell: Cell, tuning: Tuning) -> Row:
+        return self.function
+
+
+def values_of(changes: list[str], prefix: str) -> dict[str, Any]:
+    """{SETTING: value} of texts like PREFIX SETTING=VALUE, with values as in YAML."""
+    settings = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key.startswith(prefix):
+            raise UsageError(f"expected {prefix}NAME=VALUE, got '{change}'")
+        settings[key.removeprefix(prefix)] = yaml.safe_load(value)
+    return settings

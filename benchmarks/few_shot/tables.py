@@ -1,0 +1,90 @@
+"""The tables of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.few_shot.tasks import Cell
+from pyro_metabayes.experiments.runs.tables import text_table
+
+Result = dict[str, Any]
+POINTS, NATS = -0.003, 0.01  # a cell is worse if an interval lies wholly beyond
+
+
+def table_of(results: Sequence[Result]) -> str:
+    """The methods of one bank and cell, with differences to the first."""
+    title = f"{results[0]['bank']}, {cell_of(results[0])}"
+    rows = [
+        {
+            "method": result["method"],
+            "accuracy": interval(result["accuracy"], 1, 100),
+            "NLL": interval(result["nll"], 3),
+            "ECE": interval(result["ece"], 3),
+            "accuracy, difference": interval(result["accuracy_difference"], 1, 100),
+            "NLL, difference": interval(result["nll_difference"], 3),
+            "ms per task": f"{result['milliseconds']:.2f}",
+        }
+        for result in results
+    ]
+    return f"{title}\n{text_table(rows)}"
+
+
+def interval(value: dict[str, float], digits: int, factor: float = 1.0) -> str:
+    """Mean +- half width of the 95% interval."""
+    return f"{factor * value['mean']:.{digits}f} +- {factor * value['ci95']:.{digits}f}"
+
+
+def cell_of(result: Result) -> Cell:
+    return Cell(result["way"], result["shot"], result["marginal"])
+
+
+def less_accurate(result: Result) -> bool:
+    """Whether the paired interval of the accuracy lies wholly below -0.3 points."""
+    difference = result["accuracy_difference"]
+    return difference["mean"] + difference["ci95"] < POINTS
+
+
+def less_likely(result: Result) -> bool:
+    """Whether the paired interval of the negative log-likelihood lies wholly above +0.01 nats."""
+    difference = result["nll_difference"]
+    return difference["mean"] - difference["ci95"] > NATS
+
+
+def summary_of(results: Sequence[Result]) -> str:
+    """Each method over the cells of a grid: cells where it is worse than the reference, and mean differences."""
+    rows = []
+    for bank in dict.fromkeys(result["bank"] for result in results):
+        for method in dict.fromkeys(result["method"] for result in results):
+            cells = [result for result in results if (result["bank"], result["method"]) == (bank, method)]
+            if cells:
+                rows.append({"bank": bank, "method": method, **_counts(cells)})
+    return text_table(rows)
+
+
+def _counts(cells: Sequence[Result]) -> dict[str, str]:
+    accuracy, nll = (
+        sum(result[name]["mean"] for result in cells) / len(cells) for name in ("accuracy_difference", "nll_difference")
+    )
+    return {
+        "cells": str(len(cells)),
+        "below -0.3 points": str(sum(map(less_accurate, cells))),
+        "above +0.01 nats": str(sum(map(less_likely, cells))),
+        "mean accuracy, difference": f"{100 * accuracy:+.2f}",
+        "mean NLL, difference": f"{nll:+.3f}",
+    }
+
+
+def grid_of(results: Sequence[Result], bank: str, method: str) -> str:
+    """Differences of accuracy (points) and NLL (nats) of one method by cell; ! marks a cell where it is worse."""
+    cells = {cell_of(result): result for result in results if (result["bank"], result["method"]) == (bank, method)}
+    rows = []
+    for way, marginal in dict.fromkeys((cell.way, cell.marginal) for cell in cells):
+        shots = {cell.shot: _difference(cells[cell]) for cell in cells if (cell.way, cell.marginal) == (way, marginal)}
+        rows.append({"task": f"{way}-way, {marginal}", **{f"{shot}-shot": text for shot, text in shots.items()}})
+    return f"{bank}: {method}, differences\n{text_table(rows)}"
+
+
+def _difference(result: Result) -> str:
+    accuracy, nll = 100 * result["accuracy_difference"]["mean"], result["nll_difference"]["mean"]
+    return f"{accuracy:+.1f}{'!' * less_accurate(result)} / {nll:+.3f}{'!' * less_likely(result)}"

@@ -1,0 +1,65 @@
+"""Temperatures and settings, chosen on tasks of other banks than those of the comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import nll_loss
+
+from benchmarks.few_shot.banks import TUNING, source_of
+from benchmarks.few_shot.tasks import Cell, batches, has_tasks, stream_of
+from pyro_metabayes.episodes import Observed
+
+LOWEST, HIGHEST, ITERATIONS = 0.02, 50.0, 30  # of the inverse temperature
+GOLDEN = (math.sqrt(5) - 1) / 2
+Row = Callable[[Observed], Tensor]
+Answers = tuple[Tensor, Tensor]  # log probabilities [N, C] and labels [N] of one bank
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The tasks on which settings are chosen: `tasks` of each bank that has tasks of the cell."""
+
+    banks: tuple[str, ...] = tuple(TUNING)
+    tasks: int = 32
+    seed: int = 0
+
+    def answers(self, row_of: Callable[[int, Cell], Row], cells: Sequence[Cell]) -> list[Answers]:
+        """Answers on every bank and cell of the row that `row_of` makes for a dimension and a cell."""
+        pairs = [(bank, cell) for cell in cells for bank in self.banks if has_tasks(bank, cell)]
+        return [self._answers(row_of(source_of(bank).input_shape[0], cell), bank, cell) for bank, cell in pairs]
+
+    def _answers(self, row: Row, bank: str, cell: Cell) -> Answers:
+        parts = [
+            (row(episodes.observed()).flatten(0, 1), episodes.query_y.flatten())
+            for episodes in batches(stream_of(bank, cell, self.seed), self.tasks)
+        ]
+        log_probs, labels = zip(*parts, strict=True)
+        return torch.cat(log_probs), torch.cat(labels)
+
+
+def tempered(log_probs: Tensor, inverse: float) -> Tensor:
+    """log softmax(inverse * log p) [..., C]: decisions stay, confidence changes."""
+    return (inverse * log_probs).log_softmax(-1)
+
+
+def mean_nll(answers: Sequence[Answers], inverse: float) -> float:
+    """Mean over banks of the negative log-likelihood, in nats per query."""
+    losses = [nll_loss(tempered(log_probs, inverse), labels) for log_probs, labels in answers]
+    return float(torch.stack(losses).mean())
+
+
+def best_inverse(answers: Sequence[Answers]) -> float:
+    """The inverse temperature of the smallest mean_nll, by golden-section search: it has one minimum in the inverse."""
+    lower, upper = math.log(LOWEST), math.log(HIGHEST)
+    for _ in range(ITERATIONS):
+        left, right = upper - GOLDEN * (upper - lower), lower + GOLDEN * (upper - lower)
+        if mean_nll(answers, math.exp(left)) < mean_nll(answers, math.exp(right)):
+            upper = right
+        else:
+            lower = left
+    return math.exp((lower + upper) / 2)
