@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from benchmarks.few_shot import docstrings
 from benchmarks.few_shot.__main__ import grid_cells, main
 from benchmarks.few_shot.banks import TEST, TUNING, alphabet_of, source_of
 from benchmarks.few_shot.compare import Comparison
 from benchmarks.few_shot.handcrafted import gradient_histograms
-from benchmarks.few_shot.peers import PEERS, choice, specification_of
+from benchmarks.few_shot.peers import PEERS, inverse_of, settings_of, specification_of
 from benchmarks.few_shot.rows import Checkpoint, Classifier, Function, Row, row_of
 from benchmarks.few_shot.tables import less_accurate, less_likely, summary_of
 from benchmarks.few_shot.tasks import Cell, batches, stream_of
@@ -93,15 +94,23 @@ def test_a_fitted_temperature_is_that_of_the_labels() -> None:
 
 
 def test_settings_of_a_peer_are_the_best_of_its_candidates() -> None:
-    peer, cell = PEERS["soft_kmeans"], ((5, 1),)
-    settings, _ = choice(peer, cell, TOY)
-    alone = {one: choice(replace(peer, candidates=(one,)), cell, TOY) for one in (settings, peer.candidates[-1])}
+    peer, shapes = PEERS["soft_kmeans"], ((5, 1),)
 
-    def loss(found: tuple[tuple[str, ...], float]) -> float:
-        answers = TOY.answers(lambda size, cell: peer.untempered(size, cell, found[0]), [Cell(5, 1, "mixed")])
-        return float(torch.nn.functional.nll_loss(tempered(answers[0][0], found[1]), answers[0][1]))
+    def loss(settings: tuple[str, ...]) -> float:
+        row = peer.untempered(32, FIVE, settings)
+        episodes = stream_of("simulated", Cell(5, 1, "mixed"), 0).batch(0, 2)
+        log_probs = tempered(row(episodes.observed()), inverse_of(peer, settings, shapes, TOY))
+        return float(torch.nn.functional.nll_loss(log_probs.flatten(0, 1), episodes.query_y.flatten()))
 
-    assert loss(alone[settings]) <= loss(alone[peer.candidates[-1]])
+    losses = {settings: loss(settings) for settings in peer.candidates}
+    assert losses[settings_of(peer, shapes, TOY)] == min(losses.values()) < max(losses.values())
+
+
+def test_a_variance_per_feature_keeps_the_predictions_of_lda_when_zeros_are_appended() -> None:
+    peer, observed = PEERS["lda"], _observed(Cell(5, 5))
+    padded = replace(observed, **{name: pad(getattr(observed, name), (0, 32)) for name in ("support_x", "query_x")})
+    narrow, wide = (peer.untempered(size, Cell(5, 5), peer.candidates[0]) for size in (32, 64))
+    torch.testing.assert_close(wide(padded), narrow(observed), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(set(PEERS) - {"tim", "alpha_tim", "ilpc"}))  # these take minutes

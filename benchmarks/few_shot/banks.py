@@ -85,9 +85,6 @@ def first_rows(labels: np.ndarray, number: int) -> np.ndarray:
     return np.concatenate([np.flatnonzero(labels == label)[:number] for label in np.unique(labels)])
 
 
-# Banks for tests -------------------------------------------------------------------------------------
-
-
 def _cifar100_lite0() -> Bank:
     path = data_file("cifar100_features/cifar100_lite0_pca256_int8.npz", HINT)
 
@@ -147,9 +144,6 @@ def _omniglot_test(features: Features) -> Bank:
 def alphabet_of(character: str) -> str:
     """The alphabet of `alphabet/character`."""
     return character.partition("/")[0]
-
-
-# Banks that choose settings --------------------------------------------------------------------------
 
 
 def _glyphs(features: Features) -> Bank:

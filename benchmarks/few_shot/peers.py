@@ -1,29 +1,32 @@
 """The peers: guides of the project without training, at their published settings.
 
-What is not published is chosen on tasks of other banks: one temperature for each way and shot, C of the logistic
-regression, the sharpness of assignments. More than 10 shots take what was chosen for 10. The class marginal of these
-tasks is that which the method assumes: balanced, or else a mixture of balanced and Dirichlet(2). Features are not
-centred, since an unseen bank has no base classes.
+What is not published is chosen on tasks of other banks: one temperature for each way and shot; for each shot C of the
+logistic regression and the sharpness of assignments. More than 10 shots take what was chosen for 10. The class marginal
+of these tasks is that which the method assumes: balanced, or else a mixture of balanced and Dirichlet(2). Features are
+not centred, since an unseen bank has no base classes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 
 from benchmarks.few_shot.rows import Row, row_of
 from benchmarks.few_shot.tasks import Cell
-from benchmarks.few_shot.tuning import Tuning, best_inverse, mean_nll, tempered
+from benchmarks.few_shot.tuning import Answers, Tuning, best_inverse, mean_nll, tempered
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import config_from, register
 
 MANY = 5  # shots from which the settings of several shots hold
 MOST = 10  # shots of tuning tasks, whose classes are small
+SETTINGS_WAY = 5  # of the tasks on which settings are chosen
 Settings = tuple[str, ...]
+Shapes = tuple[tuple[int, int], ...]  # ways and shots
+POOLED: Shapes = ((5, 1), (5, 5))
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Peer:
         candidates: settings of which the best by the negative log-likelihood on other banks are taken.
         tempered: whether a temperature is fitted.
         marginal: of the tasks on which that is done.
+        per_feature: name of a setting whose values are multiplied by the number of features.
         pooled: whether one choice, on 5-way tasks of 1 and 5 shots, is for all ways and shots.
     """
 
@@ -47,32 +51,53 @@ class Peer:
     candidates: tuple[Settings, ...] = ((),)
     tempered: bool = True
     marginal: str = "mixed"
+    per_feature: str = ""
     pooled: bool = False
 
     def row(self, num_features: int, cell: Cell, tuning: Tuning) -> Row:
-        shapes = ((5, 1), (5, 5)) if self.pooled else ((cell.way, min(cell.shot, MOST)),)
-        settings, inverse = choice(self, shapes, tuning)
+        shot = min(cell.shot, MOST)
+        settings = settings_of(self, POOLED if self.pooled else ((SETTINGS_WAY, shot),), tuning)
+        inverse = inverse_of(self, settings, POOLED if self.pooled else ((cell.way, shot),), tuning)
         row = self.untempered(num_features, cell, settings)
         return lambda observed: tempered(row(observed), inverse)
 
     def untempered(self, num_features: int, cell: Cell, settings: Settings) -> Row:
         """The row with some settings, at the temperature of the guide."""
         published = self.many if cell.shot >= MANY else self.few
-        specification = specification_of(self.guide, (*published, *settings))
+        scaled = tuple(self._scaled(setting, num_features) for setting in settings)
+        specification = specification_of(self.guide, (*published, *scaled))
         shared = {"input_shape": [num_features], "num_classes": cell.way, "num_targets": 0, "particles": 1}
         return row_of(MetaLearner.from_specification(specification | shared).eval())
 
+    def _scaled(self, setting: str, num_features: int) -> str:
+        name, _, value = setting.partition("=")
+        return f"{name}={float(value) * num_features}" if name == self.per_feature else setting
+
 
 @cache
-def choice(peer: Peer, shapes: tuple[tuple[int, int], ...], tuning: Tuning) -> tuple[Settings, float]:
-    """The settings and the inverse temperature that are best on other banks, for ways and shots."""
+def settings_of(peer: Peer, shapes: Shapes, tuning: Tuning) -> Settings:
+    """The candidate with the smallest negative log-likelihood on other banks, at its best temperature."""
+    if len(peer.candidates) == 1:
+        return peer.candidates[0]
+
+    def loss(settings: Settings) -> float:
+        inverse = inverse_of(peer, settings, shapes, tuning)
+        return mean_nll(answers_of(peer, settings, shapes, tuning), inverse)
+
+    return min(peer.candidates, key=loss)
+
+
+@cache
+def inverse_of(peer: Peer, settings: Settings, shapes: Shapes, tuning: Tuning) -> float:
+    """The best inverse temperature on other banks; 1 for a method that has no temperature."""
+    return best_inverse(answers_of(peer, settings, shapes, tuning)) if peer.tempered else 1.0
+
+
+@lru_cache(maxsize=1)  # what a loss needs twice
+def answers_of(peer: Peer, settings: Settings, shapes: Shapes, tuning: Tuning) -> list[Answers]:
+    """Untempered answers on the tasks of other banks, of ways and shots."""
     cells = [Cell(way, shot, peer.marginal) for way, shot in shapes]
-    found = []
-    for settings in peer.candidates if len(peer.candidates) > 1 or peer.tempered else ():
-        answers = tuning.answers(lambda size, cell, s=settings: peer.untempered(size, cell, s), cells)
-        inverse = best_inverse(answers) if peer.tempered else 1.0
-        found.append((mean_nll(answers, inverse), settings, inverse))
-    return min(found)[1:] if found else (peer.candidates[0], 1.0)
+    return tuning.answers(lambda size, cell: peer.untempered(size, cell, settings), cells)
 
 
 @cache
@@ -98,13 +123,16 @@ PEERS = {
         Peer(
             "logistic_regression",
             "logistic_regression",
-            candidates=_each("head.scale", 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),  # C from 1 to 1,024
+            candidates=_each("head.scale", 4.0, 8.0, 16.0, 32.0, 64.0, 128.0),  # C: its square
             tempered=False,
         ),
         Peer(
             "lda",
             "lda",
-            candidates=tuple((f"guide.shrinkage={a}", f"guide.variance={v}") for a in (0.5, 0.9) for v in (1, 4, 16)),
+            candidates=tuple(
+                (f"guide.shrinkage={a}", f"guide.variance={v}") for a in (0.5, 0.9) for v in (0.02, 0.08, 0.32)
+            ),
+            per_feature="guide.variance",  # whose unit is 1 / D: features of unit length with few large directions
         ),
         Peer(
             "soft_kmeans",
