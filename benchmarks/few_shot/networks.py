@@ -35,13 +35,16 @@ def sentence_embeddings(texts: Sequence[str]) -> np.ndarray:
         archive.extractall(folder)
         tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
 
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # texts of one length need no padding
+
     def embed(start: int) -> Tensor:
-        tokens = tokenizer(list(texts[start : start + BATCH]), padding=True, truncation=True, return_tensors="pt")
+        batch = [texts[index] for index in order[start : start + BATCH]]
+        tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
         mask = tokens["attention_mask"].unsqueeze(-1)
         hidden = network(**tokens).last_hidden_state
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
-    return _in_batches(embed, len(texts))
+    return _in_batches(embed, len(texts))[np.argsort(order)]
 
 
 @torch.no_grad()
