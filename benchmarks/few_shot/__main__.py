@@ -11,7 +11,7 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -47,15 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         added = _added(options)
         names = options.methods or (TOY_METHODS if options.toy else tuple(PEERS))
         methods: list[Method] = [PEERS[REFERENCE], *(PEERS[name] for name in names if name != REFERENCE), *added]
-        results = list(_results(options, methods))
+        results: list[Result] = []
+        for found in _results(options, methods):
+            results += found
+            if options.out:
+                _write(options.out, results, options)  # after each cell, so that an interrupted run keeps them
     except UsageError as error:
         sys.exit(f"error: {error}")
     if options.grid:
         _print_grid(results, [method.name for method in added])
     if options.toy:
         print("a simulated bank and two tasks per cell: the numbers are not measurements", file=sys.stderr)
-    if options.out:
-        _write(options.out, results, options)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -83,8 +85,8 @@ def _added(options: argparse.Namespace) -> list[Method]:
     ]
 
 
-def _results(options: argparse.Namespace, methods: Sequence[Method]) -> Iterable[Result]:
-    """Results of all banks and cells, printed as they are found."""
+def _results(options: argparse.Namespace, methods: Sequence[Method]) -> Iterator[list[Result]]:
+    """The results of every bank and cell, printed as they are found."""
     toy = ("simulated",)
     tuning = Tuning(toy, tasks=2) if options.toy else Tuning()
     comparison = Comparison(methods, options.tasks or (2 if options.toy else 300), options.seed, tuning)
@@ -95,7 +97,7 @@ def _results(options: argparse.Namespace, methods: Sequence[Method]) -> Iterable
             continue
         results = comparison.results(bank, cell)
         print(f"{bank}, {cell}" if options.grid else f"{table_of(results)}\n", flush=True)
-        yield from results
+        yield results
 
 
 def _print_grid(results: Sequence[Result], added: Sequence[str]) -> None:
