@@ -13,12 +13,13 @@
 # %% [markdown]
 # # Quick start: your own embeddings
 #
-# You have embeddings of many classes, such as faces, products, species or intents. Later, new classes will appear
-# that are not in your data, with one or a few labelled examples each. This page trains a learner for such classes
-# with one command, and uses it.
+# You have embeddings: rows of numbers that stand for images, texts, products or species. Of some new classes you have
+# one or a few labelled rows each (the support set), and rows to classify (the query set).
 #
-# The learner needs one file with `features` (one row of numbers per example) and `labels`. Here the file is
-# simulated: sixty classes with twenty noisy rows each. Replace it by yours.
+# ## Without training
+#
+# `FewShotClassifier` returns class probabilities for any embeddings. Here the embeddings are simulated: sixty classes
+# with twenty noisy rows each. Replace them by yours.
 
 # %%
 import numpy as np
@@ -28,10 +29,47 @@ import numpy as np
 random = np.random.default_rng(0)
 centres = random.normal(size=(60, 64))
 features = np.repeat(centres, 20, axis=0) + 2 * random.normal(size=(1200, 64))
-np.savez("embeddings.npz", features=features.astype(np.float32), labels=np.repeat(np.arange(60), 20))
+labels = np.repeat(np.arange(60), 20)
+
+# %%
+from pyro_metabayes import FewShotClassifier
+
+chosen = [np.flatnonzero(labels == name) for name in range(5)]
+support = np.concatenate([rows[:1] for rows in chosen])
+query = np.concatenate([rows[1:16] for rows in chosen])
+classifier = FewShotClassifier().fit(features[support], labels[support])
+probabilities = classifier.predict_proba(features[query])
+print(probabilities[:3].round(2), "accuracy", (classifier.predict(features[query]) == labels[query]).mean())
 
 # %% [markdown]
-# ## Train
+# Logistic regression on the same five rows, for comparison. The negative log-likelihood (NLL) is the mean of
+# -log(probability of the true class): smaller is better, and a guess among five classes has log 5 = 1.61.
+
+# %%
+from sklearn.linear_model import LogisticRegression
+
+regression = LogisticRegression().fit(features[support], labels[support])
+for name, values in {
+    "few-shot classifier": probabilities,
+    "logistic regression": regression.predict_proba(features[query]),
+}.items():
+    likelihood = values[np.arange(len(query)), labels[query]]
+    print(f"{name}: accuracy {(values.argmax(1) == labels[query]).mean():.2f}, NLL {-np.log(likelihood).mean():.2f}")
+
+# %% [markdown]
+# The page "Few-shot probabilities for any embeddings" of the documentation says which learner this is, and when to
+# choose `FewShotClassifier("inductive")` or `balance="known"`.
+#
+# ## With training
+#
+# With many labelled classes of your own, a learner can be trained for them. It needs one file with `features` (one row
+# per example) and `labels`.
+
+# %%
+np.savez("embeddings.npz", features=features.astype(np.float32), labels=labels)
+
+# %% [markdown]
+# ### Train
 #
 # The classes are split: 64% for training, 16% for validation (which selects the best learner), and the rest for the
 # test. Tasks are drawn from each split. A task has five classes, with one labelled row per class (the support set)

@@ -20,13 +20,13 @@ class Backbone(Recorded, nn.Module):
     A new backbone has a constructor argument `input_shape`, which is *X, and defines `forward`.
 
     Attributes:
-        num_features: D.
+        num_features: D; None if it depends on the task.
         unit_range: whether the inputs are images in [0, 1]; predictions then refuse values outside this range.
         scale_invariant: whether c x and x have the same features for every c > 0; predictions then accept inputs [D] of
             any scale that float64 represents.
     """
 
-    num_features: int
+    num_features: int | None
     unit_range: bool = False
     scale_invariant: bool = False
 

@@ -17,6 +17,7 @@ from pyro_metabayes.prediction.probabilities import Prediction
 from pyro_metabayes.prediction.prototypes import SupportFrame, prototypical_networks
 from pyro_metabayes.prediction.scikit_learn_checks import failed_checks
 from pyro_metabayes.prediction.tensors import readable, readable_labels
+from pyro_metabayes.pretrained.files import CHECKSUMS
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -35,18 +36,21 @@ except ImportError as error:
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """p(y | x, support) of a trained meta-learner: `fit` takes the support set, `predict_proba` the query set.
 
-        classifier = FewShotClassifier("runs/glyphs/sib/...").fit(support_images, names)
-        classifier.predict(query_images)
+        classifier = FewShotClassifier().fit(support_embeddings, names)
+        probabilities = classifier.predict_proba(query_embeddings)
 
-    `fit` trains nothing; it checks the support set and the classes against the learner. With a transductive guide (sib)
-    predictions depend on the whole query set, so those for a subset of X differ from those for X.
+    `fit` trains nothing; it checks the support set and the classes against the learner. With a transductive learner,
+    as the default is, predictions depend on the whole query set, so those for a subset of X differ from those for X.
 
     Args:
-        learner: a MetaLearner, or the folder of a run. None: prototypical networks on the given features (softmax of
-            minus the squared distance to the class means), which need no training.
+        learner: `transductive` or `inductive`, the learners that ship, for embeddings of any origin, dimension, way and
+            shot; a MetaLearner; the folder of a run; or None, prototypical networks on the given features (softmax of
+            minus the squared distance to the class means).
         num_samples: number of draws of the latent over which probabilities are averaged; one suffices for a point
             estimate.
         random_state: seed of those draws. Each `fit` fixes one seed, so predictions of a fitted classifier repeat.
+        balance: of `transductive` alone. `known`: the queries of every call are equally many in each class. `unknown`
+            or None: the learner estimates the class shares.
 
     Attributes:
         classes_: the C labels of the support set, sorted.
@@ -54,13 +58,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        learner: MetaLearner | str | PathLike[str] | None = None,
+        learner: MetaLearner | str | PathLike[str] | None = "transductive",
         num_samples: int = 100,
         random_state: Any = None,
+        balance: str | None = None,
     ) -> None:
         self.learner = learner
         self.num_samples = num_samples
         self.random_state = random_state
+        self.balance = balance
 
     def fit(self, X: Any, y: Any) -> Self:
         """Store the support set.
@@ -130,12 +136,27 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             self.learner_ = prototypical_networks(input_shape, num_classes, frame.unit)
             self.nearest_ = prototypical_networks(input_shape, num_classes)
             return
-        self.learner_ = self.nearest_ = _loaded(self.learner)
+        if num_classes < 2:
+            raise UsageError("expected at least 2 classes in y, got 1 class; bring support points of another one")
+        self.learner_ = self.nearest_ = self._loaded()
         if isinstance(self.learner_.model, HasBaseClasses):
             raise UsageError(
                 "expected a learner that predicts only the classes passed to fit, got one for learning without "
                 "forgetting, which also predicts base classes; use MetaLearner.predict"
             )
+
+    def _loaded(self) -> MetaLearner:
+        """The learner of the argument; one that ships works in float64, since embeddings come in every scale."""
+        if isinstance(self.learner, str) and self.learner in CHECKSUMS:
+            settings = {} if self.balance is None else {"balance": self.balance}
+            return MetaLearner.pretrained(self.learner, **settings).double()
+        assert self.learner is not None
+        if self.balance is not None:
+            raise UsageError(
+                f"expected balance=None for this learner, got '{self.balance}', which only learner='transductive' "
+                "takes; set guide.balance when the learner is trained or evaluated"
+            )
+        return _loaded(self.learner)
 
 
 def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
@@ -147,7 +168,12 @@ def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
     Returns:
         {name of a check: reason}; empty without a learner.
     """
-    return {} if estimator.learner is None else failed_checks(_loaded(estimator.learner))
+    if estimator.learner is None:
+        return {}
+    reasons = failed_checks(estimator._loaded())
+    if not isinstance(estimator.learner, MetaLearner):  # a name has the hash of its copy
+        del reasons["check_estimators_overwrite_params"]
+    return reasons
 
 
 def _loaded(learner: MetaLearner | str | PathLike[str]) -> MetaLearner:
@@ -156,7 +182,8 @@ def _loaded(learner: MetaLearner | str | PathLike[str]) -> MetaLearner:
     if not isinstance(learner, str | PathLike):
         kind = type(learner).__name__
         raise UsageError(
-            f"expected learner to be a MetaLearner, the folder of a run or None, got a value of type {kind}"
+            f"expected learner to be {', '.join(CHECKSUMS)}, a MetaLearner, the folder of a run or None, got a value "
+            f"of type {kind}"
         )
     return MetaLearner.load(Path(learner))
 

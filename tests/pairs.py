@@ -427,6 +427,7 @@ def _as_configured(path: Path) -> Pair:
         parts["model"] = "linear_regression"
     for default in content.get("defaults", []):
         parts |= {key.rpartition("/")[2]: value for key, value in default.items() if "override" in key}
+    parts.pop("backbone", None)  # pairs are tried on features
     parts |= {part: "none" for part in ("prior", "head") if part in content and content[part] is None}
     settings = {name: value for name, value in content["guide"].items() if name != "_target_"}
     settings |= {name: min(settings[name], most) for name, most in FEW.items() if name in settings}

@@ -56,10 +56,10 @@ def task(*shape: int, num_classes: int = 3, shots: int = 4) -> tuple[np.ndarray,
 
 
 def test_without_a_learner_it_is_a_scikit_learn_classifier() -> None:
-    logs = check_estimator(FewShotClassifier(), on_fail=None, on_skip=None)
+    logs = check_estimator(FewShotClassifier(None), on_fail=None, on_skip=None)
     failed = {log["check_name"]: log["exception"] for log in logs if log["status"] == "failed"}
     assert failed == {} and len(logs) > 50
-    assert expected_failed_checks(FewShotClassifier()) == {}
+    assert expected_failed_checks(FewShotClassifier(None)) == {}
 
 
 LEARNERS = {
@@ -114,7 +114,7 @@ def test_without_a_learner_it_is_the_softmax_of_squared_distances() -> None:
     means = np.stack([support[labels == c].mean(0) for c in range(3)])
     logits = -((query[:, None] - means) ** 2).sum(-1)
     expected = torch.as_tensor(logits).softmax(-1).numpy()
-    classifier = FewShotClassifier().fit(support, labels)
+    classifier = FewShotClassifier(None).fit(support, labels)
     np.testing.assert_allclose(classifier.predict_proba(query), expected, atol=1e-12)
     assert classifier.predict_spread(query).max() == 0
     assert classifier.score(query, labels) == 1
@@ -175,15 +175,15 @@ def test_images(bytes_: bool) -> None:
 
 def test_bytes_that_are_no_images_stay_as_they_are() -> None:
     support, labels, query = (np.abs(array).astype(np.uint8) for array in task(3))
-    expected = FewShotClassifier().fit(support.astype(float), labels).predict_proba(query.astype(float))
-    mixed = FewShotClassifier().fit(support, labels).predict_proba(query.astype(float))
+    expected = FewShotClassifier(None).fit(support.astype(float), labels).predict_proba(query.astype(float))
+    mixed = FewShotClassifier(None).fit(support, labels).predict_proba(query.astype(float))
     np.testing.assert_array_equal(mixed, expected)
 
 
 @pytest.mark.parametrize("order", [np.s_[::-1], np.s_[:, ::-1]])
 def test_views_with_negative_strides(order: Any) -> None:
     support, labels, query = task(3)
-    classifier = FewShotClassifier().fit(support, labels)
+    classifier = FewShotClassifier(None).fit(support, labels)
     flipped = classifier.predict_proba(query[order])
     np.testing.assert_array_equal(flipped, classifier.predict_proba(query[order].copy()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,6 +17,8 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.inference.capabilities import StartsAtEstimates
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.prediction.features import EmbedsTasks
+from pyro_metabayes.pretrained.files import CHECKSUMS
 from pyro_metabayes.pretraining import embed_bank, features_under, pretrain
 
 PIECE = 2**14  # number of rows that are read at a time
@@ -63,11 +65,19 @@ def build_learner(config: Config, data: Bank | Source, source: Source, num_class
     }
     torch.manual_seed(config.seed)
     learner = MetaLearner.from_specification(specification, config.frozen)
+    if config.init:
+        learner.load_weights(initial_weights(config.init))
     _refuse_base_classes_without_model(config, learner, source)
     _refuse_tasks_without_shared_classes(config, learner, data)
     _refuse_transforms_without_bank(config, learner, data)
     _refuse_other_family(config, learner, source)
     return learner
+
+
+def initial_weights(init: str) -> Mapping[str, Tensor]:
+    """The weights of a learner that ships, by its name, or of the run in a folder."""
+    learner = MetaLearner.pretrained(init) if init in CHECKSUMS else MetaLearner.load(init)
+    return learner.state_dict()
 
 
 def start_at_closed_form(learner: MetaLearner, source: Source) -> None:
@@ -107,6 +117,8 @@ def _features_and_classes(
     config: Config, learner: MetaLearner, bank: Bank, device: torch.device
 ) -> tuple[Bank, Tensor | None]:
     """Features of the bank, and the weights [C, D] of the pretrained classifier; None without pretraining."""
+    if isinstance(learner.backbone, EmbedsTasks):
+        return bank, None
     if not any(True for _ in learner.backbone.parameters()):
         if isinstance(learner.backbone, TransformsFeatures) and learner.backbone.transforms:
             learner.backbone.centre_on(_training_inputs(bank, config.pretrain.holdout_per_class))

@@ -18,7 +18,7 @@ from pyro_metabayes.data.domains import DomainBank, DomainSampler
 from pyro_metabayes.data.perturbed import with_noise
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.sources.groups import Groups
-from pyro_metabayes.data.stream import Block, KnownTruth, Source, TaskStream
+from pyro_metabayes.data.stream import Block, DrawsBlocks, KnownTruth, Source, TaskStream
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
@@ -119,7 +119,7 @@ class RunTasks:
 
     def _stream(self, split: str, shape: TaskShape, num_tasks: int | None = None) -> TaskStream:
         draw = with_noise(self.source.sampler(split, shape), shape.feature_noise)
-        block = self.source.block(split) if isinstance(self.source, Groups) else BLOCK
+        block = self.source.block(split) if isinstance(self.source, DrawsBlocks) else BLOCK
         return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks, block)
 
 

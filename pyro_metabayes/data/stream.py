@@ -28,7 +28,9 @@ class Source(Protocol):
     """Anything that draws a block of tasks: a bank of classes, or a simulator."""
 
     @property
-    def input_shape(self) -> tuple[int, ...]: ...
+    def input_shape(self) -> tuple[int | None, ...]:
+        """*X; None: a size that differs between batches."""
+        ...
 
     @property
     def num_targets(self) -> int:
@@ -38,6 +40,14 @@ class Source(Protocol):
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
         """A function that draws BLOCK tasks from a generator."""
         ...
+
+
+@runtime_checkable
+class DrawsBlocks(Protocol):
+    """A source with a block size of its own."""
+
+    def block(self, split: str) -> int:
+        """Number of tasks that are drawn together."""
 
 
 @runtime_checkable

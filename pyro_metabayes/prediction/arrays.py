@@ -13,12 +13,18 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.prediction.images import refuse_other_range, scaled_images
 from pyro_metabayes.prediction.scale import cast, unit_scaled
 from pyro_metabayes.prediction.tensors import Array, tensor_of
+from pyro_metabayes.validation.structure import fits, words_of_shape
 
 NAMES = "support_x", "query_x"
 
 
 def task_of(
-    support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int], backbone: nn.Module, like: Tensor
+    support_x: Array,
+    support_y: Array,
+    query_x: Array,
+    input_shape: Sequence[int | None],
+    backbone: nn.Module,
+    like: Tensor,
 ) -> Observed:
     """One classification task, as a batch with T = 1.
 
@@ -50,7 +56,7 @@ def task_of(
 
 
 def task_of_numbers(
-    support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int], num_targets: int,
+    support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int | None], num_targets: int,
     backbone: nn.Module, like: Tensor,
 ) -> Observed:  # fmt: skip
     """As `task_of`, for a regression with labels [S, Y], or [S] if Y = 1; S may be 0.
@@ -75,10 +81,10 @@ def task_of_numbers(
     return Observed(support_x=support.unsqueeze(0), support_y=labels.unsqueeze(0), query_x=query.unsqueeze(0))
 
 
-def holds_inputs(x: Tensor, input_shape: tuple[int, ...]) -> bool:
+def holds_inputs(x: Tensor, input_shape: tuple[int | None, ...]) -> bool:
     """Whether a tensor has the shape [T, N, ..., *X] of one or several inputs per point."""
     leading = x.dim() - len(input_shape)
-    return leading >= 2 and x.shape[leading:] == input_shape
+    return leading >= 2 and fits(x.shape[leading:], input_shape)
 
 
 def _refuse_other_columns(support: object, query: object) -> None:
@@ -99,10 +105,10 @@ def _columns(x: object) -> list[str]:
     return names if all(isinstance(name, str) for name in names) else []
 
 
-def _checked(name: str, x: Array, shape: tuple[int, ...]) -> Tensor:
+def _checked(name: str, x: Array, shape: tuple[int | None, ...]) -> Tensor:
     values = tensor_of(name, x)
-    if tuple(values.shape[1:]) != shape or values.dim() != len(shape) + 1 or not len(values):
-        expected = f"[N, {', '.join(map(str, shape))}], N >= 1"
+    if not fits(values.shape[1:], shape) or not values.dim() or not len(values):
+        expected = f"[N, {words_of_shape(shape)[1:]}, N >= 1"
         raise UsageError(f"expected {name} of shape {expected}, got {list(values.shape)}")
     bad = (~torch.isfinite(values)).flatten(1).any(1).sum().item()
     if bad:

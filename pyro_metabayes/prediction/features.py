@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from pyro.infer.util import is_validation_enabled
@@ -21,6 +21,14 @@ from pyro_metabayes.validation.values import check_points
 Data = TypeVar("Data", bound=Observed)
 
 
+@runtime_checkable
+class EmbedsTasks(Protocol):
+    """A backbone whose features of a point depend on the other points of its task."""
+
+    def embed_tasks(self, data: Data) -> Data:
+        """The tasks with features [T, N, F] in place of inputs [T, N, *X]; no label enters."""
+
+
 class Featured(nn.Module):
     """A learner with a backbone.
 
@@ -33,8 +41,8 @@ class Featured(nn.Module):
     frozen: bool
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """*X, the shape of one input of the backbone."""
+    def input_shape(self) -> tuple[int | None, ...]:
+        """*X, the shape of one input of the backbone; None: any size."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
@@ -60,6 +68,8 @@ class Featured(nn.Module):
 
     def embedded(self, data: Data) -> Data:
         """The tasks with features in place of inputs of the backbone."""
+        if isinstance(self.backbone, EmbedsTasks):
+            return self.checked(self.backbone.embed_tasks(data))
         num_support = data.support_x.shape[1]
         features = self.embed(torch.cat((data.support_x, data.query_x), dim=1))  # the backbone runs once
         views = {name: self.embed(x) for name, x in data.auxiliary.items() if holds_inputs(x, self.input_shape)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.validation.structure import fits
 
 # The data of the checks of scikit-learn 1.6 to 1.9: {check: (number of features, numbers of classes if they matter)}.
 CHECK_DATA: dict[str, tuple[int, set[int]]] = {
@@ -54,7 +55,7 @@ def failed_checks(learner: MetaLearner) -> dict[str, str]:
     shape, way = learner.input_shape, learner.guide.num_classes
     reasons: dict[str, str] = {}
     for check, (num_features, counts) in CHECK_DATA.items():
-        if shape != (num_features,):
+        if not fits((num_features,), shape):
             reasons[check] = f"the learner accepts inputs {list(shape)}, the check has {[num_features]}"
         elif way is not None and counts - {way}:
             reasons[check] = f"the guide was built for {way} classes, the check has {sorted(counts)}"

@@ -88,8 +88,12 @@ def _backbone(value: Any, shared: dict[str, Any], normalise: bool) -> Any:
 
 
 def _sizes(shape: Any) -> list[int]:
-    if not isinstance(shape, list | tuple) or not all(type(size) is int and size > 0 for size in shape):
-        raise UsageError(f"expected input_shape to be a list of integers >= 1, such as [3, 84, 84], got {shape!r}")
+    if not isinstance(shape, list | tuple) or not all(
+        size is None or (type(size) is int and size > 0) for size in shape
+    ):
+        raise UsageError(
+            f"expected input_shape to be a list of integers >= 1 (None: any), such as [3, 84, 84], got {shape!r}"
+        )
     return list(shape)
 
 
@@ -143,7 +147,7 @@ class Assembled:
         prior: Any = None,
         model: Any = None,
         head: Any = "cosine",
-        input_shape: Sequence[int] | None = None,
+        input_shape: Sequence[int | None] | None = None,
         num_classes: int = 5,
         particles: int = 1,
         frozen: bool = False,

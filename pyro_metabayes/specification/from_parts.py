@@ -101,7 +101,7 @@ def _without_widths(values: dict[str, Any], parts: Mapping[str, Any]) -> dict[st
     """The values without num_features and num_weights if `build_parts` would find the same numbers."""
     num_features = parts["backbone"].num_features
     expected = {"num_features": num_features}
-    if head := parts.get("head"):
+    if num_features is not None and (head := parts.get("head")):
         expected["num_weights"] = head.num_weights(num_features)
     for name, value in expected.items():
         if values.get(name, value) != value:

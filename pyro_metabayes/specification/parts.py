@@ -64,7 +64,9 @@ def build_parts(specification: Mapping[str, Any], prefixes: Sequence[str] = PREF
     context["num_features"] = backbone.num_features
     context.setdefault("num_weights", backbone.num_features)
     if head := _built("head", specification, prefixes, context):
-        context |= {"head": head, "num_weights": head.num_weights(backbone.num_features)}
+        context["head"] = head
+        if backbone.num_features is not None:
+            context["num_weights"] = head.num_weights(backbone.num_features)
     if prior := _built("prior", specification, prefixes, context):
         context["prior"] = prior
     context["model"] = _built("model", specification, prefixes, context)

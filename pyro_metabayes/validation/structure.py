@@ -51,7 +51,17 @@ def check_structure(data: Observed) -> None:
         raise UsageError("expected at least one task, got none: query_x has shape [0, ...]; pass tasks")
 
 
-def check_inputs(data: Observed, shape: Sequence[int], like: Tensor | None, bytes_too: bool) -> None:
+def fits(got: Sequence[int], shape: Sequence[int | None]) -> bool:
+    """Whether an input of shape `got` is one of *X = shape, in which None is any size."""
+    return len(got) == len(shape) and all(size in (None, other) for size, other in zip(shape, got, strict=True))
+
+
+def words_of_shape(shape: Sequence[int | None]) -> str:
+    """*X for a message: [3, 84, 84], or [any]."""
+    return f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
+
+
+def check_inputs(data: Observed, shape: Sequence[int | None], like: Tensor | None, bytes_too: bool) -> None:
     """Check that inputs have the shape, dtype and device of the learner.
 
     Args:
@@ -63,9 +73,9 @@ def check_inputs(data: Observed, shape: Sequence[int], like: Tensor | None, byte
     Raises:
         UsageError: inputs, or labels that are numbers, have another shape, dtype or device.
     """
-    if (got := tuple(data.query_x.shape[2:])) != tuple(shape):
+    if not fits(got := tuple(data.query_x.shape[2:]), shape):
         raise UsageError(
-            f"expected inputs [T, N, *X] with *X = {list(shape)} for this learner (features if its backbone "
+            f"expected inputs [T, N, *X] with *X = {words_of_shape(shape)} for this learner (features if its backbone "
             f"is frozen), got *X = {list(got)}; pass such inputs, or build the learner for these"
         )
     if like is None:

@@ -1,0 +1,1 @@
+"""Training of the learners that ship with the package."""

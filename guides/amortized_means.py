@@ -1,0 +1,86 @@
+"""Class means and ridge regression of the support set, with scales that are functions of the task.
+
+Prototypes: Snell et al. 2017 (arXiv 1703.05175). Ridge regression as a base learner: Bertinetto et al. 2019 (R2-D2,
+arXiv 1805.08136).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro.distributions import Delta, TorchDistribution
+from torch import Tensor
+from torch.nn.functional import softplus
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.inference.capabilities import linear_head
+from pyro_metabayes.inference.cholesky import cholesky
+from pyro_metabayes.transductive.assignment_network import zero_network
+from pyro_metabayes.transductive.task_geometry import support_labels
+
+NUM_STATISTICS = 7
+FRAME = 3  # statistics of backbone=task_frame
+LEAST_LENGTH = 1e-4
+
+
+class Guide(pyro_metabayes.Guide):
+    """q(w | support) = delta(w) of the linear classifier
+
+        w_c = s m_c / |m_c| + r sum_j a_jc x_j,    a = (X X^T + lambda I)^-1 (Y - 1/C),
+
+    m_c the class means of the support points X [S, D] with one-hot labels Y, and s, r, lambda learned functions of
+    statistics of the support set: way, shots, lengths and cosines of the class means, and those that
+    backbone=task_frame adds (0 with another backbone). No parameter depends on the
+    dimension of the features or on the way. It takes features of unit length, such as those of backbone=task_frame.
+
+    Raises:
+        UsageError: the head is not linear.
+    """
+
+    def __init__(self, model: pyro_metabayes.Model) -> None:
+        super().__init__(model)
+        self.head = (linear_head(model, "guide=amortized_means"),)  # in a tuple: its parameters are the model's
+        self.scales = zero_network(NUM_STATISTICS + FRAME, 3)
+
+    def posterior(self, observed: Observed) -> TorchDistribution:
+        labels = support_labels(observed)
+        counts = labels.sum(1)
+        means = labels.mT @ observed.support_x / counts.clamp(min=1).unsqueeze(-1)
+        length = means.norm(dim=-1, keepdim=True).clamp(min=LEAST_LENGTH)
+        statistics = _statistics(means / length, length.squeeze(-1), counts)
+        frame = observed.auxiliary.get("frame", statistics.new_zeros(len(statistics), FRAME))
+        scales = self.scales(torch.cat((statistics, frame), -1))[..., None, None]
+        ridge = _ridge(observed, labels, (scales[:, 2] - 1).exp())
+        directions = 10 * scales[:, 0].exp() * means / length + 4 * softplus(scales[:, 1] - 1) * ridge
+        head = self.head[0]
+        return Delta(head.rows(directions / head.scale, torch.zeros_like(counts)), event_dim=2)
+
+
+def _ridge(observed: Observed, labels: Tensor, penalty: Tensor) -> Tensor:
+    """sum_j a_jc x_j [T, C, D] with penalty lambda [T, 1, 1]; masked points do not count."""
+    x = observed.support_x * observed.support_mask.unsqueeze(-1)
+    targets = (labels - 1 / labels.shape[-1]) * observed.support_mask.unsqueeze(-1)
+    kernel = x @ x.mT + penalty * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    return torch.cholesky_solve(targets, cholesky(kernel)).mT @ x
+
+
+def _statistics(directions: Tensor, lengths: Tensor, counts: Tensor) -> Tensor:
+    """Statistics of the support set [T, NUM_STATISTICS], each of the order of 1, from unit class means [T, C, D]."""
+    way = counts.shape[-1]
+    shots = counts.clamp(min=1).log()
+    cosines = directions @ directions.mT
+    own = torch.eye(way, dtype=torch.bool, device=cosines.device)
+    nearest = cosines.masked_fill(own, -1.0).amax(-1)
+    spread = cosines.masked_fill(own, 0.0).square().sum((1, 2)) / (way * max(way - 1, 1))
+    values = (
+        torch.full_like(spread, math.log(way / 5)),
+        shots.mean(-1),
+        shots.std(-1, correction=0),
+        lengths.square().mean(-1),
+        lengths.square().log().mean(-1) + shots.mean(-1),
+        2 * nearest.mean(-1),
+        5 * spread.clamp(min=1e-8).sqrt(),
+    )
+    return torch.stack(values, -1)

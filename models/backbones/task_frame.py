@@ -1,0 +1,122 @@
+"""Features relative to the other points of their task: centred, of unit length, and partly whitened."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import pyro_metabayes
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError, check_choice
+from pyro_metabayes.inference.cholesky import cholesky
+from pyro_metabayes.prediction.scale import bounded
+
+Data = TypeVar("Data", bound=Observed)
+
+JITTER = 1e-4  # added to the unit diagonal of a kernel matrix, whose rank may be less than its size
+
+
+class Backbone(pyro_metabayes.Backbone):
+    """Points of a task in coordinates that depend on its points but not on their labels; any dimension D.
+
+    With u the input vectors at unit length, mu their mean over the reference points of the task (for `support` shrunk
+    by the learned factor M / (M + tau), since it is of few points), and x_i = u_i - mu at unit length, the features
+    have the inner products
+
+        k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j),    kappa of unit length of x_i . (X^T X + lambda I)^-1 x_j,
+
+    X [M, D] the reference points, so that k(x_i, x_i) = 1. kappa gives directions of large variance less weight
+    (regularised whitening). a and lambda are learned functions of M and of the effective dimension of X,
+    1 / mean_ij (x_i . x_j)^2.
+
+    The tasks get auxiliary["frame"] [T, 3]: log (D / 128), |mu| before it is shrunk, and log effective dimension of X.
+
+    No parameter depends on D, so a learner with this backbone takes features of any origin. The features have 2 D
+    components if D is less than the number N of points, else N.
+
+    Args:
+        input_shape: [D], or [None] for any D.
+        points: the reference points: `all`, or `support`, with which predictions for a query do not depend on others.
+        width: of the network of a and lambda.
+
+    Raises:
+        UsageError: the inputs are not features, or another setting of `points`.
+    """
+
+    num_features = None  # it depends on the task
+
+    def __init__(self, input_shape: tuple[int | None, ...], points: str = "all", width: int = 16) -> None:
+        super().__init__()
+        if len(input_shape) != 1:
+            raise UsageError(
+                f"backbone=task_frame expects features [D], got inputs of shape {list(input_shape)}; extract features "
+                "first"
+            )
+        check_choice("backbone.points", points, ("all", "support"))
+        self.points = points
+        self.log_tau = nn.Parameter(torch.tensor(1.0)) if points == "support" else None
+        last = nn.Linear(width, 2)
+        nn.init.zeros_(last.weight)
+        last.bias.data.copy_(torch.tensor([-1.0, 0.5]))
+        self.network = nn.Sequential(nn.Linear(3, width), nn.Tanh(), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The inputs [N, D] at unit length; the rest depends on the task."""
+        return functional.normalize(bounded(x), dim=-1)
+
+    def embed_tasks(self, data: Data) -> Data:
+        """The tasks with features [T, N, F] in place of inputs [T, N, D]."""
+        queries = data.query_mask if self.points == "all" else torch.zeros_like(data.query_mask)
+        x = self(torch.cat((data.support_x, data.query_x), 1))
+        reference = torch.cat((data.support_mask, queries), 1).to(x.dtype).unsqueeze(-1)
+        mask = torch.cat((data.support_mask, data.query_mask), 1).unsqueeze(-1)
+        count = reference.sum(1, keepdim=True).clamp(min=1)
+        mean = (reference * x).sum(1, keepdim=True) / count
+        shrunk = mean if self.log_tau is None else mean * count / (count + self.log_tau.exp())
+        x = functional.normalize(x - shrunk, dim=-1) * mask
+        wide = x.shape[-1] >= x.shape[1]
+        gram = x @ x.mT if wide else (reference * x).mT @ x
+        inner = reference.mT * reference * gram if wide else gram  # of the reference points
+        effective = count.square() / inner.square().sum((1, 2), keepdim=True).clamp(min=1e-12)
+        settings = self._settings(count, effective)
+        features = self._dual(gram, reference, settings, mask) if wide else self._primal(x, gram, settings)
+        dimension = torch.full_like(effective, math.log(x.shape[-1] / 128))
+        frame = torch.cat((dimension, mean.norm(dim=-1, keepdim=True), (effective / 10).log()), -1).squeeze(1)
+        support = data.support_x.shape[1]
+        parts: dict[str, Any] = {"support_x": features[:, :support], "query_x": features[:, support:]}
+        return replace(data, **parts, auxiliary=data.auxiliary | {"frame": frame})
+
+    @staticmethod
+    def _primal(x: Tensor, gram: Tensor, settings: tuple[Tensor, Tensor]) -> Tensor:
+        share, ridge = settings
+        factor = cholesky(gram + ridge * _identity(gram))
+        white = functional.normalize(torch.linalg.solve_triangular(factor, x.mT, upper=False).mT, dim=-1)
+        return torch.cat(((1 - share).sqrt() * x, share.sqrt() * white), -1)
+
+    @staticmethod
+    def _dual(gram: Tensor, reference: Tensor, settings: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """x_i . (X^T X + lambda I)^-1 x_j = (g_ij - g_iX (G_XX + lambda I)^-1 g_Xj) / lambda, g the inner products."""
+        share, ridge = settings
+        to_reference = reference * gram  # rows of other points are 0
+        factor = cholesky(reference.mT * to_reference + ridge * _identity(gram))
+        white = gram - to_reference.mT @ torch.cholesky_solve(to_reference, factor)
+        length = white.diagonal(dim1=-2, dim2=-1).clamp(min=1e-8).rsqrt()
+        white = white * length.unsqueeze(-1) * length.unsqueeze(-2)
+        kernel = (1 - share) * gram + share * (white + white.mT) / 2
+        jitter = JITTER + 1 - mask.squeeze(-1).to(gram.dtype)  # masked points have a row of zeros
+        return cholesky(kernel + torch.diag_embed(jitter)) * mask
+
+    def _settings(self, count: Tensor, effective: Tensor) -> tuple[Tensor, Tensor]:
+        """a and lambda [T, 1, 1]; lambda is of the size of the mean eigenvalue in the effective dimensions."""
+        statistics = torch.cat(((count / 100).log(), (effective / 10).log(), (2 * effective / count).log()), -1)
+        share, ridge = self.network(statistics).split(1, -1)
+        return share.sigmoid(), count / effective * ridge.exp()
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)

@@ -1,0 +1,64 @@
+"""Random shapes of tasks: way, shots, number of queries and their class marginal."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+Value = TypeVar("Value", int, float)
+
+WAYS = (2, 3, 4, 5, 5, 5, 5, 6, 8, 10, 10, 12, 15, 20, 20, 30, 50)
+SHOTS = (1, 1, 1, 1, 2, 3, 4, 5, 5, 10, 20)
+QUERIES = (15.0, 15.0, 15.0, 10.0, 8.0, 3.0, 1.0, 25.0)  # per class
+CONCENTRATIONS = (0.5, 1.0, 2.0, 2.0, 5.0, 50.0)
+BALANCED, ABSENT, FEW = 0.4, 0.2, 0.08  # probabilities
+MOST_PAIRS = 6000  # of a query and a class
+MOST_POINTS = 500
+
+
+class Shape(NamedTuple):
+    """Way, shots before some are dropped, and number of queries of the tasks of a block."""
+
+    way: int
+    shot: int
+    query: int
+
+
+def random_shape(generator: Generator) -> Shape:
+    """A shape; the larger the way, the fewer the queries per class, which bounds the cost of a block."""
+    way = _one_of(WAYS, generator)
+    shot = min(_one_of(SHOTS, generator), max(1, MOST_POINTS // 2 // way))
+    query = int(_one_of(QUERIES, generator) * way)
+    if float(torch.rand((), generator=generator)) < FEW:
+        query = int(torch.randint(1, 4, (), generator=generator))
+    return Shape(way, shot, max(1, min(query, MOST_PAIRS // way, MOST_POINTS - way * shot)))
+
+
+def query_labels(shape: Shape, tasks: int, generator: Generator) -> Tensor:
+    """Class-ordered labels [T, Q]: balanced, or with a Dirichlet marginal, in which one class may be absent."""
+    way, number = shape.way, shape.query
+    draw = torch.rand(2, generator=generator)
+    if draw[0] < BALANCED and number >= way:
+        return torch.arange(number).remainder(way).sort().values.expand(tasks, -1)
+    concentration = torch.full((tasks, way), _one_of(CONCENTRATIONS, generator))
+    marginal = torch._sample_dirichlet(concentration, generator)
+    if draw[1] < ABSENT and way > 2:
+        marginal[:, int(torch.randint(way, (), generator=generator))] = 0.0
+    return torch.multinomial(marginal + 1e-9, number, replacement=True, generator=generator).sort(1).values
+
+
+def support_mask(shape: Shape, tasks: int, generator: Generator) -> Tensor:
+    """Points of the support set that are kept [T, S]: all, or a random part of each class with one at least."""
+    mask = torch.ones(tasks, shape.way * shape.shot, dtype=torch.bool)
+    if shape.shot == 1 or float(torch.rand((), generator=generator)) < 0.7:
+        return mask
+    share = 0.3 + 0.7 * torch.rand(tasks, shape.way, generator=generator).repeat_interleave(shape.shot, 1)
+    mask = torch.rand(mask.shape, generator=generator) < share
+    mask[:, :: shape.shot] = True
+    return mask
+
+
+def _one_of(values: tuple[Value, ...], generator: Generator) -> Value:
+    return values[int(torch.randint(len(values), (), generator=generator))]

@@ -1,0 +1,121 @@
+"""Features of classes with the structure of embeddings: a broad prior over spectra, hierarchies, styles and tails."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import relu
+
+LEAST_SIGNAL, MOST_SIGNAL = 0.5, 9.0
+MOST_DIMENSION = 400.0  # effective, in the unit of the signal
+
+
+class FeatureSimulator:
+    """Points of T tasks whose settings are drawn anew at every call.
+
+        x_i = m_{y_i} + d_{y_i, k_i} + r_i e_i,
+
+    m class means with a power-law spectrum, half of the time below superclasses; d the centre of a sub-cluster of the
+    class; e noise with a power-law spectrum, its axes aligned with those of
+    the means, independent of them, or specific to the class; r a heavy tail. A third of the time x is the latent of a
+    random ReLU layer. An offset and a ReLU may follow. The squared length of m is a multiple of 1 / sqrt(effective
+    dimension of e), from nearly impossible to trivial tasks.
+
+    Args:
+        generator: of all random numbers.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def points(self, labels: Tensor, way: int, num_features: int) -> Tensor:
+        """Features [T, N, D] of points with labels [T, N]."""
+        through_layer = self._chance(0.3)
+        latent = self._integer(8, 65) if through_layer else num_features
+        x = self._latents(labels, way, latent)
+        return self._layer(x, num_features) if through_layer else self._shifted(x)
+
+    def _latents(self, labels: Tensor, way: int, size: int) -> Tensor:
+        tasks = len(labels)
+        between, within = self._spectrum(size), self._aligned(self._spectrum(size))
+        effective = min(1 / within.square().sum().item(), MOST_DIMENSION)
+        signal = self._between(math.log(LEAST_SIGNAL), math.log(MOST_SIGNAL), tasks, 1, 1).exp() / effective**0.5
+        means = self._class_means(tasks, way, size) * (signal * between).sqrt()
+        x = _of_labels(means, labels)
+        if self._chance(0.35):
+            x = x + self._sub_clusters(labels, way, (signal * between).sqrt())
+        return x + self._noise(labels, way, within)
+
+    def _class_means(self, tasks: int, way: int, size: int) -> Tensor:
+        means = self._normal(tasks, way, size)
+        if way < 3 or self._chance(0.5):
+            return means
+        above = self._normal(tasks, max(2, way // 3), size)
+        share = self._between(0.2, 0.8, tasks, 1, 1)
+        of_class = torch.randint(above.shape[1], (tasks, way), generator=self.generator)
+        return share.sqrt() * _of_labels(above, of_class) + (1 - share).sqrt() * means
+
+    def _sub_clusters(self, labels: Tensor, way: int, spread: Tensor) -> Tensor:
+        number = self._integer(2, 4)
+        centres = self._normal(len(labels), way * number, spread.shape[-1]) * spread * self._uniform(0.3, 1.2)
+        return _of_labels(centres, labels * number + torch.randint(number, labels.shape, generator=self.generator))
+
+    def _noise(self, labels: Tensor, way: int, spectrum: Tensor) -> Tensor:
+        noise = self._normal(*labels.shape, len(spectrum)) * spectrum.sqrt()
+        if self._chance(0.3):
+            axes = (0.7 * self._normal(len(labels), way, len(spectrum))).exp()
+            axes = axes / (axes.square() * spectrum).sum(-1, keepdim=True).sqrt()
+            noise = noise * _of_labels(axes, labels)
+        of_class = (self._uniform(0.0, 0.35) * self._normal(len(labels), way, 1)).exp()
+        tail = (self._uniform(0.0, 0.4) * self._normal(*labels.shape, 1)).exp()
+        return noise * tail * _of_labels(of_class, labels)
+
+    def _layer(self, x: Tensor, num_features: int) -> Tensor:
+        size = x.shape[-1]
+        x = x * size**0.5 / x.square().sum(-1).mean().sqrt() + 0.5 * self._normal(size)
+        hidden = relu(x @ self._normal(size, num_features) / size**0.5 + 0.5 * self._normal(num_features))
+        return hidden @ self.projection(num_features, num_features) if self._chance(0.5) else hidden
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        offset = self._normal(x.shape[-1]) * self._spectrum(x.shape[-1]).sqrt()
+        x = x + offset * self._uniform(0.0, 1.5) / offset.norm()
+        return relu(x + self._uniform(0.0, 0.5) / x.shape[-1] ** 0.5) if self._chance(0.4) else x
+
+    def projection(self, inputs: int, outputs: int) -> Tensor:
+        """A random matrix [inputs, outputs] that keeps lengths on average."""
+        return self._normal(inputs, outputs) / outputs**0.5
+
+    def _spectrum(self, size: int) -> Tensor:
+        """Variances [D] of sum 1 that fall as a power of their number."""
+        values = torch.arange(1, size + 1, dtype=torch.float32) ** -self._uniform(0.0, 1.5)
+        return values / values.sum()
+
+    def _aligned(self, spectrum: Tensor) -> Tensor:
+        """The spectrum in an order between its own and a random one."""
+        if self._chance(0.4):
+            return spectrum
+        share, place = self._uniform(0.0, 1.0), torch.arange(len(spectrum))
+        other = torch.randperm(len(spectrum), generator=self.generator)
+        return spectrum[((1 - share) * place + share * other).argsort()]
+
+    def _chance(self, probability: float) -> bool:
+        return self._uniform(0.0, 1.0) < probability
+
+    def _uniform(self, low: float, high: float) -> float:
+        return float(self._between(low, high, 1))
+
+    def _between(self, low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=self.generator)
+
+    def _integer(self, low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=self.generator))
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+
+def _of_labels(values: Tensor, labels: Tensor) -> Tensor:
+    """values[t, labels[t, i]] [T, N, D] of values [T, C, D]."""
+    return values.gather(1, labels.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

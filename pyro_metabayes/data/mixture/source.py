@@ -1,0 +1,179 @@
+"""data=mixture: every block of training tasks has another source, shape, marginal and number of features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import normalize, one_hot, relu
+
+from pyro_metabayes.data.mixture.banks import FeatureRows, training_banks
+from pyro_metabayes.data.mixture.shapes import Shape, query_labels, random_shape, support_mask
+from pyro_metabayes.data.mixture.simulator import FeatureSimulator
+from pyro_metabayes.data.positions import random_positions
+from pyro_metabayes.data.task_shape import BLOCK, TaskShape
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.errors import UsageError
+
+DIMENSIONS = (16, 32, 64, 128, 256, 256, 384, 512, 768)  # of simulated features
+PROJECTIONS = (16, 32, 64, 128, 256)
+FIXED = 128  # of validation and test tasks
+WRONG_LABELS, OUTLIERS = 0.15, 0.1  # probabilities that a block has some
+
+
+def load(bank_share: float = 0.5, least_skill: float = 0.0) -> Mixture:
+    """The simulator, and all banks of `training_banks`; the arguments are those of `Mixture`."""
+    return Mixture(training_banks() if bank_share else [], bank_share, least_skill)
+
+
+class Mixture:
+    """A source of tasks of any dimension. Training tasks ignore the shape of `task.*`, which is that of validation.
+
+    Args:
+        banks: features of real inputs; may be empty.
+        bank_share: share of the blocks that are drawn from them, 0 to 1; the others are simulated.
+        least_skill: blocks of training tasks with a smaller skill are drawn again. Skill is (a - 1/C) / (1 - 1/C), a
+            the accuracy of the nearest class mean. One support point per class hardly shows how good features are, so
+            an inductive learner needs a prior on it: nobody uses embeddings that do not separate the classes.
+
+    Raises:
+        UsageError: bank_share is no share, or positive without banks; least_skill is not between 0 and 0.9.
+    """
+
+    num_targets = 0
+    input_shape = (None,)
+
+    def __init__(self, banks: Sequence[FeatureRows], bank_share: float = 0.5, least_skill: float = 0.0) -> None:
+        if not 0 <= bank_share <= 1 or (bank_share and not banks):
+            raise UsageError(f"expected data.bank_share from 0 to 1, and 0 without banks, got {bank_share}")
+        if not 0 <= least_skill <= 0.9:
+            raise UsageError(f"expected data.least_skill from 0 to 0.9, got {least_skill}")
+        self.banks, self.bank_share, self.least_skill = list(banks), bank_share, least_skill
+
+    def block(self, split: str) -> int:
+        """Number of tasks of one shape: batches of training tasks must not be larger."""
+        return 12 if split == "train" else BLOCK
+
+    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
+        """As `Source.sampler`."""
+        if split == "train":
+            return lambda generator: self.tasks(self.block(split), generator)
+        shape.check_classes(split)
+        fixed = Shape(shape.way, shape.shot, shape.way * shape.query)
+
+        def draw(generator: Generator) -> Episodes:
+            labels, _ = shape.query_points(generator)
+            return self._drawn(fixed, labels, generator, FIXED)
+
+        return draw
+
+    def tasks(self, number: int, generator: Generator) -> Episodes:
+        """Tasks of one random shape; some have unequal shots, wrong support labels or outliers."""
+        shape = random_shape(generator)
+        episodes = self._drawn(shape, query_labels(shape, number, generator), generator)
+        while self.least_skill and skill_of(episodes) < self.least_skill:
+            episodes = self._drawn(shape, query_labels(shape, number, generator), generator)
+        episodes.support_mask = support_mask(shape, number, generator)
+        if shape.shot > 2 and _chance(WRONG_LABELS, generator):
+            episodes.support_y = _with_errors(episodes.support_y, shape, generator)
+        if _chance(OUTLIERS, generator):
+            for x in (episodes.support_x, episodes.query_x):
+                _add_outliers(x, generator)
+        return episodes
+
+    def _drawn(self, shape: Shape, query_y: Tensor, generator: Generator, dimension: int | None = None) -> Episodes:
+        support_y = torch.arange(shape.way).repeat_interleave(shape.shot).expand(len(query_y), -1)
+        labels = torch.cat((support_y, query_y), 1)
+        simulator = FeatureSimulator(generator)
+        x = self._of_bank(labels, shape.way, generator) if _chance(self.bank_share, generator) else None
+        if x is None:
+            x = simulator.points(labels, shape.way, dimension or _one_of(DIMENSIONS, generator))
+        elif dimension is not None:
+            x = x @ simulator.projection(x.shape[-1], dimension)
+        else:
+            x = _transformed(x, simulator, generator)
+        size = support_y.shape[1]
+        return Episodes(
+            support_x=x[:, :size],
+            support_y=support_y.contiguous(),
+            query_x=x[:, size:],
+            query_y=query_y.contiguous(),
+            num_classes=shape.way,
+        )
+
+    def _of_bank(self, labels: Tensor, way: int, generator: Generator) -> Tensor | None:
+        """Points of a random bank; in some blocks a class is several of its classes. None: it has too few."""
+        bank = self.banks[_integer(len(self.banks), generator)]
+        merged = 1 + _integer(3, generator) if _chance(0.3, generator) else 1
+        return _rows_of_labels(bank, labels, way, merged, generator)
+
+
+def skill_of(episodes: Episodes) -> float:
+    """(a - 1/C) / (1 - 1/C), a the mean accuracy of the nearest class mean by the cosine: 0 for a guess, 1 at best."""
+    points = normalize(torch.cat((episodes.support_x, episodes.query_x), 1), dim=-1)
+    points = points - points.mean(1, keepdim=True)
+    size = episodes.support_x.shape[1]
+    labels = one_hot(episodes.support_y, episodes.num_classes).to(points.dtype)
+    means = normalize(labels.mT @ points[:, :size], dim=-1)
+    accuracy = ((points[:, size:] @ means.mT).argmax(-1) == episodes.query_y).float().mean().item()
+    return (accuracy * episodes.num_classes - 1) / (episodes.num_classes - 1)
+
+
+def _rows_of_labels(bank: FeatureRows, labels: Tensor, way: int, merged: int, generator: Generator) -> Tensor | None:
+    """Rows of different points [T, N, D] whose classes are `merged` random ones of the bank each; None: too few."""
+    counts = one_hot(labels, way).cumsum(1)
+    rank = counts.gather(2, labels.unsqueeze(-1)).squeeze(-1) - 1
+    largest = int(rank.max()) + 1
+    merged = max(merged, -(-largest // int(bank.class_sizes.min())))
+    if way * merged > len(bank.class_sizes):
+        return None
+    starts = bank.class_sizes.cumsum(0) - bank.class_sizes
+    choice = torch.rand(len(labels), len(starts), generator=generator).argsort(1)[:, : way * merged]
+    number = -(-largest // merged)
+    places = random_positions(bank.class_sizes[choice], number, int(bank.class_sizes.max()), generator)
+    column = labels * merged + rank % merged
+    rows = (starts[choice].unsqueeze(-1) + places)[torch.arange(len(labels)).unsqueeze(1), column, rank // merged]
+    return bank.x[rows]
+
+
+def _transformed(x: Tensor, simulator: FeatureSimulator, generator: Generator) -> Tensor:
+    """Noise, and one of: a random projection, a square root of features >= 0, standardised columns, or nothing."""
+    size = x.var((0, 1)).mean().sqrt() + 1e-6
+    if _chance(0.5, generator):
+        level = (-2.3 + 2.7 * torch.rand(len(x), 1, 1, generator=generator)).exp()  # 0.1 to 1.5
+        x = x + level * size * torch.randn(x.shape, generator=generator)
+    kind = float(torch.rand((), generator=generator))
+    if kind < 0.25:
+        x = x @ simulator.projection(x.shape[-1], _one_of(PROJECTIONS, generator))
+        return relu(x) if _chance(0.4, generator) else x
+    if kind < 0.4 and x.min() >= 0:
+        return x.sqrt()
+    if kind < 0.55:
+        return (x - x.mean((0, 1))) / (x.std((0, 1)) + 0.1 * size)
+    return x
+
+
+def _with_errors(labels: Tensor, shape: Shape, generator: Generator) -> Tensor:
+    """Up to a fifth of the support labels are random; the first point of each class keeps its own."""
+    wrong = torch.rand(labels.shape, generator=generator) < 0.2 * torch.rand((), generator=generator)
+    wrong[:, :: shape.shot] = False
+    return torch.where(wrong, torch.randint(shape.way, labels.shape, generator=generator), labels)
+
+
+def _add_outliers(x: Tensor, generator: Generator) -> None:
+    """Noise of the size of the features on a twentieth of the points, in place."""
+    at = torch.rand(*x.shape[:2], 1, generator=generator) < 0.05
+    x += at * x.std() * torch.randn(x.shape, generator=generator)
+
+
+def _integer(number: int, generator: Generator) -> int:
+    return int(torch.randint(number, (), generator=generator))
+
+
+def _one_of(values: tuple[int, ...], generator: Generator) -> int:
+    return values[_integer(len(values), generator)]
+
+
+def _chance(probability: float, generator: Generator) -> bool:
+    return bool(torch.rand((), generator=generator) < probability)

@@ -1,0 +1,39 @@
+"""The mean log score per query point, in units of the entropy of a guess: tasks of any shape count alike."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, added, latent_sites, observed_sites
+
+
+class MeanScore(Objective):
+    """loss = -sum_t (1 / (Q_t log C)) (1/L) sum_l log p(y_t | x_t, w_l), w_l ~ q, L = particles.
+
+    Q_t is the number of unmasked query points of task t and C its number of classes (log C = 1 for numbers). The sum
+    over the points of a task, as in the ELBO, gives tasks of 50 classes and 500 queries a thousand times the weight of
+    small ones; here each task has a loss near 1 before it is learned. Without a KL, and no bound on the evidence.
+
+    Args:
+        particles: L.
+    """
+
+    name = "mean_score"
+    bound = False
+
+    def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
+        """The loss, and the log-likelihood in nats; there is no KL."""
+        (data,) = args
+        if not isinstance(data, Episodes):
+            raise UsageError(f"expected Episodes for objective=mean_score, got {type(data).__name__}")
+        model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
+        latent_sites(guide_trace)  # refuses samples without a gradient, which would silently train nothing
+        model_trace.compute_log_prob()
+        log_prob = added([model_trace.nodes[name]["log_prob"] for name in observed_sites(model_trace)])  # [T] or [L, T]
+        log_prob = log_prob.flatten(0, -2).mean(0) if log_prob.dim() > 1 else log_prob
+        unit = math.log(data.num_classes) if data.num_classes > 1 else 1.0
+        points = data.query_mask.sum(-1).clamp(min=1) * unit
+        return Terms(-(log_prob / points).sum(), log_prob.detach().sum(), None)

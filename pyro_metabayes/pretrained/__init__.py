@@ -1,0 +1,1 @@
+"""Learners that ship with the package: weights, checksums and cards; `MetaLearner.pretrained` loads them."""

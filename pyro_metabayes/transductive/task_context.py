@@ -1,0 +1,61 @@
+"""Statistics of a task that determine how far its support set and its queries can be trusted."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.transductive.assignments import masked_mean
+
+NUM_STATISTICS = 11
+NEIGHBOURS = 4
+FAR = -2.0  # below every cosine
+
+
+def task_context(cosines: Tensor, between: Tensor, lengths: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
+    """Statistics of unit-length features [T, NUM_STATISTICS], each of the order of 1, whatever their dimension.
+
+    Way, mean and spread of the log shots, queries per class, effective dimension (absolute, and relative to the number
+    of queries), squared length of the class means, cosine of the queries with their nearest class mean and its distance
+    to the second, mean cosine with the nearest queries, spread of the cosines.
+
+    Args:
+        cosines: of queries and class means of the support set [T, Q, C].
+        between: cosines of queries [T, Q, Q].
+        lengths: of the class means [T, C].
+        counts: support points of each class [T, C].
+        mask: of the queries [T, Q].
+    """
+    queries = mask.sum(-1).clamp(min=1).to(cosines.dtype)
+    way = cosines.shape[-1]
+    on = (mask / queries.unsqueeze(-1)).to(cosines.dtype)
+    effective = 1 / (on.unsqueeze(1) @ between.square() @ on.unsqueeze(2)).flatten().clamp(min=1e-4)
+    shots = counts.clamp(min=1).log()
+    best = cosines.topk(2, -1).values
+    margin = masked_mean(torch.stack((best[..., 0], best[..., 0] - best[..., 1]), -1), mask).squeeze(1)
+    spread = masked_mean((cosines - masked_mean(cosines, mask)).square(), mask).mean((1, 2)).clamp(min=1e-8).sqrt()
+    values = (
+        torch.full_like(queries, math.log(way / 5)),
+        shots.mean(-1),
+        shots.std(-1, correction=0),
+        (queries / way / 10).log(),
+        (effective / 10).log(),
+        (2 * effective / queries).log(),
+        lengths.square().mean(-1),
+        3 * margin[:, 0],
+        5 * margin[:, 1],
+        2 * _nearest(between, mask),
+        5 * spread,
+    )
+    return torch.stack(values, -1)
+
+
+def _nearest(between: Tensor, mask: Tensor) -> Tensor:
+    """Mean cosine [T] of each query with its NEIGHBOURS nearest others; 0 for a task of one query."""
+    own = torch.eye(between.shape[-1], dtype=torch.bool, device=between.device)
+    other = mask.unsqueeze(-1) & mask.unsqueeze(-2) & ~own
+    best = between.masked_fill(~other, FAR).topk(min(NEIGHBOURS, between.shape[-1]), -1).values
+    found = best > FAR
+    return (best * found).sum((1, 2)) / found.sum((1, 2)).clamp(min=1)

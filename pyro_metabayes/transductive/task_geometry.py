@@ -1,0 +1,93 @@
+"""The points of a task as a transductive classifier by class means needs them, computed once per task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from pyro_metabayes.episodes import Observed
+
+LEAST_LENGTH = 1e-4  # of a class mean, so that its direction is finite
+LEAST_PROBABILITY = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class TaskGeometry:
+    """Points of unit length, labels and inner products.
+
+    x: queries [T, Q, D].
+    mask: [T, Q].
+    shares: weight of each query in a mean over the queries [T, Q].
+    labels: one-hot labels of the support points [T, S, C], 0 for masked ones.
+    means: class means of the support set [T, C, D].
+    counts: support points of each class [T, C].
+    inner: inner products of the queries with all points, support first [T, Q, S + Q].
+    """
+
+    x: Tensor
+    mask: Tensor
+    shares: Tensor
+    labels: Tensor
+    means: Tensor
+    counts: Tensor
+    inner: Tensor
+
+    @classmethod
+    def of(cls, observed: Observed) -> Self:
+        x, mask = observed.query_x, observed.query_mask
+        labels = support_labels(observed)
+        counts = labels.sum(1)
+        sums = labels.mT @ observed.support_x
+        return cls(
+            x=x,
+            mask=mask,
+            shares=(mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(x.dtype),
+            labels=labels,
+            means=sums / counts.clamp(min=1).unsqueeze(-1),
+            counts=counts,
+            inner=x @ torch.cat((observed.support_x, x), 1).mT,
+        )
+
+    @property
+    def between(self) -> Tensor:
+        """Inner products of the queries [T, Q, Q]."""
+        return self.inner[..., self.labels.shape[1] :]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the unmasked queries [T, 1, V] of values [T, Q, V]."""
+        return self.shares.unsqueeze(1) @ values
+
+    def cosines(self, means: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines of the queries with means [T, C, D]: [T, Q, C], and the lengths of the means [T, C]."""
+        length = means.norm(dim=-1).clamp(min=LEAST_LENGTH)
+        return self.x @ means.mT / length.unsqueeze(1), length
+
+    def affinities(self, sharpness: Tensor) -> Tensor:
+        """Softmax over the other points of sharpness times their inner products with each query [T, Q, S + Q].
+
+        sharpness: [T, 1, 1].
+        """
+        size = self.mask.shape[1]
+        own = torch.eye(size, dtype=torch.bool, device=self.x.device)
+        other = torch.cat(((self.labels.sum(-1) > 0).unsqueeze(1).expand(-1, size, -1), self._others(own)), -1)
+        return (sharpness * self.inner).masked_fill(~other, -torch.inf).softmax(-1)
+
+    def _others(self, own: Tensor) -> Tensor:
+        return self.mask.unsqueeze(1) & ~own
+
+    def log_labels_nearby(self, affinities: Tensor, assignments: Tensor) -> Tensor:
+        """Log of the mean label of the other points, weighted by their affinities [T, Q, C].
+
+        assignments: of the queries [T, Q, C]; the support points have their labels.
+        """
+        return (affinities @ torch.cat((self.labels, assignments), 1)).clamp(min=LEAST_PROBABILITY).log()
+
+
+def support_labels(observed: Observed) -> Tensor:
+    """One-hot labels of the support points [T, S, C], in the dtype of the inputs; 0 for masked points."""
+    labels = one_hot(observed.support_y, observed.num_classes) * observed.support_mask.unsqueeze(-1)
+    return labels.to(observed.support_x.dtype)

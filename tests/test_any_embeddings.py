@@ -1,0 +1,233 @@
+"""Learners for features of any origin: task frames, amortized EM, the mixture of tasks, the learners that ship."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator, Tensor
+from torch.nn.functional import normalize
+
+from pyro_metabayes import MetaLearner, UsageError
+from pyro_metabayes.data.mixture.banks import FeatureRows
+from pyro_metabayes.data.mixture.shapes import Shape, query_labels, random_shape, support_mask
+from pyro_metabayes.data.mixture.simulator import FeatureSimulator
+from pyro_metabayes.data.mixture.source import Mixture, skill_of
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.models.backbones import task_frame
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def frame(points: str = "all") -> task_frame.Backbone:
+    """A frame in float64 whose settings depend on the task."""
+    torch.manual_seed(1)
+    backbone = task_frame.Backbone((None,), points).double()
+    torch.nn.init.normal_(backbone.network[-1].weight)
+    return backbone
+
+
+def learner(guide: str = "amortized_em", points: str = "all", **settings: object) -> MetaLearner:
+    """An untrained learner in float64 whose networks are not zero."""
+    torch.manual_seed(2)
+    built = MetaLearner.build(
+        {"_target_": "models.backbones.task_frame.Backbone", "points": points},
+        {"_target_": f"guides.{guide}.Guide", **settings},
+        objective="elbo",
+        prior="flat",
+        head="linear",
+        input_shape=[None],
+    ).double()
+    with torch.no_grad():
+        for value in built.parameters():
+            value += 0.2 * torch.randn_like(value)
+    return built.eval()
+
+
+def tasks(way: int = 4, shot: int = 2, query: int = 11, dimension: int = 30, number: int = 3) -> Observed:
+    noise = torch.Generator().manual_seed(way + 10 * shot + 100 * query + dimension)
+    return Observed(
+        support_x=torch.randn(number, way * shot, dimension, generator=noise, dtype=torch.float64),
+        support_y=torch.arange(way).repeat_interleave(shot).expand(number, -1),
+        query_x=torch.randn(number, query, dimension, generator=noise, dtype=torch.float64),
+        num_classes=way,
+    )
+
+
+def logits(model: MetaLearner, data: Observed) -> Tensor:
+    with torch.no_grad():
+        embedded = model.featured(data)
+        return model.model.outputs(model.guide.posterior(embedded).mean, embedded.query_x).log_softmax(-1)
+
+
+@pytest.mark.parametrize("points", ["all", "support"])
+@pytest.mark.parametrize("dimension", [2, 9, 200])
+def test_the_frame_has_the_inner_products_of_its_formula(points: str, dimension: int) -> None:
+    data = tasks(dimension=dimension)
+    embedded = frame(points).embed_tasks(data)
+    features = torch.cat((embedded.support_x, embedded.query_x), 1)
+    u = normalize(torch.cat((data.support_x, data.query_x), 1), dim=-1)
+    number = u.shape[1] if points == "all" else data.support_x.shape[1]
+    shrunk = 1.0 if points == "all" else number / (number + math.e)  # log tau is 1 before training
+    x = normalize(u - shrunk * u[:, :number].mean(1, keepdim=True), dim=-1)
+    reference = x[:, :number]
+    gram = reference.mT @ reference
+    effective = number**2 / gram.square().sum((1, 2), keepdim=True)
+    raw = frame(points).network(
+        torch.cat(
+            (
+                torch.full_like(effective, math.log(number / 100)),
+                (effective / 10).log(),
+                (2 * effective / number).log(),
+            ),
+            -1,
+        )
+    )
+    share, ridge = raw[..., :1].sigmoid(), number / effective * raw[..., 1:].exp()
+    white = x @ torch.linalg.inv(gram + ridge * torch.eye(dimension, dtype=torch.float64)) @ x.mT
+    length = white.diagonal(dim1=-2, dim2=-1).rsqrt()
+    expected = (1 - share) * x @ x.mT + share * white * length.unsqueeze(-1) * length.unsqueeze(-2)
+    torch.testing.assert_close(features @ features.mT, expected, atol=2 * task_frame.JITTER, rtol=0)
+
+
+@pytest.mark.parametrize("dimension", [5, 300])
+def test_the_inductive_learner_answers_each_query_by_itself(dimension: int) -> None:
+    model, data = learner("amortized_means", "support"), tasks(dimension=dimension)
+    alone = [logits(model, data.change_queries(lambda x, i=i: x[:, i : i + 1])) for i in range(3)]
+    torch.testing.assert_close(logits(model, data)[:, :3], torch.cat(alone, 1), atol=1e-9, rtol=0)
+    assert not model.guide.transductive
+
+
+@pytest.mark.parametrize("guide, points", [("amortized_em", "all"), ("amortized_means", "support")])
+@pytest.mark.parametrize("dimension", [3, 40])
+def test_scale_order_and_masks_do_not_matter(guide: str, points: str, dimension: int) -> None:
+    model, data = learner(guide, points), tasks(dimension=dimension)
+    expected = logits(model, data)
+    scaled = data.map_tensors(lambda x: 1e6 * x if x.is_floating_point() else x)
+    torch.testing.assert_close(logits(model, scaled), expected)
+    order = torch.randperm(data.query_x.shape[1], generator=Generator().manual_seed(0))
+    torch.testing.assert_close(logits(model, data.change_queries(lambda x: x[:, order])), expected[:, order])
+    classes = torch.tensor([2, 0, 3, 1])
+    renamed = Observed(support_x=data.support_x, support_y=classes[data.support_y], query_x=data.query_x, num_classes=4)
+    torch.testing.assert_close(logits(model, renamed)[..., classes], expected)
+    extra = torch.randn(3, 2, dimension, dtype=torch.float64)
+    padded = Observed(
+        support_x=torch.cat((data.support_x, extra), 1),
+        support_y=torch.cat((data.support_y, torch.zeros(3, 2, dtype=torch.long)), 1),
+        support_mask=torch.arange(10).expand(3, -1) < 8,
+        query_x=torch.cat((data.query_x, extra), 1),
+        query_mask=torch.arange(13).expand(3, -1) < 11,
+        num_classes=4,
+    )
+    torch.testing.assert_close(logits(model, padded)[:, :11], expected, atol=1e-6, rtol=1e-6)
+
+
+def test_known_balance_makes_the_mean_prediction_uniform() -> None:
+    model = learner(balance="known")
+    mean = logits(model, tasks(query=12)).exp().mean(1)
+    torch.testing.assert_close(mean, torch.full_like(mean, 0.25), atol=2e-3, rtol=0)
+    free = logits(learner(), tasks(query=12)).exp().mean(1)
+    assert (free - 0.25).abs().max() > 0.02
+
+
+def test_no_step_is_the_nearest_class_mean() -> None:
+    model, data = learner(num_steps=0), tasks()
+    embedded = model.featured(data)
+    means = embedded.support_x.unflatten(1, (4, 2)).mean(2)
+    nearest = (embedded.query_x @ normalize(means, dim=-1).mT).argmax(-1)
+    assert (logits(model, data).argmax(-1) == nearest).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**40))
+def test_tasks_of_the_mixture_are_tasks(seed: int) -> None:
+    bank = FeatureRows("b", torch.randn(400, 24, generator=GENERATOR), torch.full((20,), 20))
+    episodes = Mixture([bank], 0.5).tasks(3, Generator().manual_seed(seed))
+    way = episodes.num_classes
+    kept = torch.zeros(3, way).scatter_add_(1, episodes.support_y, episodes.support_mask.float())
+    assert 2 <= way <= 50 and (kept > 0).all() and 0 <= episodes.query_y.min() <= episodes.query_y.max() < way
+    assert episodes.support_x.isfinite().all() and episodes.query_x.isfinite().all()
+    again = Mixture([bank], 0.5).tasks(3, Generator().manual_seed(seed))
+    torch.testing.assert_close(again.query_x, episodes.query_x, rtol=0, atol=0)
+
+
+def test_points_of_a_bank_are_distinct_rows_of_their_classes() -> None:
+    sizes = torch.tensor([7, 9, 12, 8, 30])
+    labels_of_rows = torch.repeat_interleave(torch.arange(5), sizes)
+    bank = FeatureRows("b", torch.stack((labels_of_rows, torch.arange(66)), 1).float(), sizes)
+    mixture, seen = Mixture([bank], 1.0), 0
+    for seed in range(200):
+        labels = torch.arange(3).repeat_interleave(4).expand(2, -1)
+        x = mixture._of_bank(labels, 3, Generator().manual_seed(seed))
+        if x is None:  # too few classes
+            continue
+        for task, label in zip(x, labels, strict=True):
+            assert len(task[:, 1].unique()) == len(task)
+            classes = [set(task[label == c, 0].tolist()) for c in range(3)]
+            assert not (classes[0] & classes[1] or classes[1] & classes[2] or classes[0] & classes[2])
+        seen += 1
+    assert seen > 50
+
+
+def test_blocks_below_the_least_skill_are_drawn_again() -> None:
+    skills = [skill_of(Mixture([], 0.0, 0.4).tasks(6, Generator().manual_seed(seed))) for seed in range(40)]
+    free = [skill_of(Mixture([], 0.0).tasks(6, Generator().manual_seed(seed))) for seed in range(40)]
+    assert min(free) < 0.2 and sum(skill < 0.3 for skill in skills) < 8  # wrong labels and outliers come after
+
+
+def test_shapes_and_marginals_cover_their_ranges() -> None:
+    generator = Generator().manual_seed(0)
+    shapes = [random_shape(generator) for _ in range(2000)]
+    assert {shape.way for shape in shapes} >= {2, 5, 20, 50}
+    assert min(shape.query for shape in shapes) == 1 and max(shape.shot for shape in shapes) == 20
+    five = Shape(5, 4, 75)
+    counts = torch.cat([torch.nn.functional.one_hot(query_labels(five, 4, generator), 5).sum(1) for _ in range(300)])
+    assert (counts.sum(1) == 75).all()
+    balanced = (counts == 15).all(1).float().mean()
+    assert 0.3 < balanced < 0.5 and (counts == 0).any(1).float().mean() > 0.05
+    masks = torch.stack([support_mask(five, 2, generator) for _ in range(50)])
+    assert masks.unflatten(-1, (5, 4)).any(-1).all() and not masks.all()
+
+
+def test_simulated_tasks_are_between_impossible_and_trivial() -> None:
+    labels = torch.arange(5).repeat(16).expand(8, -1)
+    accuracies = []
+    for seed in range(60):
+        x = normalize(FeatureSimulator(Generator().manual_seed(seed)).points(labels, 5, 64), dim=-1)
+        predicted = (x[:, 5:] @ x[:, :5].mT).argmax(-1)
+        accuracies.append((predicted == labels[:, 5:]).float().mean().item())
+    assert min(accuracies) < 0.35 and max(accuracies) > 0.85 and 0.45 < np.mean(accuracies) < 0.8
+
+
+def test_a_learner_for_any_dimension_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = learner()
+    model.save(tmp_path / "learner.pt")
+    loaded = MetaLearner.load(tmp_path / "learner.pt").double()
+    for dimension in (2, 50):
+        torch.testing.assert_close(
+            logits(loaded, tasks(dimension=dimension)), logits(model, tasks(dimension=dimension))
+        )
+    with pytest.raises(UsageError, match=r"^expected query_x of shape \[N, any\], N >= 1, got \[3, 4, 5\]"):
+        model.predict(np.ones((2, 4)), [0, 1], np.ones((3, 4, 5)))
+
+
+def test_wrong_settings_are_refused_in_one_line() -> None:
+    for build in (
+        lambda: learner(num_steps=-1),
+        lambda: learner(width=0),
+        lambda: learner(balance="estimated"),
+        lambda: learner(points="queries"),
+        lambda: Mixture([], 0.5),
+        lambda: Mixture([], 0.0, 1.0),
+        lambda: task_frame.Backbone((3, 32, 32)),
+        lambda: MetaLearner.pretrained("best"),
+        lambda: MetaLearner.pretrained("inductive", balance="known"),
+    ):
+        with pytest.raises(UsageError) as error:
+            build()
+        assert "\n" not in str(error.value)
