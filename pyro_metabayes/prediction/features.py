@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from pyro.infer.util import is_validation_enabled
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from pyro_metabayes.backbone import Backbone
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.inference.capabilities import ChecksFeatures
 from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.arrays import holds_inputs
 from pyro_metabayes.prediction.images import as_float
@@ -19,6 +18,14 @@ from pyro_metabayes.validation.structure import check_inputs
 from pyro_metabayes.validation.values import check_points
 
 Data = TypeVar("Data", bound=Observed)
+
+
+@runtime_checkable
+class ChecksFeatures(Protocol):
+    """A part of a model that accepts only some features, such as features of unit length."""
+
+    def check_features(self, x: Tensor, learned: bool) -> None:
+        """Raise a UsageError for other features x [N, D]; learned: whether x is from a network (it may be constant)."""
 
 
 class Featured(nn.Module):
