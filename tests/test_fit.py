@@ -36,6 +36,8 @@ from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.pretraining import embed_bank
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.training.log import History
+from pyro_metabayes.training.optimisation import TrainSettings
+from pyro_metabayes.training.optimizer_state import OptimisationBySettings
 from tests.commands import ROOT, lines_of
 from tests.pairs import FEATURES, WAY, Pair, random_tasks
 from tests.test_training import WatchedStream, draw
@@ -172,6 +174,7 @@ def test_the_command_trains_by_fit(tmp_path: Path) -> None:
         setup.tasks.stream("train"),
         setup.tasks.validation,
         steps=12,
+        optimiser=OptimisationBySettings(setup.learner, config.train),
         folder=tmp_path / "fit",
         kl_weight={"start": 0.01, "end": 1.0, "steps": 5},
         clip=2.0,
@@ -246,8 +249,9 @@ def test_optimisers_and_schedulers_that_do_not_fit_are_refused(tmp_path: Path) -
         fitted(optimiser=Adam(other.parameters()))
     with refuses(r"^expected an optimiser whose step needs no closure, got LBFGS; use one like Adam$"):
         fitted(optimiser=torch.optim.LBFGS(learner.parameters()))
-    with refuses(r"^expected the torch optimiser of the scheduler, got none; also pass optimiser=$"):
-        fitted(scheduler=CosineAnnealingLR(adam, 5))
+    for none in (None, OptimisationBySettings(learner, TrainSettings())):
+        with refuses(r"^expected the torch optimiser of the scheduler, got none; also pass optimiser=$"):
+            fitted(optimiser=none, scheduler=CosineAnnealingLR(adam, 5))
     with refuses(r"^expected a scheduler of the optimiser, got one of another; construct it from this optimiser$"):
         fitted(optimiser=adam, scheduler=CosineAnnealingLR(Adam(learner.parameters()), 5))
     with refuses(r"^expected scheduler to be one of torch\.optim\.lr_scheduler, got float; pass for example .*$"):
