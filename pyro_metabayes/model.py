@@ -17,7 +17,7 @@ from pyro_metabayes.distributions.sites import Sites
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.parameters import Program, announce_parameters
-from pyro_metabayes.inference.capabilities import HasPrior
+from pyro_metabayes.inference.capabilities import HasPrior, has
 from pyro_metabayes.specification.recorded import Recorded
 from pyro_metabayes.validation.values import validate
 
@@ -78,7 +78,7 @@ class Model(Recorded, Program):
     @property
     def given_support(self) -> bool:
         """Whether the prior or the likelihood is conditional on the support labels, so that these are not modelled."""
-        return isinstance(self, HasPrior) and self.prior_over_weights.conditional
+        return has(self, HasPrior) and self.prior_over_weights.conditional
 
     def event_shape(self, observed: Observed) -> Size:
         """*W, the shape of the latent of one task; for several sites, `Sites.event_shape`."""

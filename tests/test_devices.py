@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -20,20 +21,21 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
 from torch import Generator, Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pyro_metabayes import Episodes, UsageError
+from pyro_metabayes import Episodes, UsageError, fit
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import BLOCK
 from pyro_metabayes.experiments.cli.composition import config_of
 from pyro_metabayes.experiments.cli.distributed import check_devices, process_group
-from pyro_metabayes.experiments.cli.fabric import fabric_in_group
 from pyro_metabayes.handlers.particles import Particles
 from pyro_metabayes.inference.laplace import LowRankPrecision
 from pyro_metabayes.seeding import task_draws, task_dropout, task_noise
+from pyro_metabayes.training import fit as fitting
 from pyro_metabayes.training.data_parallel import TaskShard
+from pyro_metabayes.training.fabric import fabric_alone, fabric_in_group
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
-from pyro_metabayes.training.single_process import fabric_alone
 from tests.commands import ROOT, call, checkpoint_of, figures_of, finish, lines_of, on_features, process, ran
 from tests.pairs import Pair, random_tasks
 
@@ -98,11 +100,40 @@ def every_case(fabric: Fabric, folder: Path) -> dict[str, dict[str, Any]]:
     return cases | {on_nan: trained(fabric, folder / on_nan, PAIRS["savi"], poisoned, on_nan=on_nan) for on_nan in BAD}
 
 
+def fitted(folder: Path) -> dict[str, Any]:
+    """A training by `fit` that gets worse, is continued after two steps, and runs out of patience."""
+    called: list[int] = []
+    for steps in (2, 20):
+        learner = PAIRS["savi"].learner(seed=0, particles=2)
+        optimiser = torch.optim.SGD(learner.parameters(), lr=0.1, maximize=True)
+        rates = ReduceLROnPlateau(optimiser, factor=0.9, patience=0, threshold=100.0, threshold_mode="abs")
+        torch.manual_seed(0)
+        history = fit(
+            learner,
+            TaskStream(drawn, seed=0, split="train"),
+            TaskStream(drawn, seed=0, split="val"),
+            steps=steps,
+            optimiser=optimiser,
+            scheduler=rates,
+            accumulate=3,
+            callbacks=[lambda line: called.append(line["step"])],
+            patience=3,
+            folder=folder,
+            batch_size=2,
+            log_every=1,
+            validate_every=1,
+            validation_tasks=4,
+        )
+    nll = history.curve("val_nll")[1]
+    return {"weights": learner.state_dict(), "rate": optimiser.param_groups[0]["lr"], "nll": nll, "called": called}
+
+
 def second(folder: Path) -> None:
     """What the second process does."""
     torch.set_num_threads(1)
     with process_group():
-        every_case(fabric_in_group(torch.device("cpu"), 2), folder)
+        every_case(fabric_in_group(torch.device("cpu")), folder)
+        torch.save(fitted(folder), folder.parent / "fitted.pt")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +143,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, P
     with pytest.MonkeyPatch.context() as patch:
         job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": "2"}
         job |= {"LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+        job |= {"TORCHELASTIC_RUN_ID": "1"}
         for name, value in job.items():
             patch.setenv(name, value)
         program = f"import pathlib, tests.test_devices as its; its.second(pathlib.Path({str(folder / 'second')!r}))"
@@ -119,8 +151,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, P
         with subprocess.Popen([sys.executable, "-c", program], env=environment) as other:
             try:
                 one = every_case(fabric_alone(torch.device("cpu")), folder / "one")
+                one["fit"] = fitted(folder / "one/fit")
                 with process_group():
-                    two = every_case(fabric_in_group(torch.device("cpu"), 2), folder / "two")
+                    two = every_case(fabric_in_group(torch.device("cpu")), folder / "two")
+                    two["fit"] = fitted(folder / "two/fit")
                 assert other.wait(30) == 0
             finally:
                 other.kill()
@@ -168,6 +202,28 @@ def test_a_run_of_two_processes_ends_as_that_of_one(case: str, both: Any) -> Non
             torch.testing.assert_close(states[1][which]["weights"][name], value, rtol=1e-8, atol=1e-10)
     assert torch.equal(states[0]["training"]["random"], states[1]["training"]["random"])
     assert not (both[2] / "second").exists()
+
+
+def test_fit_divides_the_tasks_among_the_processes_of_its_group(both: Any) -> None:
+    """Rates and patience follow the validation of the first process, which alone calls back and writes."""
+    one, two, other = both[0]["fit"], both[1]["fit"], torch.load(both[2] / "fitted.pt", weights_only=True)
+    assert one["called"] == two["called"] == [1, 2, 3, 4] and other["called"] == []
+    assert min(one["nll"]) == one["nll"][0] and other["nll"] == two["nll"] == pytest.approx(one["nll"], rel=1e-8)
+    assert one["rate"] == two["rate"] == other["rate"] < 0.1
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], value, rtol=1e-8, atol=1e-10)
+        assert torch.equal(other["weights"][name], two["weights"][name]), name
+
+
+def test_batches_of_the_user_are_not_divided_among_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, tasks = PAIRS["savi"].learner(), random_tasks(4)
+    monkeypatch.setattr(fitting, "fabric_of_process", lambda device: SimpleNamespace(world_size=2))
+    with pytest.raises(
+        UsageError, match=r"^expected train to be a TaskStream, .* or, in one process, an iterable of .*"
+    ):
+        fit(learner, lambda number: tasks, tasks, steps=1)
+    with pytest.raises(UsageError, match=r"batch_size\) to be a multiple of the 2 processes of the job, got 5; .*"):
+        fit(learner, tasks, tasks, steps=1, batch_size=5)
 
 
 @pytest.mark.parametrize("on_nan", BAD)

@@ -97,7 +97,7 @@ WRONG_VALUE = {
     "train.clip_value=-1": "expected train.clip_value >= 0 and finite, got -1.0",
     "train.clip_each=inf": "expected train.clip_each >= 0 and finite, got inf",
     "trainer.devices=0": "expected trainer.devices >= 1, got 0",
-    "trainer.devices=3": "expected train.tasks_per_step to be a multiple of the 3 processes of the job, got 16; change",
+    "trainer.devices=3": "expected train.tasks_per_step (of fit: batch_size) to be a multiple of the 3 processes",
     "pretrain.epochs=0": "expected pretrain.epochs >= 1",
     "eval.tasks=1": "expected eval.tasks >= 2",
     "eval.split=exam": "no split 'exam'; there are train, val, test",

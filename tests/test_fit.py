@@ -26,6 +26,9 @@ from pyro_metabayes import Bank, Episodes, MetaLearner, Observed, UsageError, ev
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.evaluation.evaluate import EvalSettings
+from pyro_metabayes.experiments.cli.composition import config_of
+from pyro_metabayes.experiments.runs.setup import set_up
+from pyro_metabayes.experiments.runs.train import run
 from pyro_metabayes.guides import mean_field, proto
 from pyro_metabayes.models import few_shot_classifier, heads, priors
 from pyro_metabayes.models.backbones import identity
@@ -33,7 +36,9 @@ from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.pretraining import embed_bank
 from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.training.log import History
-from tests.commands import ROOT
+from pyro_metabayes.training.optimisation import TrainSettings
+from pyro_metabayes.training.optimizer_state import OptimisationBySettings
+from tests.commands import ROOT, lines_of
 from tests.pairs import FEATURES, WAY, Pair, random_tasks
 from tests.test_training import WatchedStream, draw
 
@@ -156,16 +161,52 @@ def test_an_interrupted_training_without_a_folder_says_that_nothing_is_kept() ->
         trained(SAVI, default, None, callbacks=[interrupting(4)])
 
 
-def test_the_default_is_the_training_of_the_commands(tmp_path: Path) -> None:
-    """Bit for bit: one loop, one optimiser."""
-    from tests.test_training import SHORT, training_of
+def test_the_command_trains_by_fit(tmp_path: Path) -> None:
+    """Bit for bit: the tasks and settings of a run, written as arguments."""
+    settings = ["data=gaussian_features", "guide=sib", "seed=3", "device=cpu", "train.steps=12", "train.log_every=4"]
+    settings += ["train.validate_every=4", "train.validation_tasks=8", "train.tasks_per_step=4", "eval.tasks=4"]
+    settings += ["train.kl_weight={start: 0.01, end: 1.0, steps: 5}", "train.clip=2.0", "train.clip_value=0.5"]
+    config = config_of([*settings, "train.clip_each=1.0", "train.on_nan=skip"])
+    results = run(config, tmp_path / "run")
+    setup = set_up(config)
+    history = fit(
+        setup.learner,
+        setup.tasks.stream("train"),
+        setup.tasks.validation,
+        steps=12,
+        optimiser=OptimisationBySettings(setup.learner, config.train),
+        folder=tmp_path / "fit",
+        kl_weight={"start": 0.01, "end": 1.0, "steps": 5},
+        clip=2.0,
+        clip_value=0.5,
+        clip_each=1.0,
+        on_nan="skip",
+        seed=3,
+        **SMALL,
+    )
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "fit") == without_seconds(history)
+    for which in ("learner", "best"):
+        states = [checkpoint.load(tmp_path / name / "checkpoint.pt")[which]["weights"] for name in ("run", "fit")]
+        assert differing(*states) == []
+    assert (results["skipped"], results["steps"]) == (history.skipped, history.steps) and history.seconds > 0
 
-    run = training_of(tmp_path / "run", SIB, replace(SHORT, learning_rate=1e-3, log_every=1))
-    run.run()
-    _, history = trained(SIB, default, tmp_path / "fit", batch_size=8, log_every=1)
-    states = [checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("run", "fit")]
-    assert differing(*(state["learner"]["weights"] for state in states)) == []
-    assert (tmp_path / "fit/metrics.jsonl").read_text().count("\n") == len(history.lines) == STEPS
+
+def test_no_steps_leave_an_untrained_learner(tmp_path: Path) -> None:
+    learner = SAVI.learner(seed=0)
+    before = weights_of(learner)
+    history = fit(learner, WatchedStream(), val(), steps=0, folder=tmp_path)
+    assert not history.lines and differing(weights_of(MetaLearner.load(tmp_path)), before) == []
+    with refuses(r"^expected a training with a validation, got one of 0 steps$"):
+        history.best  # noqa: B018
+
+
+def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
+    tasks = [random_tasks(4, seed=seed) for seed in range(3)]
+    tasks[1].query_x[0] = torch.nan
+    _, history = trained(SAVI, default, None, train=tasks, on_nan="skip")
+    assert history.skipped == 4 and history.steps == STEPS  # one of three batches
+    with refuses(r"^training has diverged: first non-finite at step 2: .*$"):
+        trained(SAVI, default, tmp_path, train=tasks)
 
 
 def test_the_scheduler_sets_the_rate_of_each_step() -> None:
@@ -208,15 +249,16 @@ def test_optimisers_and_schedulers_that_do_not_fit_are_refused(tmp_path: Path) -
         fitted(optimiser=Adam(other.parameters()))
     with refuses(r"^expected an optimiser whose step needs no closure, got LBFGS; use one like Adam$"):
         fitted(optimiser=torch.optim.LBFGS(learner.parameters()))
-    with refuses(r"^expected the optimiser of the scheduler, got none; also pass optimiser=$"):
-        fitted(scheduler=CosineAnnealingLR(adam, 5))
+    for none in (None, OptimisationBySettings(learner, TrainSettings())):
+        with refuses(r"^expected the torch optimiser of the scheduler, got none; also pass optimiser=$"):
+            fitted(optimiser=none, scheduler=CosineAnnealingLR(adam, 5))
     with refuses(r"^expected a scheduler of the optimiser, got one of another; construct it from this optimiser$"):
         fitted(optimiser=adam, scheduler=CosineAnnealingLR(Adam(learner.parameters()), 5))
     with refuses(r"^expected scheduler to be one of torch\.optim\.lr_scheduler, got float; pass for example .*$"):
         fitted(optimiser=adam, scheduler=0.1)
     trained(SAVI, one_cycle, tmp_path)
     for rule in (default, alone, recursive_cosine):
-        with refuses(r"^expected the (optimiser|parameter groups|scheduler).* of the interrupted training, got .*$"):
+        with refuses(r"^expected (the )?(optimiser|parameter groups|scheduler).* the interrupted training, got .*$"):
             trained(SAVI, rule, tmp_path)
 
 
@@ -308,7 +350,9 @@ def test_callbacks_see_every_logged_line_and_change_nothing() -> None:
     assert history.curve("val_nll")[0] == [6, 12]
 
 
-@pytest.mark.parametrize("name", ["steps", "accumulate", "patience", "log_every", "validate_every", "batch_size"])
+@pytest.mark.parametrize(
+    "name", ["accumulate", "patience", "log_every", "validate_every", "validation_tasks", "batch_size"]
+)
 def test_counts_below_one_are_refused(name: str) -> None:
     arguments = {"steps": 1} | SMALL | {name: 0}
     with refuses(rf"^expected {name} to be an integer >= 1, got 0$"):
@@ -378,8 +422,8 @@ def test_tasks_that_are_none_are_refused() -> None:
         ),
         ({"learner": MetaLearner}, "learner to be of type MetaLearner, got the class MetaLearner; construct one with"),
         ({"learner": None}, "learner to be of type MetaLearner, got an object of type NoneType; construct one with"),
-        ({"steps": None}, "steps to be an integer >= 1, got None"),
-        ({"steps": True}, "steps to be an integer >= 1, got True"),
+        ({"steps": None}, "steps to be an integer >= 0, got None"),
+        ({"steps": True}, "steps to be an integer >= 0, got True"),
         ({"batch_size": None}, "batch_size to be an integer >= 1, got None"),
         ({"clip": "x"}, "clip to be a finite number >= 0, got 'x'"),
         ({"callbacks": print}, "callbacks to be a list of functions, got <built-in function print>; pass"),

@@ -31,13 +31,14 @@ def transformed(image: torch.Tensor) -> torch.Tensor:
 
 def trained(folder: Path, steps: int = 4, splits: Any = SPLITS, transform: Any = transformed, **changed: Any) -> Any:
     """A training in the folder, with some arguments changed: those of the learner, tasks, optimiser or `fit`."""
-    learner_, shape, rates, training = (
+    learner_, shape, rates, training, clipping = (
         {name: changed.get(name, value) for name, value in defaults.items()}
         for defaults in (
             LEARNER,
             SHAPE,
             RATES,
-            TRAINING | {"kl_weight": 1.0, "accumulate": 1, "clip": 0.0, "callbacks": ()},
+            TRAINING | {"kl_weight": 1.0, "accumulate": 1, "callbacks": (), "on_nan": "stop"},
+            {"clip": 0.0, "clip_value": 0.0, "clip_each": 0.0},
         )
     )
     torch.manual_seed(0)
@@ -47,7 +48,7 @@ def trained(folder: Path, steps: int = 4, splits: Any = SPLITS, transform: Any =
     val = bank.tasks("val", **{**shape, "seed": changed.get("val_seed", 0)})
     optimiser = SGD(learner.parameters(), **rates)
     scheduler = OneCycleLR(optimiser, changed["max_lr"], total_steps=8) if "max_lr" in changed else None
-    training |= {"optimiser": optimiser, "scheduler": scheduler, "steps": steps}
+    training |= clipping | {"optimiser": optimiser, "scheduler": scheduler, "steps": steps}
     train = bank.tasks("train", **shape)
     return learner, fit(learner, train, val, folder=folder, **training)
 
@@ -66,6 +67,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"batch_size": 4}, "batch_size=4"),
         ({"accumulate": 2}, "accumulate=2"),
         ({"clip": 1.0}, "clip=1.0"),
+        ({"clip_value": 1.0}, "clip_value=1.0"),
+        ({"clip_each": 1.0}, "clip_each=1.0"),
+        ({"on_nan": "skip"}, "on_nan=skip"),
+        ({"kl_weight": {"start": 0.1, "end": 1.0, "steps": 2}}, "kl_weight={'start': 0.1"),
         ({"validate_every": 4}, "validate_every=4"),
         ({"validation_tasks": 6}, "validation_tasks=6"),
         ({"guide": {"_target_": "guides.mean_field.Guide", "scale": 0.2}}, "guide="),
@@ -100,6 +105,17 @@ def test_a_frozen_backbone_and_the_folder_of_a_command_are_refused(tmp_path: Pat
     checkpoint.save(tmp_path / "checkpoint.pt", state | {"config": {"task": {"way": 5}}})
     with refuses(r"^expected the folder of a training by fit, got .*, the folder of a command; continue it with .*$"):
         trained(tmp_path)
+
+
+def test_the_folder_of_an_earlier_version_is_continued(finished: Path, tmp_path: Path) -> None:
+    """It recorded fewer settings; the present defaults are what it trained with."""
+    state = checkpoint.load(finished / "checkpoint.pt")
+    for name in ("clip_value", "clip_each", "on_nan", "seed"):
+        del state["config"]["fit"][name]
+    checkpoint.save(tmp_path / "checkpoint.pt", state)
+    with refuses(r"^expected the training that .* holds, with on_nan=stop, got on_nan=skip; .*$"):
+        trained(tmp_path, steps=6, on_nan="skip")
+    assert trained(tmp_path, steps=6)[1].steps == 6
 
 
 def test_a_finished_training_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

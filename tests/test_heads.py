@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import typing_extensions
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import pyro_metabayes
 from pyro_metabayes import MetaLearner, Observed, class_means
+from pyro_metabayes.inference.capabilities import has, require
 from pyro_metabayes.models.heads import Cosine, CosineOffset, Head, Linear
 from pyro_metabayes.models.parts.cosines import LARGE, Cosines, cosines
 from pyro_metabayes.models.parts.products import fold_samples
@@ -301,3 +303,18 @@ def test_a_class_without_support_stays_finite() -> None:
     assert torch.equal(gradient[:, 1], torch.zeros(2, 5))
     (logits.square().sum() + gradient.square().sum()).backward()
     assert w.grad is not None and torch.isfinite(w.grad).all()
+
+
+@typing_extensions.runtime_checkable
+class HasTrainedScale(typing_extensions.Protocol):
+    """With the instance check of Python 3.12 and later, on every version."""
+
+    scale: Tensor
+
+
+def test_parameters_and_submodules_are_capabilities_on_every_python() -> None:
+    """`isinstance` of Python 3.12 looks into `__dict__` alone, where torch keeps neither."""
+    head = Linear()
+    assert not isinstance(head, HasTrainedScale)
+    assert has(head, HasTrainedScale) and not has(nn.ReLU(), HasTrainedScale)
+    assert require(head, HasTrainedScale, "guide=mine") is head

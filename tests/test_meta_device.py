@@ -30,9 +30,9 @@ from pyro_metabayes.diagnostics.collapse_metrics import summary
 from pyro_metabayes.evaluation.evaluate import score_batch
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.objectives.objective import Terms
+from pyro_metabayes.training.fabric import fabric_alone
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
-from pyro_metabayes.training.single_process import fabric_alone
 from pyro_metabayes.training.step_metrics import measure, metric_means
 from tests.pairs import CONF, Pair, every_pair
 

@@ -730,7 +730,7 @@ def test_a_part_may_not_be_changed_on_resume(change: str, unfinished: Path) -> N
 
 def test_fewer_steps_than_taken_are_refused_on_resume(unfinished: Path) -> None:
     step = checkpoint_of(unfinished)["training"]["step"]
-    assert f"expected train.steps >= {step}" in call("run", f"resume={unfinished}", "train.steps=5").error
+    assert f"expected steps >= {step}" in call("run", f"resume={unfinished}", "train.steps=5").error
 
 
 @pytest.fixture

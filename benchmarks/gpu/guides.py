@@ -15,9 +15,9 @@ from benchmarks.gpu.device import clock_of, refusing_to_wait
 from benchmarks.gpu.guide_setting import Setting
 from benchmarks.gpu.result import FAILED, Result, Run
 from benchmarks.measure import Spread
+from pyro_metabayes.training.fabric import fabric_alone
 from pyro_metabayes.training.nonfinite import NonFiniteMonitor
 from pyro_metabayes.training.optimisation import clip_gradients, kl_weight_at, make_optimizer, set_rates, step_unless
-from pyro_metabayes.training.single_process import fabric_alone
 
 STEPS = 50
 

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from torch import distributed
@@ -30,9 +29,7 @@ import pyro_metabayes
 from pyro_metabayes.device import count_of, device_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.cli.fabric import fabric_in_group
 from pyro_metabayes.training.interruption import SIGNALS
-from pyro_metabayes.training.single_process import fabric_alone
 
 ROOT = Path(pyro_metabayes.__file__).parents[1]  # where the other processes find the package
 STARTED = "METABAYES_STARTED"  # set in workers that the first process has started; they exit when it exits
@@ -56,14 +53,14 @@ def check_devices(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def fabric_of(config: Config, folder: Path) -> Iterator[Fabric]:
-    """Fabric on the device of a run. With several devices, the workers run as long as the block."""
+def processes_of(config: Config, folder: Path) -> Iterator[None]:
+    """The processes of a run. With several devices, the workers run as long as the block, each on its own device."""
     if config.trainer.devices == 1:
-        yield fabric_alone(device_of(config.device))
+        yield
         return
     with _report_lost_process(folder), _worker_processes(config.trainer.devices), process_group():
         distributed.broadcast_object_list([config, folder])
-        yield fabric_in_group(device_of(config.device), config.trainer.devices)
+        yield
 
 
 @contextlib.contextmanager
@@ -87,7 +84,7 @@ def is_worker() -> bool:
     return TorchElasticEnvironment.detect() and int(os.environ["RANK"]) > 0
 
 
-def run_worker(train: Callable[[Config, Path, Fabric], object]) -> None:
+def run_worker(train: Callable[[Config, Path], object]) -> None:
     """Train in a worker. The first process reports how the run ended; a worker reports only its own mistakes."""
     for number in SIGNALS:  # before training, signals end a worker at once
         signal.signal(number, signal.SIG_DFL)
@@ -107,12 +104,14 @@ def run_worker(train: Callable[[Config, Path, Fabric], object]) -> None:
         sys.exit(1)
 
 
-def _train_in_group(train: Callable[[Config, Path, Fabric], object]) -> None:
+def _train_in_group(train: Callable[[Config, Path], object]) -> None:
     with process_group():
         message: list[Any] = [None, None]
         distributed.broadcast_object_list(message)
         config, folder = message
-        train(config, folder, fabric_in_group(device_of(config.device), config.trainer.devices))
+        if (kind := device_of(config.device).type) != "cpu":
+            torch.get_device_module(kind).set_device(int(os.environ["LOCAL_RANK"]))
+        train(config, folder)
 
 
 def _exit_with_first() -> None:

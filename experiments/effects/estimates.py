@@ -12,7 +12,13 @@ from torch.distributions import MultivariateNormal, Normal
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.mixed_effects import MixedEffects, errors_of
-from pyro_metabayes.experiments.partial_pooling.methods import GroupEstimates, StandardisedEstimates
+from pyro_metabayes.experiments.partial_pooling.methods import (
+    GroupEstimates,
+    HasSharedEffects,
+    LinearMixedModel,
+    StandardisedEstimates,
+)
+from pyro_metabayes.inference.capabilities import has
 from pyro_metabayes.inference.divergences import has_density, innermost
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.moments import draws_of
@@ -43,8 +49,7 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
         UsageError: the model has no group effects, the prior is flat, or the posterior is a point estimate.
     """
     model, episodes = learner.model, groups.all_points()
-    shared = getattr(model, "beta", None)
-    if not isinstance(shared, Tensor):
+    if not has(shared := learner.model, HasSharedEffects):
         raise UsageError(
             "expected a model with group effects and shared effects, such as model=hierarchical_regression, got "
             f"{type(model).__module__.removeprefix('pyro_metabayes.')}"
@@ -55,8 +60,8 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
         raise UsageError("expected a prior and a posterior with standard deviations, got a flat prior or a point "
                          "estimate; take guide=partial_pooling, exact or savi")  # fmt: skip
     mean, covariance = moments_of_rows(prior)
-    coefficients = torch.cat((mean[0], shared[0].double()))
-    noise = torch.as_tensor(getattr(model, "noise", torch.nan)).double()
+    coefficients = torch.cat((mean[0], shared.beta[0].double()))
+    noise = torch.as_tensor(shared.noise if has(shared, LinearMixedModel) else torch.nan).double()
     standard = StandardisedEstimates(coefficients, covariance[0], noise.item(), *moments_of_rows(posterior))
     gaussian = noise.isfinite() and model.canonical
     errors = errors_of(groups.whole(), covariance[0], noise) if gaussian else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -19,11 +19,27 @@ from pyro_metabayes.exact.hierarchical_nuts import Draws
 from pyro_metabayes.exact.mixed_effects import MixedEffects, fit
 from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.runs.setup import set_up
+from pyro_metabayes.inference.capabilities import has
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.seeding import seeded
 
 BOUNDS = 100  # number of single-sample ELBOs that are averaged
+
+
+@runtime_checkable
+class HasSharedEffects(Protocol):
+    """A regression on groups: `beta` [Y, D - R] are the coefficients of features without effects of groups."""
+
+    beta: Tensor
+
+
+@runtime_checkable
+class LinearMixedModel(HasSharedEffects, Protocol):
+    """Its labels have one standard deviation, `noise`."""
+
+    @property
+    def noise(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -110,15 +126,17 @@ def estimates_from_draws(groups: Groups, draws: Draws) -> GroupEstimates:
 def estimates_from_run(folder: Path) -> GroupEstimates:
     """Estimates of a trained run: its prior for a group without points, its training posterior given all points."""
     groups, learner = groups_and_learner(saved_config(folder, []), folder)
-    episodes, model = groups.whole(), _hierarchical(learner)
+    episodes, model = groups.whole(), learner.model
+    if not has(linear := learner.model, LinearMixedModel):
+        raise UsageError("expected runs with model=hierarchical_regression, got another model; do not set model=")
     prior = model.prior(episodes.observed())
     covariance = torch.linalg.inv(precision_of(prior).double())[0, 0]
-    coefficients = torch.cat((prior.mean[0, 0], model.beta[0]))
+    coefficients = torch.cat((prior.mean[0, 0], linear.beta[0]))
     of_groups = _moments(learner.guide.training_posterior(episodes))
     objective = Elbo(kl="analytic")
     with seeded(0):
         bounds = [-objective.terms(model, learner.guide, episodes).loss.item() for _ in range(BOUNDS)]
-    standardised = StandardisedEstimates(coefficients.double(), covariance, model.noise.item(), *of_groups)
+    standardised = StandardisedEstimates(coefficients.double(), covariance, linear.noise.item(), *of_groups)
     return standardised.in_units(groups, sum(bounds) / BOUNDS)
 
 
@@ -128,12 +146,6 @@ def groups_and_learner(config: Config, folder: Path) -> tuple[Groups, MetaLearne
     if not isinstance(source, Groups):
         raise UsageError(f"expected a study of a table of groups, got {config.choices.get('data')}; see data=radon")
     return source, MetaLearner.load(folder)
-
-
-def _hierarchical(learner: MetaLearner) -> Any:
-    if not hasattr(learner.model, "beta"):
-        raise UsageError("expected runs with model=hierarchical_regression, got another model; do not set model=")
-    return learner.model
 
 
 def _moments(effects: TorchDistribution) -> tuple[Tensor, Tensor]:

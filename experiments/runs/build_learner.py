@@ -15,7 +15,7 @@ from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.stream import Source, context_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.inference.capabilities import StartsAtEstimates
+from pyro_metabayes.inference.capabilities import StartsAtEstimates, has
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.features import EmbedsTasks
 from pyro_metabayes.pretrained.files import CHECKSUMS
@@ -42,6 +42,13 @@ class TransformsFeatures(Protocol):
 
     def centre_on(self, batches: Iterable[Tensor]) -> None:
         """Before training, set the mean to be subtracted to that of the inputs [n, D] of all batches."""
+
+
+@runtime_checkable
+class HasFamily(Protocol):
+    """A regression whose likelihood is one of several families."""
+
+    family: str
 
 
 def build_learner(config: Config, data: Bank | Source, source: Source, num_classes: int | None = None) -> MetaLearner:
@@ -173,7 +180,8 @@ def _refuse_transforms_without_bank(config: Config, learner: MetaLearner, data: 
 
 def _refuse_other_family(config: Config, learner: MetaLearner, source: Source) -> None:
     """Refuse a non-Gaussian response of groups with another model: such a response is not standardised."""
-    if isinstance(source, Groups) and source.family != getattr(learner.model, "family", "gaussian"):
+    family = learner.model.family if has(learner.model, HasFamily) else "gaussian"
+    if isinstance(source, Groups) and source.family != family:
         raise UsageError(
             f"expected model=generalised_regression for data.family={source.family}, got model="
             f"{config.model['_target_']}; set data.family and model together"

@@ -8,18 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric import Fabric
-
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.evaluation.evaluate import evaluate
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.cli.distributed import check_devices, fabric_of
+from pyro_metabayes.experiments.cli.distributed import check_devices, processes_of
 from pyro_metabayes.experiments.runs.notes import print_notes
 from pyro_metabayes.experiments.runs.plots import draw_curves
 from pyro_metabayes.experiments.runs.results import results_of, write_results
 from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
 from pyro_metabayes.experiments.runs.tables import task_name
-from pyro_metabayes.training.loop import MetaTraining
+from pyro_metabayes.training.fit import fit
+from pyro_metabayes.training.log import History
+from pyro_metabayes.training.optimisation import compile_networks
+from pyro_metabayes.training.optimizer_state import OptimisationBySettings
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
@@ -27,17 +28,15 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     check_devices(config)
     setup = set_up(config)
     print_notes(setup)
-    folder.mkdir(parents=True, exist_ok=True)
-    with fabric_of(config, folder) as fabric:
-        training = training_of(setup, folder, fabric)
+    with processes_of(config, folder):
         if config.train.steps and not sys.stderr.isatty():  # without a progress bar
             goes_on = " continues from the last checkpoint" if (folder / "checkpoint.pt").exists() else ""
             lines = f"one line per {config.train.log_every} steps in {folder / 'metrics.jsonl'}"
             print(f"training{goes_on}: {lines}", flush=True)
-        learner = training.run()
+        history = train(setup, folder)
     tasks, stream = setup.tasks, setup.tasks.stream(config.eval.split)
-    evaluation = evaluate(learner, stream, config.eval, config.seed, truth=tasks.truth, doubled=tasks.twice)
-    results = results_of(setup, evaluation, training.state.seconds, training.state.skipped)
+    evaluation = evaluate(setup.learner, stream, config.eval, config.seed, truth=tasks.truth, doubled=tasks.twice)
+    results = results_of(setup, evaluation, history.seconds, history.skipped)
     task = task_name(results)
     if config.train.steps:
         draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
@@ -45,21 +44,37 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     return results
 
 
-def training_of(setup: RunSetup, folder: Path, fabric: Fabric) -> MetaTraining:
-    return MetaTraining(
-        learner=setup.learner,
-        stream=setup.tasks.stream("train"),
-        validation=setup.tasks.validation,
-        settings=setup.config.train,
-        folder=folder,
-        fabric=fabric,
-        config=dataclasses.asdict(setup.config),
-        seed=setup.config.seed,
-    )
+def train(setup: RunSetup, folder: Path) -> History:
+    """Train the learner of a setup as its settings say, from the checkpoint in the folder, if any."""
+    learner, settings = setup.learner.to(setup.device), setup.config.train
+    if settings.compile:
+        compile_networks(learner)
+    try:
+        return fit(
+            learner,
+            setup.tasks.stream("train"),
+            setup.tasks.validation,
+            steps=settings.steps,
+            optimiser=OptimisationBySettings(learner, settings),
+            folder=folder,
+            batch_size=settings.tasks_per_step,
+            kl_weight=settings.kl_weight,
+            clip=settings.clip,
+            clip_value=settings.clip_value,
+            clip_each=settings.clip_each,
+            on_nan=settings.on_nan,
+            log_every=settings.log_every,
+            validate_every=settings.validate_every,
+            validation_tasks=settings.validation_tasks,
+            seed=setup.config.seed,
+            config=dataclasses.asdict(setup.config),
+        )
+    except Interrupted as stop:  # a command continues by resume=, which `run_command` names
+        raise KeyboardInterrupt(str(stop).partition(";")[0]) from None
 
 
-def train_along(config: Config, folder: Path, fabric: Fabric) -> None:
+def train_along(config: Config, folder: Path) -> None:
     """Train in a process other than the first. Errors of the training are reported by the first process alone."""
-    training = training_of(set_up(config), folder, fabric)
+    setup = set_up(config)
     with contextlib.suppress(UsageError):
-        training.run()
+        train(setup, folder)

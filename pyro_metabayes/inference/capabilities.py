@@ -7,10 +7,11 @@ model without it is refused when the guide is built. A model has a capability if
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeGuard, TypeVar, runtime_checkable
 
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from typing_extensions import get_protocol_members
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
@@ -26,14 +27,6 @@ class HasPrior(Protocol):
     """The prior is a separate module, chosen by `prior=`."""
 
     prior_over_weights: Prior
-
-
-@runtime_checkable
-class ChecksFeatures(Protocol):
-    """A part of a model that accepts only some features, such as features of unit length."""
-
-    def check_features(self, x: Tensor, learned: bool) -> None:
-        """Raise a UsageError for other features x [N, D]; learned: whether x is from a network (it may be constant)."""
 
 
 @runtime_checkable
@@ -162,6 +155,11 @@ WORDS: dict[type, tuple[str, str]] = {
 }
 
 
+def has(part: object, capability: type[Capability]) -> TypeGuard[Capability]:
+    """Whether the part has all members; from Python 3.12 on `isinstance` misses parameters and modules of torch."""
+    return all(hasattr(part, name) for name in get_protocol_members(capability))
+
+
 def require(model: object, capability: type[Capability], by: str) -> Capability:
     """The model, typed as having the capability.
 
@@ -173,7 +171,7 @@ def require(model: object, capability: type[Capability], by: str) -> Capability:
     Raises:
         UsageError: the model lacks the capability.
     """
-    if isinstance(model, capability):
+    if has(model, capability):
         return model
     name = type(model).__module__.removeprefix("pyro_metabayes.")
     if capability not in WORDS:  # defined by a guide with a model of the same name
@@ -193,6 +191,6 @@ def linear_head(model: object, by: str) -> LinearHead:
         UsageError: the model has no head, or its head is not linear.
     """
     head = require(model, HasHead, by).head
-    if isinstance(head, LinearHead):
+    if has(head, LinearHead):
         return head
     raise UsageError(f"expected head=linear for {by}, got head={type(head).__name__.lower()}; set head=linear")

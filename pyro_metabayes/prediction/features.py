@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from pyro_metabayes.backbone import Backbone
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.inference.capabilities import ChecksFeatures
 from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.arrays import holds_inputs
 from pyro_metabayes.prediction.images import as_float
@@ -27,6 +26,14 @@ class EmbedsTasks(Protocol):
 
     def embed_tasks(self, data: Data) -> Data:
         """The tasks with features [T, N, F] in place of inputs [T, N, *X]; no label enters."""
+
+
+@runtime_checkable
+class ChecksFeatures(Protocol):
+    """A part of a model that accepts only some features, such as features of unit length."""
+
+    def check_features(self, x: Tensor, learned: bool) -> None:
+        """Raise a UsageError for other features x [N, D]; learned: whether x is from a network (it may be constant)."""
 
 
 class Featured(nn.Module):

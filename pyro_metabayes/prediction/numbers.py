@@ -61,13 +61,16 @@ def predicted_numbers(model: Model, q: TorchDistribution, observed: Observed, nu
     return NumberPrediction(*(value.squeeze(0) for value in values))
 
 
-def integrates(model: object, q: TorchDistribution) -> TypeGuard[IntegratesGaussian]:
+def integrates(model: Model, q: TorchDistribution) -> TypeGuard[IntegratesGaussian]:
     """Whether predictions under q have the closed form of the model.
 
     This also needs `canonical`: a class that overrides `likelihood_of` inherits a closed form that is not valid for it.
     """
-    closed = isinstance(model, IntegratesGaussian) and bool(getattr(model, "canonical", False))
-    return closed and isinstance(innermost(q), Normal | MultivariateNormal)
+    return (
+        model.canonical
+        and isinstance(model, IntegratesGaussian)
+        and isinstance(innermost(q), Normal | MultivariateNormal)
+    )
 
 
 def _from_draws(family: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

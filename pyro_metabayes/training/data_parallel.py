@@ -22,8 +22,8 @@ def refuse_unequal_shards(num_tasks: int, processes: int) -> None:
     """Raise a UsageError for shards of unequal size, for which the mean over processes is not the mean over tasks."""
     if num_tasks % processes:
         raise UsageError(
-            f"expected train.tasks_per_step to be a multiple of the {processes} processes of the job, got {num_tasks}; "
-            "change it, or trainer.devices"
+            f"expected train.tasks_per_step (of fit: batch_size) to be a multiple of the {processes} processes of the "
+            f"job, got {num_tasks}; change it, or trainer.devices"
         )
 
 

@@ -1,32 +1,34 @@
-"""Training from Python, without settings files."""
+"""Training from Python, without settings files; the commands train by it too."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_metabayes.data.sources.given import Batches, BatchStream, Fixed, task_stream
 from pyro_metabayes.data.stream import Tasks, TaskStream
 from pyro_metabayes.episodes import Episodes
-from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.specification.from_parts import described
 from pyro_metabayes.specification.parts import Parts
 from pyro_metabayes.storage.lock import alone_in, made_folder
 from pyro_metabayes.storage.paths import user_path
+from pyro_metabayes.training.data_parallel import refuse_unequal_shards
+from pyro_metabayes.training.fabric import fabric_of_process
 from pyro_metabayes.training.log import History
 from pyro_metabayes.training.loop import Callback, MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
-from pyro_metabayes.training.single_process import fabric_alone
+from pyro_metabayes.training.optimizer_state import Optimisation
 from pyro_metabayes.training.user_optimizer import OptimisationByUser
 from pyro_metabayes.validation.arguments import check_callables, check_instance, check_integers, check_not_negative
-from pyro_metabayes.validation.same_training import FIT, description_of_tasks, steps_taken
+from pyro_metabayes.validation.same_training import FIT, description_of_tasks
 
 VALIDATION_TASKS = 100  # default for an endless stream
 DESCRIBED_TASKS = 32  # validation tasks that are compared when a training is continued
@@ -38,18 +40,23 @@ def fit(
     val: Fixed,
     *,
     steps: int,
-    optimiser: Optimizer | None = None,
+    optimiser: Optimizer | Optimisation | None = None,
     scheduler: LRScheduler | None = None,
     accumulate: int = 1,
     callbacks: Sequence[Callback] = (),
     patience: int | None = None,
     folder: Path | str | None = None,
     batch_size: int = 16,
-    kl_weight: float = 1.0,
+    kl_weight: float | Mapping[str, float] = 1.0,
     clip: float = 0.0,
+    clip_value: float = 0.0,
+    clip_each: float = 0.0,
+    on_nan: str = "stop",
     log_every: int = 50,
     validate_every: int = 100,
     validation_tasks: int | None = None,
+    seed: int = 0,
+    config: Mapping[str, Any] | None = None,
 ) -> History:
     """Train a learner in place. At the end it has the weights of the best validation (smallest NLL of `posterior`).
 
@@ -62,15 +69,18 @@ def fit(
     as before; their states are read from the folder. Only `steps`, `patience`, `log_every` and `callbacks` may change.
     The folder has the files of `python -m experiments.run`; `MetaLearner.load(folder)` reads the best learner.
 
+    In a script that torchrun has started, after `torch.distributed.init_process_group()`, each process takes an equal
+    part of the tasks of a step, and the first one measures, calls the callbacks and writes.
+
     Args:
         learner: the learner to train.
         train: training tasks: a stream, each batch of which is the next `batch_size` tasks; Episodes or a list of them,
             whose tasks are repeated; or batches, from an iterable or a function of the number 0, 1, ... of the batch.
             While a batch is constructed, torch's seed is its number.
         val: validation tasks: a stream, Episodes, or a list of them.
-        steps: number of steps of the optimiser.
-        optimiser: any torch optimiser over parameters of the learner, constructed after the learner is on its device;
-            None: Adam, with a learning rate that falls from 1e-3 to 0 along a cosine.
+        steps: number of steps of the optimiser; 0: the learner is saved untrained.
+        optimiser: any torch optimiser over parameters of the learner, constructed after the learner is on its device,
+            or an `Optimisation`; None: Adam, with a learning rate that falls from 1e-3 to 0 along a cosine.
         scheduler: any torch scheduler of this optimiser. Its `step` is called after every step, but for
             ReduceLROnPlateau after every validation, with the NLL. None: constant rates.
         accumulate: number of batches per step, whose gradients are averaged. The result equals that of one batch with
@@ -80,11 +90,17 @@ def fit(
         patience: number of validations in a row without a smaller NLL after which training ends; None: never.
         folder: folder of checkpoint and log; None: neither is written.
         batch_size: number of tasks per batch; unused if `train` consists of batches.
-        kl_weight: weight of the KL term of the loss.
+        kl_weight: weight of the KL term of the loss, or {"start": 1e-6, "end": 1.0, "steps": 1000}: linear warm-up.
         clip: largest norm of the gradient; 0: no clipping.
+        clip_value: largest entry of the gradient, clipped before the norms; 0: no clipping.
+        clip_each: largest norm of the gradient of each parameter; 0: no clipping.
+        on_nan: what a loss or gradient that is not finite does to the training: "stop" it, or "skip" the step.
         log_every: number of steps between two logged lines.
         validate_every: number of steps between two validations and saves; the last step is always validated.
         validation_tasks: number of validation tasks; None: all of them, or 100 of an endless stream.
+        seed: seed of the draws at logged steps and validations.
+        config: plain values that the checkpoint holds, from a caller that has locked the folder and checked that it
+            holds no other training; None: `fit` does both.
 
     Returns:
         The logged lines and how the training ended.
@@ -96,104 +112,87 @@ def fit(
     """
     check_instance("learner", learner, MetaLearner, "construct one with MetaLearner.build")
     check_callables("callbacks", callbacks)
-    counts = {"steps": steps, "accumulate": accumulate, "batch_size": batch_size, "log_every": log_every}
-    counts |= {"validate_every": validate_every} | ({} if patience is None else {"patience": patience})
-    check_integers(1, **counts)
-    check_not_negative(clip=clip)
-    stream, per_batch = _training_tasks(train, accumulate, batch_size)
+    check_integers(0, steps=steps)
+    check_integers(1, accumulate=accumulate, batch_size=batch_size, log_every=log_every, validate_every=validate_every)
+    optional = {"patience": patience, "validation_tasks": validation_tasks}
+    check_integers(1, **{name: value for name, value in optional.items() if value is not None})
+    check_not_negative(clip=clip, clip_value=clip_value, clip_each=clip_each)
+    fabric = fabric_of_process(next(learner.parameters(), torch.empty(0)).device)
+    stream, per_batch = _training_tasks(train, accumulate, batch_size, fabric.world_size)
     validation = task_stream(val, "val")
     settings = TrainSettings(
         steps=steps,
         tasks_per_step=per_batch * accumulate,
         kl_weight=kl_weight,
         clip=clip,
+        clip_value=clip_value,
+        clip_each=clip_each,
+        on_nan=on_nan,
         log_every=log_every,
         validate_every=validate_every,
-        validation_tasks=_validation_tasks(validation, validation_tasks),
+        validation_tasks=validation_tasks or validation.num_tasks or VALIDATION_TASKS,
     )
     optimisation = _optimisation(learner, optimiser, scheduler, steps)
-    with _own_folder(folder) as place:
-        description = {} if place is None else _description(learner, settings, accumulate, stream, validation)
-        taken = 0 if place is None else steps_taken(place, description, steps)
+    place = None if folder is None else user_path(folder)
+    with ExitStack() as stack:
+        if config is None and place is not None and fabric.is_global_zero:
+            config = {FIT: _description(learner, settings, accumulate, stream, validation) | {"seed": seed}}
+            stack.enter_context(made_folder(place))
+            stack.enter_context(alone_in(place, "pass another folder"))
         training = MetaTraining(
             learner,
             stream,
             validation,
             settings,
             place,
-            fabric_alone(next(learner.parameters()).device),
-            config={FIT: description},
+            fabric,
+            config=config or {},
+            seed=seed,
             optimisation=optimisation,
             accumulate=accumulate,
             patience=patience,
             callbacks=callbacks,
         )
-        _run(training)
-        if taken and training.state.step == taken:
-            print(f"note: the training in {place} had already finished after {taken} steps", file=sys.stderr)
-    return History(training.log.lines, training.state.step, stopped_early=training.state.step < steps)
-
-
-@contextmanager
-def _own_folder(folder: Path | str | None) -> Iterator[Path | None]:
-    """The folder, locked for other trainings; an empty folder is removed at the end."""
-    if folder is None:
-        yield None
-        return
-    with made_folder(path := user_path(folder)), alone_in(path, "pass another folder"):
-        yield path
+        training.run()
+    state = training.state
+    return History(training.log.lines, state.step, state.step < steps, state.seconds, state.skipped)
 
 
 def _description(
     learner: MetaLearner, settings: TrainSettings, accumulate: int, stream: Tasks, validation: TaskStream
 ) -> dict[str, Any]:
-    """Settings, parts and tasks that must be equal when a training is continued (`steps_taken`)."""
-    names = ("kl_weight", "clip", "validate_every", "validation_tasks")
+    """Settings, parts and tasks that must be equal when a training is continued (`refuse_another_training`)."""
+    names = ("kl_weight", "clip", "clip_value", "clip_each", "on_nan", "validate_every", "validation_tasks")
     batch_size = settings.tasks_per_step // accumulate
-    parts = Parts(learner.backbone, learner.model, learner.guide, learner.objective)
     return {
         **{"batch_size": batch_size, "accumulate": accumulate, "frozen": learner.frozen},
         **{name: getattr(settings, name) for name in names},
-        **described(parts),
+        **described(Parts(learner.backbone, learner.model, learner.guide, learner.objective)),
         "train": description_of_tasks(stream, settings.tasks_per_step),
         "val": description_of_tasks(validation, min(settings.validation_tasks, DESCRIBED_TASKS)),
     }
 
 
-def _run(training: MetaTraining) -> None:
-    try:
-        training.run()
-    except Interrupted:
-        step, folder = training.state.step, training.folder
-        go_on = "nothing is kept without folder=" if folder is None else f"the same call continues from {folder}"
-        raise Interrupted(f"interrupted after step {step} of {training.settings.steps}; {go_on}") from None
-
-
-def _training_tasks(train: Fixed | Batches, accumulate: int, batch_size: int) -> tuple[Tasks, int]:
-    """The stream of training tasks, and the number of task indices per batch."""
+def _training_tasks(train: Fixed | Batches, accumulate: int, batch_size: int, processes: int) -> tuple[Tasks, int]:
+    """The stream of training tasks, and the number of task indices per batch, which the processes divide."""
     if isinstance(train, TaskStream | Episodes | list | tuple):
+        refuse_unequal_shards(batch_size, processes)
         return task_stream(train, "train"), batch_size
-    if not callable(train) and not hasattr(train, "__iter__"):
+    if processes > 1 or not (callable(train) or isinstance(train, Iterable)):
         raise UsageError(
-            "expected train to be a TaskStream, Episodes, a list of them, an iterable of batches or a function of a "
-            f'number, got an object of type {type(train).__name__}; bank.tasks("train") makes a stream of a Bank'
+            "expected train to be a TaskStream, Episodes, a list of them or, in one process, an iterable of batches or "
+            f"a function of a number, got an object of type {type(train).__name__}; "
+            'bank.tasks("train") makes a stream of a Bank'
         )
     return BatchStream(train, kept=accumulate), 1
 
 
-def _validation_tasks(stream: TaskStream, number: int | None) -> int:
-    if number is None:
-        return stream.num_tasks or VALIDATION_TASKS
-    check_integers(1, validation_tasks=number)
-    return number
-
-
 def _optimisation(
-    learner: MetaLearner, optimiser: Optimizer | None, scheduler: LRScheduler | None, steps: int
-) -> OptimisationByUser | None:
-    """The optimiser and scheduler of the user; None: the default of the settings."""
-    if optimiser is None and scheduler is None:
-        return None
-    if optimiser is None:
-        raise UsageError("expected the optimiser of the scheduler, got none; also pass optimiser=")
+    learner: MetaLearner, optimiser: Optimizer | Optimisation | None, scheduler: LRScheduler | None, steps: int
+) -> Optimisation | None:
+    """The optimiser and scheduler of the caller; None: the default of the settings."""
+    if optimiser is None or isinstance(optimiser, Optimisation):
+        if scheduler is not None:
+            raise UsageError("expected the torch optimiser of the scheduler, got none; also pass optimiser=")
+        return optimiser
     return OptimisationByUser(learner, optimiser, scheduler, steps)

@@ -104,16 +104,21 @@ class History:
             of the posterior; for validated steps also val_nll in nats per query and val_accuracy, 0 to 1.
         steps: number of steps taken.
         stopped_early: whether training ended early because the validation NLL no longer decreased (`patience`).
+        seconds: training time.
+        skipped: number of steps skipped because a loss or gradient was not finite.
     """
 
     lines: Sequence[Mapping[str, Any]]
     steps: int
     stopped_early: bool
+    seconds: float
+    skipped: int
 
     @property
     def best(self) -> Mapping[str, Any]:
         """The line of the validation with the smallest NLL, whose weights the learner has."""
-        scores = validation_scores(self.lines)
+        if not (scores := validation_scores(self.lines)):
+            raise UsageError("expected a training with a validation, got one of 0 steps")
         return [line for line in self.lines if "val_nll" in line][scores.index(min(scores))]
 
     def curve(self, name: str) -> tuple[list[int], list[Any]]:

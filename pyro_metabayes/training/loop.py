@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
+import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,6 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import seeded
-from pyro_metabayes.storage import checkpoint
-from pyro_metabayes.storage.untrusted import expecting, within
 from pyro_metabayes.training.data_parallel import Gradients, TaskShard
 from pyro_metabayes.training.interruption import Interruption
 from pyro_metabayes.training.log import Log, progress_values
@@ -27,12 +27,11 @@ from pyro_metabayes.training.nonfinite import NonFiniteMonitor
 from pyro_metabayes.training.optimisation import (
     TrainSettings,
     clip_gradients,
-    compile_networks,
     kl_weight_at,
     step_unless,
 )
 from pyro_metabayes.training.optimizer_state import Optimisation, OptimisationBySettings
-from pyro_metabayes.training.progress import progress
+from pyro_metabayes.training.progress import PlainLines, progress
 from pyro_metabayes.training.run_state import RunState
 from pyro_metabayes.training.step_metrics import step_metrics, validation_metrics
 from pyro_metabayes.validation.trained_on import TaskRange
@@ -45,7 +44,7 @@ class MetaTraining:
 
     `checkpoint.pt` holds the last and the best learner (smallest NLL of `posterior` on the validation stream), the
     optimiser, the random state and the step. `metrics.jsonl` holds one line per logged step. With several processes,
-    each computes an equal part of the tasks of a step; only the first process logs and writes.
+    each computes an equal part of the tasks of a step; only the first process measures, calls callbacks and writes.
 
     Args:
         learner, stream, validation, settings: the learner, training tasks, validation tasks, and training settings.
@@ -77,7 +76,7 @@ class MetaTraining:
         self.folder, self.fabric, self.config, self.seed = folder, fabric, config, seed
         self.patience, self.callbacks = patience, callbacks
         self.shard = TaskShard(fabric.global_rank, fabric.world_size, settings.tasks_per_step)
-        self._saved_step, initial = 0, learner.portable()
+        initial = learner.portable()
         learner.to(fabric.device)
         self._nonfinite = NonFiniteMonitor(learner, fabric.device)
         self._optimisation = optimisation or OptimisationBySettings(learner, settings)
@@ -85,20 +84,19 @@ class MetaTraining:
         self._optimisation.optimizer = self.optimizer
         self._gradients = Gradients(fabric, self.module, stream, self.shard, accumulate)
         self.state = RunState(learner, self._optimisation, initial, fabric.device)
-        self.log = Log(folder)
-        if settings.compile:
-            compile_networks(learner)
+        self.log = Log(folder if self.shard.is_first else None)
 
     def run(self) -> MetaLearner:
         """Train from the checkpoint in the folder, if any, to the last step, and return the best learner."""
         self._begin()
         state, num_steps = self.state, self.settings.steps
         started = time.perf_counter() - state.seconds
-        bar = progress("meta-train", "steps", num_steps, state.step)
+        meter = progress if self.shard.is_first else partial(PlainLines, interval=math.inf)
+        bar = meter("meta-train", "steps", num_steps, state.step)
         if not num_steps:
             self._save()
         with Interruption() as interruption, bar, self._nonfinite.watch(self._progress):
-            ended = state.step >= num_steps or self.log.out_of_patience(self.patience)
+            ended = self._ended()
             while not ended:
                 terms = self._step()
                 state.seconds = time.perf_counter() - started
@@ -108,12 +106,15 @@ class MetaTraining:
                     bar.set_postfix(**self._log(terms, validate))
                 if validate:
                     self._save()
-                ended = state.step >= num_steps or (validate and self.log.out_of_patience(self.patience))
+                ended = validate and self._ended()
                 # Also checked after the last step, since the evaluation that follows may take long.
                 if self.shard.any(interruption.requested):
                     self._interrupt()
         self.learner.load_weights(state.best["weights"])
         return self.learner
+
+    def _ended(self) -> bool:
+        return self.state.step >= self.settings.steps or self.log.out_of_patience(self.patience)
 
     def _begin(self) -> None:
         """Restore the checkpoint in the folder, if any, and send the state of the first process to the others."""
@@ -121,12 +122,15 @@ class MetaTraining:
             note_held_statistics(self.learner.backbone)
         if self.shard.is_first and self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if (path := within(self.folder, "checkpoint.pt")).exists():
-                with expecting(f"the checkpoint of an interrupted run in {self.folder}"):
-                    self._load(checkpoint.load(path))
+            self.state.restore(self.folder, self.config, self.settings.steps)
             self.log.resume(self.state.step)
+            if self.state.step and self._ended():
+                done = f"had already finished after {self.state.step} steps"
+                print(f"note: the training in {self.folder} {done}", file=sys.stderr)
         if self.shard.num_processes > 1:
-            self._load(self.shard.broadcast(self.state.state_dict()))
+            self.state.load_state_dict(self.shard.broadcast(self.state.state_dict()), self.settings.steps, self.folder)
+            self.log.lines = self.shard.broadcast(self.log.lines)
+        self._saved_step = self.state.step
 
     def _step(self) -> dict[str, Tensor]:
         """Take a step of the optimiser; return the terms of the loss, means over the tasks of all processes."""
@@ -158,22 +162,25 @@ class MetaTraining:
     def _log(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, str]:
         """Append the line of this step; return its values for the progress bar."""
         self._nonfinite.check(self._progress()[1])  # a non-finite step is neither logged nor saved
-        if not self.shard.is_first:
-            return {}
-        line: dict[str, Any] = {"step": self.state.step, "seconds": round(self.state.seconds, 3)}
-        line |= step_metrics(self.learner, self._last_tasks, {k: v.item() for k, v in terms.items()}, self.seed)
+        line = self.shard.broadcast(self._line(terms, validate) if self.shard.is_first else {})
         if validate:
-            validation = validation_metrics(self.learner, self.validation, self.settings.validation_tasks, self.seed)
-            self.state.update_best(validation["val_nll"])
-            self._optimisation.end_validation(validation["val_nll"])
-            line |= validation
-        if skipped := self.state.skipped:
-            line["skipped"] = skipped
+            self.state.update_best(line["val_nll"])
+            self._optimisation.end_validation(line["val_nll"])
         line = self.log.append(line)
-        for callback in self.callbacks:
+        for callback in self.callbacks if self.shard.is_first else ():
             with seeded(self.seed):  # random numbers of a callback must not change the training
                 callback(line)
         return progress_values(line)
+
+    def _line(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, Any]:
+        """The metrics of this step."""
+        line: dict[str, Any] = {"step": self.state.step, "seconds": round(self.state.seconds, 3)}
+        line |= step_metrics(self.learner, self._last_tasks, {k: v.item() for k, v in terms.items()}, self.seed)
+        if validate:
+            line |= validation_metrics(self.learner, self.validation, self.settings.validation_tasks, self.seed)
+        if skipped := self.state.skipped:
+            line["skipped"] = skipped
+        return line
 
     def _last_tasks(self) -> Episodes:
         """All tasks of the last step."""
@@ -182,17 +189,11 @@ class MetaTraining:
 
     def _interrupt(self) -> None:
         self._save()
-        raise Interrupted(
-            f"interrupted after step {self.state.step} of {self.settings.steps}; continue with: "
-            f"python -m experiments.run {shlex.quote(f'resume={self.folder}')}"
-        )
+        go_on = f"the same call continues from {self.folder}" if self.folder else "nothing is kept without folder="
+        raise Interrupted(f"interrupted after step {self.state.step} of {self.settings.steps}; {go_on}")
 
     def _save(self) -> None:
         self._nonfinite.check(self._progress()[1])
         if self.folder is not None and self.shard.is_first:
-            checkpoint.save(self.folder / "checkpoint.pt", self.state.state_dict() | {"config": dict(self.config)})
+            self.state.save(self.folder, self.config)
         self._saved_step = self.state.step if self.folder is not None else 0
-
-    def _load(self, state: Mapping[str, Any]) -> None:
-        self.state.load_state_dict(state, self.settings.steps, self.folder)
-        self._saved_step = self.state.step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from pyro_metabayes.moved import current_name
 from pyro_metabayes.training.optimisation import TrainSettings, make_optimizer, rate_of, set_rates
 
 
+@runtime_checkable
 class Optimisation(Protocol):
     """An optimiser with its learning-rate schedule; their states are saved in a checkpoint."""
 

@@ -13,8 +13,10 @@ from torch import Tensor
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import random_states, set_random_states
-from pyro_metabayes.storage.untrusted import count_of
+from pyro_metabayes.storage import checkpoint
+from pyro_metabayes.storage.untrusted import count_of, expecting, within
 from pyro_metabayes.training.optimizer_state import Optimisation
+from pyro_metabayes.validation.same_training import refuse_another_training
 from pyro_metabayes.validation.trained_on import TaskRange
 
 
@@ -59,6 +61,18 @@ class RunState:
         }
         return {"learner": self.learner.portable(), "best": self.best, "training": training}
 
+    def save(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Write the checkpoint of the folder, with the plain values `config` beside the state."""
+        checkpoint.save(folder / "checkpoint.pt", self.state_dict() | {"config": dict(config)})
+
+    def restore(self, folder: Path, config: Mapping[str, Any], num_steps: int) -> None:
+        """Continue from the checkpoint of the folder, if any; refused if it is of another training by `fit`."""
+        if (path := within(folder, "checkpoint.pt")).exists():
+            with expecting(f"the checkpoint of an interrupted run in {folder}"):
+                saved = checkpoint.load(path)
+                refuse_another_training(saved["config"], config, folder)
+                self.load_state_dict(saved, num_steps, folder)
+
     def load_state_dict(self, state: Mapping[str, Any], num_steps: int, folder: Path | None) -> None:
         """Continue from a state of the run in `folder`.
 
@@ -68,7 +82,7 @@ class RunState:
         training = state["training"]
         step = count_of(training["step"])
         if step > num_steps:
-            raise UsageError(f"expected train.steps >= {step}, which the run in {folder} has taken, got {num_steps}")
+            raise UsageError(f"expected steps >= {step}, which the training in {folder} has taken, got {num_steps}")
         self.learner.refuse_other(state["best"]["weights"])
         self.learner.refuse_other(state["learner"]["weights"])
         self.optimisation.load_state_dict(training["optimizer"], state["learner"]["weights"])

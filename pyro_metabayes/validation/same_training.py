@@ -13,10 +13,9 @@ from torch import Tensor
 from pyro_metabayes.data.stream import Tasks
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.storage import checkpoint
-from pyro_metabayes.storage.untrusted import count_of, expecting, within
 
 FIT = "fit"  # key of the description of a training in a checkpoint
+NOT_RECORDED = {"clip_value": 0.0, "clip_each": 0.0, "on_nan": "stop", "seed": 0}  # the settings of earlier versions
 TENSORS = ("support_x", "support_y", "query_x", "query_y", "classes")
 PRECISION = 1e-3  # tolerance for moments of the same tasks, since rounding depends on device and library version
 
@@ -66,38 +65,26 @@ def _equal(one: Any, other: Any) -> bool:
     )
 
 
-def steps_taken(folder: Path, description: Mapping[str, Any], steps: int) -> int:
-    """The number of steps that the training in the folder has taken; 0 if there is none.
+def refuse_another_training(saved: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a call of `fit` that does not continue the training of the folder.
 
     Args:
-        folder: the folder of the training.
-        description: settings and parts of this training by name, and its tasks under "train" and "val".
-        steps: number of steps of this training.
+        saved: the plain values of its checkpoint; of earlier versions none.
+        config: those of this training; a command, which compares settings itself, has no description among them.
+        folder: of the training.
 
     Raises:
-        UsageError: the folder holds another training, or one with more steps.
+        UsageError: the folder holds another training.
     """
-    if not (path := within(folder, "checkpoint.pt")).exists():
-        return 0
-    with expecting(f"the checkpoint of an interrupted training in {folder}"):
-        state = checkpoint.load(path)
-        config = state["config"]
-        if config:  # earlier versions recorded nothing
-            _refuse_another(config, description, folder)
-        taken = count_of(state["training"]["step"])
-    if taken > steps:
-        raise UsageError(f"expected steps >= {taken}, which the training in {folder} has taken, got {steps}")
-    return taken
-
-
-def _refuse_another(config: Mapping[str, Any], description: Mapping[str, Any], folder: Path) -> None:
-    if FIT not in config:
+    if not saved or FIT not in config:
+        return
+    if FIT not in saved:
         raise UsageError(
             f"expected the folder of a training by fit, got {folder}, the folder of a command; continue it with "
             f"python -m experiments.run resume={folder}, or pass another folder"
         )
-    for name, now in description.items():
-        before = config[FIT].get(name)
+    for name, now in config[FIT].items():
+        before = saved[FIT].get(name, NOT_RECORDED.get(name))
         if name in ("train", "val"):
             _refuse_other_tasks(name, before, now, folder)
         elif before != now:

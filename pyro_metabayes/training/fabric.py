@@ -1,14 +1,16 @@
-"""Lightning Fabric in a single process, on any device of torch."""
+"""Lightning Fabric: in a single process on any device of torch, or in one of several processes."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.accelerators import Accelerator
-from lightning_fabric.plugins.environments import LightningEnvironment
-from lightning_fabric.strategies import SingleDeviceStrategy
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import distributed
 
 
 class AnyDevice(Accelerator):
@@ -46,3 +48,23 @@ def fabric_alone(device: torch.device) -> Fabric:
     """A Fabric with a single process, also inside a job of Slurm, LSF or MPI, which Fabric would detect and join."""
     strategy = SingleDeviceStrategy(device, accelerator=AnyDevice())
     return Fabric(strategy=strategy, plugins=[LightningEnvironment()])
+
+
+def fabric_in_group(device: torch.device) -> Fabric:
+    """Fabric that averages gradients by DDP. static_graph: the same subset of parameters is used in every step."""
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=here,
+        num_nodes=distributed.get_world_size() // here,
+        strategy=DDPStrategy(static_graph=True),
+        plugins=[TorchElasticEnvironment()],
+    )
+    fabric.launch()
+    return fabric
+
+
+def fabric_of_process(device: torch.device) -> Fabric:
+    """One of the processes of torchrun, or of a command, if their process group is initialised; else one alone."""
+    in_group = TorchElasticEnvironment.detect() and distributed.is_initialized()
+    return fabric_in_group(device) if in_group else fabric_alone(device)
