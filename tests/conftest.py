@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
@@ -14,6 +16,7 @@ import torch
 from tests.commands import on_features, ran, write_features
 
 os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported, here or in a process that a test starts
+NOTHING_DRAWN = b"\x89PNG\r\n\x1a\n"
 torch.set_num_threads(1)
 # A shell starts jobs in the background with SIGINT ignored, and processes that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,6 +40,38 @@ def fresh_state() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)  # whatever a fixture of a whole module has left
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def savefig(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+    """What draws a picture; each kind of picture is drawn once, since that is half of what a small run costs.
+
+    Every function that makes one is called as ever, but what it has put together is laid out and drawn the first time
+    only, for each set of panels. With slow tests all are drawn.
+    """
+    from matplotlib.figure import Figure
+
+    draw, drawn = Figure.savefig, set[tuple[str, ...]]()
+
+    def once(figure: Figure, file: Any, *args: Any, **kwargs: Any) -> None:
+        caller, maker = sys._getframe(3).f_code, sys._getframe(4).f_code  # past a lambda and write_atomically
+        kind = maker.co_filename, maker.co_name, *(axis.get_title() for axis in figure.axes)
+        if caller.co_name == "save_figure" and kind in drawn:
+            Path(file).write_bytes(NOTHING_DRAWN)
+        else:
+            draw(figure, file, *args, **kwargs)
+            drawn.add(kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "not slow" in request.config.option.markexpr:
+            patch.setattr(Figure, "savefig", once)
+        yield draw
+
+
+@pytest.fixture
+def every_picture_is_drawn(savefig: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that asks for what is in the file."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Does every guide, prior and head obey the protocol? Found in the folders: a new file is tested by existing.
 
-Each promise is a function `check_...`; the second half of the file plants faults and sees them caught.
+Each promise is a function `check_...`; the second half of the file plants faults and sees them caught. What costs most
+is tried for pairs that cover all parts and settings (`tests/covering.py`), and for all pairs with `-m slow`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
 from pyro_metabayes.prior import Prior
 from pyro_metabayes.seeding import noise_of_process
+from tests.covering import covering_first
 from tests.pairs import (
     FEATURES,
     FOLLOWING,
@@ -54,6 +56,7 @@ PAIRS = every_pair()
 SITES = {"query": {"query_y"}, "support": {"support_y"}, "all": {"query_y", "support_y"}}  # observed, by model.observe
 TOLERANCE = 1e-9  # of sums of a few dozen float64 numbers in another order, through two inner steps
 every = pytest.mark.parametrize("pair", PAIRS, ids=str)
+covered = pytest.mark.parametrize("pair", covering_first(PAIRS), ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +200,7 @@ def check_tasks_apart(guide: pyro_metabayes.Guide, episodes: Episodes, noisy: bo
 
 
 def check_masks(learner: MetaLearner, episodes: Episodes) -> None:
-    """Garbage behind a mask moves no posterior, no term of a loss and no score."""
+    """Garbage behind a mask moves no posterior and no term of a loss."""
     more = padded(episodes)
     expected = posterior_of(learner.guide, episodes.observed())
     assert_same(posterior_of(learner.guide, more.observed()), expected, "masked points move the posterior")
@@ -207,9 +210,13 @@ def check_masks(learner: MetaLearner, episodes: Episodes) -> None:
             torch.manual_seed(5)
             terms.append({name: value.detach() for name, value in learner(data, kl_weight=kl_weight).items()})
         assert_same(terms[1], terms[0], "masked points move the loss")
+
+
+def check_masked_scores(learner: MetaLearner, episodes: Episodes) -> None:
+    """Nor any score of an evaluation."""
     results = [
         evaluate(learner, stream_of(data), EvalSettings(episodes.num_tasks, 4), seed=3, progress=False)
-        for data in (episodes, more)
+        for data in (episodes, padded(episodes))
     ]
     figures, of_padded = (_plain(result.metrics) for result in results)
     assert of_padded == pytest.approx(figures, rel=1e-6, nan_ok=False), "masked points move the scores"
@@ -346,6 +353,11 @@ def test_masked_points_change_nothing(pair: Pair) -> None:
     check_masks(pair.learner(particles=2), pair.tasks())
 
 
+@covered
+def test_masked_points_change_no_score(pair: Pair) -> None:
+    check_masked_scores(pair.learner(particles=2), pair.tasks())
+
+
 @every
 def test_the_order_of_points_changes_nothing(pair: Pair) -> None:
     check_point_order(pair.learner(), pair.tasks())
@@ -399,7 +411,7 @@ def test_finite_gradients_reach_every_parameter(pair: Pair) -> None:
     check_gradients(pair.learner(particles=2), pair.tasks(), without_gradient(pair))
 
 
-@every
+@covered
 def test_noise_does_not_depend_on_the_number_of_processes(pair: Pair) -> None:
     """With as many tasks per process as particles, classes, and features or hidden units.
 
@@ -410,7 +422,7 @@ def test_noise_does_not_depend_on_the_number_of_processes(pair: Pair) -> None:
     check_noise_by_task(pair.learner(particles=1 if joint else WAY), tasks)
 
 
-@every
+@covered
 def test_predictive_works_in_one_go_and_without_gradients(pair: Pair) -> None:
     learner, observed = pair.learner(), pair.tasks().observed()
     if pair.prior == "flat":  # Predictive first runs the model by itself, and there is nothing to draw from
@@ -420,7 +432,7 @@ def test_predictive_works_in_one_go_and_without_gradients(pair: Pair) -> None:
     check_predictive(learner, observed)
 
 
-@every
+@covered
 def test_gradients_are_not_needed_for_the_posterior(pair: Pair) -> None:
     """no_grad and inference_mode change no number: inner gradients do not lean on the outer graph."""
     guide, observed = pair.learner().guide, pair.tasks().observed()
@@ -431,7 +443,7 @@ def test_gradients_are_not_needed_for_the_posterior(pair: Pair) -> None:
         assert_same(got, expected, mode.__name__)
 
 
-@every
+@covered
 def test_more_particles_change_the_variance_only(pair: Pair) -> None:
     """One particle is the mean over seeds of what many particles give at once."""
     episodes = pair.tasks(num_tasks=2)
@@ -643,6 +655,7 @@ CHECKS: dict[str, Callable[[MetaLearner, Episodes], None]] = {
     "labels": lambda learner, data: check_no_label_leak(learner.guide, data),
     "tasks": lambda learner, data: check_tasks_apart(learner.guide, data),
     "masks": check_masks,
+    "masked scores": check_masked_scores,
     "points": check_point_order,
     "classes": lambda learner, data: check_class_order(learner.guide, data),
     "transductive": lambda learner, data: check_transductive(learner.guide, data.observed()),

@@ -2,12 +2,17 @@
 
 A tensor there has a shape, a dtype and a device, and no values: an operation that mixes devices fails, and so does
 whatever reads a value on the host. What must read one does so outside a step (`READS`).
+
+Operations on that device are interpreted and slow. So the loss is tried for all pairs; the rest of a step, its metrics
+and an evaluation are tried for pairs that cover them (`tests/covering.py`), and for all pairs with `-m slow`. Loops
+have two turns, since every turn is the same to a device.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +39,27 @@ from pyro_metabayes.training.fabric import fabric_alone
 from pyro_metabayes.training.loop import MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
 from pyro_metabayes.training.step_metrics import measure, metric_means
+from pyro_metabayes.transductive import sinkhorn
+from tests.covering import covering_first
 from tests.pairs import CONF, Pair, every_pair
 
 META = torch.device("meta")
 NUM_TASKS = 3
+TURNS = 2  # of a loop
+LOOPS = ("num_steps", "cleaning_steps", "finetune_steps")  # settings that are numbers of turns
+
+
+def with_short_loops(pair: Pair) -> Pair:
+    parts = ({name: min(its, TURNS) if name in LOOPS else its for name, its in of.items()} for of in settings_of(pair))
+    return replace(pair, **dict(zip(("settings", "model_settings"), parts, strict=True)))
+
+
+def settings_of(pair: Pair) -> tuple[dict[str, Any], dict[str, Any]]:
+    return pair.settings, pair.model_settings
+
+
 # Chi2, which torch's StudentT constructs, makes a tensor of a number, which torch.func.grad refuses on the meta device.
-PAIRS = [pair for pair in every_pair() if (pair.guide, pair.model) != ("maml", "robust_regression")]
+PAIRS = [with_short_loops(pair) for pair in every_pair() if (pair.guide, pair.model) != ("maml", "robust_regression")]
 # What reads values on the host, each outside a step: after a line of metrics is due, or before a save.
 READS: dict[str, Callable[[MetaTraining], object]] = {
     "the metrics of a logged step": lambda training: metric_means(
@@ -70,6 +90,17 @@ class Device(TorchDispatchMode):
 def after_the_first_step() -> None:
     """Pyro's validation reads values, and is on in the first step of a run alone."""
     pyro.enable_validation(False)
+
+
+@pytest.fixture(autouse=True)
+def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Sinkhorn, which has no setting for them."""
+    iterate = sinkhorn._iterate
+
+    def shortened(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, start: Tensor | None) -> Tensor:
+        return iterate(logits, mask, shares, min(num_iterations, TURNS), start)
+
+    monkeypatch.setattr(sinkhorn, "_iterate", shortened)
 
 
 def training_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **settings: Any) -> MetaTraining:
@@ -106,6 +137,14 @@ def step_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **setti
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_a_loss_is_computed_on_the_device_alone(pair: Pair) -> None:
+    learner, episodes = pair.learner().to(META), pair.tasks().to(META)
+    with Device(), torch.no_grad():
+        terms = learner(episodes)
+    assert {value.device for value in terms.values()} == {META}
+
+
+@pytest.mark.parametrize("pair", covering_first(PAIRS), ids=str)
 def test_a_step_is_taken_on_the_device_alone(pair: Pair, tmp_path: Path) -> None:
     step_on_meta(pair.learner(), pair.tasks(), tmp_path)
 
@@ -118,7 +157,11 @@ def test_every_guide_is_tried() -> None:
     assert {pair.guide for pair in PAIRS} == {path.stem for path in (CONF.parents[1] / "guides").glob("[a-z]*.py")}
 
 
-@pytest.mark.parametrize("pair", PAIRS[::12], ids=str)
+@pytest.mark.parametrize(
+    "pair",
+    [pytest.param(pair, marks=pytest.mark.slow) if number % 3 else pair for number, pair in enumerate(PAIRS[::12])],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "settings", [{"on_nan": "skip", "optimizer": "sgd"}, {"kl_weight": 0.1, "particles": 2}], ids=str
 )

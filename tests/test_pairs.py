@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyro_metabayes.models import generalised_regression, linear_regression, neural_regression, ordinal
 from pyro_metabayes.models.heads import Cosine
-from tests.pairs import LEVELS, Pair, are_levels, has_rows
+from tests.covering import PARTS, covering, covering_first, every_two, goals
+from tests.pairs import LEVELS, Pair, are_levels, every_pair, has_rows
 
 
 class Counts(linear_regression.Model):
@@ -72,3 +73,22 @@ def test_a_head_in_another_file_is_tried(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(neural_regression, "Sharp", Sharp, raising=False)
     assert has_rows({"_target_": "models.neural_regression.Sharp"})
     assert not has_rows({"_target_": "models.neural_regression.Network"})
+
+
+@pytest.mark.parametrize("together", [(), (("guide", "model"),), every_two()], ids=len)
+def test_few_pairs_cover_what_all_of_them_do(together: list[tuple[str, str]]) -> None:
+    """Every value of every part and setting, and the combinations that are asked for."""
+    pairs = every_pair()
+    few = covering(pairs, together)
+    assert set().union(*(goals(pair, together) for pair in few)) == set().union(*(goals(it, together) for it in pairs))
+    assert few == covering(pairs, together) and len(few) < 0.65 * len(pairs)
+    for part in PARTS:
+        assert {getattr(pair, part) for pair in few} == {getattr(pair, part) for pair in pairs}
+
+
+def test_pairs_that_are_left_out_are_slow() -> None:
+    pairs = every_pair()
+    parameters = covering_first(pairs)
+    assert [its if isinstance(its, Pair) else its.values[0] for its in parameters] == pairs
+    left = [its for its in parameters if not isinstance(its, Pair)]
+    assert 0 < len(left) < len(pairs) and all([mark.name for mark in its.marks] == ["slow"] for its in left)

@@ -144,6 +144,7 @@ def disk_full_after(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.usefixtures("every_picture_is_drawn")
 @pytest.mark.parametrize("size", [10, 1500, 9000])
 def test_a_full_disk_leaves_whole_files(size: int, copied: Path) -> None:
     """10 bytes: not even a line of metrics.jsonl; 1500: no checkpoint; 9000: no picture."""

@@ -1,0 +1,59 @@
+"""Few of many pairs that between them have everything: for tests that cost too much to be run for all.
+
+The cheap half of such a test runs for every pair, the dear one for these; `covering_first` marks the rest slow, so that
+`pytest -m slow` runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from tests.pairs import Pair
+
+PARTS = ("guide", "prior", "head", "objective", "model", "observe")
+
+
+def _parts(pair: Pair) -> dict[str, str]:
+    """The choices of a pair; a regression has no head."""
+    return {part: getattr(pair, part) for part in PARTS if not (part == "head" and pair.regression)}
+
+
+def goals(pair: Pair, together: Sequence[tuple[str, str]]) -> set[tuple[str, ...]]:
+    """What a pair covers: each part, each setting of its guide and its model, and its choices of two parts."""
+    parts = _parts(pair)
+    single = {(part, choice) for part, choice in parts.items()}
+    single |= {(pair.guide, name, str(value)) for name, value in pair.settings.items()}
+    single |= {(pair.model, name, str(value)) for name, value in pair.model_settings.items()}
+    return single | {(a, parts[a], b, parts[b]) for a, b in together if {a, b} <= parts.keys()}
+
+
+def covering(pairs: Iterable[Pair], together: Sequence[tuple[str, str]] = (("guide", "model"),)) -> list[Pair]:
+    """Pairs with every value of every part and setting, and every two choices that occur of the parts `together`.
+
+    Greedy: the pair that adds most comes next, the first of equals; so the choice depends on the pairs alone.
+
+    Args:
+        pairs: what to choose from.
+        together: the parts of which every combination is wanted; `every_two()` for all of them.
+    """
+    left = {str(pair): goals(pair, together) for pair in pairs}
+    named, wanted, chosen = {str(pair): pair for pair in pairs}, set().union(*left.values()), []
+    while wanted:
+        best = max(left, key=lambda name: len(left[name] & wanted))
+        wanted -= left.pop(best)
+        chosen.append(best)
+    return [pair for name, pair in named.items() if name in set(chosen)]
+
+
+def every_two() -> list[tuple[str, str]]:
+    return list(combinations(PARTS, 2))
+
+
+def covering_first(pairs: Sequence[Pair], together: Sequence[tuple[str, str]] = (("guide", "model"),)) -> list[Any]:
+    """All pairs as parameters of a test, those that `covering` leaves out marked slow."""
+    kept = {str(pair) for pair in covering(pairs, together)}
+    return [pair if str(pair) in kept else pytest.param(pair, marks=pytest.mark.slow) for pair in pairs]
