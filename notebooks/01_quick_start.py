@@ -96,7 +96,7 @@ def new_task(shots: int, queries: int = 15) -> tuple[np.ndarray, ...]:
     """Five new classes: labelled rows, their labels, rows to classify, and the true labels of these."""
     centres = random.normal(size=(5, 64))
     labels, truth = np.repeat(np.arange(5), shots), np.repeat(np.arange(5), queries)
-    support_x, query_x = (centres[its] + 2 * random.normal(size=(len(its), 64)) for its in (labels, truth))
+    support_x, query_x = (centres[classes] + 2 * random.normal(size=(len(classes), 64)) for classes in (labels, truth))
     return support_x, labels, query_x, truth
 
 

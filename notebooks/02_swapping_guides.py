@@ -49,14 +49,14 @@ for file in sorted(Path("runs/guides").glob("*/results.json")):
     runs[results["guide"]] = results | {"lines": lines}
 
 figure, axes = new_figure(3)
-for place, (name, its) in enumerate(runs.items()):
-    fill = "none" if its["transductive"] else f"C{place}"
+for place, (name, run) in enumerate(runs.items()):
+    fill = "none" if run["transductive"] else f"C{place}"
     bar = {"fmt": "o", "color": f"C{place}", "markerfacecolor": fill}
-    axes[0].errorbar(100 * its["accuracy"]["mean"], -place, xerr=100 * its["accuracy"]["ci95"], **bar)
-    axes[1].plot([its["nll"], its["joint_nll"]], [-place, -place], f"C{place}-", lw=1)
-    axes[1].plot(its["nll"], -place, "o", color=f"C{place}")
-    axes[1].plot(its["joint_nll"], -place, "|", color=f"C{place}", ms=14)
-    steps = [(line["step"], line["logit_sd"]) for line in its["lines"] if line["logit_sd"] is not None]
+    axes[0].errorbar(100 * run["accuracy"]["mean"], -place, xerr=100 * run["accuracy"]["ci95"], **bar)
+    axes[1].plot([run["nll"], run["joint_nll"]], [-place, -place], f"C{place}-", lw=1)
+    axes[1].plot(run["nll"], -place, "o", color=f"C{place}")
+    axes[1].plot(run["joint_nll"], -place, "|", color=f"C{place}", ms=14)
+    steps = [(line["step"], line["logit_sd"]) for line in run["lines"] if line["logit_sd"] is not None]
     if steps:
         axes[2].plot(*zip(*steps, strict=True), color=f"C{place}", label=name)
 for axis, title in zip(axes, ("accuracy, % (hollow: transductive)", "NLL (dot), joint NLL (bar)", ""), strict=True):

@@ -40,13 +40,13 @@ def checked(*changed: str) -> dict[str, Discrepancy]:
     draws = predictive_draws(setup.learner, episodes, num_samples=50)
     both = {"posterior": draws.posterior, "prior": draws.prior}
     return {
-        name: discrepancies(setup.learner, episodes.observed(), its, episodes.query_y)["nll"]
-        for name, its in both.items()
+        name: discrepancies(setup.learner, episodes.observed(), samples, episodes.query_y)["nll"]
+        for name, samples in both.items()
     }
 
 
 as_trained = checked()
-print({name: tuple(its.replicated.shape) for name, its in as_trained.items()}, "replicates, tasks")
+print({name: tuple(discrepancy.replicated.shape) for name, discrepancy in as_trained.items()}, "replicates, tasks")
 
 # %% [markdown]
 # The query labels are not passed to the model. If they were, the model would condition on them, every replicate would
@@ -62,10 +62,10 @@ print({name: tuple(its.replicated.shape) for name, its in as_trained.items()}, "
 from pyro_metabayes.experiments.runs.plots import new_figure
 
 figure, axes = new_figure(2)
-for axis, (name, its) in zip(axes, as_trained.items(), strict=True):
-    order = its.observed[:16].argsort()
-    axis.boxplot(its.replicated[:, order].numpy(), whis=(5, 95), showfliers=False, widths=0.6)
-    axis.plot(range(1, 17), its.observed[order], "oC3", ms=4, label="observed")
+for axis, (name, discrepancy) in zip(axes, as_trained.items(), strict=True):
+    order = discrepancy.observed[:16].argsort()
+    axis.boxplot(discrepancy.replicated[:, order].numpy(), whis=(5, 95), showfliers=False, widths=0.6)
+    axis.plot(range(1, 17), discrepancy.observed[order], "oC3", ms=4, label="observed")
     axis.set(
         title=f"labels drawn from the {name}", xlabel="tasks, by their NLL", ylabel="NLL, nats per query", xticks=[]
     )
@@ -85,11 +85,11 @@ worlds = {"as trained": as_trained["posterior"]}
 worlds |= {f"noise {noise:g}": checked(f"task.feature_noise={noise}")["posterior"] for noise in (0.5, 1.0)}
 
 figure, axes = new_figure(2)
-for number, (name, its) in enumerate(worlds.items()):
-    axes[0].scatter(its.replicated.mean(0), its.observed, s=12, color=f"C{number}", label=name)
-    shares = np.sort(its.p_values.numpy())
+for number, (name, discrepancy) in enumerate(worlds.items()):
+    axes[0].scatter(discrepancy.replicated.mean(0), discrepancy.observed, s=12, color=f"C{number}", label=name)
+    shares = np.sort(discrepancy.p_values.numpy())
     axes[1].plot(shares, (np.arange(len(shares)) + 0.5) / len(shares), color=f"C{number}", label=name)
-most = max(its.observed.max().item() for its in worlds.values())
+most = max(discrepancy.observed.max().item() for discrepancy in worlds.values())
 axes[0].plot([0, most], [0, most], "k:", lw=0.8)
 axes[0].set(title="NLL of 64 tasks", xlabel="expected by the model", ylabel="observed")
 axes[1].plot([0, 1], [0, 1], "k:", lw=0.8)

@@ -107,7 +107,7 @@ alone, means, exact_means = (
     counties.scales.effects_in_units(effects.reshape(-1, 1), slopes).flatten().numpy()
     for effects, slopes in zip((alone, q.mean, exact.mean), shared, strict=True)
 )
-sds, exact_sds = (unit * its.variance.sqrt().flatten().numpy() for its in (q, exact))
+sds, exact_sds = (unit * posterior.variance.sqrt().flatten().numpy() for posterior in (q, exact))
 
 figure, axes = new_figure(3)
 for count, one, other in zip(houses, alone, means, strict=True):

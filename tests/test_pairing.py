@@ -114,7 +114,7 @@ def test_runs_without_a_fingerprint_are_not_paired() -> None:
         del run.results["data_fingerprint"]  # type: ignore[attr-defined]
     groups = group_by_label([*runs, runs[0]])  # one of them named twice
     assert [len(group) for group in groups.values()] == [1, 1] and gains_of(*runs) == ["-", "-"]
-    assert notes(groups)[0].endswith("runs/one records no fingerprint of its data; experiments.evaluate does.")
+    assert notes(groups)[0].endswith("runs/one records no fingerprint of its data; experiments.evaluate records one.")
 
 
 def test_simulated_tasks_are_paired_by_their_settings() -> None:
