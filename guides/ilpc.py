@@ -6,7 +6,6 @@ Lazarou, Stathaki and Avrithis, "Iterative Label Cleaning for Transductive and S
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil
 
 import torch
@@ -19,29 +18,11 @@ from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.capabilities import linear_head
 from pyro_metabayes.transductive.assignments import weighted_class_means
+from pyro_metabayes.transductive.label_cleaning import Labelling, balanced, cleanest, initial_labelling, mean_losses
 from pyro_metabayes.transductive.propagation import propagation
 from pyro_metabayes.transductive.reproduction import rows_of_scores
-from pyro_metabayes.transductive.sinkhorn import class_term
 
-MOMENTUM, DECAY, RATE = 0.9, 5e-4, 0.1  # settings of SGD in label cleaning, as published
-LEAST = 1e-6  # lower bound on scores and on shares, so that their logarithms are finite
 MORE = 2  # rounds in addition to those that equal class sizes need; queries still open keep their last assignment
-
-
-@dataclass(eq=False)
-class _State:
-    """State of the loop over points [T, N], the support set followed by the queries. A query is open until labelled.
-
-    labelled: support points, and queries that have received a label [T, N].
-    targets: labels of the support points and assignments P of the queries [T, N, C].
-    open_counts: number of open queries of each class [T, 1, C].
-    active: whether a task continues [T, 1].
-    """
-
-    labelled: Tensor
-    targets: Tensor
-    open_counts: Tensor
-    active: Tensor
 
 
 class Guide(pyro_metabayes.Guide):
@@ -99,7 +80,7 @@ class Guide(pyro_metabayes.Guide):
     def _found(self, observed: Observed, x: Tensor, mask: Tensor) -> Tensor:
         """Labels of the support set and assignments of the queries [T, N, C]."""
         spread = propagation(x, mask, self.num_neighbours, 3.0, self.decay)
-        state = _start(observed, x)
+        state = initial_labelling(observed, x)
         share = self.per_class * observed.num_classes
         counts = observed.query_mask.sum(-1, keepdim=True)
         for index in range(ceil(observed.query_x.shape[1] / share) + MORE):
@@ -107,75 +88,19 @@ class Guide(pyro_metabayes.Guide):
             self._round(state, x, mask, spread)
         return state.targets
 
-    def _round(self, state: _State, x: Tensor, mask: Tensor, spread: Tensor) -> None:
+    def _round(self, state: Labelling, x: Tensor, mask: Tensor, spread: Tensor) -> None:
         """Assign the open queries, and label those with the smallest losses."""
         open_ = mask & ~state.labelled
         going = state.active & open_.any(-1, keepdim=True)
         labels = one_hot(state.targets.argmax(-1), state.targets.shape[-1]).to(x.dtype)
-        assigned = self._balanced(spread @ (labels * state.labelled.unsqueeze(-1)), open_, state.open_counts)
+        assigned = balanced(spread @ (labels * state.labelled.unsqueeze(-1)), open_, state.open_counts, self.power)
         update = (open_ & going).unsqueeze(-1)
         state.targets = torch.where(update, assigned, state.targets)
         labels = one_hot(state.targets.argmax(-1), labels.shape[-1]).to(x.dtype)
         start = weighted_class_means(x, labels * state.labelled.unsqueeze(-1))
-        losses = _mean_losses(x, labels, mask, normalize(start, dim=-1), self.cleaning_steps)
-        chosen = _cleanest(losses, labels, open_, self.per_class) & going
+        losses = mean_losses(x, labels, mask, normalize(start, dim=-1), self.cleaning_steps)
+        chosen = cleanest(losses, labels, open_, self.per_class) & going
         enough = chosen.sum(-1, keepdim=True) >= labels.shape[-1]
         chosen, state.active = chosen & enough, state.active & (enough | ~going)
         state.labelled = state.labelled | chosen
         state.open_counts = state.open_counts - (labels * chosen.unsqueeze(-1)).sum(1, keepdim=True)
-
-    def _balanced(self, scores: Tensor, open_: Tensor, counts: Tensor) -> Tensor:
-        """P [T, N, C] from the scores Z [T, N, C]; rows of points that are not open have no meaning."""
-        scores = scores.clamp(min=0)
-        scores = scores / scores.sum(-1, keepdim=True).clamp(min=LEAST)
-        logits = self.power * scores.clamp(min=LEAST).log()
-        shares = counts.clamp(min=LEAST)
-        return (logits + class_term(logits, open_, shares / shares.sum(-1, keepdim=True))).softmax(-1)
-
-
-def _start(observed: Observed, x: Tensor) -> _State:
-    """The state before the first round: only the support set is labelled, and all classes have equally many queries."""
-    num_classes, num_queries = observed.num_classes, observed.query_x.shape[1]
-    labels = one_hot(observed.support_y, num_classes).to(x.dtype)
-    targets = torch.cat((labels, x.new_zeros(len(x), num_queries, num_classes)), dim=1)
-    labelled = torch.cat((observed.support_mask, torch.zeros_like(observed.query_mask)), dim=1)
-    counts = observed.query_mask.sum(-1).to(x.dtype) / num_classes
-    return _State(
-        labelled, targets, counts.view(-1, 1, 1).expand(-1, 1, num_classes), observed.query_mask.any(-1, True)
-    )
-
-
-def _mean_losses(x: Tensor, labels: Tensor, mask: Tensor, start: Tensor, num_steps: int) -> Tensor:
-    """Cross-entropy of each point, averaged over SGD steps with momentum and weight decay on the mean of all points.
-
-    The classifier has weights a start + beta^T x and offsets sum_i beta_i, so its logits need only the Gram matrix.
-
-    Args:
-        x: points [T, N, D].
-        labels: [T, N, C].
-        mask: [T, N].
-        start: weights before the first step [T, C, D]; offsets are 0.
-        num_steps: number of steps.
-
-    Returns:
-        losses [T, N], in nats.
-    """
-    gram, initial = x @ x.mT + 1, x @ start.mT
-    weight = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-1)
-    beta, velocity, total = (torch.zeros_like(labels) for _ in range(3))
-    kept, change = 1.0, 0.0  # a, and its momentum
-    for _ in range(num_steps):
-        log_p = (kept * initial + gram @ beta).log_softmax(-1)
-        total -= log_p * labels
-        velocity = MOMENTUM * velocity + (log_p.exp() - labels) * weight + DECAY * beta
-        change = MOMENTUM * change + DECAY * kept
-        beta, kept = beta - RATE * velocity, kept - RATE * change
-    return total.sum(-1) / num_steps
-
-
-def _cleanest(losses: Tensor, labels: Tensor, open_: Tensor, per_class: int) -> Tensor:
-    """Whether an open point [T, N] has one of the `per_class` smallest losses among those with the same label."""
-    of_class = losses.unsqueeze(1).masked_fill(~((labels.mT > 0) & open_.unsqueeze(1)), torch.inf)  # [T, C, N]
-    best = of_class.topk(min(per_class, losses.shape[-1]), dim=-1, largest=False)
-    chosen = torch.zeros_like(of_class, dtype=torch.bool).scatter(-1, best.indices, best.values.isfinite())
-    return chosen.any(1)

@@ -14,7 +14,7 @@ from torch import Size, Tensor
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed, class_sums
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.networks import half_square, positive, relu_network
+from pyro_metabayes.inference.networks import half_square, mean_of_points, mean_relation, positive, relu_network
 from pyro_metabayes.seeding import task_draws
 
 
@@ -105,7 +105,7 @@ class Guide(pyro_metabayes.Guide):
             sums, counts = class_sums(related, observed.support_y, observed.support_mask, observed.num_classes)
             pooled = (sums / counts.clamp(min=1)).unsqueeze(-2)  # [T, C, 1, 2 Z]: the same for all copies
         else:
-            pooled = _mean(related, observed.support_mask)
+            pooled = mean_of_points(related, observed.support_mask)
         loc, raw = pooled.chunk(2, dim=-1)
         shape = observed.num_tasks, *self.leo.event_shape(observed)
         return Normal(loc.expand(shape), positive(raw, self.scale).expand(shape)).to_event(len(shape) - 1)
@@ -114,14 +114,4 @@ class Guide(pyro_metabayes.Guide):
         """mean_j g(h_i, h_j) [T, S, 2 Z] over the unmasked support points j."""
         if not observed.num_classes:
             x = torch.cat((x, observed.support_y), dim=-1)
-        codes = self.encoder(x)
-        num_points = codes.shape[1]
-        ones, others = codes.unsqueeze(2).expand(-1, -1, num_points, -1), codes.unsqueeze(1)
-        pairs = torch.cat((ones, others.expand_as(ones)), dim=-1)
-        return _mean(self.relation(pairs), observed.support_mask.unsqueeze(1))
-
-
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the unmasked points: values [..., N, H], mask [..., N] -> [..., H]."""
-    kept = mask.unsqueeze(-1).to(values.dtype)
-    return (values * kept).sum(-2) / kept.sum(-2).clamp(min=1)
+        return mean_relation(self.relation, self.encoder(x), observed.support_mask)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
-from pyro.distributions import MultivariateNormal, TorchDistribution
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.exact.conjugate import precision_of
 from pyro_metabayes.exact.mixed_effects import MixedEffects
+from pyro_metabayes.exact.pseudo_observations import linear_maps, posterior_of_pseudo_observations
 from pyro_metabayes.handlers.parameters import held_constant
 from pyro_metabayes.inference.capabilities import HasPrior
-from pyro_metabayes.inference.cholesky import WithoutWaiting, cholesky
-from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.inference.networks import zero_at_start
-from pyro_metabayes.seeding import task_draws, task_noise
+from pyro_metabayes.objectives.elbo import path_derivative_loss
+from pyro_metabayes.seeding import task_noise, task_subset
 
 
 class Guide(pyro_metabayes.Guide):
@@ -28,13 +26,12 @@ class Guide(pyro_metabayes.Guide):
         precision  A + sum_i b_i b_i^T,    mean  precision^-1 (A m + sum_i b_i u_i),
         b_i = B (x_i, y_i) + f(x_i, y_i) in R^W,    u_i = c (x_i, y_i) + g(x_i, y_i).
 
-    Without points q is the prior. Linear maps B and c can represent the exact posterior of a linear mixed model: b_i =
-    z_i / noise, u_i = (y_i - beta . v_i) / noise. Each output k of a regression has its own set of points (x_i, y_ik).
+    Without points q is the prior. Linear maps B and c can represent the exact posterior of a linear mixed model
+    (`linear_maps`). Each output k of a regression has its own set of points (x_i, y_ik).
 
     If all groups have the same inputs, the ELBO of whole groups determines only sums over points. So training adds the
     negative ELBO of a random subset of the points of each group, with a uniformly distributed size. This term trains B,
-    c, f and g only, by the path derivative, which is 0 at the exact posterior. (Roeder, Wu and Duvenaud 2017, arXiv
-    1703.09194; potentials conjugate to the prior: Johnson et al. 2016, arXiv 1603.06277.)
+    c, f and g only, by the path derivative. (Potentials conjugate to the prior: Johnson et al., arXiv 1603.06277.)
 
     Args:
         num_features: D.
@@ -84,19 +81,11 @@ class Guide(pyro_metabayes.Guide):
 
     @torch.no_grad()
     def start_at(self, shared: Tensor, noise: float) -> None:
-        """Set B and c to the exact posterior of y_i ~ N(w . z_i + shared . x_i, noise^2), z_i the first W features.
-
-        Args:
-            shared: shared effects of the features x_i [D], 0 for the features z_i.
-            noise: standard deviation of the label noise.
-        """
-        size = len(self.direction.weight)
-        for linear in (self.direction, self.value):
-            nn.init.zeros_(linear.weight)
+        """Set B and c to the exact posterior of a linear mixed model; the arguments are those of `linear_maps`."""
+        maps = linear_maps(len(self.direction.weight), shared, noise)
+        for linear, weight in zip((self.direction, self.value), maps, strict=True):
+            linear.weight.copy_(weight)
             nn.init.zeros_(linear.bias)
-        self.direction.weight[:, :size] = torch.eye(size) / noise
-        self.value.weight[0, :-1] = -shared / noise
-        self.value.weight[0, -1] = 1 / noise
 
     def start_at_estimates(self, estimates: MixedEffects) -> None:
         shared = estimates.coefficients.clone()
@@ -104,14 +93,7 @@ class Guide(pyro_metabayes.Guide):
         self.start_at(shared.to(self.value.weight), estimates.noise.item())
 
     def posterior(self, observed: Observed) -> TorchDistribution:
-        prior = self.model.prior(observed)
-        direction, value = self.pseudo_observations(observed)
-        before = precision_of(prior)  # [T, Y, W, W]
-        evidence = before @ prior.mean.unsqueeze(-1) + direction.mT @ value
-        precision = before + direction.mT @ direction
-        loc = torch.cholesky_solve(evidence, cholesky(precision)).squeeze(-1)
-        with WithoutWaiting():
-            return MultivariateNormal(loc, precision_matrix=precision).to_event(1)
+        return posterior_of_pseudo_observations(self.model.prior(observed), *self.pseudo_observations(observed))
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
         return self.posterior(episodes.as_support(self.model.observe))
@@ -130,22 +112,6 @@ class Guide(pyro_metabayes.Guide):
         points = episodes.as_support(self.model.observe)
         shape = self.particles, points.num_tasks, *self.model.event_shape(points)
         noise = task_noise(shape, points.support_x, task_dim=1)  # before the subset, whose draws depend on padding
-        subset = replace(points, support_mask=random_subset(points.support_mask))
+        subset = replace(points, support_mask=task_subset(points.support_mask))
         with held_constant(self.model):
-            q: Any = innermost(self.posterior(subset))
-            w = q.loc + (q.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
-            likelihood = self.model.likelihood(w, subset.support_x, subset)
-            log_likelihood = (likelihood.log_prob(subset.support_y) * subset.support_mask).sum(-1)
-            log_prior = self.model.prior(subset).log_prob(w)
-        without_gradient = MultivariateNormal(q.loc.detach(), scale_tril=q.scale_tril.detach()).to_event(1)
-        return {"subset_loss": (without_gradient.log_prob(w) - log_prior - log_likelihood).mean(0)}
-
-
-def random_subset(mask: Tensor) -> Tensor:
-    """A random subset of mask [T, S]: a task keeps each point with one probability, drawn uniformly from [0, 1].
-
-    The draws belong to the ranks of the unmasked points, so that padding does not change the subset.
-    """
-    num_tasks, size = mask.shape
-    uniform = task_draws(lambda sizes: torch.rand(*sizes, num_tasks, device=mask.device), (size + 1,)).mT  # [T, S + 1]
-    return mask & (uniform.gather(1, mask.cumsum(1)) < uniform[:, :1])
+            return {"subset_loss": path_derivative_loss(self.model, self.posterior(subset), subset, noise).mean(0)}

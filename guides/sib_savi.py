@@ -7,8 +7,6 @@ Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04562).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
@@ -18,8 +16,7 @@ from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.capabilities import FollowsGuide, HasPrior
 from pyro_metabayes.inference.descent import descend, hold_steps, loss_gradient
-from pyro_metabayes.inference.divergences import entropy_by_class, innermost
-from pyro_metabayes.inference.family import Scale, between_classes, differences_of_classes, with_precision
+from pyro_metabayes.inference.family import ClassCovariance, Scale, class_entropies
 from pyro_metabayes.inference.initialisation import initialisation_of_rows
 from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gradient
 
@@ -91,20 +88,16 @@ class Guide(pyro_metabayes.Guide):
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         theta, scale, spread = self._prior(observed)
-        return between_classes(theta, scale, spread, differences_of_classes(theta))
+        return ClassCovariance.at(theta, scale, spread).around(theta)
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
         if not self.sees_query_labels:
             return self.posterior(episodes.observed())
         theta, scale, spread = self._prior(episodes.observed())
-        points = episodes.query_x, episodes.query_y, episodes.query_mask
-        slope, differences = loss_gradient(self.model, theta, *points), differences_of_classes(theta)
-        scale = with_precision(scale, self.log_label_precision)
-        loc = theta - scale.square() * slope
-        if spread is not None and self.log_between_precision is not None:
-            spread = with_precision(spread, self.log_between_precision)
-            loc = loc - spread.square() * (slope @ differences.mT @ differences)
-        return between_classes(loc, scale, spread, differences)
+        slope = loss_gradient(self.model, theta, episodes.query_x, episodes.query_y, episodes.query_mask)
+        covariance = ClassCovariance.at(theta, scale, spread)
+        covariance = covariance.with_precision(self.log_label_precision, self.log_between_precision)
+        return covariance.around(covariance.step(theta, slope))
 
     def _prior(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor | None]:
         """theta^K [T, C, W], sigma [T, C, W] and kappa [T or 1, C or 1, 1], which is None for between=0."""
@@ -119,15 +112,6 @@ class Guide(pyro_metabayes.Guide):
         theta = descend(start, gradient, self.log_step_size.exp(), self.num_steps)
         doubt = theta.new_zeros(1, 1, 1)
         if self.entropy_slope is not None:
-            probs = class_probabilities(self.model, self.model.outputs(theta, observed.query_x))
-            doubt = (self.entropy_slope * entropy_by_class(probs, observed.query_mask)).clamp(-5, 5)
+            doubt = (self.entropy_slope * class_entropies(self.model, theta, observed)).clamp(-5, 5)
         spread = None if self.log_between is None else (self.log_between + doubt).exp()
         return theta, self.scale(start).expand(theta.shape) * doubt.exp(), spread
-
-
-def class_probabilities(model: pyro_metabayes.Model, outputs: Tensor) -> Tensor:
-    """p(y = c | outputs) [..., C] of a likelihood over classes."""
-    if model.canonical:
-        return outputs.softmax(-1)
-    family: Any = innermost(model.likelihood_of(outputs))
-    return family.probs

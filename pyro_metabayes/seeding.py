@@ -155,3 +155,13 @@ def task_noise(shape: Sequence[int], like: Tensor, task_dim: int) -> Tensor:
 def task_dropout(x: Tensor, rate: float) -> Tensor:
     """x [T, ...] with entries set to zero at the rate, and the others scaled by 1 / (1 - rate)."""
     return task_draws(lambda sizes: functional.dropout(x.expand(*sizes, *x.shape).contiguous(), rate))
+
+
+def task_subset(mask: Tensor) -> Tensor:
+    """A random subset of mask [T, S]: a task keeps each point with one probability, drawn uniformly from [0, 1].
+
+    The draws belong to the ranks of the unmasked points, so that padding does not change the subset.
+    """
+    num_tasks, size = mask.shape
+    uniform = task_draws(lambda sizes: torch.rand(*sizes, num_tasks, device=mask.device), (size + 1,)).mT  # [T, S + 1]
+    return mask & (uniform.gather(1, mask.cumsum(1)) < uniform[:, :1])

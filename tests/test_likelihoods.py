@@ -16,8 +16,9 @@ from torch.nn.functional import pad
 
 import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError, class_means, models
-from pyro_metabayes.guides import laplace, llama, maml, sib, sib_savi
+from pyro_metabayes.guides import laplace, llama, maml, sib
 from pyro_metabayes.inference.descent import loss_gradient, output_gradient
+from pyro_metabayes.inference.family import class_probabilities
 from pyro_metabayes.inference.laplace import fisher_root
 from pyro_metabayes.models import few_shot_classifier, linear_regression
 from pyro_metabayes.models.backbones import identity
@@ -332,7 +333,7 @@ def test_a_guide_trains_and_evaluates(kind: type, name: str) -> None:
 
 def test_sib_savi_takes_the_entropy_of_the_predictions_of_the_model() -> None:
     outputs = torch.randn(2, 3, WAY)
-    probs = sib_savi.class_probabilities(model_of(Tempered), outputs)
+    probs = class_probabilities(model_of(Tempered), outputs)
     torch.testing.assert_close(probs, (outputs / 4).softmax(-1))
 
 

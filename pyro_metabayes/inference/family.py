@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Any
+
 import torch
 from pyro.distributions import Delta, LowRankMultivariateNormal, Normal, TorchDistribution
 from torch import Tensor, nn
 from torch.func import grad
 
+from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.inference.cholesky import WithoutWaiting
-from pyro_metabayes.inference.divergences import differentiable_divergence
+from pyro_metabayes.inference.divergences import differentiable_divergence, entropy_by_class, innermost
+from pyro_metabayes.model import Model
 from pyro_metabayes.seeding import task_noise
 
 FAMILIES = ("normal", "amortized", "fixed", "delta")
@@ -78,27 +83,61 @@ def kl_gradient(loc: Tensor, scale: Tensor | None, prior: TorchDistribution) -> 
     return grad(lambda theta: differentiable_divergence(around(theta, scale), prior).sum())(loc)
 
 
-def differences_of_classes(theta: Tensor) -> Tensor:
-    """m_c = theta_c - (1/C) sum_c theta_c [T, C, W]."""
-    return theta - theta.mean(1, keepdim=True)
+@dataclass(eq=False)
+class ClassCovariance:
+    """Sigma = diag(scale^2) + spread^2 sum_c m_c m_c^T, the covariance of the weights of each class.
+
+    scale: standard deviations, broadcasting with [T, C, W].
+    spread: standard deviations along the differences of the classes, broadcasting with [T, C, 1]; None omits them.
+    differences: m_c = theta_c - (1/C) sum_c theta_c [T, C, W].
+    """
+
+    scale: Tensor
+    spread: Tensor | None
+    differences: Tensor
+
+    @classmethod
+    def at(cls, theta: Tensor, scale: Tensor, spread: Tensor | None) -> ClassCovariance:
+        """The covariance whose differences are those of theta [T, C, W]."""
+        return cls(scale, spread, theta - theta.mean(1, keepdim=True))
+
+    def around(self, loc: Tensor) -> TorchDistribution:
+        """N(loc, Sigma) for loc [T, C, W]."""
+        if self.spread is None:
+            return Normal(loc, self.scale).to_event(2)
+        factor = (self.spread.unsqueeze(-1) * self.differences.mT.unsqueeze(1)).expand(*loc.shape, -1)
+        with WithoutWaiting():
+            return LowRankMultivariateNormal(loc, factor, self.scale.square().expand(loc.shape)).to_event(1)
+
+    def step(self, theta: Tensor, slope: Tensor) -> Tensor:
+        """theta - Sigma slope [T, C, W], slope the gradient of a loss with respect to theta."""
+        loc = theta - self.scale.square() * slope
+        if self.spread is None:
+            return loc
+        return loc - self.spread.square() * (slope @ self.differences.mT @ self.differences)
+
+    def with_precision(self, log_precision: Tensor, log_between: Tensor | None) -> ClassCovariance:
+        """The covariance after exp(log_precision) is added to 1 / scale^2, and exp(log_between) to 1 / spread^2."""
+        spread = self.spread
+        if spread is not None and log_between is not None:
+            spread = _with_precision(spread, log_between)
+        return replace(self, scale=_with_precision(self.scale, log_precision), spread=spread)
 
 
-def with_precision(scale: Tensor, log_precision: Tensor) -> Tensor:
+def _with_precision(scale: Tensor, log_precision: Tensor) -> Tensor:
     """The standard deviation after exp(log_precision) is added to the precision."""
     return (scale.square().reciprocal() + log_precision.exp()).rsqrt()
 
 
-def between_classes(loc: Tensor, scale: Tensor, spread: Tensor | None, differences: Tensor) -> TorchDistribution:
-    """N(loc, diag(scale^2) + spread^2 sum_c m_c m_c^T) for each class independently; spread None: diagonal.
+def class_probabilities(model: Model, outputs: Tensor) -> Tensor:
+    """p(y = c | outputs) [..., C] of a likelihood over classes."""
+    if model.canonical:
+        return outputs.softmax(-1)
+    family: Any = innermost(model.likelihood_of(outputs))
+    return family.probs
 
-    Args:
-        loc: [T, C, W].
-        scale: broadcasts with loc.
-        spread: standard deviations along the differences, or None.
-        differences: m [T, C, W] of `differences_of_classes`.
-    """
-    if spread is None:
-        return Normal(loc, scale).to_event(2)
-    factor = (spread.unsqueeze(-1) * differences.mT.unsqueeze(1)).expand(*loc.shape, -1)
-    with WithoutWaiting():
-        return LowRankMultivariateNormal(loc, factor, scale.square().expand(loc.shape)).to_event(1)
+
+def class_entropies(model: Model, theta: Tensor, observed: Observed) -> Tensor:
+    """H_c [T, C, 1] in nats: the mean predictive entropy of the queries at theta, weighted by their p(y = c)."""
+    probs = class_probabilities(model, model.outputs(theta, observed.query_x))
+    return entropy_by_class(probs, observed.query_mask)

@@ -40,3 +40,22 @@ def positive(raw: Tensor, start: float) -> Tensor:
 def half_square(network: nn.Module) -> Tensor:
     """Half the sum of squares of all matrices of a network, without biases."""
     return 0.5 * torch.stack([weight.square().sum() for weight in network.parameters() if weight.dim() > 1]).sum()
+
+
+def mean_of_points(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the unmasked points: values [..., N, H], mask [..., N] -> [..., H]."""
+    kept = mask.unsqueeze(-1).to(values.dtype)
+    return (values * kept).sum(-2) / kept.sum(-2).clamp(min=1)
+
+
+def mean_relation(relation: nn.Module, codes: Tensor, mask: Tensor) -> Tensor:
+    """mean_j g(h_i, h_j) [T, N, H] over the unmasked points j.
+
+    Args:
+        relation: the network g of two concatenated codes.
+        codes: h [T, N, Z].
+        mask: [T, N].
+    """
+    first, second = codes.unsqueeze(2).expand(-1, -1, codes.shape[1], -1), codes.unsqueeze(1)
+    pairs = torch.cat((first, second.expand_as(first)), dim=-1)
+    return mean_of_points(relation(pairs), mask.unsqueeze(1))

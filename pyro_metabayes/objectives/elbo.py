@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, ImproperUniform
+from pyro.distributions import Delta, ImproperUniform, MultivariateNormal, TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.divergences import KL_BOUNDS, closed_form_kl, innermost, log_ratio, mixture_kl_bounds
+from pyro_metabayes.model import Model
 from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, added, latent_sites, observed_sites, total
 
 
@@ -95,3 +97,24 @@ class Elbo(Objective, Trace_ELBO):
         if loss.requires_grad:
             loss.backward()
         return loss.item()
+
+
+def path_derivative_loss(model: Model, q: TorchDistribution, points: Observed, noise: Tensor) -> Tensor:
+    """-log p(support_y | support_x, w) - log p(w) + log q(w) [L, T] in nats at w = loc + L noise.
+
+    The gradient of log q(w) flows through w and not through the parameters of q, so the gradient of the loss is 0 for
+    every draw if q is the exact posterior. (Roeder, Wu and Duvenaud, "Sticking the Landing", 2017, arXiv 1703.09194.)
+
+    Args:
+        model: the model.
+        q: a Gaussian, batch [T], event [Y, W], whose rows are independent and have covariance L L^T.
+        points: the tasks.
+        noise: standard normal [L, T, Y, W].
+    """
+    gaussian: Any = innermost(q)
+    w = gaussian.loc + (gaussian.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+    likelihood = model.likelihood(w, points.support_x, points)
+    log_likelihood = (likelihood.log_prob(points.support_y) * points.support_mask).sum(-1)
+    log_prior = model.prior(points).log_prob(w)
+    without_gradient = MultivariateNormal(gaussian.loc.detach(), scale_tril=gaussian.scale_tril.detach()).to_event(1)
+    return without_gradient.log_prob(w) - log_prior - log_likelihood

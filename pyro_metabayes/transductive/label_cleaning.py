@@ -1,0 +1,106 @@
+"""Balancing and label cleaning of label propagation: which queries receive a label next.
+
+Lazarou, Stathaki and Avrithis, "Iterative Label Cleaning for Transductive and Semi-Supervised Few-Shot Learning", ICCV
+2021 (arXiv 2012.07962).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.transductive.sinkhorn import class_term
+
+MOMENTUM, DECAY, RATE = 0.9, 5e-4, 0.1  # settings of SGD in label cleaning, as published
+LEAST = 1e-6  # lower bound on scores and on shares, so that their logarithms are finite
+
+
+@dataclass(eq=False)
+class Labelling:
+    """State of the loop over points [T, N], the support set followed by the queries. A query is open until labelled.
+
+    labelled: support points, and queries that have received a label [T, N].
+    targets: labels of the support points and assignments P of the queries [T, N, C].
+    open_counts: number of open queries of each class [T, 1, C].
+    active: whether a task continues [T, 1].
+    """
+
+    labelled: Tensor
+    targets: Tensor
+    open_counts: Tensor
+    active: Tensor
+
+
+def initial_labelling(observed: Observed, x: Tensor) -> Labelling:
+    """The state before the first round: only the support set is labelled, and all classes have equally many queries."""
+    num_classes, num_queries = observed.num_classes, observed.query_x.shape[1]
+    labels = one_hot(observed.support_y, num_classes).to(x.dtype)
+    targets = torch.cat((labels, x.new_zeros(len(x), num_queries, num_classes)), dim=1)
+    labelled = torch.cat((observed.support_mask, torch.zeros_like(observed.query_mask)), dim=1)
+    counts = observed.query_mask.sum(-1).to(x.dtype) / num_classes
+    return Labelling(
+        labelled, targets, counts.view(-1, 1, 1).expand(-1, 1, num_classes), observed.query_mask.any(-1, True)
+    )
+
+
+def balanced(scores: Tensor, open_: Tensor, counts: Tensor, power: float) -> Tensor:
+    """The transport plan P [T, N, C] nearest to Z^power whose class totals are the given counts.
+
+    Args:
+        scores: Z [T, N, C].
+        open_: whether a point is an open query [T, N]; other rows of P have no meaning.
+        counts: number of open queries of each class [T, 1, C].
+        power: exponent of the scores.
+    """
+    scores = scores.clamp(min=0)
+    scores = scores / scores.sum(-1, keepdim=True).clamp(min=LEAST)
+    logits = power * scores.clamp(min=LEAST).log()
+    shares = counts.clamp(min=LEAST)
+    return (logits + class_term(logits, open_, shares / shares.sum(-1, keepdim=True))).softmax(-1)
+
+
+def mean_losses(x: Tensor, labels: Tensor, mask: Tensor, start: Tensor, num_steps: int) -> Tensor:
+    """Cross-entropy of each point, averaged over SGD steps with momentum and weight decay on the mean of all points.
+
+    The classifier has weights a start + beta^T x and offsets sum_i beta_i, so its logits need only the Gram matrix.
+
+    Args:
+        x: points [T, N, D].
+        labels: [T, N, C].
+        mask: [T, N].
+        start: weights before the first step [T, C, D]; offsets are 0.
+        num_steps: number of steps.
+
+    Returns:
+        losses [T, N], in nats.
+    """
+    gram, initial = x @ x.mT + 1, x @ start.mT
+    weight = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-1)
+    beta, velocity, total = (torch.zeros_like(labels) for _ in range(3))
+    kept, change = 1.0, 0.0  # a, and its momentum
+    for _ in range(num_steps):
+        log_p = (kept * initial + gram @ beta).log_softmax(-1)
+        total -= log_p * labels
+        velocity = MOMENTUM * velocity + (log_p.exp() - labels) * weight + DECAY * beta
+        change = MOMENTUM * change + DECAY * kept
+        beta, kept = beta - RATE * velocity, kept - RATE * change
+    return total.sum(-1) / num_steps
+
+
+def cleanest(losses: Tensor, labels: Tensor, open_: Tensor, per_class: int) -> Tensor:
+    """Whether an open point [T, N] has one of the `per_class` smallest losses among those with the same label.
+
+    Args:
+        losses: [T, N].
+        labels: [T, N, C].
+        open_: whether a point is an open query [T, N].
+        per_class: number of points of each class.
+    """
+    of_class = losses.unsqueeze(1).masked_fill(~((labels.mT > 0) & open_.unsqueeze(1)), torch.inf)  # [T, C, N]
+    best = of_class.topk(min(per_class, losses.shape[-1]), dim=-1, largest=False)
+    chosen = torch.zeros_like(of_class, dtype=torch.bool).scatter(-1, best.indices, best.values.isfinite())
+    return chosen.any(1)
