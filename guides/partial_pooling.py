@@ -9,6 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 import pyro_metabayes
+from pyro_metabayes.build import FromSource
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.mixed_effects import MixedEffects
@@ -27,7 +28,8 @@ class Guide(pyro_metabayes.Guide):
         b_i = B (x_i, y_i) + f(x_i, y_i) in R^W,    u_i = c (x_i, y_i) + g(x_i, y_i).
 
     Without points q is the prior. Linear maps B and c can represent the exact posterior of a linear mixed model
-    (`linear_maps`). Each output k of a regression has its own set of points (x_i, y_ik).
+    (`linear_maps`). Each output k of a regression has its own set of points (x_i, y_ik). Rows
+    with weights r_i^2, r_i the last feature, enter as r_i (x_i, y_i), which have one noise.
 
     If all groups have the same inputs, the ELBO of whole groups determines only sums over points. So training adds the
     negative ELBO of a random subset of the points of each group, with a uniformly distributed size. This term trains B,
@@ -39,6 +41,7 @@ class Guide(pyro_metabayes.Guide):
         num_targets: Y, the number of outputs per point.
         particles: number of samples for the ELBO of subsets.
         num_hidden: width of the networks f and g; 0 omits them.
+        row_weights: 1 if the last feature is the root of the weight of a row, else 0.
 
     Raises:
         UsageError: labels are classes, the prior depends on the support set or is not Gaussian, or num_hidden < 0.
@@ -54,13 +57,15 @@ class Guide(pyro_metabayes.Guide):
         num_targets: int,
         particles: int = 1,
         num_hidden: int = 0,
+        row_weights: FromSource = 0,
     ) -> None:
         super().__init__(model)
         self._check(num_targets, num_hidden)
-        self.particles, num_inputs = particles, num_features + 1
+        self.weighted, num_inputs = row_weights > 0, num_features - row_weights + 1
+        self.particles = particles
         self.direction = nn.Linear(num_inputs, num_weights)
         self.value = nn.Linear(num_inputs, 1)
-        self.start_at(torch.zeros(num_features), 1.0)
+        self.start_at(torch.zeros(num_inputs - 1), 1.0)
         self.networks = None
         if num_hidden:
             self.networks = nn.ModuleList(zero_at_start(num_inputs, num_hidden, n) for n in (num_weights, 1))
@@ -101,7 +106,8 @@ class Guide(pyro_metabayes.Guide):
     def pseudo_observations(self, observed: Observed) -> tuple[Tensor, Tensor]:
         """b [T, Y, S, W] and u [T, Y, S, 1] of the support points; b is 0 for masked ones."""
         y = observed.support_y.mT.unsqueeze(-1)  # [T, Y, S, 1]
-        points = torch.cat((observed.support_x.unsqueeze(1).expand(*y.shape[:-1], -1), y), -1)
+        x = observed.support_x.unsqueeze(1).expand(*y.shape[:-1], -1)
+        points = torch.cat((x[..., :-1], y), -1) * x[..., -1:] if self.weighted else torch.cat((x, y), -1)
         direction, value = self.direction(points), self.value(points)
         if self.networks is not None:
             direction, value = direction + self.networks[0](points), value + self.networks[1](points)

@@ -64,13 +64,13 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
     noise = torch.as_tensor(shared.noise if has(shared, LinearMixedModel) else torch.nan).double()
     standard = StandardisedEstimates(coefficients, covariance[0], noise.item(), *moments_of_rows(posterior))
     gaussian = noise.isfinite() and model.canonical
-    errors = errors_of(groups.whole(), covariance[0], noise) if gaussian else None
+    errors = errors_of(groups.with_equal_precision(groups.whole()), covariance[0], noise) if gaussian else None
     return _in_units(groups, standard, errors)
 
 
 def effects_of_fit(groups: Groups, fitted: MixedEffects) -> Effects:
     """The prior and the posterior of each group, by maximum likelihood in closed form."""
-    of_groups = moments_of_rows(fitted.effects(groups.all_points().pooled()))
+    of_groups = moments_of_rows(fitted.effects(groups.with_equal_precision(groups.all_points().pooled())))
     standard = StandardisedEstimates(fitted.coefficients, fitted.covariance, fitted.noise.item(), *of_groups)
     return _in_units(groups, standard, fitted.errors)
 

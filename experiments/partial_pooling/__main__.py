@@ -79,10 +79,11 @@ def write(rows: list[Row], folder: Path, config: PoolingConfig) -> None:
 def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) -> list[dict[str, str]]:
     """One row per method, estimated from all points; also draws the three plots."""
     groups = groups_of(rows[0], folder)
-    maximum = fit(groups.whole(), groups.num_random)
-    draws = sampled(groups.whole(), groups.num_random, config.samples, config.warmup)
+    whole = groups.with_equal_precision(groups.whole())
+    maximum = groups.of_labels(fit(whole, groups.num_random))
+    draws = sampled(whole, groups.num_random, config.samples, config.warmup)
     print(f"NUTS: split R-hat at most {draws.r_hat:.3f}, effective draws at least {draws.effective_size:.0f}")
-    restricted = estimates_from_fit(groups, fit(groups.whole(), groups.num_random, restricted=True))
+    restricted = estimates_from_fit(groups, fit(whole, groups.num_random, restricted=True))
     methods = {
         ML: [estimates_from_fit(groups, maximum)],
         REML: [replace(restricted, log_likelihood=None)],  # the restricted likelihood is not comparable
