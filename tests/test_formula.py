@@ -110,6 +110,8 @@ OTHERS = {
     "data.formula=y ~ x + (1 | g);data.group=g": "expected data.formula or data.group, got both; drop one of them",
     "data.formula=y ~ x + (1 | g);data.predictors=[z]": "expected data.formula or data.predictors, got both",
     "data.formula=y ~ x + offset(z) + (1 | g);data.offset=n": "expected one offset, got data.offset=n beside",
+    "data.group=[a,g];data.response=y": "in data.group, got a and g, whose groups are nested: the model has",
+    "data.group=[a,b];data.response=y": "in data.group, got a and b, whose groups are crossed: the model has",
     "data.response=y": "expected a value for data.group, got none; set data.group=..., or data.formula",
     "data.group=g": "expected a value for data.response, got none; set data.response=..., or data.formula",
     "data.group=g;data.response=y;data.predictors=[x,'x:x']": "expected different columns in 'x:x', got one twice",

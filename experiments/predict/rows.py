@@ -59,7 +59,7 @@ def columns_of(roles: Roles, file: Path) -> ChosenColumns:
 
 
 def in_units(groups: Groups, learner: MetaLearner, support: Tensor, query: Tensor) -> NumberPrediction:
-    """Predictions for the points `query` given the points `support` [N, D' + 1] of a group, in the units of the file."""
+    """Predictions for the points `query` given `support` [N, D' + 1] of one group, in the units of the file."""
     scales = groups.scales
     prediction = learner.predict(support[:, :-1], support[:, -1], query[:, :-1])
     assert isinstance(prediction, NumberPrediction)
