@@ -12,6 +12,8 @@ from torch.distributions import Bernoulli, Poisson
 
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.data.sources.groups import load
+from pyro_metabayes.exact.generalised import fit_by_quadrature, points_of
+from pyro_metabayes.exact.generalised_nuts import sampled_generalised
 from tests.commands import call, ran, results_of
 
 GROUPS, POINTS = 40, 12
@@ -32,7 +34,7 @@ def write(family: str) -> None:
     Path("t.csv").write_text("\n".join(["who,a,y", *rows]) + "\n")
 
 
-def by_quadrature(family: str, x: Tensor, y: Tensor) -> Tensor:
+def by_quadrature(family: str, x: Tensor, y: Tensor, offset: Tensor | float = 0.0) -> Tensor:
     """Intercept, slope and log sd that maximise the likelihood, the intercepts of groups integrated by 40 nodes."""
     nodes, weights = (torch.from_numpy(value) for value in np.polynomial.hermite_e.hermegauss(40))
     theta = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
@@ -40,7 +42,7 @@ def by_quadrature(family: str, x: Tensor, y: Tensor) -> Tensor:
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        eta = theta[0] + theta[1] * x + theta[2].exp() * nodes[:, None, None]
+        eta = offset + theta[0] + theta[1] * x + theta[2].exp() * nodes[:, None, None]
         distribution = Poisson(eta.exp()) if family == "poisson" else Bernoulli(logits=eta)
         terms = distribution.log_prob(y.expand_as(eta)).sum(-1) + weights.log()[:, None]
         loss = -terms.logsumexp(0).sum()
@@ -84,6 +86,17 @@ def test_other_guides_train_on_counts(guide: str, tmp_path: Path, monkeypatch: p
     assert results_of(Path("run"))["rmse"] > 0
 
 
+def test_groups_of_any_size_are_scored_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calibration error is that of all queries, of 70 groups in batches whose longest groups differ."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0)
+    rows = [f"g{g},{noise.normal():.3f},{noise.integers(2)}" for g in range(70) for _ in range(1 + g // 5)]
+    Path("t.csv").write_text("\n".join(["who,a,y", *rows]) + "\n")
+    settings = ("data.family=bernoulli", "train.steps=2", "eval.tasks=70", "guide=partial_pooling", "hydra.run.dir=run")
+    ran("run", *COLUMNS, *settings)
+    assert 0 < results_of(Path("run"))["ece"] < 0.5
+
+
 def test_responses_of_another_family_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write("poisson")
@@ -96,3 +109,88 @@ def test_responses_of_another_family_are_refused(tmp_path: Path, monkeypatch: py
         "expected model=generalised_regression for data.family=poisson, got model=models.hierarchical"
         in call(*run, "data.family=poisson", "model=hierarchical_regression").error
     )
+
+
+def write_exposures() -> tuple[Tensor, Tensor, Tensor]:
+    """Counts of 30 groups of 8 rows with exposures of 20 to 2,000: x, y and the logarithm of the exposure, [30, 8]."""
+    noise = np.random.default_rng(4)
+    a, exposure = noise.normal(3.0, 1.0, size=(30, 8)), np.exp(noise.uniform(3.0, 7.6, size=(30, 8)))
+    effect = 0.5 * noise.normal(size=(30, 1))
+    y = noise.poisson(exposure * np.exp(-5.0 + effect + 0.4 * a))
+    cells = zip(np.repeat(np.arange(30), 8), a.ravel(), np.log(exposure).ravel(), y.ravel(), strict=True)
+    lines = [f"g{group},{value:.5f},{offset:.5f},{count}" for group, value, offset, count in cells]
+    Path("t.csv").write_text("\n".join(["who,a,lexp,y", *lines]) + "\n")
+    read = np.array([[float(cell) for cell in line.split(",")[1:]] for line in lines])
+    x, offset, counts = (torch.from_numpy(column.reshape(30, 8).copy()) for column in read.T)
+    return x, counts, offset
+
+
+def test_exposures_are_offsets_of_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prior is that of quadrature in the units of the file, and a prediction is proportional to the exposure."""
+    monkeypatch.chdir(tmp_path)
+    x, y, offset = write_exposures()
+    best = by_quadrature("poisson", x, y, offset)
+    settings = ("guide=partial_pooling", "data.family=poisson", "train.steps=400", "train.learning_rate=3e-2")
+    ran("run", *COLUMNS, *settings, "data.offset=lexp", "guide.num_hidden=16", "hydra.run.dir=run")
+    ran("effects", "run")
+    rows = [line.split(",") for line in Path("run/prior.csv").read_text().splitlines()]
+    prior = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
+    assert float(prior["intercept"]["run"]) == pytest.approx(best[0].item(), abs=0.25), "at a = 0, exposure 1"
+    assert float(prior["a"]["run"]) == pytest.approx(best[1].item(), abs=0.06)
+    assert float(prior["intercept"]["sd of groups, run"]) == pytest.approx(best[2].exp().item(), rel=0.2)
+    Path("new.csv").write_text("a,lexp,y\n3,6.0,110\n3,4.0,\n3,6.302585,\n")
+    ran("predict", "run", "new.csv")
+    first, second = (float(line.split(",")[-4]) for line in Path("predictions.csv").read_text().splitlines()[1:])
+    assert second / first == pytest.approx(np.exp(2.302585), rel=1e-3)
+    assert first == pytest.approx(110 * np.exp(-2.0), rel=0.2)
+    assert "expected one column 'lexp' in t2.csv, got none" in call("evaluate", "run", f"data.path={other()}").error
+
+
+def test_an_exposure_in_place_of_its_logarithm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("who,a,n,y\ng,1,10,0\ng,2,300,2\nh,1,20,1\nh,3,200,4\n")
+    command = ("run", *COLUMNS, "data.family=poisson", "data.offset=n", "guide=partial_pooling")
+    assert (
+        "in column 'n' of t.csv, such as the logarithm of an exposure, got numbers from 10 to" in call(*command).error
+    )
+
+
+def other() -> str:
+    Path("t2.csv").write_text("who,a,y\nb,1,2\nb,2,1\nc,1,2\n")
+    return "t2.csv"
+
+
+@pytest.mark.parametrize("family", ["bernoulli", "poisson"])
+def test_quadrature_is_that_of_other_nodes(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(family)
+    episodes = load("who", "y", ["a"], path="t.csv", family=family).whole()
+    fitted = fit_by_quadrature(points_of(episodes, False), family)
+    best = by_quadrature(family, episodes.query_x[..., 1].double(), episodes.query_y[..., 0].double())
+    found = [*fitted.coefficients.tolist(), fitted.sd.log().item()]
+    assert found == pytest.approx(best.tolist(), abs=2e-3)
+
+
+def test_quadrature_and_nuts_know_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quadrature: the same by other nodes. NUTS: with 30 groups it is centred near the likelihood."""
+    monkeypatch.chdir(tmp_path)
+    x, y, offset = write_exposures()
+    groups = load(path="t.csv", group="who", response="y", predictors=["a"], offset="lexp", family="poisson")
+    points = points_of(groups.whole(), True)
+    fitted, best = fit_by_quadrature(points, "poisson"), by_quadrature("poisson", x, y, offset)
+    assert groups.scales.in_units(fitted.coefficients).tolist() == pytest.approx(best[:2].tolist(), abs=1e-2)
+    draws = sampled_generalised(points, 1, "poisson", 40, 60)
+    assert draws.effects.shape == (80, 30, 1) and draws.noise.isnan().all()
+    assert ((draws.effects.mean(0)[:, 0] - fitted.effects) / fitted.effects_sd).abs().mean() < 0.4
+    assert draws.coefficients[:, 1].mean().item() == pytest.approx(fitted.coefficients[1].item(), abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_study_of_0_and_1_runs(metabayes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ("size=smoke", "samples=4", "warmup=4", "workers=1")
+    ran("partial_pooling", "study=radon_floor", *small, "hydra.run.dir=out")
+    page = Path("out/table.md").read_text()
+    for name in ("NUTS, weak priors", "maximum likelihood", "amortized, 16 hidden units", "Laplace"):
+        assert f"| {name} |" in page
+    assert Path("out/effects.png").exists()

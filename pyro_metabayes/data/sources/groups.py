@@ -21,6 +21,7 @@ from pyro_metabayes.data.sources.grouped_rows import Groups, points_of
 from pyro_metabayes.data.sources.header import Name, file_of
 from pyro_metabayes.data.sources.ragged import Ragged
 from pyro_metabayes.data.sources.roles import Roles
+from pyro_metabayes.data.sources.row_weights import check_offset
 from pyro_metabayes.data.sources.scales import INTERCEPT, Moments, Scales, check_given
 from pyro_metabayes.data.sources.split_groups import splits_of
 from pyro_metabayes.errors import UsageError
@@ -116,6 +117,8 @@ def _scales(
     refuse_unresolved(standard.standardised(values), read.columns, file)
     offset = chosen.offset if family != "gaussian" else None
     standard = _with_means(standard, read, learned, replace(chosen, offset=offset), given)
+    if offset is not None and read.offset is not None:
+        check_offset(read.offset, offset, file)
     if given:
         return standard, notes_of_units(values, standard, given)
     return standard, notes_of_training(values[learned], standard, file, family)

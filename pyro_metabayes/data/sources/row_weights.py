@@ -1,4 +1,4 @@
-"""Weights of rows: a row of weight a has the noise variance of the model divided by a."""
+"""Weights of rows: a row of weight a has the noise variance of the model divided by a. Offsets of rows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pyro_metabayes.errors import UsageError
 Tasks = TypeVar("Tasks", bound=Observed)
 SPREAD = 1e10  # largest weight over the smallest, from which on single precision loses the rows of small weight
 
+WIDEST = 30.0  # largest offset less the smallest: e^30 is 10^13
+
 
 def check_weights(weights: Tensor, name: str, file: Path) -> None:
     """Refuse weights [N] that no precision can have, or that differ too widely."""
@@ -29,6 +31,16 @@ def check_weights(weights: Tensor, name: str, file: Path) -> None:
         raise UsageError(
             f"expected weights in column '{name}' of {file} within a factor of {SPREAD:g}, got {least:g} to {most:g}; "
             "drop rows of negligible weight"
+        )
+
+
+def check_offset(offset: Tensor, name: str, file: Path) -> None:
+    """Refuse an offset [N] of a logit or a log rate that is hardly on its scale, such as an exposure itself."""
+    least, most = offset.min().item(), offset.max().item()
+    if most - least > WIDEST:
+        raise UsageError(
+            f"expected an offset on the scale of the linear predictor in column '{name}' of {file}, such as the "
+            f"logarithm of an exposure, got numbers from {least:g} to {most:g}; take logarithms"
         )
 
 
