@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,7 @@ def test_exposures_are_offsets_of_counts(tmp_path: Path, monkeypatch: pytest.Mon
     found = model.outputs(torch.full((30, 1, 1), 0.3), episodes.query_x)[..., 0]
     torch.testing.assert_close(found, eta.float(), atol=1e-4, rtol=0)
     ran("effects", "run")
-    rows = [line.split(",") for line in Path("run/prior.csv").read_text().splitlines()]
-    prior = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
+    prior = {row[""]: row for row in csv.DictReader(Path("run/prior.csv").read_text().splitlines())}
     slope = model.beta.item() / x.std(correction=0).item()
     w = model.prior(episodes.observed()).mean[0, 0, 0].item()
     expected = w - slope * x.mean().item() - offset.mean().item()
@@ -171,8 +171,7 @@ def test_rates_are_learned_with_exposures(tmp_path: Path, monkeypatch: pytest.Mo
     settings = ("guide=partial_pooling", "data.family=poisson", "train.steps=400", "train.learning_rate=3e-2")
     ran("run", *COLUMNS, *settings, "data.offset=lexp", "guide.num_hidden=16", "hydra.run.dir=run")
     ran("effects", "run")
-    rows = [line.split(",") for line in Path("run/prior.csv").read_text().splitlines()]
-    prior = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
+    prior = {row[""]: row for row in csv.DictReader(Path("run/prior.csv").read_text().splitlines())}
     assert float(prior["intercept"]["run"]) == pytest.approx(best[0].item(), abs=0.25)
     assert float(prior["a"]["run"]) == pytest.approx(best[1].item(), abs=0.06)
     assert float(prior["intercept"]["sd of groups, run"]) == pytest.approx(best[2].exp().item(), rel=0.2)

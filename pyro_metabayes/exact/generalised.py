@@ -92,7 +92,7 @@ def fit_by_quadrature(points: Points, family: str) -> GeneralisedEffects:
     def closure() -> Tensor:
         optimiser.zero_grad()
         loss = -log_joint().logsumexp(0).sum()
-        loss.backward()  # type: ignore[no-untyped-call]  # of torch
+        loss.backward()
         return loss
 
     optimiser.step(closure)
