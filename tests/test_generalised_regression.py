@@ -202,15 +202,24 @@ def test_quadrature_is_that_of_other_nodes(family: str, tmp_path: Path, monkeypa
     assert found == pytest.approx(best.tolist(), abs=2e-3)
 
 
-def test_quadrature_and_nuts_know_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quadrature: the same by other nodes. NUTS: with 30 groups it is centred near the likelihood."""
+def test_quadrature_knows_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same estimates by other nodes, in the units of the file."""
     monkeypatch.chdir(tmp_path)
     x, y, offset = write_exposures()
     groups = load(**EXPOSURES)
-    points = points_of(groups.whole(), True)
-    fitted, best = fit_by_quadrature(points, "poisson"), by_quadrature("poisson", x, y, offset)
+    fitted = fit_by_quadrature(points_of(groups.whole(), True), "poisson")
+    best = by_quadrature("poisson", x, y, offset)
     assert groups.scales.in_units(fitted.coefficients).tolist() == pytest.approx(best[:2].tolist(), abs=1e-2)
-    draws = sampled_generalised(points, 1, "poisson", 40, 60)
+    assert fitted.sd.item() == pytest.approx(best[2].exp().item(), rel=1e-2)
+
+
+@pytest.mark.slow
+def test_nuts_is_centred_near_the_likelihood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 30 groups of counts and exposures; 80 draws."""
+    monkeypatch.chdir(tmp_path)
+    write_exposures()
+    points = points_of(load(**EXPOSURES).whole(), True)
+    fitted, draws = fit_by_quadrature(points, "poisson"), sampled_generalised(points, 1, "poisson", 40, 60)
     assert draws.effects.shape == (80, 30, 1) and draws.noise.isnan().all()
     assert ((draws.effects.mean(0)[:, 0] - fitted.effects) / fitted.effects_sd).abs().mean() < 0.4
     assert draws.coefficients[:, 1].mean().item() == pytest.approx(fitted.coefficients[1].item(), abs=0.05)

@@ -101,8 +101,8 @@ def _one_bar(bars: Sequence[str], formula: str) -> tuple[str, str]:
         kind = "nested groups" if "/" in group else "groups of several columns"
         remedy = "name one column" if "/" in group else "write the pairs as a column of the file"
         raise UsageError(
-            f"expected one column of groups in ({bars[0].strip()}), got {kind}: the model has effects of one kind of "
-            f"groups; {remedy}"
+            f"expected one column of groups in ({bars[0].strip()}), got {kind}: the model has effects of one "
+            f"grouping only; {remedy}"
         )
     return effects, group
 
