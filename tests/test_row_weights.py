@@ -212,12 +212,12 @@ def test_an_offset_of_numbers_is_subtracted_from_the_response(rows: list[Any], t
 MISTAKES = {  # what is changed in the settings or the first rows: the message
     "n=-1": "expected weights > 0 in column 'n' of bad.csv, got -1 in complete row 1",
     "n=0": "expected weights > 0 in column 'n' of bad.csv, got 0 in complete row 1",
-    "n=nan": "expected a value in every cell, got missing values in 1 of 225 rows of bad.csv, the first: 'nan' in column 'n' on "
-    "line 2; fill them, or set data.missing=drop",
+    "n=nan": "got missing values in 1 of 225 rows of bad.csv, the first: 'nan' in column 'n' on line 2; fill them, or "
+    "set data.missing=drop",
     "n=inf": "expected a finite number in column 'n', got 'inf' on line 2 of bad.csv",
     "n=1e30": "expected weights in column 'n' of bad.csv within a factor of 1e+10, got 1 to 1e+30",
     "o=far": "expected a finite number in column 'o', got 'far' on line 2 of bad.csv",
-    "o=": "expected a value in every cell, got missing values in 1 of 225 rows of bad.csv, the first: '' in column 'o' on line 2",
+    "o=": "got missing values in 1 of 225 rows of bad.csv, the first: '' in column 'o' on line 2",
     "data.weights=o": "to name each column once, got 'o' twice",
     "data.weights=a": "to name each column once, got 'a' twice",
     "data.offset=y": "to name each column once, got 'y' twice",
