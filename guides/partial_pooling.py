@@ -28,8 +28,7 @@ class Guide(pyro_metabayes.Guide):
         b_i = B (x_i, y_i) + f(x_i, y_i) in R^W,    u_i = c (x_i, y_i) + g(x_i, y_i).
 
     Without points q is the prior. Linear maps B and c can represent the exact posterior of a linear mixed model
-    (`linear_maps`). Each output k of a regression has its own set of points (x_i, y_ik). Rows
-    with weights r_i^2, r_i the last feature, enter as r_i (x_i, y_i), which have one noise.
+    (`linear_maps`). Each output k of a regression has its own set of points (x_i, y_ik).
 
     If all groups have the same inputs, the ELBO of whole groups determines only sums over points. So training adds the
     negative ELBO of a random subset of the points of each group, with a uniformly distributed size. This term trains B,
@@ -41,7 +40,7 @@ class Guide(pyro_metabayes.Guide):
         num_targets: Y, the number of outputs per point.
         particles: number of samples for the ELBO of subsets.
         num_hidden: width of the networks f and g; 0 omits them.
-        row_weights: 1 if the last feature is the root of the weight of a row, else 0.
+        row_weights: 1 if the last feature is r_i, the root of the weight of a row, which enters as r_i (x_i, y_i).
 
     Raises:
         UsageError: labels are classes, the prior depends on the support set or is not Gaussian, or num_hidden < 0.
@@ -61,8 +60,7 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         self._check(num_targets, num_hidden)
-        self.weighted, num_inputs = row_weights > 0, num_features - row_weights + 1
-        self.particles = particles
+        self.weighted, self.particles, num_inputs = row_weights > 0, particles, num_features - row_weights + 1
         self.direction = nn.Linear(num_inputs, num_weights)
         self.value = nn.Linear(num_inputs, 1)
         self.start_at(torch.zeros(num_inputs - 1), 1.0)
