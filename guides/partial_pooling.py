@@ -64,9 +64,8 @@ class Guide(pyro_metabayes.Guide):
         self.direction = nn.Linear(num_inputs, num_weights)
         self.value = nn.Linear(num_inputs, 1)
         self.start_at(torch.zeros(num_inputs - 1), 1.0)
-        self.networks = None
-        if num_hidden:
-            self.networks = nn.ModuleList(zero_at_start(num_inputs, num_hidden, n) for n in (num_weights, 1))
+        widths = (num_weights, 1) if num_hidden else ()
+        self.networks = nn.ModuleList(zero_at_start(num_inputs, num_hidden, n) for n in widths)
 
     def _check(self, num_targets: int, num_hidden: int) -> None:
         if num_targets < 1:
@@ -107,7 +106,7 @@ class Guide(pyro_metabayes.Guide):
         x = observed.support_x.unsqueeze(1).expand(*y.shape[:-1], -1)
         points = torch.cat((x[..., :-1], y), -1) * x[..., -1:] if self.weighted else torch.cat((x, y), -1)
         direction, value = self.direction(points), self.value(points)
-        if self.networks is not None:
+        if len(self.networks):
             direction, value = direction + self.networks[0](points), value + self.networks[1](points)
         return direction * observed.support_mask[:, None, :, None], value
 
