@@ -80,7 +80,7 @@ def test_the_package_is_imported_without_torch() -> None:
 def test_the_names_of_the_package_import_nothing_of_a_training() -> None:
     """FewShotClassifier imports scikit-learn, from which it is derived."""
     program = "import sys, pyro_metabayes as m; [getattr(m, n) for n in m.__all__ if n != 'FewShotClassifier']\n"
-    assert output_of(f"{program}print([name for name in {LATE!r} if name in sys.modules])") == "[]\n"
+    assert output_of(f"{program}print([name for name in {(*LATE, 'filelock')!r} if name in sys.modules])") == "[]\n"
 
 
 def test_every_public_name_is_listed_and_found() -> None:
