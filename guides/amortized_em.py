@@ -16,6 +16,7 @@ import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.capabilities import linear_head
+from pyro_metabayes.seeding import drawing, task_noise
 from pyro_metabayes.transductive.amortized.steps import AmortizedSteps, Directions
 from pyro_metabayes.transductive.balance import check_balance, refuse_base_classes
 
@@ -61,8 +62,10 @@ class Guide(pyro_metabayes.Guide):
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
         if not self.training:
             return self.posterior(episodes.observed())
-        number = int(torch.randint((self.num_steps + 1) // 2, 3 * self.num_steps // 2 + 1, ()))
-        known = _told(episodes) if bool(torch.rand(()) < 0.5) else None
+        with drawing():  # without a task axis: the same on all processes
+            number = int(torch.randint((self.num_steps + 1) // 2, 3 * self.num_steps // 2 + 1, ()))
+            some = bool(torch.rand(()) < 0.5)
+        known = _told(episodes) if some else None
         *self._earlier, last = self.steps.path(episodes.observed(), number, known)
         return self._classifier(last)
 
@@ -77,7 +80,7 @@ class Guide(pyro_metabayes.Guide):
 
     def _log_scores(self, classifier: Directions, episodes: Episodes) -> Tensor:
         """log p(y | x, w) of the queries [T]."""
-        logits = episodes.query_x @ classifier.directions.mT + classifier.offsets.unsqueeze(1)
+        logits = self.model.outputs(self._weights(classifier), episodes.query_x)
         log_prob = logits.log_softmax(-1).gather(-1, episodes.query_y.unsqueeze(-1)).squeeze(-1)
         return (log_prob * episodes.query_mask).sum(-1)
 
@@ -85,13 +88,17 @@ class Guide(pyro_metabayes.Guide):
         return self._classifier(self.steps(observed, num_steps, known))
 
     def _classifier(self, classifier: Directions) -> TorchDistribution:
+        return Delta(self._weights(classifier), event_dim=2)
+
+    def _weights(self, classifier: Directions) -> Tensor:
+        """Weights [T, C, D + 1] whose logits are those of the classifier, whatever the scale of the head."""
         head = self.head[0]
-        return Delta(head.rows(classifier.directions / head.scale, classifier.offsets / head.scale), event_dim=2)
+        return head.rows(classifier.directions / head.scale, classifier.offsets / head.scale)
 
 
 def _told(episodes: Episodes) -> Tensor:
     """1 for every second task with equally many unmasked queries in each class, else 0 [T]."""
     classes = torch.arange(episodes.num_classes, device=episodes.query_y.device)
     counts = ((episodes.query_y.unsqueeze(-1) == classes) & episodes.query_mask.unsqueeze(-1)).sum(1)
-    told = (torch.rand(episodes.num_tasks) < 0.5).to(classes.device)
+    told = task_noise((episodes.num_tasks,), episodes.query_x, task_dim=0) < 0
     return ((counts.amax(1) == counts.amin(1)) & told).to(episodes.query_x.dtype)

@@ -397,11 +397,17 @@ def without_gradient(pair: Pair) -> Callable[[str], bool]:
             return not has_steps and not rotates
         if name.startswith("guide.xi."):
             return not has_steps
+        if pair.guide.startswith("amortized") and name == "model.head.scale":
+            return True  # these guides determine the temperature themselves
         if pair.guide == "logistic_regression" and name.endswith(".loc"):
             return True  # shared by all classes: neither the softmax nor the distance to it depends on it
         # The KL is not part of this objective, and the guide does not use the prior.
         uses_prior = pair.guide in ("mc", "logistic_regression")
-        return pair.objective.startswith("monte_carlo") and not uses_prior and name.startswith("model.prior")
+        return (
+            pair.objective.startswith(("monte_carlo", "mean_score"))
+            and not uses_prior
+            and name.startswith("model.prior")
+        )
 
     return exception
 

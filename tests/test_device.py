@@ -44,7 +44,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(name: str, monkeypatc
     with_kind(monkeypatch, Kind(0))
     kind = name.partition(":")[0]
     with pytest.raises(
-        UsageError, match=f"expected a {kind} device on this machine for device={name}, found none; tak"
+        UsageError, match=f"expected a {kind} device on this machine for device={name}, found none; use device=cpu"
     ):
         device_of(name)
 

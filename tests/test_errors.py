@@ -49,7 +49,7 @@ def error_of(*arguments: str) -> str:
 # ---------------------------------------------------------------- the command line
 
 UNKNOWN = {
-    "guide=nope": "no 'nope' for guide; there are: abml, alpha_tim, attention",
+    "guide=nope": "no 'nope' for guide; there are: abml, alpha_tim, amortized_em",
     "data=nope": "no 'nope' for data; there are: cifar_fs, digit_domains, ",
     "gude=sib": "unknown key 'gude'; did you mean 'guide'?",
     "train.stepz=3": "unknown key 'train.stepz'; did you mean 'train.steps'?",

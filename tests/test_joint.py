@@ -80,7 +80,7 @@ def test_splitting_and_joining_are_inverse() -> None:
 def test_latents_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
     sites = Sites(a=Size([]), b=Size([2, 3]), c=Size([4]))
     with pytest.raises(
-        UsageError, match=rf"size 11, for the sites a \[\], .* got shape {re.escape(str(list(shape)))}; .*task\.way"
+        UsageError, match=rf"size 11 for the sites a \[\], .* got shape {re.escape(str(list(shape)))}; .*task\.way"
     ):
         sites.split(torch.zeros(shape))
 

@@ -11,8 +11,8 @@ from pyro_metabayes.storage.checksums import refuse_other
 FOLDER = Path(__file__).parent
 # SHA-256 of NAME.pt, which `python -m experiments.pretrain_learner NAME` writes.
 CHECKSUMS = {
-    "transductive": "1fbf28a72e624144769f61e6337e337c06874e3cf09709f73f3fcd385bef1f4d",
-    "inductive": "94700f92cb188748e9b9c6e1bcfeb3e1995bd96b5d9e46fc81128e98a55db9e6",
+    "transductive": "6d606310f57bad2cf5522c9ce4797e1283b635dbaef893a57444b17de3247927",
+    "inductive": "3b6a51957aab255ca69f4903053ec6336710ccde110d9bbf4c86faa301b065d4",
 }
 
 
