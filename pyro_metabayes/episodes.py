@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.validation.structure import check_structure, check_tensors
 
 
@@ -117,6 +118,11 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
+    if len(shapes := {(part.num_classes, *part.query_x.shape[2:]) for part in parts}) > 1:
+        raise UsageError(
+            f"expected tasks of one way and one input shape in a batch, got {sorted(shapes)}; for data=mixture set "
+            "train.tasks_per_step to 12 or a divisor"
+        )
     joined: dict[str, Any] = {}
     for item in fields(first):
         if isinstance(getattr(first, item.name), Tensor):

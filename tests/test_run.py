@@ -159,14 +159,30 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     converted = {"image_folder", "leo_embeddings", "mini_imagenet", "tiered_imagenet"}  # test_prepare.py
     of_domains = {"digit_domains", "pacs"}
     of_groups = {"groups", "radon", "sleepstudy"}  # test_groups.py, test_partial_pooling.py
-    assert set(names("data")) == of_classes | converted | of_domains | of_groups | {*OF_NUMBERS, "sinusoid", "ordinal"}
+    others = {*OF_NUMBERS, "sinusoid", "ordinal", "mixture"}
+    assert set(names("data")) == of_classes | converted | of_domains | of_groups | others
     of_collapse = {"classification", "cold_posterior", "features", "gaussian_mean", "information", "spinning_lines"}
-    assert set(names("study")) == of_collapse | {"radon", "sleepstudy", "digit_domains", "digit_domains_ablation"}
+    assert set(names("study")) == of_collapse | {
+        "radon",
+        "radon_floor",
+        "sleepstudy",
+        "digit_domains",
+        "digit_domains_ablation",
+    }
 
 
 def test_gaussian_features_run() -> None:
     ran("run", "data=gaussian_features", "data.num_features=32", *SMALL, "guide=proto", "hydra.run.dir=run")
     assert results_of(Path("run"))["data"] == "gaussian_features"
+
+
+def test_the_mixture_runs_from_the_weights_that_ship() -> None:
+    simulated = ("run", "data=mixture", "data.bank_share=0", *SMALL)
+    ran(*simulated, "guide=amortized_em", "init=transductive", "train.tasks_per_step=6", "hydra.run.dir=run")
+    results = results_of(Path("run"))
+    assert results["data"] == "mixture" and results["accuracy"]["mean"] > 0.4
+    outcome = call(*simulated, "guide=amortized_em", "train.tasks_per_step=30", "hydra.run.dir=other")
+    assert outcome.code == 1 and "set train.tasks_per_step to 12" in outcome.err
 
 
 def test_gaussian_classes_run() -> None:

@@ -6,8 +6,8 @@ import errno
 import fcntl
 import json
 import os
-import re
 import random
+import re
 import resource
 import select
 import shutil
