@@ -19,7 +19,7 @@
 # (the support set) and points to classify (the query set).
 
 # %%
-# !python -m experiments.run -m guide=proto,mc,savi,sib data=gaussian_features data.num_features=64 data.separation=0.7 train.steps=300 eval.tasks=200 train.validation_tasks=100 hydra.sweep.dir=runs/guides
+# !python -m experiments.run -m guide=proto,mc,savi,sib data=gaussian_features data.num_features=64 data.separation=0.7 train.steps=300 eval.tasks=200 train.validation_tasks=100 eval.joint=true hydra.sweep.dir=runs/guides
 
 # %% [markdown]
 # `proto` is a point estimate, the class means. `mc` (VERSA) and `savi` (SAMOVAR) have a conditional prior, which a
@@ -70,10 +70,9 @@ axes[2].legend(frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
-# A prior is called collapsed if it is below the dotted line and its draws change fewer than 2% of the predicted
-# classes. The prior of `mc` has collapsed: all its draws are almost equal. So its joint NLL, in which one draw of the
-# weights predicts all queries of a task, equals its NLL. The prior of `savi` has not collapsed. The accuracy does not
-# show this difference.
+# Below the dotted line (and with fewer than 2% of the decisions changed) a prior is called collapsed: `mc` has learned
+# to predict from a point. Its joint NLL, the score of all query labels of a task together, is its NLL: all
+# draws are the same. `savi` keeps its prior alive. The accuracy does not tell.
 #
 # ## Tasks with a known posterior
 #

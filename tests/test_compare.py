@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_written_is_refused(runs: Path) -> None:
 def test_an_evaluation_of_the_same_is_the_same(copied: Path) -> None:
     outcome = ran("evaluate", str(copied))
     assert figures_of(copied / "evaluations" / "again") == figures_of(copied)
-    for name in ("accuracy", "nll", "joint_nll"):
+    for name in ("accuracy", "nll"):
         assert np.array_equal(scores_of(copied / "evaluations" / "again", name), scores_of(copied, name))
     assert "evaluations/again" in outcome.out and outcome.err == ""
 

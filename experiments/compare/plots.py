@@ -19,10 +19,10 @@ Curve = tuple[list[int], list[float]]  # steps and values
 
 
 def draw(groups: Groups, path: Path) -> None:
-    """Accuracy (joint NLL for a regression), NLL, and sd of the prior during training, for every row."""
+    """Accuracy (squared error for a regression) and NLL of every row, and the spread of its prior during training."""
     alive = {label: curve for (_, label), runs in groups.items() if (curve := spread_in_training(runs))}
     of_classes = any("accuracy" in run.per_task for runs in groups.values() for run in runs)
-    first = ("accuracy", 100, "accuracy, %") if of_classes else ("joint_nll", 1, "joint NLL, nats per query")
+    first = ("accuracy", 100, "accuracy, %") if of_classes else ("mse", 1, "squared error")
     figure, axes = new_figure(3 if alive else 2)
     figure.set_size_inches(2.4 + 2.9 * len(axes), max(3.2, 1.4 + 0.34 * len(groups)))
     _draw_scores(axes[0], groups, *first)

@@ -16,8 +16,9 @@ DIFFERENCES = {  # title, factor, digits
     "joint_nll": ("joint NLL difference", 1, 4),
     "mse": ("squared error difference", 1, 4),
 }
-OF_CLASSES = ("accuracy %", "transductive %", "ECE", "accuracy gain, points")  # columns for classification only
-OF_NUMBERS = ("RMSE", "squared error difference")  # columns for regression only
+OF_CLASSES = ("accuracy %", "transductive %", "ECE", "accuracy gain, points")  # columns without a meaning for numbers
+OF_JOINT = ("joint NLL", "joint NLL difference")  # where eval.joint did not ask for it
+OF_NUMBERS = ("RMSE", "squared error difference")  # and for classes
 
 
 def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
@@ -26,8 +27,9 @@ def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
 
 
 def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
-    """Scores as cells of a table: means over seeds, with 95% intervals over the tasks of all seeds."""
-    scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in runs[0].per_task}
+    """Means over seeds, with 95% intervals over all their tasks."""
+    common = [name for name in runs[0].per_task if all(name in run.per_task for run in runs)]
+    scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in common}
     collapsed = {run.results["collapsed"] for run in runs}
     accuracy = "-"
     if "accuracy" in scores:
@@ -42,13 +44,17 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
         "accuracy %": "-" if transductive else accuracy,
         "transductive %": accuracy if transductive else "-",
         "RMSE": "-" if "accuracy" in scores else number(mean_over_seeds(runs, "rmse")),
-        "NLL": f"{scores['nll'].mean():.3f} +- {ci95_of(scores['nll']):.3f}",
-        "joint NLL": f"{scores['joint_nll'].mean():.3f} +- {ci95_of(scores['joint_nll']):.3f}",
+        "NLL": _interval(scores["nll"]),
+        "joint NLL": _interval(scores["joint_nll"]) if "joint_nll" in scores else "-",
         "ECE": number(mean_over_seeds(runs, "ece")),
         "ELBO": number(mean_over_seeds(runs, "elbo"), 1),
         "KL": number(mean_over_seeds(runs, "kl"), 1),
         "prior": COLLAPSE[collapsed.pop()] if len(collapsed) == 1 else "differs",
     }
+
+
+def _interval(scores: np.ndarray) -> str:
+    return f"{scores.mean():.3f} +- {ci95_of(scores):.3f}"
 
 
 def unpaired_note(label: str, runs: Sequence[Run], first_label: str, first: Sequence[Run]) -> str:
@@ -80,7 +86,9 @@ def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[
 
 
 def with_meaning(rows: Sequence[dict[str, str]], runs: Sequence[Run]) -> list[dict[str, str]]:
-    """The rows without columns for classification (or regression) if no run is one."""
+    """The rows without the columns that none of the runs has: of classes, of numbers, joint NLL."""
     of_classes = {"accuracy" in run.per_task for run in runs}
     left_out = (() if True in of_classes else OF_CLASSES) + (() if False in of_classes else OF_NUMBERS)
+    if not any("joint_nll" in run.per_task for run in runs):
+        left_out += OF_JOINT
     return [{name: cell for name, cell in row.items() if name not in left_out} for row in rows]

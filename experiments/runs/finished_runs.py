@@ -22,9 +22,10 @@ SCORES = ("accuracy", "nll", "joint_nll", "mse")
 QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
 # Fields that determine the tasks of a run, together with the data and the data settings.
 TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")
-OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # data settings that do not change test tasks
-FINGERPRINT = "data_fingerprint"  # hash of the data of a run; null for a simulator, absent in the first versions
-NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
+OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # on which test tasks do not depend
+FINGERPRINT = "data_fingerprint"  # a hash of the data of a run, null for a simulator; absent in the first versions
+NEEDED_SCORES = ("nll",)  # a regression has no accuracy; joint_nll is there if eval.joint asked for it
+JOINT_BOUND = "joint_nll_upper"  # absent where joint_nll is an average over a few draws, as in earlier versions
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
 WITHOUT_MEANING = (
@@ -104,11 +105,18 @@ def read_run(folder: Path) -> Run:
         archive = read_npz(folder / file)
         per_task = {name: archive[name] for name in SCORES if name in archive or name in NEEDED_SCORES}
         _check_contents(results, per_task)
-        return Run(folder, results, per_task)
+        if results.get(JOINT_BOUND) is None:
+            per_task.pop("joint_nll", None)
+        return Run(folder, without_old_joint(results), per_task)
     except DAMAGED as error:
         raise UsageError(
             f"expected a finished run in {folder}, got damaged files: {file}: {reason_of(error)}"
         ) from None
+
+
+def without_old_joint(results: dict[str, Any]) -> dict[str, Any]:
+    """Without the joint NLL of earlier versions, an average over few draws that overestimates it."""
+    return results if results.get(JOINT_BOUND) is not None else results | {"joint_nll": None}
 
 
 def _check_contents(results: Any, per_task: Mapping[str, np.ndarray]) -> None:

@@ -67,13 +67,21 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
         "task": f"{task}, {queries}",
         **_accuracies(results),
         _log_score_title(results): number(results["nll"]),
-        "joint NLL": number(results["joint_nll"]),
+        **_joint(results),
         **({"ECE": number(results["ece"])} if of_classes else {"coverage 90%": number(results["coverage90"])}),
         "ELBO": number(results["elbo"], 1),
         "KL": number(results["kl"], 1 if of_classes else 3),
         "prior": COLLAPSE[results["collapsed"]],
         "transductive": "yes" if results["transductive"] else "no",
     }
+
+
+def _joint(results: Mapping[str, Any]) -> dict[str, str]:
+    """The joint NLL, if eval.joint asked for it; its bounds where they differ."""
+    if results["joint_nll"] is None:
+        return {}
+    bounds = number(results["joint_nll_lower"]), number(results["joint_nll_upper"])
+    return {"joint NLL": number(results["joint_nll"]) if bounds[0] == bounds[1] else " to ".join(bounds)}
 
 
 def _log_score_title(results: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.device import as_double
-from pyro_metabayes.evaluation.scores import log_mean_exp
+from pyro_metabayes.prediction.averages import log_mean_exp
 
 TRUSTED_K = 0.7  # for larger k, estimates of errors are unreliable
 FLAT = 1e-3  # weights count as equal if the largest exceeds the tail threshold by less than this share

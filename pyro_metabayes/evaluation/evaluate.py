@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import RLock
 from typing import Any
 
@@ -22,7 +22,8 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import BatchScores, Evaluation
 from pyro_metabayes.evaluation.inner_steps import scores_by_step
 from pyro_metabayes.evaluation.scores import SCORES
-from pyro_metabayes.evaluation.task_scores import task_scores
+from pyro_metabayes.evaluation.settings import EvalSettings
+from pyro_metabayes.evaluation.task_scores import joint_scores, task_scores
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.model import Model
 from pyro_metabayes.seeding import noise_of
@@ -34,20 +35,6 @@ from pyro_metabayes.validation.values import check_points, check_values
 BATCH = 32  # tasks per batch; larger batches exceed the processor's cache and are not faster
 _alone = RLock()  # all threads share Pyro's handler stack and its validation setting
 MOST_NUMBERS = 2**25  # largest number of predictions per batch: with thousands of classes a batch has fewer tasks
-
-
-@dataclass
-class EvalSettings:
-    """Settings of an evaluation."""
-
-    tasks: int = 600
-    samples: int = 30  # draws of w per task; a point estimate needs one
-    split: str = "test"
-    information: bool = False  # information bounds, from tasks with two query sets: docs/information.md
-
-    def __post_init__(self) -> None:
-        if self.tasks < 2 or self.samples < 1:
-            raise UsageError(f"expected eval.tasks >= 2 and eval.samples >= 1, got {self.tasks} and {self.samples}")
 
 
 @torch.no_grad()
@@ -95,13 +82,14 @@ def evaluate(
     stream, settings = _tasks_and_settings(stream, settings)
     first = _on_device(learner, stream.batch(0, 1))
     check_points(first)
-    learner.check_features(learner.featured(first))
-    batches = list(_batches(stream, settings))
+    learner.check_features(featured := learner.featured(first))
+    integrated = learner.model.event_shape(featured).numel() if settings.joint else 0
+    batches = list(_batches(stream, settings, integrated))
     shown = counted(batches, f"evaluate on {settings.split}", "batches") if progress else batches
     # Without Pyro's validation a diverging inner loop yields a poor score, not an exception.
     with _alone, noise_of(seed), pyro.validation_enabled(False):
         tasks_of = (_on_device(learner, stream.batch(*tasks)) for tasks in shown)
-        parts = [_scored(learner, episodes, settings.samples, truth) for episodes in tasks_of]
+        parts = [_scored(learner, episodes, settings, truth) for episodes in tasks_of]
         bounds = None if doubled is None else _information(learner, doubled, settings)
     warn_if_unfamiliar(learner.guide, learner.trained_on, stream.batch(*batches[0]))
     values = BatchScores.concatenate(parts)
@@ -124,13 +112,13 @@ def _on_device(learner: MetaLearner, episodes: Episodes) -> Episodes:
     return episodes if like is None or episodes.query_x.is_meta else episodes.to(like.device)
 
 
-def _scored(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None) -> BatchScores:
+def _scored(learner: MetaLearner, episodes: Episodes, settings: EvalSettings, truth: KnownTruth | None) -> BatchScores:
     """All scores of one batch, on the host."""
     check_values(episodes, learner.model)
     check_points(episodes)
     episodes = learner.featured(episodes)
-    batch = score_batch(learner, episodes, samples, truth)
-    return replace(batch, by_step=scores_by_step(learner, episodes, samples)).cpu()
+    batch = score_batch(learner, episodes, settings.samples, truth, settings.integrated)
+    return replace(batch, by_step=scores_by_step(learner, episodes, settings.samples)).cpu()
 
 
 def _information(learner: MetaLearner, stream: TaskStream, settings: EvalSettings) -> dict[str, Any] | None:
@@ -138,23 +126,26 @@ def _information(learner: MetaLearner, stream: TaskStream, settings: EvalSetting
     return information(learner, batches, settings.samples)
 
 
-def _batches(stream: TaskStream, settings: EvalSettings) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the tasks of each batch."""
+def _batches(stream: TaskStream, settings: EvalSettings, integrated: int = 0) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the tasks of each batch; integrated: size of the latent, of which joint NLL needs a matrix."""
     first = stream.batch(0, 1)
-    numbers = settings.samples * first.query_x.shape[1] * max(first.num_classes, 1)
+    numbers = max(settings.samples, integrated) * first.query_x.shape[1] * max(first.num_classes, 1)
     batch_size = max(1, min(BATCH, MOST_NUMBERS // numbers))
     for start in range(0, settings.tasks, batch_size):
         yield start, min(start + batch_size, settings.tasks)
 
 
-def score_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None = None) -> BatchScores:
-    """All scores and spreads of a batch, on the device of the tasks, without host synchronisation.
+def score_batch(
+    learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None = None, joint_samples: int = 0
+) -> BatchScores:
+    """All scores and spreads of a batch, on the device of the tasks; without joint NLL it reads no value on the host.
 
     Args:
         learner: the learner to evaluate.
         episodes: T tasks with features as inputs.
         samples: draws of w per task; a point estimate has one.
         truth: the exact posterior of simulated tasks, if there is one.
+        joint_samples: importance draws of the joint NLL per task; 0 leaves it out.
 
     Returns:
         Scores and spreads per task, without scores by inner step.
@@ -166,6 +157,8 @@ def score_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: K
     posterior = learner.guide.posterior(observed)
     exact = _exact(learner.model, observed, truth)
     scores = task_scores(learner, episodes, posterior, samples, SCORES, exact)
+    if joint_samples:
+        scores |= joint_scores(learner.model, posterior, episodes, joint_samples)
     sees_labels = learner.guide.sees_query_labels  # otherwise both posteriors are equal
     training = learner.guide.training_posterior(episodes) if sees_labels else posterior
     spreads = collapse.prior_spread(learner, observed, samples) | collapse.posterior_spread(learner, episodes, training)

@@ -10,9 +10,10 @@ from typing import Generic, TypedDict, TypeVar
 from torch import Tensor
 
 from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.evidence.joint import JointPredictive
 from pyro_metabayes.likelihoods.predictions import Predictions
 
-P = TypeVar("P", bound=Predictions)
+P = TypeVar("P", bound=Predictions | JointPredictive)
 TaskScores = dict[str, Tensor]  # values of a batch of tasks, [T] or [T, ...], by the name of the score
 
 
@@ -22,6 +23,7 @@ class Weights(Enum):
     DRAWS = "draws of the approximate posterior"
     MEAN = "mean of the approximate posterior"
     EXACT_MEAN = "mean of the exact posterior"
+    INTEGRATED = "weights integrated out, over all query labels of a task together"
 
 
 class Interval(TypedDict):
@@ -68,8 +70,8 @@ class Score(Generic[P]):
         """Whether the score is a mean over tasks, with one value per task."""
         return self.pooled is mean_over_tasks
 
-    def applies_to(self, predictions: Predictions, weights: Weights) -> bool:
-        """Whether the score is defined for predictions of this family, made under these weights."""
+    def applies_to(self, predictions: Predictions | JointPredictive, weights: Weights) -> bool:
+        """Whether it is defined for predictions of this family, made under these weights."""
         return self.weights is weights and isinstance(predictions, self.families)
 
     def summary(self, values: Tensor) -> float | Interval:

@@ -10,16 +10,19 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.evaluation.log_scores import LOG_SCORES
 from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
 from pyro_metabayes.evaluation.scores import values_of
+from pyro_metabayes.evidence.joint import joint_predictive
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.likelihoods.classes import BaseNovelPredictions, ClassPredictions
-from pyro_metabayes.likelihoods.numbers import IntegratedPredictions
+from pyro_metabayes.likelihoods.numbers import RealPredictions
 from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
 from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.moments import draws_of, mean_of
 from pyro_metabayes.prediction.numbers import integrates
+from pyro_metabayes.seeding import restored_noise
 
 
 def task_scores(
@@ -59,6 +62,19 @@ def task_scores(
     return values
 
 
+def joint_scores(model: Model, posterior: TorchDistribution, episodes: Episodes, samples: int) -> TaskScores:
+    """joint_nll with its bounds and diagnostics, each [T]; the random state is preserved.
+
+    Args:
+        model: makes the predictions.
+        posterior: approximate posterior of w, batch [T].
+        episodes: T tasks with features as inputs.
+        samples: importance draws per task.
+    """
+    with restored_noise():
+        return values_of(joint_predictive(model, posterior, episodes, samples), Weights.INTEGRATED, LOG_SCORES)
+
+
 def predictions_under(q: TorchDistribution, model: Model, episodes: Episodes, samples: int) -> Predictions:
     """Predictions under draws of w, or exact predictions if the model can integrate over q in closed form.
 
@@ -73,7 +89,7 @@ def predictions_under(q: TorchDistribution, model: Model, episodes: Episodes, sa
     if integrates(model, q):
         exact: Any = innermost(model.predictive(q, observed))
         one_sample = Normal(exact.mean.unsqueeze(0), exact.stddev.unsqueeze(0))
-        return IntegratedPredictions(*labels, one_sample, model.log_predictive(q, episodes))
+        return RealPredictions(*labels, one_sample)
     return predictions_of(model.likelihood(draws_of(q, samples), observed.query_x, observed), *labels)
 
 

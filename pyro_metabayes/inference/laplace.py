@@ -170,7 +170,11 @@ class LowRankPrecision(TorchDistribution):
         return (1 - removed.square().sum(-2).view(self.loc.shape)) / self.precision
 
     def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
-        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        shape = self._extended_shape(sample_shape)
+        return self.at_noise(torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device))
+
+    def at_noise(self, noise: Tensor) -> Tensor:
+        """loc + diag(precision)^-1/2 R e [..., *batch, *W] at noise e of that shape."""
         along = self._v.mT @ self._flat(noise).unsqueeze(-1)
         one = torch.eye(self._factor.shape[-1], dtype=noise.dtype, device=noise.device)
         along = torch.linalg.solve_triangular(self._factor + one, along, upper=False)

@@ -83,14 +83,3 @@ class RealPredictions(NumberPredictions):
     def cdf(self, y: Tensor) -> Tensor:
         """Phi((y - mean_l) / sd_l)."""
         return torch.special.ndtr((y - self.mean) / self.family.stddev)
-
-
-@dataclass(frozen=True, eq=False)
-class IntegratedPredictions(RealPredictions):
-    """Predictions of a Normal likelihood with w integrated out, which is one sample."""
-
-    joint: Tensor  # log p(y_1, ..., y_Q | x) [T], over the unmasked queries, in nats
-
-    @property
-    def joint_log_prob(self) -> Tensor:
-        return self.joint

@@ -1,0 +1,32 @@
+"""The settings of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyro_metabayes.errors import UsageError
+
+FEWEST_JOINT = 200  # draws of the joint NLL: fewer do not show whether they can be trusted
+
+
+@dataclass
+class EvalSettings:
+    """Settings of an evaluation."""
+
+    tasks: int = 600
+    samples: int = 30  # draws of w per task; a point estimate needs one
+    split: str = "test"
+    joint: bool = False  # joint NLL, which takes minutes where it has no closed form: docs/results.md
+    joint_samples: int = 1000  # importance draws of it per task
+    information: bool = False  # information bounds, from tasks with two query sets: docs/information.md
+
+    def __post_init__(self) -> None:
+        if self.tasks < 2 or self.samples < 1:
+            raise UsageError(f"expected eval.tasks >= 2 and eval.samples >= 1, got {self.tasks} and {self.samples}")
+        if self.joint_samples < FEWEST_JOINT:
+            raise UsageError(f"expected eval.joint_samples >= {FEWEST_JOINT}, got {self.joint_samples}")
+
+    @property
+    def integrated(self) -> int:
+        """Importance draws of the joint NLL per task; 0 without it."""
+        return self.joint_samples if self.joint else 0
