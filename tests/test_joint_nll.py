@@ -97,7 +97,7 @@ def test_few_draws_of_q_overestimate_it() -> None:
 
 def test_annealing_bounds_the_closed_form_from_both_sides() -> None:
     """From q itself, which has not seen a label; the bounds close with the number of temperatures."""
-    model, episodes = conjugate()
+    model, episodes = conjugate(query=2)
     q = gaussians_over((4, *model.event_shape(episodes)))["diagonal"]
     target, truth = Target(model, latent_of(q), episodes), exact(model, q, episodes)
 
@@ -105,12 +105,12 @@ def test_annealing_bounds_the_closed_form_from_both_sides() -> None:
         return log_likelihood(model, target.latent.at(z)[0], episodes)
 
     gaps = []
-    for stages in (16, 128):
-        bounds = [annealed_bounds(log_weight, target.origin, stages) for _ in range(2)]
+    for stages in (8, 64):
+        bounds = [annealed_bounds(log_weight, target.origin, stages) for _ in range(4)]
         lower, upper = (torch.stack(values).mean(0) for values in zip(*bounds, strict=True))
-        assert (lower < truth + 0.3).all() and (upper > truth - 0.3).all()
+        assert (lower < truth + 0.5).all() and (upper > truth - 0.5).all()
         gaps.append((upper - lower).mean().item())
-    assert gaps[1] < gaps[0] / 2
+    assert gaps[1] < 0.7 * gaps[0] and abs(((lower + upper) / 2 - truth).mean().item()) < 0.5
 
 
 def brute_force(model: Model, q: TorchDistribution, episodes: Episodes, draws: int = 100_000) -> Tensor:

@@ -15,6 +15,7 @@ from torch.distributions import Categorical
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.scores import CALIBRATION_BINS, log_mean_exp, masked_mean
+from pyro_metabayes.evaluation.task_scores import predictions_under
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.likelihoods.classes import ClassPredictions
 from pyro_metabayes.likelihoods.numbers import NumberPredictions
@@ -140,11 +141,14 @@ def calibration_of(predictions: Predictions) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def calibration(learner: MetaLearner, batches: Iterable[Episodes], num_samples: int) -> dict[str, Tensor]:
-    """Calibration metrics [T, ...] of guide.posterior on all tasks of the batches."""
+    """Calibration metrics [T, ...] of guide.posterior on all tasks of the batches; closed forms take no draws.
+
+    From L draws of the exact posterior the coverage of a 90% interval is too small by about 1 / (2L).
+    """
     gathered: dict[str, list[Tensor]] = {}
     for episodes in map(learner.featured, batches):
-        _, likelihood = learner.posterior_predictive(episodes.observed(), num_samples)
-        values = calibration_of(predictions_of(likelihood, episodes.query_y, episodes.query_mask))
+        q = learner.guide.posterior(episodes.observed())
+        values = calibration_of(predictions_under(q, learner.model, episodes, num_samples))
         for name, value in values.items():
             gathered.setdefault(name, []).append(value.cpu())
     return {name: torch.cat(values) for name, values in gathered.items()}

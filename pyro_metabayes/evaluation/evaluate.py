@@ -117,8 +117,9 @@ def _scored(learner: MetaLearner, episodes: Episodes, settings: EvalSettings, tr
     check_values(episodes, learner.model)
     check_points(episodes)
     episodes = learner.featured(episodes)
-    batch = score_batch(learner, episodes, settings.samples, truth, settings.integrated)
-    return replace(batch, by_step=scores_by_step(learner, episodes, settings.samples)).cpu()
+    draws = settings.draws(episodes.num_classes)
+    batch = score_batch(learner, episodes, draws, truth, settings.integrated)
+    return replace(batch, by_step=scores_by_step(learner, episodes, draws)).cpu()
 
 
 def _information(learner: MetaLearner, stream: TaskStream, settings: EvalSettings) -> dict[str, Any] | None:
@@ -129,7 +130,7 @@ def _information(learner: MetaLearner, stream: TaskStream, settings: EvalSetting
 def _batches(stream: TaskStream, settings: EvalSettings, integrated: int = 0) -> Iterator[tuple[int, int]]:
     """(start, stop) of the tasks of each batch; integrated: size of the latent, of which joint NLL needs a matrix."""
     first = stream.batch(0, 1)
-    numbers = max(settings.samples, integrated) * first.query_x.shape[1] * max(first.num_classes, 1)
+    numbers = max(settings.draws(first.num_classes), integrated) * first.query_x.shape[1] * max(first.num_classes, 1)
     batch_size = max(1, min(BATCH, MOST_NUMBERS // numbers))
     for start in range(0, settings.tasks, batch_size):
         yield start, min(start + batch_size, settings.tasks)

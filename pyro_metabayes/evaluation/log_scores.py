@@ -22,6 +22,26 @@ def nll(predictions: Predictions) -> Tensor:
     return -masked_mean(log_mean_exp(predictions.log_prob), predictions.mask)
 
 
+def nll_bias(predictions: Predictions) -> Tensor:
+    """(1 / 2L) var_l(p_l) / (mean_l p_l)^2 with p_l = p(y_i | x_i, w_l), mean over the queries i.
+
+    By so much, to first order in 1 / L, the expectation of nll exceeds the nll of infinitely many draws, since the
+    logarithm of an average is on average too small. The subtraction is left to the reader: nll is a score of L draws.
+
+    Args:
+        predictions: of L samples and T tasks.
+
+    Returns:
+        Tensor [T], in nats per query; 0 if L = 1, which is a point estimate or a closed form.
+    """
+    log_prob = predictions.log_prob
+    num_samples = len(log_prob)
+    if num_samples == 1:
+        return 0.0 * nll(predictions)
+    relative = (log_prob - log_mean_exp(log_prob)).exp()
+    return masked_mean(relative.var(0) / (2 * num_samples), predictions.mask)
+
+
 def joint_nll(joint: JointPredictive) -> Tensor:
     """-(1/Q) log of the integral of prod_i p(y_i | x_i, w) q(w), the middle of its bounds.
 
@@ -56,6 +76,7 @@ FAMILY = (Predictions,)
 JOINT = (JointPredictive,)
 LOG_SCORES = (
     Score("nll", nll, FAMILY, "nats per query", logged=2, by_step=2),
+    Score("nll_monte_carlo_bias", nll_bias, FAMILY, "nats per query"),
     Score("joint_nll", joint_nll, JOINT, "nats per query", Weights.INTEGRATED),
     Score("joint_nll_lower", joint_nll_lower, JOINT, "nats per query", Weights.INTEGRATED),
     Score("joint_nll_upper", joint_nll_upper, JOINT, "nats per query", Weights.INTEGRATED),

@@ -15,6 +15,7 @@ class EvalSettings:
 
     tasks: int = 600
     samples: int = 30  # draws of w per task; a point estimate needs one
+    number_samples: int = 200  # least draws where labels are numbers: with fewer, coverage is too small
     split: str = "test"
     joint: bool = False  # joint NLL, which takes minutes where it has no closed form: docs/results.md
     joint_samples: int = 1000  # importance draws of it per task
@@ -23,8 +24,14 @@ class EvalSettings:
     def __post_init__(self) -> None:
         if self.tasks < 2 or self.samples < 1:
             raise UsageError(f"expected eval.tasks >= 2 and eval.samples >= 1, got {self.tasks} and {self.samples}")
+        if self.number_samples < 1:
+            raise UsageError(f"expected eval.number_samples >= 1, got {self.number_samples}")
         if self.joint_samples < FEWEST_JOINT:
             raise UsageError(f"expected eval.joint_samples >= {FEWEST_JOINT}, got {self.joint_samples}")
+
+    def draws(self, num_classes: int) -> int:
+        """Draws of w per task; num_classes: 0 where labels are numbers."""
+        return self.samples if num_classes else max(self.samples, self.number_samples)
 
     @property
     def integrated(self) -> int:
