@@ -15,11 +15,11 @@ class EvalSettings:
 
     tasks: int = 600
     samples: int = 30  # draws of w per task; a point estimate needs one
-    number_samples: int = 200  # least draws where labels are numbers: with fewer, coverage is too small
     split: str = "test"
     joint: bool = False  # joint NLL, which takes minutes where it has no closed form: docs/results.md
     joint_samples: int = 1000  # importance draws of it per task
     information: bool = False  # information bounds, from tasks with two query sets: docs/information.md
+    number_samples: int = 200  # least draws where labels are numbers: with fewer, coverage is too small
 
     def __post_init__(self) -> None:
         if self.tasks < 2 or self.samples < 1:

@@ -111,7 +111,7 @@ def validation_metrics(learner: MetaLearner, stream: TaskStream, num_tasks: int,
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
-    settings = EvalSettings(num_tasks, VALIDATION_SAMPLES, VALIDATION_SAMPLES, split="val")
+    settings = EvalSettings(num_tasks, VALIDATION_SAMPLES, split="val", number_samples=VALIDATION_SAMPLES)
     metrics = evaluate(learner, stream, settings, seed, progress=False).metrics
     accuracy = {"val_accuracy": metrics["accuracy"]["mean"]} if metrics["accuracy"] else {}
     return {"val_nll": metrics["nll"], "val_nll_bias": metrics["nll_monte_carlo_bias"]} | accuracy
