@@ -23,8 +23,16 @@ from pyro_metabayes.experiments.runs.finished_runs import flatten, read_run
 from pyro_metabayes.storage.paths import user_path
 
 CLOCKED = ("seconds", "episodes_per_second")
-MOVED = ("train_shift",)  # keys of results of version 0.1 that are now under config.data
-CIRCUMSTANCES = ("versions", "commit", "device", "machine", "data_fingerprint", "config")  # may explain a difference
+MOVED = ("train_shift",)  # keys of version 0.1, which are under config.data now
+CIRCUMSTANCES = (
+    "versions",
+    "commit",
+    "device",
+    "machine",
+    "data_fingerprint",
+    "backbone_fingerprint",
+    "config",
+)  # may change the metrics
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

@@ -414,10 +414,12 @@ def is_of_training_and_evaluation(value: Any) -> bool:
 
 KEYS = {
     **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device", "machine", "data_fingerprint"), is_text),
+    "backbone_fingerprint": is_text,
     **dict.fromkeys(
         ("way", "shot", "query", "base_query", "train_query", "tasks", "steps", "seed", "skipped", "devices"), is_count
     ),
     **dict.fromkeys(("nll", "nll_monte_carlo_bias", "brier", "ece", "mutual_information"), is_number),
+    **dict.fromkeys(("ece_ci95", "ece_floor"), is_number),
     **dict.fromkeys(OF_JOINT, lambda value: value is None),  # unless eval.joint asks for it
     **dict.fromkeys(("accuracy_of_mean", "accuracy_of_sample"), lambda value: 0 <= value <= 1),
     **dict.fromkeys(("elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd"), is_number_or_null),

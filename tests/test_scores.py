@@ -205,8 +205,8 @@ def test_calibration_of_the_sure_and_of_the_right() -> None:
 
 
 def test_the_interval_is_that_of_a_mean() -> None:
-    values = np.array([0.2, 0.4, 0.6, 0.8])
-    assert ci95_of(values) == pytest.approx(1.96 * math.sqrt(0.05) / 2)
+    values = np.tile([0.2, 0.4, 0.6, 0.8], 10)
+    assert ci95_of(values) == pytest.approx(1.96 * math.sqrt(0.05) / math.sqrt(40))
 
 
 # ---------------------------------------------------------------- evaluation

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.experiments.runs.comparison import groups_of
 from pyro_metabayes.experiments.runs.finished_runs import Run
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 
@@ -36,7 +37,7 @@ def draw(groups: Groups, path: Path) -> None:
         figure.set_size_inches(width + 2.4, height)
     for axis in axes:
         axis.tick_params(labelsize=8)
-    figure.suptitle("means over tasks of the test split, 95% intervals; hollow: transductive", fontsize=9)
+    figure.suptitle("means over tasks of the test split, 95% intervals over tasks; hollow: transductive", fontsize=9)
     save_figure(figure, path)
 
 
@@ -59,7 +60,9 @@ def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: st
         if score in runs[0].per_task:
             values = factor * np.concatenate([run.per_task[score] for run in runs])
             fill = "white" if runs[0].results["transductive"] else "C0"
-            axis.errorbar(values.mean(), -height, xerr=ci95_of(values), fmt="o", color="C0", mfc=fill, capsize=3)
+            axis.errorbar(
+                values.mean(), -height, xerr=ci95_of(values, groups_of(runs)), fmt="o", color="C0", mfc=fill, capsize=3
+            )
     axis.set(yticks=range(0, -len(groups), -1), ylim=(0.5 - len(groups), 0.5))
     axis.set_title(title, fontsize=10)
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from pyro_metabayes.device import as_double
-from pyro_metabayes.diagnostics.calibration import Estimate
+from pyro_metabayes.diagnostics.estimate import Estimate
 from pyro_metabayes.diagnostics.gaps import COUNTS, Gaps
 from pyro_metabayes.diagnostics.gold import Gold
 from pyro_metabayes.diagnostics.importance import TRUSTED_K

@@ -68,7 +68,7 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
         **_accuracies(results),
         _log_score_title(results): number(results["nll"]),
         **_joint(results),
-        **({"ECE": number(results["ece"])} if of_classes else {"coverage 90%": number(results["coverage90"])}),
+        **({"ECE": _calibration(results)} if of_classes else {"coverage 90%": number(results["coverage90"])}),
         "ELBO": number(results["elbo"], 1),
         "KL": number(results["kl"], 1 if of_classes else 3),
         "prior": COLLAPSE[results["collapsed"]],
@@ -82,6 +82,11 @@ def _joint(results: Mapping[str, Any]) -> dict[str, str]:
         return {}
     bounds = number(results["joint_nll_lower"]), number(results["joint_nll_upper"])
     return {"joint NLL": number(results["joint_nll"]) if bounds[0] == bounds[1] else " to ".join(bounds)}
+
+
+def _calibration(results: Mapping[str, Any]) -> str:
+    """0.012 +- 0.004 (floor 0.006)."""
+    return f"{number(results['ece'])} +- {number(results['ece_ci95'])} (floor {number(results['ece_floor'])})"
 
 
 def _log_score_title(results: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
+from pyro_metabayes.diagnostics.estimate import Estimate
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.scores import CALIBRATION_BINS, log_mean_exp, masked_mean
@@ -25,19 +26,6 @@ from pyro_metabayes.prediction.pit import Bounds, central_share, pit_histogram
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 RESAMPLES = 1000
 PIT_BINS = 10
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric of any shape and the half width of its 95% interval."""
-
-    mean: Tensor
-    ci95: Tensor
-
-    @classmethod
-    def over_tasks(cls, values: Tensor) -> Estimate:
-        """Mean over tasks of values [T, ...], and its interval."""
-        return cls(values.mean(0), 1.96 * values.std(0, correction=0) / len(values) ** 0.5)
 
 
 @dataclass(frozen=True)

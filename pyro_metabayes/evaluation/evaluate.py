@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
+from torch import Tensor
 
 from pyro_metabayes.data.sources.given import Fixed, task_stream
 from pyro_metabayes.data.stream import KnownTruth, TaskStream
@@ -119,7 +120,13 @@ def _scored(learner: MetaLearner, episodes: Episodes, settings: EvalSettings, tr
     episodes = learner.featured(episodes)
     draws = settings.draws(episodes.num_classes)
     batch = score_batch(learner, episodes, draws, truth, settings.integrated)
-    return replace(batch, by_step=scores_by_step(learner, episodes, draws)).cpu()
+    return replace(batch, by_step=scores_by_step(learner, episodes, draws), groups=_groups(episodes)).cpu()
+
+
+def _groups(episodes: Episodes) -> Tensor | None:
+    """The group [T] of each task, of which an evaluation may contain several; None for tasks of classes."""
+    classes = episodes.classes
+    return None if episodes.num_classes or classes is None or classes.shape[1] != 1 else classes[:, 0]
 
 
 def _information(learner: MetaLearner, stream: TaskStream, settings: EvalSettings) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypedDict, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from pyro_metabayes.evaluation.intervals import ci95_of
@@ -27,7 +28,7 @@ class Weights(Enum):
 
 
 class Interval(TypedDict):
-    """A mean over tasks and the half width of its 95% interval."""
+    """A mean over tasks and the half width of its 95% interval, given backbone and classes."""
 
     mean: float
     ci95: float
@@ -74,14 +75,15 @@ class Score(Generic[P]):
         """Whether it is defined for predictions of this family, made under these weights."""
         return self.weights is weights and isinstance(predictions, self.families)
 
-    def summary(self, values: Tensor) -> float | Interval:
+    def summary(self, values: Tensor, groups: np.ndarray | None = None) -> float | Interval:
         """Reduces the values of all tasks to the entry of this score in results.json.
 
         Args:
-            values: values of all tasks, [T] or [T, ...], on the host.
+            values: of all tasks, [T] or [T, ...], on the host.
+            groups: of each task [T]; None: every task is a unit of its own.
 
         Returns:
             A number in `unit`, or {mean, ci95}.
         """
         pooled = self.pooled(values)
-        return {"mean": pooled, "ci95": ci95_of(values.numpy())} if self.interval else pooled
+        return {"mean": pooled, "ci95": ci95_of(values.numpy(), groups)} if self.interval else pooled
