@@ -430,6 +430,8 @@ KEYS = {
         (*OF_BASE_CLASSES, "kl_variational_bound", "kl_convexity_bound", *BY_SITE), lambda value: value is None
     ),
     "active_dimensions": is_count,
+    "learners": lambda value: value == 1,
+    "temperature": lambda value: value is None,  # unless eval.temperature asks for it
     **dict.fromkeys(("by_step", "information", "constant_rmse"), lambda value: value is None),
     **dict.fromkeys(("response", "log_likelihood"), lambda value: value is None),  # of groups
     "query_counts": lambda value: value == [],

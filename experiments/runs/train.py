@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyro_metabayes.errors import Interrupted, UsageError
-from pyro_metabayes.evaluation.evaluate import evaluate
+from lightning_fabric import Fabric
+
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.cli.distributed import check_devices, processes_of
+from pyro_metabayes.experiments.cli.distributed import check_devices, fabric_of
+from pyro_metabayes.experiments.runs.evaluation import evaluated
 from pyro_metabayes.experiments.runs.notes import print_notes
 from pyro_metabayes.experiments.runs.plots import draw_curves
 from pyro_metabayes.experiments.runs.results import results_of, write_results
@@ -26,6 +28,10 @@ from pyro_metabayes.training.optimizer_state import OptimisationBySettings
 def run(config: Config, folder: Path) -> dict[str, Any]:
     """Train, or continue from the checkpoint in `folder`; then evaluate, write the results and return them."""
     check_devices(config)
+    if config.eval.ensemble:
+        raise UsageError(
+            "expected eval.ensemble in an evaluation of a finished run, got it in a training; run experiments.evaluate"
+        )
     setup = set_up(config)
     print_notes(setup)
     with processes_of(config, folder):
@@ -33,10 +39,9 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
             goes_on = " continues from the last checkpoint" if (folder / "checkpoint.pt").exists() else ""
             lines = f"one line per {config.train.log_every} steps in {folder / 'metrics.jsonl'}"
             print(f"training{goes_on}: {lines}", flush=True)
-        history = train(setup, folder)
-    tasks, stream = setup.tasks, setup.tasks.stream(config.eval.split)
-    evaluation = evaluate(setup.learner, stream, config.eval, config.seed, truth=tasks.truth, doubled=tasks.twice)
-    results = results_of(setup, evaluation, history.seconds, history.skipped)
+        learner = training.run()
+    evaluation = evaluated(setup, learner)
+    results = results_of(setup, evaluation, training.state.seconds, training.state.skipped)
     task = task_name(results)
     if config.train.steps:
         draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,9 @@ from torch import Tensor
 
 from pyro_metabayes.diagnostics.collapse_metrics import Spread, summary
 from pyro_metabayes.evaluation.expected_calibration_error import calibration_interval
-from pyro_metabayes.evaluation.inner_steps import means_by_step
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.evaluation.score import TaskScores
-from pyro_metabayes.evaluation.scores import SCORES
+from pyro_metabayes.evaluation.scores import SCORES, step_scores
 
 GROUP = "group"  # the entry of tasks.npz with the group of each task
 
@@ -117,3 +117,21 @@ def _on_host(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _concatenated(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def means_by_step(by_step: Tensor | None) -> dict[str, dict[str, float | None]] | None:
+    """Means over tasks by number of steps.
+
+    Args:
+        by_step: [T, K + 1, scores], or None.
+
+    Returns:
+        By number of steps, the mean of each of `step_scores`, null for a score that diverges; None for None.
+    """
+    if by_step is None:
+        return None
+    names = [score.name for score in step_scores()]
+    return {
+        str(step): {name: mean if math.isfinite(mean) else None for name, mean in zip(names, means, strict=True)}
+        for step, means in enumerate(by_step.mean(0).tolist())
+    }

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from threading import RLock
 from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_metabayes.data.sources.given import Fixed, task_stream
 from pyro_metabayes.data.stream import KnownTruth, TaskStream
-from pyro_metabayes.diagnostics import collapse
-from pyro_metabayes.diagnostics.collapse_metrics import Spread
 from pyro_metabayes.diagnostics.information import information
-from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import BatchScores, Evaluation
 from pyro_metabayes.evaluation.inner_steps import scores_by_step
-from pyro_metabayes.evaluation.scores import SCORES
 from pyro_metabayes.evaluation.settings import EvalSettings
-from pyro_metabayes.evaluation.task_scores import joint_scores, task_scores
+from pyro_metabayes.evaluation.task_scores import score_batch
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.model import Model
+from pyro_metabayes.recalibration.recalibrated import Recalibration
 from pyro_metabayes.seeding import noise_of
 from pyro_metabayes.training.progress import counted
 from pyro_metabayes.validation.arguments import check_instance
 from pyro_metabayes.validation.trained_on import warn_if_unfamiliar
 from pyro_metabayes.validation.values import check_points, check_values
 
-BATCH = 32  # tasks per batch; larger batches exceed the processor's cache and are not faster
-_alone = RLock()  # all threads share Pyro's handler stack and its validation setting
-MOST_NUMBERS = 2**25  # largest number of predictions per batch: with thousands of classes a batch has fewer tasks
+BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
+_alone = RLock()  # Pyro has one stack of handlers, and one setting of validation, for all threads
+VALIDATION_TASKS = 300  # of an endless stream, for a temperature
+MOST_NUMBERS = 2**25  # predictions per batch: with thousands of classes a batch has fewer tasks
 
 
 @torch.no_grad()
@@ -47,6 +44,8 @@ def evaluate(
     progress: bool = True,
     truth: KnownTruth | None = None,
     doubled: TaskStream | None = None,
+    validation: Fixed | None = None,
+    others: Sequence[MetaLearner] = (),
 ) -> Evaluation:
     """Scores of the posterior predictive on tasks 0, 1, ... of the stream; deterministic given the seed.
 
@@ -62,9 +61,11 @@ def evaluate(
         settings: number of tasks, draws of w and split; None: the defaults, and for Episodes all tasks.
         seed: seed of all draws of w; no global random state is read or changed. Threads wait for each other.
         progress: whether to show the progress.
-        truth: the exact posterior of simulated tasks. It adds metrics of the fit (`against_truth`) and oracle_mse, the
-            mse of the exact posterior mean; all of them are None if the model has another latent.
-        doubled: tasks with twice the queries, for the information bounds (settings.information).
+        truth: the exact posterior of simulated tasks. With it the fit is measured too (`against_truth`), and
+            oracle_mse is the mse of the exact posterior mean. Both are null where the model has another latent.
+        validation: tasks of other classes, on which settings.temperature is fitted; of an endless stream the first 300.
+        others: learners whose predictions are averaged with those of `learner`; metrics of a posterior are then null.
+        doubled: tasks with twice the queries, for the bounds that settings.information asks for; null without it.
 
     Returns:
         Metrics over all tasks, and the scores of each task; printing it gives a table.
@@ -89,12 +90,25 @@ def evaluate(
     shown = counted(batches, f"evaluate on {settings.split}", "batches") if progress else batches
     # Without Pyro's validation a diverging inner loop yields a poor score, not an exception.
     with _alone, noise_of(seed), pyro.validation_enabled(False):
+        recalibration = Recalibration((learner, *others)) if others or settings.temperature else None
+        if recalibration is not None and settings.temperature:
+            recalibration = recalibration.fitted(_validation_batches(learner, validation, settings), settings.samples)
         tasks_of = (_on_device(learner, stream.batch(*tasks)) for tasks in shown)
-        parts = [_scored(learner, episodes, settings, truth) for episodes in tasks_of]
+        parts = [_scored(learner, episodes, settings, truth, recalibration) for episodes in tasks_of]
         bounds = None if doubled is None else _information(learner, doubled, settings)
     warn_if_unfamiliar(learner.guide, learner.trained_on, stream.batch(*batches[0]))
     values = BatchScores.concatenate(parts)
-    return values.evaluation({"information": bounds, "seconds": time.perf_counter() - started})
+    temperature = None if recalibration is None else recalibration.temperature
+    others_of = {"temperature": temperature, "learners": 1 + len(others), "information": bounds}
+    return values.evaluation(others_of | {"seconds": time.perf_counter() - started})
+
+
+def _validation_batches(learner: MetaLearner, tasks: Fixed | None, settings: EvalSettings) -> Iterator[Episodes]:
+    if tasks is None:
+        raise UsageError("expected validation tasks for eval.temperature=true, got none; pass validation=")
+    stream = task_stream(tasks, "the validation tasks")
+    settings = replace(settings, tasks=stream.num_tasks or VALIDATION_TASKS)
+    return (_on_device(learner, stream.batch(*part)) for part in _batches(stream, settings))
 
 
 def _tasks_and_settings(tasks: Fixed, settings: EvalSettings | None) -> tuple[TaskStream, EvalSettings]:
@@ -113,12 +127,20 @@ def _on_device(learner: MetaLearner, episodes: Episodes) -> Episodes:
     return episodes if like is None or episodes.query_x.is_meta else episodes.to(like.device)
 
 
-def _scored(learner: MetaLearner, episodes: Episodes, settings: EvalSettings, truth: KnownTruth | None) -> BatchScores:
+def _scored(
+    learner: MetaLearner,
+    episodes: Episodes,
+    settings: EvalSettings,
+    truth: KnownTruth | None,
+    recalibration: Recalibration | None,
+) -> BatchScores:
     """All scores of one batch, on the host."""
     check_values(episodes, learner.model)
     check_points(episodes)
-    episodes = learner.featured(episodes)
     draws = settings.draws(episodes.num_classes)
+    if recalibration is not None:
+        return recalibration.scores(episodes, draws).cpu()
+    episodes = learner.featured(episodes)
     batch = score_batch(learner, episodes, draws, truth, settings.integrated)
     return replace(batch, by_step=scores_by_step(learner, episodes, draws), groups=_groups(episodes)).cpu()
 
@@ -141,49 +163,3 @@ def _batches(stream: TaskStream, settings: EvalSettings, integrated: int = 0) ->
     batch_size = max(1, min(BATCH, MOST_NUMBERS // numbers))
     for start in range(0, settings.tasks, batch_size):
         yield start, min(start + batch_size, settings.tasks)
-
-
-def score_batch(
-    learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None = None, joint_samples: int = 0
-) -> BatchScores:
-    """All scores and spreads of a batch, on the device of the tasks; without joint NLL it reads no value on the host.
-
-    Args:
-        learner: the learner to evaluate.
-        episodes: T tasks with features as inputs.
-        samples: draws of w per task; a point estimate has one.
-        truth: the exact posterior of simulated tasks, if there is one.
-        joint_samples: importance draws of the joint NLL per task; 0 leaves it out.
-
-    Returns:
-        Scores and spreads per task, without scores by inner step.
-
-    Raises:
-        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
-    """
-    observed = episodes.observed()
-    posterior = learner.guide.posterior(observed)
-    exact = _exact(learner.model, observed, truth)
-    scores = task_scores(learner, episodes, posterior, samples, SCORES, exact)
-    if joint_samples:
-        scores |= joint_scores(learner.model, posterior, episodes, joint_samples)
-    sees_labels = learner.guide.sees_query_labels  # otherwise both posteriors are equal
-    training = learner.guide.training_posterior(episodes) if sees_labels else posterior
-    spreads = collapse.prior_spread(learner, observed, samples) | collapse.posterior_spread(learner, episodes, training)
-    if exact is not None:
-        spreads |= collapse.against_truth(posterior, exact)
-    if truth is not None and exact is not None and sees_labels:
-        spreads |= _training_fit(training, truth.truth(episodes.pooled()))
-    return BatchScores(scores, spreads)
-
-
-def _exact(model: Model, observed: Observed, truth: KnownTruth | None) -> TorchDistribution | None:
-    """The exact posterior of the simulator; None if its latent has another shape than that of the model."""
-    exact = None if truth is None else truth.truth(observed)
-    return None if exact is None or exact.event_shape != model.event_shape(observed) else exact
-
-
-def _training_fit(training: TorchDistribution, exact: TorchDistribution) -> Spread:
-    """Variances [T] of the training posterior and of the exact posterior given the same labels."""
-    fit = collapse.against_truth(training, exact)
-    return {f"training_{name}": fit[name] for name in ("fit_variance", "true_variance") if name in fit}

@@ -87,10 +87,9 @@ def over_runs(means: Sequence[float], backbones: Sequence[str]) -> RunsInterval:
         backbones: of each run, what identifies its backbone.
     """
     names = list(dict.fromkeys(backbones))
+    units: list[float] = list(means)
     if len(names) > 1:
-        units = [np.mean([mean for mean, own in zip(means, backbones, strict=True) if own == name]) for name in names]
-    else:
-        units = list(means)
+        units = [float(np.mean([m for m, own in zip(means, backbones, strict=True) if own == name])) for name in names]
     values = np.array(units, dtype=np.float64)
     return RunsInterval(
         float(values.mean()), ci95_of(values) if len(values) > 1 else None, "backbone" if len(names) > 1 else "seed"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyro_metabayes.errors import UsageError
 
@@ -19,6 +19,8 @@ class EvalSettings:
     joint: bool = False  # joint NLL, which takes minutes where it has no closed form: docs/results.md
     joint_samples: int = 1000  # importance draws of it per task
     information: bool = False  # information bounds, from tasks with two query sets: docs/information.md
+    temperature: bool = False  # scale the predictions of classes by a temperature, fitted on validation tasks
+    ensemble: list[str] = field(default_factory=list)  # folders of runs whose predictions are averaged with this one's
     number_samples: int = 200  # least draws where labels are numbers: with fewer, coverage is too small
 
     def __post_init__(self) -> None:
@@ -28,6 +30,12 @@ class EvalSettings:
             raise UsageError(f"expected eval.number_samples >= 1, got {self.number_samples}")
         if self.joint_samples < FEWEST_JOINT:
             raise UsageError(f"expected eval.joint_samples >= {FEWEST_JOINT}, got {self.joint_samples}")
+
+        if self.joint and (self.temperature or self.ensemble):
+            raise UsageError(
+                "expected eval.joint=true without eval.temperature and eval.ensemble, got both; the joint NLL is that "
+                "of one posterior"
+            )
 
     def draws(self, num_classes: int) -> int:
         """Draws of w per task; num_classes: 0 where labels are numbers."""
