@@ -24,6 +24,7 @@ from pyro_metabayes.storage.paths import user_path
 
 CLOCKED = ("seconds", "episodes_per_second")
 MOVED = ("train_shift",)  # keys of version 0.1, which are under config.data now
+REDEFINED = ("collapsed",)  # by the information of the prior since version 0.1
 CIRCUMSTANCES = (
     "versions",
     "commit",
@@ -43,8 +44,10 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, s
 
 
 def split_results(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metrics, and the entries that may explain differences in them."""
-    metrics = {name: value for name, value in results.items() if name not in (*CLOCKED, *CIRCUMSTANCES, *MOVED)}
+    """Metrics, and the circumstances that may change them."""
+    redefined = () if "prior_information" in results else REDEFINED
+    left_out = (*CLOCKED, *CIRCUMSTANCES, *MOVED, *redefined)
+    metrics = {name: value for name, value in results.items() if name not in left_out}
     return metrics, {name: results[name] for name in CIRCUMSTANCES if name in results}
 
 

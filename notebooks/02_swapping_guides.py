@@ -63,15 +63,14 @@ for axis, title in zip(axes, ("accuracy, % (hollow: transductive)", "NLL (dot), 
     axis.set_title(title, fontsize=10)
 axes[0].set_yticks([-place for place in range(len(runs))], list(runs))
 axes[1].set_yticks([])
-axes[2].axhline(0.1, color="black", lw=0.8, ls=":")
 axes[2].set(yscale="log", xlabel="meta-training step")
 axes[2].set_title("sd of logits under the prior, nats", fontsize=10)
 axes[2].legend(frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
-# Below the dotted line (and with fewer than 2% of the decisions changed) a prior is called collapsed: `mc` has learned
-# to predict from a point. Its joint NLL, the score of all query labels of a task together, is its NLL: all
+# A prior is called collapsed if the labels of a task tell less than 0.05 nats about the weights (`prior_information`): `mc` has
+# learned to predict from a point. Its joint NLL, the score of all query labels of a task together, is its NLL: all
 # draws are the same. `savi` keeps its prior alive. The accuracy does not tell.
 #
 # ## Tasks with a known posterior

@@ -430,6 +430,11 @@ KEYS = {
         (*OF_BASE_CLASSES, "kl_variational_bound", "kl_convexity_bound", *BY_SITE), lambda value: value is None
     ),
     "active_dimensions": is_count,
+    **dict.fromkeys(
+        (f"{p}_information{e}" for p in ("prior", "posterior") for e in ("", "_monte_carlo_error")), is_number
+    ),
+    **dict.fromkeys(("posterior_logit_sd", "posterior_disagreement"), is_number),
+    "posterior_collapsed": lambda value: value in (True, False),
     "learners": lambda value: value == 1,
     "temperature": lambda value: value is None,  # unless eval.temperature asks for it
     **dict.fromkeys(("by_step", "information", "constant_rmse"), lambda value: value is None),

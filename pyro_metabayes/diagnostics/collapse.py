@@ -1,8 +1,9 @@
 """Detects a prior over task weights that has collapsed to a point, and a posterior that equals its prior.
 
-A prior is collapsed if its draws do not change the predictions. The spread of the weights does not show this: under a
-cosine head only directions matter, and a prior mean near 0 makes any ratio large. The metric `collapsed` therefore
-uses the spread of the logits and the share of draws that predict another class.
+A prior is collapsed if its draws do not change the predictions: sum_i I(y_i; w) over the queries i of a task, the mutual
+information of label and weights, is below 0.05 nats. The spread of the weights does not show this: under a cosine head
+only directions matter, and a prior mean near 0 makes any ratio large. Neither does the share of draws that predict
+another class, which is large for a prior without a preference for any class.
 
 A posterior that equals its prior (posterior collapse) has kl and active_dimensions near 0.
 """
@@ -39,6 +40,7 @@ from pyro_metabayes.prediction.moments import (
     kl_from_draws,
     moments_of,
 )
+from pyro_metabayes.seeding import restored_noise
 
 HALF_OF_90 = 1.6448536269514722  # standard normal quantile at 0.95
 QUANTILE_DRAWS = 1000  # draws per task of a central 90% interval without a closed form
@@ -47,13 +49,12 @@ QUANTILE_DRAWS = 1000  # draws per task of a central 90% interval without a clos
 def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
     """Spreads of the prior p_psi(w | support), per task [T]; {} for a flat prior.
 
-    Returns:
-        prior_variance, prior_mean_square: variance and squared mean, averaged over the weights.
-        prior_variance_error: Monte-Carlo standard error, if the variance is estimated from draws.
-        logit_variance: variance over draws of the logits, centred over classes; in a regression, of the predicted means
-            in units of the noise.
-        disagreement: share of draws that predict another class than the averaged prediction (ties excluded).
-        prior_entropy: differential entropy in nats, if it has a closed form.
+    prior_variance, prior_mean_square: means over the weights; prior_variance_error where they are sampled.
+    logit_variance: variance over samples of the logits, centred over classes; in a regression of the means in units
+        of the noise.
+    disagreement: share of draws that predict another class than the averaged prediction (ties excluded).
+    information: sum over the queries of I(y_i; w) in nats; information_error: its Monte-Carlo standard error, at most.
+    prior_entropy: differential entropy in nats.
     """
     prior = learner.model.prior(observed)
     if not has_density(prior):
@@ -76,9 +77,21 @@ def _error(name: str, error: Tensor | None) -> Spread:
 
 
 def _output_spread(likelihood: Any, mask: Tensor) -> Spread:
-    """logit_variance, and disagreement in classification, of a likelihood with batch [L, T, Q]."""
+    """Means over the queries, and sums of information, of a likelihood with batch [L, T, Q]."""
     family = innermost(likelihood)
-    return {name: masked_mean(value, mask) for name, value in registered(family).spread(family).items()}
+    count = mask.sum(-1)
+    return {
+        name: masked_mean(value, mask) * (count if name.startswith("information") else 1)
+        for name, value in registered(family).spread(family).items()
+    }
+
+
+def posterior_outputs(learner: MetaLearner, observed: Observed, q: TorchDistribution, num_samples: int) -> Spread:
+    """logit_variance, disagreement and information of a posterior, named posterior_...; {} for a point estimate."""
+    if not has_density(q):
+        return {}
+    likelihood = learner.model.likelihood(extra_draws(q, max(num_samples, 2)), observed.query_x, observed)
+    return {f"posterior_{name}": value for name, value in _output_spread(likelihood, observed.query_mask).items()}
 
 
 def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribution) -> Spread:
@@ -178,6 +191,9 @@ def batch_spreads(learner: MetaLearner, observed: Observed, num_samples: int) ->
     spread = prior_spread(learner, observed, num_samples)
     if isinstance(observed, Episodes):
         spread |= posterior_spread(learner, observed, learner.guide.training_posterior(observed))
+        with restored_noise():
+            posterior = learner.guide.posterior(observed.observed())
+        spread |= posterior_outputs(learner, observed.observed(), posterior, num_samples)
     return spread
 
 

@@ -139,6 +139,7 @@ def score_batch(
     sees_labels = learner.guide.sees_query_labels  # otherwise both posteriors are equal
     training = learner.guide.training_posterior(episodes) if sees_labels else posterior
     spreads = collapse.prior_spread(learner, observed, samples) | collapse.posterior_spread(learner, episodes, training)
+    spreads |= collapse.posterior_outputs(learner, observed, posterior, samples)
     if exact is not None:
         spreads |= collapse.against_truth(posterior, exact)
     if truth is not None and exact is not None and sees_labels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,8 +33,18 @@ class NumberPredictions(Predictions):
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """logit_variance [T, Q]: variance over samples of `standardised`, mean over the components of a label."""
-        return {"logit_variance": cls.standardised(family).var(0).mean(-1)}
+        """logit_variance: v, the variance of the standardised means, mean over the numbers of a label.
+
+        information: 1/2 log(1 + v), summed over the numbers of a label: I(y; w) of a Gaussian mean with Gaussian noise.
+        Of other families it is that of the Gaussian with the same variances.
+        """
+        variance = cls.standardised(family).var(0)
+        error = 0.5 * variance / (1 + variance) * math.sqrt(2 / (len(family.mean) - 1))  # of v: v sqrt(2 / (L - 1))
+        return {
+            "logit_variance": variance.mean(-1),
+            "information": 0.5 * variance.log1p().sum(-1),
+            "information_error": error.sum(-1),
+        }
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
