@@ -8,7 +8,7 @@ import numpy as np
 
 from pyro_metabayes.evaluation.intervals import RunsInterval, ci95_of, over_runs
 from pyro_metabayes.experiments.runs.finished_runs import FINGERPRINT, Run
-from pyro_metabayes.experiments.runs.tables import COLLAPSE, number, per_cent
+from pyro_metabayes.experiments.runs.tables import COLLAPSE, kl_weight, number, per_cent
 
 DIFFERENCES = {  # title, factor, digits
     "accuracy": ("accuracy gain, points", 100, 1),
@@ -55,6 +55,7 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
         "joint NLL": _interval(scores["joint_nll"], groups) if "joint_nll" in scores else "-",
         "ECE": _calibration(runs),
         "ELBO": number(mean_over_seeds(runs, "elbo"), 1),
+        "KL weight": kl_weight(runs[0].results),
         "KL": number(mean_over_seeds(runs, "kl"), 1),
         "prior": COLLAPSE[collapsed.pop()] if len(collapsed) == 1 else "differs",
     }

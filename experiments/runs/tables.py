@@ -70,6 +70,7 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
         **_joint(results),
         **({"ECE": _calibration(results)} if of_classes else {"coverage 90%": number(results["coverage90"])}),
         "ELBO": number(results["elbo"], 1),
+        "KL weight": kl_weight(results),
         "KL": number(results["kl"], 1 if of_classes else 3),
         "prior": COLLAPSE[results["collapsed"]],
         "transductive": "yes" if results["transductive"] else "no",
@@ -87,6 +88,14 @@ def _joint(results: Mapping[str, Any]) -> dict[str, str]:
 def _calibration(results: Mapping[str, Any]) -> str:
     """0.012 +- 0.004 (floor 0.006)."""
     return f"{number(results['ece'])} +- {number(results['ece_ci95'])} (floor {number(results['ece_floor'])})"
+
+
+def kl_weight(results: Mapping[str, Any]) -> str:
+    """The weight of the KL at the end of the training, beside the ELBO, which has weight 1; a dash without a bound."""
+    weight = results["config"].get("train", {}).get("kl_weight")
+    if results["elbo"] is None or weight is None:
+        return "-"
+    return f"{weight['end'] if isinstance(weight, Mapping) else weight:g}"
 
 
 def _log_score_title(results: Mapping[str, Any]) -> str:

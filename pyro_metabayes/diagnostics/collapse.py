@@ -1,9 +1,9 @@
 """Detects a prior over task weights that has collapsed to a point, and a posterior that equals its prior.
 
-A prior is collapsed if its draws do not change the predictions: sum_i I(y_i; w) over the queries i of a task, the mutual
-information of label and weights, is below 0.05 nats. The spread of the weights does not show this: under a cosine head
-only directions matter, and a prior mean near 0 makes any ratio large. Neither does the share of draws that predict
-another class, which is large for a prior without a preference for any class.
+A prior is collapsed if its draws do not change the predictions: sum_i I(y_i; w) over the queries i of a task, the
+mutual information of label and weights, is below 0.05 nats. The spread of the weights does not show this: under a
+cosine head only directions matter, and a mean near 0 makes any ratio large. Neither does the share of draws that
+predict another class, which is large for a prior without a preference for any class.
 
 A posterior that equals its prior (posterior collapse) has kl and active_dimensions near 0.
 """
