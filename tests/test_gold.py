@@ -18,13 +18,13 @@ from pyro_metabayes import Episodes, UsageError
 from pyro_metabayes.diagnostics.best_in_family import best_in_family, elbo_of
 from pyro_metabayes.diagnostics.gaps import check_density, gaps_of
 from pyro_metabayes.diagnostics.gold import Gold, NutsSettings, Target, gold_posterior
-from pyro_metabayes.diagnostics.importance import (
+from pyro_metabayes.diagnostics.predictive import observing
+from pyro_metabayes.evidence.importance import (
     bridge_evidence,
     effective_size,
     importance_weighted_bounds,
     pareto_k,
 )
-from pyro_metabayes.diagnostics.predictive import observing
 from pyro_metabayes.exact.conjugate import log_evidence_of_rows
 from tests.commands import call, ran, results_of
 from tests.pairs import REGRESSIONS, Pair, random_regressions

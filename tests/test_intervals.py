@@ -12,11 +12,10 @@ import torch
 from scipy import stats
 
 from pyro_metabayes import Episodes
-from pyro_metabayes.diagnostics.estimate import Estimate
 from pyro_metabayes.evaluation.batch_scores import GROUP
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.evaluation.expected_calibration_error import calibration_interval, pooled_calibration_error
-from pyro_metabayes.evaluation.intervals import NORMAL, SMALL_SAMPLE, ci95_of, over_runs, quantile95
+from pyro_metabayes.evaluation.intervals import NORMAL, SMALL_SAMPLE, Estimate, ci95_of, over_runs, quantile95
 from pyro_metabayes.experiments.runs.comparison import training_runs_row
 from pyro_metabayes.experiments.runs.finished_runs import Run
 from tests.pairs import Pair, random_regressions, stream_of

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
-from pyro_metabayes.diagnostics.estimate import Estimate
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evaluation.intervals import Estimate
 from pyro_metabayes.evaluation.scores import CALIBRATION_BINS, log_mean_exp, masked_mean
 from pyro_metabayes.evaluation.task_scores import predictions_under
 from pyro_metabayes.learner import MetaLearner

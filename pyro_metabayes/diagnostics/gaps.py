@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pyro_metabayes.diagnostics.best_in_family import elbo_of
 from pyro_metabayes.diagnostics.gold import Gold, Target
-from pyro_metabayes.diagnostics.importance import bridge_evidence, importance_weighted_bounds, pareto_k
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evidence.importance import bridge_evidence, importance_weighted_bounds, pareto_k
 from pyro_metabayes.inference.divergences import has_density, log_density
 from pyro_metabayes.prediction.moments import moments_of
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 NORMAL = 1.96
 SMALL_SAMPLE = 30  # units below which Student's t is used
@@ -94,3 +96,18 @@ def over_runs(means: Sequence[float], backbones: Sequence[str]) -> RunsInterval:
     return RunsInterval(
         float(values.mean()), ci95_of(values) if len(values) > 1 else None, "backbone" if len(names) > 1 else "seed"
     )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of any shape and the half width of its 95% interval."""
+
+    mean: Tensor
+    ci95: Tensor
+
+    @classmethod
+    def over_tasks(cls, values: Tensor) -> Estimate:
+        """Mean over tasks of values [T, ...], and its interval, by Student's t below 30 tasks."""
+        few = len(values) < SMALL_SAMPLE
+        spread = values.std(0, correction=int(few)) / len(values) ** 0.5
+        return cls(values.mean(0), (quantile95(len(values)) if len(values) > 1 else math.inf) * spread)

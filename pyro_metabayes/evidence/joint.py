@@ -8,9 +8,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_metabayes.diagnostics.importance import TRUSTED_K, effective_size, pareto_k
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.evidence.annealing import FIRST_STAGES, MOST_STAGES, annealed_bounds
+from pyro_metabayes.evidence.importance import TRUSTED_K, effective_size, pareto_k
 from pyro_metabayes.evidence.latent import latent_of
 from pyro_metabayes.evidence.proposal import Proposal, Target, log_likelihood, proposal_of
 from pyro_metabayes.inference.divergences import has_density
