@@ -77,7 +77,8 @@ def others_of(setup: RunSetup) -> list[MetaLearner]:
     Raises:
         UsageError: a run has another backbone, whose features the tasks of this run do not have.
     """
-    own, learners = backbone_fingerprint(setup.learner), []
+    own = backbone_fingerprint(setup.learner)
+    learners: list[MetaLearner] = []
     for name in setup.config.eval.ensemble:
         folder = user_path(name)
         learner = restore_run(folder, saved_config(folder, [])).learner

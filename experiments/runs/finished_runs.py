@@ -57,7 +57,9 @@ class Run:
             return str(known)
         config = self.results["config"]
         settings = {name: config.get(name) for name in ("backbone", "pretrain", "data")}
-        own = "" if config.get("backbone", {}).get("frozen", True) else f" of seed {self.results['seed']}"
+        backbone = config.get("backbone")
+        trained = isinstance(backbone, Mapping) and not backbone.get("frozen", True)
+        own = f" of seed {self.results['seed']}" if trained else ""
         return f"{json.dumps(settings, sort_keys=True)}{own}"
 
     @property

@@ -86,16 +86,18 @@ def _joint(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _calibration(results: Mapping[str, Any]) -> str:
-    """0.012 +- 0.004 (floor 0.006)."""
+    """0.012 +- 0.004 (floor 0.006); without interval and floor for runs of earlier versions."""
+    if results.get("ece_ci95") is None:
+        return number(results["ece"])
     return f"{number(results['ece'])} +- {number(results['ece_ci95'])} (floor {number(results['ece_floor'])})"
 
 
 def kl_weight(results: Mapping[str, Any]) -> str:
     """The weight of the KL at the end of the training, beside the ELBO, which has weight 1; a dash without a bound."""
-    weight = results["config"].get("train", {}).get("kl_weight")
-    if results["elbo"] is None or weight is None:
-        return "-"
-    return f"{weight['end'] if isinstance(weight, Mapping) else weight:g}"
+    training = results.get("config", {}).get("train")
+    weight = training.get("kl_weight") if isinstance(training, Mapping) else None
+    weight = weight.get("end") if isinstance(weight, Mapping) else weight
+    return "-" if results["elbo"] is None or weight is None else f"{weight:g}"
 
 
 def _log_score_title(results: Mapping[str, Any]) -> str:
