@@ -23,8 +23,8 @@ from pyro_metabayes.experiments.runs.finished_runs import flatten, read_run
 from pyro_metabayes.storage.paths import user_path
 
 CLOCKED = ("seconds", "episodes_per_second")
-MOVED = ("train_shift",)  # keys of version 0.1, which are under config.data now
-REDEFINED = ("collapsed",)  # by the information of the prior since version 0.1
+MOVED = ("train_shift",)  # keys of results of version 0.1 that are now under config.data
+REDEFINED = ("collapsed",)  # keys of results of version 0.1 that had another definition
 CIRCUMSTANCES = (
     "versions",
     "commit",

@@ -69,9 +69,10 @@ axes[2].legend(frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
-# A prior is called collapsed if the labels of a task tell less than 0.05 nats about the weights (`prior_information`): `mc` has
-# learned to predict from a point. Its joint NLL, the score of all query labels of a task together, is its NLL: all
-# draws are the same. `savi` keeps its prior alive. The accuracy does not tell.
+# A prior is called collapsed if the labels of a task have less than 0.05 nats of information about the weights
+# (`prior_information`). The prior of `mc` has collapsed: all its draws are almost equal. So its joint NLL, of all query
+# labels of a task together, equals its NLL. The prior of `savi` has not collapsed. The accuracy does not show this
+# difference.
 #
 # ## Tasks with a known posterior
 #

@@ -32,11 +32,11 @@ class CalibrationSettings:
     """The settings of the command."""
 
     run: str = MISSING  # folder of a finished run
-    tasks: int = 600  # number of its evaluation tasks
+    tasks: int = 600  # number of evaluation tasks
     samples: int = 200  # draws of w per task
-    sbc_tasks: int = 512  # tasks of the simulation-based calibration; 0: no simulation
-    draws: int = 99  # posterior draws of the simulation
-    rate: float = 0.05  # false alarms of the simulation-based calibration
+    sbc_tasks: int = 512  # number of tasks for simulation-based calibration; 0 omits it
+    draws: int = 99  # posterior draws per task in simulation-based calibration
+    rate: float = 0.05  # false-alarm rate of the test in simulation-based calibration
     prior: str = (
         "auto"  # prior of the simulated weights: learned, simulator (if the truth is known), auto (simulator if known)
     )

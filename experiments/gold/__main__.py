@@ -45,11 +45,11 @@ class GoldSettings:
     run: Any = MISSING  # folder of a finished run, or several: run=[A,B]
     tasks: int = 32  # number of evaluation tasks
     targets: list[str] = field(default_factory=lambda: ["support", "all"])  # labels given: support, all, query
-    warmup: int = 200  # adaptation steps of NUTS
-    draws: int = 300  # of NUTS, per chain
-    chains: int = 4  # of NUTS
-    together: int = 16  # tasks that share a chain of NUTS
-    samples: int = 2000  # importance draws
+    warmup: int = 200  # warm-up steps of NUTS
+    draws: int = 300  # draws of NUTS per chain
+    chains: int = 4  # number of chains of NUTS
+    together: int = 16  # number of tasks that one chain of NUTS samples jointly
+    samples: int = 2000  # draws for importance sampling
     fit_steps: int = 600  # steps of the search for the best member of the guide's family
     noise: int = 0  # seed of all draws
 

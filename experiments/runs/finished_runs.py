@@ -15,7 +15,7 @@ import numpy as np
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import GROUP
-from pyro_metabayes.experiments.runs.tables import task_name
+from pyro_metabayes.experiments.runs.tables import JOINT_BOUND, task_name, without_old_joint
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, reason_of
 
@@ -23,11 +23,10 @@ SCORES = ("accuracy", "nll", "joint_nll", "mse")
 QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
 # Fields that determine the tasks of a run, together with the data and the data settings.
 TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")
-OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # on which test tasks do not depend
-BACKBONE = "backbone_fingerprint"  # a hash of the weights of the backbone; absent in earlier versions
-FINGERPRINT = "data_fingerprint"  # a hash of the data of a run, null for a simulator; absent in the first versions
+OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # data settings that do not change test tasks
+BACKBONE = "backbone_fingerprint"  # hash of the weights of the backbone; absent in earlier versions
+FINGERPRINT = "data_fingerprint"  # hash of the data of a run; null for a simulator, absent in the first versions
 NEEDED_SCORES = ("nll",)  # a regression has no accuracy; joint_nll is there if eval.joint asked for it
-JOINT_BOUND = "joint_nll_upper"  # absent where joint_nll is an average over a few draws, as in earlier versions
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
 WITHOUT_MEANING = (
@@ -127,11 +126,6 @@ def read_run(folder: Path) -> Run:
         raise UsageError(
             f"expected a finished run in {folder}, got damaged files: {file}: {reason_of(error)}"
         ) from None
-
-
-def without_old_joint(results: dict[str, Any]) -> dict[str, Any]:
-    """Without the joint NLL of earlier versions, an average over few draws that overestimates it."""
-    return results if results.get(JOINT_BOUND) is not None else results | {"joint_nll": None}
 
 
 def _check_contents(results: Any, per_task: Mapping[str, np.ndarray], groups: np.ndarray | None) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from pyro_metabayes.evaluation.intervals import ci95_of
-from pyro_metabayes.experiments.runs.finished_runs import without_old_joint
-from pyro_metabayes.experiments.runs.tables import COLLAPSE, per_cent
+from pyro_metabayes.experiments.runs.tables import COLLAPSE, per_cent, without_old_joint
 from pyro_metabayes.experiments.studies.study import Row, read
 
 EARLY = 1000  # step at which the sd of the prior is shown, in addition to the last step

@@ -10,8 +10,6 @@ A posterior that equals its prior (posterior collapse) has kl and active_dimensi
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -19,6 +17,7 @@ from torch.distributions import Normal as TorchNormal
 from torch.distributions import kl_divergence
 
 from pyro_metabayes.diagnostics.collapse_metrics import SITE, Metrics, Spread, summary
+from pyro_metabayes.diagnostics.output_spread import output_spread, posterior_outputs
 from pyro_metabayes.distributions.joint import Joint
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.inference.divergences import (
@@ -30,9 +29,7 @@ from pyro_metabayes.inference.divergences import (
     mixture_kl_bounds,
 )
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.likelihoods.predictions import registered
 from pyro_metabayes.objectives.elbo import Elbo
-from pyro_metabayes.prediction.averages import masked_mean
 from pyro_metabayes.prediction.moments import (
     MOMENT_DRAWS,
     extra_draws,
@@ -49,12 +46,15 @@ QUANTILE_DRAWS = 1000  # draws per task of a central 90% interval without a clos
 def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
     """Spreads of the prior p_psi(w | support), per task [T]; {} for a flat prior.
 
-    prior_variance, prior_mean_square: means over the weights; prior_variance_error where they are sampled.
-    logit_variance: variance over samples of the logits, centred over classes; in a regression of the means in units
-        of the noise.
-    disagreement: share of draws that predict another class than the averaged prediction (ties excluded).
-    information: sum over the queries of I(y_i; w) in nats; information_error: its Monte-Carlo standard error, at most.
-    prior_entropy: differential entropy in nats.
+    Returns:
+        prior_variance, prior_mean_square: variance and squared mean, averaged over the weights.
+        prior_variance_error: Monte-Carlo standard error, if the variance is estimated from draws.
+        logit_variance: variance over draws of the logits, centred over classes; in a regression, of the predicted means
+            in units of the noise.
+        disagreement: share of draws that predict another class than the averaged prediction (ties excluded).
+        information: sum over the queries of I(y_i; w), in nats.
+        information_error: upper bound on the Monte-Carlo standard error of information.
+        prior_entropy: differential entropy in nats, if it has a closed form.
     """
     prior = learner.model.prior(observed)
     if not has_density(prior):
@@ -64,7 +64,7 @@ def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> 
     spread = {
         "prior_variance": moments.variance.flatten(1).mean(1),
         "prior_mean_square": moments.mean.square().flatten(1).mean(1),
-        **_output_spread(innermost(likelihood), observed.query_mask),
+        **output_spread(innermost(likelihood), observed.query_mask),
         **_error("prior_variance", moments.error),
     }
     entropy = entropy_of(prior)
@@ -74,24 +74,6 @@ def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> 
 def _error(name: str, error: Tensor | None) -> Spread:
     """The Monte-Carlo standard error [T] of a spread; {} for a closed form."""
     return {} if error is None else {f"{name}_error": error}
-
-
-def _output_spread(likelihood: Any, mask: Tensor) -> Spread:
-    """Means over the queries, and sums of information, of a likelihood with batch [L, T, Q]."""
-    family = innermost(likelihood)
-    count = mask.sum(-1)
-    return {
-        name: masked_mean(value, mask) * (count if name.startswith("information") else 1)
-        for name, value in registered(family).spread(family).items()
-    }
-
-
-def posterior_outputs(learner: MetaLearner, observed: Observed, q: TorchDistribution, num_samples: int) -> Spread:
-    """logit_variance, disagreement and information of a posterior, named posterior_...; {} for a point estimate."""
-    if not has_density(q):
-        return {}
-    likelihood = learner.model.likelihood(extra_draws(q, max(num_samples, 2)), observed.query_x, observed)
-    return {f"posterior_{name}": value for name, value in _output_spread(likelihood, observed.query_mask).items()}
 
 
 def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribution) -> Spread:

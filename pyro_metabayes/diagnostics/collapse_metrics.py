@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_metabayes.prediction.moments import pooled_error
 
-# collapsed: the labels of all queries of a task tell less than this about w, and w less than this about them.
+# A prior is collapsed if the labels of all queries of a task have less information about w than this.
 COLLAPSED_NATS = 0.05
 ACTIVE_NATS = 0.01  # a weight is active if its mean KL(q, p) exceeds this
 
@@ -122,11 +122,6 @@ METRICS: dict[str, Metric] = {  # in the order of results.json
 def summary(spread: Mapping[str, Tensor]) -> Metrics:
     """All METRICS from the spreads of any number of tasks, read on the host.
 
-    relative_sd: rms sd over rms mean of the prior.
-    sd_ratio: rms sd of the posterior at test time over that of the exact posterior.
-    training_sd_ratio: the same given support and query, for a guide whose training_posterior sees the query labels.
-    NAME_monte_carlo_error: standard error of NAME where it is sampled, over the draws and not over the tasks.
-    kl_by_site, posterior_sd_by_site: by name of the site, of a latent of several sites.
     prior_information, posterior_information: sum over the queries of a task of the mutual information of label and
         weights, in nats per task, under the prior and under the posterior at test time.
     collapsed, posterior_collapsed: whether these are below 0.05 nats.

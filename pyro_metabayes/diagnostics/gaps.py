@@ -37,13 +37,17 @@ def check_density(q: TorchDistribution) -> None:
 class Gaps:
     """Gaps of a posterior q for one target, in nats per task [T].
 
-    evidence: log p(y) by bridge sampling between the gold draws and q*.
-    evidence_error: Monte-Carlo standard error of it.
-    elbo, best_elbo: ELBO of q and of q*.
-    kl_from_gold: KL(p(w | y), q) from the gold draws. KL(q, p(w | y)) is the sum of the two gaps.
-    bounds, best_bounds [counts, T]: importance-weighted bounds from q and from q* with COUNTS draws.
-    pareto_k, best_pareto_k: Pareto k of the importance weights of q and of q*.
-    sd_ratio: rms sd of w under q over that of the gold draws.
+    Attributes:
+        evidence: log p(y) by bridge sampling between the gold draws and q*.
+        evidence_error: Monte-Carlo standard error of evidence.
+        elbo: ELBO of q.
+        best_elbo: ELBO of q*.
+        kl_from_gold: KL(p(w | y), q) from the gold draws. (KL(q, p(w | y)) is the sum of the two gaps.)
+        bounds: [counts, T], importance-weighted bounds from q with COUNTS draws.
+        best_bounds: the same from q*.
+        pareto_k: Pareto k of the importance weights of q.
+        best_pareto_k: the same for q*.
+        sd_ratio: root mean square sd of w under q, divided by that of the gold draws.
     """
 
     evidence: Tensor

@@ -2,8 +2,8 @@
 
 There are two targets. p(w | support) is this model's own exact answer to inductive prediction: if the model is true, no
 guide for the same model and prior predicts better on average; a model that is not true may be beaten by another one, or
-by class means. p(w | support and query) is the distribution that a training
-posterior approximates; it depends on the query labels, so its predictions of them are no test.
+by class means. p(w | support and query) is the distribution that a training posterior approximates. It depends on the
+query labels, so it must not be evaluated by predictions of these labels.
 """
 
 from __future__ import annotations
@@ -119,11 +119,13 @@ class NutsSettings:
 class Gold:
     """Draws of p(w | labels) and convergence diagnostics.
 
-    r_hat [T]: largest rank-normalised split R-hat over the weights of a task and its log joint.
-    ess [T]: bulk effective sample size of the log joint.
-    least_ess [T]: smallest bulk effective sample size of the weights.
-    least_tail_ess [T]: smallest tail effective sample size of the weights and the log joint.
-    divergences [T]: number of divergences over all chains, shared by tasks of one chain.
+    Attributes:
+        w: [L, T, *W], draws of all chains.
+        r_hat: [T], largest rank-normalised split R-hat of the weights of a task and its log joint density.
+        ess: [T], bulk effective sample size of the log joint density.
+        least_ess: [T], smallest bulk effective sample size of the weights.
+        least_tail_ess: [T], smallest tail effective sample size of the weights and the log joint density.
+        divergences: [T], number of divergent transitions over all chains; tasks of one chain have the same number.
     """
 
     w: Tensor

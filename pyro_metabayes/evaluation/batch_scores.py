@@ -24,9 +24,11 @@ GROUP = "group"  # the entry of tasks.npz with the group of each task
 class Evaluation:
     """The result of an evaluation. str() is a table of the metrics that are numbers, with 95% intervals.
 
-    metrics: the entries of results.json: one per score (a number or {mean, ci95}), by_step, information, seconds and
-        the collapse metrics; null where a setting does not have them.
-    per_task: [T] by the name of the score, the content of tasks.npz, for paired comparisons; GROUP is no score.
+    Args:
+        metrics: the entries of results.json: one per score (a number or {mean, ci95}), by_step, information, seconds
+            and the collapse metrics; None for metrics that are not defined for the setting.
+        per_task: [T] by the name of the score, the content of tasks.npz, for paired comparisons. GROUP is not a score
+            but the group of each task.
 
     str() is a table of the numbers among the metrics, with the 95% interval of those that are means over tasks.
     """
@@ -54,10 +56,11 @@ class Evaluation:
 class BatchScores:
     """Scores and spreads of T tasks, on one device.
 
-    scores: by the name of a score, [T], of ece [T, Q, 3].
-    spreads: by name, [T] or [T, weights], from which the collapse metrics are computed.
-    groups: [T], the group of each task; None where every task is a unit of its own.
-    by_step: `step_scores` [T, K + 1, scores] after each inner step; None where there are none.
+    Args:
+        scores: [T] by the name of the score; for ece [T, Q, 3].
+        spreads: [T] or [T, weights] by name, from which the collapse metrics are computed.
+        by_step: `step_scores` [T, K + 1, scores] after each inner step; None without inner steps.
+        groups: [T], the group of each task; None: every task is a unit of its own.
     """
 
     scores: TaskScores

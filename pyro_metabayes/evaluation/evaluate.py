@@ -29,10 +29,10 @@ from pyro_metabayes.validation.arguments import check_instance
 from pyro_metabayes.validation.trained_on import warn_if_unfamiliar
 from pyro_metabayes.validation.values import check_points, check_values
 
-BATCH = 32  # tasks at once; larger batches leave the cache and gain nothing
-_alone = RLock()  # Pyro has one stack of handlers, and one setting of validation, for all threads
+BATCH = 32  # tasks per batch; larger batches exceed the processor's cache and are not faster
+_alone = RLock()  # all threads share Pyro's handler stack and its validation setting
 VALIDATION_TASKS = 300  # of an endless stream, for a temperature
-MOST_NUMBERS = 2**25  # predictions per batch: with thousands of classes a batch has fewer tasks
+MOST_NUMBERS = 2**25  # largest number of predictions per batch: with thousands of classes a batch has fewer tasks
 
 
 @torch.no_grad()

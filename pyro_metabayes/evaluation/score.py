@@ -72,15 +72,15 @@ class Score(Generic[P]):
         return self.pooled is mean_over_tasks
 
     def applies_to(self, predictions: Predictions | JointPredictive, weights: Weights) -> bool:
-        """Whether it is defined for predictions of this family, made under these weights."""
+        """Whether the score is defined for predictions of this family, made under these weights."""
         return self.weights is weights and isinstance(predictions, self.families)
 
     def summary(self, values: Tensor, groups: np.ndarray | None = None) -> float | Interval:
         """Reduces the values of all tasks to the entry of this score in results.json.
 
         Args:
-            values: of all tasks, [T] or [T, ...], on the host.
-            groups: of each task [T]; None: every task is a unit of its own.
+            values: values of all tasks, [T] or [T, ...], on the host.
+            groups: group of each task [T]; None: every task is a unit of its own.
 
         Returns:
             A number in `unit`, or {mean, ci95}.

@@ -51,7 +51,7 @@ def step_scores() -> list[Score[Any]]:
 
 
 def values_of(predictions: Predictions | JointPredictive, weights: Weights, scores: Iterable[Score[Any]]) -> TaskScores:
-    """Values of those scores that apply to the predictions.
+    """Values of the scores that are defined for the predictions.
 
     Args:
         predictions: predictions for T tasks.

@@ -56,9 +56,11 @@ class ClassPredictions(Predictions):
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """logit_variance: of the log probabilities, centred over classes. disagreement: share of deviating samples.
+        """As `Predictions.spread`: logit_variance, disagreement, information and information_error [T, Q].
 
-        information: I(y; w) = (1 / (L - 1)) sum_l KL(p(y | w_l), mean of these), without the bias of the mean over L.
+        logit_variance is the variance over samples of the log probabilities, centred over classes. disagreement is the
+        share of samples that predict another class than the averaged prediction (ties excluded).
+        information is I(y; w) = (1 / (L - 1)) sum_l KL(p(y | w_l), mean of these), without the bias of the mean over L.
         """
         logits = cls.log_probs_by_query(family)
         centred = logits - logits.mean(-1, keepdim=True)

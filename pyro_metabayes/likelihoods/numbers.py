@@ -33,10 +33,11 @@ class NumberPredictions(Predictions):
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """logit_variance: v, the variance of the standardised means, mean over the numbers of a label.
+        """logit_variance, information and information_error [T, Q].
 
-        information: 1/2 log(1 + v), summed over the numbers of a label: I(y; w) of a Gaussian mean with Gaussian noise.
-        Of other families it is that of the Gaussian with the same variances.
+        logit_variance is v, the variance over samples of `standardised`, mean over the components of a label.
+        information is 1/2 log(1 + v), summed over the components: I(y; w) of a Gaussian mean with Gaussian noise, and
+        an approximation for other families.
         """
         variance = cls.standardised(family).var(0)
         error = 0.5 * variance / (1 + variance) * math.sqrt(2 / (len(family.mean) - 1))  # of v: v sqrt(2 / (L - 1))
