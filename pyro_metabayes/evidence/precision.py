@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyro_metabayes.inference.cholesky import cholesky
-from pyro_metabayes.inference.laplace import factor_of_points, half_log_det
+from pyro_metabayes.inference.cholesky import cholesky, half_log_det
+from pyro_metabayes.inference.laplace import factor_of_points
 
 DENSE = 2048  # coordinates up to which the precision is one full matrix
 

@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, Poisson, constraints, register_kl
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.cholesky import cholesky
+from pyro_metabayes.inference.cholesky import cholesky, half_log_det
 from pyro_metabayes.inference.divergences import innermost, kl_to_diagonal
 from pyro_metabayes.model import Model
 
@@ -103,11 +103,6 @@ def _unknown(family: object) -> UsageError:
 def factor_of_points(v: Tensor) -> Tensor:
     """Cholesky factor of I + v^T v [..., M, M], v [..., P, M]."""
     return cholesky(v.mT @ v + torch.eye(v.shape[-1], dtype=v.dtype, device=v.device))
-
-
-def half_log_det(factor: Tensor) -> Tensor:
-    """Half the log determinant [...] of L L^T, from factor = L [..., M, M]."""
-    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
