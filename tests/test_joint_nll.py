@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from pyro.distributions import MultivariateNormal, Normal, TorchDistribution
@@ -206,3 +207,11 @@ def test_without_being_asked_for_it_is_null_and_changes_no_other_score() -> None
 def test_too_few_draws_are_refused() -> None:
     with pytest.raises(UsageError, match=r"expected eval\.joint_samples >= 200, got 10"):
         EvalSettings(joint_samples=10)
+
+
+def test_a_diverged_posterior_has_no_number_and_raises_nothing() -> None:
+    model = Pair("proto", "flat", "linear").learner().model
+    episodes = random_tasks(num_tasks=2)
+    q = Normal(torch.full((2, *model.event_shape(episodes)), torch.nan), 1.0, validate_args=False).to_event(2)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        assert estimated_joint(model, q, episodes, 200).value.isnan().all()

@@ -12,6 +12,7 @@ from pyro_metabayes.prediction.averages import log_mean_exp
 from pyro_metabayes.seeding import drawing
 
 CHAINS = 16
+IMPOSSIBLE = -1e30  # log weight of a chain at which the density is 0 or not a number
 MOST_SHRINKS = 40  # of the bracket of a slice; the point itself remains after them
 FIRST_STAGES, MOST_STAGES = 16, 256  # numbers of temperatures
 POWER = 3  # of the inverse temperatures (k / stages)^POWER, close where q is far from the posterior
@@ -39,7 +40,8 @@ def annealed_bounds(log_weight: LogWeight, like: Tensor, stages: int) -> tuple[T
         u = torch.randn(CHAINS, *like.shape, dtype=like.dtype, device=like.device)
         h = log_weight(u)
         forward, u, h = _pass(log_weight, u, h, slope)
-        index = torch.distributions.Categorical(logits=forward.mT).sample((CHAINS,))
+        logits = forward.mT.nan_to_num(nan=IMPOSSIBLE, neginf=IMPOSSIBLE)
+        index = torch.distributions.Categorical(logits=logits).sample((CHAINS,))
         u, h = u.gather(0, index.unsqueeze(-1).expand_as(u)), h.gather(0, index)
         for _ in range(max(EQUILIBRATION, stages)):
             u, h = elliptical_slice(log_weight, u, h, 1.0)

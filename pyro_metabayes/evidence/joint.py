@@ -88,11 +88,11 @@ def estimated_joint(model: Model, q: TorchDistribution, episodes: Episodes, samp
     proposal = proposal_of(target)
     log_weights = _log_weights(target, proposal, samples)
     value, k, size = log_mean_exp(log_weights), pareto_k(log_weights), effective_size(log_weights)
-    trusted = (k < TRUSTED_K) & (size >= TRUSTED_SIZE)
+    settled = (k < TRUSTED_K) & (size >= TRUSTED_SIZE) | value.isnan()  # a diverged task has no number
     lower = upper = value
-    if not bool(trusted.all()):
+    if not bool(settled.all()):
         bounds = _annealed(target, proposal)
-        lower, upper = (torch.where(trusted, value, bound) for bound in bounds)
+        lower, upper = (torch.where(settled, value, bound) for bound in bounds)
     num_queries = episodes.query_mask.sum(-1)
     return JointPredictive((lower + upper) / 2, lower, upper, k, size, num_queries)
 
@@ -114,6 +114,6 @@ def _annealed(target: Target, proposal: Proposal) -> tuple[Tensor, Tensor]:
     num_queries, stages = target.episodes.query_mask.sum(-1).clamp(min=1), FIRST_STAGES
     while True:
         lower, upper = annealed_bounds(lambda u: proposal.log_weight(target, u), proposal.mean, stages)
-        if stages >= MOST_STAGES or bool(((upper - lower).abs() / num_queries < TIGHT).all()):
+        if stages >= MOST_STAGES or bool((~((upper - lower).abs() / num_queries >= TIGHT)).all()):
             return torch.minimum(lower, upper), torch.maximum(lower, upper)
         stages *= 4

@@ -31,6 +31,8 @@ def precision_of(roots: list[Tensor]) -> Precision:
     Args:
         roots: S of them; one if P > DENSE.
     """
+    # A diverging model yields a poor score, not an exception of the factorisation.
+    roots = [root.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for root in roots]
     num_coordinates = roots[0].shape[1]
     if num_coordinates > DENSE:
         assert len(roots) == 1
