@@ -68,7 +68,7 @@ class Target:
     def derivatives(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """d/dz of -log p(y | w(z)) [T, P], and V [T, P, M] with V V^T its generalised Gauss-Newton matrix."""
         episodes = self.episodes
-        w, pull = torch.func.vjp(lambda at: self.latent.at(at)[0], z)
+        w, pull = torch.func.vjp(lambda at: self.latent.at(at)[0], z)[:2]
         outputs, pullback = self.model.outputs_and_pullback(w, episodes.query_x)
         slope = pullback(output_gradient(self.model, outputs, episodes.query_y, episodes.query_mask))
         root = ggn_root(self.model, w, episodes.query_x, episodes.query_mask)
