@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_metabayes.diagnostics.convergence import CONVERGED_R_HAT, SUFFICIENT_SIZE, bulk_size, r_hat, tail_size
 from pyro_metabayes.diagnostics.gold import Gold
+from pyro_metabayes.exact.convergence import CONVERGED_R_HAT, SUFFICIENT_SIZE, bulk_size, r_hat, tail_size
 
 
 @pytest.fixture(autouse=True)

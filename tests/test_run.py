@@ -188,7 +188,7 @@ def test_data_of_numbers_runs(data: str) -> None:
     assert (results["oracle_mse"] is None) != known
     assert results["rmse"] == pytest.approx(results["mse"] ** 0.5) and 0 <= results["coverage90"] <= 1
     with np.load(Path("run") / "tasks.npz", allow_pickle=False) as tasks:
-        assert set(tasks) == {"nll", "mse", "coverage90"} | ({"oracle_mse"} if known else set())
+        assert set(tasks) == {"nll", "nll_monte_carlo_bias", "mse", "coverage90"} | ({"oracle_mse"} if known else set())
 
 
 @pytest.mark.parametrize("guide", ["maml", "llama", "laplace", "abml", "platipus", "mean_field"])

@@ -11,11 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from pyro_metabayes.device import as_double
-from pyro_metabayes.diagnostics.convergence import CONVERGED_R_HAT, SUFFICIENT_SIZE
 from pyro_metabayes.diagnostics.gaps import COUNTS, Gaps
 from pyro_metabayes.diagnostics.gold import Gold
 from pyro_metabayes.evaluation.intervals import Estimate
 from pyro_metabayes.evidence.importance import TRUSTED_K
+from pyro_metabayes.exact.convergence import CONVERGED_R_HAT, SUFFICIENT_SIZE
 from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
 from pyro_metabayes.prediction.moments import pooled_error
 from pyro_metabayes.storage.checkpoint import write_atomically

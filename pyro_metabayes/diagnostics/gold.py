@@ -17,10 +17,10 @@ from pyro.distributions import TorchDistribution
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
-from pyro_metabayes.diagnostics.convergence import CONVERGED_R_HAT, SUFFICIENT_SIZE, bulk_size, r_hat, tail_size
 from pyro_metabayes.diagnostics.coordinates import coordinates_of
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.exact.convergence import CONVERGED_R_HAT, SUFFICIENT_SIZE, bulk_size, r_hat, tail_size
 from pyro_metabayes.inference.divergences import has_density, log_density
 from pyro_metabayes.model import OBSERVE, Model
 from pyro_metabayes.prediction.moments import moments_of

@@ -70,7 +70,7 @@ def kl_from_draws(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> tupl
 
 def pooled_error(errors: Tensor) -> float:
     """Standard error of a mean over T tasks with independent draws, from the standard errors [T] of the tasks."""
-    return float(errors.square().mean().sqrt()) / len(errors) ** 0.5
+    return float(errors.detach().square().mean().sqrt()) / len(errors) ** 0.5
 
 
 def draws_of(distribution: TorchDistribution, num_samples: int) -> Tensor:
