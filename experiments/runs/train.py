@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric import Fabric
-
-from pyro_metabayes.errors import UsageError
+from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.experiments.cli.config import Config
-from pyro_metabayes.experiments.cli.distributed import check_devices, fabric_of
+from pyro_metabayes.experiments.cli.distributed import check_devices, processes_of
 from pyro_metabayes.experiments.runs.evaluation import evaluated
 from pyro_metabayes.experiments.runs.notes import print_notes
 from pyro_metabayes.experiments.runs.plots import draw_curves
@@ -39,9 +37,9 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
             goes_on = " continues from the last checkpoint" if (folder / "checkpoint.pt").exists() else ""
             lines = f"one line per {config.train.log_every} steps in {folder / 'metrics.jsonl'}"
             print(f"training{goes_on}: {lines}", flush=True)
-        learner = training.run()
-    evaluation = evaluated(setup, learner)
-    results = results_of(setup, evaluation, training.state.seconds, training.state.skipped)
+        history = train(setup, folder)
+    evaluation = evaluated(setup, setup.learner)
+    results = results_of(setup, evaluation, history.seconds, history.skipped)
     task = task_name(results)
     if config.train.steps:
         draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
