@@ -6,6 +6,8 @@ EM for class means from unlabelled points: Ren et al., "Meta-Learning for Semi-S
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor
@@ -14,7 +16,7 @@ import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.capabilities import linear_head
-from pyro_metabayes.transductive.amortized_steps import AmortizedSteps
+from pyro_metabayes.transductive.amortized_steps import AmortizedSteps, Directions
 from pyro_metabayes.transductive.balance import check_balance, refuse_base_classes
 
 
@@ -27,10 +29,11 @@ class Guide(pyro_metabayes.Guide):
     It takes features of unit length, such as those of backbone=task_frame.
 
     Args:
-        num_steps: K. In training between 1 and 3K/2, at random, so that every step improves and more do no harm.
+        num_steps: K. In training between K/2 and 3K/2, at random, with a loss on every step, so that each step improves
+            and more do no harm.
         width: channels of the network per pair of query and class.
         balance: `unknown`, or `known`: the queries are equally many in each class, and every step projects their
-            assignments to that marginal. In training the guide is told so of balanced tasks in every second step.
+            assignments to that marginal. In training the guide is told so of a quarter of the balanced tasks.
 
     Raises:
         UsageError: a setting is out of range, the head is not linear, or queries may belong to base classes.
@@ -49,6 +52,7 @@ class Guide(pyro_metabayes.Guide):
         refuse_base_classes(model, "guide=amortized_em")
         self.num_steps, self.balance = num_steps, balance
         self.steps = AmortizedSteps(width)
+        self._earlier: list[Directions] = []  # classifiers before the last one, from training_posterior to regulariser
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         known = observed.query_x.new_ones(observed.num_tasks) if self.balance == "known" else None
@@ -57,18 +61,37 @@ class Guide(pyro_metabayes.Guide):
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
         if not self.training:
             return self.posterior(episodes.observed())
-        number = int(torch.randint(min(1, self.num_steps), 3 * self.num_steps // 2 + 1, ()))
-        known = balanced_tasks(episodes) if bool(torch.rand(()) < 0.5) else None
-        return self._after(number, episodes.observed(), known)
+        number = int(torch.randint((self.num_steps + 1) // 2, 3 * self.num_steps // 2 + 1, ()))
+        known = _told(episodes) if bool(torch.rand(()) < 0.5) else None
+        *self._earlier, last = self.steps.path(episodes.observed(), number, known)
+        return self._classifier(last)
+
+    def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
+        """Half the mean score of the classifiers before the last step, in the unit of objective=mean_score."""
+        earlier, self._earlier = self._earlier, []
+        if not earlier:  # not in training
+            return {}
+        scores = [self._log_scores(step, episodes) for step in earlier]
+        points = episodes.query_mask.sum(-1).clamp(min=1)
+        return {"earlier_steps": -torch.stack(scores).mean(0) / (2 * math.log(episodes.num_classes) * points)}
+
+    def _log_scores(self, classifier: Directions, episodes: Episodes) -> Tensor:
+        """log p(y | x, w) of the queries [T]."""
+        logits = episodes.query_x @ classifier.directions.mT + classifier.offsets.unsqueeze(1)
+        log_prob = logits.log_softmax(-1).gather(-1, episodes.query_y.unsqueeze(-1)).squeeze(-1)
+        return (log_prob * episodes.query_mask).sum(-1)
 
     def _after(self, num_steps: int, observed: Observed, known: Tensor | None) -> TorchDistribution:
-        directions, offsets = self.steps(observed, num_steps, known)
+        return self._classifier(self.steps(observed, num_steps, known))
+
+    def _classifier(self, classifier: Directions) -> TorchDistribution:
         head = self.head[0]
-        return Delta(head.rows(directions / head.scale, offsets / head.scale), event_dim=2)
+        return Delta(head.rows(classifier.directions / head.scale, classifier.offsets / head.scale), event_dim=2)
 
 
-def balanced_tasks(episodes: Episodes) -> Tensor:
-    """1 for tasks with equally many unmasked queries in each class, else 0 [T]."""
+def _told(episodes: Episodes) -> Tensor:
+    """1 for every second task with equally many unmasked queries in each class, else 0 [T]."""
     classes = torch.arange(episodes.num_classes, device=episodes.query_y.device)
     counts = ((episodes.query_y.unsqueeze(-1) == classes) & episodes.query_mask.unsqueeze(-1)).sum(1)
-    return (counts.amax(1) == counts.amin(1)).to(episodes.query_x.dtype)
+    told = (torch.rand(episodes.num_tasks) < 0.5).to(classes.device)
+    return ((counts.amax(1) == counts.amin(1)) & told).to(episodes.query_x.dtype)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,8 @@ from pyro_metabayes.transductive.task_context import NUM_STATISTICS, task_contex
 from pyro_metabayes.transductive.task_geometry import TaskGeometry
 
 NUM_CHANNELS, NUM_CHANGES = 8, 6
-NUM_CONTEXT = NUM_STATISTICS + 1  # and whether the queries are known to be balanced
+FRAME = 3  # statistics of backbone=task_frame
+NUM_CONTEXT = NUM_STATISTICS + FRAME + 1  # and whether the queries are known to be balanced
 IN_A_STEP, AT_THE_END = 10, 40  # Sinkhorn iterations
 LEAST_LOG = -12.0  # of an assignment, as an input of the network
 
@@ -57,32 +60,80 @@ class AmortizedSteps(nn.Module):
             num_steps: K.
             known: 1 for tasks whose queries are known to be balanced, else 0 [T]; None: of no task.
         """
-        task = TaskGeometry.of(observed)
-        cosines, lengths = task.cosines(task.means)
-        statistics = task_context(cosines, task.between, lengths, task.counts, task.mask)
-        is_known = torch.zeros_like(statistics[:, :1]) if known is None else known.unsqueeze(-1)
-        context = torch.cat((statistics, is_known), -1)
-        rates = _rates(self.rates(context))
-        modulations, affinities = self.e_step.modulated_by(context), task.affinities(rates.sharpness)
-        means, before = task.means, None
-        bias, term = cosines.new_zeros(len(cosines), 1, observed.num_classes), None
+        task = Task.of(observed, known)
+        *_, last = self._states(task, num_steps)
+        return self._directions(task, last)
+
+    def path(self, observed: Observed, num_steps: int, known: Tensor | None = None) -> list[Directions]:
+        """The classifiers after 0, 1, ..., `num_steps` steps; arguments as in `forward`."""
+        task = Task.of(observed, known)
+        return [self._directions(task, state) for state in self._states(task, num_steps)]
+
+    def _states(self, task: Task, num_steps: int) -> Iterator[State]:
+        """The states after 0, ..., num_steps steps."""
+        points = task.points
+        rates = _rates(self.rates(task.context))
+        modulations, affinities = self.e_step.modulated_by(task.context), points.affinities(rates.sharpness)
+        cosines, lengths = points.cosines(points.means)
+        state = State(rates, points.means, cosines, lengths, torch.zeros_like(cosines[:, :1]), None, None)
+        yield state
         for _ in range(num_steps):
-            before = (rates.scale * cosines).softmax(-1)
-            logits = rates.scale * cosines + rates.of_shares * bias
-            term = _term(logits, task.mask, known, IN_A_STEP, term)
+            scaled = rates.scale * state.cosines
+            logits = scaled + rates.of_shares * state.bias
+            term = task.term(logits, IN_A_STEP, state.term)
             prior = (logits if term is None else logits + term).log_softmax(-1)
-            channels = _channels(task, rates.scale * cosines, prior, bias, affinities)
-            correction, weight = self.e_step(channels, modulations, task.shares)
-            assignments = _assigned(prior + correction, task.mask, known)
-            bias = _log_shares(task, assignments, known)
-            means = _m_step(task, rates, means, assignments * weight)
-            cosines, lengths = task.cosines(means)
-        changes = _changes(task, rates.scale * cosines, cosines, lengths, before)
-        scale = rates.scale * self.temperature(torch.cat((context, changes), -1)).exp().unsqueeze(-1)
-        offsets = rates.of_shares * bias
-        term = _term(scale * cosines + offsets, task.mask, known, AT_THE_END, term)
+            correction, weight = self.e_step(
+                _channels(points, scaled, prior, state.bias, affinities), modulations, points.shares
+            )
+            assignments = task.assigned(prior + correction)
+            means = _m_step(points, rates, state.means, assignments * weight)
+            cosines, lengths = points.cosines(means)
+            state = State(rates, means, cosines, lengths, task.log_shares(assignments), term, scaled.softmax(-1))
+            yield state
+
+    def _directions(self, task: Task, state: State) -> Directions:
+        """The classifier of a state, whose temperature depends on the context and on the last step."""
+        changes = _changes(task.points, state)
+        temperature = self.temperature(torch.cat((task.context, changes), -1)).exp().unsqueeze(-1)
+        scale, offsets = state.rates.scale * temperature, state.rates.of_shares * state.bias
+        term = task.term(scale * state.cosines + offsets, AT_THE_END, state.term)
         offsets = offsets if term is None else offsets + term
-        return Directions(scale * means / lengths.unsqueeze(-1), offsets.squeeze(1))
+        return Directions(scale * state.means / state.lengths.unsqueeze(-1), offsets.squeeze(1))
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Points and context [T, NUM_CONTEXT] of tasks; known: as in `AmortizedSteps.forward`."""
+
+    points: TaskGeometry
+    context: Tensor
+    known: Tensor | None
+
+    @classmethod
+    def of(cls, observed: Observed, known: Tensor | None) -> Self:
+        points = TaskGeometry.of(observed)
+        cosines, lengths = points.cosines(points.means)
+        statistics = task_context(cosines, points.between, lengths, points.counts, points.mask)
+        frame = observed.auxiliary.get("frame", statistics.new_zeros(len(statistics), FRAME))
+        is_known = torch.zeros_like(statistics[:, :1]) if known is None else known.unsqueeze(-1)
+        return cls(points, torch.cat((statistics, frame, is_known), -1), known)
+
+    def term(self, logits: Tensor, iterations: int, start: Tensor | None) -> Tensor | None:
+        """Sinkhorn's class term [T, 1, C] of tasks that are known to be balanced, 0 of the others."""
+        if self.known is None:
+            return None
+        term = class_term(logits, self.points.mask, num_iterations=iterations, start=start)
+        return term * self.known[:, None, None]
+
+    def assigned(self, log_odds: Tensor) -> Tensor:
+        """Assignments [T, Q, C], in agreement with the known marginal."""
+        term = self.term(log_odds, IN_A_STEP, None)
+        return (log_odds if term is None else log_odds + term).softmax(-1)
+
+    def log_shares(self, assignments: Tensor) -> Tensor:
+        """log(C pi) [T, 1, C]; 0 for tasks that are known to be balanced."""
+        log_shares = (assignments.shape[-1] * self.points.mean(assignments).clamp(min=LEAST_SHARE)).log()
+        return log_shares if self.known is None else log_shares * (1 - self.known[:, None, None])
 
 
 class Rates(NamedTuple):
@@ -95,6 +146,19 @@ class Rates(NamedTuple):
     sharpness: Tensor  # of the affinities between points
 
 
+class State(NamedTuple):
+    """After a step: means [T, C, D], their cosines with the queries [T, Q, C] and lengths [T, C], log class shares
+    [T, 1, C], Sinkhorn's class term [T, 1, C], and the assignments by cosines before the step [T, Q, C]."""
+
+    rates: Rates
+    means: Tensor
+    cosines: Tensor
+    lengths: Tensor
+    bias: Tensor
+    term: Tensor | None
+    before: Tensor | None
+
+
 def _rates(raw: Tensor) -> Rates:
     scale, of_shares, of_support, step, sharpness = raw[..., None, None].unbind(1)
     return Rates(
@@ -104,24 +168,6 @@ def _rates(raw: Tensor) -> Rates:
         step=(step + 1.5).sigmoid(),
         sharpness=4 * softplus(sharpness + 3),
     )
-
-
-def _term(logits: Tensor, mask: Tensor, known: Tensor | None, iterations: int, start: Tensor | None) -> Tensor | None:
-    """Sinkhorn's class term [T, 1, C] of tasks that are known to be balanced, 0 of the others."""
-    if known is None:
-        return None
-    return class_term(logits, mask, num_iterations=iterations, start=start) * known[:, None, None]
-
-
-def _assigned(log_odds: Tensor, mask: Tensor, known: Tensor | None) -> Tensor:
-    term = _term(log_odds, mask, known, IN_A_STEP, None)
-    return (log_odds if term is None else log_odds + term).softmax(-1)
-
-
-def _log_shares(task: TaskGeometry, assignments: Tensor, known: Tensor | None) -> Tensor:
-    """log(C pi) [T, 1, C]; 0 for tasks that are known to be balanced."""
-    log_shares = (assignments.shape[-1] * task.mean(assignments).clamp(min=LEAST_SHARE)).log()
-    return log_shares if known is None else log_shares * (1 - known[:, None, None])
 
 
 def _m_step(task: TaskGeometry, rates: Rates, means: Tensor, weights: Tensor) -> Tensor:
@@ -151,13 +197,14 @@ def _channels(task: TaskGeometry, logits: Tensor, prior: Tensor, bias: Tensor, a
     return torch.stack(values, -1)
 
 
-def _changes(task: TaskGeometry, logits: Tensor, cosines: Tensor, lengths: Tensor, before: Tensor | None) -> Tensor:
+def _changes(task: TaskGeometry, state: State) -> Tensor:
     """How sure the assignments are and how far the last step moved them [T, NUM_CHANGES], for the temperature."""
+    logits, cosines = state.rates.scale * state.cosines, state.cosines
     way = logits.shape[-1]
     log_probs = logits.log_softmax(-1)
     probs = log_probs.exp()
-    moved = torch.ones_like(cosines[..., 0]) if before is None else (before - probs).abs().sum(-1)
+    moved = torch.ones_like(cosines[..., 0]) if state.before is None else (state.before - probs).abs().sum(-1)
     entropy = -(probs * log_probs).sum(-1) / math.log(way)
     of_queries = torch.stack((probs.amax(-1), entropy, cosines.amax(-1), moved), -1)
     shares = (way * task.mean(probs) + 1e-3).log().std(-1)
-    return torch.cat((task.mean(of_queries).squeeze(1), shares, lengths.mean(-1, keepdim=True)), -1)
+    return torch.cat((task.mean(of_queries).squeeze(1), shares, state.lengths.mean(-1, keepdim=True)), -1)
