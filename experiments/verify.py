@@ -24,7 +24,7 @@ from pyro_metabayes.storage.paths import user_path
 
 CLOCKED = ("seconds", "episodes_per_second")
 MOVED = ("train_shift",)  # keys of results of version 0.1 that are now under config.data
-REDEFINED = ("collapsed",)  # keys of results of version 0.1 that had another definition
+REDEFINED = ("collapsed",)  # keys of results of version 0.1 with another definition
 CIRCUMSTANCES = (
     "versions",
     "commit",
@@ -33,7 +33,7 @@ CIRCUMSTANCES = (
     "data_fingerprint",
     "backbone_fingerprint",
     "config",
-)  # may change the metrics
+)  # may explain a difference
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -44,7 +44,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, s
 
 
 def split_results(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metrics, and the circumstances that may change them."""
+    """The metrics, and the entries that may explain differences in them."""
     redefined = () if "prior_information" in results else REDEFINED
     left_out = (*CLOCKED, *CIRCUMSTANCES, *MOVED, *redefined)
     metrics = {name: value for name, value in results.items() if name not in left_out}

@@ -19,12 +19,12 @@ from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, 
 from pyro_metabayes.storage.paths import user_path
 
 PAIRED = (
-    "Less the first row of the same data and task, on the same tasks (paired; 95% intervals over tasks, given "
-    "backbones and classes):"
+    "Differences to the first row with the same data and task, on the same tasks (paired 95% intervals over tasks, "
+    "given backbones and classes):"
 )
 OVER_RUNS = (
-    "The same with 95% intervals over training runs (Student's t over backbones, or over seeds given the one backbone; "
-    "better and worse: the interval excludes 0):"
+    "The same differences with 95% intervals over training runs (Student's t over backbones, or over seeds if all runs "
+    "share one backbone; better or worse: the interval excludes 0):"
 )
 
 
@@ -35,7 +35,7 @@ Table = list[dict[str, str]]
 
 
 def tables(groups: Groups) -> tuple[Table, Table, Table]:
-    """The scores, their differences to the first row of the same data and task, and these over training runs."""
+    """The scores, their differences to the first row with the same data and task, and these over training runs."""
     first: dict[str, Sequence[Run]] = {}
     scores, paired, over = [], [], []
     for (task, label), runs in groups.items():

@@ -20,7 +20,7 @@ Curve = tuple[list[int], list[float]]  # steps and values
 
 
 def draw(groups: Groups, path: Path) -> None:
-    """Accuracy (squared error for a regression) and NLL of every row, and the spread of its prior during training."""
+    """Accuracy (squared error for a regression), NLL, and sd of the prior during training, for every row."""
     alive = {label: curve for (_, label), runs in groups.items() if (curve := spread_in_training(runs))}
     of_classes = any("accuracy" in run.per_task for runs in groups.values() for run in runs)
     first = ("accuracy", 100, "accuracy, %") if of_classes else ("mse", 1, "squared error")

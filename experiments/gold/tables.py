@@ -27,7 +27,7 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One guide and one target: metrics of each task; of_means: of the class means, where the model has them."""
+    """The metrics of each task for one guide and one target; of_means: for class means, {} without them."""
 
     labels: str
     gaps: Gaps
@@ -52,7 +52,7 @@ def interval(values: Tensor, digits: int = 1, factor: float = 1, error: Tensor |
 
 
 def prediction_row(run: str, comparison: Comparison) -> Row:
-    """Scores given the support set: of the guide, of the model's own exact answer (gold) and of class means."""
+    """Scores given the support set, and paired differences: guide, the model's own exact posterior, class means."""
     row = {"run": run, "transductive": "yes" if comparison.transductive else "no"}
     titles = {
         "accuracy": ("accuracy %", 1, 100),
@@ -117,7 +117,7 @@ def unconverged(comparisons_by_run: Comparisons) -> list[str]:
             bad = int((~comparison.gold.converged).sum())
             if bad:
                 tasks = f"of {bad} of {len(comparison.gold.r_hat)} tasks, {POSTERIORS[comparison.labels]}"
-                remedy = "raise warmup and draws"
+                remedy = "increase warmup and draws"
                 lines.append(f"note: {run}: chains {tasks}, have not converged ({CRITERION}); {remedy}")
     return lines
 

@@ -16,9 +16,9 @@ DIFFERENCES = {  # title, factor, digits
     "joint_nll": ("joint NLL difference", 1, 4),
     "mse": ("squared error difference", 1, 4),
 }
-OF_CLASSES = ("accuracy %", "transductive %", "ECE", "accuracy gain, points")  # columns without a meaning for numbers
-OF_JOINT = ("joint NLL", "joint NLL difference")  # where eval.joint did not ask for it
-OF_NUMBERS = ("RMSE", "squared error difference")  # and for classes
+OF_CLASSES = ("accuracy %", "transductive %", "ECE", "accuracy gain, points")  # columns for classification only
+OF_JOINT = ("joint NLL", "joint NLL difference")  # columns for runs with eval.joint=true only
+OF_NUMBERS = ("RMSE", "squared error difference")  # columns for regression only
 
 
 def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
@@ -27,13 +27,13 @@ def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
 
 
 def groups_of(runs: Sequence[Run]) -> np.ndarray | None:
-    """The group of each task of all runs, where tasks are of groups; those of different runs may be the same group."""
+    """The group of each task of all runs; None if tasks are not drawn from groups. Runs may share groups."""
     groups = [run.groups for run in runs if run.groups is not None]
     return np.concatenate(groups) if groups and len(groups) == len(runs) else None
 
 
 def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
-    """Means over the tasks of all seeds, with 95% intervals over tasks, given backbones and classes."""
+    """Scores as cells of a table: means over the tasks of all seeds, with 95% intervals over tasks."""
     groups = groups_of(runs)
     common = [name for name in runs[0].per_task if all(name in run.per_task for run in runs)]
     scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in common}
@@ -102,7 +102,7 @@ def pairs_of(name: str, runs: Sequence[Run], first: Sequence[Run]) -> list[tuple
 def training_runs_row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:
     """Differences to `first` with 95% intervals over training runs, paired by tasks and backbone.
 
-    A difference is marked where its interval excludes 0: the only statement here about other trainings.
+    A difference is marked better or worse if its interval excludes 0.
     """
     row = {"data and task": task, "guide": label, "runs": _count(runs)}
     for name, (title, factor, digits) in DIFFERENCES.items():
@@ -142,7 +142,7 @@ def _calibration(runs: Sequence[Run]) -> str:
 
 
 def with_meaning(rows: Sequence[dict[str, str]], runs: Sequence[Run]) -> list[dict[str, str]]:
-    """The rows without the columns that none of the runs has: of classes, of numbers, joint NLL."""
+    """The rows without columns for classification, regression or joint NLL if no run has them."""
     of_classes = {"accuracy" in run.per_task for run in runs}
     left_out = (() if True in of_classes else OF_CLASSES) + (() if False in of_classes else OF_NUMBERS)
     if not any("joint_nll" in run.per_task for run in runs):

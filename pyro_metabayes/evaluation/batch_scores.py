@@ -27,10 +27,8 @@ class Evaluation:
     Args:
         metrics: the entries of results.json: one per score (a number or {mean, ci95}), by_step, information, seconds
             and the collapse metrics; None for metrics that are not defined for the setting.
-        per_task: [T] by the name of the score, the content of tasks.npz, for paired comparisons. GROUP is not a score
-            but the group of each task.
-
-    str() is a table of the numbers among the metrics, with the 95% interval of those that are means over tasks.
+        per_task: [T] by the name of the score, the content of tasks.npz, for paired comparisons; under GROUP the group
+            of each task.
     """
 
     metrics: dict[str, Any]
@@ -129,7 +127,7 @@ def means_by_step(by_step: Tensor | None) -> dict[str, dict[str, float | None]] 
         by_step: [T, K + 1, scores], or None.
 
     Returns:
-        By number of steps, the mean of each of `step_scores`, null for a score that diverges; None for None.
+        {number of steps: {score: mean}}, with None for a mean that is not finite; None if `by_step` is None.
     """
     if by_step is None:
         return None

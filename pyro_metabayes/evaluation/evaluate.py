@@ -61,11 +61,12 @@ def evaluate(
         settings: number of tasks, draws of w and split; None: the defaults, and for Episodes all tasks.
         seed: seed of all draws of w; no global random state is read or changed. Threads wait for each other.
         progress: whether to show the progress.
-        truth: the exact posterior of simulated tasks. With it the fit is measured too (`against_truth`), and
-            oracle_mse is the mse of the exact posterior mean. Both are null where the model has another latent.
-        validation: tasks of other classes, on which settings.temperature is fitted; of an endless stream the first 300.
-        others: learners whose predictions are averaged with those of `learner`; metrics of a posterior are then null.
-        doubled: tasks with twice the queries, for the bounds that settings.information asks for; null without it.
+        truth: the exact posterior of simulated tasks. It adds metrics of the fit (`against_truth`) and oracle_mse, the
+            mse of the exact posterior mean; all of them are None if the model has another latent.
+        doubled: tasks with twice the queries, for the information bounds (settings.information).
+        validation: tasks of other classes, for the temperature (settings.temperature); of an endless stream the first
+            300.
+        others: learners whose predictions are averaged with those of `learner`; metrics of a posterior are then None.
 
     Returns:
         Metrics over all tasks, and the scores of each task; printing it gives a table.

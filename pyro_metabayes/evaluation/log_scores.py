@@ -25,11 +25,11 @@ def nll(predictions: Predictions) -> Tensor:
 def nll_bias(predictions: Predictions) -> Tensor:
     """(1 / 2L) var_l(p_l) / (mean_l p_l)^2 with p_l = p(y_i | x_i, w_l), mean over the queries i.
 
-    By so much, to first order in 1 / L, the expectation of nll exceeds the nll of infinitely many draws, since the
-    logarithm of an average is on average too small. The subtraction is left to the reader: nll is a score of L draws.
+    The expectation of nll exceeds the nll of infinitely many draws by this amount, to first order in 1 / L, since the
+    logarithm of an average is on average too small. nll itself is not corrected.
 
     Args:
-        predictions: of L samples and T tasks.
+        predictions: predictions of L samples for T tasks.
 
     Returns:
         Tensor [T], in nats per query; 0 if L = 1, which is a point estimate or a closed form.

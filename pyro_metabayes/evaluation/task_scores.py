@@ -1,4 +1,4 @@
-"""Scores and spreads of a batch of tasks, under draws and mean of the posterior and the mean of the exact one."""
+"""Scores and spreads of a batch of tasks, under draws of the posterior, its mean, and the exact posterior mean."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def task_scores(
         episodes: T tasks with features as inputs.
         posterior: approximate posterior of w, batch [T].
         samples: draws of w per task; a point estimate has one.
-        scores: the scores wanted.
-        exact: the exact posterior of w, batch [T], if there is one; without it there are no scores of it.
-        draws: predictions to score in place of those of the posterior; scores of its mean are then left out.
+        scores: the requested scores.
+        exact: the exact posterior of w, batch [T]; None: scores under its mean are left out.
+        draws: predictions to score instead of those of the posterior; scores under its mean are then left out.
 
     Returns:
         Values [T] (of ece [T, Q, 3]) by the name of the score; units: `Score.unit`.
@@ -148,7 +148,7 @@ def score_batch(
 
 
 def _exact(model: Model, observed: Observed, truth: KnownTruth | None) -> TorchDistribution | None:
-    """The exact posterior over the latent of the model; None where the truth is over another one, of another shape."""
+    """The exact posterior of the simulator; None if its latent has another shape than that of the model."""
     exact = None if truth is None else truth.truth(observed)
     return None if exact is None or exact.event_shape != model.event_shape(observed) else exact
 
