@@ -16,9 +16,9 @@ class EvalSettings:
     tasks: int = 600
     samples: int = 30  # draws of w per task; a point estimate needs one
     split: str = "test"
+    information: bool = False  # information bounds, from tasks with two query sets: docs/information.md
     joint: bool = False  # joint NLL, which takes minutes where it has no closed form: docs/results.md
     joint_samples: int = 1000  # importance draws of it per task
-    information: bool = False  # information bounds, from tasks with two query sets: docs/information.md
     temperature: bool = False  # scale the predictions of classes by a temperature, fitted on validation tasks
     ensemble: list[str] = field(default_factory=list)  # folders of runs whose predictions are averaged with this one's
     number_samples: int = 200  # least draws where labels are numbers: with fewer, coverage is too small
@@ -30,7 +30,6 @@ class EvalSettings:
             raise UsageError(f"expected eval.number_samples >= 1, got {self.number_samples}")
         if self.joint_samples < FEWEST_JOINT:
             raise UsageError(f"expected eval.joint_samples >= {FEWEST_JOINT}, got {self.joint_samples}")
-
         if self.joint and (self.temperature or self.ensemble):
             raise UsageError(
                 "expected eval.joint=true without eval.temperature and eval.ensemble, got both; the joint NLL is that "
