@@ -16,7 +16,7 @@ import pyro_metabayes
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.capabilities import linear_head
-from pyro_metabayes.transductive.amortized_steps import AmortizedSteps, Directions
+from pyro_metabayes.transductive.amortized.steps import AmortizedSteps, Directions
 from pyro_metabayes.transductive.balance import check_balance, refuse_base_classes
 
 

@@ -17,8 +17,8 @@ import pyro_metabayes
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.inference.capabilities import linear_head
 from pyro_metabayes.inference.cholesky import cholesky
-from pyro_metabayes.transductive.assignment_network import zero_network
-from pyro_metabayes.transductive.task_geometry import support_labels
+from pyro_metabayes.transductive.amortized.assignment_network import zero_network
+from pyro_metabayes.transductive.amortized.task_geometry import support_labels
 
 NUM_STATISTICS = 7
 FRAME = 3  # statistics of backbone=task_frame

@@ -132,6 +132,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _load_learners(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         """Set the learners for probabilities and for labels; they differ only if the user gave no learner."""
         if self.learner is None:
+            self._refuse_balance()
             frame = cast(SupportFrame, self.frame_)  # set by fit where there is no learner
             self.learner_ = prototypical_networks(input_shape, num_classes, frame.unit)
             self.nearest_ = prototypical_networks(input_shape, num_classes)
@@ -150,13 +151,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(self.learner, str) and self.learner in CHECKSUMS:
             settings = {} if self.balance is None else {"balance": self.balance}
             return MetaLearner.pretrained(self.learner, **settings).double()
-        assert self.learner is not None
+        self._refuse_balance()
+        return _loaded(self.learner)
+
+    def _refuse_balance(self) -> None:
         if self.balance is not None:
             raise UsageError(
                 f"expected balance=None for this learner, got '{self.balance}', which only learner='transductive' "
                 "takes; set guide.balance when the learner is trained or evaluated"
             )
-        return _loaded(self.learner)
 
 
 def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
@@ -176,7 +179,7 @@ def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
     return reasons
 
 
-def _loaded(learner: MetaLearner | str | PathLike[str]) -> MetaLearner:
+def _loaded(learner: MetaLearner | str | PathLike[str] | None) -> MetaLearner:
     if isinstance(learner, MetaLearner):
         return learner
     if not isinstance(learner, str | PathLike):

@@ -27,7 +27,7 @@ from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.storage.paths import user_path
 
 GUIDES = {"transductive": ("amortized_em", "all"), "inductive": ("amortized_means", "support")}
-LEAST_SKILL = {"transductive": 0.0, "inductive": 0.3}  # of `Mixture`; the queries show how good the features are
+LEAST_SKILL = {"transductive": 0.0, "inductive": 0.5}  # of `Mixture`; the queries show how good the features are
 TASKS = 12  # per step
 LEARNING_RATE, WARM_UP = 3e-3, 100
 VALIDATION = TaskShape(way=5, shot=1, query=15, query_concentration=2.0, query_balanced=0.5)

@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent
 # SHA-256 of NAME.pt, which `python -m experiments.pretrain_learner NAME` writes.
 CHECKSUMS = {
     "transductive": "8fe759f01c749ccb1ee1c0c296917c98141b5c02040dd10a08a034398d689fef",
-    "inductive": "430e650a81c05156665673e797b018dd1b7ad7ebbd245cb638369dbf3be33e7f",
+    "inductive": "d8d62c8d76e944845b3c74cd09d0a567975074b8eb284fa468a3891f86feb37c",
 }
 
 

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.transductive.assignment_network import AssignmentNetwork, zero_network
-from pyro_metabayes.transductive.assignments import LEAST_SHARE
-from pyro_metabayes.transductive.sinkhorn import class_term
-from pyro_metabayes.transductive.task_context import NUM_STATISTICS, task_context
-from pyro_metabayes.transductive.task_geometry import TaskGeometry
+from pyro_metabayes.transductive.amortized.assignment_network import AssignmentNetwork, zero_network
+from pyro_metabayes.transductive.amortized.task_geometry import TaskGeometry
+from pyro_metabayes.transductive.amortized.task_in_context import IN_A_STEP, NUM_CONTEXT, Task
 
 NUM_CHANNELS, NUM_CHANGES = 8, 6
-FRAME = 3  # statistics of backbone=task_frame
-NUM_CONTEXT = NUM_STATISTICS + FRAME + 1  # and whether the queries are known to be balanced
-IN_A_STEP, AT_THE_END = 10, 40  # Sinkhorn iterations
+AT_THE_END = 40  # Sinkhorn iterations
 LEAST_LOG = -12.0  # of an assignment, as an input of the network
 
 
@@ -99,41 +94,6 @@ class AmortizedSteps(nn.Module):
         term = task.term(scale * state.cosines + offsets, AT_THE_END, state.term)
         offsets = offsets if term is None else offsets + term
         return Directions(scale * state.means / state.lengths.unsqueeze(-1), offsets.squeeze(1))
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """Points and context [T, NUM_CONTEXT] of tasks; known: as in `AmortizedSteps.forward`."""
-
-    points: TaskGeometry
-    context: Tensor
-    known: Tensor | None
-
-    @classmethod
-    def of(cls, observed: Observed, known: Tensor | None) -> Self:
-        points = TaskGeometry.of(observed)
-        cosines, lengths = points.cosines(points.means)
-        statistics = task_context(cosines, points.between, lengths, points.counts, points.mask)
-        frame = observed.auxiliary.get("frame", statistics.new_zeros(len(statistics), FRAME))
-        is_known = torch.zeros_like(statistics[:, :1]) if known is None else known.unsqueeze(-1)
-        return cls(points, torch.cat((statistics, frame, is_known), -1), known)
-
-    def term(self, logits: Tensor, iterations: int, start: Tensor | None) -> Tensor | None:
-        """Sinkhorn's class term [T, 1, C] of tasks that are known to be balanced, 0 of the others."""
-        if self.known is None:
-            return None
-        term = class_term(logits, self.points.mask, num_iterations=iterations, start=start)
-        return term * self.known[:, None, None]
-
-    def assigned(self, log_odds: Tensor) -> Tensor:
-        """Assignments [T, Q, C], in agreement with the known marginal."""
-        term = self.term(log_odds, IN_A_STEP, None)
-        return (log_odds if term is None else log_odds + term).softmax(-1)
-
-    def log_shares(self, assignments: Tensor) -> Tensor:
-        """log(C pi) [T, 1, C]; 0 for tasks that are known to be balanced."""
-        log_shares = (assignments.shape[-1] * self.points.mean(assignments).clamp(min=LEAST_SHARE)).log()
-        return log_shares if self.known is None else log_shares * (1 - self.known[:, None, None])
 
 
 class Rates(NamedTuple):
