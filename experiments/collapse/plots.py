@@ -93,7 +93,7 @@ def draw_shots(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path 
 
 
 def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """Information under the prior and effect of its draws on predicted classes; the shaded region counts as collapsed."""
+    """Information under the prior, and effect of its draws on predicted classes; shaded: counts as collapsed."""
     alive = [row for row in rows if _results(row, folder)[0].get("prior_information") is not None]
     if not alive:
         return None

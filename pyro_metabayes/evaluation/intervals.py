@@ -27,8 +27,10 @@ STUDENT = (
 class RunsInterval(NamedTuple):
     """A mean over training runs.
 
-    ci95: half width of its 95% interval; None of a single unit.
-    unit: "backbone", or "seed" where all runs share one backbone, which the interval is then given.
+    Attributes:
+        mean: the mean.
+        ci95: half width of its 95% interval; None for a single unit.
+        unit: "backbone"; "seed" if all runs share one backbone, on which the interval is then conditional.
     """
 
     mean: float

@@ -29,11 +29,13 @@ MOST_NUMBERS = 2**24  # of one array: tasks and draws are taken in parts
 class JointPredictive:
     """log p(y_query | support, x_query) of T tasks, w integrated out under q, in nats per task.
 
-    value: the estimate [T], the middle of the bounds.
-    lower, upper: bounds [T]; equal to `value` for closed forms and for importance sampling that can be trusted.
-    pareto_k: of the importance weights [T]; 0 for closed forms.
-    effective_size: of the importance weights [T]; the number of draws for closed forms, but at least TRUSTED_SIZE.
-    num_queries: [T].
+    Attributes:
+        value: [T], the estimate, the middle of the bounds.
+        lower: [T], lower bound; equals `value` for closed forms and for importance sampling that can be trusted.
+        upper: [T], upper bound, likewise.
+        pareto_k: [T], Pareto k of the importance weights; 0 for closed forms.
+        effective_size: [T], effective number of importance draws; for closed forms their number, at least TRUSTED_SIZE.
+        num_queries: [T], number of query labels.
     """
 
     value: Tensor
@@ -110,7 +112,7 @@ def _log_weights(target: Target, proposal: Proposal, samples: int) -> Tensor:
 
 
 def _annealed(target: Target, proposal: Proposal) -> tuple[Tensor, Tensor]:
-    """Bounds [T], with more temperatures until they are TIGHT; in order, which noise may have turned round."""
+    """Bounds [T], with more temperatures until they are TIGHT; sorted, since noise may reverse them."""
     num_queries, stages = target.episodes.query_mask.sum(-1).clamp(min=1), FIRST_STAGES
     while True:
         lower, upper = annealed_bounds(lambda u: proposal.log_weight(target, u), proposal.mean, stages)

@@ -18,8 +18,9 @@ from pyro_metabayes.prediction.moments import GAUSSIANS
 class Latent(Protocol):
     """Coordinates z [..., T, P] of the latent.
 
-    num_coordinates: P.
-    affine: whether w is affine in z, and z is exactly N(0, I).
+    Attributes:
+        num_coordinates: P.
+        affine: whether w is affine in z, and z is exactly N(0, I).
     """
 
     num_coordinates: int

@@ -14,7 +14,11 @@ DENSE = 2048  # coordinates up to which the precision is one full matrix
 
 
 class Precision(Protocol):
-    """A precision matrix [T, P, P]. log_det: half its log determinant [T]."""
+    """A precision matrix [T, P, P].
+
+    Attributes:
+        log_det: [T], half its log determinant.
+    """
 
     log_det: Tensor
 

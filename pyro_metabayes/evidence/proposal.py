@@ -79,8 +79,10 @@ class Target:
 class Proposal:
     """g: z = mean + R u with u ~ N(0, I).
 
-    root: from u [..., T, P] to R u.
-    log_det: -log |det R| [T].
+    Attributes:
+        mean: [T, P].
+        root: maps u [..., T, P] to R u.
+        log_det: [T], -log |det R|.
     """
 
     mean: Tensor
@@ -102,8 +104,8 @@ def proposal_of(target: Target) -> Proposal:
     Newton's method finds the mode of f, and the curvature there gives Laplace's approximation: it differs from q in
     the span of the derivatives of the outputs alone, for a linear head that of the query features. Up to DENSE
     coordinates gradient and curvature are then averaged over draws of the approximation, until they agree with it:
-    the Gaussian of the largest ELBO. Under a cosine head its w have the norms of draws, which the mode has not.
-    (Opper and Archambeau 2009; Khan and Lin 2017.)
+    the Gaussian of the largest ELBO. Under a cosine head its w have the norm of draws of q, larger than that of the
+    mode. (Opper and Archambeau 2009; Khan and Lin 2017.)
 
     Args:
         target: f of T tasks.
