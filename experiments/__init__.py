@@ -16,7 +16,7 @@ def _leave(number: int, frame: object) -> None:
 
 def require_extra() -> None:
     """Exit with a one-line message if a package that the commands need is not installed."""
-    needed = {"hydra": "hydra-core", "matplotlib": "matplotlib", "yaml": "pyyaml", "filelock": "filelock"}
+    needed = {"hydra": "hydra-core", "matplotlib": "matplotlib", "yaml": "pyyaml"}
     if missing := [package for name, package in needed.items() if find_spec(name) is None]:
         remedy = "pip install 'pyro_metabayes[experiments]', on Python 3.11 to 3.13"  # Hydra supports no later version
         sys.exit(f"error: expected the packages of the commands, {', '.join(missing)} not found; {remedy}")

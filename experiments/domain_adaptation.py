@@ -16,7 +16,6 @@ import numpy as np
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from scipy.stats import t
 
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.cli.command import run_command
@@ -58,6 +57,8 @@ def student_half_width(values: np.ndarray) -> float | None:
     """Half width of the 95% interval of a mean over seeds; None for one seed."""
     if (degrees := len(values) - 1) < 1:
         return None
+    from scipy.stats import t  # half a second: not for --help
+
     return float(t.ppf(0.975, degrees) * values.std(ddof=1) / math.sqrt(len(values)))
 
 

@@ -1,48 +1,78 @@
 """Bayesian meta-learning in Pyro: one generative model, every inference scheme as a guide."""
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import pyro
 
 # In a checkout models, guides and experiments lie beside the package; installed, they lie within it.
 if not (Path(__file__).parent / "guides").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
-# Set before any PyroModule exists: in Pyro's global store, two modules of the same name would share their parameters.
-pyro.settings.set(module_local_params=True)
-
-from pyro_metabayes import likelihoods as _likelihoods  # noqa: E402, F401  # registers the families
-from pyro_metabayes.backbone import Backbone  # noqa: E402
-from pyro_metabayes.data.bank import Bank  # noqa: E402
-from pyro_metabayes.episodes import Episodes, Observed, class_means, class_sums, concatenate  # noqa: E402
-from pyro_metabayes.errors import Interrupted, UnfamiliarTasks, UsageError  # noqa: E402
-from pyro_metabayes.guide import Guide  # noqa: E402
-from pyro_metabayes.learner import MetaLearner  # noqa: E402
-from pyro_metabayes.model import Model  # noqa: E402
-from pyro_metabayes.prediction.numbers import NumberPrediction  # noqa: E402
-from pyro_metabayes.prediction.probabilities import Prediction  # noqa: E402
-
 if TYPE_CHECKING:
+    from pyro_metabayes.backbone import Backbone as Backbone
+    from pyro_metabayes.data.bank import Bank as Bank
+    from pyro_metabayes.episodes import Episodes as Episodes
+    from pyro_metabayes.episodes import Observed as Observed
+    from pyro_metabayes.episodes import class_means as class_means
+    from pyro_metabayes.episodes import class_sums as class_sums
+    from pyro_metabayes.episodes import concatenate as concatenate
+    from pyro_metabayes.errors import Interrupted as Interrupted
+    from pyro_metabayes.errors import UnfamiliarTasks as UnfamiliarTasks
+    from pyro_metabayes.errors import UsageError as UsageError
     from pyro_metabayes.evaluation.evaluate import evaluate as evaluate
+    from pyro_metabayes.guide import Guide as Guide
+    from pyro_metabayes.learner import MetaLearner as MetaLearner
+    from pyro_metabayes.model import Model as Model
+    from pyro_metabayes.prediction.numbers import NumberPrediction as NumberPrediction
+    from pyro_metabayes.prediction.probabilities import Prediction as Prediction
     from pyro_metabayes.sklearn import FewShotClassifier as FewShotClassifier
     from pyro_metabayes.training.fit import fit as fit
 
-# Imported on first access, since importing scikit-learn and Lightning Fabric takes seconds.
-_LATER = {
-    "FewShotClassifier": "pyro_metabayes.sklearn",
-    "evaluate": "pyro_metabayes.evaluation.evaluate",
-    "fit": "pyro_metabayes.training.fit",
+# Imported when they are first used: torch and Pyro take a second, and `metabayes --help` needs neither.
+_MODULES = {
+    "Backbone": "backbone",
+    "Bank": "data.bank",
+    "Episodes": "episodes",
+    "FewShotClassifier": "sklearn",
+    "Guide": "guide",
+    "Interrupted": "errors",
+    "MetaLearner": "learner",
+    "Model": "model",
+    "NumberPrediction": "prediction.numbers",
+    "Observed": "episodes",
+    "Prediction": "prediction.probabilities",
+    "UnfamiliarTasks": "errors",
+    "UsageError": "errors",
+    "class_means": "episodes",
+    "class_sums": "episodes",
+    "concatenate": "episodes",
+    "evaluate": "evaluation.evaluate",
+    "fit": "training.fit",
 }
 
 
 def __getattr__(name: str) -> object:
-    """Import a name of `_LATER` on first access."""
-    if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
-    raise AttributeError(f"module 'pyro_metabayes' has no attribute '{name}'")
+    """A public name, or a module of the package, which is imported now."""
+    if name in _MODULES:
+        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_"):
+        try:
+            return import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise  # the module exists; a package that it imports does not
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if "pyro" in sys.modules:  # a program may build Pyro modules before it uses a name of this package
+    import_module(f"{__name__}.handlers.parameters")  # sets pyro.settings
 
 __version__ = "0.1.0"
 __all__ = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from os import PathLike
-from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -13,11 +12,12 @@ import numpy as np
 from pyro_metabayes.errors import UnfamiliarTasks, UsageError
 from pyro_metabayes.inference.capabilities import HasBaseClasses
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.prediction.probabilities import Prediction
+from pyro_metabayes.prediction.probabilities import Prediction, check_num_samples
 from pyro_metabayes.prediction.prototypes import SupportFrame, prototypical_networks
 from pyro_metabayes.prediction.scikit_learn_checks import failed_checks
 from pyro_metabayes.prediction.tensors import readable, readable_labels
 from pyro_metabayes.pretrained.files import CHECKSUMS
+from pyro_metabayes.pretrained.learners import loaded, shipped
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -81,6 +81,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             UsageError: the learner needs other inputs or another number of classes.
         """
+        check_num_samples(self.num_samples)
         X, y = self._validated(X, readable_labels("y", y))
         check_classification_targets(y)
         self.classes_, self.support_y_ = np.unique(y, return_inverse=True)
@@ -88,6 +89,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.frame_ = SupportFrame.of(X) if self.learner is None else None
         self.support_x_ = self._framed(X)
         self._load_learners(X.shape[1:], len(self.classes_))
+        if self._ships:  # it takes every support set
+            return self
         with warnings.catch_warnings(action="ignore", category=UnfamiliarTasks):  # for the single query below
             self._prediction(self.learner_, X[:1])  # raises an error if the learner cannot use this support set
         return self
@@ -121,7 +124,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _validated(self, X: Any, *y: Any, **options: Any) -> Any:
         """Arrays after the checks of scikit-learn; images and bytes are allowed only with a learner."""
-        options |= {"dtype": np.float64} if self.learner is None else {"allow_nd": True}
+        rows = self.learner is None or self._ships
+        options |= {"dtype": np.float64} if rows else {"allow_nd": True}
         X = readable("X", X)
         try:
             with np.errstate(over="ignore", invalid="ignore"):  # an overflow is reported as infinity
@@ -148,11 +152,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _loaded(self) -> MetaLearner:
         """The learner of the argument; one that ships works in float64, since embeddings come in every scale."""
-        if isinstance(self.learner, str) and self.learner in CHECKSUMS:
-            settings = {} if self.balance is None else {"balance": self.balance}
-            return MetaLearner.pretrained(self.learner, **settings).double()
+        if self._ships:
+            return shipped(str(self.learner), self.balance)
         self._refuse_balance()
-        return _loaded(self.learner)
+        return loaded(self.learner)
+
+    @property
+    def _ships(self) -> bool:
+        return isinstance(self.learner, str) and self.learner in CHECKSUMS
 
     def _refuse_balance(self) -> None:
         if self.balance is not None:
@@ -177,18 +184,6 @@ def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
     if not isinstance(estimator.learner, MetaLearner):  # a name has the hash of its copy
         del reasons["check_estimators_overwrite_params"]
     return reasons
-
-
-def _loaded(learner: MetaLearner | str | PathLike[str] | None) -> MetaLearner:
-    if isinstance(learner, MetaLearner):
-        return learner
-    if not isinstance(learner, str | PathLike):
-        kind = type(learner).__name__
-        raise UsageError(
-            f"expected learner to be {', '.join(CHECKSUMS)}, a MetaLearner, the folder of a run or None, got a value "
-            f"of type {kind}"
-        )
-    return MetaLearner.load(Path(learner))
 
 
 def _one_line(message: str) -> str:

@@ -31,7 +31,6 @@ from pyro_metabayes.experiments.cli.distributed import check_devices, process_gr
 from pyro_metabayes.handlers.particles import Particles
 from pyro_metabayes.inference.laplace import LowRankPrecision
 from pyro_metabayes.seeding import task_draws, task_dropout, task_noise
-from pyro_metabayes.training import fit as fitting
 from pyro_metabayes.training.data_parallel import TaskShard
 from pyro_metabayes.training.fabric import fabric_alone, fabric_in_group
 from pyro_metabayes.training.loop import MetaTraining
@@ -217,7 +216,8 @@ def test_fit_divides_the_tasks_among_the_processes_of_its_group(both: Any) -> No
 
 def test_batches_of_the_user_are_not_divided_among_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, tasks = PAIRS["savi"].learner(), random_tasks(4)
-    monkeypatch.setattr(fitting, "fabric_of_process", lambda device: SimpleNamespace(world_size=2))
+    group = SimpleNamespace(world_size=2)
+    monkeypatch.setattr("pyro_metabayes.training.fabric.fabric_of_process", lambda device: group)
     with pytest.raises(
         UsageError, match=r"^expected train to be a TaskStream, .* or, in one process, an iterable of .*"
     ):

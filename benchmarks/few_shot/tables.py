@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.few_shot.tasks import Cell
-from pyro_metabayes.experiments.runs.tables import text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
 
 Result = dict[str, Any]
 POINTS, NATS = -0.003, 0.01  # a cell is worse if an interval lies wholly beyond
@@ -28,6 +28,24 @@ def table_of(results: Sequence[Result]) -> str:
         for result in results
     ]
     return f"{title}\n{text_table(rows)}"
+
+
+def page_of(results: Sequence[Result], methods: Sequence[str]) -> str:
+    """Markdown tables of accuracy (per cent) and NLL (nats), one per cell, of these methods by bank."""
+    parts = []
+    for cell in dict.fromkeys(map(cell_of, results)):
+        here = {(result["bank"], result["method"]): result for result in results if cell_of(result) == cell}
+        banks = dict.fromkeys(bank for bank, _ in here)
+        rows = [
+            {"method": name, **{bank: _short(here[bank, name]) for bank in banks if (bank, name) in here}}
+            for name in methods
+        ]
+        parts.append(f"{cell}\n\n{markdown_table(rows)}")
+    return "\n\n".join(parts)
+
+
+def _short(result: Result) -> str:
+    return f"{100 * result['accuracy']['mean']:.1f}, {result['nll']['mean']:.3f}"
 
 
 def interval(value: dict[str, float], digits: int, factor: float = 1.0) -> str:

@@ -21,8 +21,6 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
-from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from torch import distributed
 
 import pyro_metabayes
@@ -39,7 +37,7 @@ WAIT = timedelta(days=1)  # workers may have to wait while the first process pre
 def check_devices(config: Config) -> None:
     """Refuse more devices than this machine has, or another number of devices than processes of torchrun."""
     devices = here = config.trainer.devices
-    if TorchElasticEnvironment.detect():
+    if _under_torchrun():
         size, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         if devices != size:
             raise UsageError(f"expected trainer.devices={size}, the processes that torchrun has started, got {devices}")
@@ -50,6 +48,10 @@ def check_devices(config: Config) -> None:
         raise UsageError(f"expected trainer.devices <= {count}, the {device.type} devices of this machine, got {here}")
     if device.index and here > 1:
         raise UsageError(f"expected device={device.type} for trainer.devices={devices}, got {device}, a single device")
+
+
+def _under_torchrun() -> bool:
+    return distributed.is_available() and distributed.is_torchelastic_launched()
 
 
 @contextlib.contextmanager
@@ -72,7 +74,7 @@ def _report_lost_process(folder: Path) -> Iterator[None]:
         if not _is_lost_process(error):
             raise
         codes = " ".join(getattr(error, "__notes__", []))
-        launcher = "the torchrun command with" if TorchElasticEnvironment.detect() else "python -m experiments.run"
+        launcher = "the torchrun command with" if _under_torchrun() else "python -m experiments.run"
         raise UsageError(
             f"a process of the job was lost{codes}; continue from the last checkpoint with: {launcher} "
             f"{shlex.quote(f'resume={folder}')}"
@@ -81,7 +83,7 @@ def _report_lost_process(folder: Path) -> Iterator[None]:
 
 def is_worker() -> bool:
     """Whether this process is not the first of its job."""
-    return TorchElasticEnvironment.detect() and int(os.environ["RANK"]) > 0
+    return _under_torchrun() and int(os.environ["RANK"]) > 0
 
 
 def run_worker(train: Callable[[Config, Path], object]) -> None:
@@ -123,7 +125,7 @@ def _exit_with_first() -> None:
 @contextlib.contextmanager
 def _worker_processes(devices: int) -> Iterator[None]:
     """Start the workers, unless torchrun has started them; stop them when the block ends."""
-    if TorchElasticEnvironment.detect():
+    if _under_torchrun():
         yield
         return
     environment = dict(os.environ)
@@ -148,6 +150,8 @@ def _worker_processes(devices: int) -> Iterator[None]:
 
 def _torchrun_variables(devices: int) -> dict[str, str]:
     """The environment variables that torchrun sets in the first of several processes on this machine."""
+    from lightning_fabric.plugins.environments.lightning import find_free_network_port  # takes a second
+
     port = find_free_network_port()
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": devices, "LOCAL_WORLD_SIZE": devices}
     variables |= {"RANK": 0, "LOCAL_RANK": 0, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": port}

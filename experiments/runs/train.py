@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,9 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         )
     setup = set_up(config)
     print_notes(setup)
+    if config.train.steps:
+        _announce(config, folder)
     with processes_of(config, folder):
-        if config.train.steps and not sys.stderr.isatty():  # without a progress bar
-            goes_on = " continues from the last checkpoint" if (folder / "checkpoint.pt").exists() else ""
-            lines = f"one line per {config.train.log_every} steps in {folder / 'metrics.jsonl'}"
-            print(f"training{goes_on}: {lines}", flush=True)
         history = train(setup, folder)
     evaluation = evaluated(setup, setup.learner)
     results = results_of(setup, evaluation, history.seconds, history.skipped)
@@ -45,6 +42,13 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
     write_results(folder, results, evaluation)
     return results
+
+
+def _announce(config: Config, folder: Path) -> None:
+    """Print where to follow the training, before the imports of the training, which take a second."""
+    goes_on = " continues from the last checkpoint" if (folder / "checkpoint.pt").exists() else ""
+    lines = f"one line per {config.train.log_every} steps in {folder / 'metrics.jsonl'}"
+    print(f"training{goes_on}: {lines}", flush=True)
 
 
 def train(setup: RunSetup, folder: Path) -> History:

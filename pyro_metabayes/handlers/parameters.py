@@ -1,4 +1,7 @@
-"""Announces parameters of plain nn.Modules to the Pyro handlers that use them."""
+"""Announces parameters of plain nn.Modules to the Pyro handlers that use them.
+
+All Pyro modules of this package are derived from `Program`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,16 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
+import pyro
 from pyro.nn import PyroModule
 from pyro.ops.jit import CompiledFunction
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor, nn
 
 from pyro_metabayes.errors import UsageError
+
+# Set before any PyroModule exists: in Pyro's global store, two modules of the same name would share their parameters.
+pyro.settings.set(module_local_params=True)
 
 _messages_off: ContextVar[bool] = ContextVar("messages_off", default=False)
 

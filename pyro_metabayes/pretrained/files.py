@@ -11,8 +11,8 @@ from pyro_metabayes.storage.checksums import refuse_other
 FOLDER = Path(__file__).parent
 # SHA-256 of NAME.pt, which `python -m experiments.pretrain_learner NAME` writes.
 CHECKSUMS = {
-    "transductive": "8fe759f01c749ccb1ee1c0c296917c98141b5c02040dd10a08a034398d689fef",
-    "inductive": "d8d62c8d76e944845b3c74cd09d0a567975074b8eb284fa468a3891f86feb37c",
+    "transductive": "1fbf28a72e624144769f61e6337e337c06874e3cf09709f73f3fcd385bef1f4d",
+    "inductive": "94700f92cb188748e9b9c6e1bcfeb3e1995bd96b5d9e46fc81128e98a55db9e6",
 }
 
 

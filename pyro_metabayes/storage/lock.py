@@ -9,10 +9,12 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from pyro_metabayes.errors import UsageError
+
+if TYPE_CHECKING:  # imported with the first lock
+    from filelock import FileLock
 
 NAME = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # error codes of file systems without locks
@@ -47,6 +49,8 @@ def alone_in(folder: Path, advice: str) -> Iterator[None]:
     Raises:
         UsageError: another process uses the folder, or it is not writable.
     """
+    from filelock import FileLock
+
     path = folder / NAME
     lock = FileLock(path, blocking=False, fallback_to_soft=False)
     _acquire(lock, folder, advice)
@@ -63,6 +67,8 @@ def alone_in(folder: Path, advice: str) -> Iterator[None]:
 
 
 def _acquire(lock: FileLock, folder: Path, advice: str) -> None:
+    from filelock import Timeout
+
     try:
         lock.acquire()
     except Timeout:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pyro
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, distributed, nn
 
 from pyro_metabayes.data.stream import Tasks
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.seeding import noise_of_process, random_states, set_random_states
+
+if TYPE_CHECKING:  # takes a second, and no setting needs it
+    from lightning_fabric import Fabric
 
 Value = TypeVar("Value")
 

@@ -21,7 +21,6 @@ from pyro_metabayes.specification.parts import Parts
 from pyro_metabayes.storage.lock import alone_in, made_folder
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.training.data_parallel import refuse_unequal_shards
-from pyro_metabayes.training.fabric import fabric_of_process
 from pyro_metabayes.training.log import History
 from pyro_metabayes.training.loop import Callback, MetaTraining
 from pyro_metabayes.training.optimisation import TrainSettings
@@ -117,6 +116,8 @@ def fit(
     optional = {"patience": patience, "validation_tasks": validation_tasks}
     check_integers(1, **{name: value for name, value in optional.items() if value is not None})
     check_not_negative(clip=clip, clip_value=clip_value, clip_each=clip_each)
+    from pyro_metabayes.training.fabric import fabric_of_process  # a second: not with the package
+
     fabric = fabric_of_process(next(learner.parameters(), torch.empty(0)).device)
     stream, per_batch = _training_tasks(train, accumulate, batch_size, fabric.world_size)
     validation = task_stream(val, "val")

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from pyro_metabayes.backbone import note_held_statistics
@@ -24,17 +23,15 @@ from pyro_metabayes.training.data_parallel import Gradients, TaskShard
 from pyro_metabayes.training.interruption import Interruption
 from pyro_metabayes.training.log import Log, progress_values
 from pyro_metabayes.training.nonfinite import NonFiniteMonitor
-from pyro_metabayes.training.optimisation import (
-    TrainSettings,
-    clip_gradients,
-    kl_weight_at,
-    step_unless,
-)
+from pyro_metabayes.training.optimisation import TrainSettings, clip_gradients, kl_weight_at, step_unless
 from pyro_metabayes.training.optimizer_state import Optimisation, OptimisationBySettings
 from pyro_metabayes.training.progress import PlainLines, progress
 from pyro_metabayes.training.run_state import RunState
 from pyro_metabayes.training.step_metrics import step_metrics, validation_metrics
 from pyro_metabayes.validation.trained_on import TaskRange
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Callback = Callable[[Mapping[str, Any]], object]
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.moved import current_name
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @dataclass

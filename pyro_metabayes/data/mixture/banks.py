@@ -13,7 +13,6 @@ from torch.nn.functional import avg_pool2d
 
 from pyro_metabayes.build import build
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.sources import glyphs
 from pyro_metabayes.pretraining import PretrainSettings, extract, pretrain
 from pyro_metabayes.seeding import drawing, noise_of
 from pyro_metabayes.storage.cache import data_file
@@ -54,6 +53,8 @@ def training_banks(device: torch.device | str = "cpu") -> list[FeatureRows]:
 
 
 def _all(device: torch.device) -> Iterator[FeatureRows]:
+    from pyro_metabayes.data.sources import glyphs  # imports matplotlib: not for --help
+
     images = {"glyphs": glyphs.load(), "hard_glyphs": glyphs.load(**HARD_GLYPHS), "omniglot": _omniglot()}
     network = None
     for name, bank in images.items():

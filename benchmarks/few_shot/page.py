@@ -1,0 +1,36 @@
+"""python -m benchmarks.few_shot.page RESULTS.json PAGE.md: write the results of a comparison into a page.
+
+The tables replace what stands between the lines MARK and END of the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.few_shot.tables import page_of
+
+MARK, END = "<!-- benchmarks.few_shot -->", "<!-- end -->"
+
+
+def with_tables(page: str, tables: str) -> str:
+    """The page with the tables between its marks."""
+    before, _, rest = page.partition(MARK)
+    return f"{before}{MARK}\n\n{tables}\n\n{END}{rest.partition(END)[2]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.few_shot.page", description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="a file that --out of the comparison has written")
+    parser.add_argument("page", type=Path, help=f"a page with the lines {MARK} and {END}")
+    options = parser.parse_args(arguments)
+    cells = json.loads(options.results.read_text())["results"]
+    results = [result for cell in cells for result in cell] if cells and isinstance(cells[0], list) else cells
+    methods = list(dict.fromkeys(result["method"] for result in results))
+    options.page.write_text(with_tables(options.page.read_text(), page_of(results, methods)))
+
+
+if __name__ == "__main__":
+    main()
