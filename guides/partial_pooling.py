@@ -9,6 +9,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 import pyro_metabayes
+from pyro_metabayes.build import FromSource
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.mixed_effects import MixedEffects
@@ -39,6 +40,7 @@ class Guide(pyro_metabayes.Guide):
         num_targets: Y, the number of outputs per point.
         particles: number of samples for the ELBO of subsets.
         num_hidden: width of the networks f and g; 0 omits them.
+        row_weights: 1 if the last feature is r_i, the root of the weight of a row, which enters as r_i (x_i, y_i).
 
     Raises:
         UsageError: labels are classes, the prior depends on the support set or is not Gaussian, or num_hidden < 0.
@@ -54,16 +56,16 @@ class Guide(pyro_metabayes.Guide):
         num_targets: int,
         particles: int = 1,
         num_hidden: int = 0,
+        row_weights: FromSource = 0,
     ) -> None:
         super().__init__(model)
         self._check(num_targets, num_hidden)
-        self.particles, num_inputs = particles, num_features + 1
+        self.weighted, self.particles, num_inputs = row_weights > 0, particles, num_features - row_weights + 1
         self.direction = nn.Linear(num_inputs, num_weights)
         self.value = nn.Linear(num_inputs, 1)
-        self.start_at(torch.zeros(num_features), 1.0)
-        self.networks = None
-        if num_hidden:
-            self.networks = nn.ModuleList(zero_at_start(num_inputs, num_hidden, n) for n in (num_weights, 1))
+        self.start_at(torch.zeros(num_inputs - 1), 1.0)
+        widths = (num_weights, 1) if num_hidden else ()
+        self.networks = nn.ModuleList(zero_at_start(num_inputs, num_hidden, n) for n in widths)
 
     def _check(self, num_targets: int, num_hidden: int) -> None:
         if num_targets < 1:
@@ -101,9 +103,10 @@ class Guide(pyro_metabayes.Guide):
     def pseudo_observations(self, observed: Observed) -> tuple[Tensor, Tensor]:
         """b [T, Y, S, W] and u [T, Y, S, 1] of the support points; b is 0 for masked ones."""
         y = observed.support_y.mT.unsqueeze(-1)  # [T, Y, S, 1]
-        points = torch.cat((observed.support_x.unsqueeze(1).expand(*y.shape[:-1], -1), y), -1)
+        x = observed.support_x.unsqueeze(1).expand(*y.shape[:-1], -1)
+        points = torch.cat((x[..., :-1], y), -1) * x[..., -1:] if self.weighted else torch.cat((x, y), -1)
         direction, value = self.direction(points), self.value(points)
-        if self.networks is not None:
+        if len(self.networks):
             direction, value = direction + self.networks[0](points), value + self.networks[1](points)
         return direction * observed.support_mask[:, None, :, None], value
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from pyro.distributions import Normal, TorchDistribution
 from torch import Tensor, nn
 
-from pyro_metabayes.errors import check_choice
+from pyro_metabayes.build import FromSource
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.errors import UsageError, check_choice
+from pyro_metabayes.exact.conjugate import output_variance_of_rows
 from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.models.linear_regression import Model as LinearRegression
 from pyro_metabayes.prior import Prior
@@ -22,6 +26,9 @@ class Model(LinearRegression):
     w [Y, R] are the effects of a group, with a learned prior: partial pooling. beta [Y, D - R] and noise are learned
     too. Training maximises the marginal likelihood if the ELBO is tight. The model is conjugate to a Gaussian prior.
 
+    With `row_weights` the last feature is r_i, the root of the weight of a row, and p(y_i | x_i, w) = N(w z_i + beta
+    v_i, noise^2 / r_i^2 I), as in lme4: r_i y_i has the noise of the model and the inputs r_i z_i, r_i v_i.
+
     Args:
         prior: prior over the effects of a group.
         num_targets: Y.
@@ -32,7 +39,10 @@ class Model(LinearRegression):
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
         start: initial values of prior, beta and noise for groups of points. "closed_form": the maximum-likelihood
             estimates. "given": the settings of the prior, beta = 0 and `noise`.
+        row_weights: 1 if rows have weights, else 0.
     """
+
+    canonical = True
 
     def __init__(
         self,
@@ -44,11 +54,12 @@ class Model(LinearRegression):
         learn_noise: bool = True,
         observe: str = "query",
         start: str = "closed_form",
+        row_weights: FromSource = 0,
     ) -> None:
         super().__init__(prior, num_targets, num_weights, noise, observe)
         check_choice("model.start", start, STARTS)
-        self.start = start
-        self.beta = nn.Parameter(torch.zeros(num_targets, num_features - num_weights))
+        self.start, self.weighted = start, row_weights > 0
+        self.beta = nn.Parameter(torch.zeros(num_targets, num_features - num_weights - row_weights))
         self.log_noise = nn.Parameter(torch.tensor(noise).log(), requires_grad=learn_noise)
 
     @property
@@ -73,12 +84,47 @@ class Model(LinearRegression):
         """The means and their pullback, pullback(g)_k = sum_i g_ik z_i."""
         return self.outputs(w, x), lambda cotangent: cotangent.mT @ self._parts(x)[0]
 
+    def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
+        if not self.weighted:
+            return super().likelihood(w, x, observed)
+        return Normal(self.outputs(w, x), self.noise / self.root_weight(x)).to_event(1)
+
+    def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
+        if self.weighted:
+            raise UsageError(
+                "expected a guide that reads the weights of rows (data.weights), got one that descends on the outputs "
+                "alone; take guide=partial_pooling, guide=exact or guide=savi"
+            )
+        return super().likelihood_of(outputs)
+
+    def predictive(self, q: TorchDistribution, observed: Observed) -> TorchDistribution:
+        if not self.weighted:
+            return super().predictive(q, observed)
+        x = observed.query_x
+        variance = output_variance_of_rows(q, self._parts(x)[0]) + (self.noise / self.root_weight(x)).square()
+        return Normal(self.outputs(q.mean, x), variance.sqrt()).to_event(1)
+
+    def log_predictive(self, q: TorchDistribution, episodes: Episodes) -> Tensor:
+        log_density = super().log_predictive(q, episodes)
+        if not self.weighted:
+            return log_density
+        root = self.root_weight(episodes.query_x).squeeze(-1).masked_fill(~episodes.query_mask, 1.0)
+        return log_density + self._shape[0] * root.log().sum(-1)  # of y, not of r y
+
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs z and labels y - beta v of the regression on w alone."""
+        """Inputs r z and labels r (y - beta v) of the regression on w alone; r = 1 without weights."""
         own, shared = self._parts(x)
-        return own, y - shared
+        if not self.weighted:
+            return own, y - shared
+        root = self.root_weight(x)
+        return root * own, root * (y - shared)
+
+    def root_weight(self, x: Tensor) -> Tensor:
+        """r [..., N, 1] of inputs with weights; 1 where it is 0, in masked rows."""
+        root = x[..., -1:]
+        return torch.where(root > 0, root, 1.0)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z [..., N, R] of inputs x [..., N, D], and the contribution beta v of the other features [..., N, Y]."""
-        num_own = self._shape[-1]
-        return x[..., :num_own], x[..., num_own:] @ self.beta.mT
+        num_own, num_shared = self._shape[-1], self.beta.shape[-1]
+        return x[..., :num_own], x[..., num_own : num_own + num_shared] @ self.beta.mT

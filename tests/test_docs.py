@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from pyro_metabayes.build import check
 from pyro_metabayes.experiments.calibration.__main__ import CalibrationSettings
 from pyro_metabayes.experiments.cli.composition import config_of
+from pyro_metabayes.experiments.cli.overrides import quote_literals
 from pyro_metabayes.experiments.gold.__main__ import GoldSettings
 from pyro_metabayes.experiments.predictive.__main__ import PredictiveSettings
 from pyro_metabayes.experiments.runs.restore_run import settings_of
@@ -137,7 +138,7 @@ def compose(name: str, arguments: Sequence[str]) -> None:
 def sweep(arguments: Sequence[str]) -> list[tuple[str, ...]]:
     """Every combination of values, as `-m` runs them."""
     choices = []
-    for override in OverridesParser.create().parse_overrides(list(arguments)):
+    for override in OverridesParser.create().parse_overrides(quote_literals(arguments, sweep=True)):
         key = override.get_key_element()
         swept = override.is_sweep_override()
         choices.append([f"{key}={its}" for its in override.sweep_string_iterator()] if swept else [override.input_line])

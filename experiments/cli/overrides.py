@@ -17,8 +17,9 @@ from pyro_metabayes.storage.paths import user_path
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "resume")  # one value, even in a sweep
 PATHS = (*FOLDERS, "data.path", "out")
-LITERALS = (*PATHS, "data.background", "data.group", "data.response")
+LITERALS = (*PATHS, "data.background", "data.group", "data.response", "data.formula", "data.weights", "data.offset")
 QUOTED = re.compile(r"""(?s)(['"]).*\1""")
+LIST = re.compile(r"\[.*,.*\]")
 FUNCTION = re.compile(r"(?s)(choice|glob|shuffle|sort|tag)\(.*\)")  # functions in Hydra's grammar of sweeps
 
 
@@ -51,6 +52,8 @@ def _quoted(argument: str, sweep: bool) -> str:
     name, equals, value = argument.partition("=")
     if not equals:
         return argument
+    if key_of(argument) == "data.group" and LIST.fullmatch(value):
+        return argument  # several columns, which the data refuse by the kind of their groups
     is_path = key_of(argument) in PATHS
     exists = is_path and user_path(value).exists()
     if not exists and (QUOTED.fullmatch(value) or (sweep and FUNCTION.fullmatch(value))):

@@ -20,6 +20,7 @@ from pyro_metabayes.experiments.partial_pooling.methods import (
 )
 from pyro_metabayes.inference.capabilities import has
 from pyro_metabayes.inference.divergences import has_density, innermost
+from pyro_metabayes.inference.laplace import LowRankPrecision
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.moments import draws_of
 from pyro_metabayes.seeding import noise_of
@@ -64,13 +65,13 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
     noise = torch.as_tensor(shared.noise if has(shared, LinearMixedModel) else torch.nan).double()
     standard = StandardisedEstimates(coefficients, covariance[0], noise.item(), *moments_of_rows(posterior))
     gaussian = noise.isfinite() and model.canonical
-    errors = errors_of(groups.whole(), covariance[0], noise) if gaussian else None
+    errors = errors_of(groups.with_equal_precision(groups.whole()), covariance[0], noise) if gaussian else None
     return _in_units(groups, standard, errors)
 
 
 def effects_of_fit(groups: Groups, fitted: MixedEffects) -> Effects:
     """The prior and the posterior of each group, by maximum likelihood in closed form."""
-    of_groups = moments_of_rows(fitted.effects(groups.all_points().pooled()))
+    of_groups = moments_of_rows(fitted.effects(groups.with_equal_precision(groups.all_points().pooled())))
     standard = StandardisedEstimates(fitted.coefficients, fitted.covariance, fitted.noise.item(), *of_groups)
     return _in_units(groups, standard, fitted.errors)
 
@@ -91,6 +92,11 @@ def moments_of_rows(q: TorchDistribution) -> tuple[Tensor, Tensor]:
         return q.mean[:, 0].double(), inner.covariance_matrix[:, 0].double()
     if isinstance(inner, Normal):
         return q.mean[:, 0].double(), torch.diag_embed(q.variance[:, 0].double())
+    if isinstance(inner, LowRankPrecision):  # its draws solve a system of the size of the points each
+        root = inner.root.double().flatten(1, -2)
+        precision = torch.diag_embed(inner.precision.double().flatten(1)) + root @ root.mT
+        size = q.mean.shape[-1]
+        return q.mean[:, 0].double(), torch.linalg.inv(precision)[:, :size, :size]
     with noise_of(0):
         draws = draws_of(q, DRAWS)[:, :, 0].double()
     mean = draws.mean(0)

@@ -58,7 +58,8 @@ def effect_rows(groups: Groups, run: Effects, closed: Effects | None, fitted: Mi
     alone = None
     if fitted is not None:
         shared = fitted.coefficients[groups.num_random :]
-        alone = groups.scales.effects_in_units(least_squares_effects(fitted, groups.all_points()), shared)
+        episodes = groups.with_equal_precision(groups.all_points())
+        alone = groups.scales.effects_in_units(least_squares_effects(fitted, episodes), shared)
     rows = []
     for group, name in enumerate(groups.names):
         for place, feature in enumerate(groups.features[: groups.num_random]):

@@ -22,6 +22,7 @@ from pyro_metabayes.exact.hierarchical_nuts import sampled
 from pyro_metabayes.exact.mixed_effects import fit
 from pyro_metabayes.experiments.cli.command import run_command
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.partial_pooling.generalised import generalised_rows
 from pyro_metabayes.experiments.partial_pooling.methods import (
     estimates_from_draws,
     estimates_from_fit,
@@ -77,12 +78,15 @@ def write(rows: list[Row], folder: Path, config: PoolingConfig) -> None:
 
 
 def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) -> list[dict[str, str]]:
-    """One row per method, estimated from all points; also draws the three plots."""
+    """One row per method, estimated from all points; also draws the plots (of 0 and 1 or counts the effects)."""
     groups = groups_of(rows[0], folder)
-    maximum = fit(groups.whole(), groups.num_random)
-    draws = sampled(groups.whole(), groups.num_random, config.samples, config.warmup)
+    if groups.family != "gaussian":
+        return generalised_rows(groups, rows, folder, config.samples, config.warmup)
+    whole = groups.with_equal_precision(groups.whole())
+    maximum = groups.of_labels(fit(whole, groups.num_random))
+    draws = sampled(whole, groups.num_random, config.samples, config.warmup)
     print(f"NUTS: split R-hat at most {draws.r_hat:.3f}, effective draws at least {draws.effective_size:.0f}")
-    restricted = estimates_from_fit(groups, fit(groups.whole(), groups.num_random, restricted=True))
+    restricted = estimates_from_fit(groups, fit(whole, groups.num_random, restricted=True))
     methods = {
         ML: [estimates_from_fit(groups, maximum)],
         REML: [replace(restricted, log_likelihood=None)],  # the restricted likelihood is not comparable

@@ -84,7 +84,8 @@ class StandardisedEstimates:
         scales, shared = groups.scales, self.coefficients[groups.num_random :]
         covariance = scales.covariance_in_units(self.covariance)
         return GroupEstimates(
-            scales.in_units(self.coefficients), _sd(covariance), _correlation(covariance), self.noise * groups.scale,
+            scales.in_units(self.coefficients), _sd(covariance), _correlation(covariance),
+            self.noise * groups.noise_scale,
             scales.effects_in_units(self.effects, shared),
             _sd(scales.covariance_in_units(self.effects_covariance)), log_likelihood,
         )  # fmt: skip
@@ -104,7 +105,7 @@ def _correlation(covariance: Tensor) -> float | None:
 
 def estimates_from_fit(groups: Groups, estimates: MixedEffects) -> GroupEstimates:
     """Estimates in closed form, and the effects of each group given these estimates."""
-    of_groups = _moments(estimates.effects(groups.whole().pooled()))
+    of_groups = _moments(estimates.effects(groups.with_equal_precision(groups.whole().pooled())))
     standardised = StandardisedEstimates(
         estimates.coefficients, estimates.covariance, estimates.noise.item(), *of_groups
     )
@@ -118,7 +119,7 @@ def estimates_from_draws(groups: Groups, draws: Draws) -> GroupEstimates:
     effects = scales.effects_in_units(draws.effects, shared)
     return GroupEstimates(
         scales.in_units(draws.coefficients).mean(0), _sd(covariance).mean(0), _correlation(covariance),
-        draws.noise.mean().item() * groups.scale, effects.mean(0), effects.std(0),
+        draws.noise.mean().item() * groups.noise_scale, effects.mean(0), effects.std(0),
     )  # fmt: skip
 
 
@@ -168,13 +169,14 @@ def held_out_rmse(groups: Groups, tasks: Episodes) -> dict[str, float]:
     The prior is fitted to the training groups. As in results.json, the RMSE is the root of the mean over tasks of the
     mean squared error of each task.
     """
-    fitted = fit(groups.whole(), groups.num_random)
-    x, mask = tasks.query_x.double(), tasks.query_mask
+    fitted = fit(groups.with_equal_precision(groups.whole()), groups.num_random)
+    known = groups.with_equal_precision(tasks)
+    x, mask = tasks.query_x[..., : len(groups.features)].double(), tasks.query_mask
     z, shared = x[..., : groups.num_random], fitted.shared(x)
     estimates = {
         "pooled": fitted.coefficients[: groups.num_random].expand(len(x), -1),
-        "unpooled": least_squares_effects(fitted, tasks),
-        "empirical Bayes": fitted.effects(tasks.observed()).mean[:, 0],
+        "unpooled": least_squares_effects(fitted, known),
+        "empirical Bayes": fitted.effects(known.observed()).mean[:, 0],
     }
     errors = {name: z @ w.unsqueeze(-1) + shared - tasks.query_y for name, w in estimates.items()}
     squares = {name: (error.squeeze(-1).square() * mask).sum(1) / mask.sum(1) for name, error in errors.items()}

@@ -54,7 +54,8 @@ def _name_groups(axis: Any, groups: Groups, order: Tensor) -> None:
 def draw_shrinkage(groups: Groups, fitted: MixedEffects, pooled: GroupEstimates, folder: Path) -> Path:
     """shrinkage.png: from the least-squares effects of each group to its partially pooled effects."""
     shared = fitted.coefficients[groups.num_random :]
-    alone = groups.scales.effects_in_units(least_squares_effects(fitted, groups.whole()), shared)
+    episodes = groups.with_equal_precision(groups.whole())
+    alone = groups.scales.effects_in_units(least_squares_effects(fitted, episodes), shared)
     figure, axes = new_figure(1)
     figure.set_size_inches(7.0, 4.4)
     sizes = groups.sizes
@@ -111,7 +112,7 @@ def _prior_panels(groups: Groups, draws: Draws) -> list[Panel]:
     if groups.num_random > 1:
         rho = covariance[:, 0, 1] / sd[:, 0] / sd[:, 1]
         panels.append(("correlation", rho, lambda estimates: estimates.correlation))
-    panels.append(("noise", draws.noise * groups.scale, lambda estimates: estimates.noise))
+    panels.append(("noise", draws.noise * groups.noise_scale, lambda estimates: estimates.noise))
     return panels
 
 

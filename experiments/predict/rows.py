@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 from pyro_metabayes.data.sources.chosen_columns import ChosenColumns, Rows, chosen_columns
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.sources.header import header_of, matching
+from pyro_metabayes.data.sources.roles import Roles
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.experiments.cli.config import Config, saved_config
+from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.learner import MetaLearner
@@ -28,7 +30,7 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
     groups = setup.tasks.source
     if not isinstance(groups, Groups):
         raise UsageError(f"expected a run on data=groups for predict, got data={setup.config.choices.get('data')}")
-    chosen = columns_of(setup.config, file)
+    chosen = columns_of(groups.roles, file)
     read = chosen.read(_setting(setup, "missing", "refuse"), _setting(setup, "decimal", "point"), groups.levels, True)
     asked = read.values[:, -1].isnan()
     if not asked.any():
@@ -36,34 +38,43 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
     for note in read.notes:
         print(f"note: {note}")
     _note_known_groups(read, groups, chosen.group)
+    points = groups.inputs_and_labels(read)
     table: dict[int, dict[str, str]] = {}
     for name in dict.fromkeys(read.keys):
         of_group = torch.tensor([key == name for key in read.keys])
         places = (of_group & asked).nonzero().flatten().tolist()
         if places:
-            prediction = in_units(groups, setup.learner, read.values[of_group & ~asked], read.values[of_group & asked])
+            prediction = in_units(groups, setup.learner, points[of_group & ~asked], points[of_group & asked])
+            prediction = with_offset(prediction, None if groups.family != "gaussian" else read.offset, places)
             for number, place in enumerate(places):
                 table[place] = _row(chosen, read, place, prediction, number)
     return [table[place] for place in sorted(table)]
 
 
-def columns_of(config: Config, file: Path) -> ChosenColumns:
+def columns_of(roles: Roles, file: Path) -> ChosenColumns:
     """The columns of the run in another file, which may lack the column of groups."""
-    data = config.data
-    there = header_of(file, [*data["predictors"], data["response"]]).names
-    names = data["group"], data["response"], data["predictors"], data.get("random", ["intercept"])
-    return chosen_columns(file, *names, data.get("factors", ()), grouped=bool(matching(names[0], there)))
+    there = header_of(file, roles.read).names
+    assert isinstance(roles.group, str)  # as the header of the run has it
+    return chosen_columns(file, roles, grouped=bool(matching(roles.group, there)))
 
 
-def in_units(groups: Groups, learner: MetaLearner, known: Tensor, asked: Tensor) -> NumberPrediction:
-    """Predictions for the rows `asked` given the rows `known` [N, D + 1] of one group, in the units of the file."""
+def in_units(groups: Groups, learner: MetaLearner, support: Tensor, query: Tensor) -> NumberPrediction:
+    """Predictions for the points `query` given `support` [N, D' + 1] of one group, in the units of the file."""
     scales = groups.scales
-    support, query = scales.standardised(known), scales.standardised(asked)
     prediction = learner.predict(support[:, :-1], support[:, -1], query[:, :-1])
     assert isinstance(prediction, NumberPrediction)
     mean, sd = scales.mean[-1], scales.sd[-1]
     mean_y, sd_y, lower, upper = (value[:, 0].double() for value in prediction)
     return NumberPrediction(mean + sd * mean_y, sd * sd_y, mean + sd * lower, mean + sd * upper)
+
+
+def with_offset(prediction: NumberPrediction, offset: Tensor | None, places: Sequence[int]) -> NumberPrediction:
+    """The response is the regression plus the offset of each row."""
+    if offset is None:
+        return prediction
+    added = offset[list(places)]
+    mean, sd, lower, upper = prediction
+    return NumberPrediction(mean + added, sd, lower + added, upper + added)
 
 
 def _setting(setup: RunSetup, name: str, default: str) -> str:
@@ -83,5 +94,7 @@ def _row(chosen: ChosenColumns, read: Rows, place: int, prediction: NumberPredic
     """One row as text, with the predictors as the regression uses them."""
     group = {} if chosen.group is None else {chosen.group: read.keys[place]}
     x = dict(zip(read.features, read.values[place].tolist(), strict=False))
+    beside = {chosen.weights: read.weights, chosen.offset: read.offset}
+    x |= {str(name): column[place].item() for name, column in beside.items() if column is not None}
     inputs = {name: f"{value:g}" for name, value in x.items() if name != "intercept"}
     return group | inputs | {name: f"{value[number].item():.6g}" for name, value in prediction._asdict().items()}

@@ -78,6 +78,7 @@ def build_learner(config: Config, data: Bank | Source, source: Source, num_class
     _refuse_tasks_without_shared_classes(config, learner, data)
     _refuse_transforms_without_bank(config, learner, data)
     _refuse_other_family(config, learner, source)
+    _refuse_unread_weights(config, learner, source)
     return learner
 
 
@@ -185,4 +186,13 @@ def _refuse_other_family(config: Config, learner: MetaLearner, source: Source) -
         raise UsageError(
             f"expected model=generalised_regression for data.family={source.family}, got model="
             f"{config.model['_target_']}; set data.family and model together"
+        )
+
+
+def _refuse_unread_weights(config: Config, learner: MetaLearner, source: Source) -> None:
+    """A model that does not know the weights of rows would take them for a predictor."""
+    if isinstance(source, Groups) and source.weighted and not getattr(learner.model, "weighted", False):
+        raise UsageError(
+            f"expected model=hierarchical_regression for data.weights, got model={config.model['_target_']}; leave "
+            "model= as data=groups sets it, or drop data.weights"
         )

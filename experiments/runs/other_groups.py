@@ -37,7 +37,7 @@ def _has_training_groups(config: Config) -> bool:
     with suppress(UsageError):
         data = load_data(replace(config, estimated={}))
         assert isinstance(data, groups.Groups)
-        return _close(data.scales.moments(), config.estimated.get("scales", {}))
+        return _close(data.estimated_settings()["scales"], config.estimated.get("scales", {}))
     return False
 
 

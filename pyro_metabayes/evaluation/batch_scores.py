@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyro_metabayes.diagnostics.collapse_metrics import Spread, summary
 from pyro_metabayes.evaluation.expected_calibration_error import calibration_interval
@@ -117,7 +118,15 @@ def _on_host(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _concatenated(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: torch.cat(_of_one_width([part[name] for part in parts])) for name in parts[0]}
+
+
+def _of_one_width(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Values [T, Q, 3] of batches whose longest tasks differ, padded by queries whose last value, the mask, is 0."""
+    if parts[0].dim() < 3:
+        return list(parts)
+    most = max(part.shape[1] for part in parts)
+    return [pad(part, (0, 0, 0, most - part.shape[1])) for part in parts]
 
 
 def means_by_step(by_step: Tensor | None) -> dict[str, dict[str, float | None]] | None:

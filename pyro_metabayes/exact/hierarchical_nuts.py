@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -70,18 +72,10 @@ def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed
     Raises:
         UsageError: there are fewer than 4 samples, no warm-up steps, or support points.
     """
-    if samples < 4 or warmup < 1:
-        raise UsageError(f"expected samples >= 4 and warmup >= 1 for NUTS, got {samples} and {warmup}")
-    sums, chains = sums_of(episodes, num_random), []
-    for chain in range(CHAINS):
-        with seeded(CHAINS * seed + chain):
-            mcmc = MCMC(NUTS(hierarchical), num_samples=samples, warmup_steps=warmup, disable_progbar=True)
-            mcmc.run(sums)
-            chains.append(mcmc.get_samples())
-    sites = {name: torch.stack([chain[name] for chain in chains]) for name in chains[0]}
+    sums = sums_of(episodes, num_random)
+    sites = chains_of(hierarchical, (sums,), samples, warmup, seed)
     varying = [sites[name] for name in ("coefficients", "sd", "noise")]  # R-hat is undefined for constant entries
-    r_hat = max(split_gelman_rubin(value).max().item() for value in varying)
-    size = min(effective_sample_size(value).min().item() for value in varying)
+    r_hat, size = diagnosed(varying)
     coefficients, sd, noise = (value.flatten(0, 1) for value in varying)
     factor = sd.unsqueeze(-1)
     if num_random > 1:
@@ -89,6 +83,36 @@ def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed
     with seeded(seed):
         effects = drawn_effects(sums, coefficients, factor, noise)
     return Draws(coefficients, factor, noise, effects, r_hat, size)
+
+
+def chains_of(
+    model: Callable[..., None],
+    arguments: tuple[Any, ...],
+    samples: int,
+    warmup: int,
+    seed: int,
+    compiled: bool = False,
+) -> dict[str, Tensor]:
+    """Draws [CHAINS, samples, ...] by site of a Pyro model called with the arguments.
+
+    compiled: whether torch.jit traces the density, which gives the same draws; others as in `sampled`.
+    """
+    if samples < 4 or warmup < 1:
+        raise UsageError(f"expected samples >= 4 and warmup >= 1 for NUTS, got {samples} and {warmup}")
+    chains = []
+    for chain in range(CHAINS):
+        with seeded(CHAINS * seed + chain):
+            kernel = NUTS(model, jit_compile=compiled, ignore_jit_warnings=True)
+            mcmc = MCMC(kernel, num_samples=samples, warmup_steps=warmup, disable_progbar=True)
+            mcmc.run(*arguments)
+            chains.append(mcmc.get_samples())
+    return {name: torch.stack([chain[name] for chain in chains]) for name in chains[0]}
+
+
+def diagnosed(varying: Sequence[Tensor]) -> tuple[float, float]:
+    """The largest split R-hat, and the smallest effective number of draws, of values [CHAINS, samples, ...]."""
+    r_hat = max(split_gelman_rubin(value).max().item() for value in varying)
+    return r_hat, min(effective_sample_size(value).min().item() for value in varying)
 
 
 def drawn_effects(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:

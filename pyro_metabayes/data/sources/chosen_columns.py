@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pyro_metabayes.data.sources.header import Header, Name, header_of, matching
+from pyro_metabayes.data.sources.roles import PRODUCT, Roles, check_margins, term_of
+from pyro_metabayes.data.sources.row_weights import check_weights
 from pyro_metabayes.data.sources.scales import INTERCEPT
 from pyro_metabayes.data.sources.table import Reading, read_columns, text_columns
 from pyro_metabayes.errors import UsageError
@@ -28,6 +30,8 @@ class Rows:
         random: names of the features with group-specific weights.
         levels: levels of each column of text; the first is the reference, each other one has an indicator feature.
         notes: notes for the user, one line each.
+        weights: [N], or None without weights.
+        offset: [N], or None without an offset.
     """
 
     keys: list[str]
@@ -36,22 +40,36 @@ class Rows:
     random: list[str]
     levels: Levels
     notes: list[str]
+    weights: Tensor | None = None
+    offset: Tensor | None = None
 
     @property
     def features(self) -> list[str]:
         return self.columns[:-1]
 
+    def without_offset(self) -> Rows:
+        """The rows of a Gaussian regression, whose response is the column less the offset."""
+        if self.offset is None:
+            return self
+        response = self.values[:, -1:] - self.offset.unsqueeze(-1)
+        return replace(self, values=torch.cat((self.values[:, :-1], response), -1))
+
 
 @dataclass(frozen=True)
 class ChosenColumns:
-    """Names of the chosen columns as they are in the header; `random` names the group-specific weights."""
+    """Names of the chosen columns as they are in the header; `random` names the group-specific weights.
+
+    terms: the columns of each predictor; an interaction has several.
+    """
 
     header: Header
     group: str | None
     response: str
-    predictors: Sequence[str]
+    terms: Mapping[str, tuple[str, ...]]
     random: Sequence[str]
     factors: Sequence[str] = ()
+    weights: str | None = None
+    offset: str | None = None
 
     def read(self, missing: str, decimal: str, levels: Levels | None = None, optional: bool = False) -> Rows:
         """The rows of the file.
@@ -62,24 +80,37 @@ class ChosenColumns:
             levels: levels of the columns of text in the training data; None: the levels of this file, sorted.
             optional: whether a missing response is allowed and becomes NaN.
         """
-        columns = [*self.predictors, self.response]
-        of_file = dict.fromkeys([*self.factors, *text_columns(self.header, self.predictors)]) if levels is None else {}
+        inputs = list(dict.fromkeys(name for term in self.terms.values() for name in term))
+        beside = [name for name in (self.weights, self.offset) if name is not None]
+        of_file = dict.fromkeys([*self.factors, *text_columns(self.header, inputs)]) if levels is None else {}
         texts = of_file if levels is None else levels
         reading = Reading(missing, decimal, texts, [self.response] if optional else [])
-        read = read_columns(self.header, self.group, columns, reading)
-        values = torch.from_numpy(read.values.copy())
+        read = read_columns(self.header, self.group, [*inputs, *beside, self.response], reading)
+        numbers = dict(
+            zip([*inputs, *beside, self.response], torch.from_numpy(read.values.copy()).unbind(1), strict=True)
+        )
         ordered = {name: sorted(of, key=_number_first) if levels is None else of for name, of in read.levels.items()}
-        features = {INTERCEPT: {INTERCEPT: torch.ones(len(values), dtype=torch.float64)}}
-        for place, name in enumerate(self.predictors):
-            features[name] = {name: values[:, place]}
-            if name in ordered:
-                features[name] = _indicators(name, values[:, place], read.levels[name], ordered[name])
+        columns = {name: {name: numbers[name]} for name in inputs}
+        columns |= {name: _indicators(name, numbers[name], read.levels[name], of) for name, of in ordered.items()}
+        features = {INTERCEPT: {INTERCEPT: torch.ones(len(read.keys), dtype=torch.float64)}}
+        features |= {name: _products([columns[part] for part in term]) for name, term in self.terms.items()}
         own = [feature for name in self.random for feature in features[name]]
         others = [feature for name in features if name not in self.random for feature in features[name]]
         by_name = {name: column for group in features.values() for name, column in group.items()}
         notes = read.notes + (_notes(ordered) if levels is None else [])
-        stacked = torch.stack([*(by_name[name] for name in (*own, *others)), values[:, -1]], -1)
-        return Rows(read.keys, stacked, [*own, *others, self.response], own, ordered, notes)
+        stacked = torch.stack([*(by_name[name] for name in (*own, *others)), numbers[self.response]], -1)
+        weights, offset = (None if name is None else numbers[name] for name in (self.weights, self.offset))
+        if weights is not None:
+            check_weights(weights, str(self.weights), self.header.path)
+        return Rows(read.keys, stacked, [*own, *others, self.response], own, ordered, notes, weights, offset)
+
+
+def _products(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The product of one feature of each part, for all choices, by names such as "a:b=2"."""
+    found = dict(parts[0])
+    for part in parts[1:]:
+        found = {f"{one}{PRODUCT}{other}": x * z for one, x in found.items() for other, z in part.items()}
+    return found
 
 
 def _indicators(name: str, places: Tensor, read: Sequence[str], levels: Sequence[str]) -> dict[str, Tensor]:
@@ -101,29 +132,25 @@ def _notes(levels: Levels) -> list[str]:
     ]
 
 
-def chosen_columns(
-    file: Path,
-    group: Name | Sequence[Name],
-    response: Name,
-    predictors: Sequence[Name],
-    random: Sequence[Name],
-    factors: Sequence[Name] = (),
-    grouped: bool = True,
-) -> ChosenColumns:
+def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColumns:
     """The columns that the settings name (`groups.load`); grouped: whether the file has the column of groups.
 
     Raises:
         UsageError: the file lacks a column, a column is named twice, or several columns of groups are named.
     """
-    group = _one_group(file, group)
-    header = header_of(file, [*([group] if grouped else []), *predictors, response])
+    group = _one_group(file, roles.group)
+    header = header_of(file, [*([group] if grouped else []), *roles.read])
     of_group = header.name_of(group) if grouped else None
-    names, of_response = [*map(header.name_of, predictors)], header.name_of(response)
-    own, texts = _random(random, names), [*map(header.name_of, factors)]
-    _check_names(own, names, of_group, of_response)
-    if other := [name for name in texts if name not in names]:
+    found, response = [term_of(name, header) for name in roles.predictors], header.name_of(roles.response)
+    names = [PRODUCT.join(term) for term in found]
+    own, texts = _random(roles.random, names), [*map(header.name_of, roles.factors)]
+    weights, offset = (None if name is None else header.name_of(name) for name in (roles.weights, roles.offset))
+    once = [name for name in (of_group, response, weights, offset) if name is not None]
+    _check_names(own, names, once, {name for term in found for name in term})
+    check_margins(found)
+    if other := [name for name in texts if not any(name in term for term in found)]:
         raise UsageError(f"expected data.factors to name some of data.predictors, got '{other[0]}'")
-    return ChosenColumns(header, of_group, of_response, names, own, texts)
+    return ChosenColumns(header, of_group, response, dict(zip(names, found, strict=True)), own, texts, weights, offset)
 
 
 def _one_group(file: Path, group: Name | Sequence[Name]) -> Name:
@@ -160,10 +187,12 @@ def _random(random: Sequence[Name], predictors: Sequence[str]) -> list[str]:
     return [matching(name, there)[0] for name in random]
 
 
-def _check_names(random: Sequence[str], predictors: Sequence[str], group: str | None, response: str) -> None:
-    every = [INTERCEPT, *predictors, *([] if group is None else [group]), response]
-    if twice := [name for name in dict.fromkeys([*every, *random]) if every.count(name) > 1 or random.count(name) > 1]:
+def _check_names(random: Sequence[str], predictors: Sequence[str], once: Sequence[str], inputs: set[str]) -> None:
+    """Refuse a column with two roles; `once`: those that have one role beside the predictors."""
+    every = [INTERCEPT, *predictors, *once]
+    twice = [name for name in dict.fromkeys([*every, *random]) if every.count(name) > 1 or random.count(name) > 1]
+    if twice := twice or [name for name in once if name in inputs]:
         raise UsageError(
-            f"expected data.group, predictors, random and response to name each column once, got '{twice[0]}' "
-            f"twice ('{INTERCEPT}' is the name of the constant)"
+            "expected data.group, predictors, random, response, weights and offset to name each column once, got "
+            f"'{twice[0]}' twice ('{INTERCEPT}' is the name of the constant)"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ Moments = Mapping[str, float]  # "mean" and "sd" of a column, or one of them
 class Scales:
     """Standardises column j to (x_j - mean_j) / sd_j in float64. Columns are the D features and the response y.
 
+    offset: mean of the offset of a response that is not Gaussian, which the intercept then contains.
+    weight: mean weight of the rows.
+
     A regression with weights w on standardised columns has the weights A w + b in the units of the file. Its slopes are
     sd_y w_j / sd_j. Its intercept, the response at x = 0, is mean_y + sd_y (w_0 - sum_j w_j mean_j / sd_j).
 
@@ -31,6 +34,8 @@ class Scales:
     columns: Sequence[str]
     mean: Tensor
     sd: Tensor
+    offset: float = 0.0
+    weight: float = 1.0
 
     @property
     def to_units(self) -> Tensor:
@@ -42,7 +47,7 @@ class Scales:
     def in_units(self, w: Tensor) -> Tensor:
         """A w + b [..., D], float64; its intercept is the response at x = 0."""
         at_zero = torch.zeros_like(self.mean[:-1])
-        at_zero[self._intercept] = self.mean[-1]
+        at_zero[self._intercept] = self.mean[-1] - self.offset
         return w.double() @ self.to_units.mT + at_zero
 
     def effects_in_units(self, effects: Tensor, shared: Tensor) -> Tensor:
@@ -71,7 +76,7 @@ class Scales:
             return self
         mean, sd = self.mean.clone(), self.sd.clone()
         mean[-1], sd[-1] = 0.0, 1.0
-        return Scales(self.columns, mean, sd)
+        return replace(self, mean=mean, sd=sd)
 
     def moments(self) -> dict[str, dict[str, float]]:
         """Mean and sd by column as plain values, from which `scales_of` restores these scales."""

@@ -1,0 +1,179 @@
+"""A formula as lme4 has it, score ~ hours + (hours | school), as columns with roles."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pyro_metabayes.data.sources.header import Name
+from pyro_metabayes.data.sources.roles import PRODUCT, Roles
+from pyro_metabayes.data.sources.scales import INTERCEPT
+from pyro_metabayes.errors import UsageError
+
+EXAMPLE = "score ~ hours + (hours | school)"
+COLUMN = re.compile(r"`([^`]+)`|([^\W\d][\w.]*)")  # as R has them; any other name in backticks
+CALL = re.compile(r"(\w+)\((.*)\)")
+FACTOR = ("factor", "C", "as.factor")
+BAR = "(bar {})"  # stands for a term (effects | group) while the rest is parsed
+
+
+@dataclass
+class Terms:
+    """The terms of a sum. effects: products of columns as "a:b"; others are what stands for a term of groups."""
+
+    effects: list[str] = field(default_factory=list)
+    factors: list[str] = field(default_factory=list)
+    offsets: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    intercept: bool = False
+
+
+def roles_of_formula(formula: str, weights: Name = None, offset: Name = None) -> Roles:
+    """The columns of a linear mixed model with one kind of groups.
+
+    Understood are columns, + - * : ^ and parentheses, factor(x), offset(x), 1, and one term (effects | group).
+
+    Args:
+        formula: such as EXAMPLE.
+        weights, offset: columns beside the formula.
+
+    Raises:
+        UsageError: no formula, or one of another model.
+    """
+    response, tilde, right = formula.partition("~")
+    if not tilde or "~" in right or not response.strip():
+        raise UsageError(f"expected data.formula like '{EXAMPLE}', got '{formula}'")
+    fixed_text, bars = without_bars(right)
+    effects_text, group = _one_bar(bars, formula)
+    fixed, own = terms_of(fixed_text, formula), terms_of(effects_text, formula)
+    _check(fixed, own, formula)
+    if offset is not None and fixed.offsets:
+        raise UsageError(f"expected one offset, got data.offset={offset} beside '{formula}'; drop one of them")
+    return Roles(
+        group=_column(group, "group"),
+        response=_column(response, "response"),
+        predictors=fixed.effects,
+        random=[*([INTERCEPT] if own.intercept else []), *own.effects],
+        factors=list(dict.fromkeys(fixed.factors + own.factors)),
+        weights=weights,
+        offset=fixed.offsets[0] if fixed.offsets else offset,
+    )
+
+
+def without_bars(text: str) -> tuple[str, list[str]]:
+    """The text with BAR in place of each (effects | group), and what stands in these parentheses."""
+    bars: list[str] = []
+    depth, start, rest = 0, 0, ""
+    for place, sign in enumerate(text):
+        if sign == "(":
+            start = place if depth == 0 else start
+            depth += 1
+        elif sign == ")":
+            depth -= 1
+        if depth == 0 and sign == ")" and "|" in text[start:place]:
+            bars.append(text[start + 1 : place])
+            rest += f"`{BAR.format(len(bars))}`"
+        elif depth == 0 and sign == ")":
+            rest += text[start : place + 1]
+        elif depth <= 0:
+            rest += sign
+    return rest + (text[start:] if depth > 0 else ""), bars
+
+
+def _one_bar(bars: Sequence[str], formula: str) -> tuple[str, str]:
+    """Effects and group of the one term (effects | group); others are refused by their names."""
+    shown = " and ".join(f"({bar.strip()})" for bar in bars)
+    if not bars:
+        raise UsageError(f"expected a term (effects | group) in data.formula, as in '{EXAMPLE}', got '{formula}'")
+    if any("||" in bar for bar in bars):
+        raise UsageError(
+            f"expected one bar in {shown}, got two, uncorrelated effects; write one bar and set prior=gaussian"
+        )
+    if len(bars) > 1:
+        same = len({bar.rpartition("|")[2].strip() for bar in bars}) == 1
+        kind, remedy = ("uncorrelated effects", "write one of them with all effects and set prior=gaussian")
+        if not same:
+            kind, remedy = ("crossed or nested groups", "keep one of them")
+        raise UsageError(f"expected one term (effects | group) in data.formula, got {shown}, {kind}; {remedy}")
+    effects, _, group = bars[0].rpartition("|")
+    if "/" in group or ":" in group:
+        kind = "nested groups" if "/" in group else "groups of several columns"
+        remedy = "name one column" if "/" in group else "write the pairs as a column of the file"
+        raise UsageError(
+            f"expected one column of groups in ({bars[0].strip()}), got {kind}: the model has effects of one "
+            f"grouping only; {remedy}"
+        )
+    return effects, group
+
+
+def terms_of(text: str, formula: str) -> Terms:
+    """The terms of a sum, by formulaic's grammar."""
+    terms = Terms()
+    for factors in _parsed(text, formula):
+        if factors == ["1"]:
+            terms.intercept = True
+        elif len(factors) == 1 and factors[0].startswith("(bar "):
+            terms.others.append(factors[0])
+        elif len(factors) == 1 and factors[0].startswith("offset("):
+            terms.offsets.append(_column(factors[0][7:-1], "offset"))
+        else:
+            terms.effects.append(PRODUCT.join(_effect(factor, terms) for factor in factors))
+    return terms
+
+
+def _effect(text: str, terms: Terms) -> str:
+    """The column of an effect; that of factor(x) is noted as a factor."""
+    call = CALL.fullmatch(text)
+    if call and call[1] in FACTOR:
+        terms.factors.append(_column(call[2], "factor"))
+        return terms.factors[-1]
+    if call or text.startswith("(bar "):
+        raise UsageError(
+            f"expected columns, factor(x) and offset(x) in data.formula, got '{text.replace('(bar ', '(group term ')}';"
+            " write other functions of columns into the file as columns"
+        )
+    return text
+
+
+def _parsed(text: str, formula: str) -> list[list[str]]:
+    """The factors of each term, as text; main effects first."""
+    try:
+        from formulaic.errors import FormulaicError  # an optional package, which imports pandas
+        from formulaic.parser import DefaultFormulaParser
+    except ImportError:
+        raise UsageError(
+            "expected the package formulaic for data.formula, got none; pip install 'pyro_metabayes[formula]', or set "
+            "data.group, data.response, data.predictors and data.random"
+        ) from None
+    try:
+        terms = list(DefaultFormulaParser().get_terms(text or "1"))
+        return [[factor.expr for factor in term.factors] for term in terms]
+    except (FormulaicError, AttributeError, SyntaxError) as error:
+        raise UsageError(
+            f"expected data.formula like '{EXAMPLE}', got '{formula}': {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _column(text: str, role: str) -> str:
+    found = COLUMN.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(
+            f"expected the name of a column as {role} of data.formula, got '{text.strip()}'; write other functions of "
+            "columns into the file as columns, and unusual names in backticks"
+        )
+    return found[1] or found[2]
+
+
+def _check(fixed: Terms, own: Terms, formula: str) -> None:
+    if not fixed.intercept:
+        raise UsageError(f"expected an intercept, which the model always has, got '{formula}'; drop 0 or -1")
+    if len(fixed.offsets) > 1 or own.offsets:
+        raise UsageError(f"expected one offset(x) outside of the term of groups, got '{formula}'")
+    if missing := [name for name in own.effects if name not in fixed.effects]:
+        raise UsageError(
+            f"expected '{missing[0]}' among the shared effects too, as the mean over groups is estimated, got "
+            f"'{formula}'; add + {missing[0]}"
+        )
+    if not own.effects and not own.intercept:
+        raise UsageError(f"expected effects of groups, such as (1 | school), got '{formula}'")

@@ -1,0 +1,171 @@
+"""Rows in groups, as tasks: real hierarchical data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from pyro_metabayes.data.sources.chosen_columns import Levels, Rows
+from pyro_metabayes.data.sources.ragged import Ragged, RaggedTasks
+from pyro_metabayes.data.sources.roles import Roles
+from pyro_metabayes.data.sources.row_weights import Tasks, log_roots, with_equal_precision
+from pyro_metabayes.data.sources.scales import Scales
+from pyro_metabayes.data.stream import Block, check_regression
+from pyro_metabayes.data.task_shape import TaskShape
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.exact.mixed_effects import MixedEffects, maximum_of
+from pyro_metabayes.prediction.averages import masked_mean
+
+
+@dataclass(frozen=True)
+class Groups:
+    """G groups of rows (x, y). Each group is a task; tasks of different sizes are padded and masked.
+
+    names: names of the groups [G]. points: the rows, sorted by group.
+    features: names of the D columns of x; the first num_random of them have group-specific weights.
+    splits: the groups for training, validation and test. scales: means and standard deviations of the columns.
+    shuffle: whether support points are chosen at random. notes: notes for the user. levels: levels of the factors.
+    family: family of the response; only a Gaussian response is standardised. roles: the columns that were read.
+
+    With data.weights the last column of x is the root of the weight of a row, in mean weights of the training rows.
+    With data.offset and another family it is the offset less its mean. Of a Gaussian y the offset is subtracted.
+    """
+
+    names: Sequence[str]
+    features: Sequence[str]
+    points: Ragged
+    num_random: int
+    splits: dict[str, Tensor]
+    scales: Scales
+    shuffle: bool = True
+    notes: Sequence[str] = ()
+    levels: Levels = field(default_factory=dict)
+    family: str = "gaussian"
+    roles: Roles = Roles("", "")  # noqa: RUF009  # frozen
+
+    num_targets = 1
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.points.points.shape[1] - 1,)
+
+    @property
+    def context(self) -> dict[str, int]:
+        """num_weights: number of group-specific weights of a task; whether rows have weights or offsets."""
+        offset = self.roles.offset is not None and self.family != "gaussian"
+        beside = {"row_weights": self.weighted, "row_offsets": offset}
+        return {"num_weights": self.num_random} | {name: 1 for name, there in beside.items() if there}
+
+    @property
+    def weighted(self) -> bool:
+        """Whether rows have weights (data.weights)."""
+        return self.roles.weights is not None
+
+    @property
+    def sizes(self) -> Tensor:
+        """Number of rows of each group [G]."""
+        return self.points.sizes
+
+    def fingerprint(self) -> str:
+        """A hash of rows, groups and splits."""
+        digest = sha256(self.points.points.numpy().tobytes() + self.points.sizes.numpy().tobytes())
+        for split, groups in sorted(self.splits.items()):
+            digest.update(split.encode() + groups.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def block(self, split: str) -> int:
+        """Number of tasks that are drawn at once: all groups of the split."""
+        return len(self.splits[split])
+
+    def whole(self, split: str = "train") -> Episodes:
+        """Every group of a split once, with all its points as queries: the data of partial pooling."""
+        return self.all_points(self.splits[split])
+
+    def all_points(self, groups: Tensor | None = None) -> Episodes:
+        """The given groups, by default all groups of the file, with all their points as queries."""
+        groups = torch.arange(len(self.names)) if groups is None else groups
+        return RaggedTasks(self.points, groups, self.points.rows(groups), 0, len(self.points.points)).tasks(slice(None))
+
+    def with_equal_precision(self, tasks: Tasks) -> Tasks:
+        """The same regression for closed forms, whose rows have one noise and no weights."""
+        return with_equal_precision(tasks) if self.weighted else tasks
+
+    def estimates(self, diagonal: bool = False) -> MixedEffects | None:
+        """Maximum-likelihood estimates from the training groups, in standardised units; diagonal: independent effects.
+
+        None if the likelihood has no maximum, since the effects can fit every point.
+        """
+        found = maximum_of(self.with_equal_precision(self.whole()), self.num_random, diagonal)
+        return None if found is None else self.of_labels(found)
+
+    def of_labels(self, fitted: MixedEffects) -> MixedEffects:
+        """A fit of the training groups with equal precision, with the log likelihood of the labels as they are."""
+        if not self.weighted:
+            return fitted
+        return replace(fitted, log_likelihood=fitted.log_likelihood + log_roots(self.whole()))
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation of the response in the units of the file, by which residuals and RMSEs are multiplied."""
+        return self.scales.sd[-1].item()
+
+    @property
+    def noise_scale(self) -> float:
+        """The noise of a row of weight 1 in the units of the file, for a noise of 1."""
+        return self.scale * self.scales.weight**0.5
+
+    def inputs_and_labels(self, rows: Rows) -> Tensor:
+        """Rows of a file as points [N, D' + 1] of this source."""
+        return points_of(rows, self.scales, self.family)
+
+    def estimated_settings(self) -> dict[str, Any]:
+        """Settings of `load` that apply the scales and levels of this file to another file."""
+        levels = {name: list(of) for name, of in self.levels.items()}
+        beside = {str(self.roles.weights): self.scales.weight, str(self.roles.offset): self.scales.offset}
+        means = {str(name): {"mean": beside[str(name)]} for name in self.roles.beside}
+        return {"scales": self.scales.moments() | means} | ({"levels": levels} if levels else {})
+
+    def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
+        """Mean squared errors [T] of two baselines: the mean of the training groups, and that of the support set.
+
+        {} without predictors, where the regression itself predicts a mean, and for a response that is not Gaussian.
+        """
+        if len(self.features) == 1 or self.family != "gaussian":
+            return {}
+        group_mean = masked_mean(
+            episodes.support_y[..., 0], episodes.support_mask
+        )  # 0 without support points, which is the grand mean
+        means = {"grand_mean": torch.zeros_like(group_mean), "group_means": group_mean}
+        y, mask = episodes.query_y[..., 0], episodes.query_mask
+        return {name: masked_mean((y - mean.unsqueeze(1)).square(), mask) for name, mean in means.items()}
+
+    def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
+        """As `Source.sampler`, but a block contains every group of the split once, in random order.
+
+        The points of a group are shuffled if `shuffle` is set. The first task.shot of them are the support set, which
+        never contains all points. At most task.query of the rest are queries.
+        """
+        check_regression(split, shape)
+        groups, points = self.splits[split], self.points
+
+        def draw(generator: Generator) -> Block:
+            order = groups[torch.randperm(len(groups), generator=generator)]
+            rows = points.shuffled_rows(order, generator) if self.shuffle else points.rows(order)
+            return RaggedTasks(points, order, rows, shape.shot, shape.query)
+
+        return draw
+
+
+def points_of(rows: Rows, scales: Scales, family: str) -> Tensor:
+    """Standardised features, root of the weight or offset of another family, and response [N, D' + 1]."""
+    read = rows.without_offset() if family == "gaussian" else rows
+    values = scales.standardised(read.values)
+    beside = [] if rows.weights is None else [(rows.weights / scales.weight).sqrt()]
+    if rows.offset is not None and family != "gaussian":
+        beside.append(rows.offset - scales.offset)
+    return torch.cat((values[:, :-1], *(column.unsqueeze(-1) for column in beside), values[:, -1:]), -1)

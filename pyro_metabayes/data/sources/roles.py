@@ -1,0 +1,69 @@
+"""Which column of a table has which role in a regression in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyro_metabayes.data.sources.header import Header, Name, matching
+from pyro_metabayes.data.sources.scales import INTERCEPT
+from pyro_metabayes.errors import UsageError
+
+PRODUCT = ":"  # between the columns of an interaction
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The columns of a regression, by the names of the settings of data=groups.
+
+    A predictor "a:b" is the product of the columns a and b, unless the file has a column of that name.
+    """
+
+    group: Name | Sequence[Name]
+    response: Name
+    predictors: Sequence[Name] = ()
+    random: Sequence[Name] = (INTERCEPT,)
+    factors: Sequence[Name] = ()
+    weights: Name = None  # None: all rows have weight 1
+    offset: Name = None  # None: 0
+
+    @property
+    def beside(self) -> list[Name]:
+        """The columns of weights and offsets, where there are any."""
+        return [name for name in (self.weights, self.offset) if name is not None]
+
+    @property
+    def read(self) -> list[Name]:
+        """The columns that a file must have, beside that of groups."""
+        parts = [part for name in self.predictors for part in parts_of(name)]
+        return [*dict.fromkeys(parts), self.response, *self.beside]
+
+
+def parts_of(name: Name) -> list[Name]:
+    """The columns of a product; other names as they are."""
+    return [*name.split(PRODUCT)] if isinstance(name, str) and PRODUCT in name else [name]
+
+
+def term_of(name: Name, header: Header) -> tuple[str, ...]:
+    """The columns whose product a predictor is: one for most predictors."""
+    names = [name] if matching(name, header.names) else parts_of(name)
+    return tuple(header.name_of(part) for part in names)
+
+
+def check_margins(terms: Sequence[tuple[str, ...]]) -> None:
+    """Refuse an interaction without the effects that it is a difference of.
+
+    Of a factor without its main effect R codes all levels. Here the first level is always the reference.
+    """
+    for term in terms:
+        if len({*term}) < len(term):
+            raise UsageError(
+                f"expected different columns in '{PRODUCT.join(term)}', got one twice; write its power into the file"
+            )
+        margins = [tuple(name for name in term if name != left_out) for left_out in term] if len(term) > 1 else []
+        there = {frozenset(other) for other in terms}
+        if missing := [PRODUCT.join(margin) for margin in margins if frozenset(margin) not in there]:
+            raise UsageError(
+                f"expected '{missing[0]}' among the predictors beside the interaction '{PRODUCT.join(term)}', got "
+                f"{', '.join(PRODUCT.join(other) for other in terms)}; add it"
+            )
