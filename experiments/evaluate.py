@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = within(options.run, "evaluations") / folder_name(options.settings)
     results = evaluate_run(options.run, config, out)
     print(text_table([result_row(results)]))
+    print("95% intervals: over tasks, given this backbone and these classes; over training runs: experiments.compare")
     note_poor_result(results, OF_EVALUATION)
     print(f"results: {out}")
 

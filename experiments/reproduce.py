@@ -17,8 +17,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes.errors import Interrupted, UsageError
-from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
 from pyro_metabayes.experiments.cli.command import run_command
+from pyro_metabayes.experiments.runs.finished_runs import read_run
 from pyro_metabayes.experiments.runs.tables import markdown_table, per_cent, text_table
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, jobs_of, read, rows_of
@@ -113,6 +114,7 @@ def table_row(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]
     line = {"method": row.label, "setting": part["setting"]}
     for name in KINDS.values():
         line |= {f"paper, {name} %": str(published.get(name, "-")), f"ours, {name} %": own if name == kind else "-"}
+    line["ours, over runs"] = _over_runs(row, folder) if results else "-"
     return line | (_score_cells(results) if results else _empty_cells(part))
 
 
@@ -135,10 +137,20 @@ def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _accuracy(row: Row, folder: Path) -> str:
-    """Mean accuracy over the tasks of all seeds, with its 95% interval, in per cent."""
+    """Mean over the tasks of all seeds, with its 95% interval over tasks, given backbones and classes."""
     files = [row.folder(folder, seed) / "tasks.npz" for seed in range(row.seeds)]
     tasks = np.concatenate([np.load(file)["accuracy"] for file in files if file.exists()])
     return per_cent(tasks.mean(), ci95_of(tasks))
+
+
+def _over_runs(row: Row, folder: Path) -> str:
+    """The same mean with its 95% interval over training runs; a dash for a single one."""
+    folders = [row.folder(folder, seed) for seed in range(row.seeds)]
+    runs = [read_run(run) for run in folders if (run / "results.json").exists()]
+    interval = over_runs([float(run.per_task["accuracy"].mean()) for run in runs], [run.backbone for run in runs])
+    if interval.ci95 is None:
+        return "-"
+    return f"{per_cent(interval.mean, interval.ci95)}, {interval.unit}s"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,16 @@ from pyro_metabayes.storage.paths import user_path
 
 CLOCKED = ("seconds", "episodes_per_second")
 MOVED = ("train_shift",)  # keys of results of version 0.1 that are now under config.data
-CIRCUMSTANCES = ("versions", "commit", "device", "machine", "data_fingerprint", "config")  # may explain a difference
+REDEFINED = ("collapsed", "ci95")  # keys of results of version 0.1 with another definition, the latter of intervals
+CIRCUMSTANCES = (
+    "versions",
+    "commit",
+    "device",
+    "machine",
+    "data_fingerprint",
+    "backbone_fingerprint",
+    "config",
+)  # may explain a difference
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -36,8 +45,17 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, s
 
 def split_results(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The metrics, and the entries that may explain differences in them."""
-    metrics = {name: value for name, value in results.items() if name not in (*CLOCKED, *CIRCUMSTANCES, *MOVED)}
+    redefined = () if "prior_information" in results else REDEFINED
+    left_out = (*CLOCKED, *CIRCUMSTANCES, *MOVED, *redefined)
+    metrics = {name: _without(redefined, value) for name, value in results.items() if name not in left_out}
     return metrics, {name: results[name] for name in CIRCUMSTANCES if name in results}
+
+
+def _without(names: Sequence[str], value: Any) -> Any:
+    """The value; a mapping without entries of these names."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: entry for name, entry in value.items() if name not in names}
 
 
 def task_differences(saved: Mapping[str, np.ndarray], evaluation: Evaluation) -> dict[str, str]:

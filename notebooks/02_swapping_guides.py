@@ -19,7 +19,7 @@
 # (the support set) and points to classify (the query set).
 
 # %%
-# !python -m experiments.run -m guide=proto,mc,savi,sib data=gaussian_features data.num_features=64 data.separation=0.7 train.steps=300 eval.tasks=200 train.validation_tasks=100 hydra.sweep.dir=runs/guides
+# !python -m experiments.run -m guide=proto,mc,savi,sib data=gaussian_features data.num_features=64 data.separation=0.7 train.steps=300 eval.tasks=200 train.validation_tasks=100 eval.joint=true hydra.sweep.dir=runs/guides
 
 # %% [markdown]
 # `proto` is a point estimate, the class means. `mc` (VERSA) and `savi` (SAMOVAR) have a conditional prior, which a
@@ -63,17 +63,16 @@ for axis, title in zip(axes, ("accuracy, % (hollow: transductive)", "NLL (dot), 
     axis.set_title(title, fontsize=10)
 axes[0].set_yticks([-place for place in range(len(runs))], list(runs))
 axes[1].set_yticks([])
-axes[2].axhline(0.1, color="black", lw=0.8, ls=":")
 axes[2].set(yscale="log", xlabel="meta-training step")
 axes[2].set_title("sd of logits under the prior, nats", fontsize=10)
 axes[2].legend(frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
-# A prior is called collapsed if it is below the dotted line and its draws change fewer than 2% of the predicted
-# classes. The prior of `mc` has collapsed: all its draws are almost equal. So its joint NLL, in which one draw of the
-# weights predicts all queries of a task, equals its NLL. The prior of `savi` has not collapsed. The accuracy does not
-# show this difference.
+# A prior is called collapsed if the labels of a task have less than 0.05 nats of information about the weights
+# (`prior_information`). The prior of `mc` has collapsed: all its draws are almost equal. So its joint NLL, of all query
+# labels of a task together, equals its NLL. The prior of `savi` has not collapsed. The accuracy does not show this
+# difference.
 #
 # ## Tasks with a known posterior
 #

@@ -162,13 +162,17 @@ def regression_with_prior(scale: float, loc: float = 5.0) -> MetaLearner:
     return learner
 
 
-@pytest.mark.parametrize(("scale", "collapsed"), [(1e-3, True), (0.05, True), (0.1, False), (1.0, False)])
+@pytest.mark.parametrize(("scale", "collapsed"), [(1e-3, True), (0.05, True), (0.3, False), (1.0, False)])
 def test_the_spread_of_a_regression_is_in_units_of_the_noise(scale: float, collapsed: bool) -> None:
-    """logit_sd = s / noise; collapsed below a tenth, and there are no decisions to disagree about."""
+    """logit_sd = s / noise; information 1/2 log(1 + s^2 / noise^2) per number; no decisions to disagree about."""
     learner, episodes = regression_with_prior(scale), random_regressions(num_tasks=8, features=1)
     figures = collapse_metrics(learner, episodes, 2000)
     assert figures["logit_sd"] == pytest.approx(scale / NOISE, rel=0.05)
     assert figures["collapsed"] is collapsed and figures["disagreement"] is None
+    numbers = episodes.query_mask.sum(-1).double().mean().item() * episodes.query_y.shape[-1]
+    expected = numbers * 0.5 * math.log1p((scale / NOISE) ** 2)
+    assert figures["prior_information"] == pytest.approx(expected, rel=0.1)
+    assert abs(figures["prior_information"] - expected) < 4 * figures["prior_information_monte_carlo_error"]
     assert figures["prior_sd"] == pytest.approx(scale) and figures["posterior_sd"] == pytest.approx(scale)
     assert figures["relative_sd"] == pytest.approx(scale / 5.0)
 
@@ -233,9 +237,12 @@ def without_numbers(figures: dict[str, Any]) -> set[str]:
 
 
 OF_PRIOR = {"prior_sd", "relative_sd", "prior_entropy", "logit_sd", "disagreement", "collapsed"}
+OF_PRIOR |= {"prior_information", "prior_information_monte_carlo_error"}
 OF_BOUND = {"elbo", "kl", "active_dimensions"}
 OF_MIXTURE = {"kl_variational_bound", "kl_convexity_bound"}  # bounds on the KL to a prior that is one
-OF_POSTERIOR = {"posterior_sd", "posterior_entropy"}
+OF_POSTERIOR = {"posterior_sd", "posterior_entropy", "posterior_logit_sd", "posterior_disagreement"}
+OF_POSTERIOR |= {"posterior_information", "posterior_information_monte_carlo_error", "posterior_collapsed"}
+OF_CLASSES = {"disagreement", "posterior_disagreement"}
 ERRORS = {"kl_monte_carlo_error", "prior_sd_monte_carlo_error", "posterior_sd_monte_carlo_error"}  # of what is sampled
 OF_TRUTH = {"sd_ratio", "training_sd_ratio", "coverage90_of_truth", "kl_from_truth", "kl_to_truth"}
 BY_SITE = {"kl_by_site", "posterior_sd_by_site"}  # of several sites
@@ -249,10 +256,10 @@ BY_SITE = {"kl_by_site", "posterior_sd_by_site"}  # of several sites
         (Pair("mean_field", "flat"), OF_PRIOR | OF_BOUND),
         (Pair("mean_field", "mixture"), {"prior_entropy", "active_dimensions"}),  # no entropy, no KL of a weight
         (Pair("mean_field", "gaussian"), set()),
-        (Pair("mean_field", "mixture", model="gaussian_mean"), {"prior_entropy", "active_dimensions", "disagreement"}),
-        (Pair("exact", model="gaussian_mean"), {"disagreement"}),
-        (Pair("exact", model="linear_regression"), {"active_dimensions", "disagreement"}),  # q is not diagonal
-        (Pair("mean_field", "flat", model="linear_regression"), OF_PRIOR | OF_BOUND),
+        (Pair("mean_field", "mixture", model="gaussian_mean"), {"prior_entropy", "active_dimensions"} | OF_CLASSES),
+        (Pair("exact", model="gaussian_mean"), OF_CLASSES),
+        (Pair("exact", model="linear_regression"), {"active_dimensions"} | OF_CLASSES),  # q is not diagonal
+        (Pair("mean_field", "flat", model="linear_regression"), OF_PRIOR | OF_BOUND | OF_CLASSES),
     ],
     ids=lambda its: str(its) if isinstance(its, Pair) else "",
 )

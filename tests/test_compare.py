@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
 from tests.commands import Outcome, call, figures_of, on_features, ran, results_of
 
 GUIDES = ("sib_delta", "proto")
@@ -71,7 +72,7 @@ def test_seeds_are_pooled_into_one_row(compared: tuple[Path, Outcome]) -> None:
 
 def test_accuracy_is_the_mean_over_all_tasks_of_all_seeds(runs: Path, compared: tuple[Path, Outcome]) -> None:
     scores = 100 * np.concatenate([scores_of(runs / f"proto{seed}", "accuracy") for seed in (0, 1)])
-    expected = f"{scores.mean():.1f} +- {1.96 * scores.std() / 16**0.5:.1f}"
+    expected = f"{scores.mean():.1f} +- {ci95_of(scores):.1f}"
     assert rows_of(compared[0])[1]["accuracy %"] == expected
 
 
@@ -80,8 +81,25 @@ def test_the_gain_is_paired_task_by_task(runs: Path, compared: tuple[Path, Outco
         np.concatenate([scores_of(runs / f"{guide}{seed}", "accuracy") for seed in (0, 1)]) for guide in GUIDES
     )
     gain = 100 * (proto - sib)
-    expected = f"{gain.mean():+.1f} +- {1.96 * gain.std() / 16**0.5:.1f}"
+    expected = f"{gain.mean():+.1f} +- {ci95_of(gain):.1f}"
     assert [row["accuracy gain, points"] for row in rows_of(compared[0])] == ["-", expected]
+
+
+def test_gains_over_training_runs_have_an_interval_of_their_own(runs: Path, compared: tuple[Path, Outcome]) -> None:
+    """Two seeds on given features: one backbone, so that the seeds are the units."""
+    gains = [
+        100
+        * float(
+            (scores_of(runs / f"proto{seed}", "accuracy") - scores_of(runs / f"sib_delta{seed}", "accuracy")).mean()
+        )
+        for seed in (0, 1)
+    ]
+    interval = over_runs(gains, ["one", "one"])
+    first, row = rows_of(compared[0])
+    assert row["over runs: runs"] == "2 of 1 backbone" and first["over runs: accuracy gain, points"] == "-"
+    assert row["over runs: accuracy gain, points"].startswith(f"{interval.mean:+.1f} +- {interval.ci95:.1f}")
+    assert ("better" in row["over runs: accuracy gain, points"]) == (interval.excludes_zero and interval.mean > 0)
+    assert "floor" in row["ECE"]
 
 
 def test_terminal_markdown_and_csv_say_the_same(compared: tuple[Path, Outcome]) -> None:
@@ -171,7 +189,7 @@ def test_a_folder_that_cannot_be_written_is_refused(runs: Path) -> None:
 def test_an_evaluation_of_the_same_is_the_same(copied: Path) -> None:
     outcome = ran("evaluate", str(copied))
     assert figures_of(copied / "evaluations" / "again") == figures_of(copied)
-    for name in ("accuracy", "nll", "joint_nll"):
+    for name in ("accuracy", "nll"):
         assert np.array_equal(scores_of(copied / "evaluations" / "again", name), scores_of(copied, name))
     assert "evaluations/again" in outcome.out and outcome.err == ""
 

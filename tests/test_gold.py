@@ -18,13 +18,14 @@ from pyro_metabayes import Episodes, UsageError
 from pyro_metabayes.diagnostics.best_in_family import best_in_family, elbo_of
 from pyro_metabayes.diagnostics.gaps import check_density, gaps_of
 from pyro_metabayes.diagnostics.gold import Gold, NutsSettings, Target, gold_posterior
-from pyro_metabayes.diagnostics.importance import (
+from pyro_metabayes.diagnostics.predictive import observing
+from pyro_metabayes.evidence.importance import (
+    bridge_error,
     bridge_evidence,
     effective_size,
     importance_weighted_bounds,
     pareto_k,
 )
-from pyro_metabayes.diagnostics.predictive import observing
 from pyro_metabayes.exact.conjugate import log_evidence_of_rows
 from tests.commands import call, ran, results_of
 from tests.pairs import REGRESSIONS, Pair, random_regressions
@@ -153,7 +154,7 @@ def test_the_exact_guide_has_no_gap() -> None:
     with torch.no_grad():
         q = learner.guide.training_posterior(episodes)
         posterior, evidence = exact(learner.model, episodes, "all")
-        gold = Gold(posterior.sample((500,)), *[torch.ones(TASKS)] * 4)
+        gold = Gold(posterior.sample((500,)), *[torch.ones(TASKS)] * 5)
     best = best_in_family(target, q, steps=150)
     found = gaps_of(target, q, best, gold, 20_000)
     torch.testing.assert_close(found.evidence, evidence, atol=0.02, rtol=0)
@@ -172,7 +173,7 @@ def test_a_factorised_posterior_of_correlated_weights_has_the_gap_of_its_family(
         precision = inner.precision_matrix
         family_gap = 0.5 * (precision.diagonal(dim1=-2, dim2=-1).log().sum(-1) - precision.logdet()).sum(-1)
         q = Normal(posterior.mean + 0.5, torch.full_like(posterior.mean, 0.4)).to_event(2)
-        gold = Gold(posterior.sample((4000,)), *[torch.ones(TASKS)] * 4)
+        gold = Gold(posterior.sample((4000,)), *[torch.ones(TASKS)] * 5)
     best = best_in_family(target, q, steps=300)
     found = gaps_of(target, q, best, gold, 20_000)
     assert family_gap.min() > 0.02
@@ -245,6 +246,18 @@ def test_what_has_no_gold_posterior_is_refused() -> None:
         check_density(Pair("sib", settings={"posterior": "delta"}).learner().guide.posterior(tasks.observed()))
     with pytest.raises(UsageError, match="draws >= 4"):
         NutsSettings(draws=1)
+
+
+def test_the_error_of_the_bridge_is_its_spread() -> None:
+    """Over 200 repetitions with independent draws of the exact posterior and of a proposal twice as wide."""
+    shape = torch.Size((400, 200))
+    posterior, proposal = Normal(0.0, 1.0), Normal(0.5, 2.0)
+    w, v = posterior.sample(shape), proposal.sample(shape)
+    weights = [posterior.log_prob(x) - proposal.log_prob(x) for x in (w, v)]  # the evidence is 1
+    estimates = bridge_evidence(*weights)
+    errors = bridge_error(*weights, estimates, torch.full((200,), 400.0))
+    assert estimates.std().item() == pytest.approx(errors.mean().item(), rel=0.2)
+    assert abs(estimates.mean().item()) < 0.01
 
 
 QUICK = ("tasks=2", "warmup=5", "draws=5", "fit_steps=5", "samples=100")

@@ -99,12 +99,12 @@ def test_rows_on_the_same_data_are_paired_beside_others() -> None:
 
 def test_one_file_with_changed_content_is_no_second_seed() -> None:
     """The same path and settings: they are two rows, not two seeds of one."""
-    scores, _ = tables(group_by_label([run_of("one", {}, 0.5), run_of("one", {"data_fingerprint": "b" * 16}, 0.7)]))
+    scores, *_ = tables(group_by_label([run_of("one", {}, 0.5), run_of("one", {"data_fingerprint": "b" * 16}, 0.7)]))
     assert [row["seeds"] for row in scores] == ["1", "1"]
 
 
 def test_the_same_data_in_two_places_are_one_row() -> None:
-    (row,), _ = tables(group_by_label([run_of("one", {"seed": s, "config.data.path": f"/{s}"}, 0.5) for s in (0, 1)]))
+    (row,), *_ = tables(group_by_label([run_of("one", {"seed": s, "config.data.path": f"/{s}"}, 0.5) for s in (0, 1)]))
     assert (row["guide"], row["seeds"]) == ("one", "2")
 
 

@@ -55,7 +55,7 @@ from tests.pairs import Pair, random_regressions, stream_of
 
 OF_CLASSES = {"accuracy", "accuracy_of_sample", "accuracy_of_mean", "brier", "mutual_information", "ece"}
 OF_NUMBERS = {"mse", "rmse", "coverage90"}
-OF_ALL = {"nll", "joint_nll"}
+OF_ALL = {"nll", "nll_monte_carlo_bias"}
 
 
 def all_true(*shape: int) -> Tensor:

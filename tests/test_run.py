@@ -204,7 +204,7 @@ def test_data_of_numbers_runs(data: str) -> None:
     assert (results["oracle_mse"] is None) != known
     assert results["rmse"] == pytest.approx(results["mse"] ** 0.5) and 0 <= results["coverage90"] <= 1
     with np.load(Path("run") / "tasks.npz", allow_pickle=False) as tasks:
-        assert set(tasks) == {"nll", "joint_nll", "mse", "coverage90"} | ({"oracle_mse"} if known else set())
+        assert set(tasks) == {"nll", "nll_monte_carlo_bias", "mse", "coverage90"} | ({"oracle_mse"} if known else set())
 
 
 @pytest.mark.parametrize("guide", ["maml", "llama", "laplace", "abml", "platipus", "mean_field"])
@@ -393,7 +393,9 @@ OF_CLASSES = (
     "mutual_information",
     "disagreement",
 )
-OF_A_REGRESSION = ("nll", "joint_nll", "mse", "rmse", "oracle_mse", "coverage90")
+OF_A_REGRESSION = ("nll", "mse", "rmse", "oracle_mse", "coverage90")
+OF_JOINT = ("joint_nll", "joint_nll_lower", "joint_nll_upper")
+OF_JOINT += ("joint_pareto_k", "joint_effective_size", "joint_trusted")
 OF_BASE_CLASSES = ("base_classes", "novel", "base", "both", "base_over_all")
 OF_A_TRUTH = ("sd_ratio", "training_sd_ratio", "coverage90_of_truth", "kl_from_truth", "kl_to_truth")
 
@@ -428,10 +430,13 @@ def is_of_training_and_evaluation(value: Any) -> bool:
 
 KEYS = {
     **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device", "machine", "data_fingerprint"), is_text),
+    "backbone_fingerprint": is_text,
     **dict.fromkeys(
         ("way", "shot", "query", "base_query", "train_query", "tasks", "steps", "seed", "skipped", "devices"), is_count
     ),
-    **dict.fromkeys(("nll", "joint_nll", "brier", "ece", "mutual_information"), is_number),
+    **dict.fromkeys(("nll", "nll_monte_carlo_bias", "brier", "ece", "mutual_information"), is_number),
+    **dict.fromkeys(("ece_ci95", "ece_floor"), is_number),
+    **dict.fromkeys(OF_JOINT, lambda value: value is None),  # unless eval.joint asks for it
     **dict.fromkeys(("accuracy_of_mean", "accuracy_of_sample"), lambda value: 0 <= value <= 1),
     **dict.fromkeys(("elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd"), is_number_or_null),
     **dict.fromkeys(("disagreement", "prior_entropy", "posterior_entropy"), is_number),
@@ -441,6 +446,13 @@ KEYS = {
         (*OF_BASE_CLASSES, "kl_variational_bound", "kl_convexity_bound", *BY_SITE), lambda value: value is None
     ),
     "active_dimensions": is_count,
+    **dict.fromkeys(
+        (f"{p}_information{e}" for p in ("prior", "posterior") for e in ("", "_monte_carlo_error")), is_number
+    ),
+    **dict.fromkeys(("posterior_logit_sd", "posterior_disagreement"), is_number),
+    "posterior_collapsed": lambda value: value in (True, False),
+    "learners": lambda value: value == 1,
+    "temperature": lambda value: value is None,  # unless eval.temperature asks for it
     **dict.fromkeys(("by_step", "information", "constant_rmse"), lambda value: value is None),
     **dict.fromkeys(("response", "log_likelihood"), lambda value: value is None),  # of groups
     "query_counts": lambda value: value == [],

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.commands import SMALL, call, ran, results_of, write_features
+from pyro_metabayes.experiments.runs.finished_runs import read_run
+from tests.commands import ROOT, SMALL, call, ran, results_of, write_features
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
@@ -87,3 +88,11 @@ def test_what_is_no_finished_run_is_refused(copied: Path) -> None:
     assert call("verify", "run").error == (
         "expected a finished run in run, got no results.json; finish it with: python -m experiments.run resume=run"
     )
+
+
+def test_the_joint_nll_of_earlier_versions_is_not_read() -> None:
+    """It is an average over few draws: a number in their files, and no longer comparable."""
+    folder = ROOT / "tests/assets/version_0_1"
+    assert results_of(folder)["joint_nll"] > 0
+    run = read_run(folder)
+    assert run.results["joint_nll"] is None and "joint_nll" not in run.per_task and "nll" in run.per_task

@@ -33,7 +33,7 @@ class CalibrationSettings:
 
     run: str = MISSING  # folder of a finished run
     tasks: int = 600  # number of evaluation tasks
-    samples: int = 100  # draws of w per task
+    samples: int = 200  # draws of w per task
     sbc_tasks: int = 512  # number of tasks for simulation-based calibration; 0 omits it
     draws: int = 99  # posterior draws per task in simulation-based calibration
     rate: float = 0.05  # false-alarm rate of the test in simulation-based calibration

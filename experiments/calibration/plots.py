@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyro_metabayes.diagnostics.calibration import LEVELS, Estimate, Reliability, reliability
+from pyro_metabayes.diagnostics.calibration import LEVELS, Reliability, reliability
 from pyro_metabayes.diagnostics.sbc import Ranks, Uniformity
+from pyro_metabayes.evaluation.intervals import Estimate
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 
 BINS = 20

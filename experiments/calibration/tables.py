@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pyro_metabayes.diagnostics.calibration import LEVELS, Estimate, reliability
+from pyro_metabayes.diagnostics.calibration import LEVELS, reliability
 from pyro_metabayes.diagnostics.sbc import Ranks, Uniformity
+from pyro_metabayes.evaluation.intervals import Estimate
 
 TABLE_LEVELS = (0.5, 0.9, 0.95)  # levels in the table; the plot shows all of LEVELS
 AT_LEVELS = ("coverage", "size", "mass")  # metrics with one value per level

@@ -162,7 +162,7 @@ def _in_locked_folder(task: Callable[[Path], object], folder: Path) -> None:
             shutil.rmtree(folder)
         elif type(error) is KeyboardInterrupt and (folder / "checkpoint.pt").exists():
             how = f"python -m experiments.run {shlex.quote(f'resume={folder}')}"
-            raise Interrupted(f"{error or 'interrupted'}; continue with: {how}") from None
+            raise Interrupted(f"{str(error) or 'interrupted'}; continue with: {how}") from None
         raise
 
 

@@ -15,7 +15,7 @@ from pyro_metabayes.build import arguments_of, target_of
 from pyro_metabayes.data.placement import PLACES
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.errors import UsageError, check_choice, unknown_key
-from pyro_metabayes.evaluation.evaluate import EvalSettings
+from pyro_metabayes.evaluation.settings import EvalSettings
 from pyro_metabayes.experiments.cli.overrides import LITERALS, key_of
 from pyro_metabayes.moved import estimated_before
 from pyro_metabayes.pretraining import PretrainSettings

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSED_DISAGREEMENT, COLLAPSED_LOGIT_SD
+from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSED_NATS
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.collapse.closed_forms import critical_samples, information
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
@@ -93,22 +93,26 @@ def draw_shots(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path 
 
 
 def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """Effect of draws from the prior on logits and predicted classes; the shaded region counts as collapsed."""
-    alive = [row for row in rows if _results(row, folder)[0]["collapsed"] is not None]
+    """Information under the prior, and effect of its draws on predicted classes; shaded: counts as collapsed."""
+    alive = [row for row in rows if _results(row, folder)[0].get("prior_information") is not None]
     if not alive:
         return None
     panels = _by_part(alive)
     figure, axes = new_figure(len(panels))
     figure.set_size_inches(4.2 * len(panels) + 2.8, 3.6)
     for axis, (part, part_rows) in zip(axes, panels.items(), strict=True):
-        axis.fill_between([1e-3, COLLAPSED_LOGIT_SD], FLOOR / 2, COLLAPSED_DISAGREEMENT, color="0.9")
+        axis.axvspan(FLOOR / 2, COLLAPSED_NATS, color="0.9")
         for number, row in enumerate(part_rows):
             runs = _results(row, folder)
             decided = [max(run["disagreement"], FLOOR) for run in runs]
             axis.plot(
-                [run["logit_sd"] for run in runs], decided, "^o"[number < 10], color=f"C{number % 10}", label=row.label
+                [max(run["prior_information"], FLOOR) for run in runs],
+                decided,
+                "^o"[number < 10],
+                color=f"C{number % 10}",
+                label=row.label,
             )
-        axis.set(xscale="log", yscale="log", xlabel="sd of logits under the prior, nats", title=part)
+        axis.set(xscale="log", yscale="log", xlabel="information under the prior, nats per task", title=part)
     axes[0].set_ylabel(f"share of draws with another prediction (0 at {FLOOR:g})")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return save_figure(figure, folder / "verdict.png")

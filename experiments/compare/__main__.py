@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.compare.plots import draw
-from pyro_metabayes.experiments.runs.comparison import differences_row, scores_row, unpaired_note, with_meaning
+from pyro_metabayes.experiments.runs.comparison import (
+    differences_row,
+    scores_row,
+    training_runs_row,
+    unpaired_note,
+    with_meaning,
+)
 from pyro_metabayes.experiments.runs.finished_runs import Run, find_runs, group_by_label
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
 from pyro_metabayes.storage.paths import user_path
 
-PAIRED = "Differences to the first row with the same data and task, on the same tasks (95% intervals, paired):"
+PAIRED = (
+    "Differences to the first row with the same data and task, on the same tasks (paired 95% intervals over tasks, "
+    "given backbones and classes):"
+)
+OVER_RUNS = (
+    "The same differences with 95% intervals over training runs (Student's t over backbones, or over seeds if all runs "
+    "share one backbone; better or worse: the interval excludes 0):"
+)
 
 
 Groups = Mapping[tuple[str, str], Sequence[Run]]
 
 
-def tables(groups: Groups) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The scores, and their differences to the first row with the same data and task."""
+Table = list[dict[str, str]]
+
+
+def tables(groups: Groups) -> tuple[Table, Table, Table]:
+    """The scores, their differences to the first row with the same data and task, and these over training runs."""
     first: dict[str, Sequence[Run]] = {}
-    scores, paired = [], []
+    scores, paired, over = [], [], []
     for (task, label), runs in groups.items():
         scores.append(scores_row(task, label, runs))
-        paired.append(differences_row(task, label, runs, first.setdefault(task, runs)))
+        baseline = first.setdefault(task, runs)
+        paired.append(differences_row(task, label, runs, baseline))
+        over.append(training_runs_row(task, label, runs, baseline))
     every = [run for runs in groups.values() for run in runs]
-    return with_meaning(scores, every), with_meaning(paired, every)
+    return with_meaning(scores, every), with_meaning(paired, every), with_meaning(over, every)
 
 
 def notes(groups: Groups) -> list[str]:
@@ -41,6 +59,17 @@ def notes(groups: Groups) -> list[str]:
     return [line for line in lines if line]
 
 
+def _page(form: Callable[[Table], str], scores: Table, paired: Table, over: Table) -> str:
+    """The three tables."""
+    return f"{form(scores)}\n\n{PAIRED}\n\n{form(paired)}\n\n{OVER_RUNS}\n\n{form(over)}\n"
+
+
+def _csv_rows(scores: Table, paired: Table, over: Table) -> Table:
+    """One row per group of runs; differences over training runs have a prefix."""
+    renamed = [{f"over runs: {name}": cell for name, cell in row.items() if name not in scores[0]} for row in over]
+    return [row | difference | of_runs for row, difference, of_runs in zip(scores, paired, renamed, strict=True)]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     help_runs = "folders of runs, or folders above them (in the order of their paths); the first row is the baseline"
@@ -50,13 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     groups = group_by_label(find_runs(options.runs))
-    scores, paired = tables(groups)
+    scores, paired, over = tables(groups)
     out = options.out
     below = "".join(f"\n{line}\n" for line in notes(groups))
-    both = f"{markdown_table(scores)}\n\n{PAIRED}\n\n{markdown_table(paired)}\n{below}"
-    save_tables(out, both, [row | difference for row, difference in zip(scores, paired, strict=True)])
+    save_tables(out, _page(markdown_table, scores, paired, over) + below, _csv_rows(scores, paired, over))
     draw(groups, out / "comparison.png")
-    print(f"{text_table(scores)}\n\n{PAIRED}\n\n{text_table(paired)}\n{below}")
+    print(_page(text_table, scores, paired, over) + below)
     print(f"table.md, table.csv and comparison.png: {out}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.experiments.runs.comparison import groups_of
 from pyro_metabayes.experiments.runs.finished_runs import Run
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 
@@ -19,10 +20,10 @@ Curve = tuple[list[int], list[float]]  # steps and values
 
 
 def draw(groups: Groups, path: Path) -> None:
-    """Accuracy (joint NLL for a regression), NLL, and sd of the prior during training, for every row."""
+    """Accuracy (squared error for a regression), NLL, and sd of the prior during training, for every row."""
     alive = {label: curve for (_, label), runs in groups.items() if (curve := spread_in_training(runs))}
     of_classes = any("accuracy" in run.per_task for runs in groups.values() for run in runs)
-    first = ("accuracy", 100, "accuracy, %") if of_classes else ("joint_nll", 1, "joint NLL, nats per query")
+    first = ("accuracy", 100, "accuracy, %") if of_classes else ("mse", 1, "squared error")
     figure, axes = new_figure(3 if alive else 2)
     figure.set_size_inches(2.4 + 2.9 * len(axes), max(3.2, 1.4 + 0.34 * len(groups)))
     _draw_scores(axes[0], groups, *first)
@@ -36,7 +37,7 @@ def draw(groups: Groups, path: Path) -> None:
         figure.set_size_inches(width + 2.4, height)
     for axis in axes:
         axis.tick_params(labelsize=8)
-    figure.suptitle("means over tasks of the test split, 95% intervals; hollow: transductive", fontsize=9)
+    figure.suptitle("means over tasks of the test split, 95% intervals over tasks; hollow: transductive", fontsize=9)
     save_figure(figure, path)
 
 
@@ -59,7 +60,9 @@ def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: st
         if score in runs[0].per_task:
             values = factor * np.concatenate([run.per_task[score] for run in runs])
             fill = "white" if runs[0].results["transductive"] else "C0"
-            axis.errorbar(values.mean(), -height, xerr=ci95_of(values), fmt="o", color="C0", mfc=fill, capsize=3)
+            axis.errorbar(
+                values.mean(), -height, xerr=ci95_of(values, groups_of(runs)), fmt="o", color="C0", mfc=fill, capsize=3
+            )
     axis.set(yticks=range(0, -len(groups), -1), ylim=(0.5 - len(groups), 0.5))
     axis.set_title(title, fontsize=10)
 

@@ -24,13 +24,16 @@ from pyro_metabayes.diagnostics.gaps import check_density, gaps_of
 from pyro_metabayes.diagnostics.gold import NutsSettings, Target, gold_posterior
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evaluation.score import TaskScores
 from pyro_metabayes.evaluation.scores import scores_of
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.gold.plots import draw
 from pyro_metabayes.experiments.gold.tables import Comparison, pages, unconverged, write_tasks
 from pyro_metabayes.experiments.runs.restore_run import run_and_tasks, settings_of
 from pyro_metabayes.experiments.runs.tables import save_tables
+from pyro_metabayes.inference.capabilities import HasPrototypes
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.model import Model
 from pyro_metabayes.seeding import seeded
 from pyro_metabayes.storage.paths import user_path
 
@@ -42,9 +45,9 @@ class GoldSettings:
     run: Any = MISSING  # folder of a finished run, or several: run=[A,B]
     tasks: int = 32  # number of evaluation tasks
     targets: list[str] = field(default_factory=lambda: ["support", "all"])  # labels given: support, all, query
-    warmup: int = 100  # warm-up steps of NUTS
-    draws: int = 150  # draws of NUTS per chain
-    chains: int = 2  # number of chains of NUTS
+    warmup: int = 200  # warm-up steps of NUTS
+    draws: int = 300  # draws of NUTS per chain
+    chains: int = 4  # number of chains of NUTS
     together: int = 16  # number of tasks that one chain of NUTS samples jointly
     samples: int = 2000  # draws for importance sampling
     fit_steps: int = 600  # steps of the search for the best member of the guide's family
@@ -75,8 +78,18 @@ def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: Gol
         query = episodes.query_y, episodes.query_mask
         scores = scores_of(learner.predictive_under(q, observed, len(gold.w))[1], *query)
         of_gold = scores_of(learner.model.likelihood(gold.w, observed.query_x, observed), *query)
+        of_means = prototype_scores(learner.model, episodes)
     seconds = time.process_time() - started
-    return Comparison(labels, gaps, gold, scores, of_gold, learner.guide.transductive, seconds)
+    return Comparison(labels, gaps, gold, scores, of_gold, of_means, learner.guide.transductive, seconds)
+
+
+def prototype_scores(model: Model, episodes: Episodes) -> TaskScores:
+    """Scores of the class means with the head of this model; {} for a model or tasks without them."""
+    observed = episodes.observed()
+    if not isinstance(model, HasPrototypes) or not observed.support_x.shape[1]:
+        return {}
+    likelihood = model.likelihood(model.prototypes(observed).unsqueeze(0), observed.query_x, observed)
+    return scores_of(likelihood, episodes.query_y, episodes.query_mask)
 
 
 def measure_run(folder: str, changed: Sequence[str], settings: GoldSettings) -> list[Comparison]:

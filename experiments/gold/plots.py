@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pyro_metabayes.diagnostics.calibration import Estimate
 from pyro_metabayes.diagnostics.gaps import COUNTS
+from pyro_metabayes.evaluation.intervals import Estimate
 from pyro_metabayes.experiments.gold.tables import POSTERIORS, Comparisons
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,27 +11,30 @@ import numpy as np
 from torch import Tensor
 
 from pyro_metabayes.device import as_double
-from pyro_metabayes.diagnostics.calibration import Estimate
 from pyro_metabayes.diagnostics.gaps import COUNTS, Gaps
 from pyro_metabayes.diagnostics.gold import Gold
-from pyro_metabayes.diagnostics.importance import TRUSTED_K
+from pyro_metabayes.evaluation.intervals import Estimate
+from pyro_metabayes.evidence.importance import TRUSTED_K
+from pyro_metabayes.exact.convergence import CONVERGED_R_HAT, SUFFICIENT_SIZE
 from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
+from pyro_metabayes.prediction.moments import pooled_error
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 POSTERIORS = {"support": "given support", "query": "given query", "all": "given support, query"}
-CONVERGED = 1.1  # chains with a larger R-hat count as not converged
+CRITERION = f"R-hat >= {CONVERGED_R_HAT}, or bulk or tail ESS <= {SUFFICIENT_SIZE}"
 Row = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The metrics of each task for one guide and one target."""
+    """The metrics of each task for one guide and one target; of_means: for class means, {} without them."""
 
     labels: str
     gaps: Gaps
     gold: Gold
     scores: Mapping[str, Tensor]
     of_gold: Mapping[str, Tensor]
+    of_means: Mapping[str, Tensor]
     transductive: bool
     seconds: float
 
@@ -38,25 +42,29 @@ class Comparison:
 Comparisons = Mapping[str, Sequence[Comparison]]  # by the name of the run
 
 
-def interval(values: Tensor, digits: int = 1, factor: float = 1) -> str:
-    """Mean over tasks and its 95% interval."""
+def interval(values: Tensor, digits: int = 1, factor: float = 1, error: Tensor | None = None) -> str:
+    """Mean over tasks and its 95% interval; error: Monte-Carlo standard errors [T], added in quadrature."""
     estimate = Estimate.over_tasks(factor * as_double(values))
-    return f"{estimate.mean.item():.{digits}f} +- {estimate.ci95.item():.{digits}f}"
+    width = estimate.ci95.item()
+    if error is not None:
+        width = math.hypot(width, 1.96 * pooled_error(as_double(error)))
+    return f"{estimate.mean.item():.{digits}f} +- {width:.{digits}f}"
 
 
 def prediction_row(run: str, comparison: Comparison) -> Row:
-    """Scores of the guide and of the exact posterior, both given the support set, and their paired differences."""
+    """Scores given the support set, and paired differences: guide, the model's own exact posterior, class means."""
     row = {"run": run, "transductive": "yes" if comparison.transductive else "no"}
     titles = {
         "accuracy": ("accuracy %", 1, 100),
         "mse": ("MSE", 3, 1),
         "nll": ("NLL", 3, 1),
-        "joint_nll": ("joint NLL", 3, 1),
     }
     for name, (title, digits, factor) in titles.items():
         if name in comparison.scores:
             row[f"{title}, guide"] = interval(comparison.scores[name], digits, factor)
             row[f"{title}, gold"] = interval(comparison.of_gold[name], digits, factor)
+            if name in comparison.of_means:
+                row[f"{title}, class means"] = interval(comparison.of_means[name], digits, factor)
             row[f"{title}, gold - guide"] = interval(comparison.of_gold[name] - comparison.scores[name], digits, factor)
     return row
 
@@ -67,12 +75,12 @@ def gap_row(run: str, comparison: Comparison) -> Row:
     return {
         "run": run,
         "posterior of w": POSTERIORS[comparison.labels],
-        "log evidence": interval(gaps.evidence),
+        "log evidence": interval(gaps.evidence, error=gaps.evidence_error),
         "ELBO": interval(gaps.elbo),
         "best ELBO of the family": interval(gaps.best_elbo),
-        "approximation gap": interval(gaps.approximation_gap, 2),
+        "approximation gap": interval(gaps.approximation_gap, 2, error=gaps.evidence_error),
         "amortization gap": interval(gaps.amortization_gap, 2),
-        "KL(gold, q)": interval(gaps.kl_from_gold),
+        "KL(gold, q)": interval(gaps.kl_from_gold, error=gaps.evidence_error),
         "sd of q / gold": f"{gaps.sd_ratio.mean():.2f}",
     }
 
@@ -85,7 +93,10 @@ def trust_row(run: str, comparison: Comparison) -> Row:
         "run": run,
         "posterior of w": POSTERIORS[comparison.labels],
         "R-hat, median (largest)": f"{gold.r_hat.median():.3f} ({gold.r_hat.max():.3f})",
-        "ESS, log joint (least of a weight)": f"{gold.ess.mean():.0f} ({gold.least_ess.mean():.0f}) of {len(gold.w)}",
+        "bulk ESS, log joint (least of a weight)": _sizes(gold),
+        "least tail ESS": f"{gold.least_tail_ess.mean():.0f}",
+        "converged": f"{int(gold.converged.sum())} of {len(gold.r_hat)}",
+        "bridge error": f"{gaps.evidence_error.square().mean().sqrt():.2f}",
         "divergences": f"{gold.divergences.max():.0f}",
         "Pareto k of q, median": f"{gaps.pareto_k.median():.2f}",
         f"k <= {TRUSTED_K}, q; best of family": f"{_share(gaps.pareto_k)}; {_share(gaps.best_pareto_k)}",
@@ -94,16 +105,20 @@ def trust_row(run: str, comparison: Comparison) -> Row:
     }
 
 
+def _sizes(gold: Gold) -> str:
+    return f"{gold.ess.mean():.0f} ({gold.least_ess.mean():.0f}) of {len(gold.w)}"
+
+
 def unconverged(comparisons_by_run: Comparisons) -> list[str]:
     """One line per run and target with tasks whose chains have not converged."""
     lines = []
     for run, comparisons in comparisons_by_run.items():
         for comparison in comparisons:
-            bad = int((comparison.gold.r_hat > CONVERGED).sum())
+            bad = int((~comparison.gold.converged).sum())
             if bad:
                 tasks = f"of {bad} of {len(comparison.gold.r_hat)} tasks, {POSTERIORS[comparison.labels]}"
                 remedy = "increase warmup and draws"
-                lines.append(f"note: {run}: chains {tasks}, have not converged (R-hat > {CONVERGED}); {remedy}")
+                lines.append(f"note: {run}: chains {tasks}, have not converged ({CRITERION}); {remedy}")
     return lines
 
 
@@ -128,7 +143,10 @@ def write_tasks(path: Path, comparisons_by_run: Comparisons) -> None:
         for comparison in comparisons:
             metrics = {**vars(comparison.gaps), **{f"guide_{name}": value for name, value in comparison.scores.items()}}
             metrics |= {f"gold_{name}": value for name, value in comparison.of_gold.items()}
-            metrics |= {name: getattr(comparison.gold, name) for name in ("r_hat", "ess", "least_ess", "divergences")}
+            metrics |= {
+                name: getattr(comparison.gold, name)
+                for name in ("r_hat", "ess", "least_ess", "least_tail_ess", "divergences")
+            }
             arrays |= {f"{run}/{comparison.labels}/{name}": value.cpu().numpy() for name, value in metrics.items()}
 
     def write(temporary: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from pyro_metabayes.data.sources.groups import Groups
+from pyro_metabayes.evaluation.intervals import quantile95
 from pyro_metabayes.experiments.partial_pooling.methods import GroupEstimates, mean_distance
 from pyro_metabayes.experiments.studies.tables import spread
 
@@ -47,7 +48,7 @@ def _distance_cells(
 
 def held_out_row(name: str, values: Sequence[float], results: Sequence[Mapping[str, Any]] = ()) -> dict[str, str]:
     """Mean and 95% interval of the RMSE over splits, and mean coverage."""
-    half_width = 1.96 * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
+    half_width = quantile95(len(values)) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
     coverage = [result["coverage90"] for result in results]
     return {
         "": name,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.evaluation.intervals import RunsInterval, ci95_of, over_runs
 from pyro_metabayes.experiments.runs.finished_runs import FINGERPRINT, Run
-from pyro_metabayes.experiments.runs.tables import COLLAPSE, number, per_cent
+from pyro_metabayes.experiments.runs.tables import COLLAPSE, kl_weight, number, per_cent
 
 DIFFERENCES = {  # title, factor, digits
     "accuracy": ("accuracy gain, points", 100, 1),
@@ -17,6 +17,7 @@ DIFFERENCES = {  # title, factor, digits
     "mse": ("squared error difference", 1, 4),
 }
 OF_CLASSES = ("accuracy %", "transductive %", "ECE", "accuracy gain, points")  # columns for classification only
+OF_JOINT = ("joint NLL", "joint NLL difference")  # columns for runs with eval.joint=true only
 OF_NUMBERS = ("RMSE", "squared error difference")  # columns for regression only
 
 
@@ -25,13 +26,21 @@ def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
     return None if None in values else float(np.mean(values))
 
 
+def groups_of(runs: Sequence[Run]) -> np.ndarray | None:
+    """The group of each task of all runs; None if tasks are not drawn from groups. Runs may share groups."""
+    groups = [run.groups for run in runs if run.groups is not None]
+    return np.concatenate(groups) if groups and len(groups) == len(runs) else None
+
+
 def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
-    """Scores as cells of a table: means over seeds, with 95% intervals over the tasks of all seeds."""
-    scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in runs[0].per_task}
+    """Scores as cells of a table: means over the tasks of all seeds, with 95% intervals over tasks."""
+    groups = groups_of(runs)
+    common = [name for name in runs[0].per_task if all(name in run.per_task for run in runs)]
+    scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in common}
     collapsed = {run.results["collapsed"] for run in runs}
     accuracy = "-"
     if "accuracy" in scores:
-        accuracy = per_cent(scores["accuracy"].mean(), ci95_of(scores["accuracy"]))
+        accuracy = per_cent(scores["accuracy"].mean(), ci95_of(scores["accuracy"], groups))
     transductive = runs[0].results["transductive"]
     return {
         "data and task": task,
@@ -42,13 +51,18 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
         "accuracy %": "-" if transductive else accuracy,
         "transductive %": accuracy if transductive else "-",
         "RMSE": "-" if "accuracy" in scores else number(mean_over_seeds(runs, "rmse")),
-        "NLL": f"{scores['nll'].mean():.3f} +- {ci95_of(scores['nll']):.3f}",
-        "joint NLL": f"{scores['joint_nll'].mean():.3f} +- {ci95_of(scores['joint_nll']):.3f}",
-        "ECE": number(mean_over_seeds(runs, "ece")),
+        "NLL": _interval(scores["nll"], groups),
+        "joint NLL": _interval(scores["joint_nll"], groups) if "joint_nll" in scores else "-",
+        "ECE": _calibration(runs),
         "ELBO": number(mean_over_seeds(runs, "elbo"), 1),
+        "KL weight": kl_weight(runs[0].results),
         "KL": number(mean_over_seeds(runs, "kl"), 1),
         "prior": COLLAPSE[collapsed.pop()] if len(collapsed) == 1 else "differs",
     }
+
+
+def _interval(scores: np.ndarray, groups: np.ndarray | None) -> str:
+    return f"{scores.mean():.3f} +- {ci95_of(scores, groups):.3f}"
 
 
 def unpaired_note(label: str, runs: Sequence[Run], first_label: str, first: Sequence[Run]) -> str:
@@ -68,19 +82,69 @@ def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[
     """Differences to the scores of `first` on the same tasks. Pairing removes the variance between tasks."""
     row = {"data and task": task, "guide": label}
     for name, (title, factor, digits) in DIFFERENCES.items():
-        of_first = {run.tasks: run.per_task.get(name) for run in first}
-        pairs = [
-            (run.per_task[name], of_first[run.tasks]) for run in runs if name in run.per_task and run.tasks in of_first
-        ]
+        pairs = pairs_of(name, runs, first)
         row[title] = "-"
-        if pairs and runs is not first:
-            gain = factor * np.concatenate([scores - baseline for scores, baseline in pairs])
-            row[title] = f"{gain.mean():+.{digits}f} +- {ci95_of(gain):.{digits}f}"
+        if pairs:
+            gain = factor * np.concatenate([run.per_task[name] - other.per_task[name] for run, other in pairs])
+            width = ci95_of(gain, groups_of([run for run, _ in pairs]))
+            row[title] = f"{gain.mean():+.{digits}f} +- {width:.{digits}f}"
     return row
 
 
+def pairs_of(name: str, runs: Sequence[Run], first: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Each run with the run of `first` on the same tasks, where both have the score; [] for `first` itself."""
+    of_first = {run.tasks: run for run in first if name in run.per_task}
+    if runs is first:
+        return []
+    return [(run, of_first[run.tasks]) for run in runs if name in run.per_task and run.tasks in of_first]
+
+
+def training_runs_row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:
+    """Differences to `first` with 95% intervals over training runs, paired by tasks and backbone.
+
+    A difference is marked better or worse if its interval excludes 0.
+    """
+    row = {"data and task": task, "guide": label, "runs": _count(runs)}
+    for name, (title, factor, digits) in DIFFERENCES.items():
+        pairs = [(run, other) for run, other in pairs_of(name, runs, first) if run.backbone == other.backbone]
+        row[title] = "-"
+        if pairs:
+            gains = [factor * float((run.per_task[name] - other.per_task[name]).mean()) for run, other in pairs]
+            row[title] = _marked(
+                over_runs(gains, [run.backbone for run, _ in pairs]), digits, better=1 if factor > 1 else -1
+            )
+    return row
+
+
+def _count(runs: Sequence[Run]) -> str:
+    """3 of 1 backbone: the number of runs, and of backbones in which their seeds are nested."""
+    backbones = len({run.backbone for run in runs})
+    return f"{len(runs)} of {backbones} backbone{'s' * (backbones > 1)}"
+
+
+def _marked(difference: RunsInterval, digits: int, better: int) -> str:
+    """+1.2 +- 0.4, better; better: the sign of an improvement."""
+    if difference.ci95 is None:
+        return f"{difference.mean:+.{digits}f}"
+    text = f"{difference.mean:+.{digits}f} +- {difference.ci95:.{digits}f}"
+    if not difference.excludes_zero:
+        return text
+    return f"{text}, {'better' if difference.mean * better > 0 else 'worse'}"
+
+
+def _calibration(runs: Sequence[Run]) -> str:
+    """0.012 +- 0.004 (floor 0.006): means over seeds; without interval and floor for runs of earlier versions."""
+    error = number(mean_over_seeds(runs, "ece"))
+    if any(run.results.get("ece_ci95") is None for run in runs):
+        return error
+    width = float(np.sqrt(np.mean([run.results["ece_ci95"] ** 2 for run in runs]) / len(runs)))
+    return f"{error} +- {width:.3f} (floor {number(mean_over_seeds(runs, 'ece_floor'))})"
+
+
 def with_meaning(rows: Sequence[dict[str, str]], runs: Sequence[Run]) -> list[dict[str, str]]:
-    """The rows without columns for classification (or regression) if no run is one."""
+    """The rows without columns for classification, regression or joint NLL if no run has them."""
     of_classes = {"accuracy" in run.per_task for run in runs}
     left_out = (() if True in of_classes else OF_CLASSES) + (() if False in of_classes else OF_NUMBERS)
+    if not any("joint_nll" in run.per_task for run in runs):
+        left_out += OF_JOINT
     return [{name: cell for name, cell in row.items() if name not in left_out} for row in rows]

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import Evaluation
 from pyro_metabayes.evaluation.evaluate import evaluate
-from pyro_metabayes.experiments.cli.config import Config
+from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.runs.notes import print_notes
-from pyro_metabayes.experiments.runs.restore_run import finished_checkpoint, restore_learner
-from pyro_metabayes.experiments.runs.results import results_of, write_results
+from pyro_metabayes.experiments.runs.restore_run import finished_checkpoint, restore_learner, restore_run
+from pyro_metabayes.experiments.runs.results import backbone_fingerprint, results_of, write_results
+from pyro_metabayes.experiments.runs.setup import RunSetup
+from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage.paths import user_path
 
 PATH = "data.path="
@@ -47,11 +50,51 @@ def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
     return results
 
 
+def evaluated(setup: RunSetup, learner: MetaLearner, others: Sequence[MetaLearner] = ()) -> Evaluation:
+    """The evaluation that the settings of a run ask for.
+
+    Args:
+        setup: the run, with its tasks.
+        learner: the trained learner.
+        others: learners of the same ensemble.
+    """
+    config, tasks = setup.config, setup.tasks
+    return evaluate(
+        learner,
+        tasks.stream(config.eval.split),
+        config.eval,
+        config.seed,
+        truth=tasks.truth,
+        doubled=tasks.twice,
+        validation=tasks.validation if config.eval.temperature else None,
+        others=others,
+    )
+
+
+def others_of(setup: RunSetup) -> list[MetaLearner]:
+    """The learners of the runs in eval.ensemble, which have the backbone of this run.
+
+    Raises:
+        UsageError: a run has another backbone, whose features the tasks of this run do not have.
+    """
+    own = backbone_fingerprint(setup.learner)
+    learners: list[MetaLearner] = []
+    for name in setup.config.eval.ensemble:
+        folder = user_path(name)
+        learner = restore_run(folder, saved_config(folder, [])).learner
+        if backbone_fingerprint(learner) != own:
+            raise UsageError(
+                f"expected runs with the backbone of this run in eval.ensemble, got {name} with another; train it with "
+                "the same pretrain settings on the same machine"
+            )
+        learners.append(learner)
+    return learners
+
+
 def score_run(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]:
     """Evaluate the best learner of a run; the configuration may differ in settings that are not learned."""
     checkpoint = finished_checkpoint(folder, config)
     setup = restore_learner(checkpoint, config)
     print_notes(setup)
-    tasks, stream = setup.tasks, setup.tasks.stream(config.eval.split)
-    evaluation = evaluate(setup.learner, stream, config.eval, config.seed, truth=tasks.truth, doubled=tasks.twice)
+    evaluation = evaluated(setup, setup.learner, others_of(setup))
     return results_of(setup, evaluation, None, checkpoint["training"]["skipped"]), evaluation

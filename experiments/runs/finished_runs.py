@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.experiments.runs.tables import task_name
+from pyro_metabayes.evaluation.batch_scores import GROUP
+from pyro_metabayes.experiments.runs.tables import JOINT_BOUND, task_name, without_old_joint
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, reason_of
 
@@ -23,8 +24,9 @@ QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_
 # Fields that determine the tasks of a run, together with the data and the data settings.
 TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")
 OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # data settings that do not change test tasks
+BACKBONE = "backbone_fingerprint"  # hash of the weights of the backbone; absent in earlier versions
 FINGERPRINT = "data_fingerprint"  # hash of the data of a run; null for a simulator, absent in the first versions
-NEEDED_SCORES = ("nll", "joint_nll")  # a regression has no accuracy
+NEEDED_SCORES = ("nll",)  # a regression has no accuracy; joint_nll is there if eval.joint asked for it
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
 WITHOUT_MEANING = (
@@ -45,6 +47,19 @@ class Run:
     folder: Path
     results: Mapping[str, Any]
     per_task: Mapping[str, np.ndarray]
+    groups: np.ndarray | None = None  # of each task, where several tasks may be of one group
+
+    @property
+    def backbone(self) -> str:
+        """What identifies the backbone; the runs of one backbone are nested in it."""
+        if known := self.results.get(BACKBONE):
+            return str(known)
+        config = self.results["config"]
+        settings = {name: config.get(name) for name in ("backbone", "pretrain", "data")}
+        backbone = config.get("backbone")
+        trained = isinstance(backbone, Mapping) and not backbone.get("frozen", True)
+        own = f" of seed {self.results['seed']}" if trained else ""
+        return f"{json.dumps(settings, sort_keys=True)}{own}"
 
     @property
     def task(self) -> str:
@@ -103,20 +118,24 @@ def read_run(folder: Path) -> Run:
         file = "tasks.npz"
         archive = read_npz(folder / file)
         per_task = {name: archive[name] for name in SCORES if name in archive or name in NEEDED_SCORES}
-        _check_contents(results, per_task)
-        return Run(folder, results, per_task)
+        _check_contents(results, per_task, archive.get(GROUP))
+        if results.get(JOINT_BOUND) is None:
+            per_task.pop("joint_nll", None)
+        return Run(folder, without_old_joint(results), per_task, archive.get(GROUP))
     except DAMAGED as error:
         raise UsageError(
             f"expected a finished run in {folder}, got damaged files: {file}: {reason_of(error)}"
         ) from None
 
 
-def _check_contents(results: Any, per_task: Mapping[str, np.ndarray]) -> None:
+def _check_contents(results: Any, per_task: Mapping[str, np.ndarray], groups: np.ndarray | None) -> None:
     """Refuse files that lack what tables and plots need."""
     if missing := sorted(NEEDED - (results.keys() if isinstance(results, dict) else set())):
         raise ValueError(f"results.json lacks {', '.join(missing)}")
     if malformed := [name for name, scores in per_task.items() if scores.ndim != 1 or scores.dtype.kind != "f"]:
         raise ValueError(f"tasks.npz has no number for each task in {', '.join(malformed)}")
+    if groups is not None and groups.shape != per_task["nll"].shape:
+        raise ValueError("tasks.npz has not one group for each task")
     check_plain(results)
     if not isinstance(results["config"], dict):
         raise ValueError("results.json has no settings")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -80,8 +81,17 @@ def _circumstances(setup: RunSetup) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
         "data_fingerprint": setup.data_fingerprint,
+        "backbone_fingerprint": backbone_fingerprint(setup.learner),
         "config": dataclasses.asdict(setup.config),
     }
+
+
+def backbone_fingerprint(learner: MetaLearner) -> str:
+    """A hash of the weights of the backbone: runs with the same one are not independent trainings of it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(learner.backbone.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def prior_name(config: Config, learner: MetaLearner) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 Row = Mapping[str, str]
+JOINT_BOUND = "joint_nll_upper"  # absent where joint_nll is an average over a few draws, as in earlier versions
 COLLAPSE = {True: "collapsed", False: "alive", None: "-"}
 
 
@@ -67,13 +68,42 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
         "task": f"{task}, {queries}",
         **_accuracies(results),
         _log_score_title(results): number(results["nll"]),
-        "joint NLL": number(results["joint_nll"]),
-        **({"ECE": number(results["ece"])} if of_classes else {"coverage 90%": number(results["coverage90"])}),
+        **_joint(results),
+        **({"ECE": _calibration(results)} if of_classes else {"coverage 90%": number(results["coverage90"])}),
         "ELBO": number(results["elbo"], 1),
+        "KL weight": kl_weight(results),
         "KL": number(results["kl"], 1 if of_classes else 3),
         "prior": COLLAPSE[results["collapsed"]],
         "transductive": "yes" if results["transductive"] else "no",
     }
+
+
+def _joint(results: Mapping[str, Any]) -> dict[str, str]:
+    """The joint NLL, if eval.joint asked for it; its bounds where they differ."""
+    if results["joint_nll"] is None:
+        return {}
+    bounds = number(results["joint_nll_lower"]), number(results["joint_nll_upper"])
+    return {"joint NLL": number(results["joint_nll"]) if bounds[0] == bounds[1] else " to ".join(bounds)}
+
+
+def _calibration(results: Mapping[str, Any]) -> str:
+    """0.012 +- 0.004 (floor 0.006); without interval and floor for runs of earlier versions."""
+    if results.get("ece_ci95") is None:
+        return number(results["ece"])
+    return f"{number(results['ece'])} +- {number(results['ece_ci95'])} (floor {number(results['ece_floor'])})"
+
+
+def without_old_joint(results: dict[str, Any]) -> dict[str, Any]:
+    """Without the joint NLL of earlier versions, an average over few draws that overestimates it."""
+    return results if results.get(JOINT_BOUND) is not None else results | {"joint_nll": None}
+
+
+def kl_weight(results: Mapping[str, Any]) -> str:
+    """The weight of the KL at the end of the training, beside the ELBO, which has weight 1; a dash without a bound."""
+    training = results.get("config", {}).get("train")
+    weight = training.get("kl_weight") if isinstance(training, Mapping) else None
+    weight = weight.get("end") if isinstance(weight, Mapping) else weight
+    return "-" if results["elbo"] is None or weight is None else f"{weight:g}"
 
 
 def _log_score_title(results: Mapping[str, Any]) -> str:

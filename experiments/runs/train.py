@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pyro_metabayes.errors import Interrupted, UsageError
-from pyro_metabayes.evaluation.evaluate import evaluate
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.cli.distributed import check_devices, processes_of
+from pyro_metabayes.experiments.runs.evaluation import evaluated
 from pyro_metabayes.experiments.runs.notes import print_notes
 from pyro_metabayes.experiments.runs.plots import draw_curves
 from pyro_metabayes.experiments.runs.results import results_of, write_results
@@ -25,14 +25,17 @@ from pyro_metabayes.training.optimizer_state import OptimisationBySettings
 def run(config: Config, folder: Path) -> dict[str, Any]:
     """Train, or continue from the checkpoint in `folder`; then evaluate, write the results and return them."""
     check_devices(config)
+    if config.eval.ensemble:
+        raise UsageError(
+            "expected eval.ensemble in an evaluation of a finished run, got it in a training; run experiments.evaluate"
+        )
     setup = set_up(config)
     print_notes(setup)
     if config.train.steps:
         _announce(config, folder)
     with processes_of(config, folder):
         history = train(setup, folder)
-    tasks, stream = setup.tasks, setup.tasks.stream(config.eval.split)
-    evaluation = evaluate(setup.learner, stream, config.eval, config.seed, truth=tasks.truth, doubled=tasks.twice)
+    evaluation = evaluated(setup, setup.learner)
     results = results_of(setup, evaluation, history.seconds, history.skipped)
     task = task_name(results)
     if config.train.steps:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pyro_metabayes.evaluation.intervals import ci95_of
-from pyro_metabayes.experiments.runs.tables import COLLAPSE, per_cent
+from pyro_metabayes.experiments.runs.tables import COLLAPSE, per_cent, without_old_joint
 from pyro_metabayes.experiments.studies.study import Row, read
 
 EARLY = 1000  # step at which the sd of the prior is shown, in addition to the last step
@@ -48,7 +48,7 @@ def row_of(row: Row, study: Path) -> dict[str, str]:
     results = [read(folder) for folder in folders]
     cells = {"": row.label, "seeds": str(row.seeds), **_accuracies(folders, results)}
     for title, name, digits in COLUMNS:
-        cells[title] = spread([result[name] for result in results], digits)
+        cells[title] = spread([without_old_joint(result)[name] for result in results], digits)
     cells[f"sd / mean at step {EARLY}"] = spread([relative_sd_at(folder, EARLY) for folder in folders], 3)
     cells["prior"] = verdict([result["collapsed"] for result in results])
     return cells

@@ -1,15 +1,14 @@
 """Detects a prior over task weights that has collapsed to a point, and a posterior that equals its prior.
 
-A prior is collapsed if its draws do not change the predictions. The spread of the weights does not show this: under a
-cosine head only directions matter, and a prior mean near 0 makes any ratio large. The metric `collapsed` therefore
-uses the spread of the logits and the share of draws that predict another class.
+A prior is collapsed if its draws do not change the predictions: sum_i I(y_i; w) over the queries i of a task, the
+mutual information of label and weights, is below 0.05 nats. The spread of the weights does not show this: under a
+cosine head only directions matter, and a mean near 0 makes any ratio large. Neither does the share of draws that
+predict another class, which is large for a prior without a preference for any class.
 
 A posterior that equals its prior (posterior collapse) has kl and active_dimensions near 0.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -18,6 +17,7 @@ from torch.distributions import Normal as TorchNormal
 from torch.distributions import kl_divergence
 
 from pyro_metabayes.diagnostics.collapse_metrics import SITE, Metrics, Spread, summary
+from pyro_metabayes.diagnostics.output_spread import output_spread, posterior_outputs
 from pyro_metabayes.distributions.joint import Joint
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.inference.divergences import (
@@ -29,9 +29,7 @@ from pyro_metabayes.inference.divergences import (
     mixture_kl_bounds,
 )
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.likelihoods.predictions import registered
 from pyro_metabayes.objectives.elbo import Elbo
-from pyro_metabayes.prediction.averages import masked_mean
 from pyro_metabayes.prediction.moments import (
     MOMENT_DRAWS,
     extra_draws,
@@ -39,6 +37,7 @@ from pyro_metabayes.prediction.moments import (
     kl_from_draws,
     moments_of,
 )
+from pyro_metabayes.seeding import restored_noise
 
 HALF_OF_90 = 1.6448536269514722  # standard normal quantile at 0.95
 QUANTILE_DRAWS = 1000  # draws per task of a central 90% interval without a closed form
@@ -53,6 +52,8 @@ def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> 
         logit_variance: variance over draws of the logits, centred over classes; in a regression, of the predicted means
             in units of the noise.
         disagreement: share of draws that predict another class than the averaged prediction (ties excluded).
+        information: sum over the queries of I(y_i; w), in nats.
+        information_error: upper bound on the Monte-Carlo standard error of information.
         prior_entropy: differential entropy in nats, if it has a closed form.
     """
     prior = learner.model.prior(observed)
@@ -63,7 +64,7 @@ def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> 
     spread = {
         "prior_variance": moments.variance.flatten(1).mean(1),
         "prior_mean_square": moments.mean.square().flatten(1).mean(1),
-        **_output_spread(innermost(likelihood), observed.query_mask),
+        **output_spread(innermost(likelihood), observed.query_mask),
         **_error("prior_variance", moments.error),
     }
     entropy = entropy_of(prior)
@@ -73,12 +74,6 @@ def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> 
 def _error(name: str, error: Tensor | None) -> Spread:
     """The Monte-Carlo standard error [T] of a spread; {} for a closed form."""
     return {} if error is None else {f"{name}_error": error}
-
-
-def _output_spread(likelihood: Any, mask: Tensor) -> Spread:
-    """logit_variance, and disagreement in classification, of a likelihood with batch [L, T, Q]."""
-    family = innermost(likelihood)
-    return {name: masked_mean(value, mask) for name, value in registered(family).spread(family).items()}
 
 
 def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribution) -> Spread:
@@ -178,6 +173,9 @@ def batch_spreads(learner: MetaLearner, observed: Observed, num_samples: int) ->
     spread = prior_spread(learner, observed, num_samples)
     if isinstance(observed, Episodes):
         spread |= posterior_spread(learner, observed, learner.guide.training_posterior(observed))
+        with restored_noise():
+            posterior = learner.guide.posterior(observed.observed())
+        spread |= posterior_outputs(learner, observed.observed(), posterior, num_samples)
     return spread
 
 

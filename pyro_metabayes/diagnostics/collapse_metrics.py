@@ -10,9 +10,8 @@ from torch import Tensor
 
 from pyro_metabayes.prediction.moments import pooled_error
 
-# collapsed: the logits of the draws differ by less than 0.1 nats, and fewer than 2% of the predictions change.
-COLLAPSED_LOGIT_SD = 0.1
-COLLAPSED_DISAGREEMENT = 0.02
+# A prior is collapsed if the labels of all queries of a task have less information about w than this.
+COLLAPSED_NATS = 0.05
 ACTIVE_NATS = 0.01  # a weight is active if its mean KL(q, p) exceeds this
 
 Spread = dict[str, Tensor]  # by name, [T] or [T, weights]
@@ -76,11 +75,14 @@ def _active_dimensions(spread: Mapping[str, Tensor]) -> int | None:
     return None if kl is None else int((kl.mean(0) > ACTIVE_NATS).sum())
 
 
-def _collapsed(spread: Mapping[str, Tensor]) -> bool | None:
-    variance, disagreement = _mean(spread, "logit_variance"), _mean(spread, "disagreement") or 0.0
-    if variance is None:
-        return None
-    return math.sqrt(variance) < COLLAPSED_LOGIT_SD and disagreement < COLLAPSED_DISAGREEMENT
+def _collapsed(name: str) -> Metric:
+    """Whether an information is below COLLAPSED_NATS."""
+
+    def metric(spread: Mapping[str, Tensor]) -> bool | None:
+        information = _mean(spread, name)
+        return None if information is None else information < COLLAPSED_NATS
+
+    return metric
 
 
 METRICS: dict[str, Metric] = {  # in the order of results.json
@@ -90,7 +92,14 @@ METRICS: dict[str, Metric] = {  # in the order of results.json
     "prior_entropy": _mean_of("prior_entropy"),
     "logit_sd": _rms("logit_variance"),
     "disagreement": _mean_of("disagreement"),
-    "collapsed": _collapsed,
+    "prior_information": _mean_of("information"),
+    "prior_information_monte_carlo_error": _mean_error("information"),
+    "collapsed": _collapsed("information"),
+    "posterior_logit_sd": _rms("posterior_logit_variance"),
+    "posterior_disagreement": _mean_of("posterior_disagreement"),
+    "posterior_information": _mean_of("posterior_information"),
+    "posterior_information_monte_carlo_error": _mean_error("posterior_information"),
+    "posterior_collapsed": _collapsed("posterior_information"),
     "elbo": _mean_of("elbo"),
     "kl": _mean_of("kl"),
     "kl_monte_carlo_error": _mean_error("kl"),
@@ -112,6 +121,10 @@ METRICS: dict[str, Metric] = {  # in the order of results.json
 
 def summary(spread: Mapping[str, Tensor]) -> Metrics:
     """All METRICS from the spreads of any number of tasks, read on the host.
+
+    prior_information, posterior_information: sum over the queries of a task of the mutual information of label and
+        weights, in nats per task, under the prior and under the posterior at test time.
+    collapsed, posterior_collapsed: whether these are below 0.05 nats.
 
     Args:
         spread: spreads by name, [T] or [T, weights].

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pyro_metabayes.diagnostics.best_in_family import elbo_of
 from pyro_metabayes.diagnostics.gold import Gold, Target
-from pyro_metabayes.diagnostics.importance import bridge_evidence, importance_weighted_bounds, pareto_k
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.evidence.importance import bridge_error, bridge_evidence, importance_weighted_bounds, pareto_k
 from pyro_metabayes.inference.divergences import has_density, log_density
 from pyro_metabayes.prediction.moments import moments_of
 
@@ -39,6 +39,7 @@ class Gaps:
 
     Attributes:
         evidence: log p(y) by bridge sampling between the gold draws and q*.
+        evidence_error: Monte-Carlo standard error of evidence.
         elbo: ELBO of q.
         best_elbo: ELBO of q*.
         kl_from_gold: KL(p(w | y), q) from the gold draws. (KL(q, p(w | y)) is the sum of the two gaps.)
@@ -50,6 +51,7 @@ class Gaps:
     """
 
     evidence: Tensor
+    evidence_error: Tensor
     elbo: Tensor
     best_elbo: Tensor
     kl_from_gold: Tensor
@@ -73,11 +75,13 @@ def gaps_of(target: Target, q: TorchDistribution, best: TorchDistribution, gold:
     """Gaps of q, from num_samples draws of q and of `best` (q*), and from the draws of NUTS (`gold`)."""
     log_weights, best_log_weights = (_log_weights(target, proposal, num_samples) for proposal in (q, best))
     at_gold = target.log_joint(gold.w)
-    evidence = bridge_evidence(at_gold - log_density(best, gold.w), best_log_weights)
+    bridge = at_gold - log_density(best, gold.w), best_log_weights
+    evidence = bridge_evidence(*bridge)
     counts = [count for count in COUNTS if count <= num_samples]
     spread = gold.w.var(0).flatten(1).mean(1)
     return Gaps(
         evidence=evidence,
+        evidence_error=bridge_error(*bridge, evidence, gold.ess),
         elbo=elbo_of(target, q, num_samples),
         best_elbo=elbo_of(target, best, num_samples),
         kl_from_gold=(at_gold - log_density(q, gold.w)).mean(0) - evidence,

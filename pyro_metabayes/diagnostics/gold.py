@@ -1,8 +1,9 @@
 """Gold standards: exact posteriors of single tasks in the trained generative model, by NUTS (Hoffman and Gelman 2014).
 
-There are two targets. p(w | support) is the upper limit of inductive prediction: if the model is true, no guide for
-the same model and prior predicts better on average. p(w | support and query) is the distribution that a training
-posterior approximates. It depends on the query labels, so it must not be evaluated by predictions of these labels.
+There are two targets. p(w | support) is this model's own exact answer to inductive prediction: if the model is true, no
+guide for the same model and prior predicts better on average; a model that is not true may be beaten by another one, or
+by class means. p(w | support and query) is the distribution that a training posterior approximates. It depends on the
+query labels, so it must not be evaluated by predictions of these labels.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from functools import cached_property
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer import MCMC, NUTS
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from pyro_metabayes.diagnostics.coordinates import coordinates_of
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.exact.convergence import CONVERGED_R_HAT, SUFFICIENT_SIZE, bulk_size, r_hat, tail_size
 from pyro_metabayes.inference.divergences import has_density, log_density
 from pyro_metabayes.model import OBSERVE, Model
 from pyro_metabayes.prediction.moments import moments_of
@@ -104,7 +105,7 @@ class NutsSettings:
 
     warmup: int = 100
     draws: int = 100
-    chains: int = 2
+    chains: int = 4
     together: int = 1
     target_accept: float = 0.8
     max_tree_depth: int = 8
@@ -120,9 +121,10 @@ class Gold:
 
     Attributes:
         w: [L, T, *W], draws of all chains.
-        r_hat: [T], largest split R-hat of the weights of a task and its log joint density.
-        ess: [T], effective sample size of the log joint density.
-        least_ess: [T], smallest effective sample size of the weights.
+        r_hat: [T], largest rank-normalised split R-hat of the weights of a task and its log joint density.
+        ess: [T], bulk effective sample size of the log joint density.
+        least_ess: [T], smallest bulk effective sample size of the weights.
+        least_tail_ess: [T], smallest tail effective sample size of the weights and the log joint density.
         divergences: [T], number of divergent transitions over all chains; tasks of one chain have the same number.
     """
 
@@ -130,7 +132,14 @@ class Gold:
     r_hat: Tensor
     ess: Tensor
     least_ess: Tensor
+    least_tail_ess: Tensor
     divergences: Tensor
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether R-hat is below 1.01, and all effective sample sizes exceed 400 [T]."""
+        sizes = torch.stack((self.ess, self.least_ess, self.least_tail_ess)).amin(0)
+        return (self.r_hat < CONVERGED_R_HAT) & (sizes > SUFFICIENT_SIZE)
 
 
 def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
@@ -179,15 +188,12 @@ def _summary(target: Target, w: Tensor, divergences: Tensor) -> Gold:
     """Draws and diagnostics from draws w [chains, L, T, *W]."""
     log_joint = target.log_joint(w.flatten(0, 1)).view(w.shape[:3])
     scalars = torch.cat((w.flatten(3), log_joint.unsqueeze(-1)), -1)  # [chains, L, T, W + 1]
-    num_draws = log_joint[:, :, 0].numel()
-    # The effective size of anticorrelated draws exceeds their number; it is limited as in Stan.
-    most_effective = num_draws * torch.tensor(float(num_draws)).log10()
-    ess = effective_sample_size(scalars, 0, 1)
-    ess = torch.where((ess > 0) & (ess < most_effective), ess, most_effective)
+    ess = bulk_size(scalars)
     return Gold(
         w.flatten(0, 1),
-        split_gelman_rubin(scalars, 0, 1).amax(-1),
+        r_hat(scalars).amax(-1),
         ess[:, -1],
         ess[:, :-1].amin(-1),
+        tail_size(scalars).amin(-1),
         divergences,
     )

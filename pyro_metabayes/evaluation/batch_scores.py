@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pyro_metabayes.diagnostics.collapse_metrics import Spread, summary
-from pyro_metabayes.evaluation.inner_steps import means_by_step
+from pyro_metabayes.evaluation.expected_calibration_error import calibration_interval
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.evaluation.score import TaskScores
-from pyro_metabayes.evaluation.scores import SCORES
+from pyro_metabayes.evaluation.scores import SCORES, step_scores
+
+GROUP = "group"  # the entry of tasks.npz with the group of each task
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Evaluation:
     Args:
         metrics: the entries of results.json: one per score (a number or {mean, ci95}), by_step, information, seconds
             and the collapse metrics; None for metrics that are not defined for the setting.
-        per_task: [T] by the name of the score, the content of tasks.npz, for paired comparisons.
+        per_task: [T] by the name of the score, the content of tasks.npz, for paired comparisons; under GROUP the group
+            of each task.
     """
 
     metrics: dict[str, Any]
@@ -37,11 +41,14 @@ class Evaluation:
         for name, entry in self.metrics.items():
             value = entry.get("mean") if isinstance(entry, Mapping) else entry
             if isinstance(value, float):
-                interval = f"+- {ci95_of(self.per_task[name]):.4f}" if name in self.per_task else ""
+                interval = f"+- {self._ci95(name):.4f}" if name in self.per_task else ""
                 rows.append((name, f"{value:.4f}", interval, units.get(name, "")))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         return "\n".join(line.rstrip() for line in lines)
+
+    def _ci95(self, name: str) -> float:
+        return ci95_of(self.per_task[name], self.per_task.get(GROUP))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +59,13 @@ class BatchScores:
         scores: [T] by the name of the score; for ece [T, Q, 3].
         spreads: [T] or [T, weights] by name, from which the collapse metrics are computed.
         by_step: `step_scores` [T, K + 1, scores] after each inner step; None without inner steps.
+        groups: [T], the group of each task; None: every task is a unit of its own.
     """
 
     scores: TaskScores
     spreads: Spread
     by_step: Tensor | None = None
+    groups: Tensor | None = None
 
     @classmethod
     def concatenate(cls, parts: Sequence[BatchScores]) -> BatchScores:
@@ -69,16 +78,18 @@ class BatchScores:
             The values of all tasks, on the device of the batches.
         """
         by_step = [part.by_step for part in parts if part.by_step is not None]
+        groups = [part.groups for part in parts if part.groups is not None]
         return cls(
             _concatenated([part.scores for part in parts]),
             _concatenated([part.spreads for part in parts]),
             torch.cat(by_step) if by_step else None,
+            torch.cat(groups) if groups else None,
         )
 
     def cpu(self) -> BatchScores:
         """The same values on the host."""
-        by_step = None if self.by_step is None else self.by_step.cpu()
-        return BatchScores(_on_host(self.scores), _on_host(self.spreads), by_step)
+        by_step, groups = (None if value is None else value.cpu() for value in (self.by_step, self.groups))
+        return BatchScores(_on_host(self.scores), _on_host(self.spreads), by_step, groups)
 
     def evaluation(self, others: dict[str, Any]) -> Evaluation:
         """The evaluation over these tasks, read on the host.
@@ -89,12 +100,16 @@ class BatchScores:
         Returns:
             Metrics over the tasks, and the scores of each task; None for scores that are not defined for the labels.
         """
-        values = self.scores
-        metrics = {score.name: score.summary(values[score.name]) if score.name in values else None for score in SCORES}
+        values, groups = self.scores, None if self.groups is None else self.groups.numpy()
+        metrics: dict[str, Any] = {
+            score.name: score.summary(values[score.name], groups) if score.name in values else None for score in SCORES
+        }
+        metrics |= calibration_interval(values["ece"]) if "ece" in values else {"ece_ci95": None, "ece_floor": None}
         means = {score.name for score in SCORES if score.is_mean}
         return Evaluation(
             metrics | {"by_step": means_by_step(self.by_step)} | others | summary(self.spreads),
-            {name: value.numpy() for name, value in values.items() if name in means},
+            {name: value.numpy() for name, value in values.items() if name in means}
+            | ({} if groups is None else {GROUP: groups}),
         )
 
 
@@ -112,3 +127,21 @@ def _of_one_width(parts: Sequence[Tensor]) -> list[Tensor]:
         return list(parts)
     most = max(part.shape[1] for part in parts)
     return [pad(part, (0, 0, 0, most - part.shape[1])) for part in parts]
+
+
+def means_by_step(by_step: Tensor | None) -> dict[str, dict[str, float | None]] | None:
+    """Means over tasks by number of steps.
+
+    Args:
+        by_step: [T, K + 1, scores], or None.
+
+    Returns:
+        {number of steps: {score: mean}}, with None for a mean that is not finite; None if `by_step` is None.
+    """
+    if by_step is None:
+        return None
+    names = [score.name for score in step_scores()]
+    return {
+        str(step): {name: mean if math.isfinite(mean) else None for name, mean in zip(names, means, strict=True)}
+        for step, means in enumerate(by_step.mean(0).tolist())
+    }

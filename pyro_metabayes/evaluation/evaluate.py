@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from threading import RLock
 from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
+from torch import Tensor
 
 from pyro_metabayes.data.sources.given import Fixed, task_stream
 from pyro_metabayes.data.stream import KnownTruth, TaskStream
-from pyro_metabayes.diagnostics import collapse
-from pyro_metabayes.diagnostics.collapse_metrics import Spread
 from pyro_metabayes.diagnostics.information import information
-from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import BatchScores, Evaluation
 from pyro_metabayes.evaluation.inner_steps import scores_by_step
-from pyro_metabayes.evaluation.scores import SCORES
-from pyro_metabayes.evaluation.task_scores import task_scores
+from pyro_metabayes.evaluation.settings import EvalSettings
+from pyro_metabayes.evaluation.task_scores import score_batch
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.model import Model
+from pyro_metabayes.recalibration.recalibrated import Recalibration
 from pyro_metabayes.seeding import noise_of
 from pyro_metabayes.training.progress import counted
 from pyro_metabayes.validation.arguments import check_instance
@@ -33,21 +31,8 @@ from pyro_metabayes.validation.values import check_points, check_values
 
 BATCH = 32  # tasks per batch; larger batches exceed the processor's cache and are not faster
 _alone = RLock()  # all threads share Pyro's handler stack and its validation setting
+VALIDATION_TASKS = 300  # of an endless stream, for a temperature
 MOST_NUMBERS = 2**25  # largest number of predictions per batch: with thousands of classes a batch has fewer tasks
-
-
-@dataclass
-class EvalSettings:
-    """Settings of an evaluation."""
-
-    tasks: int = 600
-    samples: int = 30  # draws of w per task; a point estimate needs one
-    split: str = "test"
-    information: bool = False  # information bounds, from tasks with two query sets: docs/information.md
-
-    def __post_init__(self) -> None:
-        if self.tasks < 2 or self.samples < 1:
-            raise UsageError(f"expected eval.tasks >= 2 and eval.samples >= 1, got {self.tasks} and {self.samples}")
 
 
 @torch.no_grad()
@@ -59,6 +44,8 @@ def evaluate(
     progress: bool = True,
     truth: KnownTruth | None = None,
     doubled: TaskStream | None = None,
+    validation: Fixed | None = None,
+    others: Sequence[MetaLearner] = (),
 ) -> Evaluation:
     """Scores of the posterior predictive on tasks 0, 1, ... of the stream; deterministic given the seed.
 
@@ -77,6 +64,9 @@ def evaluate(
         truth: the exact posterior of simulated tasks. It adds metrics of the fit (`against_truth`) and oracle_mse, the
             mse of the exact posterior mean; all of them are None if the model has another latent.
         doubled: tasks with twice the queries, for the information bounds (settings.information).
+        validation: tasks of other classes, for the temperature (settings.temperature); of an endless stream the first
+            300.
+        others: learners whose predictions are averaged with those of `learner`; metrics of a posterior are then None.
 
     Returns:
         Metrics over all tasks, and the scores of each task; printing it gives a table.
@@ -95,17 +85,31 @@ def evaluate(
     stream, settings = _tasks_and_settings(stream, settings)
     first = _on_device(learner, stream.batch(0, 1))
     check_points(first)
-    learner.check_features(learner.featured(first))
-    batches = list(_batches(stream, settings))
+    learner.check_features(featured := learner.featured(first))
+    integrated = learner.model.event_shape(featured).numel() if settings.joint else 0
+    batches = list(_batches(stream, settings, integrated))
     shown = counted(batches, f"evaluate on {settings.split}", "batches") if progress else batches
     # Without Pyro's validation a diverging inner loop yields a poor score, not an exception.
     with _alone, noise_of(seed), pyro.validation_enabled(False):
+        recalibration = Recalibration((learner, *others)) if others or settings.temperature else None
+        if recalibration is not None and settings.temperature:
+            recalibration = recalibration.fitted(_validation_batches(learner, validation, settings), settings.samples)
         tasks_of = (_on_device(learner, stream.batch(*tasks)) for tasks in shown)
-        parts = [_scored(learner, episodes, settings.samples, truth) for episodes in tasks_of]
+        parts = [_scored(learner, episodes, settings, truth, recalibration) for episodes in tasks_of]
         bounds = None if doubled is None else _information(learner, doubled, settings)
     warn_if_unfamiliar(learner.guide, learner.trained_on, stream.batch(*batches[0]))
     values = BatchScores.concatenate(parts)
-    return values.evaluation({"information": bounds, "seconds": time.perf_counter() - started})
+    temperature = None if recalibration is None else recalibration.temperature
+    others_of = {"temperature": temperature, "learners": 1 + len(others), "information": bounds}
+    return values.evaluation(others_of | {"seconds": time.perf_counter() - started})
+
+
+def _validation_batches(learner: MetaLearner, tasks: Fixed | None, settings: EvalSettings) -> Iterator[Episodes]:
+    if tasks is None:
+        raise UsageError("expected validation tasks for eval.temperature=true, got none; pass validation=")
+    stream = task_stream(tasks, "the validation tasks")
+    settings = replace(settings, tasks=stream.num_tasks or VALIDATION_TASKS)
+    return (_on_device(learner, stream.batch(*part)) for part in _batches(stream, settings))
 
 
 def _tasks_and_settings(tasks: Fixed, settings: EvalSettings | None) -> tuple[TaskStream, EvalSettings]:
@@ -124,13 +128,28 @@ def _on_device(learner: MetaLearner, episodes: Episodes) -> Episodes:
     return episodes if like is None or episodes.query_x.is_meta else episodes.to(like.device)
 
 
-def _scored(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None) -> BatchScores:
+def _scored(
+    learner: MetaLearner,
+    episodes: Episodes,
+    settings: EvalSettings,
+    truth: KnownTruth | None,
+    recalibration: Recalibration | None,
+) -> BatchScores:
     """All scores of one batch, on the host."""
     check_values(episodes, learner.model)
     check_points(episodes)
+    draws = settings.draws(episodes.num_classes)
+    if recalibration is not None:
+        return recalibration.scores(episodes, draws).cpu()
     episodes = learner.featured(episodes)
-    batch = score_batch(learner, episodes, samples, truth)
-    return replace(batch, by_step=scores_by_step(learner, episodes, samples)).cpu()
+    batch = score_batch(learner, episodes, draws, truth, settings.integrated)
+    return replace(batch, by_step=scores_by_step(learner, episodes, draws), groups=_groups(episodes)).cpu()
+
+
+def _groups(episodes: Episodes) -> Tensor | None:
+    """The group [T] of each task, of which an evaluation may contain several; None for tasks of classes."""
+    classes = episodes.classes
+    return None if episodes.num_classes or classes is None or classes.shape[1] != 1 else classes[:, 0]
 
 
 def _information(learner: MetaLearner, stream: TaskStream, settings: EvalSettings) -> dict[str, Any] | None:
@@ -138,51 +157,10 @@ def _information(learner: MetaLearner, stream: TaskStream, settings: EvalSetting
     return information(learner, batches, settings.samples)
 
 
-def _batches(stream: TaskStream, settings: EvalSettings) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the tasks of each batch."""
+def _batches(stream: TaskStream, settings: EvalSettings, integrated: int = 0) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the tasks of each batch; integrated: size of the latent, of which joint NLL needs a matrix."""
     first = stream.batch(0, 1)
-    numbers = settings.samples * first.query_x.shape[1] * max(first.num_classes, 1)
+    numbers = max(settings.draws(first.num_classes), integrated) * first.query_x.shape[1] * max(first.num_classes, 1)
     batch_size = max(1, min(BATCH, MOST_NUMBERS // numbers))
     for start in range(0, settings.tasks, batch_size):
         yield start, min(start + batch_size, settings.tasks)
-
-
-def score_batch(learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None = None) -> BatchScores:
-    """All scores and spreads of a batch, on the device of the tasks, without host synchronisation.
-
-    Args:
-        learner: the learner to evaluate.
-        episodes: T tasks with features as inputs.
-        samples: draws of w per task; a point estimate has one.
-        truth: the exact posterior of simulated tasks, if there is one.
-
-    Returns:
-        Scores and spreads per task, without scores by inner step.
-
-    Raises:
-        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
-    """
-    observed = episodes.observed()
-    posterior = learner.guide.posterior(observed)
-    exact = _exact(learner.model, observed, truth)
-    scores = task_scores(learner, episodes, posterior, samples, SCORES, exact)
-    sees_labels = learner.guide.sees_query_labels  # otherwise both posteriors are equal
-    training = learner.guide.training_posterior(episodes) if sees_labels else posterior
-    spreads = collapse.prior_spread(learner, observed, samples) | collapse.posterior_spread(learner, episodes, training)
-    if exact is not None:
-        spreads |= collapse.against_truth(posterior, exact)
-    if truth is not None and exact is not None and sees_labels:
-        spreads |= _training_fit(training, truth.truth(episodes.pooled()))
-    return BatchScores(scores, spreads)
-
-
-def _exact(model: Model, observed: Observed, truth: KnownTruth | None) -> TorchDistribution | None:
-    """The exact posterior of the simulator; None if its latent has another shape than that of the model."""
-    exact = None if truth is None else truth.truth(observed)
-    return None if exact is None or exact.event_shape != model.event_shape(observed) else exact
-
-
-def _training_fit(training: TorchDistribution, exact: TorchDistribution) -> Spread:
-    """Variances [T] of the training posterior and of the exact posterior given the same labels."""
-    fit = collapse.against_truth(training, exact)
-    return {f"training_{name}": fit[name] for name in ("fit_variance", "true_variance") if name in fit}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from pyro_metabayes.device import as_double
 from pyro_metabayes.likelihoods.classes import ClassPredictions
 from pyro_metabayes.vision import torchvision
 
@@ -65,3 +68,45 @@ def pooled_calibration_error(values: Tensor) -> float:
     """
     confidence, hits, mask = values.unbind(-1)
     return calibration_error(confidence[mask.bool()], hits[mask.bool()])
+
+
+RESAMPLES = 1000
+
+
+def calibration_interval(values: Tensor) -> dict[str, float]:
+    """Half width of the 95% bootstrap interval of the calibration error, and its floor.
+
+    The bootstrap resamples tasks, whose queries share a support set. The floor is the calibration error that perfectly
+    calibrated predictions of the same confidences have on average, since the accuracy of a bin varies:
+    sum_b sqrt(2 / pi sum_{i in b} c_i (1 - c_i)) / M for M queries, by the central limit theorem. An error near the
+    floor shows no miscalibration. (Efron 1979; Roelofs et al. 2022.)
+
+    Args:
+        values: [T, Q, 3], from values_for_calibration.
+
+    Returns:
+        ece_ci95 and ece_floor, 0 to 1, read on the host.
+    """
+    sums = _bin_sums(as_double(values).cpu())
+    num_tasks = len(sums)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(num_tasks, (RESAMPLES, num_tasks), generator=generator)
+    counts = torch.zeros(RESAMPLES, num_tasks, dtype=sums.dtype).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+    resampled = (counts @ sums.flatten(1)).unflatten(1, sums.shape[1:])
+    number, _, _, variance = sums.sum(0).unbind(-1)
+    floor = (2 / math.pi * variance).sqrt().sum() / number.sum()
+    return {"ece_ci95": 1.96 * _error(resampled).std().item(), "ece_floor": floor.item()}
+
+
+def _bin_sums(values: Tensor) -> Tensor:
+    """Number of queries, sums of confidence, of hits and of confidence (1 - confidence), by task and bin [T, B, 4]."""
+    confidence, hits, mask = values.unbind(-1)
+    index = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1  # bins (a, b]
+    member = torch.nn.functional.one_hot(index, CALIBRATION_BINS) * mask.unsqueeze(-1)
+    spread = confidence * (1 - confidence).clamp(min=0)
+    return member.mT @ torch.stack((torch.ones_like(confidence), confidence, hits, spread), -1)
+
+
+def _error(sums: Tensor) -> Tensor:
+    """The calibration error [...] of bin sums [..., B, 4]."""
+    return (sums[..., 2] - sums[..., 1]).abs().sum(-1) / sums[..., 0].sum(-1)

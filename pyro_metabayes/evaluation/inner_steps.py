@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -78,21 +77,3 @@ def _scores_after(learner: MetaLearner, num_steps: int, episodes: Episodes, samp
         return None
     values = values_of(predictions, Weights.DRAWS, scores)
     return torch.stack([values[score.name] for score in scores], -1)
-
-
-def means_by_step(by_step: Tensor | None) -> dict[str, dict[str, float | None]] | None:
-    """Means over tasks by number of steps.
-
-    Args:
-        by_step: [T, K + 1, scores], or None.
-
-    Returns:
-        {number of steps: {score: mean}}, with None for a mean that is not finite; None if `by_step` is None.
-    """
-    if by_step is None:
-        return None
-    names = [score.name for score in step_scores()]
-    return {
-        str(step): {name: mean if math.isfinite(mean) else None for name, mean in zip(names, means, strict=True)}
-        for step, means in enumerate(by_step.mean(0).tolist())
-    }

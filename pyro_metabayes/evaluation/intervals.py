@@ -1,19 +1,115 @@
-"""Intervals of means over tasks."""
+"""Two 95% intervals of a mean: over tasks, given backbone and classes, and over training runs.
+
+The interval over tasks says how far the mean of these tasks may be from that of all tasks of the same learner and the
+same classes. It leaves out what another backbone, another training seed or other classes would change. The interval
+over training runs contains the first two.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
+
+NORMAL = 1.96
+SMALL_SAMPLE = 30  # units below which Student's t is used
+# 97.5% quantiles of Student's t with 1, 2, ..., 28 degrees of freedom.
+STUDENT = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448,
+    2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484,
+)  # fmt: skip
 
 
-def ci95_of(values: np.ndarray) -> float:
-    """1.96 sd / sqrt(T): half width of the 95% interval of a mean over tasks.
+class RunsInterval(NamedTuple):
+    """A mean over training runs.
+
+    Attributes:
+        mean: the mean.
+        ci95: half width of its 95% interval; None for a single unit.
+        unit: "backbone"; "seed" if all runs share one backbone, on which the interval is then conditional.
+    """
+
+    mean: float
+    ci95: float | None
+    unit: str
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether 0 lies outside of the interval."""
+        return self.ci95 is not None and abs(self.mean) > self.ci95
+
+
+def quantile95(units: int) -> float:
+    """Half width of a 95% interval in standard errors: Student's t below 30 units, else 1.96.
+
+    Args:
+        units: number of independent units, at least 2.
+    """
+    return STUDENT[units - 2] if units < SMALL_SAMPLE else NORMAL
+
+
+def ci95_of(values: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """Half width of the 95% interval of a mean over tasks, given backbone and classes.
+
+    1.96 sd / sqrt(T), below 30 tasks t sd / sqrt(T) with the quantile of Student's t and T - 1 in the sd. Tasks of one
+    group are not independent: with groups the unit is the group, of G, and the standard error is
+    sqrt(G / (G - 1) sum_g (sum_{t in g} r_t)^2) / T with residuals r_t (Liang and Zeger 1986).
 
     Args:
         values: [T], one value per task, any unit.
+        groups: [T], the group of each task; None: every task is a unit of its own.
 
     Returns:
-        The half width, in the unit of the values.
+        The half width, in the unit of the values; infinite for one unit.
     """
-    return float(1.96 * values.std() / math.sqrt(len(values)))
+    if groups is None:
+        few = len(values) < SMALL_SAMPLE
+        if len(values) < 2:
+            return math.inf
+        return float(quantile95(len(values)) * values.std(ddof=int(few)) / math.sqrt(len(values)))
+    residuals = values - values.mean()
+    sums = np.array([residuals[groups == group].sum() for group in np.unique(groups)])
+    if len(sums) < 2:
+        return math.inf
+    variance = len(sums) / (len(sums) - 1) * float(np.square(sums.astype(np.float64)).sum())
+    return quantile95(len(sums)) * math.sqrt(variance) / len(values)
+
+
+def over_runs(means: Sequence[float], backbones: Sequence[str]) -> RunsInterval:
+    """Mean over training runs, whose seeds are nested in backbones, and its interval.
+
+    With several backbones the units are their means over seeds, so that the interval contains the variance between
+    backbones. With one backbone the units are the seeds. Of B units: t_{B-1} sd / sqrt(B). A difference of two methods
+    is paired by passing the differences of runs with the same backbone and seed.
+
+    Args:
+        means: of each run, the mean over its tasks, or a difference of two such means.
+        backbones: of each run, what identifies its backbone.
+    """
+    names = list(dict.fromkeys(backbones))
+    units: list[float] = list(means)
+    if len(names) > 1:
+        units = [float(np.mean([m for m, own in zip(means, backbones, strict=True) if own == name])) for name in names]
+    values = np.array(units, dtype=np.float64)
+    return RunsInterval(
+        float(values.mean()), ci95_of(values) if len(values) > 1 else None, "backbone" if len(names) > 1 else "seed"
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of any shape and the half width of its 95% interval."""
+
+    mean: Tensor
+    ci95: Tensor
+
+    @classmethod
+    def over_tasks(cls, values: Tensor) -> Estimate:
+        """Mean over tasks of values [T, ...], and its interval, by Student's t below 30 tasks."""
+        few = len(values) < SMALL_SAMPLE
+        spread = values.std(0, correction=int(few)) / len(values) ** 0.5
+        return cls(values.mean(0), (quantile95(len(values)) if len(values) > 1 else math.inf) * spread)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyro_metabayes.evaluation.score import Score
+from pyro_metabayes.evaluation.score import Score, Weights
+from pyro_metabayes.evidence.joint import JointPredictive
 from pyro_metabayes.likelihoods.predictions import Predictions
 from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean
 
@@ -21,23 +22,65 @@ def nll(predictions: Predictions) -> Tensor:
     return -masked_mean(log_mean_exp(predictions.log_prob), predictions.mask)
 
 
-def joint_nll(predictions: Predictions) -> Tensor:
-    """-(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l).
+def nll_bias(predictions: Predictions) -> Tensor:
+    """(1 / 2L) var_l(p_l) / (mean_l p_l)^2 with p_l = p(y_i | x_i, w_l), mean over the queries i.
 
-    Unlike nll it rewards predictions that model the dependence between the labels of a task. (Osband et al. 2022)
+    The expectation of nll exceeds the nll of infinitely many draws by this amount, to first order in 1 / L, since the
+    logarithm of an average is on average too small. nll itself is not corrected.
 
     Args:
         predictions: predictions of L samples for T tasks.
 
     Returns:
+        Tensor [T], in nats per query; 0 if L = 1, which is a point estimate or a closed form.
+    """
+    log_prob = predictions.log_prob
+    num_samples = len(log_prob)
+    if num_samples == 1:
+        return 0.0 * nll(predictions)
+    relative = (log_prob - log_mean_exp(log_prob)).exp()
+    return masked_mean(relative.var(0) / (2 * num_samples), predictions.mask)
+
+
+def joint_nll(joint: JointPredictive) -> Tensor:
+    """-(1/Q) log of the integral of prod_i p(y_i | x_i, w) q(w), the middle of its bounds.
+
+    Unlike nll it rewards predictions that model the dependence between the labels of a task (Osband et al. 2022). An
+    average over a few draws of q overestimates it, the more the wider q is: it is the closed form, or from proposals
+    that have seen the labels (`evidence/joint.py`).
+
+    Args:
+        joint: of T tasks.
+
+    Returns:
         Tensor [T], in nats per query.
     """
-    num_queries = predictions.mask.sum(-1).clamp(min=1)
-    return -predictions.joint_log_prob / num_queries
+    return _per_query(joint.value, joint)
+
+
+def joint_nll_lower(joint: JointPredictive) -> Tensor:
+    """Lower bound [T] on joint_nll, in nats per query."""
+    return _per_query(joint.upper, joint)
+
+
+def joint_nll_upper(joint: JointPredictive) -> Tensor:
+    """Upper bound [T] on joint_nll, in nats per query."""
+    return _per_query(joint.lower, joint)
+
+
+def _per_query(log_prob: Tensor, joint: JointPredictive) -> Tensor:
+    return -log_prob / joint.num_queries.clamp(min=1)
 
 
 FAMILY = (Predictions,)
+JOINT = (JointPredictive,)
 LOG_SCORES = (
     Score("nll", nll, FAMILY, "nats per query", logged=2, by_step=2),
-    Score("joint_nll", joint_nll, FAMILY, "nats per query"),
+    Score("nll_monte_carlo_bias", nll_bias, FAMILY, "nats per query"),
+    Score("joint_nll", joint_nll, JOINT, "nats per query", Weights.INTEGRATED),
+    Score("joint_nll_lower", joint_nll_lower, JOINT, "nats per query", Weights.INTEGRATED),
+    Score("joint_nll_upper", joint_nll_upper, JOINT, "nats per query", Weights.INTEGRATED),
+    Score("joint_pareto_k", lambda joint: joint.pareto_k, JOINT, "", Weights.INTEGRATED),
+    Score("joint_effective_size", lambda joint: joint.effective_size, JOINT, "draws", Weights.INTEGRATED),
+    Score("joint_trusted", lambda joint: joint.trusted, JOINT, "share", Weights.INTEGRATED),
 )

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypedDict, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.evidence.joint import JointPredictive
 from pyro_metabayes.likelihoods.predictions import Predictions
 
-P = TypeVar("P", bound=Predictions)
+P = TypeVar("P", bound=Predictions | JointPredictive)
 TaskScores = dict[str, Tensor]  # values of a batch of tasks, [T] or [T, ...], by the name of the score
 
 
@@ -22,10 +24,11 @@ class Weights(Enum):
     DRAWS = "draws of the approximate posterior"
     MEAN = "mean of the approximate posterior"
     EXACT_MEAN = "mean of the exact posterior"
+    INTEGRATED = "weights integrated out, over all query labels of a task together"
 
 
 class Interval(TypedDict):
-    """A mean over tasks and the half width of its 95% interval."""
+    """A mean over tasks and the half width of its 95% interval, given backbone and classes."""
 
     mean: float
     ci95: float
@@ -68,18 +71,19 @@ class Score(Generic[P]):
         """Whether the score is a mean over tasks, with one value per task."""
         return self.pooled is mean_over_tasks
 
-    def applies_to(self, predictions: Predictions, weights: Weights) -> bool:
+    def applies_to(self, predictions: Predictions | JointPredictive, weights: Weights) -> bool:
         """Whether the score is defined for predictions of this family, made under these weights."""
         return self.weights is weights and isinstance(predictions, self.families)
 
-    def summary(self, values: Tensor) -> float | Interval:
+    def summary(self, values: Tensor, groups: np.ndarray | None = None) -> float | Interval:
         """Reduces the values of all tasks to the entry of this score in results.json.
 
         Args:
             values: values of all tasks, [T] or [T, ...], on the host.
+            groups: group of each task [T]; None: every task is a unit of its own.
 
         Returns:
             A number in `unit`, or {mean, ci95}.
         """
         pooled = self.pooled(values)
-        return {"mean": pooled, "ci95": ci95_of(values.numpy())} if self.interval else pooled
+        return {"mean": pooled, "ci95": ci95_of(values.numpy(), groups)} if self.interval else pooled

@@ -18,6 +18,7 @@ from pyro_metabayes.evaluation.expected_calibration_error import (
 from pyro_metabayes.evaluation.log_scores import LOG_SCORES
 from pyro_metabayes.evaluation.regression import REGRESSION, RMSE
 from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
+from pyro_metabayes.evidence.joint import JointPredictive
 from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
 from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, most_probable
 
@@ -49,7 +50,7 @@ def step_scores() -> list[Score[Any]]:
     return sorted((score for score in SCORES if score.by_step), key=lambda score: score.by_step)
 
 
-def values_of(predictions: Predictions, weights: Weights, scores: Iterable[Score[Any]]) -> TaskScores:
+def values_of(predictions: Predictions | JointPredictive, weights: Weights, scores: Iterable[Score[Any]]) -> TaskScores:
     """Values of the scores that are defined for the predictions.
 
     Args:

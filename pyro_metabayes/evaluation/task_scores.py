@@ -1,4 +1,4 @@
-"""Scores of a batch of tasks under draws of the posterior, its mean, and the mean of the exact posterior."""
+"""Scores and spreads of a batch of tasks, under draws of the posterior, its mean, and the exact posterior mean."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal
 
-from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.data.stream import KnownTruth
+from pyro_metabayes.diagnostics import collapse
+from pyro_metabayes.diagnostics.collapse_metrics import Spread
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.evaluation.batch_scores import BatchScores
+from pyro_metabayes.evaluation.log_scores import LOG_SCORES
 from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
-from pyro_metabayes.evaluation.scores import values_of
+from pyro_metabayes.evaluation.scores import SCORES, values_of
+from pyro_metabayes.evidence.joint import joint_predictive
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.likelihoods.classes import BaseNovelPredictions, ClassPredictions
-from pyro_metabayes.likelihoods.numbers import IntegratedPredictions
+from pyro_metabayes.likelihoods.numbers import RealPredictions
 from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
 from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.moments import draws_of, mean_of
 from pyro_metabayes.prediction.numbers import integrates
+from pyro_metabayes.seeding import restored_noise
 
 
 def task_scores(
@@ -29,6 +36,7 @@ def task_scores(
     samples: int,
     scores: Sequence[Score[Any]],
     exact: TorchDistribution | None = None,
+    draws: Predictions | None = None,
 ) -> TaskScores:
     """Values of the scores that are defined for the labels of the tasks, without host synchronisation.
 
@@ -39,6 +47,7 @@ def task_scores(
         samples: draws of w per task; a point estimate has one.
         scores: the requested scores.
         exact: the exact posterior of w, batch [T]; None: scores under its mean are left out.
+        draws: predictions to score instead of those of the posterior; scores under its mean are then left out.
 
     Returns:
         Values [T] (of ece [T, Q, 3]) by the name of the score; units: `Score.unit`.
@@ -46,17 +55,31 @@ def task_scores(
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
-    draws = predictions_under(posterior, learner.model, episodes, samples)
+    recalibrated = draws is not None
+    draws = predictions_under(posterior, learner.model, episodes, samples) if draws is None else draws
     if isinstance(draws, ClassPredictions) and 0 < episodes.num_classes < draws.log_probs.shape[-1]:
         draws = _with_base(draws, episodes.num_classes)
     values = values_of(draws, Weights.DRAWS, scores)
-    if any(score.applies_to(draws, Weights.MEAN) for score in scores):
+    if not recalibrated and any(score.applies_to(draws, Weights.MEAN) for score in scores):
         is_point = isinstance(innermost(posterior), Delta)  # the mean of a point estimate is the estimate
         of_mean = draws if is_point else _at(mean_of(posterior), learner, episodes)
         values |= values_of(of_mean, Weights.MEAN, scores)
     if exact is not None:
         values |= values_of(_at(exact.mean, learner, episodes), Weights.EXACT_MEAN, scores)
     return values
+
+
+def joint_scores(model: Model, posterior: TorchDistribution, episodes: Episodes, samples: int) -> TaskScores:
+    """joint_nll with its bounds and diagnostics, each [T]; the random state is preserved.
+
+    Args:
+        model: makes the predictions.
+        posterior: approximate posterior of w, batch [T].
+        episodes: T tasks with features as inputs.
+        samples: importance draws per task.
+    """
+    with restored_noise():
+        return values_of(joint_predictive(model, posterior, episodes, samples), Weights.INTEGRATED, LOG_SCORES)
 
 
 def predictions_under(q: TorchDistribution, model: Model, episodes: Episodes, samples: int) -> Predictions:
@@ -73,7 +96,7 @@ def predictions_under(q: TorchDistribution, model: Model, episodes: Episodes, sa
     if integrates(model, q):
         exact: Any = innermost(model.predictive(q, observed))
         one_sample = Normal(exact.mean.unsqueeze(0), exact.stddev.unsqueeze(0))
-        return IntegratedPredictions(*labels, one_sample, model.log_predictive(q, episodes))
+        return RealPredictions(*labels, one_sample)
     return predictions_of(model.likelihood(draws_of(q, samples), observed.query_x, observed), *labels)
 
 
@@ -87,3 +110,50 @@ def _at(w: Tensor, learner: MetaLearner, episodes: Episodes) -> Predictions:
 def _with_base(draws: ClassPredictions, num_novel: int) -> BaseNovelPredictions:
     """The same predictions as BaseNovelPredictions: base classes follow the num_novel classes of the task."""
     return BaseNovelPredictions(draws.labels, draws.mask, draws.log_probs, num_novel)
+
+
+def score_batch(
+    learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None = None, joint_samples: int = 0
+) -> BatchScores:
+    """All scores and spreads of a batch, on the device of the tasks; without joint NLL it reads no value on the host.
+
+    Args:
+        learner: the learner to evaluate.
+        episodes: T tasks with features as inputs.
+        samples: draws of w per task; a point estimate has one.
+        truth: the exact posterior of simulated tasks, if there is one.
+        joint_samples: importance draws of the joint NLL per task; 0 leaves it out.
+
+    Returns:
+        Scores and spreads per task, without scores by inner step.
+
+    Raises:
+        UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
+    """
+    observed = episodes.observed()
+    posterior = learner.guide.posterior(observed)
+    exact = _exact(learner.model, observed, truth)
+    scores = task_scores(learner, episodes, posterior, samples, SCORES, exact)
+    if joint_samples:
+        scores |= joint_scores(learner.model, posterior, episodes, joint_samples)
+    sees_labels = learner.guide.sees_query_labels  # otherwise both posteriors are equal
+    training = learner.guide.training_posterior(episodes) if sees_labels else posterior
+    spreads = collapse.prior_spread(learner, observed, samples) | collapse.posterior_spread(learner, episodes, training)
+    spreads |= collapse.posterior_outputs(learner, observed, posterior, samples)
+    if exact is not None:
+        spreads |= collapse.against_truth(posterior, exact)
+    if truth is not None and exact is not None and sees_labels:
+        spreads |= _training_fit(training, truth.truth(episodes.pooled()))
+    return BatchScores(scores, spreads)
+
+
+def _exact(model: Model, observed: Observed, truth: KnownTruth | None) -> TorchDistribution | None:
+    """The exact posterior of the simulator; None if its latent has another shape than that of the model."""
+    exact = None if truth is None else truth.truth(observed)
+    return None if exact is None or exact.event_shape != model.event_shape(observed) else exact
+
+
+def _training_fit(training: TorchDistribution, exact: TorchDistribution) -> Spread:
+    """Variances [T] of the training posterior and of the exact posterior given the same labels."""
+    fit = collapse.against_truth(training, exact)
+    return {f"training_{name}": fit[name] for name in ("fit_variance", "true_variance") if name in fit}

@@ -30,3 +30,8 @@ class WithoutWaiting(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (cholesky if function is torch.linalg.cholesky else function)(*args, **(kwargs or {}))
+
+
+def half_log_det(factor: Tensor) -> Tensor:
+    """Half the log determinant [...] of L L^T, from factor = L [..., M, M]."""
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)

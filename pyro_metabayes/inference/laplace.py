@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, Poisson, constraints, register_kl
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.cholesky import cholesky
+from pyro_metabayes.inference.cholesky import cholesky, half_log_det
 from pyro_metabayes.inference.divergences import innermost, kl_to_diagonal
 from pyro_metabayes.model import Model
 
@@ -105,11 +105,6 @@ def factor_of_points(v: Tensor) -> Tensor:
     return cholesky(v.mT @ v + torch.eye(v.shape[-1], dtype=v.dtype, device=v.device))
 
 
-def half_log_det(factor: Tensor) -> Tensor:
-    """Half the log determinant [...] of L L^T, from factor = L [..., M, M]."""
-    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-
 def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
     """log det(diag(precision) + U U^T) = sum log precision + log det(I + U^T diag(precision)^-1 U), [T].
 
@@ -170,7 +165,11 @@ class LowRankPrecision(TorchDistribution):
         return (1 - removed.square().sum(-2).view(self.loc.shape)) / self.precision
 
     def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
-        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        shape = self._extended_shape(sample_shape)
+        return self.at_noise(torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device))
+
+    def at_noise(self, noise: Tensor) -> Tensor:
+        """loc + diag(precision)^-1/2 R e [..., *batch, *W] at noise e of that shape."""
         along = self._v.mT @ self._flat(noise).unsqueeze(-1)
         one = torch.eye(self._factor.shape[-1], dtype=noise.dtype, device=noise.device)
         along = torch.linalg.solve_triangular(self._factor + one, along, upper=False)

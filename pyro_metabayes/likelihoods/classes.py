@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Categorical
 
-from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSED_LOGIT_SD
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.likelihoods.predictions import Predictions, register, registered
-from pyro_metabayes.prediction.averages import log_mean_exp, most_probable
+from pyro_metabayes.prediction.averages import log_mean_exp, most_probable, standard_error
+
+TIED = 0.1  # nats between the logits of two classes up to which a sample does not predict another class
 
 
 @register(Categorical)
@@ -54,17 +56,25 @@ class ClassPredictions(Predictions):
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """As `Predictions.spread`: logit_variance and disagreement [T, Q].
+        """As `Predictions.spread`: logit_variance, disagreement, information and information_error [T, Q].
 
         logit_variance is the variance over samples of the log probabilities, centred over classes. disagreement is the
         share of samples that predict another class than the averaged prediction (ties excluded).
+        information is I(y; w) = (1 / (L - 1)) sum_l KL(p(y | w_l), mean of these), without the bias of the mean over L.
         """
         logits = cls.log_probs_by_query(family)
         centred = logits - logits.mean(-1, keepdim=True)
         ensemble = most_probable(log_mean_exp(logits)).unsqueeze(-1)
         ensemble_logit = logits.gather(-1, ensemble.expand(*logits.shape[:-1], 1)).squeeze(-1)
-        disagrees = logits.amax(-1) - ensemble_logit > COLLAPSED_LOGIT_SD
-        return {"logit_variance": centred.var(0).mean(-1), "disagreement": disagrees.to(logits.dtype).mean(0)}
+        disagrees = logits.amax(-1) - ensemble_logit > TIED
+        finite = logits.clamp(min=torch.finfo(logits.dtype).min)  # a class of probability 0 adds 0
+        divergence = (logits.exp() * (finite - log_mean_exp(finite))).sum(-1)
+        return {
+            "logit_variance": centred.var(0).mean(-1),
+            "disagreement": disagrees.to(logits.dtype).mean(0),
+            "information": divergence.sum(0) / (len(logits) - 1),
+            "information_error": standard_error(divergence),
+        }
 
     @cached_property
     def log_prob(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,8 +33,19 @@ class NumberPredictions(Predictions):
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """logit_variance [T, Q]: variance over samples of `standardised`, mean over the components of a label."""
-        return {"logit_variance": cls.standardised(family).var(0).mean(-1)}
+        """logit_variance, information and information_error [T, Q].
+
+        logit_variance is v, the variance over samples of `standardised`, mean over the components of a label.
+        information is 1/2 log(1 + v), summed over the components: I(y; w) of a Gaussian mean with Gaussian noise, and
+        an approximation for other families.
+        """
+        variance = cls.standardised(family).var(0)
+        error = 0.5 * variance / (1 + variance) * math.sqrt(2 / (len(family.mean) - 1))  # of v: v sqrt(2 / (L - 1))
+        return {
+            "logit_variance": variance.mean(-1),
+            "information": 0.5 * variance.log1p().sum(-1),
+            "information_error": error.sum(-1),
+        }
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
@@ -83,14 +95,3 @@ class RealPredictions(NumberPredictions):
     def cdf(self, y: Tensor) -> Tensor:
         """Phi((y - mean_l) / sd_l)."""
         return torch.special.ndtr((y - self.mean) / self.family.stddev)
-
-
-@dataclass(frozen=True, eq=False)
-class IntegratedPredictions(RealPredictions):
-    """Predictions of a Normal likelihood with w integrated out, which is one sample."""
-
-    joint: Tensor  # log p(y_1, ..., y_Q | x) [T], over the unmasked queries, in nats
-
-    @property
-    def joint_log_prob(self) -> Tensor:
-        return self.joint

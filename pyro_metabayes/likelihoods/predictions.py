@@ -17,7 +17,6 @@ from torch.distributions import Distribution
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.inference.divergences import innermost
-from pyro_metabayes.prediction.averages import log_mean_exp
 from pyro_metabayes.prediction.pit import Bounds
 
 
@@ -48,11 +47,6 @@ class Predictions(ABC):
     @abstractmethod
     def log_prob(self) -> Tensor:
         """log p(y_i | x_i, w_l) [L, T, Q], in nats; for a continuous label the log density."""
-
-    @property
-    def joint_log_prob(self) -> Tensor:
-        """log (1/L) sum_l prod_i p(y_i | x_i, w_l) [T], over the unmasked queries, in nats."""
-        return log_mean_exp((self.log_prob * self.mask).sum(-1))
 
     @property
     def pit_bounds(self) -> Bounds | None:

@@ -45,3 +45,15 @@ def most_probable(log_probs: Tensor) -> Tensor:
         Indices [...] of classes.
     """
     return log_probs.max(-1).indices
+
+
+def standard_error(values: Tensor) -> Tensor:
+    """Standard error [...] of the mean over L independent draws.
+
+    Args:
+        values: [L, ...], any unit.
+
+    Returns:
+        Tensor [...], in the unit of the values.
+    """
+    return values.std(0) / len(values) ** 0.5

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_metabayes.inference.divergences import TORCH_GAUSSIANS, innermost, log_ratio
 from pyro_metabayes.inference.laplace import LowRankPrecision
+from pyro_metabayes.prediction.averages import standard_error
 from pyro_metabayes.seeding import drawing, restored_noise
 
 MOMENT_DRAWS = 100  # draws per task for a moment without a closed form
@@ -69,12 +70,7 @@ def kl_from_draws(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> tupl
 
 def pooled_error(errors: Tensor) -> float:
     """Standard error of a mean over T tasks with independent draws, from the standard errors [T] of the tasks."""
-    return float(errors.square().mean().sqrt()) / len(errors) ** 0.5
-
-
-def standard_error(values: Tensor) -> Tensor:
-    """Standard error [T] of the mean over L independent draws of values [L, T]."""
-    return values.std(0) / len(values) ** 0.5
+    return float(errors.detach().square().mean().sqrt()) / len(errors) ** 0.5
 
 
 def draws_of(distribution: TorchDistribution, num_samples: int) -> Tensor:

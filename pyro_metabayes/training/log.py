@@ -101,7 +101,8 @@ class History:
 
     Attributes:
         lines: one per logged step: step, seconds, the terms of the loss in nats per task, scores and collapse metrics
-            of the posterior; for validated steps also val_nll in nats per query and val_accuracy, 0 to 1.
+            of the posterior; for validated steps also val_nll and its Monte-Carlo bias val_nll_bias in nats per query,
+            and val_accuracy, 0 to 1.
         steps: number of steps taken.
         stopped_early: whether training ended early because the validation NLL no longer decreased (`patience`).
         seconds: training time.

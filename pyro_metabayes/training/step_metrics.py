@@ -22,6 +22,7 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import seeded
 
 LOGGED_SAMPLES = 10  # draws of w for the scores and the collapse metrics of a logged step
+VALIDATION_SAMPLES = 100  # draws of w of a validation, which chooses between learners
 LOGGED_METRICS = (*(score.name for score in logged_scores()), *METRICS)
 
 
@@ -92,7 +93,11 @@ def step_metrics(
 
 
 def validation_metrics(learner: MetaLearner, stream: TaskStream, num_tasks: int, seed: int) -> dict[str, float]:
-    """val_nll of `posterior` on validation tasks, and val_accuracy in classification.
+    """val_nll of `posterior` on validation tasks, with its bias, and val_accuracy in classification.
+
+    All validations of a training have the same tasks and the same random numbers, so that most of the noise of the
+    draws cancels in their differences. A Gaussian over a linear model is integrated in closed form. Otherwise the bias
+    of the draws remains, which is larger for wider posteriors: val_nll_bias estimates it.
 
     Args:
         learner: the learner in training.
@@ -101,12 +106,12 @@ def validation_metrics(learner: MetaLearner, stream: TaskStream, num_tasks: int,
         seed: seed of all draws of w.
 
     Returns:
-        val_nll in nats per query, and val_accuracy, 0 to 1.
+        val_nll and val_nll_bias in nats per query, and val_accuracy, 0 to 1.
 
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
-    settings = EvalSettings(tasks=num_tasks, samples=LOGGED_SAMPLES, split="val")
+    settings = EvalSettings(num_tasks, VALIDATION_SAMPLES, split="val", number_samples=VALIDATION_SAMPLES)
     metrics = evaluate(learner, stream, settings, seed, progress=False).metrics
     accuracy = {"val_accuracy": metrics["accuracy"]["mean"]} if metrics["accuracy"] else {}
-    return {"val_nll": metrics["nll"]} | accuracy
+    return {"val_nll": metrics["nll"], "val_nll_bias": metrics["nll_monte_carlo_bias"]} | accuracy

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.device import as_double
-from pyro_metabayes.evaluation.scores import log_mean_exp
+from pyro_metabayes.prediction.averages import log_mean_exp
 
 TRUSTED_K = 0.7  # for larger k, estimates of errors are unreliable
 FLAT = 1e-3  # weights count as equal if the largest exceeds the tail threshold by less than this share
@@ -81,12 +81,34 @@ def bridge_evidence(at_gold: Tensor, at_proposal: Tensor, steps: int = 200) -> T
         at_proposal: [L', T], log weights at draws of the proposal.
         steps: number of fixed-point iterations.
     """
-    num_gold, num_proposal = len(at_gold), len(at_proposal)
-    num_draws = num_gold + num_proposal
-    log_share, log_other_share = math.log(num_gold / num_draws), math.log(num_proposal / num_draws)
+    log_share, log_other_share = _log_shares(at_gold, at_proposal)
     log_r = at_proposal.median(0).values
     for _ in range(steps):
         log_numerator = at_proposal - torch.logaddexp(log_share + at_proposal, log_other_share + log_r)
         log_denominator = -torch.logaddexp(log_share + at_gold, log_other_share + log_r)
         log_r = log_mean_exp(log_numerator) - log_mean_exp(log_denominator)
     return log_r
+
+
+def bridge_error(at_gold: Tensor, at_proposal: Tensor, log_evidence: Tensor, gold_size: Tensor) -> Tensor:
+    """Standard error [T] of `bridge_evidence`, to first order in nats.
+
+    The square is var_g(f) / (L E_g[f]^2) + var_p(h) / (ESS E_p[h]^2), f = p / (s p + s' r g) at the L draws of the
+    proposal, h = g / (s p + s' r g) at those of the posterior, whose effective size is ESS. (Fruehwirth-Schnatter 2004)
+
+    Args:
+        at_gold, at_proposal: log weights [L, T], as of `bridge_evidence`.
+        log_evidence: its estimate [T].
+        gold_size: effective sample size of the draws of the posterior [T].
+    """
+    log_share, log_other_share = _log_shares(at_gold, at_proposal)
+    log_f = at_proposal - torch.logaddexp(log_share + at_proposal, log_other_share + log_evidence)
+    log_h = -torch.logaddexp(log_share + at_gold, log_other_share + log_evidence)
+    f, h = ((value - log_mean_exp(value)).exp() for value in (log_f, log_h))
+    return (f.var(0) / len(f) + h.var(0) / gold_size).sqrt()
+
+
+def _log_shares(at_gold: Tensor, at_proposal: Tensor) -> tuple[float, float]:
+    """log s and log s', the shares of the draws of the posterior and of the proposal."""
+    num_draws = len(at_gold) + len(at_proposal)
+    return math.log(len(at_gold) / num_draws), math.log(len(at_proposal) / num_draws)

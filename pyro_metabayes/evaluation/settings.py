@@ -1,0 +1,46 @@
+"""The settings of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pyro_metabayes.errors import UsageError
+
+FEWEST_JOINT = 200  # draws of the joint NLL: fewer do not show whether they can be trusted
+
+
+@dataclass
+class EvalSettings:
+    """Settings of an evaluation."""
+
+    tasks: int = 600
+    samples: int = 30  # draws of w per task; a point estimate needs one
+    split: str = "test"
+    information: bool = False  # information bounds, from tasks with two query sets: docs/information.md
+    joint: bool = False  # joint NLL, which takes minutes where it has no closed form: docs/results.md
+    joint_samples: int = 1000  # importance draws of it per task
+    temperature: bool = False  # scale the predictions of classes by a temperature, fitted on validation tasks
+    ensemble: list[str] = field(default_factory=list)  # folders of runs whose predictions are averaged with this one's
+    number_samples: int = 200  # least draws where labels are numbers: with fewer, coverage is too small
+
+    def __post_init__(self) -> None:
+        if self.tasks < 2 or self.samples < 1:
+            raise UsageError(f"expected eval.tasks >= 2 and eval.samples >= 1, got {self.tasks} and {self.samples}")
+        if self.number_samples < 1:
+            raise UsageError(f"expected eval.number_samples >= 1, got {self.number_samples}")
+        if self.joint_samples < FEWEST_JOINT:
+            raise UsageError(f"expected eval.joint_samples >= {FEWEST_JOINT}, got {self.joint_samples}")
+        if self.joint and (self.temperature or self.ensemble):
+            raise UsageError(
+                "expected eval.joint=true without eval.temperature and eval.ensemble, got both; the joint NLL is that "
+                "of one posterior"
+            )
+
+    def draws(self, num_classes: int) -> int:
+        """Draws of w per task; num_classes: 0 where labels are numbers."""
+        return self.samples if num_classes else max(self.samples, self.number_samples)
+
+    @property
+    def integrated(self) -> int:
+        """Importance draws of the joint NLL per task; 0 without it."""
+        return self.joint_samples if self.joint else 0

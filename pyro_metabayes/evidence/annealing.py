@@ -1,0 +1,87 @@
+"""Annealed importance sampling between a Gaussian proposal and the posterior, in both directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.prediction.averages import log_mean_exp
+from pyro_metabayes.seeding import drawing
+
+CHAINS = 16
+IMPOSSIBLE = -1e30  # log weight of a chain at which the density is 0 or not a number
+MOST_SHRINKS = 40  # of the bracket of a slice; the point itself remains after them
+FIRST_STAGES, MOST_STAGES = 16, 256  # numbers of temperatures
+POWER = 3  # of the inverse temperatures (k / stages)^POWER, close where q is far from the posterior
+EQUILIBRATION = 100  # least number of moves of the chains of the posterior before they return
+
+LogWeight = Callable[[Tensor], Tensor]  # h(u) [L, T] at u [L, T, P]: log f - log g
+
+
+def annealed_bounds(log_weight: LogWeight, like: Tensor, stages: int) -> tuple[Tensor, Tensor]:
+    """Lower and upper bound [T] on log Z, Z = E_{u ~ N(0, I)}[exp h(u)], each in expectation.
+
+    The distributions p_b(u) = N(u; 0, I) exp(b h(u)) / Z_b lead from the proposal, b = 0, to the posterior, b = 1, and
+    moves are elliptical slice sampling. From proposal to posterior the average of the weights estimates Z without bias,
+    so its logarithm bounds log Z from below (Neal 2001). From posterior to proposal their average estimates 1 / Z,
+    which bounds log Z from above (Grosse, Ghahramani and Adams 2015). The chains that return start where the first
+    ones end, resampled by weight and moved on: the upper bound holds as far as these have reached the posterior.
+
+    Args:
+        log_weight: h.
+        like: [T, P], for shape, dtype and device of u.
+        stages: number of temperatures.
+    """
+    slope = torch.linspace(0, 1, stages + 1, dtype=like.dtype, device=like.device) ** POWER
+    with drawing():
+        u = torch.randn(CHAINS, *like.shape, dtype=like.dtype, device=like.device)
+        h = log_weight(u)
+        forward, u, h = _pass(log_weight, u, h, slope)
+        logits = forward.mT.nan_to_num(nan=IMPOSSIBLE, neginf=IMPOSSIBLE)
+        index = torch.distributions.Categorical(logits=logits).sample((CHAINS,))
+        u, h = u.gather(0, index.unsqueeze(-1).expand_as(u)), h.gather(0, index)
+        for _ in range(max(EQUILIBRATION, stages)):
+            u, h = elliptical_slice(log_weight, u, h, 1.0)
+        backward, _, _ = _pass(log_weight, u, h, slope.flip(0))
+    return log_mean_exp(forward), -log_mean_exp(backward)
+
+
+def _pass(log_weight: LogWeight, u: Tensor, h: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log weights [L, T] of a pass through the temperatures, and where it ends."""
+    total = torch.zeros_like(h)
+    for before, after in zip(slope[:-1].tolist(), slope[1:].tolist(), strict=True):
+        total = total + (after - before) * h
+        u, h = elliptical_slice(log_weight, u, h, after)
+    return total, u, h
+
+
+def elliptical_slice(log_weight: LogWeight, u: Tensor, h: Tensor, inverse_temperature: float) -> tuple[Tensor, Tensor]:
+    """One move that leaves N(u; 0, I) exp(b h(u)) invariant. (Murray, Adams and MacKay 2010)
+
+    Args:
+        log_weight: h.
+        u: [L, T, P].
+        h: h(u) [L, T].
+        inverse_temperature: b.
+
+    Returns:
+        The next u, and h there.
+    """
+    level = inverse_temperature * h + torch.rand_like(h).log()
+    other, angle = torch.randn_like(u), 2 * math.pi * torch.rand_like(h)
+    low, high = angle - 2 * math.pi, angle
+    done, at, h_at = torch.zeros_like(h, dtype=torch.bool), u, h
+    for _ in range(MOST_SHRINKS):
+        moved = u * angle.cos().unsqueeze(-1) + other * angle.sin().unsqueeze(-1)
+        h_moved = log_weight(moved)
+        accepted = ~done & (inverse_temperature * h_moved > level)
+        at, h_at = torch.where(accepted.unsqueeze(-1), moved, at), torch.where(accepted, h_moved, h_at)
+        done = done | accepted
+        if bool(done.all()):
+            break
+        low, high = torch.where(angle < 0, angle, low), torch.where(angle < 0, high, angle)
+        angle = low + (high - low) * torch.rand_like(h)
+    return at, h_at

@@ -1,0 +1,79 @@
+"""Gaussians with precision I + V V^T, for draws of many samples at once."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.inference.cholesky import cholesky, half_log_det
+from pyro_metabayes.inference.laplace import factor_of_points
+
+DENSE = 2048  # coordinates up to which the precision is one full matrix
+
+
+class Precision(Protocol):
+    """A precision matrix [T, P, P].
+
+    Attributes:
+        log_det: [T], half its log determinant.
+    """
+
+    log_det: Tensor
+
+    def root(self, u: Tensor) -> Tensor:
+        """R u [L, T, P] for u [L, T, P], with R R^T the covariance."""
+
+    def solve(self, b: Tensor) -> Tensor:
+        """The covariance times b [T, P]."""
+
+
+def precision_of(roots: list[Tensor]) -> Precision:
+    """I + (1/S) sum_s V_s V_s^T, from V_s [T, P, M]; factorised as P x P, or for many coordinates as M x M.
+
+    Args:
+        roots: S of them; one if P > DENSE.
+    """
+    # A diverging model yields a poor score, not an exception of the factorisation.
+    roots = [root.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for root in roots]
+    num_coordinates = roots[0].shape[1]
+    if num_coordinates > DENSE:
+        assert len(roots) == 1
+        return ThinPrecision(roots[0])
+    one = torch.eye(num_coordinates, dtype=roots[0].dtype, device=roots[0].device)
+    return DensePrecision(one + sum(root @ root.mT for root in roots) / len(roots))
+
+
+class DensePrecision:
+    """A full matrix [T, P, P]."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self._factor = cholesky(matrix)
+        self.log_det = half_log_det(self._factor)
+
+    def root(self, u: Tensor) -> Tensor:
+        columns = torch.linalg.solve_triangular(self._factor.mT, u.movedim(0, -1), upper=True)
+        return columns.movedim(-1, 0)
+
+    def solve(self, b: Tensor) -> Tensor:
+        return torch.cholesky_solve(b.unsqueeze(-1), self._factor).squeeze(-1)
+
+
+class ThinPrecision:
+    """I + V V^T through L L^T = I + V^T V [T, M, M]; R = I - V L^-T (I + L)^-1 V^T, as `LowRankPrecision` has it."""
+
+    def __init__(self, root: Tensor) -> None:
+        self._v, self._factor = root, factor_of_points(root)
+        self.log_det = half_log_det(self._factor)
+
+    def root(self, u: Tensor) -> Tensor:
+        one = torch.eye(self._factor.shape[-1], dtype=u.dtype, device=u.device)
+        columns = u.movedim(0, -1)  # [T, P, L]
+        along = torch.linalg.solve_triangular(self._factor + one, self._v.mT @ columns, upper=False)
+        along = torch.linalg.solve_triangular(self._factor.mT, along, upper=True)
+        return (columns - self._v @ along).movedim(-1, 0)
+
+    def solve(self, b: Tensor) -> Tensor:
+        along = torch.cholesky_solve(self._v.mT @ b.unsqueeze(-1), self._factor)
+        return b - (self._v @ along).squeeze(-1)

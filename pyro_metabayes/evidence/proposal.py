@@ -1,0 +1,153 @@
+"""Gaussian proposals for w that have seen the query labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Normal, Poisson
+
+from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.evidence.latent import Latent, log_standard_normal
+from pyro_metabayes.evidence.precision import DENSE, precision_of
+from pyro_metabayes.inference.descent import output_gradient
+from pyro_metabayes.inference.divergences import innermost
+from pyro_metabayes.inference.laplace import ggn_root
+from pyro_metabayes.model import Model
+from pyro_metabayes.seeding import drawing
+
+NEWTON_STEPS = 10  # to the mode
+AVERAGED_STEPS = 6  # with derivatives averaged over draws
+PAIRS = 4  # of antithetic draws for such an average
+FACTORS = (1.0, 0.5, 0.25, 0.0625)  # of a step, of which the best is taken
+
+
+def log_likelihood(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
+    """sum_i log p(y_i | x_i, w) [..., T] over the queries that count, for w [..., T, *W]."""
+    observed = episodes.observed()
+    log_prob = model.likelihood(w, observed.query_x, observed).log_prob(episodes.query_y)
+    return torch.where(episodes.query_mask, log_prob, 0.0).sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """log f(z) = log N(z; 0, I) + log p(y | w(z)) in the coordinates of q, whose integral is that of p(y | w) q(w).
+
+    Args:
+        model: the likelihood.
+        latent: coordinates of q.
+        episodes: T tasks with features as inputs and query labels.
+    """
+
+    model: Model
+    latent: Latent
+    episodes: Episodes
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """log f [..., T] at z [..., T, P]."""
+        w, log_factor = self.latent.at(z)
+        return log_standard_normal(z) + log_factor + log_likelihood(self.model, w, self.episodes)
+
+    @property
+    def has_curvature(self) -> bool:
+        """Whether w is affine in z, and the likelihood is `likelihood_of(outputs)` with a known curvature."""
+        if not self.latent.affine or type(self.model).likelihood is not Model.likelihood:
+            return False
+        w, _ = self.latent.at(self.origin)
+        family = innermost(self.model.likelihood_of(self.model.outputs(w, self.episodes.query_x)))
+        return isinstance(family, Categorical | Normal | Bernoulli | Poisson)
+
+    @property
+    def origin(self) -> Tensor:
+        """z = 0 [T, P]: the mean of a Gaussian q."""
+        like = self.episodes.query_x
+        return like.new_zeros(self.episodes.num_tasks, self.latent.num_coordinates)
+
+    def derivatives(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """d/dz of -log p(y | w(z)) [T, P], and V [T, P, M] with V V^T its generalised Gauss-Newton matrix."""
+        episodes = self.episodes
+        w, pull = torch.func.vjp(lambda at: self.latent.at(at)[0], z)[:2]
+        outputs, pullback = self.model.outputs_and_pullback(w, episodes.query_x)
+        slope = pullback(output_gradient(self.model, outputs, episodes.query_y, episodes.query_mask))
+        root = ggn_root(self.model, w, episodes.query_x, episodes.query_mask)
+        return pull(slope)[0], torch.func.vmap(lambda column: pull(column)[0], in_dims=-1, out_dims=-1)(root)
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """g: z = mean + R u with u ~ N(0, I).
+
+    Attributes:
+        mean: [T, P].
+        root: maps u [..., T, P] to R u.
+        log_det: [T], -log |det R|.
+    """
+
+    mean: Tensor
+    root: Callable[[Tensor], Tensor]
+    log_det: Tensor
+
+    def at(self, u: Tensor) -> Tensor:
+        """z [..., T, P] at u [..., T, P]."""
+        return self.mean + self.root(u)
+
+    def log_weight(self, target: Target, u: Tensor) -> Tensor:
+        """log f(z) - log g(z) [..., T] at u [..., T, P]."""
+        return target(self.at(u)) - log_standard_normal(u) - self.log_det
+
+
+def proposal_of(target: Target) -> Proposal:
+    """A Gaussian near f, which is p(w | y) under the prior q; q itself where the likelihood has no known curvature.
+
+    Newton's method finds the mode of f, and the curvature there gives Laplace's approximation: it differs from q in
+    the span of the derivatives of the outputs alone, for a linear head that of the query features. Up to DENSE
+    coordinates gradient and curvature are then averaged over draws of the approximation, until they agree with it:
+    the Gaussian of the largest ELBO. Under a cosine head its w have the norm of draws of q, larger than that of the
+    mode. (Opper and Archambeau 2009; Khan and Lin 2017.)
+
+    Args:
+        target: f of T tasks.
+    """
+    origin = target.origin
+    proposal = Proposal(origin, _identity, origin.sum(-1))
+    if not target.has_curvature:
+        return proposal
+    for _ in range(NEWTON_STEPS):
+        proposal = _improved(target, proposal, torch.zeros_like(origin).unsqueeze(0))
+    if target.latent.num_coordinates <= DENSE:
+        noise = _antithetic(origin)
+        for _ in range(AVERAGED_STEPS):
+            proposal = _improved(target, proposal, proposal.root(noise))
+    return proposal
+
+
+def _identity(u: Tensor) -> Tensor:
+    return u
+
+
+def _improved(target: Target, proposal: Proposal, offsets: Tensor) -> Proposal:
+    """One Newton step, with derivatives averaged over the points mean + offsets [S, T, P]."""
+    mean = proposal.mean
+    slopes, roots = zip(*(target.derivatives(mean + offset) for offset in offsets), strict=True)
+    precision = precision_of(list(roots))
+    direction = -precision.solve(mean + torch.stack(slopes).mean(0))
+    return Proposal(_best(target, mean, direction, offsets), precision.root, precision.log_det)
+
+
+def _antithetic(like: Tensor) -> Tensor:
+    """u and -u of standard normal noise [2 PAIRS, T, P]."""
+    with drawing():
+        noise = torch.randn(PAIRS, *like.shape, dtype=like.dtype, device=like.device)
+    return torch.cat((noise, -noise))
+
+
+def _best(target: Target, mean: Tensor, direction: Tensor, offsets: Tensor) -> Tensor:
+    """The mean [T, P] among steps of several lengths, and none, at which the average of log f is largest."""
+    lengths = torch.tensor((*FACTORS, 0.0), dtype=mean.dtype, device=mean.device).view(-1, 1, 1)
+    means = mean + lengths * direction  # [lengths, T, P]
+    points = (means.unsqueeze(1) + offsets).flatten(0, 1)
+    values = target(points).unflatten(0, (len(lengths), -1)).mean(1).nan_to_num(-torch.inf, neginf=-torch.inf)
+    index = values.argmax(0).view(1, -1, 1).expand(1, *mean.shape)
+    return means.gather(0, index).squeeze(0)

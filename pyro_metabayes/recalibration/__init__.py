@@ -1,0 +1,1 @@
+"""Baselines of calibration: temperature scaling, and ensembles of learners."""
