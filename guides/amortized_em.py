@@ -56,6 +56,8 @@ class Guide(pyro_metabayes.Guide):
         self._earlier: list[Directions] = []  # classifiers before the last one, from training_posterior to regulariser
 
     def posterior(self, observed: Observed) -> TorchDistribution:
+        if observed.num_classes < 2:
+            raise UsageError(f"expected support points of at least 2 classes, got {observed.num_classes}; add a class")
         known = observed.query_x.new_ones(observed.num_tasks) if self.balance == "known" else None
         return self._after(self.num_steps, observed, known)
 

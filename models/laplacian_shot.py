@@ -59,7 +59,7 @@ class Model(few_shot_classifier.Model):
         self.log_smoothness = nn.Parameter(torch.tensor(smoothness).log())
 
     def loss_range(self, observed: Observed) -> None:
-        """None: the number of neighbours is unbounded, since all queries at equal distances count."""
+        """None: the loss is unbounded. It grows with the neighbours, and all queries at equal distances count."""
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
         logits, queries = self.outputs(w, x), self.outputs(w, observed.query_x)

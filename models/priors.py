@@ -88,7 +88,7 @@ class Mixture(Prior):
     Args:
         num_weights: W.
         num_components: number of components.
-        scale: standard deviation of every weight, and of the means, before training.
+        scale: initial value of every scale_j, and standard deviation of the random initial loc_j.
     """
 
     def __init__(self, num_weights: int, num_components: int = 16, scale: float = 0.1) -> None:

@@ -153,6 +153,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _loaded(self) -> MetaLearner:
         """The learner of the argument; one that ships works in float64, since embeddings come in every scale."""
         if self._ships:
+            if self.learner != "transductive":
+                self._refuse_balance()
             return shipped(str(self.learner), self.balance)
         self._refuse_balance()
         return loaded(self.learner)
@@ -165,7 +167,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if self.balance is not None:
             raise UsageError(
                 f"expected balance=None for this learner, got '{self.balance}', which only learner='transductive' "
-                "takes; set guide.balance when the learner is trained or evaluated"
+                "takes; a MetaLearner is told when it is built: MetaLearner.pretrained(balance='known')"
             )
 
 

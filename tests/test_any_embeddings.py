@@ -127,6 +127,24 @@ def test_scale_order_and_masks_do_not_matter(guide: str, points: str, dimension:
     torch.testing.assert_close(logits(model, padded)[:, :11], expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("guide, points", [("amortized_em", "all"), ("amortized_means", "support")])
+@pytest.mark.parametrize("dimension", [3, 40])
+def test_rows_of_zeros_do_not_move_the_others(guide: str, points: str, dimension: int) -> None:
+    """Empty rows among the queries: the others keep their features; only the number of queries and shares change."""
+    model, data = learner(guide, points), tasks(dimension=dimension)
+    more = data.change_queries(lambda x: torch.cat((x, _empty(x)), 1))
+    with torch.no_grad():
+        inner, others = (
+            (part := model.featured(each)).query_x[:, :11] @ part.query_x[:, :11].mT for each in (data, more)
+        )
+    torch.testing.assert_close(others, inner, atol=2 * task_frame.JITTER, rtol=0)
+
+
+def _empty(x: Tensor) -> Tensor:
+    """Forty rows of zeros, which count."""
+    return torch.full((3, 40, *x.shape[2:]), x.dtype == torch.bool, dtype=x.dtype)
+
+
 def test_known_balance_makes_the_mean_prediction_uniform() -> None:
     model = learner(balance="known")
     mean = logits(model, tasks(query=12)).exp().mean(1)

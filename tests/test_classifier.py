@@ -194,7 +194,7 @@ def test_views_with_negative_strides(order: Any) -> None:
         ({"learner": ("mc", [3])}, (2,), r"expected support_x of shape \[N, 3\], N >= 1, got \[12, 2\]"),
         ({"learner": ("sib", [3], 5)}, (3,), "expected tasks of 5 classes.*got 3"),
         ({"num_samples": 0}, (3,), "expected num_samples >= 1, got 0"),
-        ({"learner": "no_such_run"}, (3,), "expected a checkpoint at no_such_run, got no such file"),
+        ({"learner": "no_such_run"}, (3,), "or a file or folder that exists, got 'no_such_run'"),
         ({}, (1, 4, 4), "Found array with dim 4"),
     ],
     ids=["inputs", "classes", "samples", "folder", "images"],

@@ -102,17 +102,32 @@ def test_it_works_in_the_tools_of_scikit_learn(classifier: FewShotClassifier) ->
 def test_a_setting_that_a_learner_does_not_have_is_refused() -> None:
     x, y = np.eye(4), [0, 0, 1, 1]
     for classifier, message in (
-        (FewShotClassifier("inductive", balance="known"), "guide.balance"),
+        (FewShotClassifier("inductive", balance="known"), "balance=None"),
         (FewShotClassifier(MetaLearner.pretrained(), balance="known"), "balance=None"),
         (FewShotClassifier(None, balance="known"), "balance=None"),
         (FewShotClassifier(balance="even"), "guide.balance"),
-        (FewShotClassifier("nothing"), "nothing"),
+        (FewShotClassifier("nothing"), "transductive, inductive, .* got 'nothing'"),
     ):
         with pytest.raises(UsageError, match=message) as error:
             classifier.fit(x, y)
         assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match=r"^expected at least 2 classes in y, got 1 class"):
         FewShotClassifier().fit(x, [0, 0, 0, 0])
+
+
+def test_empty_rows_do_not_ruin_the_others() -> None:
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(4, 20))
+    support, query = (np.maximum(np.repeat(centres, n, 0) + random.normal(size=(4 * n, 20)), 0) for n in (3, 25))
+    classifier, truth = FewShotClassifier().fit(support, np.repeat(range(4), 3)), np.repeat(range(4), 25)
+    alone = (classifier.predict(query) == truth).mean()
+    beside = (classifier.predict(np.concatenate((query, np.zeros((50, 20)))))[:100] == truth).mean()
+    assert alone > 0.7 and beside > alone - 0.05
+
+
+def test_one_class_is_refused_by_the_learner_too() -> None:
+    with pytest.raises(UsageError, match=r"^expected support points of at least 2 classes, got 1"):
+        MetaLearner.pretrained().predict(np.eye(3), [0, 0, 0], np.eye(3))
 
 
 @pytest.mark.parametrize("name", NAMES)

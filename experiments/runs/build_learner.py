@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -18,7 +18,6 @@ from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.inference.capabilities import StartsAtEstimates, has
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.features import EmbedsTasks
-from pyro_metabayes.pretrained.files import CHECKSUMS
 from pyro_metabayes.pretraining import embed_bank, features_under, pretrain
 
 PIECE = 2**14  # number of rows that are read at a time
@@ -72,8 +71,6 @@ def build_learner(config: Config, data: Bank | Source, source: Source, num_class
     }
     torch.manual_seed(config.seed)
     learner = MetaLearner.from_specification(specification, config.frozen)
-    if config.init:
-        learner.load_weights(initial_weights(config.init))
     _refuse_base_classes_without_model(config, learner, source)
     _refuse_tasks_without_shared_classes(config, learner, data)
     _refuse_transforms_without_bank(config, learner, data)
@@ -82,14 +79,11 @@ def build_learner(config: Config, data: Bank | Source, source: Source, num_class
     return learner
 
 
-def initial_weights(init: str) -> Mapping[str, Tensor]:
-    """The weights of a learner that ships, by its name, or of the run in a folder."""
-    learner = MetaLearner.pretrained(init) if init in CHECKSUMS else MetaLearner.load(init)
-    return learner.state_dict()
-
-
 def start_at_closed_form(learner: MetaLearner, source: Source) -> None:
-    """If model.start=closed_form, start at the maximum-likelihood estimates, if data and model allow a closed form."""
+    """Set the parameters of model and guide to closed-form maximum-likelihood estimates if model.start=closed_form.
+
+    Does nothing if the data or the model has no such estimates.
+    """
     model = learner.model
     if isinstance(source, Groups) and isinstance(model, StartsAtEstimates) and model.start == "closed_form":
         estimates = source.estimates()

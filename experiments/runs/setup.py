@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -33,6 +34,7 @@ from pyro_metabayes.experiments.runs.tasks import (
     source_of,
 )
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.pretrained.files import CHECKSUMS
 from pyro_metabayes.specification.parts import check_parts
 
 
@@ -87,8 +89,8 @@ def set_up(
     source = source_of(config, data)
     refuse_impossible(config, source, training)
     learner = build_learner(config, data, source, num_classes)
-    if restore is not None:
-        restore(learner)
+    start = restore or partial(_start_at, init=config.init)
+    start(learner)
     if training:
         start_at_closed_form(learner, source)
         note_narrower_validation(config, source, learner)
@@ -121,3 +123,27 @@ def _mean_feature(stream: TaskStream) -> Tensor:
     points = torch.cat((episodes.support_x, episodes.query_x), dim=1)
     weights = torch.cat((episodes.support_mask, episodes.query_mask), dim=1).unsqueeze(-1)
     return (points * weights).sum((0, 1)) / weights.sum()
+
+
+def _start_at(learner: MetaLearner, init: str) -> None:
+    """Give the learner the weights of another one.
+
+    Args:
+        learner: the learner of the run, with fresh weights.
+        init: the name of a learner that ships, or the folder of a run; "": the fresh weights stay.
+
+    Raises:
+        UsageError: the weights are those of other parts.
+    """
+    if not init:
+        return
+    start = MetaLearner.pretrained(init) if init in CHECKSUMS else MetaLearner.load(init)
+    try:
+        learner.load_weights(start.state_dict())
+    except UsageError as error:
+        guide = type(start.guide).__module__.rpartition(".")[2]
+        difference = str(error).partition("another: ")[2].partition(";")[0]
+        raise UsageError(
+            f"expected guide={guide} with its default settings, on features, for init={init}, got other parts: "
+            f"{difference}; set guide={guide}, or drop init"
+        ) from None

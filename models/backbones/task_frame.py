@@ -34,6 +34,8 @@ class Backbone(pyro_metabayes.Backbone):
     (regularised whitening). a and lambda are learned functions of M and of the effective dimension of X,
     1 / mean_ij (x_i . x_j)^2.
 
+    A row of zeros has no direction: its features are 0, and it has no effect on the others.
+
     The tasks get auxiliary["frame"] [T, 3]: log (D / 128), |mu| before it is shrunk, and log effective dimension of X.
 
     No parameter depends on D, so a learner with this backbone takes features of any origin. The features have 2 D
@@ -73,8 +75,9 @@ class Backbone(pyro_metabayes.Backbone):
         """The tasks with features [T, N, F] in place of inputs [T, N, D]."""
         queries = data.query_mask if self.points == "all" else torch.zeros_like(data.query_mask)
         x = self(torch.cat((data.support_x, data.query_x), 1))
-        reference = torch.cat((data.support_mask, queries), 1).to(x.dtype).unsqueeze(-1)
-        mask = torch.cat((data.support_mask, data.query_mask), 1).unsqueeze(-1)
+        directed = (x != 0).any(-1)
+        reference = (torch.cat((data.support_mask, queries), 1) & directed).to(x.dtype).unsqueeze(-1)
+        mask = (torch.cat((data.support_mask, data.query_mask), 1) & directed).unsqueeze(-1)
         count = reference.sum(1, keepdim=True).clamp(min=1)
         mean = (reference * x).sum(1, keepdim=True) / count
         shrunk = mean if self.log_tau is None else mean * count / (count + self.log_tau.exp())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from os import PathLike
-from pathlib import Path
+from os import PathLike, fspath
 
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.pretrained.files import CHECKSUMS
+from pyro_metabayes.storage.paths import user_path
 
 
 @functools.lru_cache(maxsize=8)
@@ -32,4 +32,9 @@ def loaded(learner: MetaLearner | str | PathLike[str] | None) -> MetaLearner:
             f"expected learner to be {', '.join(CHECKSUMS)}, a MetaLearner, the folder of a run or None, got a value "
             f"of type {kind}"
         )
-    return MetaLearner.load(Path(learner))
+    if not (path := user_path(fspath(learner))).exists():
+        raise UsageError(
+            f"expected learner to be {', '.join(CHECKSUMS)}, or a file or folder that exists, got '{learner}'; "
+            "fix the name"
+        )
+    return MetaLearner.load(path)

@@ -24,7 +24,17 @@ WRONG_LABELS, OUTLIERS = 0.15, 0.1  # probabilities that a block has some
 
 def load(bank_share: float = 0.5, least_skill: float = 0.0) -> Mixture:
     """The simulator, and all banks of `training_banks`; the arguments are those of `Mixture`."""
+    check_settings(bank_share, least_skill)
     return Mixture(training_banks() if bank_share else [], bank_share, least_skill)
+
+
+def check_settings(bank_share: float, least_skill: float) -> None:
+    """Raise a UsageError for a share or a skill out of range."""
+    if not 0 <= bank_share <= 1 or not 0 <= least_skill <= 0.9:
+        raise UsageError(
+            "expected data.bank_share from 0 to 1 and data.least_skill from 0 to 0.9, got "
+            f"{bank_share} and {least_skill}"
+        )
 
 
 class Mixture:
@@ -45,10 +55,9 @@ class Mixture:
     input_shape = (None,)
 
     def __init__(self, banks: Sequence[FeatureRows], bank_share: float = 0.5, least_skill: float = 0.0) -> None:
-        if not 0 <= bank_share <= 1 or (bank_share and not banks):
-            raise UsageError(f"expected data.bank_share from 0 to 1, and 0 without banks, got {bank_share}")
-        if not 0 <= least_skill <= 0.9:
-            raise UsageError(f"expected data.least_skill from 0 to 0.9, got {least_skill}")
+        check_settings(bank_share, least_skill)
+        if bank_share and not banks:
+            raise UsageError(f"expected data.bank_share=0 without banks, got {bank_share}; pass banks")
         self.banks, self.bank_share, self.least_skill = list(banks), bank_share, least_skill
 
     def block(self, split: str) -> int:

@@ -51,9 +51,10 @@ def term_of(name: Name, header: Header) -> tuple[str, ...]:
 
 
 def check_margins(terms: Sequence[tuple[str, ...]]) -> None:
-    """Refuse an interaction without the effects that it is a difference of.
+    """Refuse an interaction without all its lower-order terms, and a term that names a column twice.
 
-    Of a factor without its main effect R codes all levels. Here the first level is always the reference.
+    a:b needs a and b. R accepts a:b without a main effect, and then codes all levels of the factor. That is not
+    supported: here the first level is always the reference.
     """
     for term in terms:
         if len({*term}) < len(term):
