@@ -370,7 +370,7 @@ def test_the_table_has_targets_average_and_paired_differences(tmp_path: Path) ->
     assert page.count("python -m experiments.run -m guide=x seed=0,1") == 6
     lines = [line.split(" | ") for line in page.splitlines() if line.startswith("| K") or line.startswith("| source")]
     assert [line[0] for line in lines[:3]] == ["| source only", "| K=0", "| K=3"]
-    spread = 1.96 * 100 * np.std([0.4, 0.6, 0.5, 0.7]) / 2
+    spread = 3.1824 * 100 * np.std([0.4, 0.6, 0.5, 0.7], ddof=1) / 2  # t with 3 degrees of freedom: four tasks
     assert lines[0][1] == f"55.0 +- {spread:.1f}" and [line[1].split()[0] for line in lines[1:3]] == ["65.0", "85.0"]
     # The average of seed 0 is 60, 65 and 85, of seed 1 70, 80 and 85; with one degree of freedom t is 12.706.
     assert [line[-1] for line in lines[:3]] == ["65.0 +- 63.5 |", "72.5 +- 95.3 |", "85.0 +- 0.0 |"]
