@@ -330,8 +330,8 @@ noisy = MetaLearner(identity.Backbone([2], normalise=False), guide.model, guide,
 optimiser = torch.optim.Adam(noisy.parameters(), lr=1e-2)
 fit(noisy, lambda number: lines(noise_spread=0.7)[0], val, steps=200, optimiser=optimiser)
 for name, learner in (("known to be exp(-0.7)", known), ("a latent", noisy)):
-    scores = evaluate(learner, test, EvalSettings(test.num_tasks, joint=True), progress=False).metrics
-    print(f"noise {name}: query NLL {scores['nll']:.3f}, joint NLL {scores['joint_nll']:.3f}")
+    scores = evaluate(learner, test, EvalSettings(test.num_tasks), progress=False).metrics
+    print(f"noise {name}: query NLL {scores['nll']:.3f}")
 centre, spread = guide.model.centre.item(), guide.model.log_spread.exp().item()
 print(f"learned prior of log noise: N({centre:.2f}, {spread:.2f}^2), that of the simulated tasks: N(-0.70, 0.70^2)")
 
