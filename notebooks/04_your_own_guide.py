@@ -122,7 +122,7 @@ from pyro_metabayes.experiments.runs.plots import new_figure
 
 SHOTS = (1, 2, 5, 10)
 scored = {
-    (name, shot): evaluate(learner, tasks("test", shot), EvalSettings(tasks=64, samples=20, joint=True), progress=False)
+    (name, shot): evaluate(learner, tasks("test", shot), EvalSettings(tasks=24, samples=20, joint=True), progress=False)
     for name, learner in learners.items()
     for shot in SHOTS
 }
