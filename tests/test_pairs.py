@@ -89,6 +89,6 @@ def test_few_pairs_cover_what_all_of_them_do(together: list[tuple[str, str]]) ->
 def test_pairs_that_are_left_out_are_slow() -> None:
     pairs = every_pair()
     parameters = covering_first(pairs)
-    assert [its if isinstance(its, Pair) else its.values[0] for its in parameters] == pairs
-    left = [its for its in parameters if not isinstance(its, Pair)]
-    assert 0 < len(left) < len(pairs) and all([mark.name for mark in its.marks] == ["slow"] for its in left)
+    assert [case if isinstance(case, Pair) else case.values[0] for case in parameters] == pairs
+    left = [case for case in parameters if not isinstance(case, Pair)]
+    assert 0 < len(left) < len(pairs) and all([mark.name for mark in case.marks] == ["slow"] for case in left)

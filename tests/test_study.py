@@ -52,8 +52,8 @@ def with_every_setting(rows: list[Row]) -> list[Row]:
     seen, kept = set[tuple[str, str]](), []
     for row in rows:
         guide = next((setting for setting in row.settings if setting.startswith("guide=")), "")
-        of_parts = {its for its in row.settings if "." in its.partition("=")[0] and not its.startswith(COMMON)}
-        these = {(guide if its in of_parts else "", its) for its in row.settings}
+        of_parts = {item for item in row.settings if "." in item.partition("=")[0] and not item.startswith(COMMON)}
+        these = {(guide if item in of_parts else "", item) for item in row.settings}
         if not these <= seen:
             kept.append(row)
         seen |= these
@@ -106,7 +106,7 @@ def test_what_a_study_names_is_there(name: str) -> None:
     study = study_of(name)
     rows = rows_of(study, smoke=True)
     known = {row.label for row in rows} | {row.part for row in rows}
-    named = [its for chosen in study["pictures"].values() for its in chosen or []]
+    named = [name for chosen in study["pictures"].values() for name in chosen or []]
     assert set(named) <= known and set(study["evaluations"].get("parts", [])) <= known
 
 

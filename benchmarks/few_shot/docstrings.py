@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-PACKAGES = {  # name of the distribution, for its version: name of the package
+PACKAGES = {  # distribution (whose version is recorded): package
     "matplotlib": "matplotlib",
     "numpy": "numpy",
     "scikit-learn": "sklearn",

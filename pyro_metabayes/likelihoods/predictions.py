@@ -69,7 +69,7 @@ def register(family: type[Distribution]) -> Callable[[P], P]:
 
 
 def registered(family: Distribution) -> type[Predictions]:
-    """The entry of FAMILIES for the class of a distribution, or for its nearest base class.
+    """The entry of FAMILIES for the class of a distribution, or else for the nearest registered base class.
 
     Raises:
         UsageError: there is no such entry.

@@ -65,5 +65,5 @@ def _points(distribution: Any, value: Tensor) -> Tensor:
 
 
 def _of_points(mask: Any) -> Any:
-    """The mask [..., T] of a site, with an axis for its points."""
+    """The mask [..., T] of a site as [..., T, 1], to broadcast over points."""
     return mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask
