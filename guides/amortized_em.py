@@ -48,8 +48,8 @@ class Guide(pyro_metabayes.Guide):
         super().__init__(model)
         if num_steps < 0 or width < 1:
             raise UsageError(f"expected guide.num_steps >= 0 and width >= 1, got {num_steps} and {width}")
-        self.head = (linear_head(model, "guide=amortized_em"),)  # in a tuple: its parameters are the model's
-        check_balance(balance, model, ("unknown", "known"))
+        linear_head(model, "guide=amortized_em")
+        check_balance(balance, model)
         refuse_base_classes(model, "guide=amortized_em")
         self.num_steps, self.balance = num_steps, balance
         self.steps = AmortizedSteps(width)
@@ -59,7 +59,7 @@ class Guide(pyro_metabayes.Guide):
         if observed.num_classes < 2:
             raise UsageError(f"expected support points of at least 2 classes, got {observed.num_classes}; add a class")
         known = observed.query_x.new_ones(observed.num_tasks) if self.balance == "known" else None
-        return self._after(self.num_steps, observed, known)
+        return self._classifier(self.steps(observed, self.num_steps, known))
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
         if not self.training:
@@ -86,15 +86,12 @@ class Guide(pyro_metabayes.Guide):
         log_prob = logits.log_softmax(-1).gather(-1, episodes.query_y.unsqueeze(-1)).squeeze(-1)
         return (log_prob * episodes.query_mask).sum(-1)
 
-    def _after(self, num_steps: int, observed: Observed, known: Tensor | None) -> TorchDistribution:
-        return self._classifier(self.steps(observed, num_steps, known))
-
     def _classifier(self, classifier: Directions) -> TorchDistribution:
         return Delta(self._weights(classifier), event_dim=2)
 
     def _weights(self, classifier: Directions) -> Tensor:
         """Weights [T, C, D + 1] whose logits are those of the classifier, whatever the scale of the head."""
-        head = self.head[0]
+        head = linear_head(self.model, "guide=amortized_em")
         return head.rows(classifier.directions / head.scale, classifier.offsets / head.scale)
 
 

@@ -14,15 +14,18 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 import pyro_metabayes
-from pyro_metabayes.episodes import Observed
+from pyro_metabayes.episodes import Observed, class_means
 from pyro_metabayes.inference.capabilities import linear_head
 from pyro_metabayes.inference.cholesky import cholesky
 from pyro_metabayes.transductive.amortized.assignment_network import zero_network
-from pyro_metabayes.transductive.amortized.task_geometry import support_labels
+from pyro_metabayes.transductive.amortized.task_geometry import (
+    LEAST_LENGTH,
+    NUM_FRAME,
+    frame_statistics,
+    support_labels,
+)
 
 NUM_STATISTICS = 7
-FRAME = 3  # statistics of backbone=task_frame
-LEAST_LENGTH = 1e-4
 
 
 class Guide(pyro_metabayes.Guide):
@@ -32,8 +35,8 @@ class Guide(pyro_metabayes.Guide):
 
     m_c the class means of the support points X [S, D] with one-hot labels Y, and s, r, lambda learned functions of
     statistics of the support set: way, shots, lengths and cosines of the class means, and those that
-    backbone=task_frame adds (0 with another backbone). No parameter depends on the
-    dimension of the features or on the way. It takes features of unit length, such as those of backbone=task_frame.
+    backbone=task_frame adds (0 with another backbone). No parameter depends on the dimension of the features or on the
+    way. It takes features of unit length, such as those of backbone=task_frame.
 
     Raises:
         UsageError: the head is not linear.
@@ -41,20 +44,19 @@ class Guide(pyro_metabayes.Guide):
 
     def __init__(self, model: pyro_metabayes.Model) -> None:
         super().__init__(model)
-        self.head = (linear_head(model, "guide=amortized_means"),)  # in a tuple: its parameters are the model's
-        self.scales = zero_network(NUM_STATISTICS + FRAME, 3)
+        linear_head(model, "guide=amortized_means")
+        self.scales = zero_network(NUM_STATISTICS + NUM_FRAME, 3)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         labels = support_labels(observed)
         counts = labels.sum(1)
-        means = labels.mT @ observed.support_x / counts.clamp(min=1).unsqueeze(-1)
+        means = class_means(observed)
         length = means.norm(dim=-1, keepdim=True).clamp(min=LEAST_LENGTH)
         statistics = _statistics(means / length, length.squeeze(-1), counts)
-        frame = observed.auxiliary.get("frame", statistics.new_zeros(len(statistics), FRAME))
-        scales = self.scales(torch.cat((statistics, frame), -1))[..., None, None]
+        scales = self.scales(torch.cat((statistics, frame_statistics(observed)), -1))[..., None, None]
         ridge = _ridge(observed, labels, (scales[:, 2] - 1).exp())
         directions = 10 * scales[:, 0].exp() * means / length + 4 * softplus(scales[:, 1] - 1) * ridge
-        head = self.head[0]
+        head = linear_head(self.model, "guide=amortized_means")
         return Delta(head.rows(directions / head.scale, torch.zeros_like(counts)), event_dim=2)
 
 

@@ -28,6 +28,7 @@ from pyro_metabayes.storage.paths import user_path
 
 GUIDES = {"transductive": ("amortized_em", "all"), "inductive": ("amortized_means", "support")}
 LEAST_SKILL = {"transductive": 0.0, "inductive": 0.5}  # of `Mixture`; the queries show how good the features are
+STEPS = {"transductive": 8000, "inductive": 5000}  # of the learners that ship
 TASKS = 12  # per step
 LEARNING_RATE, WARM_UP = 3e-3, 100
 VALIDATION = TaskShape(way=5, shot=1, query=15, query_concentration=2.0, query_balanced=0.5)
@@ -77,13 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("learner", choices=sorted(GUIDES), help="which one")
     parser.add_argument("--out", type=user_path, required=True, help="the folder of the training; learner.pt is in it")
-    parser.add_argument("--steps", type=int, default=20000, help="of the optimiser, with 12 tasks each")
+    parser.add_argument("--steps", type=int, help=f"of the optimiser, with {TASKS} tasks each; default: {STEPS}")
     parser.add_argument("--bank-share", type=float, default=0.5, help="share of the steps on banks, not simulated")
     parser.add_argument("--seed", type=int, default=0, help="of weights and tasks")
     options = parser.parse_args(arguments)
     learner = new_learner(options.learner, options.seed)
     mixture = load(options.bank_share, LEAST_SKILL[options.learner])
-    train(learner, mixture, options.steps, options.out, options.seed)
+    steps = STEPS[options.learner] if options.steps is None else options.steps
+    train(learner, mixture, steps, options.out, options.seed)
     learner.trained_on = None  # tasks of every shape
     learner.save(options.out / "learner.pt")
     print(f"learner: {options.out / 'learner.pt'}")

@@ -28,9 +28,9 @@ class Shape(NamedTuple):
 
 def random_shape(generator: Generator) -> Shape:
     """A shape; the larger the way, the fewer the queries per class, which bounds the cost of a block."""
-    way = _one_of(WAYS, generator)
-    shot = min(_one_of(SHOTS, generator), max(1, MOST_POINTS // 2 // way))
-    query = int(_one_of(QUERIES, generator) * way)
+    way = one_of(WAYS, generator)
+    shot = min(one_of(SHOTS, generator), max(1, MOST_POINTS // 2 // way))
+    query = int(one_of(QUERIES, generator) * way)
     if float(torch.rand((), generator=generator)) < FEW:
         query = int(torch.randint(1, 4, (), generator=generator))
     return Shape(way, shot, max(1, min(query, MOST_PAIRS // way, MOST_POINTS - way * shot)))
@@ -42,7 +42,7 @@ def query_labels(shape: Shape, tasks: int, generator: Generator) -> Tensor:
     draw = torch.rand(2, generator=generator)
     if draw[0] < BALANCED and number >= way:
         return torch.arange(number).remainder(way).sort().values.expand(tasks, -1)
-    concentration = torch.full((tasks, way), _one_of(CONCENTRATIONS, generator))
+    concentration = torch.full((tasks, way), one_of(CONCENTRATIONS, generator))
     marginal = torch._sample_dirichlet(concentration, generator)
     if draw[1] < ABSENT and way > 2:
         marginal[:, int(torch.randint(way, (), generator=generator))] = 0.0
@@ -60,5 +60,16 @@ def support_mask(shape: Shape, tasks: int, generator: Generator) -> Tensor:
     return mask
 
 
-def _one_of(values: tuple[Value, ...], generator: Generator) -> Value:
-    return values[int(torch.randint(len(values), (), generator=generator))]
+def one_of(values: tuple[Value, ...], generator: Generator) -> Value:
+    """One of the values, each with the same probability."""
+    return values[integer(len(values), generator)]
+
+
+def integer(number: int, generator: Generator) -> int:
+    """One of 0, ..., number - 1."""
+    return int(torch.randint(number, (), generator=generator))
+
+
+def chance(probability: float, generator: Generator) -> bool:
+    """True with a probability."""
+    return bool(torch.rand((), generator=generator) < probability)

@@ -18,8 +18,8 @@ class FeatureSimulator:
         x_i = m_{y_i} + d_{y_i, k_i} + r_i e_i,
 
     m class means with a power-law spectrum, half of the time below superclasses; d the centre of a sub-cluster of the
-    class; e noise with a power-law spectrum, its axes aligned with those of
-    the means, independent of them, or specific to the class; r a heavy tail. A third of the time x is the latent of a
+    class; e noise with a power-law spectrum, its axes aligned with those of the means, independent of them, or specific
+    to the class; r a heavy tail. A third of the time x is the latent of a
     random ReLU layer. An offset and a ReLU may follow. The squared length of m is a multiple of 1 / sqrt(effective
     dimension of e), from nearly impossible to trivial tasks.
 

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize, one_hot, relu
 
 from pyro_metabayes.data.mixture.banks import FeatureRows, training_banks
-from pyro_metabayes.data.mixture.shapes import Shape, query_labels, random_shape, support_mask
+from pyro_metabayes.data.mixture.shapes import Shape, chance, integer, one_of, query_labels, random_shape, support_mask
 from pyro_metabayes.data.mixture.simulator import FeatureSimulator
 from pyro_metabayes.data.positions import random_positions
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
@@ -84,9 +84,9 @@ class Mixture:
         while self.least_skill and skill_of(episodes) < self.least_skill:
             episodes = self._drawn(shape, query_labels(shape, number, generator), generator)
         episodes.support_mask = support_mask(shape, number, generator)
-        if shape.shot > 2 and _chance(WRONG_LABELS, generator):
+        if shape.shot > 2 and chance(WRONG_LABELS, generator):
             episodes.support_y = _with_errors(episodes.support_y, shape, generator)
-        if _chance(OUTLIERS, generator):
+        if chance(OUTLIERS, generator):
             for x in (episodes.support_x, episodes.query_x):
                 _add_outliers(x, generator)
         return episodes
@@ -95,9 +95,9 @@ class Mixture:
         support_y = torch.arange(shape.way).repeat_interleave(shape.shot).expand(len(query_y), -1)
         labels = torch.cat((support_y, query_y), 1)
         simulator = FeatureSimulator(generator)
-        x = self._of_bank(labels, shape.way, generator) if _chance(self.bank_share, generator) else None
+        x = self._of_bank(labels, shape.way, generator) if chance(self.bank_share, generator) else None
         if x is None:
-            x = simulator.points(labels, shape.way, dimension or _one_of(DIMENSIONS, generator))
+            x = simulator.points(labels, shape.way, dimension or one_of(DIMENSIONS, generator))
         elif dimension is not None:
             x = x @ simulator.projection(x.shape[-1], dimension)
         else:
@@ -113,8 +113,8 @@ class Mixture:
 
     def _of_bank(self, labels: Tensor, way: int, generator: Generator) -> Tensor | None:
         """Points of a random bank; in some blocks a class is several of its classes. None: it has too few."""
-        bank = self.banks[_integer(len(self.banks), generator)]
-        merged = 1 + _integer(3, generator) if _chance(0.3, generator) else 1
+        bank = self.banks[integer(len(self.banks), generator)]
+        merged = 1 + integer(3, generator) if chance(0.3, generator) else 1
         return _rows_of_labels(bank, labels, way, merged, generator)
 
 
@@ -149,13 +149,13 @@ def _rows_of_labels(bank: FeatureRows, labels: Tensor, way: int, merged: int, ge
 def _transformed(x: Tensor, simulator: FeatureSimulator, generator: Generator) -> Tensor:
     """Noise, and one of: a random projection, a square root of features >= 0, standardised columns, or nothing."""
     size = x.var((0, 1)).mean().sqrt() + 1e-6
-    if _chance(0.5, generator):
+    if chance(0.5, generator):
         level = (-2.3 + 2.7 * torch.rand(len(x), 1, 1, generator=generator)).exp()  # 0.1 to 1.5
         x = x + level * size * torch.randn(x.shape, generator=generator)
     kind = float(torch.rand((), generator=generator))
     if kind < 0.25:
-        x = x @ simulator.projection(x.shape[-1], _one_of(PROJECTIONS, generator))
-        return relu(x) if _chance(0.4, generator) else x
+        x = x @ simulator.projection(x.shape[-1], one_of(PROJECTIONS, generator))
+        return relu(x) if chance(0.4, generator) else x
     if kind < 0.4 and x.min() >= 0:
         return x.sqrt()
     if kind < 0.55:
@@ -174,15 +174,3 @@ def _add_outliers(x: Tensor, generator: Generator) -> None:
     """Noise of the size of the features on a twentieth of the points, in place."""
     at = torch.rand(*x.shape[:2], 1, generator=generator) < 0.05
     x += at * x.std() * torch.randn(x.shape, generator=generator)
-
-
-def _integer(number: int, generator: Generator) -> int:
-    return int(torch.randint(number, (), generator=generator))
-
-
-def _one_of(values: tuple[int, ...], generator: Generator) -> int:
-    return values[_integer(len(values), generator)]
-
-
-def _chance(probability: float, generator: Generator) -> bool:
-    return bool(torch.rand((), generator=generator) < probability)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pyro_metabayes.episodes import Observed
+from pyro_metabayes.episodes import Observed, class_means
 
+NUM_FRAME = 3  # statistics of backbone=task_frame
 LEAST_LENGTH = 1e-4  # of a class mean, so that its direction is finite
 LEAST_PROBABILITY = 1e-5
 
@@ -40,15 +41,13 @@ class TaskGeometry:
     def of(cls, observed: Observed) -> Self:
         x, mask = observed.query_x, observed.query_mask
         labels = support_labels(observed)
-        counts = labels.sum(1)
-        sums = labels.mT @ observed.support_x
         return cls(
             x=x,
             mask=mask,
             shares=(mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(x.dtype),
             labels=labels,
-            means=sums / counts.clamp(min=1).unsqueeze(-1),
-            counts=counts,
+            means=class_means(observed),
+            counts=labels.sum(1),
             inner=x @ torch.cat((observed.support_x, x), 1).mT,
         )
 
@@ -91,3 +90,9 @@ def support_labels(observed: Observed) -> Tensor:
     """One-hot labels of the support points [T, S, C], in the dtype of the inputs; 0 for masked points."""
     labels = one_hot(observed.support_y, observed.num_classes) * observed.support_mask.unsqueeze(-1)
     return labels.to(observed.support_x.dtype)
+
+
+def frame_statistics(observed: Observed) -> Tensor:
+    """What backbone=task_frame says of each task [T, NUM_FRAME]; 0 with another backbone."""
+    frame = observed.auxiliary.get("frame")
+    return observed.query_x.new_zeros(observed.num_tasks, NUM_FRAME) if frame is None else frame

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.transductive.amortized.task_context import NUM_STATISTICS, task_context
-from pyro_metabayes.transductive.amortized.task_geometry import TaskGeometry
+from pyro_metabayes.transductive.amortized.task_geometry import NUM_FRAME, TaskGeometry, frame_statistics
 from pyro_metabayes.transductive.assignments import LEAST_SHARE
 from pyro_metabayes.transductive.sinkhorn import class_term
 
-FRAME = 3  # statistics of backbone=task_frame
-NUM_CONTEXT = NUM_STATISTICS + FRAME + 1  # and whether the queries are known to be balanced
+NUM_CONTEXT = NUM_STATISTICS + NUM_FRAME + 1  # and whether the queries are known to be balanced
 IN_A_STEP = 10  # Sinkhorn iterations
 
 
@@ -38,9 +37,8 @@ class Task:
         points = TaskGeometry.of(observed)
         cosines, lengths = points.cosines(points.means)
         statistics = task_context(cosines, points.between, lengths, points.counts, points.mask)
-        frame = observed.auxiliary.get("frame", statistics.new_zeros(len(statistics), FRAME))
         is_known = torch.zeros_like(statistics[:, :1]) if known is None else known.unsqueeze(-1)
-        return cls(points, torch.cat((statistics, frame, is_known), -1), known)
+        return cls(points, torch.cat((statistics, frame_statistics(observed), is_known), -1), known)
 
     def term(self, logits: Tensor, iterations: int, start: Tensor | None) -> Tensor | None:
         """Sinkhorn's class term [T, 1, C] of tasks that are known to be balanced, 0 of the others."""
