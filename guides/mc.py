@@ -14,7 +14,7 @@ from pyro_metabayes.episodes import Observed
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = p_psi(w | support)."""
+    """q(w | support) = p_psi(w | support): the approximate posterior is the conditional prior itself."""
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         return self.model.prior(observed)

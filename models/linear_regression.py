@@ -110,8 +110,8 @@ class Model(pyro_metabayes.Model):
         """The prior before conditioning on any label."""
         if not self.canonical:
             raise UsageError(
-                "expected the Gaussian likelihood of linear_regression for a closed form, got a model with another "
-                "likelihood_of; take another guide"
+                "expected the Gaussian likelihood of linear_regression, which has a closed form, got a model that "
+                "overrides likelihood_of; choose a guide that needs no closed form"
             )
         if self.prior_over_weights.conditional:
             raise UsageError(

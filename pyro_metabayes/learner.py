@@ -102,7 +102,16 @@ class MetaLearner(Assembled, Stored, Predicts):
         return cls(*parts, frozen=frozen)
 
     def forward(self, episodes: Episodes, kl_weight: float = 1.0) -> dict[str, Tensor]:
-        """Means over tasks, in nats per task: `loss`, to be differentiated, and the terms of the loss."""
+        """The training loss of a batch of tasks and the terms of the loss, as means over tasks.
+
+        Args:
+            episodes: T tasks with query labels.
+            kl_weight: factor of the KL term in the loss; 1 gives the negative ELBO.
+
+        Returns:
+            Scalars in nats per task: `loss`, to be differentiated; `log_likelihood`; `kl`, where the objective has one;
+            one entry per regulariser of model and guide.
+        """
         episodes = self.featured(episodes)
         terms = self.objective.terms(self.model, self.guide, episodes, kl_weight=kl_weight)
         parts = {"loss": terms.loss, "log_likelihood": terms.log_likelihood}

@@ -40,7 +40,7 @@ class StoredRows(Protocol):
     def split(self, size: int) -> Iterator[Tensor]: ...
 
     def sample(self) -> bytes:
-        """Bytes that identify the content, for `Bank.fingerprint`."""
+        """Bytes that are hashed into `Bank.fingerprint`, to recognise the same content in a later run."""
         ...
 
 
