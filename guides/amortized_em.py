@@ -30,11 +30,11 @@ class Guide(pyro_metabayes.Guide):
     It takes features of unit length, such as those of backbone=task_frame.
 
     Args:
-        num_steps: K. In training between K/2 and 3K/2, at random, with a loss on every step, so that each step improves
-            and more do no harm.
+        num_steps: K. In training the number is random, between K/2 and 3K/2, and every step has a loss, so that each
+            step improves the predictions and additional steps do not worsen them.
         width: channels of the network per pair of query and class.
         balance: `unknown`, or `known`: the queries are equally many in each class, and every step projects their
-            assignments to that marginal. In training the guide is told so of a quarter of the balanced tasks.
+            assignments to that marginal. In training the marginal is known in a quarter of the balanced tasks.
 
     Raises:
         UsageError: a setting is out of range, the head is not linear, or queries may belong to base classes.

@@ -53,7 +53,7 @@ REFUSED = {
     "y ~ I(x^2) + (1 | g)": "expected columns, factor(x) and offset(x) in data.formula, got 'I(x",
     "y ~ 0 + x + (1 | g)": "expected an intercept, which the model always has",
     "y ~ x - 1 + (1 | g)": "expected an intercept, which the model always has",
-    "y ~ 1 + (x | g)": "expected 'x' among the shared effects too, as the mean over groups is estimated",
+    "y ~ 1 + (x | g)": "expected 'x' as a shared effect too, because its mean over groups is estimated",
     "y ~ x + (0 | g)": "expected effects of groups, such as (1 | school)",
     "y ~ x + offset(log(n)) + (1 | g)": "expected the name of a column as offset of data.formula, got 'log(n)'",
     "y ~ offset(a) + offset(b) + (1 | g)": "expected one offset(x) outside of the term of groups",

@@ -103,7 +103,7 @@ def test_groups_that_do_not_differ_have_no_variance() -> None:
 
 def test_mistakes_are_named() -> None:
     episodes = ragged()
-    with pytest.raises(UsageError, match="all of them queries"):
+    with pytest.raises(UsageError, match="expected groups whose points are all queries"):
         fit(random_regressions(targets=1), 1)
     with pytest.raises(UsageError, match="expected more points than 3 coefficients, got"):
         fit(episodes.tasks(slice(0, 1)).map_tensors(lambda value: value[:, :2]), 1)

@@ -72,7 +72,9 @@ def _csv_rows(scores: Table, paired: Table, over: Table) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    help_runs = "folders of runs, or folders that contain runs, taken in the order of their paths; the first is the baseline"
+    help_runs = (
+        "folders of runs, or folders that contain runs, taken in the order of their paths; the first is the baseline"
+    )
     parser.add_argument("runs", nargs="+", help=help_runs)
     parser.add_argument(
         "--out", type=user_path, default="runs/comparison", help="folder for table.md, table.csv and comparison.png"

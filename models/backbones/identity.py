@@ -48,7 +48,7 @@ class Backbone(pyro_metabayes.Backbone):
 
     @property
     def transforms(self) -> bool:
-        """Whether the features differ from the inputs by more than their length."""
+        """Whether the features differ from the inputs by more than the scaling to unit length."""
         return self.centre or self.power != 1
 
     def forward(self, x: Tensor) -> Tensor:

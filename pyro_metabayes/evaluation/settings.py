@@ -42,5 +42,5 @@ class EvalSettings:
 
     @property
     def integrated(self) -> int:
-        """Importance draws of the joint NLL per task; 0 without it."""
+        """Number of importance draws per task for the joint NLL; 0 if eval.joint=false."""
         return self.joint_samples if self.joint else 0

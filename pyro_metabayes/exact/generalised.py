@@ -72,7 +72,7 @@ def likelihood_of(eta: Tensor, family: str) -> TorchDistribution:
 def fit_by_quadrature(points: Points, family: str) -> GeneralisedEffects:
     """Maximum likelihood: log p(y_g) = log of the integral of prod_i p(y_i | x_i, u) N(u; 0, sd^2) du.
 
-    lme4 has the same by `glmer(..., nAGQ = 25)`; its default, Laplace, is an approximation.
+    lme4 computes the same with `glmer(..., nAGQ = 25)`; its default is the Laplace approximation.
     """
     nodes = torch.linspace(-REACH, REACH, NODES, dtype=torch.float64)
     log_weights = -0.5 * nodes.square()

@@ -140,7 +140,9 @@ def _descended(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
 def sums_of(episodes: Episodes, num_random: int) -> Sums:
     """Sufficient statistics of the query points, in float64 on the CPU."""
     if episodes.query_y.shape[-1] != 1 or episodes.support_mask.any():
-        raise UsageError("expected groups of points with one number as label, all of them queries; see Groups.whole")
+        raise UsageError(
+            "expected groups whose points are all queries with one number as label, got other tasks; use Groups.whole"
+        )
     episodes = episodes.to("cpu")  # on the CPU, since the optimiser reads every loss, and in float64
     points = torch.cat((episodes.query_x, episodes.query_y), -1).double() * episodes.query_mask.unsqueeze(-1)
     z = points[..., :num_random]

@@ -27,7 +27,7 @@ NESTING = 1  # number of plates of a program: one, of tasks
 
 @dataclass(frozen=True)
 class Terms:
-    """Sums over the tasks of a batch, in nats. Only `loss` has a gradient and the KL weight."""
+    """Sums over the tasks of a batch, in nats. Only `loss` is differentiable and includes the KL weight."""
 
     loss: Tensor
     log_likelihood: Tensor

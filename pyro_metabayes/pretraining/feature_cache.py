@@ -40,7 +40,7 @@ def _cache_key(specification: Mapping[str, Any], bank: Bank, settings: PretrainS
 def cached_bank(
     path: Path, name: str, backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> Bank:
-    """The bank with its features from the file beside the weights in `path`; a missing file is computed first."""
+    """The bank with its features, read from the file next to the weights `path`; without it, computed and saved."""
     features = path.with_suffix(f".features{settings.views}.pt")
     if not features.exists():
         _cache_features(features, name, backbone, bank, settings, device)

@@ -47,7 +47,9 @@ class Allowance(TorchDispatchMode):
     def _take(self, claimed: Any) -> None:
         self.left -= claimed.numel() * claimed.element_size()
         if self.left < 0:
-            raise UsageError(f"{self.claimed_by} asks for more memory than the file can fill; check where the file comes from")
+            raise UsageError(
+                f"{self.claimed_by} asks for more memory than the file can fill; check where the file comes from"
+            )
 
 
 def _makes_from_sizes(func: Any, args: Any) -> bool:

@@ -107,7 +107,7 @@ def check_archive(path: Path, inflation: int = INFLATION) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         if sum(part.file_size for part in archive.infolist()) > inflation * path.stat().st_size:
-            raise ValueError("its parts claim to be larger than the file")
+            raise ValueError("the sizes stated for its parts exceed the size of the file")
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -128,7 +128,7 @@ def _check_header(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
         shape, _, dtype = read_header(file)
         size = part.file_size if dtype.hasobject else int(np.prod(shape, dtype=object)) * dtype.itemsize
         if min(shape, default=0) < 0 or size > part.file_size:  # object arrays are refused when they are read
-            raise ValueError(f"'{part.filename}' claims the shape {shape} but is smaller")
+            raise ValueError(f"'{part.filename}' states the shape {shape} but holds fewer bytes")
 
 
 def check_plain(value: Any) -> None:

@@ -67,7 +67,10 @@ class OptimisationByUser:
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
         """Continue from a state; the state of another kind of optimiser or scheduler raises a UsageError."""
         if "optimiser" not in state or (state["scheduler"] is None) != (self.scheduler is None):
-            raise UsageError("expected optimiser and scheduler as in the interrupted training, got others; pass these")
+            raise UsageError(
+                "expected the optimiser and scheduler of the interrupted training, got different ones; "
+                "pass the same ones"
+            )
         _check_groups(state["optimiser"], self.optimizer)
         if self.scheduler is not None:
             _check_names(self.scheduler.state_dict(), state["scheduler"], "scheduler")

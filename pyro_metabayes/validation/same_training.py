@@ -69,9 +69,9 @@ def refuse_another_training(saved: Mapping[str, Any], config: Mapping[str, Any],
     """Refuse a call of `fit` that does not continue the training of the folder.
 
     Args:
-        saved: the plain values of its checkpoint; of earlier versions none.
-        config: those of this training; a command, which compares settings itself, has no description among them.
-        folder: of the training.
+        saved: the plain values in the checkpoint of the folder; empty for a checkpoint of an earlier version.
+        config: the plain values of the new training. A command compares its settings itself and passes no `fit` key.
+        folder: the folder of the training.
 
     Raises:
         UsageError: the folder holds another training.

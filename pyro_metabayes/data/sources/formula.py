@@ -32,14 +32,14 @@ class Terms:
 def roles_of_formula(formula: str, weights: Name = None, offset: Name = None) -> Roles:
     """The columns of a linear mixed model with one kind of groups.
 
-    Understood are columns, + - * : ^ and parentheses, factor(x), offset(x), 1, and one term (effects | group).
+    A formula may contain columns, + - * : ^ and parentheses, factor(x), offset(x), 1, and one term (effects | group).
 
     Args:
         formula: such as EXAMPLE.
         weights, offset: columns beside the formula.
 
     Raises:
-        UsageError: no formula, or one of another model.
+        UsageError: the text is not a formula, or the formula is of a model that is not supported.
     """
     response, tilde, right = formula.partition("~")
     if not tilde or "~" in right or not response.strip():
@@ -172,7 +172,7 @@ def _check(fixed: Terms, own: Terms, formula: str) -> None:
         raise UsageError(f"expected one offset(x) outside of the term of groups, got '{formula}'")
     if missing := [name for name in own.effects if name not in fixed.effects]:
         raise UsageError(
-            f"expected '{missing[0]}' among the shared effects too, as the mean over groups is estimated, got "
+            f"expected '{missing[0]}' as a shared effect too, because its mean over groups is estimated, got "
             f"'{formula}'; add + {missing[0]}"
         )
     if not own.effects and not own.intercept:

@@ -59,7 +59,8 @@ def check_margins(terms: Sequence[tuple[str, ...]]) -> None:
     for term in terms:
         if len({*term}) < len(term):
             raise UsageError(
-                f"expected different columns in '{PRODUCT.join(term)}', got one twice; write its power into the file"
+                f"expected different columns in '{PRODUCT.join(term)}', got one twice; "
+                "to use a power, add it as a column of the file"
             )
         margins = [tuple(name for name in term if name != left_out) for left_out in term] if len(term) > 1 else []
         there = {frozenset(other) for other in terms}
