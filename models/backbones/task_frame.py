@@ -40,7 +40,7 @@ class Backbone(pyro_metabayes.Backbone):
     The tasks get auxiliary["frame"] [T, 3]: log (D / 128), |mu| before it is shrunk, and log effective dimension of X.
 
     No parameter depends on D, so a learner with this backbone takes features of any origin. The features have 2 D
-    components if D is less than the number N of points, else N.
+    components if D is less than the number N of points (with `support` S + 1 more, of jitter), else N.
 
     Args:
         input_shape: [D], or [None] for any D.

@@ -37,7 +37,7 @@ class Deployable(Predicts):
         With an inductive guide the posterior is computed here, and a prediction only applies it. With a transductive
         guide the posterior depends on the queries, so each call computes it from its own batch; the features of the
         support set are computed here unless they depend on the queries too. Predictions equal those of `predict` with
-        the same seed. A task has the parameters that the learner has now: make a new one after further training.
+        the same seed. After further training of the learner, make a new task.
 
         Args:
             support_x: [S, *X], as in `predict`.
