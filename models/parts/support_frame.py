@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ class SupportFrame:
     ) -> None:
         self._unit, self._coordinates, self._shrunk = unit, coordinates, shrunk
         features = coordinates.support
-        none = {"query_x": features[:, :0], "query_mask": data.query_mask[:, :0]}
+        none: dict[str, Any] = {"query_x": features[:, :0], "query_mask": data.query_mask[:, :0]}
         self.support = replace(data, support_x=features, **none, auxiliary=data.auxiliary | {"frame": frame})
 
     def embed(self, x: Tensor) -> Tensor:

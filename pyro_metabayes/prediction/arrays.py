@@ -75,9 +75,8 @@ class SupportSet:
     def task(self, queries: Tensor) -> Observed:
         """The task with these query inputs [Q, *X], as a batch with T = 1."""
         support = self.x if len(self.x) else queries[:0]
-        points = {"support_x": support, "support_y": self.y, "query_x": queries}
-        batch = {name: value.unsqueeze(0) for name, value in points.items()}
-        return Observed(**batch, num_classes=self.num_classes)
+        x, y, query_x = (value.unsqueeze(0) for value in (support, self.y, queries))
+        return Observed(support_x=x, support_y=y, query_x=query_x, num_classes=self.num_classes)
 
 
 def holds_inputs(x: Tensor, input_shape: tuple[int | None, ...]) -> bool:

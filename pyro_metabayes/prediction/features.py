@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from pyro.infer.util import is_validation_enabled
@@ -131,6 +131,6 @@ class PointwiseFrame:
 
     def __init__(self, learner: Featured, data: Observed) -> None:
         features = learner.embed(data.support_x)
-        none = {"query_x": features[:, :0], "query_mask": data.query_mask[:, :0]}
+        none: dict[str, Any] = {"query_x": features[:, :0], "query_mask": data.query_mask[:, :0]}
         self.support = replace(data, support_x=features, **none)
         self.embed = learner.embed
