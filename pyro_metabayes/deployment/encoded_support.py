@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.prediction.arrays import SupportSet
-from pyro_metabayes.prediction.features import ChecksFeatures
+from pyro_metabayes.prediction.features import ChecksFeatures, with_queries
 from pyro_metabayes.prediction.moments import draws_of
 from pyro_metabayes.prediction.predicts import Predicts
 from pyro_metabayes.seeding import noise_of
@@ -58,7 +58,7 @@ class Answer:
     @property
     def data(self) -> Observed:
         """The task with these queries; its checks take as long as a prediction, so it is made where it is needed."""
-        return _with_queries(self.support, self.query_x)
+        return with_queries(self.support, self.query_x)
 
 
 class EncodedSupport:
@@ -111,13 +111,9 @@ class EncodedSupport:
             part.check_features(features.squeeze(0), learned=True)
         if self._once is not None:
             return Answer(self._once, self._frame.support, features)
-        return Answer(self._inferred(_with_queries(self._frame.support, features)), self._frame.support, features)
+        return Answer(self._inferred(with_queries(self._frame.support, features)), self._frame.support, features)
 
     def _inferred(self, data: Observed) -> Posterior:
         with noise_of(self._seed) as generators:
             q = self._learner.guide.posterior(data)
             return Posterior(q, self._num_samples, self._seed, generators.states())
-
-
-def _with_queries(data: Observed, features: Tensor) -> Observed:
-    return replace(data, query_x=features, query_mask=None)

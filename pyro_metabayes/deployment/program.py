@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from pyro_metabayes.deployment.fixed_noise import RecordedNoise, RepeatedNoise
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.likelihoods.classes import class_probabilities
-from pyro_metabayes.prediction.features import EncodesSupport
+from pyro_metabayes.prediction.features import EncodesSupport, with_queries
 from pyro_metabayes.prediction.moments import draws_of
 from pyro_metabayes.prediction.numbers import number_moments
 from pyro_metabayes.prediction.predicts import Predicts
@@ -87,10 +86,7 @@ def predictions(learner: Predicts, points: Points, num_classes: int, num_samples
     support_x, support_y, query_x = (value.unsqueeze(0) for value in points)
     data = Observed(support_x=support_x, support_y=support_y, query_x=query_x, num_classes=num_classes)
     frame = learner.backbone.support_frame(data) if isinstance(learner.backbone, EncodesSupport) else None
-    if frame is None:
-        data = learner.embedded(data)
-    else:
-        data = replace(frame.support, query_x=frame.embed(query_x), query_mask=None)
+    data = learner.embedded(data) if frame is None else with_queries(frame.support, frame.embed(query_x))
     q = learner.guide.posterior(data)
     if not num_classes:
         return tuple(value.squeeze(0) for value in number_moments(learner.model, q, data, num_samples))

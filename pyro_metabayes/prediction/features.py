@@ -134,3 +134,8 @@ class PointwiseFrame:
         none: dict[str, Any] = {"query_x": features[:, :0], "query_mask": data.query_mask[:, :0]}
         self.support = replace(data, support_x=features, **none)
         self.embed = learner.embed
+
+
+def with_queries(data: Observed, features: Tensor) -> Observed:
+    """The tasks with features [T, Q, F] of queries, all unmasked."""
+    return replace(data, query_x=features, query_mask=None)  # type: ignore[arg-type]  # None: all true
