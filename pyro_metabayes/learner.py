@@ -9,12 +9,12 @@ from torch import Tensor
 
 from pyro_metabayes.backbone import Backbone
 from pyro_metabayes.build import PREFIXES
+from pyro_metabayes.deployment.deployable import Deployable
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.guide import Guide
 from pyro_metabayes.model import Model
 from pyro_metabayes.moved import current_shared_values
 from pyro_metabayes.objectives.objective import Objective
-from pyro_metabayes.prediction.predicts import Predicts
 from pyro_metabayes.specification.assembly import Assembled
 from pyro_metabayes.specification.from_parts import recorded_specification, recorded_values
 from pyro_metabayes.specification.parts import Parts, build_parts, check_parts, shared_values
@@ -22,7 +22,7 @@ from pyro_metabayes.storage.stored import Stored
 from pyro_metabayes.validation.trained_on import TaskRange
 
 
-class MetaLearner(Assembled, Stored, Predicts):
+class MetaLearner(Assembled, Stored, Deployable):
     """Backbone, model, guide and objective as one torch module, for training and for predictions.
 
         model = few_shot_classifier.Model(heads.Cosine(), priors.Gaussian(num_weights=640))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Size, Tensor
@@ -16,7 +16,17 @@ from pyro_metabayes.device import accelerator
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.handlers.own_generators import OwnGenerators, arguments_of
 
-_own: ContextVar[OwnGenerators | None] = ContextVar("own", default=None)
+
+class Noise(AbstractContextManager[Any], Protocol):
+    """A mode of torch within which random numbers are drawn, and the states of its generators."""
+
+    def states(self) -> dict[torch.device, Tensor]: ...
+
+    def set_states(self, states: Mapping[torch.device, Tensor]) -> None: ...
+
+
+OwnNoise = TypeVar("OwnNoise", bound=Noise)
+_own: ContextVar[Noise | None] = ContextVar("own", default=None)
 _process: ContextVar[tuple[int, int]] = ContextVar("process", default=(0, 1))  # rank, number of processes
 
 
@@ -75,16 +85,28 @@ def _restored_global_states() -> Iterator[None]:
 
 
 @contextmanager
-def noise_of(seed: int) -> Iterator[None]:
+def noise_of(seed: int, states: Mapping[torch.device, Tensor] | None = None) -> Iterator[OwnGenerators]:
     """Context manager: the draws of this thread are those that `torch.manual_seed(seed)` would give, on every device.
 
-    The thread has its own generators. Torch's global generators, which all threads share, are neither read nor changed.
-    Only draws inside `drawing` are affected, such as those of this file.
+    The thread has its own generators, which it yields. Torch's global generators, which all threads share, are neither
+    read nor changed. Only draws inside `drawing` are affected, such as those of this file.
+
+    Args:
+        seed: the seed.
+        states: `states()` of generators with the same seed, at which the draws continue; None: they start.
     """
     check_seed(seed)
-    token = _own.set(OwnGenerators(int(seed)))
+    with draws_by(OwnGenerators(int(seed))) as own:
+        own.set_states(states or {})
+        yield own
+
+
+@contextmanager
+def draws_by(generators: OwnNoise) -> Iterator[OwnNoise]:
+    """Context manager: the draws of this thread are made within `generators`, a mode of torch."""
+    token = _own.set(generators)
     try:
-        yield
+        yield generators
     finally:
         _own.reset(token)
 
@@ -101,7 +123,7 @@ def restored_noise() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _restored_states(own: OwnGenerators) -> Iterator[None]:
+def _restored_states(own: Noise) -> Iterator[None]:
     before = own.states()
     try:
         yield

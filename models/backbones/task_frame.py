@@ -14,6 +14,7 @@ import pyro_metabayes
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.inference.cholesky import cholesky
+from pyro_metabayes.models.parts.support_frame import Coordinates, SupportFrame
 from pyro_metabayes.prediction.scale import bounded
 
 Data = TypeVar("Data", bound=Observed)
@@ -39,7 +40,7 @@ class Backbone(pyro_metabayes.Backbone):
     The tasks get auxiliary["frame"] [T, 3]: log (D / 128), |mu| before it is shrunk, and log effective dimension of X.
 
     No parameter depends on D, so a learner with this backbone takes features of any origin. The features have 2 D
-    components if D is less than the number N of points, else N.
+    components if D is less than the number N of points (with `support` S + 1 more, of jitter), else N.
 
     Args:
         input_shape: [D], or [None] for any D.
@@ -78,21 +79,40 @@ class Backbone(pyro_metabayes.Backbone):
         directed = (x != 0).any(-1)
         reference = (torch.cat((data.support_mask, queries), 1) & directed).to(x.dtype).unsqueeze(-1)
         mask = (torch.cat((data.support_mask, data.query_mask), 1) & directed).unsqueeze(-1)
-        count = reference.sum(1, keepdim=True).clamp(min=1)
-        mean = (reference * x).sum(1, keepdim=True) / count
-        shrunk = mean if self.log_tau is None else mean * count / (count + self.log_tau.exp())
+        count, mean, shrunk = self._centre(x, reference)
         x = functional.normalize(x - shrunk, dim=-1) * mask
         wide = x.shape[-1] >= x.shape[1]
         gram = x @ x.mT if wide else (reference * x).mT @ x
         inner = reference.mT * reference * gram if wide else gram  # of the reference points
-        effective = count.square() / inner.square().sum((1, 2), keepdim=True).clamp(min=1e-12)
+        effective = _effective(count, inner)
         settings = self._settings(count, effective)
-        features = self._dual(gram, reference, settings, mask) if wide else self._primal(x, gram, settings)
-        dimension = torch.full_like(effective, math.log(x.shape[-1] / 128))
-        frame = torch.cat((dimension, mean.norm(dim=-1, keepdim=True), (effective / 10).log()), -1).squeeze(1)
         support = data.support_x.shape[1]
+        features = self._dual(gram, reference, settings, mask) if wide else self._primal(x, gram, settings)
+        if not wide and self.points == "support":
+            features = torch.cat((features, _jitter_of_dual(support, mask)), -1)
         parts: dict[str, Any] = {"support_x": features[:, :support], "query_x": features[:, support:]}
+        frame = _statistics(x.shape[-1], mean, effective)
         return replace(data, **parts, auxiliary=data.auxiliary | {"frame": frame})
+
+    def support_frame(self, data: Observed) -> SupportFrame | None:
+        """The features as a function of the support set alone, up to a rotation; None if they depend on the queries."""
+        if self.points == "all":
+            return None
+        x = self(data.support_x)
+        mask = (data.support_mask & (x != 0).any(-1)).to(x.dtype).unsqueeze(-1)
+        count, mean, shrunk = self._centre(x, mask)
+        x = functional.normalize(x - shrunk, dim=-1) * mask
+        gram = x @ x.mT
+        effective = _effective(count, gram)
+        frame = _statistics(x.shape[-1], mean, effective)
+        coordinates = Coordinates(x, gram, self._settings(count, effective), mask, JITTER)
+        return SupportFrame(self, data, coordinates, shrunk, frame)
+
+    def _centre(self, x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Number [T, 1, 1] and mean [T, 1, D] of the reference points, and the mean as it is subtracted."""
+        count = reference.sum(1, keepdim=True).clamp(min=1)
+        mean = (reference * x).sum(1, keepdim=True) / count
+        return count, mean, mean if self.log_tau is None else mean * count / (count + self.log_tau.exp())
 
     @staticmethod
     def _primal(x: Tensor, gram: Tensor, settings: tuple[Tensor, Tensor]) -> Tensor:
@@ -119,6 +139,23 @@ class Backbone(pyro_metabayes.Backbone):
         statistics = torch.cat(((count / 100).log(), (effective / 10).log(), (2 * effective / count).log()), -1)
         share, ridge = self.network(statistics).split(1, -1)
         return share.sigmoid(), count / effective * ridge.exp()
+
+
+def _effective(count: Tensor, inner: Tensor) -> Tensor:
+    """The effective dimension [T, 1, 1] of the reference points, from their inner products."""
+    return count.square() / inner.square().sum((1, 2), keepdim=True).clamp(min=1e-12)
+
+
+def _statistics(num_features: int, mean: Tensor, effective: Tensor) -> Tensor:
+    """auxiliary["frame"] [T, 3]."""
+    dimension = torch.full_like(effective, math.log(num_features / 128))
+    return torch.cat((dimension, mean.norm(dim=-1, keepdim=True), (effective / 10).log()), -1).squeeze(1)
+
+
+def _jitter_of_dual(num_support: int, mask: Tensor) -> Tensor:
+    """Columns [T, N, S + 1] that change inner products as the jitter does, so that these do not depend on Q."""
+    own = torch.arange(mask.shape[1], device=mask.device).clamp(max=num_support)
+    return JITTER**0.5 * functional.one_hot(own, num_support + 1) * mask
 
 
 def _identity(like: Tensor) -> Tensor:

@@ -111,7 +111,12 @@ class BaseNovelPredictions(ClassPredictions):
 
 
 def class_probabilities(likelihood: TorchDistribution) -> Tensor:
-    """p(y = c | x, w_l) [L, T, Q, C] of a likelihood of classes, batch [L, T, Q].
+    """p(y = c | x, w_l) [L, T, Q, C] of a likelihood of classes, batch [L, T, Q]. Raises: as `class_log_probs`."""
+    return class_log_probs(likelihood).softmax(-1)
+
+
+def class_log_probs(likelihood: TorchDistribution) -> Tensor:
+    """log p(y = c | x, w_l) [L, T, Q, C] of a likelihood of classes, batch [L, T, Q].
 
     Raises:
         UsageError: the family is not registered, or its labels are not classes.
@@ -120,4 +125,4 @@ def class_probabilities(likelihood: TorchDistribution) -> Tensor:
     predictions = registered(family)
     if not issubclass(predictions, ClassPredictions):
         raise UsageError(f"expected a likelihood of classes, got {type(family).__name__}; use posterior_predictive")
-    return predictions.log_probs_by_query(family).softmax(-1)
+    return predictions.log_probs_by_query(family)

@@ -18,67 +18,65 @@ from pyro_metabayes.validation.structure import fits, words_of_shape
 NAMES = "support_x", "query_x"
 
 
-def task_of(
-    support_x: Array,
-    support_y: Array,
-    query_x: Array,
-    input_shape: Sequence[int | None],
-    backbone: nn.Module,
-    like: Tensor,
-) -> Observed:
-    """One classification task, as a batch with T = 1.
+class SupportSet:
+    """The support set of one task, from arrays; it also converts the query inputs of the task.
 
     Args:
-        support_x: support inputs [S, *X] of any real type. Integers are images if *X has several axes, and are scaled
-            to [0, 1].
-        support_y: classes of the support inputs [S], integers from 0 to C - 1.
-        query_x: query inputs [Q, *X].
+        x: support inputs [S, *X] of any real type. Integers are images if *X has several axes, and are scaled to
+            [0, 1].
+        y: classes of the support inputs [S], integers from 0 to C - 1. In a regression numbers [S, Y], or [S] if Y = 1;
+            S may then be 0.
         input_shape: *X, for which the learner was built.
         backbone: the network to which the inputs are passed.
         like: a tensor with the device and the dtype of the result.
+        num_targets: Y; 0: the labels are classes.
+
+    Attributes:
+        x: [S, *X].
+        y: [S] or [S, Y].
+        num_classes: C; 0 in a regression.
 
     Raises:
         UsageError: an array has another shape or type, a value is not finite or out of range, or a class has no support
             point.
     """
-    _refuse_other_columns(support_x, query_x)
-    inputs = [_checked(name, x, tuple(input_shape)) for name, x in zip(NAMES, (support_x, query_x), strict=True)]
-    if len(input_shape) > 1:
-        inputs = list(scaled_images(*inputs))
-    support, query = (_for(backbone, name, x, like) for name, x in zip(NAMES, inputs, strict=True))
-    labels = _labels(support_y, len(support)).to(like.device)
-    return Observed(
-        support_x=support.unsqueeze(0),
-        support_y=labels.unsqueeze(0),
-        query_x=query.unsqueeze(0),
-        num_classes=int(labels.max()) + 1,
-    )
 
+    def __init__(
+        self, x: Array, y: Array, input_shape: Sequence[int | None], backbone: nn.Module, like: Tensor,
+        num_targets: int = 0,
+    ) -> None:  # fmt: skip
+        self._shape, self._backbone, self._like = tuple(input_shape), backbone, like
+        self._columns = _columns(x)
+        self._images = not num_targets and len(input_shape) > 1
+        if num_targets and not tensor_of(NAMES[0], x).numel():
+            self._given = like.new_zeros(0, *(size or 0 for size in self._shape))
+            self.x = self._given
+        else:
+            self._given = _checked(NAMES[0], x, self._shape)
+            scaled = scaled_images(self._given, self._given)[0] if self._images else self._given
+            self.x = _for(backbone, NAMES[0], scaled, like)
+        if num_targets:
+            self.y = _labels_of_numbers(y, len(self.x), num_targets).to(like)
+        else:
+            self.y = _labels(y, len(self.x)).to(like.device)
+        self.num_classes = 0 if num_targets else int(self.y.max()) + 1
 
-def task_of_numbers(
-    support_x: Array, support_y: Array, query_x: Array, input_shape: Sequence[int | None], num_targets: int,
-    backbone: nn.Module, like: Tensor,
-) -> Observed:  # fmt: skip
-    """As `task_of`, for a regression with labels [S, Y], or [S] if Y = 1; S may be 0.
+    def queries(self, x: Array) -> Tensor:
+        """Query inputs [Q, *X], converted like those of the support set.
 
-    Raises:
-        UsageError: an array has another shape or type, or a value is not finite.
-    """
-    shape = tuple(input_shape)
-    query = _for(backbone, NAMES[1], _checked(NAMES[1], query_x, shape), like)
-    support = query[:0]
-    if len(support_x):
-        support = _for(backbone, NAMES[0], _checked(NAMES[0], support_x, shape), like)
-    labels = tensor_of("support_y", support_y).to(like)
-    labels = labels.unsqueeze(-1) if labels.dim() == 1 and num_targets == 1 else labels
-    if not len(support):
-        labels = labels.reshape(-1, num_targets)
-    if labels.shape != (len(support), num_targets) or not labels.isfinite().all():
-        raise UsageError(
-            f"expected support_y to hold finite numbers of shape {[len(support), num_targets]}, got "
-            f"{list(labels.shape)}; remove rows without a label"
-        )
-    return Observed(support_x=support.unsqueeze(0), support_y=labels.unsqueeze(0), query_x=query.unsqueeze(0))
+        Raises:
+            UsageError: the array has another shape or type, or a value is not finite or out of range.
+        """
+        _refuse_other_columns(self._columns, _columns(x))
+        values = _checked(NAMES[1], x, self._shape)
+        values = scaled_images(self._given, values)[1] if self._images else values
+        return _for(self._backbone, NAMES[1], values, self._like)
+
+    def task(self, queries: Tensor) -> Observed:
+        """The task with these query inputs [Q, *X], as a batch with T = 1."""
+        support = self.x if len(self.x) else queries[:0]
+        x, y, query_x = (value.unsqueeze(0) for value in (support, self.y, queries))
+        return Observed(support_x=x, support_y=y, query_x=query_x, num_classes=self.num_classes)
 
 
 def holds_inputs(x: Tensor, input_shape: tuple[int | None, ...]) -> bool:
@@ -87,9 +85,8 @@ def holds_inputs(x: Tensor, input_shape: tuple[int | None, ...]) -> bool:
     return leading >= 2 and fits(x.shape[leading:], input_shape)
 
 
-def _refuse_other_columns(support: object, query: object) -> None:
+def _refuse_other_columns(names: Sequence[str], others: Sequence[str]) -> None:
     """Raise a UsageError if support and query are data frames with different columns, or a different order of them."""
-    names, others = _columns(support), _columns(query)
     if names and others and names != others:
         place = next((i for i, pair in enumerate(zip(names, others, strict=False)) if len(set(pair)) > 1), -1)
         first = f"'{others[place]}' in place of '{names[place]}'"
@@ -110,8 +107,8 @@ def _checked(name: str, x: Array, shape: tuple[int | None, ...]) -> Tensor:
     if not fits(values.shape[1:], shape) or not values.dim() or not len(values):
         expected = f"[N, {words_of_shape(shape)[1:]}, N >= 1"
         raise UsageError(f"expected {name} of shape {expected}, got {list(values.shape)}")
-    bad = (~torch.isfinite(values)).flatten(1).any(1).sum().item()
-    if bad:
+    finite = values.sum().isfinite()  # one pass over the values; the sum of finite values may overflow
+    if not finite and (bad := (~torch.isfinite(values)).flatten(1).any(1).sum().item()):
         raise UsageError(f"expected finite values in {name}, got NaN or infinity in {bad} of {len(values)} rows")
     return values
 
@@ -124,6 +121,19 @@ def _for(backbone: nn.Module, name: str, x: Tensor, like: Tensor) -> Tensor:
         if backbone.scale_invariant:
             return unit_scaled(name, x).to(like)
     return cast(name, x, like)
+
+
+def _labels_of_numbers(y: Array, num_points: int, num_targets: int) -> Tensor:
+    labels = tensor_of("support_y", y)
+    labels = labels.unsqueeze(-1) if labels.dim() == 1 and num_targets == 1 else labels
+    if not num_points:
+        labels = labels.reshape(-1, num_targets)
+    if labels.shape != (num_points, num_targets) or not labels.isfinite().all():
+        raise UsageError(
+            f"expected support_y to hold finite numbers of shape {[num_points, num_targets]}, got "
+            f"{list(labels.shape)}; remove rows without a label"
+        )
+    return labels
 
 
 def _labels(y: Array, num_points: int) -> Tensor:

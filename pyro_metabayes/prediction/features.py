@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from pyro.infer.util import is_validation_enabled
@@ -26,6 +26,27 @@ class EmbedsTasks(Protocol):
 
     def embed_tasks(self, data: Data) -> Data:
         """The tasks with features [T, N, F] in place of inputs [T, N, *X]; no label enters."""
+
+
+class Frame(Protocol):
+    """The features of a task whose support set is encoded once.
+
+    Attributes:
+        support: the task with features of the support points, without queries.
+    """
+
+    support: Observed
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Features [T, Q, F] of query inputs [T, Q, *X]."""
+
+
+@runtime_checkable
+class EncodesSupport(Protocol):
+    """A backbone of EmbedsTasks whose features may depend on the support set alone."""
+
+    def support_frame(self, data: Observed) -> Frame | None:
+        """The features of the tasks; None if they depend on the queries."""
 
 
 @runtime_checkable
@@ -83,6 +104,12 @@ class Featured(nn.Module):
         support, query = features[:, :num_support], features[:, num_support:]
         return self.checked(replace(data, support_x=support, query_x=query, auxiliary=data.auxiliary | views))
 
+    def frame_of(self, data: Observed) -> Frame | None:
+        """The features of tasks [T, N, *X], encoded once; None if those of the support set depend on the queries."""
+        if isinstance(self.backbone, EncodesSupport):
+            return self.backbone.support_frame(data)
+        return None if isinstance(self.backbone, EmbedsTasks) else PointwiseFrame(self, data)
+
     def checked(self, data: Data) -> Data:
         """Tasks with features, checked if Pyro's validation is on, as in the first step of a training."""
         if is_validation_enabled():
@@ -97,3 +124,18 @@ class Featured(nn.Module):
             if isinstance(part, ChecksFeatures):
                 x = torch.cat((data.support_x[data.support_mask], data.query_x[data.query_mask]))
                 part.check_features(x, learned)
+
+
+class PointwiseFrame:
+    """The features of a task by a backbone that maps each point by itself."""
+
+    def __init__(self, learner: Featured, data: Observed) -> None:
+        features = learner.embed(data.support_x)
+        none: dict[str, Any] = {"query_x": features[:, :0], "query_mask": data.query_mask[:, :0]}
+        self.support = replace(data, support_x=features, **none)
+        self.embed = learner.embed
+
+
+def with_queries(data: Observed, features: Tensor) -> Observed:
+    """The tasks with features [T, Q, F] of queries, all unmasked."""
+    return replace(data, query_x=features, query_mask=None)  # type: ignore[arg-type]  # None: all true

@@ -50,15 +50,21 @@ def predicted_numbers(model: Model, q: TorchDistribution, observed: Observed, nu
     Raises:
         UsageError: a prediction is not finite.
     """
-    if integrates(model, q):
-        family: Any = innermost(model.predictive(q, observed))
-        reach = family.icdf(torch.full_like(family.mean, 0.5 + INTERVAL / 2)) - family.mean
-        values = family.mean, family.stddev, family.mean - reach, family.mean + reach
-    else:
-        values = _from_draws(innermost(model.likelihood(draws_of(q, num_samples), observed.query_x, observed)))
+    values = number_moments(model, q, observed, num_samples)
     if not all(bool(value.isfinite().all()) for value in values):
         raise UsageError("expected inputs with finite predictions, got infinite ones or NaN; scale them as in training")
     return NumberPrediction(*(value.squeeze(0) for value in values))
+
+
+def number_moments(
+    model: Model, q: TorchDistribution, observed: Observed, num_samples: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, sd, lower and upper [T, Q, Y], without a check of their values. Args: as in `predicted_numbers`."""
+    if integrates(model, q):
+        family: Any = innermost(model.predictive(q, observed))
+        reach = family.icdf(torch.full_like(family.mean, 0.5 + INTERVAL / 2)) - family.mean
+        return family.mean, family.stddev, family.mean - reach, family.mean + reach
+    return _from_draws(innermost(model.likelihood(draws_of(q, num_samples), observed.query_x, observed)))
 
 
 def integrates(model: Model, q: TorchDistribution) -> TypeGuard[IntegratesGaussian]:

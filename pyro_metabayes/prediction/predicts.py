@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.guide import Guide
-from pyro_metabayes.prediction.arrays import task_of, task_of_numbers
+from pyro_metabayes.prediction.arrays import SupportSet
 from pyro_metabayes.prediction.features import Featured
 from pyro_metabayes.prediction.moments import draws_of
 from pyro_metabayes.prediction.numbers import NumberPrediction, predicted_numbers
@@ -70,13 +70,12 @@ class Predicts(Featured):
         """
         check_num_samples(num_samples)
         like = next(self.parameters())  # there is always one, the head's scale
+        support = SupportSet(support_x, support_y, self.input_shape, self.backbone, like, self.num_targets)
+        task = support.task(support.queries(query_x))
         if self.num_targets:
-            shape = self.input_shape, self.num_targets
-            task = task_of_numbers(support_x, support_y, query_x, *shape, self.backbone, like)
             with noise_of(seed):
                 data = self.embedded(task)
                 return predicted_numbers(self.model, self.guide.posterior(data), data, num_samples)
-        task = task_of(support_x, support_y, query_x, self.input_shape, self.backbone, like)
         with noise_of(seed):
             answer = prediction_of(lambda: self.posterior_predictive(self.embedded(task), num_samples)[1], like.dtype)
         warn_if_unfamiliar(self.guide, self.trained_on, task)

@@ -38,24 +38,35 @@ def prediction_of(likelihood_of_query: Callable[[], TorchDistribution], dtype: t
     """Mean and standard deviation over samples of the class probabilities of one task.
 
     Args:
-        likelihood_of_query: returns p(y | x_query, w), batch [L, 1, Q]. Pyro's validation may raise an error for NaN,
-            which is shortened to one line.
+        likelihood_of_query: returns p(y | x_query, w), batch [L, 1, Q].
         dtype: dtype of the learner, for the message.
 
     Raises:
         UsageError: a probability is NaN, since numbers overflow.
     """
+    probabilities = without_nan(lambda: class_probabilities(likelihood_of_query()).squeeze(1), dtype)  # [L, Q, C]
+    return Prediction(probabilities.mean(0), probabilities.std(0, correction=0))
+
+
+def without_nan(values: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
+    """The values, probabilities of classes or their logarithms.
+
+    Args:
+        values: returns them. Pyro's validation may raise an error for NaN, which is shortened to one line.
+        dtype: dtype of the learner, for the message.
+
+    Raises:
+        UsageError: a value is NaN, since numbers overflow.
+    """
     try:
-        probabilities = class_probabilities(likelihood_of_query()).squeeze(1)  # [L, Q, C]
-        finite = bool(probabilities.isfinite().all())
+        got = values()
+        if not bool(got.isnan().any()):
+            return got
     except ValueError as error:
         if isinstance(error, UsageError) or "invalid values" not in str(error):
             raise
-        finite = False
-    if not finite:
-        kind = str(dtype).removeprefix("torch.")
-        raise UsageError(
-            f"expected inputs whose class probabilities are finite in {kind}, got NaN, since numbers overflow; scale "
-            "them as in training" + ("" if dtype == torch.float64 else ", or use learner.double()")
-        )
-    return Prediction(probabilities.mean(0), probabilities.std(0, correction=0))
+    kind = str(dtype).removeprefix("torch.")
+    raise UsageError(
+        f"expected inputs whose class probabilities are finite in {kind}, got NaN, since numbers overflow; scale "
+        "them as in training" + ("" if dtype == torch.float64 else ", or use learner.double()")
+    )

@@ -54,6 +54,14 @@ def array_of(name: str, x: Any) -> np.ndarray:
         return np.array(array, dtype=dtype, order="C")
 
 
+def returned_like(x: Array, values: Tensor) -> Tensor | np.ndarray:
+    """The values as the kind of array that x is: a tensor for a tensor or a list of tensors, else a numpy array."""
+    values = values.detach()
+    if isinstance(x, Tensor) or _is_list_of_tensors(x):
+        return values
+    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
+
+
 def readable(name: str, x: Any) -> Any:
     """Input for scikit-learn's checks: tensors become arrays. Other objects are unchanged, to keep column names.
 
@@ -61,8 +69,7 @@ def readable(name: str, x: Any) -> Any:
         UsageError: x is a tensor that is sparse or complex, or has masked entries.
     """
     if isinstance(x, Tensor) or _is_list_of_tensors(x):
-        values = tensor_of(name, x)
-        return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
+        return returned_like((), tensor_of(name, x))
     _refuse_masked(name, x)
     return x
 

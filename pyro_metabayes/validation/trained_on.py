@@ -77,8 +77,15 @@ class TaskRange:
         return found
 
 
-def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observed) -> None:
-    """Warn if a transductive guide is used on tasks outside the range of its training, if that range is recorded."""
+def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observed, level: int = 4) -> None:
+    """Warn if a transductive guide is used on tasks outside the range of its training, if that range is recorded.
+
+    Args:
+        guide: the guide.
+        trained_on: the range of its training tasks; None: not recorded.
+        data: the tasks.
+        level: `stacklevel` of the warning; 4 is the caller of a function under torch.no_grad.
+    """
     if trained_on is None or not guide.transductive:
         return
     if different := trained_on.differences(TaskRange.of(data)):
@@ -87,7 +94,7 @@ def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observe
             f"{', '.join(different)}; predictions may be worse than those of class means, or overconfident: train on "
             "such tasks, or use an inductive guide such as proto",
             UnfamiliarTasks,
-            stacklevel=4,  # points to the caller of a function under torch.no_grad
+            stacklevel=level,
         )
 
 

@@ -1,0 +1,89 @@
+"""Features relative to the support set of a task, for any number of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.inference.cholesky import cholesky
+
+
+class Coordinates:
+    """Coordinates in which points have the inner products k(x_i, x_j) of `task_frame` with the M support points:
+
+        k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j),    kappa of unit length of x_i . (X^T X + lambda I)^-1 x_j.
+
+    The support points X have the rows of the Cholesky factor L of k(X, X) + jitter I, another point x has L^-1 k(X, x)
+    and, as one more coordinate, the length that is left.
+
+    Args:
+        x: X [T, M, D], of unit length; 0 for masked points.
+        gram: X X^T [T, M, M].
+        settings: a and lambda [T, 1, 1].
+        mask: [T, M, 1], 1 for points that count.
+        jitter: added to the unit diagonal.
+    """
+
+    def __init__(self, x: Tensor, gram: Tensor, settings: tuple[Tensor, Tensor], mask: Tensor, jitter: float) -> None:
+        self._x, self._jitter = x, jitter
+        self._share, self._ridge = settings
+        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        self._whitening = cholesky(gram + self._ridge * identity)
+        scaled, length = self._whitened(gram, gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1))
+        self._length = length.mT
+        kernel = self._kernel(gram, scaled)
+        kernel = (kernel + kernel.mT) / 2
+        self._factor = cholesky(kernel + torch.diag_embed(jitter + 1 - mask.squeeze(-1)))
+        self.support = functional.pad(self._factor * mask, (0, 1))
+
+    def of(self, x: Tensor) -> Tensor:
+        """Coordinates [T, N, M + 1] of other points [T, N, D], of unit length or 0."""
+        inner, square = x @ self._x.mT, x.square().sum(-1, keepdim=True)
+        kernel = self._kernel(inner, self._whitened(inner, square)[0])
+        along = torch.linalg.solve_triangular(self._factor, kernel.mT, upper=False).mT
+        left = (1 + self._jitter) * square - along.square().sum(-1, keepdim=True)
+        return torch.cat((along, left.clamp(min=0).sqrt()), -1)
+
+    def _whitened(self, inner: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        """x . (X^T X + lambda I)^-1 X^T times lambda / l [T, N, M], and 1 / l, l the length of x in that product."""
+        solved = torch.cholesky_solve(inner.mT, self._whitening).mT
+        length = (square - (solved * inner).sum(-1, keepdim=True)).clamp(min=1e-8).rsqrt()
+        return self._ridge * solved * length, length
+
+    def _kernel(self, inner: Tensor, whitened: Tensor) -> Tensor:
+        return (1 - self._share) * inner + self._share * whitened * self._length
+
+
+class SupportFrame:
+    """The features of a task whose support set is encoded once.
+
+    Args:
+        unit: maps inputs [N, D] to vectors of unit length.
+        data: the tasks; their queries are not used.
+        coordinates: of the centred points.
+        shrunk: what is subtracted from the unit vectors [T, 1, D].
+        frame: statistics of the tasks [T, 3].
+
+    Attributes:
+        support: the tasks with features of the support points, without queries.
+    """
+
+    def __init__(
+        self, unit: Callable[[Tensor], Tensor], data: Observed, coordinates: Coordinates, shrunk: Tensor, frame: Tensor
+    ) -> None:
+        self._unit, self._coordinates, self._shrunk = unit, coordinates, shrunk
+        features = coordinates.support
+        none: dict[str, Any] = {"query_x": features[:, :0], "query_mask": data.query_mask[:, :0]}
+        self.support = replace(data, support_x=features, **none, auxiliary=data.auxiliary | {"frame": frame})
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Features [T, Q, S + 1] of query inputs [T, Q, D]."""
+        x = self._unit(x)
+        directed = (x != 0).any(-1, keepdim=True)
+        return self._coordinates.of(functional.normalize(x - self._shrunk, dim=-1) * directed)

@@ -1,0 +1,123 @@
+"""A learner that is used where it is not trained: tasks encoded once, exported programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from pyro_metabayes.deployment.class_names import classes_of
+from pyro_metabayes.deployment.encoded_support import EncodedSupport
+from pyro_metabayes.deployment.export import check_file, check_input_shape, exported_program, write_program
+from pyro_metabayes.deployment.tasks import ClassTask, NumberTask
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.inference.capabilities import HasBaseClasses
+from pyro_metabayes.prediction.arrays import SupportSet
+from pyro_metabayes.prediction.predicts import Predicts
+from pyro_metabayes.prediction.probabilities import check_num_samples
+from pyro_metabayes.prediction.tensors import Array, tensor_of
+from pyro_metabayes.seeding import check_seed
+from pyro_metabayes.storage.paths import user_path
+
+
+class Deployable(Predicts):
+    """A learner whose predictions are used elsewhere."""
+
+    @torch.no_grad()
+    def task(self, support_x: Array, support_y: Any, num_samples: int = 100, seed: int = 0) -> ClassTask | NumberTask:
+        """A task whose support set is encoded once, for predictions of any number of query sets.
+
+            task = learner.task(support_x, names)
+            task.predict(query_x)        # names
+            task.predict_proba(query_x)  # [Q, C], columns in the order of task.classes
+
+        With an inductive guide the posterior is computed here, and a prediction only applies it. With a transductive
+        guide the posterior depends on the queries, so each call computes it from its own batch; the features of the
+        support set are computed here unless they depend on the queries too. Predictions equal those of `predict` with
+        the same seed. After further training of the learner, make a new task.
+
+        Args:
+            support_x: [S, *X], as in `predict`.
+            support_y: [S] class names, text or integers, of at least two classes; or [S] or [S, Y] numbers.
+            num_samples: number of draws of w; unused if predictions have a closed form.
+            seed: seed of these draws.
+
+        Returns:
+            A ClassTask, or a NumberTask if labels are numbers.
+
+        Raises:
+            UsageError: an array is not suitable for the learner.
+        """
+        check_num_samples(num_samples)
+        check_seed(seed)
+        settings = self.input_shape, self.backbone, next(self.parameters()), self.num_targets
+        if self.num_targets:
+            return NumberTask(
+                self, EncodedSupport(self, SupportSet(support_x, support_y, *settings), num_samples, seed)
+            )
+        if isinstance(self.model, HasBaseClasses):
+            raise UsageError(
+                "expected a learner that predicts only the classes of the support set, got one for learning without "
+                "forgetting, which also predicts base classes; use MetaLearner.predict"
+            )
+        classes, places = classes_of(support_y, tensor_of("support_x", support_x).shape[:1].numel())
+        support = SupportSet(support_x, places, *settings)
+        return ClassTask(self, EncodedSupport(self, support, num_samples, seed), classes)
+
+    def export(
+        self,
+        path: Path | str,
+        num_classes: int | None = None,
+        input_shape: Sequence[int] | None = None,
+        num_samples: int = 100,
+        seed: int = 0,
+    ) -> ExportedProgram:
+        """Export `predict` to a file that runs without this package, for any number of support and query points.
+
+            learner.export("few_shot.pt2", num_classes=5)
+            probabilities, spread = torch.export.load("few_shot.pt2").module()(support_x, support_y, query_x)
+
+        The program takes tensors support_x [S, *X] and query_x [Q, *X] in the dtype of the learner, and support_y [S],
+        int64 classes 0 to C - 1, or [S, Y] numbers. It returns the fields of the prediction. It does not check its
+        inputs as `predict` does; its probabilities are NaN unless each class has a support point. The number of
+        classes, the shape of an input and the random draws, which are those of `predict` with the same seed, are fixed.
+        With a transductive guide its predictions depend on the whole query set.
+
+        Args:
+            path: a file NAME.pt2, or NAME.onnx with the extra `onnx` (pip install 'pyro_metabayes[onnx]').
+            num_classes: C; None: that of the guide, if it serves one number of classes, or 0 in a regression.
+            input_shape: *X; None: that of the learner. Needed if the learner takes inputs of any size.
+            num_samples: number of draws of w; unused if predictions have a closed form.
+            seed: seed of the draws.
+
+        Returns:
+            The program.
+
+        Raises:
+            UsageError: torch cannot trace the learner, or ONNX lacks an operator; no file is written.
+        """
+        check_num_samples(num_samples)
+        check_seed(seed)
+        file = user_path(path)
+        check_file(file)
+        classes = self._classes_to_export(num_classes)
+        program = exported_program(self, classes, check_input_shape(self.input_shape, input_shape), num_samples, seed)
+        write_program(program, file)
+        return program
+
+    def _classes_to_export(self, chosen: int | None) -> int:
+        """C of an exported program; 0 in a regression."""
+        if self.num_targets:
+            if chosen:
+                raise UsageError(f"expected no num_classes for a regression, got {chosen!r}; leave it out")
+            return 0
+        classes = self.guide.num_classes if chosen is None else chosen
+        if type(classes) is not int or classes < 2:
+            raise UsageError(
+                "expected num_classes, the number of classes of the exported program, to be an integer >= 2, got "
+                f"{chosen!r}; pass, for example, num_classes=5"
+            )
+        return classes

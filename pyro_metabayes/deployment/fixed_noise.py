@@ -1,0 +1,70 @@
+"""Records the random numbers that a computation draws, and repeats them in another run of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyro_metabayes.handlers.own_generators import OwnGenerators
+
+
+class RecordedNoise(TorchFunctionMode):
+    """Draws from separate generators, as in `noise_of`, and records them: `with draws_by(RecordedNoise(seed))`.
+
+    Attributes:
+        draws: what was drawn, in the order of the draws.
+        functions: the functions of torch that drew.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._generators = OwnGenerators(seed)
+        self.draws: list[Tensor] = []
+        self.functions: set[Any] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.states()
+        with self._generators:
+            value = func(*args, **(kwargs or {}))
+        if not _equal(before, self.states()):
+            self.draws.append(value.detach().clone())
+            self.functions.add(func)
+        return value
+
+    def states(self) -> dict[torch.device, Tensor]:
+        """State of each generator that has been used, by device."""
+        return self._generators.states()
+
+    def set_states(self, states: Mapping[torch.device, Tensor]) -> None:
+        """Restore the generators."""
+        self._generators.set_states(states)
+
+
+class RepeatedNoise(TorchFunctionMode):
+    """Returns the recorded draws in place of new ones. It calls no generator, so torch.export can trace it.
+
+    Args:
+        draws: `RecordedNoise.draws`.
+        functions: `RecordedNoise.functions`.
+    """
+
+    def __init__(self, draws: Sequence[Tensor], functions: set[Any]) -> None:
+        super().__init__()
+        self._draws, self._functions = iter(draws), functions
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return next(self._draws).clone() if func in self._functions else func(*args, **(kwargs or {}))
+
+    def states(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def set_states(self, states: Mapping[torch.device, Tensor]) -> None:
+        """Nothing: draws that a computation repeats were recorded twice."""
+
+
+def _equal(states: Mapping[torch.device, Tensor], others: Mapping[torch.device, Tensor]) -> bool:
+    return states.keys() == others.keys() and all(torch.equal(state, others[key]) for key, state in states.items())

@@ -1,0 +1,102 @@
+"""The predictions of a learner as one torch module without checks, which torch.export can trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_metabayes.deployment.fixed_noise import RecordedNoise, RepeatedNoise
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.likelihoods.classes import class_probabilities
+from pyro_metabayes.prediction.features import EncodesSupport, with_queries
+from pyro_metabayes.prediction.moments import draws_of
+from pyro_metabayes.prediction.numbers import number_moments
+from pyro_metabayes.prediction.predicts import Predicts
+from pyro_metabayes.seeding import draws_by
+
+Points = tuple[Tensor, Tensor, Tensor]  # support_x, support_y, query_x
+
+
+class Program(nn.Module):
+    """support_x [S, *X], support_y [S] or [S, Y], query_x [Q, *X] -> the fields of `MetaLearner.predict`, as a tuple.
+
+    The random numbers are those of a seed, fixed when the program is made.
+
+    Args:
+        learner: the learner.
+        num_classes: C; 0 in a regression.
+        num_samples: number of draws of w.
+        noise: the draws of a prediction.
+    """
+
+    def __init__(self, learner: Predicts, num_classes: int, num_samples: int, noise: RecordedNoise) -> None:
+        super().__init__()
+        self.learner, self._num_classes, self._num_samples = learner, num_classes, num_samples
+        self._functions = noise.functions
+        for number, draw in enumerate(noise.draws):
+            self.register_buffer(f"draw_{number}", draw)
+        self._num_draws = len(noise.draws)
+
+    def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> tuple[Tensor, ...]:
+        draws = [self.get_buffer(f"draw_{number}") for number in range(self._num_draws)]
+        with draws_by(RepeatedNoise(draws, self._functions)):
+            return predictions(self.learner, (support_x, support_y, query_x), self._num_classes, self._num_samples)
+
+
+def recorded_noise(learner: Predicts, points: Sequence[Points], num_classes: int, num_samples: int, seed: int) -> Any:
+    """The noise of a prediction, which must not depend on the number of points.
+
+    Args:
+        learner: the learner.
+        points: tasks of different sizes.
+        num_classes: C; 0 in a regression.
+        num_samples: number of draws of w.
+        seed: seed of the draws.
+
+    Raises:
+        UsageError: the number of draws depends on the number of points.
+    """
+    recorded = []
+    for task in points:
+        with draws_by(RecordedNoise(seed)) as noise:
+            predictions(learner, task, num_classes, num_samples)
+        recorded.append(noise)
+    shapes = [[draw.shape for draw in noise.draws] for noise in recorded]
+    if any(shape != shapes[0] for shape in shapes):
+        raise UsageError(
+            "expected a learner whose number of random draws does not depend on the number of points for an export, "
+            "got one that draws for each point; use MetaLearner.task"
+        )
+    return recorded[0]
+
+
+def predictions(learner: Predicts, points: Points, num_classes: int, num_samples: int) -> tuple[Tensor, ...]:
+    """Probabilities and their spread [Q, C], or mean, sd, lower and upper [Q, Y]; NaN if a class has no support point.
+
+    Args:
+        learner: the learner.
+        points: the task.
+        num_classes: C; 0 in a regression.
+        num_samples: number of draws of w.
+    """
+    support_x, support_y, query_x = (value.unsqueeze(0) for value in points)
+    data = Observed(support_x=support_x, support_y=support_y, query_x=query_x, num_classes=num_classes)
+    frame = learner.backbone.support_frame(data) if isinstance(learner.backbone, EncodesSupport) else None
+    data = learner.embedded(data) if frame is None else with_queries(frame.support, frame.embed(query_x))
+    q = learner.guide.posterior(data)
+    if not num_classes:
+        return tuple(value.squeeze(0) for value in number_moments(learner.model, q, data, num_samples))
+    likelihood = learner.model.likelihood(draws_of(q, num_samples), data.query_x, data)
+    probabilities = class_probabilities(likelihood).squeeze(1)
+    probabilities = torch.where(_has_every_class(support_y, num_classes), probabilities, torch.nan)
+    return probabilities.mean(0), probabilities.std(0, correction=0)
+
+
+def _has_every_class(y: Tensor, num_classes: int) -> Tensor:
+    """Whether labels are 0 to C - 1, each at least once."""
+    present = (y.unsqueeze(-1) == torch.arange(num_classes, device=y.device)).any(1).all()
+    return present & ((y >= 0) & (y < num_classes)).all()
