@@ -48,6 +48,10 @@ def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Setti
     command_settings = [argument for argument in arguments if "." not in argument.partition("=")[0]]
     run_settings = [argument for argument in arguments if argument not in command_settings]
     refuse_training(run_settings)
+    if any(setting.startswith("task.unknown=") for setting in run_settings):
+        raise UsageError(
+            "expected no task.unknown here, since only experiments.evaluate has unknown classes; remove it"
+        )
     merged = OmegaConf.merge(OmegaConf.structured(schema), *map(_setting, command_settings))
     if OmegaConf.missing_keys(merged):
         raise UsageError("expected run=RUN_DIR, the folder of a finished run, got none; --help lists all settings")
