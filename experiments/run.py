@@ -24,8 +24,9 @@ from pyro_metabayes.training.optimisation import TrainSettings
 
 
 def note_other_steps(before: TrainSettings, folder: Path) -> None:
-    """Delete evaluations of the earlier learner, and print a note if the schedule is a cosine, which cannot grow."""
-    shutil.rmtree(folder / "evaluations", ignore_errors=True)
+    """Delete evaluations and errors of the earlier learner. Print a note for a cosine schedule, which cannot grow."""
+    for results in ("evaluations", "errors"):
+        shutil.rmtree(folder / results, ignore_errors=True)
     if before.schedule == "cosine":
         note = f"note: the cosine schedule was computed for {before.steps} steps"
         print(f"{note}; a new run with the changed number of steps would give another result", file=sys.stderr)

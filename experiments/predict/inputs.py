@@ -115,6 +115,10 @@ class Reader:
             there = ", ".join(sorted(arrays)) or "none"
             raise UsageError(f"expected one array 'features' or 'images' in {path}, got {there}; rename it")
         x = arrays[found[0]]
+        if not x.size:
+            raise UsageError(
+                f"expected at least one row in {path}, got {found[0]} of shape {list(x.shape)}; add points"
+            )
         if self.load is not features.load:
             return x
         if x.ndim != 2 or x.dtype.kind not in "fiu":
