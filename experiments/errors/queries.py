@@ -57,10 +57,16 @@ class Classified:
         return type(self)(**{key: value if key == "names" else value[index] for key, value in values.items()})
 
     def wrong(self, most: int) -> Self:
-        """The wrongly predicted queries with the largest probability, the most probable first; at most `most`."""
+        """The wrongly predicted queries with the largest probability, the most probable first; at most `most`.
+
+        An input that is a query of several tasks appears once, with its most probable error.
+        """
         wrong = (self.true != self.predicted).nonzero().squeeze(1)
-        order = self.probability[wrong].argsort(descending=True, stable=True)
-        return self.at(wrong[order[:most]])
+        order = wrong[self.probability[wrong].argsort(descending=True, stable=True)]
+        of_input: dict[int, int] = {}
+        for index, row in zip(order.tolist(), self.row[order].tolist(), strict=True):
+            of_input.setdefault(row, index)
+        return self.at(torch.tensor(list(of_input.values())[:most], dtype=torch.int64))
 
 
 @torch.no_grad()
