@@ -18,14 +18,15 @@ from pyro_metabayes.experiments.cli.distributed import is_worker, run_worker
 from pyro_metabayes.experiments.cli.overrides import unquoted
 from pyro_metabayes.experiments.cli.sweeps import job_name
 from pyro_metabayes.experiments.runs.notes import note_low_likelihood, note_poor_result
-from pyro_metabayes.experiments.runs.tables import result_row, text_table
+from pyro_metabayes.experiments.runs.tables import results_text
 from pyro_metabayes.experiments.runs.train import run, train_along
 from pyro_metabayes.training.optimisation import TrainSettings
 
 
 def note_other_steps(before: TrainSettings, folder: Path) -> None:
-    """Delete evaluations of the earlier learner, and print a note if the schedule is a cosine, which cannot grow."""
-    shutil.rmtree(folder / "evaluations", ignore_errors=True)
+    """Delete evaluations and errors of the earlier learner. Print a note for a cosine schedule, which cannot grow."""
+    for results in ("evaluations", "errors"):
+        shutil.rmtree(folder / results, ignore_errors=True)
     if before.schedule == "cosine":
         note = f"note: the cosine schedule was computed for {before.steps} steps"
         print(f"{note}; a new run with the changed number of steps would give another result", file=sys.stderr)
@@ -67,7 +68,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     results = run(config, folder)
     if config.train.steps != before.train.steps:
         note_other_steps(before.train, folder)
-    print(text_table([result_row(results)]))
+    print(results_text(results))
     note_poor_result(results)
     note_low_likelihood(results)
     print(f"results, curves and checkpoint: {folder}")

@@ -12,6 +12,7 @@ import pyro_metabayes
 from pyro_metabayes.episodes import Observed, class_means
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.models.heads import Head
+from pyro_metabayes.models.parts.feature_density import log_density
 from pyro_metabayes.prior import Prior
 
 
@@ -61,6 +62,11 @@ class Model(pyro_metabayes.Model):
     def loss_range(self, observed: Observed) -> Tensor | None:
         """Bound on the range (largest minus smallest) of the cross-entropy of one point, in nats; None if unknown."""
         return self.head.loss_range(observed.num_classes) if self.canonical else None
+
+    def log_density(self, w: Tensor, x: Tensor) -> Tensor | None:
+        """log p(x_i | w) [..., T, N] (`parts/feature_density.py`); None if a derived class predicts in another way."""
+        derived, own = ((part.outputs, part.likelihood_of, part.likelihood) for part in (type(self), Model))
+        return log_density(self.head, w, x) if derived == own else None
 
     def prototypes(self, observed: Observed) -> Tensor:
         """Weights [T, C, W] that classify by the nearest class mean.

@@ -20,6 +20,8 @@ from torch.nn.functional import pad
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.validation.structure import check_structure, check_tensors
 
+OF_QUERIES = ("query_x", "query_y", "query_mask", "unknown_mask")  # fields [T, Q, ...]
+
 
 @dataclass(eq=False, kw_only=True)
 class Observed:
@@ -52,6 +54,11 @@ class Observed:
     def num_tasks(self) -> int:
         return self.query_x.shape[0]
 
+    @property
+    def seen_queries(self) -> Tensor:
+        """The queries [T, Q] that a guide sees."""
+        return self.query_mask
+
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same tasks with `function` applied to every tensor."""
         changed: dict[str, Any] = {
@@ -62,7 +69,7 @@ class Observed:
 
     def change_queries(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same tasks with `function` applied to every tensor [T, Q, ...] of their queries."""
-        names = [name for name in ("query_x", "query_y", "query_mask") if hasattr(self, name)]
+        names = [name for name in OF_QUERIES if getattr(self, name, None) is not None]
         changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
         views = {name: function(value) for name, value in self.auxiliary.items() if self._is_of_queries(value)}
         return replace(self, **changed, auxiliary=self.auxiliary | views)
@@ -82,14 +89,24 @@ class Observed:
 
 @dataclass(eq=False, kw_only=True)
 class Episodes(Observed):
-    """An Observed with the query labels, for objectives and scores."""
+    """An Observed with the query labels, for objectives and scores.
 
-    query_y: Tensor  # [T, Q] classes, or [T, Q, Y] numbers
+    Queries of unknown classes, which have no support points, are masked in query_mask: they have no label, so neither
+    an objective nor a score of labels counts them. A guide sees them among the others: `observed` unmasks them.
+    """
+
+    query_y: Tensor  # [T, Q] classes (of an unknown class: any), or [T, Q, Y] numbers
+    unknown_mask: Tensor | None = None  # [T, Q], true for queries of unknown classes; None: there are none
+
+    @property
+    def seen_queries(self) -> Tensor:
+        """The queries [T, Q] that a guide sees: those with a label, and those of unknown classes."""
+        return self.query_mask if self.unknown_mask is None else self.query_mask | self.unknown_mask
 
     def observed(self) -> Observed:
         """The same tasks without the query labels."""
         kept = {item.name: getattr(self, item.name) for item in fields(Observed)}
-        return Observed(**kept)
+        return Observed(**kept | {"query_mask": self.seen_queries})
 
     def pooled(self) -> Observed:
         """An Observed whose support set is the support and query points, as in SAVI's training posterior."""
@@ -123,6 +140,8 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
             f"expected tasks of one way and one input shape in a batch, got {sorted(shapes)}; for data=mixture set "
             "train.tasks_per_step to 12 or a divisor"
         )
+    if len({part.unknown_mask is None for part in parts}) > 1:
+        raise UsageError("expected unknown_mask in all tasks of a batch or in none, got it in some; give it to all")
     joined: dict[str, Any] = {}
     for item in fields(first):
         if isinstance(getattr(first, item.name), Tensor):

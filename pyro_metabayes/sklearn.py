@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from os import PathLike
 from typing import Any, Self, cast
@@ -12,9 +11,10 @@ import numpy as np
 from pyro_metabayes.errors import UnfamiliarTasks, UsageError
 from pyro_metabayes.inference.capabilities import HasBaseClasses
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.open_set.rejection import Rejection
 from pyro_metabayes.prediction.probabilities import Prediction, check_num_samples
 from pyro_metabayes.prediction.prototypes import SupportFrame, prototypical_networks
-from pyro_metabayes.prediction.scikit_learn_checks import failed_checks
+from pyro_metabayes.prediction.scikit_learn_checks import failed_checks, one_line
 from pyro_metabayes.prediction.tensors import readable, readable_labels
 from pyro_metabayes.pretrained.files import CHECKSUMS
 from pyro_metabayes.pretrained.learners import loaded, shipped
@@ -51,6 +51,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         random_state: seed of those draws. Each `fit` fixes one seed, so predictions of a fitted classifier repeat.
         balance: of `transductive` alone. `known`: the queries of every call are equally many in each class. `unknown`
             or None: the learner estimates the class shares.
+        reject_above: entropy in nats, below log C; `predict` rejects queries with a larger one. None: it rejects none.
+        unknown_label: label of rejected queries, which is not in y; None: "unknown" for text, else -1.
 
     Attributes:
         classes_: the C labels of the support set, sorted.
@@ -62,11 +64,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         num_samples: int = 100,
         random_state: Any = None,
         balance: str | None = None,
+        reject_above: float | None = None,
+        unknown_label: Any = None,
     ) -> None:
         self.learner = learner
         self.num_samples = num_samples
         self.random_state = random_state
         self.balance = balance
+        self.reject_above = reject_above
+        self.unknown_label = unknown_label
 
     def fit(self, X: Any, y: Any) -> Self:
         """Store the support set.
@@ -85,6 +91,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         X, y = self._validated(X, readable_labels("y", y))
         check_classification_targets(y)
         self.classes_, self.support_y_ = np.unique(y, return_inverse=True)
+        self.rejection_ = Rejection.of(self.reject_above, self.unknown_label, self.classes_)
         self.seed_ = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         self.frame_ = SupportFrame.of(X) if self.learner is None else None
         self.support_x_ = self._framed(X)
@@ -104,10 +111,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self._answer(X).spread.cpu().numpy()
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable class [Q] of each query point, as a label of `classes_`."""
+        """The most probable class [Q] of each query point, as a label of `classes_`, or that of rejected queries."""
         check_is_fitted(self)
-        best = self._prediction(self.nearest_, self._validated(X, reset=False)).probabilities.argmax(-1)
-        return self.classes_[best.cpu().numpy()]
+        X = self._validated(X, reset=False)
+        nearest = self._prediction(self.nearest_, X)
+        labels = self.classes_[nearest.probabilities.argmax(-1).cpu().numpy()]
+        if self.rejection_ is None:
+            return labels
+        answer = nearest if self.nearest_ is self.learner_ else self._prediction(self.learner_, X)
+        return self.rejection_(labels, answer.probabilities)
 
     def _answer(self, X: Any) -> Prediction:
         check_is_fitted(self)
@@ -131,7 +143,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             with np.errstate(over="ignore", invalid="ignore"):  # an overflow is reported as infinity
                 return validate_data(self, X, *y, **options)
         except ValueError as error:  # a TypeError (sparse matrix, object) has one line already
-            raise UsageError(_one_line(str(error))) from None
+            raise UsageError(one_line(str(error))) from None
 
     def _load_learners(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         """Set the learners for probabilities and for labels; they differ only if the user gave no learner."""
@@ -186,9 +198,3 @@ def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
     if not isinstance(estimator.learner, MetaLearner):  # a name has the hash of its copy
         del reasons["check_estimators_overwrite_params"]
     return reasons
-
-
-def _one_line(message: str) -> str:
-    """The message of scikit-learn without the values of arrays and without the advice to use other estimators."""
-    superfluous = r"array=.*?(?=Reshape)|(?<=Complex data not supported).*|\n\S+ does not accept missing values.*"
-    return " ".join(re.sub(superfluous, "", message, flags=re.DOTALL).split())

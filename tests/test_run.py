@@ -18,6 +18,7 @@ from PIL import Image
 
 from pyro_metabayes import MetaLearner, UnfamiliarTasks
 from pyro_metabayes.data.sources.omniglot import vinyals_split
+from pyro_metabayes.open_set.scores import OPEN_SET
 from tests.commands import (
     ROOT,
     SMALL,
@@ -432,10 +433,24 @@ KEYS = {
     **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device", "machine", "data_fingerprint"), is_text),
     "backbone_fingerprint": is_text,
     **dict.fromkeys(
-        ("way", "shot", "query", "base_query", "train_query", "tasks", "steps", "seed", "skipped", "devices"), is_count
+        (
+            "way",
+            "shot",
+            "query",
+            "base_query",
+            "train_query",
+            "unknown",
+            "tasks",
+            "steps",
+            "seed",
+            "skipped",
+            "devices",
+        ),
+        is_count,
     ),
     **dict.fromkeys(("nll", "nll_monte_carlo_bias", "brier", "ece", "mutual_information"), is_number),
     **dict.fromkeys(("ece_ci95", "ece_floor"), is_number),
+    **dict.fromkeys((score.name for score in OPEN_SET), lambda value: value is None),  # unless task.unknown asks for it
     **dict.fromkeys(OF_JOINT, lambda value: value is None),  # unless eval.joint asks for it
     **dict.fromkeys(("accuracy_of_mean", "accuracy_of_sample"), lambda value: 0 <= value <= 1),
     **dict.fromkeys(("elbo", "kl", "prior_sd", "posterior_sd", "relative_sd", "logit_sd"), is_number_or_null),

@@ -1,8 +1,14 @@
-"""python -m experiments.predict RUN_DIR new.csv: predictions of a run on data=groups for the rows of new groups.
+"""python -m experiments.predict RUN_DIR support=labelled query=new: predictions of a run for new points.
 
-The file has the predictors of the run, in the same units. Rows with a response are the support set of their group; rows
-with a blank response are predicted. Without the column of groups all rows belong to one group. Writes mean, sd and 90%
-interval of a new observation to a CSV file, in the units of the data, and prints them.
+A run on classes: the support set is a folder with one folder of images per class, or a file FILE.npz with the arrays
+`features` (or `images`) and `labels`; the query set is a folder of images, or FILE.npz or FILE.npy without labels.
+Writes one row per query to a CSV file: predicted class, its probability, the spread (the standard deviation of that
+probability over draws of the posterior), the entropy of the prediction in nats, and the probability of every class.
+
+A run on data=groups takes one CSV file in place of both: python -m experiments.predict RUN_DIR new.csv. It has the
+predictors of the run, in the same units. Rows with a response are the support set of their group; rows with a blank
+response are predicted. Without the column of groups all rows belong to one group. Writes mean, sd and 90% interval of a
+new observation, in the units of the data.
 """
 
 from __future__ import annotations
@@ -10,26 +16,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pyro_metabayes.build import target_of
+from pyro_metabayes.data.sources import groups
+from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
+from pyro_metabayes.experiments.cli.config import Config, saved_config
 from pyro_metabayes.experiments.cli.usage import parser_of
+from pyro_metabayes.experiments.predict.classes import PRINTED_COLUMNS, predicted_classes
 from pyro_metabayes.experiments.predict.rows import predicted_rows
 from pyro_metabayes.experiments.runs.tables import csv_table, text_table
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.paths import user_path
 
 PRINTED = 20  # number of rows that are printed
+SETS = ("support", "query")
+HINT = "pass support=FOLDER query=FOLDER, or support=FILE.npz query=FILE.npz"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("run", type=user_path, help="the folder of a finished run")
-    parser.add_argument("file", type=user_path, help="a CSV file")
+    parser.add_argument("inputs", nargs="+", help="support=... and query=..., or a CSV file for a run on data=groups")
     parser.add_argument("--out", type=user_path, default=Path("predictions.csv"), help="output file (%(default)s)")
     options = parser.parse_args(arguments)
-    rows = predicted_rows(options.run, options.file)
+    config = saved_config(options.run, ["device=cpu"])
+    if target_of(config.data, "data") is groups.load:
+        rows = predicted_rows(options.run, _file_of(options.inputs))
+        shown = rows
+    else:
+        rows = predicted_classes(options.run, config, *_sets_of(options.inputs, config))
+        shown = [{name: row[name] for name in row if name in PRINTED_COLUMNS} for row in rows]
     write_atomically(options.out, lambda path: path.write_text(csv_table(rows)))
-    print(text_table(rows[:PRINTED]))
+    print(text_table(shown[:PRINTED]))
     print(f"{len(rows)} predictions: {options.out}")
+
+
+def _file_of(inputs: Sequence[str]) -> Path:
+    if len(inputs) > 1 or inputs[0].startswith(tuple(f"{name}=" for name in SETS)):
+        raise UsageError(f"expected one CSV file for a run on data=groups, got {' '.join(inputs)}; pass new.csv")
+    return user_path(inputs[0])
+
+
+def _sets_of(inputs: Sequence[str], config: Config) -> tuple[Path, Path]:
+    """The paths of support and query set."""
+    given = dict(item.partition("=")[::2] for item in inputs)
+    if len(given) < len(inputs) or set(given) != set(SETS) or not all(given.values()):
+        data = config.choices.get("data")
+        raise UsageError(f"expected support=... and query=... for a run on data={data}, got {' '.join(inputs)}; {HINT}")
+    return user_path(given["support"]), user_path(given["query"])
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def evaluated(setup: RunSetup, learner: MetaLearner, others: Sequence[MetaLearne
     config, tasks = setup.config, setup.tasks
     return evaluate(
         learner,
-        tasks.stream(config.eval.split),
+        tasks.stream(config.eval.split, evaluation=True),
         config.eval,
         config.seed,
         truth=tasks.truth,

@@ -22,7 +22,7 @@ from pyro_metabayes.storage.untrusted import DAMAGED, check_plain, read_npz, rea
 SCORES = ("accuracy", "nll", "joint_nll", "mse")
 QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
 # Fields that determine the tasks of a run, together with the data and the data settings.
-TASKS = ("data", "split", "way", "shot", *QUERIES, "feature_noise", "tasks", "seed")
+TASKS = ("data", "split", "way", "shot", *QUERIES, "unknown", "feature_noise", "tasks", "seed")
 OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # data settings that do not change test tasks
 BACKBONE = "backbone_fingerprint"  # hash of the weights of the backbone; absent in earlier versions
 FINGERPRINT = "data_fingerprint"  # hash of the data of a run; null for a simulator, absent in the first versions

@@ -37,6 +37,14 @@ def refuse_training(settings: Sequence[str]) -> None:
             raise UsageError(f"expected settings of task, eval or guide, got '{setting}'; an evaluation does not train")
 
 
+def refuse_unknown_classes(settings: Sequence[str]) -> None:
+    """Refuse task.unknown in a command whose tasks have no unknown classes."""
+    if any(setting.startswith("task.unknown=") for setting in settings):
+        raise UsageError(
+            "expected no task.unknown here, since only experiments.evaluate has unknown classes; remove it"
+        )
+
+
 def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Settings, list[str]]:
     """The settings of the command (`tasks=32`), and changed settings of the run (`task.shot=5`)."""
     if asks_for_help(arguments):
@@ -48,6 +56,7 @@ def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Setti
     command_settings = [argument for argument in arguments if "." not in argument.partition("=")[0]]
     run_settings = [argument for argument in arguments if argument not in command_settings]
     refuse_training(run_settings)
+    refuse_unknown_classes(run_settings)
     merged = OmegaConf.merge(OmegaConf.structured(schema), *map(_setting, command_settings))
     if OmegaConf.missing_keys(merged):
         raise UsageError("expected run=RUN_DIR, the folder of a finished run, got none; --help lists all settings")

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.placement import place_bank
-from pyro_metabayes.data.stream import TaskStream
+from pyro_metabayes.data.sampler import BankSampler
+from pyro_metabayes.data.stream import Source, TaskStream
 from pyro_metabayes.data.task_shape import BLOCK
 from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
@@ -87,6 +88,7 @@ def set_up(
         config = replace(config, estimated=data.estimated_settings())
     fingerprint = fingerprint_of(data)
     source = source_of(config, data)
+    _refuse_unknown_classes(config, source)
     refuse_impossible(config, source, training)
     learner = build_learner(config, data, source, num_classes)
     start = restore or partial(_start_at, init=config.init)
@@ -102,6 +104,16 @@ def set_up(
     if training:
         _centre_features(config, learner, tasks)
     return RunSetup(config.with_absolute_path(), device, learner, tasks, fingerprint)
+
+
+def _refuse_unknown_classes(config: Config, source: Source) -> None:
+    """Refuse task.unknown for a source whose tasks would not have unknown classes."""
+    if config.task.unknown and type(source) is not BankSampler:
+        base = " with task.base_query" if config.task.base_query else ""
+        raise UsageError(
+            f"expected tasks of a bank of classes for task.unknown={config.task.unknown}, got data="
+            f"{config.choices.get('data')}{base}; set task.unknown=0, or take data such as data=features"
+        )
 
 
 def _centre_features(config: Config, learner: MetaLearner, tasks: RunTasks) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro_metabayes.open_set.scores import OPEN_SET_SCORES
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 Row = Mapping[str, str]
@@ -76,6 +77,25 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
         "prior": COLLAPSE[results["collapsed"]],
         "transductive": "yes" if results["transductive"] else "no",
     }
+
+
+def results_text(results: Mapping[str, Any]) -> str:
+    """The table of a run; with unknown classes a second one, of the scores that separate their queries."""
+    table = text_table([result_row(results)])
+    if not results.get("unknown"):
+        return table
+    rows = [
+        {
+            "unknown classes, score": score.title,
+            "AUROC %": per_cent(**results[f"unknown_auroc_{score.name}"]),
+            "FPR at 95% TPR %": per_cent(**results[f"unknown_fpr95_{score.name}"]),
+        }
+        for score in OPEN_SET_SCORES
+        if results[f"unknown_auroc_{score.name}"] is not None
+    ]
+    limit = results["unknown_entropy_threshold"]
+    note = f"95% of the known queries have an entropy of at most {limit['mean']:.3f} +- {limit['ci95']:.3f} nats"
+    return f"{table}\n\n{text_table(rows)}\n{note}"
 
 
 def _joint(results: Mapping[str, Any]) -> dict[str, str]:

@@ -65,10 +65,10 @@ class RunTasks:
     source: Source
     device: torch.device
 
-    def stream(self, split: str) -> TaskStream:
-        """Tasks of a split; the training split has train.num_tasks tasks."""
+    def stream(self, split: str, evaluation: bool = False) -> TaskStream:
+        """Tasks of a split; the training split has train.num_tasks tasks, only an evaluation has unknown classes."""
         num_tasks = self.config.train.num_tasks if split == "train" else None
-        return self._stream(split, self.config.task.of(split), num_tasks)
+        return self._stream(split, self.config.task.of(split, evaluation), num_tasks)
 
     @property
     def validation(self) -> TaskStream:
@@ -87,7 +87,7 @@ class RunTasks:
 
         Each class has task.query queries.
         """
-        shape = self.config.task
+        shape = replace(self.config.task, unknown=0)
         if self.source.num_targets or shape.base_query:
             return None
         for more in range(most, 0, -1):
@@ -176,7 +176,7 @@ def refuse_impossible(config: Config, source: Source, training: bool) -> None:
     if training:
         source.sampler("train", config.task.of("train"))
         source.sampler("val", validation_shape(config, source))
-    source.sampler(config.eval.split, config.task.of(config.eval.split))
+    source.sampler(config.eval.split, config.task.of(config.eval.split, evaluation=True))
     shift = source.bank.train_shift if isinstance(source, DomainSampler) else 0.0
     for name, value in {"task.feature_noise": config.task.feature_noise, "data.train_shift": shift}.items():
         if value and len(source.input_shape) > 1 and not config.frozen:

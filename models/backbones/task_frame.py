@@ -74,11 +74,12 @@ class Backbone(pyro_metabayes.Backbone):
 
     def embed_tasks(self, data: Data) -> Data:
         """The tasks with features [T, N, F] in place of inputs [T, N, D]."""
-        queries = data.query_mask if self.points == "all" else torch.zeros_like(data.query_mask)
+        seen = data.seen_queries
+        queries = seen if self.points == "all" else torch.zeros_like(seen)
         x = self(torch.cat((data.support_x, data.query_x), 1))
         directed = (x != 0).any(-1)
         reference = (torch.cat((data.support_mask, queries), 1) & directed).to(x.dtype).unsqueeze(-1)
-        mask = (torch.cat((data.support_mask, data.query_mask), 1) & directed).unsqueeze(-1)
+        mask = (torch.cat((data.support_mask, seen), 1) & directed).unsqueeze(-1)
         count, mean, shrunk = self._centre(x, reference)
         x = functional.normalize(x - shrunk, dim=-1) * mask
         wide = x.shape[-1] >= x.shape[1]

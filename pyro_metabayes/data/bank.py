@@ -117,8 +117,9 @@ class Bank:
         return replace(self, inputs=self.inputs.to(device), views=views, auxiliary=auxiliary)
 
     def tasks(
-        self, split: str, way: int = 5, shot: int = 1, query: int = 15, seed: int = 0, num_tasks: int | None = None
-    ) -> TaskStream:
+        self, split: str, way: int = 5, shot: int = 1, query: int = 15, seed: int = 0, num_tasks: int | None = None,
+        unknown: int = 0,
+    ) -> TaskStream:  # fmt: skip
         """Few-shot tasks of a split: `way` classes, with `shot` support and `query` query points of each.
 
         Args:
@@ -126,6 +127,8 @@ class Bank:
             way, shot, query: classes, support points per class and query points per class of every task.
             seed: seed of the tasks.
             num_tasks: number of different tasks, which are then repeated; None: endless.
+            unknown: number of further classes of every task, with `query` queries each and no support points. Their
+                queries have no label: a guide sees them, objectives and scores of labels do not count them.
 
         Raises:
             UsageError: an argument is no integer, or the split has too few classes, or too small ones.
@@ -135,10 +138,11 @@ class Bank:
         from pyro_metabayes.data.task_shape import TaskShape
 
         check_integers(1, way=way, shot=shot, query=query)
-        check_integers(0, seed=seed)
+        check_integers(0, seed=seed, unknown=unknown)
         if num_tasks is not None:
             check_integers(1, num_tasks=num_tasks)
-        return TaskStream(BankSampler(self).sampler(split, TaskShape(way, shot, query)), seed, split, num_tasks)
+        draw = BankSampler(self).sampler(split, TaskShape(way, shot, query, unknown=unknown))
+        return TaskStream(draw, seed, split, num_tasks)
 
     @classmethod
     def from_dataset(cls, dataset: LabelledItems, splits: Mapping[str, Sequence[int] | Sequence[str]]) -> Bank:

@@ -66,12 +66,19 @@ class BankSampler:
         number, pool = self._inputs_per_class(sizes, shape), Pool.of(self.bank, split)
 
         def draw(generator: Generator) -> RowsOfTasks:
-            choice = torch.rand(BLOCK, len(classes), generator=generator).topk(shape.way).indices
+            order = torch.rand(BLOCK, len(classes), generator=generator).topk(shape.way + shape.unknown).indices
+            choice, others = order[:, : shape.way], order[:, shape.way :]
             positions = self._positions(starts[choice], sizes[choice], shape.shot, number, generator)
             rows = starts[choice].unsqueeze(-1) + positions  # [B, C, number]
             places = pool.places(rows, generator)
             points = shape.query_points(generator, sizes[choice] - shape.shot)
-            return RowsOfTasks(pool, self._tasks(places, classes[choice], shape, *points), pool.device)
+            tasks = self._tasks(places, classes[choice], shape, *points)
+            if shape.unknown:  # drawn last, so that the known classes and their inputs do not depend on the others
+                each = shape.shot + shape.query
+                positions = self._positions(starts[others], sizes[others], shape.shot, each, generator)
+                rows = starts[others].unsqueeze(-1) + positions[..., shape.shot :]
+                tasks = with_unknown(tasks, pool.places(rows, generator).flatten(1))
+            return RowsOfTasks(pool, tasks, pool.device)
 
         return draw
 
@@ -79,10 +86,11 @@ class BankSampler:
         """Class ids of the split, after a check that it has enough classes and inputs for the shape."""
         shape.check_classes(split)
         classes = self.bank.splits[split]
-        if len(classes) < shape.way:
+        if len(classes) < shape.way + shape.unknown:
+            needed = f"task.way + task.unknown = {shape.way} + {shape.unknown}"
             raise UsageError(
-                f"expected at least task.way={shape.way} classes in the {split} split, got {len(classes)}; "
-                "lower task.way or add classes"
+                f"expected at least {needed if shape.unknown else f'task.way={shape.way}'} classes in the {split} "
+                f"split, got {len(classes)}; lower task.way{' or task.unknown,' * bool(shape.unknown)} or add classes"
             )
         sizes = self.bank.class_sizes[classes]
         shape.refuse_small_classes(sizes, [self.bank.class_names[index] for index in classes.tolist()], split)
@@ -123,3 +131,20 @@ class BankSampler:
             num_classes=shape.way,
             classes=classes,
         )
+
+
+def with_unknown(tasks: Episodes, inputs: Tensor) -> Episodes:
+    """The tasks with further queries, of unknown classes.
+
+    Args:
+        tasks: T tasks without unknown classes.
+        inputs: [T, U, *X], inputs of classes that are not among those of the task.
+    """
+    unknown = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+    return replace(
+        tasks,
+        query_x=torch.cat((tasks.query_x, inputs), dim=1),
+        query_y=torch.cat((tasks.query_y, torch.zeros_like(unknown, dtype=tasks.query_y.dtype)), dim=1),
+        query_mask=torch.cat((tasks.query_mask, ~unknown), dim=1),
+        unknown_mask=torch.cat((torch.zeros_like(tasks.query_mask), unknown), dim=1),
+    )

@@ -30,6 +30,8 @@ class TaskShape:
             evaluation of transductive few-shot learning"), who use a = 2. 0: off.
         query_balanced: fraction of the tasks that are balanced although query_concentration is set.
         feature_noise: length of the noise added to each feature vector, relative to its length (perturbed.py).
+        unknown: number of classes of an evaluation task that are not in its support set, with `query` queries each.
+            These have no label and enter no likelihood. Training and validation tasks have none.
     """
 
     way: int = 5
@@ -40,24 +42,24 @@ class TaskShape:
     query_balanced: float = 0.0
     feature_noise: float = 0.0
     base_query: int = 0  # additional queries of base classes, for learning without forgetting (model=lwof)
+    unknown: int = 0
     train_query: int = 0  # replaces query in training tasks (base_query changes in proportion); 0: no replacement
 
     def __post_init__(self) -> None:
         if not 0 <= self.feature_noise < math.inf:
             raise UsageError(f"expected task.feature_noise to be finite and >= 0, got {self.feature_noise}")
-        if min(self.base_query, self.train_query) < 0:
-            raise UsageError(
-                f"expected task.base_query and task.train_query >= 0, got {self.base_query} and {self.train_query}"
-            )
+        if negative := [name for name in ("base_query", "train_query", "unknown") if getattr(self, name) < 0]:
+            raise UsageError(f"expected task.{negative[0]} >= 0, got {getattr(self, negative[0])}")
 
     def __str__(self) -> str:
         return f"way {self.way}, shot {self.shot}, query {self.query}"
 
-    def of(self, split: str) -> TaskShape:
-        """The shape of the tasks of a split."""
+    def of(self, split: str, evaluation: bool = False) -> TaskShape:
+        """The shape of the tasks of a split; only those of an evaluation have unknown classes."""
+        shape = self if evaluation else replace(self, unknown=0)
         if split != "train" or not self.train_query:
-            return self
-        return replace(self, query=self.train_query, base_query=self.base_query * self.train_query // self.query)
+            return shape
+        return replace(shape, query=self.train_query, base_query=self.base_query * self.train_query // self.query)
 
     def labels(self, points_per_class: int, num_tasks: int) -> Tensor:
         """Class-ordered labels [T, way * points_per_class]."""
@@ -65,8 +67,8 @@ class TaskShape:
         return labels.expand(num_tasks, -1)
 
     def twice(self) -> TaskShape:
-        """The same tasks with twice the queries of each class."""
-        return replace(self, query=2 * self.query, query_counts=[2 * count for count in self.query_counts])
+        """The same tasks with twice the queries of each class, and without unknown classes."""
+        return replace(self, unknown=0, query=2 * self.query, query_counts=[2 * count for count in self.query_counts])
 
     @property
     def most_queries(self) -> int:
@@ -106,6 +108,7 @@ class TaskShape:
         """
         together = bool(self.query_concentration and not self.query_counts)
         each = self.query * (self.query_balanced > 0) if together else self.most_queries
+        each = max(each, self.query * (self.unknown > 0))
         needed = self.shot + each
         if (smallest := int(sizes.min())) < needed:
             queries = {0: "task.shot", self.query: "task.shot + task.query"}

@@ -21,6 +21,7 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.likelihoods.classes import ClassPredictions
 from pyro_metabayes.likelihoods.numbers import NumberPredictions
 from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
+from pyro_metabayes.open_set.separation import auroc
 from pyro_metabayes.prediction.pit import Bounds, central_share, pit_histogram
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -182,11 +183,3 @@ def unseen_classes(learner: MetaLearner, batches: Iterable[Episodes], way: int, 
         metrics["unseen"].append(masked_mean(entropy, unseen))
         metrics["auroc"].append(auroc(entropy, observed.query_mask, unseen))
     return {name: torch.cat(values).cpu() for name, values in metrics.items()}
-
-
-def auroc(scores: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
-    """P(positive score > negative score) + P(equal) / 2 [T]; scores and masks are [T, Q]. (Mann and Whitney 1947.)"""
-    difference = scores.unsqueeze(-1) - scores.unsqueeze(-2)
-    wins = (difference > 0).to(scores.dtype) + 0.5 * (difference == 0).to(scores.dtype)
-    pairs = positive.unsqueeze(-1) & negative.unsqueeze(-2)
-    return (wins * pairs).sum((-1, -2)) / pairs.sum((-1, -2))

@@ -10,6 +10,8 @@ A posterior that equals its prior (posterior collapse) has kl and active_dimensi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -175,7 +177,8 @@ def batch_spreads(learner: MetaLearner, observed: Observed, num_samples: int) ->
         spread |= posterior_spread(learner, observed, learner.guide.training_posterior(observed))
         with restored_noise():
             posterior = learner.guide.posterior(observed.observed())
-        spread |= posterior_outputs(learner, observed.observed(), posterior, num_samples)
+        known = replace(observed.observed(), query_mask=observed.query_mask)  # without queries of unknown classes
+        spread |= posterior_outputs(learner, known, posterior, num_samples)
     return spread
 
 

@@ -54,9 +54,7 @@ def brier(predictions: ClassPredictions) -> Tensor:
 
 
 def mutual_information(predictions: ClassPredictions) -> Tensor:
-    """H[(1/L) sum_l p(y | x, w_l)] - (1/L) sum_l H[p(y | x, w_l)], mean over the queries.
-
-    This is the mutual information of a label and w. (Houlsby et al. 2011)
+    """The mutual information of a label and w (`ClassPredictions.information`), mean over the queries.
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -64,16 +62,7 @@ def mutual_information(predictions: ClassPredictions) -> Tensor:
     Returns:
         Tensor [T], in nats per query; 0 if L = 1.
     """
-    averaged = predictions.averaged
-    if predictions.is_point:
-        information = 0.0 * averaged[..., 0]
-    else:
-        information = _entropy(averaged) - _entropy(predictions.log_probs).mean(0)
-    return masked_mean(information.clamp(min=0), predictions.mask)
-
-
-def _entropy(log_probs: Tensor) -> Tensor:
-    return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+    return masked_mean(predictions.information, predictions.mask)
 
 
 FAMILY = (ClassPredictions,)

@@ -39,6 +39,11 @@ def mean_over_tasks(values: Tensor) -> float:
     return values.mean().item()
 
 
+def always(predictions: Predictions | JointPredictive) -> bool:
+    """True: the score is defined for all predictions of its families."""
+    return True
+
+
 @dataclass(frozen=True)
 class Score(Generic[P]):
     """A score of predictions. An entry in `SCORES` puts it into results.json and tasks.npz.
@@ -54,6 +59,7 @@ class Score(Generic[P]):
         interval: whether results.json has {mean, ci95} instead of a number.
         logged: position among the scores of a line of metrics.jsonl; 0: not logged.
         by_step: position among the scores of a regression after each inner step; 0: not computed.
+        defined: whether the score is defined for predictions of these families; null in results.json otherwise.
     """
 
     name: str
@@ -65,6 +71,7 @@ class Score(Generic[P]):
     interval: bool = False
     logged: int = 0
     by_step: int = 0
+    defined: Callable[[P], bool] = always
 
     @property
     def is_mean(self) -> bool:
@@ -73,7 +80,7 @@ class Score(Generic[P]):
 
     def applies_to(self, predictions: Predictions | JointPredictive, weights: Weights) -> bool:
         """Whether the score is defined for predictions of this family, made under these weights."""
-        return self.weights is weights and isinstance(predictions, self.families)
+        return self.weights is weights and isinstance(predictions, self.families) and self.defined(predictions)
 
     def summary(self, values: Tensor, groups: np.ndarray | None = None) -> float | Interval:
         """Reduces the values of all tasks to the entry of this score in results.json.

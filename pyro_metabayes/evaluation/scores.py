@@ -20,6 +20,7 @@ from pyro_metabayes.evaluation.regression import REGRESSION, RMSE
 from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
 from pyro_metabayes.evidence.joint import JointPredictive
 from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
+from pyro_metabayes.open_set.scores import OPEN_SET
 from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, most_probable
 
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 # In the order of results.json.
-SCORES: list[Score[Any]] = [*ACCURACIES, *LOG_SCORES, *CLASSIFICATION, *REGRESSION, *BASE_NOVEL, RMSE, ECE]
+SCORES: list[Score[Any]] = [*ACCURACIES, *LOG_SCORES, *CLASSIFICATION, *REGRESSION, *BASE_NOVEL, *OPEN_SET, RMSE, ECE]
 
 
 def logged_scores() -> list[Score[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pyro.distributions import Delta, TorchDistribution
@@ -24,6 +25,7 @@ from pyro_metabayes.likelihoods.classes import BaseNovelPredictions, ClassPredic
 from pyro_metabayes.likelihoods.numbers import RealPredictions
 from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
 from pyro_metabayes.model import Model
+from pyro_metabayes.open_set.predictions import log_evidence, open_set_predictions
 from pyro_metabayes.prediction.moments import draws_of, mean_of
 from pyro_metabayes.prediction.numbers import integrates
 from pyro_metabayes.seeding import restored_noise
@@ -59,6 +61,9 @@ def task_scores(
     draws = predictions_under(posterior, learner.model, episodes, samples) if draws is None else draws
     if isinstance(draws, ClassPredictions) and 0 < episodes.num_classes < draws.log_probs.shape[-1]:
         draws = _with_base(draws, episodes.num_classes)
+    if episodes.unknown_mask is not None:
+        evidence = None if recalibrated else log_evidence(learner.model, posterior, episodes, samples)
+        draws = open_set_predictions(draws, episodes.unknown_mask, evidence)
     values = values_of(draws, Weights.DRAWS, scores)
     if not recalibrated and any(score.applies_to(draws, Weights.MEAN) for score in scores):
         is_point = isinstance(innermost(posterior), Delta)  # the mean of a point estimate is the estimate
@@ -138,8 +143,9 @@ def score_batch(
         scores |= joint_scores(learner.model, posterior, episodes, joint_samples)
     sees_labels = learner.guide.sees_query_labels  # otherwise both posteriors are equal
     training = learner.guide.training_posterior(episodes) if sees_labels else posterior
-    spreads = collapse.prior_spread(learner, observed, samples) | collapse.posterior_spread(learner, episodes, training)
-    spreads |= collapse.posterior_outputs(learner, observed, posterior, samples)
+    known = replace(observed, query_mask=episodes.query_mask)  # the same without unknown classes
+    spreads = collapse.prior_spread(learner, known, samples) | collapse.posterior_spread(learner, episodes, training)
+    spreads |= collapse.posterior_outputs(learner, known, posterior, samples)
     if exact is not None:
         spreads |= collapse.against_truth(posterior, exact)
     if truth is not None and exact is not None and sees_labels:

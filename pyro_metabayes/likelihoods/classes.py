@@ -92,6 +92,21 @@ class ClassPredictions(Predictions):
         """1 where the most probable class of the averaged prediction is correct, else 0 [T, Q]."""
         return (most_probable(self.averaged) == self.labels).to(self.log_probs.dtype)
 
+    @cached_property
+    def entropy(self) -> Tensor:
+        """H[(1/L) sum_l p(y | x, w_l)] [T, Q], in nats."""
+        return entropy_of(self.averaged)
+
+    @cached_property
+    def information(self) -> Tensor:
+        """H[(1/L) sum_l p(y | x, w_l)] - (1/L) sum_l H[p(y | x, w_l)] [T, Q], in nats; 0 if L = 1.
+
+        This is the mutual information of a label and w. (Houlsby et al. 2011)
+        """
+        if self.is_point:
+            return 0.0 * self.averaged[..., 0]
+        return (self.entropy - entropy_of(self.log_probs).mean(0)).clamp(min=0)
+
     @property
     def is_point(self) -> bool:
         """Whether there is only one sample, as for a point estimate."""
@@ -108,6 +123,11 @@ class BaseNovelPredictions(ClassPredictions):
     def is_novel(self) -> Tensor:
         """Whether the label of a query is a novel class [T, Q]."""
         return self.labels < self.num_novel
+
+
+def entropy_of(log_probs: Tensor) -> Tensor:
+    """Entropy [...] of log p(c) [..., C], in nats; a class of probability 0 adds 0."""
+    return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
 
 
 def class_probabilities(likelihood: TorchDistribution) -> Tensor:

@@ -45,6 +45,8 @@ def check_structure(data: Observed) -> None:
         if f"{name}_y" in tensors:
             _check_labels(f"{name}_y", tensors[f"{name}_y"], shape, data.num_classes)
         _check_mask(f"{name}_mask", tensors[f"{name}_mask"], shape)
+    if "unknown_mask" in tensors:
+        _check_unknown(tensors["unknown_mask"], data)
     _check_same_labels(data.support_y, tensors.get("query_y", data.support_y))
     _check_tasks(tensors, data.num_tasks)
     if not data.num_tasks:
@@ -96,7 +98,7 @@ def check_inputs(data: Observed, shape: Sequence[int | None], like: Tensor | Non
 
 def _tensors(data: Observed) -> dict[str, Any]:
     """The tensors by name, without optional tensors that are None."""
-    names = ("support_x", "support_y", "query_x", "query_y", "support_mask", "query_mask", "classes")
+    names = ("support_x", "support_y", "query_x", "query_y", "support_mask", "query_mask", "unknown_mask", "classes")
     present = {name: value for name in names if (value := getattr(data, name, None)) is not None}
     return present | {f"auxiliary['{name}']": value for name, value in data.auxiliary.items()}
 
@@ -152,6 +154,13 @@ def _check_mask(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
             f"expected {name} of torch.bool and shape {list(shape)}, false for masked points, got {mask.dtype} "
             f"and {list(mask.shape)}; compare with the number of points: torch.arange(N) < count"
         )
+
+
+def _check_unknown(unknown: Tensor, data: Observed) -> None:
+    """Check the mask of the queries of unknown classes. That they are masked is checked with the values."""
+    _check_mask("unknown_mask", unknown, tuple(data.query_x.shape[:2]))
+    if not data.num_classes:
+        raise UsageError("expected unknown_mask with labels that are classes, got numbers; leave unknown_mask out")
 
 
 def _check_tasks(tensors: dict[str, Tensor], num_tasks: int) -> None:

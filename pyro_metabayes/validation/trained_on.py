@@ -46,7 +46,7 @@ class TaskRange:
         if way and query_y is not None:
             counts = _class_counts(query_y, data.query_mask, way)
             share = (counts.amax(1) / counts.sum(1).clamp(min=1)).mean().item()
-        return cls(way, _span(shots), _span(data.query_mask.sum(1)), share)
+        return cls(way, _span(shots), _span(data.seen_queries.sum(1)), share)
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any] | None) -> TaskRange | None:

@@ -37,7 +37,8 @@ def check_points(data: Observed) -> None:
     whole batch has no support points (S = 0). A class without support points is allowed; its class mean is 0.
 
     Raises:
-        UsageError: all queries or all support points of a task are masked.
+        UsageError: all queries or all support points of a task are masked; with unknown_mask also: a task has no query
+            of an unknown class, or such a query counts as one with a label.
     """
     if data.query_x.is_meta:
         return
@@ -46,10 +47,25 @@ def check_points(data: Observed) -> None:
             f"expected at least one query per task, unmasked in query_mask, got none in {empty} of {data.num_tasks} "
             "tasks; remove these tasks"
         )
+    if isinstance(data, Episodes) and data.unknown_mask is not None:
+        _check_unknown(data.unknown_mask, data.query_mask)
     if data.num_classes and data.support_x.shape[1] and (empty := int((~data.support_mask).all(1).sum())):
         raise UsageError(
             f"expected at least one support point per task, unmasked in support_mask, got none in {empty} of "
             f"{data.num_tasks} tasks; remove these tasks, or use no support points in any task (S = 0)"
+        )
+
+
+def _check_unknown(unknown: Tensor, labelled: Tensor) -> None:
+    if both := int((unknown & labelled).sum()):
+        raise UsageError(
+            f"expected queries of unknown classes (unknown_mask) to be masked in query_mask, since they have no label, "
+            f"got {both} that are not; pass query_mask & ~unknown_mask"
+        )
+    if empty := int((~unknown).all(1).sum()):
+        raise UsageError(
+            f"expected at least one query of an unknown class per task, got none in {empty} of {len(unknown)} tasks; "
+            "pass unknown_mask=None for tasks without unknown classes"
         )
 
 

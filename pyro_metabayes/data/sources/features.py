@@ -119,15 +119,15 @@ def _features(features: np.ndarray, path: str) -> np.ndarray | MappedRows:
     if features.dtype.kind not in "fiu":
         raise UsageError(f"expected numbers as features in {path}, got {features.dtype}; write them as float32")
     if not isinstance(features, np.memmap):
-        return _unit_length(features, np.arange(len(features)), path)
+        return unit_length(features, np.arange(len(features)), path)
     if not features.flags.c_contiguous:
         raise UsageError(
             f"expected features in C order in {path}, got Fortran order; save numpy.ascontiguousarray(features)"
         )
-    return MappedRows(features, partial(_unit_length, path=path))
+    return MappedRows(features, partial(unit_length, path=path))
 
 
-def _unit_length(features: np.ndarray, numbers: np.ndarray, path: str) -> np.ndarray:
+def unit_length(features: np.ndarray, numbers: np.ndarray, path: str) -> np.ndarray:
     """Rows [n, D] as float32 of unit length. `numbers` [n] are their row numbers in the file, for messages."""
     with np.errstate(over="ignore"):  # an overflow is reported as infinite
         rows = features.astype(np.float32)
@@ -178,6 +178,11 @@ def _splits_of_rows(split: np.ndarray, labels: np.ndarray, names: np.ndarray, pa
             f"({int((places > 1).sum())} such classes); give all its rows one split"
         )
     return splits
+
+
+def rows_in_file(path: str) -> np.ndarray:
+    """The row of the file [M] for every row of the bank, whose rows are sorted by class."""
+    return np.argsort(_labels(_read(path), path)[1], kind="stable")
 
 
 def _random_splits(num_classes: int, train: float, val: float, seed: int) -> Arrays:

@@ -37,14 +37,27 @@ def load(path: str = "", size: int = 84, channels: int = 3, background: str = "w
     if size < 1 or channels not in MODES:
         raise UsageError(f"expected data.size >= 1 and data.channels 1 or 3, got {size} and {channels}")
     colour, folder = colour_of(background), user_path(path)
-    if not path or not folder.is_dir():
-        raise UsageError(f"expected a folder of images, got '{path}'; set data.path to one with {LAYOUT}")
-    classes = _classes_of_lists(folder) if (folder / "train.txt").is_file() else _classes_of_folders(folder)
+    classes = _classes(path)
     refuse_shared({split: list(folders) for split, folders in classes.items()}, folder)
     parts = {split: _part(folders, size, channels, colour) for split, folders in classes.items()}
     note_left_out(folder, [inner for folders in classes.values() for inner in folders.values()])
     settings = {"size": size, "channels": channels, "background": colour, "reading": READING}
     return bank_of("image_folder", parts, settings)
+
+
+def files(path: str) -> list[Path]:
+    """The file of every row of the bank, relative to the folder."""
+    classes, folder = _classes(path), user_path(path)
+    named = [inner for split in SPLITS for _, inner in sorted(classes[split].items())]
+    return [file.relative_to(folder) for inner in named for file in images_in(inner)]
+
+
+def _classes(path: str) -> dict[str, dict[str, Path]]:
+    """Folder of each class of each split, in one of the two layouts."""
+    folder = user_path(path)
+    if not path or not folder.is_dir():
+        raise UsageError(f"expected a folder of images, got '{path}'; set data.path to one with {LAYOUT}")
+    return _classes_of_lists(folder) if (folder / "train.txt").is_file() else _classes_of_folders(folder)
 
 
 def note_left_out(folder: Path, classes: Sequence[Path]) -> None:
@@ -92,15 +105,16 @@ def _classes_of_lists(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def _part(classes: Mapping[str, Path], size: int, channels: int, background: Colour) -> Part:
-    images = {name: _images(classes[name]) for name in sorted(classes)}
+    images = {name: images_in(classes[name]) for name in sorted(classes)}
     files = [file for names in images.values() for file in names]
     sizes = {name: len(names) for name, names in images.items()}
     return Part(files, lambda: Rows(sizes, all_pixels(files, size, channels, background)))
 
 
-def _images(folder: Path) -> list[Path]:
-    files = sorted(file for file in visible_files(folder) if _is_image(file))
-    if not files:
+def images_in(folder: Path, what: str = "the folder of a class") -> list[Path]:
+    """The image files in a folder and its subfolders, sorted; a UsageError if there are none."""
+    found = sorted(file for file in visible_files(folder) if _is_image(file))
+    if not found:
         suffixes = ", ".join(sorted(SUFFIXES))
-        raise UsageError(f"expected images in the folder of a class, got none in {folder}; suffixes: {suffixes}")
-    return files
+        raise UsageError(f"expected images in {what}, got none in {folder}; suffixes: {suffixes}")
+    return found

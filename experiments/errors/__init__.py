@@ -1,0 +1,1 @@
+"""Confusion matrix and most confident errors of a finished run."""

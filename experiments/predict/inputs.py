@@ -1,0 +1,139 @@
+"""Reads support and query sets of users as the inputs of a run: arrays, or folders of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from pyro_metabayes.build import target_of
+from pyro_metabayes.data.sources import cifar_fs, fc100, features, image_folder, mini_imagenet, tiered_imagenet
+from pyro_metabayes.data.sources.images import all_pixels, centre, colour_of
+from pyro_metabayes.data.sources.listing import visible
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.config import Config
+from pyro_metabayes.storage.untrusted import DAMAGED, read_npz, reason_of
+from pyro_metabayes.validation.structure import words_of_shape
+
+PHOTOGRAPHS = (image_folder.load, mini_imagenet.load, tiered_imagenet.load, cifar_fs.load, fc100.load)
+CROPPED = (mini_imagenet.load, tiered_imagenet.load)  # resized to their published size before the centre is cut out
+NAMES = ("features", "images")  # of the array with the inputs
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The query set of one task.
+
+    Args:
+        x: inputs [Q, *X].
+        names: [Q], file or row of each.
+        column: what the names are, `file` or `row`.
+    """
+
+    x: np.ndarray
+    names: list[str]
+    column: str
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads inputs as the data of a run were read.
+
+    Args:
+        data: the name of the data of the run, for messages.
+        load: the function that read them.
+        shape: *X, the shape of an input; None: any size.
+        background: colour behind transparent pixels.
+    """
+
+    data: str
+    load: Callable[..., Any]
+    shape: tuple[int | None, ...]
+    background: str
+
+    @classmethod
+    def of(cls, config: Config, shape: tuple[int | None, ...]) -> Self:
+        """The reader of a run whose learner takes inputs of this shape."""
+        background = str(config.data.get("background", "white"))
+        return cls(str(config.choices.get("data")), target_of(config.data, "data"), shape, background)
+
+    def support(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs [S, *X] and labels [S] of the support set."""
+        if path.is_dir():
+            return self._labelled_images(path)
+        arrays = _arrays(path, "support")
+        if "labels" not in arrays:
+            there = ", ".join(sorted(arrays))
+            raise UsageError(
+                f"expected an array 'labels' beside the inputs in {path}, got {there}; save both in an .npz"
+            )
+        x, labels = self._inputs(arrays, path), arrays["labels"]
+        if labels.shape != (len(x),) or labels.dtype.kind not in "iuU":
+            raise UsageError(
+                f"expected {len(x)} labels in {path}, integers or strings, one per input, got {labels.dtype} of shape "
+                f"{list(labels.shape)}; give every input one label"
+            )
+        return x, labels
+
+    def query(self, path: Path) -> Queries:
+        """The query set; labels in its file have no effect."""
+        if path.is_dir():
+            files = image_folder.images_in(path, "the folder of the query set")
+            image_folder.note_left_out(path, [path])
+            return Queries(self._pixels(files), [str(file.relative_to(path)) for file in files], "file")
+        x = self._inputs(_arrays(path, "query"), path)
+        return Queries(x, [str(row) for row in range(len(x))], "row")
+
+    def _labelled_images(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+        classes = [inner for inner in visible(folder) if inner.is_dir()]
+        if not classes:
+            raise UsageError(f"expected one folder of images per class in {folder}, got none; sort the images by class")
+        files = {inner.name: image_folder.images_in(inner) for inner in classes}
+        image_folder.note_left_out(folder, classes)
+        x = self._pixels([file for images in files.values() for file in images])
+        return x, np.array([name for name, images in files.items() for _ in images])
+
+    def _pixels(self, files: Sequence[Path]) -> np.ndarray:
+        """Images [N, channels, size, size] with values from 0 to 1."""
+        if self.load not in PHOTOGRAPHS:
+            raise UsageError(
+                f"expected arrays {words_of_shape(self.shape)} for a run on data={self.data}, got a folder of images; "
+                "pass FILE.npz"
+            )
+        channels, _, size = self.shape
+        assert channels is not None and size is not None  # images have one size
+        side = mini_imagenet.SIDE if self.load in CROPPED else size
+        images = all_pixels(files, side, channels, colour_of(self.background))
+        return np.stack([centre(image, size) for image in images]).astype(np.float32) / 255
+
+    def _inputs(self, arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
+        found = [name for name in NAMES if name in arrays]
+        if len(found) != 1:
+            there = ", ".join(sorted(arrays)) or "none"
+            raise UsageError(f"expected one array 'features' or 'images' in {path}, got {there}; rename it")
+        x = arrays[found[0]]
+        if not x.size:
+            raise UsageError(
+                f"expected at least one row in {path}, got {found[0]} of shape {list(x.shape)}; add points"
+            )
+        if self.load is not features.load:
+            return x
+        if x.ndim != 2 or x.dtype.kind not in "fiu":
+            raise UsageError(f"expected numbers [N, D] as features in {path}, got {x.dtype} of shape {list(x.shape)}")
+        return features.unit_length(x, np.arange(len(x)), str(path))  # as the bank of the run
+
+
+def _arrays(path: Path, name: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, or {"features": the array of an .npy file}; pickled objects are never loaded."""
+    suffix = path.suffix.lower()
+    if suffix not in (".npz", ".npy"):
+        raise UsageError(f"expected a folder, or a file that ends in .npz or .npy, for {name}={path}; fix the path")
+    if not path.is_file():
+        raise UsageError(f"expected a file for {name}={path}, found none; fix the path")
+    try:
+        return read_npz(path) if suffix == ".npz" else {NAMES[0]: np.load(path, mmap_mode="r")}
+    except DAMAGED as error:
+        raise UsageError(f"expected arrays of numbers in {path}, which cannot be read: {reason_of(error)}") from None

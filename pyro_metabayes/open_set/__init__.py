@@ -1,0 +1,1 @@
+"""Queries of unknown classes: does the predictive distribution tell them from those of the support set?"""
