@@ -20,6 +20,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 import pyro_metabayes
+from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import Evaluation
@@ -45,6 +46,7 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
         "prior": prior_name(config, learner),
         "data": config.choices.get("data"),
         "split": config.eval.split,
+        "division": division_of(setup),
         **dataclasses.asdict(config.task),
         "base_classes": learner.model.num_base_classes if isinstance(learner.model, HasBaseClasses) else None,
         "tasks": config.eval.tasks,
@@ -60,6 +62,11 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
         "episodes_per_second": _tasks_per_second(config, train_seconds, seconds),
         **_circumstances(setup),
     }
+
+
+def division_of(setup: RunSetup) -> str | None:
+    """What the splits of a bank divide: classes, rows or none (nothing); None for other sources of tasks."""
+    return setup.tasks.source.bank.division if isinstance(setup.tasks.source, BankSampler) else None
 
 
 def _tasks_per_second(config: Config, train_seconds: float | None, eval_seconds: float) -> dict[str, float | None]:

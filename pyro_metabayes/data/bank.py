@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from pyro_metabayes.data.stream import TaskStream
 
 SPLITS = ("train", "val", "test")
+DIVISIONS = ("classes", "rows", "none")
 
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """Inputs sorted by class; every class belongs to one split, so test classes are not seen in training.
+    """Inputs sorted by class; a class belongs to one split, so test classes are not seen in training (but: division).
 
     Args:
         inputs: [M, *X], float features, uint8 images [M, channels, height, width], or features that stay in their file.
@@ -40,6 +41,8 @@ class Bank:
         num_shared: number of classes that all tasks share, or 0. If positive, a split consists of one or more domains,
             each with these classes in the same order (domains.py).
         auxiliary: further inputs [M, ...] by name, which samplers may put into tasks (domains.py).
+        division: what the splits divide: classes, rows or none (sources/division.py). By rows, a class is one class of
+            the bank per split, with one name. With none, all splits are the same classes.
     """
 
     inputs: Tensor | StoredRows
@@ -50,6 +53,7 @@ class Bank:
     views: Tensor | None = None
     num_shared: int = 0
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
+    division: str = "classes"
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,17 +10,19 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from pyro_metabayes.data.bank import SPLITS, Bank
+from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.data.sources.division import Division, split_numbers
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, read_npz, reason_of
+from pyro_metabayes.validation.duplicates import note_duplicates
 
 Arrays = Mapping[str, np.ndarray]
 SUFFIXES = (".npz", ".safetensors")
 
 
-def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) -> Bank:
+def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0, split: str = "classes") -> Bank:
     """The bank of an .npz or .safetensors file, or of a folder with a file NAME.npy for each array.
 
     The arrays are:
@@ -29,28 +30,44 @@ def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) 
             Those of a folder stay in their file, which may be larger than memory. The rows of a batch of tasks are
             read, checked and scaled when the batch is drawn.
         labels [N]: integers, or strings (not in .safetensors).
-        split [N], optional: train, val or test (not in .safetensors), or 0, 1 or 2; the same for all rows of a class.
+        split [N], optional: train, val or test (not in .safetensors), or 0, 1 or 2; the same for all rows of a class
+            unless the rows are divided.
+        files [N], optional: names of the rows, for notes.
 
     Args:
         path: the file or folder.
-        train: fraction of the classes for training, if there is no array `split`.
-        val: fraction of the classes for validation; the remaining classes are for test.
-        seed: seed of the random assignment of classes to splits.
+        train: fraction for training, if there is no array `split`.
+        val: fraction for validation; the rest is for test.
+        seed: seed of the random assignment to splits.
+        split: what is divided among training, validation and test: classes, rows or none (`Division`).
     """
-    arrays = _read(path)
-    _check_names(arrays, path)
-    features, (names, labels) = _features(arrays["features"], path), _labels(arrays, path)
-    if "split" in arrays:
-        splits = _splits_of_rows(arrays["split"], labels, names, path)
-    else:
-        splits = _random_splits(len(names), train, val, seed)
-    for split, classes in splits.items():
-        if len(classes) == 0:
-            raise UsageError(
-                f"expected classes in every split, got none in {split} of {path} ({len(names)} classes in "
-                "all); add classes, or assign them to splits in the array 'split'"
-            )
-    return Bank.from_arrays(features, labels, splits, [str(name) for name in names])
+    return bank_of_arrays(_read(path), Division(split, train, val, seed), path)
+
+
+def bank_of_arrays(arrays: Arrays, division: Division, where: str) -> Bank:
+    """The bank of these arrays.
+
+    Args:
+        arrays: the arrays that `load` describes.
+        division: what is divided among the splits.
+        where: the file, for messages.
+
+    Raises:
+        UsageError: an array is missing or unusable, or the splits are not of this division.
+    """
+    _check_names(arrays, where)
+    features, (names, labels) = _features(arrays["features"], where), _labels(arrays, where)
+    given = split_numbers(arrays["split"], where) if "split" in arrays else None
+    divided = division.divide(labels, [str(name) for name in names], given, where)
+    bank = division.bank(Bank.from_arrays(features, divided.labels, divided.splits, divided.names))
+    note_duplicates(bank, lambda row: _name_of(arrays, divided.labels, row), where)
+    return bank
+
+
+def _name_of(arrays: Arrays, labels: np.ndarray, row: int) -> str:
+    """The name of a row of the bank: its file, or its row number in the arrays."""
+    number = int(np.argsort(labels, kind="stable")[row])
+    return str(arrays["files"][number]) if len(arrays.get("files", ())) == len(labels) else f"row {number}"
 
 
 def _read(path: str) -> Arrays:
@@ -157,36 +174,3 @@ def _labels(arrays: Arrays, path: str) -> tuple[np.ndarray, np.ndarray]:
         )
     names, rows = np.unique(labels, return_inverse=True)
     return names, rows
-
-
-def _splits_of_rows(split: np.ndarray, labels: np.ndarray, names: np.ndarray, path: str) -> Arrays:
-    """Classes of each split, from the split of every row."""
-    keys = np.array(SPLITS) if split.dtype.kind == "U" else np.arange(len(SPLITS))
-    strange = np.setdiff1d(split, keys) if split.dtype.kind in "Uiu" else split[:1]
-    if len(strange):
-        raise UsageError(
-            f"expected train, val, test or 0, 1, 2 in 'split' of {path}, got {strange[0]} ({split.dtype}); "
-            "write one of these for every row"
-        )
-    splits = {name: np.unique(labels[split == key]) for name, key in zip(SPLITS, keys, strict=True)}
-    places = np.bincount(np.concatenate(list(splits.values())), minlength=len(names))
-    if (places > 1).any():
-        first = int((places > 1).argmax())
-        raise UsageError(
-            f"expected each class in one split, got class '{names[first]}' in "
-            f"{' and '.join(name for name in SPLITS if first in splits[name])} of {path} "
-            f"({int((places > 1).sum())} such classes); give all its rows one split"
-        )
-    return splits
-
-
-def _random_splits(num_classes: int, train: float, val: float, seed: int) -> Arrays:
-    if not (train > 0 and val > 0 and train + val < 1):
-        raise UsageError(
-            f"expected fractions train > 0, val > 0 and train + val < 1, got train={train} and val={val}; "
-            "the remaining classes are for test"
-        )
-    order = np.random.default_rng(seed).permutation(num_classes)
-    first, second = math.floor(train * num_classes + 0.5), math.floor((train + val) * num_classes + 0.5)
-    parts = (order[:first], order[first:second], order[second:])
-    return {name: np.sort(part) for name, part in zip(SPLITS, parts, strict=True)}
