@@ -14,7 +14,7 @@ from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.sources import features, image_folder
 from pyro_metabayes.data.sources.division import Division
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.validation.duplicates import duplicates_of, row_keys
+from pyro_metabayes.validation.duplicates import note_duplicates, row_keys
 from tests.commands import call, ran
 
 SMALL = ("train.steps=2", "train.validation_tasks=2", "eval.tasks=4", "task.query=2")
@@ -198,8 +198,10 @@ def test_rows_that_differ_in_one_bit_have_other_keys(width: int, byte: int) -> N
     assert len(np.unique(keys)) == 256 and (row_keys(rows.copy()) == keys).all()
 
 
-def test_rows_of_no_split_do_not_count() -> None:
+def test_rows_of_no_split_do_not_count(capsys: pytest.CaptureFixture[str]) -> None:
     given = arrays()
     given["features"][0] = given["features"][-1]
-    splits = {"train": np.arange(4)}
-    assert not list(duplicates_of(Bank.from_arrays(given["features"], given["labels"], splits)))
+    note_duplicates(Bank.from_arrays(given["features"], given["labels"], {"train": np.arange(4)}), str, "it")
+    assert capsys.readouterr().err == ""
+    note_duplicates(Bank.from_arrays(given["features"], given["labels"], {"train": np.arange(5)}), str, "it")
+    assert "in it: 2 rows with a copy in another class of their split (0 = 149); remove" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.inference.capabilities import HasBaseClasses, IntegratesGaussian
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.pretraining.restored_features import hash_of_weights
 from pyro_metabayes.storage import checkpoint
 
 ROOT = Path(__file__).parents[2]  # root of the repository, in a checkout
@@ -95,10 +95,7 @@ def _circumstances(setup: RunSetup) -> dict[str, Any]:
 
 def backbone_fingerprint(learner: MetaLearner) -> str:
     """A hash of the weights of the backbone: runs with the same one are not independent trainings of it."""
-    digest = hashlib.sha256()
-    for name, value in sorted(learner.backbone.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return hash_of_weights(learner.backbone)
 
 
 def prior_name(config: Config, learner: MetaLearner) -> str | None:

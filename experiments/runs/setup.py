@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -36,6 +37,7 @@ from pyro_metabayes.experiments.runs.tasks import (
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.pretrained.files import CHECKSUMS
 from pyro_metabayes.specification.parts import check_parts
+from pyro_metabayes.storage.weights import weights_follow
 
 
 @runtime_checkable
@@ -88,7 +90,8 @@ def set_up(
     fingerprint = fingerprint_of(data)
     source = source_of(config, data)
     refuse_impossible(config, source, training)
-    learner = build_learner(config, data, source, num_classes)
+    with nullcontext() if restore is None else weights_follow():
+        learner = build_learner(config, data, source, num_classes)
     start = restore or partial(_start_at, init=config.init)
     start(learner)
     if training:

@@ -32,25 +32,39 @@ def note_duplicates(bank: Bank, name: Callable[[int], str], where: str) -> None:
     """
     if not isinstance(bank.inputs, Tensor):
         return
-    if kinds := list(duplicates_of(bank)):
-        counts = [f"{kind.rows} {kind.text} ({' = '.join(map(name, kind.example))})" for kind in kinds]
-        print(f"note: identical inputs in {where}: {', '.join(counts)}; remove the copies", file=sys.stderr)
-
-
-def duplicates_of(bank: Bank) -> Iterator[Kind]:
-    """The kinds of identical inputs that a bank in memory has, with a row of each and its copy."""
-    inputs = bank.in_memory.cpu().contiguous().numpy()
-    inputs = inputs.reshape(len(inputs), -1)
     split_of = np.full(len(bank.class_sizes), -1)
     for place, split in enumerate(SPLITS):
         split_of[bank.splits[split].numpy()] = place
     classes = bank.labels.numpy()
-    _, same, counts = np.unique(row_keys(inputs), return_inverse=True, return_counts=True)
-    rows = np.flatnonzero((counts[same] > 1) & (split_of[classes] >= 0))
+    rows = np.flatnonzero(split_of[classes] >= 0)
+    keys = row_keys(bank.inputs.cpu().contiguous().numpy().reshape(len(bank.inputs), -1))
+    note_equal_keys(keys[rows], classes[rows], split_of[classes[rows]], lambda row: name(int(rows[row])), where)
+
+
+def note_equal_keys(
+    keys: np.ndarray, classes: np.ndarray, splits: np.ndarray, name: Callable[[int], str], where: str
+) -> None:
+    """Print one line if two rows have the same key.
+
+    Args:
+        keys: [M], a hash of each row.
+        classes: [M], class of each row, an integer >= 0; a class is in one split.
+        splits: [M], split of each row, an integer >= 0.
+        name: name of a row.
+        where: the file or folder of the data.
+    """
+    if kinds := list(duplicates_of(keys, classes, splits)):
+        counts = [f"{kind.rows} {kind.text} ({' = '.join(map(name, kind.example))})" for kind in kinds]
+        print(f"note: identical inputs in {where}: {', '.join(counts)}; remove the copies", file=sys.stderr)
+
+
+def duplicates_of(keys: np.ndarray, classes: np.ndarray, splits: np.ndarray) -> Iterator[Kind]:
+    """The kinds of rows with the same key, with a row of each and its copy. Args: as for `note_equal_keys`."""
+    _, same, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    rows = np.flatnonzero(counts[same] > 1)
     if not rows.size:
         return
-    same, classes = same[rows], classes[rows]
-    splits = split_of[classes]
+    same, classes, splits = same[rows], classes[rows], splits[rows]
     alike, in_split, in_class = (_count(same, within) for within in (np.zeros_like(same), splits, classes))
     for text, found, near, equal in (
         ("rows with a copy in another split", alike > in_split, splits, False),
