@@ -467,7 +467,7 @@ def test_what_is_wrong_with_the_file_is_named(tmp_path: Path) -> None:
 
     refused("", "got no path; set data.path=")
     refused(str(tmp_path / "none.npz"), "found none at .*none.npz; fix data.path")
-    refused(str(tmp_path / "given.csv"), "ends in .npz or .safetensors, got .*given.csv; write one")
+    refused(str(tmp_path / "given.txt"), "ends in .npz or .safetensors or .parquet or .csv, got .*given.txt; write one")
     whole = Path(stored(tmp_path)).read_bytes()
     save_file(arrays(), tmp_path / "whole.safetensors")
     tensors = (tmp_path / "whole.safetensors").read_bytes()

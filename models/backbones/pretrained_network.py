@@ -86,7 +86,10 @@ def refuse_unknown(name: str, known: Collection[str], library: str) -> None:
     if name not in known:
         near = get_close_matches(name, known, 3, 0.4)
         guess = f"did you mean {', '.join(near)}? " if near else ""
-        raise UsageError(f"expected backbone.name of a network in {library}, got '{name}'; {guess}see {library}'s list")
+        raise UsageError(
+            f"expected backbone.name of a network in {library}, got '{name}'; {guess}list_models() of {library} lists "
+            "them"
+        )
 
 
 def weights_of(path: str | Path) -> dict[str, Tensor]:
