@@ -39,8 +39,8 @@ def embedded(
         UsageError: images cannot be read; the message names them.
         Interrupted: after SIGINT; finished pieces are kept.
     """
-    settings = {"backbone": sorted(specification.items()), "weights": hash_of_weights(network)}
-    settings |= {"reading": READING, "background": background}
+    shape = sorted((name, value) for name, value in specification.items() if name != "weights")
+    settings = {"network": shape, "weights": hash_of_weights(network), "reading": READING, "background": background}
     parts: list[Arrays] = []
     with progress("embed", "images", len(files), interval=SECONDS) as shown:
         try:

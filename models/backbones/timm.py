@@ -73,7 +73,7 @@ def _created(library: Any, name: str, **settings: Any) -> nn.Module:
 
 def _with_library_weights(library: Any, network: nn.Module, name: str) -> nn.Module:
     """The network with timm's weights, which are downloaded only where that is allowed."""
-    settings: Any = network.pretrained_cfg
+    settings = _configuration(network)
     if not settings.get("hf_hub_id") and not settings.get("url"):
         raise UsageError(f"expected weights of {name} in timm, which has none; set backbone.weights=FILE or {RANDOM}")
     file = _cached(settings)
@@ -100,9 +100,14 @@ def _cached(settings: Any) -> Path | None:
 
 def _load_file(network: nn.Module, path: str) -> None:
     """Load the weights of a file, which may have the form of the original publication."""
-    weights, settings = weights_of(path), network.pretrained_cfg
+    weights, settings = weights_of(path), _configuration(network)
     convert = getattr(importlib.import_module(type(network).__module__), "checkpoint_filter_fn", None)
     if convert is not None:
         weights = convert(weights, network)
-    last: Any = settings["classifier"]  # type: ignore[index, operator]
-    load_features(network, weights, [last] if isinstance(last, str) else last or (), path)
+    last = settings["classifier"] or ()
+    load_features(network, weights, [last] if isinstance(last, str) else last, path)
+
+
+def _configuration(network: nn.Module) -> Any:
+    """The settings that timm has for a network, by name."""
+    return network.pretrained_cfg
