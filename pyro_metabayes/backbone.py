@@ -74,7 +74,7 @@ def num_features_of(module: nn.Module, input_shape: Sequence[int]) -> int:
     zeros = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
     try:
         shape = list(module.eval()(zeros).shape)
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UsageError(f"expected a backbone of inputs [N, {_listed(input_shape)}], got the error {reason}") from None
     if len(shape) != 2 or shape[0] != 1:

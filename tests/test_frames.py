@@ -124,6 +124,14 @@ def test_what_is_wrong_with_a_frame_is_named(change: Callable[[pd.DataFrame], pd
     assert "\n" not in str(caught.value)
 
 
+def test_a_refusal_is_the_only_line(capsys: pytest.CaptureFixture[str]) -> None:
+    table = frame().assign(id=1)
+    table.loc[3, "f1"] = np.nan
+    with pytest.raises(UsageError, match="NaN or infinity"):
+        Bank.from_dataframe(table, "classes")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_column_of_text_is_no_feature() -> None:
     with pytest.raises(UsageError, match=r"numbers in column 'label' of the data frame, got str; leave it out"):
         Bank.from_dataframe(frame(), "classes", columns=["f0", "label"])

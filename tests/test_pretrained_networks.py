@@ -308,6 +308,10 @@ def test_identical_images_are_named() -> None:
         (("nowhere", "out=it.npz", *RANDOM_TIMM), "expected a folder of images, got 'nowhere'"),
         (("pictures/c0", "out=it.npz", *RANDOM_TIMM), "expected a folder pictures/c0/train, got none"),
         (("pictures", "out=old.npz", *RANDOM_TIMM), "expected a new file for out, got old.npz, which exists"),
+        (
+            ("pictures", "out=it.npz", *RANDOM_TIMM, "backbone.size=50"),
+            "Input height .50. should be divisible by patch",
+        ),
         (("pictures", "out=it.npz", "backbone=timn"), "no 'timn' for backbone; did you mean 'timm'"),
         (("pictures", "out=it.npz", "backbone=timm"), "expected a value for backbone.name, got none"),
     ],

@@ -80,9 +80,11 @@ class BankSampler:
         shape.check_classes(split)
         classes = self.bank.splits[split]
         if len(classes) < shape.way:
+            enough = self.bank.division == "classes" and len(self.bank.class_sizes) >= shape.way
+            rows = "; for data of your own data.split=rows keeps all classes in every split" if enough else ""
             raise UsageError(
                 f"expected at least task.way={shape.way} classes in the {split} split, got {len(classes)}; "
-                "lower task.way or add classes"
+                f"lower task.way or add classes{rows}"
             )
         sizes = self.bank.class_sizes[classes]
         shape.refuse_small_classes(sizes, [self.bank.class_names[index] for index in classes.tolist()], split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -19,13 +20,14 @@ Arrays = Mapping[str, np.ndarray]
 SHAPES = {"features": 2, "labels": 1, "split": 1}  # number of axes
 
 
-def bank_of_arrays(arrays: Arrays, division: Division, where: str) -> Bank:
+def bank_of_arrays(arrays: Arrays, division: Division, where: str, note: str = "") -> Bank:
     """The bank of these arrays.
 
     Args:
         arrays: the arrays that `load` describes.
         division: what is divided among the splits.
         where: the file, for messages.
+        note: printed when the bank is made.
 
     Raises:
         UsageError: an array is missing or unusable, or the splits are not of this division.
@@ -35,18 +37,25 @@ def bank_of_arrays(arrays: Arrays, division: Division, where: str) -> Bank:
     given = split_numbers(arrays["split"], where) if "split" in arrays else None
     divided = division.divide(labels, [str(name) for name in names], given, where)
     bank = division.bank(Bank.from_arrays(features, divided.labels, divided.splits, divided.names))
-    note_duplicates(bank, lambda row: _name_of(arrays, divided.labels, row), where)
+    _note(bank, arrays, divided.labels, where, note)
     return bank
 
 
-def bank_of_classes(arrays: Arrays, splits: Any, where: str) -> Bank:
+def bank_of_classes(arrays: Arrays, splits: Any, where: str, note: str) -> Bank:
     """The bank of these arrays, of which `splits` lists the labels of each split; other classes are not used."""
     _check_names(arrays, where)
     features, (names, labels) = _features(arrays["features"], where), _labels(arrays, where)
     chosen = labels_of_splits(splits, names)
     bank = Bank.from_arrays(features, names[labels], chosen, [str(name) for name in names])
-    note_duplicates(bank, lambda row: _name_of(arrays, labels, row), where)
+    _note(bank, arrays, labels, where, note)
     return bank
+
+
+def _note(bank: Bank, arrays: Arrays, labels: np.ndarray, where: str, note: str) -> None:
+    """Print the note, and one about identical rows."""
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+    note_duplicates(bank, lambda row: _name_of(arrays, labels, row), where)
 
 
 def _name_of(arrays: Arrays, labels: np.ndarray, row: int) -> str:

@@ -51,12 +51,12 @@ def load(
         columns: for a table, the columns of features, or one column of lists; None: the column of lists, else all
             columns of floats, else all of integers. A note names the columns that are not used.
     """
-    division, read = Division(split, train, val, seed), _read(path)
+    division, read, note = Division(split, train, val, seed), _read(path), ""
     if user_path(path).suffix.lower() in TABLES:
-        read = arrays_of(read, label, columns, path)
+        read, note = arrays_of(read, label, columns, path)
     elif label != LABEL or columns:
         raise UsageError(f"expected a .parquet or .csv file for data.label and data.columns, got {path}; remove them")
-    return bank_of_arrays(read, division, path)
+    return bank_of_arrays(read, division, path, note)
 
 
 def _read(path: str) -> Any:

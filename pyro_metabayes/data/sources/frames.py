@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,8 +37,19 @@ def table_of(file: Path) -> Any:
     return module.read_table(file) if file.suffix.lower() == ".parquet" else module.read_csv(file)
 
 
-def arrays_of(frame: Any, label: str, columns: Sequence[str] | None, where: str) -> Arrays:
-    """The arrays features, labels and, if there are such columns, split and files.
+class Read(NamedTuple):
+    """A table that was read.
+
+    arrays: features, labels and, if there are such columns, split and files.
+    note: names the columns that are not used; "" if there are none.
+    """
+
+    arrays: Arrays
+    note: str
+
+
+def arrays_of(frame: Any, label: str, columns: Sequence[str] | None, where: str) -> Read:
+    """The arrays in a table, and a note.
 
     Args:
         frame: a data frame of pandas or polars, or a table of pyarrow.
@@ -56,12 +66,10 @@ def arrays_of(frame: Any, label: str, columns: Sequence[str] | None, where: str)
     taken = {label, *(name for name in OTHERS if name in values)} - {*(columns or ())}
     chosen = list(columns or _chosen({name: values[name] for name in names if name not in taken}, where))
     arrays = {OTHERS[name]: _plain(values[name], name, where) for name in OTHERS if name in values}
-    if unused := [name for name in names if name not in {*chosen, *taken}]:
-        print(f"note: features of {where}: {_listed(chosen)}; not used: {_listed(unused)}", file=sys.stderr)
-    return arrays | {
-        "features": _features([values[name] for name in chosen], chosen, where),
-        "labels": _plain(values[label], label, where),
-    }
+    arrays["features"] = _features([values[name] for name in chosen], chosen, where)
+    arrays["labels"] = _plain(values[label], label, where)
+    unused = [name for name in names if name not in {*chosen, *taken}]
+    return Read(arrays, f"features of {where}: {_listed(chosen)}; not used: {_listed(unused)}" if unused else "")
 
 
 def _column(frame: Any, index: int) -> np.ndarray:

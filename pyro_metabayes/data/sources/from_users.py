@@ -85,10 +85,11 @@ class FromUsers:
         from pyro_metabayes.data.sources.feature_arrays import bank_of_arrays, bank_of_classes
         from pyro_metabayes.data.sources.frames import arrays_of
 
-        arrays, where = arrays_of(frame, label, columns, "the data frame"), "the data frame"
+        where = "the data frame"
+        arrays, note = arrays_of(frame, label, columns, where)
         if isinstance(splits, str):
-            return bank_of_arrays(arrays, Division(splits, train, val, seed), where)
-        return bank_of_classes(arrays, splits, where)
+            return bank_of_arrays(arrays, Division(splits, train, val, seed), where, note)
+        return bank_of_classes(arrays, splits, where, note)
 
 
 def labels_of_splits(splits: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
