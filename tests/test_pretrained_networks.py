@@ -193,12 +193,18 @@ def test_cached_weights_of_timm_are_read(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(torch.equal(loaded[name], weights[name]) for name in loaded)
 
 
-def test_cached_weights_of_torchvision_are_read() -> None:
+def cached_weights() -> dict[str, torch.Tensor]:
+    """Random weights in the cache of torch, under the name of those of torchvision."""
     url = torchvision().models.get_model_weights(VISION)["DEFAULT"].url
     file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
-    file.parent.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     weights = full_network("torchvision").state_dict()
     torch.save(weights, file)
+    return weights
+
+
+def test_cached_weights_of_torchvision_are_read() -> None:
+    weights = cached_weights()
     loaded = backbone_of("torchvision").network.state_dict()
     assert all(torch.equal(loaded[name], weights[name]) for name in loaded)
 
@@ -208,6 +214,17 @@ def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     with downloads.allowed(), pytest.raises(UsageError, match=r"expected to download https.*, got: .*; put it at "):
         backbone_of("torchvision")
+
+
+def test_preparing_data_downloads_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run refuses; `experiments.prepare` tries, here without a network."""
+    for variable in ("https_proxy", "http_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    np.savez("it.npz", features=np.random.default_rng(0).normal(size=(40, 4)), labels=np.arange(40) % 10)
+    settings = ("data=features", "data.path=it.npz", "backbone=torchvision", f"backbone.name={VISION}")
+    assert call("prepare", *settings).error.startswith("expected to download https")
+    cached_weights()
+    assert "inputs of shape [4]" in ran("prepare", *settings).out
 
 
 # In a learner ----------------------------------------------------------------------------------------
@@ -243,7 +260,7 @@ def test_a_run_takes_the_weights_as_they_are(folder: Path) -> None:
 def test_embedded_images_are_a_file_of_features() -> None:
     write_images()
     out = ran("embed", "pictures", "out=it.npz", *RANDOM_TIMM).out
-    assert out == "72 images of 9 classes, 64 features each: it.npz\n"
+    assert out.splitlines()[-1] == "72 images of 9 classes, 64 features each: it.npz"
     arrays = np.load("it.npz")
     assert arrays["files"][8:10].tolist() == ["c1/0.png", "c1/1.png"] and arrays["labels"][8] == "c1"
     torch.manual_seed(0)
