@@ -8,7 +8,7 @@ from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.evaluation import evaluate_run, folder_name
-from pyro_metabayes.experiments.runs.notes import OF_EVALUATION, note_poor_result
+from pyro_metabayes.experiments.runs.notes import OF_EVALUATION, note_division, note_poor_result
 from pyro_metabayes.experiments.runs.restore_run import refuse_training
 from pyro_metabayes.experiments.runs.tables import results_text
 from pyro_metabayes.storage.paths import user_path
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = evaluate_run(options.run, config, out)
     print(results_text(results))
     print("95% intervals: over tasks, given this backbone and these classes; over training runs: experiments.compare")
+    note_division(results)
     note_poor_result(results, OF_EVALUATION)
     print(f"results: {out}")
 

@@ -1,5 +1,7 @@
 """python -m experiments.prepare data=cifar_fs: download, convert or check a data set, and count its classes and inputs.
 
+backbone=timm or backbone=torchvision also downloads the weights of that network.
+
 A run converts data on first use but never downloads; only this command does. Finished parts are kept, so the same
 command continues after an interruption.
 """
@@ -17,6 +19,7 @@ from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.experiments.cli.command import run_command
 from pyro_metabayes.experiments.runs.tables import text_table
+from pyro_metabayes.models.backbones.pretrained_network import LIBRARY
 from pyro_metabayes.storage import downloads
 from pyro_metabayes.storage.cache import cache_folder
 
@@ -39,6 +42,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     try:
         with downloads.allowed():
             data = build(specification, "data")
+            _download_weights(composed)
     except KeyboardInterrupt:
         raise Interrupted("interrupted; finished parts are kept: the same command continues") from None
     if not isinstance(data, Bank):
@@ -48,6 +52,14 @@ def main(composed: DictConfig, folder: Path) -> None:
         data.inputs.check()
     print(text_table(counts(data)))
     print(f"inputs of shape {list(data.input_shape)}; cache: {cache_folder()}")
+
+
+def _download_weights(composed: DictConfig) -> None:
+    """Build a backbone whose weights come from a library; others have no weights yet."""
+    backbone: Any = OmegaConf.to_container(composed.backbone, resolve=True)
+    backbone.pop("frozen", None)
+    if backbone.get("weights") == LIBRARY:
+        build(backbone, "backbone", input_shape=[3, 84, 84])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pyro_metabayes.experiments.cli.config import Config, config_from, saved_con
 from pyro_metabayes.experiments.cli.distributed import is_worker, run_worker
 from pyro_metabayes.experiments.cli.overrides import unquoted
 from pyro_metabayes.experiments.cli.sweeps import job_name
-from pyro_metabayes.experiments.runs.notes import note_low_likelihood, note_poor_result
+from pyro_metabayes.experiments.runs.notes import note_division, note_low_likelihood, note_poor_result
 from pyro_metabayes.experiments.runs.tables import results_text
 from pyro_metabayes.experiments.runs.train import run, train_along
 from pyro_metabayes.training.optimisation import TrainSettings
@@ -69,6 +69,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     if config.train.steps != before.train.steps:
         note_other_steps(before.train, folder)
     print(results_text(results))
+    note_division(results)
     note_poor_result(results)
     note_low_likelihood(results)
     print(f"results, curves and checkpoint: {folder}")

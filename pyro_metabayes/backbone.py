@@ -22,12 +22,14 @@ class Backbone(Recorded, nn.Module):
     Attributes:
         num_features: D; None if it depends on the task.
         unit_range: whether the inputs are images in [0, 1]; predictions then refuse values outside this range.
+        pretrained: whether the weights were trained elsewhere, so that a run does not pretrain them.
         scale_invariant: whether c x and x have the same features for every c > 0; predictions then accept inputs [D] of
             any scale that float64 represents.
     """
 
     num_features: int | None
     unit_range: bool = False
+    pretrained: bool = False
     scale_invariant: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ class TorchBackbone(Backbone):
                 "which the features of a point depend on other tasks; set it to True, or use nn.GroupNorm"
             )
         self.module, self.normalise = module, normalise
-        self.num_features = _num_features(module, input_shape)
+        self.num_features = num_features_of(module, input_shape)
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.module(x)
@@ -66,13 +68,13 @@ class TorchBackbone(Backbone):
 
 
 @torch.no_grad()
-def _num_features(module: nn.Module, input_shape: Sequence[int]) -> int:
+def num_features_of(module: nn.Module, input_shape: Sequence[int]) -> int:
     """D, from one input of zeros."""
     like = next((value for value in module.parameters() if value.device.type != "meta"), torch.zeros(()))
     zeros = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
     try:
         shape = list(module.eval()(zeros).shape)
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UsageError(f"expected a backbone of inputs [N, {_listed(input_shape)}], got the error {reason}") from None
     if len(shape) != 2 or shape[0] != 1:

@@ -1,4 +1,4 @@
-"""The only file that imports torchvision, when it is first used."""
+"""The only file that imports torchvision and timm, when they are first used."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from types import ModuleType
 
 import torch
+
+from pyro_metabayes.errors import UsageError
 
 # Operators whose shapes torchvision registers at import, but which only its compiled part defines.
 SCHEMAS = (
@@ -33,3 +35,21 @@ def torchvision() -> ModuleType:
     for schema in SCHEMAS:
         _libraries[0].define(schema)
     return importlib.import_module("torchvision")
+
+
+def timm() -> ModuleType:
+    """Import timm, which imports torchvision.
+
+    Raises:
+        UsageError: timm is not installed.
+    """
+    torchvision()
+    try:
+        return importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise
+        raise UsageError(
+            "expected the package timm for backbone=timm, not found; pip install 'pyro_metabayes[timm]', or take "
+            "backbone=torchvision"
+        ) from None

@@ -27,6 +27,7 @@ from pyro_metabayes import MetaLearner, UsageError
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.sources import (
     cifar100,
+    class_folders,
     features,
     groups,
     image_folder,
@@ -385,7 +386,7 @@ FORMATS: dict[str, Format] = {
         for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
     },
     "csv": Format(partial(write_table, side=8), "train.csv", lambda folder: mini_imagenet._part(folder, "train", 8)),
-    "class list": Format(listed, "train.txt", lambda folder: image_folder._classes_of_lists(folder)),
+    "class list": Format(listed, "train.txt", lambda folder: class_folders.classes_of(folder)),
     "pacs list": Format(write_pacs, "photo_train_kfold.txt", lambda folder: pacs.files_of(folder, "photo", "train")),
     "groups": Format(
         lambda folder: write_groups(folder / "it.csv") and None,  # type: ignore[func-returns-value]

@@ -445,7 +445,7 @@ def changed_features(row: int, value: float) -> np.ndarray:
         ({"split": np.full(40, "training")}, "train, val, test or 0, 1, 2 in 'split' .* got training"),
         ({"split": np.full(40, 3)}, "in 'split' of .*, got 3 .int64.; write"),
         ({"split": np.full(40, 0.0)}, "in 'split' of .*, got 0.0 .float64.; write"),
-        ({"split": np.arange(40) % 3}, "each class in one split, got class '0' in .* and .*; give all"),
+        ({"split": np.arange(40) % 3}, "each class in one split of .*, got '0' in .* and .*; give each class"),
         ({"split": np.arange(40) * 0}, "classes in every split, got none in val of .*; add"),
         ({"labels": np.arange(40) % 2}, r"every split, got none in test of .* \(2 classes in all\)"),
         ({"labels": np.array([None] * 40)}, "cannot be read .*save names with .astype\\(str\\)"),
@@ -467,7 +467,7 @@ def test_what_is_wrong_with_the_file_is_named(tmp_path: Path) -> None:
 
     refused("", "got no path; set data.path=")
     refused(str(tmp_path / "none.npz"), "found none at .*none.npz; fix data.path")
-    refused(str(tmp_path / "given.csv"), "ends in .npz or .safetensors, got .*given.csv; write one")
+    refused(str(tmp_path / "given.txt"), "ends in .npz or .safetensors or .parquet or .csv, got .*given.txt; write one")
     whole = Path(stored(tmp_path)).read_bytes()
     save_file(arrays(), tmp_path / "whole.safetensors")
     tensors = (tmp_path / "whole.safetensors").read_bytes()

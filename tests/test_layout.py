@@ -28,7 +28,9 @@ FORBIDDEN = {
     "guides": COMMAND_LINE | {"pyro_metabayes.models"},
     "experiments": set(),
 }
-ONLY_IN = {"torchvision": Path("pyro_metabayes/vision.py")}  # its import can fail beside another torch
+ONLY_IN = {
+    name: Path("pyro_metabayes/vision.py") for name in ("torchvision", "timm")
+}  # its import can fail beside another torch
 
 
 def python_files(root: Path = ROOT) -> list[Path]:
@@ -114,6 +116,7 @@ def test_imports_go_one_way(path: Path) -> None:
         ("guides/planted.py", "import pyro_metabayes.experiments.run", "pyro_metabayes.experiments"),
         ("experiments/planted.py", "from experiments.runs import results", "experiments"),
         ("experiments/planted.py", "from torchvision import datasets", "torchvision"),
+        ("models/backbones/planted.py", "import timm", "timm"),
         ("experiments/planted.py", "from tests.pairs import Pair", "tests"),
     ],
 )

@@ -183,7 +183,7 @@ def test_errors_of_a_run_on_features(here: Path) -> None:
     with np.load("bank.npz") as bank:
         labels = bank["labels"]
     for row in errors:
-        assert labels[int(row["row"])] == row["true class"] != row["predicted as"]
+        assert labels[int(row["input"].removeprefix("row "))] == row["true class"] != row["predicted as"]
         assert matrix[names.index(row["true class"]), names.index(row["predicted as"])] > 0
         assert 0 <= int(row["task"]) < 12 and 0 <= float(row["entropy"]) <= math.log(3)
     probabilities = [float(row["probability"]) for row in errors]
@@ -198,7 +198,7 @@ def test_errors_of_a_run_on_images(here: Path) -> None:
     accuracy = results_of(Path("of_images"))["accuracy"]["mean"]
     assert right / (12 * 3 * 5) == pytest.approx(accuracy) and f"{100 * accuracy:.1f}% of them" in out
     errors = rows_of("of_images/errors/errors.csv")
-    assert len(errors) == 5 and all(row["file"].startswith(f"test/{row['true class']}/") for row in errors)
+    assert len(errors) == 5 and all(row["input"].startswith(f"test/{row['true class']}/") for row in errors)
     assert Path("of_images/errors/errors.png").exists()
     ran("errors", "of_images", "task.shot=2")
     assert Path("of_images/errors/task.shot=2/confusion.csv").exists()

@@ -139,7 +139,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
         "table",
         "ablate",
     }
-    assert names("backbone") == ["conv4", "identity", "resnet12", "task_frame", "wide_resnet"]
+    assert names("backbone") == ["conv4", "identity", "resnet12", "task_frame", "timm", "torchvision", "wide_resnet"]
     models = {
         "few_shot_classifier",
         "gaussian_mean",

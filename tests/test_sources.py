@@ -514,14 +514,16 @@ def test_what_is_wrong_with_folders_is_named(tmp_path: Path, cache: Path) -> Non
     Image.fromarray(np.zeros((3, 3), np.int32)).save(mine / "val/n11/0.PNG", "TIFF")
     assert re.search(r"got 4 of 6 that cannot be read: .*n10/0.PNG .*n10/1.PNG .*n10/2.PNG .* and 1 more; fix", line())
     shutil.copytree(mine / "train/n01", mine / "test/n01")
-    assert re.search("in one split of .*mine, got 'n01' in train and test .*divide the classes, not the images", line())
+    assert re.search(
+        "in one split of .*mine, got 'n01' in train and test .*divide the classes, not the rows or images", line()
+    )
     (mine / "test/empty").mkdir()
     shutil.rmtree(mine / "test/n01")
     assert re.search("images in the folder of a class, got none in .*test/empty; suffixes: .bmp", line())
     shutil.rmtree(mine / "test")
     assert re.search("a folder .*test, got none; .*mine must contain train/, val/ and", line())
     (mine / "test").mkdir()
-    assert "expected classes in every split of " in line()
+    assert "expected classes in every split, got none in test of " in line()
     with pytest.raises(UsageError, match=r"expected a folder of images, got ''; set data.path to one with train/"):
         image_folder.load()
 

@@ -17,7 +17,16 @@ from pyro_metabayes.storage.paths import user_path
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "resume")  # one value, even in a sweep
 PATHS = (*FOLDERS, "data.path", "out")
-LITERALS = (*PATHS, "data.background", "data.group", "data.response", "data.formula", "data.weights", "data.offset")
+LITERALS = (
+    *PATHS,
+    "data.background",
+    "data.group",
+    "data.label",
+    "data.response",
+    "data.formula",
+    "data.weights",
+    "data.offset",
+)
 QUOTED = re.compile(r"""(?s)(['"]).*\1""")
 LIST = re.compile(r"\[.*,.*\]")
 FUNCTION = re.compile(r"(?s)(choice|glob|shuffle|sort|tag)\(.*\)")  # functions in Hydra's grammar of sweeps

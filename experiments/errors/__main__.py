@@ -23,7 +23,7 @@ from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.errors.confusion import Confusion
-from pyro_metabayes.experiments.errors.mistakes import images_of, most_confident, origins_of
+from pyro_metabayes.experiments.errors.mistakes import images_of, most_confident
 from pyro_metabayes.experiments.errors.plots import draw_confusion, draw_errors
 from pyro_metabayes.experiments.errors.queries import classified_queries
 from pyro_metabayes.experiments.runs.evaluation import folder_name
@@ -56,7 +56,7 @@ def write(setup: RunSetup, most: int, out: Path) -> None:
     """Write the files of the command to the folder `out`, and print their first rows."""
     queries = classified_queries(setup)
     confusion, errors = Confusion.of(queries), queries.wrong(most)
-    rows, images = most_confident(errors, *origins_of(setup)), images_of(setup, errors)
+    rows, images = most_confident(setup, errors), images_of(setup, errors)
     _write_table(out / "confusion.csv", confusion.counts_table())
     _write_table(out / "confusion_shares.csv", confusion.shares_table())
     draw_confusion(confusion, out / "confusion.png")

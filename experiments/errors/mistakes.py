@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from pyro_metabayes.build import target_of
 from pyro_metabayes.data.bank import Bank
-from pyro_metabayes.data.sources import features, image_folder
 from pyro_metabayes.experiments.errors.queries import Classified
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.experiments.runs.tables import Row
 from pyro_metabayes.experiments.runs.tasks import load_data
 
 
-def origins_of(setup: RunSetup) -> tuple[str, Sequence[object] | None]:
-    """The title of the column that says which query it is, and its entry for every row of the bank.
-
-    The entry is the file in a folder of images, or the row in a file of features. None: the row of the bank, whose rows
-    are sorted by class.
-    """
-    data = setup.config.data
-    load, path = target_of(data, "data"), str(data.get("path", ""))
-    if load is image_folder.load:
-        return "file", image_folder.files(path)
-    return "row", features.rows_in_file(path).tolist() if load is features.load else None
-
-
-def most_confident(errors: Classified, column: str, origins: Sequence[object] | None) -> list[Row]:
+def most_confident(setup: RunSetup, errors: Classified) -> list[Row]:
     """One row per error: task, file or row, true and predicted class, probability, spread and entropy.
 
     Args:
+        setup: the run.
         errors: the queries with a wrong prediction.
-        column: title of the column of `origins`.
-        origins: [M], file or row of each row of the bank; None: the row itself.
     """
+    bank = load_data(setup.config)
+    origin = bank.origin if isinstance(bank, Bank) else None
     columns: dict[str, list[object]] = {
         "task": errors.task.tolist(),
-        column: [row if origins is None else origins[row] for row in errors.row.tolist()],
+        "input": [f"row {row}" if origin is None else origin(row) for row in errors.row.tolist()],
         "true class": [errors.names[index] for index in errors.true.tolist()],
         "predicted as": [errors.names[index] for index in errors.predicted.tolist()],
     }

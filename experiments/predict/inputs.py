@@ -11,6 +11,8 @@ import numpy as np
 
 from pyro_metabayes.build import target_of
 from pyro_metabayes.data.sources import cifar_fs, fc100, features, image_folder, mini_imagenet, tiered_imagenet
+from pyro_metabayes.data.sources.class_folders import images_in
+from pyro_metabayes.data.sources.feature_arrays import unit_length
 from pyro_metabayes.data.sources.images import all_pixels, centre, colour_of
 from pyro_metabayes.data.sources.listing import visible
 from pyro_metabayes.errors import UsageError
@@ -81,7 +83,7 @@ class Reader:
     def query(self, path: Path) -> Queries:
         """The query set; labels in its file have no effect."""
         if path.is_dir():
-            files = image_folder.images_in(path, "the folder of the query set")
+            files = images_in(path, "the folder of the query set")
             image_folder.note_left_out(path, [path])
             return Queries(self._pixels(files), [str(file.relative_to(path)) for file in files], "file")
         x = self._inputs(_arrays(path, "query"), path)
@@ -91,7 +93,7 @@ class Reader:
         classes = [inner for inner in visible(folder) if inner.is_dir()]
         if not classes:
             raise UsageError(f"expected one folder of images per class in {folder}, got none; sort the images by class")
-        files = {inner.name: image_folder.images_in(inner) for inner in classes}
+        files = {inner.name: images_in(inner) for inner in classes}
         image_folder.note_left_out(folder, classes)
         x = self._pixels([file for images in files.values() for file in images])
         return x, np.array([name for name, images in files.items() for _ in images])
@@ -123,7 +125,7 @@ class Reader:
             return x
         if x.ndim != 2 or x.dtype.kind not in "fiu":
             raise UsageError(f"expected numbers [N, D] as features in {path}, got {x.dtype} of shape {list(x.shape)}")
-        return features.unit_length(x, np.arange(len(x)), str(path))  # as the bank of the run
+        return unit_length(x, np.arange(len(x)), str(path))  # as the bank of the run
 
 
 def _arrays(path: Path, name: str) -> dict[str, np.ndarray]:

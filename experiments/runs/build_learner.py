@@ -125,7 +125,10 @@ def _features_and_classes(
         if isinstance(learner.backbone, TransformsFeatures) and learner.backbone.transforms:
             learner.backbone.centre_on(_training_inputs(bank, config.pretrain.holdout_per_class))
         return embed_bank(learner.backbone, bank, device), None
-    pretrained = pretrain(learner.backbone, config.specification()["backbone"], bank, config.pretrain, device)
+    specification = config.specification()["backbone"]
+    if learner.backbone.pretrained:
+        return features_under(learner.backbone, specification, bank, config.pretrain, device), None
+    pretrained = pretrain(learner.backbone, specification, bank, config.pretrain, device)
     learner.backbone.requires_grad_(not config.frozen)
     return pretrained.bank, pretrained.classes
 

@@ -58,6 +58,18 @@ OF_EVALUATION = Causes(
 )
 
 
+CLAIMS = {
+    "rows": "the test has new rows of classes that were seen in training; the scores say nothing about new classes",
+    "none": "the evaluation uses the training rows; the scores say nothing about new rows or new classes",
+}
+
+
+def note_division(results: Mapping[str, Any]) -> None:
+    """Print what the scores say nothing about, if the splits do not divide the classes."""
+    if claim := CLAIMS.get(results.get("division") or ""):
+        print(f"note: data.split={results['division']}: {claim}")
+
+
 def note_poor_result(results: Mapping[str, Any], causes: Causes = OF_TRAINING) -> None:
     """Print notes about skipped steps, and about predictions no better than chance or a constant."""
     if skipped := results["skipped"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -20,6 +19,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 import pyro_metabayes
+from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.evaluation.batch_scores import Evaluation
@@ -29,6 +29,7 @@ from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.inference.capabilities import HasBaseClasses, IntegratesGaussian
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.pretraining.restored_features import hash_of_weights
 from pyro_metabayes.storage import checkpoint
 
 ROOT = Path(__file__).parents[2]  # root of the repository, in a checkout
@@ -45,6 +46,7 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
         "prior": prior_name(config, learner),
         "data": config.choices.get("data"),
         "split": config.eval.split,
+        "division": division_of(setup),
         **dataclasses.asdict(config.task),
         "base_classes": learner.model.num_base_classes if isinstance(learner.model, HasBaseClasses) else None,
         "tasks": config.eval.tasks,
@@ -60,6 +62,11 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
         "episodes_per_second": _tasks_per_second(config, train_seconds, seconds),
         **_circumstances(setup),
     }
+
+
+def division_of(setup: RunSetup) -> str | None:
+    """What the splits of a bank divide: classes, rows or none (nothing); None for other sources of tasks."""
+    return setup.tasks.source.bank.division if isinstance(setup.tasks.source, BankSampler) else None
 
 
 def _tasks_per_second(config: Config, train_seconds: float | None, eval_seconds: float) -> dict[str, float | None]:
@@ -88,10 +95,7 @@ def _circumstances(setup: RunSetup) -> dict[str, Any]:
 
 def backbone_fingerprint(learner: MetaLearner) -> str:
     """A hash of the weights of the backbone: runs with the same one are not independent trainings of it."""
-    digest = hashlib.sha256()
-    for name, value in sorted(learner.backbone.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return hash_of_weights(learner.backbone)
 
 
 def prior_name(config: Config, learner: MetaLearner) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -37,6 +38,7 @@ from pyro_metabayes.experiments.runs.tasks import (
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.pretrained.files import CHECKSUMS
 from pyro_metabayes.specification.parts import check_parts
+from pyro_metabayes.storage.weights import weights_follow
 
 
 @runtime_checkable
@@ -90,15 +92,15 @@ def set_up(
     source = source_of(config, data)
     _refuse_unknown_classes(config, source)
     refuse_impossible(config, source, training)
-    learner = build_learner(config, data, source, num_classes)
+    with nullcontext() if restore is None else weights_follow():
+        learner = build_learner(config, data, source, num_classes)
     start = restore or partial(_start_at, init=config.init)
     start(learner)
     if training:
         start_at_closed_form(learner, source)
         note_narrower_validation(config, source, learner)
     if isinstance(data, Bank):
-        prepare = pretrain_learner if restore is None else restored_bank
-        bank = prepare(config, learner, data, device)
+        bank = (pretrain_learner if restore is None else restored_bank)(config, learner, data, device)
         source = source_of(config, place_bank(bank, device, config.place))
     tasks = RunTasks(config, source, device)
     if training:

@@ -14,20 +14,21 @@ from torch import Tensor
 
 from pyro_metabayes.data.mapped import StoredRows
 from pyro_metabayes.data.pairs import Pairs
+from pyro_metabayes.data.sources.from_users import FromUsers
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.validation.arguments import check_integers
-from pyro_metabayes.validation.splits import check_form_of_splits, check_labels_of_splits, check_splits
+from pyro_metabayes.validation.splits import check_splits
 
 if TYPE_CHECKING:
-    from pyro_metabayes.data.sources.torch_dataset import LabelledItems
     from pyro_metabayes.data.stream import TaskStream
 
 SPLITS = ("train", "val", "test")
+DIVISIONS = ("classes", "rows", "none")
 
 
 @dataclass(frozen=True, eq=False)
-class Bank:
-    """Inputs sorted by class; every class belongs to one split, so test classes are not seen in training.
+class Bank(FromUsers):
+    """Inputs sorted by class; a class belongs to one split, so test classes are not seen in training (but: division).
 
     Args:
         inputs: [M, *X], float features, uint8 images [M, channels, height, width], or features that stay in their file.
@@ -40,6 +41,9 @@ class Bank:
         num_shared: number of classes that all tasks share, or 0. If positive, a split consists of one or more domains,
             each with these classes in the same order (domains.py).
         auxiliary: further inputs [M, ...] by name, which samplers may put into tasks (domains.py).
+        division: what the splits divide: classes, rows or none (sources/division.py). By rows, a class is one class of
+            the bank per split, with one name. With none, all splits are the same classes.
+        origin: the name of a row for messages and tables: a file, or a row of the user's data; None: the row itself.
     """
 
     inputs: Tensor | StoredRows
@@ -50,6 +54,8 @@ class Bank:
     views: Tensor | None = None
     num_shared: int = 0
     auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
+    division: str = "classes"
+    origin: Callable[[int], str] | None = field(default=None, compare=False, repr=False)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -143,32 +149,6 @@ class Bank:
             check_integers(1, num_tasks=num_tasks)
         draw = BankSampler(self).sampler(split, TaskShape(way, shot, query, unknown=unknown))
         return TaskStream(draw, seed, split, num_tasks)
-
-    @classmethod
-    def from_dataset(cls, dataset: LabelledItems, splits: Mapping[str, Sequence[int] | Sequence[str]]) -> Bank:
-        """A bank of a torch Dataset of (input, label), whose items are read when a task needs them (`DatasetRows`).
-
-            Bank.from_dataset(ImageFolder("birds", transform), {"train": range(64), "val": range(64, 80), ...})
-
-        Labels come from the attribute `targets` or `labels` of the dataset; one without them is read once.
-
-        Args:
-            dataset: items (input, label), with the transforms that it applies.
-            splits: labels of the classes of train, val and test; classes in none of them are not used.
-
-        Raises:
-            UsageError: a split has another name, or a label that the dataset does not have; two splits share a label;
-                an item is no pair of a tensor and a label.
-        """
-        from pyro_metabayes.data.sources.torch_dataset import DatasetRows, class_names_of, labels_of
-
-        check_form_of_splits(splits)
-        labels = labels_of(dataset)
-        names = np.unique(labels)
-        check_labels_of_splits(splits, names)
-        rows = DatasetRows(dataset, np.arange(len(labels)), labels)
-        chosen = {split: np.asarray(list(given), dtype=labels.dtype) for split, given in splits.items()}
-        return cls.from_arrays(rows, labels, chosen, class_names_of(dataset, names.tolist()))
 
     @classmethod
     def from_arrays(

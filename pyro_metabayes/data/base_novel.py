@@ -35,6 +35,11 @@ class BaseNovelSampler(BankSampler):
     def __init__(self, bank: Bank, holdout_per_class: int) -> None:
         super().__init__(bank)
         self.num_base_classes = len(bank.splits["train"])
+        if bank.division != "classes":
+            raise UsageError(
+                "expected data.split=classes for task.base_query, since novel classes must be unseen, got data.split="
+                f"{bank.division}; set task.base_query=0"
+            )
         if holdout_per_class < 2:
             raise UsageError(
                 "expected pretrain.holdout_per_class >= 2 for task.base_query, since validation and test need images "

@@ -87,10 +87,14 @@ class BankSampler:
         shape.check_classes(split)
         classes = self.bank.splits[split]
         if len(classes) < shape.way + shape.unknown:
-            needed = f"task.way + task.unknown = {shape.way} + {shape.unknown}"
+            unknown = f"task.way + task.unknown = {shape.way} + {shape.unknown}"
+            known = f"task.way={shape.way}"
+            needed, change = (unknown, "task.way or task.unknown,") if shape.unknown else (known, "task.way")
+            enough = self.bank.division == "classes" and len(self.bank.class_sizes) >= shape.way + shape.unknown
+            rows = "; for data of your own data.split=rows keeps all classes in every split" if enough else ""
             raise UsageError(
-                f"expected at least {needed if shape.unknown else f'task.way={shape.way}'} classes in the {split} "
-                f"split, got {len(classes)}; lower task.way{' or task.unknown,' * bool(shape.unknown)} or add classes"
+                f"expected at least {needed} classes in the {split} split, got {len(classes)}; lower {change} or add "
+                f"classes{rows}"
             )
         sizes = self.bank.class_sizes[classes]
         shape.refuse_small_classes(sizes, [self.bank.class_names[index] for index in classes.tolist()], split)

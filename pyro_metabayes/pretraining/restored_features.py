@@ -51,3 +51,11 @@ def _key_of_weights(backbone: nn.Module, bank: Bank, settings: PretrainSettings)
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def hash_of_weights(backbone: nn.Module) -> str:
+    """Hash (16 hexadecimal digits) of the weights alone."""
+    digest = hashlib.sha256()
+    for name, value in sorted(backbone.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

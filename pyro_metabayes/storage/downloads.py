@@ -21,16 +21,16 @@ def allowed() -> Iterator[None]:
         _allowed.reset(token)
 
 
-def refuse_unless_allowed(what: str, data: str, instead: str) -> None:
+def refuse_unless_allowed(what: str, settings: str, instead: str) -> None:
     """Raise a UsageError unless downloads are allowed.
 
     Args:
-        what: name of the data set.
-        data: its name on the command line.
+        what: name of the data set or of the weights.
+        settings: the settings of `experiments.prepare` that download it, such as data=cifar_fs.
         instead: the alternative to a download, for the message.
     """
     if not _allowed.get():
         raise UsageError(
             f"expected {what} in the cache, got none, and a run downloads nothing: download it with python -m "
-            f"experiments.prepare data={data}, or {instead}"
+            f"experiments.prepare {settings}, or {instead}"
         )

@@ -19,7 +19,7 @@ from pyro_metabayes.storage import checkpoint
 from pyro_metabayes.storage.allowance import Allowance
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import expecting
-from pyro_metabayes.storage.weights import current_weights, refuse_other_weights, saved_learner
+from pyro_metabayes.storage.weights import current_weights, refuse_other_weights, saved_learner, weights_follow
 from pyro_metabayes.validation.trained_on import TaskRange
 
 
@@ -114,7 +114,8 @@ class Stored(nn.Module):
 
     @classmethod
     def _restored(cls, saved: Mapping[str, Any], prefixes: Sequence[str]) -> Self:
-        return cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
+        with weights_follow():
+            return cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Load a state_dict; names of earlier versions are translated.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,23 @@ from torch import Tensor, nn
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.moved import current_name
 from pyro_metabayes.storage import checkpoint
+
+_follow = ContextVar("weights_follow", default=False)
+
+
+@contextmanager
+def weights_follow() -> Iterator[None]:
+    """Context manager: parts are built whose weights are loaded later, so that they read no other file of weights."""
+    token = _follow.set(True)
+    try:
+        yield
+    finally:
+        _follow.reset(token)
+
+
+def do_weights_follow() -> bool:
+    """Whether the weights of a part that is being built are loaded later."""
+    return _follow.get()
 
 
 def saved_learner(path: Path, rebuild: bool) -> Mapping[str, Any]:

@@ -52,7 +52,9 @@ class PlainLines:
 Progress: TypeAlias = "tqdm[Any] | PlainLines"
 
 
-def progress(title: str, unit: str, total: int, initial: int = 0, leave: bool = True) -> Progress:
+def progress(
+    title: str, unit: str, total: int, initial: int = 0, leave: bool = True, interval: float = INTERVAL
+) -> Progress:
     """A progress bar (tqdm) if the error output is a terminal, otherwise plain lines.
 
     Args:
@@ -61,9 +63,10 @@ def progress(title: str, unit: str, total: int, initial: int = 0, leave: bool = 
         total: number of units.
         initial: number of units that are already finished.
         leave: whether the finished bar stays on the terminal.
+        interval: seconds between plain lines.
     """
     if not sys.stderr.isatty():
-        return PlainLines(title, unit, total, initial)
+        return PlainLines(title, unit, total, initial, interval)
     return tqdm(desc=title, unit=f" {unit}", total=total, initial=initial, leave=leave)
 
 

@@ -105,7 +105,7 @@ def _archive_path() -> Path:
     source = vision.datasets.CIFAR100
     path = cache_folder() / source.filename
     if not path.is_file():
-        refuse_unless_allowed("CIFAR-100", "cifar_fs", f"put {META} below a folder that METABAYES_DATA names")
+        refuse_unless_allowed("CIFAR-100", "data=cifar_fs", f"put {META} below a folder that METABAYES_DATA names")
     if path.is_file() and not vision.datasets.utils.check_integrity(str(path), source.tgz_md5):
         raise UsageError(
             f"expected the md5 checksum {source.tgz_md5} of {path}, got another: it is truncated or another file; "

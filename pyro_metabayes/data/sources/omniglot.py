@@ -72,7 +72,7 @@ def _from_torchvision() -> tuple[np.ndarray, np.ndarray]:
 
 def _download() -> dict[str, np.ndarray]:
     """Download both halves of Omniglot with torchvision, and invert them (torchvision has ink 0 on background 255)."""
-    refuse_unless_allowed("Omniglot", "omniglot", f"put {FILE} below a folder that METABAYES_DATA names")
+    refuse_unless_allowed("Omniglot", "data=omniglot", f"put {FILE} below a folder that METABAYES_DATA names")
     datasets = torchvision().datasets
     images, names = [], []
     for background in (True, False):

@@ -44,7 +44,7 @@ class Part:
     read: Callable[[], Rows]
 
 
-def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]) -> Bank:
+def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object], division: str = "classes") -> Bank:
     """The bank of the converted parts; parts that are not in the cache are converted first.
 
     A part is cached as NAME/SPLIT-KEY.npy, with its classes in a .json file of the same name, which is written last.
@@ -53,28 +53,30 @@ def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]
 
     Args:
         name: name of the data set.
-        parts: the three splits.
+        parts: the three splits; only train if nothing is divided.
         settings: settings on which the conversion depends.
+        division: what the splits divide. If it is classes, a class in two parts is refused.
     """
-    paths = {split: _path(name, split, parts[split], settings) for split in SPLITS}
+    paths = {split: _path(name, split, part, settings) for split, part in parts.items()}
     for split, path in paths.items():
         if _classes(path) is None:
             _convert(path, f"{name} {split}", parts[split])
     classes = {split: _classes(path) or {} for split, path in paths.items()}
-    refuse_shared({split: list(sizes) for split, sizes in classes.items()}, name)
+    if division == "classes":
+        refuse_shared({split: list(sizes) for split, sizes in classes.items()}, name)
     arrays = [np.load(path, mmap_mode="r") for path in paths.values()]
     if len({(array.shape[1:], array.dtype) for array in arrays}) > 1:
         shapes = ", ".join(f"{list(array.shape[1:])} in {split}" for split, array in zip(paths, arrays, strict=True))
         raise UsageError(f"expected inputs of one shape in all splits of {name}, got {shapes}; use one source")
     inputs = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
     np.concatenate(arrays, out=inputs)  # the parts are memory-mapped: this is the only copy
-    sizes = [size for split in SPLITS for size in classes[split].values()]
-    ends = np.cumsum([len(classes[split]) for split in SPLITS])
+    sizes = [size for counts in classes.values() for size in counts.values()]
+    ends = np.cumsum([len(counts) for counts in classes.values()])
     return Bank(
         inputs=torch.from_numpy(inputs),
         class_sizes=torch.tensor(sizes),
-        splits={s: torch.arange(end - len(classes[s]), end) for s, end in zip(SPLITS, ends.tolist(), strict=True)},
-        class_names=[name for split in SPLITS for name in classes[split]],
+        splits={s: torch.arange(end - len(classes[s]), end) for s, end in zip(classes, ends.tolist(), strict=True)},
+        class_names=[name for counts in classes.values() for name in counts],
     )
 
 

@@ -1,0 +1,1 @@
+"""Features of a folder of images from a pretrained network."""

@@ -1,0 +1,150 @@
+"""Backbones from libraries of pretrained networks: what timm and torchvision have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+import pyro_metabayes
+from pyro_metabayes.backbone import num_features_of
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.models.backbones.embedding import embedding
+from pyro_metabayes.storage.paths import user_path
+from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
+
+LIBRARY, RANDOM = "library", "random"  # values of the setting weights that are no files
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys of training checkpoints that hold weights
+PREFIXES = ("module.", "_orig_mod.")  # of distributed and of compiled modules
+PIECE = 64  # largest number of images in the network at once, unless it is trained
+
+
+class Inputs(NamedTuple):
+    """What a network expects. size: side of its square images. mean, std: per channel, of images in [0, 1]."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class PretrainedNetwork(pyro_metabayes.Backbone):
+    """Images [N, channels, H, W] in [0, 1] -> features [N, D] of unit length.
+
+    Images are resized to the size of the network (bilinear, antialiased) and standardised. Grey ones get three equal
+    channels.
+
+    Args:
+        network: maps images [N, 3, size, size] to features [N, D].
+        inputs: what the network expects.
+        input_shape: [channels, H, W].
+        label: name of the network in messages.
+        weights: library, random or a path; random weights are pretrained by a run.
+        mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
+
+    Raises:
+        UsageError: the inputs are no images of 1 or 3 channels, or the network does not return features [N, D].
+    """
+
+    unit_range = True
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: nn.Module, inputs: Inputs, input_shape: tuple[int, ...], label: str, weights: str, mirror: bool
+    ) -> None:
+        super().__init__()
+        if len(input_shape) != 3 or input_shape[0] not in (1, 3):
+            raise UsageError(
+                f"{label} expects images [1 or 3, height, width], got inputs of shape {list(input_shape)}; "
+                "take backbone=identity for features"
+            )
+        self.network, self.size, self.mirror = network, inputs.size, mirror
+        self.pretrained = weights != RANDOM
+        for name, values in (("mean", inputs.mean), ("std", inputs.std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        self.num_features = num_features_of(network, (3, self.size, self.size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = [x] if torch.is_grad_enabled() else x.split(PIECE)
+        return torch.cat([embedding(self._features, piece, self.mirror and not self.training) for piece in pieces])
+
+    def _features(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != (self.size, self.size):
+            x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        features: Tensor = self.network((x.expand(-1, 3, -1, -1) - self.mean) / self.std)
+        return features
+
+
+def refuse_unknown(name: str, known: Collection[str], library: str) -> None:
+    """Raise a UsageError for a network that the library does not have, with similar names."""
+    if name not in known:
+        near = get_close_matches(name, known, 3, 0.4)
+        guess = f"did you mean {', '.join(near)}? " if near else ""
+        raise UsageError(
+            f"expected backbone.name of a network in {library}, got '{name}'; {guess}list_models() of {library} lists "
+            "them"
+        )
+
+
+def weights_of(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a file (.safetensors, or one that torch.save wrote), with the names of the network itself.
+
+    Raises:
+        UsageError: there is no such file, or it holds no weights.
+    """
+    file = user_path(path)
+    if not file.is_file():
+        raise UsageError(
+            f"expected a file of weights, got '{path}'; set backbone.weights to a file, {LIBRARY} or {RANDOM}"
+        )
+    try:
+        state: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        for key in WRAPPERS:
+            state = state[key] if isinstance(state.get(key), Mapping) else state
+        if not state or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError("it has other values than tensors")
+    except Exception as error:  # safetensors has an exception of its own
+        if not isinstance(error, DAMAGED) and type(error).__name__ != "SafetensorError":
+            raise
+        raise UsageError(
+            f"expected weights that load without running code in {path}, got: {reason_of(error)}; save them with "
+            "torch.save(network.state_dict(), FILE)"
+        ) from None
+    return {_without_prefixes(name): value for name, value in state.items()}
+
+
+def _without_prefixes(name: str) -> str:
+    for prefix in PREFIXES * 2:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def load_features(network: nn.Module, weights: Mapping[str, Tensor], last: Collection[str], where: object) -> None:
+    """Load the weights of a network without its classifier.
+
+    Args:
+        network: the network, whose classifier is removed.
+        weights: by name; those of the classifier are ignored.
+        last: names of the modules of the classifier.
+        where: the file, for messages.
+
+    Raises:
+        UsageError: a weight is missing, too many, or of another shape.
+    """
+    own = network.state_dict()
+    kept = {name: value for name, value in weights.items() if not name.startswith(tuple(f"{head}." for head in last))}
+    missing = [name for name in own if name not in kept and not name.endswith("num_batches_tracked")]
+    other = [name for name, value in kept.items() if name not in own or value.shape != own[name].shape]
+    if missing or other:
+        found = f"{len(missing)} missing ({missing[0]})" if missing else f"{len(other)} others ({other[0]})"
+        raise UsageError(
+            f"expected the weights of this network in {where}, got those of another: of {len(own)} weights {found}; "
+            "fix backbone.name or backbone.weights"
+        )
+    network.load_state_dict(kept, strict=False)

@@ -1,0 +1,90 @@
+"""Any classification network of torchvision, with the weights of its library or of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.models.backbones.pretrained_network import (
+    LIBRARY,
+    RANDOM,
+    Inputs,
+    PretrainedNetwork,
+    load_features,
+    refuse_unknown,
+    weights_of,
+)
+from pyro_metabayes.storage.downloads import refuse_unless_allowed
+from pyro_metabayes.storage.untrusted import reason_of
+from pyro_metabayes.storage.weights import do_weights_follow
+from pyro_metabayes.vision import torchvision
+
+
+class Backbone(PretrainedNetwork):
+    """A network of torchvision without its last linear layer: images [N, channels, H, W] in [0, 1] -> features [N, D].
+
+    Size, mean and standard deviation of its inputs are those with which its weights were evaluated. Features have unit
+    length.
+
+    Args:
+        input_shape: [channels, H, W].
+        name: a name of `torchvision.models.list_models()`, with weights or without: resnet50, resnet50.IMAGENET1K_V1.
+        weights: library: those that torchvision has for this name, from the cache of torch. random: none, so that a run
+            pretrains the network. Else the path of a file.
+        size: side of the images that the network receives; 0: that of its weights.
+        mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
+
+    Raises:
+        UsageError: torchvision does not have this network, it has no linear layer, or there are no such weights.
+    """
+
+    def __init__(
+        self, input_shape: tuple[int, ...], name: str, weights: str = LIBRARY, size: int = 0, mirror: bool = False
+    ) -> None:
+        models = torchvision().models
+        architecture, _, version = name.partition(".")
+        refuse_unknown(architecture, models.list_models(module=models), "torchvision")
+        known = models.get_model_weights(architecture)
+        if version and version not in known.__members__:
+            raise UsageError(f"expected weights {', '.join(known.__members__)} of {architecture}, got '{version}'")
+        published = known[version or "DEFAULT"]
+        network: nn.Module = models.get_model(architecture, weights=None)
+        last = _without_classifier(network, architecture)
+        if weights != RANDOM and not do_weights_follow():
+            file = str(_published_file(published, name)) if weights == LIBRARY else weights
+            load_features(network, weights_of(file), [last], file)
+        expected = published.transforms()
+        inputs = Inputs(size or expected.crop_size[0], tuple(expected.mean), tuple(expected.std))
+        super().__init__(network, inputs, input_shape, f"backbone=torchvision backbone.name={name}", weights, mirror)
+
+
+def _without_classifier(network: nn.Module, name: str) -> str:
+    """Replace the last linear layer of a network by the identity; returns its name."""
+    layers = [layer for layer, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise UsageError(f"expected a network with a linear last layer as backbone.name, got {name}; take another")
+    parent, _, child = layers[-1].rpartition(".")
+    setattr(network.get_submodule(parent), child, nn.Identity())
+    return layers[-1]
+
+
+def _published_file(published: Any, name: str) -> Path:
+    """The file of published weights in the cache of torch; it is downloaded only where that is allowed."""
+    file = Path(torch.hub.get_dir(), "checkpoints", published.url.rpartition("/")[2])
+    if not file.is_file():
+        refuse_unless_allowed(
+            f"the weights of {name}",
+            f"data=glyphs backbone=torchvision backbone.name={name}",
+            f"set backbone.weights to a file (or to {RANDOM})",
+        )
+        try:
+            torch.hub.load_state_dict_from_url(published.url, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError) as error:
+            raise UsageError(
+                f"expected to download {published.url}, got: {reason_of(error)}; put it at {file}"
+            ) from None
+    return file

@@ -1,0 +1,134 @@
+"""Lists images in one folder per class, with the splits that the folders or lists of class names give.
+
+There are three layouts. FOLDER/train, FOLDER/val and FOLDER/test contain the folders of their classes. Or FOLDER
+contains the folders of all classes, and train.txt, val.txt and test.txt with the names of the classes, one per line. Or
+FOLDER contains the folders of all classes and nothing says which split they belong to. Hidden files and folders, and
+those that operating systems create (listing.py), are ignored.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from pyro_metabayes.data.bank import SPLITS
+from pyro_metabayes.data.sources.listing import is_hidden, lines_of, linked_folders, visible, visible_files
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.storage.paths import user_path
+from pyro_metabayes.storage.untrusted import plain_name
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+MOST_SUFFIXES = 3  # largest number of suffixes of ignored files that the note lists
+LAYOUT = "train/, val/ and test/, each with one folder per class, or one folder per class (and a train.txt, ...)"
+
+Folders = Mapping[str, Mapping[str, Path]]  # folder of each class of each split; the split "" if nothing says which
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images with their classes, in the order of splits, classes and names.
+
+    Args:
+        files: [M].
+        labels: [M], class of each file, 0 to G - 1.
+        names: [G], sorted names of the classes.
+        split: [M], 0 to 2; None: the layout gives no splits.
+    """
+
+    files: Sequence[Path]
+    labels: np.ndarray
+    names: Sequence[str]
+    split: np.ndarray | None
+
+    @classmethod
+    def of(cls, path: str) -> Self:
+        """The images of a folder; a note counts the files that are left out.
+
+        Raises:
+            UsageError: there is no such folder, or it has another layout.
+        """
+        folder = user_path(path)
+        if not path or not folder.is_dir():
+            raise UsageError(f"expected a folder of images, got '{path}'; set data.path to one with {LAYOUT}")
+        classes = classes_of(folder)
+        listed = [
+            (place, name, file)
+            for place, split in enumerate(classes)
+            for name in sorted(classes[split])
+            for file in images_in(classes[split][name])
+        ]
+        note_left_out(folder, [inner for folders in classes.values() for inner in folders.values()])
+        names = sorted({name for _, name, _ in listed})
+        numbers = {name: number for number, name in enumerate(names)}
+        return cls(
+            files=[file for _, _, file in listed],
+            labels=np.array([numbers[name] for _, name, _ in listed], np.int64),
+            names=names,
+            split=None if "" in classes else np.array([place for place, _, _ in listed], np.int64),
+        )
+
+
+def classes_of(folder: Path) -> Folders:
+    """Folder of each class of each split."""
+    if any((folder / f"{split}.txt").is_file() for split in SPLITS):
+        return _classes_of_lists(folder)
+    inner = {path.name: path for path in visible(folder) if path.is_dir()}
+    return {"": inner} if inner and inner.keys().isdisjoint(SPLITS) else _classes_of_folders(folder)
+
+
+def note_left_out(folder: Path, classes: Sequence[Path]) -> None:
+    """Print how many files and linked folders in the folders of the classes are ignored."""
+    others = [file for inner in classes for file in visible_files(inner) if not _is_image(file)]
+    linked = sum(len(linked_folders(inner)) for inner in classes)
+    suffixes = ", ".join(sorted({file.suffix.lower() or "no suffix" for file in others})[:MOST_SUFFIXES])
+    counts = [f"{len(others)} files without the suffix of an image ({suffixes})"] if others else []
+    counts += [f"{linked} linked folders within classes"] if linked else []
+    if counts:
+        print(f"note: left out of {folder}: {' and '.join(counts)}", file=sys.stderr)
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES
+
+
+def _classes_of_folders(folder: Path) -> Folders:
+    """FOLDER/SPLIT/CLASS."""
+    if missing := [split for split in SPLITS if not (folder / split).is_dir()]:
+        raise UsageError(f"expected a folder {folder / missing[0]}, got none; {folder} must contain {LAYOUT}")
+    return {split: {inner.name: inner for inner in visible(folder / split) if inner.is_dir()} for split in SPLITS}
+
+
+def _classes_of_lists(folder: Path) -> Folders:
+    """FOLDER/CLASS, where FOLDER/SPLIT.txt lists CLASS."""
+    classes = {}
+    for split in SPLITS:
+        file = folder / f"{split}.txt"
+        if not file.is_file():
+            raise UsageError(f"expected the names of the {split} classes in {file}, got no such file; create it")
+        names = [plain_name(name, file) for name in lines_of(file)]
+        if hidden := [name for name in names if is_hidden(name)]:
+            raise UsageError(
+                f"expected names of classes in {file}, got '{hidden[0]}', a hidden folder or one that an operating "
+                "system has left behind; remove it from the list"
+            )
+        if absent := [name for name in names if not (folder / name).is_dir()]:
+            raise UsageError(
+                f"expected a folder for every class that {file} names, got none for '{absent[0]}' ({len(absent)} of "
+                f"{len(names)} are missing); fix the name or add the images"
+            )
+        classes[split] = {name: folder / name for name in names}
+    return classes
+
+
+def images_in(folder: Path, what: str = "the folder of a class") -> list[Path]:
+    """The image files in a folder and its subfolders, sorted; a UsageError if there are none."""
+    files = sorted(file for file in visible_files(folder) if _is_image(file))
+    if not files:
+        suffixes = ", ".join(sorted(SUFFIXES))
+        raise UsageError(f"expected images in {what}, got none in {folder}; suffixes: {suffixes}")
+    return files

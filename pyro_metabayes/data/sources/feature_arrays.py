@@ -1,0 +1,128 @@
+"""Banks from the arrays `features`, `labels` and, optionally, `split` and `files` of users."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.data.sources.division import Division, split_numbers
+from pyro_metabayes.data.sources.from_users import labels_of_splits
+from pyro_metabayes.errors import UsageError
+from pyro_metabayes.validation.duplicates import note_duplicates
+
+Arrays = Mapping[str, np.ndarray]
+SHAPES = {"features": 2, "labels": 1, "split": 1}  # number of axes
+
+
+def bank_of_arrays(arrays: Arrays, division: Division, where: str, note: str = "") -> Bank:
+    """The bank of these arrays.
+
+    Args:
+        arrays: the arrays that `load` describes.
+        division: what is divided among the splits.
+        where: the file, for messages.
+        note: printed when the bank is made.
+
+    Raises:
+        UsageError: an array is missing or unusable, or the splits are not of this division.
+    """
+    _check_names(arrays, where)
+    features, (names, labels) = _features(arrays["features"], where), _labels(arrays, where)
+    given = split_numbers(arrays["split"], where) if "split" in arrays else None
+    divided = division.divide(labels, [str(name) for name in names], given, where)
+    bank = division.bank(Bank.from_arrays(features, divided.labels, divided.splits, divided.names))
+    return _noted(bank, arrays, divided.labels, where, note)
+
+
+def bank_of_classes(arrays: Arrays, splits: Any, where: str, note: str) -> Bank:
+    """The bank of these arrays, of which `splits` lists the labels of each split; other classes are not used."""
+    _check_names(arrays, where)
+    features, (names, labels) = _features(arrays["features"], where), _labels(arrays, where)
+    chosen = labels_of_splits(splits, names)
+    bank = Bank.from_arrays(features, names[labels], chosen, [str(name) for name in names])
+    return _noted(bank, arrays, labels, where, note)
+
+
+def _noted(bank: Bank, arrays: Arrays, labels: np.ndarray, where: str, note: str) -> Bank:
+    """The bank with the names of its rows, after the note and one about identical rows."""
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+    files = arrays["files"] if len(arrays.get("files", ())) == len(labels) else None
+    bank = replace(bank, origin=partial(_name_of, np.argsort(labels, kind="stable"), files))
+    note_duplicates(bank, where)
+    return bank
+
+
+def _name_of(order: np.ndarray, files: np.ndarray | None, row: int) -> str:
+    """The name of a row of the bank: its file, or its row number in the arrays."""
+    number = int(order[row])
+    return f"row {number}" if files is None else str(files[number])
+
+
+def _check_names(arrays: Arrays, path: str) -> None:
+    """Raise a UsageError if features or labels are missing, or if the arrays have different numbers of rows."""
+    for name in ("features", "labels"):
+        if name not in arrays:
+            there = ", ".join(sorted(arrays)) or "none"
+            raise UsageError(f"expected an array '{name}' in {path}, got {there}; rename or add it")
+    lengths = {name: len(arrays[name]) if arrays[name].ndim else 0 for name in arrays if name in SHAPES}
+    for name, length in lengths.items():
+        if arrays[name].ndim != SHAPES[name] or length != lengths["features"]:
+            shapes = ", ".join(f"{key} {list(arrays[key].shape)}" for key in lengths)
+            raise UsageError(
+                f"expected features [N, D], labels [N] and split [N], if any, got {shapes} in {path}; "
+                "give every input one row in each"
+            )
+    if arrays["features"].size == 0:
+        raise UsageError(f"expected at least one row of features in {path}, got none; add data")
+
+
+def _features(features: np.ndarray, path: str) -> np.ndarray | MappedRows:
+    if features.dtype.kind not in "fiu":
+        raise UsageError(f"expected numbers as features in {path}, got {features.dtype}; write them as float32")
+    if not isinstance(features, np.memmap):
+        return unit_length(features, np.arange(len(features)), path)
+    if not features.flags.c_contiguous:
+        raise UsageError(
+            f"expected features in C order in {path}, got Fortran order; save numpy.ascontiguousarray(features)"
+        )
+    return MappedRows(features, partial(unit_length, path=path))
+
+
+def unit_length(features: np.ndarray, numbers: np.ndarray, path: str) -> np.ndarray:
+    """Rows [n, D] as float32 of unit length. `numbers` [n] are their row numbers in the file, for messages."""
+    with np.errstate(over="ignore"):  # an overflow is reported as infinite
+        rows = features.astype(np.float32)
+    finite = np.isfinite(rows).all(1)
+    if bad := int((~finite).sum()):
+        raise UsageError(
+            f"expected finite features in {path}, got NaN or infinity (as float32) in {bad} of {len(rows)} "
+            f"rows; remove or fix them (the first is row {numbers[finite.argmin()]})"
+        )
+    largest = np.abs(rows).max(1, keepdims=True)
+    if zero := int((largest == 0).sum()):
+        raise UsageError(
+            f"expected rows that can be scaled to unit length in {path}, got {zero} of {len(rows)} that are "
+            f"all zero; remove them (the first is row {numbers[largest.argmin()]})"
+        )
+    rows = rows / largest  # so that the squares neither overflow nor underflow
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _labels(arrays: Arrays, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Names of the classes in sorted order, and the class of every row."""
+    labels = arrays["labels"]
+    if labels.dtype.kind not in "iuU":
+        raise UsageError(
+            f"expected integers or strings as labels in {path}, got {labels.dtype}; write "
+            "labels.astype(int), or .astype(str) for names"
+        )
+    names, rows = np.unique(labels, return_inverse=True)
+    return names, rows
