@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_metabayes.data.sources.groups import Groups
+from pyro_metabayes.diagnostics.collapse import HALF_OF_90
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.conjugate import precision_of
@@ -52,6 +53,7 @@ class GroupEstimates:
     noise: standard deviation of the residuals.
     effects, effects_sd: posterior mean and standard deviation of the effects of each group [T, R].
     log_likelihood: log-likelihood of all points, or a bound on it, in nats for standardised columns.
+    widening: factors [T, R] of 90% intervals that contain the errors of the estimates; None: they ignore the errors.
     """
 
     coefficients: Tensor
@@ -61,6 +63,12 @@ class GroupEstimates:
     effects: Tensor
     effects_sd: Tensor
     log_likelihood: float | None = None
+    widening: Tensor | None = None
+
+    @property
+    def reach(self) -> Tensor:
+        """Half widths of the 90% intervals of the effects [T, R]."""
+        return self.effects_sd * (HALF_OF_90 if self.widening is None else self.widening)
 
 
 @dataclass(frozen=True)

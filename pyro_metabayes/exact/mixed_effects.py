@@ -16,6 +16,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.conjugate import posterior_of_rows
 
 LEAST_NOISE = 1e-4  # noise, in standard deviations of the response, below which the effects fit every point
+LEAST_VARIANCE = 1e-4  # added to the variance of an effect, in noise variances, where a variance of 0 has no inverse
 STARTS = (1.0, 0.3, 0.1)  # starting values of sd / noise; a long first step may end at L = 0, where the gradient is 0
 
 
@@ -111,11 +112,13 @@ def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor) -> Tensor:
     return noise.double() ** 2 * _deviance(sums_of(episodes, len(covariance)), factor, False)[3]
 
 
-def maximum_of(episodes: Episodes, num_random: int, diagonal: bool = False) -> MixedEffects | None:
+def maximum_of(
+    episodes: Episodes, num_random: int, diagonal: bool = False, restricted: bool = False
+) -> MixedEffects | None:
     """As `fit`, for a standardised response; None if the likelihood is unbounded, or there are too few points."""
     # The line search of torch's L-BFGS raises an IndexError if the likelihood is not finite.
     with suppress(UsageError, torch.linalg.LinAlgError, IndexError):
-        found = fit(episodes, num_random, diagonal=diagonal)
+        found = fit(episodes, num_random, restricted, diagonal)
         if found.noise > LEAST_NOISE and math.isfinite(found.log_likelihood):
             return found
     return None
