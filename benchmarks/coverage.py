@@ -25,7 +25,7 @@ from pyro_metabayes.exact.estimation_errors import EstimationErrors
 from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.experiments.effects.estimates import effects_of_fit
 from pyro_metabayes.experiments.partial_pooling.closed_form_scores import predicted, simulated
-from pyro_metabayes.experiments.runs.tables import text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
 from pyro_metabayes.prediction.averages import masked_mean
 
 KNOWN = (0, 3)  # numbers of known points of a new group
@@ -52,7 +52,8 @@ def of_new_groups(
     tasks = table.sampler("test", TaskShape(way=1, shot=shot, query=1000))(generator).tasks(slice(None))
     prediction = predicted(fitted, tasks)
     distance = (tasks.query_y[..., 0] - prediction.mean).abs() / prediction.stddev
-    reaches = torch.tensor(HALF_OF_90), errors.of_queries(tasks.observed()).reach(0.9)
+    widening = errors.of_queries(tasks.observed())
+    reaches = torch.tensor(HALF_OF_90), widening.ratio * widening.quantile(0.9)
     plug_in, with_errors = (masked_mean((distance < reach).double(), tasks.query_mask).mean() for reach in reaches)
     return plug_in.item(), with_errors.item()
 
@@ -94,8 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--groups", type=int, default=10, help="number of training groups")
     parser.add_argument("--draws", type=int, default=200, help="number of drawn tables")
     options = parse_tables(parser, arguments)
+    every: list[dict[str, str]] = []
     for name in options.tables:
-        print(text_table(rows(name, options.groups, options.draws)), flush=True)
+        every += rows(name, options.groups, options.draws)
+        print(text_table(every[-len(KNOWN) - 1 :]), flush=True)
+    print(markdown_table(every))
 
 
 if __name__ == "__main__":

@@ -39,17 +39,22 @@ def mean_squares(episodes: Episodes) -> tuple[Tensor, Tensor]:
 
 
 def test_a_new_group_of_a_balanced_design() -> None:
-    """v = MSB / n + (1 - 1/n) MSW, Cov(m) = MSB / (n G), and Satterthwaite's degrees of freedom of v."""
+    """v = MSB / n + (1 - 1/n) MSW, Cov(m) = (tau^2 + sigma^2 / n) / G, and Satterthwaite's degrees of freedom of v."""
     episodes = one_way()
     errors, fitted = estimation_errors(episodes, 1), fit(episodes, 1)
     assert errors is not None
     between, within = mean_squares(episodes)
     v = between / SIZE + (1 - 1 / SIZE) * within
     freedom = v**2 / ((between / SIZE) ** 2 / (GROUPS - 1) + ((1 - 1 / SIZE) * within) ** 2 / (GROUPS * (SIZE - 1)))
-    of_prior, plug_in = errors.of_queries(new_group(0)), fitted.covariance[0, 0] + fitted.noise**2
-    torch.testing.assert_close(of_prior.sd[0, 0] ** 2 * plug_in, v + between / SIZE / GROUPS, rtol=2e-3, atol=0)
+    factor, noise = errors.psi[1], errors.psi[2].exp()
+    variance = noise**2 * (1 + factor**2)
+    torch.testing.assert_close(variance, v, rtol=2 / GROUPS, atol=0)  # the penalty
+    of_prior, of_mean = errors.of_queries(new_group(0)), noise**2 * (factor**2 + 1 / SIZE) / GROUPS
+    torch.testing.assert_close(of_prior.sd[0, 0] ** 2, variance + of_mean, rtol=1e-6, atol=0)
+    plug_in = (fitted.covariance[0, 0] + fitted.noise**2).sqrt()
+    torch.testing.assert_close(of_prior.ratio[0, 0], of_prior.sd[0, 0] / plug_in, rtol=1e-3, atol=0)
     torch.testing.assert_close(of_prior.freedom[0, 0], freedom, rtol=0.05, atol=0)  # the information has G, not G - 1
-    assert of_prior.reach(0.9)[0, 0] > 1.645 * of_prior.sd[0, 0]
+    assert of_prior.quantile(0.9)[0, 0] > 1.645
 
 
 def test_many_known_points_need_no_prior() -> None:
@@ -57,7 +62,7 @@ def test_many_known_points_need_no_prior() -> None:
     errors = estimation_errors(one_way(), 1)
     assert errors is not None
     few, many = (errors.of_queries(new_group(shot)) for shot in (0, 500))
-    assert 1.0 < many.sd.item() < few.sd.item()
+    assert many.ratio.item() == pytest.approx(1, abs=0.01) and few.ratio.item() > 1.01
     assert many.freedom.item() == pytest.approx(GROUPS * (SIZE - 1), rel=0.1)
 
 
@@ -71,7 +76,9 @@ def test_groups_that_do_not_differ_have_finite_errors() -> None:
     known = Observed(support_x=at, support_y=torch.zeros(1, 2, 1), query_x=at)
     for noise in (True, False):
         widening = errors.of_queries(known, noise)
-        assert (widening.sd >= 0.99).all() and widening.reach(0.9).isfinite().all() and (widening.freedom >= 1).all()
+        assert (
+            (widening.ratio >= 0.99).all() and widening.quantile(0.9).isfinite().all() and (widening.freedom >= 1).all()
+        )
 
 
 def test_weights_of_rows_in_other_units_change_nothing(tmp_path: Path) -> None:
@@ -85,7 +92,8 @@ def test_weights_of_rows_in_other_units_change_nothing(tmp_path: Path) -> None:
         errors = groups.estimation_errors()
         assert errors is not None
         observed = groups.with_equal_precision(groups.all_points().pooled())
-        found.append(errors.of_queries(observed).reach(0.9))
+        widening = errors.of_queries(observed)
+        found.append(widening.ratio * widening.quantile(0.9))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=0)
 
 

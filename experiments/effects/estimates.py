@@ -13,7 +13,7 @@ from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.estimation_errors import EstimationErrors
 from pyro_metabayes.exact.mixed_effects import MixedEffects, errors_of
-from pyro_metabayes.experiments.effects.widening import errors_of_run, widening_of_effects
+from pyro_metabayes.experiments.effects.widening import errors_of_run, half_widths_of_effects
 from pyro_metabayes.experiments.partial_pooling.methods import (
     GroupEstimates,
     HasSharedEffects,
@@ -84,7 +84,7 @@ def _in_units(
     scales, estimates = groups.scales, standard.in_units(groups)
     if estimated is not None:
         known = groups.with_equal_precision(groups.all_points().pooled())
-        estimates = replace(estimates, widening=widening_of_effects(estimated, groups, known))
+        estimates = replace(estimates, half_widths=half_widths_of_effects(estimated, groups, known))
     sd = None if errors is None else scales.covariance_in_units(errors).diagonal().sqrt()
     return Effects(estimates, sd, scales.covariance_in_units(standard.covariance))
 

@@ -30,8 +30,8 @@ def errors_of_run(groups: Groups, learner: MetaLearner) -> EstimationErrors | No
     return groups.estimation_errors(diagonal=isinstance(prior, Normal))
 
 
-def widening_of_effects(errors: EstimationErrors, groups: Groups, observed: Observed) -> Tensor:
-    """Half widths [T, R] of the 90% intervals of the effects in units, in sds that ignore the errors.
+def half_widths_of_effects(errors: EstimationErrors, groups: Groups, observed: Observed) -> Tensor:
+    """Half widths [T, R] of the 90% intervals of the effects, in the units of the file.
 
     An effect in the units of the file is a linear function of all weights, so it is the regression at a row of inputs.
 
@@ -43,11 +43,12 @@ def widening_of_effects(errors: EstimationErrors, groups: Groups, observed: Obse
     rows = groups.scales.to_units[: groups.num_random].to(observed.support_x)
     queries = rows.expand(observed.num_tasks, *rows.shape)
     every = torch.ones(queries.shape[:2], dtype=torch.bool)
-    return errors.of_queries(replace(observed, query_x=queries, query_mask=every), noise=False).reach(INTERVAL)
+    found = errors.of_queries(replace(observed, query_x=queries, query_mask=every), noise=False)
+    return found.sd * found.quantile(INTERVAL)
 
 
 def widened(prediction: NumberPrediction, by: Widening) -> NumberPrediction:
     """The prediction of a task with the sd and the interval that contain the errors."""
-    mean, sd = prediction.mean, prediction.sd
-    reach = (by.reach(INTERVAL).mT * sd).to(mean)
-    return NumberPrediction(mean, (by.sd.mT * sd).to(sd), mean - reach, mean + reach)
+    mean, sd = prediction.mean, by.ratio.mT * prediction.sd
+    reach = by.quantile(INTERVAL).mT * sd
+    return NumberPrediction(*(value.to(mean) for value in (mean, sd, mean - reach, mean + reach)))

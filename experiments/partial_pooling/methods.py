@@ -53,7 +53,7 @@ class GroupEstimates:
     noise: standard deviation of the residuals.
     effects, effects_sd: posterior mean and standard deviation of the effects of each group [T, R].
     log_likelihood: log-likelihood of all points, or a bound on it, in nats for standardised columns.
-    widening: factors [T, R] of 90% intervals that contain the errors of the estimates; None: they ignore the errors.
+    half_widths: of 90% intervals that contain the errors of the estimates [T, R]; None: intervals ignore the errors.
     """
 
     coefficients: Tensor
@@ -63,12 +63,12 @@ class GroupEstimates:
     effects: Tensor
     effects_sd: Tensor
     log_likelihood: float | None = None
-    widening: Tensor | None = None
+    half_widths: Tensor | None = None
 
     @property
     def reach(self) -> Tensor:
         """Half widths of the 90% intervals of the effects [T, R]."""
-        return self.effects_sd * (HALF_OF_90 if self.widening is None else self.widening)
+        return HALF_OF_90 * self.effects_sd if self.half_widths is None else self.half_widths
 
 
 @dataclass(frozen=True)

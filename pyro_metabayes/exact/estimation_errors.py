@@ -25,19 +25,20 @@ FLAT = 1e-9  # curvature, relative to the largest, below which the likelihood do
 
 @dataclass(frozen=True)
 class Widening:
-    """What the errors of the estimates add to predictions [T, Q] that ignore them.
+    """Widths of predictions [T, Q] that contain the errors of the estimates.
 
-    sd: factor of their standard deviation.
+    sd: their standard deviation.
+    ratio: sd divided by that at maximum likelihood without the errors.
     freedom: degrees of freedom of the distribution, Student's t.
     """
 
     sd: Tensor
+    ratio: Tensor
     freedom: Tensor
 
-    def reach(self, level: float) -> Tensor:
-        """Half width of the central interval of this level, in standard deviations that ignore the errors."""
-        quantile = stdtrit(self.freedom.numpy(), 0.5 + level / 2)
-        return self.sd * torch.from_numpy(quantile)
+    def quantile(self, level: float) -> Tensor:
+        """Half width of the central interval of this level, divided by the sd."""
+        return torch.from_numpy(stdtrit(self.freedom.numpy(), 0.5 + level / 2))
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class EstimationErrors:
 
         s^2 = v + grad m^T C grad m,     df = 2 v^2 / (grad v^T C grad v),
 
-    at restricted maximum likelihood. It is `Widening` times as wide as a Gaussian at maximum likelihood. (Kackar and
+    at restricted maximum likelihood, penalised such that no sd of effects is 0, where m and v do not depend on psi to
+    first order. It is `Widening` times as wide as a Gaussian at maximum likelihood. (Kackar and
     Harville 1984, "Approximations for standard errors of estimators of fixed and random effects"; Satterthwaite 1946.)
 
     maximum: the maximum-likelihood estimates, with which predictions that ignore the errors are made.
@@ -71,7 +73,8 @@ class EstimationErrors:
         slopes = by_psi(self.psi)  # [T, Q, 2, P]
         of_mean, of_variance = ((slopes @ self.covariance) * slopes).sum(-1).unbind(-1)
         freedom = (2 * variance.square() / of_variance).clamp(min=1.0)
-        return Widening(((variance + of_mean) / before).sqrt(), freedom)
+        sd = (variance + of_mean).sqrt()
+        return Widening(sd, sd / before.sqrt(), freedom)
 
     def _moments(self, psi: Tensor, observed: Observed, noise: bool) -> Tensor:
         """Mean and variance of the queries given psi [T, Q, 2]."""
@@ -95,7 +98,8 @@ def estimation_errors(groups: Episodes, num_random: int, diagonal: bool = False)
         num_random: R.
         diagonal: whether covariances between effects are fixed at 0.
     """
-    maximum, restricted = (maximum_of(groups, num_random, diagonal, is_restricted) for is_restricted in (False, True))
+    maximum = maximum_of(groups, num_random, diagonal)
+    restricted = maximum_of(groups, num_random, diagonal, restricted=True, penalised=True)
     if maximum is None or restricted is None:
         return None
     every = torch.ones(num_random, num_random, dtype=torch.bool)
@@ -109,7 +113,13 @@ def _inverse_information(psi: Tensor, free: Tensor, sums: Sums) -> Tensor:
 
     If the sd of an effect is 0, its correlations do not change the likelihood, nor any prediction.
     """
-    curvature: Callable[[Tensor], Tensor] = hessian(lambda at: -log_likelihood(sums, *_parts(at, free)))
+
+    def loss(at: Tensor) -> Tensor:
+        coefficients, factor, noise = _parts(at, free)
+        penalty = (factor.diagonal() / noise).abs().log().sum()
+        return -log_likelihood(sums, coefficients, factor, noise) - penalty
+
+    curvature: Callable[[Tensor], Tensor] = hessian(loss)
     values, directions = torch.linalg.eigh(curvature(psi))
     inverse = torch.where(values > FLAT * values[-1], values.reciprocal(), 0.0)
     return directions * inverse @ directions.mT
