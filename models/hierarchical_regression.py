@@ -12,12 +12,11 @@ from pyro_metabayes.build import FromSource
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError, check_choice
 from pyro_metabayes.exact.conjugate import output_variance_of_rows
-from pyro_metabayes.exact.mixed_effects import MixedEffects
+from pyro_metabayes.exact.mixed_effects import LEAST_VARIANCE, MixedEffects
 from pyro_metabayes.models.linear_regression import Model as LinearRegression
 from pyro_metabayes.prior import Prior
 
 STARTS = ("closed_form", "given")
-LEAST_VARIANCE = 1e-4  # lower bound on the variance of an effect, in noise variances: a variance of 0 has no inverse
 
 
 class Model(LinearRegression):

@@ -21,6 +21,7 @@ from pyro_metabayes.experiments.partial_pooling.methods import (
     least_squares_effects,
     mean_distance,
 )
+from pyro_metabayes.experiments.runs.tables import markdown_table, narrow
 from pyro_metabayes.guides.partial_pooling import Guide
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.models.hierarchical_regression import Model
@@ -211,6 +212,16 @@ def test_the_study_runs(parts: str, metabayes_data: Path, tmp_path: Path, monkey
         assert text in page
     assert ("| empirical Bayes, task.shot=3 |" in page) == ("held_out" in parts)
     assert "NUTS: split R-hat at most" in outcome.out and "amortized, linear maps" in outcome.out
+
+
+def test_a_wide_table_is_printed_as_tables_that_fit_a_page() -> None:
+    """Every column once, the first in each part."""
+    rows = [{"": name, **{f"column {i}": "x" * 4 * i for i in range(1, 12)}} for name in ("one", "two")]
+    parts = narrow(rows)
+    assert all(len(part[0]) <= 7 and max(map(len, markdown_table(part).splitlines())) <= 105 for part in parts)
+    assert [row[""] for part in parts for row in part] == ["one", "two"] * len(parts)
+    assert [name for part in parts for name in part[0] if name] == [name for name in rows[0] if name]
+    assert narrow(rows, width=10) == [[{"": row[""], name: row[name]} for row in rows] for name in list(rows[0])[1:]]
 
 
 def test_mistakes_of_the_study_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

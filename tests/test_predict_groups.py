@@ -72,8 +72,10 @@ def test_rows_of_a_new_group_are_predicted_in_the_units_of_the_file(groups: Grou
     assert [row["hours"] for row in rows] == ["102.5", "109"]
     for row in rows:
         mean, sd = least_squares_in_units(groups, known, float(row["hours"]))
-        assert float(row["mean"]) == pytest.approx(mean, abs=0.02) and float(row["sd"]) == pytest.approx(sd, rel=0.01)
-        assert float(row["upper"]) - float(row["mean"]) == pytest.approx(1.645 * sd, rel=0.01)
+        assert float(row["mean"]) == pytest.approx(mean, abs=0.02)
+        with_errors, reach = float(row["sd"]), float(row["upper"]) - float(row["mean"])
+        assert 1.65 * with_errors < reach < 1.9 * with_errors and 1.645 * sd < reach < 2 * sd, "12 groups"
+        assert float(row["mean"]) - float(row["lower"]) == pytest.approx(reach, rel=1e-3)
 
 
 def test_groups_of_one_file_are_predicted_apart_and_without_points_by_the_prior(groups: Groups) -> None:
@@ -161,7 +163,7 @@ def test_effects_are_in_the_units_of_the_file_beside_the_closed_form(groups: Gro
         assert float(row["shrinkage"]) == pytest.approx((after[place, place] / S[place, place]).item(), rel=0.05)
         assert float(row["estimate"]) == pytest.approx(float(row["closed form"]), rel=1e-2)
         half = 1.645 * after[place, place].sqrt().item()
-        assert float(row["upper"]) - float(row["estimate"]) == pytest.approx(half, rel=0.03)
+        assert 1.01 * half < float(row["upper"]) - float(row["estimate"]) < 1.5 * half, "with the errors of estimates"
     assert Path("run/effects.png").exists()
 
 

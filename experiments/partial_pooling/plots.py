@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.sources.groups import Groups
-from pyro_metabayes.diagnostics.collapse import HALF_OF_90
 from pyro_metabayes.exact.hierarchical_nuts import Draws
 from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.experiments.partial_pooling.methods import GroupEstimates, least_squares_effects
@@ -28,7 +27,7 @@ def draw_effects(groups: Groups, methods: Mapping[str, GroupEstimates], folder: 
     for i, axis in enumerate(axes):
         for number, (name, estimates) in enumerate(methods.items()):
             place = torch.arange(len(order)) + 0.25 * (number - 1)
-            reach = HALF_OF_90 * estimates.effects_sd[order, i]
+            reach = estimates.reach[order, i]
             axis.errorbar(
                 place, estimates.effects[order, i], yerr=reach, fmt="o", ms=2.5, lw=1, color=f"C{number}", label=name
             )

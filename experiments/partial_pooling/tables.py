@@ -34,7 +34,9 @@ def _distance_cells(
 ) -> dict[str, str]:
     """Distances of effects to maximum likelihood, over all groups and over the smallest groups; ratios of sds."""
     smallest, size = groups.sizes == groups.sizes.min(), int(groups.sizes.min())
-    subsets: dict[str, Tensor] = {"": smallest | ~smallest, f", groups of {size}": smallest}
+    subsets: dict[str, Tensor] = {"": smallest | ~smallest}
+    if not smallest.all():
+        subsets[f", groups of {size}"] = smallest
     cells = {}
     for i, feature in enumerate(random):
         for title, subset in subsets.items():

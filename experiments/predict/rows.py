@@ -12,8 +12,11 @@ from pyro_metabayes.data.sources.chosen_columns import ChosenColumns, Rows, chos
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.sources.header import header_of, matching
 from pyro_metabayes.data.sources.roles import Roles
+from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.exact.estimation_errors import EstimationErrors
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.effects.widening import errors_of_run, widened
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.learner import MetaLearner
@@ -38,13 +41,14 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
     for note in read.notes:
         print(f"note: {note}")
     _note_known_groups(read, groups, chosen.group)
-    points = groups.inputs_and_labels(read)
+    points, errors = groups.inputs_and_labels(read), errors_of_run(groups, setup.learner)
     table: dict[int, dict[str, str]] = {}
     for name in dict.fromkeys(read.keys):
         of_group = torch.tensor([key == name for key in read.keys])
         places = (of_group & asked).nonzero().flatten().tolist()
         if places:
-            prediction = in_units(groups, setup.learner, points[of_group & ~asked], points[of_group & asked])
+            known, query = points[of_group & ~asked], points[of_group & asked]
+            prediction = in_units(groups, setup.learner, known, query, errors)
             prediction = with_offset(prediction, None if groups.family != "gaussian" else read.offset, places)
             for number, place in enumerate(places):
                 table[place] = _row(chosen, read, place, prediction, number)
@@ -58,11 +62,20 @@ def columns_of(roles: Roles, file: Path) -> ChosenColumns:
     return chosen_columns(file, roles, grouped=bool(matching(roles.group, there)))
 
 
-def in_units(groups: Groups, learner: MetaLearner, support: Tensor, query: Tensor) -> NumberPrediction:
-    """Predictions for the points `query` given `support` [N, D' + 1] of one group, in the units of the file."""
+def in_units(
+    groups: Groups, learner: MetaLearner, support: Tensor, query: Tensor, errors: EstimationErrors | None
+) -> NumberPrediction:
+    """Predictions for the points `query` given `support` [N, D' + 1] of one group, in the units of the file.
+
+    sd and interval contain the errors of the estimates, if they are given.
+    """
     scales = groups.scales
     prediction = learner.predict(support[:, :-1], support[:, -1], query[:, :-1])
     assert isinstance(prediction, NumberPrediction)
+    if errors is not None:
+        x, y = support[:, :-1].unsqueeze(0), support[:, -1:].unsqueeze(0)
+        task = Observed(support_x=x, support_y=y, query_x=query[:, :-1].unsqueeze(0))
+        prediction = widened(prediction, errors.of_queries(groups.with_equal_precision(task)))
     mean, sd = scales.mean[-1], scales.sd[-1]
     mean_y, sd_y, lower, upper = (value[:, 0].double() for value in prediction)
     return NumberPrediction(mean + sd * mean_y, sd * sd_y, mean + sd * lower, mean + sd * upper)

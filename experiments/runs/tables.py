@@ -158,6 +158,25 @@ def text_table(rows: Sequence[Row]) -> str:
     return "\n".join(line.rstrip() for line in text)
 
 
+def narrow(rows: Sequence[Row], width: int = 100, columns: int = 7) -> list[list[Row]]:
+    """Several tables in place of a wide one, each with the first column.
+
+    Args:
+        rows: the rows of the wide table.
+        width: largest width of a table in characters, unless two columns alone are wider.
+        columns: largest number of columns.
+    """
+    first, *others = rows[0]
+    widths = {name: 3 + max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}  # with the separator
+    parts = [[first]]
+    for name in others:
+        wide = sum(widths[chosen] for chosen in (*parts[-1], name)) > width
+        if len(parts[-1]) == columns or (wide and len(parts[-1]) > 1):
+            parts.append([first])
+        parts[-1].append(name)
+    return [[{name: row[name] for name in part} for row in rows] for part in parts]
+
+
 def markdown_table(rows: Sequence[Row]) -> str:
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]

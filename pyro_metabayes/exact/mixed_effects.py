@@ -16,6 +16,7 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.conjugate import posterior_of_rows
 
 LEAST_NOISE = 1e-4  # noise, in standard deviations of the response, below which the effects fit every point
+LEAST_VARIANCE = 1e-4  # added to the variance of an effect, in noise variances, where a variance of 0 has no inverse
 STARTS = (1.0, 0.3, 0.1)  # starting values of sd / noise; a long first step may end at L = 0, where the gradient is 0
 
 
@@ -62,7 +63,9 @@ class Sums:
     num_points: int
 
 
-def fit(episodes: Episodes, num_random: int, restricted: bool = False, diagonal: bool = False) -> MixedEffects:
+def fit(
+    episodes: Episodes, num_random: int, restricted: bool = False, diagonal: bool = False, penalised: bool = False
+) -> MixedEffects:
     """Maximum likelihood, or restricted maximum likelihood, for all query points, in float64.
 
     With covariance = noise^2 L L^T, M_g = I + L^T z^T z L and b the generalised least-squares coefficients,
@@ -78,6 +81,9 @@ def fit(episodes: Episodes, num_random: int, restricted: bool = False, diagonal:
         num_random: R; the first R features have group-specific effects.
         restricted: whether log |x^T V^-1 x|, V = I + z L L^T z^T, is added and n is replaced by n - D.
         diagonal: whether covariances between effects are fixed at 0.
+        penalised: whether 2 log |L| is added to 2 log p(y), so that no estimated sd is 0: the prior density of L is
+            proportional to |L|. (Chung et al. 2013, "A nondegenerate penalized likelihood estimator for variance
+            parameters in multilevel models".) The log-likelihood is that without the penalty.
 
     Raises:
         UsageError: there are support points, labels have several numbers, or points are not more than coefficients.
@@ -93,7 +99,9 @@ def fit(episodes: Episodes, num_random: int, restricted: bool = False, diagonal:
         return scale.unsqueeze(-1) * torch.zeros_like(sums.zz[0]).masked_scatter(where, theta)
 
     def loss(theta: Tensor) -> Tensor:
-        return _deviance(sums, factor(theta), restricted)[0]
+        found = factor(theta)
+        penalty = 2 * found.diagonal().abs().log().sum() if penalised else 0.0
+        return _deviance(sums, found, restricted)[0] - penalty
 
     start = torch.eye(num_random, dtype=sums.zz.dtype)[where]
     theta = min((_descended(loss, size * start) for size in STARTS), key=lambda theta: loss(theta).item())
@@ -111,11 +119,13 @@ def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor) -> Tensor:
     return noise.double() ** 2 * _deviance(sums_of(episodes, len(covariance)), factor, False)[3]
 
 
-def maximum_of(episodes: Episodes, num_random: int, diagonal: bool = False) -> MixedEffects | None:
+def maximum_of(
+    episodes: Episodes, num_random: int, diagonal: bool = False, restricted: bool = False, penalised: bool = False
+) -> MixedEffects | None:
     """As `fit`, for a standardised response; None if the likelihood is unbounded, or there are too few points."""
     # The line search of torch's L-BFGS raises an IndexError if the likelihood is not finite.
     with suppress(UsageError, torch.linalg.LinAlgError, IndexError):
-        found = fit(episodes, num_random, diagonal=diagonal)
+        found = fit(episodes, num_random, restricted, diagonal, penalised)
         if found.noise > LEAST_NOISE and math.isfinite(found.log_likelihood):
             return found
     return None

@@ -161,9 +161,10 @@ def _one_group(file: Path, group: Name | Sequence[Name]) -> Name:
         header = header_of(file, group)
         names = [header.name_of(name) for name in group]
         kind = _kind_of_groups(header, names)
+        remedy = "name the smaller groups, and add the larger ones to data.predictors as a factor"
         raise UsageError(
             f"expected one column in data.group, got {' and '.join(names) or 'none'}, whose groups are {kind}: the "
-            "model has effects of one grouping only; name one of them"
+            f"model has effects of one grouping only; {remedy if kind == 'nested' else 'name one of them'}"
         )
     return group[0]
 

@@ -97,14 +97,21 @@ def _one_bar(bars: Sequence[str], formula: str) -> tuple[str, str]:
             kind, remedy = ("crossed or nested groups", "keep one of them")
         raise UsageError(f"expected one term (effects | group) in data.formula, got {shown}, {kind}; {remedy}")
     effects, _, group = bars[0].rpartition("|")
-    if "/" in group or ":" in group:
-        kind = "nested groups" if "/" in group else "groups of several columns"
-        remedy = "name one column" if "/" in group else "write the pairs as a column of the file"
-        raise UsageError(
-            f"expected one column of groups in ({bars[0].strip()}), got {kind}: the model has effects of one "
-            f"grouping only; {remedy}"
-        )
+    _refuse_several_columns(bars[0].strip(), group)
     return effects, group
+
+
+def _refuse_several_columns(bar: str, group: str) -> None:
+    """Refuse nested groups, a/b, and groups of several columns, a:b."""
+    kind, remedy = "groups of several columns", "write the pairs as a column of the file"
+    if "/" in group:
+        outer, inner = (part.strip() for part in group.split("/", 1))
+        kind, remedy = "nested groups", f"write + {outer} + (... | {inner}), in which {outer} is a factor"
+    if "/" in group or ":" in group:
+        raise UsageError(
+            f"expected one column of groups in ({bar}), got {kind}: the model has effects of one grouping only; "
+            f"{remedy}"
+        )
 
 
 def terms_of(text: str, formula: str) -> Terms:

@@ -18,6 +18,7 @@ from pyro_metabayes.data.sources.scales import Scales
 from pyro_metabayes.data.stream import Block, check_regression
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.episodes import Episodes
+from pyro_metabayes.exact.estimation_errors import EstimationErrors, estimation_errors
 from pyro_metabayes.exact.mixed_effects import MixedEffects, maximum_of
 from pyro_metabayes.prediction.averages import masked_mean
 
@@ -102,6 +103,10 @@ class Groups:
         """
         found = maximum_of(self.with_equal_precision(self.whole()), self.num_random, diagonal)
         return None if found is None else self.of_labels(found)
+
+    def estimation_errors(self, diagonal: bool = False) -> EstimationErrors | None:
+        """Errors of the estimates from the training groups, in standardised units; None as in `estimates`."""
+        return estimation_errors(self.with_equal_precision(self.whole()), self.num_random, diagonal)
 
     def of_labels(self, fitted: MixedEffects) -> MixedEffects:
         """A fit of the training groups with equal precision, with the log likelihood of the labels as they are."""

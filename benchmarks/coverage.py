@@ -1,0 +1,106 @@
+"""python -m benchmarks.coverage [TABLE ...]: coverage of 90% intervals, without and with the errors of the estimates.
+
+Draws responses for the groups of a table from the linear mixed model that is fitted to all of them. Ten random groups
+are the training groups. Another group is predicted given none or three of its points. Effects are those of the
+training groups, in the units of the file. "plug-in": intervals of maximum likelihood, as if the estimates were exact.
+"with errors": intervals of experiments.predict and experiments.effects. +- is a 95% interval over the drawn tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from benchmarks.pooling import TABLES, parse_tables
+from pyro_metabayes.data.sources.groups import Groups, load
+from pyro_metabayes.data.task_shape import TaskShape
+from pyro_metabayes.diagnostics.collapse import HALF_OF_90
+from pyro_metabayes.evaluation.intervals import ci95_of
+from pyro_metabayes.exact.estimation_errors import EstimationErrors
+from pyro_metabayes.exact.mixed_effects import MixedEffects
+from pyro_metabayes.experiments.effects.estimates import effects_of_fit
+from pyro_metabayes.experiments.partial_pooling.closed_form_scores import predicted, simulated
+from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
+from pyro_metabayes.prediction.averages import masked_mean
+
+KNOWN = (0, 3)  # numbers of known points of a new group
+INTERVALS = ("plug-in", "with errors")
+
+
+def table_of(name: str) -> Groups:
+    group, response, predictors, random = TABLES[name]
+    return load(group, response, predictors.strip("[]").split(","), random.strip("[]").split(","), table=name)
+
+
+def shares(table: Groups, effects: Tensor, true: MixedEffects, generator: Generator) -> dict[str, tuple[float, float]]:
+    """Shares inside the plug-in intervals and inside those with errors, by kind of interval; {} without a maximum."""
+    fitted, errors = table.estimates(), table.estimation_errors()
+    if fitted is None or errors is None:
+        return {}
+    found = {f"new group, {shot} points": of_new_groups(table, fitted, errors, shot, generator) for shot in KNOWN}
+    return found | {"effects": of_effects(table, fitted, effects, true)}
+
+
+def of_new_groups(
+    table: Groups, fitted: MixedEffects, errors: EstimationErrors, shot: int, generator: Generator
+) -> tuple[float, float]:
+    tasks = table.sampler("test", TaskShape(way=1, shot=shot, query=1000))(generator).tasks(slice(None))
+    prediction = predicted(fitted, tasks)
+    distance = (tasks.query_y[..., 0] - prediction.mean).abs() / prediction.stddev
+    widening = errors.of_queries(tasks.observed())
+    reaches = torch.tensor(HALF_OF_90), widening.ratio * widening.quantile(0.9)
+    plug_in, with_errors = (masked_mean((distance < reach).double(), tasks.query_mask).mean() for reach in reaches)
+    return plug_in.item(), with_errors.item()
+
+
+def of_effects(table: Groups, fitted: MixedEffects, effects: Tensor, true: MixedEffects) -> tuple[float, float]:
+    own, train = len(true.covariance), table.splits["train"]
+    truth = table.scales.effects_in_units(true.coefficients[:own] + effects, true.coefficients[own:])[train]
+    estimates = effects_of_fit(table, fitted).estimates
+    distance = (truth - estimates.effects[train]).abs()
+    reaches = HALF_OF_90 * estimates.effects_sd, estimates.reach
+    plug_in, with_errors = ((distance < reach[train]).double().mean() for reach in reaches)
+    return plug_in.item(), with_errors.item()
+
+
+def rows(name: str, num_groups: int, num_tables: int) -> list[dict[str, str]]:
+    groups, generator = table_of(name), Generator().manual_seed(0)
+    true = groups.estimates()
+    assert true is not None
+    drawn: list[dict[str, tuple[float, float]]] = []
+    for _ in range(num_tables):
+        table, effects = simulated(true, groups, generator)
+        order = torch.randperm(len(groups.names), generator=generator)
+        table = replace(table, splits={"train": order[:num_groups], "test": order[num_groups:]})
+        if found := shares(table, effects, true, generator):
+            drawn.append(found)
+    return [
+        {"table": name, "interval": kind, "tables": str(len(drawn))}
+        | {title: _share([found[kind][place] for found in drawn]) for place, title in enumerate(INTERVALS)}
+        for kind in drawn[0]
+    ]
+
+
+def _share(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f} +- {ci95_of(np.array(values)):.3f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
+    parser.add_argument("--groups", type=int, default=10, help="number of training groups")
+    parser.add_argument("--draws", type=int, default=200, help="number of drawn tables")
+    options = parse_tables(parser, arguments)
+    every: list[dict[str, str]] = []
+    for name in options.tables:
+        every += rows(name, options.groups, options.draws)
+        print(text_table(every[-len(KNOWN) - 1 :]), flush=True)
+    print(markdown_table(every))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Predictions of a linear mixed model that contain the errors of its estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+from torch.func import hessian, jacfwd
+
+from pyro_metabayes.episodes import Episodes, Observed
+from pyro_metabayes.exact.mixed_effects import (
+    LEAST_VARIANCE,
+    MixedEffects,
+    Sums,
+    log_likelihood,
+    maximum_of,
+    sums_of,
+)
+
+FLAT = 1e-9  # curvature, relative to the largest, below which the likelihood does not determine a direction
+
+
+@dataclass(frozen=True)
+class Widening:
+    """Widths of predictions [T, Q] that contain the errors of the estimates.
+
+    sd: their standard deviation.
+    ratio: sd divided by that at maximum likelihood without the errors.
+    freedom: degrees of freedom of the distribution, Student's t.
+    """
+
+    sd: Tensor
+    ratio: Tensor
+    freedom: Tensor
+
+    def quantile(self, level: float) -> Tensor:
+        """Half width of the central interval of this level, divided by the sd."""
+        return torch.from_numpy(stdtrit(self.freedom.numpy(), 0.5 + level / 2))
+
+
+@dataclass(frozen=True)
+class EstimationErrors:
+    """The estimates psi of a linear mixed model from its training groups, and the covariance of their errors.
+
+    Let m(psi) and v(psi) be mean and variance of a prediction given psi, and C the inverse of the observed information
+    of psi. The prediction is Student's t with mean m, squared scale and degrees of freedom
+
+        s^2 = v + grad m^T C grad m,     df = 2 v^2 / (grad v^T C grad v),
+
+    at restricted maximum likelihood, penalised such that no sd of effects is 0, where m and v do not depend on psi to
+    first order. It is `Widening` times as wide as a Gaussian at maximum likelihood. (Kackar and
+    Harville 1984, "Approximations for standard errors of estimators of fixed and random effects"; Satterthwaite 1946.)
+
+    maximum: the maximum-likelihood estimates, with which predictions that ignore the errors are made.
+    psi: coefficients [D], free elements of L, log noise; the covariance of the effects is noise^2 L L^T.
+    free: the free elements of L [R, R].
+    covariance: C.
+    """
+
+    maximum: MixedEffects
+    psi: Tensor
+    free: Tensor
+    covariance: Tensor
+
+    def of_queries(self, observed: Observed, noise: bool = True) -> Widening:
+        """For y of the queries, given the support points; noise: whether y has noise, else it is the regression."""
+        before = self._moments(_parameters(self.maximum, self.free), observed, noise)[..., 1]
+        variance = self._moments(self.psi, observed, noise)[..., 1]
+        by_psi: Callable[[Tensor], Tensor] = jacfwd(lambda psi: self._moments(psi, observed, noise))
+        slopes = by_psi(self.psi)  # [T, Q, 2, P]
+        of_mean, of_variance = ((slopes @ self.covariance) * slopes).sum(-1).unbind(-1)
+        freedom = (2 * variance.square() / of_variance).clamp(min=1.0)
+        sd = (variance + of_mean).sqrt()
+        return Widening(sd, sd / before.sqrt(), freedom)
+
+    def _moments(self, psi: Tensor, observed: Observed, noise: bool) -> Tensor:
+        """Mean and variance of the queries given psi [T, Q, 2]."""
+        coefficients, factor, sd = _parts(psi, self.free)
+        num_random, mask = len(factor), observed.support_mask.unsqueeze(-1)
+        x, y, query = observed.support_x.double() * mask, observed.support_y.double() * mask, observed.query_x.double()
+        reach = x[..., :num_random] @ factor / sd
+        residual = (y - x @ coefficients.unsqueeze(-1)) / sd
+        precision = torch.eye(num_random, dtype=psi.dtype) + reach.mT @ reach
+        own = query[..., :num_random] @ factor
+        mean = query @ coefficients.unsqueeze(-1) + own @ torch.linalg.solve(precision, reach.mT @ residual)
+        variance = (own * torch.linalg.solve(precision, own.mT).mT).sum(-1, keepdim=True) + noise * sd**2
+        return torch.cat((mean, variance), -1)
+
+
+def estimation_errors(groups: Episodes, num_random: int, diagonal: bool = False) -> EstimationErrors | None:
+    """The estimates from all points of the training groups; None if a likelihood is unbounded or points are too few.
+
+    Args:
+        groups: as in `mixed_effects.fit`.
+        num_random: R.
+        diagonal: whether covariances between effects are fixed at 0.
+    """
+    maximum = maximum_of(groups, num_random, diagonal)
+    restricted = maximum_of(groups, num_random, diagonal, restricted=True, penalised=True)
+    if maximum is None or restricted is None:
+        return None
+    every = torch.ones(num_random, num_random, dtype=torch.bool)
+    free = torch.eye(num_random, dtype=torch.bool) if diagonal else every.tril()
+    psi = _parameters(restricted, free)
+    return EstimationErrors(maximum, psi, free, _inverse_information(psi, free, sums_of(groups, num_random)))
+
+
+def _inverse_information(psi: Tensor, free: Tensor, sums: Sums) -> Tensor:
+    """Inverse of -d^2 log p(y) / d psi^2 on the directions that the likelihood determines.
+
+    If the sd of an effect is 0, its correlations do not change the likelihood, nor any prediction.
+    """
+
+    def loss(at: Tensor) -> Tensor:
+        coefficients, factor, noise = _parts(at, free)
+        penalty = (factor.diagonal() / noise).abs().log().sum()
+        return -log_likelihood(sums, coefficients, factor, noise) - penalty
+
+    curvature: Callable[[Tensor], Tensor] = hessian(loss)
+    values, directions = torch.linalg.eigh(curvature(psi))
+    inverse = torch.where(values > FLAT * values[-1], values.reciprocal(), 0.0)
+    return directions * inverse @ directions.mT
+
+
+def _parts(psi: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients [D], noise L [R, R] and noise."""
+    rows, columns = free.nonzero(as_tuple=True)
+    elements, noise = psi[-1 - len(rows) : -1], psi[-1].exp()
+    factor = torch.zeros(free.shape, dtype=psi.dtype).index_put((rows, columns), elements)
+    return psi[: -1 - len(rows)], noise * factor, noise
+
+
+def _parameters(fitted: MixedEffects, free: Tensor) -> Tensor:
+    """psi at given estimates."""
+    least = LEAST_VARIANCE * fitted.noise**2 * torch.eye(len(free), dtype=fitted.noise.dtype)
+    factor = torch.linalg.cholesky(fitted.covariance + least) / fitted.noise
+    return torch.cat((fitted.coefficients, factor[free], fitted.noise.log().view(1)))
