@@ -1,4 +1,4 @@
-"""python -m experiments.calibration run=RUN_DIR: calibration of a trained guide.
+"""python -m experiments.calibration RUN_DIR: calibration of a trained guide.
 
 Reports reliability and ECE, the coverage of prediction sets (classes) or intervals (regression), the entropy on queries
 of classes without support points, and simulation-based calibration. Settings of task, eval and guide can be changed.

@@ -52,7 +52,8 @@ def run_command(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are reported here, not by Hydra
     register()
     if asks_for_help(sys.argv):
-        print(usage_of_configuration(sys.modules[task.__module__].__doc__, Path(config_folder), config_name))
+        doc = sys.modules[task.__module__].__doc__
+        print(usage_of_configuration(doc, Path(config_folder), config_name, sys.argv[1:]))
         return
     sys.argv[1:] = hydra_arguments(sys.argv[1:])
     failures: list[str] = []

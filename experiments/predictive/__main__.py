@@ -1,4 +1,4 @@
-"""python -m experiments.predictive run=RUN_DIR tasks=64: posterior and prior predictive checks of a finished run.
+"""python -m experiments.predictive RUN_DIR tasks=64: posterior and prior predictive checks of a finished run.
 
 Settings of task, eval and guide can be changed. Writes predictive.png, table.md and table.csv to RUN_DIR/predictive.
 """
