@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.partial_pooling.closed_form_scores import scores_of
 from pyro_metabayes.experiments.partial_pooling.methods import (
     estimates_from_fit,
@@ -25,7 +26,6 @@ from pyro_metabayes.experiments.partial_pooling.methods import (
 )
 from pyro_metabayes.experiments.runs.finished_runs import read_run
 from pyro_metabayes.experiments.runs.setup import set_up
-from pyro_metabayes.experiments.runs.tables import text_table
 from pyro_metabayes.storage.cache import data_file
 
 # Columns of each table: group, response, predictors, random effects.

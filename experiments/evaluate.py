@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.evaluation import evaluate_run, folder_name
 from pyro_metabayes.experiments.runs.notes import OF_EVALUATION, note_poor_result
 from pyro_metabayes.experiments.runs.restore_run import refuse_training
-from pyro_metabayes.experiments.runs.tables import result_row, text_table
+from pyro_metabayes.experiments.runs.tables import result_row
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import within
 

@@ -21,9 +21,9 @@ from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import keep_settings, run_command
 from pyro_metabayes.experiments.cli.config import Config, config_from
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.results import commit, versions
-from pyro_metabayes.experiments.runs.tables import text_table
 from pyro_metabayes.pretraining import PretrainedFeatures, PrototypeScore, pretrain
 from pyro_metabayes.storage.checkpoint import write_atomically
 

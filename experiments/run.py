@@ -17,8 +17,9 @@ from pyro_metabayes.experiments.cli.config import Config, config_from, saved_con
 from pyro_metabayes.experiments.cli.distributed import is_worker, run_worker
 from pyro_metabayes.experiments.cli.overrides import unquoted
 from pyro_metabayes.experiments.cli.sweeps import job_name
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.notes import note_low_likelihood, note_poor_result
-from pyro_metabayes.experiments.runs.tables import result_row, text_table
+from pyro_metabayes.experiments.runs.tables import result_row
 from pyro_metabayes.experiments.runs.train import run, train_along
 from pyro_metabayes.training.optimisation import TrainSettings
 

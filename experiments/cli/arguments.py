@@ -6,13 +6,23 @@ import shlex
 import sys
 from pathlib import Path
 
+from pyro_metabayes.experiments.cli.choices import CONF
 from pyro_metabayes.experiments.cli.overrides import composable
 from pyro_metabayes.storage.paths import user_path
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
     """The arguments of a command in Hydra's grammar."""
+    _refuse_without_logger(arguments)
     return composable(_in_resumed_folder(_multirun_first(arguments)))
+
+
+def _refuse_without_logger(arguments: list[str]) -> None:
+    """Exit if there are settings of a logger but no logger, which Hydra could not compose."""
+    settings = [argument for argument in arguments if argument.startswith("logger.")]
+    if settings and not any(argument.startswith("logger=") for argument in arguments):
+        names = ", ".join(sorted(path.stem for path in (CONF / "logger").glob("*.yaml")))
+        sys.exit(f"error: expected logger=NAME beside {settings[0]}, got none; there are: {names}")
 
 
 def _multirun_first(arguments: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ COMMENT = re.compile(r"^    (\w+): .+?  # (.+)$", re.MULTILINE)  # a field of a 
 ARGUMENTS = re.compile(r"^Args:\n((?:    .*\n|\n)+)", re.MULTILINE)  # of a docstring without its indentation
 ENTRY = re.compile(r"^    (\w[\w, ]*?): ((?:.*\n)(?:(?:     .*)?\n)*)", re.MULTILINE)  # NAMES: TEXT, on several lines
 OTHERS = re.compile(r"arguments are those of `(\w+)`")
+PROVIDED = {"logger": ("folder", "name")}  # arguments of choices that are no settings
 FILLED_IN = "filled in"  # marks, in its comment, a field that users do not set
 
 
@@ -69,7 +70,7 @@ def settings_of_choice(folder: Path, group: str, choice: str) -> Rows:
     if "_target_" not in specification:
         return
     target = target_of(specification, group)
-    provided = {*provided_by_source(target), *(CONTEXT if group in PARTS else ())}
+    provided = {*provided_by_source(target), *(CONTEXT if group in PARTS else PROVIDED.get(group, ()))}
     explanations = explanations_of(target)
     for name, argument in arguments_of(target).items():
         if name not in provided:

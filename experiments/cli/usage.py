@@ -19,8 +19,8 @@ from pyro_metabayes.experiments.cli.explanations import (
     settings_of_choice,
     settings_of_schema,
 )
+from pyro_metabayes.experiments.cli.text_table import WIDTH
 
-WIDTH = 100
 RUN = "runs/sib"  # replaces RUN_DIR in an example
 MORE = (
     ("--cfg job", "prints the whole configuration, with the settings of the choices, and runs nothing"),

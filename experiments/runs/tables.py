@@ -129,15 +129,6 @@ def _errors(rmse: float, response: Mapping[str, Any] | None) -> dict[str, str]:
     return {f"RMSE (sd of {unit})": number(rmse), f"RMSE ({unit})": f"{rmse * response['sd']:.4g}"}
 
 
-def text_table(rows: Sequence[Row]) -> str:
-    """A table with aligned columns for a terminal."""
-    columns = list(rows[0])
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-    lines = [columns, *([row[name] for name in columns] for row in rows)]
-    text = ["  ".join(cell.ljust(widths[name]) for name, cell in zip(columns, line, strict=True)) for line in lines]
-    return "\n".join(line.rstrip() for line in text)
-
-
 def markdown_table(rows: Sequence[Row]) -> str:
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
