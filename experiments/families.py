@@ -119,8 +119,13 @@ def draw(study: FamilyStudy, path: Path, samples: int = 12) -> Path:
         axes[0][column].set_title(f"{shot} point{'s' if shot > 1 else ''}", fontsize=10)
     axes[0][0].set(ylabel="a sine", ylim=(-8, 8))
     axes[1][0].set(ylabel="a line")
-    colours = [Line2D([], [], color=colour, ls=":") for colour in ("C0", "C1")]
-    figure.legend(colours, ["sample, a sine", "sample, a line"], loc="outside upper right", ncols=2, frameon=False)
+    legend = {
+        "sample, a sine": Line2D([], [], color="C0", ls=":"),
+        "sample, a line": Line2D([], [], color="C1", ls=":"),
+        "true function": Line2D([], [], color="black", lw=1.2),
+        "support point": Line2D([], [], color="C3", ls="--", lw=0.6, marker="o", ms=4),
+    }
+    figure.legend(legend.values(), legend, loc="outside upper right", ncols=4, frameon=False)
     return save_figure(figure, path)
 
 

@@ -34,6 +34,7 @@ from pyro_metabayes.experiments.cli.sweeps import (
     write_note,
 )
 from pyro_metabayes.experiments.cli.usage import asks_for_help, usage_of_configuration
+from pyro_metabayes.experiments.runs.plots import plot_formats
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.lock import alone_in
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
@@ -105,6 +106,7 @@ def run_program(main: Callable[[], object]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # each line reaches a pipe when it is printed
     try:
+        plot_formats()  # before any work
         with _stoppable(), one_line_warnings():
             main()
     except KeyboardInterrupt as stop:  # includes Interrupted

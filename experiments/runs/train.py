@@ -48,7 +48,7 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         log.log_results(evaluation.metrics, history.steps)
     task = task_name(results)
     if config.train.steps:
-        draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
+        draw_curves(folder, f"{results['guide']} on {results['data']}, {task}, seed {config.seed}", results)
     write_results(folder, results, evaluation)
     return results
 
