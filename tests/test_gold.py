@@ -283,6 +283,7 @@ def test_the_command_of_numbers_and_its_mistakes(finished: Path) -> None:
     before = sorted(Path.cwd().rglob("*"))
     mistakes = {
         ("run=flat",): "expected a run whose prior has a density for a gold posterior, got a flat prior",
+        (str(finished), "tasks", "2"): "expected folders of runs, got 'tasks', which has no checkpoint.pt",
         ("run=nowhere",): "expected a checkpoint at nowhere/checkpoint.pt, got no such file",
         ("tasks=2",): "expected RUN_DIR, the folder of a finished run, got none",
         (f"run={finished}", "tasks=0"): "expected tasks >= 2, got 0",

@@ -13,7 +13,7 @@ import numpy as np
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.runs.comparison import groups_of
 from pyro_metabayes.experiments.runs.finished_runs import Run
-from pyro_metabayes.experiments.runs.plots import limits_without_outliers, new_figure, save_figure
+from pyro_metabayes.experiments.runs.plots import limits_without_outliers, logarithmic, new_figure, save_figure
 
 Groups = Mapping[tuple[str, str], Sequence[Run]]
 Curve = tuple[list[int], list[float]]  # steps and values
@@ -44,7 +44,8 @@ def draw(groups: Groups, path: Path) -> None:
 def _draw_spreads(axis: Any, curves: Mapping[str, Curve], title: str) -> None:
     for label, (steps, spread) in curves.items():
         axis.plot(steps, spread, label=_name(label))
-    axis.set(yscale="log", xlabel="meta-training step")
+    logarithmic(axis)
+    axis.set(xlabel="meta-training step")
     axis.set_title(title, fontsize=10)
     axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 

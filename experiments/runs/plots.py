@@ -75,7 +75,8 @@ def _draw_spreads(axis: Any, lines: Sequence[Mapping[str, Any]], of_classes: boo
         if any(line[name] is not None for line in lines):  # a regression has no disagreement
             label = legend if of_classes else legend.replace("logits", "means / noise")
             axis.plot(*_curve(lines, name), _style(lines), label=label)
-    axis.set(title="spread of the prior", yscale="log")
+    axis.set(title="spread of the prior")
+    logarithmic(axis)
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], name: str, factor: float = 1) -> tuple[list[int], list[float]]:
@@ -135,6 +136,14 @@ def new_figure(num_panels: int, rows: int = 1) -> tuple[Any, list[Any]]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     return figure, axes
+
+
+def logarithmic(axis: Any) -> None:
+    """A logarithmic axis of y whose ticks are plain numbers; those between powers of ten too, if it spans only one."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:.3g}" if high < 10 * low else "")
 
 
 def legend_below(axis: Any, columns: int = 2) -> None:

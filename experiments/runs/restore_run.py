@@ -70,6 +70,10 @@ def _runs(folders: Sequence[str], schema: type) -> DictConfig:
     if len(folders) > 1 and get_type_hints(schema)["run"] is str:
         got = f"{len(folders)}: {', '.join(folders)}"
         raise UsageError(f"expected the folder of one run, got {got}; settings have the form tasks=32")
+    for folder in folders if len(folders) > 1 else ():  # before the first run takes minutes
+        if not (user_path(folder) / "checkpoint.pt").is_file():
+            got = f"'{folder}', which has no checkpoint.pt"
+            raise UsageError(f"expected folders of runs, got {got}; settings have the form tasks=32")
     paths = [str(user_path(folder)) for folder in folders]
     return OmegaConf.create({"run": paths if len(paths) > 1 else paths[0]} if paths else {})
 
