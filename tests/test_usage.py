@@ -109,4 +109,5 @@ def test_a_command_on_a_run_says_that_it_needs_one(name: str) -> None:
 
 
 def test_settings_of_an_evaluation_are_not_required() -> None:
-    assert call("evaluate").err.endswith("the following arguments are required: run\n")
+    expected = "error: the following arguments are required: run; explained by: python -m experiments.evaluate --help\n"
+    assert (call("evaluate").code, call("evaluate").err) == (2, expected)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 WIDTH = 100  # characters of a line
 GAP = 2  # spaces between two columns
 LABEL = 24  # characters of a label that is not wrapped
+CELL = 12  # characters of another cell that is not wrapped
 JOINED = "\N{NO-BREAK SPACE}"
 
 
@@ -45,10 +46,10 @@ def _blocks(columns: Sequence[Sequence[str]], keys: int) -> list[list[Sequence[s
 
 
 def _least_widths(columns: Sequence[Sequence[str]], keys: int) -> list[int]:
-    """The least width of each column: that of its longest word; short labels in the first columns are not wrapped."""
+    """The least width of each column: that of its longest word; short cells, and labels in the keys, stay whole."""
     words = [max(len(word) for cell in cells for word in _words(cell)) for cells in columns]
-    labels = [min(LABEL, max(map(len, cells))) for cells in columns[:keys]]
-    return [*map(max, words, labels), *words[keys:]]
+    whole = [min(LABEL if place < keys else CELL, max(map(len, cells))) for place, cells in enumerate(columns)]
+    return list(map(max, words, whole))
 
 
 def _words(cell: str) -> list[str]:

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from omegaconf import MISSING as REQUIRED
 
@@ -32,11 +33,18 @@ def asks_for_help(arguments: Sequence[str]) -> bool:
     return not {"-h", "--help"}.isdisjoint(arguments)
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that reports a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; explained by: {self.prog} --help\n")
+
+
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """A parser without arguments; its help text is made from this docstring."""
     name, example, text = _described(doc)
     form = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(prog=name, description=text, epilog=_example(name, example), formatter_class=form)
+    return OneLineParser(prog=name, description=text, epilog=_example(name, example), formatter_class=form)
 
 
 def usage_of_settings(doc: str | None, schema: type) -> str:

@@ -127,7 +127,8 @@ def new_figure(num_panels: int, rows: int = 1) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLOURS)
+    cycle = matplotlib.cycler(linestyle=("-", "--")) * matplotlib.cycler(color=COLOURS)  # more lines are dashed
+    matplotlib.rcParams["axes.prop_cycle"] = cycle
     matplotlib.rcParams["svg.fonttype"] = "none"  # text remains text
     figure = Figure(figsize=(4.2 * num_panels, 3.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
