@@ -108,6 +108,12 @@ def test_a_command_on_a_run_says_that_it_needs_one(name: str) -> None:
     )
 
 
+def test_an_unknown_flag_is_named_in_one_line() -> None:
+    expected = "unknown flag '--hepl'; did you mean --help? settings have the form train.steps=500; --help lists them"
+    assert call("run", "guide=sib", "--hepl").error == expected
+    assert call("collapse", "--steps=3").error.startswith("unknown flag '--steps'; ")
+
+
 def test_settings_of_an_evaluation_are_not_required() -> None:
     expected = "error: the following arguments are required: run; explained by: python -m experiments.evaluate --help\n"
     assert (call("evaluate").code, call("evaluate").err) == (2, expected)
