@@ -71,8 +71,8 @@ def _page(form: Callable[[Table], str], filled: Callable[[str], str], *three: Ta
     for title, table in ((PAIRED, paired), (OVER_RUNS, over)):
         if any("+-" in cell for row in table for cell in row.values()):
             parts += [filled(title), form(table)]
-    title = [filled(SCORES)] if len(scores) > 1 else []
-    return "\n\n".join([*parts, *title, form(scores)]) + "\n"
+    parts += [filled(SCORES)] if len(scores) > 1 else []
+    return "\n\n".join([*parts, form(scores)]) + "\n"
 
 
 def _without_only_task(table: Table) -> Table:

@@ -124,10 +124,11 @@ def new_figure(num_panels: int, rows: int = 1) -> tuple[Any, list[Any]]:
     The colours "C0", "C1", ... are those of COLOURS from then on.
     """
     import matplotlib
+    from cycler import cycler
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cycle = matplotlib.cycler(linestyle=("-", "--")) * matplotlib.cycler(color=COLOURS)  # more lines are dashed
+    cycle = cycler(linestyle=("-", "--")) * cycler(color=COLOURS)  # more lines are dashed
     matplotlib.rcParams["axes.prop_cycle"] = cycle
     matplotlib.rcParams["svg.fonttype"] = "none"  # text remains text
     figure = Figure(figsize=(4.2 * num_panels, 3.2 * rows), layout="constrained")
