@@ -14,7 +14,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_DOCS := .venv/.ready_docs
 
-.PHONY: run test check docs wheel bench bench-gpu audit clean
+.PHONY: run test check docs wheel dist bench bench-gpu audit clean
 
 run: $(READY)
 	$(BIN)/python -m experiments.run $(ARGS)
@@ -63,6 +63,15 @@ wheel: $(READY)
 	build/installed/venv/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
 		-c constraints.txt "$$(ls dist/*.whl)[experiments]"
 	build/installed/venv/bin/python tests/installed.py build/installed/try tests/assets/version_0_1
+
+# What a release uploads, in dist/, checked as the package index checks it.
+dist:
+	rm -rf dist
+	"$(PYTHON)" -m venv build/dist
+	build/dist/bin/python -m pip install --quiet build twine cffconvert
+	build/dist/bin/python -m build
+	build/dist/bin/python -m twine check --strict dist/*
+	build/dist/bin/cffconvert --validate
 
 # Known vulnerabilities of the pinned packages, by a pip-audit of its own; fails too where it cannot look one up.
 audit:

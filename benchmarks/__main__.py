@@ -34,7 +34,7 @@ from benchmarks import (
 from benchmarks.measure import Row
 from benchmarks.setting import Size
 from pyro_metabayes.device import keep_freed_memory
-from pyro_metabayes.experiments.runs.tables import text_table
+from pyro_metabayes.experiments.cli.text_table import text_table
 
 CASES = {
     "sib": sib.rows,

@@ -23,9 +23,10 @@ from pyro_metabayes.diagnostics.collapse import HALF_OF_90
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.exact.estimation_errors import EstimationErrors
 from pyro_metabayes.exact.mixed_effects import MixedEffects
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.effects.estimates import effects_of_fit
 from pyro_metabayes.experiments.partial_pooling.closed_form_scores import predicted, simulated
-from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table
 from pyro_metabayes.prediction.averages import masked_mean
 
 KNOWN = (0, 3)  # numbers of known points of a new group

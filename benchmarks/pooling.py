@@ -20,6 +20,7 @@ from pathlib import Path
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.partial_pooling.closed_form_scores import range_of_coverage, scores_of
 from pyro_metabayes.experiments.partial_pooling.methods import (
     estimates_from_fit,
@@ -28,7 +29,7 @@ from pyro_metabayes.experiments.partial_pooling.methods import (
 )
 from pyro_metabayes.experiments.runs.finished_runs import read_run
 from pyro_metabayes.experiments.runs.setup import set_up
-from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table
 from pyro_metabayes.storage.cache import data_file
 
 # Columns of each table: group, response, predictors, random effects.

@@ -4,8 +4,16 @@ import os
 import signal
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 STOP = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}  # Python's default handlers
+
+
+def commands() -> dict[str, Path]:
+    """The file of each command by name: NAME.py in this folder, or the __main__.py of the package NAME."""
+    files = {path.stem: path for path in Path(__file__).parent.glob("[a-z]*.py")}
+    files |= {path.parent.name: path for path in Path(__file__).parent.glob("*/__main__.py")}
+    return dict(sorted(files.items()))
 
 
 def _leave(number: int, frame: object) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import ast
+import os
 import runpy
 import sys
 from difflib import get_close_matches
 from pathlib import Path
 
-from pyro_metabayes.experiments import require_extra
+from pyro_metabayes.experiments import commands, require_extra
 
-FOLDER = Path(__file__).parent
-
-
-def commands() -> dict[str, Path]:
-    """The file of each command by name: NAME.py in this folder, or the __main__.py of the package NAME."""
-    files = {path.stem: path for path in FOLDER.glob("[a-z]*.py")}
-    files |= {path.parent.name: path for path in FOLDER.glob("*/__main__.py")}
-    return dict(sorted(files.items()))
+MORE = (
+    "metabayes NAME --help explains a command; metabayes completion makes Tab complete commands and settings",
+    "METABAYES_PLOTS=pdf (or svg, or both: pdf,svg) before a command also saves its plots in that format",
+)
 
 
 def summary(path: Path) -> str:
@@ -31,7 +28,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         lines = [f"  {command:20}{summary(path)}" for command, path in files.items()]
-        print("\n".join(["usage: metabayes NAME ...", "", *lines, "", "metabayes NAME --help explains a command"]))
+        _print("\n".join(["usage: metabayes NAME ...", "", *lines, "", *MORE]))
         return
     if name not in files:
         near = get_close_matches(name, files, 1)
@@ -40,6 +37,14 @@ def main() -> None:
     require_extra()
     del sys.argv[1]
     runpy.run_module(f"pyro_metabayes.experiments.{name}", run_name="__main__", alter_sys=True)
+
+
+def _print(text: str) -> None:
+    """Print a text; a reader such as `head` may close the pipe early."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it exits
 
 
 if __name__ == "__main__":

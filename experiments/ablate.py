@@ -17,10 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes.experiments.cli.command import CONF, run_command
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.comparison import differences_row, scores_row
 from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
-from pyro_metabayes.experiments.runs.tables import markdown_table, queries_of, save_tables, text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table, queries_of, save_tables
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row
 from pyro_metabayes.experiments.studies.tables import commands
@@ -113,7 +114,7 @@ def draw(entries: Sequence[ScoredRow], path: Path) -> Path:
     figure.set_size_inches(6.2 * len(axes), 0.2 * len(rows) + 2.0)
     for place, entry in enumerate(rows):
         mean, ci95 = accuracy_of(entry)
-        axes[0].errorbar(mean, -place, xerr=ci95, fmt="o", ms=4, color=f"C{_part_index(rows, entry) % 10}")
+        axes[0].errorbar(mean, -place, xerr=ci95, fmt="o", ms=4, color=f"C{_part_index(rows, entry)}")
     axes[0].axvline(accuracy_of(rows[0])[0], color="black", lw=0.8, ls=":")
     names = [f"{entry.row.label} ({entry.row.part})" for entry in rows]
     axes[0].set_yticks([-place for place in range(len(rows))], names, fontsize=7)

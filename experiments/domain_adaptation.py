@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.cli.command import run_command
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
-from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row
 from pyro_metabayes.experiments.studies.tables import commands

@@ -25,10 +25,11 @@ from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.restore_run import restore_run
-from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table
 from pyro_metabayes.seeding import seeded
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.paths import user_path
@@ -118,8 +119,13 @@ def draw(study: FamilyStudy, path: Path, samples: int = 12) -> Path:
         axes[0][column].set_title(f"{shot} point{'s' if shot > 1 else ''}", fontsize=10)
     axes[0][0].set(ylabel="a sine", ylim=(-8, 8))
     axes[1][0].set(ylabel="a line")
-    colours = [Line2D([], [], color=colour, ls=":") for colour in ("C0", "C1")]
-    figure.legend(colours, ["sample, a sine", "sample, a line"], loc="outside upper right", ncols=2, frameon=False)
+    legend = {
+        "sample, a sine": Line2D([], [], color="C0", ls=":"),
+        "sample, a line": Line2D([], [], color="C1", ls=":"),
+        "true function": Line2D([], [], color="black", lw=1.2),
+        "support point": Line2D([], [], color="C3", ls="--", lw=0.6, marker="o", ms=4),
+    }
+    figure.legend(legend.values(), legend, loc="outside upper right", ncols=4, frameon=False)
     return save_figure(figure, path)
 
 

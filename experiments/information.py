@@ -17,8 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from pyro_metabayes.experiments.cli.command import run_command
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
-from pyro_metabayes.experiments.runs.tables import markdown_table, number, per_cent, save_tables, text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table, number, per_cent, save_tables
 from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row, read
 from pyro_metabayes.experiments.studies.tables import commands

@@ -96,8 +96,9 @@ def draw(bands: Sequence[Sequence[Band]], names: Sequence[str], path: Path) -> P
 def _draw_band(axis: Any, band: Band) -> None:
     low, high = band.draws.quantile(torch.tensor([0.05, 0.95]), dim=0)
     axis.fill_between(band.x, low, high, color="C0", alpha=0.2, linewidth=0, label="90% of the functions")
-    for function in band.draws[:NUM_FUNCTIONS]:
-        axis.plot(band.x, function, color="C0", linewidth=0.5, alpha=0.6)
+    functions = band.draws[:NUM_FUNCTIONS]
+    axis.plot(band.x, functions[0], color="C0", linewidth=0.5, alpha=0.6, label=f"{len(functions)} of the functions")
+    axis.plot(band.x, functions[1:].mT, color="C0", linewidth=0.5, alpha=0.6)
     axis.plot(band.x, band.draws.mean(0), color="C0", linewidth=1.6, label="mean")
     axis.plot(band.x, band.y, color="black", linewidth=1, linestyle="--", label="truth")
     axis.plot(band.support_x, band.support_y, "o", color="C3", markersize=5, label="support")

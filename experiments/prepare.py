@@ -18,7 +18,7 @@ from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.mapped import MappedRows
 from pyro_metabayes.errors import Interrupted
 from pyro_metabayes.experiments.cli.command import run_command
-from pyro_metabayes.experiments.runs.tables import text_table
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.models.backbones.pretrained_network import LIBRARY
 from pyro_metabayes.storage import downloads
 from pyro_metabayes.storage.cache import cache_folder

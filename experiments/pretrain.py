@@ -21,9 +21,9 @@ from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import keep_settings, run_command
 from pyro_metabayes.experiments.cli.config import Config, config_from
-from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.cli.text_table import text_table
+from pyro_metabayes.experiments.runs.plots import legend_below, new_figure, save_figure
 from pyro_metabayes.experiments.runs.results import commit, versions
-from pyro_metabayes.experiments.runs.tables import text_table
 from pyro_metabayes.pretraining import PretrainedFeatures, PrototypeScore, pretrain
 from pyro_metabayes.storage.checkpoint import write_atomically
 
@@ -100,7 +100,7 @@ def draw(curve: Sequence[Mapping[str, Any]], path: Path) -> None:
     if validated:
         axes[1].plot(*zip(*validated, strict=True), "o-", ms=3, label="class means, 5-way 1-shot validation")
     axes[1].set(title="accuracy, %", xlabel="epoch")
-    axes[1].legend(frameon=False, fontsize=8)
+    legend_below(axes[1])
     save_figure(figure, path)
 
 

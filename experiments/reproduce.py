@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
 from pyro_metabayes.experiments.cli.command import run_command
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.finished_runs import read_run
-from pyro_metabayes.experiments.runs.tables import markdown_table, per_cent, text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table, per_cent
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, jobs_of, read, rows_of
 from pyro_metabayes.experiments.studies.tables import commands, verdict

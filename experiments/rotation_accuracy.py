@@ -21,10 +21,11 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.runs.restore_run import restore_run
 from pyro_metabayes.experiments.runs.setup import RunSetup
-from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table
 from pyro_metabayes.guides import sib_rotation
 from pyro_metabayes.inference.rotation import TURNS, every_turn
 from pyro_metabayes.learner import MetaLearner

@@ -74,7 +74,7 @@ def __dir__() -> list[str]:
 if "pyro" in sys.modules:  # a program may build Pyro modules before it uses a name of this package
     import_module(f"{__name__}.handlers.parameters")  # sets pyro.settings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Backbone",
     "Bank",

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_metabayes.experiments.cli import text_table
+
 ROOT = Path(__file__).parent.parent
 CLASSES, ROWS, WIDTH = 30, 20, 16
 SMALL = ("train.steps=2", "eval.tasks=8", "train.validation_tasks=8")  # what two seconds can carry
@@ -54,6 +56,8 @@ def call(name: str, *arguments: str) -> Outcome:
         except BaseException:
             traceback.print_exc()
             code = 1
+    wide = [line for line in out.getvalue().splitlines() if "  " in line and len(line) > text_table.WIDTH]
+    assert not wide, f"expected tables of at most {text_table.WIDTH} columns, got {wide}"
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

@@ -265,7 +265,7 @@ def test_what_has_no_ranks_is_refused(pair: Pair, message: str) -> None:
 def test_the_command_of_classes(finished: Path) -> None:
     """The test split has the five classes of a task and no more: no unseen ones; two of three leave one."""
     few = ("tasks=4", "samples=3", "sbc_tasks=20", "draws=9")
-    outcome = ran("calibration", f"run={finished}", *few)
+    outcome = ran("calibration", str(finished), *few)
     assert "ECE, %" in outcome.out and "classes in these sets" in outcome.out and "SBC of the posterior" in outcome.out
     for name in ("table.md", "table.csv", "calibration.png", "sbc.png"):
         assert (finished / "calibration" / name).stat().st_size > 0

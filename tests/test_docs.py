@@ -172,7 +172,7 @@ def composes(settings: Sequence[str]) -> bool:
         "python -m experiments.evaluate RUN guide.num_step=3",
         "python -m experiments.collapse study=gaussian_meen",
         "python -m experiments.compare runs --output table",
-        "python -m experiments.gold run=RUN task=32",
+        "python -m experiments.gold RUN task=32",
         "python -m experiments.partial_pooling study=radium",
         "python -m experiments.rum",
         "make tests",

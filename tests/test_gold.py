@@ -265,7 +265,7 @@ QUICK = ("tasks=2", "warmup=5", "draws=5", "fit_steps=5", "samples=100")
 
 def test_the_command_puts_runs_into_one_table(finished: Path) -> None:
     torch.set_default_dtype(torch.float32)
-    outcome = ran("gold", f"run=[{finished},{finished}]", *QUICK, "targets=[support,all,query]", "chains=1")
+    outcome = ran("gold", str(finished), str(finished), *QUICK, "targets=[support,all,query]", "chains=1")
     for column in ("accuracy %, gold - guide", "amortization gap", "Pareto k", "given support, query", "given query"):
         assert column in outcome.out
     for name in ("table.md", "table.csv", "gold.png", "tasks.npz"):
@@ -283,8 +283,9 @@ def test_the_command_of_numbers_and_its_mistakes(finished: Path) -> None:
     before = sorted(Path.cwd().rglob("*"))
     mistakes = {
         ("run=flat",): "expected a run whose prior has a density for a gold posterior, got a flat prior",
+        (str(finished), "tasks", "2"): "expected folders of runs, got 'tasks', which has no checkpoint.pt",
         ("run=nowhere",): "expected a checkpoint at nowhere/checkpoint.pt, got no such file",
-        ("tasks=2",): "expected run=RUN_DIR, the folder of a finished run, got none",
+        ("tasks=2",): "expected RUN_DIR, the folder of a finished run, got none",
         (f"run={finished}", "tasks=0"): "expected tasks >= 2, got 0",
         (f"run={finished}", "targets=[some]"): "expected the labels of a target to be one of query, support, all",
         (f"run={finished}", "samples=3"): "expected samples >= 100",

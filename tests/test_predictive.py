@@ -143,13 +143,13 @@ def test_the_command_checks_a_run(finished: Path) -> None:
 
 MISTAKES = {
     "run=nowhere": "expected a checkpoint at nowhere/checkpoint.pt, got no such file",
-    "tasks=3": "expected run=RUN_DIR, the folder of a finished run, got none",
+    "tasks=3": "expected RUN_DIR, the folder of a finished run, got none",
     "run={run} taskz=3": "unknown key 'taskz'; did you mean 'tasks'?",
     "run={run} tasks=many": "expected tasks to be of type integer, got 'many'",
     "run={run} tasks=1": "expected tasks >= 2, got 1",
     "run={run} samples=1": "expected samples >= 2, got 1",
     "run={run} train.steps=3": "an evaluation does not train",
-    "run={run} tasks": "expected settings like run=RUN_DIR and tasks=32, got 'tasks'",
+    "{run} tasks": "expected the folder of one run, got 2: ",
 }
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
 
 from pyro_metabayes.experiments import __main__ as entry
+from pyro_metabayes.experiments.cli.choices import CONF
 from pyro_metabayes.experiments.cli.command import run_program
+from pyro_metabayes.experiments.cli.config import Config, register
+from pyro_metabayes.experiments.cli.explanations import settings_of_choice, settings_of_schema
 from pyro_metabayes.training.progress import PlainLines, counted
 from tests.commands import call
 
@@ -20,14 +24,15 @@ def test_every_command_prints_its_usage(name: str, flag: str) -> None:
     assert outcome.code == 0 and outcome.err == ""
     assert outcome.out.startswith(f"usage: python -m experiments.{name} ")
     assert f"\nexample:\n  python -m experiments.{name}" in outcome.out
-    assert "== Config" not in outcome.out and len(outcome.out.splitlines()) < 60
+    assert "== Config" not in outcome.out and max(map(len, outcome.out.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(
     ("name", "explained"),
     {
         "calibration": ("sbc_tasks", "number of tasks for simulation-based calibration; 0 omits it (default: 512)"),
-        "gold": ("run", "folder of a finished run, or several: run=[A,B] (required)"),
+        "gold": ("RUN_DIR", "folder of a finished run, or folders of several"),
+        "predictive": ("samples", "draws of w per task (default: 100)"),
         "run": ("seed", "seed of the initial weights, the tasks and the noise (default: 0)"),
         "collapse": ("workers", "parallel runs, each on one thread (default: 2)"),
         "prepare": ("data=", "cifar_fs, digit_domains"),
@@ -35,6 +40,23 @@ def test_every_command_prints_its_usage(name: str, flag: str) -> None:
 )
 def test_the_usage_explains_the_settings(name: str, explained: tuple[str, str]) -> None:
     assert " ".join(explained) in " ".join(call(name, "--help").out.split())
+
+
+def test_a_choice_on_the_command_line_is_explained() -> None:
+    shown = " ".join(call("run", "guide=sib", "--help").out.split())
+    assert "guide.step_size eta, for a sum over queries (default: 0.001)" in shown
+    assert "also sets train.kl_weight=0.003" in shown and "guide.step_size" not in call("run", "--help").out
+
+
+GROUPS = ("backbone", "data", "guide", "head", "model", "objective", "prior")
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def test_every_setting_of_every_choice_is_explained_in_words() -> None:
+    register()
+    rows = [*settings_of_schema(Config), *(row for choice in CHOICES for row in settings_of_choice(CONF, *choice))]
+    assert len(rows) > 400
+    assert [row for row in rows if not re.match(r"\S.* \((default: |required)", row[1])] == []
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # other tests import commands
@@ -82,9 +104,16 @@ def test_a_pipe_gets_each_line_when_it_is_printed(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("name", ["gold", "calibration", "predictive"])
 def test_a_command_on_a_run_says_that_it_needs_one(name: str) -> None:
     assert call(name, "tasks=4").error == (
-        "expected run=RUN_DIR, the folder of a finished run, got none; --help lists all settings"
+        "expected RUN_DIR, the folder of a finished run, got none; --help lists all settings"
     )
 
 
+def test_an_unknown_flag_is_named_in_one_line() -> None:
+    expected = "unknown flag '--hepl'; did you mean --help? settings have the form train.steps=500; --help lists them"
+    assert call("run", "guide=sib", "--hepl").error == expected
+    assert call("collapse", "--steps=3").error.startswith("unknown flag '--steps'; ")
+
+
 def test_settings_of_an_evaluation_are_not_required() -> None:
-    assert call("evaluate").err.endswith("the following arguments are required: run\n")
+    expected = "error: the following arguments are required: run; explained by: python -m experiments.evaluate --help\n"
+    assert (call("evaluate").code, call("evaluate").err) == (2, expected)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.few_shot.tasks import Cell
-from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
+from pyro_metabayes.experiments.cli.text_table import text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table
 
 Result = dict[str, Any]
 POINTS, NATS = -0.003, 0.01  # a cell is worse if an interval lies wholly beyond

@@ -24,7 +24,7 @@ from benchmarks.gpu.device import description, device_named
 from benchmarks.gpu.result import FAILED, Result, Run
 from pyro_metabayes.device import keep_freed_memory
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.experiments.runs.tables import text_table
+from pyro_metabayes.experiments.cli.text_table import text_table
 
 SECTIONS: dict[str, tuple[Callable[[Run], Iterator[list[Result]]], float]] = {  # rows, share of the time
     "guides": (guides.rows, 0.25),

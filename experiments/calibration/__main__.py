@@ -1,4 +1,4 @@
-"""python -m experiments.calibration run=RUN_DIR: calibration of a trained guide.
+"""python -m experiments.calibration RUN_DIR: calibration of a trained guide.
 
 Reports reliability and ECE, the coverage of prediction sets (classes) or intervals (regression), the entropy on queries
 of classes without support points, and simulation-based calibration. Settings of task, eval and guide can be changed.
@@ -20,9 +20,10 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.calibration.plots import draw, draw_sbc
 from pyro_metabayes.experiments.calibration.tables import Report, SbcResults, rows_of
 from pyro_metabayes.experiments.cli.command import run_program
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.restore_run import batches, settings_of, setup_of
 from pyro_metabayes.experiments.runs.setup import RunSetup
-from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
 from pyro_metabayes.inference.divergences import has_density
 from pyro_metabayes.seeding import seeded
 

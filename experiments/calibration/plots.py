@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_metabayes.diagnostics.calibration import LEVELS, Reliability, reliability
 from pyro_metabayes.diagnostics.sbc import Ranks, Uniformity
 from pyro_metabayes.evaluation.intervals import Estimate
-from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.runs.plots import legend_below, new_figure, save_figure
 
 BINS = 20
 
@@ -42,7 +42,7 @@ def _draw_reliability(axis: Any, diagram: Reliability) -> None:
         values[occupied].numpy()
         for values in (diagram.confidence, diagram.share, diagram.accuracy.mean, diagram.accuracy.ci95)
     )
-    axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--")
+    axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--", label="calibrated")
     axis.bar(confidence, share, width=0.03, color="C0", alpha=0.25, label="share of queries")
     axis.errorbar(confidence, accuracy, yerr=spread, fmt="o-", ms=4, capsize=2)
     ece = f"ECE {100 * diagram.ece.mean:.1f} +- {100 * diagram.ece.ci95:.1f}%"
@@ -50,19 +50,19 @@ def _draw_reliability(axis: Any, diagram: Reliability) -> None:
         xlabel="probability of the prediction", ylabel="share of right predictions", xlim=(0, 1.02), ylim=(0, 1.02)
     )
     axis.set_title(f"reliability, {ece}", fontsize=9)
-    axis.legend(frameon=False, fontsize=8)
+    legend_below(axis)
 
 
 def _draw_coverage(axis: Any, metrics: Mapping[str, Tensor]) -> None:
     coverage = Estimate.over_tasks(metrics["coverage"])
-    axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--")
+    axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--", label="calibrated")
     if "mass" in metrics:
         axis.plot(LEVELS, metrics["mass"].mean(0).numpy(), "s:", color="C1", ms=3, label="probability in the sets")
     mean, spread = coverage.mean.numpy(), coverage.ci95.numpy()
     axis.errorbar(LEVELS, mean, yerr=spread, fmt="o-", ms=4, capsize=2, label="labels inside")
     axis.set(xlabel="level", xlim=(0, 1.02), ylim=(0, 1.02))
     axis.set_title("prediction sets" if "mass" in metrics else "central intervals of the predictive", fontsize=9)
-    axis.legend(frameon=False, fontsize=8)
+    legend_below(axis)
 
 
 def _draw_pit(axis: Any, shares: Tensor) -> None:
@@ -70,7 +70,8 @@ def _draw_pit(axis: Any, shares: Tensor) -> None:
     number, estimate = shares.shape[1], Estimate.over_tasks(shares)
     centres = (np.arange(number) + 0.5) / number
     axis.bar(centres, estimate.mean.numpy(), 1 / number, yerr=estimate.ci95.numpy(), color="C0", alpha=0.6, capsize=2)
-    axis.axhline(1 / number, color="black", linewidth=0.8, linestyle="--")
+    axis.axhline(1 / number, color="black", linewidth=0.8, linestyle="--", label="calibrated")
+    legend_below(axis)
     axis.set(xlabel="PIT", ylabel="share of labels", xlim=(0, 1))
     axis.set_title("probability integral transform", fontsize=9)
 
@@ -82,7 +83,7 @@ def _draw_entropy(axis: Any, unseen: Mapping[str, Tensor]) -> None:
         axis.hist(unseen[name].numpy(), np.linspace(0, top, 25), density=True, alpha=0.5, label=f"{name} classes")
     axis.set(xlabel="mean entropy of a task's queries, nats", ylabel="density over tasks")
     axis.set_title(f"AUROC of single queries {auroc.mean:.3f} +- {auroc.ci95:.3f}", fontsize=9)
-    axis.legend(frameon=False, fontsize=8)
+    legend_below(axis)
 
 
 def draw_sbc(results: Mapping[str, tuple[Ranks, Uniformity]], path: Path) -> Path:
@@ -103,7 +104,7 @@ def _draw_ecdf(axis: Any, ranks: Ranks, tested: Uniformity, name: str) -> None:
         axis.plot(share, difference.numpy(), linewidth=1.1, label=weight)
     axis.set(xlabel="rank / draws", ylabel="ECDF - uniform")
     axis.set_title(f"{name}: {'flagged' if tested.flagged else 'not flagged'}", fontsize=9)
-    axis.legend(frameon=False, fontsize=7)
+    legend_below(axis)
 
 
 def _draw_histogram(axis: Any, ranks: Ranks, tested: Uniformity) -> None:

@@ -34,6 +34,7 @@ from pyro_metabayes.experiments.cli.sweeps import (
     write_note,
 )
 from pyro_metabayes.experiments.cli.usage import asks_for_help, usage_of_configuration
+from pyro_metabayes.experiments.runs.plots import plot_formats
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.lock import alone_in
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
@@ -52,7 +53,8 @@ def run_command(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are reported here, not by Hydra
     register()
     if asks_for_help(sys.argv):
-        print(usage_of_configuration(sys.modules[task.__module__].__doc__, Path(config_folder), config_name))
+        doc = sys.modules[task.__module__].__doc__
+        print(usage_of_configuration(doc, Path(config_folder), config_name, sys.argv[1:]))
         return
     sys.argv[1:] = hydra_arguments(sys.argv[1:])
     failures: list[str] = []
@@ -104,6 +106,7 @@ def run_program(main: Callable[[], object]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # each line reaches a pipe when it is printed
     try:
+        plot_formats()  # before any work
         with _stoppable(), one_line_warnings():
             main()
     except KeyboardInterrupt as stop:  # includes Interrupted

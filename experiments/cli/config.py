@@ -60,6 +60,7 @@ class Config:
     seed: int = 0  # seed of the initial weights, the tasks and the noise
     device: str = "auto"  # auto (the accelerator that torch finds, else the CPU), cpu, cuda, cuda:1, mps, xpu
     threads: int = 1  # number of threads of torch on the CPU; results depend on it in the last digits
+    logger: dict[str, Any] | None = None  # also receives the lines of metrics.jsonl
     init: str = ""  # initial weights: transductive, inductive (learners that ship), or the folder of a run
     resume: str = ""  # folder of an interrupted run to continue
 

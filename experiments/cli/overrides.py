@@ -43,7 +43,7 @@ def allow_part_setting(argument: str) -> str:
 
     Hydra requires this prefix. The signature of the constructor, not the YAML, decides which settings a part has.
     """
-    open_ended = (*(f"{part}." for part in ("data", *PARTS)), "train.learning_rates", "train.kl_weight")
+    open_ended = (*(f"{part}." for part in ("data", "logger", *PARTS)), "train.learning_rates", "train.kl_weight")
     return f"++{argument}" if argument.startswith(open_ended) else argument
 
 

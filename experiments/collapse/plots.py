@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSED_NATS
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.collapse.closed_forms import critical_samples, information
-from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.runs.plots import COLOURS, legend_below, new_figure, save_figure
 from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.experiments.studies.study import Row, read
 from pyro_metabayes.learner import MetaLearner
@@ -64,7 +64,7 @@ def draw_samples(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
     axis.set_title("mean, lowest and highest of the seeds", fontsize=9)
     axis.set_xticks(counts, [str(count) for count in counts], minor=False)
     axis.set_xticks([], minor=True)
-    axis.legend(frameon=False, fontsize=8)
+    legend_below(axis)
     return save_figure(figure, folder / "samples.png")
 
 
@@ -88,7 +88,7 @@ def draw_shots(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path 
     axis.set(xscale="log", xlabel="support points", ylabel="sd of p(w | support)")
     axis.set_xticks(points, [str(count) for count in points])
     axis.set_xticks([], minor=True)
-    axis.legend(frameon=False, fontsize=8)
+    legend_below(axis)
     return save_figure(figure, folder / "shots.png")
 
 
@@ -108,8 +108,8 @@ def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
             axis.plot(
                 [max(run["prior_information"], FLOOR) for run in runs],
                 decided,
-                "^o"[number < 10],
-                color=f"C{number % 10}",
+                "^o"[number < len(COLOURS)],
+                color=f"C{number % len(COLOURS)}",
                 label=row.label,
             )
         axis.set(xscale="log", yscale="log", xlabel="information under the prior, nats per task", title=part)
@@ -129,7 +129,7 @@ def draw_lines(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path 
     for axis, row in zip(axes, plotted_rows, strict=False):
         _draw_slopes(axis, row, folder)
     axes[0].set_ylabel("slope")
-    axes[0].legend(frameon=False, fontsize=8)
+    legend_below(axes[0])
     _draw_kl(axes[-1], rows, folder)
     return save_figure(figure, folder / "lines.png")
 
@@ -142,7 +142,7 @@ def _draw_kl(axis: Any, rows: Sequence[Row], folder: Path) -> None:
     config = _results(rows[0], folder)[0]["config"]
     optimum = information(config["data"], config["task"]["query"])
     axis.axvline(optimum, color="black", lw=0.8, label=f"I(w; x) = {optimum:.4f}")
-    axis.legend(frameon=False, fontsize=8)
+    legend_below(axis)
     axis.set_yticks([-number for number in range(len(rows))], [row.label for row in rows], fontsize=7)
     axis.set(title="KL(q, p_psi) of every seed", xlabel="nats per task")
     axis.title.set_fontsize(9)

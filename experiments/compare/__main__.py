@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from pyro_metabayes.experiments.cli.command import run_program
+from pyro_metabayes.experiments.cli.text_table import WIDTH, text_table
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.compare.plots import draw
 from pyro_metabayes.experiments.runs.comparison import (
@@ -15,9 +17,11 @@ from pyro_metabayes.experiments.runs.comparison import (
     with_meaning,
 )
 from pyro_metabayes.experiments.runs.finished_runs import Run, find_runs, group_by_label
-from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
 from pyro_metabayes.storage.paths import user_path
 
+TASK = "data and task"  # a column
+SCORES = "Means over tasks, with 95% intervals over tasks:"
 PAIRED = (
     "Differences to the first row with the same data and task, on the same tasks (paired 95% intervals over tasks, "
     "given backbones and classes):"
@@ -59,9 +63,22 @@ def notes(groups: Groups) -> list[str]:
     return [line for line in lines if line]
 
 
-def _page(form: Callable[[Table], str], scores: Table, paired: Table, over: Table) -> str:
-    """The three tables."""
-    return f"{form(scores)}\n\n{PAIRED}\n\n{form(paired)}\n\n{OVER_RUNS}\n\n{form(over)}\n"
+def _page(form: Callable[[Table], str], filled: Callable[[str], str], *three: Table) -> str:
+    """The differences, if there are any, then the scores; the name of the only task stands above them."""
+    scores, paired, over = map(_without_only_task, three)
+    tasks = {row[TASK] for row in three[0]}
+    parts = [f"Data and task: {tasks.pop()}"] if len(tasks) == 1 else []
+    for title, table in ((PAIRED, paired), (OVER_RUNS, over)):
+        if any("+-" in cell for row in table for cell in row.values()):
+            parts += [filled(title), form(table)]
+    parts += [filled(SCORES)] if len(scores) > 1 else []
+    return "\n\n".join([*parts, form(scores)]) + "\n"
+
+
+def _without_only_task(table: Table) -> Table:
+    """The table without its column of tasks, if all rows have the same."""
+    several = len({row[TASK] for row in table}) > 1
+    return [{name: cell for name, cell in row.items() if several or name != TASK} for row in table]
 
 
 def _csv_rows(scores: Table, paired: Table, over: Table) -> Table:
@@ -84,9 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores, paired, over = tables(groups)
     out = options.out
     below = "".join(f"\n{line}\n" for line in notes(groups))
-    save_tables(out, _page(markdown_table, scores, paired, over) + below, _csv_rows(scores, paired, over))
+    three = scores, paired, over
+    save_tables(out, _page(markdown_table, str, *three) + below, _csv_rows(*three))
     draw(groups, out / "comparison.png")
-    print(_page(text_table, scores, paired, over) + below)
+    print(_page(text_table, lambda text: textwrap.fill(text, WIDTH), *three) + below)
     print(f"table.md, table.csv and comparison.png: {out}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.runs.comparison import groups_of
 from pyro_metabayes.experiments.runs.finished_runs import Run
-from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.runs.plots import limits_without_outliers, logarithmic, new_figure, save_figure
 
 Groups = Mapping[tuple[str, str], Sequence[Run]]
 Curve = tuple[list[int], list[float]]  # steps and values
@@ -44,7 +44,8 @@ def draw(groups: Groups, path: Path) -> None:
 def _draw_spreads(axis: Any, curves: Mapping[str, Curve], title: str) -> None:
     for label, (steps, spread) in curves.items():
         axis.plot(steps, spread, label=_name(label))
-    axis.set(yscale="log", xlabel="meta-training step")
+    logarithmic(axis)
+    axis.set(xlabel="meta-training step")
     axis.set_title(title, fontsize=10)
     axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
@@ -56,15 +57,30 @@ def _name(label: str, task: str = "") -> str:
 
 def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: str) -> None:
     """One panel. Every row has the same height in all panels, even if it lacks this score."""
+    means: dict[int, float] = {}
     for height, runs in enumerate(groups.values()):
         if score in runs[0].per_task:
             values = factor * np.concatenate([run.per_task[score] for run in runs])
             fill = "white" if runs[0].results["transductive"] else "C0"
+            means[-height] = float(values.mean())
             axis.errorbar(
-                values.mean(), -height, xerr=ci95_of(values, groups_of(runs)), fmt="o", color="C0", mfc=fill, capsize=3
+                means[-height], -height, xerr=ci95_of(values, groups_of(runs)), fmt="o", color="C0", mfc=fill, capsize=3
             )
+    _mark_outliers(axis, means)
     axis.set(yticks=range(0, -len(groups), -1), ylim=(0.5 - len(groups), 0.5))
     axis.set_title(title, fontsize=10)
+
+
+def _mark_outliers(axis: Any, means: Mapping[int, float]) -> None:
+    """Limit the axis to the rows that are no outliers, and write the score of an outlier at the edge."""
+    if (limits := limits_without_outliers(list(means.values()))) is None:
+        return
+    axis.set_xlim(*limits)
+    for height, mean in means.items():
+        if not limits[0] <= mean <= limits[1]:
+            left = mean < limits[0]
+            text, side = (f"< {mean:.3g}", "left") if left else (f"{mean:.3g} >", "right")
+            axis.text(limits[0] if left else limits[1], height, text, ha=side, va="center", fontsize=8, color="C3")
 
 
 def spread_in_training(runs: Sequence[Run]) -> Curve | None:

@@ -16,12 +16,13 @@ from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.effects.estimates import effects_of_fit, effects_of_run
 from pyro_metabayes.experiments.effects.tables import effect_rows, prior_rows
 from pyro_metabayes.experiments.partial_pooling.plots import draw_effects
 from pyro_metabayes.experiments.runs.restore_run import restore_run
-from pyro_metabayes.experiments.runs.tables import Row, csv_table, text_table
+from pyro_metabayes.experiments.runs.tables import Row, csv_table
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.paths import user_path
 

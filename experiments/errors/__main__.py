@@ -21,6 +21,7 @@ from pathlib import Path
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.errors.confusion import Confusion
 from pyro_metabayes.experiments.errors.mistakes import images_of, most_confident
@@ -29,7 +30,7 @@ from pyro_metabayes.experiments.errors.queries import classified_queries
 from pyro_metabayes.experiments.runs.evaluation import folder_name
 from pyro_metabayes.experiments.runs.restore_run import refuse_training, refuse_unknown_classes, restore_run
 from pyro_metabayes.experiments.runs.setup import RunSetup
-from pyro_metabayes.experiments.runs.tables import Row, csv_table, text_table
+from pyro_metabayes.experiments.runs.tables import Row, csv_table
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import within

@@ -1,8 +1,8 @@
-"""python -m experiments.gold run=RUN_DIR tasks=32: a trained guide compared with exact inference in the same model.
+"""python -m experiments.gold RUN_DIR tasks=32: a trained guide compared with exact inference in the same model.
 
 NUTS samples the exact inductive posterior p(w | support), and p(w | support and query), which the training posterior
-approximates. Reports the approximation and amortization gaps of the guide, and importance sampling. run=[A,B,...]
-compares several runs in one table. Settings of task, eval and guide can be changed. Writes table.md, table.csv,
+approximates. Reports the approximation and amortization gaps of the guide, and importance sampling. Several
+folders of runs are compared in one table. Settings of task, eval and guide can be changed. Writes table.md, table.csv,
 gold.png and tasks.npz (the metrics of every task) to RUN_DIR/gold of the first run. See docs/gold.md.
 """
 
@@ -42,7 +42,7 @@ from pyro_metabayes.storage.paths import user_path
 class GoldSettings:
     """The settings of the command."""
 
-    run: Any = MISSING  # folder of a finished run, or several: run=[A,B]
+    run: Any = MISSING  # folder of a finished run, or folders of several
     tasks: int = 32  # number of evaluation tasks
     targets: list[str] = field(default_factory=lambda: ["support", "all"])  # labels given: support, all, query
     warmup: int = 200  # warm-up steps of NUTS

@@ -8,7 +8,7 @@ from typing import Any
 from pyro_metabayes.diagnostics.gaps import COUNTS
 from pyro_metabayes.evaluation.intervals import Estimate
 from pyro_metabayes.experiments.gold.tables import POSTERIORS, Comparisons
-from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
+from pyro_metabayes.experiments.runs.plots import legend_below, new_figure, save_figure
 
 WIDE = 10  # nats; an axis that extends beyond it is logarithmic except near 0
 
@@ -33,13 +33,13 @@ def _draw_scores(axis: Any, comparisons_by_run: Comparisons) -> None:
     of_classes = any("accuracy" in comparison.scores for comparison in inductive.values())
     score, factor = ("accuracy", 100) if of_classes else ("mse", 1)
     for height, comparison in enumerate(inductive.values()):
-        for scores, colour, shift in ((comparison.scores, "C0", 0.12), (comparison.of_gold, "goldenrod", -0.12)):
+        for scores, colour, shift in ((comparison.scores, "C0", 0.12), (comparison.of_gold, "C1", -0.12)):
             value = Estimate.over_tasks(factor * scores[score])
             axis.errorbar(value.mean.item(), shift - height, xerr=value.ci95.item(), fmt="o", color=colour, capsize=3)
     axis.set(yticks=range(0, -len(inductive), -1), yticklabels=list(inductive), ylim=(0.6 - len(inductive), 0.6))
     axis.plot([], [], "o", color="C0", label="guide")
-    axis.plot([], [], "o", color="goldenrod", label="NUTS, given the support set")
-    axis.legend(frameon=False, fontsize=8)
+    axis.plot([], [], "o", color="C1", label="NUTS, given the support set")
+    legend_below(axis)
     axis.set_title("accuracy, %" if of_classes else "MSE", fontsize=9)
 
 
@@ -61,7 +61,7 @@ def _draw_gaps(axis: Any, comparisons_by_run: Comparisons) -> None:
     if axis.get_xlim()[1] > WIDE:
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xlim(left=-0.3)
-    axis.legend(frameon=False, fontsize=8)
+    legend_below(axis)
     axis.set_title(f"gaps, {POSTERIORS[next(iter(comparisons_by_run.values()))[-1].labels]}, nats per task", fontsize=9)
 
 

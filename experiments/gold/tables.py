@@ -16,7 +16,8 @@ from pyro_metabayes.diagnostics.gold import Gold
 from pyro_metabayes.evaluation.intervals import Estimate
 from pyro_metabayes.evidence.importance import TRUSTED_K
 from pyro_metabayes.exact.convergence import CONVERGED_R_HAT, SUFFICIENT_SIZE
-from pyro_metabayes.experiments.runs.tables import markdown_table, text_table
+from pyro_metabayes.experiments.cli.text_table import text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table
 from pyro_metabayes.prediction.moments import pooled_error
 from pyro_metabayes.storage.checkpoint import write_atomically
 
@@ -132,7 +133,8 @@ def pages(comparisons_by_run: Comparisons) -> tuple[str, str, list[Row]]:
     predictions = [prediction_row(run, comparison) for run, comparison in pairs if comparison.labels == "support"]
     parts = [predictions, [gap_row(*pair) for pair in pairs], [trust_row(*pair) for pair in pairs]]
     parts = [part for part in parts if part]
-    text, page = ("\n\n".join(form(part) for part in parts) for form in (text_table, markdown_table))
+    text = "\n\n".join(text_table(part, keys=1 if part is predictions else 2) for part in parts)
+    page = "\n\n".join(map(markdown_table, parts))
     return text, f"{page}\n", [gap | trust for gap, trust in zip(parts[-2], parts[-1], strict=True)]
 
 

@@ -71,9 +71,10 @@ def draw_shrinkage(groups: Groups, fitted: MixedEffects, pooled: GroupEstimates,
     for before, after in zip(zip(*start, strict=True), zip(*end, strict=True), strict=True):
         points = zip(before, after, strict=True)
         axes[0].plot(*([float(value) for value in ends] for ends in points), color="0.75", lw=0.8, zorder=0)
+    axes[0].plot([], [], color="0.75", lw=0.8, label="of the same group")
     axes[0].plot(*start, "o", mfc="none", color="C3", ms=4, label="least squares per group")
     axes[0].plot(*end, "o", color="C0", ms=4, label="partially pooled (amortized)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return save_figure(figure, folder / "shrinkage.png")
 
 

@@ -21,10 +21,11 @@ from pyro_metabayes.data.sources import groups
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import Config, saved_config
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.experiments.predict.classes import PRINTED_COLUMNS, predicted_classes
 from pyro_metabayes.experiments.predict.rows import predicted_rows
-from pyro_metabayes.experiments.runs.tables import csv_table, text_table
+from pyro_metabayes.experiments.runs.tables import csv_table
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.paths import user_path
 

@@ -1,4 +1,4 @@
-"""python -m experiments.predictive run=RUN_DIR tasks=64: posterior and prior predictive checks of a finished run.
+"""python -m experiments.predictive RUN_DIR tasks=64: posterior and prior predictive checks of a finished run.
 
 Settings of task, eval and guide can be changed. Writes predictive.png, table.md and table.csv to RUN_DIR/predictive.
 """
@@ -16,9 +16,10 @@ from pyro_metabayes.device import as_double
 from pyro_metabayes.diagnostics.predictive import discrepancies, predictive_draws
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.predictive.plots import Checks, draw
 from pyro_metabayes.experiments.runs.restore_run import run_and_tasks, settings_of
-from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables, text_table
+from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
 from pyro_metabayes.seeding import seeded
 
 TAILS = 0.05  # p-values below it, or above 1 minus it, are counted

@@ -43,8 +43,8 @@ def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
         accuracy = per_cent(scores["accuracy"].mean(), ci95_of(scores["accuracy"], groups))
     transductive = runs[0].results["transductive"]
     return {
-        "data and task": task,
         "guide": label,
+        "data and task": task,
         "seeds": str(len(runs)),
         "steps": "-".join(sorted({str(run.results["steps"]) for run in runs})),
         # Two columns: transductive and inductive accuracies are not comparable.
@@ -80,7 +80,7 @@ def unpaired_note(label: str, runs: Sequence[Run], first_label: str, first: Sequ
 
 def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:
     """Differences to the scores of `first` on the same tasks. Pairing removes the variance between tasks."""
-    row = {"data and task": task, "guide": label}
+    row = {"guide": label, "data and task": task}
     for name, (title, factor, digits) in DIFFERENCES.items():
         pairs = pairs_of(name, runs, first)
         row[title] = "-"
@@ -104,7 +104,7 @@ def training_runs_row(task: str, label: str, runs: Sequence[Run], first: Sequenc
 
     A difference is marked better or worse if its interval excludes 0.
     """
-    row = {"data and task": task, "guide": label, "runs": _count(runs)}
+    row = {"guide": label, "data and task": task, "runs": _count(runs)}
     for name, (title, factor, digits) in DIFFERENCES.items():
         pairs = [(run, other) for run, other in pairs_of(name, runs, first) if run.backbone == other.backbone]
         row[title] = "-"

@@ -33,6 +33,7 @@ WITHOUT_MEANING = (
     "seed",
     "device",
     "trainer",
+    "logger",
     "threads",
     "resume",
     "choices",

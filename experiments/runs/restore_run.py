@@ -1,12 +1,13 @@
-"""Restore a finished run: for commands like `python -m experiments.NAME run=RUN_DIR tasks=32 task.shot=5`."""
+"""Restore a finished run: for commands like `python -m experiments.NAME RUN_DIR tasks=32 task.shot=5`."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,6 +27,8 @@ from pyro_metabayes.storage.untrusted import count_of, expecting, within
 from pyro_metabayes.validation.trained_on import TaskRange
 
 Settings = TypeVar("Settings")
+SETTING = re.compile(r"[\w.]+=")
+COMMAND_SETTING = re.compile(r"\w+=")
 READING = ("data.path=", "data.missing=", "data.decimal=")  # settings that may change, to evaluate on another file
 TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # settings that are fixed after training
 
@@ -46,22 +49,42 @@ def refuse_unknown_classes(settings: Sequence[str]) -> None:
 
 
 def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Settings, list[str]]:
-    """The settings of the command (`tasks=32`), and changed settings of the run (`task.shot=5`)."""
+    """The settings of the command, and changed settings of the run.
+
+    Args:
+        schema: dataclass of the settings of the command; its field `run` is a string, or a list for several runs.
+        arguments: folders of runs (`RUN_DIR`, or `run=RUN_DIR` as in version 0.1), settings of the command
+            (`tasks=32`), and settings of the run (`task.shot=5`).
+
+    Raises:
+        UsageError: no run, too many runs, or an unknown setting.
+    """
     if asks_for_help(arguments):
         print(usage_of_settings(sys.modules[schema.__module__].__doc__, schema))
         sys.exit()
-    for argument in arguments:
-        if "=" not in argument:
-            raise UsageError(f"expected settings like run=RUN_DIR and tasks=32, got '{argument}'")
-    command_settings = [argument for argument in arguments if "." not in argument.partition("=")[0]]
-    run_settings = [argument for argument in arguments if argument not in command_settings]
+    folders = [argument for argument in arguments if not SETTING.match(argument)]
+    command_settings = [argument for argument in arguments if COMMAND_SETTING.match(argument)]
+    run_settings = [argument for argument in arguments if argument not in (*folders, *command_settings)]
     refuse_training(run_settings)
     refuse_unknown_classes(run_settings)
-    merged = OmegaConf.merge(OmegaConf.structured(schema), *map(_setting, command_settings))
+    merged = OmegaConf.merge(OmegaConf.structured(schema), _runs(folders, schema), *map(_setting, command_settings))
     if OmegaConf.missing_keys(merged):
-        raise UsageError("expected run=RUN_DIR, the folder of a finished run, got none; --help lists all settings")
+        raise UsageError("expected RUN_DIR, the folder of a finished run, got none; --help lists all settings")
     settings: Any = OmegaConf.to_object(merged)
     return settings, run_settings
+
+
+def _runs(folders: Sequence[str], schema: type) -> DictConfig:
+    """The folders as the setting `run`."""
+    if len(folders) > 1 and get_type_hints(schema)["run"] is str:
+        got = f"{len(folders)}: {', '.join(folders)}"
+        raise UsageError(f"expected the folder of one run, got {got}; settings have the form tasks=32")
+    for folder in folders if len(folders) > 1 else ():  # before the first run takes minutes
+        if not (user_path(folder) / "checkpoint.pt").is_file():
+            got = f"'{folder}', which has no checkpoint.pt"
+            raise UsageError(f"expected folders of runs, got {got}; settings have the form tasks=32")
+    paths = [str(user_path(folder)) for folder in folders]
+    return OmegaConf.create({"run": paths if len(paths) > 1 else paths[0]} if paths else {})
 
 
 def _setting(argument: str) -> DictConfig:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.open_set.scores import OPEN_SET_SCORES
 from pyro_metabayes.storage.checkpoint import write_atomically
 
@@ -147,15 +148,6 @@ def _errors(rmse: float, response: Mapping[str, Any] | None) -> dict[str, str]:
         return {"RMSE": number(rmse)}
     unit = response["name"]
     return {f"RMSE (sd of {unit})": number(rmse), f"RMSE ({unit})": f"{rmse * response['sd']:.4g}"}
-
-
-def text_table(rows: Sequence[Row]) -> str:
-    """A table with aligned columns for a terminal."""
-    columns = list(rows[0])
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-    lines = [columns, *([row[name] for name in columns] for row in rows)]
-    text = ["  ".join(cell.ljust(widths[name]) for name, cell in zip(columns, line, strict=True)) for line in lines]
-    return "\n".join(line.rstrip() for line in text)
 
 
 def narrow(rows: Sequence[Row], width: int = 100, columns: int = 7) -> list[list[Row]]:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro_metabayes.build import build, check
 from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.cli.distributed import check_devices, processes_of
+from pyro_metabayes.experiments.cli.explanations import PROVIDED
 from pyro_metabayes.experiments.runs.evaluation import evaluated
 from pyro_metabayes.experiments.runs.notes import print_notes
 from pyro_metabayes.experiments.runs.plots import draw_curves
 from pyro_metabayes.experiments.runs.results import results_of, write_results
 from pyro_metabayes.experiments.runs.setup import RunSetup, set_up
 from pyro_metabayes.experiments.runs.tables import task_name
+from pyro_metabayes.loggers.run_log import Logger, RunLog
 from pyro_metabayes.training.fit import fit
 from pyro_metabayes.training.log import History
+from pyro_metabayes.training.loop import Callback
 from pyro_metabayes.training.optimisation import compile_networks
 from pyro_metabayes.training.optimizer_state import OptimisationBySettings
 
@@ -29,17 +34,21 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
         raise UsageError(
             "expected eval.ensemble in an evaluation of a finished run, got it in a training; run experiments.evaluate"
         )
+    if config.logger:
+        check(config.logger, "logger", PROVIDED["logger"])
     setup = set_up(config)
     print_notes(setup)
     if config.train.steps:
         _announce(config, folder)
-    with processes_of(config, folder):
-        history = train(setup, folder)
-    evaluation = evaluated(setup, setup.learner)
-    results = results_of(setup, evaluation, history.seconds, history.skipped)
+    with RunLog(_logger_of(config, folder), folder, dataclasses.asdict(config)) as log:
+        with processes_of(config, folder):
+            history = train(setup, folder, [log])
+        evaluation = evaluated(setup, setup.learner)
+        results = results_of(setup, evaluation, history.seconds, history.skipped)
+        log.log_results(evaluation.metrics, history.steps)
     task = task_name(results)
     if config.train.steps:
-        draw_curves(folder, title=f"{results['guide']} on {results['data']}, {task}, seed {config.seed}")
+        draw_curves(folder, f"{results['guide']} on {results['data']}, {task}, seed {config.seed}", results)
     write_results(folder, results, evaluation)
     return results
 
@@ -51,7 +60,13 @@ def _announce(config: Config, folder: Path) -> None:
     print(f"training{goes_on}: {lines}", flush=True)
 
 
-def train(setup: RunSetup, folder: Path) -> History:
+def _logger_of(config: Config, folder: Path) -> Logger | None:
+    """The logger of the settings; None: none."""
+    name = f"{config.choices['guide']} on {config.choices['data']}, seed {config.seed}"
+    return build(config.logger, "logger", folder=folder, name=name) if config.logger else None
+
+
+def train(setup: RunSetup, folder: Path, callbacks: Sequence[Callback] = ()) -> History:
     """Train the learner of a setup as its settings say, from the checkpoint in the folder, if any."""
     learner, settings = setup.learner.to(setup.device), setup.config.train
     if settings.compile:
@@ -63,6 +78,7 @@ def train(setup: RunSetup, folder: Path) -> History:
             setup.tasks.validation,
             steps=settings.steps,
             optimiser=OptimisationBySettings(learner, settings),
+            callbacks=callbacks,
             folder=folder,
             batch_size=settings.tasks_per_step,
             kl_weight=settings.kl_weight,

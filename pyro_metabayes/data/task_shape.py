@@ -23,6 +23,9 @@ class TaskShape:
     If domains share their classes, the queries are a minibatch of way * query points of any class, and shot is 0.
 
     Args:
+        way: number of classes; 1 in a regression.
+        shot: number of support points per class.
+        query: number of query points per class.
         query_counts: numbers of query points of the classes instead of `query`, in a new random order in every task;
             query_concentration and query_balanced are then ignored.
         query_concentration: a > 0 draws the counts from Multinomial(way * query, Dirichlet(a, ..., a)), conditional on

@@ -13,9 +13,9 @@ FEWEST_JOINT = 200  # draws of the joint NLL: fewer do not show whether they can
 class EvalSettings:
     """Settings of an evaluation."""
 
-    tasks: int = 600
+    tasks: int = 600  # number of tasks of the evaluation
     samples: int = 30  # draws of w per task; a point estimate needs one
-    split: str = "test"
+    split: str = "test"  # classes of the tasks: train, val or test
     information: bool = False  # information bounds, from tasks with two query sets: docs/information.md
     joint: bool = False  # joint NLL, which takes minutes where it has no closed form: docs/results.md
     joint_samples: int = 1000  # importance draws of it per task

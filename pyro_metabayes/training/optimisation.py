@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 class TrainSettings:
     """Settings of one meta-training run."""
 
-    steps: int = 2000  # 0: the learner is evaluated untrained
-    tasks_per_step: int = 16
+    steps: int = 2000  # number of steps of the optimiser; 0: the learner is evaluated untrained
+    tasks_per_step: int = 16  # number of tasks per step
     num_tasks: int = 0  # train on the first num_tasks tasks repeatedly; 0: every task is new
-    learning_rate: float = 1e-3
-    learning_rates: dict[str, float] = field(default_factory=dict)  # by name or name prefix of the parameters
-    optimizer: str = "adam"  # adam, sgd
+    learning_rate: float = 1e-3  # at the first step
+    learning_rates: dict[str, float] = field(default_factory=dict)  # rates by name or name prefix of parameters
+    optimizer: str = "adam"  # the optimiser: adam, sgd
     momentum: float = 0.9  # Nesterov momentum of sgd
-    weight_decay: float = 0.0
-    schedule: str = "cosine"  # cosine (decreases to 0), constant
+    weight_decay: float = 0.0  # weight of the squared norm of the parameters in the gradient
+    schedule: str = "cosine"  # the learning rate over the steps: cosine (decreases to 0), constant
     clip: float = 0.0  # largest norm of the gradient; 0: no clipping
     clip_value: float = 0.0  # largest absolute entry of the gradient, clipped before the norms; 0: no clipping
     clip_each: float = 0.0  # largest norm of the gradient of each parameter; 0: no clipping
-    kl_weight: Any = 1.0  # a number, or {start: 1e-6, end: 1.0, steps: 1000}: linear warm-up
+    kl_weight: Any = 1.0  # weight of the KL: a number, or {start: 1e-6, end: 1.0, steps: 1000}: linear warm-up
     particles: int = 1  # samples of w per task
     compile: bool = False  # torch.compile the networks
     on_nan: str = "stop"  # reaction to a loss or gradient that is not finite: stop, skip
     log_every: int = 50  # steps between logged lines
     validate_every: int = 500  # steps between validations; the last step is always validated
-    validation_tasks: int = 300
+    validation_tasks: int = 300  # number of tasks of a validation
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 from tqdm import tqdm
 
 Value = TypeVar("Value")
-INTERVAL = 30.0  # seconds between plain lines
+INTERVAL = 5.0  # seconds between plain lines
 
 
 class PlainLines:

@@ -21,6 +21,13 @@ class GaussianFeatures:
     m ~ N(mean, separation^2) and e ~ N(0, noise^2) in each of `num_features` dimensions. At the defaults, on 5-way
     1-shot tasks with 15 queries per class, the nearest prototype by cosine has an accuracy of 60%, and SIB of 87%.
     The splits differ only in their random numbers; no class is drawn twice.
+
+    Args:
+        num_features: number of features of a point.
+        separation: standard deviation of the class means.
+        mean: mean of the class means.
+        noise: standard deviation of the points of a class.
+        rectify: whether the points are rectified and scaled to unit length.
     """
 
     num_targets = 0  # labels are classes

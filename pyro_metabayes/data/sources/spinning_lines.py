@@ -24,6 +24,12 @@ class SpinningLines:
     slope_scale^2) and p(w | x) = N(mean(x) + slope_loc, slope_scale^2). The mutual information of slope and inputs is
     I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2 nats: 0.7085 at n = 32 and the defaults. (The toy problem of
     Hu et al. 2020, appendix. The paper does not state all settings; the defaults are our choice.)
+
+    Args:
+        loc: mean of the inputs.
+        scale: standard deviation of the inputs.
+        slope_loc: mean of the slope less the mean input.
+        slope_scale: standard deviation of the slope given the inputs.
     """
 
     loc: float = 0.0

@@ -1,0 +1,141 @@
+"""The settings of dataclasses, constructors and functions with an explanation of each, read from their sources."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING as REQUIRED
+from omegaconf import OmegaConf
+
+from pyro_metabayes.build import arguments_of, provided_by_source, target_of
+from pyro_metabayes.experiments.runs.finished_runs import flatten
+from pyro_metabayes.specification.parts import CONTEXT, PARTS
+
+Rows = Iterator[tuple[str, str]]
+COMMENT = re.compile(r"^    (\w+): .+?  # (.+)$", re.MULTILINE)  # a field of a dataclass with its comment
+ARGUMENTS = re.compile(r"^Args:\n((?:    .*\n|\n)+)", re.MULTILINE)  # of a docstring without its indentation
+ENTRY = re.compile(r"^    (\w[\w, ]*?): ((?:.*\n)(?:(?:     .*)?\n)*)", re.MULTILINE)  # NAMES: TEXT, on several lines
+OTHERS = re.compile(r"arguments are those of `(\w+)`")
+PROVIDED = {"logger": ("folder", "name")}  # arguments of choices that are no settings
+FILLED_IN = "filled in"  # marks, in its comment, a field that users do not set
+
+
+def explanations_of(target: Any) -> dict[str, str]:
+    """The explanation of each setting of a class or function, from its docstring and from comments beside fields."""
+    classes = target.__mro__ if inspect.isclass(target) else ()
+    found: dict[str, str] = {}
+    for owner in (*(base for base in reversed(classes) if base is not object), target):
+        if is_dataclass(owner) and inspect.isclass(owner):
+            found |= dict(COMMENT.findall(inspect.getsource(owner)))
+        found |= _of_docstring(owner)
+    if others := OTHERS.search(" ".join((target.__doc__ or "").split())):
+        found = explanations_of(_named(others[1], target)) | found
+    return found
+
+
+def _named(name: str, target: Any) -> Any:
+    """The guide of this name, or what has this name in the file of the target."""
+    module = sys.modules[target.__module__]
+    return getattr(module, name, None) or target_of({"_target_": f"guides.{name}.Guide"}, "guide")
+
+
+def _of_docstring(target: Any) -> dict[str, str]:
+    """The section Args of a docstring; names that share a line share its text."""
+    section = ARGUMENTS.search(f"{inspect.cleandoc(target.__doc__ or '')}\n")
+    entries = ENTRY.findall(section[1]) if section else []
+    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+
+
+def settings_of_schema(schema: type, prefix: str = "") -> Rows:
+    """Name and explanation of every setting of a dataclass and of the dataclasses in it."""
+    explanations = explanations_of(schema)
+    for setting in fields(schema):
+        default, text = _default(setting), explanations.get(setting.name, "")
+        if is_dataclass(default):
+            yield from settings_of_schema(type(default), f"{prefix}{setting.name}.")
+        elif FILLED_IN not in text and default is not MISSING:
+            yield prefix + setting.name, _with_default(text, default)
+
+
+def settings_of_choice(folder: Path, group: str, choice: str) -> Rows:
+    """Name and explanation of every setting of a choice such as guide=sib, from the constructor that its YAML names."""
+    specification, _ = _contents(folder, group, choice)
+    if "_target_" not in specification:
+        return
+    target = target_of(specification, group)
+    provided = {*provided_by_source(target), *(CONTEXT if group in PARTS else PROVIDED.get(group, ()))}
+    explanations = explanations_of(target)
+    for name, argument in arguments_of(target).items():
+        if name not in provided:
+            default = REQUIRED if argument.default is argument.empty else argument.default
+            yield f"{group}.{name}", _with_default(explanations.get(name, ""), specification.get(name, default))
+
+
+def also_set_by(folder: Path, group: str, choice: str) -> Rows:
+    """One row with the settings of other groups that the YAML of a choice sets; none if there are no such settings."""
+    if others := dict(flatten(_contents(folder, group, choice)[1])):
+        yield "also sets", ", ".join(f"{name}={_value(value)}" for name, value in others.items())
+
+
+def _contents(folder: Path, group: str, choice: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of conf/GROUP/CHOICE.yaml: those of its own group, and those of other groups."""
+    path = folder / group / f"{choice}.yaml"
+    settings: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
+    if not path.read_text(encoding="utf-8").startswith("# @package _global_"):
+        return settings, {}
+    return settings.pop(group, {}), {name: value for name, value in settings.items() if name != "defaults"}
+
+
+def choices_of(folder: Path, chosen: Mapping[str, str], schema: type | None) -> Rows:
+    """Name of each group, with its options, its default, and the comment on the field of the schema."""
+    notes = {} if schema is None else explanations_of(schema)
+    for group, choice in chosen.items():
+        options = ", ".join(sorted(path.stem for path in (folder / group).glob("*.yaml")))
+        yield f"{group}=", "; ".join(part for part in (f"{options} ({_written(choice)})", notes.get(group, "")) if part)
+
+
+def named_choices(folder: Path, groups: Iterable[str], arguments: Sequence[str]) -> dict[str, str]:
+    """The existing choices that the arguments name, such as guide: savi for guide=savi."""
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    return {group: named[group] for group in groups if (folder / group / f"{named.get(group)}.yaml").is_file()}
+
+
+def composed(folder: Path, name: str) -> tuple[dict[str, str], type | None]:
+    """The groups of a YAML with their default choices, and the schema that its defaults list names."""
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"), resolve=False)
+    groups: dict[str, str] = {}
+    schema: type | None = None
+    for entry in config["defaults"]:
+        if isinstance(entry, Mapping):
+            groups |= {group: choice for group, choice in entry.items() if not group.startswith("override ")}
+        elif (folder / f"{entry}.yaml").exists():
+            groups, schema = composed(folder, entry)
+        elif entry != "_self_":
+            schema = OmegaConf.get_type(ConfigStore.instance().load(f"{entry}.yaml").node)
+    return groups, schema
+
+
+def _default(setting: Field[Any]) -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
+
+
+def _with_default(text: str, value: Any) -> str:
+    return f"{text.removesuffix('.')} ({_written(value)})".lstrip()
+
+
+def _written(value: Any) -> str:
+    return "required" if value == REQUIRED else f"default: {_value(value)}"
+
+
+def _value(value: Any) -> str:
+    """A value as it is written on a command line."""
+    if value in ("", [], {}, None):
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

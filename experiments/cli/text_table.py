@@ -1,0 +1,74 @@
+"""Tables for a terminal."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Mapping, Sequence
+
+WIDTH = 100  # characters of a line
+GAP = 2  # spaces between two columns
+LABEL = 24  # characters of a label that is not wrapped
+CELL = 12  # characters of another cell that is not wrapped
+JOINED = "\N{NO-BREAK SPACE}"
+
+
+def text_table(rows: Sequence[Mapping[str, str]], keys: int = 1) -> str:
+    """A table for a terminal, in lines of at most WIDTH characters.
+
+    Columns without a value in any row are left out. A single row has one line per column. Cells of several rows are
+    wrapped at spaces; columns that do not fit even so follow in a second block.
+
+    Args:
+        rows: cells by column.
+        keys: number of columns that every block begins with.
+    """
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns = {name: cells for place, (name, cells) in enumerate(columns.items()) if place < keys or {*cells} != {"-"}}
+    if len(rows) == 1:
+        first = 2 + max(map(len, columns))
+        return "\n".join(
+            textwrap.fill(cell, WIDTH, initial_indent=f"{name:{first}}", subsequent_indent=" " * first)
+            for name, (cell,) in columns.items()
+        )
+    titled = [[name, *cells] for name, cells in columns.items()]
+    return "\n\n".join(_block(block, keys) for block in _blocks(titled, keys))
+
+
+def _blocks(columns: Sequence[Sequence[str]], keys: int) -> list[list[Sequence[str]]]:
+    """The columns of each block, which fit into WIDTH if their cells are wrapped."""
+    blocks = [list(columns[:keys])]
+    for cells in columns[keys:]:
+        if sum(_least_widths([*blocks[-1], cells], keys)) + GAP * len(blocks[-1]) > WIDTH and len(blocks[-1]) > keys:
+            blocks.append(list(columns[:keys]))
+        blocks[-1].append(cells)
+    return blocks
+
+
+def _least_widths(columns: Sequence[Sequence[str]], keys: int) -> list[int]:
+    """The least width of each column: that of its longest word; short cells, and labels in the keys, stay whole."""
+    words = [max(len(word) for cell in cells for word in _words(cell)) for cells in columns]
+    whole = [min(LABEL if place < keys else CELL, max(map(len, cells))) for place, cells in enumerate(columns)]
+    return list(map(max, words, whole))
+
+
+def _words(cell: str) -> list[str]:
+    """The parts of a cell between which it may be wrapped: not between a mean and its interval."""
+    return [word.replace(JOINED, " ") for word in cell.replace(" +- ", f"{JOINED}+-{JOINED}").split(" ")]
+
+
+def _block(columns: Sequence[Sequence[str]], keys: int) -> str:
+    """A block of columns, each a title and its cells; the widest columns are wrapped until the block fits."""
+    widths, least = [max(map(len, cells)) for cells in columns], _least_widths(columns, keys)
+    while sum(widths) + GAP * (len(widths) - 1) > WIDTH and widths != least:
+        widest = max((place for place in range(len(widths)) if widths[place] > least[place]), key=widths.__getitem__)
+        widths[widest] -= 1
+    wrapped = [[_wrapped(cell, width) for cell in cells] for cells, width in zip(columns, widths, strict=True)]
+    lines = [parts for row in zip(*wrapped, strict=True) for parts in itertools.zip_longest(*row, fillvalue="")]
+    padded = [[f"{part:{width}}" for part, width in zip(parts, widths, strict=True)] for parts in lines]
+    return "\n".join((" " * GAP).join(parts).rstrip() for parts in padded)
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    joined = " ".join(word.replace(" ", JOINED) for word in _words(cell))
+    return [line.replace(JOINED, " ") for line in textwrap.wrap(joined, width, break_on_hyphens=False)] or [""]

@@ -1,0 +1,1 @@
+"""Loggers, which receive the lines of metrics.jsonl in addition: CSV, TensorBoard, Weights & Biases, MLflow."""

@@ -1,0 +1,73 @@
+"""The loggers of Lightning Fabric: a CSV file, and TensorBoard."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyro_metabayes.loggers.run_log import missing_package
+
+if TYPE_CHECKING:
+    from lightning_fabric.loggers import Logger
+
+
+class _InFolder:
+    """A logger of Lightning Fabric that writes to a subfolder of the run."""
+
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self._logger.log_metrics(dict(metrics), step)
+
+    def close(self, failed: bool) -> None:
+        self._logger.finalize("failed" if failed else "success")
+
+
+class Csv(_InFolder):
+    """A table with one row per logged step and one column per metric: RUN_DIR/csv/metrics.csv.
+
+    Args:
+        folder: the folder of the run, RUN_DIR.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        from lightning_fabric.loggers import CSVLogger  # a second: not with the package
+
+        _remove(Path(folder) / "csv")
+        super().__init__(CSVLogger(folder, name="", version="csv", flush_logs_every_n_steps=1))
+
+    def log_settings(self, settings: Mapping[str, Any]) -> None:
+        """Nothing: a table of metrics has no place for settings, which are in .hydra and results.json."""
+
+
+class TensorBoard(_InFolder):
+    """Events for `tensorboard --logdir RUN_DIR`, in RUN_DIR/tensorboard.
+
+    Args:
+        folder: the folder of the run, RUN_DIR.
+
+    Raises:
+        UsageError: the package tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        if find_spec("tensorboard") is None:
+            raise missing_package("tensorboard", "tensorboard")
+        from lightning_fabric.loggers import TensorBoardLogger
+
+        _remove(Path(folder) / "tensorboard")
+        super().__init__(TensorBoardLogger(folder, name="", version="tensorboard"))
+
+    def log_settings(self, settings: Mapping[str, Any]) -> None:
+        """The settings, as text."""
+        rows = "\n".join(f"    {name}: {value}" for name, value in settings.items())
+        self._logger.experiment.add_text("settings", rows)  # type: ignore[attr-defined]
+
+
+def _remove(folder: Path) -> None:
+    """Remove the record of an interrupted training, which the new one repeats."""
+    shutil.rmtree(folder, ignore_errors=True)

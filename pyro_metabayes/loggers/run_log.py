@@ -1,0 +1,107 @@
+"""Passes the log of a training, its settings and its results to a logger."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from pyro_metabayes.errors import UsageError, printable
+
+
+class Logger(Protocol):
+    """What every logger does. A new object is a new record, which replaces an earlier one in the same place."""
+
+    def log_settings(self, settings: Mapping[str, Any]) -> None:
+        """Record the settings of the run: plain values by dotted name."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record finite numbers of a step by dotted name."""
+
+    def close(self, failed: bool) -> None:
+        """Finish the record; failed: the run ended by an exception."""
+
+
+class RunLog:
+    """A callback of `fit` and a context manager. The record of a continued training has its earlier lines too.
+
+        with RunLog(Csv(folder="runs/a"), "runs/a") as log:
+            fit(learner, train, val, steps=1000, folder="runs/a", callbacks=[log])
+
+    A logger that fails later, for instance without a connection, does not end the training: a note says so, and
+    metrics.jsonl is complete.
+
+    Args:
+        logger: the logger; None: nothing is logged.
+        folder: the folder of the run, whose metrics.jsonl has the lines before a continuation.
+        settings: plain settings of the run, nested by name.
+    """
+
+    def __init__(self, logger: Logger | None, folder: Path | str, settings: Mapping[str, Any] | None = None) -> None:
+        self._logger, self._file = logger, Path(folder) / "metrics.jsonl"
+        self._last_step = 0
+        if logger is not None:
+            named = dict(flat(settings or {}))
+            self._call(lambda: logger.log_settings(named))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if (logger := self._logger) is not None:
+            self._call(lambda: logger.close(failed=kind is not None))
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """Log the line of a step, after those of earlier steps that are only in metrics.jsonl."""
+        if not self._last_step:
+            self._log_file(before=line["step"])
+        self._log(line, line["step"])
+
+    def log_results(self, results: Mapping[str, Any], step: int) -> None:
+        """Log the metrics of an evaluation with the prefix "test_"; `step` is the number of steps of the training."""
+        if not self._last_step:
+            self._log_file(before=step + 1)
+        self._log({f"test_{name}": value for name, value in results.items()}, step)
+
+    def _log_file(self, before: int) -> None:
+        lines = self._file.read_text().splitlines() if self._logger is not None and self._file.exists() else []
+        for line in map(json.loads, lines):
+            if line["step"] < before:
+                self._log(line, line["step"])
+
+    def _log(self, line: Mapping[str, Any], step: int) -> None:
+        self._last_step = step
+        if (logger := self._logger) is not None:
+            metrics = {name: float(value) for name, value in flat(line) if is_number(value) and name != "step"}
+            self._call(lambda: logger.log_metrics(metrics, step))
+
+    def _call(self, action: Callable[[], object]) -> None:
+        """Call a method of the logger; after an error it is not called again."""
+        try:
+            action()
+        except Exception as error:
+            name, self._logger = type(self._logger).__name__, None
+            reason = printable(f"{type(error).__name__}: {error}")
+            print(f"note: the logger {name} failed: {reason}; metrics.jsonl is complete", file=sys.stderr)
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested mappings."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def missing_package(package: str, extra: str) -> UsageError:
+    """The error for a logger whose package is not installed."""
+    return UsageError(
+        f"expected the package {package} for logger={extra}, got none; pip install 'pyro_metabayes[{extra}]'"
+    )
