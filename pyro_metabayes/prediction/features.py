@@ -97,7 +97,7 @@ class Featured(nn.Module):
 
     def embedded(self, data: Data) -> Data:
         """The tasks with features in place of inputs of the backbone."""
-        if isinstance(self.backbone, EmbedsTasks):
+        if has(self.backbone, EmbedsTasks):
             return self.checked(self.backbone.embed_tasks(data))
         num_support = data.support_x.shape[1]
         features = self.embed(torch.cat((data.support_x, data.query_x), dim=1))  # the backbone runs once
