@@ -161,7 +161,7 @@ _members = cache(get_protocol_members)
 
 def has(part: object, capability: type[Capability]) -> TypeGuard[Capability]:
     """Whether the part has all members; from Python 3.12 on `isinstance` misses parameters and modules of torch."""
-    return all(hasattr(part, name) for name in _members(capability))
+    return all(hasattr(part, name) for name in _members(capability))  # type: ignore[arg-type]
 
 
 def require(model: object, capability: type[Capability], by: str) -> Capability:

@@ -139,7 +139,8 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
 
 def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
     """d/dw [T, *W] of the sum of -log p(y_i | x_i, w) over the query points, which synthetic gradients predict."""
-    if not has(model, HasQueryView):
+    has_view = has(model, HasQueryView)
+    if not has_view:
         return loss_gradient(model, w, episodes.query_x, episodes.query_y, episodes.query_mask)
     observed = episodes.observed()
 
