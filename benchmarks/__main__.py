@@ -24,6 +24,10 @@ from benchmarks import (
     gradient,
     images,
     memory,
+    prediction,
+    processes,
+    published,
+    roofline,
     sampling,
     scale,
     sib,
@@ -31,6 +35,7 @@ from benchmarks import (
     soak,
     start,
 )
+from benchmarks.guides import rows as guides
 from benchmarks.measure import Row
 from benchmarks.setting import Size
 from pyro_metabayes.device import keep_freed_memory
@@ -47,6 +52,11 @@ CASES = {
     "start": start.rows,
     "slopes": slopes.rows,
     "compiled": compilation.rows,
+    "guides": guides.rows,
+    "published": published.rows,
+    "prediction": prediction.rows,
+    "roofline": roofline.rows,
+    "processes": processes.rows,
 }
 LONG = {
     "soak": soak.rows,

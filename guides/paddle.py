@@ -65,13 +65,15 @@ class Guide(pyro_metabayes.Guide):
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         metric = self._metric(observed)
-        means = class_means(observed)
+        means, soft_means = class_means(observed), soft_class_means(observed)
+        scale = metric.sqrt()
+        scaled_x = scale * observed.query_x
         term = means.new_zeros(observed.num_tasks, 1, observed.num_classes)
         for _ in range(self.num_steps):
-            logits = _logits(means, observed.query_x, metric) + term
+            logits = distance_logits(scale * means, scaled_x) + term  # -1/2 |z_i - m_c|^2 of scaled features
             assignments = logits.softmax(-1)
             term = self.class_weight * (masked_mean(assignments, observed.query_mask) + LEAST).log()
-            means = soft_class_means(observed, assignments)
+            means = soft_means(assignments)
         directions = metric * means
         offsets = term.squeeze(-2) - 0.5 * (directions * means).sum(-1)
         return Delta(linear_head(self.model, "guide=paddle").rows(directions, offsets), event_dim=2)
@@ -80,11 +82,6 @@ class Guide(pyro_metabayes.Guide):
         """Factor tau / range^2 of the squared difference in each feature [T, 1, D]."""
         extent = range_of_queries(observed) if self.scaling == "range" else torch.ones_like(observed.query_x[:, :1])
         return self.temperature / extent.square()
-
-
-def _logits(means: Tensor, x: Tensor, metric: Tensor) -> Tensor:
-    """-1/2 |z_i - m_c|^2 [T, N, C] of scaled features, up to a term that all classes share."""
-    return distance_logits(metric.sqrt() * means, metric.sqrt() * x)
 
 
 def range_of_queries(observed: Observed) -> Tensor:

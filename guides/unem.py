@@ -55,13 +55,13 @@ class Guide(pyro_metabayes.Guide):
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         tau, sharpness = softplus(self.feature_scale).square(), 1 / (1 + softplus(self.entropy))
-        means = class_means(observed)
+        means, soft_means = class_means(observed), soft_class_means(observed)
         term = means.new_zeros(observed.num_tasks, 1, observed.num_classes)
         for k, balance in enumerate(softplus(self.balance)):
             logits = tau * distance_logits(means, observed.query_x) + term
             assignments = (sharpness[k] * logits).softmax(-1)
             term = balance * (masked_mean(assignments, observed.query_mask) + LEAST).log()
-            means = soft_class_means(observed, assignments)
+            means = soft_means(assignments)
         return Delta(self._rows(sharpness[-1] * tau, means, sharpness[-1] * term.squeeze(-2)), event_dim=2)
 
     def _rows(self, scale: Tensor, means: Tensor, term: Tensor) -> Tensor:

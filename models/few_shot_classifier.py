@@ -9,6 +9,7 @@ from torch import Size, Tensor
 from torch.nn import functional
 
 import pyro_metabayes
+from pyro_metabayes.distributions.latin_square import LatinSquare
 from pyro_metabayes.episodes import Observed, class_means
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.models.heads import Head
@@ -50,6 +51,10 @@ class Model(pyro_metabayes.Model):
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return self.head.outputs_and_pullback(w, x)
+
+    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
+        """Logits [L, T, N, C] (`pyro_metabayes/likelihoods/draws.py`, DrawsOutputs)."""
+        return self.head.outputs_of_draws(loc, noise, square, x)
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
         """Random weights [C, W]."""

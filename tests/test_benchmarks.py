@@ -19,6 +19,8 @@ from benchmarks.gpu.guide_setting import Setting, names
 from benchmarks.gpu.noise import NoiseOfCpu
 from benchmarks.gpu.result import Run, compare_ways
 from benchmarks.gpu.same_loss import agreement
+from benchmarks.guides import rows as guides
+from benchmarks.guides.adaptive import RawLaplace, RawLeo, llama_loss
 from benchmarks.measure import ratios, time_interleaved
 from benchmarks.setting import learner, tasks
 from benchmarks.sib_raw import RawSib
@@ -264,3 +266,48 @@ def test_without_its_device_the_benchmark_of_a_gpu_says_so_in_one_line(arguments
         gpu.main(arguments)
     assert str(ended.value.code).startswith("error: expected a device '")
     assert "\n" not in str(ended.value.code) and "take --device cpu" in str(ended.value.code)
+
+
+# ---------------------------------------------------------------- benchmarks.guides
+
+
+@pytest.mark.parametrize("name", guides.TRANSDUCTIVE)
+def test_raw_predictions_are_those_of_the_guide(name: str) -> None:
+    torch.set_default_dtype(torch.float64)
+    ways = guides.transductive_ways(name, tasks(3, features=guides.FEATURES))
+    raw, ours = (ways[way]() for way in ("raw batched", "learner"))
+    assert isinstance(raw, Tensor) and isinstance(ours, Tensor)
+    torch.testing.assert_close(raw.log_softmax(-1), ours, rtol=0, atol=1e-9)
+
+
+def test_raw_losses_of_laplace_leo_and_llama_are_those_of_the_learners() -> None:
+    """With the same weights and random numbers."""
+    torch.set_default_dtype(torch.float64)
+    data = tasks(2, features=guides.FEATURES)
+    laplace = guides.learner("laplace", {"learn_step_size": True}, guides.COSINE, prior=guides.GAUSSIAN)
+    raw_laplace = RawLaplace(guides.FEATURES)
+    for prior in (laplace.model.prior_over_weights, raw_laplace):
+        prior.loc.data.copy_(0.05 * torch.sin(torch.arange(guides.FEATURES)))
+    leo, raw_leo = guides.learner("leo", {}, None, "leo", None), RawLeo(guides.FEATURES, 5)
+    names = {"rate": "model.step_size", "finetune_rate": "model.finetune_step_size"}
+    names |= {"encoder.weight": "guide.encoder.0.weight", "decoder.weight": "model.decoder.0.weight"}
+    for name, parameter in raw_leo.named_parameters():
+        parameter.data.copy_(leo.get_parameter(names.get(name, f"guide.{name}")))
+    for ours, raw in ((laplace, raw_laplace), (leo, raw_leo)):
+        torch.manual_seed(1)
+        loss = ours(data.episodes)["loss"]
+        torch.manual_seed(1)
+        torch.testing.assert_close(raw.loss(data.support, data.query, data.labels), loss, rtol=1e-9, atol=1e-9)
+
+
+def test_the_raw_meta_step_of_llama_is_that_of_the_learner() -> None:
+    episodes = gradient.tasks(3)
+    step, parameters = gradient.learner_step(episodes, 1, "llama")
+    theta = gradient.initial()
+    for values in (parameters, theta):
+        with torch.no_grad():
+            _fill(values, _weights())
+    step()
+    points = episodes.support_x, episodes.support_y, episodes.query_x, episodes.query_y
+    llama_loss(theta, *points, 1).backward()
+    torch.testing.assert_close(_gradients(theta), _gradients(parameters), rtol=1e-3, atol=1e-3)

@@ -145,7 +145,7 @@ def test_logged_scores_are_those_of_the_predictions() -> None:
     """The same draws, the same scores as `scores_of`, which a table of exact inference uses."""
     learner, episodes = CLASSES.learner(), CLASSES.tasks()
     with noise_of(3), torch.no_grad():
-        _, likelihood = learner.posterior_predictive(episodes.observed(), LOGGED_SAMPLES)
+        likelihood = learner.predictive(episodes.observed(), LOGGED_SAMPLES)
     expected = scores_of(likelihood, episodes.query_y, episodes.query_mask)
     got, _ = measure(learner, episodes, seed=3)
     for name in ("accuracy", "nll", "mutual_information"):

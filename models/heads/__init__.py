@@ -3,62 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_metabayes.models.parts.cosines import cosines
+from pyro_metabayes.distributions.latin_square import LatinSquare
+from pyro_metabayes.models.heads.head import Head, Pullback
+from pyro_metabayes.models.parts.cosines import cosines, inverse_norms_of_draws, products_of_draws
 from pyro_metabayes.models.parts.products import fold_samples, unfold_samples
 from pyro_metabayes.models.parts.unit_features import refuse_one_direction, refuse_other_lengths
-from pyro_metabayes.specification.recorded import Recorded
 
-Pullback = Callable[[Tensor], Tensor]
-
-
-class Head(Recorded, nn.Module):
-    """Logits [..., T, N, C] from weights w [..., T, C, W] and features x [T, N, D].
-
-    Attributes:
-        has_class_term: whether the last weight of each class is an additive term of its logits; if so,
-            `with_class_term` is defined.
-    """
-
-    has_class_term = False
-
-    def num_weights(self, num_features: int) -> int:
-        """W, the number of weights of one class, for D features."""
-        raise NotImplementedError
-
-    def event_shape(self, num_classes: int, num_features: int) -> Size:
-        """The shape of the weights of one task: [C, W]."""
-        return Size((num_classes, self.num_weights(num_features)))
-
-    def initial_weights(self, num_classes: int, num_features: int) -> Tensor:
-        """Random weights [C, W] of about unit length, as an initial point of guides."""
-        num_weights = self.num_weights(num_features)
-        return torch.randn(num_classes, num_weights) * num_weights**-0.5
-
-    def prototypes(self, means: Tensor) -> Tensor:
-        """Weights [..., C, W] that classify by the nearest of the class means [..., C, D]."""
-        raise NotImplementedError
-
-    def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
-        """Weights whose logits are those of w [..., T, C, W] plus term [..., T, C]."""
-        raise NotImplementedError
-
-    def loss_range(self, num_classes: int) -> Tensor | None:
-        """Bound on the range (largest minus smallest) of the cross-entropy of one point, in nats; None: unbounded."""
-        return None
-
-    def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Logits [..., T, N, C]."""
-        raise NotImplementedError
-
-    def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Logits, and their vector-Jacobian product: a function from a cotangent [..., T, N, C] to one of w."""
-        raise NotImplementedError
+__all__ = ["Cosine", "CosineOffset", "Head", "Linear", "Pullback"]
 
 
 class Cosine(Head):
@@ -109,6 +65,11 @@ class Cosine(Head):
 
         return (self.scale * (cosine + self.bias)).mT, pullback
 
+    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
+        """As `Head.outputs_of_draws`, from the inner products of loc and noise with x and with each other."""
+        products, inverse = products_of_draws(loc, noise, square, x), inverse_norms_of_draws(loc, noise, square)
+        return square.draws(torch.addcmul(self.scale * self.bias, products, self.scale * inverse)).mT
+
 
 class CosineOffset(Cosine):
     """logits_ic = scale * (cos(v_c, x_i) + bias + b_c), with w_c = (v_c, b_c): the cosine head with a term per class.
@@ -141,6 +102,11 @@ class CosineOffset(Cosine):
             return torch.cat((of_cosine(cotangent), self.scale * cotangent.sum(-2).unsqueeze(-1)), dim=-1)
 
         return logits + self.scale * w[..., -1:].mT, pullback
+
+    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
+        logits = super().outputs_of_draws(loc[..., :-1], noise[..., :-1], square, x)
+        terms = loc[:, None, None, :, -1:] + square.odd(noise[..., -1:])
+        return logits + self.scale * square.draws(terms).mT
 
 
 def _with_last(w: Tensor, term: Tensor) -> Tensor:
@@ -190,3 +156,9 @@ class Linear(Head):
             return self.scale * torch.cat((unfold_samples(g, x), g.sum(-1, keepdim=True)), dim=-1)
 
         return self.outputs(w, x), pullback
+
+    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
+        """As `Head.outputs_of_draws`: the logits are linear in w."""
+        products = products_of_draws(loc[..., :-1], noise[..., :-1], square, x)
+        offsets = loc[:, None, None, :, -1:] + square.odd(noise[..., -1:])
+        return square.draws(self.scale * (products + offsets)).mT

@@ -176,7 +176,7 @@ def unseen_classes(learner: MetaLearner, batches: Iterable[Episodes], way: int, 
     metrics: dict[str, list[Tensor]] = {"known": [], "unseen": [], "auroc": []}
     for episodes in batches:
         observed, unseen = without_classes(learner.featured(episodes), way)
-        _, likelihood = learner.posterior_predictive(observed, num_samples)
+        likelihood = learner.predictive(observed, num_samples)
         predictions = predictions_of(likelihood, episodes.query_y, observed.query_mask)
         entropy = Categorical(probs=predictive_probabilities(predictions)).entropy()
         metrics["known"].append(masked_mean(entropy, observed.query_mask))

@@ -10,8 +10,10 @@ A posterior that equals its prior (posterior collapse) has kl and active_dimensi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -20,17 +22,17 @@ from torch.distributions import kl_divergence
 
 from pyro_metabayes.diagnostics.collapse_metrics import SITE, Metrics, Spread, summary
 from pyro_metabayes.diagnostics.output_spread import output_spread, posterior_outputs
-from pyro_metabayes.distributions.joint import Joint
+from pyro_metabayes.distributions.joint import Joint, sample_latent
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.inference.divergences import (
     closed_form_kl,
     entropy_of,
     has_density,
-    innermost,
     kl_by_dimension,
     mixture_kl_bounds,
 )
 from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.likelihoods.draws import likelihood_of_draws
 from pyro_metabayes.objectives.elbo import Elbo
 from pyro_metabayes.prediction.moments import (
     MOMENT_DRAWS,
@@ -61,12 +63,12 @@ def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> 
     prior = learner.model.prior(observed)
     if not has_density(prior):
         return {}
-    _, likelihood = learner.predictive_under(prior, observed, max(num_samples, 2))  # one sample has no spread
+    drawn = likelihood_of_draws(learner.model, prior, observed, max(num_samples, 2))  # one sample has no spread
     moments = moments_of(prior)
     spread = {
         "prior_variance": moments.variance.flatten(1).mean(1),
         "prior_mean_square": moments.mean.square().flatten(1).mean(1),
-        **output_spread(innermost(likelihood), observed.query_mask),
+        **output_spread(drawn, observed.query_mask),
         **_error("prior_variance", moments.error),
     }
     entropy = entropy_of(prior)
@@ -104,16 +106,26 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
         spread["posterior_entropy"] = entropy
     prior = learner.model.prior(episodes.observed())
     if has_density(prior):
-        terms = Elbo(kl="analytic").terms(learner.model, learner.guide, episodes)
+        terms = Elbo(kl="analytic").terms(learner.model, _program(q), episodes)
         assert terms.kl is not None
         for name, value in (("elbo", terms.log_likelihood - terms.kl), ("kl", terms.kl)):
             spread[name] = (value / episodes.num_tasks).expand(episodes.num_tasks)
-        if closed_form_kl(q, prior) is None:
-            spread |= _sampled_kl(q, prior, terms.log_likelihood / episodes.num_tasks)
         if (weight_kl := kl_by_dimension(q, prior)) is not None:
             spread |= {"kl": weight_kl.flatten(1).sum(1), "kl_by_dimension": weight_kl.flatten(1)}
+        elif closed_form_kl(q, prior) is None:
+            spread |= _sampled_kl(q, prior, terms.log_likelihood / episodes.num_tasks)
         spread |= {f"kl_{name}_bound": bound for name, bound in mixture_kl_bounds(q, prior).items()}
     return spread
+
+
+def _program(q: TorchDistribution) -> Callable[[Observed], None]:
+    """The Pyro program of a guide whose posterior is q, which is then not inferred again."""
+
+    def program(data: Observed) -> None:
+        with pyro.plate("task", data.num_tasks, dim=-1):
+            sample_latent(q)
+
+    return program
 
 
 def _sampled_kl(q: TorchDistribution, prior: TorchDistribution, log_likelihood: Tensor) -> Spread:

@@ -8,7 +8,7 @@ from torch import Tensor
 from pyro_metabayes.evaluation.expected_calibration_error import pooled_calibration_error, values_for_calibration
 from pyro_metabayes.evaluation.score import Score, Weights
 from pyro_metabayes.likelihoods.classes import ClassPredictions
-from pyro_metabayes.prediction.averages import masked_mean, most_probable
+from pyro_metabayes.prediction.averages import masked_mean
 
 
 def accuracy(predictions: ClassPredictions) -> Tensor:
@@ -34,8 +34,7 @@ def accuracy_of_sample(predictions: ClassPredictions) -> Tensor:
     """
     if predictions.is_point:
         return accuracy(predictions)
-    hits = (most_probable(predictions.log_probs) == predictions.labels).to(predictions.log_probs.dtype).mean(0)
-    return masked_mean(hits, predictions.mask)
+    return masked_mean(predictions.hits_by_sample.to(predictions.log_probs.dtype).mean(0), predictions.mask)
 
 
 def brier(predictions: ClassPredictions) -> Tensor:

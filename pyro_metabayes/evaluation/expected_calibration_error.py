@@ -53,7 +53,7 @@ def values_for_calibration(predictions: ClassPredictions) -> Tensor:
     Returns:
         Tensor [T, Q, 3]; hit and mask are 0 or 1.
     """
-    confidence, hits = confidence_and_hits(predictions.log_probs.exp().mean(0), predictions.labels)
+    confidence, hits = confidence_and_hits(predictions.probs.mean(0), predictions.labels)
     return torch.stack((confidence, hits.to(confidence), predictions.mask.to(confidence)), -1)
 
 

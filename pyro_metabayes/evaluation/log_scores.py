@@ -7,7 +7,7 @@ from torch import Tensor
 from pyro_metabayes.evaluation.score import Score, Weights
 from pyro_metabayes.evidence.joint import JointPredictive
 from pyro_metabayes.likelihoods.predictions import Predictions
-from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean
+from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, variance_of_samples
 
 
 def nll(predictions: Predictions) -> Tensor:
@@ -26,7 +26,8 @@ def nll_bias(predictions: Predictions) -> Tensor:
     """(1 / 2L) var_l(p_l) / (mean_l p_l)^2 with p_l = p(y_i | x_i, w_l), mean over the queries i.
 
     The expectation of nll exceeds the nll of infinitely many draws by this amount, to first order in 1 / L, since the
-    logarithm of an average is on average too small. nll itself is not corrected.
+    logarithm of an average is on average too small. nll itself is not corrected. The statement is for independent
+    draws; draws of a Latin square (`distributions/latin_square.py`) have a smaller bias.
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -39,7 +40,7 @@ def nll_bias(predictions: Predictions) -> Tensor:
     if num_samples == 1:
         return 0.0 * nll(predictions)
     relative = (log_prob - log_mean_exp(log_prob)).exp()
-    return masked_mean(relative.var(0) / (2 * num_samples), predictions.mask)
+    return masked_mean(variance_of_samples(relative) / (2 * num_samples), predictions.mask)
 
 
 def joint_nll(joint: JointPredictive) -> Tensor:

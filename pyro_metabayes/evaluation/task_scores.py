@@ -19,14 +19,16 @@ from pyro_metabayes.evaluation.log_scores import LOG_SCORES
 from pyro_metabayes.evaluation.score import Score, TaskScores, Weights
 from pyro_metabayes.evaluation.scores import SCORES, values_of
 from pyro_metabayes.evidence.joint import joint_predictive
+from pyro_metabayes.handlers.memoise import memoise
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.likelihoods.classes import BaseNovelPredictions, ClassPredictions
+from pyro_metabayes.likelihoods.draws import Drawn, likelihood_of_draws
 from pyro_metabayes.likelihoods.numbers import RealPredictions
 from pyro_metabayes.likelihoods.predictions import Predictions, predictions_of
 from pyro_metabayes.model import Model
 from pyro_metabayes.open_set.predictions import log_evidence, open_set_predictions
-from pyro_metabayes.prediction.moments import draws_of, mean_of
+from pyro_metabayes.prediction.moments import mean_of
 from pyro_metabayes.prediction.numbers import integrates
 from pyro_metabayes.seeding import restored_noise
 
@@ -39,6 +41,7 @@ def task_scores(
     scores: Sequence[Score[Any]],
     exact: TorchDistribution | None = None,
     draws: Predictions | None = None,
+    under_mean: bool = True,
 ) -> TaskScores:
     """Values of the scores that are defined for the labels of the tasks, without host synchronisation.
 
@@ -49,7 +52,8 @@ def task_scores(
         samples: draws of w per task; a point estimate has one.
         scores: the requested scores.
         exact: the exact posterior of w, batch [T]; None: scores under its mean are left out.
-        draws: predictions to score instead of those of the posterior; scores under its mean are then left out.
+        draws: predictions to score; None: those under draws of the posterior.
+        under_mean: whether scores under the mean of the posterior are among them.
 
     Returns:
         Values [T] (of ece [T, Q, 3]) by the name of the score; units: `Score.unit`.
@@ -57,15 +61,14 @@ def task_scores(
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
-    recalibrated = draws is not None
     draws = predictions_under(posterior, learner.model, episodes, samples) if draws is None else draws
     if isinstance(draws, ClassPredictions) and 0 < episodes.num_classes < draws.log_probs.shape[-1]:
         draws = _with_base(draws, episodes.num_classes)
     if episodes.unknown_mask is not None:
-        evidence = None if recalibrated else log_evidence(learner.model, posterior, episodes, samples)
+        evidence = log_evidence(learner.model, posterior, episodes, samples) if under_mean else None
         draws = open_set_predictions(draws, episodes.unknown_mask, evidence)
     values = values_of(draws, Weights.DRAWS, scores)
-    if not recalibrated and any(score.applies_to(draws, Weights.MEAN) for score in scores):
+    if under_mean and any(score.applies_to(draws, Weights.MEAN) for score in scores):
         is_point = isinstance(innermost(posterior), Delta)  # the mean of a point estimate is the estimate
         of_mean = draws if is_point else _at(mean_of(posterior), learner, episodes)
         values |= values_of(of_mean, Weights.MEAN, scores)
@@ -87,7 +90,9 @@ def joint_scores(model: Model, posterior: TorchDistribution, episodes: Episodes,
         return values_of(joint_predictive(model, posterior, episodes, samples), Weights.INTEGRATED, LOG_SCORES)
 
 
-def predictions_under(q: TorchDistribution, model: Model, episodes: Episodes, samples: int) -> Predictions:
+def predictions_under(
+    q: TorchDistribution, model: Model, episodes: Episodes, samples: int, drawn: Drawn | None = None
+) -> Predictions:
     """Predictions under draws of w, or exact predictions if the model can integrate over q in closed form.
 
     Args:
@@ -95,6 +100,7 @@ def predictions_under(q: TorchDistribution, model: Model, episodes: Episodes, sa
         model: the likelihood.
         episodes: T tasks with features as inputs.
         samples: draws of w per task; a point estimate has one.
+        drawn: the likelihood under these draws; None: it is computed.
     """
     observed = episodes.observed()
     labels = episodes.query_y, episodes.query_mask
@@ -102,7 +108,8 @@ def predictions_under(q: TorchDistribution, model: Model, episodes: Episodes, sa
         exact: Any = innermost(model.predictive(q, observed))
         one_sample = Normal(exact.mean.unsqueeze(0), exact.stddev.unsqueeze(0))
         return RealPredictions(*labels, one_sample)
-    return predictions_of(model.likelihood(draws_of(q, samples), observed.query_x, observed), *labels)
+    drawn = likelihood_of_draws(model, q, observed, samples) if drawn is None else drawn
+    return predictions_of(drawn.likelihood, *labels)
 
 
 def _at(w: Tensor, learner: MetaLearner, episodes: Episodes) -> Predictions:
@@ -135,17 +142,28 @@ def score_batch(
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
     """
+    with memoise():
+        return _score_batch(learner, episodes, samples, truth, joint_samples)
+
+
+def _score_batch(
+    learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None, joint_samples: int
+) -> BatchScores:
     observed = episodes.observed()
     posterior = learner.guide.posterior(observed)
     exact = _exact(learner.model, observed, truth)
-    scores = task_scores(learner, episodes, posterior, samples, SCORES, exact)
+    closed_form = integrates(learner.model, posterior)
+    drawn = None if closed_form else likelihood_of_draws(learner.model, posterior, observed, samples)
+    draws = predictions_under(posterior, learner.model, episodes, samples, drawn)
+    scores = task_scores(learner, episodes, posterior, samples, SCORES, exact, draws)
     if joint_samples:
         scores |= joint_scores(learner.model, posterior, episodes, joint_samples)
     sees_labels = learner.guide.sees_query_labels  # otherwise both posteriors are equal
     training = learner.guide.training_posterior(episodes) if sees_labels else posterior
     known = replace(observed, query_mask=episodes.query_mask)  # the same without unknown classes
     spreads = collapse.prior_spread(learner, known, samples) | collapse.posterior_spread(learner, episodes, training)
-    spreads |= collapse.posterior_outputs(learner, known, posterior, samples)
+    square = None if drawn is None else drawn.square
+    spreads |= collapse.posterior_outputs(learner, known, posterior, samples, square, draws)
     if exact is not None:
         spreads |= collapse.against_truth(posterior, exact)
     if truth is not None and exact is not None and sees_labels:

@@ -18,9 +18,11 @@ _memory: ContextVar[dict[Any, Any] | None] = ContextVar("memory", default=None)
 def memoise() -> Iterator[None]:
     """Context manager: a method marked `support_encoding` is evaluated once per support set and settings.
 
-    Parameters must not change inside the block. The stored results are dropped at its end, with their graphs.
+    Parameters must not change inside the block. The stored results are dropped at its end, with their graphs. A block
+    inside another one shares its results.
     """
-    token = _memory.set({})
+    outer = _memory.get()
+    token = _memory.set({} if outer is None else outer)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ model without it is refused when the guide is built. A model has a capability if
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol, TypeGuard, TypeVar, runtime_checkable
 
 from pyro.distributions import TorchDistribution
@@ -155,9 +156,12 @@ WORDS: dict[type, tuple[str, str]] = {
 }
 
 
+_members = cache(get_protocol_members)
+
+
 def has(part: object, capability: type[Capability]) -> TypeGuard[Capability]:
     """Whether the part has all members; from Python 3.12 on `isinstance` misses parameters and modules of torch."""
-    return all(hasattr(part, name) for name in get_protocol_members(capability))
+    return all(hasattr(part, name) for name in _members(capability))  # type: ignore[arg-type]
 
 
 def require(model: object, capability: type[Capability], by: str) -> Capability:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.capabilities import HasQueryView
+from pyro_metabayes.inference.capabilities import HasQueryView, has
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
 
@@ -139,7 +139,8 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
 
 def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
     """d/dw [T, *W] of the sum of -log p(y_i | x_i, w) over the query points, which synthetic gradients predict."""
-    if not isinstance(model, HasQueryView):
+    has_view = has(model, HasQueryView)
+    if not has_view:
         return loss_gradient(model, w, episodes.query_x, episodes.query_y, episodes.query_mask)
     observed = episodes.observed()
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import check_choice
-from pyro_metabayes.inference.capabilities import HasQueryView, Pullback
+from pyro_metabayes.inference.capabilities import HasQueryView, Pullback, has
 from pyro_metabayes.inference.family import draws_around
 from pyro_metabayes.inference.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
 from pyro_metabayes.model import Model
@@ -25,7 +25,7 @@ def network_of(name: str, model: Model, num_classes: int, normalisation: str = "
     check_choice("guide.normalisation", normalisation, NORMALISATIONS)
     normalise, over_batch = normalisation != "none", normalisation == "batch"
     if name == "ordered":
-        num_seen = model.num_seen(num_classes) if isinstance(model, HasQueryView) else num_classes
+        num_seen = model.num_seen(num_classes) if has(model, HasQueryView) else num_classes
         return OrderedNet(num_seen, normalise, over_batch)
     network = EquivariantNet if name == "equivariant" else MarginalNet
     return network(normalise=normalise, over_batch=over_batch)
@@ -33,7 +33,7 @@ def network_of(name: str, model: Model, num_classes: int, normalisation: str = "
 
 def view_of_queries(model: Model, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
     """The input yhat [..., T, Q, V] of xi for the queries under w [..., T, C, W], and its pullback to w."""
-    if isinstance(model, HasQueryView):
+    if has(model, HasQueryView):
         return model.query_view(w, observed)
     return model.outputs_and_pullback(w, observed.query_x)
 

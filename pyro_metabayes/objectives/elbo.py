@@ -12,7 +12,14 @@ from torch import Tensor
 
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.divergences import KL_BOUNDS, closed_form_kl, innermost, log_ratio, mixture_kl_bounds
+from pyro_metabayes.inference.divergences import (
+    KL_BOUNDS,
+    closed_form_kl,
+    innermost,
+    log_density,
+    log_ratio,
+    mixture_kl_bounds,
+)
 from pyro_metabayes.model import Model
 from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, added, latent_sites, observed_sites, total
 
@@ -67,6 +74,8 @@ class Elbo(Objective, Trace_ELBO):
     def _kl(self, guide_site: Any, model_site: Any) -> Tensor:
         """log q(w) - log p(w) [L, T], or its expectation [T] in closed form, without the KL weight."""
         q, p, w = guide_site["fn"], model_site["fn"], guide_site["value"]
+        if isinstance(q, Delta):  # at its own point; log_prob would compare all entries of w with it
+            return q.log_density - log_density(p, w)
         if isinstance(innermost(q), Delta):
             return log_ratio(q, p, w)
         if self.kl in KL_BOUNDS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 
@@ -33,6 +34,19 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     if values.shape[dim] == 1:  # without rounding for one sample, and saves a tenth of the time of an evaluation
         return values.squeeze(dim)
     return values.logsumexp(dim) - math.log(values.shape[dim])
+
+
+def largest_of_samples(values: Tensor) -> Tensor:
+    """max_l values_l [...] of [L, ...] by halving; amax over the first axis takes five times as long on a CPU."""
+    while (size := len(values)) > 1:
+        half = (size + 1) // 2
+        values = torch.maximum(values[:half], values[size - half :])
+    return values[0]
+
+
+def variance_of_samples(values: Tensor) -> Tensor:
+    """values.var(0) [...] of [L, ...], which takes five times as long on a CPU."""
+    return (values - values.mean(0)).square_().sum(0) / (len(values) - 1)
 
 
 def most_probable(log_probs: Tensor) -> Tensor:

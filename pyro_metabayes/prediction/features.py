@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_metabayes.backbone import Backbone
 from pyro_metabayes.episodes import Observed
+from pyro_metabayes.inference.capabilities import has
 from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.arrays import holds_inputs
 from pyro_metabayes.prediction.images import as_float
@@ -96,7 +97,7 @@ class Featured(nn.Module):
 
     def embedded(self, data: Data) -> Data:
         """The tasks with features in place of inputs of the backbone."""
-        if isinstance(self.backbone, EmbedsTasks):
+        if has(self.backbone, EmbedsTasks):
             return self.checked(self.backbone.embed_tasks(data))
         num_support = data.support_x.shape[1]
         features = self.embed(torch.cat((data.support_x, data.query_x), dim=1))  # the backbone runs once
@@ -121,7 +122,7 @@ class Featured(nn.Module):
         """Raise a UsageError for features that a part of the model does not accept, such as a head for unit length."""
         learned = any(True for _ in self.backbone.parameters())
         for part in self.model.modules():
-            if isinstance(part, ChecksFeatures):
+            if has(part, ChecksFeatures):
                 x = torch.cat((data.support_x[data.support_mask], data.query_x[data.query_mask]))
                 part.check_features(x, learned)
 

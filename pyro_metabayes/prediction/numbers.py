@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal, Normal
 
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.capabilities import IntegratesGaussian
+from pyro_metabayes.inference.capabilities import IntegratesGaussian, has
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.moments import draws_of
@@ -72,11 +72,7 @@ def integrates(model: Model, q: TorchDistribution) -> TypeGuard[IntegratesGaussi
 
     This also needs `canonical`: a class that overrides `likelihood_of` inherits a closed form that is not valid for it.
     """
-    return (
-        model.canonical
-        and isinstance(model, IntegratesGaussian)
-        and isinstance(innermost(q), Normal | MultivariateNormal)
-    )
+    return model.canonical and has(model, IntegratesGaussian) and isinstance(innermost(q), Normal | MultivariateNormal)
 
 
 def _from_draws(family: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

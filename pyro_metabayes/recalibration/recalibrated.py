@@ -66,7 +66,7 @@ class Recalibration:
         learner = self.learners[0]
         episodes = learner.featured(episodes)
         posterior = learner.guide.posterior(episodes.observed())
-        scores = task_scores(learner, episodes, posterior, samples, SCORES, draws=predictions)
+        scores = task_scores(learner, episodes, posterior, samples, SCORES, draws=predictions, under_mean=False)
         return BatchScores(scores, {} if len(self.learners) > 1 else batch_spreads(learner, episodes, samples))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,20 +33,21 @@ def class_shares(assignments: Tensor, mask: Tensor) -> Tensor:
     return masked_mean(assignments, mask).clamp(min=LEAST_SHARE)
 
 
-def soft_class_means(observed: Observed, assignments: Tensor) -> Tensor:
-    """(sum_{i in support of c} x_i + sum_{i in query} z_ic x_i) / (n_c + sum_i z_ic) [T, C, D].
+def soft_class_means(observed: Observed) -> Callable[[Tensor], Tensor]:
+    """The function from assignments z [T, Q, C] to (sum_{support of c} x_i + sum_i z_ic x_i) / (n_c + sum_i z_ic).
 
     This is the mean of class c over its n_c support points and all queries, weighted by their assignments z. Masked
-    points have no effect.
-
-    Args:
-        observed: the tasks.
-        assignments: z [T, Q, C].
+    points have no effect. The sums over the support points are computed once.
     """
     sums, counts = class_sums(observed.support_x, observed.support_y, observed.support_mask, observed.num_classes)
-    weight = (assignments * observed.query_mask.unsqueeze(-1)).mT  # [T, C, Q]
-    total = counts + weight.sum(-1, keepdim=True)
-    return (sums + weight @ observed.query_x) / total.clamp(min=torch.finfo(sums.dtype).tiny)
+    mask, least = observed.query_mask.unsqueeze(-1), torch.finfo(sums.dtype).tiny
+
+    def means(assignments: Tensor) -> Tensor:
+        weight = (assignments * mask).mT  # [T, C, Q]
+        total = counts + weight.sum(-1, keepdim=True)
+        return (sums + weight @ observed.query_x) / total.clamp(min=least)
+
+    return means
 
 
 def weighted_class_means(x: Tensor, weights: Tensor) -> Tensor:

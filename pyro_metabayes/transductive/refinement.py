@@ -53,11 +53,12 @@ class Refinement(nn.Module):
             rate: step size.
         """
         at_means, means = require(model, HasClassMeans, "refined class means").at_means, class_means(observed)
+        soft_means = soft_class_means(observed)
         term, mask = means.new_zeros(observed.num_tasks, 1, observed.num_classes), observed.query_mask
         for _ in range(num_steps):
             logits = self.log_sharpness.exp() * model.outputs(at_means(means), observed.query_x)
             assignments, term = assign(self.balance, logits, mask, term, IN_A_STEP)
-            means = means + rate * (soft_class_means(observed, assignments) - means)
+            means = means + rate * (soft_means(assignments) - means)
         if self.balance == "estimated":
             return require(model, HasClassTerm, "guide.balance").with_class_term(at_means(means), term.squeeze(-2))
         return balanced(self.balance, model, at_means(means), observed, term)

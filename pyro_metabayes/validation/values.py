@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.inference.capabilities import HasBaseClasses
+from pyro_metabayes.inference.capabilities import HasBaseClasses, has
 from pyro_metabayes.validation.structure import check_inputs
 
 
@@ -79,7 +79,7 @@ def check_values(data: Observed, model: object) -> None:
     Raises:
         UsageError: a class is out of range, or a number is not finite.
     """
-    base = model.num_base_classes if isinstance(model, HasBaseClasses) else 0
+    base = model.num_base_classes if has(model, HasBaseClasses) else 0
     most = {"support_y": data.num_classes, "query_y": data.num_classes and data.num_classes + base}
     flags = {name: flag for name in ("support_x", "query_x", *most) if (flag := _wrong(data, name, most)) is not None}
     if not flags or data.query_x.is_meta:  # a tensor on the meta device has no values

@@ -1,0 +1,1 @@
+"""Each guide beside the same computation in raw batched PyTorch."""
