@@ -14,6 +14,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_DOCS := .venv/.ready_docs
 
+# Compiled modules are kept: otherwise each process of a test, of a notebook or of a benchmark compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test check docs wheel bench bench-gpu audit clean
 
 run: $(READY)
@@ -30,7 +33,7 @@ bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # As it is installed: mypy and the reference of the site look at one package, which a checkout has in four folders.
 PACKAGE := build/package

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from pyro_metabayes import MetaLearner, UnfamiliarTasks
@@ -97,6 +98,12 @@ def regression_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------- every choice of every group
 
 
+def few_turns(guide: str) -> list[str]:
+    """Settings for two turns of the loops that have dozens."""
+    settings = yaml.safe_load((CONF / "guide" / f"{guide}.yaml").read_text())["guide"]
+    return [f"guide.{name}=2" for name in ("num_steps", "cleaning_steps") if settings.get(name, 0) > 12]
+
+
 @pytest.mark.parametrize("guide", [guide for guide in names("guide") if guide not in ZERO_SHOT])
 def test_every_guide_runs(guide: str, features: Path) -> None:
     numbers = {
@@ -107,7 +114,7 @@ def test_every_guide_runs(guide: str, features: Path) -> None:
     }  # what has no classes
     data = [f"data={numbers[guide]}", *SMALL] if guide in numbers else on_features(features)
     data += FEW_BASE if guide == "attention" else ()
-    ran("run", *data, f"guide={guide}", "hydra.run.dir=run", "train.steps=2")
+    ran("run", *data, f"guide={guide}", *few_turns(guide), "hydra.run.dir=run")
     assert results_of(Path("run"))["guide"] == guide
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -11,11 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from pyro_metabayes.build import check
@@ -47,22 +51,26 @@ SMOKE = {f"{name} {row.part}: {row.label}": row for name in STUDIES for row in r
 # ---------------------------------------------------------------- the rows, without running them
 
 
-def with_every_setting(rows: list[Row]) -> list[Row]:
-    """Rows that have a setting which none before them has, or one of a part with another guide."""
-    seen, kept = set[tuple[str, str]](), []
-    for row in rows:
-        guide = next((setting for setting in row.settings if setting.startswith("guide=")), "")
-        of_parts = {item for item in row.settings if "." in item.partition("=")[0] and not item.startswith(COMMON)}
-        these = {(guide if item in of_parts else "", item) for item in row.settings}
-        if not these <= seen:
-            kept.append(row)
-        seen |= these
+def with_every_setting() -> dict[str, list[Row]]:
+    """By study, rows that have a setting which none before them has, or one of a part with another guide."""
+    seen, kept = set[tuple[str, str]](), dict[str, list[Row]]()
+    for name in STUDIES:
+        for row in rows_of(study_of(name), smoke=False):
+            guide = next((setting for setting in row.settings if setting.startswith("guide=")), "")
+            of_parts = {item for item in row.settings if "." in item.partition("=")[0] and not item.startswith(COMMON)}
+            these = {(guide if item in of_parts else "", item) for item in row.settings}
+            if not these <= seen:
+                kept.setdefault(name, []).append(row)
+            seen |= these
     return kept
 
 
-@pytest.mark.parametrize("name", STUDIES)
+NEW_SETTINGS = with_every_setting()
+
+
+@pytest.mark.parametrize("name", NEW_SETTINGS)
 def test_every_setting_of_a_row_is_one_of_a_configuration(name: str) -> None:
-    check_configurations(with_every_setting(rows_of(study_of(name), smoke=False)))
+    check_configurations(NEW_SETTINGS[name])
 
 
 @pytest.mark.slow
@@ -132,12 +140,37 @@ def test_seeds_come_one_after_the_other() -> None:
 # ---------------------------------------------------------------- runs
 
 
+class Inline(Executor):
+    """In the place of a pool: jobs run in this process, which has imported everything already."""
+
+    def __init__(self, *settings: object) -> None:
+        pass
+
+    def submit(self, job: Any, /, *arguments: Any, **settings: Any) -> Future[Any]:
+        future, of_command = Future[Any](), GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()  # a job composes its own configuration
+        try:
+            future.set_result(job(*arguments, **settings))
+        finally:
+            GlobalHydra.instance().hydra = of_command
+        return future
+
+
+@contextlib.contextmanager
+def without_workers() -> Iterator[None]:
+    """For runs whose results a test reads; the tests of interruptions and mistakes have workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_metabayes.experiments.studies.run_grid.ProcessPoolExecutor", Inline)
+        yield
+
+
 @pytest.fixture(scope="session")
 def gaussian(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """The folder of two parts of one study, and what the command said."""
     folder = tmp_path_factory.mktemp("gaussian") / "study"
     parts = "parts=[ceiling,monte_carlo_joint]"
-    return folder, ran("collapse", *GAUSSIAN, parts, f"hydra.run.dir={folder}")
+    with without_workers():
+        return folder, ran("collapse", *GAUSSIAN, parts, f"hydra.run.dir={folder}")
 
 
 @pytest.fixture
@@ -229,7 +262,7 @@ def test_a_folder_of_other_settings_is_refused(copied: Path) -> None:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[Row]]]:
-    """A few rows of the other studies that need no pretraining, in the processes of one pool."""
+    """A few rows of the other studies that need no pretraining."""
     chosen: dict[str, tuple[Path, list[Row]]] = {}
     jobs = []
     for name, wanted in (
@@ -240,7 +273,8 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, li
         folder = tmp_path_factory.mktemp(name)
         chosen[name] = folder, rows
         jobs += jobs_of(rows, folder, {})[0]
-    run_grid(jobs, workers=1, title="study")
+    with without_workers():
+        run_grid(jobs, workers=1, title="study")
     for name, (folder, rows) in chosen.items():
         write(study_of(name), rows, folder)
     return chosen
@@ -320,7 +354,8 @@ def test_an_interrupted_study_goes_on(interrupted: tuple[Path, dict[Path, int], 
     stood = [json.loads(line)["step"] for line in (long / "metrics.jsonl").read_text().splitlines()]
     assert 25 < stood[-1] < 600
     first = (long / "metrics.jsonl").read_text().splitlines()[0]
-    ran("collapse", *QUICK_AND_LONG, f"hydra.run.dir={folder}")
+    with without_workers():
+        ran("collapse", *QUICK_AND_LONG, f"hydra.run.dir={folder}")
     lines = (long / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(5, 601, 5)) and lines[0] == first
     after = runs_in(folder)
