@@ -26,7 +26,12 @@ from pyro_metabayes.inference.family import class_probabilities
 from pyro_metabayes.inference.laplace import fisher_root
 from pyro_metabayes.likelihoods.numbers import NumberPredictions
 from pyro_metabayes.likelihoods.predictions import predictions_of
-from pyro_metabayes.models import few_shot_classifier, linear_regression
+from pyro_metabayes.models import (
+    few_shot_classifier,
+    generalised_regression,
+    hierarchical_regression,
+    linear_regression,
+)
 from pyro_metabayes.models.backbones import identity
 from pyro_metabayes.models.heads import Linear
 from pyro_metabayes.models.priors import Gaussian
@@ -91,6 +96,21 @@ def test_the_pullback_is_the_vector_jacobian_product_of_the_outputs(pair: Pair) 
 def test_the_predictions_have_the_distribution_of_the_likelihood(pair: Pair) -> None:
     """The CDF and the mean that scores read, against sums and integrals of the density."""
     check_predictions(pair.learner().model, pair.tasks(TASKS))
+
+
+@pytest.mark.parametrize(
+    ("module", "settings"),
+    [
+        (hierarchical_regression, {"row_weights": 1}),
+        (generalised_regression, {"row_offsets": 1}),
+        (generalised_regression, {"row_offsets": 1, "family": "poisson"}),
+    ],
+    ids=["weight", "offset of 0 and 1", "offset of counts"],
+)
+def test_a_column_beside_the_features_belongs_to_the_pullback(module: Any, settings: dict[str, Any]) -> None:
+    """The weight or the offset of a row, which only groups have."""
+    prior = Gaussian(num_weights=2, scale=0.5)
+    check_pullback(module.Model(prior, 1, 4, 2, **settings), random_regressions(features=4, targets=1))
 
 
 def check_pullback(model: Any, episodes: Episodes) -> None:

@@ -58,7 +58,7 @@ OF_NUMBERS = {
     "gaussian_mean": ("guide=savi", "prior.count_aware=true", "train.num_tasks=5"),
     "linear_regression": ("guide=mc", "model.observe=all", "data.num_targets=2"),
     "spinning_lines": ("guide=sib", "guide.initialisation=global"),
-    "sine_and_line": ("guide=leo_regression", "data.fewest=1"),
+    "sine_and_line": ("guide=leo_regression", "data.fewest=1", "eval.number_samples=5"),
 }
 FEW_BASE = ("pretrain.holdout_per_class=6", "task.base_query=30")  # learning without forgetting, 20 inputs a class
 ZERO_SHOT = ("source_only", "sib_rotation")  # guides of classes that all tasks share
@@ -112,7 +112,7 @@ def test_every_guide_runs(guide: str, features: Path) -> None:
         "task_scale": "linear_regression",
         "partial_pooling": "linear_regression",
     }  # what has no classes
-    data = [f"data={numbers[guide]}", *SMALL] if guide in numbers else on_features(features)
+    data = [f"data={numbers[guide]}", *SMALL, "eval.number_samples=5"] if guide in numbers else on_features(features)
     data += FEW_BASE if guide == "attention" else ()
     ran("run", *data, f"guide={guide}", *few_turns(guide), "hydra.run.dir=run")
     assert results_of(Path("run"))["guide"] == guide
