@@ -217,7 +217,9 @@ def check_masks(learner: MetaLearner, episodes: Episodes) -> None:
 def check_masked_scores(learner: MetaLearner, episodes: Episodes) -> None:
     """Nor any score of an evaluation."""
     results = [
-        evaluate(learner, stream_of(data), EvalSettings(episodes.num_tasks, 4), seed=3, progress=False)
+        evaluate(
+            learner, stream_of(data), EvalSettings(episodes.num_tasks, 4, number_samples=4), seed=3, progress=False
+        )
         for data in (episodes, padded(episodes))
     ]
     figures, of_padded = (_plain(result.metrics) for result in results)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -12,14 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from pyro_metabayes.build import check
@@ -30,7 +26,7 @@ from pyro_metabayes.experiments.collapse.__main__ import write
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, jobs_of, rows_of
 from pyro_metabayes.specification.parts import check_parts
-from tests.commands import ROOT, Outcome, call, finish, ran, results_of
+from tests.commands import ROOT, Outcome, call, finish, ran, results_of, without_workers
 
 STUDIES = sorted(path.stem for path in (Path(CONF) / "study").glob("*.yaml"))
 GAUSSIAN = ("study=gaussian_mean", "size=smoke", "workers=1", "study.evaluations.settings=['task.shot=2']")
@@ -138,30 +134,6 @@ def test_seeds_come_one_after_the_other() -> None:
 
 
 # ---------------------------------------------------------------- runs
-
-
-class Inline(Executor):
-    """In the place of a pool: jobs run in this process, which has imported everything already."""
-
-    def __init__(self, *settings: object) -> None:
-        pass
-
-    def submit(self, job: Any, /, *arguments: Any, **settings: Any) -> Future[Any]:
-        future, of_command = Future[Any](), GlobalHydra.instance().hydra
-        GlobalHydra.instance().clear()  # a job composes its own configuration
-        try:
-            future.set_result(job(*arguments, **settings))
-        finally:
-            GlobalHydra.instance().hydra = of_command
-        return future
-
-
-@contextlib.contextmanager
-def without_workers() -> Iterator[None]:
-    """For runs whose results a test reads; the tests of interruptions and mistakes have workers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyro_metabayes.experiments.studies.run_grid.ProcessPoolExecutor", Inline)
-        yield
 
 
 @pytest.fixture(scope="session")
