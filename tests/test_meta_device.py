@@ -147,7 +147,7 @@ def step_on_meta(learner: MetaLearner, episodes: Episodes, folder: Path, **setti
 def metrics_on_meta(training: MetaTraining) -> None:
     """What a logged step and an evaluation measure."""
     tasks = training._last_tasks()
-    with Device(), torch.no_grad():
+    with skipping_splines(), Device(), torch.no_grad():
         scores, spreads = measure(training.learner, tasks, training.seed)
         batch = score_batch(training.learner, tasks, samples=2)
     for name, value in [*scores.items(), *spreads.items(), *batch.scores.items(), *batch.spreads.items()]:
