@@ -33,7 +33,7 @@ bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # As it is installed: mypy and the reference of the site look at one package, which a checkout has in four folders.
 PACKAGE := build/package
