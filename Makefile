@@ -14,6 +14,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 READY_DOCS := .venv/.ready_docs
 
+# Compiled modules are kept: otherwise each process of a test, of a notebook or of a benchmark compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test check docs wheel dist bench bench-gpu audit clean
 
 run: $(READY)

@@ -19,7 +19,7 @@
 # (the support set) and points to classify (the query set).
 
 # %%
-# !python -m experiments.run -m guide=proto,mc,savi,sib data=gaussian_features data.num_features=64 data.separation=0.7 train.steps=300 eval.tasks=200 train.validation_tasks=100 eval.joint=true hydra.sweep.dir=runs/guides
+# !python -m experiments.run -m guide=proto,mc,savi,sib data=gaussian_features data.num_features=64 data.separation=0.7 train.steps=300 eval.tasks=64 train.validation_tasks=100 eval.joint=true hydra.sweep.dir=runs/guides
 
 # %% [markdown]
 # `proto` is a point estimate, the class means. `mc` (VERSA) and `savi` (SAMOVAR) have a conditional prior, which a

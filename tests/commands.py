@@ -12,12 +12,15 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor
 
 from pyro_metabayes.experiments.cli import text_table
@@ -81,6 +84,30 @@ def finish(started: subprocess.Popen[str], seconds: float = 60) -> Outcome:
     """The outcome of a started process."""
     out, err = started.communicate(timeout=seconds)
     return Outcome(started.returncode, out, err)
+
+
+class Inline(Executor):
+    """In the place of a pool: jobs run in this process, which has imported everything already."""
+
+    def __init__(self, *settings: object) -> None:
+        pass
+
+    def submit(self, job: Any, /, *arguments: Any, **settings: Any) -> Future[Any]:
+        future, of_command = Future[Any](), GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()  # a job composes its own configuration
+        try:
+            future.set_result(job(*arguments, **settings))
+        finally:
+            GlobalHydra.instance().hydra = of_command
+        return future
+
+
+@contextlib.contextmanager
+def without_workers() -> Iterator[None]:
+    """For a study whose results a test reads; the tests of interruptions and mistakes have workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_metabayes.experiments.studies.run_grid.ProcessPoolExecutor", Inline)
+        yield
 
 
 def write_features(path: Path, **changed: np.ndarray) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ NOTHING_DRAWN = b"\x89PNG\r\n\x1a\n"
 torch.set_num_threads(1)
 # A shell starts jobs in the background with SIGINT ignored, and processes that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# torch.manual_seed records a stack trace for each kind of accelerator that is not in use: half a millisecond per call.
+traceback.format_stack = lambda *args, **kwargs: []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems() -> None:
+    """Hypothesis would parse every file of the package, half a minute per worker, to draw its constants as examples."""
+    if "hypothesis" in sys.modules:
+        from hypothesis.internal.conjecture import providers
+
+        providers._get_local_constants = providers.Constants
 
 
 @pytest.fixture(scope="session", autouse=True)

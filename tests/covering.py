@@ -22,16 +22,19 @@ def _parts(pair: Pair) -> dict[str, str]:
     return {part: getattr(pair, part) for part in PARTS if not (part == "head" and pair.regression)}
 
 
-def goals(pair: Pair, together: Sequence[tuple[str, str]]) -> set[tuple[str, ...]]:
+def goals(pair: Pair, together: Sequence[tuple[str, str]], settings: bool = True) -> set[tuple[str, ...]]:
     """What a pair covers: each part, each setting of its guide and its model, and its choices of two parts."""
     parts = _parts(pair)
     single = {(part, choice) for part, choice in parts.items()}
-    single |= {(pair.guide, name, str(value)) for name, value in pair.settings.items()}
-    single |= {(pair.model, name, str(value)) for name, value in pair.model_settings.items()}
+    if settings:
+        single |= {(pair.guide, name, str(value)) for name, value in pair.settings.items()}
+        single |= {(pair.model, name, str(value)) for name, value in pair.model_settings.items()}
     return single | {(a, parts[a], b, parts[b]) for a, b in together if {a, b} <= parts.keys()}
 
 
-def covering(pairs: Iterable[Pair], together: Sequence[tuple[str, str]] = (("guide", "model"),)) -> list[Pair]:
+def covering(
+    pairs: Iterable[Pair], together: Sequence[tuple[str, str]] = (("guide", "model"),), settings: bool = True
+) -> list[Pair]:
     """Pairs with every value of every part and setting, and every two choices that occur of the parts `together`.
 
     Greedy: the pair that adds most comes next, the first of equals; so the choice depends on the pairs alone.
@@ -39,8 +42,9 @@ def covering(pairs: Iterable[Pair], together: Sequence[tuple[str, str]] = (("gui
     Args:
         pairs: what to choose from.
         together: the parts of which every combination is wanted; `every_two()` for all of them.
+        settings: whether every setting of a guide and a model is wanted too.
     """
-    left = {str(pair): goals(pair, together) for pair in pairs}
+    left = {str(pair): goals(pair, together, settings) for pair in pairs}
     named, wanted, chosen = {str(pair): pair for pair in pairs}, set().union(*left.values()), []
     while wanted:
         best = max(left, key=lambda name: len(left[name] & wanted))
@@ -53,7 +57,9 @@ def every_two() -> list[tuple[str, str]]:
     return list(combinations(PARTS, 2))
 
 
-def covering_first(pairs: Sequence[Pair], together: Sequence[tuple[str, str]] = (("guide", "model"),)) -> list[Any]:
+def covering_first(
+    pairs: Sequence[Pair], together: Sequence[tuple[str, str]] = (("guide", "model"),), settings: bool = True
+) -> list[Any]:
     """All pairs as parameters of a test, those that `covering` leaves out marked slow."""
-    kept = {str(pair) for pair in covering(pairs, together)}
+    kept = {str(pair) for pair in covering(pairs, together, settings)}
     return [pair if str(pair) in kept else pytest.param(pair, marks=pytest.mark.slow) for pair in pairs]

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
@@ -184,6 +185,7 @@ def _with_model(module: str) -> bool:
 MODELS = {module.name for module in pkgutil.iter_modules(models.__path__) if _with_model(module.name)}
 
 
+@cache
 def _signature(model: str) -> Mapping[str, inspect.Parameter]:
     module = importlib.import_module(f"pyro_metabayes.models.{model}")
     return inspect.signature(module.Model.__init__).parameters
@@ -309,15 +311,24 @@ class Pair:
         return common | {"head": head, "input_shape": [features], "num_classes": way}
 
     def learner(self, seed: int = 0, **shape: int) -> MetaLearner:
-        """With all parameters moved off their initial values, where zeros and ones would hide mistakes."""
-        torch.manual_seed(seed)
-        learner = MetaLearner.from_specification(self.specification(**shape))
-        with torch.no_grad():
-            for parameter in learner.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        return learner
+        """With all parameters moved off their initial values, where zeros and ones would hide mistakes.
+
+        Built once; every call returns a copy, and leaves the random state as the construction does.
+        """
+        key = repr(self), seed, str(sorted(shape.items())), torch.get_default_dtype()
+        if key not in _LEARNERS:
+            torch.manual_seed(seed)
+            learner = MetaLearner.from_specification(self.specification(**shape))
+            with torch.no_grad():
+                for parameter in learner.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+            _LEARNERS[key] = learner, torch.get_rng_state()
+        learner, state = _LEARNERS[key]
+        torch.set_rng_state(state)
+        return deepcopy(learner)
 
 
+_LEARNERS: dict[Any, tuple[MetaLearner, Tensor]] = {}  # and the random state after their construction
 _SUPPORTS: dict[str, Any] = {}  # by model with its settings
 
 

@@ -15,7 +15,7 @@ from pyro_metabayes.experiments.cli.config import config_from, register
 from pyro_metabayes.experiments.cli.overrides import allow_part_setting
 from pyro_metabayes.experiments.studies.study import Row, rows_of
 from pyro_metabayes.specification.parts import check_parts
-from tests.commands import call, ran, results_of
+from tests.commands import call, ran, results_of, without_workers
 
 ABLATIONS = sorted(path.stem for path in (Path(CONF) / "ablate/guide").glob("*.yaml"))
 ON = "on='data=gaussian_features data.num_features=12'"
@@ -62,7 +62,8 @@ def test_rows_differ_and_what_is_scored_again_is_there(guide: str) -> None:
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ablation") / "out"
-    out = ran("ablate", "guide=sib", "size=smoke", "workers=1", ON, PARTS, AGAIN, f"hydra.run.dir={folder}").out
+    with without_workers():
+        out = ran("ablate", "guide=sib", "size=smoke", "workers=1", ON, PARTS, AGAIN, f"hydra.run.dir={folder}").out
     assert "over the batch (tasks see each other)" in out and str(folder) in out
     return folder
 

@@ -1,7 +1,9 @@
 """Does every guide, prior and head obey the protocol? Found in the folders: a new file is tested by existing.
 
-Each promise is a function `check_...`; the second half of the file plants faults and sees them caught. What costs most
-is tried for pairs that cover all parts and settings (`tests/covering.py`), and for all pairs with `-m slow`.
+Each promise is a function `check_...`; the second half of the file plants faults and sees them caught. Shapes, sites,
+labels, gradients and transduction are tried for all pairs. What costs more is tried for pairs that cover all parts and
+settings, and every guide with every model (`tests/covering.py`), scores for pairs that cover all parts, and everything
+for all pairs with `-m slow`.
 """
 
 from __future__ import annotations
@@ -215,7 +217,9 @@ def check_masks(learner: MetaLearner, episodes: Episodes) -> None:
 def check_masked_scores(learner: MetaLearner, episodes: Episodes) -> None:
     """Nor any score of an evaluation."""
     results = [
-        evaluate(learner, stream_of(data), EvalSettings(episodes.num_tasks, 4), seed=3, progress=False)
+        evaluate(
+            learner, stream_of(data), EvalSettings(episodes.num_tasks, 4, number_samples=4), seed=3, progress=False
+        )
         for data in (episodes, padded(episodes))
     ]
     figures, of_padded = (_plain(result.metrics) for result in results)
@@ -343,27 +347,27 @@ def test_query_labels_do_not_move_the_posterior(pair: Pair) -> None:
     check_no_label_leak(pair.learner().guide, pair.tasks())
 
 
-@every
+@covered
 def test_tasks_do_not_see_each_other(pair: Pair) -> None:
     check_tasks_apart(pair.learner().guide, pair.tasks(), pair.noisy)
 
 
-@every
+@covered
 def test_masked_points_change_nothing(pair: Pair) -> None:
     check_masks(pair.learner(particles=2), pair.tasks())
 
 
-@covered
+@pytest.mark.parametrize("pair", covering_first(PAIRS, (), settings=False), ids=str)
 def test_masked_points_change_no_score(pair: Pair) -> None:
     check_masked_scores(pair.learner(particles=2), pair.tasks())
 
 
-@every
+@covered
 def test_the_order_of_points_changes_nothing(pair: Pair) -> None:
     check_point_order(pair.learner(), pair.tasks())
 
 
-@every
+@covered
 def test_a_guide_for_any_number_of_classes_does_not_see_their_names(pair: Pair) -> None:
     """num_classes None is that claim; a guide without it refuses other tasks in one line."""
     guide = pair.learner().guide

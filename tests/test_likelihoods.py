@@ -1,4 +1,7 @@
-"""Are gradients and curvatures in the outputs those of the likelihood, whatever a model makes of its outputs?"""
+"""Are the closed forms of every model those of its outputs and its likelihood: pullback, derivatives, CDF, mean?
+
+Models are found in the folder; a test has the name of the model and its settings.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,17 @@ import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError, class_means, models
 from pyro_metabayes.guides import laplace, llama, maml, sib
 from pyro_metabayes.inference.descent import loss_gradient, output_gradient
+from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.inference.family import class_probabilities
 from pyro_metabayes.inference.laplace import fisher_root
-from pyro_metabayes.models import few_shot_classifier, linear_regression
+from pyro_metabayes.likelihoods.numbers import NumberPredictions
+from pyro_metabayes.likelihoods.predictions import predictions_of
+from pyro_metabayes.models import (
+    few_shot_classifier,
+    generalised_regression,
+    hierarchical_regression,
+    linear_regression,
+)
 from pyro_metabayes.models.backbones import identity
 from pyro_metabayes.models.heads import Linear
 from pyro_metabayes.models.priors import Gaussian
@@ -62,6 +73,107 @@ def hessians(model: Any, outputs: Tensor, y: Tensor) -> Tensor:
 
     each = zip(outputs, y, strict=True)
     return torch.stack([torch.func.jacrev(torch.func.grad(lambda at, y=label: loss(at, y)))(o) for o, label in each])
+
+
+def every_variant() -> dict[str, Pair]:
+    """A pair of every model with each of its heads and settings."""
+    return {
+        "-".join([pair.model, pair.head, f"{pair.regression}", *map(str, pair.model_settings.values())]): pair
+        for pair in every_pair()
+    }
+
+
+variants = pytest.mark.parametrize("pair", every_variant().values(), ids=every_variant().keys())
+
+
+@variants
+def test_the_pullback_is_the_vector_jacobian_product_of_the_outputs(pair: Pair) -> None:
+    """Of every model, since a step of an inner loop takes it whether the model is canonical or not."""
+    check_pullback(pair.learner().model, pair.tasks(TASKS))
+
+
+@variants
+def test_the_predictions_have_the_distribution_of_the_likelihood(pair: Pair) -> None:
+    """The CDF and the mean that scores read, against sums and integrals of the density."""
+    check_predictions(pair.learner().model, pair.tasks(TASKS))
+
+
+@pytest.mark.parametrize(
+    ("module", "settings"),
+    [
+        (hierarchical_regression, {"row_weights": 1}),
+        (generalised_regression, {"row_offsets": 1}),
+        (generalised_regression, {"row_offsets": 1, "family": "poisson"}),
+    ],
+    ids=["weight", "offset of 0 and 1", "offset of counts"],
+)
+def test_a_column_beside_the_features_belongs_to_the_pullback(module: Any, settings: dict[str, Any]) -> None:
+    """The weight or the offset of a row, which only groups have."""
+    prior = Gaussian(num_weights=2, scale=0.5)
+    check_pullback(module.Model(prior, 1, 4, 2, **settings), random_regressions(features=4, targets=1))
+
+
+def check_pullback(model: Any, episodes: Episodes) -> None:
+    """At two latents per task."""
+    x = episodes.query_x
+    w = 0.5 * torch.randn(2, episodes.num_tasks, *model.event_shape(episodes.observed()))
+    outputs, pullback = model.outputs_and_pullback(w, x)
+    expected, vjp, *_ = torch.func.vjp(lambda latent: model.outputs(latent, x), w)
+    cotangent = torch.randn_like(expected)
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(pullback(cotangent), vjp(cotangent)[0])
+
+
+def check_predictions(model: Any, episodes: Episodes) -> None:
+    """At one query, the first component of whose label runs through a grid [G] of the support."""
+    observed = episodes.observed().tasks(slice(0, 1))
+    w = 0.5 * torch.randn(1, 1, *model.event_shape(observed))
+
+    def likelihood(num_labels: int) -> TorchDistribution:
+        x = observed.query_x[:, :1]
+        torch.manual_seed(5)  # a model may decode its weights with noise
+        return model.likelihood(w, x.expand(-1, num_labels, *x.shape[2:]), observed)
+
+    if episodes.num_classes:
+        return  # labels without an order
+    labels = grid_of(innermost(likelihood(1)))
+    family: Any = innermost(likelihood(len(labels)))
+    mask = torch.ones(1, len(labels), dtype=torch.bool)
+    columns = labels.view(1, -1, 1).expand(1, len(labels), *family.batch_shape[3:])
+    predictions: Any = predictions_of(likelihood(len(labels)), columns, mask)
+    if predictions.pit_bounds is None:
+        return  # 0 and 1 are classes
+    density = family.log_prob(columns)[0, 0].exp()[:, 0]
+    below, up_to = cumulative(labels, density, family.support.is_discrete)
+    low, high = (bound.view(len(labels), -1)[:, 0] for bound in predictions.pit_bounds)
+    assert up_to[-1].item() == pytest.approx(1, abs=1e-3), "the density does not integrate to 1"
+    torch.testing.assert_close(high, up_to, atol=1e-3, rtol=0)
+    torch.testing.assert_close(low, below, atol=1e-3, rtol=0)
+    if isinstance(predictions, NumberPredictions):
+        at = labels if family.support.is_discrete else labels - labels.diff(prepend=labels[:1]) / 2
+        mean = at @ up_to.diff(prepend=torch.zeros(1))
+        torch.testing.assert_close(predictions.mean[0, 0, 0, 0], mean, atol=1e-2, rtol=1e-2)
+
+
+def grid_of(family: Any) -> Tensor:
+    """Whole numbers, or numbers that are dense where draws of a distribution lie and reach far beyond them."""
+    draws = family.sample((1000,))[..., 0].flatten()
+    if family.support.is_discrete:
+        most = 3 * draws.abs().max() + 20
+        values = torch.arange(-most, most + 1)
+    else:
+        low, middle, high = draws.quantile(torch.tensor([0.25, 0.5, 0.75]))
+        values = middle + (high - low) * torch.linspace(-12, 12, 4001).sinh()
+    return values[family.support.check(values)]
+
+
+def cumulative(labels: Tensor, density: Tensor, discrete: bool) -> tuple[Tensor, Tensor]:
+    """P(label < y) and P(label <= y) [G] by sums, or by the trapezoidal rule."""
+    if discrete:
+        up_to = density.cumsum(0)
+        return up_to - density, up_to
+    up_to = torch.cat((torch.zeros_like(density[:1]), torch.cumulative_trapezoid(density, labels)))
+    return up_to, up_to
 
 
 @pytest.mark.parametrize("pair", one_per_model().values(), ids=one_per_model().keys())
@@ -339,7 +451,7 @@ def test_sib_savi_takes_the_entropy_of_the_predictions_of_the_model() -> None:
 
 def test_closed_forms_of_a_regression_need_its_likelihood() -> None:
     model = Heteroscedastic(Gaussian(num_weights=3), num_targets=2, num_features=3)
-    with pytest.raises(UsageError, match="expected the Gaussian likelihood of linear_regression for a closed form"):
+    with pytest.raises(UsageError, match="expected the Gaussian likelihood of linear_regression, which has"):
         model.exact_posterior(random_regressions())
 
 

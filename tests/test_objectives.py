@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_metabayes
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
+from pyro_metabayes.build import build
 from pyro_metabayes.inference.divergences import (
     mixture_kl_bounds,
     mixture_kl_convexity_bound,
@@ -29,7 +30,7 @@ from pyro_metabayes.objectives.importance_weighted import ImportanceWeighted
 from pyro_metabayes.objectives.monte_carlo import MonteCarlo
 from pyro_metabayes.objectives.objective import Objective
 from tests.covering import covering_first
-from tests.pairs import Pair, every_pair, random_tasks
+from tests.pairs import OBJECTIVES, Pair, every_pair, random_tasks
 
 SIB = {"num_steps": 2, "step_size": 0.1}
 DENSITIES = [
@@ -284,6 +285,52 @@ def test_support_labels_join_the_evidence() -> None:
     )
     loss = Elbo().differentiable_loss(model, q_of(pooled), both)
     assert -loss.item() == pytest.approx(log_evidence(model, pooled).item(), abs=1e-8)
+
+
+# ---------------------------------------------------------------- every objective of the folder
+
+
+def of_regression(guide: str, name: str, particles: int) -> tuple[Any, Any, Objective, Episodes]:
+    """A conjugate model, a guide, the objective of a YAML, and tasks."""
+    pair = Pair(guide, model="linear_regression", objective=name)
+    learner = pair.learner(particles=particles)
+    return learner.model, learner.guide, learner.objective, pair.tasks()
+
+
+BOUNDS = [name for name, settings in OBJECTIVES.items() if build(settings, "objective", particles=1).bound]
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_bound_is_the_evidence_at_the_exact_posterior(name: str) -> None:
+    """In value for every draw, and in the gradient for the prior on average over draws."""
+    for particles in (1, 3, 4096):
+        model, guide, objective, episodes = of_regression("exact", name, particles)
+        evidence = model.log_predictive(model.prior(episodes), episodes).sum()
+        loss = objective.differentiable_loss(model, guide, episodes)
+        assert loss.item() == pytest.approx(-evidence.item(), rel=1e-9)
+    parameters = list(model.parameters())
+    got, expected = (torch.cat(torch.autograd.grad(value, parameters)) for value in (loss, -evidence))
+    assert (got - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_bound_is_below_the_evidence_elsewhere(name: str) -> None:
+    """On average over draws of an approximate posterior."""
+    model, guide, objective, episodes = of_regression("mean_field", name, 8)
+    evidence = model.log_predictive(model.prior(episodes), episodes).sum().item()
+    losses = [objective.differentiable_loss(model, guide, episodes).item() for _ in range(10)]
+    assert -sum(losses) / len(losses) < evidence
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_loss_falls_as_labels_become_more_probable(name: str) -> None:
+    model, guide, objective, episodes = of_regression("mean_field", name, 8)
+    mean = model.outputs(guide.posterior(episodes.observed()).mean, episodes.query_x).detach()
+    losses = [
+        objective.differentiable_loss(model, guide, replace(episodes, query_y=mean + shift)).item()
+        for shift in (0.0, 1.0, 4.0)
+    ]
+    assert losses[0] < losses[1] < losses[2]
 
 
 # ---------------------------------------------------------------- plain Pyro functions

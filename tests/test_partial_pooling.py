@@ -26,7 +26,7 @@ from pyro_metabayes.guides.partial_pooling import Guide
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.models.hierarchical_regression import Model
 from pyro_metabayes.models.priors import Conditional, FullGaussian
-from tests.commands import call, ran, results_of
+from tests.commands import call, ran, results_of, without_workers
 from tests.pairs import random_regressions
 
 SIZES = (1, 1, 2, 3, 4, 5, 6, 8, 10, 12, 3, 4)
@@ -204,7 +204,8 @@ def test_radon(seed: int, metabayes_data: Path, tmp_path: Path, monkeypatch: pyt
 def test_the_study_runs(parts: str, metabayes_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small = ("size=smoke", "samples=4", "warmup=4", "splits=1", "workers=1", f"parts=[{parts}]")
-    outcome = ran("partial_pooling", "study=sleepstudy", *small, "hydra.run.dir=out")
+    with without_workers():
+        outcome = ran("partial_pooling", "study=sleepstudy", *small, "hydra.run.dir=out")
     pictures = {"effects.png", "shrinkage.png", "prior.png"}
     assert pictures | {"table.md", "table.csv", "study.txt"} <= {path.name for path in Path("out").iterdir()}
     page = Path("out/table.md").read_text()

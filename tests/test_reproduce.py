@@ -17,7 +17,7 @@ from pyro_metabayes.experiments.cli.overrides import allow_part_setting
 from pyro_metabayes.experiments.reproduce import KINDS, with_section
 from pyro_metabayes.experiments.studies.study import rows_of
 from pyro_metabayes.specification.parts import check_parts
-from tests.commands import Outcome, call, ran, results_of
+from tests.commands import Outcome, call, ran, results_of, without_workers
 
 TABLES = sorted(path.stem for path in (Path(CONF) / "table").glob("*.yaml"))
 # The table's rows on a simulator, in two steps.
@@ -60,7 +60,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     folder = tmp_path_factory.mktemp("table")
     (folder / "RESULTS.md").write_text("# Mine\n\n<!-- other -->\nkept\n<!-- end of other -->\n")
     out = (f"out={folder}/RESULTS.md", f"hydra.run.dir={folder}/runs")
-    return folder, ran("reproduce", *SMALL, "parts=[strong_1shot]", *out)
+    with without_workers():
+        return folder, ran("reproduce", *SMALL, "parts=[strong_1shot]", *out)
 
 
 def cells_of(folder: Path, method: str, setting: str) -> dict[str, str]:

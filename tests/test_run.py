@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from pyro_metabayes import MetaLearner, UnfamiliarTasks
@@ -58,7 +59,7 @@ OF_NUMBERS = {
     "gaussian_mean": ("guide=savi", "prior.count_aware=true", "train.num_tasks=5"),
     "linear_regression": ("guide=mc", "model.observe=all", "data.num_targets=2"),
     "spinning_lines": ("guide=sib", "guide.initialisation=global"),
-    "sine_and_line": ("guide=leo_regression", "data.fewest=1"),
+    "sine_and_line": ("guide=leo_regression", "data.fewest=1", "eval.number_samples=5"),
 }
 FEW_BASE = ("pretrain.holdout_per_class=6", "task.base_query=30")  # learning without forgetting, 20 inputs a class
 ZERO_SHOT = ("source_only", "sib_rotation")  # guides of classes that all tasks share
@@ -98,6 +99,12 @@ def regression_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------- every choice of every group
 
 
+def few_turns(guide: str) -> list[str]:
+    """Settings for two turns of the loops that have dozens."""
+    settings = yaml.safe_load((CONF / "guide" / f"{guide}.yaml").read_text())["guide"]
+    return [f"guide.{name}=2" for name in ("num_steps", "cleaning_steps") if settings.get(name, 0) > 12]
+
+
 @pytest.mark.parametrize("guide", [guide for guide in names("guide") if guide not in ZERO_SHOT])
 def test_every_guide_runs(guide: str, features: Path) -> None:
     numbers = {
@@ -106,9 +113,9 @@ def test_every_guide_runs(guide: str, features: Path) -> None:
         "task_scale": "linear_regression",
         "partial_pooling": "linear_regression",
     }  # what has no classes
-    data = [f"data={numbers[guide]}", *SMALL] if guide in numbers else on_features(features)
+    data = [f"data={numbers[guide]}", *SMALL, "eval.number_samples=5"] if guide in numbers else on_features(features)
     data += FEW_BASE if guide == "attention" else ()
-    ran("run", *data, f"guide={guide}", "hydra.run.dir=run", "train.steps=2")
+    ran("run", *data, f"guide={guide}", *few_turns(guide), "hydra.run.dir=run")
     assert results_of(Path("run"))["guide"] == guide
 
 

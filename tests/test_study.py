@@ -26,7 +26,7 @@ from pyro_metabayes.experiments.collapse.__main__ import write
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, jobs_of, rows_of
 from pyro_metabayes.specification.parts import check_parts
-from tests.commands import ROOT, Outcome, call, finish, ran, results_of
+from tests.commands import ROOT, Outcome, call, finish, ran, results_of, without_workers
 
 STUDIES = sorted(path.stem for path in (Path(CONF) / "study").glob("*.yaml"))
 GAUSSIAN = ("study=gaussian_mean", "size=smoke", "workers=1", "study.evaluations.settings=['task.shot=2']")
@@ -47,22 +47,26 @@ SMOKE = {f"{name} {row.part}: {row.label}": row for name in STUDIES for row in r
 # ---------------------------------------------------------------- the rows, without running them
 
 
-def with_every_setting(rows: list[Row]) -> list[Row]:
-    """Rows that have a setting which none before them has, or one of a part with another guide."""
-    seen, kept = set[tuple[str, str]](), []
-    for row in rows:
-        guide = next((setting for setting in row.settings if setting.startswith("guide=")), "")
-        of_parts = {item for item in row.settings if "." in item.partition("=")[0] and not item.startswith(COMMON)}
-        these = {(guide if item in of_parts else "", item) for item in row.settings}
-        if not these <= seen:
-            kept.append(row)
-        seen |= these
+def with_every_setting() -> dict[str, list[Row]]:
+    """By study, rows that have a setting which none before them has, or one of a part with another guide."""
+    seen, kept = set[tuple[str, str]](), dict[str, list[Row]]()
+    for name in STUDIES:
+        for row in rows_of(study_of(name), smoke=False):
+            guide = next((setting for setting in row.settings if setting.startswith("guide=")), "")
+            of_parts = {item for item in row.settings if "." in item.partition("=")[0] and not item.startswith(COMMON)}
+            these = {(guide if item in of_parts else "", item) for item in row.settings}
+            if not these <= seen:
+                kept.setdefault(name, []).append(row)
+            seen |= these
     return kept
 
 
-@pytest.mark.parametrize("name", STUDIES)
+NEW_SETTINGS = with_every_setting()
+
+
+@pytest.mark.parametrize("name", NEW_SETTINGS)
 def test_every_setting_of_a_row_is_one_of_a_configuration(name: str) -> None:
-    check_configurations(with_every_setting(rows_of(study_of(name), smoke=False)))
+    check_configurations(NEW_SETTINGS[name])
 
 
 @pytest.mark.slow
@@ -137,7 +141,8 @@ def gaussian(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """The folder of two parts of one study, and what the command said."""
     folder = tmp_path_factory.mktemp("gaussian") / "study"
     parts = "parts=[ceiling,monte_carlo_joint]"
-    return folder, ran("collapse", *GAUSSIAN, parts, f"hydra.run.dir={folder}")
+    with without_workers():
+        return folder, ran("collapse", *GAUSSIAN, parts, f"hydra.run.dir={folder}")
 
 
 @pytest.fixture
@@ -229,7 +234,7 @@ def test_a_folder_of_other_settings_is_refused(copied: Path) -> None:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[Row]]]:
-    """A few rows of the other studies that need no pretraining, in the processes of one pool."""
+    """A few rows of the other studies that need no pretraining."""
     chosen: dict[str, tuple[Path, list[Row]]] = {}
     jobs = []
     for name, wanted in (
@@ -240,7 +245,8 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, li
         folder = tmp_path_factory.mktemp(name)
         chosen[name] = folder, rows
         jobs += jobs_of(rows, folder, {})[0]
-    run_grid(jobs, workers=1, title="study")
+    with without_workers():
+        run_grid(jobs, workers=1, title="study")
     for name, (folder, rows) in chosen.items():
         write(study_of(name), rows, folder)
     return chosen
@@ -320,7 +326,8 @@ def test_an_interrupted_study_goes_on(interrupted: tuple[Path, dict[Path, int], 
     stood = [json.loads(line)["step"] for line in (long / "metrics.jsonl").read_text().splitlines()]
     assert 25 < stood[-1] < 600
     first = (long / "metrics.jsonl").read_text().splitlines()[0]
-    ran("collapse", *QUICK_AND_LONG, f"hydra.run.dir={folder}")
+    with without_workers():
+        ran("collapse", *QUICK_AND_LONG, f"hydra.run.dir={folder}")
     lines = (long / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(5, 601, 5)) and lines[0] == first
     after = runs_in(folder)
