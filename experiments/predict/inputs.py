@@ -11,7 +11,7 @@ import numpy as np
 
 from pyro_metabayes.build import target_of
 from pyro_metabayes.data.sources import cifar_fs, fc100, features, image_folder, mini_imagenet, tiered_imagenet
-from pyro_metabayes.data.sources.class_folders import images_in
+from pyro_metabayes.data.sources.class_folders import images_in, note_left_out
 from pyro_metabayes.data.sources.feature_arrays import unit_length
 from pyro_metabayes.data.sources.images import all_pixels, centre, colour_of
 from pyro_metabayes.data.sources.listing import visible
@@ -84,7 +84,7 @@ class Reader:
         """The query set; labels in its file have no effect."""
         if path.is_dir():
             files = images_in(path, "the folder of the query set")
-            image_folder.note_left_out(path, [path])
+            note_left_out(path, [path])
             return Queries(self._pixels(files), [str(file.relative_to(path)) for file in files], "file")
         x = self._inputs(_arrays(path, "query"), path)
         return Queries(x, [str(row) for row in range(len(x))], "row")
@@ -94,7 +94,7 @@ class Reader:
         if not classes:
             raise UsageError(f"expected one folder of images per class in {folder}, got none; sort the images by class")
         files = {inner.name: images_in(inner) for inner in classes}
-        image_folder.note_left_out(folder, classes)
+        note_left_out(folder, classes)
         x = self._pixels([file for images in files.values() for file in images])
         return x, np.array([name for name, images in files.items() for _ in images])
 
