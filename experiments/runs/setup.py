@@ -32,6 +32,7 @@ from pyro_metabayes.experiments.runs.tasks import (
     load_data,
     note_narrower_validation,
     refuse_impossible,
+    refuse_varied_tasks,
     source_of,
 )
 from pyro_metabayes.learner import MetaLearner
@@ -91,7 +92,8 @@ def set_up(
     _refuse_unknown_classes(config, source)
     refuse_impossible(config, source, training)
     learner = build_learner(config, data, source, num_classes)
-    start = restore or partial(_start_at, init=config.init)
+    refuse_varied_tasks(config, source, learner)
+    start = restore or partial(start_at, init=config.init)
     start(learner)
     if training:
         start_at_closed_form(learner, source)
@@ -131,13 +133,13 @@ def _centre_features(config: Config, learner: MetaLearner, tasks: RunTasks) -> N
 
 def _mean_feature(stream: TaskStream) -> Tensor:
     """Mean feature [D] of the points of the first block of training tasks; it is defined for simulators too."""
-    episodes = stream.batch(0, BLOCK)
+    episodes = stream.batch(0, min(stream.block, BLOCK))
     points = torch.cat((episodes.support_x, episodes.query_x), dim=1)
     weights = torch.cat((episodes.support_mask, episodes.query_mask), dim=1).unsqueeze(-1)
     return (points * weights).sum((0, 1)) / weights.sum()
 
 
-def _start_at(learner: MetaLearner, init: str) -> None:
+def start_at(learner: MetaLearner, init: str) -> None:
     """Give the learner the weights of another one.
 
     Args:

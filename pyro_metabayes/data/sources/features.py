@@ -1,9 +1,10 @@
-"""Embeddings from the user: a file or folder with the arrays `features`, `labels` and, optionally, `split`."""
+"""Embeddings from the user: a file or folder with the arrays `features`, `labels`, and others that are optional."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.data.pairs import Pairs
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, read_npz, reason_of
@@ -30,6 +32,9 @@ def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) 
             read, checked and scaled when the batch is drawn.
         labels [N]: integers, or strings (not in .safetensors).
         split [N], optional: train, val or test (not in .safetensors), or 0, 1 or 2; the same for all rows of a class.
+        partner [N], optional: the row that renders the same object, such as another crop of one photograph, or the row
+            itself if there is none. A task never has one of two partners in its support set and the other in its query
+            set.
 
     Args:
         path: the file or folder.
@@ -50,7 +55,8 @@ def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) 
                 f"expected classes in every split, got none in {split} of {path} ({len(names)} classes in "
                 "all); add classes, or assign them to splits in the array 'split'"
             )
-    return Bank.from_arrays(features, labels, splits, [str(name) for name in names])
+    bank = Bank.from_arrays(features, labels, splits, [str(name) for name in names])
+    return replace(bank, pairs=Pairs.of_rows(arrays["partner"], labels, path)) if "partner" in arrays else bank
 
 
 def _read(path: str) -> Arrays:
@@ -94,7 +100,7 @@ def _map(file: Path) -> np.ndarray:
         raise ValueError(f"{file.name}: {reason_of(error)}") from error
 
 
-_SHAPES = {"features": 2, "labels": 1, "split": 1}  # number of axes
+_SHAPES = {"features": 2, "labels": 1, "split": 1, "partner": 1}  # number of axes
 
 
 def _check_names(arrays: Arrays, path: str) -> None:
