@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +41,9 @@ def write_bank(path: Path, settings: str) -> None:
 
 
 def _save(path: Path, arrays: Arrays) -> None:
+    values: dict[str, Any] = dict(arrays)
     with path.open("wb") as file:  # savez would add .npz to the name
-        np.savez(file, **arrays)
+        np.savez(file, **values)
 
 
 def _of_images(settings: str) -> Arrays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,10 +54,7 @@ def chosen(
     key = json.dumps([list(candidates), [column.name for column in columns], tasks])
     if path.exists() and (saved := json.loads(path.read_text()))["key"] == key:
         return Choice(**saved["choice"])
-    answers = {
-        candidate: _answers(lambda column, name=candidate: predict_of(name, column), bank, columns, tasks)
-        for candidate in candidates
-    }
+    answers = {candidate: _answers(partial(predict_of, candidate), bank, columns, tasks) for candidate in candidates}
     best = max(answers, key=lambda candidate: _accuracy(answers[candidate]))
     choice = Choice(best, fitted_temperature(*answers[best]))
     text = json.dumps({"key": key, "choice": asdict(choice)}, indent=1) + "\n"
