@@ -30,6 +30,7 @@ from benchmarks import (
     slopes,
     soak,
     start,
+    transductive,
 )
 from benchmarks.measure import Row
 from benchmarks.setting import Size
@@ -47,6 +48,7 @@ CASES = {
     "start": start.rows,
     "slopes": slopes.rows,
     "compiled": compilation.rows,
+    "transductive": transductive.rows,
 }
 LONG = {
     "soak": soak.rows,

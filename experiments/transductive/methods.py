@@ -44,7 +44,8 @@ class Method:
         trained: label of the trained row of the study, in place of candidates.
         changes: settings of its guide that differ from the training.
         tasks: most test tasks per column, of a slow method; 0: all.
-        ours: whether it is compared with the best of the others.
+        ours: whether it is compared with the best peer.
+        peer: whether ours is compared with it.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Method:
     changes: Mapping[str, Any] = field(default_factory=dict)
     tasks: int = 0
     ours: bool = False
+    peer: bool = True
 
     def shown(self, candidate: str, shot: int) -> str:
         """The settings of a candidate for a number of shots."""

@@ -92,7 +92,7 @@ def pairs_of(methods: Sequence[Method], cells: Cells) -> list[Pair]:
     """Our methods in all columns beside the best peer that has been told the same."""
     found = []
     for own in (method for method in methods if method.ours):
-        peers = [method.name for method in methods if not method.ours and method.known == own.known]
+        peers = [method.name for method in methods if method.peer and not method.ours and method.known == own.known]
         for column, cell in cells[own.name].items():
             others = {name: cells[name][column] for name in peers}
             found.append((own.name, column, to_best(cell, others, "accuracy"), to_best(cell, others, "nll")))
