@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +71,17 @@ class Comparison:
         return Scored(cells, choices, {each.name: each.marginal(bank) for each in columns if not each.balanced})
 
     def _choice(self, method: Method, bank: Bank, columns: Sequence[Column]) -> Choice:
-        if method.published:
-            return Choice(method.candidates[0], 1.0)
+        candidates = method.candidates or [""]
+        if len(candidates) == 1 and not method.tempered:
+            return Choice(candidates[0], 1.0)
 
         def predict(candidate: str, column: Column) -> Predict:
             return self._predicts(method, candidate, bank, column)[0]
 
         path = self.folder / "choices" / self.name / f"{file_name(method.name)}.json"
         tasks = self._tasks(method, "choosing")
-        return chosen(path, method.candidates or [""], predict, bank, columns, tasks)
+        choice = chosen(path, candidates, predict, bank, columns, tasks)
+        return choice if method.tempered else replace(choice, temperature=1.0)
 
     def _cell(self, method: Method, choice: Choice, bank: Bank, column: Column) -> Cell:
         path = self.folder / "cells" / self.name / file_name(column.name) / f"{file_name(method.name)}.npz"

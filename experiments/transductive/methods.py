@@ -39,7 +39,8 @@ class Method:
         name: of the row.
         known: whether it is told that the queries are balanced; it then has no column with other marginals.
         candidates: settings of untrained guides, of which the most accurate on validation classes is taken.
-        published: whether predictions are taken as they are. Otherwise a temperature is fitted on validation classes.
+        tempered: whether a temperature is fitted on validation classes. Learners trained for the NLL need none,
+            and rows of published settings have none.
         many: further settings from MANY shots on.
         trained: label of the trained row of the study, in place of candidates.
         changes: settings of its guide that differ from the training.
@@ -51,7 +52,7 @@ class Method:
     name: str
     known: bool = False
     candidates: Sequence[str] = ()
-    published: bool = False
+    tempered: bool = True
     many: str = ""
     trained: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)

@@ -81,7 +81,7 @@ def _settings(method: Method, choice: Choice) -> TableRow:
     return {
         "method": method.name,
         "settings": f"{settings}{more}",
-        "temperature": "1, as published" if method.published else f"{choice.temperature:.2f}",
+        "temperature": f"{choice.temperature:.2f}" if method.tempered else "-",
     }
 
 
