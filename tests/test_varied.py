@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from pyro_metabayes.data.mixture.varied import MOST_PAIRS, VariedSampler
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.sources import features
 from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
-from pyro_metabayes.data.varied import MOST_PAIRS, VariedSampler
 from pyro_metabayes.errors import UsageError
 from tests.commands import call, checkpoint_of, ran
 from tests.test_data import equal, numbered

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.mixture.varied import VariedSampler
 from pyro_metabayes.data.placement import place_bank
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.stream import Source, TaskStream
@@ -32,7 +33,6 @@ from pyro_metabayes.experiments.runs.tasks import (
     load_data,
     note_narrower_validation,
     refuse_impossible,
-    refuse_varied_tasks,
     source_of,
 )
 from pyro_metabayes.learner import MetaLearner
@@ -92,7 +92,7 @@ def set_up(
     _refuse_unknown_classes(config, source)
     refuse_impossible(config, source, training)
     learner = build_learner(config, data, source, num_classes)
-    refuse_varied_tasks(config, source, learner)
+    _refuse_varied_tasks(config, source, learner)
     start = restore or partial(start_at, init=config.init)
     start(learner)
     if training:
@@ -110,11 +110,32 @@ def set_up(
 
 def _refuse_unknown_classes(config: Config, source: Source) -> None:
     """Refuse task.unknown for a source whose tasks would not have unknown classes."""
-    if config.task.unknown and type(source) is not BankSampler:
+    if config.task.unknown and type(source) not in (BankSampler, VariedSampler):
         base = " with task.base_query" if config.task.base_query else ""
         raise UsageError(
             f"expected tasks of a bank of classes for task.unknown={config.task.unknown}, got data="
             f"{config.choices.get('data')}{base}; set task.unknown=0, or take data such as data=features"
+        )
+
+
+def _refuse_varied_tasks(config: Config, source: Source, learner: MetaLearner) -> None:
+    """Refuse task.vary=true for data, a guide or training tasks that have one shape."""
+    if not config.task.vary:
+        return
+    if not isinstance(source, VariedSampler):
+        raise UsageError(
+            f"expected a bank of classes without base classes for task.vary=true, got data="
+            f"{config.choices.get('data')}; set task.vary=false"
+        )
+    if learner.guide.num_classes is not None:
+        raise UsageError(
+            f"expected a guide for any number of classes for task.vary=true, got guide={config.choices.get('guide')}; "
+            "set task.vary=false"
+        )
+    if config.train.num_tasks or config.train.tasks_per_step > BLOCK:
+        raise UsageError(
+            f"expected train.num_tasks=0 and train.tasks_per_step <= {BLOCK} for task.vary=true, got "
+            f"{config.train.num_tasks} and {config.train.tasks_per_step}"
         )
 
 

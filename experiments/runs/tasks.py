@@ -15,12 +15,12 @@ from pyro_metabayes.build import arguments_of, build, check, target_of
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.base_novel import BaseNovelSampler
 from pyro_metabayes.data.domains import DomainBank, DomainSampler
+from pyro_metabayes.data.mixture.varied import VariedSampler
 from pyro_metabayes.data.perturbed import with_noise
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.sources.groups import Groups
 from pyro_metabayes.data.stream import Block, DrawsBlocks, HasRandomShapes, KnownTruth, Source, TaskStream
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
-from pyro_metabayes.data.varied import VariedSampler
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
@@ -147,27 +147,6 @@ def source_of(config: Config, data: Bank | Source) -> Source:
     if config.task.base_query:
         return BaseNovelSampler(data, config.pretrain.holdout_per_class)
     return VariedSampler(data, config.train.tasks_per_step) if config.task.vary else BankSampler(data)
-
-
-def refuse_varied_tasks(config: Config, source: Source, learner: MetaLearner) -> None:
-    """Refuse task.vary=true for data, a guide or training tasks that have one shape."""
-    if not config.task.vary:
-        return
-    if not isinstance(source, VariedSampler):
-        raise UsageError(
-            f"expected a bank of classes without base classes for task.vary=true, got data="
-            f"{config.choices.get('data')}; set task.vary=false"
-        )
-    if learner.guide.num_classes is not None:
-        raise UsageError(
-            f"expected a guide for any number of classes for task.vary=true, got guide={config.choices.get('guide')}; "
-            "set task.vary=false"
-        )
-    if config.train.num_tasks or config.train.tasks_per_step > BLOCK:
-        raise UsageError(
-            f"expected train.num_tasks=0 and train.tasks_per_step <= {BLOCK} for task.vary=true, got "
-            f"{config.train.num_tasks} and {config.train.tasks_per_step}"
-        )
 
 
 def validation_shape(config: Config, source: Source) -> TaskShape:

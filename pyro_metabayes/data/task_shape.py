@@ -44,7 +44,7 @@ class TaskShape:
     base_query: int = 0  # additional queries of base classes, for learning without forgetting (model=lwof)
     unknown: int = 0
     train_query: int = 0  # replaces query in training tasks (base_query changes in proportion); 0: no replacement
-    vary: bool = False  # training tasks of a bank have random ways, shots and numbers of queries (varied.py)
+    vary: bool = False  # training tasks of a bank have random ways, shots and numbers of queries (mixture/varied.py)
 
     def __post_init__(self) -> None:
         if not 0 <= self.feature_noise < math.inf:
