@@ -40,8 +40,8 @@ def section_of(
         markdown_table(difference_rows(methods, cells)),
         "Expected calibration error, and CPU time of a 5-way 1-shot task.",
         markdown_table([_calibration(method.name, cells[method.name]) for method in methods]),
-        "Settings and temperatures, chosen on validation classes.",
-        markdown_table([_settings(method, choices[method.name]) for method in methods]),
+        "Settings and temperatures, chosen on validation classes:",
+        "\n".join(_settings(method, choices[method.name]) for method in methods),
         f"Shares of the classes among the queries, from the most to the least frequent, mean over tasks: {marginals}.",
     ]
     return "\n\n".join(parts)
@@ -75,14 +75,13 @@ def _ece(cell: Cell) -> float:
     return float(reliability(torch.from_numpy(cell.bins)).ece.mean)
 
 
-def _settings(method: Method, choice: Choice) -> TableRow:
-    settings = choice.candidate or " ".join([method.trained, *(f"{key}={to}" for key, to in method.changes.items())])
-    more = f"; from 5 shots {method.many}" if method.many else ""
-    return {
-        "method": method.name,
-        "settings": f"{settings}{more}",
-        "temperature": f"{choice.temperature:.2f}" if method.tempered else "-",
-    }
+def _settings(method: Method, choice: Choice) -> str:
+    """The settings of a method as an item of a list."""
+    changes = " ".join(f"guide.{name}={value}" for name, value in method.changes.items())
+    settings = choice.candidate or f"{method.trained}, trained as below {changes}".strip()
+    more = f"; from 5 shots also `{method.many}`" if method.many else ""
+    temperature = f"; temperature {choice.temperature:.2f}" if method.tempered else ""
+    return f"- {method.name}: `{settings}`{more}{temperature}"
 
 
 Pair = tuple[str, str, Difference, Difference]  # method, column, and differences of accuracy and NLL
