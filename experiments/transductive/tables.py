@@ -77,11 +77,11 @@ def _ece(cell: Cell) -> float:
 
 def _settings(method: Method, choice: Choice) -> str:
     """The settings of a method as an item of a list."""
-    changes = " ".join(f"guide.{name}={value}" for name, value in method.changes.items())
-    settings = choice.candidate or f"{method.trained}, trained as below {changes}".strip()
+    changes = [f"`guide.{name}={value}`" for name, value in method.changes.items()]
+    settings = f"`{choice.candidate}`" if choice.candidate else ", ".join(["trained as below", *changes])
     more = f"; from 5 shots also `{method.many}`" if method.many else ""
     temperature = f"; temperature {choice.temperature:.2f}" if method.tempered else ""
-    return f"- {method.name}: `{settings}`{more}{temperature}"
+    return f"- {method.name}: {settings}{more}{temperature}"
 
 
 Pair = tuple[str, str, Difference, Difference]  # method, column, and differences of accuracy and NLL
