@@ -89,8 +89,7 @@ def set_up(
         config = replace(config, estimated=data.estimated_settings())
     fingerprint = fingerprint_of(data)
     source = source_of(config, data)
-    _refuse_unknown_classes(config, source)
-    refuse_impossible(config, source, training)
+    _refuse_source(config, source, training)
     learner = build_learner(config, data, source, num_classes)
     _refuse_varied_tasks(config, source, learner)
     start = restore or partial(start_at, init=config.init)
@@ -106,6 +105,12 @@ def set_up(
     if training:
         _centre_features(config, learner, tasks)
     return RunSetup(config.with_absolute_path(), device, learner, tasks, fingerprint)
+
+
+def _refuse_source(config: Config, source: Source, training: bool) -> None:
+    """Refuse a source that cannot draw the tasks of the settings."""
+    _refuse_unknown_classes(config, source)
+    refuse_impossible(config, source, training)
 
 
 def _refuse_unknown_classes(config: Config, source: Source) -> None:
