@@ -26,8 +26,7 @@ class TaskShape:
         query_counts: numbers of query points of the classes instead of `query`, in a new random order in every task;
             query_concentration and query_balanced are then ignored.
         query_concentration: a > 0 draws the counts from Multinomial(way * query, Dirichlet(a, ..., a)), conditional on
-            no class having more queries than inputs: the imbalanced query sets of Veilleux et al. (2021, "Realistic
-            evaluation of transductive few-shot learning"), who use a = 2. 0: off.
+            no class having more queries than inputs (Veilleux et al., NeurIPS 2021, who use a = 2). 0: off.
         query_balanced: fraction of the tasks that are balanced although query_concentration is set.
         feature_noise: length of the noise added to each feature vector, relative to its length (perturbed.py).
         unknown: number of classes of an evaluation task that are not in its support set, with `query` queries each.

@@ -28,13 +28,10 @@ def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) 
 
     The arrays are:
         features [N, D]: any float or integer type. They become float32 of unit length, the input of the few-shot heads.
-            Those of a folder stay in their file, which may be larger than memory. The rows of a batch of tasks are
-            read, checked and scaled when the batch is drawn.
+            Those of a folder stay in their file; rows are read, checked and scaled when a batch of tasks is drawn.
         labels [N]: integers, or strings (not in .safetensors).
         split [N], optional: train, val or test (not in .safetensors), or 0, 1 or 2; the same for all rows of a class.
-        partner [N], optional: the row that renders the same object, such as another crop of one photograph, or the row
-            itself if there is none. A task never has one of two partners in its support set and the other in its query
-            set.
+        partner [N], optional: a row of the same object, with which it shares support or query set, or the row itself.
 
     Args:
         path: the file or folder.
@@ -55,8 +52,8 @@ def load(path: str = "", train: float = 0.64, val: float = 0.16, seed: int = 0) 
                 f"expected classes in every split, got none in {split} of {path} ({len(names)} classes in "
                 "all); add classes, or assign them to splits in the array 'split'"
             )
-    bank = Bank.from_arrays(features, labels, splits, [str(name) for name in names])
-    return replace(bank, pairs=Pairs.of_rows(arrays["partner"], labels, path)) if "partner" in arrays else bank
+    pairs = Pairs.of_rows(arrays["partner"], labels, path) if "partner" in arrays else None
+    return replace(Bank.from_arrays(features, labels, splits, [str(name) for name in names]), pairs=pairs)
 
 
 def _read(path: str) -> Arrays:
