@@ -34,6 +34,7 @@ from benchmarks import (
     slopes,
     soak,
     start,
+    transductive,
 )
 from benchmarks.guides import rows as guides
 from benchmarks.measure import Row
@@ -57,6 +58,7 @@ CASES = {
     "prediction": prediction.rows,
     "roofline": roofline.rows,
     "processes": processes.rows,
+    "transductive": transductive.rows,
 }
 LONG = {
     "soak": soak.rows,

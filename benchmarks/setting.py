@@ -80,12 +80,13 @@ def learner(
     features: int = FEATURES,
     particles: int = 1,
     device: torch.device | str = "cpu",
+    head: str = "Cosine",
 ) -> MetaLearner:
-    """A few-shot classifier with the cosine head; of_guide, of_objective: settings of guide and objective."""
+    """A few-shot classifier on features; of_guide, of_objective: settings of guide and objective."""
     module = MetaLearner.from_specification(
         {
             "backbone": {"_target_": "models.backbones.identity.Backbone", "normalise": False},
-            "head": {"_target_": "models.heads.Cosine"},
+            "head": {"_target_": f"models.heads.{head}"},
             "prior": {"_target_": f"models.priors.{prior}"},
             "model": {"_target_": "models.few_shot_classifier.Model"},
             "guide": {"_target_": f"guides.{guide}.Guide", **(of_guide or {})},

@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence
 from torch.nn import functional
 
 from pyro_metabayes import Episodes, MetaLearner, Observed, UsageError
-from pyro_metabayes.inference.gradient_networks import EquivariantNet, MarginalNet, OrderedNet
+from pyro_metabayes.inference.gradient_networks import EquivariantNet, MarginalNet, OrderedNet, PooledLinear
 from pyro_metabayes.inference.synthetic_gradient import synthetic_gradient
 from pyro_metabayes.inference.task_norm import TaskNorm, point_shares
 from tests.commands import ran, results_of
@@ -51,6 +51,23 @@ def test_task_norm_is_of_one_task_and_of_unmasked_points() -> None:
             kept = mask[task]
             expected = functional.batch_norm(x[sample, task][kept], None, None, training=True)
             torch.testing.assert_close(got[sample, task][kept], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("outputs", [3, 8])
+def test_a_pooled_map_is_one_of_each_class_beside_the_mean(outputs: int) -> None:
+    """Fewer outputs than inputs and more: two orders of the same sums."""
+    layer, x = PooledLinear(5, outputs), torch.randn(2, 7, 4, 5)
+    beside = torch.cat((x, x.mean(-2, keepdim=True).expand_as(x)), dim=-1)
+    torch.testing.assert_close(layer(x), nn.functional.linear(beside, layer.weight, layer.bias))
+
+
+def test_sets_of_channels_are_normalised_one_by_one() -> None:
+    norm, x = TaskNorm(4), torch.randn(3, 9, 2, 4)
+    norm.weight.data.normal_()
+    norm.bias.data.normal_()
+    shares, term = point_shares(torch.rand(3, 9) < 0.7), torch.randn(3, 1, 8)
+    expected = torch.stack([norm(x[:, :, c], shares) for c in range(2)], 2).flatten(2) + term
+    torch.testing.assert_close(norm(x.flatten(2), shares, term), expected)
 
 
 @pytest.mark.parametrize("network_class", [OrderedNet, EquivariantNet, MarginalNet])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.mixture.varied import VariedSampler
 from pyro_metabayes.data.placement import place_bank
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.stream import Source, TaskStream
@@ -90,11 +91,11 @@ def set_up(
         config = replace(config, estimated=data.estimated_settings())
     fingerprint = fingerprint_of(data)
     source = source_of(config, data)
-    _refuse_unknown_classes(config, source)
-    refuse_impossible(config, source, training)
+    _refuse_source(config, source, training)
     with nullcontext() if restore is None else weights_follow():
         learner = build_learner(config, data, source, num_classes)
-    start = restore or partial(_start_at, init=config.init)
+    _refuse_varied_tasks(config, source, learner)
+    start = restore or partial(start_at, init=config.init)
     start(learner)
     if training:
         start_at_closed_form(learner, source)
@@ -108,13 +109,40 @@ def set_up(
     return RunSetup(config.with_absolute_path(), device, learner, tasks, fingerprint)
 
 
+def _refuse_source(config: Config, source: Source, training: bool) -> None:
+    """Refuse a source that cannot draw the tasks of the settings."""
+    _refuse_unknown_classes(config, source)
+    refuse_impossible(config, source, training)
+
+
 def _refuse_unknown_classes(config: Config, source: Source) -> None:
     """Refuse task.unknown for a source whose tasks would not have unknown classes."""
-    if config.task.unknown and type(source) is not BankSampler:
+    if config.task.unknown and type(source) not in (BankSampler, VariedSampler):
         base = " with task.base_query" if config.task.base_query else ""
         raise UsageError(
             f"expected tasks of a bank of classes for task.unknown={config.task.unknown}, got data="
             f"{config.choices.get('data')}{base}; set task.unknown=0, or take data such as data=features"
+        )
+
+
+def _refuse_varied_tasks(config: Config, source: Source, learner: MetaLearner) -> None:
+    """Refuse task.vary=true for data, a guide or training tasks that have one shape."""
+    if not config.task.vary:
+        return
+    if not isinstance(source, VariedSampler):
+        raise UsageError(
+            f"expected a bank of classes without base classes for task.vary=true, got data="
+            f"{config.choices.get('data')}; set task.vary=false"
+        )
+    if learner.guide.num_classes is not None:
+        raise UsageError(
+            f"expected a guide for any number of classes for task.vary=true, got guide={config.choices.get('guide')}; "
+            "set task.vary=false"
+        )
+    if config.train.num_tasks or config.train.tasks_per_step > BLOCK:
+        raise UsageError(
+            f"expected train.num_tasks=0 and train.tasks_per_step <= {BLOCK} for task.vary=true, got "
+            f"{config.train.num_tasks} and {config.train.tasks_per_step}"
         )
 
 
@@ -133,13 +161,13 @@ def _centre_features(config: Config, learner: MetaLearner, tasks: RunTasks) -> N
 
 def _mean_feature(stream: TaskStream) -> Tensor:
     """Mean feature [D] of the points of the first block of training tasks; it is defined for simulators too."""
-    episodes = stream.batch(0, BLOCK)
+    episodes = stream.batch(0, min(stream.block, BLOCK))
     points = torch.cat((episodes.support_x, episodes.query_x), dim=1)
     weights = torch.cat((episodes.support_mask, episodes.query_mask), dim=1).unsqueeze(-1)
     return (points * weights).sum((0, 1)) / weights.sum()
 
 
-def _start_at(learner: MetaLearner, init: str) -> None:
+def start_at(learner: MetaLearner, init: str) -> None:
     """Give the learner the weights of another one.
 
     Args:

@@ -15,10 +15,11 @@ from pyro_metabayes.build import arguments_of, build, check, target_of
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.base_novel import BaseNovelSampler
 from pyro_metabayes.data.domains import DomainBank, DomainSampler
+from pyro_metabayes.data.mixture.varied import VariedSampler
 from pyro_metabayes.data.perturbed import with_noise
 from pyro_metabayes.data.sampler import BankSampler
 from pyro_metabayes.data.sources.groups import Groups
-from pyro_metabayes.data.stream import Block, DrawsBlocks, KnownTruth, Source, TaskStream
+from pyro_metabayes.data.stream import Block, DrawsBlocks, HasRandomShapes, KnownTruth, Source, TaskStream
 from pyro_metabayes.data.task_shape import BLOCK, TaskShape
 from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
@@ -120,7 +121,8 @@ class RunTasks:
     def _stream(self, split: str, shape: TaskShape, num_tasks: int | None = None) -> TaskStream:
         draw = with_noise(self.source.sampler(split, shape), shape.feature_noise)
         block = self.source.block(split) if isinstance(self.source, DrawsBlocks) else BLOCK
-        return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks, block)
+        one_shape = split != "train" or not isinstance(self.source, HasRandomShapes)
+        return TaskStream(_on(self.device, draw), self.config.seed, split, num_tasks, block, one_shape)
 
 
 def load_data(config: Config) -> Bank | Source:
@@ -144,7 +146,7 @@ def source_of(config: Config, data: Bank | Source) -> Source:
         return DomainSampler(data)
     if config.task.base_query:
         return BaseNovelSampler(data, config.pretrain.holdout_per_class)
-    return BankSampler(data)
+    return VariedSampler(data, config.train.tasks_per_step) if config.task.vary else BankSampler(data)
 
 
 def validation_shape(config: Config, source: Source) -> TaskShape:

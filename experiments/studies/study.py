@@ -69,16 +69,18 @@ class Job:
 
 
 def rows_of(study: Mapping[str, Any], smoke: bool) -> list[Row]:
-    """The rows of conf/study/NAME.yaml, which consists of parts with common settings, seeds and labelled rows."""
+    """The rows of conf/study/NAME.yaml, which consists of parts with common settings, seeds and labelled rows.
+
+    A row consists of its own settings, or of `settings` and `seeds` of its own.
+    """
     rows = []
     for part, specification in study["parts"].items():
         common = (*str(study["settings"]).split(), *str(specification.get("settings", "")).split())
         small = (*str(study["smoke"]).split(), *str(specification.get("smoke", "")).split()) if smoke else ()
-        seeds = 1 if smoke else int(specification["seeds"])
-        rows += [
-            Row(part, label, (*common, *str(own).split(), *small), seeds)
-            for label, own in specification["rows"].items()
-        ]
+        for label, row in specification["rows"].items():
+            own = row if isinstance(row, Mapping) else {"settings": row}
+            seeds = 1 if smoke else int(own.get("seeds", specification["seeds"]))
+            rows.append(Row(part, label, (*common, *str(own["settings"]).split(), *small), seeds))
     return rows
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -19,6 +21,28 @@ class Pairs:
     """
 
     partner: Tensor
+
+    @classmethod
+    def of_rows(cls, partner: np.ndarray, labels: np.ndarray, path: str) -> Self:
+        """The pairs of a bank, whose rows are sorted by class, from the partners of rows in the order of a file.
+
+        Args:
+            partner: [M], the row of the partner in the file, or the row itself.
+            labels: [M], the class of every row.
+            path: the file, for messages.
+
+        Raises:
+            UsageError: a row is not the partner of its partner, or of another class.
+        """
+        rows = np.arange(len(partner))
+        valid = partner.dtype.kind in "iu" and bool(((partner >= 0) & (partner < len(rows))).all())
+        if not valid or (partner[partner] != rows).any() or (labels[partner] != labels).any():
+            raise UsageError(
+                f"expected row numbers in 'partner' of {path}, each the partner of its own partner and of the same "
+                "class, got others; write the row itself where there is none"
+            )
+        order = labels.argsort(kind="stable")
+        return cls(torch.from_numpy(order.argsort()[partner[order]]))
 
     @property
     def single(self) -> Tensor:

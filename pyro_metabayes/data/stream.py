@@ -51,6 +51,13 @@ class DrawsBlocks(Protocol):
 
 
 @runtime_checkable
+class HasRandomShapes(Protocol):
+    """A source whose blocks of training tasks differ in way, shots or number of queries."""
+
+    random_shapes: bool
+
+
+@runtime_checkable
 class HasContext(Protocol):
     """A source that provides counts for some models, by the names of constructor arguments (`build.FromSource`)."""
 
@@ -105,6 +112,7 @@ class TaskStream:
         split: the split of the tasks, on which their random numbers depend.
         num_tasks: number of different tasks; None or 0: endless.
         block: number of tasks per call of `draw`.
+        one_shape: whether all blocks have tasks of one shape.
     """
 
     def __init__(
@@ -114,9 +122,10 @@ class TaskStream:
         split: str,
         num_tasks: int | None = None,
         block: int = BLOCK,
+        one_shape: bool = True,
     ) -> None:
         self._draw, self._seed, self._split, self.num_tasks = draw, seed, split, num_tasks
-        self._size = block
+        self.block, self.one_shape = block, one_shape
         self._block: tuple[int, Block] | None = None
         self._all: Episodes | None = None
 
@@ -130,7 +139,7 @@ class TaskStream:
 
     def _fresh(self, start: int, stop: int) -> Episodes:
         parts = []
-        size = self._size
+        size = self.block
         for block in range(start // size, (stop - 1) // size + 1):
             first, last = max(start - block * size, 0), min(stop - block * size, size)
             parts.append(self._tasks_of(block).tasks(slice(first, last)))

@@ -29,8 +29,7 @@ class TaskShape:
         query_counts: numbers of query points of the classes instead of `query`, in a new random order in every task;
             query_concentration and query_balanced are then ignored.
         query_concentration: a > 0 draws the counts from Multinomial(way * query, Dirichlet(a, ..., a)), conditional on
-            no class having more queries than inputs: the imbalanced query sets of Veilleux et al. (2021, "Realistic
-            evaluation of transductive few-shot learning"), who use a = 2. 0: off.
+            no class having more queries than inputs (Veilleux et al., NeurIPS 2021, who use a = 2). 0: off.
         query_balanced: fraction of the tasks that are balanced although query_concentration is set.
         feature_noise: length of the noise added to each feature vector, relative to its length (perturbed.py).
         unknown: number of classes of an evaluation task that are not in its support set, with `query` queries each.
@@ -47,6 +46,7 @@ class TaskShape:
     base_query: int = 0  # additional queries of base classes, for learning without forgetting (model=lwof)
     unknown: int = 0
     train_query: int = 0  # replaces query in training tasks (base_query changes in proportion); 0: no replacement
+    vary: bool = False  # training tasks of a bank have random ways, shots and numbers of queries (mixture/varied.py)
 
     def __post_init__(self) -> None:
         if not 0 <= self.feature_noise < math.inf:

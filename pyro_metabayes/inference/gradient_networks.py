@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from pyro_metabayes.inference.task_norm import TaskNorm, point_shares
 
@@ -47,7 +48,11 @@ class PooledLinear(nn.Linear):
         super().__init__(2 * num_inputs, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(torch.cat((x, x.mean(-2, keepdim=True).expand_as(x)), dim=-1))
+        of_class, of_mean = self.weight.chunk(2, dim=1)
+        if self.out_features < x.shape[-1]:  # the mean is taken of what is smaller
+            own, pooled = linear(x, torch.cat((of_class, of_mean))).chunk(2, dim=-1)
+            return own + (pooled.mean(-2, keepdim=True) + self.bias)
+        return linear(x, of_class) + linear(x.mean(-2, keepdim=True), of_mean, self.bias)
 
 
 class EquivariantNet(nn.Module):
@@ -111,19 +116,13 @@ class MarginalNet(nn.Module):
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """As OrderedNet.forward, but for any number of classes C."""
         x = torch.stack((logits, logits.softmax(-1)), dim=-1)
-        shares = point_shares(mask, self.over_batch)
-        marginal = masked_mean_point(x[..., 1:], mask).clamp(min=LEAST_SHARE)
+        num_classes, of_task, of_norm = logits.shape[-1], point_shares(mask), point_shares(mask, self.over_batch)
+        marginal = (of_task.to(x.dtype) @ x[..., 1]).clamp(min=LEAST_SHARE).unsqueeze(-1)
         marginal = torch.cat((marginal, marginal.log()), dim=-1)  # [..., T, 1, C, 2]
         for i, layer in enumerate((self.inputs, self.hidden)):
-            x = layer(x).relu()  # [..., T, Q, C, H]
-            share = self.shares[i](torch.cat((masked_mean_point(x, mask), marginal), dim=-1))
-            if self.norms:
-                x = self.norms[i](x.movedim(-2, 0), shares).movedim(0, -2)
-            x = x + share
+            x = layer(x).relu().flatten(-2)  # [..., T, Q, C * H]: a mean over queries is one product
+            mean = (of_task.to(x.dtype) @ x).unflatten(-1, (num_classes, -1))
+            share = self.shares[i](torch.cat((mean, marginal), dim=-1)).flatten(-2)
+            x = self.norms[i](x, of_norm, share) if self.norms else x + share
+            x = x.unflatten(-1, (num_classes, -1))
         return self.outputs(x).squeeze(-1)
-
-
-def masked_mean_point(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the unmasked queries: x [..., T, Q, C, H], mask [T, Q] -> [..., T, 1, C, H]."""
-    weight = mask / mask.sum(-1, keepdim=True).clamp(min=1)
-    return (x * weight[..., None, None]).sum(-3, keepdim=True)

@@ -34,17 +34,19 @@ class TaskNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.eps, self.over_batch = eps, over_batch
 
-    def forward(self, x: Tensor, shares: Tensor) -> Tensor:
-        """Normalised x [..., T, N, H].
+    def forward(self, x: Tensor, shares: Tensor, term: Tensor | None = None) -> Tensor:
+        """Normalised x [..., T, N, C H]; C sets of channels share weight and bias.
 
         Args:
-            x: [..., T, N, H].
+            x: [..., T, N, C H].
             shares: [T, 1, N] from `point_shares`, the same for all layers of a network.
+            term: added to the result [..., T, 1, C H]; None: 0.
         """
-        shares = shares.to(x.dtype)
+        shares, sets = shares.to(x.dtype), x.shape[-1] // len(self.weight)
+        weight, bias = (self.weight, self.bias) if sets == 1 else (self.weight.repeat(sets), self.bias.repeat(sets))
         centred = x - self._mean(x, shares)
-        scale = (self._mean(centred.square(), shares) + self.eps).rsqrt() * self.weight
-        return torch.addcmul(self.bias, centred, scale)
+        scale = (self._mean(centred.square(), shares) + self.eps).rsqrt() * weight
+        return torch.addcmul(bias if term is None else bias + term, centred, scale)
 
     def _mean(self, x: Tensor, shares: Tensor) -> Tensor:
         """Mean over the points [..., T, 1, H] by a matrix product, which needs no second array of the size of x."""

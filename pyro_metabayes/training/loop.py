@@ -136,7 +136,7 @@ class MetaTraining:
         self.learner.zero_grad()  # not that of the optimiser, which need not have all parameters
         terms = self._gradients.add(state.step, kl_weight_at(settings.kl_weight, state.step))
         state.step += 1
-        if state.step == 1:
+        if state.step == 1 and getattr(self.stream, "one_shape", True):
             self.learner.trained_on = TaskRange.of(self._last_tasks())
         finite = self._nonfinite.finite_terms(terms)
         clip_gradients(self.fabric, self.module, self.optimizer, settings)

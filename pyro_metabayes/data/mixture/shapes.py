@@ -26,14 +26,19 @@ class Shape(NamedTuple):
     query: int
 
 
-def random_shape(generator: Generator) -> Shape:
-    """A shape; the larger the way, the fewer the queries per class, which bounds the cost of a block."""
+def random_shape(generator: Generator, most_pairs: int = MOST_PAIRS) -> Shape:
+    """A shape; the larger the way, the fewer the queries per class, which bounds the cost of a block.
+
+    Args:
+        generator: of all random numbers.
+        most_pairs: bound on the number of queries times the way.
+    """
     way = one_of(WAYS, generator)
     shot = min(one_of(SHOTS, generator), max(1, MOST_POINTS // 2 // way))
     query = int(one_of(QUERIES, generator) * way)
     if float(torch.rand((), generator=generator)) < FEW:
         query = int(torch.randint(1, 4, (), generator=generator))
-    return Shape(way, shot, max(1, min(query, MOST_PAIRS // way, MOST_POINTS - way * shot)))
+    return Shape(way, shot, max(1, min(query, most_pairs // way, MOST_POINTS - way * shot)))
 
 
 def query_labels(shape: Shape, tasks: int, generator: Generator) -> Tensor:

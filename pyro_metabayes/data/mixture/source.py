@@ -53,6 +53,7 @@ class Mixture:
 
     num_targets = 0
     input_shape = (None,)
+    random_shapes = True
 
     def __init__(self, banks: Sequence[FeatureRows], bank_share: float = 0.5, least_skill: float = 0.0) -> None:
         check_settings(bank_share, least_skill)

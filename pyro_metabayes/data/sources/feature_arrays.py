@@ -12,13 +12,14 @@ import numpy as np
 
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.data.mapped import MappedRows
+from pyro_metabayes.data.pairs import Pairs
 from pyro_metabayes.data.sources.division import Division, split_numbers
 from pyro_metabayes.data.sources.from_users import labels_of_splits
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.validation.duplicates import note_duplicates
 
 Arrays = Mapping[str, np.ndarray]
-SHAPES = {"features": 2, "labels": 1, "split": 1}  # number of axes
+SHAPES = {"features": 2, "labels": 1, "split": 1, "partner": 1}  # number of axes
 
 
 def bank_of_arrays(arrays: Arrays, division: Division, where: str, note: str = "") -> Bank:
@@ -37,8 +38,9 @@ def bank_of_arrays(arrays: Arrays, division: Division, where: str, note: str = "
     features, (names, labels) = _features(arrays["features"], where), _labels(arrays, where)
     given = split_numbers(arrays["split"], where) if "split" in arrays else None
     divided = division.divide(labels, [str(name) for name in names], given, where)
-    bank = division.bank(Bank.from_arrays(features, divided.labels, divided.splits, divided.names))
-    return _noted(bank, arrays, divided.labels, where, note)
+    pairs = Pairs.of_rows(arrays["partner"], divided.labels, where) if "partner" in arrays else None
+    bank = replace(Bank.from_arrays(features, divided.labels, divided.splits, divided.names), pairs=pairs)
+    return _noted(division.bank(bank), arrays, divided.labels, where, note)
 
 
 def bank_of_classes(arrays: Arrays, splits: Any, where: str, note: str) -> Bank:

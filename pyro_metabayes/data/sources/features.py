@@ -39,6 +39,7 @@ def load(
         split [N], optional: train, val or test (not in .safetensors), or 0, 1 or 2; the same for all rows of a class
             unless the rows are divided.
         files [N], optional: names of the rows, for notes.
+        partner [N], optional: a row of the same object, with which it shares support or query set, or the row itself.
     A table (.parquet, .csv) has columns in place of arrays: see `label` and `columns`, and split and file, if any.
 
     Args:

@@ -1,0 +1,1 @@
+"""The comparison of transductive methods on the same tasks of several banks."""

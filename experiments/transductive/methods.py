@@ -1,0 +1,105 @@
+"""The methods of a comparison, and functions from tasks without query labels to log probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_metabayes.data.bank import Bank
+from pyro_metabayes.data.sampler import BankSampler
+from pyro_metabayes.episodes import Observed
+from pyro_metabayes.experiments.cli.composition import config_of
+from pyro_metabayes.experiments.cli.config import Config
+from pyro_metabayes.experiments.runs.build_learner import build_learner
+from pyro_metabayes.experiments.runs.setup import start_at
+from pyro_metabayes.experiments.studies.study import Row
+from pyro_metabayes.learner import MetaLearner
+from pyro_metabayes.likelihoods.classes import ClassPredictions
+from pyro_metabayes.models.backbones.identity import Backbone as Features
+from pyro_metabayes.prediction.averages import log_mean_exp
+from pyro_metabayes.seeding import noise_of
+
+SAMPLES = 30  # of a posterior; a point estimate has one
+MANY = 5  # shots from which the settings of `many` hold
+Predict = Callable[[Observed], Tensor]  # log p(y = c | x) [T, Q, C] in nats
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison.
+
+    Attributes:
+        name: of the row.
+        known: whether it is told that the queries are balanced; it then has no column with other marginals.
+        candidates: settings of untrained guides, of which the most accurate on validation classes is taken.
+        tempered: whether a temperature is fitted on validation classes. Learners trained for the NLL need none,
+            and rows of published settings have none.
+        many: further settings from MANY shots on.
+        trained: label of the trained row of the study, in place of candidates.
+        changes: settings of its guide that differ from the training.
+        tasks: most test tasks per column, of a slow method; 0: all.
+        ours: whether it is compared with the best peer.
+        peer: whether ours is compared with it.
+    """
+
+    name: str
+    known: bool = False
+    candidates: Sequence[str] = ()
+    tempered: bool = True
+    many: str = ""
+    trained: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    tasks: int = 0
+    ours: bool = False
+    peer: bool = True
+
+    def shown(self, candidate: str, shot: int) -> str:
+        """The settings of a candidate for a number of shots."""
+        return f"{candidate} {self.many}".strip() if shot >= MANY else candidate
+
+
+def untrained(settings: str, bank: Bank, way: int) -> MetaLearner:
+    """The learner of `experiments.run data=features SETTINGS train.steps=0` on a bank."""
+    config = _config(f"data=features task.way={way} {settings}")
+    learner = build_learner(config, bank, BankSampler(bank), None)
+    start_at(learner, config.init)
+    if isinstance(learner.backbone, Features):
+        learner.backbone.centre_on([bank.in_memory[bank.rows("train")]])
+    return learner.eval()
+
+
+@cache
+def _config(settings: str) -> Config:
+    return config_of(settings.split())
+
+
+def trained(row: Row, folder: Path, changes: Mapping[str, Any]) -> list[MetaLearner]:
+    """The learners of all seeds of a row, with changed settings of the guide."""
+    return [_changed(MetaLearner.load(row.folder(folder, seed)), changes) for seed in range(row.seeds)]
+
+
+def _changed(learner: MetaLearner, changes: Mapping[str, Any]) -> MetaLearner:
+    specification = deepcopy(learner.specification)
+    specification["guide"] |= changes
+    changed = MetaLearner.from_specification(specification, learner.frozen)
+    changed.load_weights(learner.state_dict())
+    return changed.eval()
+
+
+def predict_of(learner: MetaLearner) -> Predict:
+    """Log probabilities of the posterior predictive; deterministic."""
+
+    @torch.no_grad()
+    def predict(observed: Observed) -> Tensor:
+        with noise_of(0):
+            _, likelihood = learner.posterior_predictive(learner.embedded(observed), SAMPLES)
+        return log_mean_exp(ClassPredictions.log_probs_by_query(likelihood))
+
+    return predict

@@ -1,0 +1,51 @@
+"""The page of a comparison: its tables stand between two marks, the text around them is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyro_metabayes.experiments.runs.tables import markdown_table
+from pyro_metabayes.experiments.studies.study import Row
+from pyro_metabayes.experiments.studies.tables import commands
+from pyro_metabayes.experiments.transductive.comparison import Scored
+from pyro_metabayes.experiments.transductive.methods import Method
+from pyro_metabayes.experiments.transductive.tables import count_rows, query_rows, section_of
+from pyro_metabayes.storage.checkpoint import write_atomically
+
+MARK, END = "<!-- experiments.transductive -->", "<!-- end -->"
+FIRST = "1-shot"  # the column of the table of what is due to the queries
+
+
+def write_page(
+    path: Path, study: Mapping[str, Any], methods: Sequence[Method], scored: Mapping[str, Scored], rows: Sequence[Row]
+) -> None:
+    """Replace the tables of a page; a page that does not exist has nothing else."""
+    text = path.read_text() if path.exists() else f"{MARK}\n{END}\n"
+    before, _, rest = text.partition(MARK)
+    tables = "\n\n".join([*_summary(methods, scored), *_sections(study, methods, scored), commands(rows)])
+    page = f"{before}{MARK}\n\n{tables}\n\n{END}{rest.partition(END)[2]}"
+    write_atomically(path, lambda file: file.write_text(page))
+
+
+def _summary(methods: Sequence[Method], scored: Mapping[str, Scored]) -> list[str]:
+    cells = {bank: each.cells for bank, each in scored.items()}
+    return [
+        "In how many columns our method is best or level with the best peer that has been told the same:",
+        markdown_table(count_rows(cells, methods)),
+        f"What is due to the queries: accuracy of 5-way {FIRST} tasks with balanced queries, per cent.",
+        markdown_table(query_rows(cells, FIRST)),
+    ]
+
+
+def _sections(study: Mapping[str, Any], methods: Sequence[Method], scored: Mapping[str, Scored]) -> list[str]:
+    return [
+        section_of(bank, study["banks"][bank]["title"], methods, each.cells, each.choices, _shares(each))
+        for bank, each in scored.items()
+    ]
+
+
+def _shares(scored: Scored) -> str:
+    texts = [f"{name}: {' '.join(f'{share:.2f}' for share in shares)}" for name, shares in scored.marginals.items()]
+    return "; ".join(texts)
