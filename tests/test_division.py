@@ -180,8 +180,8 @@ def test_identical_images_are_named_by_their_files(capsys: pytest.CaptureFixture
         write_image(Path(f"mine/{split}/{name}/1.bmp"), value + 10 * (name == "a"))
     image_folder.load("mine", size=4)
     err = capsys.readouterr().err
-    assert "3 rows with a copy in another split (mine/train/a/0.png = mine/test/c/0.png)" in err
-    assert "4 rows with a copy in their class, so that support and query set may share it (mine/val/b/0.png =" in err
+    assert "3 rows with a copy in another split (train/a/0.png = test/c/0.png)" in err
+    assert "4 rows with a copy in their class, so that support and query set may share it (val/b/0.png =" in err
 
 
 def test_distinct_inputs_need_no_note(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,8 +66,7 @@ class TaskShape:
 
     def labels(self, points_per_class: int, num_tasks: int) -> Tensor:
         """Class-ordered labels [T, way * points_per_class]."""
-        labels = torch.arange(self.way).repeat_interleave(points_per_class)
-        return labels.expand(num_tasks, -1)
+        return torch.arange(self.way).repeat_interleave(points_per_class).expand(num_tasks, -1)
 
     def twice(self) -> TaskShape:
         """The same tasks with twice the queries of each class, and without unknown classes."""
@@ -87,9 +86,7 @@ class TaskShape:
             raise UsageError(f"expected way >= 2, shot >= 1 and query >= 1, got {self}")
         counts, concentration = self.query_counts, self.query_concentration
         if counts and (len(counts) != self.way or min(counts) < 0 or sum(counts) < 1):
-            raise UsageError(
-                f"expected task.query_counts to be {self.way} numbers >= 0, one for each class, got {counts}"
-            )
+            raise UsageError(f"expected task.query_counts to be {self.way} numbers >= 0, one per class, got {counts}")
         if not 0 <= concentration < math.inf:
             raise UsageError(f"expected task.query_concentration to be finite and >= 0, got {concentration}")
         if not 0 <= self.query_balanced <= 1 or (self.query_balanced and not concentration):
