@@ -11,9 +11,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_metabayes.episodes import Observed
+from pyro_metabayes.likelihoods.draws import Draws
+from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.arrays import SupportSet
 from pyro_metabayes.prediction.features import ChecksFeatures, with_queries
-from pyro_metabayes.prediction.moments import draws_of
 from pyro_metabayes.prediction.predicts import Predicts
 from pyro_metabayes.seeding import noise_of
 
@@ -23,22 +24,24 @@ class Posterior:
     """q(w | support [, x_query]) of one task, and the noise with which it is sampled.
 
     Attributes:
+        model: the likelihood.
         q: batch [1], event [*W].
         num_samples: number of draws of w.
         seed: seed of the draws.
         states: states of the generators after q was computed, from which w is drawn.
     """
 
+    model: Model
     q: TorchDistribution
     num_samples: int
     seed: int
     states: Mapping[torch.device, Tensor]
 
     @cached_property
-    def draws(self) -> tuple[Tensor, Mapping[torch.device, Tensor]]:
-        """w [L, 1, *W], and the states of the generators after these draws."""
+    def draws(self) -> tuple[Draws, Mapping[torch.device, Tensor]]:
+        """Draws of w, and the states of the generators after them."""
         with noise_of(self.seed, self.states) as generators:
-            return draws_of(self.q, self.num_samples), generators.states()
+            return Draws.of(self.model, self.q, self.num_samples), generators.states()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,4 +119,4 @@ class EncodedSupport:
     def _inferred(self, data: Observed) -> Posterior:
         with noise_of(self._seed) as generators:
             q = self._learner.guide.posterior(data)
-            return Posterior(q, self._num_samples, self._seed, generators.states())
+            return Posterior(self._learner.model, q, self._num_samples, self._seed, generators.states())

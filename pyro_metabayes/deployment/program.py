@@ -12,8 +12,8 @@ from pyro_metabayes.deployment.fixed_noise import RecordedNoise, RepeatedNoise
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.likelihoods.classes import class_probabilities
+from pyro_metabayes.likelihoods.draws import Draws
 from pyro_metabayes.prediction.features import EncodesSupport, with_queries
-from pyro_metabayes.prediction.moments import draws_of
 from pyro_metabayes.prediction.numbers import number_moments
 from pyro_metabayes.prediction.predicts import Predicts
 from pyro_metabayes.seeding import draws_by
@@ -90,7 +90,7 @@ def predictions(learner: Predicts, points: Points, num_classes: int, num_samples
     q = learner.guide.posterior(data)
     if not num_classes:
         return tuple(value.squeeze(0) for value in number_moments(learner.model, q, data, num_samples))
-    likelihood = learner.model.likelihood(draws_of(q, num_samples), data.query_x, data)
+    likelihood = Draws.of(learner.model, q, num_samples).likelihood(data)
     probabilities = class_probabilities(likelihood).squeeze(1)
     probabilities = torch.where(_has_every_class(support_y, num_classes), probabilities, torch.nan)
     return probabilities.mean(0), probabilities.std(0, correction=0)

@@ -83,11 +83,11 @@ def _mean(logits: Tensor) -> Tensor:
 
 def _logits(model: Model, answer: Answer) -> Tensor:
     """log p(y = c | x, w_l) [L, C, Q] up to a term that the classes share."""
-    w, states = answer.posterior.draws
+    draws, states = answer.posterior.draws
     if model.canonical and type(model).likelihood is Model.likelihood:  # saves the normalisation of a Categorical
-        return model.outputs(w, answer.query_x).squeeze(1).mT
+        return draws.outputs(answer.query_x).squeeze(1).mT
     with noise_of(answer.posterior.seed, states):
-        return class_log_probs(model.likelihood(w, answer.query_x, answer.data)).squeeze(1).mT
+        return class_log_probs(draws.likelihood(answer.data)).squeeze(1).mT
 
 
 class NumberTask:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -44,10 +44,60 @@ class Drawn:
     square: LatinSquare | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """L draws of w ~ q, from which the likelihood of any queries of the same tasks follows.
+
+    Attributes:
+        model: the likelihood.
+        w: independent draws [L, T, *W]; None: the draws of a Latin square.
+        loc, noise: [T, C, W] and [T, G, M, W] of these.
+        square: how these share noise.
+    """
+
+    model: Model
+    w: Tensor | None
+    loc: Tensor | None = None
+    noise: Tensor | None = None
+    square: LatinSquare | None = None
+
+    @classmethod
+    def of(cls, model: Model, q: TorchDistribution, num_samples: int) -> Self:
+        """num_samples draws, one for a point estimate.
+
+        A Gaussian q with independent weights is drawn by a `LatinSquare` if the model has `DrawsOutputs`.
+
+        Args:
+            model: the likelihood.
+            q: a distribution over w, batch [T].
+            num_samples: L.
+        """
+        normal: Any = innermost(q)
+        if num_samples < 2 or not isinstance(normal, Normal) or normal.loc.dim() != 3 or not _draws_outputs(model):
+            return cls(model, draws_of(q, num_samples))
+        loc, scale = normal.loc, normal.scale
+        square = LatinSquare(num_samples, loc.shape[1])
+        shared = scale.stride(1) == 0 or scale.shape[1] == 1  # an expanded scale is the same for all rows
+        with torch.no_grad():
+            noise = square.noise(scale[:, :1] if shared else scale)
+        return cls(model, None, loc, noise, square)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """outputs(w, x) [L, T, N, *Y] of inputs [T, N, *X]."""
+        model: Any = self.model
+        if self.w is not None:
+            return model.outputs(self.w, x)
+        return model.outputs_of_draws(self.loc, self.noise, self.square, x)
+
+    def likelihood(self, observed: Observed) -> TorchDistribution:
+        """p(y | x_query, w_l), batch [L, T, Q]."""
+        if self.w is not None:
+            return self.model.likelihood(self.w, observed.query_x, observed)
+        return self.model.likelihood_of(self.outputs(observed.query_x))
+
+
 def likelihood_of_draws(model: Model, q: TorchDistribution, observed: Observed, num_samples: int) -> Drawn:
     """The likelihood of the queries under num_samples draws of w ~ q, one for a point estimate.
-
-    A Gaussian q with independent weights is drawn by a Latin square (`LatinSquare`) if the model has `DrawsOutputs`.
 
     Args:
         model: the likelihood.
@@ -55,15 +105,8 @@ def likelihood_of_draws(model: Model, q: TorchDistribution, observed: Observed, 
         observed: T tasks with features as inputs.
         num_samples: L.
     """
-    normal: Any = innermost(q)
-    if num_samples < 2 or not isinstance(normal, Normal) or normal.loc.dim() != 3 or not _draws_outputs(model):
-        return Drawn(model.likelihood(draws_of(q, num_samples), observed.query_x, observed))
-    loc, scale = normal.loc, normal.scale
-    square = LatinSquare(num_samples, loc.shape[1])
-    shared = scale.stride(1) == 0 or scale.shape[1] == 1  # an expanded scale is the same for all rows
-    with torch.no_grad():
-        noise = square.noise(scale[:, :1] if shared else scale)
-    return Drawn(model.likelihood_of(model.outputs_of_draws(loc, noise, square, observed.query_x)), square)
+    draws = Draws.of(model, q, num_samples)
+    return Drawn(draws.likelihood(observed), draws.square)
 
 
 def _draws_outputs(model: Model) -> bool:
