@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from torch import Tensor
 from pyro_metabayes.experiments.cli import text_table
 
 ROOT = Path(__file__).parent.parent
+CELLS = re.compile(r"\S  +\S")  # two cells of a table beside each other
 CLASSES, ROWS, WIDTH = 30, 20, 16
 SMALL = ("train.steps=2", "eval.tasks=8", "train.validation_tasks=8")  # what two seconds can carry
 
@@ -59,7 +61,7 @@ def call(name: str, *arguments: str) -> Outcome:
         except BaseException:
             traceback.print_exc()
             code = 1
-    wide = [line for line in out.getvalue().splitlines() if "  " in line and len(line) > text_table.WIDTH]
+    wide = [line for line in out.getvalue().splitlines() if CELLS.search(line) and len(line) > text_table.WIDTH]
     assert not wide, f"expected tables of at most {text_table.WIDTH} columns, got {wide}"
     return Outcome(code, out.getvalue(), err.getvalue())
 

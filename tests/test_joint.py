@@ -15,6 +15,7 @@ from torch import Size, Tensor
 from torch.distributions import kl_divergence
 
 from pyro_metabayes import Episodes, MetaLearner, UsageError
+from pyro_metabayes.diagnostics import collapse
 from pyro_metabayes.diagnostics.arviz import to_arviz
 from pyro_metabayes.diagnostics.collapse import collapse_metrics, posterior_spread
 from pyro_metabayes.diagnostics.coordinates import coordinates_of
@@ -236,9 +237,9 @@ def test_elbo_and_kl_add_up_to_the_log_likelihood() -> None:
     with torch.no_grad(), noise_of(3):
         spread = posterior_spread(learner, tasks, learner.guide.training_posterior(tasks))
     with torch.no_grad(), noise_of(3):
-        for distribution in (learner.guide.training_posterior, learner.model.prior):
-            distribution(tasks)  # a Joint draws when it is made: as many draws as above
-        terms = learner.objective.terms(learner.model, learner.guide, tasks)
+        q = learner.guide.training_posterior(tasks)
+        learner.model.prior(tasks)  # a Joint draws when it is made: as many draws as above
+        terms = learner.objective.terms(learner.model, collapse._program(q), tasks)
     total = (spread["elbo"] + spread["kl"]).mean() * TASKS
     assert total.item() == pytest.approx(terms.log_likelihood.item(), rel=1e-10)
 

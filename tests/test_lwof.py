@@ -121,7 +121,7 @@ def test_positions_are_distinct_while_there_are_enough() -> None:
 def test_training_tasks_may_have_fewer_queries() -> None:
     shape = replace(SHAPE, query=4, base_query=20, train_query=2)
     assert (shape.of("train").query, shape.of("train").base_query) == (2, 10)
-    assert shape.of("test") is shape and SHAPE.of("train") is SHAPE
+    assert shape.of("test") == shape and SHAPE.of("train") == SHAPE
 
 
 def test_held_out_rows_leave_the_others_as_they_are(bank: Bank) -> None:

@@ -144,6 +144,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
         "study",
         "pretrain",
         "table",
+        "logger",
         "ablate",
     }
     assert names("backbone") == ["conv4", "identity", "resnet12", "task_frame", "timm", "torchvision", "wide_resnet"]
@@ -439,6 +440,7 @@ def is_of_training_and_evaluation(value: Any) -> bool:
 KEYS = {
     **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device", "machine", "data_fingerprint"), is_text),
     "backbone_fingerprint": is_text,
+    "division": lambda value: value in {None, "classes", "rows", "none"},
     **dict.fromkeys(
         (
             "way",

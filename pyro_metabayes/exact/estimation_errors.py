@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 from torch.func import hessian, jacfwd
 
@@ -38,6 +37,8 @@ class Widening:
 
     def quantile(self, level: float) -> Tensor:
         """Half width of the central interval of this level, divided by the sd."""
+        from scipy.special import stdtrit  # here, since a command would import it at its start
+
         return torch.from_numpy(stdtrit(self.freedom.numpy(), 0.5 + level / 2))
 
 
