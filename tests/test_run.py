@@ -174,6 +174,7 @@ def test_no_group_of_the_configuration_is_left_out() -> None:
     assert set(names("study")) == of_collapse | {
         "radon",
         "radon_floor",
+        "transductive",
         "sleepstudy",
         "digit_domains",
         "digit_domains_ablation",
@@ -440,6 +441,7 @@ def is_of_training_and_evaluation(value: Any) -> bool:
 KEYS = {
     **dict.fromkeys(("guide", "prior", "data", "split", "objective", "device", "machine", "data_fingerprint"), is_text),
     "backbone_fingerprint": is_text,
+    "vary": lambda value: value in {True, False},
     "division": lambda value: value in {None, "classes", "rows", "none"},
     **dict.fromkeys(
         (
