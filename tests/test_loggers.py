@@ -149,7 +149,7 @@ MISTAKES = {
     "logger=foo": "no 'foo' for logger; there are: csv, mlflow, tensorboard, wandb",
     "logger=wandb logger.projekt=x": "unknown key 'logger.projekt'; did you mean 'logger.project'?",
     "logger=wandb logger.mode=of": "expected logger.mode to be one of online, offline, disabled, got 'of'",
-    "logger=csv logger.project=x": "unknown key 'logger.project'; pyro_metabayes.loggers.lightning.Csv takes: none",
+    "logger=csv logger.project=x": "unknown key 'logger.project'; logger=csv takes: no settings",
     "logger.project=x": "expected logger=NAME beside logger.project=x, got none; there are: csv, mlflow",
 }
 

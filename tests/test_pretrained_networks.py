@@ -328,7 +328,7 @@ def test_identical_images_are_named() -> None:
         (("pictures", "out=it.npz"), "expected backbone=timm or backbone=torchvision, got backbone=conv4"),
         (("out=it.npz", *RANDOM_TIMM), "expected the folder of images first, got 'out=it.npz'; write .*FOLDER out="),
         (("nowhere", "out=it.npz", *RANDOM_TIMM), "expected a folder of images, got 'nowhere'.*; fix the folder"),
-        (("pictures/c0", "out=it.npz", *RANDOM_TIMM), "pictures/c0, which has images but no folders of classes; sort"),
+        (("pictures/c0", "out=it.npz", *RANDOM_TIMM), "pictures/c0, which has files but no folders of classes; sort"),
         (("empty", "out=it.npz", *RANDOM_TIMM), "expected folders of classes in empty, which is empty; fill it: "),
         (("pictures", "out=it.npz", *RANDOM_TIMM, "backbone.size=-3"), "expected backbone.size >= 0, got -3; 0 is "),
         (("pictures", "out=old.npz", *RANDOM_TIMM), "expected a new file for out, got old.npz, which exists"),

@@ -100,7 +100,7 @@ def _classes_of_folders(folder: Path) -> Folders:
     """FOLDER/SPLIT/CLASS."""
     if missing := [split for split in SPLITS if not (folder / split).is_dir()]:
         if len(missing) == len(SPLITS):
-            found = "has images but no folders of classes; sort them" if visible(folder) else "is empty; fill it"
+            found = "has files but no folders of classes; sort the images" if visible(folder) else "is empty; fill it"
             raise UsageError(f"expected folders of classes in {folder}, which {found}: {LAYOUT}")
         raise UsageError(f"expected a folder {folder / missing[0]}, got none; {folder} must contain {LAYOUT}")
     return {split: {inner.name: inner for inner in visible(folder / split) if inner.is_dir()} for split in SPLITS}
