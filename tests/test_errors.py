@@ -280,7 +280,7 @@ def test_arrays_that_make_no_bank_are_refused(what: str) -> None:
 def test_a_file_of_something_else_is_refused(suffix: str, content: bytes) -> None:
     Path(f"bad.{suffix}").write_bytes(content)
     error = error_of(*on_features(Path(f"bad.{suffix}")))
-    assert f"expected arrays that can be read, got bad.{suffix}, which cannot (" in error
+    assert f"expected a file of arrays, got bad.{suffix}, which cannot be read (" in error
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])

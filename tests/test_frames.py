@@ -140,7 +140,7 @@ def test_a_refusal_is_the_only_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_column_of_text_is_no_feature() -> None:
     with pytest.raises(UsageError, match=r"numbers in column 'label' of the data frame, got str; leave it out"):
         Bank.from_dataframe(frame(), "classes", columns=["f0", "label"])
-    with pytest.raises(UsageError, match=r"expected a column 'g' in .*; set data.columns=\[...\]"):
+    with pytest.raises(UsageError, match=r"expected a column 'g' in .*; set columns \(data.columns=\[...\] in a run\)"):
         Bank.from_dataframe(frame(), "classes", columns=["f0", "g"])
 
 
@@ -154,7 +154,7 @@ def test_a_run_reads_a_table() -> None:
         == "expected a column 'label' in it.parquet, got f0, f1, f2, f3, my label; set label (data.label=NAME in a run)"
     )
     Path("cut.parquet").write_bytes(Path("it.parquet").read_bytes()[:2000])
-    assert "in cut.parquet, which cannot be read (" in call("run", "data=features", "data.path=cut.parquet").error
+    assert "got cut.parquet, which cannot be read (" in call("run", "data=features", "data.path=cut.parquet").error
     np.savez("it.npz", **arrays())  # type: ignore[arg-type]
     assert "for data.label and data.columns, got it.npz; remove them" in (
         call("run", "data=features", "data.path=it.npz", "data.columns=[f0]").error
