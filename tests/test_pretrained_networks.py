@@ -336,6 +336,10 @@ def test_identical_images_are_named() -> None:
             ("pictures", "out=it.npz", *RANDOM_TIMM, "backbone.size=50"),
             "Input height .50. should be divisible by patch",
         ),
+        (
+            ("pictures", "out=it.npz", *RANDOM_TIMM, "backbone.sise=3"),
+            "did you mean 'backbone.size'. backbone=timm takes: name, weights",
+        ),
         (("pictures", "out=it.npz", "backbone=timn"), "no 'timn' for backbone; did you mean 'timm'"),
         (("pictures", "out=it.npz", "backbone=timm"), "expected a value for backbone.name, got none"),
     ],

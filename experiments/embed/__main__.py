@@ -20,6 +20,7 @@ from pyro_metabayes.data.sources.class_folders import ImageFiles
 from pyro_metabayes.data.sources.images import colour_of
 from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.composition import config_of
 from pyro_metabayes.experiments.cli.config import Config
@@ -89,7 +90,8 @@ def _out_and_config(settings: Sequence[str]) -> tuple[Path, Config]:
 def _network(config: Config) -> PretrainedNetwork:
     """The pretrained network that the settings name, on its device."""
     torch.manual_seed(config.seed)  # of random weights
-    network = build(config.specification()["backbone"], "backbone", input_shape=CHANNELS)
+    with naming_choices(config.choices):
+        network = build(config.specification()["backbone"], "backbone", input_shape=CHANNELS)
     if not isinstance(network, PretrainedNetwork):
         given = HydraConfig.get().runtime.choices["backbone"]
         raise UsageError(
