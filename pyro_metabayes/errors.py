@@ -36,8 +36,10 @@ class UnknownKey(UsageError):
     """
 
     def __init__(self, key: str, names: Iterable[str], owner: str, elsewhere: Iterable[str] = ()) -> None:
-        self.key, self.owner, names = key, owner, list(names)
-        super().__init__(f"unknown key '{key}'; {_guess(key, names, elsewhere)}{owner} takes: {_listed(names)}")
+        self.key, self.owner, self.names = key, owner, list(names)
+        super().__init__(
+            f"unknown key '{key}'; {_guess(key, self.names, elsewhere)}{owner} takes: {_listed(self.names)}"
+        )
 
 
 def _guess(key: str, names: Iterable[str], elsewhere: Iterable[str]) -> str:
@@ -53,7 +55,7 @@ def _last(setting: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
+    return ", ".join(names) or "no settings"
 
 
 def unknown_key(key: str, names: Iterable[str], owner: str, elsewhere: Iterable[str] = ()) -> UsageError:

@@ -86,7 +86,7 @@ def test_division_is_kept_by_changed_inputs() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": "row"}, "expected data.split to be one of classes, rows, none, got 'row'"),
+        ({"split": "row"}, "expected splits .data.split in a run. to be one of classes, rows, none, got 'row'"),
         ({"split": "rows", "train": 0.9, "val": 0.1}, r"train \+ val < 1, got train=0.9"),
         ({}, r"each class in one split of it.npz, got '0' in .* \(4 such classes\).*or set data.split=rows"),
         ({"split": "rows"}, r"rows in train for every class of it.npz .* got '4' in test only \(1 such classes\)"),

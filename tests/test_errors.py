@@ -52,18 +52,21 @@ UNKNOWN = {
     "guide=nope": "no 'nope' for guide; there are: abml, alpha_tim, amortized_em",
     "data=nope": "no 'nope' for data; there are: cifar_fs, digit_domains, ",
     "gude=sib": "unknown key 'gude'; did you mean 'guide'?",
+    "train.steps": "expected NAME=VALUE, got 'train.steps'; write train.steps=VALUE",
+    "guide.num_steps": "expected NAME=VALUE, got 'guide.num_steps'; write guide.num_steps=VALUE",
+    "runs/sib": "expected NAME=VALUE, got 'runs/sib'; write NAME=VALUE",
     "train.stepz=3": "unknown key 'train.stepz'; did you mean 'train.steps'?",
     "+train.stepz=3": "unknown key 'train.stepz'; did you mean 'train.steps'?",
     "step_sizes=0.1": "unknown key 'step_sizes'; did you mean 'guide.step_size'?",
     "learning_rat=1": "did you mean 'pretrain.learning_rate' or 'train.learning_rate'?",
     "+foo=1": "unknown key 'foo'",
-    "guide.foo=1": "unknown key 'guide.foo'; guides.sib.Guide takes: num_steps",
+    "guide.foo=1": "unknown key 'guide.foo'; guide=sib takes: num_steps",
     "guide.num_step=1": "did you mean 'guide.num_steps'?",
     "guide._target_=os.system": "expected guide._target_ to be a dotted name under models., guides.",
     "guide._target_=guides.nope.Guide": "no module 'guides.nope'",
     "guide._target_=guides.sib.Nope": "no 'Nope' in guides.sib",
     "train.learning_rates.nope=1": "no parameter 'nope' for train.learning_rates; there are: model.head",
-    "train": "missing EQUAL",
+    "train": "expected NAME=VALUE, got 'train'; write train=VALUE",
 }
 WRONG_TYPE = {
     "trainer.devices=two": "expected trainer.devices to be of type integer, got 'two'",
@@ -119,7 +122,7 @@ def test_an_unknown_name_is_refused(argument: str, features: Path) -> None:
 OF_A_CHOICE = {
     "guide=laplace prior=flat": "guide=laplace sets prior.scale, which prior=flat does not have; take another prior=",
     "data=sinusoid backbone=conv4 guide=maml": "data=sinusoid sets backbone.normalise, which backbone=conv4 does not",
-    "prior=flat prior.loc=0.1": "unknown key 'prior.loc'; models.priors.Flat takes: none",
+    "prior=flat prior.loc=0.1": "unknown key 'prior.loc'; prior=flat takes: no settings",
 }
 
 
@@ -276,9 +279,8 @@ def test_arrays_that_make_no_bank_are_refused(what: str) -> None:
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_a_file_of_something_else_is_refused(suffix: str, content: bytes) -> None:
     Path(f"bad.{suffix}").write_bytes(content)
-    assert f"expected arrays without Python objects in bad.{suffix}, which cannot be read" in error_of(
-        *on_features(Path(f"bad.{suffix}"))
-    )
+    error = error_of(*on_features(Path(f"bad.{suffix}")))
+    assert f"expected a file of arrays, got bad.{suffix}, which cannot be read (" in error
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])

@@ -99,15 +99,20 @@ def test_datasets_may_be_divided_by_rows() -> None:
     bank = Bank.from_dataset(items, "rows")  # type: ignore[arg-type]
     assert bank.division == "rows" and bank.class_names == ["0", "1", "2"] * 3
     assert bank.tasks("test", way=3, query=2).batch(0, 1).num_classes == 3
-    with pytest.raises(UsageError, match=r"expected data.split to be one of classes, rows, none, got 'row'"):
+    with pytest.raises(
+        UsageError, match=r"expected splits .data.split in a run. to be one of classes, rows, none, got 'row'"
+    ):
         Bank.from_dataset(items, "row")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.drop(columns="label"), r"a column 'label' in .*, got f0, f1, f2, f3; set data.label=NAME"),
-        (lambda table: table[["label"]], r"expected columns of features in .*, got none; set data.columns"),
+        (
+            lambda table: table.drop(columns="label"),
+            r"a column 'label' in .*, got f0, f1, f2, f3; set label .data.label=NAME",
+        ),
+        (lambda table: table[["label"]], r"expected columns of features in .*, got none; set columns .data.columns"),
         (lambda table: table.assign(label=None), "text or integers in column 'label' of .*, got NoneType in row 0"),
         (lambda table: table.assign(label=0.5), "text or integers in column 'label' of .*, got float64 in row 0"),
         (lambda table: table.assign(f1=np.nan), "NaN or infinity .* in 600 of 600 rows"),
@@ -135,7 +140,7 @@ def test_a_refusal_is_the_only_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_column_of_text_is_no_feature() -> None:
     with pytest.raises(UsageError, match=r"numbers in column 'label' of the data frame, got str; leave it out"):
         Bank.from_dataframe(frame(), "classes", columns=["f0", "label"])
-    with pytest.raises(UsageError, match=r"expected a column 'g' in .*; set data.columns=\[...\]"):
+    with pytest.raises(UsageError, match=r"expected a column 'g' in .*; set columns \(data.columns=\[...\] in a run\)"):
         Bank.from_dataframe(frame(), "classes", columns=["f0", "g"])
 
 
@@ -144,9 +149,12 @@ def test_a_run_reads_a_table() -> None:
     small = ("train.steps=2", "train.validation_tasks=2", "eval.tasks=4")
     ran("run", "guide=proto", "data=features", "data.path=it.parquet", "data.label=my label", *small)
     error = call("run", "data=features", "data.path=it.parquet", *small).error
-    assert error == "expected a column 'label' in it.parquet, got f0, f1, f2, f3, my label; set data.label=NAME"
+    assert (
+        error
+        == "expected a column 'label' in it.parquet, got f0, f1, f2, f3, my label; set label (data.label=NAME in a run)"
+    )
     Path("cut.parquet").write_bytes(Path("it.parquet").read_bytes()[:2000])
-    assert "in cut.parquet, which cannot be read (" in call("run", "data=features", "data.path=cut.parquet").error
+    assert "got cut.parquet, which cannot be read (" in call("run", "data=features", "data.path=cut.parquet").error
     np.savez("it.npz", **arrays())  # type: ignore[arg-type]
     assert "for data.label and data.columns, got it.npz; remove them" in (
         call("run", "data=features", "data.path=it.npz", "data.columns=[f0]").error

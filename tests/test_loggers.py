@@ -91,6 +91,17 @@ def test_wandb_writes_files_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert run.config["guide.num_steps"] == 3 and run.name == "sib, seed 7"
 
 
+def test_wandb_without_a_login_is_one_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**settings: Any) -> None:
+        raise wandb.Error("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UsageError, match=r"got: No API key configured; log in with `wandb login`, or set"):
+        WandB(tmp_path, "a")
+
+
 def wandb_history(file: Path) -> list[dict[str, Any]]:
     """The logged rows of an offline run, whose file has the format of LevelDB's log behind a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
@@ -149,7 +160,7 @@ MISTAKES = {
     "logger=foo": "no 'foo' for logger; there are: csv, mlflow, tensorboard, wandb",
     "logger=wandb logger.projekt=x": "unknown key 'logger.projekt'; did you mean 'logger.project'?",
     "logger=wandb logger.mode=of": "expected logger.mode to be one of online, offline, disabled, got 'of'",
-    "logger=csv logger.project=x": "unknown key 'logger.project'; pyro_metabayes.loggers.lightning.Csv takes: none",
+    "logger=csv logger.project=x": "unknown key 'logger.project'; logger=csv takes: no settings",
     "logger.project=x": "expected logger=NAME beside logger.project=x, got none; there are: csv, mlflow",
 }
 

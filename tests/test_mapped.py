@@ -167,7 +167,10 @@ def test_prepare_names_it_before_a_task_does(tmp_path: Path, monkeypatch: pytest
         ({"labels": np.arange(5)}, r"features \[600, 6\], labels \[5\]"),
         ({"features": np.asfortranarray(arrays()["features"])}, "C order in .* Fortran order; save numpy.asc"),
         ({"features": np.full((600, 6), "x")}, "expected numbers as features"),
-        ({"features": np.full((600, 6), None)}, "without Python objects in .*given, .* save names with"),
+        (
+            {"features": np.full((600, 6), None)},
+            "a file of arrays, got .*given, which cannot be read .* save names with",
+        ),
         ({"features": np.zeros((0, 6), np.float32)}, "given"),
         ({"labels": np.zeros(600)}, "expected integers or strings as labels"),
     ],
@@ -184,7 +187,9 @@ def test_a_file_that_is_cut_short_is_named(share: float, tmp_path: Path) -> None
     folder = folder_of(tmp_path / "given", arrays())
     content = (tmp_path / "given" / "features.npy").read_bytes()
     (tmp_path / "given" / "features.npy").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UsageError, match=r"without Python objects in .*given, .*the file may be truncated"):
+    with pytest.raises(
+        UsageError, match=r"a file of arrays, got .*given, which cannot be read .*the file may be truncated"
+    ):
         features.load(folder)
 
 

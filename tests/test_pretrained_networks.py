@@ -321,13 +321,24 @@ def test_identical_images_are_named() -> None:
             ("pictures", "out=it.npz", "guide=sib", *RANDOM_TIMM),
             "expected settings of backbone, device, .* 'guide=sib'",
         ),
-        (("pictures", "out=it.npz", "backbone=conv4"), "expected backbone=timm or backbone=torchvision, got models"),
-        (("nowhere", "out=it.npz", *RANDOM_TIMM), "expected a folder of images, got 'nowhere'"),
-        (("pictures/c0", "out=it.npz", *RANDOM_TIMM), "expected a folder pictures/c0/train, got none"),
+        (
+            ("pictures", "out=it.npz", "backbone=conv4"),
+            "expected backbone=timm or backbone=torchvision, got backbone=conv4",
+        ),
+        (("pictures", "out=it.npz"), "expected backbone=timm or backbone=torchvision, got backbone=conv4"),
+        (("out=it.npz", *RANDOM_TIMM), "expected the folder of images first, got 'out=it.npz'; write .*FOLDER out="),
+        (("nowhere", "out=it.npz", *RANDOM_TIMM), "expected a folder of images, got 'nowhere'.*; fix the folder"),
+        (("pictures/c0", "out=it.npz", *RANDOM_TIMM), "pictures/c0, which has files but no folders of classes; sort"),
+        (("empty", "out=it.npz", *RANDOM_TIMM), "expected folders of classes in empty, which is empty; fill it: "),
+        (("pictures", "out=it.npz", *RANDOM_TIMM, "backbone.size=-3"), "expected backbone.size >= 0, got -3; 0 is "),
         (("pictures", "out=old.npz", *RANDOM_TIMM), "expected a new file for out, got old.npz, which exists"),
         (
             ("pictures", "out=it.npz", *RANDOM_TIMM, "backbone.size=50"),
             "Input height .50. should be divisible by patch",
+        ),
+        (
+            ("pictures", "out=it.npz", *RANDOM_TIMM, "backbone.sise=3"),
+            "did you mean 'backbone.size'. backbone=timm takes: name, weights",
         ),
         (("pictures", "out=it.npz", "backbone=timn"), "no 'timn' for backbone; did you mean 'timm'"),
         (("pictures", "out=it.npz", "backbone=timm"), "expected a value for backbone.name, got none"),
@@ -335,6 +346,7 @@ def test_identical_images_are_named() -> None:
 )
 def test_a_wrong_command_is_one_line(arguments: tuple[str, ...], message: str) -> None:
     write_images()
+    Path("empty").mkdir()
     Path("old.npz").write_text("")
     error = call("embed", *arguments).error
     assert re.search(message, error), error

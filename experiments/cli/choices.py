@@ -24,15 +24,17 @@ def naming_choices(choices: Mapping[str, str]) -> Iterator[None]:
 
     Raises:
         UsageError: replaces the UnknownKey of such a setting; it names the choice.
+        UnknownKey: another unknown setting; it names the choice, not the class.
     """
     try:
         yield
     except UnknownKey as error:
         part, _, name = error.key.partition(".")
         setter = _setter(choices, part, name)
+        choice = HydraConfig.get().runtime.choices.get(part) if HydraConfig.initialized() else None
+        chosen = f"{part}={choice}" if choice else error.owner
         if not setter:
-            raise
-        chosen = f"{part}={HydraConfig.get().runtime.choices[part]}" if HydraConfig.initialized() else error.owner
+            raise UnknownKey(error.key, error.names, chosen) from None
         raise UsageError(
             f"{setter} sets {error.key}, which {chosen} does not have; take another {part}= or "
             f"{setter.partition('=')[0]}=, or remove the setting: ~{error.key}"

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import yaml
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -21,6 +21,7 @@ MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError, yaml.YA
 # Beginnings of lines about the internals of Hydra and OmegaConf, which are left out of messages.
 NOISE = ("full_key", "object_type", "reference_type", "Config search path", "provider=", "Set the environment")
 FILLED_IN = ("hydra", "choices")  # parts of a configuration that a user does not set
+NAME = re.compile(r"[A-Za-z_][\w.]*")  # of a setting
 COMPOSERS = {"hydra", "omegaconf", "yaml", "antlr4"}
 
 
@@ -51,7 +52,7 @@ def one_line(error: BaseException) -> str:
 def _message_of(error: BaseException) -> str:
     if isinstance(error, UsageError):
         return str(error)
-    if message := _missing_choice(error) or _system_error(error) or _type_error(error):
+    if message := _missing_choice(error) or _without_value(error) or _system_error(error) or _type_error(error):
         return message
     if "Ambiguous value for argument" in str(error):
         return f"{str(error).splitlines()[0]}; to sweep over a list put -m first: python -m experiments.run -m ..."
@@ -91,6 +92,14 @@ def _missing_choice(error: BaseException) -> str:
     choices = f"{guess}there are: {', '.join(error.options)}"
     extras = "; others come with extras: pip install -c constraints.txt -e '.[joblib]' (or submitit, or ray)"
     return f"no '{name}' for {group}; {choices}{extras if group == LAUNCHER else ''}"
+
+
+def _without_value(error: BaseException) -> str:
+    """Message for a setting without a value; '' for other errors."""
+    if not isinstance(error, OverrideParseException) or "=" in error.override:
+        return ""
+    given = error.override.lstrip("+")
+    return f"expected NAME=VALUE, got '{given}'; write {given if NAME.fullmatch(given) else 'NAME'}=VALUE"
 
 
 def _system_error(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 from pyro_metabayes.build import build
 from pyro_metabayes.data.bank import SPLITS
@@ -19,6 +20,7 @@ from pyro_metabayes.data.sources.class_folders import ImageFiles
 from pyro_metabayes.data.sources.images import colour_of
 from pyro_metabayes.device import device_of
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.composition import config_of
 from pyro_metabayes.experiments.cli.config import Config
@@ -36,8 +38,9 @@ CHANNELS = [3, 84, 84]  # colour images of any size
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("folder", help="a folder with one folder of images per class")
-    parser.add_argument("settings", nargs="+", help=f"out=FILE.npz, and settings of {', '.join(SETTINGS)}")
+    parser.add_argument("settings", nargs="*", help=f"out=FILE.npz, and settings of {', '.join(SETTINGS)}")
     options = parser.parse_args(arguments)
+    _refuse_no_folder(options.folder)
     out, config = _out_and_config(options.settings)
     torch.set_num_threads(config.threads)
     network = _network(config)
@@ -52,6 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stored |= {} if images.split is None else {"split": np.array(SPLITS)[images.split]}
     write_atomically(out, lambda temporary: _save(temporary, stored))
     print(f"{len(files)} images of {len(images.names)} classes, {arrays['features'].shape[1]} features each: {out}")
+
+
+def _refuse_no_folder(folder: str) -> None:
+    if user_path(folder).is_dir():
+        return
+    if "=" in folder:
+        raise UsageError(
+            f"expected the folder of images first, got '{folder}'; write python -m experiments.embed FOLDER out=..."
+        )
+    raise UsageError(f"expected a folder of images, got '{folder}', which is no folder; fix the folder")
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -77,10 +90,12 @@ def _out_and_config(settings: Sequence[str]) -> tuple[Path, Config]:
 def _network(config: Config) -> PretrainedNetwork:
     """The pretrained network that the settings name, on its device."""
     torch.manual_seed(config.seed)  # of random weights
-    network = build(config.specification()["backbone"], "backbone", input_shape=CHANNELS)
+    with naming_choices(config.choices):
+        network = build(config.specification()["backbone"], "backbone", input_shape=CHANNELS)
     if not isinstance(network, PretrainedNetwork):
+        given = HydraConfig.get().runtime.choices["backbone"]
         raise UsageError(
-            f"expected backbone=timm or backbone=torchvision, got {config.backbone['_target_']}, which a run trains "
+            f"expected backbone=timm or backbone=torchvision, got backbone={given}, which a run trains "
             "itself: python -m experiments.run data=image_folder"
         )
     return network.to(device_of(config.device)).eval()

@@ -10,6 +10,7 @@ from typing import Any
 
 from pyro_metabayes.build import build, check
 from pyro_metabayes.errors import Interrupted, UsageError
+from pyro_metabayes.experiments.cli.choices import naming_choices
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.experiments.cli.distributed import check_devices, processes_of
 from pyro_metabayes.experiments.cli.explanations import PROVIDED
@@ -35,7 +36,8 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
             "expected eval.ensemble in an evaluation of a finished run, got it in a training; run experiments.evaluate"
         )
     if config.logger:
-        check(config.logger, "logger", PROVIDED["logger"])
+        with naming_choices(config.choices):
+            check(config.logger, "logger", PROVIDED["logger"])
     setup = set_up(config)
     print_notes(setup)
     if config.train.steps:

@@ -81,6 +81,13 @@ class PretrainedNetwork(pyro_metabayes.Backbone):
         return features
 
 
+def side_of(size: int, own: int) -> int:
+    """The side of the images that the network receives: `size`, or its own if that is 0."""
+    if size < 0:
+        raise UsageError(f"expected backbone.size >= 0, got {size}; 0 is the network's own size, {own}")
+    return size or own
+
+
 def refuse_unknown(name: str, known: Collection[str], library: str) -> None:
     """Raise a UsageError for a network that the library does not have, with similar names."""
     if name not in known:

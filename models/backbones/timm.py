@@ -17,6 +17,7 @@ from pyro_metabayes.models.backbones.pretrained_network import (
     PretrainedNetwork,
     load_features,
     refuse_unknown,
+    side_of,
     weights_of,
 )
 from pyro_metabayes.storage.downloads import refuse_unless_allowed
@@ -51,7 +52,7 @@ class Backbone(PretrainedNetwork):
         refuse_unknown(name.partition(".")[0], library.list_models(), "timm")
         network = _created(library, name)
         expected = library.data.resolve_model_data_config(network)
-        inputs = Inputs(size or expected["input_size"][-1], expected["mean"], expected["std"])
+        inputs = Inputs(side_of(size, expected["input_size"][-1]), expected["mean"], expected["std"])
         if weights == LIBRARY and not do_weights_follow():
             network = _with_library_weights(library, network, name)
         elif weights != RANDOM and not do_weights_follow():

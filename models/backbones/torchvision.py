@@ -16,6 +16,7 @@ from pyro_metabayes.models.backbones.pretrained_network import (
     PretrainedNetwork,
     load_features,
     refuse_unknown,
+    side_of,
     weights_of,
 )
 from pyro_metabayes.storage.downloads import refuse_unless_allowed
@@ -58,7 +59,7 @@ class Backbone(PretrainedNetwork):
             file = str(_published_file(published, name)) if weights == LIBRARY else weights
             load_features(network, weights_of(file), [last], file)
         expected = published.transforms()
-        inputs = Inputs(size or expected.crop_size[0], tuple(expected.mean), tuple(expected.std))
+        inputs = Inputs(side_of(size, expected.crop_size[0]), tuple(expected.mean), tuple(expected.std))
         super().__init__(network, inputs, input_shape, f"backbone=torchvision backbone.name={name}", weights, mirror)
 
 

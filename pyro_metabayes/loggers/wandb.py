@@ -44,7 +44,7 @@ class WandB:
             self._run = wandb.init(project=project, entity=entity, name=name, dir=folder, mode=mode)  # type: ignore[arg-type]
         except wandb.Error as error:
             remedy = "log in with `wandb login`, or set logger.mode=offline"
-            raise UsageError(f"expected to start a run of wandb, got: {error}; {remedy}") from None
+            raise UsageError(f"expected to start a run of wandb, got: {_reason_of(error)}; {remedy}") from None
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         self._run.config.update(dict(settings))
@@ -54,3 +54,9 @@ class WandB:
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+
+
+def _reason_of(error: Exception) -> str:
+    """The message of wandb without its advice on logging in, which our message gives."""
+    sentences = " ".join(str(error).split()).removesuffix(".").split(". ")
+    return ". ".join([sentences[0], *(sentence for sentence in sentences[1:] if "login" not in sentence)])

@@ -99,6 +99,9 @@ def _is_image(file: Path) -> bool:
 def _classes_of_folders(folder: Path) -> Folders:
     """FOLDER/SPLIT/CLASS."""
     if missing := [split for split in SPLITS if not (folder / split).is_dir()]:
+        if len(missing) == len(SPLITS):
+            found = "has files but no folders of classes; sort the images" if visible(folder) else "is empty; fill it"
+            raise UsageError(f"expected folders of classes in {folder}, which {found}: {LAYOUT}")
         raise UsageError(f"expected a folder {folder / missing[0]}, got none; {folder} must contain {LAYOUT}")
     return {split: {inner.name: inner for inner in visible(folder / split) if inner.is_dir()} for split in SPLITS}
 

@@ -54,7 +54,7 @@ class Division:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("data.split", self.by, DIVISIONS)
+        check_choice("splits (data.split in a run)", self.by, DIVISIONS)
 
     def divide(self, labels: np.ndarray, names: Sequence[str], given: np.ndarray | None, where: object) -> Divided:
         """Classes and splits of a bank.

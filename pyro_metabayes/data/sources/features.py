@@ -79,7 +79,7 @@ def _read(path: str) -> Any:
     except (*DAMAGED, SafetensorError) as error:
         reason = reason_of(error)
         raise UsageError(
-            f"expected arrays without Python objects in {path}, which cannot be read ({reason}); {_remedy(reason)}"
+            f"expected a file of arrays, got {path}, which cannot be read ({reason}); {_remedy(reason)}"
         ) from error
 
 

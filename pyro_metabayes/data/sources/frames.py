@@ -82,12 +82,15 @@ def _chosen(values: Arrays, where: str) -> list[str]:
     """The column of lists, else all columns of floats, else all of integers."""
     lists = [name for name, value in values.items() if _holds_lists(value)]
     if len(lists) > 1:
-        raise UsageError(f"expected one column of lists in {where}, got {_listed(lists)}; set data.columns=[NAME]")
+        raise UsageError(
+            f"expected one column of lists in {where}, got {_listed(lists)}; set columns (data.columns=[NAME] in a run)"
+        )
     for kinds in ("f", "iu"):
         lists = lists or [name for name, value in values.items() if value.dtype.kind in kinds]
     if not lists:
         raise UsageError(
-            f"expected columns of features in {where}, got {_listed(list(values))}; set data.columns=[...]"
+            f"expected columns of features in {where}, got {_listed(list(values))}; set columns "
+            "(data.columns=[...] in a run)"
         )
     return lists
 
@@ -138,8 +141,8 @@ def _refuse_missing(wanted: Sequence[str], names: Sequence[str], where: str) -> 
         raise UsageError(f"expected columns with different names in {where}, got {_listed(names)}; rename them")
     for name in wanted:
         if name not in names:
-            setting = "data.label=NAME" if name == wanted[0] else "data.columns=[...]"
-            raise UsageError(f"expected a column '{name}' in {where}, got {_listed(names)}; set {setting}")
+            setting = "label (data.label=NAME" if name == wanted[0] else "columns (data.columns=[...]"
+            raise UsageError(f"expected a column '{name}' in {where}, got {_listed(names)}; set {setting} in a run)")
 
 
 def _listed(names: Sequence[str]) -> str:
