@@ -181,6 +181,25 @@ def test_mistakes_have_one_line(changed: dict[str, Any], message: str) -> None:
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize("name", ["inductive", "transductive"])
+@pytest.mark.parametrize(("support", "query"), [(6, 1), (6, 5), (1, 6)])
+def test_queries_have_the_width_of_the_support_set(name: str, support: int, query: int) -> None:
+    """Of a learner of inputs of any width, where an array of width 1 would be broadcast."""
+    task = MetaLearner.pretrained(name).task(X[:, :support], Y)
+    with pytest.raises(UsageError, match=rf"query_x .* of shape \[{support}\], as support_x does, got \[{query}\];"):
+        task.predict_proba(QUERY[:, :query])
+
+
+def test_numbers_that_are_missing_are_counted() -> None:
+    learner = Pair("exact", model="linear_regression").learner()
+    x, y, _ = arrays(Pair("exact", model="linear_regression"))
+    y[1] = np.nan
+    with pytest.raises(UsageError, match=f"finite numbers in support_y, got NaN or infinity in 1 of {len(x)} rows"):
+        learner.task(x, y)
+    with pytest.raises(UsageError, match=r"expected support_y of shape \[.*\], got"):
+        learner.task(x, y[:-1])
+
+
 def test_base_classes_have_no_names() -> None:
     pair = next(pair for pair in PAIRS if pair.model == "lwof")
     learner, (support_x, support_y, _) = pair.learner(), arrays(pair)
