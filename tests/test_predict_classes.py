@@ -148,7 +148,7 @@ WRONG = {
     "run support=support.npz query=none.npy": "expected at least one row in none.npy, got features of shape [0, 16]",
     "run support=support.npz query=objects.npy": "expected arrays of numbers in objects.npy, which cannot be read",
     "run support=damaged.npz query=query.npy": "expected arrays of numbers in damaged.npz, which cannot be read",
-    "run support=labelled query=new": "expected arrays [16] for a run on data=features, got images, such as labelled/a/",
+    "run support=labelled query=new": "expected arrays [16] for a run on data=features, got images, such as labelled/",
     "of_images support=flat query=new": "expected one folder of images per class in flat, got none; sort the images",
     "of_images support=labelled query=empty": "expected images in the folder of the query set, got none in empty",
     "of_images support=broken query=new": "expected readable images, got 1 of 1 that cannot be read: broken/a/0.png",
