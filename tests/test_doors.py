@@ -180,6 +180,7 @@ def test_what_cannot_be_read_is_one_line(name: str) -> None:
         (np.array([np.nan, *LABELS[1:]]), "contains NaN"),
         (pd.Series([None, *LABELS[1:]], dtype="Int64"), "contains NaN"),
         (np.array([1, *NAMES[1:]], object), "labels of one type in y"),
+        ([1, *NAMES[1:].tolist()], "labels of one type in y"),
         (np.ma.array(LABELS, mask=LABELS == 1), "got an array with 4 masked"),
         (LABELS + 0j, "Complex data not supported$"),
         (LABELS[:3], "inconsistent numbers of samples"),

@@ -130,8 +130,9 @@ def wrong_files() -> None:
 
 WRONG = {
     "run support=support.npz": "expected support=... and query=... for a run on data=features, got support=support.npz",
-    "run new.csv": "expected support=... and query=... for a run on data=features, got new.csv; pass support=",
-    "run support=support.npz query=query.npy labels=y": "expected support=... and query=... for a run on data=features",
+    "run new.csv": "for a run on data=features, got new.csv; leave out new.csv, and pass support=",
+    "run support=support.npz query=query.npy labels=y": "labels=y; leave out labels=y, and pass support=",
+    "run support=support.npz query=query.npy task.shot=3": "; leave out task.shot=3, and pass support=",
     "run support=nothing.npz query=query.npy": "expected a file for support=nothing.npz, found none; fix the path",
     "run support=nothing query=query.npy": "expected a folder, or a file that ends in .npz or .npy, for support=",
     "run support=unlabelled.npz query=query.npy": "expected an array 'labels' beside the inputs in unlabelled.npz, got",
@@ -147,7 +148,7 @@ WRONG = {
     "run support=support.npz query=none.npy": "expected at least one row in none.npy, got features of shape [0, 16]",
     "run support=support.npz query=objects.npy": "expected arrays of numbers in objects.npy, which cannot be read",
     "run support=damaged.npz query=query.npy": "expected arrays of numbers in damaged.npz, which cannot be read",
-    "run support=labelled query=new": "expected arrays [16] for a run on data=features, got a folder of images",
+    "run support=labelled query=new": "expected arrays [16] for a run on data=features, got images, such as labelled/",
     "of_images support=flat query=new": "expected one folder of images per class in flat, got none; sort the images",
     "of_images support=labelled query=empty": "expected images in the folder of the query set, got none in empty",
     "of_images support=broken query=new": "expected readable images, got 1 of 1 that cannot be read: broken/a/0.png",

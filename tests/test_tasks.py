@@ -164,6 +164,8 @@ FULL = {"support_x": X, "support_y": Y, "query_x": QUERY}
         ({"support_y": Y + 0.5}, "expected class names in support_y, such as text or integers, got numbers with"),
         ({"support_y": [0, 1, 2, 0, 1, None]}, "expected a label in every row of support_y, got 1 missing"),
         ({"support_y": np.array(["a", "b", 2, 0, 1, 0], dtype=object)}, "expected labels of one type in support_y"),
+        ({"support_y": ["a", "b", 2, 0, 1.5, 0]}, "expected labels of one type in support_y, got text and others"),
+        ({"support_y": ["a", "b", "c", "a", "b", np.nan]}, "expected a label in every row of support_y, got 1 missing"),
         ({"support_y": Y * 0}, "expected at least 2 classes in support_y, got .0."),
         ({"support_y": Y % 2}, "expected tasks of 3 classes, which this guide was trained for, got 2"),
         ({"num_samples": 0}, "expected num_samples >= 1, got 0"),
@@ -179,6 +181,25 @@ def test_mistakes_have_one_line(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as found:
         learner.task(**given).predict_proba(query_x)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("name", ["inductive", "transductive"])
+@pytest.mark.parametrize(("support", "query"), [(6, 1), (6, 5), (1, 6)])
+def test_queries_have_the_width_of_the_support_set(name: str, support: int, query: int) -> None:
+    """Of a learner of inputs of any width, where an array of width 1 would be broadcast."""
+    task = MetaLearner.pretrained(name).task(X[:, :support], Y)
+    with pytest.raises(UsageError, match=rf"query_x .* of shape \[{support}\], as support_x does, got \[{query}\];"):
+        task.predict_proba(QUERY[:, :query])
+
+
+def test_numbers_that_are_missing_are_counted() -> None:
+    learner = Pair("exact", model="linear_regression").learner()
+    x, y, _ = arrays(Pair("exact", model="linear_regression"))
+    y[1] = np.nan
+    with pytest.raises(UsageError, match=f"finite numbers in support_y, got NaN or infinity in 1 of {len(x)} rows"):
+        learner.task(x, y)
+    with pytest.raises(UsageError, match=r"expected support_y of shape \[.*\], got"):
+        learner.task(x, y[:-1])
 
 
 def test_base_classes_have_no_names() -> None:

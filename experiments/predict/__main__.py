@@ -61,9 +61,11 @@ def _file_of(inputs: Sequence[str]) -> Path:
 def _sets_of(inputs: Sequence[str], config: Config) -> tuple[Path, Path]:
     """The paths of support and query set."""
     given = dict(item.partition("=")[::2] for item in inputs)
-    if len(given) < len(inputs) or set(given) != set(SETS) or not all(given.values()):
-        data = config.choices.get("data")
-        raise UsageError(f"expected support=... and query=... for a run on data={data}, got {' '.join(inputs)}; {HINT}")
+    expected = f"expected support=... and query=... for a run on data={config.choices.get('data')}, got"
+    if unknown := [item for item in inputs if not item.startswith(tuple(f"{name}=" for name in SETS))]:
+        raise UsageError(f"{expected} {' '.join(inputs)}; leave out {' '.join(unknown)}, and {HINT}")
+    if len(given) < len(inputs) or len(given) < len(SETS) or not all(given.values()):
+        raise UsageError(f"{expected} {' '.join(inputs)}; {HINT}")
     return user_path(given["support"]), user_path(given["query"])
 
 

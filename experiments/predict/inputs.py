@@ -102,8 +102,8 @@ class Reader:
         """Images [N, channels, size, size] with values from 0 to 1."""
         if self.load not in PHOTOGRAPHS:
             raise UsageError(
-                f"expected arrays {words_of_shape(self.shape)} for a run on data={self.data}, got a folder of images; "
-                "pass FILE.npz"
+                f"expected arrays {words_of_shape(self.shape)} for a run on data={self.data}, got images, such as "
+                f"{files[0]}; pass FILE.npz"
             )
         channels, _, size = self.shape
         assert channels is not None and size is not None  # images have one size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.validation.structure import fits, words_of_shape
 
 SIZES = (3, 4), (5, 9)  # support points per class, and queries: of the task that is traced, and of one for a check
+SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n")
 CLOSE = {torch.float64: 1e-8}  # largest error of the check, relative and absolute; of other types 1e-4
 
 
@@ -87,7 +89,7 @@ def check_input_shape(shape: Sequence[int | None], given: Any) -> Sequence[int]:
     if len(sizes) < len(chosen) or not fits(sizes, shape):
         raise UsageError(
             f"expected input_shape to be sizes that this learner takes, {words_of_shape(shape)}, got "
-            f"{words_of_shape(chosen)}; pass, for example, input_shape=[256]"
+            f"{'none' if given is None else chosen}; pass, for example, input_shape={[size or 256 for size in shape]}"
         )
     return sizes
 
@@ -119,7 +121,7 @@ def _check(got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
 
 def _untraceable(learner: Predicts, error: Exception) -> UsageError:
     guide = type(learner.guide).__module__.rpartition(".")[2]
-    reason = " ".join(next(iter(str(error).splitlines()), "").split())[:160]
+    reason = SENTENCE_END.split(str(error).strip(), maxsplit=1)[0].rstrip(".!")
     return UsageError(
         f"expected a learner that torch.export can trace for any number of points, got guide={guide}, for which it "
         f"reports {type(error).__name__}: {reason}; use MetaLearner.task, or another guide (docs/export.md)"

@@ -24,7 +24,7 @@ Points = tuple[Tensor, Tensor, Tensor]  # support_x, support_y, query_x
 class Program(nn.Module):
     """support_x [S, *X], support_y [S] or [S, Y], query_x [Q, *X] -> the fields of `MetaLearner.predict`, as a tuple.
 
-    The random numbers are those of a seed, fixed when the program is made.
+    Outputs have no gradient. The random numbers are those of a seed, fixed when the program is made.
 
     Args:
         learner: the learner.
@@ -44,7 +44,8 @@ class Program(nn.Module):
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> tuple[Tensor, ...]:
         draws = [self.get_buffer(f"draw_{number}") for number in range(self._num_draws)]
         with draws_by(RepeatedNoise(draws, self._functions)):
-            return predictions(self.learner, (support_x, support_y, query_x), self._num_classes, self._num_samples)
+            fields = predictions(self.learner, (support_x, support_y, query_x), self._num_classes, self._num_samples)
+        return tuple(value.detach() for value in fields)
 
 
 def recorded_noise(learner: Predicts, points: Sequence[Points], num_classes: int, num_samples: int, seed: int) -> Any:
@@ -75,7 +76,9 @@ def recorded_noise(learner: Predicts, points: Sequence[Points], num_classes: int
 
 
 def predictions(learner: Predicts, points: Points, num_classes: int, num_samples: int) -> tuple[Tensor, ...]:
-    """Probabilities and their spread [Q, C], or mean, sd, lower and upper [Q, Y]; NaN if a class has no support point.
+    """Probabilities and their spread [Q, C], or mean, sd, lower and upper [Q, Y].
+
+    Probabilities are NaN if a label is not one of 0 to C - 1, or a class has no support point.
 
     Args:
         learner: the learner.
@@ -84,7 +87,8 @@ def predictions(learner: Predicts, points: Points, num_classes: int, num_samples
         num_samples: number of draws of w.
     """
     support_x, support_y, query_x = (value.unsqueeze(0) for value in points)
-    data = Observed(support_x=support_x, support_y=support_y, query_x=query_x, num_classes=num_classes)
+    known = support_y.clamp(0, num_classes - 1) if num_classes else support_y  # one_hot fails for other labels
+    data = Observed(support_x=support_x, support_y=known, query_x=query_x, num_classes=num_classes)
     frame = learner.backbone.support_frame(data) if isinstance(learner.backbone, EncodesSupport) else None
     data = learner.embedded(data) if frame is None else with_queries(frame.support, frame.embed(query_x))
     q = learner.guide.posterior(data)

@@ -69,6 +69,11 @@ class SupportSet:
         """
         _refuse_other_columns(self._columns, _columns(x))
         values = _checked(NAMES[1], x, self._shape)
+        if len(self.x) and values.shape[1:] != self._given.shape[1:]:
+            raise UsageError(
+                f"expected query_x to hold inputs of shape {list(self._given.shape[1:])}, as support_x does, got "
+                f"{list(values.shape[1:])}; encode both in the same way"
+            )
         values = scaled_images(self._given, values)[1] if self._images else values
         return _for(self._backbone, NAMES[1], values, self._like)
 
@@ -128,10 +133,15 @@ def _labels_of_numbers(y: Array, num_points: int, num_targets: int) -> Tensor:
     labels = labels.unsqueeze(-1) if labels.dim() == 1 and num_targets == 1 else labels
     if not num_points:
         labels = labels.reshape(-1, num_targets)
-    if labels.shape != (num_points, num_targets) or not labels.isfinite().all():
+    if labels.shape != (num_points, num_targets):
         raise UsageError(
-            f"expected support_y to hold finite numbers of shape {[num_points, num_targets]}, got "
-            f"{list(labels.shape)}; remove rows without a label"
+            f"expected support_y of shape {[num_points, num_targets]}, got {list(labels.shape)}; pass one row of "
+            "numbers for each row of support_x"
+        )
+    if bad := (~labels.isfinite()).any(1).sum().item():
+        raise UsageError(
+            f"expected finite numbers in support_y, got NaN or infinity in {bad} of {num_points} rows; "
+            "remove these rows"
         )
     return labels
 

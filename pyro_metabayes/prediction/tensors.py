@@ -82,6 +82,8 @@ def readable_labels(name: str, y: Any) -> Any:
     """
     y = readable(name, y)
     array = np.asarray(y)
+    if isinstance(y, list | tuple) and array.dtype.kind == "U":  # numpy converts numbers in a list of text to text
+        array = np.array(y, dtype=object)
     if array.dtype != object or not array.size or not array.ndim:
         return y
     if missing := [value for value in array.flat if _is_missing(value)]:
@@ -89,7 +91,7 @@ def readable_labels(name: str, y: Any) -> Any:
             f"expected a label in every row of {name}, got {len(missing)} missing ({missing[0]!r}); remove these rows"
         )
     if len({isinstance(value, str) for value in array.flat}) > 1:
-        raise UsageError(f"expected labels of one type in {name}, got text and others; use {name}.astype(str)")
+        raise UsageError(f"expected labels of one type in {name}, got text and others; make all of them text")
     return y if isinstance(array.flat[0], str) else np.array(array.tolist())
 
 
