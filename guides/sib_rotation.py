@@ -32,7 +32,7 @@ class Guide(pyro_metabayes.Guide):
         rotation_weight: weight of L_rot(lambda) in the loss; 0 trains the network of RotationHead by the outer loss
             alone.
         num_steps: K.
-        step_size: eta of the synthetic-gradient steps, for a sum over queries.
+        step_size: size of the synthetic-gradient steps; the gradient is a sum over the queries, not a mean.
         learn_step_size: whether both step sizes are learned.
         posterior: `normal`, `amortized`, `fixed` or `delta`, as in `sib`.
         scale: sigma before training.

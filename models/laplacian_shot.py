@@ -73,7 +73,7 @@ class Model(few_shot_classifier.Model):
 
     @torch.no_grad()
     def _neighbours(self, x: Tensor, observed: Observed) -> Tensor:
-        """1 where a query is a neighbour of a point, else 0 [T, N, Q]; a query at distance 0 is the point itself."""
+        """1 where a query is a neighbour of a point, else 0 [T, N, Q]; a query at distance 0 does not count."""
         exact = "donot_use_mm_for_euclid_dist"  # so that the distance of a point to itself is 0
         distance = torch.cdist(x, observed.query_x, compute_mode=exact)
         other = (distance > 0) & observed.query_mask.unsqueeze(-2)

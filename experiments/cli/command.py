@@ -122,7 +122,10 @@ def run_program(main: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Context manager in which SIGTERM acts like Ctrl-C. A signal that the shell ignores (nohup, &) remains ignored."""
+    """Context manager in which the signals in SIGNALS act like Ctrl-C.
+
+    A signal that is already ignored when the process starts (under nohup, or with &) stays ignored.
+    """
     numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     handlers = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:

@@ -75,7 +75,7 @@ def usage_of_configuration(doc: str | None, folder: Path, config_name: str, argu
 
 
 def _described(doc: str | None) -> tuple[str, str, str]:
-    """NAME, ARGUMENTS and TEXT of a docstring "python -m NAME ARGUMENTS: TEXT": name, example and description."""
+    """Command, example arguments and description from a docstring "python -m NAME ARGUMENTS: TEXT"."""
     command, _, text = (doc or "").strip().partition(": ")
     module, *arguments = command.removeprefix("python -m ").split()
     spec = getattr(sys.modules["__main__"], "__spec__", None)

@@ -97,7 +97,7 @@ def _fields(path: Path) -> list[str]:
 
 
 def complete(line: str, word: str) -> Iterator[str]:
-    """The completions of a command line, as bash expects them: without the part of the last word before `word`.
+    """The completions of the last word. bash splits words at "=", so for `guide=si` the completion is `sib`.
 
     Args:
         line: the line up to the cursor.

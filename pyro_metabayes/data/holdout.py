@@ -17,8 +17,8 @@ def held_out_rows(bank: Bank, per_class: int) -> Tensor:
     sizes = bank.class_sizes[classes]
     if bank.pairs and not bank.pairs.single.all():
         raise UsageError(
-            "expected inputs without pairs (two renderings of one image) for pretrain.holdout_per_class, which would "
-            "split them, got a bank with pairs; use other data, such as data=cifar_fs"
+            "expected inputs without pairs for pretrain.holdout_per_class, got two renderings of each image, which a "
+            "holdout could separate; use other data, such as data=cifar_fs"
         )
     if not 0 < per_class < int(sizes.min()):
         raise UsageError(

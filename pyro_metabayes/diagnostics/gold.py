@@ -27,15 +27,13 @@ from pyro_metabayes.prediction.moments import moments_of
 
 
 class Target:
-    """The unnormalised posterior log p(w) + sum_i log p(y_i | x_i, w) of each task.
-
-    In a model with a conditional prior (`given_support`) p(w) already depends on the support labels. There "all" means
-    only the query labels, and "support" means no labels, so that the posterior is the prior.
+    """The unnormalised log posterior log p(w) + sum_i log p(y_i | x_i, w) of each task.
 
     Args:
         model: the prior and the likelihood.
         episodes: the tasks, with features as inputs.
-        labels: the labels y_i: "support", "query" or "all".
+        labels: the labels y_i of the sum: "support", "query" or "all". A conditional prior (`given_support`) already
+            depends on the support labels: then "all" adds only the query labels, and "support" adds none.
 
     Raises:
         UsageError: `labels` has another value, or the prior has no density.

@@ -49,9 +49,14 @@ class LatinSquare:
         return self.by_pair(torch.stack((values, -values), 1))
 
     def by_pair(self, values: Tensor) -> Tensor:
-        """Values [T, 2, G, M, N] at s * e_m -> [T, 2, P, C, N], those of row c in the draws of pair j.
+        """Rearranges values that were computed once for each shared noise vector, by pair and row.
 
-        The result is a view of a small copy.
+        Args:
+            values: [T, 2, G, M, N], for both signs s and the M vectors e_m; G is 1 (the same for all rows) or C.
+
+        Returns:
+            [T, 2, P, C, N]; entry (j, c) is the value at the vector of row c in pair j, m = (j + c) mod M. It is a view
+            of a small copy.
         """
         size = self.num_pairs + self.num_rows - 1
         if size > values.shape[3]:  # m = 0, ..., M - 1, 0, ...

@@ -127,7 +127,7 @@ def _inverse_information(psi: Tensor, free: Tensor, sums: Sums) -> Tensor:
 
 
 def _parts(psi: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Coefficients [D], noise L [R, R] and noise."""
+    """Coefficients [D], Cholesky factor [R, R] of the covariance of the effects, and sd of the noise."""
     rows, columns = free.nonzero(as_tuple=True)
     elements, noise = psi[-1 - len(rows) : -1], psi[-1].exp()
     factor = torch.zeros(free.shape, dtype=psi.dtype).index_put((rows, columns), elements)

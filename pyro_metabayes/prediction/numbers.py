@@ -76,7 +76,11 @@ def integrates(model: Model, q: TorchDistribution) -> TypeGuard[IntegratesGaussi
 
 
 def _from_draws(family: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean (median if the mean is not finite), sd, lower and upper end from labels drawn from p(y | x, w_l)."""
+    """Mean, sd, and ends of the INTERVAL of the predictive distribution.
+
+    The mean is that of E[y | x, w_l] over the draws (if it is not finite, the median of drawn labels). The sd and the
+    ends are those of labels drawn from p(y | x, w_l).
+    """
     with drawing():
         y = family.sample(torch.Size((DRAWS_OF_LABELS,))).flatten(0, 1).double()
     lower, upper = (y.quantile(0.5 + sign * INTERVAL / 2, 0) for sign in (-1, 1))

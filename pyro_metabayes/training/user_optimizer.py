@@ -41,7 +41,8 @@ class OptimisationByUser:
             check_plain(self.state_dict())
         except ValueError as error:
             raise UsageError(
-                f"expected an optimiser and a scheduler whose state is plain values and tensors, got one where {error}"
+                "expected an optimiser and a scheduler whose state can be saved (numbers, text, tensors, and lists or "
+                f"dicts of these), got another state: {error}"
             ) from None
 
     def start_step(self, step: int) -> None:

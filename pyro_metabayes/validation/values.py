@@ -74,7 +74,8 @@ def check_values(data: Observed, model: object) -> None:
 
     Args:
         data: the tasks, whose values are read on the host.
-        model: the model. Its base classes, if any, come after the classes of the task in the labels of queries.
+        model: the model. If it also predicts classes of the training (base classes), a query label may be one of them;
+            they are numbered after the classes of the task.
 
     Raises:
         UsageError: a class is out of range, or a number is not finite.

@@ -20,10 +20,10 @@ LEAST_ROWS = len(SPLITS)  # smallest class whose rows can be divided at random
 
 
 class Divided(NamedTuple):
-    """Rows with the classes of a bank.
+    """The class of each row of a data set, and the split of each class.
 
     labels: [M], class of each row, 0 to G - 1.
-    splits: classes of each split; only train if nothing is divided.
+    splits: the classes of each split; if the data are not divided, the only key is "train".
     names: [G], name of each class.
     """
 

@@ -64,7 +64,7 @@ def _decode(file: Any, row: int, source: Path) -> np.ndarray:
     """The pixels of a PNG file, which is pickled as an array of bytes or as a string."""
     try:
         if not isinstance(file, str | bytes | np.ndarray):
-            raise TypeError(f"{type(file).__name__}")
+            raise TypeError(f"an object of type {type(file).__name__}, not bytes")
         image = pixels(file.encode("latin1") if isinstance(file, str) else bytes(file), None)
     except DAMAGED as error:
         raise UsageError(
