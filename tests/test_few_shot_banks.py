@@ -19,7 +19,7 @@ from benchmarks.few_shot.banks import TEST, TUNING, alphabet_of, source_of
 from benchmarks.few_shot.compare import Comparison
 from benchmarks.few_shot.handcrafted import gradient_histograms
 from benchmarks.few_shot.peers import PEERS, inverse_of, settings_of, specification_of
-from benchmarks.few_shot.rows import Checkpoint, Classifier, Function, Row, row_of
+from benchmarks.few_shot.rows import Checkpoint, Classifier, Function, Row
 from benchmarks.few_shot.tables import less_accurate, less_likely, summary_of
 from benchmarks.few_shot.tasks import Cell, batches, stream_of
 from benchmarks.few_shot.tuning import Tuning, best_inverse, tempered
@@ -27,6 +27,7 @@ from benchmarks.setting import learner
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.experiments.transductive.methods import predict_of
 
 TOY = Tuning(("simulated",), tasks=2)
 FIVE = Cell(5, 1)
@@ -130,9 +131,9 @@ def test_a_checkpoint_is_rebuilt_for_each_dimension_and_way(tmp_path: Path) -> N
     soft_kmeans(5, 8).save(tmp_path / "learner.pt")
     observed = _observed(Cell(3, 1))
     changed = Checkpoint.parse(f"{tmp_path / 'learner.pt'},guide.balance=known").row(32, Cell(3, 1), TOY)(observed)
-    expected = row_of(soft_kmeans(3, 32, "guide.balance=known"))(observed)
+    expected = predict_of(soft_kmeans(3, 32, "guide.balance=known"))(observed)
     torch.testing.assert_close(changed, expected)
-    assert not torch.allclose(changed, row_of(soft_kmeans(3, 32))(observed))
+    assert not torch.allclose(changed, predict_of(soft_kmeans(3, 32))(observed))
 
 
 def test_a_learner_that_depends_on_the_dimension_has_no_result(

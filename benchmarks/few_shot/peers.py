@@ -14,12 +14,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from benchmarks.few_shot.rows import Row, row_of
+from benchmarks.few_shot.rows import Row
 from benchmarks.few_shot.tasks import Cell
 from benchmarks.few_shot.tuning import Answers, Tuning, best_inverse, mean_nll, tempered
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.experiments.cli.command import CONF
 from pyro_metabayes.experiments.cli.config import config_from, register
+from pyro_metabayes.experiments.transductive.methods import predict_of
 
 MANY = 5  # shots from which the settings of several shots hold
 MOST = 10  # shots of tuning tasks, whose classes are small
@@ -67,7 +68,7 @@ class Peer:
         scaled = tuple(self._scaled(setting, num_features) for setting in settings)
         specification = specification_of(self.guide, (*published, *scaled))
         shared = {"input_shape": [num_features], "num_classes": cell.way, "num_targets": 0, "particles": 1}
-        return row_of(MetaLearner.from_specification(specification | shared).eval())
+        return predict_of(MetaLearner.from_specification(specification | shared).eval())
 
     def _scaled(self, setting: str, num_features: int) -> str:
         name, _, value = setting.partition("=")

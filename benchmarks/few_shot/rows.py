@@ -18,13 +18,10 @@ from benchmarks.few_shot.tuning import Tuning
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.likelihoods.classes import ClassPredictions
-from pyro_metabayes.prediction.averages import log_mean_exp
-from pyro_metabayes.seeding import noise_of
+from pyro_metabayes.experiments.transductive.methods import predict_of
 from pyro_metabayes.sklearn import FewShotClassifier
 
 Row = Callable[[Observed], Tensor]
-SAMPLES = 30  # of the posterior of a checkpoint; a point estimate has one
 
 
 class Method(Protocol):
@@ -36,18 +33,6 @@ class Method(Protocol):
     def row(self, num_features: int, cell: Cell, tuning: Tuning) -> Row:
         """A function of tasks; `tuning` names the tasks on which settings may be chosen."""
         ...
-
-
-def row_of(learner: MetaLearner, samples: int = SAMPLES) -> Row:
-    """Log probabilities of the posterior predictive; deterministic."""
-
-    @torch.no_grad()
-    def row(observed: Observed) -> Tensor:
-        with noise_of(0):
-            _, likelihood = learner.posterior_predictive(learner.embedded(observed), samples)
-        return log_mean_exp(ClassPredictions.log_probs_by_query(likelihood))
-
-    return row
 
 
 @dataclass(frozen=True)
@@ -73,7 +58,7 @@ class Checkpoint:
         specification["guide"] |= self.settings
         learner = MetaLearner.from_specification(specification, saved.frozen)
         learner.load_weights(saved.state_dict())
-        return row_of(learner.eval())
+        return predict_of(learner.eval())
 
 
 @dataclass(frozen=True)

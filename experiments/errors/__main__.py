@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.cli.config import saved_config
@@ -31,6 +32,7 @@ from pyro_metabayes.experiments.runs.evaluation import folder_name
 from pyro_metabayes.experiments.runs.restore_run import refuse_training, refuse_unknown_classes, restore_run
 from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.experiments.runs.tables import Row, csv_table
+from pyro_metabayes.experiments.runs.tasks import load_data
 from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import within
@@ -57,7 +59,9 @@ def write(setup: RunSetup, most: int, out: Path) -> None:
     """Write the files of the command to the folder `out`, and print their first rows."""
     queries = classified_queries(setup)
     confusion, errors = Confusion.of(queries), queries.wrong(most)
-    rows, images = most_confident(setup, errors), images_of(setup, errors)
+    bank = load_data(setup.config)
+    assert isinstance(bank, Bank)  # others have no classified queries
+    rows, images = most_confident(bank, errors), images_of(bank, errors)
     _write_table(out / "confusion.csv", confusion.counts_table())
     _write_table(out / "confusion_shares.csv", confusion.shares_table())
     draw_confusion(confusion, out / "confusion.png")

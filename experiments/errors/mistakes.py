@@ -7,23 +7,19 @@ from torch import Tensor
 
 from pyro_metabayes.data.bank import Bank
 from pyro_metabayes.experiments.errors.queries import Classified
-from pyro_metabayes.experiments.runs.setup import RunSetup
 from pyro_metabayes.experiments.runs.tables import Row
-from pyro_metabayes.experiments.runs.tasks import load_data
 
 
-def most_confident(setup: RunSetup, errors: Classified) -> list[Row]:
+def most_confident(bank: Bank, errors: Classified) -> list[Row]:
     """One row per error: task, file or row, true and predicted class, probability, spread and entropy.
 
     Args:
-        setup: the run.
+        bank: the data of the run.
         errors: the queries with a wrong prediction.
     """
-    bank = load_data(setup.config)
-    origin = bank.origin if isinstance(bank, Bank) else None
     columns: dict[str, list[object]] = {
         "task": errors.task.tolist(),
-        "input": [f"row {row}" if origin is None else origin(row) for row in errors.row.tolist()],
+        "input": [f"row {row}" if bank.origin is None else bank.origin(row) for row in errors.row.tolist()],
         "true class": [errors.names[index] for index in errors.true.tolist()],
         "predicted as": [errors.names[index] for index in errors.predicted.tolist()],
     }
@@ -32,10 +28,9 @@ def most_confident(setup: RunSetup, errors: Classified) -> list[Row]:
     return [dict(zip(columns, map(str, row), strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def images_of(setup: RunSetup, errors: Classified) -> Tensor | None:
+def images_of(bank: Bank, errors: Classified) -> Tensor | None:
     """The images [N, channels, height, width] of the queries, 0 to 1; None if the data are no images."""
-    bank = load_data(setup.config)
-    if not isinstance(bank, Bank) or len(bank.input_shape) != 3:
+    if len(bank.input_shape) != 3:
         return None
     images = bank.inputs.index_select(0, errors.row)
     return images.float() / 255 if images.dtype == torch.uint8 else images.clamp(0, 1)

@@ -14,7 +14,7 @@ from pyro_metabayes.experiments.predict.inputs import Reader
 from pyro_metabayes.experiments.runs.restore_run import finished_checkpoint
 from pyro_metabayes.inference.capabilities import HasBaseClasses, has
 from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.likelihoods.classes import entropy_of
+from pyro_metabayes.likelihoods.classes import class_entropy
 from pyro_metabayes.prediction.probabilities import Prediction
 
 PRINTED_COLUMNS = ("file", "row", "predicted", "probability", "spread", "entropy")
@@ -58,7 +58,7 @@ def predicted_classes(folder: Path, config: Config, support: Path, query: Path) 
 
 def _rows(prediction: Prediction, classes: list[str], column: str, queries: list[str]) -> list[dict[str, str]]:
     probabilities, spread = prediction
-    entropy, best = entropy_of(probabilities.log()), probabilities.argmax(-1)
+    entropy, best = class_entropy(probabilities.log()), probabilities.argmax(-1)
     values = torch.stack(
         [*(value.gather(1, best.unsqueeze(1)).squeeze(1) for value in (probabilities, spread)), entropy], 1
     )

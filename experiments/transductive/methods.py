@@ -93,13 +93,13 @@ def _changed(learner: MetaLearner, changes: Mapping[str, Any]) -> MetaLearner:
     return changed.eval()
 
 
-def predict_of(learner: MetaLearner) -> Predict:
+def predict_of(learner: MetaLearner, samples: int = SAMPLES) -> Predict:
     """Log probabilities of the posterior predictive; deterministic."""
 
     @torch.no_grad()
     def predict(observed: Observed) -> Tensor:
         with noise_of(0):
-            _, likelihood = learner.posterior_predictive(learner.embedded(observed), SAMPLES)
+            _, likelihood = learner.posterior_predictive(learner.embedded(observed), samples)
         return log_mean_exp(ClassPredictions.log_probs_by_query(likelihood))
 
     return predict

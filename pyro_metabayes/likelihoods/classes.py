@@ -113,7 +113,7 @@ class ClassPredictions(Predictions):
     @cached_property
     def entropy(self) -> Tensor:
         """H[(1/L) sum_l p(y | x, w_l)] [T, Q], in nats."""
-        return entropy_of(self.averaged)
+        return class_entropy(self.averaged)
 
     @cached_property
     def information(self) -> Tensor:
@@ -161,9 +161,9 @@ class BaseNovelPredictions(ClassPredictions):
         return self.labels < self.num_novel
 
 
-def entropy_of(log_probs: Tensor) -> Tensor:
+def class_entropy(log_probs: Tensor) -> Tensor:
     """Entropy [...] of log p(c) [..., C], in nats; a class of probability 0 adds 0."""
-    return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+    return -(log_probs.exp() * log_probs.clamp(min=_least(log_probs))).sum(-1)
 
 
 def class_probabilities(likelihood: TorchDistribution) -> Tensor:

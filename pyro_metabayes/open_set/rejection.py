@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.likelihoods.classes import entropy_of
+from pyro_metabayes.likelihoods.classes import class_entropy
 
 KINDS = {"text": "U", "a number": "iufb"}  # of numpy's types
 
@@ -58,7 +58,7 @@ class Rejection:
 
     def __call__(self, labels: np.ndarray, probabilities: Tensor) -> np.ndarray:
         """Labels [Q], some of them replaced, of a type that holds both; probabilities [Q, C]."""
-        return np.where((entropy_of(probabilities.log()) > self.above).cpu().numpy(), self.label, labels)
+        return np.where((class_entropy(probabilities.log()) > self.above).cpu().numpy(), self.label, labels)
 
 
 def _check_entropy(above: Any, num_classes: int) -> None:

@@ -107,7 +107,7 @@ def check_archive(path: Path, inflation: int = INFLATION) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         if sum(part.file_size for part in archive.infolist()) > inflation * path.stat().st_size:
-            raise ValueError("the sizes stated for its parts exceed the size of the file")
+            raise ValueError("it lists parts that are larger than the file")
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
