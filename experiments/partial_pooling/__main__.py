@@ -78,10 +78,9 @@ def write(rows: list[Row], folder: Path, config: PoolingConfig) -> None:
 
 
 def _printed(table: Sequence[Cells]) -> str:
-    """Print a table as tables that fit a page; returns them in Markdown."""
-    parts = narrow(table)
-    print("\n\n".join(map(text_table, parts)))
-    return "\n\n".join(map(markdown_table, parts))
+    """Print a table; returns it in Markdown, as tables that fit a page."""
+    print(text_table(table))
+    return "\n\n".join(map(markdown_table, narrow(table)))
 
 
 def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) -> list[dict[str, str]]:
