@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_metabayes.diagnostics.calibration import LEVELS, Reliability, reliability
 from pyro_metabayes.diagnostics.sbc import Ranks, Uniformity
 from pyro_metabayes.evaluation.intervals import Estimate
-from pyro_metabayes.experiments.runs.plots import legend_below, new_figure, save_figure
+from pyro_metabayes.experiments.runs.plots import legend_below, line_style, new_figure, save_figure
 
 BINS = 20
 
@@ -100,8 +100,8 @@ def _draw_ecdf(axis: Any, ranks: Ranks, tested: Uniformity, name: str) -> None:
     band = f"{100 * (1 - tested.rate):g}% of uniform ECDFs"
     lower, upper = tested.lower.numpy(), tested.upper.numpy()
     axis.fill_between(share, lower, upper, color="grey", alpha=0.25, linewidth=0, label=band)
-    for weight, difference in zip(ranks.names, tested.difference, strict=True):
-        axis.plot(share, difference.numpy(), linewidth=1.1, label=weight)
+    for number, (weight, difference) in enumerate(zip(ranks.names, tested.difference, strict=True)):
+        axis.plot(share, difference.numpy(), linewidth=1.1, label=weight, **line_style(number))
     axis.set(xlabel="rank / draws", ylabel="ECDF - uniform")
     axis.set_title(f"{name}: {'flagged' if tested.flagged else 'not flagged'}", fontsize=9)
     legend_below(axis)

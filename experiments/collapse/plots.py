@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSED_NATS
 from pyro_metabayes.experiments.cli.config import saved_config
 from pyro_metabayes.experiments.collapse.closed_forms import critical_samples, information
-from pyro_metabayes.experiments.runs.plots import COLOURS, legend_below, logarithmic, new_figure, save_figure
+from pyro_metabayes.experiments.runs.plots import (
+    COLOURS,
+    legend_below,
+    line_style,
+    logarithmic,
+    new_figure,
+    save_figure,
+)
 from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.experiments.studies.study import Row, read
 from pyro_metabayes.learner import MetaLearner
@@ -34,8 +41,8 @@ def draw_training(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pa
     figure, axes = new_figure(len(panels))
     figure.set_size_inches(4.6 * len(panels) + 2.6, 3.6)
     for axis, (part, part_rows) in zip(axes, panels.items(), strict=True):
-        for row in part_rows:
-            axis.plot(*_logged_values(row.folder(folder, 0), "relative_sd"), label=row.label)
+        for number, row in enumerate(part_rows):
+            axis.plot(*_logged_values(row.folder(folder, 0), "relative_sd"), label=row.label, **line_style(number))
         logarithmic(axis)
         axis.set(xlabel="meta-training step", title=part)
     axes[0].set_ylabel("sd / mean of the weights under the prior")

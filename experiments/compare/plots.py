@@ -13,7 +13,13 @@ import numpy as np
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.runs.comparison import groups_of
 from pyro_metabayes.experiments.runs.finished_runs import Run
-from pyro_metabayes.experiments.runs.plots import limits_without_outliers, logarithmic, new_figure, save_figure
+from pyro_metabayes.experiments.runs.plots import (
+    limits_without_outliers,
+    line_style,
+    logarithmic,
+    new_figure,
+    save_figure,
+)
 
 Groups = Mapping[tuple[str, str], Sequence[Run]]
 Curve = tuple[list[int], list[float]]  # steps and values
@@ -42,8 +48,8 @@ def draw(groups: Groups, path: Path) -> None:
 
 
 def _draw_spreads(axis: Any, curves: Mapping[str, Curve], title: str) -> None:
-    for label, (steps, spread) in curves.items():
-        axis.plot(steps, spread, label=_name(label))
+    for number, (label, (steps, spread)) in enumerate(curves.items()):
+        axis.plot(steps, spread, label=_name(label), **line_style(number))
     logarithmic(axis)
     axis.set(xlabel="meta-training step")
     axis.set_title(title, fontsize=10)

@@ -128,8 +128,7 @@ def new_figure(num_panels: int, rows: int = 1) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cycle = cycler(linestyle=("-", "--")) * cycler(color=COLOURS)  # more lines are dashed
-    matplotlib.rcParams["axes.prop_cycle"] = cycle
+    matplotlib.rcParams["axes.prop_cycle"] = cycler(color=COLOURS)
     matplotlib.rcParams["svg.fonttype"] = "none"  # text remains text
     figure = Figure(figsize=(4.2 * num_panels, 3.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -138,6 +137,11 @@ def new_figure(num_panels: int, rows: int = 1) -> tuple[Any, list[Any]]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
     return figure, axes
+
+
+def line_style(number: int) -> dict[str, str]:
+    """Colour and style of the line of a row; rows beyond the number of colours are dashed."""
+    return {"color": f"C{number % len(COLOURS)}", "linestyle": "-" if number < len(COLOURS) else "--"}
 
 
 def logarithmic(axis: Any) -> None:
