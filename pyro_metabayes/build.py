@@ -59,7 +59,7 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
     except (ImportError, ValueError, TypeError) as error:  # for a malformed name such as models..heads
         raise UsageError(f"no module '{given}', which {part}._target_ names: {error}") from None
     of_module = inspect.isclass(target) or inspect.isfunction(target)
-    if not of_module or not target.__module__.startswith(tuple(map(_full, prefixes))):
+    if not of_module or not f"{target.__module__}.".startswith(tuple(map(_full, prefixes))):
         raise UsageError(f"expected a class or function of {given} itself as {part}._target_, got '{attribute}'")
     return target
 

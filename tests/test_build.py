@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pyro_metabayes import MetaLearner, UsageError
-from pyro_metabayes.build import build, check
+from pyro_metabayes.build import build, check, target_of
 from pyro_metabayes.specification.parts import CONTEXT, check_parts
 from tests.pairs import FEATURES, WAY, Pair, random_tasks
 
@@ -141,6 +141,14 @@ def test_an_import_that_fails_inside_a_part_is_not_hidden(tmp_path: Path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):
         check({"_target_": "planted_part.Guide"}, "guide", CONTEXT, ("planted_part.",))
+
+
+def test_a_prefix_may_be_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one_file.py").write_text("class Part:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert target_of({"_target_": "one_file.Part"}, "backbone", ("one_file.",)).__name__ == "Part"
+    with pytest.raises(UsageError, match="expected backbone._target_ to be a dotted name under one_fil"):
+        target_of({"_target_": "one_file.Part"}, "backbone", ("one_fil.",))
 
 
 def test_own_prefixes_may_be_added() -> None:
