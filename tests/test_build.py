@@ -147,7 +147,7 @@ def test_a_prefix_may_be_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "one_file.py").write_text("class Part:\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert target_of({"_target_": "one_file.Part"}, "backbone", ("one_file.",)).__name__ == "Part"
-    with pytest.raises(UsageError, match="expected backbone._target_ to be a dotted name under one_fil"):
+    with pytest.raises(UsageError, match=r"expected backbone\._target_ to be a dotted name under one_fil\."):
         target_of({"_target_": "one_file.Part"}, "backbone", ("one_fil.",))
 
 
