@@ -80,7 +80,9 @@ class Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket.__name__ == "_linalg_check_errors":
-            raise AssertionError("a factorisation waits for the device to say whether it has failed; use WithoutWaiting")
+            raise AssertionError(
+                "a factorisation waits for the device to say whether it has failed; use WithoutWaiting"
+            )
         result = func(*args, **(kwargs or {}))
         for value in result if isinstance(result, tuple | list) else [result]:
             if isinstance(value, Tensor) and value.device.type == "meta" and value.dtype == torch.float64:
