@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pyro_metabayes.diagnostics.collapse_metrics import COLLAPSED_NATS
-from pyro_metabayes.experiments.cli.config import saved_config
-from pyro_metabayes.experiments.collapse.closed_forms import critical_samples, information
+from pyro_metabayes.experiments.collapse.closed_forms import critical_samples
+from pyro_metabayes.experiments.collapse.slopes import draw_lines
 from pyro_metabayes.experiments.runs.plots import (
     COLOURS,
     legend_below,
@@ -23,10 +22,7 @@ from pyro_metabayes.experiments.runs.plots import (
     new_figure,
     save_figure,
 )
-from pyro_metabayes.experiments.runs.setup import set_up
 from pyro_metabayes.experiments.studies.study import Row, read
-from pyro_metabayes.learner import MetaLearner
-from pyro_metabayes.prediction.moments import mean_of
 
 FLOOR = 2e-4  # height at which a disagreement of 0 is drawn on a logarithmic axis
 
@@ -60,7 +56,7 @@ def draw_samples(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
     axis.axhline(1, color="black", lw=0.8)
     counts: list[int] = []
     for number, part in enumerate(parts):
-        runs = [_results(row, folder) for row in rows if row.part == part]
+        runs = [row.results(folder) for row in rows if row.part == part]
         counts = sorted({*counts, *(particles := [seeds[0]["config"]["train"]["particles"] for seeds in runs])})
         ratios = np.array([[run["sd_ratio"] for run in seeds] for seeds in runs])
         joint = runs[0][0]["config"]["objective"]["joint"]
@@ -102,7 +98,7 @@ def draw_shots(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path 
 
 def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
     """Information under the prior, and effect of its draws on predicted classes; shaded: counts as collapsed."""
-    alive = [row for row in rows if _results(row, folder)[0].get("prior_information") is not None]
+    alive = [row for row in rows if row.results(folder)[0].get("prior_information") is not None]
     if not alive:
         return None
     panels = _by_part(alive)
@@ -111,7 +107,7 @@ def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
     for axis, (part, part_rows) in zip(axes, panels.items(), strict=True):
         axis.axvspan(FLOOR / 2, COLLAPSED_NATS, color="0.9")
         for number, row in enumerate(part_rows):
-            runs = _results(row, folder)
+            runs = row.results(folder)
             decided = [max(run["disagreement"], FLOOR) for run in runs]
             axis.plot(
                 [max(run["prior_information"], FLOOR) for run in runs],
@@ -126,53 +122,6 @@ def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
     return save_figure(figure, folder / "verdict.png")
 
 
-@torch.no_grad()
-def draw_lines(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """For data=spinning_lines: inferred slopes against E[w | x], the best estimate from the inputs; KL by seed."""
-    plotted_rows = [row for row in rows if row.label in names]
-    if not plotted_rows:
-        return None
-    figure, axes = new_figure(len(plotted_rows) + 1)
-    figure.set_size_inches(3.1 * len(axes), 3.1)
-    for axis, row in zip(axes, plotted_rows, strict=False):
-        _draw_slopes(axis, row, folder)
-    axes[0].set_ylabel("slope")
-    legend_below(axes[0])
-    _draw_kl(axes[-1], rows, folder)
-    return save_figure(figure, folder / "lines.png")
-
-
-def _draw_kl(axis: Any, rows: Sequence[Row], folder: Path) -> None:
-    """KL(q, p_psi) of every seed, one line per row, and its optimum."""
-    for number, row in enumerate(rows):
-        kl = [run["kl"] for run in _results(row, folder)]
-        axis.plot(kl, [-number] * len(kl), "o", color="C0")
-    config = _results(rows[0], folder)[0]["config"]
-    optimum = information(config["data"], config["task"]["query"])
-    axis.axvline(optimum, color="black", lw=0.8, label=f"I(w; x) = {optimum:.4f}")
-    legend_below(axis)
-    axis.set_yticks([-number for number in range(len(rows))], [row.label for row in rows], fontsize=7)
-    axis.set(title="KL(q, p_psi) of every seed", xlabel="nats per task")
-    axis.title.set_fontsize(9)
-
-
-def _draw_slopes(axis: Any, row: Row, folder: Path) -> None:
-    run = row.folder(folder, 0)
-    config, results = saved_config(run, []), read(run)
-    tasks, learner = set_up(config, training=False).tasks, MetaLearner.load(run)
-    observed = tasks.stream("test").batch(0, config.eval.tasks).observed()
-    assert tasks.truth is not None
-    posteriors = tasks.truth.truth(observed), learner.guide.posterior(observed)
-    optimal, inferred = (mean_of(posterior).flatten() for posterior in posteriors)
-    ends = [optimal.min(), optimal.max()]
-    axis.plot(ends, ends, color="black", lw=0.8, label="E[w | x]")
-    axis.plot(optimal, inferred, ".", ms=3, label="inferred")
-    axis.set(
-        xlabel="E[w | x]", title=f"{row.label}\nseed 0: MSE {results['mse']:.4f} (E[w | x] {results['oracle_mse']:.4f})"
-    )
-    axis.title.set_fontsize(8)
-
-
 PLOTS: dict[str, Callable[[Sequence[str], Sequence[Row], Path], Path | None]] = {
     "training": draw_training,
     "samples": draw_samples,
@@ -184,10 +133,6 @@ PLOTS: dict[str, Callable[[Sequence[str], Sequence[Row], Path], Path | None]] = 
 
 def _by_part(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {part: [row for row in rows if row.part == part] for part in dict.fromkeys(row.part for row in rows)}
-
-
-def _results(row: Row, folder: Path) -> list[dict[str, Any]]:
-    return [read(row.folder(folder, seed)) for seed in range(row.seeds)]
 
 
 def _logged_values(run: Path, name: str) -> tuple[list[int], list[float]]:

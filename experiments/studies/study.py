@@ -35,6 +35,10 @@ class Row:
         name = re.sub(r"[^a-z0-9.=]+", "_", f"{self.part}/{self.label}".lower().replace("/", "__"))
         return study / name / f"seed{seed}"
 
+    def results(self, study: Path) -> list[dict[str, Any]]:
+        """results.json of each seed."""
+        return [read(self.folder(study, seed)) for seed in range(self.seeds)]
+
 
 @dataclass(frozen=True)
 class Job:
