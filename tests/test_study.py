@@ -361,3 +361,14 @@ def test_ctrl_c_while_workers_start_is_one_line() -> None:
     outcome = finish(study)
     assert outcome.code == 130
     assert outcome.err.strip() == "interrupted; finished runs are kept: the same command continues the study"
+
+
+# ---------------------------------------------------------------- the demonstration
+
+
+@pytest.mark.slow
+def test_the_demonstration_has_one_collapsed_prior_and_one_alive() -> None:
+    outcome = ran("collapse", "workers=1", "hydra.run.dir=demonstration")
+    collapsed = {row[""]: row["prior"] for row in table_in(Path("demonstration"))}
+    assert collapsed == {"mc, one draw": "collapsed", "savi, KL weight 1": "alive"}
+    assert "training.png" in outcome.out

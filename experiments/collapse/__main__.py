@@ -1,4 +1,4 @@
-"""python -m experiments.collapse study=gaussian_mean: prior collapse and scores by training objective.
+"""python -m experiments.collapse study=NAME: prior collapse and scores by training objective; a demonstration by default.
 
 Each study is a grid of runs of experiments.run (conf/study/NAME.yaml). Finished runs are kept, so the same command
 continues an interrupted study. Writes table.md, table.csv and plots.
