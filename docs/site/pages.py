@@ -15,8 +15,8 @@ PACKAGE = ROOT / "build" / "package"  # as it is installed; the commands are not
 
 
 def repository_files() -> list[Path]:
-    """Pages, pictures and the style sheet."""
-    in_docs = sorted(path for path in (ROOT / "docs").rglob("*") if path.suffix in {".md", ".png", ".css"})
+    """Pages, pictures, the style sheet and the script of the site."""
+    in_docs = sorted(path for path in (ROOT / "docs").rglob("*") if path.suffix in {".md", ".png", ".css", ".js"})
     return [*(ROOT / name for name in AT_THE_TOP), *in_docs]
 
 
