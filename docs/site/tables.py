@@ -1,0 +1,90 @@
+"""python docs/site/tables.py [NAME RUNS TABLE.csv]: write the measured tables of the pages.
+
+With arguments, TABLE.csv, which a command of the package wrote for the runs below the folder RUNS, is copied to
+docs/tables/NAME.csv. The file docs/tables/NAME.json then says with which commit, on which machine and when the runs
+were made. Every block of a page between these marks is written anew, a table from the columns that the mark names:
+
+    <!-- table NAME: guide, seeds, accuracy % as accuracy -->
+    <!-- measured NAME -->
+    <!-- end -->
+
+So no measured number in such a table is typed; tests/test_measured_tables.py compares the pages with docs/tables/.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyro_metabayes.experiments.runs.tables import markdown_table
+
+ROOT = Path(__file__).parents[2]
+TABLES = ROOT / "docs" / "tables"
+MARKS = re.compile(r"<!-- (table|measured) ([\w-]+)(?:: ([^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def take(name: str, runs: Path, table: Path) -> None:
+    """Copy a table and what is known of its runs; all of them must be of one commit without changes, on one machine."""
+    results = {path: json.loads(path.read_text()) for path in sorted(runs.rglob("results.json"))}
+    facts = {(str(each["commit"]), each["machine"]) for each in results.values()}
+    if len(facts) != 1 or any(commit.endswith("-dirty") for commit, _ in facts):
+        sys.exit(
+            f"error: expected runs of one commit, on one machine, below {runs}, got {sorted(facts)}; run them again"
+        )
+    (commit, machine), last = facts.pop(), max(path.stat().st_mtime for path in results)
+    measured = {"commit": commit, "machine": machine, "date": datetime.date.fromtimestamp(last).isoformat()}
+    TABLES.mkdir(exist_ok=True)
+    (TABLES / f"{name}.csv").write_text(table.read_text())
+    (TABLES / f"{name}.json").write_text(json.dumps(measured, indent=2) + "\n")
+
+
+def written(page: str) -> str:
+    """The page with its measured tables."""
+
+    def block(match: re.Match[str]) -> str:
+        kind, name, columns = match.groups()
+        opening = match.group().partition("\n")[0]
+        text = _measured(name) if kind == "measured" else _table(name, columns)
+        return f"{opening}\n\n{text}\n\n<!-- end -->"
+
+    return MARKS.sub(block, page)
+
+
+def _measured(name: str) -> str:
+    facts = json.loads((TABLES / f"{name}.json").read_text())
+    return f"Commit {facts['commit']}, {facts['date']}, {facts['machine']}."
+
+
+def _table(name: str, columns: str) -> str:
+    with (TABLES / f"{name}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    pairs = [column.strip().rpartition(" as ")[::2] for column in columns.split(",")]
+    if missing := [column or title for column, title in pairs if (column or title) not in rows[0]]:
+        sys.exit(f"error: docs/tables/{name}.csv has no column '{missing[0]}'; it has: {', '.join(rows[0])}")
+    return markdown_table([{title: row[column or title] or "-" for column, title in pairs} for row in rows])
+
+
+def main(arguments: Sequence[str]) -> None:
+    if len(arguments) == 3:
+        name, runs, table = arguments
+        take(name, Path(runs), Path(table))
+    elif arguments:
+        sys.exit(f"error: expected no argument, or NAME RUNS TABLE.csv, got {' '.join(arguments)}")
+    for path in pages():
+        page = path.read_text(encoding="utf-8")
+        if (new := written(page)) != page:
+            path.write_text(new, encoding="utf-8")
+            print(f"written: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,72 @@
+"""Do the measured tables of the pages hold what docs/tables/ holds?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from docs.site import tables
+
+PAGE = """Before.
+
+<!-- table runs: guide, accuracy % as accuracy -->
+
+| guide | accuracy |
+| --- | --- |
+| mc | 1.0 |
+
+<!-- end -->
+
+<!-- measured runs -->
+<!-- end -->
+After.
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in place of docs/tables."""
+    monkeypatch.setattr(tables, "TABLES", tmp_path / "tables")
+    (tmp_path / "table.csv").write_text("guide,accuracy %,NLL\nmc,82.7 +- 0.5,0.483\nproto,,0.664\n")
+    return tmp_path
+
+
+def run_of(folder: Path, commit: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"commit": commit, "machine": "a machine"}))
+
+
+@pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.name)
+def test_no_number_of_a_measured_table_is_typed(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert tables.written(text) == text, "run: python docs/site/tables.py"
+
+
+def test_a_page_gets_the_columns_that_it_names(folder: Path) -> None:
+    run_of(folder / "runs" / "mc", "0123abc")
+    tables.take("runs", folder / "runs", folder / "table.csv")
+    page = tables.written(PAGE)
+    assert "| guide | accuracy |\n| --- | --- |\n| mc | 82.7 +- 0.5 |\n| proto | - |" in page
+    assert "Commit 0123abc, " in page and ", a machine." in page
+    assert page.startswith("Before.") and page.endswith("After.\n") and "1.0" not in page
+    assert tables.written(page) == page
+
+
+def test_runs_of_two_states_of_the_code_are_refused(folder: Path) -> None:
+    run_of(folder / "runs" / "mc", "0123abc")
+    run_of(folder / "runs" / "savi", "4567def")
+    with pytest.raises(SystemExit, match="expected runs of one commit"):
+        tables.take("runs", folder / "runs", folder / "table.csv")
+    run_of(folder / "changed" / "mc", "0123abc-dirty")
+    with pytest.raises(SystemExit, match="expected runs of one commit"):
+        tables.take("runs", folder / "changed", folder / "table.csv")
+    assert not tables.TABLES.exists()
+
+
+def test_a_column_that_a_table_lacks_is_named(folder: Path) -> None:
+    run_of(folder / "runs" / "mc", "0123abc")
+    tables.take("runs", folder / "runs", folder / "table.csv")
+    with pytest.raises(SystemExit, match="no column 'ECE'; it has: guide, accuracy %, NLL"):
+        tables.written(PAGE.replace("guide, acc", "ECE, acc"))
