@@ -21,7 +21,7 @@ from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
 from pyro_metabayes.experiments.cli.command import run_command
 from pyro_metabayes.experiments.cli.text_table import text_table
 from pyro_metabayes.experiments.runs.finished_runs import read_run
-from pyro_metabayes.experiments.runs.tables import markdown_table, per_cent
+from pyro_metabayes.experiments.runs.tables import markdown_table, narrow, per_cent
 from pyro_metabayes.experiments.studies.run_grid import run_grid
 from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, jobs_of, read, rows_of
 from pyro_metabayes.experiments.studies.tables import commands, verdict
@@ -79,11 +79,20 @@ def section_of(name: str, table: Mapping[str, Any], smoke: bool, folder: Path) -
     lines = [
         f"## {table['title']}",
         f"`python -m experiments.reproduce table={name}`. {table['source']}",
-        markdown_table(table_of(table, rows, folder)),
+        *tables_by_setting(table_of(table, rows, folder)),
         f"Machine: {'; '.join(sorted(machines)) or 'none yet'}; one thread per run, seconds of training and test.",
         commands(rows),
     ]
     return "\n\n".join(lines)
+
+
+def tables_by_setting(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """One heading per setting, each followed by tables of at most 7 columns: first the accuracies, then the scores."""
+    lines = []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        chosen = [{name: row[name] for name in row if name != "setting"} for row in rows if row["setting"] == setting]
+        lines += [f"### {setting}", *map(markdown_table, narrow(chosen, width=200))]
+    return lines
 
 
 def with_section(path: Path, name: str, section: str) -> str:

@@ -188,3 +188,10 @@ def test_every_link_of_the_readme_leads_somewhere() -> None:
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_have_at_most_seven_columns(page: str) -> None:
+    rows = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("|")]
+    wide = [row for row in rows if len(re.findall(r"(?<!\\)\|", row)) - 1 > 7]
+    assert not wide, wide[0]
