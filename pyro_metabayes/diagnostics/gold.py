@@ -40,7 +40,7 @@ class Target:
 
     def __init__(self, model: Model, episodes: Episodes, labels: str) -> None:
         if labels not in OBSERVE:
-            raise UsageError(f"expected labels to be one of {', '.join(OBSERVE)}, got '{labels}'; choose one of these")
+            raise UsageError(f"expected labels (targets=) to be one of {', '.join(OBSERVE)}, got '{labels}'")
         self.model, self.episodes, self.labels = model, episodes, labels
         self.observed = episodes.observed()
         with torch.no_grad():
