@@ -238,9 +238,7 @@ def test_what_has_no_gold_posterior_is_refused() -> None:
     learner, tasks = Pair("proto", "flat").learner(), Pair("proto", "flat").tasks()
     with pytest.raises(UsageError, match="whose prior has a density, since NUTS samples its posterior, got a flat"):
         Target(learner.model, tasks, "all")
-    with pytest.raises(
-        UsageError, match=r"expected labels .targets=. to be one of query, support, all, got 'some'"
-    ):
+    with pytest.raises(UsageError, match=r"expected labels .targets=. to be one of query, support, all, got 'some'"):
         Target(learner.model, tasks, "some")
     with pytest.raises(UsageError, match="expected a posterior with a density, since the gaps"):
         check_density(Pair("sib", settings={"posterior": "delta"}).learner().guide.posterior(tasks.observed()))

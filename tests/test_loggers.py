@@ -98,7 +98,7 @@ def test_wandb_without_a_login_is_one_advice(tmp_path: Path, monkeypatch: pytest
         raise wandb.Error("No API key configured. Use `wandb login` to log in.")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(UsageError, match=r"got: No API key configured; log in with `wandb login`, or set"):
+    with pytest.raises(UsageError, match=r"got the error: No API key configured; log in with `wandb login`, or set"):
         WandB(tmp_path, "a")
 
 

@@ -80,11 +80,12 @@ class Deployable(Predicts):
             learner.export("few_shot.pt2", num_classes=5)
             probabilities, spread = torch.export.load("few_shot.pt2").module()(support_x, support_y, query_x)
 
-        The program takes tensors support_x [S, *X] and query_x [Q, *X] in the dtype of the learner, and support_y [S],
-        int64 classes 0 to C - 1, or [S, Y] numbers. It returns the fields of the prediction. It does not check its
-        inputs as `predict` does; its probabilities are NaN unless each class has a support point. The number of
-        classes C and the input shape *X are fixed by the export. So are the random draws, which are those of `predict`
-        with the same seed. With a transductive guide the predictions depend on the whole query set.
+        For S support points and Q queries the program takes support_x [S, *X] and query_x [Q, *X] in the dtype of the
+        learner, and support_y, int64 classes 0 to C - 1 [S] or Y numbers per point [S, Y]. It returns the fields of the
+        prediction. It does not check its inputs as `predict` does; probabilities are NaN unless each class has a
+        support point. The number of classes C, the input shape *X and the random draws are fixed by the export; the
+        draws are those of `predict` with the same seed. With a transductive guide the predictions depend on the whole
+        query set.
 
         Args:
             path: a file NAME.pt2, or NAME.onnx with the extra `onnx` (pip install 'pyro_metabayes[onnx]').

@@ -51,7 +51,7 @@ class Answer:
     Attributes:
         posterior: the approximate posterior over w.
         support: the task, whose own queries are not used.
-        query_x: features [1, Q, F] of the queries.
+        query_x: [1, Q, F], F features of each of the Q queries.
     """
 
     posterior: Posterior

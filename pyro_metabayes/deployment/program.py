@@ -22,9 +22,10 @@ Points = tuple[Tensor, Tensor, Tensor]  # support_x, support_y, query_x
 
 
 class Program(nn.Module):
-    """Module that maps support_x [S, *X], support_y [S] or [S, Y] and query_x [Q, *X] to a prediction.
+    """Module that maps S support points and Q queries of a task to the prediction for the queries.
 
-    The prediction is a tuple of the fields of `MetaLearner.predict`, without gradient. The random numbers are fixed.
+    The inputs are support_x [S, *X], support_y [S] or [S, Y], and query_x [Q, *X]. The prediction is a tuple of the
+    fields of `MetaLearner.predict`, without gradient. The random numbers are fixed.
 
     Args:
         learner: the learner.
@@ -80,7 +81,7 @@ def predictions(learner: Predicts, points: Points, num_classes: int, num_samples
 
     Args:
         learner: the learner.
-        points: support_x [S, *X], support_y [S] or [S, Y], and query_x [Q, *X].
+        points: support_x [S, *X] and support_y [S] or [S, Y] of S support points, and query_x [Q, *X].
         num_classes: number of classes C; 0 in a regression.
         num_samples: number of draws of w.
 

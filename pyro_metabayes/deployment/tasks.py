@@ -52,22 +52,22 @@ class ClassTask:
 
     @torch.no_grad()
     def predict_proba(self, query_x: Array) -> Any:
-        """Predict the probabilities [Q, C] of the classes, averaged over the draws of w; columns as in `classes`."""
+        """Predict the probabilities [Q, C] of the classes of each query, averaged over draws of w."""
         return returned_like(query_x, self._averaged(query_x, _mean))
 
     @torch.no_grad()
     def predict_log_proba(self, query_x: Array) -> Any:
-        """Predict the log of the averaged class probabilities [Q, C] in nats, also if a probability rounds to 0."""
+        """Predict the log of `predict_proba` [Q, C], in nats; finite even if a probability rounds to 0."""
         return returned_like(query_x, self._averaged(query_x, lambda logits: log_mean_exp(logits.log_softmax(-2))))
 
     @torch.no_grad()
     def predict_spread(self, query_x: Array) -> Any:
-        """Compute the standard deviation [Q, C] of the class probabilities over the draws of w; 0 for one draw."""
+        """Compute the sd over draws of w of the class probabilities of each query [Q, C]; 0 for one draw."""
         spread = self._averaged(query_x, lambda logits: logits.softmax(-2).std(0, correction=0))
         return returned_like(query_x, spread)
 
     def _averaged(self, query_x: Array, average: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply `average` to the logits [L, C, Q] of the queries, and transpose its result [C, Q] to [Q, C].
+        """Apply `average` to the logits per draw, class and query [L, C, Q], and transpose the result [C, Q] to [Q, C].
 
         The class axis is the middle one, since a softmax over it is 14 times as fast as over a last axis of 5 classes.
         """
@@ -82,7 +82,7 @@ def _mean(logits: Tensor) -> Tensor:
 
 
 def _logits(model: Model, answer: Answer) -> Tensor:
-    """Compute log p(y = c | x, w_l) [L, C, Q] for L draws of w, up to a term that is equal for all classes c."""
+    """Compute log p(y = c | x, w_l) per draw, class and query [L, C, Q], up to a term that all classes share."""
     draws, states = answer.posterior.draws
     if model.canonical and type(model).likelihood is Model.likelihood:  # saves the normalisation of a Categorical
         return draws.outputs(answer.query_x).squeeze(1).mT

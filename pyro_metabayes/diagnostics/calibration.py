@@ -62,7 +62,7 @@ def bin_sums(probabilities: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
 
 
 def reliability(sums: Tensor, seed: int = 0) -> Reliability:
-    """Compute the reliability diagram from the results [T, 15, 3] of `bin_sums`; `seed` is that of the bootstrap."""
+    """Compute the reliability diagram from the `bin_sums` of all tasks; `seed` is the seed of the bootstrap."""
     sums = sums.double()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
@@ -89,7 +89,7 @@ def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict
 
     Each metric is a mean over the queries of a task, [T, number of LEVELS]: `coverage`, the share of true classes
     inside the set; `size`, the number of classes in the set; `mass`, the predicted probability of the set. Calibrated
-    predictive distributions have coverage = mass. `probabilities` are [T, Q, C]; `labels` and `mask` are [T, Q].
+    predictive distributions have coverage = mass. `probabilities` [T, Q, C] are per task, query and class.
     """
     ordered, order = probabilities.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered
@@ -105,12 +105,12 @@ def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict
 
 
 def interval_coverage(bounds: Bounds, mask: Tensor) -> dict[str, Tensor]:
-    """Compute the coverage of central predictive intervals [T, number of LEVELS] from `Predictions.pit_bounds`."""
+    """Compute the coverage of central predictive intervals, per task and level, from `Predictions.pit_bounds`."""
     return {"coverage": _mean_over_labels(torch.stack([central_share(bounds, level) for level in LEVELS], -1), mask)}
 
 
 def _mean_over_labels(values: Tensor, mask: Tensor) -> Tensor:
-    """Average values [T, Q, B] or [T, Q, Y, B] over the Q queries and the Y components of a label, to [T, B]."""
+    """Average values [T, Q, B] or [T, Q, Y, B] over the queries Q and label components Y, for T tasks and B metrics."""
     return masked_mean((values.mean(-2) if values.dim() > 3 else values).movedim(-1, 0), mask).mT
 
 
@@ -159,7 +159,7 @@ def calibration(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
 def without_classes(episodes: Episodes, way: int) -> tuple[Observed, Tensor]:
     """Restrict tasks to their first `way` classes, so that no posterior depends on points of the other classes.
 
-    Returns the tasks with the points of the other classes masked, and a mask [T, Q] of the queries of these classes.
+    Returns the tasks with the points of the other classes masked, and a mask (task, query) of the queries of these.
     """
     is_seen, unseen = episodes.support_y < way, (episodes.query_y >= way) & episodes.query_mask
     observed = replace(

@@ -76,7 +76,7 @@ def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> 
 
 
 def _error(name: str, error: Tensor | None) -> Spread:
-    """Name the Monte-Carlo standard error [T] of a spread; return {} for a spread in closed form."""
+    """Return {NAME_error: standard error per task} of a spread; {} if the spread has a closed form."""
     return {} if error is None else {f"{name}_error": error}
 
 
@@ -129,14 +129,14 @@ def _program(q: TorchDistribution) -> Callable[[Observed], None]:
 
 
 def _sampled_kl(q: TorchDistribution, prior: TorchDistribution, log_likelihood: Tensor) -> Spread:
-    """Estimate the KL from MOMENT_DRAWS draws (the objective uses one); return kl, kl_error and elbo, each [T]."""
+    """Estimate the KL from MOMENT_DRAWS draws (the objective uses one); return kl, kl_error and elbo per task."""
     w = extra_draws(q, MOMENT_DRAWS)
     kl, error = kl_from_draws(q, prior, w)
     return {"kl": kl, "elbo": log_likelihood - kl, **_error("kl", error), **_kl_by_site(q, prior, w)}
 
 
 def _kl_by_site(q: TorchDistribution, prior: TorchDistribution, w: Tensor) -> Spread:
-    """Estimate E_q KL(q(z_k | z_<k), p(z_k | z_<k)) [T] for each latent site z_k, from draws w ~ q; {} for one site."""
+    """Estimate E_q KL(q(z_k | z_<k), p(z_k | z_<k)) per task for each site z_k of w, given the earlier sites z_<k."""
     if not (isinstance(q, Joint) and isinstance(prior, Joint)):
         return {}
     of_q, of_prior = q.log_probs(w), prior.log_probs(w)

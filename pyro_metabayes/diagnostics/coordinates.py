@@ -24,14 +24,14 @@ class Coordinates(Protocol):
         """Draw standard normal z, the starting point of a chain: by site, [T, *shape of the site] for T tasks."""
 
     def latent(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
-        """Return w [..., T, *W] at z, and log |det dw / dz| [..., T] up to a constant; *W is the shape of w."""
+        """Return w at z, [..., T, *W] for T tasks, and log |det dw / dz| [..., T] up to a constant."""
 
 
 class Standardised:
     """The change of variables w = mean + sd z with the moments of the prior, for a latent of one real site.
 
     Args:
-        prior: the prior of w, batch [T].
+        prior: the prior of w.
 
     Raises:
         UsageError: a weight has no finite variance.
@@ -87,7 +87,7 @@ def coordinates_of(prior: TorchDistribution) -> Coordinates:
 
 
 def _of_site(distribution: TorchDistribution, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the value of a site at z, and the log determinant [..., T] of its derivative with respect to z."""
+    """Return the value of a site at z, and the log determinant per task of its derivative with respect to z."""
     if _is_real(distribution) and (moments := _closed_form(distribution)) is not None:
         mean, scale = moments
         return mean + scale * z, sum_rightmost(scale.log().expand(z.shape), len(distribution.event_shape))

@@ -27,5 +27,5 @@ def residuals_of_families(x: Tensor, y: Tensor) -> Tensor:
 
 
 def family_of(x: Tensor, y: Tensor) -> Tensor:
-    """Return 0 for each function y [..., G] on the grid x [G] that a sine fits best, and 1 for a straight line."""
+    """Return 0 for each function y on the grid x that a sine fits best, and 1 if a straight line fits best."""
     return residuals_of_families(x, y).argmin(-1)

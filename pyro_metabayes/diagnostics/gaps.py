@@ -107,7 +107,7 @@ def gaps_of(target: Target, q: TorchDistribution, best: TorchDistribution, gold:
 
 
 def _log_weights(target: Target, proposal: TorchDistribution, num_samples: int) -> Tensor:
-    """Compute log p(w, y) - log g(w) [L, T] at L draws w of the proposal g, in chunks to save memory."""
+    """Compute log p(w, y) - log g(w) per draw and task [L, T] at draws w of the proposal g, in chunks."""
     parts = []
     for start in range(0, num_samples, CHUNK):
         w = proposal.sample(torch.Size((min(CHUNK, num_samples - start),)))

@@ -61,12 +61,12 @@ class Target:
 
     @cached_property
     def loc(self) -> Tensor:
-        """Mean of the prior [T, *W]."""
+        """Mean of the prior of each task, [T, *W]."""
         return moments_of(self.prior).mean
 
     @cached_property
     def scale(self) -> Tensor:
-        """Standard deviation of the prior [T, *W]."""
+        """Standard deviation of the prior of each task, [T, *W]."""
         return moments_of(self.prior).variance.sqrt()
 
     def tasks(self, index: slice) -> Target:
@@ -74,18 +74,18 @@ class Target:
         return Target(self.model, self.episodes.tasks(index), self.labels)
 
     def log_likelihood(self, w: Tensor) -> Tensor:
-        """Compute log p(y | w) [..., T] in nats for w [..., T, *W], where *W is the shape of w; 0 without labels."""
+        """Compute log p(y | w) per task [..., T], in nats, for w [..., T, *W]; 0 without labels."""
         if self.points is None:
             return w.new_zeros(w.shape[: w.dim() - self.event_dim])
         x, y, mask = self.points
         return (self.model.likelihood(w, x, self.observed).log_prob(y) * mask).sum(-1)
 
     def log_joint(self, w: Tensor) -> Tensor:
-        """Compute log p(w) + log p(y | w) [..., T] in nats."""
+        """Compute log p(w) + log p(y | w) per task [..., T], in nats, for w [..., T, *W]."""
         return log_density(self.prior, w) + self.log_likelihood(w)
 
     def log_joint_at(self, z: Mapping[str, Tensor]) -> Tensor:
-        """Compute the log density [..., T] of the coordinates z in which NUTS runs, up to a constant."""
+        """Compute the log density per task [..., T] of the coordinates z in which NUTS runs, up to a constant."""
         w, log_det = self.coordinates.latent(z)
         return self.log_joint(w) + log_det
 
@@ -166,7 +166,7 @@ def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
 
 
 def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
-    """Run one chain of NUTS; return its draws w [L, T, *W] and the number of divergent transitions."""
+    """Run one chain of NUTS; return its draws of w, [draws, tasks, *W], and the number of divergent transitions."""
 
     def potential(z: dict[str, Tensor]) -> Tensor:
         return -target.log_joint_at(z).sum()
@@ -186,7 +186,7 @@ def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def _summary(target: Target, w: Tensor, divergences: Tensor) -> Gold:
-    """Add convergence diagnostics to draws w [chains, L, T, *W] of T tasks."""
+    """Compute convergence diagnostics of draws w [chains, L, T, *W], with L draws per chain for T tasks."""
     log_joint = target.log_joint(w.flatten(0, 1)).view(w.shape[:3])
     scalars = torch.cat((w.flatten(3), log_joint.unsqueeze(-1)), -1)  # [chains, L, T, W + 1]
     ess = bulk_size(scalars)

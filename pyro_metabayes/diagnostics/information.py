@@ -116,7 +116,7 @@ def _loss(learner: MetaLearner, episodes: Episodes, w: Tensor) -> Tensor:
 
 
 def _moments(q: TorchDistribution) -> dict[str, Tensor]:
-    """Return mean, variance and one draw of the weights, [T, W] in float64; {} if q is no factorised Gaussian."""
+    """Return mean, variance and one draw of the weights per task in float64; {} if q is no factorised Gaussian."""
     if not isinstance(innermost(q), Normal):
         return {}
     return {

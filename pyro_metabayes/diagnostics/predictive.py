@@ -182,7 +182,7 @@ def discrepancies(learner: MetaLearner, observed: Observed, draws: Draws, query_
 
 
 def _surprise(likelihood: Any, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Compute nll and joint_nll [T] of labels y under the mixture over L draws of w; likelihood: batch [L, T, Q]."""
+    """Compute nll and joint_nll per task of labels y under the mixture over draws of w (first axis of `likelihood`)."""
     log_prob = likelihood.log_prob(y)
     joint = log_mean_exp((log_prob * mask).sum(-1)) / mask.sum(-1).clamp(min=1)
     return {"nll": -masked_mean(log_mean_exp(log_prob), mask), "joint_nll": -joint}

@@ -84,7 +84,7 @@ def _rank(scalar: Tensor) -> Tensor:
 
 
 def simulate(learner: MetaLearner, episodes: Episodes, truth: KnownTruth | None) -> tuple[Tensor, Episodes]:
-    """Draw w [T, *W] from the prior (of `truth`, if given); return w and the tasks with labels drawn given w."""
+    """Draw w per task from the prior (of `truth`, if given); return w and the tasks with labels drawn given w."""
     model, observed = learner.model, episodes.observed()
     p: TorchDistribution = model.prior(observed)
     if truth is not None:
@@ -164,7 +164,7 @@ def uniformity(ranks: Ranks, rate: float = 0.05, seed: int = 0) -> Uniformity:
 
 
 def _tails(num_tasks: int, share: Tensor) -> Tensor:
-    """Compute 2 min(P(X <= n), P(X >= n)) for X ~ Bin(T, share) and n = 0, ..., T, [number of shares, T + 1]."""
+    """Compute 2 min(P(X <= n), P(X >= n)), X ~ Bin(T, share), for each share and n = 0, ..., T = num_tasks."""
     n = torch.arange(num_tasks + 1, dtype=torch.double)
     choose = (
         torch.lgamma(torch.tensor(num_tasks + 1.0).double()) - torch.lgamma(n + 1) - torch.lgamma(num_tasks - n + 1)
@@ -175,12 +175,12 @@ def _tails(num_tasks: int, share: Tensor) -> Tensor:
 
 
 def _least_tail(counts: Tensor, tail: Tensor) -> Tensor:
-    """Compute the test statistic [M] of `uniformity` for M curves with counts T F(r) [M, L]."""
+    """Compute the test statistic of `uniformity` for each curve F, from counts T F(r) [curves, ranks r]."""
     return tail.expand(len(counts), -1, -1).gather(2, counts.long().unsqueeze(-1)).squeeze(-1).amin(1)
 
 
 def _uniform_counts(num_tasks: int, num_draws: int, seed: int) -> Tensor:
-    """Simulate T F(r) of T uniform ranks, [SIMULATIONS, L]; F is their empirical CDF at r = 0, ..., L - 1."""
+    """Simulate T F(r) [SIMULATIONS, num_draws], with the empirical CDF F of T = num_tasks uniform ranks at each r."""
     generator = Generator().manual_seed(seed)
     reached, counts = torch.zeros(SIMULATIONS, dtype=torch.double), []
     for r in range(num_draws):

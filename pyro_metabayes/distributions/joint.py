@@ -24,7 +24,7 @@ class Joint(TorchDistribution):
         Joint({"log_tau": Normal(loc, 1), "w": lambda z: Normal(0, z["log_tau"].exp()[..., None]).to_event(1)})
 
     A prior or a posterior with several sites is a Joint. Model and guide then sample each site under its own name. All
-    other code treats the latent as one vector z: batch [T], event [D], the sites flattened and concatenated in order.
+    other code treats the latent as one vector z of D components, batch [T], event [D]: the flattened sites in order.
 
     Args:
         distributions: maps the name of each site to a distribution with batch [T], or to a function that returns a
@@ -87,22 +87,22 @@ class Joint(TorchDistribution):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Compute log p(z) [..., T] in nats, the sum over sites, for z [..., T, D]."""
+        """Compute log p(z) per task [..., T], in nats, the sum over sites, for latent vectors z [..., T, D]."""
         return torch.stack(torch.broadcast_tensors(*self.log_probs(value).values())).sum(0)
 
     def log_probs(self, value: Tensor) -> dict[str, Tensor]:
-        """Compute log p(z_k | z_1, ..., z_{k-1}) [..., T] in nats for each site z_k, by name; value: z [..., T, D]."""
+        """Compute log p(z_k | z_1, ..., z_{k-1}) per task in nats, for each site z_k of the latent vectors, by name."""
         values = self.sites.split(value)
         return {name: self.given(name, values).log_prob(values[name]) for name in self.distributions}
 
     @property
     def mean(self) -> Tensor:
-        """Mean of z [T, D]; NotImplementedError if a site depends on another site."""
+        """Mean of the latent vector z of each task [T, D]; NotImplementedError if a site depends on another site."""
         return self._of_independent_sites("mean")
 
     @property
     def variance(self) -> Tensor:
-        """Variance of z [T, D]; NotImplementedError if a site depends on another site."""
+        """Variance of the latent vector of each task [T, D]; NotImplementedError if a site depends on another site."""
         return self._of_independent_sites("variance")
 
     def _of_independent_sites(self, moment: str) -> Tensor:
@@ -156,4 +156,4 @@ def check_sites(distribution: TorchDistribution, sites: Sites | None, name: str,
     """
     expected = Sites(w=distribution.event_shape) if sites is None else sites
     if list((got := sites_of(distribution)).items()) != list(expected.items()):
-        raise UsageError(f"expected the {name} to have the sites {expected} in this order, got {got}; {remedy}")
+        raise UsageError(f"expected the {name} to have the sites {expected}, in this order, got {got}; {remedy}")

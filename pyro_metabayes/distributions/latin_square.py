@@ -52,7 +52,7 @@ class LatinSquare:
         return task_noise(shape, scale, task_dim=0).unsqueeze(1) * scale.unsqueeze(2)
 
     def odd(self, values: Tensor) -> Tensor:
-        """Apply `by_pair` to odd functions of the noise [T, G, M, N], whose value at -e_m is minus that at e_m."""
+        """Apply `by_pair` to values f(e_m) of odd functions, per task, row, noise vector e_m and point [T, G, M, N]."""
         return self.by_pair(torch.stack((values, -values), 1))
 
     def by_pair(self, values: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class LatinSquare:
             values: [T, 2, G, M, N], for T tasks, both signs, M vectors and N points; G is 1 (equal for all rows) or C.
 
         Returns:
-            [T, 2, P, C, N], a view of a small copy. Entry (j, c) of the axes P, C is the value at e_m, m = (j + c) % M.
+            [T, 2, P, C, N], for P pairs and C rows. Entry (j, c) is the value at e_m, m = (j + c) mod M.
         """
         size = self.num_pairs + self.num_rows - 1
         if size > values.shape[3]:  # m = 0, ..., M - 1, 0, ...
@@ -71,5 +71,5 @@ class LatinSquare:
         return (windows[:, :, 0] if values.shape[2] == 1 else windows.diagonal(dim1=2, dim2=5)).mT
 
     def draws(self, values: Tensor) -> Tensor:
-        """Rearrange values per sign and pair [T, 2, P, C, N] into values per draw [L, T, C, N]."""
+        """Rearrange values per task, sign, pair, row and point [T, 2, P, C, N] into values per draw [L, T, C, N]."""
         return values.flatten(1, 2)[:, : self.num_samples].transpose(0, 1)

@@ -13,12 +13,12 @@ from pyro_metabayes.errors import UsageError
 class Sites(dict[str, Size]):
     """Mapping from the names to the shapes of the latent sites of a task: Sites(log_tau=Size([]), w=Size([5, 64])).
 
-    The latent vector of the task, [..., D], is the concatenation of all sites in this order, each flattened.
+    The latent vector of the task has D components, the concatenation of all sites in this order, each flattened.
     """
 
     @property
     def event_shape(self) -> Size:
-        """Shape [D] of the latent vector of one task."""
+        """Shape [D] of the latent vector of one task, with D = the total number of components of all sites."""
         return Size((sum(shape.numel() for shape in self.values()),))
 
     @property
@@ -30,7 +30,7 @@ class Sites(dict[str, Size]):
         return ", ".join(f"{name} {list(shape)}" for name, shape in self.items())
 
     def split(self, latent: Tensor) -> dict[str, Tensor]:
-        """Split latent vectors [..., D] into the values [..., *shape] of the sites, by name.
+        """Split latent vectors of D components [..., D] into the values [..., *shape] of the sites, by name.
 
         Raises:
             UsageError: the latent vectors do not have D components.
@@ -47,7 +47,7 @@ class Sites(dict[str, Size]):
         }
 
     def join(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Concatenate the values [..., *shape] of the sites to latent vectors [..., D]."""
+        """Concatenate the values [..., *shape] of the sites to latent vectors [..., D] of D components."""
         flat = [
             values[name].reshape(*values[name].shape[: values[name].dim() - len(shape)], -1)
             for name, shape in self.items()

@@ -56,7 +56,7 @@ class BatchScores:
     """Scores of T tasks, and spreads of prior and posterior, on one device.
 
     Args:
-        scores: tensors [T] by name of the score; for the expected calibration error (ece) [T, Q, 3].
+        scores: tensors [T] by name of the score; for the expected calibration error (ece) [T, Q, 3] for Q queries.
         spreads: tensors [T] or [T, weights] by name, from which the collapse metrics are computed.
         by_step: [T, K + 1, number of `step_scores`], after 0, ..., K inner steps; None without an inner loop.
         groups: [T], the group of each task; tasks of one group are dependent. None: all tasks are independent.
@@ -122,7 +122,7 @@ def _concatenated(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _of_one_width(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Pad values [T, Q, 3] of batches to the largest number of queries Q, by queries with mask (last value) 0."""
+    """Pad values [tasks, queries, 3] of batches to equal numbers of queries, by queries with mask (last value) 0."""
     if parts[0].dim() < 3:
         return list(parts)
     most = max(part.shape[1] for part in parts)
@@ -133,7 +133,7 @@ def means_by_step(by_step: Tensor | None) -> dict[str, dict[str, float | None]] 
     """Average the scores after each number of inner steps over the tasks.
 
     Args:
-        by_step: [T, K + 1, number of `step_scores`], after 0, ..., K inner steps; None without an inner loop.
+        by_step: [T, K + 1, number of `step_scores`] for T tasks, after 0, ..., K steps; None without an inner loop.
 
     Returns:
         {number of inner steps: {score: mean}}, with None for a mean that is not finite; None without an inner loop.

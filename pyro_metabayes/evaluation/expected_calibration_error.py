@@ -29,9 +29,9 @@ def confidence_and_hits(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, 
 
 
 def calibration_error(confidence: Tensor, hits: Tensor) -> float:
-    """Compute the ECE sum_b (n_b / M) |accuracy_b - confidence_b| over 15 bins b of equal width, with n_b queries each.
+    """Compute the ECE sum_b (n_b / M) |accuracy_b - confidence_b| over 15 bins b of equal width.
 
-    (Naeini et al. 2015; Guo et al. 2017.)
+    n_b is the number of queries in bin b, and M the number of all queries. (Naeini et al. 2015; Guo et al. 2017.)
 
     Args:
         confidence: [M], probability of the most probable class of each query.
@@ -64,7 +64,7 @@ def pooled_calibration_error(values: Tensor) -> float:
     """Compute the ECE over the queries of all tasks.
 
     Args:
-        values: [T, Q, 3], from values_for_calibration.
+        values: [T, Q, 3] for Q queries of T tasks, from values_for_calibration.
 
     Returns:
         The ECE, 0 to 1.
@@ -85,7 +85,7 @@ def calibration_interval(values: Tensor) -> dict[str, float]:
     bins b. An ECE near the floor shows no miscalibration. (Efron 1979; Roelofs et al. 2022.)
 
     Args:
-        values: [T, Q, 3], from values_for_calibration.
+        values: [T, Q, 3] for Q queries of T tasks, from values_for_calibration.
 
     Returns:
         {"ece_ci95": half width, "ece_floor": floor}, both 0 to 1.
@@ -102,7 +102,7 @@ def calibration_interval(values: Tensor) -> dict[str, float]:
 
 
 def _bin_sums(values: Tensor) -> Tensor:
-    """Compute the sums [T, B, 4] of 1, confidence c, correctness and c (1 - c) over the queries in each of B bins."""
+    """Compute per task and bin [T, B, 4] the sums over queries of 1, confidence c, correctness and c (1 - c)."""
     confidence, hits, mask = values.unbind(-1)
     index = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1  # bins (a, b]
     member = torch.nn.functional.one_hot(index, CALIBRATION_BINS) * mask.unsqueeze(-1)
@@ -111,5 +111,5 @@ def _bin_sums(values: Tensor) -> Tensor:
 
 
 def _error(sums: Tensor) -> Tensor:
-    """Compute the ECE [...] from the sums [..., B, 4] of `_bin_sums`."""
+    """Compute the ECE from the result of `_bin_sums`, or from its sum over tasks."""
     return (sums[..., 2] - sums[..., 1]).abs().sum(-1) / sums[..., 0].sum(-1)

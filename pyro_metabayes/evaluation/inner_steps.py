@@ -69,7 +69,7 @@ def scores_by_step(learner: MetaLearner, episodes: Episodes, samples: int) -> Te
 
 
 def _scores_after(learner: MetaLearner, num_steps: int, episodes: Episodes, samples: int) -> Tensor | None:
-    """Compute `step_scores`, [T, number of scores], after num_steps inner steps; None for classification."""
+    """Compute `step_scores` per task [T, number of scores] after num_steps inner steps; None for classification."""
     scores = step_scores()
     guide, model = with_num_steps(learner, num_steps)
     predictions = predictions_under(guide.posterior(episodes.observed()), model, episodes, samples)

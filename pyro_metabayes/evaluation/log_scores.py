@@ -61,12 +61,12 @@ def joint_nll(joint: JointPredictive) -> Tensor:
 
 
 def joint_nll_lower(joint: JointPredictive) -> Tensor:
-    """Return a lower bound on joint_nll, [T] in nats per query."""
+    """Return a lower bound on joint_nll for each task, [T] in nats per query."""
     return _per_query(joint.upper, joint)
 
 
 def joint_nll_upper(joint: JointPredictive) -> Tensor:
-    """Return an upper bound on joint_nll, [T] in nats per query."""
+    """Return an upper bound on joint_nll for each task, [T] in nats per query."""
     return _per_query(joint.lower, joint)
 
 

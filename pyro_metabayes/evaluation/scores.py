@@ -60,7 +60,7 @@ def values_of(predictions: Predictions | JointPredictive, weights: Weights, scor
         scores: the requested scores.
 
     Returns:
-        Tensors [T] by name of the score (for ece [T, Q, 3]), on the device of the predictions.
+        Tensors [T] by name of the score (for ece [T, Q, 3] with Q queries), on the device of the predictions.
     """
     return {score.name: score.per_task(predictions) for score in scores if score.applies_to(predictions, weights)}
 

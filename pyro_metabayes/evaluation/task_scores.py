@@ -56,7 +56,7 @@ def task_scores(
         under_mean: whether to include the scores of predictions with the posterior mean of w.
 
     Returns:
-        Tensors [T] by name of the score (for ece [T, Q, 3]); units: `Score.unit`.
+        Tensors [T] by name of the score (for ece [T, Q, 3] with Q queries); units: `Score.unit`.
 
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
@@ -180,6 +180,6 @@ def _exact(model: Model, observed: Observed, truth: KnownTruth | None) -> TorchD
 
 
 def _training_fit(training: TorchDistribution, exact: TorchDistribution) -> Spread:
-    """Compute the variances [T] of the training posterior and of the exact posterior given the same labels."""
+    """Compute the variances per task of the training posterior and of the exact posterior given the same labels."""
     fit = collapse.against_truth(training, exact)
     return {f"training_{name}": fit[name] for name in ("fit_variance", "true_variance") if name in fit}

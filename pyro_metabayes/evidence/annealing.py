@@ -54,7 +54,7 @@ def annealed_bounds(log_weight: LogWeight, like: Tensor, stages: int) -> tuple[T
 
 
 def _pass(log_weight: LogWeight, u: Tensor, h: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Move L chains through the inverse temperatures; return their log weights [L, T], final u, and h(u)."""
+    """Move L chains through the inverse temperatures; return log weights per chain and task, final u, and h(u)."""
     total = torch.zeros_like(h)
     for before, after in zip(slope[:-1].tolist(), slope[1:].tolist(), strict=True):
         total = total + (after - before) * h

@@ -40,7 +40,7 @@ def importance_weighted_bounds(log_weights: Tensor, counts: Sequence[int]) -> Te
 
 
 def effective_size(log_weights: Tensor) -> Tensor:
-    """Compute the effective sample size (sum w)^2 / sum w^2 [T] from log importance weights log w [L, T]."""
+    """Compute the effective sample size (sum w)^2 / sum w^2 per task from log weights log w per draw and task."""
     return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
 
 
@@ -66,7 +66,7 @@ def pareto_k(log_weights: Tensor) -> Tensor:
 
 
 def _zhang_stephens(excess: Tensor) -> Tensor:
-    """Estimate the shape k [T] of a generalised Pareto distribution from excesses [T, n] in ascending order.
+    """Estimate the shape k of a generalised Pareto distribution per task, from n ascending excesses [T, n].
 
     The estimate uses the posterior mean of b = -k / sigma over a grid. (Zhang and Stephens 2009.)
     """
@@ -103,7 +103,7 @@ def bridge_evidence(at_gold: Tensor, at_proposal: Tensor, steps: int = 200) -> T
 
 
 def bridge_error(at_gold: Tensor, at_proposal: Tensor, log_evidence: Tensor, gold_size: Tensor) -> Tensor:
-    """Compute the standard error [T] of the estimate of `bridge_evidence`, to first order, in nats.
+    """Compute the standard error of the result of `bridge_evidence` for each task [T], to first order, in nats.
 
     Its square is var_g(f) / (L' E_g[f]^2) + var_p(h) / (ESS E_p[h]^2), with f = p / (s p + s' r g) at the L' draws of
     the proposal g, and h = g / (s p + s' r g) at draws of the posterior p with effective sample size ESS.

@@ -47,7 +47,7 @@ class JointPredictive:
 
     @property
     def trusted(self) -> Tensor:
-        """[T]: 1 if the value is a closed form or from reliable importance sampling, 0 if it is from annealing."""
+        """Per task: 1 if the value is a closed form or from reliable importance sampling, 0 if it is from annealing."""
         return ((self.pareto_k < TRUSTED_K) & (self.effective_size >= TRUSTED_SIZE)).to(self.value.dtype)
 
 
@@ -103,7 +103,7 @@ def estimated_joint(model: Model, q: TorchDistribution, episodes: Episodes, samp
 
 
 def _log_weights(target: Target, proposal: Proposal, samples: int) -> Tensor:
-    """Compute log f - log g [L, T] at L draws of the proposal g, in parts to limit the memory; f is the target."""
+    """Compute log f - log g per draw and task [L, T] at draws of the proposal g, in parts; f is the target."""
     at_once = max(1, MOST_NUMBERS // proposal.mean.numel())
     parts = []
     for start in range(0, samples, at_once):
@@ -115,7 +115,7 @@ def _log_weights(target: Target, proposal: Proposal, samples: int) -> Tensor:
 
 
 def _annealed(target: Target, proposal: Proposal) -> tuple[Tensor, Tensor]:
-    """Bound the log evidence [T] by annealing, with more temperatures until the bounds differ by less than TIGHT."""
+    """Bound the log evidence per task by annealing, with more temperatures until the bounds differ by < TIGHT."""
     num_queries, stages = target.episodes.query_mask.sum(-1).clamp(min=1), FIRST_STAGES
     while True:
         lower, upper = annealed_bounds(lambda u: proposal.log_weight(target, u), proposal.mean, stages)

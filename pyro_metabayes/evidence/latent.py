@@ -27,11 +27,11 @@ class Latent(Protocol):
     affine: bool
 
     def at(self, z: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Return w [..., T, *W] at z [..., T, P], and log(q(w) |det dw / dz| / N(z; 0, I)) [..., T]."""
+        """Return w [..., T, *W] at z [..., T, P], and log(q(w) |det dw / dz| / N(z; 0, I)) per task [..., T]."""
 
 
 def latent_of(q: TorchDistribution) -> Latent:
-    """Choose the change of variables for q, a distribution over w with a density, batch [T]."""
+    """Choose the change of variables from z to w ~ q, for a distribution q with a density."""
     return GaussianLatent(q) if isinstance(innermost(q), GAUSSIANS) else SiteLatent(q)
 
 
@@ -79,5 +79,5 @@ class SiteLatent:
 
 
 def log_standard_normal(z: Tensor) -> Tensor:
-    """Compute log N(z; 0, I) [...] of z [..., P]."""
+    """Compute log N(z; 0, I) [...] for z [..., P], over its last axis."""
     return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))

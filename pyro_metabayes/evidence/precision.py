@@ -23,10 +23,10 @@ class Precision(Protocol):
     log_det: Tensor
 
     def root(self, u: Tensor) -> Tensor:
-        """Compute R u [L, T, P] for u [L, T, P], where R R^T is the covariance; R u ~ N(0, R R^T) if u ~ N(0, I)."""
+        """Compute R u per draw and task, u [L, T, P], with R R^T the covariance; R u ~ N(0, R R^T) if u ~ N(0, I)."""
 
     def solve(self, b: Tensor) -> Tensor:
-        """Multiply the covariance by b [T, P]."""
+        """Multiply the covariance of each task by a vector, b [T, P]."""
 
 
 def precision_of(roots: list[Tensor]) -> Precision:
@@ -46,7 +46,7 @@ def precision_of(roots: list[Tensor]) -> Precision:
 
 
 class DensePrecision:
-    """Precision stored as a full matrix [T, P, P]."""
+    """Precision stored as a full matrix per task, [T, P, P]."""
 
     def __init__(self, matrix: Tensor) -> None:
         self._factor = cholesky(matrix)
@@ -61,9 +61,9 @@ class DensePrecision:
 
 
 class ThinPrecision:
-    """Precision I + V V^T, of which only the Cholesky factor L of I + V^T V [T, M, M] is stored, for V [T, P, M].
+    """Precision I + V V^T, stored as V [T, P, M] and the Cholesky factor L of I + V^T V, for many coordinates P.
 
-    The root of the covariance is R = I - V L^-T (I + L)^-1 V^T, as in `inference.laplace.LowRankPrecision`.
+    A root of the covariance is R = I - V L^-T (I + L)^-1 V^T, as in `inference.laplace.LowRankPrecision`.
     """
 
     def __init__(self, root: Tensor) -> None:

@@ -63,14 +63,14 @@ class Target:
 
     @property
     def origin(self) -> Tensor:
-        """The point z = 0, [T, P], which is the mean of w for a Gaussian q."""
+        """The point z = 0 per task and coordinate [T, P], at which w is the mean of a Gaussian q."""
         like = self.episodes.query_x
         return like.new_zeros(self.episodes.num_tasks, self.latent.num_coordinates)
 
     def derivatives(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Differentiate -log p(y | w(z)) at z [T, P] for T tasks.
+        """Differentiate -log p(y | w(z)) at z [T, P] for T tasks with P coordinates.
 
-        Returns the gradient [T, P], and V [T, P, M] such that V V^T is the generalised Gauss-Newton matrix.
+        Returns the gradient [T, P], and a root V [T, P, columns] of the generalised Gauss-Newton matrix V V^T.
         """
         episodes = self.episodes
         w, pull = torch.func.vjp(lambda at: self.latent.at(at)[0], z)[:2]
@@ -95,11 +95,11 @@ class Proposal:
     log_det: Tensor
 
     def at(self, u: Tensor) -> Tensor:
-        """Compute z = mean + R u [..., T, P] at u [..., T, P]."""
+        """Compute the point z = mean + R u for standard normal u [..., T, P]."""
         return self.mean + self.root(u)
 
     def log_weight(self, target: Target, u: Tensor) -> Tensor:
-        """Compute the log importance weight log f(z) - log g(z) [..., T] at z = mean + R u, for u [..., T, P]."""
+        """Compute the log importance weight log f(z) - log g(z) per task at z = mean + R u, for u [..., T, P]."""
         return target(self.at(u)) - log_standard_normal(u) - self.log_det
 
 
@@ -135,7 +135,7 @@ def _identity(u: Tensor) -> Tensor:
 
 
 def _improved(target: Target, proposal: Proposal, offsets: Tensor) -> Proposal:
-    """Make one Newton step, with derivatives averaged over the S points mean + offsets, [S, T, P]."""
+    """Make one Newton step, with derivatives averaged over the points mean + offsets, [points, T, P]."""
     mean = proposal.mean
     slopes, roots = zip(*(target.derivatives(mean + offset) for offset in offsets), strict=True)
     precision = precision_of(list(roots))
@@ -144,14 +144,14 @@ def _improved(target: Target, proposal: Proposal, offsets: Tensor) -> Proposal:
 
 
 def _antithetic(like: Tensor) -> Tensor:
-    """Draw antithetic standard normal noise, PAIRS draws u followed by -u: [2 PAIRS, T, P]."""
+    """Draw antithetic standard normal noise, PAIRS draws u followed by -u, each with the shape of `like`."""
     with drawing():
         noise = torch.randn(PAIRS, *like.shape, dtype=like.dtype, device=like.device)
     return torch.cat((noise, -noise))
 
 
 def _best(target: Target, mean: Tensor, direction: Tensor, offsets: Tensor) -> Tensor:
-    """Return the mean [T, P] after the step, of several lengths including 0, with the largest average of log f."""
+    """Return the mean per task after the step of the length (or 0) at which the average of log f is largest."""
     lengths = torch.tensor((*FACTORS, 0.0), dtype=mean.dtype, device=mean.device).view(-1, 1, 1)
     means = mean + lengths * direction  # [lengths, T, P]
     points = (means.unsqueeze(1) + offsets).flatten(0, 1)

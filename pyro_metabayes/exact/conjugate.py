@@ -15,7 +15,7 @@ from pyro_metabayes.inference.divergences import innermost
 
 
 def precision_of(prior: TorchDistribution) -> Tensor:
-    """Return the precision matrix [T, Y, D, D] of each of the Y rows of w [Y, D] under a Gaussian prior, batch [T].
+    """Return the precision matrix of each row of w per task, [T, Y, D, D], under a Gaussian over w [Y, D].
 
     Raises:
         UsageError: the prior is not Gaussian.
@@ -74,7 +74,7 @@ def output_variance_of_rows(q: TorchDistribution, x: Tensor) -> Tensor:
 
 
 def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: Tensor, noise: Tensor | float) -> Tensor:
-    """Compute the log evidence log p(y | x) [T] of linear regression, in nats, with w integrated out.
+    """Compute the log evidence log p(y | x) per task [T] of linear regression, in nats, with w integrated out.
 
     The arguments are those of `posterior_of_rows`. For each output k, y_k ~ N(X m_k, X S_k X^T + noise^2 I), where m_k
     and S_k = R R^T are mean and covariance of row k of w. With A = X R / noise, r = (y_k - X m_k) / noise, the D x D
@@ -92,12 +92,12 @@ def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: T
 
 
 def _one_like(x: Tensor) -> Tensor:
-    """Return the identity matrix [D, D] for inputs [..., D]."""
+    """Return the identity matrix of the size of the last axis of x."""
     return torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
 
 
 def _root_of(q: TorchDistribution) -> Tensor:
-    """Return a root R [T, Y, D, D] of the covariance R R^T of each of the Y rows of w under a Gaussian."""
+    """Return a root R of the covariance R R^T per task and row of w [Y, D], [T, Y, D, D], under a Gaussian."""
     inner = innermost(q)
     if isinstance(inner, torch.distributions.MultivariateNormal):
         return inner.scale_tril

@@ -18,7 +18,7 @@ TAILS = (0.05, 0.95)
 
 
 def r_hat(x: Tensor) -> Tensor:
-    """Compute R-hat [...] from draws x [chains, L, ...]: the larger R-hat of the chains and of the folded chains.
+    """Compute R-hat of draws x [chains, draws, ...]: the larger R-hat of the chains and of the folded chains.
 
     Chains are split and rank-normalised. Folding replaces a draw by its distance to the median.
     """
@@ -28,14 +28,14 @@ def r_hat(x: Tensor) -> Tensor:
 
 
 def bulk_size(x: Tensor) -> Tensor:
-    """Compute the bulk effective sample size [...] of draws x [chains, L, ...], which holds for means and medians."""
+    """Compute the bulk effective sample size of draws x [chains, draws, ...], which holds for means and medians."""
     return _effective_size(_rank_normalised(_split(x)))
 
 
 def tail_size(x: Tensor) -> Tensor:
-    """Compute the tail effective sample size [...] of draws x [chains, L, ...], the smaller one of two quantiles.
+    """Compute the tail effective sample size of draws x [chains, draws, ...].
 
-    These are the 5% and the 95% quantile.
+    It is the smaller one of the effective sample sizes of the 5% and the 95% quantile.
     """
     ordered = x.flatten(0, 1).sort(0).values  # torch.quantile refuses many weights
     quantiles = (ordered[round(level * (len(ordered) - 1))] for level in TAILS)
@@ -44,7 +44,7 @@ def tail_size(x: Tensor) -> Tensor:
 
 
 def _split(x: Tensor) -> Tensor:
-    """Split every chain into two halves, [2 chains, L // 2, ...]; the middle draw is left out if L is odd."""
+    """Split every chain of draws [chains, draws, ...] into two halves; an odd middle draw is left out."""
     half = x.shape[1] // 2
     return torch.cat((x[:, :half], x[:, x.shape[1] - half :]))
 

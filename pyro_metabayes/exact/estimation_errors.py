@@ -37,7 +37,7 @@ class Widening:
     freedom: Tensor
 
     def quantile(self, level: float) -> Tensor:
-        """Compute the half width of the central interval with probability `level`, divided by sd: [T, Q]."""
+        """Compute the half width, divided by sd, of the central interval with probability `level`, per query."""
         from scipy.special import stdtrit  # here, since a command would import it at its start
 
         return torch.from_numpy(stdtrit(self.freedom.numpy(), 0.5 + level / 2))
@@ -57,9 +57,9 @@ class EstimationErrors:
 
     Attributes:
         maximum: the maximum-likelihood estimates, for predictions that ignore the estimation errors.
-        psi: [P], coefficients [D], free elements of L and log noise; the group effects have covariance noise^2 L L^T.
+        psi: a vector of the coefficients, the free elements of L and log noise; effects have covariance noise^2 L L^T.
         free: [R, R], True for the elements of L that are estimated, for R effects per group.
-        covariance: C [P, P].
+        covariance: C, a matrix of the size of psi.
     """
 
     maximum: MixedEffects
@@ -84,7 +84,7 @@ class EstimationErrors:
         return Widening(sd, sd / before.sqrt(), freedom)
 
     def _moments(self, psi: Tensor, observed: Observed, noise: bool) -> Tensor:
-        """Compute mean and variance of the predictions for the queries given psi, [T, Q, 2]."""
+        """Compute mean and variance of the prediction given psi, per group and query [T, Q, 2]."""
         coefficients, factor, sd = _parts(psi, self.free)
         num_random, mask = len(factor), observed.support_mask.unsqueeze(-1)
         x, y, query = observed.support_x.double() * mask, observed.support_y.double() * mask, observed.query_x.double()
@@ -137,7 +137,7 @@ def _inverse_information(psi: Tensor, free: Tensor, sums: Sums) -> Tensor:
 
 
 def _parts(psi: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split psi into coefficients [D], Cholesky factor [R, R] of the covariance of the effects, and sd of the noise."""
+    """Split the parameters psi of the mixed model into coefficients, Cholesky factor of covariance, noise sd."""
     rows, columns = free.nonzero(as_tuple=True)
     elements, noise = psi[-1 - len(rows) : -1], psi[-1].exp()
     factor = torch.zeros(free.shape, dtype=psi.dtype).index_put((rows, columns), elements)

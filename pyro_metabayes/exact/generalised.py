@@ -93,7 +93,7 @@ def fit_by_quadrature(points: Points, family: str) -> GeneralisedEffects:
     theta = torch.zeros(points.x.shape[1] + 1, dtype=torch.float64).requires_grad_()
 
     def log_joint() -> Tensor:
-        """Compute log p(y_g, u = sd node) up to a constant, [NODES, number of groups]."""
+        """Compute log p(y_g, u) up to a constant for the labels y_g of each group g, at effects u = sd * node."""
         fixed = points.x @ theta[:-1] + points.offset
         eta = fixed + points.x[:, 0] * theta[-1].exp() * nodes.unsqueeze(1)
         terms = likelihood_of(eta, family).log_prob(points.y)

@@ -34,7 +34,7 @@ class Draws:
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance of the group effects [L, R, R]."""
+        """Covariance of the R group effects in each draw, [L, R, R]."""
         return self.factor @ self.factor.mT
 
 
@@ -132,7 +132,7 @@ def drawn_effects(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tenso
 
     Args:
         sums: sufficient statistics of the points of each of T groups.
-        coefficients: [L, D].
+        coefficients: [L, D], for D features.
         factor: F [L, R, R], a root of the covariance F F^T of the R effects.
         noise: [L], standard deviation of the noise.
 

@@ -34,7 +34,7 @@ class MixedEffects:
     log_likelihood: float  # of all points, in nats; the restricted log-likelihood after restricted maximisation
 
     def effects(self, observed: Observed) -> TorchDistribution:
-        """Compute the posterior p(w | support) of w = coefficients[:R] + u_g for each group: batch [T], event [1, R].
+        """Compute p(w | support) of the R weights w = coefficients[:R] + u_g of each group: batch [T], event [1, R].
 
         The mean is the best linear unbiased prediction. The variance ignores the errors of the estimates.
         """
@@ -48,7 +48,7 @@ class MixedEffects:
         return posterior_of_rows(rows, *own, observed.support_mask, self.noise)
 
     def shared(self, x: Tensor) -> Tensor:
-        """Compute the part of the mean from features without group effects, [T, N, 1], for features x [T, N, D]."""
+        """Compute the part of the mean of each point that is due to features without group effects."""
         num_random = len(self.covariance)
         return x[..., num_random:] @ self.coefficients[num_random:].unsqueeze(-1)
 
@@ -117,7 +117,7 @@ def fit(
 
 
 def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor) -> Tensor:
-    """Compute the covariance [D, D] of the estimated coefficients, given covariance [R, R] of effects and noise sd."""
+    """Compute the covariance of the estimated coefficients, given covariance of the group effects and noise sd."""
     factor = torch.linalg.cholesky(covariance.double()) / noise.double()
     return noise.double() ** 2 * _deviance(sums_of(episodes, len(covariance)), factor, False)[3]
 
@@ -167,8 +167,8 @@ def log_likelihood(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tens
 
     Args:
         sums: sufficient statistics of the points.
-        coefficients: [D].
-        factor: [R, R], a root of the covariance of the effects.
+        coefficients: [D], one per feature.
+        factor: [R, R], a root of the covariance of the R group effects.
         noise: standard deviation of the noise, a scalar.
     """
     contrast = torch.cat((-coefficients, coefficients.new_ones(1)))  # (x, y) @ contrast = y - x . coefficients

@@ -13,7 +13,8 @@ from pyro_metabayes.inference.cholesky import WithoutWaiting, cholesky
 def posterior_of_pseudo_observations(prior: TorchDistribution, direction: Tensor, value: Tensor) -> TorchDistribution:
     """Compute the posterior of w given pseudo-observations u_i = b_i . w + e_i, e_i ~ N(0, 1), of each row of w.
 
-    The Y rows of w are independent. A row has precision P = A + sum_i b_i b_i^T and mean P^-1 (A m + sum_i b_i u_i).
+    The Y rows of w, of W weights each, are independent. The posterior of a row has precision P = A + sum_i b_i b_i^T
+    and mean P^-1 (A m + sum_i b_i u_i).
 
     Args:
         prior: a Gaussian over w, batch [T], event [Y, W], with mean m and precision A of a row.

@@ -41,13 +41,13 @@ class FollowsGuide(Protocol):
 @runtime_checkable
 class HasPrototypes(Protocol):
     def prototypes(self, observed: Observed) -> Tensor:
-        """Compute weights w [T, *W] in closed form from the support set, such as the class means in a classifier."""
+        """Compute weights per task [T, *W] in closed form from the support set: class means in a classifier."""
 
 
 @runtime_checkable
 class HasClassMeans(HasPrototypes, Protocol):
     def at_means(self, means: Tensor) -> Tensor:
-        """Return the weights w [..., C, W] of the nearest-mean classifier for the means [..., C, D] of C classes."""
+        """Return the weights [..., C, W] of the nearest-mean classifier with the means [..., C, D] of C classes."""
 
 
 @runtime_checkable
@@ -57,7 +57,7 @@ class HasClassTerm(Protocol):
         """Whether the logits have an additive term (bias) per class; otherwise `with_class_term` is not defined."""
 
     def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
-        """Return weights whose logits are the logits of w [..., T, C, W] plus `term` [..., T, C]."""
+        """Return weights whose logits are the logits of w [..., T, C, W] plus a term per task and class [..., T, C]."""
 
 
 @runtime_checkable
@@ -69,7 +69,7 @@ class HasInitialPoint(Protocol):
 @runtime_checkable
 class FromClassifier(Protocol):
     def of_classifier(self, weights: Tensor) -> Tensor:
-        """Return the weights w [*W] that predict like a cosine classifier with weights [C, D]."""
+        """Return the weights w [*W] that predict like a cosine classifier with one weight vector per class [C, D]."""
 
 
 @runtime_checkable
@@ -79,7 +79,7 @@ class LinearHead(Protocol):
     scale: Tensor
 
     def rows(self, directions: Tensor, offsets: Tensor) -> Tensor:
-        """Return the weights w [..., C, W] of a classifier with directions v [..., C, D] and offsets b [..., C]."""
+        """Return weights [..., C, W] with the given directions v [..., C, D] and offsets b [..., C] of C classes."""
 
     def design(self, x: Tensor) -> Tensor:
         """Return the design matrix phi [..., N, W] of points x [..., N, D], with logits_ic = w_c . phi_i."""
@@ -108,7 +108,7 @@ class HasQueryView(Protocol):
         """Return the number V of values per query that `query_view` returns, for tasks of num_classes classes."""
 
     def query_view(self, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
-        """Return that input v(w) [..., T, Q, V], and the map from a gradient in v to a gradient in w [..., T, *W]."""
+        """Return that input v per task and query [..., T, Q, V], and the map from a gradient in v to one in w."""
 
 
 @runtime_checkable
@@ -118,16 +118,16 @@ class HasBaseClasses(Protocol):
         """Number B of base classes, which all tasks have in addition to their own novel classes."""
 
     def base_weights(self, observed: Observed) -> Tensor:
-        """Return the weights [T, B, W] of the base classes."""
+        """Return the weights of the B base classes per task, [T, B, W]."""
 
 
 @runtime_checkable
 class Conjugate(Protocol):
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
-        """Compute the exact posterior p(w | support) in closed form: batch [T], event [*W]."""
+        """Compute the exact posterior p(w | support) of each task in closed form: batch [T], event [*W]."""
 
     def log_evidence(self, episodes: Episodes) -> Tensor:
-        """Compute log p(y_query | x_query, support) [T] in nats, with w integrated out in closed form."""
+        """Compute log p(y_query | x_query, support) per task [T] in nats, with w integrated out in closed form."""
 
 
 @runtime_checkable
@@ -135,10 +135,10 @@ class IntegratesGaussian(Protocol):
     """Capability of a model, linear in w with Gaussian noise, that integrates over a Gaussian q(w) in closed form."""
 
     def predictive(self, q: TorchDistribution, observed: Observed) -> TorchDistribution:
-        """Integrate p(y_i | x_i, w) q(w) over w for each query i: batch [T, Q], event [Y]."""
+        """Integrate p(y_i | x_i, w) q(w) over w per task and query i: batch [T, Q], event [Y] for Y outputs."""
 
     def log_predictive(self, q: TorchDistribution, episodes: Episodes) -> Tensor:
-        """Compute the log of the integral of prod_i p(y_i | x_i, w) q(w) over w [T] in nats, for unmasked queries i."""
+        """Compute log of the integral of prod_i p(y_i | x_i, w) q(w) over w per task, in nats, unmasked queries i."""
 
 
 # For the error about a missing capability: a description, and what to do.
@@ -160,7 +160,7 @@ _members = cache(get_protocol_members)
 
 
 def has(part: object, capability: type[Capability]) -> TypeGuard[Capability]:
-    """Return whether an object has all members of a capability; `isinstance` misses parameters of torch modules."""
+    """Return whether an object has all members of a capability; unlike isinstance, also parameters of torch modules."""
     return all(hasattr(part, name) for name in _members(capability))  # type: ignore[arg-type]
 
 

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """Compute the lower Cholesky factor L [..., M, M], with L L^T = matrix [..., M, M].
+    """Compute the lower Cholesky factor L of square matrices [..., M, M], with L L^T = matrix.
 
     Raises:
         torch.linalg.LinAlgError: a matrix on the CPU is not positive definite. On an accelerator the factor is then NaN
@@ -33,5 +33,5 @@ class WithoutWaiting(TorchFunctionMode):
 
 
 def half_log_det(factor: Tensor) -> Tensor:
-    """Compute half the log determinant [...] of L L^T from its Cholesky factor L [..., M, M]."""
+    """Compute half the log determinant of L L^T from the Cholesky factors L, square matrices [..., M, M]."""
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)

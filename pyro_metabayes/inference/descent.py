@@ -138,7 +138,7 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
 
 
 def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
-    """Compute the gradient [T, *W] of -log p(y_query | x_query, w) at w, which synthetic gradients approximate."""
+    """Compute d/dw of -log p(y_query | x_query, w) per task [T, *W], the gradient that synthetic gradients predict."""
     has_view = has(model, HasQueryView)
     if not has_view:
         return loss_gradient(model, w, episodes.query_x, episodes.query_y, episodes.query_mask)
@@ -193,6 +193,6 @@ def rate_of_mean(model: Model, log_step_size: Tensor, mask: Tensor) -> Tensor:
     Args:
         model: the model, of which `loss_unit` is used.
         log_step_size: log of the step size for the mean loss.
-        mask: [T, N]; n is the number of unmasked points of a task, at least 1. The result is [T, 1, 1].
+        mask: [T, N], for N points of T tasks; n is the number of unmasked points of a task, at least 1.
     """
     return log_step_size.exp() * model.loss_unit() / mask.sum(-1).clamp(min=1).view(-1, 1, 1)

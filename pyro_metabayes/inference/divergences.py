@@ -74,7 +74,7 @@ def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
     """Compute KL(q, p) [*batch] in nats, or return None if it has no closed form.
 
     Closed forms are those of torch and Pyro, and the KL of any Gaussian q to a diagonal Gaussian p. For a point
-    estimate q (Delta) the result is `log_ratio` at its point.
+    estimate q (Delta) the result is log q - log p at its point.
     """
     if isinstance(innermost(q), Delta):
         return log_ratio(q, p, q.mean)  # Pyro's closed form leaves out the log density of the Delta
@@ -121,7 +121,7 @@ def mixture_kl_variational_bound(q: TorchDistribution, mixture: TorchDistributio
 
     Args:
         q: a normal distribution with event [C, D]; q_c is the row of class c.
-        mixture: independent over the C classes, with weights pi_j and components N_j, normal distributions over D.
+        mixture: independent over the C classes, with weights pi_j and components N_j, normal distributions [D].
     """
     log_weights, kl = _kl_to_components(q, mixture)
     return -torch.logsumexp(log_weights - kl, -1).sum(-1)
@@ -138,7 +138,7 @@ def mixture_kl_convexity_bound(q: TorchDistribution, mixture: TorchDistribution)
 
 
 def _kl_to_components(q: TorchDistribution, mixture: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Return the log weights log pi_j and KL(q_c, N_j) [..., T, C, M] for the M components N_j of the mixture."""
+    """Return log pi_j and KL(q_c, N_j) per task, class c and component N_j of the mixture, [..., T, C, components]."""
     per_class: Any = innermost(mixture)  # batch [..., T, C], event [D]
     normal: Any = innermost(q)
     q_class = Normal(normal.mean.unsqueeze(-2), normal.stddev.unsqueeze(-2)).to_event(1)  # [..., T, C, 1]
@@ -149,7 +149,7 @@ KL_BOUNDS = {"variational": mixture_kl_variational_bound, "convexity": mixture_k
 
 
 def mixture_kl_bounds(q: TorchDistribution, p: TorchDistribution) -> dict[str, Tensor]:
-    """Compute both upper bounds on KL(q, p) [T] for a normal q and a mixture p, by name; {} for other distributions."""
+    """Compute both upper bounds on KL(q, p) per task, by name, for a normal q and a mixture p; {} for other q and p."""
     if isinstance(innermost(q), TorchNormal) and isinstance(innermost(p), MixtureSameFamily):
         return {name: bound(q, p) for name, bound in KL_BOUNDS.items()}
     return {}
@@ -163,10 +163,10 @@ def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
-    """Compute a differentiable KL(q, p) [T] in nats, the regulariser of an inner loop.
+    """Compute a differentiable KL(q, p) per task [T] in nats, the regulariser of an inner loop.
 
     If p is a mixture, it is the variational bound on the KL. If p is flat, it is minus the entropy of q, which equals
-    the KL up to a constant. If q is a Delta, it is `log_ratio`.
+    the KL up to a constant. If q is a point estimate (Delta), it is log q - log p at its point.
 
     Raises:
         UsageError: the KL of these distributions has no closed form.

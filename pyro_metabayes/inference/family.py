@@ -43,7 +43,7 @@ class Scale(nn.Module):
         self.network = _network(num_weights) if amortized else None
 
     def forward(self, start: Tensor) -> Tensor:
-        """Compute sigma, [W], or [T, C, W] if amortized, from the initial point theta^0 [T, C, W]."""
+        """Compute sigma from theta^0 [T, C, W]: one value per weight, or per task, class and weight if amortized."""
         log_ratio = 0.0 if self.network is None else self.network(start)
         return (self.log_scale + log_ratio).clamp(-10, 4).exp()
 
@@ -64,19 +64,19 @@ def scale_of_family(family: str, num_weights: int, scale: float) -> Scale | None
 
 
 def around(loc: Tensor, scale: Tensor | None) -> TorchDistribution:
-    """Return N(loc, diag(scale^2)), or a Delta at loc if scale is None: batch [T], event [C, W]."""
+    """Return N(loc, diag(scale^2)) per task, batch [T], event [C, W]; a Delta at loc if scale is None."""
     return Delta(loc, event_dim=2) if scale is None else Normal(loc, scale).to_event(2)
 
 
 def draws_around(loc: Tensor, scale: Tensor | None, num_samples: int) -> Tensor:
-    """Draw w [num_samples, T, C, W] from N(loc, diag(scale^2)); return loc if num_samples = 0 or scale is None."""
+    """Draw w num_samples times from N(loc, diag(scale^2)); return loc if num_samples = 0 or scale is None."""
     if not num_samples or scale is None:
         return loc
     return loc + scale * task_noise((num_samples, *loc.shape), loc, task_dim=1)
 
 
 def kl_gradient(loc: Tensor, scale: Tensor | None, prior: TorchDistribution) -> Tensor:
-    """Compute the gradient [T, C, W] of KL(q, prior) with respect to the mean of q = N(loc, diag(scale^2)).
+    """Compute the gradient of KL(q, prior) with respect to the mean loc [T, C, W] of q = N(loc, diag(scale^2)).
 
     If the prior is a mixture, the KL is replaced by an upper bound. If scale is None, the result is the gradient of
     -log prior(loc).
@@ -86,10 +86,10 @@ def kl_gradient(loc: Tensor, scale: Tensor | None, prior: TorchDistribution) -> 
 
 @dataclass(eq=False)
 class ClassCovariance:
-    """Covariance Sigma = diag(scale^2) + spread^2 sum_c m_c m_c^T of the weights of a class.
+    """Covariance Sigma = diag(scale^2) + spread^2 sum_c m_c m_c^T of the W weights of a class.
 
     Attributes:
-        scale: standard deviations of the weights, broadcast with [T, C, W].
+        scale: standard deviations of the weights, broadcast with task, class and weight [T, C, W].
         spread: standard deviations along the differences m_c, broadcast with [T, C, 1]; None: no such term.
         differences: m_c = theta_c - (1/C) sum_c theta_c [T, C, W], for classes c with weights theta_c.
     """
@@ -100,11 +100,11 @@ class ClassCovariance:
 
     @classmethod
     def at(cls, theta: Tensor, scale: Tensor, spread: Tensor | None) -> ClassCovariance:
-        """Construct the covariance with the differences between the class weights theta [T, C, W]."""
+        """Construct the covariance with the differences between the class weights theta of each task [T, C, W]."""
         return cls(scale, spread, theta - theta.mean(1, keepdim=True))
 
     def around(self, loc: Tensor) -> TorchDistribution:
-        """Return the Gaussian N(loc, Sigma) for loc [T, C, W]."""
+        """Return the Gaussian N(loc, Sigma) with mean loc per task, class and weight [T, C, W]."""
         if self.spread is None:
             return Normal(loc, self.scale).to_event(2)
         factor = (self.spread.unsqueeze(-1) * self.differences.mT.unsqueeze(1)).expand(*loc.shape, -1)
@@ -112,7 +112,7 @@ class ClassCovariance:
             return LowRankMultivariateNormal(loc, factor, self.scale.square().expand(loc.shape)).to_event(1)
 
     def step(self, theta: Tensor, slope: Tensor) -> Tensor:
-        """Take a preconditioned gradient step, theta - Sigma slope [T, C, W]; slope: gradient in theta [T, C, W]."""
+        """Take a preconditioned gradient step, theta - Sigma slope, per task and class; slope: gradient in theta."""
         loc = theta - self.scale.square() * slope
         if self.spread is None:
             return loc
@@ -143,7 +143,7 @@ def class_entropies(model: Model, theta: Tensor, observed: Observed) -> Tensor:
     """Compute for each class c the mean predictive entropy of the queries at w = theta, weighted by p(y = c).
 
     Returns:
-        Tensor [T, C, 1], in nats.
+        Tensor [T, C, 1] for T tasks and C classes, in nats.
     """
     probs = class_probabilities(model, model.outputs(theta, observed.query_x))
     return entropy_by_class(probs, observed.query_mask)

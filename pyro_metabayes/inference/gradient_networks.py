@@ -35,7 +35,7 @@ class OrderedNet(nn.Module):
         self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Predict d loss / d logits [..., T, Q, C] from the logits [..., T, Q, C] of the queries; mask [T, Q]."""
+        """Predict d loss / d logits from the logits per task, query and class [..., T, Q, C]; mask [T, Q]."""
         x, shares = logits, point_shares(mask, self.over_batch)
         for i, layer in enumerate((self.inputs, self.hidden)):
             x = layer(x).relu()
@@ -81,7 +81,7 @@ class EquivariantNet(nn.Module):
         self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Predict d loss / d logits [..., T, Q, C] from the logits, for any number of classes C; mask [T, Q]."""
+        """Predict d loss / d logits from the logits per task, query and class [..., T, Q, C]; mask [T, Q]."""
         num_classes = logits.shape[-1]
         shares = point_shares(mask.repeat_interleave(num_classes, dim=-1), self.over_batch)  # [T, 1, Q * C]
         x = torch.stack((logits, logits.softmax(-1)), dim=-1)
@@ -119,7 +119,7 @@ class MarginalNet(nn.Module):
         self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Predict d loss / d logits [..., T, Q, C] from the logits, for any number of classes C; mask [T, Q]."""
+        """Predict d loss / d logits from the logits per task, query and class [..., T, Q, C]; mask [T, Q]."""
         x = torch.stack((logits, logits.softmax(-1)), dim=-1)
         num_classes, of_task, of_norm = logits.shape[-1], point_shares(mask), point_shares(mask, self.over_batch)
         marginal = (of_task.to(x.dtype) @ x[..., 1]).clamp(min=LEAST_SHARE).unsqueeze(-1)

@@ -35,7 +35,7 @@ class Prototypes(Initialisation):
 
 
 class ScaledPrototypes(Prototypes):
-    """Initialisation at v * prototypes with a learned v [W], 1 before training: SIB's network lambda(support)."""
+    """Initialisation at v * prototypes with a learned v, 1 before training: SIB's network lambda(support)."""
 
     def __init__(self, num_weights: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class LearnedPoint(Initialisation):
         return self.point.expand(observed.num_tasks, *self.point.shape)
 
     def start_at_classes(self, model: Model, weights: Tensor) -> None:
-        """Set the point, before training, to predict like a cosine classifier with the given weights [C, D]."""
+        """Set the point, before training, to predict like a cosine classifier with one row of weights per class."""
         self.point.data.copy_(require(model, FromClassifier, "guide.initialisation=global").of_classifier(weights))
 
 
@@ -78,7 +78,7 @@ class PriorMean(Initialisation):
 
 
 def initialisation_of_rows(name: str, model: Model, num_classes: int, num_weights: int) -> Initialisation:
-    """Construct the initialisation called `name`, for weights with one row [W] per class or output.
+    """Construct the initialisation called `name`, for weights with one row per class or output.
 
     Choices are `support` (scaled prototypes) and `global` (learned rows, shared by all tasks).
     """
@@ -90,7 +90,7 @@ def initialisation_of_rows(name: str, model: Model, num_classes: int, num_weight
 
 
 def learned_rows(num_classes: int, num_weights: int) -> LearnedPoint:
-    """Construct a learned initial point with one row [W] per class (or output), which all tasks share.
+    """Construct a learned initial point with a row of weights per class (or output), which all tasks share.
 
     Before training the rows of several classes are random, of about unit length. A single row is 0.
     """

@@ -41,14 +41,14 @@ def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def fisher_root(model: Model, outputs: Tensor) -> Tensor:
-    """Compute a root S [..., *Y, M] of the Fisher information S S^T = E_y[g g^T], g = d log p(y | outputs) / d outputs.
+    """Compute a root S (M columns) of the Fisher information S S^T = E_y[g g^T], g = d log p(y | outputs) / d outputs.
 
     For a canonical model S is diag(sqrt p) - p sqrt(p)^T (logits) or diag(1 / sd) (means). For others it is computed by
     torch.func.vjp; its columns are sqrt(p_c) d log p_c for classes, d mean / sd and sqrt(2) d log sd for a Normal.
 
     Args:
         model: the likelihood.
-        outputs: [..., *Y].
+        outputs: outputs of any number of points [..., *Y].
 
     Raises:
         UsageError: the curvature of the likelihood is not known.
@@ -74,7 +74,7 @@ def _differentiated_root(model: Model, outputs: Tensor) -> Tensor:
 
 
 def _coordinates(likelihood: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Return coordinates of the likelihood in which the Fisher information is diag(r^2), and r, each [..., M].
+    """Return coordinates of the likelihood in which the Fisher information is diag(r^2), and r, of the same shape.
 
     For Categorical these are log p_c and sqrt(p_c), for Normal (mean, log sd) and (1 / sd, sqrt(2)).
     """
@@ -101,15 +101,15 @@ def _unknown(family: object) -> UsageError:
 
 
 def factor_of_points(v: Tensor) -> Tensor:
-    """Compute the Cholesky factor of I + v^T v [..., M, M], for v [..., P, M]."""
+    """Compute the Cholesky factor of I + v^T v for matrices v [..., P, M]."""
     return cholesky(v.mT @ v + torch.eye(v.shape[-1], dtype=v.dtype, device=v.device))
 
 
 def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
-    """Compute log det(diag(precision) + U U^T) [T] from the smaller of two matrices.
+    """Compute log det(diag(precision) + U U^T) per task from the determinant of a matrix of the smaller size of U.
 
     Args:
-        root: U [T, *W, M], for T tasks.
+        root: U [T, *W, M], with M columns for each of T tasks.
         precision: [*W], precision of every weight, or a scalar.
     """
     precision = precision.expand(root.shape[1:-1]).flatten()
@@ -128,7 +128,7 @@ class LowRankPrecision(TorchDistribution):
     Args:
         loc: [*batch, *W].
         precision: [*W] or [*batch, *W].
-        root: U [*batch, *W, M].
+        root: U [*batch, *W, M], with M columns.
         event_dim: number of axes *W.
     """
 

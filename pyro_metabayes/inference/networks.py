@@ -43,7 +43,7 @@ def half_square(network: nn.Module) -> Tensor:
 
 
 def mean_of_points(values: Tensor, mask: Tensor) -> Tensor:
-    """Average values [..., N, H] over the unmasked points (mask [..., N]) to [..., H]; 0 if all are masked."""
+    """Average H values per point [..., N, H] over the unmasked points (mask [..., N]); 0 if all points are masked."""
     kept = mask.unsqueeze(-1).to(values.dtype)
     return (values * kept).sum(-2) / kept.sum(-2).clamp(min=1)
 
@@ -52,7 +52,7 @@ def mean_relation(relation: nn.Module, codes: Tensor, mask: Tensor) -> Tensor:
     """Compute mean_j g(h_i, h_j) for every point i over the unmasked points j of the same task, as a relation network.
 
     Args:
-        relation: the network g, from two concatenated codes [..., 2 Z] to [..., H].
+        relation: the network g, from two concatenated codes [..., 2 Z] to H values.
         codes: h [T, N, Z], codes of N points of T tasks.
         mask: [T, N], False for points that are left out.
 

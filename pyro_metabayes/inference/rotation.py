@@ -36,7 +36,7 @@ class RotationHead(nn.Module):
         self.network = relu_network([num_classes, 8 * num_classes, TURNS])
 
     def loss(self, model: Model, w: Tensor, observed: Observed) -> Tensor:
-        """Compute the rotation loss L_rot [T] of each task in nats at the weights w [T, C, W].
+        """Compute the rotation loss L_rot [T] of each task in nats at the weights w [T, C, W] of the C classes.
 
         Raises:
             UsageError: the tasks have no rotated views of their queries.
@@ -44,12 +44,12 @@ class RotationHead(nn.Module):
         return self._of_outputs(model.outputs(w, every_turn(observed)), observed.query_mask)
 
     def gradient(self, model: Model, w: Tensor, observed: Observed) -> Tensor:
-        """Compute d L_rot / d w [T, C, W], also under torch.no_grad(); outer gradients flow through the result."""
+        """Compute d L_rot / d w per task, also under torch.no_grad(); outer gradients flow through the result."""
         outputs, pullback = model.outputs_and_pullback(w, every_turn(observed))
         return pullback(grad(lambda at: self._of_outputs(at, observed.query_mask).sum())(outputs))
 
     def _of_outputs(self, outputs: Tensor, mask: Tensor) -> Tensor:
-        """Compute L_rot [T] from the logits [T, 4 Q, C] of the Q queries and their rotations; mask [T, Q]."""
+        """Compute L_rot per task from the C logits of Q queries and their rotations [T, 4 Q, C]; mask [T, Q]."""
         log_probs = self.network(outputs).log_softmax(-1).unflatten(-2, (-1, TURNS))  # [T, Q, turn, answer]
         return -(log_probs.diagonal(dim1=-2, dim2=-1).mean(-1) * mask).sum(-1)
 

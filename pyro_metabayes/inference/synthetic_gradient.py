@@ -43,7 +43,7 @@ def view_of_queries(model: Model, w: Tensor, observed: Observed) -> tuple[Tensor
 
     Args:
         model: the model.
-        w: weights [..., T, C, W] of T tasks.
+        w: weights [..., T, C, W] of T tasks and C classes.
         observed: the tasks, with Q queries each.
 
     Returns:

@@ -52,6 +52,6 @@ class TaskNorm(nn.Module):
         return torch.addcmul(bias if term is None else bias + term, centred, scale)
 
     def _mean(self, x: Tensor, shares: Tensor) -> Tensor:
-        """Average x over the points, to [..., T, 1, C H], by a matrix product, which needs no copy of x."""
+        """Average x over the points of each task by a matrix product, which needs no copy of x."""
         mean = torch.bmm(shares, x) if x.dim() == 3 else shares @ x  # bmm has less overhead per call
         return mean.sum(-3, keepdim=True) if self.over_batch else mean

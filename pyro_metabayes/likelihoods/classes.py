@@ -28,7 +28,7 @@ class ClassPredictions(Predictions):
 
     @classmethod
     def of(cls, family: Any, labels: Tensor, mask: Tensor) -> Self:
-        """Construct the predictions from a likelihood, as `Predictions.of`; labels may also be numbers [T, Q, 1]."""
+        """Construct the predictions, as `Predictions.of`; `labels` may have a last axis of size 1."""
         one_per_query = labels.squeeze(-1).long() if labels.dim() == 3 else labels
         return cls(one_per_query, mask, cls.log_probs_by_query(family))
 
@@ -39,7 +39,7 @@ class ClassPredictions(Predictions):
 
     @classmethod
     def log_probs_by_query(cls, family: Any) -> Tensor:
-        """Return the normalised log probabilities [L, T, Q, C] of a likelihood with one label per query.
+        """Return the normalised log probabilities per draw, task, query and class [L, T, Q, C].
 
         Raises:
             UsageError: the likelihood has several labels per query.
@@ -56,7 +56,7 @@ class ClassPredictions(Predictions):
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """Measure the variation of the predictions over the L samples of w, [T, Q] by name.
+        """Measure the variation of the predictions over L samples w_l, per task and query [T, Q], by name.
 
         logit_variance is the variance over samples of the log probabilities, centred over classes. disagreement is the
         share of samples that predict another class than the averaged prediction (ties excluded). information is an
@@ -69,7 +69,7 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def variation(self) -> dict[str, Tensor]:
-        """Variation of these predictions over the samples of w, [T, Q] by name, as returned by `spread`."""
+        """Variation of these predictions over the samples of w, as returned by `spread`."""
         log_probs, averaged = self.log_probs, self.averaged
         num_samples = len(log_probs)
         centred = log_probs - log_probs.mean(-1, keepdim=True)
@@ -85,22 +85,22 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def log_prob(self) -> Tensor:
-        """Log-likelihood log p(y_i | x_i, w_l) of the labels, [L, T, Q] in nats."""
+        """Log-likelihood log p(y_i | x_i, w_l) per sample, task and query [L, T, Q], in nats."""
         return _of_class(self.log_probs, self.labels)
 
     @cached_property
     def probs(self) -> Tensor:
-        """Class probabilities p(y = c | x, w_l), [L, T, Q, C]."""
+        """Class probabilities p(y = c | x, w_l) per sample, task, query and class [L, T, Q, C]."""
         return self.log_probs.exp()
 
     @cached_property
     def negative_entropy(self) -> Tensor:
-        """Negative entropy sum_c p_c log p_c of the prediction of each sample, [L, T, Q] in nats."""
+        """Negative entropy sum_c p_c log p_c of the prediction per sample, task and query [L, T, Q], in nats."""
         return (self.probs * self.log_probs.clamp(min=_least(self.log_probs))).sum(-1)
 
     @cached_property
     def averaged(self) -> Tensor:
-        """Log of the class probabilities averaged over samples, log (1/L) sum_l p(y = c | x, w_l), [T, Q, C]."""
+        """Log of the average over L samples, log (1/L) sum_l p(y = c | x, w_l), per task, query and class."""
         if self.is_point:
             return self.log_probs.squeeze(0)
         largest = largest_of_samples(self.log_probs).clamp(min=_least(self.log_probs))
@@ -108,17 +108,17 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def hits(self) -> Tensor:
-        """[T, Q]: 1 if the most probable class of the averaged prediction is correct, else 0."""
+        """Per task and query: 1 if the most probable class of the averaged prediction is correct, else 0."""
         return (most_probable(self.averaged) == self.labels).to(self.log_probs.dtype)
 
     @cached_property
     def entropy(self) -> Tensor:
-        """Entropy of the averaged prediction (1/L) sum_l p(y | x, w_l), [T, Q] in nats."""
+        """Entropy of the averaged prediction (1/L) sum_l p(y | x, w_l) per task and query, in nats."""
         return class_entropy(self.averaged)
 
     @cached_property
     def information(self) -> Tensor:
-        """Mutual information of a label and w, [T, Q] in nats; 0 if L = 1.
+        """Mutual information of a label and w per task and query, in nats; 0 for a single sample of w.
 
         It is H[(1/L) sum_l p(y | x, w_l)] - (1/L) sum_l H[p(y | x, w_l)] with the entropy H. (Houlsby et al. 2011.)
         """
@@ -128,7 +128,7 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def hits_by_sample(self) -> Tensor:
-        """Whether each sample predicts the label [L, T, Q]; of tied classes a sample predicts the first."""
+        """Whether each sample of w predicts the label, per task and query; of tied classes the first is predicted."""
         classes = torch.arange(self.log_probs.shape[-1], device=self.labels.device)
         before = torch.where(classes < self.labels.unsqueeze(-1), 0.0, -torch.inf).to(self.log_probs.dtype)
         largest_before = (self.log_probs + before).amax(-1)
@@ -141,7 +141,7 @@ class ClassPredictions(Predictions):
 
 
 def _of_class(log_probs: Tensor, classes: Tensor) -> Tensor:
-    """Select the entries [L, T, Q] of log_probs [L, T, Q, C] for the given classes [T, Q]."""
+    """Select the log probability of one class per query, from values per draw, task, query and class [L, T, Q, C]."""
     index = classes.expand(log_probs.shape[:-1]).unsqueeze(-2)
     return log_probs.mT.gather(-2, index).squeeze(-2)
 
@@ -158,7 +158,7 @@ class BaseNovelPredictions(ClassPredictions):
 
     @cached_property
     def is_novel(self) -> Tensor:
-        """Whether the label of a query is a novel class [T, Q]."""
+        """Whether the label is a novel class, per task and query."""
         return self.labels < self.num_novel
 
 
@@ -168,7 +168,7 @@ def class_entropy(log_probs: Tensor) -> Tensor:
 
 
 def class_probabilities(likelihood: TorchDistribution) -> Tensor:
-    """Compute the class probabilities [L, T, Q, C] of a likelihood with batch [L, T, Q] over C classes.
+    """Compute the probabilities per draw, task, query and class [L, T, Q, C] of a likelihood with batch [L, T, Q].
 
     Raises:
         UsageError: the family is not registered, or its labels are not classes.
@@ -179,7 +179,7 @@ def class_probabilities(likelihood: TorchDistribution) -> Tensor:
 
 
 def class_log_probs(likelihood: TorchDistribution) -> Tensor:
-    """Compute the log probabilities [L, T, Q, C] of the classes under a likelihood with batch [L, T, Q].
+    """Compute the log probabilities per draw, task, query and class [L, T, Q, C] of a likelihood with batch [L, T, Q].
 
     Raises:
         UsageError: the family is not registered, or its labels are not classes.

@@ -23,7 +23,7 @@ class DrawsOutputs(Protocol):
     """Interface of a model that computes its outputs under the draws of a `LatinSquare` without computing w."""
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-        """Compute outputs(w, x) [L, T, N, *Y] under L draws of w [C, W] ~ N(loc, scale^2) by a Latin square.
+        """Compute outputs(w, x) per draw, task and point [L, T, N, *Y], for draws of w by a Latin square.
 
         Args:
             loc: mean of w [T, C, W], for T tasks.
@@ -38,7 +38,7 @@ class Drawn:
     """The likelihood of the queries under L draws of w ~ q.
 
     Attributes:
-        likelihood: p(y | x_query, w_l), batch [L, T, Q].
+        likelihood: p(y | x_query, w_l) per draw, task and query, batch [L, T, Q].
         square: the Latin square by which the draws share noise; None: the draws are independent.
     """
 
@@ -54,7 +54,7 @@ class Draws:
         model: the likelihood.
         w: independent draws [L, T, *W]; None: draws by a Latin square, represented by the next three attributes.
         loc: mean of w [T, C, W].
-        noise: shared noise vectors [T, G, M, W], from `LatinSquare.noise`.
+        noise: the result of `LatinSquare.noise`, M shared noise vectors [T, G, M, W].
         square: assignment of noise vectors to the C rows of each draw.
     """
 
@@ -72,8 +72,8 @@ class Draws:
 
         Args:
             model: the likelihood.
-            q: a distribution over w, batch [T].
-            num_samples: number of draws L.
+            q: a distribution over the weights w of T tasks, batch [T].
+            num_samples: number of draws.
         """
         normal: Any = innermost(q)
         if num_samples < 2 or not isinstance(normal, Normal) or normal.loc.dim() != 3 or not _draws_outputs(model):
@@ -86,14 +86,14 @@ class Draws:
         return cls(model, None, loc, noise, square)
 
     def outputs(self, x: Tensor) -> Tensor:
-        """Compute the outputs of the model (logits, means) [L, T, N, *Y] for inputs x [T, N, *X] under the draws."""
+        """Compute the outputs (logits, means) per draw, task and point [L, T, N, *Y] for inputs x [T, N, *X]."""
         model: Any = self.model
         if self.w is not None:
             return model.outputs(self.w, x)
         return model.outputs_of_draws(self.loc, self.noise, self.square, x)
 
     def likelihood(self, observed: Observed) -> TorchDistribution:
-        """Return the likelihood p(y | x_query, w_l) of the queries of `observed` under the draws, batch [L, T, Q]."""
+        """Return the likelihood p(y | x_query, w_l) per draw w_l, task and query of `observed`, batch [L, T, Q]."""
         if self.w is not None:
             return self.model.likelihood(self.w, observed.query_x, observed)
         return self.model.likelihood_of(self.outputs(observed.query_x))

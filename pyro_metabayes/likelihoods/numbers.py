@@ -33,7 +33,7 @@ class NumberPredictions(Predictions):
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """Measure the variation of the predictions over the L samples of w, [T, Q] by name.
+        """Measure the variation of the predictions over samples of w, per task and query [T, Q], by name.
 
         Let v be the variance over samples of the standardised mean (`standardised`) of one component of a label.
         logit_variance is the mean of v over the components. information is the sum of 1/2 log(1 + v), in nats: the
@@ -50,28 +50,28 @@ class NumberPredictions(Predictions):
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
-        """Return the predicted mean divided by the predicted standard deviation, [L, T, Q, Y]."""
+        """Return the predicted mean divided by the predicted sd, per sample of w, query and label component."""
         return family.mean / family.stddev
 
     @abstractmethod
     def cdf(self, y: Tensor) -> Tensor:
-        """Compute the CDF F_l(y) = P(label <= y | x, w_l) [L, T, Q, Y] of each of L samples at y [T, Q, Y]."""
+        """Compute the CDF P(label <= y | x, w_l) per sample w_l, [L, T, Q, Y], at values y [T, Q, Y] for each query."""
 
     @cached_property
     def log_prob(self) -> Tensor:
-        """Log-likelihood log p(y_i | x_i, w_l) of the labels, [L, T, Q] in nats; log density for continuous labels."""
+        """Log-likelihood log p(y_i | x_i, w_l) per sample, task and query, in nats (log density if continuous)."""
         return self.family.log_prob(self.labels).sum(-1)
 
     @property
     def mean(self) -> Tensor:
-        """Predicted mean (or median) of the label given each sample of w, [L, T, Q, Y] in the unit of y."""
+        """Predicted mean (or median) per sample, task, query and label component [L, T, Q, Y], in the unit of y."""
         return self.family.mean
 
     @cached_property
     def pit_bounds(self) -> Bounds:
         """Bounds of the probability integral transform (PIT): F(y - 1) and F(y) for integers, else F(y) twice.
 
-        F is the CDF averaged over samples, at the labels y. Both bounds are [T, Q, Y].
+        F is the CDF averaged over samples, at the labels y. Both bounds are [T, Q, Y], per task, query and component.
         """
         up_to = self.cdf(self.labels).mean(0)
         return (self.cdf(self.labels - 1).mean(0) if is_discrete(self.family) else up_to), up_to
@@ -97,5 +97,5 @@ class RealPredictions(NumberPredictions):
     """Predictions under a Normal likelihood."""
 
     def cdf(self, y: Tensor) -> Tensor:
-        """Compute the CDF Phi((y - mean_l) / sd_l) [L, T, Q, Y] of each of L samples at y [T, Q, Y]."""
+        """Compute the CDF Phi((y - mean_l) / sd_l) per sample w_l at values y per task, query and component."""
         return torch.special.ndtr((y - self.mean) / self.family.stddev)

@@ -15,7 +15,7 @@ class OrdinalPredictions(ClassPredictions):
 
     @property
     def pit_bounds(self) -> Bounds:
-        """P(class < y) and P(class <= y) of the averaged prediction at the labels y, both [T, Q]."""
+        """P(class < y) and P(class <= y) of the averaged prediction at the labels y, per task and query."""
         probabilities, label = self.averaged.exp(), self.labels.unsqueeze(-1)
         up_to = probabilities.cumsum(-1)
         high = up_to.gather(-1, label).squeeze(-1)

@@ -33,7 +33,7 @@ class Predictions(ABC):
         """Construct the predictions from a likelihood and the labels.
 
         Args:
-            family: the likelihood without wrappers, batch [L, T, Q], or [L, T, Q, Y] for labels of Y numbers.
+            family: the likelihood without wrappers, batch [L, T, Q] (draw, task, query), or [L, T, Q, Y] for Y numbers.
             labels: [T, Q] classes, or [T, Q, Y] numbers.
             mask: [T, Q], False for masked queries.
         """
@@ -41,7 +41,7 @@ class Predictions(ABC):
     @classmethod
     @abstractmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """Measure the variation of the predictions over the samples of w, tensors [T, Q] by name.
+        """Measure the variation of the predictions over samples of w, per task and query [T, Q], by name.
 
         The names are those of `collapse.prior_spread`, such as logit_variance.
 
@@ -52,11 +52,11 @@ class Predictions(ABC):
     @property
     @abstractmethod
     def log_prob(self) -> Tensor:
-        """Log-likelihood log p(y_i | x_i, w_l) of the labels, [L, T, Q] in nats; log density for continuous labels."""
+        """Log-likelihood log p(y_i | x_i, w_l) per sample, task and query, in nats (log density if continuous)."""
 
     @property
     def pit_bounds(self) -> Bounds | None:
-        """Predictive CDF below and at the labels y, both [T, Q] or [T, Q, Y]; None for unordered classes.
+        """Predictive CDF below and at the labels y, per task and query; None for unordered classes.
 
         These are P(label < y) and P(label <= y) under the mixture over samples of w. For continuous labels both are
         P(label <= y). They bound the randomised probability integral transform (PIT).

@@ -24,12 +24,12 @@ class StudentTPredictions(NumberPredictions):
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
-        """Return loc / scale [L, T, Q, Y]; the scale replaces the standard deviation, which is infinite for df <= 2."""
+        """Return loc / scale per sample of w and label; unlike the scale, the sd is infinite for df <= 2."""
         return family.loc / family.scale
 
     @property
     def mean(self) -> Tensor:
-        """Median loc of each sample [L, T, Q, Y], which is the mean if df > 1."""
+        """Median loc of the label per sample, task, query and component, which is the mean if df > 1."""
         return self.family.loc
 
     def cdf(self, y: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def _log_gamma_ratio(a: Tensor) -> Tensor:
 
 
 def _centre(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
-    """Compute c times the integral of cos(s)^(df - 1) over s from 0 to theta, where tangent = tan(theta).
+    """Compute c = exp(log_c) times the integral of cos(s)^(df - 1) over s from 0 to theta, where tangent = tan(theta).
 
     The integral ends at s = 8 / sqrt(df), since the integrand is negligible beyond.
     """
@@ -80,9 +80,10 @@ def _centre(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
 
 
 def _tail(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
-    """Compute c times the integral of sin(s)^(df - 1) over s from 0 to phi = pi / 2 - theta, tangent = tan(theta).
+    """Compute c = exp(log_c) times the integral of sin(s)^(df - 1) over s from 0 to phi = pi / 2 - theta.
 
-    With s = phi v^(1 / df) it is phi^df / df times the integral of (sin(s) / s)^(df - 1) over v from 0 to 1.
+    The argument `tangent` is tan(theta). With s = phi v^(1 / df) the integral is phi^df / df times the integral of
+    (sin(s) / s)^(df - 1) over v from 0 to 1.
     """
     phi = torch.atan(1 / tangent)
 
