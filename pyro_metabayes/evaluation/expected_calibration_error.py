@@ -18,7 +18,7 @@ def confidence_and_hits(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, 
     """Compute the probability of the most probable class of each query, and whether that class is correct.
 
     Args:
-        probabilities: [..., C].
+        probabilities: [..., C], for C classes.
         labels: [...] classes.
 
     Returns:

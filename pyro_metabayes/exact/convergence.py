@@ -44,7 +44,7 @@ def tail_size(x: Tensor) -> Tensor:
 
 
 def _split(x: Tensor) -> Tensor:
-    """Split every chain of draws [chains, draws, ...] into two halves; an odd middle draw is left out."""
+    """Split every chain of draws [chains, draws, ...] into two halves; the middle draw of an odd number is left out."""
     half = x.shape[1] // 2
     return torch.cat((x[:, :half], x[:, x.shape[1] - half :]))
 

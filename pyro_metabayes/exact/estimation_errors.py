@@ -145,7 +145,7 @@ def _parts(psi: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _parameters(fitted: MixedEffects, free: Tensor) -> Tensor:
-    """Concatenate fitted parameters to the vector psi; `free` marks the elements of L that are estimated."""
+    """Concatenate the fitted parameters to one vector psi; `free` marks the estimated elements of the factor."""
     least = LEAST_VARIANCE * fitted.noise**2 * torch.eye(len(free), dtype=fitted.noise.dtype)
     factor = torch.linalg.cholesky(fitted.covariance + least) / fitted.noise
     return torch.cat((fitted.coefficients, factor[free], fitted.noise.log().view(1)))

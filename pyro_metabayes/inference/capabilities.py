@@ -145,12 +145,12 @@ class IntegratesGaussian(Protocol):
 WORDS: dict[type, tuple[str, str]] = {
     HasPrior: ("a prior that can be chosen", "use another model="),
     HasPrototypes: ("class prototypes", "use another guide, or guide.initialisation=global if it has this setting"),
-    HasClassMeans: ("classes that are given by their means", "use model=few_shot_classifier"),
+    HasClassMeans: ("class means", "use model=few_shot_classifier"),
     HasClassTerm: ("a term per class", "use model=few_shot_classifier"),
     HasInitialPoint: ("a random initial point", "use another guide"),
     HasHead: ("a head", "use model=few_shot_classifier"),
-    FromClassifier: ("classes whose weights are known", "use model=few_shot_classifier"),
-    HasQueryView: ("a view of its queries", "use model=lwof"),
+    FromClassifier: ("a conversion of classifier weights", "use model=few_shot_classifier"),
+    HasQueryView: ("the method query_view", "use model=lwof"),
     HasBaseClasses: ("base classes", "use model=lwof"),
     Conjugate: ("an exact posterior", "use data=gaussian_mean, data=linear_regression or data=groups"),
 }

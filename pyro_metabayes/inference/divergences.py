@@ -178,7 +178,7 @@ def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Ten
     kl = closed_form_kl(q, p)
     if kl is None:
         got = f"{type(innermost(q)).__name__} and {type(innermost(p)).__name__}"
-        raise UsageError(f"expected a prior with a closed-form KL for an inner loop, got {got}; use prior=gaussian")
+        raise UsageError(f"expected a KL in closed form for an inner loop, got that of {got}; use prior=gaussian")
     return kl
 
 

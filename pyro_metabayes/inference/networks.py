@@ -1,4 +1,4 @@
-"""Small networks of encoders and decoders."""
+"""Small fully connected networks, averages over points and a relation network, for encoders and decoders."""
 
 from __future__ import annotations
 
