@@ -117,7 +117,7 @@ def latent_from(distribution: TorchDistribution, value_of: Callable[[str, TorchD
     """Compute a value for each site by value_of(name, distribution), and concatenate the values to a latent.
 
     Args:
-        distribution: of the latent. If it is not a Joint, the latent has the single site "w".
+        distribution: the distribution of the latent. If it is not a Joint, the latent has the single site "w".
         value_of: computes the value of a site, given the distribution of the site.
     """
     if isinstance(distribution, Joint):

@@ -138,7 +138,7 @@ class IntegratesGaussian(Protocol):
         """Integrate p(y_i | x_i, w) q(w) over w per task and query i: batch [T, Q], event [Y] for Y outputs."""
 
     def log_predictive(self, q: TorchDistribution, episodes: Episodes) -> Tensor:
-        """Compute log of the integral of prod_i p(y_i | x_i, w) q(w) over w per task, in nats, unmasked queries i."""
+        """Compute the log of the integral over w of q(w) prod_i p(y_i | x_i, w) per task, for unmasked queries i."""
 
 
 # For the error about a missing capability: a description, and what to do.

@@ -106,7 +106,7 @@ def factor_of_points(v: Tensor) -> Tensor:
 
 
 def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
-    """Compute log det(diag(precision) + U U^T) per task from the determinant of a matrix of the smaller size of U.
+    """Compute log det(diag(precision) + U U^T) per task, from a determinant of the smaller of the two sides of U.
 
     Args:
         root: U [T, *W, M], with M columns for each of T tasks.
