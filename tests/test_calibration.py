@@ -229,7 +229,7 @@ def test_a_truth_over_another_latent_is_not_compared() -> None:
     learner, episodes, source = pair.learner(), pair.tasks(), LinearGaussian(3, 2)
     metrics = evaluate(learner, episodes, seed=0, progress=False, truth=source).metrics
     assert metrics["oracle_mse"] is None and metrics["coverage90_of_truth"] is None and metrics["mse"] > 0
-    with pytest.raises(UsageError, match=r"whose latent has the shape \[\d+\] of the model, got shape \[2, 3\]"):
+    with pytest.raises(UsageError, match=r"of the model's weights, \[\d+\], got shape \[2, 3\]"):
         sbc_ranks(learner, episodes, truth=source)
 
 
@@ -248,9 +248,9 @@ def test_uniform_ranks_are_flagged_at_the_stated_rate() -> None:
     [
         (
             Pair("sib", settings={"posterior": "delta"}),
-            "expected a posterior with a density for ranks, got a point estimate",
+            "expected a posterior that can be sampled, got a point estimate",
         ),
-        (Pair("sib", "flat"), "expected a prior from which w can be drawn, got a flat one"),
+        (Pair("sib", "flat"), "expected a prior that can be sampled, got a flat prior"),
     ],
     ids=str,
 )

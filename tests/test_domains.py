@@ -324,7 +324,7 @@ def test_the_rotation_loss_joins_the_loss_but_no_bound() -> None:
 
 def test_without_turned_views_the_step_is_refused() -> None:
     guide = Pair("sib", "flat", settings=START).learner().guide
-    with pytest.raises(UsageError, match=r"expected tasks with rotated views .* got none; use data=digit_domains or"):
+    with pytest.raises(UsageError, match=r"with rotated images .* got tasks without; use data=digit_domains or"):
         guide.posterior(random_tasks().observed())
 
 
@@ -342,7 +342,9 @@ def test_guides_start_at_the_pretrained_classifier() -> None:
         state = learner.guide.state_dict()
         point = state["initial"] if "initial" in state else state["start.point"]
         torch.testing.assert_close(point, functional.normalize(weights, dim=-1))
-    with pytest.raises(UsageError, match="expected a model with classes whose weights are known for guide=source_only"):
+    with pytest.raises(
+        UsageError, match="expected a model with a conversion of classifier weights for guide=source_only"
+    ):
         Pair("source_only", "flat", model="linear_regression").learner()
     with pytest.raises(UsageError, match=r"expected a labelled support set for this guide, got task.shot=0"):
         Pair("proto", "flat").learner().guide.posterior(random_tasks(shot=0).observed())

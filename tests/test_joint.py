@@ -107,7 +107,7 @@ def test_what_cannot_be_joined_is_refused() -> None:
     with pytest.raises(UsageError, match="at least one site"):
         Joint({})
     flat = Pair("maml", "flat").learner().model.prior(Pair("maml", "flat").tasks())
-    with pytest.raises(UsageError, match="flat distribution at 'w'"):
+    with pytest.raises(UsageError, match="flat distribution for site 'w'"):
         Joint({"w": flat})
 
 

@@ -98,7 +98,7 @@ def test_wandb_without_a_login_is_one_advice(tmp_path: Path, monkeypatch: pytest
         raise wandb.Error("No API key configured. Use `wandb login` to log in.")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(UsageError, match=r"got: No API key configured; log in with `wandb login`, or set"):
+    with pytest.raises(UsageError, match=r"got the error: No API key configured; log in with `wandb login`, or set"):
         WandB(tmp_path, "a")
 
 
@@ -176,7 +176,8 @@ def test_a_mistake_is_told_in_one_line(arguments: str, tmp_path: Path, monkeypat
 def test_a_missing_package_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr("pyro_metabayes.loggers.lightning.find_spec", lambda _: None)
-    expected = f"expected the package {name} for logger={name}, got none; pip install 'pyro_metabayes.{name}.'"
+    expected = f"expected the package {name} for logger={name}, but it is not installed; "
+    expected += f"run: pip install 'pyro_metabayes.{name}.'"
     with pytest.raises(UsageError, match=expected):
         {
             "mlflow": lambda: MLflow("a"),

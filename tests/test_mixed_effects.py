@@ -105,7 +105,7 @@ def test_mistakes_are_named() -> None:
     episodes = ragged()
     with pytest.raises(UsageError, match="expected groups whose points are all queries"):
         fit(random_regressions(targets=1), 1)
-    with pytest.raises(UsageError, match="expected more points than 3 coefficients, got"):
+    with pytest.raises(UsageError, match="expected more than 3 points, the number of coefficients, got"):
         fit(episodes.tasks(slice(0, 1)).map_tensors(lambda value: value[:, :2]), 1)
     with pytest.raises(UsageError, match="expected samples >= 4 and warmup >= 1 for NUTS, got 2 and 0"):
         sampled(episodes, RANDOM, 2, 0)

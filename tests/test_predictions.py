@@ -192,7 +192,7 @@ def test_accuracy_counts_the_most_probable_class(name: str) -> None:
 
 def test_several_classes_per_query_are_refused() -> None:
     likelihood, y = Bernoulli(logits=torch.zeros(1, 1, 4, 2)).to_event(1), torch.zeros(1, 4, 2)
-    with pytest.raises(UsageError, match="expected one label per query of a Bernoulli likelihood, got 2"):
+    with pytest.raises(UsageError, match="expected one label per query for a Bernoulli likelihood, got 2"):
         scores_of(likelihood, y, all_true(1, 4))
 
 
@@ -337,7 +337,7 @@ def test_a_family_without_a_support_is_refused(registry: None) -> None:
 
     register(Unsupported)(CountsByCdf)
     likelihood = Unsupported(torch.full((1, 2, 3, 1), 0.5), validate_args=False)
-    with pytest.raises(UsageError, match=r"with a `support`, got Unsupported without one; define Unsupported\.support"):
+    with pytest.raises(UsageError, match=r"attribute support, got Unsupported without it; define Unsupported.support"):
         _ = predictions_of(likelihood.to_event(1), torch.ones(2, 3, 1), all_true(2, 3)).pit_bounds
 
 
@@ -367,7 +367,7 @@ def test_the_nearest_registered_class_is_taken(registry: None) -> None:
 
 
 def test_probabilities_of_numbers_are_refused() -> None:
-    with pytest.raises(UsageError, match="expected a likelihood of classes, got StudentT; use posterior_predictive"):
+    with pytest.raises(UsageError, match=r"likelihood over classes, got StudentT; use learner\.posterior_predictive"):
         class_probabilities(StudentT(3.0, torch.zeros(1, 1, 1, 1)).to_event(1))
 
 

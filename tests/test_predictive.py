@@ -58,7 +58,7 @@ def test_passing_the_labels_would_be_vacuous() -> None:
     learner, episodes = SIB.learner(), SIB.tasks()
     repeated = Predictive(learner.model, guide=learner.guide, num_samples=5, parallel=True)(episodes)["query_y"]
     assert (repeated == episodes.query_y).all()
-    with pytest.raises(UsageError, match="expected tasks without query labels"):
+    with pytest.raises(UsageError, match="expected an Observed, got Episodes"):
         draws_of(learner, episodes, 5)
     honest = draws_of(learner, episodes.observed(), 50).y
     assert 0 < (honest == episodes.query_y).float().mean().item() < 1
@@ -130,7 +130,7 @@ def test_without_arviz_one_line_says_what_to_install(monkeypatch: pytest.MonkeyP
 
     draws = predictive_draws(SIB.learner(), SIB.tasks(), 2)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UsageError, match="expected ArviZ for to_arviz, found none; run: pip install"):
+    with pytest.raises(UsageError, match="package arviz for to_arviz, but it is not installed; run: pip install"):
         to_arviz(draws)
 
 

@@ -70,7 +70,7 @@ def test_a_step_of_svi_is_that_of_our_objective(pair: Pair, name: str) -> None:
 def test_a_compiled_objective_is_refused_in_one_line(pair: Pair, name: str) -> None:
     keywords = {"max_plate_nesting": 1} if "Enum" in name else {}
     svi = svi_of(pair.learner(), getattr(infer, name)(ignore_jit_warnings=True, **keywords))
-    with pytest.raises(UsageError, match=r"^expected an objective that is not compiled, .*; use Trace_ELBO instead"):
+    with pytest.raises(UsageError, match=r"^expected an objective that is not compiled, .*; use the class without Jit"):
         svi.step(pair.tasks())
 
 

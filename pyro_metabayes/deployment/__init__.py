@@ -1,1 +1,1 @@
-"""Predictions outside training: tasks whose support set is encoded once, and programs that run without the package."""
+"""Use of trained learners: tasks whose support set is encoded once, and exported programs without this package."""

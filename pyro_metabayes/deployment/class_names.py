@@ -1,4 +1,4 @@
-"""Names of classes, of any type, and their numbers."""
+"""Conversion of class names of any type to class numbers 0, ..., C - 1."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from pyro_metabayes.prediction.tensors import readable_labels
 
 
 def classes_of(y: Any, num_points: int) -> tuple[np.ndarray, np.ndarray]:
-    """The C class names, sorted, and the class [S] of each support point as a number from 0 to C - 1.
+    """Convert the class names of the support points to numbers.
 
     Args:
-        y: class names [S]: text, integers or bools, as an array, a tensor or a list.
-        num_points: S.
+        y: one class name per support point [S]: text, integers or bools, as an array, a tensor or a list.
+        num_points: S, the number of support points.
+
+    Returns:
+        The C class names, sorted, and the class [S] of each support point as a number from 0 to C - 1.
 
     Raises:
-        UsageError: not one name per support point, missing names, numbers with fractions, or fewer than two classes.
+        UsageError: there is not one name per support point, names are missing or are numbers with fractions, or there
+            are fewer than two classes.
     """
     names = np.asarray(readable_labels("support_y", y))
     if names.shape != (num_points,):

@@ -1,4 +1,4 @@
-"""A learner that is used where it is not trained: tasks encoded once, exported programs."""
+"""The methods `task` and `export` of a learner, for predictions outside training."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from pyro_metabayes.storage.paths import user_path
 
 
 class Deployable(Predicts):
-    """A learner whose predictions are used elsewhere."""
+    """A learner that makes tasks with a support set encoded once (`task`), and exports programs (`export`)."""
 
     @torch.no_grad()
     def task(self, support_x: Array, support_y: Any, num_samples: int = 100, seed: int = 0) -> ClassTask | NumberTask:
-        """A task whose support set is encoded once, for predictions of any number of query sets.
+        """Encode a support set once, and return a task that predicts any number of query sets.
 
             task = learner.task(support_x, names)
             task.predict(query_x)        # names
             task.predict_proba(query_x)  # [Q, C], columns in the order of task.classes
 
-        With an inductive guide the posterior is computed here, and a prediction only applies it. With a transductive
-        guide the posterior depends on the queries, so each call computes it from its own batch; the features of the
-        support set are computed here unless they depend on the queries too. Predictions equal those of `predict` with
-        the same seed. After further training of the learner, make a new task.
+        With an inductive guide the posterior is computed once, by this call. With a transductive guide the posterior
+        depends on the queries, so each prediction computes it from its own queries; the features of the support set are
+        computed once unless they depend on the queries too. Predictions equal those of `predict` with the same seed.
+        After further training of the learner, make a new task.
 
         Args:
-            support_x: [S, *X], as in `predict`.
+            support_x: inputs of S support points [S, *X], as in `predict`.
             support_y: [S] class names, text or integers, of at least two classes; or [S] or [S, Y] numbers.
             num_samples: number of draws of w; unused if predictions have a closed form.
             seed: seed of these draws.
@@ -80,21 +80,22 @@ class Deployable(Predicts):
             learner.export("few_shot.pt2", num_classes=5)
             probabilities, spread = torch.export.load("few_shot.pt2").module()(support_x, support_y, query_x)
 
-        The program takes tensors support_x [S, *X] and query_x [Q, *X] in the dtype of the learner, and support_y [S],
-        int64 classes 0 to C - 1, or [S, Y] numbers. It returns the fields of the prediction. It does not check its
-        inputs as `predict` does; its probabilities are NaN unless each class has a support point. The number of
-        classes, the shape of an input and the random draws, which are those of `predict` with the same seed, are fixed.
-        With a transductive guide its predictions depend on the whole query set.
+        For S support points and Q queries the program takes support_x [S, *X] and query_x [Q, *X] in the dtype of the
+        learner, and support_y, int64 classes 0 to C - 1 [S] or Y numbers per point [S, Y]. It returns the fields of the
+        prediction. It does not check its inputs as `predict` does; probabilities are NaN unless each class has a
+        support point. The number of classes C, the input shape *X and the random draws are fixed by the export; the
+        draws are those of `predict` with the same seed. With a transductive guide the predictions depend on the whole
+        query set.
 
         Args:
             path: a file NAME.pt2, or NAME.onnx with the extra `onnx` (pip install 'pyro_metabayes[onnx]').
-            num_classes: C; None: that of the guide, if it serves one number of classes, or 0 in a regression.
-            input_shape: *X; None: that of the learner. Needed if the learner takes inputs of any size.
+            num_classes: C; None: the number of classes of the guide, if it serves only one, or 0 in a regression.
+            input_shape: *X; None: the input shape of the learner, unless the learner takes inputs of any size.
             num_samples: number of draws of w; unused if predictions have a closed form.
             seed: seed of the draws.
 
         Returns:
-            The program.
+            The exported program, which is also in the file.
 
         Raises:
             UsageError: torch cannot trace the learner, or ONNX lacks an operator; no file is written.
@@ -109,7 +110,7 @@ class Deployable(Predicts):
         return program
 
     def _classes_to_export(self, chosen: int | None) -> int:
-        """C of an exported program; 0 in a regression."""
+        """Return the number of classes of the exported program; 0 in a regression."""
         if self.num_targets:
             if chosen:
                 raise UsageError(f"expected no num_classes for a regression, got {chosen!r}; leave it out")

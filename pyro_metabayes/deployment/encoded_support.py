@@ -1,4 +1,4 @@
-"""The approximate posterior of one task, computed once for any number of query sets if the guide is inductive."""
+"""Encoding of the support set of one task, reused for any number of query sets."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pyro_metabayes.seeding import noise_of
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """q(w | support [, x_query]) of one task, and the noise with which it is sampled.
+    """The approximate posterior q(w | support [, x_query]) of one task, with the seed and states of its draws.
 
     Attributes:
         model: the likelihood.
         q: batch [1], event [*W].
         num_samples: number of draws of w.
         seed: seed of the draws.
-        states: states of the generators after q was computed, from which w is drawn.
+        states: generator states, by device, after q was computed; the draws of w start from these states.
     """
 
     model: Model
@@ -39,19 +39,19 @@ class Posterior:
 
     @cached_property
     def draws(self) -> tuple[Draws, Mapping[torch.device, Tensor]]:
-        """Draws of w, and the states of the generators after them."""
+        """Draws of w from q, and the generator states, by device, after these draws."""
         with noise_of(self.seed, self.states) as generators:
             return Draws.of(self.model, self.q, self.num_samples), generators.states()
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The posterior of a task, and features of queries.
+    """The approximate posterior of a task and the features of Q queries, from which predictions follow.
 
     Attributes:
-        posterior: the posterior.
-        support: the task, with any queries.
-        query_x: features [1, Q, F] of the queries.
+        posterior: the approximate posterior over w.
+        support: the task, whose own queries are not used.
+        query_x: [1, Q, F], F features of each of the Q queries.
     """
 
     posterior: Posterior
@@ -60,19 +60,18 @@ class Answer:
 
     @property
     def data(self) -> Observed:
-        """The task with these queries; its checks take as long as a prediction, so it is made where it is needed."""
+        """The task with these queries. It is constructed on access, since its checks take as long as a prediction."""
         return with_queries(self.support, self.query_x)
 
 
 class EncodedSupport:
-    """The support set of one task, encoded once.
+    """The support set of one task, for which as much as possible is computed once, in the constructor.
 
-    What is computed once depends on the learner. Its guide may be inductive or transductive, and its backbone may map
-    points one by one or relative to the other points of the task.
+    The learner determines how much that is:
 
-    * inductive guide, features that do not depend on the queries: features of the support set and posterior;
-    * transductive guide, a backbone of single points: features of the support set;
-    * features that depend on all points of the task: the checks of the support set alone.
+    * inductive guide, and features that do not depend on the queries: features of the support set, and the posterior;
+    * transductive guide, and features that do not depend on the queries: features of the support set;
+    * features that depend on all points of the task, support and queries: only checks of the support set.
 
     Args:
         learner: the learner.
@@ -101,7 +100,7 @@ class EncodedSupport:
         return self._once is None
 
     def at(self, queries: Tensor) -> Answer:
-        """The posterior and the features of the given queries.
+        """Return the approximate posterior, computed now if it depends on the queries, and the features of the queries.
 
         Args:
             queries: query inputs [Q, *X], from `support.queries`.

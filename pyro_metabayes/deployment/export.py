@@ -1,4 +1,4 @@
-"""Exports the predictions of a learner to a file that runs without this package."""
+"""Export of the predictions of a learner to a file that runs without this package."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CLOSE = {torch.float64: 1e-8}  # largest error of the check, relative and absolu
 def exported_program(
     learner: Predicts, num_classes: int, input_shape: Sequence[int], num_samples: int, seed: int
 ) -> ExportedProgram:
-    """The predictions of a learner as a program of torch, with free numbers of support and query points.
+    """Trace the predictions of a learner with torch.export, for any number of support and query points.
 
     Args:
         learner: the learner.
-        num_classes: C; 0 in a regression.
-        input_shape: *X.
+        num_classes: number of classes of a task; 0 in a regression.
+        input_shape: shape of one input.
         num_samples: number of draws of w.
         seed: seed of the draws.
 
@@ -73,14 +73,14 @@ def check_file(path: Path) -> None:
 
 
 def check_input_shape(shape: Sequence[int | None], given: Any) -> Sequence[int]:
-    """The shape *X of an input of the program.
+    """Determine the shape of one input of the exported program.
 
     Args:
-        shape: that of the learner; None: any size.
-        given: the one that the user chooses; None: that of the learner.
+        shape: input shape of the learner, with None for an axis of any size.
+        given: input shape that the user chooses; None: the input shape of the learner.
 
     Raises:
-        UsageError: a size is unknown, or another than that of the learner.
+        UsageError: the size of an axis is not known, or differs from the size in the learner.
     """
     if not isinstance(given, Sequence | None):
         raise UsageError(f"expected input_shape to be a list of sizes, such as [256], got {given!r}; pass a list")
@@ -95,7 +95,7 @@ def check_input_shape(shape: Sequence[int | None], given: Any) -> Sequence[int]:
 
 
 def _points(learner: Predicts, num_classes: int, input_shape: Sequence[int], shot: int, queries: int) -> Points:
-    """A random task; inputs are between 0 and 1, as images are."""
+    """Generate a random task; inputs are between 0 and 1, like the pixels of images."""
     like, generator = next(learner.parameters()), torch.Generator().manual_seed(0)
 
     def inputs(number: int, *shape: int) -> Tensor:
@@ -108,7 +108,7 @@ def _points(learner: Predicts, num_classes: int, input_shape: Sequence[int], sho
 
 
 def _check(got: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Raise a UsageError if the program differs from the learner on a task of another size."""
+    """Raise a UsageError if the outputs of program and learner differ on a task of another size than the traced one."""
     close = CLOSE.get(expected[0].dtype, 1e-4)
     for value, other in zip(got, expected, strict=True):
         if not torch.allclose(value, other, rtol=close, atol=close, equal_nan=True):

@@ -1,4 +1,4 @@
-"""Records the random numbers that a computation draws, and repeats them in another run of it."""
+"""Recording of the random numbers that a computation draws, and their reuse when it runs again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pyro_metabayes.handlers.own_generators import OwnGenerators
 
 
 class RecordedNoise(TorchFunctionMode):
-    """Draws from separate generators, as in `noise_of`, and records them: `with draws_by(RecordedNoise(seed))`.
+    """Torch mode that draws random numbers from generators of its own and records them.
+
+    It is used as `with draws_by(RecordedNoise(seed))`. The numbers are those of `noise_of(seed)`.
 
     Attributes:
-        draws: what was drawn, in the order of the draws.
-        functions: the functions of torch that drew.
+        draws: the recorded tensors, in the order of the draws.
+        functions: the functions of torch that drew them.
     """
 
     def __init__(self, seed: int) -> None:
@@ -36,20 +38,20 @@ class RecordedNoise(TorchFunctionMode):
         return value
 
     def states(self) -> dict[torch.device, Tensor]:
-        """State of each generator that has been used, by device."""
+        """Return the state of each generator that has been used, by device."""
         return self._generators.states()
 
     def set_states(self, states: Mapping[torch.device, Tensor]) -> None:
-        """Restore the generators."""
+        """Restore the generators from their states, by device."""
         self._generators.set_states(states)
 
 
 class RepeatedNoise(TorchFunctionMode):
-    """Returns the recorded draws in place of new ones. It calls no generator, so torch.export can trace it.
+    """Torch mode that returns recorded draws instead of new draws. It calls no generator, so torch.export can trace it.
 
     Args:
-        draws: `RecordedNoise.draws`.
-        functions: `RecordedNoise.functions`.
+        draws: the recorded tensors, `RecordedNoise.draws`.
+        functions: the functions of torch that drew them, `RecordedNoise.functions`.
     """
 
     def __init__(self, draws: Sequence[Tensor], functions: set[Any]) -> None:
@@ -63,7 +65,7 @@ class RepeatedNoise(TorchFunctionMode):
         return {}
 
     def set_states(self, states: Mapping[torch.device, Tensor]) -> None:
-        """Nothing: draws that a computation repeats were recorded twice."""
+        """Do nothing: if a computation restores a state and draws again, these draws were recorded a second time."""
 
 
 def _equal(states: Mapping[torch.device, Tensor], others: Mapping[torch.device, Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""Programs as ONNX files; the only file that needs the extra `onnx`."""
+"""Conversion of exported programs to ONNX files; the only module that needs the extra `onnx`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ OUTPUTS = {2: ["probabilities", "spread"], 4: ["mean", "sd", "lower", "upper"]} 
 
 
 def onnx_bytes(program: ExportedProgram) -> bytes:
-    """The content of an ONNX file, whose inputs and outputs have the names in `INPUTS` and `OUTPUTS`.
+    """Convert a program to the content of an ONNX file, with inputs and outputs named as in `INPUTS` and `OUTPUTS`.
 
     Args:
-        program: a program of `exported_program`.
+        program: a program from `exported_program`.
 
     Raises:
-        UsageError: ONNX has no operator for a step of the program.
+        UsageError: ONNX lacks an operator that the program needs.
     """
     outputs = OUTPUTS[len(program.graph_signature.user_outputs)]
     try:
@@ -40,7 +40,7 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
 
 
 def check_packages() -> None:
-    """Raise a UsageError if a package of the extra is not installed."""
+    """Raise a UsageError if a package of the extra `onnx` is not installed."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise UsageError(
             f"expected the packages of the extra `onnx`, got none called {', '.join(missing)}; run: "

@@ -22,15 +22,16 @@ Points = tuple[Tensor, Tensor, Tensor]  # support_x, support_y, query_x
 
 
 class Program(nn.Module):
-    """support_x [S, *X], support_y [S] or [S, Y], query_x [Q, *X] -> the fields of `MetaLearner.predict`, as a tuple.
+    """Module that maps S support points and Q queries of a task to the prediction for the queries.
 
-    Outputs have no gradient. The random numbers are those of a seed, fixed when the program is made.
+    The inputs are support_x [S, *X], support_y [S] or [S, Y], and query_x [Q, *X]. The prediction is a tuple of the
+    fields of `MetaLearner.predict`, without gradient. The random numbers are fixed.
 
     Args:
         learner: the learner.
-        num_classes: C; 0 in a regression.
+        num_classes: number of classes of a task; 0 in a regression.
         num_samples: number of draws of w.
-        noise: the draws of a prediction.
+        noise: the recorded random numbers of a prediction.
     """
 
     def __init__(self, learner: Predicts, num_classes: int, num_samples: int, noise: RecordedNoise) -> None:
@@ -49,17 +50,17 @@ class Program(nn.Module):
 
 
 def recorded_noise(learner: Predicts, points: Sequence[Points], num_classes: int, num_samples: int, seed: int) -> Any:
-    """The noise of a prediction, which must not depend on the number of points.
+    """Record the random numbers of a prediction, whose shapes must not depend on the number of points of a task.
 
     Args:
         learner: the learner.
-        points: tasks of different sizes.
-        num_classes: C; 0 in a regression.
+        points: tasks with different numbers of points.
+        num_classes: number of classes of a task; 0 in a regression.
         num_samples: number of draws of w.
         seed: seed of the draws.
 
     Raises:
-        UsageError: the number of draws depends on the number of points.
+        UsageError: the shapes of the random numbers depend on the number of points.
     """
     recorded = []
     for task in points:
@@ -76,15 +77,18 @@ def recorded_noise(learner: Predicts, points: Sequence[Points], num_classes: int
 
 
 def predictions(learner: Predicts, points: Points, num_classes: int, num_samples: int) -> tuple[Tensor, ...]:
-    """Probabilities and their spread [Q, C], or mean, sd, lower and upper [Q, Y].
-
-    Probabilities are NaN if a label is not one of 0 to C - 1, or a class has no support point.
+    """Predict the Q queries of one task, without checks of the inputs.
 
     Args:
         learner: the learner.
-        points: the task.
-        num_classes: C; 0 in a regression.
+        points: support_x [S, *X] and support_y [S] or [S, Y] of S support points, and query_x [Q, *X].
+        num_classes: number of classes C; 0 in a regression.
         num_samples: number of draws of w.
+
+    Returns:
+        Class probabilities and their standard deviation over draws of w, each [Q, C]; in a regression mean, standard
+        deviation, lower and upper bound of the label, each [Q, Y]. Probabilities are NaN if a label is not one of
+        0, ..., C - 1, or a class has no support point.
     """
     support_x, support_y, query_x = (value.unsqueeze(0) for value in points)
     known = support_y.clamp(0, num_classes - 1) if num_classes else support_y  # one_hot fails for other labels
@@ -101,6 +105,6 @@ def predictions(learner: Predicts, points: Points, num_classes: int, num_samples
 
 
 def _has_every_class(y: Tensor, num_classes: int) -> Tensor:
-    """Whether labels are 0 to C - 1, each at least once."""
+    """Return whether the labels y are 0, ..., C - 1, and each class has at least one point; a boolean scalar."""
     present = (y.unsqueeze(-1) == torch.arange(num_classes, device=y.device)).any(1).all()
     return present & ((y >= 0) & (y < num_classes)).all()

@@ -1,4 +1,4 @@
-"""Predictions for many query sets of one task, from arrays and to arrays."""
+"""Predictions for many query sets of one task, with arrays or tensors as inputs and outputs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pyro_metabayes.prediction.tensors import Array, returned_like
 from pyro_metabayes.seeding import noise_of
 from pyro_metabayes.validation.trained_on import warn_if_unfamiliar
 
-LEVEL = 5  # of the caller of a method below, in the stack of a warning
+LEVEL = 5  # stack level at which a warning points to the caller of a method below
 
 
 class ClassTask:
-    """Predictions of classes for one task, from `MetaLearner.task`.
+    """A classification task with an encoded support set, from `MetaLearner.task`, that predicts classes of queries.
 
     Methods take query inputs [Q, *X] as `MetaLearner.predict` does. They return numpy arrays, or tensors if the inputs
     are tensors.
 
-    If `depends_on_queries`, each call computes the posterior from its own batch of queries: predictions for a part of a
-    batch differ from those for the whole. Otherwise the posterior and the draws of w are fixed, and predictions for a
-    query do not depend on the others.
+    If `depends_on_queries` is True, each call computes the posterior from its own queries, so predictions for a part of
+    the queries differ from those for all queries. Otherwise the posterior and the draws of w are fixed, and predictions
+    for a query do not depend on the other queries.
 
     Attributes:
         classes: names of the C classes, sorted: the order of the columns of probabilities.
@@ -47,29 +47,29 @@ class ClassTask:
 
     @torch.no_grad()
     def predict(self, query_x: Array) -> np.ndarray:
-        """The most probable class [Q] of each query, as a name in `classes`; always a numpy array."""
+        """Predict the name of the most probable class of each query, as a numpy array [Q]."""
         return self.classes[self._averaged(query_x, _mean).max(-1).indices.cpu().numpy()]
 
     @torch.no_grad()
     def predict_proba(self, query_x: Array) -> Any:
-        """Probabilities [Q, C] of `classes`, averaged over the draws of w."""
+        """Predict the probabilities [Q, C] of the classes of each query, averaged over draws of w."""
         return returned_like(query_x, self._averaged(query_x, _mean))
 
     @torch.no_grad()
     def predict_log_proba(self, query_x: Array) -> Any:
-        """Logarithms [Q, C] of these probabilities, in nats; accurate where a probability rounds to 0."""
+        """Predict the log of `predict_proba` [Q, C], in nats; finite even if a probability rounds to 0."""
         return returned_like(query_x, self._averaged(query_x, lambda logits: log_mean_exp(logits.log_softmax(-2))))
 
     @torch.no_grad()
     def predict_spread(self, query_x: Array) -> Any:
-        """Standard deviation [Q, C] of the probabilities over the draws of w; 0 for a point estimate."""
+        """Compute the sd over draws of w of the class probabilities of each query [Q, C]; 0 for one draw."""
         spread = self._averaged(query_x, lambda logits: logits.softmax(-2).std(0, correction=0))
         return returned_like(query_x, spread)
 
     def _averaged(self, query_x: Array, average: Callable[[Tensor], Tensor]) -> Tensor:
-        """A function of logits [L, C, Q], whose value [C, Q] is returned as [Q, C].
+        """Apply `average` to the logits per draw, class and query [L, C, Q], and transpose the result [C, Q] to [Q, C].
 
-        The softmax over the middle axis is 14 times as fast as one over a last axis of 5 classes.
+        The class axis is the middle one, since a softmax over it is 14 times as fast as over a last axis of 5 classes.
         """
         answer = self._encoded.at(self._encoded.support.queries(query_x))
         if self.depends_on_queries:
@@ -82,7 +82,7 @@ def _mean(logits: Tensor) -> Tensor:
 
 
 def _logits(model: Model, answer: Answer) -> Tensor:
-    """log p(y = c | x, w_l) [L, C, Q] up to a term that the classes share."""
+    """Compute log p(y = c | x, w_l) per draw, class and query [L, C, Q], up to a term that all classes share."""
     draws, states = answer.posterior.draws
     if model.canonical and type(model).likelihood is Model.likelihood:  # saves the normalisation of a Categorical
         return draws.outputs(answer.query_x).squeeze(1).mT
@@ -91,9 +91,9 @@ def _logits(model: Model, answer: Answer) -> Tensor:
 
 
 class NumberTask:
-    """Predictions of numbers for one task, from `MetaLearner.task`.
+    """A regression task with an encoded support set, from `MetaLearner.task`, that predicts the numbers of queries.
 
-    If `depends_on_queries`, each call computes the posterior from its own batch of queries.
+    If `depends_on_queries` is True, each call computes the posterior from its own queries.
     """
 
     def __init__(self, learner: Predicts, encoded: EncodedSupport) -> None:
@@ -106,9 +106,9 @@ class NumberTask:
 
     @torch.no_grad()
     def predict(self, query_x: Array) -> NumberPrediction:
-        """Mean, standard deviation and 90% interval [Q, Y] of each query, noise included, in the unit of support_y.
+        """Predict mean, standard deviation and 90% interval [Q, Y] of the labels of Q queries, noise included.
 
-        They are numpy arrays, or tensors if query_x [Q, *X] is a tensor.
+        The results are in the unit of support_y, as numpy arrays, or as tensors if query_x [Q, *X] is a tensor.
         """
         answer = self._encoded.at(self._encoded.support.queries(query_x))
         posterior = answer.posterior

@@ -1,1 +1,1 @@
-"""Diagnostics of priors and posteriors: collapse, calibration, comparison with exact inference. One per file."""
+"""Diagnostics of priors and posteriors: collapse, calibration, comparison with exact inference."""

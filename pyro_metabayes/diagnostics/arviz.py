@@ -1,4 +1,4 @@
-"""Converts predictive draws to ArviZ."""
+"""Conversion of posterior and prior predictive draws to ArviZ."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pyro_metabayes.errors import UsageError
 
 
 def to_arviz(draws: PredictiveDraws) -> Any:
-    """Convert predictive draws to ArviZ.
+    """Convert posterior and prior predictive draws to an object of ArviZ.
 
-    Groups: posterior and prior (w), posterior_predictive and prior_predictive (query_y), observed_data (query_y),
-    constant_data (query_mask, true for an unmasked query). The draws are independent, so there is one chain.
+    Its groups are posterior and prior (the task weights w), posterior_predictive and prior_predictive (query_y),
+    observed_data (query_y) and constant_data (query_mask, True for an unmasked query). The draws are independent, so
+    there is one chain. Without prior draws (a flat prior) the two groups of the prior are absent.
 
     Args:
         draws: the result of `predictive_draws`.
@@ -49,7 +50,7 @@ def to_arviz(draws: PredictiveDraws) -> Any:
 
 
 def _names(*names: str, count: int) -> list[str]:
-    """The last `count` of the names, since a latent without rows has only weights; generic names for more axes."""
+    """Return the last `count` of `names`, or the generic names axis0, axis1, ... if there are not enough names."""
     return list(names[len(names) - count :]) if count <= len(names) else [f"axis{i}" for i in range(count)]
 
 
@@ -66,6 +67,7 @@ def _arviz() -> Any:
         if error.name != "arviz":
             raise  # ArviZ is installed, but one of its dependencies is missing
         raise UsageError(
-            "expected ArviZ for to_arviz, found none; run: pip install -c constraints.txt -e '.[arviz]'"
+            "expected the package arviz for to_arviz, but it is not installed; run: pip install -c constraints.txt "
+            "-e '.[arviz]'"
         ) from None
     return arviz

@@ -1,4 +1,4 @@
-"""The member of a family of posteriors that maximises the ELBO of each single task."""
+"""Search for the member of a variational family that maximises the ELBO of each single task."""
 
 from __future__ import annotations
 
@@ -21,17 +21,33 @@ Build = Callable[..., TorchDistribution]
 
 @runtime_checkable
 class HasFamily(Protocol):
-    """A guide whose posteriors belong to a family that is not Gaussian."""
+    """Interface of a guide whose approximate posteriors belong to a family that is not Gaussian."""
 
     def family_of(self, q: TorchDistribution) -> tuple[list[Tensor], Build]:
-        """Free parameters [T, ...] of each task at q, and the distribution as a function of such parameters.
+        """Return the parameters of q and a function from such parameters to a distribution of the family.
 
-        Any real value of a parameter must be allowed, and parameters of one task must not affect another task.
+        Args:
+            q: a posterior of the guide for T tasks, batch [T].
+
+        Returns:
+            The parameters of q, tensors [T, ...] that may take any real value, and the function that builds a
+            distribution from such tensors. The parameters of one task must not affect another task.
         """
 
 
 def elbo_of(target: Target, q: TorchDistribution, num_samples: int) -> Tensor:
-    """E_q[log p(y | w)] - KL(q, p) [T] from num_samples draws; the KL in closed form where one exists."""
+    """Estimate the ELBO E_q[log p(y | w)] - KL(q, prior) of each task, in nats, from num_samples draws of w ~ q.
+
+    The KL is computed in closed form if there is one, and otherwise from the same draws.
+
+    Args:
+        target: the prior and the log-likelihood of T tasks.
+        q: the approximate posterior, batch [T].
+        num_samples: number of draws of w per task.
+
+    Returns:
+        Tensor [T], in nats per task.
+    """
     w = q.rsample(torch.Size((num_samples,)))
     kl = closed_form_kl(q, target.prior)
     if kl is None:
@@ -47,29 +63,33 @@ def best_in_family(
     rate: float = 0.03,
     guide: object = None,
 ) -> TorchDistribution:
-    """q*, the member of the family of q that maximises the ELBO of each task, found by Adam.
+    """Find q*, the member of the variational family of q that maximises the ELBO of each task, by Adam.
 
-    The family is that of q: factorised Gaussians (Normal), Gaussians of the same rank (LowRankPrecision) or Gaussians
-    with independent rows (MultivariateNormal, or LowRankMultivariateNormal of the same rank). Adam starts at the mean
-    and sd of the prior, and in a second run at q; the better result of each task is returned. A guide with the method
+    The family is that of q: factorised Gaussians (Normal), Gaussians whose precision has the same low-rank term
+    (LowRankPrecision), or Gaussians with independent rows of w (MultivariateNormal, LowRankMultivariateNormal). Adam
+    runs twice, from the mean and sd of the prior and from q; each task gets the better result. A guide with the method
     `family_of` defines another family; then Adam starts only at q.
 
     Args:
-        target: the unnormalised posterior of T tasks.
-        q: the posterior of the guide, batch [T].
+        target: the prior and the log-likelihood of T tasks.
+        q: the approximate posterior of the guide, batch [T].
         steps: number of steps of Adam.
         num_samples: draws of w per step.
-        rate: initial learning rate of parameters in units of the prior's sd.
-        guide: the guide of q.
+        rate: initial learning rate of Adam, for parameters in units of the sd of the prior.
+        guide: the guide that computed q; needed only if q is not Gaussian.
+
+    Returns:
+        q*, batch [T].
 
     Raises:
-        UsageError: q has another family and the guide no `family_of`, or the family is not reparametrised.
+        UsageError: q is not Gaussian and the guide has no `family_of`, or the family is not reparametrised.
     """
     if isinstance(guide, HasFamily):
         start, build = guide.family_of(q)
         if not build(*start).has_rsample:
             raise UsageError(
-                f"expected a reparametrised posterior for the best of its family, got {type(innermost(q)).__name__}"
+                "expected a posterior with rsample (reparametrised) for the search of the best member of its family, "
+                f"got {type(innermost(q)).__name__} without; use another guide"
             )
         return build(*_ascend(target, start, build, steps, num_samples, rate))
     at_prior, build = _parameters(target, q, at_prior=True)
@@ -101,13 +121,13 @@ def _ascend(
 
 
 def _parameters(target: Target, q: TorchDistribution, at_prior: bool = False) -> tuple[list[Tensor], Build]:
-    """Free parameters of q (or of the prior) in units of the prior's sd, and the function from them to the family."""
+    """Return start values of Adam, in units of the sd of the prior, and the function that builds a distribution."""
     family: Any = innermost(q)
     loc, scale = target.loc, target.scale
     if not isinstance(family, GAUSSIANS):
         raise UsageError(
-            f"expected a Gaussian posterior, or a guide with the method family_of, for the best of its family, got "
-            f"{type(family).__name__}; see docs/gold.md"
+            "expected a Gaussian posterior, or a guide with the method family_of, for the search of the best member of "
+            f"its family, got {type(family).__name__}; define family_of (docs/gold.md)"
         )
     mean = torch.zeros_like(loc) if at_prior else ((q.mean - loc) / scale).expand(loc.shape)
     if isinstance(family, LowRankPrecision):

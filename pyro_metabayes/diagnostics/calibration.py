@@ -1,6 +1,6 @@
 """Calibration of the predictive distribution: reliability, coverage, and entropy on unseen classes.
 
-Intervals are over tasks, which are independent; queries of one task share a support set and are not independent.
+Confidence intervals resample tasks, which are independent. Queries of one task share a support set and are dependent.
 """
 
 from __future__ import annotations
@@ -31,12 +31,16 @@ PIT_BINS = 10
 
 @dataclass(frozen=True)
 class Reliability:
-    """Reliability in 15 equal bins [B] of the confidence, the probability of the most probable class of a query.
+    """Reliability diagram: accuracy as a function of confidence, in B = 15 bins of equal width.
 
-    confidence: mean confidence of the queries in a bin. accuracy: share of these queries predicted correctly.
-    share: share of all queries that are in the bin. ece: sum_b share_b |accuracy_b - confidence_b|.
-    Intervals are 1.96 sd over bootstrap resamples of tasks. Empty bins are NaN.
-    (Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017.)
+    The confidence of a query is the probability of its most probable class. Half widths of 95% intervals are 1.96 sd
+    over bootstrap resamples of tasks. Empty bins are NaN. (Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017.)
+
+    Attributes:
+        confidence: [B], mean confidence of the queries in each bin.
+        accuracy: [B], share of the queries in each bin that are predicted correctly, with intervals.
+        share: [B], share of all queries that are in each bin.
+        ece: expected calibration error sum_b share_b |accuracy_b - confidence_b|, with its interval.
     """
 
     confidence: Tensor
@@ -46,7 +50,10 @@ class Reliability:
 
 
 def bin_sums(probabilities: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Number of queries, sum of confidences and number of hits in each bin [T, B, 3]; probabilities [T, Q, C]."""
+    """Compute [T, 15, 3]: the number, summed confidence and number of hits of the queries in each of 15 bins.
+
+    `probabilities` are [T, Q, C] for T tasks, Q queries and C classes; `labels` and `mask` are [T, Q].
+    """
     confidence, predicted = probabilities.max(-1)
     summands = torch.stack((torch.ones_like(confidence), confidence, (predicted == labels).to(confidence.dtype)), -1)
     bin_index = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1  # bins (a, b]
@@ -55,7 +62,7 @@ def bin_sums(probabilities: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
 
 
 def reliability(sums: Tensor, seed: int = 0) -> Reliability:
-    """Reliability from the bin sums [T, B, 3] of all tasks (`bin_sums`); seed: of the bootstrap."""
+    """Compute the reliability diagram from the `bin_sums` of all tasks; `seed` is the seed of the bootstrap."""
     sums = sums.double()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
@@ -78,10 +85,11 @@ def _ece(sums: Tensor) -> Tensor:
 
 
 def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Metrics [T, levels] of prediction sets, the smallest sets of classes whose probability reaches each level.
+    """Compute metrics of prediction sets, the smallest sets of classes whose predicted probability reaches a level.
 
-    coverage: share of the labels inside the set. size: mean number of classes in the set. mass: mean predicted
-    probability of the set, at least the level. Calibrated predictive distributions have coverage = mass.
+    Each metric is a mean over the queries of a task, [T, number of LEVELS]: `coverage`, the share of true classes
+    inside the set; `size`, the number of classes in the set; `mass`, the predicted probability of the set. Calibrated
+    predictive distributions have coverage = mass. `probabilities` [T, Q, C] are per task, query and class.
     """
     ordered, order = probabilities.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered
@@ -97,26 +105,27 @@ def prediction_sets(probabilities: Tensor, labels: Tensor, mask: Tensor) -> dict
 
 
 def interval_coverage(bounds: Bounds, mask: Tensor) -> dict[str, Tensor]:
-    """Coverage [T, levels] of the central intervals of the predictive distribution, from PIT bounds [T, Q, Y]."""
+    """Compute the coverage of central predictive intervals, per task and level, from `Predictions.pit_bounds`."""
     return {"coverage": _mean_over_labels(torch.stack([central_share(bounds, level) for level in LEVELS], -1), mask)}
 
 
 def _mean_over_labels(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean [T, B] over the queries and the numbers of a label of values [T, Q, B] or [T, Q, Y, B]."""
+    """Average values [T, Q, B] or [T, Q, Y, B] over the queries Q and label components Y, for T tasks and B metrics."""
     return masked_mean((values.mean(-2) if values.dim() > 3 else values).movedim(-1, 0), mask).mT
 
 
 def predictive_probabilities(predictions: Predictions) -> Tensor:
-    """p(y = c | x, D) [T, Q, C]: the mean over samples of w of the probabilities."""
+    """Average the class probabilities over the draws of w: [T, Q, C] for T tasks, Q queries and C classes."""
     if not isinstance(predictions, ClassPredictions):
-        raise UsageError(f"expected predictions of classes, got {type(predictions).__name__}")
+        raise UsageError(f"expected predictions of classes, got {type(predictions).__name__}; use a classifier")
     return log_mean_exp(predictions.log_probs.log_softmax(-1)).exp()
 
 
 def calibration_of(predictions: Predictions) -> dict[str, Tensor]:
-    """The calibration metrics [T, ...] that are defined for the family of the likelihood.
+    """Compute the calibration metrics of each task that are defined for the family of the likelihood.
 
-    These are bin sums and prediction sets for classes, interval coverage for numbers, the PIT for ordered labels.
+    These are bin sums and prediction sets for classes, coverage of intervals for numbers, and a histogram of the
+    probability integral transform (PIT) for numbers and ordered classes. Each is a tensor with one entry per task.
     """
     mask, bounds = predictions.mask, predictions.pit_bounds
     metrics = {} if bounds is None else {"pit": _mean_over_labels(pit_histogram(bounds, PIT_BINS), mask)}
@@ -130,9 +139,10 @@ def calibration_of(predictions: Predictions) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def calibration(learner: MetaLearner, batches: Iterable[Episodes], num_samples: int) -> dict[str, Tensor]:
-    """Calibration metrics [T, ...] of guide.posterior on all tasks of the batches; closed forms take no draws.
+    """Compute the calibration metrics (`calibration_of`) of guide.posterior on all T tasks of the batches.
 
-    From L draws of the exact posterior the coverage of a 90% interval is too small by about 1 / (2L).
+    `num_samples` draws of w are taken per task, unless the predictive distribution has a closed form. With L draws the
+    coverage of a 90% interval is too small by about 1 / (2L), even for the exact posterior.
     """
     gathered: dict[str, list[Tensor]] = {}
     for episodes in map(learner.featured, batches):
@@ -147,9 +157,9 @@ def calibration(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
 
 
 def without_classes(episodes: Episodes, way: int) -> tuple[Observed, Tensor]:
-    """Tasks restricted to their first `way` classes, and a mask of the queries of the other classes [T, Q].
+    """Restrict tasks to their first `way` classes, so that no posterior depends on points of the other classes.
 
-    Support points and queries of the other classes are masked, so that no posterior depends on them.
+    Returns the tasks with the points of the other classes masked, and a mask (task, query) of the queries of these.
     """
     is_seen, unseen = episodes.support_y < way, (episodes.query_y >= way) & episodes.query_mask
     observed = replace(
@@ -165,13 +175,15 @@ def without_classes(episodes: Episodes, way: int) -> tuple[Observed, Tensor]:
 
 @torch.no_grad()
 def unseen_classes(learner: MetaLearner, batches: Iterable[Episodes], way: int, num_samples: int) -> dict[str, Tensor]:
-    """Entropy of the predictive distribution, in nats, on queries of seen and of unseen classes.
+    """Compare the entropy of predictions for queries of seen classes and of unseen classes.
 
-    The tasks of `batches` have more than `way` classes, and the first `way` are seen. The weights are inferred from the
-    support set and the queries of seen classes. The metrics of each task [T] are:
-        known, unseen: mean entropy over the queries of seen, and of unseen classes.
-        auroc: probability that a query of an unseen class has a larger entropy than one of a seen class, ties counted
-            half; 1/2 if the entropy does not discriminate.
+    The tasks have more than `way` classes, of which the first `way` are seen. The posterior of w depends on no point of
+    an unseen class.
+
+    Returns:
+        Tensors [T], one entry per task: `known` and `unseen`, the mean entropy in nats over the queries of seen and of
+        unseen classes; `auroc`, the probability that a query of an unseen class has a larger entropy than a query of a
+        seen class (ties counted half), which is 1/2 if the entropy does not discriminate.
     """
     metrics: dict[str, list[Tensor]] = {"known": [], "unseen": [], "auroc": []}
     for episodes in batches:

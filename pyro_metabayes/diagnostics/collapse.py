@@ -1,9 +1,9 @@
-"""Detects a prior over task weights that has collapsed to a point, and a posterior that equals its prior.
+"""Detection of a prior over task weights that has collapsed to a point, and of a posterior that equals its prior.
 
-A prior is collapsed if its draws do not change the predictions: sum_i I(y_i; w) over the queries i of a task, the
-mutual information of label and weights, is below 0.05 nats. The spread of the weights does not show this: under a
-cosine head only directions matter, and a mean near 0 makes any ratio large. Neither does the share of draws that
-predict another class, which is large for a prior without a preference for any class.
+A prior is collapsed if draws from it make the same predictions: the mutual information I(y_i; w) of label and weights,
+summed over the queries i of a task, is below 0.05 nats. The spread of the weights does not show a collapse: under a
+cosine head only directions matter, and a mean near 0 makes any ratio large. The share of draws that predict another
+class does not show it either, since it is large for a prior that prefers no class.
 
 A posterior that equals its prior (posterior collapse) has kl and active_dimensions near 0.
 """
@@ -48,15 +48,15 @@ QUANTILE_DRAWS = 1000  # draws per task of a central 90% interval without a clos
 
 
 def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
-    """Spreads of the prior p_psi(w | support), per task [T]; {} for a flat prior.
+    """Measure the spread of the prior p_psi(w | support) and of its predictions, one value per task [T].
 
     Returns:
-        prior_variance, prior_mean_square: variance and squared mean, averaged over the weights.
-        prior_variance_error: Monte-Carlo standard error, if the variance is estimated from draws.
-        logit_variance: variance over draws of the logits, centred over classes; in a regression, of the predicted means
-            in units of the noise.
+        Tensors [T] by name; {} for a flat prior.
+        prior_variance, prior_mean_square: variance and squared mean of w, averaged over the weights.
+        prior_variance_error: Monte-Carlo standard error of prior_variance, if it is estimated from draws.
+        logit_variance: variance over draws of w of the logits, centred over classes (regression: of predicted mean/sd).
         disagreement: share of draws that predict another class than the averaged prediction (ties excluded).
-        information: sum over the queries of I(y_i; w), in nats.
+        information: mutual information I(y_i; w) in nats, summed over the queries i.
         information_error: upper bound on the Monte-Carlo standard error of information.
         prior_entropy: differential entropy in nats, if it has a closed form.
     """
@@ -76,22 +76,22 @@ def prior_spread(learner: MetaLearner, observed: Observed, num_samples: int) -> 
 
 
 def _error(name: str, error: Tensor | None) -> Spread:
-    """The Monte-Carlo standard error [T] of a spread; {} for a closed form."""
+    """Return {NAME_error: standard error per task} of a spread; {} if the spread has a closed form."""
     return {} if error is None else {f"{name}_error": error}
 
 
 def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribution) -> Spread:
-    """Spreads per task of q = training_posterior(episodes), the posterior of the ELBO; {} for a point estimate.
+    """Measure the spread of q = training_posterior(episodes), the posterior of the ELBO, and its KL to the prior.
 
     Returns:
-        posterior_variance [T]: mean over the weights.
-        posterior_entropy [T]: in nats, if it has a closed form.
-        elbo, kl [T], kl_by_dimension [T, weights]: in nats, if the prior has a density. The log-likelihood is a batch
+        Tensors by name, [T] for T tasks unless stated otherwise; {} for a point estimate.
+        posterior_variance: variance of w, averaged over the weights.
+        posterior_entropy: differential entropy in nats, if it has a closed form.
+        elbo, kl, kl_by_dimension [T, weights]: in nats, if the prior has a density. The log-likelihood is a batch
             mean from one draw per task. A KL without a closed form is the mean over MOMENT_DRAWS draws.
-        posterior_variance of site NAME, kl of site NAME [T]: if q is a Joint. The kl of a site is the expected KL given
-            the earlier sites; the kl of all sites sum to kl.
-        posterior_variance_error, kl_error [T]: Monte-Carlo standard errors, if the value is estimated from draws.
-        kl_variational_bound, kl_convexity_bound [T]: closed-form upper bounds on the KL, if the prior is a mixture.
+        posterior_variance of site NAME, kl of site NAME: for each site of a Joint q; the kl of all sites sum to kl.
+        posterior_variance_error, kl_error: Monte-Carlo standard errors, if the value is estimated from draws.
+        kl_variational_bound, kl_convexity_bound: closed-form upper bounds on the KL, if the prior is a mixture.
     """
     if not has_density(q):
         return {}
@@ -119,7 +119,7 @@ def posterior_spread(learner: MetaLearner, episodes: Episodes, q: TorchDistribut
 
 
 def _program(q: TorchDistribution) -> Callable[[Observed], None]:
-    """The Pyro program of a guide whose posterior is q, which is then not inferred again."""
+    """Return a Pyro program that samples w from the given q, so that the guide does not infer q again."""
 
     def program(data: Observed) -> None:
         with pyro.plate("task", data.num_tasks, dim=-1):
@@ -129,14 +129,14 @@ def _program(q: TorchDistribution) -> Callable[[Observed], None]:
 
 
 def _sampled_kl(q: TorchDistribution, prior: TorchDistribution, log_likelihood: Tensor) -> Spread:
-    """kl, kl_error and elbo [T] with the KL estimated from MOMENT_DRAWS draws (the objective uses one)."""
+    """Estimate the KL from MOMENT_DRAWS draws (the objective uses one); return kl, kl_error and elbo per task."""
     w = extra_draws(q, MOMENT_DRAWS)
     kl, error = kl_from_draws(q, prior, w)
     return {"kl": kl, "elbo": log_likelihood - kl, **_error("kl", error), **_kl_by_site(q, prior, w)}
 
 
 def _kl_by_site(q: TorchDistribution, prior: TorchDistribution, w: Tensor) -> Spread:
-    """The terms [T] of KL(q, prior) = sum_k E_q KL(q(z_k | z_<k), p(z_k | z_<k)), from draws w ~ q; {} for one site."""
+    """Estimate E_q KL(q(z_k | z_<k), p(z_k | z_<k)) per task for each site z_k of w, given the earlier sites z_<k."""
     if not (isinstance(q, Joint) and isinstance(prior, Joint)):
         return {}
     of_q, of_prior = q.log_probs(w), prior.log_probs(w)
@@ -144,12 +144,13 @@ def _kl_by_site(q: TorchDistribution, prior: TorchDistribution, w: Tensor) -> Sp
 
 
 def against_truth(fit: TorchDistribution, true: TorchDistribution) -> Spread:
-    """Compares a fitted posterior of w with the exact one, per task [T]; {} for a point estimate.
+    """Compare an approximate posterior of w (`fit`) with the exact posterior (`true`), one value per task [T].
 
     Returns:
-        fit_variance, true_variance: means over the weights.
-        coverage90_of_truth: probability, under the exact posterior, of the central 90% interval of the fit, mean over
-            weights. If the fit is not Gaussian, the interval is between quantiles of draws.
+        Tensors [T] by name; {} for a point estimate.
+        fit_variance, true_variance: variances of w under both, averaged over the weights.
+        coverage90_of_truth: probability, under the exact posterior, of the central 90% interval of the fit, averaged
+            over the weights. If the fit is not Gaussian, the interval is between quantiles of draws.
         kl_from_truth, kl_to_truth: KL(true, fit) and KL(fit, true) in nats, summed over the marginal distributions of
             the weights; correlations are ignored. Only for a Gaussian fit.
     """
@@ -170,20 +171,20 @@ def against_truth(fit: TorchDistribution, true: TorchDistribution) -> Spread:
 
 
 def _interval(q: TorchNormal) -> tuple[Tensor, Tensor]:
-    """Upper and lower end of the central 90% interval of each weight under a normal distribution."""
+    """Return the upper and lower end of the central 90% interval of each weight under a normal distribution."""
     upper, lower = (q.mean + sign * HALF_OF_90 * q.stddev for sign in (1, -1))
     return upper, lower
 
 
 def _sampled_interval(fit: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Upper and lower end of the central 90% interval of each weight, from quantiles of draws."""
+    """Return the upper and lower end of the central 90% interval of each weight, from quantiles of draws."""
     ordered, tail = extra_draws(fit, QUANTILE_DRAWS).sort(0).values, QUANTILE_DRAWS // 20
     return ordered[-tail], ordered[tail - 1]
 
 
 @torch.no_grad()
 def batch_spreads(learner: MetaLearner, observed: Observed, num_samples: int) -> Spread:
-    """All spreads of one batch of tasks, on its device; for Episodes also those of the training posterior."""
+    """Measure the spreads of the prior for a batch of tasks; for Episodes also those of the posteriors."""
     spread = prior_spread(learner, observed, num_samples)
     if isinstance(observed, Episodes):
         spread |= posterior_spread(learner, observed, learner.guide.training_posterior(observed))
@@ -195,5 +196,5 @@ def batch_spreads(learner: MetaLearner, observed: Observed, num_samples: int) ->
 
 
 def collapse_metrics(learner: MetaLearner, observed: Observed, num_samples: int) -> Metrics:
-    """The metrics of one batch of tasks, read on the host."""
+    """Compute all collapse metrics (`summary`) of one batch of tasks, as Python numbers."""
     return summary(batch_spreads(learner, observed, num_samples))

@@ -1,4 +1,7 @@
-"""The collapse metrics, each a function of spreads. To add a metric, write its function and add it to METRICS."""
+"""Metrics of collapse, each a function of per-task spreads of prior and posterior (`collapse.py`).
+
+To add a metric, write its function and add it to METRICS.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ def _mean(spread: Mapping[str, Tensor], name: str) -> float | None:
 
 
 def _mean_of(name: str) -> Metric:
-    """The mean of a spread over tasks."""
+    """Return the metric that is the mean over tasks of the spread called `name`."""
     return lambda spread: _mean(spread, name)
 
 
 def _rms(numerator: str, denominator: str = "") -> Metric:
-    """Square root of the mean of a spread, or of the ratio of two means; None if the denominator is 0."""
+    """Return the metric sqrt(mean of numerator), or sqrt(mean of numerator / mean of denominator), over tasks."""
 
     def metric(spread: Mapping[str, Tensor]) -> float | None:
         above, below = _mean(spread, numerator), _mean(spread, denominator) if denominator else 1.0
@@ -40,7 +43,7 @@ def _rms(numerator: str, denominator: str = "") -> Metric:
 
 
 def _mean_error(name: str) -> Metric:
-    """Monte-Carlo standard error of the mean of a spread over tasks; None for a closed form."""
+    """Return the metric that is the Monte-Carlo standard error of the mean of a spread over tasks."""
 
     return lambda spread: _pooled(spread, name)
 
@@ -51,7 +54,7 @@ def _pooled(spread: Mapping[str, Tensor], name: str) -> float | None:
 
 
 def _rms_error(name: str) -> Metric:
-    """Monte-Carlo standard error, to first order, of the square root of the mean of a spread."""
+    """Return the metric that is the Monte-Carlo standard error, to first order, of sqrt(mean of a spread)."""
 
     def metric(spread: Mapping[str, Tensor]) -> float | None:
         error, mean = _pooled(spread, name), _mean(spread, name)
@@ -61,7 +64,7 @@ def _rms_error(name: str) -> Metric:
 
 
 def _by_site(name: str, function: Callable[[float], float] = float) -> Metric:
-    """A function of the mean over tasks for each latent site; None for a latent of one site."""
+    """Return the metric that maps each latent site to function(mean of its spread); None for a single site."""
 
     def metric(spread: Mapping[str, Tensor]) -> dict[str, float] | None:
         sites = [key.removeprefix(name + SITE) for key in spread if key.startswith(name + SITE)]
@@ -76,7 +79,7 @@ def _active_dimensions(spread: Mapping[str, Tensor]) -> int | None:
 
 
 def _collapsed(name: str) -> Metric:
-    """Whether an information is below COLLAPSED_NATS."""
+    """Return the metric that tells whether the mean of an information is below COLLAPSED_NATS."""
 
     def metric(spread: Mapping[str, Tensor]) -> bool | None:
         information = _mean(spread, name)
@@ -120,22 +123,20 @@ METRICS: dict[str, Metric] = {  # in the order of results.json
 
 
 def summary(spread: Mapping[str, Tensor]) -> Metrics:
-    """All METRICS from the spreads of any number of tasks, read on the host.
-
-    prior_information, posterior_information: sum over the queries of a task of the mutual information of label and
-        weights, in nats per task, under the prior and under the posterior at test time.
-    collapsed, posterior_collapsed: whether these are below 0.05 nats.
+    """Compute all METRICS from the spreads of T tasks, as Python numbers.
 
     Args:
         spread: spreads by name, [T] or [T, weights].
 
     Returns:
-        Metrics by name, None if a spread is missing. Among them are:
-        relative_sd: root mean square (rms) sd of the prior over its rms mean.
-        sd_ratio: rms sd of the posterior at test time over that of the exact posterior.
+        Metrics by name; None for a metric whose spread is missing. Among them are:
+        prior_information, posterior_information: mutual information of label and weights, summed over the queries of
+            a task, in nats per task, under the prior and under the posterior at test time.
+        collapsed, posterior_collapsed: whether prior_information and posterior_information are below 0.05 nats.
+        relative_sd: root mean square (rms) sd of the prior, divided by the rms of its mean.
+        sd_ratio: rms sd of the posterior at test time, divided by that of the exact posterior.
         training_sd_ratio: the same for the training posterior, if it depends on the query labels.
         NAME_monte_carlo_error: standard error of NAME due to draws of w, not due to the choice of tasks.
-        kl_by_site, posterior_sd_by_site: by name of the site, for a latent of several sites.
-        collapsed: whether draws from the prior leave the predictions unchanged.
+        kl_by_site, posterior_sd_by_site: values by name of the latent site, if there are several.
     """
     return {name: metric(spread) for name, metric in METRICS.items()}

@@ -1,4 +1,4 @@
-"""Coordinates of a latent in which its prior has about unit scale, for NUTS."""
+"""Changes of variables of a latent after which its prior has about unit scale, for NUTS."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from pyro_metabayes.prediction.moments import moments_of
 
 
 class Coordinates(Protocol):
-    """A bijection from coordinates z, one tensor per site, to the latent."""
+    """Interface of a change of variables from real coordinates z, one tensor per latent site, to the latent w."""
 
     def random(self) -> dict[str, Tensor]:
-        """Standard normal z [T, *shape] by site, at which a chain starts."""
+        """Draw standard normal z, the starting point of a chain: by site, [T, *shape of the site] for T tasks."""
 
     def latent(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
-        """The latent [..., T, *W] for z [..., T, *shape], and log |det d latent / d z| [..., T] up to a constant."""
+        """Return w at z, [..., T, *W] for T tasks, and log |det dw / dz| [..., T] up to a constant."""
 
 
 class Standardised:
-    """w = mean + sd z, for a single real site.
+    """The change of variables w = mean + sd z with the moments of the prior, for a latent of one real site.
+
+    Args:
+        prior: the prior of w.
 
     Raises:
         UsageError: a weight has no finite variance.
@@ -39,8 +42,8 @@ class Standardised:
         self.loc, self.scale = moments.mean, moments.variance.sqrt()
         if not self.scale.isfinite().all():
             raise UsageError(
-                "expected a prior whose weights have finite variances for a gold posterior, got "
-                f"{type(innermost(prior)).__name__}, which has infinite ones; use another prior"
+                "expected a prior with finite variances for sampling its posterior by NUTS, got "
+                f"{type(innermost(prior)).__name__} with infinite variances; use another prior"
             )
 
     def random(self) -> dict[str, Tensor]:
@@ -51,10 +54,11 @@ class Standardised:
 
 
 class SiteBySite:
-    """Non-centred parametrisation: a real site is mean + sd z, with the moments of its prior given the earlier sites.
+    """Non-centred parametrisation of a latent of several sites, or of a site that is not real.
 
-    For other sites, and for real sites without finite moments in closed form, torch's bijection from real numbers to
-    the support is used (`biject_to`). (Papaspiliopoulos, Roberts and Sköld 2007.)
+    A real site is mean + sd z, with the moments of its prior given the earlier sites. For other sites, and for real
+    sites without finite moments in closed form, torch's bijection from real numbers to the support is used
+    (`biject_to`). (Papaspiliopoulos, Roberts and Sköld 2007.)
     """
 
     def __init__(self, prior: TorchDistribution) -> None:
@@ -76,14 +80,14 @@ class SiteBySite:
 
 
 def coordinates_of(prior: TorchDistribution) -> Coordinates:
-    """The coordinates for the latent of a prior."""
+    """Choose the change of variables for a prior: Standardised for one real site, otherwise SiteBySite."""
     if not isinstance(prior, Joint) and _is_real(prior):
         return Standardised(prior)
     return SiteBySite(prior)
 
 
 def _of_site(distribution: TorchDistribution, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The value of a site at z, and the log determinant [..., T] of its derivative."""
+    """Return the value of a site at z, and the log determinant per task of its derivative with respect to z."""
     if _is_real(distribution) and (moments := _closed_form(distribution)) is not None:
         mean, scale = moments
         return mean + scale * z, sum_rightmost(scale.log().expand(z.shape), len(distribution.event_shape))
@@ -93,7 +97,7 @@ def _of_site(distribution: TorchDistribution, z: Tensor) -> tuple[Tensor, Tensor
 
 
 def _closed_form(distribution: TorchDistribution) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviation, if they have a closed form and are finite."""
+    """Return mean and standard deviation, or None if they have no closed form or are not finite."""
     try:
         mean, scale = distribution.mean, distribution.variance.sqrt()
     except NotImplementedError:
@@ -102,12 +106,12 @@ def _closed_form(distribution: TorchDistribution) -> tuple[Tensor, Tensor] | Non
 
 
 def _shape(distribution: TorchDistribution) -> torch.Size:
-    """The shape of the coordinates z of a site."""
+    """Return the shape of the coordinates z of a site."""
     return biject_to(distribution.support).inverse_shape(distribution.batch_shape + distribution.event_shape)
 
 
 def _options(distribution: TorchDistribution) -> dict[str, Any]:
-    """dtype and device of the values of a site."""
+    """Return the dtype and device of the values of a site, as arguments of torch.randn."""
     with torch.no_grad():
         value = distribution.sample()
     return {"dtype": value.dtype, "device": value.device}

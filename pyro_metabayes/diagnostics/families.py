@@ -1,4 +1,4 @@
-"""Classifies sampled functions by family: sines or straight lines."""
+"""Classification of functions, given by values on a grid, as sines or straight lines."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from torch import Tensor
 
 
 def residuals_of_families(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared residual [..., F] of the least-squares fit of each family, in the order of sine_and_line.FAMILIES.
+    """Fit a sine and a straight line to each function by least squares, and return the mean squared residuals.
 
-    A sine is a sin x + b cos x = A sin(x - phase), a line is a x + b; each has two parameters.
+    A sine is a sin x + b cos x = A sin(x - phase), and a line is a x + b. Each has two parameters.
 
     Args:
-        x: [G], a grid.
-        y: [..., G], values of functions on the grid.
+        x: [G], the grid of G points.
+        y: [..., G], values of the functions on the grid.
+
+    Returns:
+        Tensor [..., 2], the residuals of the sine and of the line, in the order of sine_and_line.FAMILIES.
     """
     bases = (torch.stack((x.sin(), x.cos()), dim=-1), torch.stack((x, torch.ones_like(x)), dim=-1))
     residuals = []
@@ -24,5 +27,5 @@ def residuals_of_families(x: Tensor, y: Tensor) -> Tensor:
 
 
 def family_of(x: Tensor, y: Tensor) -> Tensor:
-    """Index [...] into FAMILIES of the family that fits each function best. Args: as `residuals_of_families`."""
+    """Return 0 for each function y on the grid x that a sine fits best, and 1 if a straight line fits best."""
     return residuals_of_families(x, y).argmin(-1)

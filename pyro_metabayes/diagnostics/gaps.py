@@ -1,4 +1,4 @@
-"""Decomposes the gap of the ELBO into the approximation gap of the family and the amortization gap of the guide.
+"""Decomposition of the ELBO gap into the approximation gap of the family and the amortization gap of the guide.
 
     log p(y) - ELBO(q) = KL(q, p(w | y)) = approximation gap + amortization gap
     approximation gap = log p(y) - ELBO(q*),   amortization gap = ELBO(q*) - ELBO(q),
@@ -27,27 +27,32 @@ CHUNK = 500  # draws per evaluation of the weights
 
 
 def check_density(q: TorchDistribution) -> None:
+    """Raise a UsageError if q is a point estimate, which has no density."""
     if not has_density(q):
         raise UsageError(
-            "expected a posterior with a density for the gaps of a guide, got a point estimate; use another guide"
+            "expected a posterior with a density, since the gaps of the ELBO need one, got a point estimate; "
+            "use another guide"
         )
 
 
 @dataclass(frozen=True)
 class Gaps:
-    """Gaps of a posterior q for one target, in nats per task [T].
+    """ELBO gaps of an approximate posterior q for T tasks, and the estimates from which they follow.
+
+    q* is the member of the family of q with the largest ELBO. "NUTS draws" are draws of the exact posterior by NUTS.
+    All attributes are [T], in nats per task, unless stated otherwise.
 
     Attributes:
-        evidence: log p(y) by bridge sampling between the gold draws and q*.
+        evidence: log p(y) by bridge sampling between the NUTS draws and q*.
         evidence_error: Monte-Carlo standard error of evidence.
         elbo: ELBO of q.
         best_elbo: ELBO of q*.
-        kl_from_gold: KL(p(w | y), q) from the gold draws. (KL(q, p(w | y)) is the sum of the two gaps.)
-        bounds: [counts, T], importance-weighted bounds from q with COUNTS draws.
+        kl_from_gold: KL(p(w | y), q) from the NUTS draws. (KL(q, p(w | y)) is the sum of the two gaps.)
+        bounds: [number of COUNTS, T], importance-weighted bounds from q with COUNTS draws.
         best_bounds: the same from q*.
-        pareto_k: Pareto k of the importance weights of q.
+        pareto_k: Pareto k of the importance weights of q, without unit.
         best_pareto_k: the same for q*.
-        sd_ratio: root mean square sd of w under q, divided by that of the gold draws.
+        sd_ratio: root mean square sd of w under q, divided by that of the NUTS draws.
     """
 
     evidence: Tensor
@@ -72,7 +77,15 @@ class Gaps:
 
 @torch.no_grad()
 def gaps_of(target: Target, q: TorchDistribution, best: TorchDistribution, gold: Gold, num_samples: int) -> Gaps:
-    """Gaps of q, from num_samples draws of q and of `best` (q*), and from the draws of NUTS (`gold`)."""
+    """Compute the ELBO gaps of q.
+
+    Args:
+        target: the unnormalised posterior of T tasks.
+        q: the approximate posterior of the guide, batch [T].
+        best: q*, the member of the family of q with the largest ELBO, batch [T].
+        gold: draws of the exact posterior by NUTS.
+        num_samples: draws of q and of q* per task.
+    """
     log_weights, best_log_weights = (_log_weights(target, proposal, num_samples) for proposal in (q, best))
     at_gold = target.log_joint(gold.w)
     bridge = at_gold - log_density(best, gold.w), best_log_weights
@@ -94,7 +107,7 @@ def gaps_of(target: Target, q: TorchDistribution, best: TorchDistribution, gold:
 
 
 def _log_weights(target: Target, proposal: TorchDistribution, num_samples: int) -> Tensor:
-    """log p(w, y) - log g(w) [L, T] for draws w of the proposal g, in chunks to save memory."""
+    """Compute log p(w, y) - log g(w) per draw and task [L, T] at draws w of the proposal g, in chunks."""
     parts = []
     for start in range(0, num_samples, CHUNK):
         w = proposal.sample(torch.Size((min(CHUNK, num_samples - start),)))

@@ -1,9 +1,8 @@
-"""Gold standards: exact posteriors of single tasks in the trained generative model, by NUTS (Hoffman and Gelman 2014).
+"""Gold posteriors: draws by NUTS from the exact posterior of single tasks in the trained generative model.
 
-There are two targets. p(w | support) is this model's own exact answer to inductive prediction: if the model is true, no
-guide for the same model and prior predicts better on average; a model that is not true may be beaten by another one, or
-by class means. p(w | support and query) is the distribution that a training posterior approximates. It depends on the
-query labels, so it must not be evaluated by predictions of these labels.
+There are two targets. p(w | support) gives the exact inductive predictions of the model: if the data come from the
+model, no guide for the same model and prior predicts better on average. p(w | support and query) is the distribution
+that a training posterior approximates; it must not be evaluated on the query labels. (NUTS: Hoffman and Gelman 2014.)
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from pyro_metabayes.prediction.moments import moments_of
 
 
 class Target:
-    """The unnormalised log posterior log p(w) + sum_i log p(y_i | x_i, w) of each task.
+    """The unnormalised log posterior log p(w) + sum_i log p(y_i | x_i, w) of each of T tasks.
 
     Args:
         model: the prior and the likelihood.
         episodes: the tasks, with features as inputs.
-        labels: the labels y_i of the sum: "support", "query" or "all". A conditional prior (`given_support`) already
-            depends on the support labels: then "all" adds only the query labels, and "support" adds none.
+        labels: whose labels y_i enter the sum: "support", "query" or "all". A prior that is conditional on the support
+            set (`model.given_support`) contains the support labels: then the sum has query labels only, or none.
 
     Raises:
         UsageError: `labels` has another value, or the prior has no density.
@@ -41,14 +40,15 @@ class Target:
 
     def __init__(self, model: Model, episodes: Episodes, labels: str) -> None:
         if labels not in OBSERVE:
-            raise UsageError(f"expected the labels of a target to be one of {', '.join(OBSERVE)}, got '{labels}'")
+            raise UsageError(f"expected labels (targets=) to be one of {', '.join(OBSERVE)}, got '{labels}'")
         self.model, self.episodes, self.labels = model, episodes, labels
         self.observed = episodes.observed()
         with torch.no_grad():
             self.prior: TorchDistribution = model.prior(self.observed)
         if not has_density(self.prior):
             raise UsageError(
-                "expected a run whose prior has a density for a gold posterior, got a flat prior; use another prior"
+                "expected a run whose prior has a density, since NUTS samples its posterior, got a flat prior; use a "
+                "run with another prior"
             )
         observed_labels: str | None = labels
         if model.given_support and labels != "query":
@@ -61,29 +61,31 @@ class Target:
 
     @cached_property
     def loc(self) -> Tensor:
-        """Mean of the prior [T, *W]."""
+        """Mean of the prior of each task, [T, *W]."""
         return moments_of(self.prior).mean
 
     @cached_property
     def scale(self) -> Tensor:
-        """Standard deviation of the prior [T, *W]."""
+        """Standard deviation of the prior of each task, [T, *W]."""
         return moments_of(self.prior).variance.sqrt()
 
     def tasks(self, index: slice) -> Target:
+        """Return the target of the tasks at `index`."""
         return Target(self.model, self.episodes.tasks(index), self.labels)
 
     def log_likelihood(self, w: Tensor) -> Tensor:
-        """log p(y | w) [..., T] for w [..., T, *W]; 0 without labels."""
+        """Compute log p(y | w) per task [..., T], in nats, for w [..., T, *W]; 0 without labels."""
         if self.points is None:
             return w.new_zeros(w.shape[: w.dim() - self.event_dim])
         x, y, mask = self.points
         return (self.model.likelihood(w, x, self.observed).log_prob(y) * mask).sum(-1)
 
     def log_joint(self, w: Tensor) -> Tensor:
+        """Compute log p(w) + log p(y | w) per task [..., T], in nats, for w [..., T, *W]."""
         return log_density(self.prior, w) + self.log_likelihood(w)
 
     def log_joint_at(self, z: Mapping[str, Tensor]) -> Tensor:
-        """Log density [..., T] of the coordinates z, up to a constant."""
+        """Compute the log density per task [..., T] of the coordinates z in which NUTS runs, up to a constant."""
         w, log_det = self.coordinates.latent(z)
         return self.log_joint(w) + log_det
 
@@ -95,9 +97,9 @@ class NutsSettings:
     Args:
         warmup: number of warm-up steps per chain.
         draws: number of draws per chain.
-        chains: number of chains.
-        together: number of tasks that share a chain.
-        target_accept: target of the acceptance probability, to which the step size is adapted.
+        chains: number of chains per task.
+        together: number of tasks whose weights are sampled jointly, in one chain.
+        target_accept: acceptance probability at which the adaptation of the step size aims.
         max_tree_depth: largest depth of the trajectory tree.
     """
 
@@ -110,16 +112,18 @@ class NutsSettings:
 
     def __post_init__(self) -> None:
         if min(self.warmup, self.chains, self.together, self.max_tree_depth) < 1 or self.draws < 4:
-            raise UsageError(f"expected warmup, chains, together >= 1 and draws >= 4, got {self}")
+            raise UsageError(
+                f"expected warmup, chains, together, max_tree_depth >= 1 and draws >= 4, got {self}; change them"
+            )
 
 
 @dataclass(frozen=True)
 class Gold:
-    """Draws of p(w | labels) and convergence diagnostics.
+    """Draws by NUTS from the exact posterior of w for T tasks, and convergence diagnostics.
 
     Attributes:
-        w: [L, T, *W], draws of all chains.
-        r_hat: [T], largest rank-normalised split R-hat of the weights of a task and its log joint density.
+        w: [L, T, *W], the L draws of all chains; *W is the shape of w.
+        r_hat: [T], largest rank-normalised split R-hat of the weights and the log joint density of a task.
         ess: [T], bulk effective sample size of the log joint density.
         least_ess: [T], smallest bulk effective sample size of the weights.
         least_tail_ess: [T], smallest tail effective sample size of the weights and the log joint density.
@@ -135,17 +139,16 @@ class Gold:
 
     @property
     def converged(self) -> Tensor:
-        """Whether R-hat is below 1.01, and all effective sample sizes exceed 400 [T]."""
+        """Whether the chains of each task [T] converged: R-hat below 1.01, effective sample sizes above 400."""
         sizes = torch.stack((self.ess, self.least_ess, self.least_tail_ess)).amin(0)
         return (self.r_hat < CONVERGED_R_HAT) & (sizes > SUFFICIENT_SIZE)
 
 
 def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
-    """Draws of the posterior by NUTS on z = (w - mean) / sd, with the moments of the prior.
+    """Draw w from the exact posterior of each task by NUTS.
 
-    Under the prior all z have unit scale, which suits the default mass matrix. Several sites, and sites that are not
-    real, have the coordinates of `coordinates_of`. If the target has no labels, the draws are independent draws of the
-    prior.
+    NUTS runs on z = (w - mean) / sd, with the moments of the prior, since z has unit scale under the prior. For several
+    sites, and sites that are not real, z is that of `coordinates_of`. Without labels w is drawn from the prior instead.
     """
     num_tasks = target.episodes.num_tasks
     if target.points is None:
@@ -163,7 +166,7 @@ def gold_posterior(target: Target, settings: NutsSettings) -> Gold:
 
 
 def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
-    """Draws w [L, T, *W] of the tasks of the target, and the number of divergences."""
+    """Run one chain of NUTS; return its draws of w, [draws, tasks, *W], and the number of divergent transitions."""
 
     def potential(z: dict[str, Tensor]) -> Tensor:
         return -target.log_joint_at(z).sum()
@@ -183,7 +186,7 @@ def _chain(target: Target, settings: NutsSettings) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def _summary(target: Target, w: Tensor, divergences: Tensor) -> Gold:
-    """Draws and diagnostics from draws w [chains, L, T, *W]."""
+    """Compute convergence diagnostics of draws w [chains, L, T, *W], with L draws per chain for T tasks."""
     log_joint = target.log_joint(w.flatten(0, 1)).view(w.shape[:3])
     scalars = torch.cat((w.flatten(3), log_joint.unsqueeze(-1)), -1)  # [chains, L, T, W + 1]
     ess = bulk_size(scalars)

@@ -1,7 +1,7 @@
-"""Information that a posterior holds about its query set, and the generalisation gap to another query set.
+"""Mutual information of the weights and the query set, and the generalisation gap to another query set.
 
-I_q(w; d) is the mutual information, in nats, of the weights w ~ q(w | d) and the query set d of a task. SIB's ELBO is
-an information bottleneck: for every prior the mean KL(q, p_psi) is at least I_q, with equality if the prior is the
+I_q(w; d) is the mutual information, in nats, of the weights w ~ q(w | d) and the query set d of a task. The KL of SIB's
+ELBO bounds this information: for every prior the mean KL(q, p_psi) is at least I_q, with equality if the prior is the
 aggregate posterior. The generalisation gap compares the loss on d with that on another query set b of the same task,
 
     gen = mean_t E_{w ~ q(w | d_t)} [L_b(w) - L_d(w)],    L(w) the mean of -log p(y_i | x_i, w) over n queries,
@@ -32,15 +32,20 @@ from pyro_metabayes.prediction.moments import draws_of, kl_from_draws, pooled_er
 
 @runtime_checkable
 class HasLossRange(Protocol):
+    """Interface of a model that knows the range of its loss."""
+
     def loss_range(self, observed: Observed) -> Tensor | None:
-        """Width of the range of -log p(y | x, w), in nats, over all w, x and y; None if it is unbounded."""
+        """Return the largest minus the smallest value of -log p(y | x, w) over all w, x, y, in nats; None: infinite."""
 
 
 UPPER = ("prior", "refitted_prior", "other_tasks", "second_set")
 
 
 def query_sets(episodes: Episodes) -> tuple[Episodes, Episodes]:
-    """Query sets d and b of the same tasks: every other query each, so that their class counts are similar."""
+    """Split the queries of each task into two query sets: the 1st, 3rd, 5th, ... query, and the others.
+
+    Sampled tasks order their queries by class, so both query sets have similar class counts.
+    """
     return episodes.change_queries(lambda x: x[:, ::2]), episodes.change_queries(lambda x: x[:, 1::2])
 
 
@@ -50,26 +55,27 @@ def _loss_range(model: object, observed: Observed) -> Tensor | None:
 
 @torch.no_grad()
 def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: int) -> dict[str, Any] | None:
-    """Bounds on I_q, the generalisation gap and its bound, from tasks that are split into two query sets.
+    """Estimate bounds on I_q(w; d), the mutual information of weights and query set, and the generalisation gap.
 
-    q is training_posterior, whose KL is part of the ELBO. None for a point estimate.
+    The queries of each task are split into two query sets d and b. q is training_posterior, which is part of the ELBO.
 
     Returns:
-        prior: mean KL(q, p_psi) in nats per task, null for a flat prior.
+        None for a point estimate, otherwise values by name:
+        prior: mean KL(q, p_psi) in nats per task, None for a flat prior.
         refitted_prior: mean KL in nats of q to the Gaussian with the moments of the aggregate posterior of the other
             half of the tasks.
         other_tasks: mean of -log (1 / (T - 1)) sum_{t' != t} exp(-KL(q_t, q_t')) in nats, at least the KL of q_t to
-            the mixture of the other posteriors. (Poole et al. 2019, leave-one-out; Hershey and Olsen 2007)
+            the mixture of the posteriors of the other tasks. (Poole et al. 2019, leave-one-out; Hershey and Olsen 2007)
         second_set: mean KL(q(w | d), q(w | b)) in nats, a bound on I_q(w; d | t), the information beyond the task and
-            its support set, which suffices for the theorem.
+            its support set, which suffices for the bound on the gap.
         least: the smallest of these four upper bounds.
         below: lower bound log T + mean log (q_t(w_t) / sum_t' q_t'(w_t)) on I_q(w; d, t) in nats, from one draw w_t
             per task; at most log T. (Poole et al. 2019)
-        monte_carlo_error: standard errors of `prior` and `second_set`, null for closed forms.
-        gap: {mean, ci95} of gen over tasks, in nats per query.
-        sigma: half the range of the loss (Hoeffding), null for an unbounded loss.
-        queries: n, the smallest number of queries of a task.
-        bound: sqrt(2 sigma^2 least / n).
+        monte_carlo_error: standard errors of `prior` and `second_set`, None for closed forms.
+        gap: {mean, ci95} over tasks of the loss on b minus the loss on d, in nats per query.
+        sigma: half the range of the loss (Hoeffding), None for an unbounded loss.
+        queries: n, the smallest number of queries in d of a task.
+        bound: sqrt(2 sigma^2 least / n), an upper bound on |gap|.
         tightness: |gap| / bound.
     """
     gathered: dict[str, list[Tensor]] = {}
@@ -91,7 +97,7 @@ def information(learner: MetaLearner, batches: Iterable[Episodes], num_samples: 
 def _task_terms(
     learner: MetaLearner, d: Episodes, b: Episodes, q: TorchDistribution, num_samples: int
 ) -> dict[str, Tensor]:
-    """gap, second_set and prior [T] of `information` for each task, and standard errors of KLs from draws."""
+    """Compute gap, second_set and prior of `information` for each task [T], and standard errors of KLs from draws."""
     w = draws_of(q, num_samples)
     terms = {"gap": (_loss(learner, b, w) - _loss(learner, d, w)).mean(0)}
     second, prior = learner.guide.training_posterior(b), learner.model.prior(d.observed())
@@ -104,13 +110,13 @@ def _task_terms(
 
 
 def _loss(learner: MetaLearner, episodes: Episodes, w: Tensor) -> Tensor:
-    """Mean of -log p(y_i | x_i, w) over the queries [L, T], for draws w [L, T, *W]."""
+    """Compute the mean of -log p(y_i | x_i, w) over the queries i, [L, T] for L draws w [L, T, *W] of T tasks."""
     likelihood = learner.model.likelihood(w, episodes.query_x, episodes.observed())
     return -masked_mean(likelihood.log_prob(episodes.query_y), episodes.query_mask)
 
 
 def _moments(q: TorchDistribution) -> dict[str, Tensor]:
-    """Mean, variance and one draw of the weights per task [T, W] in float64; {} if q is no factorised Gaussian."""
+    """Return mean, variance and one draw of the weights per task in float64; {} if q is no factorised Gaussian."""
     if not isinstance(innermost(q), Normal):
         return {}
     return {
@@ -120,7 +126,7 @@ def _moments(q: TorchDistribution) -> dict[str, Tensor]:
 
 
 def _metrics(terms: dict[str, Tensor], sigma: float | None, num_queries: float) -> dict[str, Any]:
-    """All metrics of `information`, from the terms of all tasks."""
+    """Compute all values of `information` from the terms of all tasks."""
     nats = {name: terms[name].mean().item() if name in terms else None for name in ("prior", "second_set")}
     errors = {name: pooled_error(value) for name in nats if (value := terms.get(f"{name}_error")) is not None}
     below = None
@@ -146,7 +152,10 @@ def _metrics(terms: dict[str, Tensor], sigma: float | None, num_queries: float) 
 
 
 def _kl_to_refitted(mean: Tensor, variance: Tensor) -> float:
-    """refitted_prior of `information`: the variance is the sum of those within and between tasks."""
+    """Compute the mean KL of q to the Gaussian with the moments of the aggregate posterior of the other half of tasks.
+
+    Its variance is the sum of the variances within and between tasks.
+    """
     total = 0.0
     for own, others in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
         spread = variance[others].mean(0) + mean[others].var(0, correction=0)
@@ -156,7 +165,7 @@ def _kl_to_refitted(mean: Tensor, variance: Tensor) -> float:
 
 
 def _kl_to_others(mean: Tensor, variance: Tensor) -> float:
-    """other_tasks of `information`; two matrix products give KL(q_t, q_t') for all pairs of tasks."""
+    """Compute `other_tasks` of `information` from KL(q_t, q_t') of all pairs of tasks, by two matrix products."""
     precision = 1 / variance
     square = (variance + mean.square()) @ precision.mT - 2 * mean @ (mean * precision).mT
     square = square + (mean.square() * precision).sum(1)
@@ -167,7 +176,7 @@ def _kl_to_others(mean: Tensor, variance: Tensor) -> float:
 
 
 def _below(mean: Tensor, variance: Tensor, draw: Tensor) -> float:
-    """The lower bound `below` of `information`: log T + mean log (q_t(w_t) / sum_t' q_t'(w_t)), w_t ~ q_t."""
+    """Compute the lower bound log T + mean_t log (q_t(w_t) / sum_t' q_t'(w_t)) on the information, with w_t ~ q_t."""
     precision = 1 / variance
     square = draw.square() @ precision.mT - 2 * draw @ (mean * precision).mT + (mean.square() * precision).sum(1)
     log_density = -0.5 * (square + variance.log().sum(1))  # [draw of t, density of t'], up to a constant

@@ -1,4 +1,4 @@
-"""How much draws from a prior or a posterior change the predictions."""
+"""Variation of the predictions over draws of w from a prior or a posterior."""
 
 from __future__ import annotations
 
@@ -20,11 +20,18 @@ from pyro_metabayes.seeding import restored_noise
 
 
 def output_spread(drawn: Drawn, mask: Tensor) -> Spread:
-    """Means over the queries, and sums of information, of a likelihood with batch [L, T, Q].
+    """Measure the variation of the predictions over L draws of w, one value per task [T].
 
-    The estimates of the registered families are those for independent draws. The mean of the draws of a Latin square
-    has no error of first order, so that no degree of freedom is lost to it. The C classes of different draws share
-    noise, and the draws of a pair too, so that 2 C times the variance is an upper bound on that of information.
+    Draws of a Latin square share noise, which changes two estimates for independent draws. Their mean has no error of
+    first order, so a variance is divided by L, not by L - 1. The squared error of `information` is multiplied by 2 C
+    for C classes, an upper bound, since the C rows of w and the two draws of an antithetic pair share noise.
+
+    Args:
+        drawn: the likelihood under the draws of w, batch [L, T, Q], and how the draws share noise.
+        mask: [T, Q], False for queries that are left out.
+
+    Returns:
+        Tensors [T] by name: the mean over the queries of each spread of the family, but the sum for information.
     """
     family: Any = innermost(drawn.likelihood)
     return _of_tasks(registered(family).spread(family), drawn.square, mask)
@@ -40,7 +47,7 @@ def _of_tasks(values: dict[str, Tensor], square: LatinSquare | None, mask: Tenso
 
 
 def _factors(square: LatinSquare) -> dict[str, float]:
-    """Factors from estimates for independent draws to those for a Latin square."""
+    """Return the factors by which estimates for independent draws are multiplied if the draws are a Latin square."""
     of_mean = (square.num_samples - 1) / square.num_samples
     error = of_mean * (2 * square.num_rows) ** 0.5
     return {"logit_variance": of_mean, "information": of_mean, "information_error": error}
@@ -54,14 +61,19 @@ def posterior_outputs(
     square: LatinSquare | None = None,
     draws: Predictions | None = None,
 ) -> Spread:
-    """logit_variance, disagreement and information of a posterior, named posterior_...; {} for a point estimate.
+    """Measure the variation of the predictions over draws of w from a posterior.
 
     Args:
-        learner: its model makes the predictions.
-        observed: T tasks.
-        q: a distribution over w, batch [T].
-        num_samples: number of draws, at least two of which are taken.
-        square, draws: predictions for classes under draws of q by a Latin square, which are used again.
+        learner: the learner whose model makes the predictions.
+        observed: T tasks with features as inputs.
+        q: the posterior over w, batch [T].
+        num_samples: number of draws of w; 1 is raised to 2.
+        square: the Latin square by which `draws` was made; None: `draws` is not used.
+        draws: predictions under draws of q, which save new draws; None: new draws are taken.
+
+    Returns:
+        Tensors [T] of `output_spread` with the prefix posterior_, such as posterior_logit_variance; {} for a point
+        estimate.
     """
     if not has_density(q):
         return {}

@@ -30,12 +30,12 @@ TIE = 1e-6  # nats; rounding error of float32 for equal labels
 
 @dataclass(frozen=True)
 class Draws:
-    """Samples of w from one distribution, and labels drawn given each sample.
+    """L samples of w from the prior or the posterior of T tasks, and query labels drawn given each sample.
 
     Attributes:
-        w: [L, T, *W].
-        y: [L, T, Q, *Y].
-        sites: the samples by latent site: "w", or the sites of a Joint.
+        w: [L, T, *W]; *W is the shape of w.
+        y: [L, T, Q], or [L, T, Q, Y] for labels of Y numbers.
+        sites: the samples of w by latent site: "w", or the sites of a Joint.
     """
 
     w: Tensor
@@ -45,9 +45,13 @@ class Draws:
 
 @dataclass(frozen=True)
 class PredictiveDraws:
-    """Posterior and prior predictive draws of a batch of tasks, and the observed query labels.
+    """Posterior and prior predictive draws for T tasks, and the observed query labels.
 
-    `prior` is None for a flat prior, from which nothing can be drawn.
+    Attributes:
+        posterior: draws under guide.posterior.
+        prior: draws under the prior; None for a flat prior, which cannot be sampled.
+        query_y: observed labels, [T, Q] classes or [T, Q, Y] numbers.
+        query_mask: [T, Q], False for masked queries.
     """
 
     posterior: Draws
@@ -58,7 +62,7 @@ class PredictiveDraws:
 
 @contextmanager
 def observing(model: Model, labels: str) -> Iterator[None]:
-    """Context manager: the model observes the given labels: "query", "support" or "all"."""
+    """Set `model.observe`, whose labels the model conditions on, to "query", "support" or "all" in a with block."""
     previous, model.observe = model.observe, labels
     try:
         yield
@@ -67,12 +71,12 @@ def observing(model: Model, labels: str) -> Iterator[None]:
 
 
 def predictive_draws(learner: MetaLearner, episodes: Episodes, num_samples: int) -> PredictiveDraws:
-    """Draws of w from q(w | support, x_query) and from the prior p_psi(w), and labels drawn from p(y | x_query, w).
+    """Draw w from q(w | support, x_query) and from the prior p_psi(w), and labels from p(y | x_query, w).
 
     q is guide.posterior, which does not depend on query labels. A conditional prior depends on the support set.
     """
     if num_samples < 1:
-        raise UsageError(f"expected num_samples >= 1, got {num_samples}")
+        raise UsageError(f"expected num_samples >= 1, got {num_samples}; pass a larger number")
     episodes = learner.featured(episodes)
     observed = episodes.observed()
     with observing(learner.model, "query"):
@@ -84,9 +88,9 @@ def predictive_draws(learner: MetaLearner, episodes: Episodes, num_samples: int)
 
 
 class _Posterior(Messenger):
-    """Draws the latent sites from the given posterior instead of the prior of the model.
+    """Effect handler that draws the latent sites from the given posterior instead of the prior of the model.
 
-    This replaces the argument `guide` of Predictive, which would first sample from the prior and fail if it is flat.
+    It replaces the argument `guide` of Predictive, which would first sample the prior and fail if the prior is flat.
     """
 
     def __init__(self, posterior: TorchDistribution) -> None:
@@ -105,10 +109,20 @@ class _Posterior(Messenger):
 
 
 def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: bool = False) -> Draws:
-    """Draws from the posterior, or from the prior, for tasks with features; `model.observe` must be "query"."""
+    """Draw w from the posterior, or with prior=True from the prior, and query labels given w.
+
+    Args:
+        learner: its `model.observe` must be "query".
+        observed: T tasks with features as inputs.
+        num_samples: number of draws.
+        prior: whether w is drawn from the prior.
+
+    Raises:
+        UsageError: the tasks are Episodes, whose labels would be returned as predictions.
+    """
     if isinstance(observed, Episodes):
         raise UsageError(
-            "expected tasks without query labels, which would be returned as predictions, got Episodes; "
+            "expected an Observed, got Episodes, whose query labels would be returned as predictions; "
             "pass episodes.observed()"
         )
 
@@ -124,14 +138,19 @@ def draws_of(learner: MetaLearner, observed: Observed, num_samples: int, prior: 
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """A discrepancy T: its values T(y_rep) for replicates [L, T], and T(y) for the observed labels [T]."""
+    """Values of a discrepancy d(y) of T tasks, for replicated and for observed labels.
+
+    Attributes:
+        replicated: d(y_rep) [L, T], for L draws y_rep of the labels from the model.
+        observed: d(y) [T], for the observed labels y.
+    """
 
     replicated: Tensor
     observed: Tensor
 
     @property
     def p_values(self) -> Tensor:
-        """P(T(y_rep) > T(y)) per task [T], ties counted half; near 0 or 1 if the replicates are unlike the labels."""
+        """P(d(y_rep) > d(y)) per task [T], ties counted half; near 0 or 1 if replicated and observed labels differ."""
         difference = self.replicated - self.observed
         equal = difference.abs() <= TIE
         return torch.where(equal, 0.5, (difference > 0).to(difference.dtype)).mean(0)
@@ -139,14 +158,20 @@ class Discrepancy:
 
 @torch.no_grad()
 def discrepancies(learner: MetaLearner, observed: Observed, draws: Draws, query_y: Tensor) -> dict[str, Discrepancy]:
-    """NLL and joint NLL of the observed labels and of the replicates, under the draws of w.
+    """Compute NLL and joint NLL of the observed labels y and of replicated labels y_rep, drawn from the model.
 
-    (Posterior predictive p-values: Gelman, Meng and Stern 1996.)
+    These are discrepancies for posterior predictive p-values. (Gelman, Meng and Stern 1996.)
+
+    Args:
+        learner: the learner whose model has the likelihood.
+        observed: T tasks with features as inputs and Q queries each.
+        draws: L draws w_l of w, and the replicated labels.
+        query_y: the observed labels y.
 
     Returns:
-        nll: T(y) = -(1/Q) sum_i log (1/L) sum_l p(y_i | x_i, w_l) in nats. T(y) exceeds T(y_rep) for an overconfident
-            model (p near 0), and is smaller for an underconfident model (p near 1).
-        joint_nll: T(y) = -(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l), for all labels of a task jointly.
+        nll: -(1/Q) sum_i log (1/L) sum_l p(y_i | x_i, w_l) in nats. It is larger for y than for y_rep if the model is
+            overconfident (p-value near 0), and smaller if the model is underconfident (p-value near 1).
+        joint_nll: -(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l) in nats, for all labels of a task jointly.
     """
     likelihood = learner.model.likelihood(draws.w, observed.query_x, observed)
     of_observed, *of_replicates = [_surprise(likelihood, y, observed.query_mask) for y in (query_y, *draws.y)]
@@ -157,7 +182,7 @@ def discrepancies(learner: MetaLearner, observed: Observed, draws: Draws, query_
 
 
 def _surprise(likelihood: Any, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """nll and joint_nll [T] of labels [T, Q, *Y] under the mixture over draws of w, batch [L, T, Q]."""
+    """Compute nll and joint_nll per task of labels y under the mixture over draws of w (first axis of `likelihood`)."""
     log_prob = likelihood.log_prob(y)
     joint = log_mean_exp((log_prob * mask).sum(-1)) / mask.sum(-1).clamp(min=1)
     return {"nll": -masked_mean(log_mean_exp(log_prob), mask), "joint_nll": -joint}

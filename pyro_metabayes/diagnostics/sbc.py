@@ -1,8 +1,8 @@
-"""Simulation-based calibration: is the posterior correct on average over tasks that the model draws?
+"""Simulation-based calibration: a test whether the posterior is exact on average over tasks simulated by the model.
 
-Draw w ~ p(w), labels y ~ p(y | x, w), and L samples from the posterior given y. If the posterior is exact, the rank of
-f(w, y) among its values at the samples is uniform on 0, ..., L for every scalar function f.
-(Talts et al. 2018, arXiv 1804.06788; Modrak et al. 2023 on the scalars.)
+Draw w ~ p(w), labels y ~ p(y | x, w), and L samples w_l from the posterior given y. If the posterior is exact, the rank
+of f(w, y) among f(w_1, y), ..., f(w_L, y) is uniform on 0, ..., L for every scalar function f.
+(Talts et al. 2018, arXiv 1804.06788; Modrak et al. 2023 on the choice of f.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIMULATIONS = 10_000  # draws of the null distribution of the test statistic
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks [K, T] in 0, ..., num_draws of K scalars, and their names."""
+    """Ranks of K scalars in T simulated tasks: names of the scalars, ranks [K, T] from 0 to num_draws, num_draws."""
 
     names: list[str]
     values: Tensor
@@ -41,17 +41,17 @@ def sbc_ranks(
     training: bool = False,
     truth: KnownTruth | None = None,
 ) -> Ranks:
-    """Ranks of all tasks. Inputs are those of `episodes`; weights and labels are drawn from the model.
+    """Draw weights and labels from the model at the inputs of `episodes`, and rank the weights among posterior draws.
 
-    The scalars are at most eight weights, and the log-likelihood of the labels on which the posterior is conditioned.
+    The ranked scalars are at most eight weights, and the log-likelihood of the labels that the posterior is given.
     A posterior that ignores the labels has uniform ranks for the weights, but not for the log-likelihood.
 
     Args:
         learner: the learner to check.
-        episodes: T tasks.
+        episodes: T tasks, whose inputs are used.
         num_draws: L, draws of the posterior per task.
-        training: whether ranks are under training_posterior, given the labels that the model observes. Otherwise they
-            are under `posterior`, given the support set.
+        training: whether to check training_posterior, given the labels that the model observes, instead of `posterior`,
+            given the support set.
         truth: a simulator from whose prior w is drawn; None: the learned prior. With the learned prior, and a model
             that is conditional on the support set (`model.given_support`), the support labels are not redrawn.
 
@@ -63,7 +63,7 @@ def sbc_ranks(
     observed = simulated.observed()
     q = learner.guide.training_posterior(simulated) if training else learner.guide.posterior(observed)
     if not has_density(q):
-        raise UsageError("expected a posterior with a density for ranks, got a point estimate; use another guide")
+        raise UsageError("expected a posterior that can be sampled, got a point estimate; use another guide")
     samples = torch.cat((w.unsqueeze(0), q.sample(torch.Size((num_draws,)))))  # [1 + L, T, *W]
     flat = samples.flatten(2)
     columns = torch.linspace(0, flat.shape[-1] - 1, min(flat.shape[-1], MOST_WEIGHTS)).round().long()
@@ -78,24 +78,24 @@ def sbc_ranks(
 
 
 def _rank(scalar: Tensor) -> Tensor:
-    """Rank [T] of scalar[0] among the draws scalar[1:]; ties are broken at random."""
+    """Compute the rank [T] of scalar[0] among the draws scalar[1:] for T tasks; ties are broken at random."""
     below, equal = (scalar[1:] < scalar[0]).sum(0), (scalar[1:] == scalar[0]).sum(0)
     return below + (torch.rand(equal.shape, device=equal.device) * (equal + 1)).long()
 
 
 def simulate(learner: MetaLearner, episodes: Episodes, truth: KnownTruth | None) -> tuple[Tensor, Episodes]:
-    """Draws w [T, *W] from the prior (of `truth`, if given), and the tasks with labels drawn given w."""
+    """Draw w per task from the prior (of `truth`, if given); return w and the tasks with labels drawn given w."""
     model, observed = learner.model, episodes.observed()
     p: TorchDistribution = model.prior(observed)
     if truth is not None:
         p = truth.truth(_without_support(observed))
         if p.event_shape != (shape := model.event_shape(observed)):
             raise UsageError(
-                f"expected a simulator whose latent has the shape {list(shape)} of the model, got shape "
+                f"expected a simulator whose weights have the shape of the model's weights, {list(shape)}, got shape "
                 f"{list(p.event_shape)}; use prior=learned"
             )
     elif not has_density(p):
-        raise UsageError("expected a prior from which w can be drawn, got a flat one; use another prior")
+        raise UsageError("expected a prior that can be sampled, got a flat prior; use another prior")
     w = p.sample()
     support_y = episodes.support_y
     if episodes.support_x.shape[1] and (truth is not None or not model.given_support):
@@ -115,14 +115,14 @@ def _without_support(observed: Observed) -> Observed:
 
 @dataclass(frozen=True)
 class Uniformity:
-    """Test of uniformity of ranks [K, T].
+    """Result of a test whether the ranks of K scalars among L posterior draws are uniform.
 
     Attributes:
-        p_values: [K], of each scalar.
-        difference: [K, L], the empirical CDF minus the CDF of uniform ranks, at r = 0, ..., L - 1.
-        lower, upper: [L], simultaneous band, which the curve of uniform ranks leaves with probability `rate`.
+        p_values: [K], one for each scalar.
+        difference: [K, L], the empirical CDF minus the CDF of uniform ranks, at the ranks r = 0, ..., L - 1.
+        lower, upper: [L], simultaneous band, which the difference of uniform ranks leaves with probability `rate`.
         rate: error rate of the test.
-        flagged: whether any of the K scalars has p < rate / K; for a calibrated posterior this has probability at most
+        flagged: whether any of the K scalars has p < rate / K; for an exact posterior this has probability at most
             `rate`.
     """
 
@@ -138,15 +138,15 @@ class Uniformity:
 
 
 def uniformity(ranks: Ranks, rate: float = 0.05, seed: int = 0) -> Uniformity:
-    """Test of uniform ranks by their empirical CDF F, with simultaneous bands.
+    """Test whether ranks are uniform by their empirical CDF F, with simultaneous bands.
 
-    For T uniform ranks, T F(r) ~ Bin(T, (r + 1) / (L + 1)) at each r. The statistic of a curve is the smallest of its
-    two-sided binomial probabilities over r. Its null distribution is simulated. The band contains the curves whose
-    statistic is not below the `rate` quantile.
+    For T uniform ranks, T F(r) ~ Bin(T, (r + 1) / (L + 1)) at each rank r. The test statistic is the smallest two-sided
+    binomial probability over r. Its null distribution is simulated. The band contains the curves F whose statistic is
+    not below the `rate` quantile.
     (Säilynoja, Bürkner and Vehtari 2022, arXiv 2103.10522; discrete ranks are evaluated at their exact points.)
 
     Args:
-        ranks: the ranks [K, T].
+        ranks: ranks of K scalars in T tasks.
         rate: error rate of the test.
         seed: seed of the simulated null distribution.
     """
@@ -164,7 +164,7 @@ def uniformity(ranks: Ranks, rate: float = 0.05, seed: int = 0) -> Uniformity:
 
 
 def _tails(num_tasks: int, share: Tensor) -> Tensor:
-    """2 min(P(X <= n), P(X >= n)) for X ~ Bin(T, share), [L, T + 1]."""
+    """Compute 2 min(P(X <= n), P(X >= n)), X ~ Bin(T, share), for each share and n = 0, ..., T = num_tasks."""
     n = torch.arange(num_tasks + 1, dtype=torch.double)
     choose = (
         torch.lgamma(torch.tensor(num_tasks + 1.0).double()) - torch.lgamma(n + 1) - torch.lgamma(num_tasks - n + 1)
@@ -175,12 +175,12 @@ def _tails(num_tasks: int, share: Tensor) -> Tensor:
 
 
 def _least_tail(counts: Tensor, tail: Tensor) -> Tensor:
-    """The test statistic [M] of `uniformity` for curves with counts [M, L]."""
+    """Compute the test statistic of `uniformity` for each curve F, from counts T F(r) [curves, ranks r]."""
     return tail.expand(len(counts), -1, -1).gather(2, counts.long().unsqueeze(-1)).squeeze(-1).amin(1)
 
 
 def _uniform_counts(num_tasks: int, num_draws: int, seed: int) -> Tensor:
-    """Simulated T F(r) of uniform ranks [SIMULATIONS, L]; each r adds a binomial number of the remaining ranks."""
+    """Simulate T F(r) [SIMULATIONS, num_draws], with the empirical CDF F of T = num_tasks uniform ranks at each r."""
     generator = Generator().manual_seed(seed)
     reached, counts = torch.zeros(SIMULATIONS, dtype=torch.double), []
     for r in range(num_draws):

@@ -1,1 +1,1 @@
-"""Distributions of the latent of a task that are not in torch or Pyro."""
+"""Distributions of the latent variable of a task that torch and Pyro do not have."""

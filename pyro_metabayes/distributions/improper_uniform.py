@@ -10,12 +10,15 @@ from pyro_metabayes.errors import UsageError
 
 
 class ImproperUniform(distributions.ImproperUniform):
-    """log p(w) = 0 everywhere, with the dtype and device of w; Pyro's log_prob is always on the CPU."""
+    """Improper uniform distribution, log p(w) = 0 for every w.
+
+    Unlike Pyro's class of this name, whose log_prob is always on the CPU, log_prob has the dtype and device of w.
+    """
 
     def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         raise UsageError(
-            "expected a prior that can be sampled, got the flat one, which cannot; for predictions use "
-            "learner.posterior_predictive (Predictive runs the model by itself first), or use a Gaussian prior"
+            "expected a prior that can be sampled, got a flat prior; for predictions use learner.posterior_predictive "
+            "instead of Pyro's Predictive, which samples the prior first, or use a Gaussian prior"
         )
 
     def log_prob(self, value: Tensor) -> Tensor:

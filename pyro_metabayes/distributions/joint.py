@@ -1,4 +1,4 @@
-"""Several latent sites of a task, as one distribution of their concatenation."""
+"""The joint distribution of several latent sites of a task, as a distribution of one concatenated vector."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Site = TorchDistribution | Callable[[Mapping[str, Tensor]], TorchDistribution]
 
 
 class Joint(TorchDistribution):
-    """p(z) = prod_k p(z_k | z_1, ..., z_{k-1}) over named sites: batch [T], event [D]; z concatenates all sites.
+    """Joint distribution p(z) = prod_k p(z_k | z_1, ..., z_{k-1}) of the latent sites z_k of T tasks.
 
         Joint({"log_tau": Normal(loc, 1), "w": lambda z: Normal(0, z["log_tau"].exp()[..., None]).to_event(1)})
 
     A prior or a posterior with several sites is a Joint. Model and guide then sample each site under its own name. All
-    other code treats the latent as one vector, in the order of `sites`, which is the order of the mapping.
+    other code treats the latent as one vector z of D components, batch [T], event [D]: the flattened sites in order.
 
     Args:
-        distributions: by name of the site, a distribution with batch [T], or a function that returns a distribution
-            with batch [..., T] given a mapping from the names of all earlier sites to draws [..., T, *shape].
+        distributions: maps the name of each site to a distribution with batch [T], or to a function that returns a
+            distribution with batch [..., T], given draws [..., T, *shape of the site] of all earlier sites by name.
 
     Raises:
         UsageError: there are no sites, or a site has a flat distribution.
@@ -38,7 +38,7 @@ class Joint(TorchDistribution):
 
     def __init__(self, distributions: Mapping[str, Site]) -> None:
         if not distributions:
-            raise UsageError("expected at least one site for a Joint, got none")
+            raise UsageError("expected at least one site for a Joint, got an empty mapping; add a site")
         self.distributions = dict(distributions)
         self.examples: dict[str, TorchDistribution] = {}
         self.visit(self._example)
@@ -47,22 +47,25 @@ class Joint(TorchDistribution):
         super().__init__(batch, self.sites.event_shape, validate_args=False)
 
     def _example(self, name: str, distribution: TorchDistribution) -> Tensor:
-        """A draw of a site, from which the functions of later sites determine their shapes."""
+        """Store the distribution of a site and draw from it, since later sites may need the shape of this draw."""
         if isinstance(distribution, ImproperUniform):
-            raise UsageError(f"expected sites that can be sampled for a Joint, got a flat distribution at '{name}'")
+            raise UsageError(
+                f"expected sites that can be sampled for a Joint, got a flat distribution for site '{name}'; "
+                "use another distribution"
+            )
         self.examples[name] = distribution
         with torch.no_grad():
             return task_draws(distribution)
 
     def visit(self, value_of: Callable[[str, TorchDistribution], Tensor]) -> dict[str, Tensor]:
-        """The value of every site: value_of(name, distribution of the site given the values of the earlier sites)."""
+        """Compute a value for each site, in order, by value_of(name, distribution of the site given earlier values)."""
         values: dict[str, Tensor] = {}
         for name in self.distributions:
             values[name] = value_of(name, self.given(name, values))
         return values
 
     def given(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
-        """The distribution of a site, given the values of the earlier ones."""
+        """Return the distribution of a site, given the values of the earlier sites by name."""
         distribution = self.distributions[name]
         return distribution if isinstance(distribution, Distribution) else distribution(values)
 
@@ -84,22 +87,22 @@ class Joint(TorchDistribution):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(z) [..., T] in nats, the sum over sites."""
+        """Compute log p(z) per task [..., T], in nats, the sum over sites, for latent vectors z [..., T, D]."""
         return torch.stack(torch.broadcast_tensors(*self.log_probs(value).values())).sum(0)
 
     def log_probs(self, value: Tensor) -> dict[str, Tensor]:
-        """log p(z_k | z_1, ..., z_{k-1}) [..., T] in nats, of each site."""
+        """Compute log p(z_k | z_1, ..., z_{k-1}) per task in nats, for each site z_k of the latent vectors, by name."""
         values = self.sites.split(value)
         return {name: self.given(name, values).log_prob(values[name]) for name in self.distributions}
 
     @property
     def mean(self) -> Tensor:
-        """E[z] [T, D], if no site depends on another."""
+        """Mean of the latent vector z of each task [T, D]; NotImplementedError if a site depends on another site."""
         return self._of_independent_sites("mean")
 
     @property
     def variance(self) -> Tensor:
-        """Var[z] [T, D], if no site depends on another."""
+        """Variance of the latent vector of each task [T, D]; NotImplementedError if a site depends on another site."""
         return self._of_independent_sites("variance")
 
     def _of_independent_sites(self, moment: str) -> Tensor:
@@ -111,14 +114,19 @@ class Joint(TorchDistribution):
 
 
 def latent_from(distribution: TorchDistribution, value_of: Callable[[str, TorchDistribution], Tensor]) -> Tensor:
-    """The latent whose sites have the values value_of(name, distribution): the sites of a Joint, or only "w"."""
+    """Compute a value for each site by value_of(name, distribution), and concatenate the values to a latent.
+
+    Args:
+        distribution: the distribution of the latent. If it is not a Joint, the latent has the single site "w".
+        value_of: computes the value of a site, given the distribution of the site.
+    """
     if isinstance(distribution, Joint):
         return distribution.sites.join(distribution.visit(value_of))
     return value_of("w", distribution)
 
 
 def latent_with(distribution: TorchDistribution, values: Mapping[str, Tensor]) -> Tensor:
-    """The latent whose sites have these values, by name."""
+    """Concatenate the values of the sites, given by name, to a latent of this distribution."""
     return distribution.sites.join(values) if isinstance(distribution, Joint) else values["w"]
 
 
@@ -128,20 +136,20 @@ def sample_latent(distribution: TorchDistribution) -> Tensor:
 
 
 def sites_of(distribution: TorchDistribution) -> Sites:
-    """Names and shapes of the sites that `sample_latent` samples."""
+    """Return the names and shapes of the sites of a latent: those of a Joint, or else "w"."""
     return distribution.sites if isinstance(distribution, Joint) else Sites(w=distribution.event_shape)
 
 
 def check_sites(distribution: TorchDistribution, sites: Sites | None, name: str, remedy: str) -> None:
-    """Check that a distribution of the latent has the sites of the model, in their order.
+    """Check that a prior or posterior has the sites of the model, in the same order.
 
-    In another order the latent would be split wrongly, without an error about shapes.
+    In another order the latent vector would be split at wrong places, possibly without an error about shapes.
 
     Args:
-        distribution: a prior or a posterior.
+        distribution: the prior or posterior.
         sites: the sites of the model; None: one site, "w".
-        name: name of the distribution, for the message.
-        remedy: what to do, for the message.
+        name: name of the distribution in the error message, such as "prior".
+        remedy: last part of the error message, which says what to do.
 
     Raises:
         UsageError: the sites have other names, shapes or another order.

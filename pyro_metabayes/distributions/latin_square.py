@@ -12,14 +12,15 @@ from pyro_metabayes.seeding import task_noise
 
 @dataclass(frozen=True)
 class LatinSquare:
-    """Draws w_lc = loc_c + s scale_c * e_m, of signs s = 1 and -1 and m = (j + c) mod M, j = 0, ..., P - 1.
+    """Assignment of shared noise vectors to the C rows of L draws w ~ N(loc, scale^2), such as the rows of C classes.
 
-    P = L / 2 pairs, rounded up, share M = max(P, C) independent e_m ~ N(0, I). Every draw has exactly the distribution
-    N(loc, scale^2), since its C rows have different e_m. Only the two draws of a pair, and different rows of different
-    draws, share noise; different tasks share none.
+    The draws form P = L / 2 (rounded up) antithetic pairs, which share M = max(P, C) independent vectors e_m ~ N(0, I).
+    Row c of the two draws of pair j is loc_c + s scale_c * e_m with signs s = 1 and -1 and m = (j + c) mod M. Every
+    draw has exactly the distribution N(loc, scale^2), since its C rows have different e_m. Noise is shared only by the
+    two draws of a pair, and by different rows of different draws; tasks share none.
 
     Compared with L independent draws this takes 1 / (2C) of the random numbers and of their products with the inputs.
-    Averages of class probabilities are more precise: what is odd in the noise cancels within a pair, and noise that
+    Averages of class probabilities are more precise: odd functions of the noise cancel within a pair, and noise that
     moves all logits alike does not change probabilities. (Hammersley and Morton 1956; McKay, Beckman and Conover 1979.)
 
     Attributes:
@@ -32,31 +33,36 @@ class LatinSquare:
 
     @property
     def num_pairs(self) -> int:
-        """P."""
+        """Number of antithetic pairs P."""
         return (self.num_samples + 1) // 2
 
     def noise(self, scale: Tensor) -> Tensor:
-        """scale_g * e_m [T, G, M, W] for scale [T, G, W], where G is 1 (rows share one scale) or C.
+        """Draw the M noise vectors e_m of T tasks and multiply them by the scales of the rows.
 
-        The random numbers of a task follow those of the task before, so that they do not depend on the batches.
+        The random numbers of a task follow those of the task before, so that they do not depend on the batch size.
+
+        Args:
+            scale: [T, G, W], standard deviations of W weights per row; G is 1 (all rows share one scale) or C.
+
+        Returns:
+            scale_g * e_m, [T, G, M, W].
         """
         num_tasks, _, width = scale.shape
         shape = num_tasks, max(self.num_pairs, self.num_rows), width
         return task_noise(shape, scale, task_dim=0).unsqueeze(1) * scale.unsqueeze(2)
 
     def odd(self, values: Tensor) -> Tensor:
-        """Values [T, G, M, N] that are odd in the noise -> [T, 2, P, C, N], as `by_pair`."""
+        """Apply `by_pair` to values f(e_m) of odd functions, per task, row, noise vector e_m and point [T, G, M, N]."""
         return self.by_pair(torch.stack((values, -values), 1))
 
     def by_pair(self, values: Tensor) -> Tensor:
-        """Rearranges values that were computed once for each shared noise vector, by pair and row.
+        """Rearrange values that were computed once per shared noise vector e_m into values per pair and row.
 
         Args:
-            values: [T, 2, G, M, N], for both signs s and the M vectors e_m; G is 1 (the same for all rows) or C.
+            values: [T, 2, G, M, N], for T tasks, both signs, M vectors and N points; G is 1 (equal for all rows) or C.
 
         Returns:
-            [T, 2, P, C, N]; entry (j, c) is the value at the vector of row c in pair j, m = (j + c) mod M. It is a view
-            of a small copy.
+            [T, 2, P, C, N], for P pairs and C rows. Entry (j, c) is the value at e_m, m = (j + c) mod M.
         """
         size = self.num_pairs + self.num_rows - 1
         if size > values.shape[3]:  # m = 0, ..., M - 1, 0, ...
@@ -65,5 +71,5 @@ class LatinSquare:
         return (windows[:, :, 0] if values.shape[2] == 1 else windows.diagonal(dim1=2, dim2=5)).mT
 
     def draws(self, values: Tensor) -> Tensor:
-        """Values [T, 2, P, C, N] of the draws of pairs -> [L, T, C, N]."""
+        """Rearrange values per task, sign, pair, row and point [T, 2, P, C, N] into values per draw [L, T, C, N]."""
         return values.flatten(1, 2)[:, : self.num_samples].transpose(0, 1)

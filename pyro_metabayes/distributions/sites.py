@@ -11,34 +11,34 @@ from pyro_metabayes.errors import UsageError
 
 
 class Sites(dict[str, Size]):
-    """Names and shapes of the latent sites of a task, such as Sites(log_tau=Size([]), w=Size([5, 64])).
+    """Mapping from the names to the shapes of the latent sites of a task: Sites(log_tau=Size([]), w=Size([5, 64])).
 
-    The latent of the task [..., D] is the concatenation of all sites in this order, each flattened.
+    The latent vector of the task has D components, the concatenation of all sites in this order, each flattened.
     """
 
     @property
     def event_shape(self) -> Size:
-        """[D], the shape of the latent of one task."""
+        """Shape [D] of the latent vector of one task, with D = the total number of components of all sites."""
         return Size((sum(shape.numel() for shape in self.values()),))
 
     @property
     def labels(self) -> list[str]:
-        """A name for each of the D components of a latent: log_tau, w[0], w[1], ..."""
+        """Name of each of the D components of the latent vector: log_tau, w[0], w[1], ..."""
         return [label for name, shape in self.items() for label in labels_of(name, shape)]
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {list(shape)}" for name, shape in self.items())
 
     def split(self, latent: Tensor) -> dict[str, Tensor]:
-        """The value [..., *shape] of each site, from latents [..., D].
+        """Split latent vectors of D components [..., D] into the values [..., *shape] of the sites, by name.
 
         Raises:
-            UsageError: the latents have another size.
+            UsageError: the latent vectors do not have D components.
         """
         if latent.shape[-1:] != self.event_shape:
             raise UsageError(
                 f"expected latents of size {self.event_shape[0]} for the sites {self}, got shape {list(latent.shape)}; "
-                "if the sites depend on the number of classes, set task.way to that of training"
+                "if the sites depend on the number of classes, set task.way to its value in training"
             )
         parts = latent.split([shape.numel() for shape in self.values()], dim=-1)
         return {
@@ -47,7 +47,7 @@ class Sites(dict[str, Size]):
         }
 
     def join(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Latents [..., D], from the value [..., *shape] of each site."""
+        """Concatenate the values [..., *shape] of the sites to latent vectors [..., D] of D components."""
         flat = [
             values[name].reshape(*values[name].shape[: values[name].dim() - len(shape)], -1)
             for name, shape in self.items()
@@ -56,5 +56,5 @@ class Sites(dict[str, Size]):
 
 
 def labels_of(name: str, shape: Size) -> list[str]:
-    """A name for each component of a site: that of the site for a scalar, else with an index, such as w[0]."""
+    """Return a name for each component of a site: the name itself for a scalar, else with an index, such as w[0]."""
     return [f"{name}[{i}]" for i in range(shape.numel())] if shape else [name]

@@ -1,4 +1,7 @@
-"""Scores of learning without forgetting: novel, base and both (Gidaris and Komodakis, CVPR 2018), and base_over_all."""
+"""Scores of learning without forgetting: accuracy on novel classes, base classes and both.
+
+Base classes are known from training; a task adds novel classes. (Gidaris and Komodakis, CVPR 2018.)
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, most_p
 
 
 def novel(predictions: BaseNovelPredictions) -> Tensor:
-    """Share of the queries of novel classes predicted correctly when only novel classes are candidates.
+    """Compute the accuracy on queries of novel classes when only novel classes can be predicted.
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -23,7 +26,7 @@ def novel(predictions: BaseNovelPredictions) -> Tensor:
 
 
 def base(predictions: BaseNovelPredictions) -> Tensor:
-    """Share of the queries of base classes predicted correctly when only base classes are candidates.
+    """Compute the accuracy on queries of base classes when only base classes can be predicted.
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -35,7 +38,7 @@ def base(predictions: BaseNovelPredictions) -> Tensor:
 
 
 def both(predictions: BaseNovelPredictions) -> Tensor:
-    """Share of all queries predicted correctly when all classes are candidates.
+    """Compute the accuracy on all queries when all classes can be predicted.
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -47,7 +50,7 @@ def both(predictions: BaseNovelPredictions) -> Tensor:
 
 
 def base_over_all(predictions: BaseNovelPredictions) -> Tensor:
-    """Share of the queries of base classes predicted correctly when all classes are candidates.
+    """Compute the accuracy on queries of base classes when all classes can be predicted.
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -59,7 +62,7 @@ def base_over_all(predictions: BaseNovelPredictions) -> Tensor:
 
 
 def _accuracy(predictions: BaseNovelPredictions, candidates: slice, queries: Tensor) -> Tensor:
-    """Accuracy [T] on the given queries (mask [T, Q]) when only the classes `candidates` can be predicted."""
+    """Compute the accuracy per task on the marked queries, when only the classes `candidates` can be predicted."""
     log_probs = predictions.log_probs[..., candidates].log_softmax(-1)
     predicted = most_probable(log_mean_exp(log_probs)) + (candidates.start or 0)
     return masked_mean((predicted == predictions.labels).to(log_probs.dtype), queries & predictions.mask)

@@ -1,4 +1,4 @@
-"""Scores of a batch of tasks, and the result of an evaluation over all tasks."""
+"""Containers for the scores of a batch of tasks, and for the result of an evaluation over all tasks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ GROUP = "group"  # the entry of tasks.npz with the group of each task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation. str() is a table of the metrics that are numbers, with 95% intervals.
+    """Result of an evaluation over T tasks. print() shows a table of the metrics with 95% intervals.
 
     Args:
         metrics: the entries of results.json: one per score (a number or {mean, ci95}), by_step, information, seconds
-            and the collapse metrics; None for metrics that are not defined for the setting.
-        per_task: [T] by the name of the score, the content of tasks.npz, for paired comparisons; under GROUP the group
-            of each task.
+            and the collapse metrics. A metric that is not defined for the model or the data is None.
+        per_task: arrays [T] by name of the score, the content of tasks.npz, for paired comparisons. The entry "group",
+            if there is one, is the group of each task.
     """
 
     metrics: dict[str, Any]
@@ -53,13 +53,13 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class BatchScores:
-    """Scores and spreads of T tasks, on one device.
+    """Scores of T tasks, and spreads of prior and posterior, on one device.
 
     Args:
-        scores: [T] by the name of the score; for ece [T, Q, 3].
-        spreads: [T] or [T, weights] by name, from which the collapse metrics are computed.
-        by_step: `step_scores` [T, K + 1, scores] after each inner step; None without inner steps.
-        groups: [T], the group of each task; None: every task is a unit of its own.
+        scores: tensors [T] by name of the score; for the expected calibration error (ece) [T, Q, 3] for Q queries.
+        spreads: tensors [T] or [T, weights] by name, from which the collapse metrics are computed.
+        by_step: [T, K + 1, number of `step_scores`], after 0, ..., K inner steps; None without an inner loop.
+        groups: [T], the group of each task; tasks of one group are dependent. None: all tasks are independent.
     """
 
     scores: TaskScores
@@ -69,13 +69,13 @@ class BatchScores:
 
     @classmethod
     def concatenate(cls, parts: Sequence[BatchScores]) -> BatchScores:
-        """The values of all tasks of the batches, in their order.
+        """Concatenate the scores and spreads of several batches along the axis of tasks.
 
         Args:
-            parts: at least one batch, all with the same names.
+            parts: at least one batch. All batches have the same scores and spreads.
 
         Returns:
-            The values of all tasks, on the device of the batches.
+            The scores and spreads of all tasks, on the device of the batches.
         """
         by_step = [part.by_step for part in parts if part.by_step is not None]
         groups = [part.groups for part in parts if part.groups is not None]
@@ -87,18 +87,18 @@ class BatchScores:
         )
 
     def cpu(self) -> BatchScores:
-        """The same values on the host."""
+        """Copy all values to the CPU."""
         by_step, groups = (None if value is None else value.cpu() for value in (self.by_step, self.groups))
         return BatchScores(_on_host(self.scores), _on_host(self.spreads), by_step, groups)
 
     def evaluation(self, others: dict[str, Any]) -> Evaluation:
-        """The evaluation over these tasks, read on the host.
+        """Summarise the scores and spreads over the tasks; all values must be on the CPU.
 
         Args:
-            others: further metrics, which are not computed from these values.
+            others: further metrics, which are added as they are.
 
         Returns:
-            Metrics over the tasks, and the scores of each task; None for scores that are not defined for the labels.
+            Metrics over the tasks, and the scores of each task. A score that is not defined for the labels is None.
         """
         values, groups = self.scores, None if self.groups is None else self.groups.numpy()
         metrics: dict[str, Any] = {
@@ -122,7 +122,7 @@ def _concatenated(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _of_one_width(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Values [T, Q, 3] of batches whose longest tasks differ, padded by queries whose last value, the mask, is 0."""
+    """Pad values [tasks, queries, 3] of batches to equal numbers of queries, by queries with mask (last value) 0."""
     if parts[0].dim() < 3:
         return list(parts)
     most = max(part.shape[1] for part in parts)
@@ -130,13 +130,13 @@ def _of_one_width(parts: Sequence[Tensor]) -> list[Tensor]:
 
 
 def means_by_step(by_step: Tensor | None) -> dict[str, dict[str, float | None]] | None:
-    """Means over tasks by number of steps.
+    """Average the scores after each number of inner steps over the tasks.
 
     Args:
-        by_step: [T, K + 1, scores], or None.
+        by_step: [T, K + 1, number of `step_scores`] for T tasks, after 0, ..., K steps; None without an inner loop.
 
     Returns:
-        {number of steps: {score: mean}}, with None for a mean that is not finite; None if `by_step` is None.
+        {number of inner steps: {score: mean}}, with None for a mean that is not finite; None without an inner loop.
     """
     if by_step is None:
         return None

@@ -1,4 +1,4 @@
-"""Scores of class probabilities. The averaged prediction is p(c) = (1/L) sum_l p(y = c | x, w_l)."""
+"""Scores of class probabilities, most of them of the averaged prediction p(c) = (1/L) sum_l p(y = c | x, w_l)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_metabayes.prediction.averages import masked_mean
 
 
 def accuracy(predictions: ClassPredictions) -> Tensor:
-    """Share of the queries whose most probable class in the averaged prediction is correct.
+    """Compute the share of queries whose most probable class is correct, with probabilities averaged over the draws.
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -24,7 +24,7 @@ def accuracy(predictions: ClassPredictions) -> Tensor:
 
 
 def accuracy_of_sample(predictions: ClassPredictions) -> Tensor:
-    """(1/L) sum_l accuracy of p(y | x, w_l): the accuracy of the prediction of a single draw, mean over draws.
+    """Compute the accuracy of the prediction p(y | x, w_l) of a single draw w_l, averaged over the L draws.
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -38,7 +38,9 @@ def accuracy_of_sample(predictions: ClassPredictions) -> Tensor:
 
 
 def brier(predictions: ClassPredictions) -> Tensor:
-    """sum_c (p(c) - [y = c])^2, mean over the queries. (Brier 1950)
+    """Compute the Brier score sum_c (p(c) - [y = c])^2 of the averaged prediction p, mean over the queries.
+
+    (Brier 1950.)
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -53,7 +55,7 @@ def brier(predictions: ClassPredictions) -> Tensor:
 
 
 def mutual_information(predictions: ClassPredictions) -> Tensor:
-    """The mutual information of a label and w (`ClassPredictions.information`), mean over the queries.
+    """Compute the mutual information of a query label and w (`ClassPredictions.information`), mean over the queries.
 
     Args:
         predictions: predictions of L samples for T tasks.

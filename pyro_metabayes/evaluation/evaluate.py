@@ -47,32 +47,33 @@ def evaluate(
     validation: Fixed | None = None,
     others: Sequence[MetaLearner] = (),
 ) -> Evaluation:
-    """Scores of the posterior predictive on tasks 0, 1, ... of the stream; deterministic given the seed.
+    """Evaluate the predictions of a learner on the first tasks of a stream.
 
         print(evaluate(learner, bank.tasks("test")))
 
+    The result is deterministic given the seed; no global random state is read or changed. Threads wait for each other.
     elbo, kl and posterior_sd are computed from training_posterior, for which the ELBO is defined; they are None for a
     point estimate or a flat prior. All other scores are computed from `posterior`, which does not use query labels.
 
     Args:
         learner: the learner to evaluate.
-        stream: the tasks: a stream, Episodes, or a list of Episodes. Their inputs are those of the backbone, or
-            features if it is frozen.
+        stream: the tasks: a stream of tasks, Episodes, or a list of Episodes. Inputs of tasks are inputs of the
+            backbone, or features if the backbone is frozen.
         settings: number of tasks, draws of w and split; None: the defaults, and for Episodes all tasks.
-        seed: seed of all draws of w; no global random state is read or changed. Threads wait for each other.
-        progress: whether to show the progress.
-        truth: the exact posterior of simulated tasks. It adds metrics of the fit (`against_truth`) and oracle_mse, the
-            mse of the exact posterior mean; all of them are None if the model has another latent.
-        doubled: tasks with twice the queries, for the information bounds (settings.information).
-        validation: tasks of other classes, for the temperature (settings.temperature); of an endless stream the first
-            300.
+        seed: seed of all draws of w.
+        progress: whether to show a progress bar.
+        truth: the exact posterior of simulated tasks. It adds a comparison with the exact posterior (`against_truth`)
+            and oracle_mse, the mse of the exact posterior mean; both are None if the model has another latent.
+        doubled: the same tasks with twice the queries, for the information bounds (settings.information).
+        validation: tasks of validation classes, for the fit of the temperature (settings.temperature); the first 300
+            tasks of an endless stream.
         others: learners whose predictions are averaged with those of `learner`; metrics of a posterior are then None.
 
     Returns:
-        Metrics over all tasks, and the scores of each task; printing it gives a table.
+        Metrics over all tasks, and the scores of each task. print() shows a table.
 
     Warns:
-        UnfamiliarTasks: a transductive guide was trained on tasks unlike the first batch.
+        UnfamiliarTasks: the guide is transductive, and was trained on tasks unlike those of the first batch.
 
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`), the model does not
@@ -106,24 +107,24 @@ def evaluate(
 
 def _validation_batches(learner: MetaLearner, tasks: Fixed | None, settings: EvalSettings) -> Iterator[Episodes]:
     if tasks is None:
-        raise UsageError("expected validation tasks for eval.temperature=true, got none; pass validation=")
+        raise UsageError("expected validation tasks for eval.temperature=true, got None; pass validation=TASKS")
     stream = task_stream(tasks, "the validation tasks")
     settings = replace(settings, tasks=stream.num_tasks or VALIDATION_TASKS)
     return (_on_device(learner, stream.batch(*part)) for part in _batches(stream, settings))
 
 
 def _tasks_and_settings(tasks: Fixed, settings: EvalSettings | None) -> tuple[TaskStream, EvalSettings]:
-    """The stream of the tasks and the settings; more tasks than there are Episodes raise a UsageError."""
+    """Return the tasks as a stream, and the settings with defaults; check that there are enough tasks."""
     stream = task_stream(tasks, "the tasks of an evaluation")
     given = None if isinstance(tasks, TaskStream) else stream.num_tasks
     settings = settings or EvalSettings(tasks=stream.num_tasks or EvalSettings.tasks)
     if given and settings.tasks > given:
-        raise UsageError(f"expected settings with at most the {given} tasks that are given, got {settings.tasks}")
+        raise UsageError(f"expected settings.tasks <= {given}, the number of tasks, got {settings.tasks}; reduce it")
     return stream, settings
 
 
 def _on_device(learner: MetaLearner, episodes: Episodes) -> Episodes:
-    """The tasks on the device of the learner."""
+    """Move the tasks to the device of the learner."""
     like = next(learner.parameters(), None)
     return episodes if like is None or episodes.query_x.is_meta else episodes.to(like.device)
 
@@ -135,7 +136,7 @@ def _scored(
     truth: KnownTruth | None,
     recalibration: Recalibration | None,
 ) -> BatchScores:
-    """All scores of one batch, on the host."""
+    """Compute all scores and spreads of one batch of tasks, and copy them to the CPU."""
     check_values(episodes, learner.model)
     check_points(episodes)
     draws = settings.draws(episodes.num_classes)
@@ -147,7 +148,7 @@ def _scored(
 
 
 def _groups(episodes: Episodes) -> Tensor | None:
-    """The group [T] of each task, of which an evaluation may contain several; None for tasks of classes."""
+    """Return the group [T] to which each task belongs (several tasks may share one); None for classification tasks."""
     classes = episodes.classes
     return None if episodes.num_classes or classes is None or classes.shape[1] != 1 else classes[:, 0]
 
@@ -158,7 +159,10 @@ def _information(learner: MetaLearner, stream: TaskStream, settings: EvalSetting
 
 
 def _batches(stream: TaskStream, settings: EvalSettings, integrated: int = 0) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the tasks of each batch; integrated: size of the latent, of which joint NLL needs a matrix."""
+    """Yield (start, stop) of the tasks of each batch; batches are smaller if a task needs many predictions.
+
+    `integrated` is the number of weights of a task if the joint NLL is computed, which needs a matrix of them; else 0.
+    """
     first = stream.batch(0, 1)
     numbers = max(settings.draws(first.num_classes), integrated) * first.query_x.shape[1] * max(first.num_classes, 1)
     batch_size = max(1, min(BATCH, MOST_NUMBERS // numbers))

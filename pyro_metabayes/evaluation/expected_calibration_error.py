@@ -1,4 +1,4 @@
-"""The expected calibration error (ECE). It is over the queries of all tasks, since one task has too few queries."""
+"""The expected calibration error (ECE), over the queries of all tasks, since one task has too few queries."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CALIBRATION_BINS = 15
 
 
 def confidence_and_hits(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability of the most probable class of each query, and whether that class is correct.
+    """Compute the probability of the most probable class of each query, and whether that class is correct.
 
     Args:
-        probabilities: [..., C].
+        probabilities: [..., C], for C classes.
         labels: [...] classes.
 
     Returns:
@@ -29,14 +29,16 @@ def confidence_and_hits(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, 
 
 
 def calibration_error(confidence: Tensor, hits: Tensor) -> float:
-    """sum_b (n_b / M) |accuracy_b - confidence_b| over 15 equal bins b. (Naeini et al. 2015; Guo et al. 2017)
+    """Compute the ECE sum_b (n_b / M) |accuracy_b - confidence_b| over 15 bins b of equal width.
+
+    n_b is the number of queries in bin b, and M the number of all queries. (Naeini et al. 2015; Guo et al. 2017.)
 
     Args:
         confidence: [M], probability of the most probable class of each query.
         hits: [M], whether that class is correct.
 
     Returns:
-        The error, 0 to 1, read on the host.
+        The ECE, 0 to 1.
     """
     torchvision()  # torchmetrics imports torchvision; a CUDA build of it fails with a CPU build of torch otherwise
     from torchmetrics.functional.classification import binary_calibration_error
@@ -45,26 +47,27 @@ def calibration_error(confidence: Tensor, hits: Tensor) -> float:
 
 
 def values_for_calibration(predictions: ClassPredictions) -> Tensor:
-    """Confidence and hit of the averaged prediction, and mask, of each query.
+    """Collect for each query the values from which `pooled_calibration_error` computes the ECE.
 
     Args:
         predictions: predictions of L samples for T tasks.
 
     Returns:
-        Tensor [T, Q, 3]; hit and mask are 0 or 1.
+        Tensor [T, Q, 3]: the probability of the most probable class in the averaged prediction, whether this class is
+        correct (0 or 1), and whether the query counts (0 or 1).
     """
     confidence, hits = confidence_and_hits(predictions.probs.mean(0), predictions.labels)
     return torch.stack((confidence, hits.to(confidence), predictions.mask.to(confidence)), -1)
 
 
 def pooled_calibration_error(values: Tensor) -> float:
-    """The calibration error over the queries of all tasks.
+    """Compute the ECE over the queries of all tasks.
 
     Args:
-        values: [T, Q, 3], from values_for_calibration.
+        values: [T, Q, 3] for Q queries of T tasks, from values_for_calibration.
 
     Returns:
-        The error, 0 to 1, read on the host.
+        The ECE, 0 to 1.
     """
     confidence, hits, mask = values.unbind(-1)
     return calibration_error(confidence[mask.bool()], hits[mask.bool()])
@@ -74,18 +77,18 @@ RESAMPLES = 1000
 
 
 def calibration_interval(values: Tensor) -> dict[str, float]:
-    """Half width of the 95% bootstrap interval of the calibration error, and its floor.
+    """Compute the half width of the 95% bootstrap interval of the ECE, and the floor of the ECE.
 
-    The bootstrap resamples tasks, whose queries share a support set. The floor is the calibration error that perfectly
-    calibrated predictions of the same confidences have on average, since the accuracy of a bin varies:
-    sum_b sqrt(2 / pi sum_{i in b} c_i (1 - c_i)) / M for M queries, by the central limit theorem. An error near the
-    floor shows no miscalibration. (Efron 1979; Roelofs et al. 2022.)
+    The bootstrap resamples tasks, since queries of one task share a support set and are dependent. The floor is the
+    mean ECE of perfectly calibrated predictions with the same confidences c_i; it is positive since the accuracy of a
+    bin varies. By the central limit theorem it is sum_b sqrt(2 / pi sum_{i in b} c_i (1 - c_i)) / M for M queries i in
+    bins b. An ECE near the floor shows no miscalibration. (Efron 1979; Roelofs et al. 2022.)
 
     Args:
-        values: [T, Q, 3], from values_for_calibration.
+        values: [T, Q, 3] for Q queries of T tasks, from values_for_calibration.
 
     Returns:
-        ece_ci95 and ece_floor, 0 to 1, read on the host.
+        {"ece_ci95": half width, "ece_floor": floor}, both 0 to 1.
     """
     sums = _bin_sums(as_double(values).cpu())
     num_tasks = len(sums)
@@ -99,7 +102,7 @@ def calibration_interval(values: Tensor) -> dict[str, float]:
 
 
 def _bin_sums(values: Tensor) -> Tensor:
-    """Number of queries, sums of confidence, of hits and of confidence (1 - confidence), by task and bin [T, B, 4]."""
+    """Compute per task and bin [T, B, 4] the sums over queries of 1, confidence c, correctness and c (1 - c)."""
     confidence, hits, mask = values.unbind(-1)
     index = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1  # bins (a, b]
     member = torch.nn.functional.one_hot(index, CALIBRATION_BINS) * mask.unsqueeze(-1)
@@ -108,5 +111,5 @@ def _bin_sums(values: Tensor) -> Tensor:
 
 
 def _error(sums: Tensor) -> Tensor:
-    """The calibration error [...] of bin sums [..., B, 4]."""
+    """Compute the ECE from the result of `_bin_sums`, or from its sum over tasks."""
     return (sums[..., 2] - sums[..., 1]).abs().sum(-1) / sums[..., 0].sum(-1)

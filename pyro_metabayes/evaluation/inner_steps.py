@@ -1,4 +1,4 @@
-"""Scores of a regression after each number of inner steps, for guides and models with an inner loop."""
+"""Scores of a regression after 0, 1, ..., K inner steps, for guides and models with an inner loop."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from pyro_metabayes.seeding import noise_of
 
 @runtime_checkable
 class TakesSteps(Protocol):
-    """A guide, or a model, with an inner loop of num_steps steps."""
+    """Interface of a guide or a model with an inner loop of num_steps steps."""
 
     num_steps: int
 
 
 def stepping_part(learner: MetaLearner) -> TakesSteps | None:
-    """The guide or the model, whichever has an inner loop; None if neither has."""
+    """Return the guide or the model of the learner, whichever has an inner loop; None if neither has."""
     return next((part for part in (learner.guide, learner.model) if isinstance(part, TakesSteps)), None)
 
 
 def with_num_steps(learner: MetaLearner, num_steps: int) -> tuple[Guide, Model]:
-    """Copies of guide and model with another number of inner steps; they share all parameters with the learner.
+    """Copy guide and model with another number of inner steps; the copies share all parameters with the learner.
 
     Args:
         learner: a learner whose guide or model has an inner loop.
         num_steps: number of inner steps.
 
     Returns:
-        The guide and the model; one of them has `num_steps` inner steps.
+        Copies of the guide and the model, of which the one with an inner loop takes `num_steps` steps.
     """
     guide, model = copy.copy(learner.guide), copy.copy(learner.model)
     changed = guide if isinstance(guide, TakesSteps) else model
@@ -49,15 +49,15 @@ def with_num_steps(learner: MetaLearner, num_steps: int) -> tuple[Guide, Model]:
 
 
 def scores_by_step(learner: MetaLearner, episodes: Episodes, samples: int) -> Tensor | None:
-    """`step_scores` after 0, 1, ..., K inner steps; the random state is preserved.
+    """Compute the scores of a regression after 0, 1, ..., K inner steps; the random state is preserved.
 
     Args:
         learner: any learner.
         episodes: T tasks with features as inputs.
-        samples: draws of w per task; a point estimate has one.
+        samples: draws of w per task; one draw is taken for a point estimate.
 
     Returns:
-        Tensor [T, K + 1, scores]; None without an inner loop, and for a likelihood of classes.
+        Tensor [T, K + 1, number of `step_scores`]; None without an inner loop, and for classification.
     """
     part = stepping_part(learner)
     if part is None or episodes.num_classes:
@@ -69,7 +69,7 @@ def scores_by_step(learner: MetaLearner, episodes: Episodes, samples: int) -> Te
 
 
 def _scores_after(learner: MetaLearner, num_steps: int, episodes: Episodes, samples: int) -> Tensor | None:
-    """`step_scores` [T, scores] after this number of inner steps; None for a likelihood of classes."""
+    """Compute `step_scores` per task [T, number of scores] after num_steps inner steps; None for classification."""
     scores = step_scores()
     guide, model = with_num_steps(learner, num_steps)
     predictions = predictions_under(guide.posterior(episodes.observed()), model, episodes, samples)

@@ -1,8 +1,8 @@
-"""Two 95% intervals of a mean: over tasks, given backbone and classes, and over training runs.
+"""95% intervals of a mean over tasks and of a mean over training runs.
 
-The interval over tasks says how far the mean of these tasks may be from that of all tasks of the same learner and the
-same classes. It leaves out what another backbone, another training seed or other classes would change. The interval
-over training runs contains the first two.
+The interval over tasks is conditional on the learner and the test classes: it contains the mean over all tasks of these
+classes with probability 95%. It does not contain the variation due to another backbone, another training seed or other
+classes. The interval over training runs contains the variation due to backbones and seeds.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ STUDENT = (
 
 
 class RunsInterval(NamedTuple):
-    """A mean over training runs.
+    """A mean over training runs with its 95% interval.
 
     Attributes:
         mean: the mean.
-        ci95: half width of its 95% interval; None for a single unit.
-        unit: "backbone"; "seed" if all runs share one backbone, on which the interval is then conditional.
+        ci95: half width of the 95% interval; None for a single run.
+        unit: the independent units of the interval: "backbone", or "seed" if all runs share one backbone. In the second
+            case the interval is conditional on this backbone.
     """
 
     mean: float
@@ -39,12 +40,12 @@ class RunsInterval(NamedTuple):
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether 0 lies outside of the interval."""
+        """Whether 0 lies outside the interval."""
         return self.ci95 is not None and abs(self.mean) > self.ci95
 
 
 def quantile95(units: int) -> float:
-    """Half width of a 95% interval in standard errors: Student's t below 30 units, else 1.96.
+    """Return the half width of a 95% interval in standard errors: Student's t for fewer than 30 units, else 1.96.
 
     Args:
         units: number of independent units, at least 2.
@@ -53,18 +54,19 @@ def quantile95(units: int) -> float:
 
 
 def ci95_of(values: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """Half width of the 95% interval of a mean over tasks, given backbone and classes.
+    """Compute the half width of the 95% interval of a mean over T tasks, conditional on backbone and classes.
 
-    1.96 sd / sqrt(T), below 30 tasks t sd / sqrt(T) with the quantile of Student's t and T - 1 in the sd. Tasks of one
-    group are not independent: with groups the unit is the group, of G, and the standard error is
-    sqrt(G / (G - 1) sum_g (sum_{t in g} r_t)^2) / T with residuals r_t (Liang and Zeger 1986).
+    It is 1.96 sd / sqrt(T), or t sd / sqrt(T) for fewer than 30 tasks, with the quantile t of Student's distribution
+    and T - 1 in the sd. If tasks belong to G groups, groups are independent but tasks of one group are not. The
+    standard error is then sqrt(G / (G - 1) sum_g (sum_{t in g} r_t)^2) / T with the residuals r_t of the tasks t.
+    (Liang and Zeger 1986.)
 
     Args:
         values: [T], one value per task, any unit.
-        groups: [T], the group of each task; None: every task is a unit of its own.
+        groups: [T], the group of each task; None: all tasks are independent.
 
     Returns:
-        The half width, in the unit of the values; infinite for one unit.
+        The half width, in the unit of the values; infinite for a single task or a single group.
     """
     if groups is None:
         few = len(values) < SMALL_SAMPLE
@@ -80,15 +82,16 @@ def ci95_of(values: np.ndarray, groups: np.ndarray | None = None) -> float:
 
 
 def over_runs(means: Sequence[float], backbones: Sequence[str]) -> RunsInterval:
-    """Mean over training runs, whose seeds are nested in backbones, and its interval.
+    """Compute the mean over training runs, each with a backbone and a seed, and its 95% interval.
 
-    With several backbones the units are their means over seeds, so that the interval contains the variance between
-    backbones. With one backbone the units are the seeds. Of B units: t_{B-1} sd / sqrt(B). A difference of two methods
-    is paired by passing the differences of runs with the same backbone and seed.
+    With several backbones, the means of the backbones over their seeds are averaged, so that the interval contains the
+    variance between backbones. With one backbone, the runs are averaged. The half width for B averaged values is
+    t sd / sqrt(B) with Student's t of B - 1 degrees of freedom. To compare two methods, pass the differences of runs
+    with the same backbone and seed.
 
     Args:
-        means: of each run, the mean over its tasks, or a difference of two such means.
-        backbones: of each run, what identifies its backbone.
+        means: one value per run, the mean over its tasks or a difference of two such means.
+        backbones: one name per run, equal for runs with the same backbone.
     """
     names = list(dict.fromkeys(backbones))
     units: list[float] = list(means)
@@ -102,14 +105,14 @@ def over_runs(means: Sequence[float], backbones: Sequence[str]) -> RunsInterval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of any shape and the half width of its 95% interval."""
+    """A metric and the half width of its 95% interval, tensors of one shape."""
 
     mean: Tensor
     ci95: Tensor
 
     @classmethod
     def over_tasks(cls, values: Tensor) -> Estimate:
-        """Mean over tasks of values [T, ...], and its interval, by Student's t below 30 tasks."""
+        """Compute the mean of values [T, ...] over tasks, and its 95% interval (Student's t for T < 30)."""
         few = len(values) < SMALL_SAMPLE
         spread = values.std(0, correction=int(few)) / len(values) ** 0.5
         return cls(values.mean(0), (quantile95(len(values)) if len(values) > 1 else math.inf) * spread)

@@ -11,7 +11,9 @@ from pyro_metabayes.prediction.averages import log_mean_exp, masked_mean, varian
 
 
 def nll(predictions: Predictions) -> Tensor:
-    """-log (1/L) sum_l p(y_i | x_i, w_l), mean over the queries i. For numbers p is the density. (Good 1952)
+    """Compute the negative log-likelihood -log (1/L) sum_l p(y_i | x_i, w_l), mean over the queries i.
+
+    For labels that are numbers, p is the density. (Good 1952.)
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -23,11 +25,11 @@ def nll(predictions: Predictions) -> Tensor:
 
 
 def nll_bias(predictions: Predictions) -> Tensor:
-    """(1 / 2L) var_l(p_l) / (mean_l p_l)^2 with p_l = p(y_i | x_i, w_l), mean over the queries i.
+    """Estimate the Monte-Carlo bias of `nll` with L draws w_l, mean over the queries i.
 
-    The expectation of nll exceeds the nll of infinitely many draws by this amount, to first order in 1 / L, since the
-    logarithm of an average is on average too small. nll itself is not corrected. The statement is for independent
-    draws; draws of a Latin square (`distributions/latin_square.py`) have a smaller bias.
+    The estimate is (1 / 2L) var_l(p_l) / (mean_l p_l)^2 with p_l = p(y_i | x_i, w_l): to first order in 1 / L, the
+    expectation of nll with L independent draws exceeds the nll with infinitely many draws by this amount. nll itself is
+    not corrected. Draws of a Latin square (`distributions/latin_square.py`) have a smaller bias.
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -44,14 +46,13 @@ def nll_bias(predictions: Predictions) -> Tensor:
 
 
 def joint_nll(joint: JointPredictive) -> Tensor:
-    """-(1/Q) log of the integral of prod_i p(y_i | x_i, w) q(w), the middle of its bounds.
+    """Compute the joint NLL, -(1/Q) log of the integral of prod_i p(y_i | x_i, w) q(w) dw for the Q queries i.
 
-    Unlike nll it rewards predictions that model the dependence between the labels of a task (Osband et al. 2022). An
-    average over a few draws of q overestimates it, the more the wider q is: it is the closed form, or from proposals
-    that have seen the labels (`evidence/joint.py`).
+    Unlike nll it rewards predictions that model the dependence between the labels of a task (Osband et al. 2022). It is
+    a closed form, or the middle of the bounds of `evidence/joint.py`: an average over draws of q would be too large.
 
     Args:
-        joint: of T tasks.
+        joint: joint predictive density of the query labels of T tasks.
 
     Returns:
         Tensor [T], in nats per query.
@@ -60,12 +61,12 @@ def joint_nll(joint: JointPredictive) -> Tensor:
 
 
 def joint_nll_lower(joint: JointPredictive) -> Tensor:
-    """Lower bound [T] on joint_nll, in nats per query."""
+    """Return a lower bound on joint_nll for each task, [T] in nats per query."""
     return _per_query(joint.upper, joint)
 
 
 def joint_nll_upper(joint: JointPredictive) -> Tensor:
-    """Upper bound [T] on joint_nll, in nats per query."""
+    """Return an upper bound on joint_nll for each task, [T] in nats per query."""
     return _per_query(joint.lower, joint)
 
 

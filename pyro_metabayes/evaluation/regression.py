@@ -1,4 +1,4 @@
-"""Scores of predictions of numbers."""
+"""Scores of regression: mean squared error, coverage of 90% intervals, root mean square error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_metabayes.prediction.pit import central_share
 
 
 def mse(predictions: NumberPredictions) -> Tensor:
-    """((1/L) sum_l mean_l - y)^2, mean over the outputs and the queries.
+    """Compute the squared error ((1/L) sum_l mean_l - y)^2 of the averaged mean, mean over outputs and queries.
 
     Args:
         predictions: predictions of L samples for T tasks.
@@ -26,9 +26,10 @@ def mse(predictions: NumberPredictions) -> Tensor:
 
 
 def coverage90(predictions: NumberPredictions) -> Tensor:
-    """Share of the labels inside the central 90% of the predictive distribution, the mixture over the samples.
+    """Compute the share of labels inside the central 90% interval of the predictive distribution.
 
-    A label is inside if its PIT, (1/L) sum_l F_l(y) for a continuous label, lies between 0.05 and 0.95. For counts the
+    The predictive distribution is the mixture over the L draws of w, with CDF F = (1/L) sum_l F_l. A label y is inside
+    if its probability integral transform (PIT), F(y) for a continuous label, lies between 0.05 and 0.95. For counts the
     PIT is randomised, so that the share is 90% for calibrated predictions (`prediction/pit.py`).
 
     Args:
@@ -41,13 +42,13 @@ def coverage90(predictions: NumberPredictions) -> Tensor:
 
 
 def root_mean(values: Tensor) -> float:
-    """sqrt((1/T) sum_t values_t).
+    """Compute the root mean square error sqrt((1/T) sum_t values_t) over T tasks.
 
     Args:
-        values: [T], squared errors.
+        values: [T], mean squared error of each task.
 
     Returns:
-        A number in the unit of y, read on the host.
+        A Python number in the unit of y.
     """
     return math.sqrt(mean_over_tasks(values))
 

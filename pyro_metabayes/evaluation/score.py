@@ -1,4 +1,4 @@
-"""A score: a function of predictions, and where its values are written."""
+"""The class Score: a function of predictions, with the files to which its values are written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TaskScores = dict[str, Tensor]  # values of a batch of tasks, [T] or [T, ...], b
 
 
 class Weights(Enum):
-    """The task weights w under which the scored predictions are made."""
+    """The task weights w with which the scored predictions are computed."""
 
     DRAWS = "draws of the approximate posterior"
     MEAN = "mean of the approximate posterior"
@@ -28,38 +28,39 @@ class Weights(Enum):
 
 
 class Interval(TypedDict):
-    """A mean over tasks and the half width of its 95% interval, given backbone and classes."""
+    """A mean over tasks and the half width of its 95% interval, conditional on backbone and classes."""
 
     mean: float
     ci95: float
 
 
 def mean_over_tasks(values: Tensor) -> float:
-    """(1/T) sum_t values_t of [T], read on the host."""
+    """Compute the mean of values [T] over T tasks, as a Python number."""
     return values.mean().item()
 
 
 def always(predictions: Predictions | JointPredictive) -> bool:
-    """True: the score is defined for all predictions of its families."""
+    """Return True: the default of `Score.defined`, for a score that is defined for all predictions of its families."""
     return True
 
 
 @dataclass(frozen=True)
 class Score(Generic[P]):
-    """A score of predictions. An entry in `SCORES` puts it into results.json and tasks.npz.
+    """A score of predictions. Every score in the list `SCORES` is written to results.json.
 
     Args:
         name: key of the score in every file.
-        per_task: maps the predictions of a batch to one value per task [T] without host synchronisation; with another
-            `pooled` than the mean, the values may be [T, ...].
-        families: types of predictions for which the score is defined; null in results.json for all others.
+        per_task: function from the predictions for T tasks to one value per task [T], without host synchronisation. If
+            `pooled` is not the mean, the values may be [T, ...].
+        families: types of predictions for which the score is defined; for other types results.json has null.
         unit: unit of the values, such as "share" (0 to 1) or "nats".
-        weights: the weights w under which predictions are made.
-        pooled: maps the values of all tasks to one number. Scores with the default, the mean, are in tasks.npz.
+        weights: the weights w with which the predictions are computed.
+        pooled: function from the values of all tasks to one number. With the default, the mean, the values are also
+            written to tasks.npz.
         interval: whether results.json has {mean, ci95} instead of a number.
         logged: position among the scores of a line of metrics.jsonl; 0: not logged.
         by_step: position among the scores of a regression after each inner step; 0: not computed.
-        defined: whether the score is defined for predictions of these families; null in results.json otherwise.
+        defined: function that tells whether the score is defined for given predictions of these families.
     """
 
     name: str
@@ -75,19 +76,19 @@ class Score(Generic[P]):
 
     @property
     def is_mean(self) -> bool:
-        """Whether the score is a mean over tasks, with one value per task."""
+        """Whether the score is a mean over tasks of one value per task."""
         return self.pooled is mean_over_tasks
 
     def applies_to(self, predictions: Predictions | JointPredictive, weights: Weights) -> bool:
-        """Whether the score is defined for predictions of this family, made under these weights."""
+        """Return whether the score is defined for these predictions, computed with these weights w."""
         return self.weights is weights and isinstance(predictions, self.families) and self.defined(predictions)
 
     def summary(self, values: Tensor, groups: np.ndarray | None = None) -> float | Interval:
-        """Reduces the values of all tasks to the entry of this score in results.json.
+        """Reduce the values of all tasks to the entry of this score in results.json.
 
         Args:
-            values: values of all tasks, [T] or [T, ...], on the host.
-            groups: group of each task [T]; None: every task is a unit of its own.
+            values: values of all T tasks, [T] or [T, ...], on the CPU.
+            groups: [T], the group of each task, since tasks of one group are dependent; None: all are independent.
 
         Returns:
             A number in `unit`, or {mean, ci95}.

@@ -42,39 +42,39 @@ SCORES: list[Score[Any]] = [*ACCURACIES, *LOG_SCORES, *CLASSIFICATION, *REGRESSI
 
 
 def logged_scores() -> list[Score[Any]]:
-    """The scores of a line of metrics.jsonl, in the order of the line."""
+    """Return the scores that every line of metrics.jsonl contains, in the order of the line."""
     return sorted((score for score in SCORES if score.logged), key=lambda score: score.logged)
 
 
 def step_scores() -> list[Score[Any]]:
-    """The scores of a regression after each inner step, in the order of results.json."""
+    """Return the scores that are computed for a regression after each inner step, in the order of results.json."""
     return sorted((score for score in SCORES if score.by_step), key=lambda score: score.by_step)
 
 
 def values_of(predictions: Predictions | JointPredictive, weights: Weights, scores: Iterable[Score[Any]]) -> TaskScores:
-    """Values of the scores that are defined for the predictions.
+    """Compute those of the given scores that are defined for the predictions.
 
     Args:
         predictions: predictions for T tasks.
-        weights: the weights under which the predictions are made.
+        weights: the weights w with which the predictions were computed.
         scores: the requested scores.
 
     Returns:
-        Values [T] (of ece [T, Q, 3]) by name, on the device of the predictions.
+        Tensors [T] by name of the score (for ece [T, Q, 3] with Q queries), on the device of the predictions.
     """
     return {score.name: score.per_task(predictions) for score in scores if score.applies_to(predictions, weights)}
 
 
 def scores_of(likelihood: TorchDistribution, y: Tensor, mask: Tensor) -> TaskScores:
-    """Scores with one value per task, of predictions under draws of the weights.
+    """Compute all scores with one value per task for predictions under draws of the weights.
 
     Args:
-        likelihood: p(y | x, w_l), batch [L, T, Q]; its family determines which scores are defined.
-        y: labels of the queries, [T, Q] classes or [T, Q, Y] numbers.
+        likelihood: p(y | x, w_l) for L draws w_l, batch [L, T, Q]. Its family determines which scores are defined.
+        y: labels of the Q queries of T tasks, [T, Q] classes or [T, Q, Y] numbers.
         mask: [T, Q], False for masked queries, which have no effect.
 
     Returns:
-        Values [T] by name, on the device of the likelihood; units: `Score.unit`.
+        Tensors [T] by name of the score, on the device of the likelihood; units: `Score.unit`.
 
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).

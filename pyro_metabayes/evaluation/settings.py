@@ -11,33 +11,35 @@ FEWEST_JOINT = 200  # draws of the joint NLL: fewer do not show whether they can
 
 @dataclass
 class EvalSettings:
-    """Settings of an evaluation."""
+    """Settings of an evaluation (`eval.*` on the command line)."""
 
     tasks: int = 600  # number of tasks of the evaluation
     samples: int = 30  # draws of w per task; a point estimate needs one
     split: str = "test"  # classes of the tasks: train, val or test
     information: bool = False  # information bounds, from tasks with two query sets: docs/information.md
     joint: bool = False  # joint NLL, which takes minutes where it has no closed form: docs/results.md
-    joint_samples: int = 1000  # importance draws of it per task
+    joint_samples: int = 1000  # importance draws per task for the joint NLL
     temperature: bool = False  # scale the predictions of classes by a temperature, fitted on validation tasks
     ensemble: list[str] = field(default_factory=list)  # folders of runs whose predictions are averaged with this one's
-    number_samples: int = 200  # least draws where labels are numbers: with fewer, coverage is too small
+    number_samples: int = 200  # smallest number of draws where labels are numbers: with fewer, coverage is too small
 
     def __post_init__(self) -> None:
         if self.tasks < 2 or self.samples < 1:
-            raise UsageError(f"expected eval.tasks >= 2 and eval.samples >= 1, got {self.tasks} and {self.samples}")
+            raise UsageError(
+                f"expected eval.tasks >= 2 and eval.samples >= 1, got {self.tasks} and {self.samples}; increase them"
+            )
         if self.number_samples < 1:
-            raise UsageError(f"expected eval.number_samples >= 1, got {self.number_samples}")
+            raise UsageError(f"expected eval.number_samples >= 1, got {self.number_samples}; increase it")
         if self.joint_samples < FEWEST_JOINT:
-            raise UsageError(f"expected eval.joint_samples >= {FEWEST_JOINT}, got {self.joint_samples}")
+            raise UsageError(f"expected eval.joint_samples >= {FEWEST_JOINT}, got {self.joint_samples}; increase it")
         if self.joint and (self.temperature or self.ensemble):
             raise UsageError(
-                "expected eval.joint=true without eval.temperature and eval.ensemble, got both; the joint NLL is that "
-                "of one posterior"
+                "expected eval.joint=true without eval.temperature and eval.ensemble, since the joint NLL is that of "
+                "one posterior, got at least one of them; remove it"
             )
 
     def draws(self, num_classes: int) -> int:
-        """Draws of w per task; num_classes: 0 where labels are numbers."""
+        """Return the number of draws of w per task; num_classes is 0 if labels are numbers."""
         return self.samples if num_classes else max(self.samples, self.number_samples)
 
     @property

@@ -1,4 +1,4 @@
-"""Scores and spreads of a batch of tasks, under draws of the posterior, its mean, and the exact posterior mean."""
+"""Scores and spreads of a batch of tasks, with draws of the posterior, its mean, and the exact posterior mean."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def task_scores(
     draws: Predictions | None = None,
     under_mean: bool = True,
 ) -> TaskScores:
-    """Values of the scores that are defined for the labels of the tasks, without host synchronisation.
+    """Compute those of the given scores that are defined for the tasks, without host synchronisation.
 
     Args:
-        learner: its model makes the predictions.
+        learner: the learner whose model makes the predictions.
         episodes: T tasks with features as inputs.
         posterior: approximate posterior of w, batch [T].
-        samples: draws of w per task; a point estimate has one.
+        samples: draws of w per task; one draw is taken for a point estimate.
         scores: the requested scores.
-        exact: the exact posterior of w, batch [T]; None: scores under its mean are left out.
-        draws: predictions to score; None: those under draws of the posterior.
-        under_mean: whether scores under the mean of the posterior are among them.
+        exact: the exact posterior of w, batch [T]; None: leave out the scores of its mean.
+        draws: predictions to score; None: compute the predictions under draws of the posterior.
+        under_mean: whether to include the scores of predictions with the posterior mean of w.
 
     Returns:
-        Values [T] (of ece [T, Q, 3]) by the name of the score; units: `Score.unit`.
+        Tensors [T] by name of the score (for ece [T, Q, 3] with Q queries); units: `Score.unit`.
 
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
@@ -78,10 +78,10 @@ def task_scores(
 
 
 def joint_scores(model: Model, posterior: TorchDistribution, episodes: Episodes, samples: int) -> TaskScores:
-    """joint_nll with its bounds and diagnostics, each [T]; the random state is preserved.
+    """Compute the joint NLL of each task [T], its bounds and its diagnostics; the random state is preserved.
 
     Args:
-        model: makes the predictions.
+        model: the likelihood.
         posterior: approximate posterior of w, batch [T].
         episodes: T tasks with features as inputs.
         samples: importance draws per task.
@@ -93,14 +93,14 @@ def joint_scores(model: Model, posterior: TorchDistribution, episodes: Episodes,
 def predictions_under(
     q: TorchDistribution, model: Model, episodes: Episodes, samples: int, drawn: Drawn | None = None
 ) -> Predictions:
-    """Predictions under draws of w, or exact predictions if the model can integrate over q in closed form.
+    """Predict the query labels under draws of w ~ q, or exactly if the model can integrate over q in closed form.
 
     Args:
         q: a distribution over w, batch [T].
         model: the likelihood.
         episodes: T tasks with features as inputs.
-        samples: draws of w per task; a point estimate has one.
-        drawn: the likelihood under these draws; None: it is computed.
+        samples: draws of w per task; one draw is taken for a point estimate.
+        drawn: the likelihood under draws of w that exist already; None: draw w.
     """
     observed = episodes.observed()
     labels = episodes.query_y, episodes.query_mask
@@ -113,28 +113,30 @@ def predictions_under(
 
 
 def _at(w: Tensor, learner: MetaLearner, episodes: Episodes) -> Predictions:
-    """Predictions under one weight w [T, *W] per task."""
+    """Predict the query labels with one value of the weights per task, w [T, *W]."""
     observed = episodes.observed()
     likelihood = learner.model.likelihood(w.unsqueeze(0), observed.query_x, observed)
     return predictions_of(likelihood, episodes.query_y, episodes.query_mask)
 
 
 def _with_base(draws: ClassPredictions, num_novel: int) -> BaseNovelPredictions:
-    """The same predictions as BaseNovelPredictions: base classes follow the num_novel classes of the task."""
+    """Convert to BaseNovelPredictions, in which the first num_novel classes are novel and the others base classes."""
     return BaseNovelPredictions(draws.labels, draws.mask, draws.log_probs, num_novel)
 
 
 def score_batch(
     learner: MetaLearner, episodes: Episodes, samples: int, truth: KnownTruth | None = None, joint_samples: int = 0
 ) -> BatchScores:
-    """All scores and spreads of a batch, on the device of the tasks; without joint NLL it reads no value on the host.
+    """Compute all scores and spreads of a batch of tasks, on the device of the tasks.
+
+    Without the joint NLL there is no host synchronisation.
 
     Args:
         learner: the learner to evaluate.
         episodes: T tasks with features as inputs.
-        samples: draws of w per task; a point estimate has one.
-        truth: the exact posterior of simulated tasks, if there is one.
-        joint_samples: importance draws of the joint NLL per task; 0 leaves it out.
+        samples: draws of w per task; one draw is taken for a point estimate.
+        truth: the exact posterior of simulated tasks; None: unknown.
+        joint_samples: importance draws per task for the joint NLL; 0: leave out the joint NLL.
 
     Returns:
         Scores and spreads per task, without scores by inner step.
@@ -172,12 +174,12 @@ def _score_batch(
 
 
 def _exact(model: Model, observed: Observed, truth: KnownTruth | None) -> TorchDistribution | None:
-    """The exact posterior of the simulator; None if its latent has another shape than that of the model."""
+    """Return the exact posterior of simulated tasks; None if it is unknown or its w has another shape."""
     exact = None if truth is None else truth.truth(observed)
     return None if exact is None or exact.event_shape != model.event_shape(observed) else exact
 
 
 def _training_fit(training: TorchDistribution, exact: TorchDistribution) -> Spread:
-    """Variances [T] of the training posterior and of the exact posterior given the same labels."""
+    """Compute the variances per task of the training posterior and of the exact posterior given the same labels."""
     fit = collapse.against_truth(training, exact)
     return {f"training_{name}": fit[name] for name in ("fit_variance", "true_variance") if name in fit}

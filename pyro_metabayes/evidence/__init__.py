@@ -1,1 +1,1 @@
-"""The probability of all query labels of a task under a distribution over w: estimates with bounds."""
+"""The joint probability of all query labels of a task, with w integrated out: estimates with bounds."""

@@ -13,27 +13,31 @@ from pyro_metabayes.seeding import drawing
 
 CHAINS = 16
 IMPOSSIBLE = -1e30  # log weight of a chain at which the density is 0 or not a number
-MOST_SHRINKS = 40  # of the bracket of a slice; the point itself remains after them
-FIRST_STAGES, MOST_STAGES = 16, 256  # numbers of temperatures
-POWER = 3  # of the inverse temperatures (k / stages)^POWER, close where q is far from the posterior
-EQUILIBRATION = 100  # least number of moves of the chains of the posterior before they return
+MOST_SHRINKS = 40  # largest number of shrinkages of the bracket of a slice; then the chain stays where it is
+FIRST_STAGES, MOST_STAGES = 16, 256  # smallest and largest number of temperatures
+POWER = 3  # inverse temperatures are (k / stages)^POWER, dense near 0, the proposal
+EQUILIBRATION = 100  # smallest number of moves at the posterior before the chains return to the proposal
 
 LogWeight = Callable[[Tensor], Tensor]  # h(u) [L, T] at u [L, T, P]: log f - log g
 
 
 def annealed_bounds(log_weight: LogWeight, like: Tensor, stages: int) -> tuple[Tensor, Tensor]:
-    """Lower and upper bound [T] on log Z, Z = E_{u ~ N(0, I)}[exp h(u)], each in expectation.
+    """Bound log Z, Z = E_{u ~ N(0, I)}[exp h(u)], from below and above by annealed importance sampling.
 
-    The distributions p_b(u) = N(u; 0, I) exp(b h(u)) / Z_b lead from the proposal, b = 0, to the posterior, b = 1, and
-    moves are elliptical slice sampling. From proposal to posterior the average of the weights estimates Z without bias,
-    so its logarithm bounds log Z from below (Neal 2001). From posterior to proposal their average estimates 1 / Z,
-    which bounds log Z from above (Grosse, Ghahramani and Adams 2015). The chains that return start where the first
-    ones end, resampled by weight and moved on: the upper bound holds as far as these have reached the posterior.
+    The distributions p_b(u) = N(u; 0, I) exp(b h(u)) / Z_b lead from the proposal (b = 0) to the posterior (b = 1).
+    Chains move by elliptical slice sampling. In chains from proposal to posterior the average weight is an unbiased
+    estimate of Z, so its logarithm is a lower bound on log Z in expectation (Neal 2001). In chains from posterior to
+    proposal the average weight estimates 1 / Z, which gives an upper bound (Grosse, Ghahramani and Adams 2015). These
+    chains start at the ends of the first chains, resampled by weight and moved further. So the upper bound is valid
+    only if the start points are draws of the posterior.
 
     Args:
-        log_weight: h.
+        log_weight: h, from u [L, T, P] to [L, T], for L chains, T tasks and P coordinates.
         like: [T, P], for shape, dtype and device of u.
         stages: number of temperatures.
+
+    Returns:
+        Lower and upper bound [T], in nats.
     """
     slope = torch.linspace(0, 1, stages + 1, dtype=like.dtype, device=like.device) ** POWER
     with drawing():
@@ -50,7 +54,7 @@ def annealed_bounds(log_weight: LogWeight, like: Tensor, stages: int) -> tuple[T
 
 
 def _pass(log_weight: LogWeight, u: Tensor, h: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log weights [L, T] of a pass through the temperatures, and where it ends."""
+    """Move L chains through the inverse temperatures; return log weights per chain and task, final u, and h(u)."""
     total = torch.zeros_like(h)
     for before, after in zip(slope[:-1].tolist(), slope[1:].tolist(), strict=True):
         total = total + (after - before) * h
@@ -59,16 +63,18 @@ def _pass(log_weight: LogWeight, u: Tensor, h: Tensor, slope: Tensor) -> tuple[T
 
 
 def elliptical_slice(log_weight: LogWeight, u: Tensor, h: Tensor, inverse_temperature: float) -> tuple[Tensor, Tensor]:
-    """One move that leaves N(u; 0, I) exp(b h(u)) invariant. (Murray, Adams and MacKay 2010)
+    """Make one step of elliptical slice sampling, which leaves the density N(u; 0, I) exp(b h(u)) invariant.
+
+    (Murray, Adams and MacKay 2010.)
 
     Args:
         log_weight: h.
-        u: [L, T, P].
+        u: current points [L, T, P] of L chains for T tasks with P coordinates.
         h: h(u) [L, T].
         inverse_temperature: b.
 
     Returns:
-        The next u, and h there.
+        The next points u, and h at these points.
     """
     level = inverse_temperature * h + torch.rand_like(h).log()
     other, angle = torch.randn_like(u), 2 * math.pi * torch.rand_like(h)

@@ -1,6 +1,6 @@
 """Importance sampling of the posterior of a task: lower bounds on the log evidence, and their reliability.
 
-The argument of all functions is log weights log p(w, y) - log g(w), w ~ g, of shape [L, T]: one column per task.
+All functions take log importance weights log p(w, y) - log g(w), [L, T] for L draws w ~ g for each of T tasks.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ from pyro_metabayes.device import as_double
 from pyro_metabayes.prediction.averages import log_mean_exp
 
 TRUSTED_K = 0.7  # for larger k, estimates of errors are unreliable
-FLAT = 1e-3  # weights count as equal if the largest exceeds the tail threshold by less than this share
+FLAT = 1e-3  # weights count as equal if the largest exceeds the tail threshold by less than this share of itself
 
 
 def importance_weighted_bounds(log_weights: Tensor, counts: Sequence[int]) -> Tensor:
-    """Importance-weighted bounds [counts, T]: log of the mean of n weights, averaged over blocks, for each n in counts.
+    """Compute the importance-weighted bound on log p(y) with n draws, for each n in counts.
 
-    The expected bound is the ELBO for n = 1, does not decrease with n, and does not exceed log p(y).
-    (Burda et al. 2016.)
+    It is the log of the mean of n weights, averaged over blocks of n draws. In expectation it is the ELBO for n = 1,
+    does not decrease with n, and does not exceed log p(y). (Burda et al. 2016.)
+
+    Args:
+        log_weights: log importance weights [L, T] of L draws for T tasks.
+        counts: numbers of draws n, each at most L.
+
+    Returns:
+        Tensor [number of counts, T], in nats.
     """
     total = len(log_weights)
     bounds = []
@@ -33,16 +40,18 @@ def importance_weighted_bounds(log_weights: Tensor, counts: Sequence[int]) -> Te
 
 
 def effective_size(log_weights: Tensor) -> Tensor:
-    """Effective sample size (sum w)^2 / sum w^2 [T], at most L."""
+    """Compute the effective sample size (sum w)^2 / sum w^2 per task from log weights log w per draw and task."""
     return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:
-    """Shape k of the generalised Pareto distribution of the largest min(L/5, 3 sqrt(L)) weights [T].
+    """Fit a generalised Pareto distribution to the largest min(L/5, 3 sqrt(L)) weights, and return its shape k [T].
 
-    Importance sampling is reliable for k < 0.7. Moments of the weights of order above 1/k do not exist.
-    (Vehtari et al. 2024, "Pareto smoothed importance sampling"; the fit is that of Zhang and Stephens 2009 with a weak
-    prior at 1/2.)
+    Importance sampling is reliable for k < 0.7. Moments of the weights of order above 1/k do not exist. (Vehtari et al.
+    2024, "Pareto smoothed importance sampling". The fit is that of Zhang and Stephens 2009 with a weak prior at 1/2.)
+
+    Args:
+        log_weights: log importance weights [L, T] of L draws for T tasks.
     """
     num_draws = len(log_weights)
     num_tail = math.ceil(min(0.2 * num_draws, 3 * math.sqrt(num_draws)))
@@ -57,7 +66,10 @@ def pareto_k(log_weights: Tensor) -> Tensor:
 
 
 def _zhang_stephens(excess: Tensor) -> Tensor:
-    """k [T] of excesses [T, n] in ascending order: the posterior mean over a grid of b = -k / sigma."""
+    """Estimate the shape k of a generalised Pareto distribution per task, from n ascending excesses [T, n].
+
+    The estimate uses the posterior mean of b = -k / sigma over a grid. (Zhang and Stephens 2009.)
+    """
     num_tail = excess.shape[1]
     size = 30 + int(math.sqrt(num_tail))
     grid = 1 - (size / (torch.arange(1, size + 1, dtype=excess.dtype) - 0.5)).sqrt()
@@ -70,15 +82,15 @@ def _zhang_stephens(excess: Tensor) -> Tensor:
 
 
 def bridge_evidence(at_gold: Tensor, at_proposal: Tensor, steps: int = 200) -> Tensor:
-    """log p(y) [T] by bridge sampling, from log weights [L, T] at draws of the posterior and of the proposal.
+    """Estimate log p(y) [T] by bridge sampling, from draws of the posterior and draws of a proposal.
 
-    This is the fixed point r of the optimal bridge of Meng and Wong (1996),
-    r = E_g[p / (s p + s' r g)] / E_p[g / (s p + s' r g)], where p is the unnormalised posterior, g the proposal, and s
-    and s' are their shares of the draws. Posterior and proposal must overlap; the proposal need not have wider tails.
+    The estimate of p(y) is the fixed point r of r = E_g[p / (s p + s' r g)] / E_p[g / (s p + s' r g)]: p is the
+    unnormalised posterior, g the proposal, and s and s' are the shares of both among the draws. Posterior and proposal
+    must overlap; the proposal need not have wider tails. (Optimal bridge: Meng and Wong 1996.)
 
     Args:
-        at_gold: [L, T], log weights at draws of the posterior.
-        at_proposal: [L', T], log weights at draws of the proposal.
+        at_gold: [L, T], log weights log p - log g at L draws of the posterior of T tasks.
+        at_proposal: [L', T], log weights at L' draws of the proposal.
         steps: number of fixed-point iterations.
     """
     log_share, log_other_share = _log_shares(at_gold, at_proposal)
@@ -91,15 +103,16 @@ def bridge_evidence(at_gold: Tensor, at_proposal: Tensor, steps: int = 200) -> T
 
 
 def bridge_error(at_gold: Tensor, at_proposal: Tensor, log_evidence: Tensor, gold_size: Tensor) -> Tensor:
-    """Standard error [T] of `bridge_evidence`, to first order in nats.
+    """Compute the standard error of the result of `bridge_evidence` for each task [T], to first order, in nats.
 
-    The square is var_g(f) / (L E_g[f]^2) + var_p(h) / (ESS E_p[h]^2), f = p / (s p + s' r g) at the L draws of the
-    proposal, h = g / (s p + s' r g) at those of the posterior, whose effective size is ESS. (Fruehwirth-Schnatter 2004)
+    Its square is var_g(f) / (L' E_g[f]^2) + var_p(h) / (ESS E_p[h]^2), with f = p / (s p + s' r g) at the L' draws of
+    the proposal g, and h = g / (s p + s' r g) at draws of the posterior p with effective sample size ESS.
+    (Fruehwirth-Schnatter 2004.)
 
     Args:
-        at_gold, at_proposal: log weights [L, T], as of `bridge_evidence`.
-        log_evidence: its estimate [T].
-        gold_size: effective sample size of the draws of the posterior [T].
+        at_gold, at_proposal: log weights, the arguments of `bridge_evidence`.
+        log_evidence: log r [T], the result of `bridge_evidence`.
+        gold_size: ESS [T].
     """
     log_share, log_other_share = _log_shares(at_gold, at_proposal)
     log_f = at_proposal - torch.logaddexp(log_share + at_proposal, log_other_share + log_evidence)
@@ -109,6 +122,6 @@ def bridge_error(at_gold: Tensor, at_proposal: Tensor, log_evidence: Tensor, gol
 
 
 def _log_shares(at_gold: Tensor, at_proposal: Tensor) -> tuple[float, float]:
-    """log s and log s', the shares of the draws of the posterior and of the proposal."""
+    """Return log s and log s', where s and s' are the shares of posterior and proposal among all draws."""
     num_draws = len(at_gold) + len(at_proposal)
     return math.log(len(at_gold) / num_draws), math.log(len(at_proposal) / num_draws)

@@ -1,4 +1,4 @@
-"""log of the integral of p(y_1, ..., y_Q | x, w) q(w), the joint predictive density of the query labels of a task."""
+"""Joint predictive density of the query labels of a task, the integral of p(y_1, ..., y_Q | x, w) q(w) over w."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from pyro_metabayes.prediction.numbers import integrates
 from pyro_metabayes.seeding import drawing
 
 TRUSTED_SIZE = 100  # effective sample size above which the log of an average is biased by less than 0.005 nats
-TIGHT = 0.01  # nats per query between the bounds of annealing, above which it takes more temperatures
-MOST_NUMBERS = 2**24  # of one array: tasks and draws are taken in parts
+TIGHT = 0.01  # if the bounds of annealing differ by more nats per query, it is repeated with more temperatures
+MOST_NUMBERS = 2**24  # largest size of one array; more draws are processed in several arrays
 
 
 @dataclass(frozen=True, eq=False)
 class JointPredictive:
-    """log p(y_query | support, x_query) of T tasks, w integrated out under q, in nats per task.
+    """log p(y_query | support, x_query) of T tasks, with w integrated out under q, in nats per task.
 
     Attributes:
-        value: [T], the estimate, the middle of the bounds.
-        lower: [T], lower bound; equals `value` for closed forms and for importance sampling that can be trusted.
-        upper: [T], upper bound, likewise.
-        pareto_k: [T], Pareto k of the importance weights; 0 for closed forms.
-        effective_size: [T], effective number of importance draws; for closed forms their number, at least TRUSTED_SIZE.
+        value: [T], the estimate: a closed form, or the middle of the bounds.
+        lower: [T], lower bound; equal to `value` for a closed form, and for reliable importance sampling.
+        upper: [T], upper bound; equal to `value` in the same cases.
+        pareto_k: [T], Pareto k of the importance weights, which are reliable for k < 0.7; 0 for a closed form.
+        effective_size: [T], effective sample size of the importance draws; for a closed form a number >= TRUSTED_SIZE.
         num_queries: [T], number of query labels.
     """
 
@@ -47,16 +47,19 @@ class JointPredictive:
 
     @property
     def trusted(self) -> Tensor:
-        """1 where importance sampling can be trusted, or the value is a closed form; 0 where it is annealed [T]."""
+        """Per task: 1 if the value is a closed form or from reliable importance sampling, 0 if it is from annealing."""
         return ((self.pareto_k < TRUSTED_K) & (self.effective_size >= TRUSTED_SIZE)).to(self.value.dtype)
 
 
 def joint_predictive(model: Model, q: TorchDistribution, episodes: Episodes, samples: int) -> JointPredictive:
-    """The closed form for a point estimate and for a Gaussian over a linear model, else `estimated_joint`.
+    """Compute the joint predictive density of the query labels of each task, log of the integral of p(y | x, w) q(w).
+
+    It is a closed form for a point estimate, and for a Gaussian q with a linear Gaussian model. Otherwise it is
+    estimated by `estimated_joint`.
 
     Args:
         model: the likelihood.
-        q: a distribution over w, batch [T], that has not seen the query labels.
+        q: a distribution over w, batch [T], which must not depend on the query labels.
         episodes: T tasks with features as inputs.
         samples: importance draws per task.
     """
@@ -74,11 +77,11 @@ def _exact(value: Tensor, episodes: Episodes, samples: int) -> JointPredictive:
 
 @torch.no_grad()
 def estimated_joint(model: Model, q: TorchDistribution, episodes: Episodes, samples: int) -> JointPredictive:
-    """Importance sampling from proposals that have seen the query labels; annealing where it cannot be trusted.
+    """Estimate the joint predictive density of the query labels by importance sampling, or by annealing if needed.
 
-    The log of an average of unbiased weights is in expectation a lower bound on the log density. Its bias is half the
-    relative variance of the average, about 1 / (2 effective size). So it counts only if the Pareto k is below 0.7 and
-    the effective size at least 100. Other tasks get the two bounds of annealed importance sampling.
+    The proposal depends on the query labels. The log of an average of unbiased weights is in expectation a lower bound
+    on the log density, with a bias of about 1 / (2 effective sample size). The estimate is used for tasks with Pareto
+    k < 0.7 and effective sample size >= 100. Other tasks get the two bounds of annealed importance sampling.
 
     Args:
         model: the likelihood.
@@ -100,7 +103,7 @@ def estimated_joint(model: Model, q: TorchDistribution, episodes: Episodes, samp
 
 
 def _log_weights(target: Target, proposal: Proposal, samples: int) -> Tensor:
-    """log f - log g [L, T] at draws of the proposal, in parts that bound the memory."""
+    """Compute log f - log g per draw and task [L, T] at draws of the proposal g, in parts; f is the target."""
     at_once = max(1, MOST_NUMBERS // proposal.mean.numel())
     parts = []
     for start in range(0, samples, at_once):
@@ -112,7 +115,7 @@ def _log_weights(target: Target, proposal: Proposal, samples: int) -> Tensor:
 
 
 def _annealed(target: Target, proposal: Proposal) -> tuple[Tensor, Tensor]:
-    """Bounds [T], with more temperatures until they are TIGHT; sorted, since noise may reverse them."""
+    """Bound the log evidence per task by annealing, with more temperatures until the bounds differ by < TIGHT."""
     num_queries, stages = target.episodes.query_mask.sum(-1).clamp(min=1), FIRST_STAGES
     while True:
         lower, upper = annealed_bounds(lambda u: proposal.log_weight(target, u), proposal.mean, stages)

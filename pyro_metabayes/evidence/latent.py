@@ -1,4 +1,4 @@
-"""A distribution over w as the image of standard normal coordinates z."""
+"""Changes of variables from coordinates z, which are about standard normal, to w ~ q."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from pyro_metabayes.prediction.moments import GAUSSIANS
 
 
 class Latent(Protocol):
-    """Coordinates z [..., T, P] of the latent.
+    """Interface of a change of variables from coordinates z [..., T, P] to the weights w ~ q of T tasks.
 
     Attributes:
-        num_coordinates: P.
-        affine: whether w is affine in z, and z is exactly N(0, I).
+        num_coordinates: P, the number of coordinates per task.
+        affine: whether w is an affine function of z, and z ~ N(0, I) exactly.
     """
 
     num_coordinates: int
     affine: bool
 
     def at(self, z: Tensor) -> tuple[Tensor, Tensor | float]:
-        """w [..., T, *W] at z [..., T, P], and log q(w) |det dw / dz| / N(z; 0, I) [..., T]."""
+        """Return w [..., T, *W] at z [..., T, P], and log(q(w) |det dw / dz| / N(z; 0, I)) per task [..., T]."""
 
 
 def latent_of(q: TorchDistribution) -> Latent:
-    """Coordinates of a distribution over w that has a density, batch [T]."""
+    """Choose the change of variables from z to w ~ q, for a distribution q with a density."""
     return GaussianLatent(q) if isinstance(innermost(q), GAUSSIANS) else SiteLatent(q)
 
 
 class GaussianLatent:
-    """w = loc + A z with A A^T the covariance of q, a Gaussian."""
+    """The change of variables w = loc + A z for a Gaussian q = N(loc, A A^T)."""
 
     affine = True
 
@@ -56,7 +56,10 @@ class GaussianLatent:
 
 
 class SiteLatent:
-    """Any other density: each real site standardised, each other one mapped to the real numbers (`coordinates.py`)."""
+    """The change of variables for a q that is not Gaussian, site by site (`diagnostics/coordinates.py`).
+
+    A real site is mean + sd z; any other site is the image of real numbers under a bijection.
+    """
 
     affine = False
 
@@ -76,5 +79,5 @@ class SiteLatent:
 
 
 def log_standard_normal(z: Tensor) -> Tensor:
-    """log N(z; 0, I) [...] of z [..., P]."""
+    """Compute log N(z; 0, I) [...] for z [..., P], over its last axis."""
     return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))

@@ -1,4 +1,4 @@
-"""Gaussians with precision I + V V^T, for draws of many samples at once."""
+"""Precision matrices I + V V^T of Gaussians, with fast solves and draws of many samples at once."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from torch import Tensor
 from pyro_metabayes.inference.cholesky import cholesky, half_log_det
 from pyro_metabayes.inference.laplace import factor_of_points
 
-DENSE = 2048  # coordinates up to which the precision is one full matrix
+DENSE = 2048  # largest number of coordinates for which the precision is stored as a full matrix
 
 
 class Precision(Protocol):
-    """A precision matrix [T, P, P].
+    """Interface of the precision matrices [T, P, P] of Gaussians over P coordinates, for T tasks.
 
     Attributes:
-        log_det: [T], half its log determinant.
+        log_det: [T], half the log determinant of the precision.
     """
 
     log_det: Tensor
 
     def root(self, u: Tensor) -> Tensor:
-        """R u [L, T, P] for u [L, T, P], with R R^T the covariance."""
+        """Compute R u per draw and task, u [L, T, P], with R R^T the covariance; R u ~ N(0, R R^T) if u ~ N(0, I)."""
 
     def solve(self, b: Tensor) -> Tensor:
-        """The covariance times b [T, P]."""
+        """Multiply the covariance of each task by a vector, b [T, P]."""
 
 
 def precision_of(roots: list[Tensor]) -> Precision:
-    """I + (1/S) sum_s V_s V_s^T, from V_s [T, P, M]; factorised as P x P, or for many coordinates as M x M.
+    """Build the precision I + (1/S) sum_s V_s V_s^T, factorised as a P x P matrix, or as M x M if P > DENSE.
 
     Args:
-        roots: S of them; one if P > DENSE.
+        roots: the S matrices V_s [T, P, M], for T tasks and P coordinates; S must be 1 if P > DENSE.
     """
     # A diverging model yields a poor score, not an exception of the factorisation.
     roots = [root.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for root in roots]
@@ -46,7 +46,7 @@ def precision_of(roots: list[Tensor]) -> Precision:
 
 
 class DensePrecision:
-    """A full matrix [T, P, P]."""
+    """Precision stored as a full matrix per task, [T, P, P]."""
 
     def __init__(self, matrix: Tensor) -> None:
         self._factor = cholesky(matrix)
@@ -61,7 +61,10 @@ class DensePrecision:
 
 
 class ThinPrecision:
-    """I + V V^T through L L^T = I + V^T V [T, M, M]; R = I - V L^-T (I + L)^-1 V^T, as `LowRankPrecision` has it."""
+    """Precision I + V V^T, stored as V [T, P, M] and the Cholesky factor L of I + V^T V, for many coordinates P.
+
+    A root of the covariance is R = I - V L^-T (I + L)^-1 V^T, as in `inference.laplace.LowRankPrecision`.
+    """
 
     def __init__(self, root: Tensor) -> None:
         self._v, self._factor = root, factor_of_points(root)

@@ -1,4 +1,4 @@
-"""Gaussian proposals for w that have seen the query labels."""
+"""Gaussian importance-sampling proposals for w that depend on the query labels."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pyro_metabayes.inference.laplace import ggn_root
 from pyro_metabayes.model import Model
 from pyro_metabayes.seeding import drawing
 
-NEWTON_STEPS = 10  # to the mode
-AVERAGED_STEPS = 6  # with derivatives averaged over draws
-PAIRS = 4  # of antithetic draws for such an average
-FACTORS = (1.0, 0.5, 0.25, 0.0625)  # of a step, of which the best is taken
+NEWTON_STEPS = 10  # Newton steps to the mode
+AVERAGED_STEPS = 6  # further steps, with derivatives averaged over draws
+PAIRS = 4  # pairs of antithetic draws for such an average
+FACTORS = (1.0, 0.5, 0.25, 0.0625)  # lengths of a step, relative to a Newton step; the best length is taken
 
 
 def log_likelihood(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
-    """sum_i log p(y_i | x_i, w) [..., T] over the queries that count, for w [..., T, *W]."""
+    """Compute sum_i log p(y_i | x_i, w) [..., T] over the unmasked queries i of T tasks, for w [..., T, *W]."""
     observed = episodes.observed()
     log_prob = model.likelihood(w, observed.query_x, observed).log_prob(episodes.query_y)
     return torch.where(episodes.query_mask, log_prob, 0.0).sum(-1)
@@ -33,11 +33,13 @@ def log_likelihood(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """log f(z) = log N(z; 0, I) + log p(y | w(z)) in the coordinates of q, whose integral is that of p(y | w) q(w).
+    """The log of f(z) = p(y | w(z)) q(w(z)) |det dw / dz|, whose integral over z is that of p(y | w) q(w) over w.
+
+    The coordinates z of w ~ q are about standard normal. For a Gaussian q, f(z) = N(z; 0, I) p(y | w(z)).
 
     Args:
         model: the likelihood.
-        latent: coordinates of q.
+        latent: the change of variables from z to w ~ q.
         episodes: T tasks with features as inputs and query labels.
     """
 
@@ -46,13 +48,13 @@ class Target:
     episodes: Episodes
 
     def __call__(self, z: Tensor) -> Tensor:
-        """log f [..., T] at z [..., T, P]."""
+        """Compute log f(z) [..., T] at z [..., T, P], for T tasks with P coordinates."""
         w, log_factor = self.latent.at(z)
         return log_standard_normal(z) + log_factor + log_likelihood(self.model, w, self.episodes)
 
     @property
     def has_curvature(self) -> bool:
-        """Whether w is affine in z, and the likelihood is `likelihood_of(outputs)` with a known curvature."""
+        """Whether the Gauss-Newton matrix is known: w is affine in z, and the likelihood has a Fisher information."""
         if not self.latent.affine or type(self.model).likelihood is not Model.likelihood:
             return False
         w, _ = self.latent.at(self.origin)
@@ -61,12 +63,15 @@ class Target:
 
     @property
     def origin(self) -> Tensor:
-        """z = 0 [T, P]: the mean of a Gaussian q."""
+        """The point z = 0 per task and coordinate [T, P], at which w is the mean of a Gaussian q."""
         like = self.episodes.query_x
         return like.new_zeros(self.episodes.num_tasks, self.latent.num_coordinates)
 
     def derivatives(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """d/dz of -log p(y | w(z)) [T, P], and V [T, P, M] with V V^T its generalised Gauss-Newton matrix."""
+        """Differentiate -log p(y | w(z)) at z [T, P] for T tasks with P coordinates.
+
+        Returns the gradient [T, P], and a root V [T, P, columns] of the generalised Gauss-Newton matrix V V^T.
+        """
         episodes = self.episodes
         w, pull = torch.func.vjp(lambda at: self.latent.at(at)[0], z)[:2]
         outputs, pullback = self.model.outputs_and_pullback(w, episodes.query_x)
@@ -77,11 +82,11 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """g: z = mean + R u with u ~ N(0, I).
+    """The Gaussian proposal g(z) = N(mean, R R^T) for T tasks with P coordinates, sampled as z = mean + R u.
 
     Attributes:
         mean: [T, P].
-        root: maps u [..., T, P] to R u.
+        root: function from u [..., T, P] to R u.
         log_det: [T], -log |det R|.
     """
 
@@ -90,25 +95,27 @@ class Proposal:
     log_det: Tensor
 
     def at(self, u: Tensor) -> Tensor:
-        """z [..., T, P] at u [..., T, P]."""
+        """Compute the point z = mean + R u for standard normal u [..., T, P]."""
         return self.mean + self.root(u)
 
     def log_weight(self, target: Target, u: Tensor) -> Tensor:
-        """log f(z) - log g(z) [..., T] at u [..., T, P]."""
+        """Compute the log importance weight log f(z) - log g(z) per task at z = mean + R u, for u [..., T, P]."""
         return target(self.at(u)) - log_standard_normal(u) - self.log_det
 
 
 def proposal_of(target: Target) -> Proposal:
-    """A Gaussian near f, which is p(w | y) under the prior q; q itself where the likelihood has no known curvature.
+    """Compute a Gaussian proposal close to f, the unnormalised posterior of w given the query labels under the prior q.
 
-    Newton's method finds the mode of f, and the curvature there gives Laplace's approximation: it differs from q in
-    the span of the derivatives of the outputs alone, for a linear head that of the query features. Up to DENSE
-    coordinates gradient and curvature are then averaged over draws of the approximation, until they agree with it:
-    the Gaussian of the largest ELBO. Under a cosine head its w have the norm of draws of q, larger than that of the
-    mode. (Opper and Archambeau 2009; Khan and Lin 2017.)
+    Newton's method finds the mode of f, and the curvature at the mode gives Laplace's approximation. Up to DENSE
+    coordinates further steps average gradient and curvature over draws of the approximation. They lead to the Gaussian
+    with the largest ELBO, which is better under a cosine head: its draws of w have the norm of draws of q, whereas the
+    mode has a smaller norm. (Opper and Archambeau 2009; Khan and Lin 2017.)
 
     Args:
         target: f of T tasks.
+
+    Returns:
+        The proposal; N(0, I) in the coordinates z if the curvature of the likelihood is not known.
     """
     origin = target.origin
     proposal = Proposal(origin, _identity, origin.sum(-1))
@@ -128,7 +135,7 @@ def _identity(u: Tensor) -> Tensor:
 
 
 def _improved(target: Target, proposal: Proposal, offsets: Tensor) -> Proposal:
-    """One Newton step, with derivatives averaged over the points mean + offsets [S, T, P]."""
+    """Make one Newton step, with derivatives averaged over the points mean + offsets, [points, T, P]."""
     mean = proposal.mean
     slopes, roots = zip(*(target.derivatives(mean + offset) for offset in offsets), strict=True)
     precision = precision_of(list(roots))
@@ -137,14 +144,14 @@ def _improved(target: Target, proposal: Proposal, offsets: Tensor) -> Proposal:
 
 
 def _antithetic(like: Tensor) -> Tensor:
-    """u and -u of standard normal noise [2 PAIRS, T, P]."""
+    """Draw antithetic standard normal noise, PAIRS draws u followed by -u, each with the shape of `like`."""
     with drawing():
         noise = torch.randn(PAIRS, *like.shape, dtype=like.dtype, device=like.device)
     return torch.cat((noise, -noise))
 
 
 def _best(target: Target, mean: Tensor, direction: Tensor, offsets: Tensor) -> Tensor:
-    """The mean [T, P] among steps of several lengths, and none, at which the average of log f is largest."""
+    """Return the mean per task after the step of the length (or 0) at which the average of log f is largest."""
     lengths = torch.tensor((*FACTORS, 0.0), dtype=mean.dtype, device=mean.device).view(-1, 1, 1)
     means = mean + lengths * direction  # [lengths, T, P]
     points = (means.unsqueeze(1) + offsets).flatten(0, 1)

@@ -1,1 +1,1 @@
-"""Exact inference and NUTS, with which amortized inference is compared."""
+"""Exact inference and NUTS, for comparison with amortized inference."""

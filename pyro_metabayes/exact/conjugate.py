@@ -15,7 +15,7 @@ from pyro_metabayes.inference.divergences import innermost
 
 
 def precision_of(prior: TorchDistribution) -> Tensor:
-    """Precision [T, Y, D, D] of each row of w [Y, D] under a Gaussian, diagonal or full.
+    """Return the precision matrix of each row of w per task, [T, Y, D, D], under a Gaussian over w [Y, D].
 
     Raises:
         UsageError: the prior is not Gaussian.
@@ -35,17 +35,20 @@ def _normal(inner: Distribution) -> Normal:
 def posterior_of_rows(
     prior: TorchDistribution, x: Tensor, y: Tensor, mask: Tensor, noise: Tensor | float
 ) -> TorchDistribution:
-    """p(w | x, y) for y_ik ~ N(w_k . x_i, noise^2) with independent rows w_k: batch [T], event [Y, D].
+    """Compute the exact posterior of linear regression, y_ik ~ N(w_k . x_i, noise^2), with independent rows w_k of w.
 
     If the prior of w_k has precision P_k and mean m_k, its posterior has precision P = P_k + sum_i x_i x_i^T / noise^2
     and mean P^-1 (P_k m_k + sum_i y_ik x_i / noise^2). (Bishop 2006, eqs. 3.49 to 3.51.)
 
     Args:
-        prior: a Gaussian, batch [T], event [Y, D].
+        prior: a Gaussian over w, batch [T], event [Y, D], for T tasks, Y outputs and D features.
         x: inputs [T, N, D].
         y: labels [T, N, Y].
-        mask: [T, N].
+        mask: [T, N], False for points that are left out.
         noise: standard deviation of a label.
+
+    Returns:
+        A Gaussian over w, batch [T], event [Y, D].
     """
     x = x * mask.unsqueeze(-1)
     before = precision_of(prior)
@@ -58,20 +61,24 @@ def posterior_of_rows(
 
 
 def output_variance_of_rows(q: TorchDistribution, x: Tensor) -> Tensor:
-    """Variance x_i^T S_k x_i of w_k . x_i [T, N, Y] under a Gaussian over w with covariances S_k of its rows.
+    """Compute the variance x_i^T S_k x_i of the outputs w_k . x_i, where the rows w_k of w have covariances S_k.
 
     Args:
-        q: a Gaussian, batch [T], event [Y, D].
+        q: a Gaussian over w, batch [T], event [Y, D], for T tasks, Y outputs and D features.
         x: inputs [T, N, D].
+
+    Returns:
+        Tensor [T, N, Y], in the squared unit of the labels.
     """
     return (x.unsqueeze(-3) @ _root_of(q)).square().sum(-1).mT
 
 
 def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: Tensor, noise: Tensor | float) -> Tensor:
-    """log p(y | x) [T] in nats with w integrated out: y_k ~ N(X m_k, X S_k X^T + noise^2 I) for each output k.
+    """Compute the log evidence log p(y | x) per task [T] of linear regression, in nats, with w integrated out.
 
-    With S_k = R R^T, A = X R / noise, r = (y - X m) / noise, M = I + A^T A (always D x D) and u = M^-1 A^T r,
-    -2 log p = N log(2 pi noise^2) + log |M| + |r - A u|^2 + |u|^2. Args: as in `posterior_of_rows`.
+    The arguments are those of `posterior_of_rows`. For each output k, y_k ~ N(X m_k, X S_k X^T + noise^2 I), where m_k
+    and S_k = R R^T are mean and covariance of row k of w. With A = X R / noise, r = (y_k - X m_k) / noise, the D x D
+    matrix M = I + A^T A and u = M^-1 A^T r, -2 log p = N log(2 pi noise^2) + log |M| + |r - A u|^2 + |u|^2.
     """
     points, noise = mask.unsqueeze(-1).to(x.dtype), torch.as_tensor(noise)
     residual = ((y - (prior.mean @ x.mT).mT) * points / noise).mT.unsqueeze(-1)  # [T, Y, N, 1]
@@ -85,12 +92,12 @@ def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: T
 
 
 def _one_like(x: Tensor) -> Tensor:
-    """The identity [D, D] for inputs [..., D]."""
+    """Return the identity matrix of the size of the last axis of x."""
     return torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
 
 
 def _root_of(q: TorchDistribution) -> Tensor:
-    """A root R [T, Y, D, D] of the covariance R R^T of each row of w under a Gaussian, diagonal or full."""
+    """Return a root R of the covariance R R^T per task and row of w [Y, D], [T, Y, D, D], under a Gaussian."""
     inner = innermost(q)
     if isinstance(inner, torch.distributions.MultivariateNormal):
         return inner.scale_tril

@@ -1,7 +1,7 @@
 """Convergence of Markov chains: rank-normalised split R-hat, bulk and tail effective sample size.
 
-All functions take draws x [chains, L, ...]. (Vehtari et al. 2021, "Rank-normalization, folding, and localization: an
-improved R-hat"; ArviZ has the same.)
+All functions take draws x [chains, L, ...], with L draws per chain. The diagnostics equal those of ArviZ. (Vehtari et
+al. 2021, "Rank-normalization, folding, and localization: an improved R-hat".)
 """
 
 from __future__ import annotations
@@ -18,19 +18,25 @@ TAILS = (0.05, 0.95)
 
 
 def r_hat(x: Tensor) -> Tensor:
-    """The larger of the R-hats of rank-normalised split chains and of their distances to the median [...]."""
+    """Compute R-hat of draws x [chains, draws, ...]: the larger R-hat of the chains and of the folded chains.
+
+    Chains are split and rank-normalised. Folding replaces a draw by its distance to the median.
+    """
     chains = _split(x)
     folded = (chains - chains.flatten(0, 1).median(0).values).abs()
     return torch.maximum(*(gelman_rubin(_rank_normalised(values), 0, 1) for values in (chains, folded)))
 
 
 def bulk_size(x: Tensor) -> Tensor:
-    """Effective sample size of the rank-normalised split chains [...]: of means and medians."""
+    """Compute the bulk effective sample size of draws x [chains, draws, ...], which holds for means and medians."""
     return _effective_size(_rank_normalised(_split(x)))
 
 
 def tail_size(x: Tensor) -> Tensor:
-    """The smaller effective sample size of the 5% and the 95% quantile [...]."""
+    """Compute the tail effective sample size of draws x [chains, draws, ...].
+
+    It is the smaller one of the effective sample sizes of the 5% and the 95% quantile.
+    """
     ordered = x.flatten(0, 1).sort(0).values  # torch.quantile refuses many weights
     quantiles = (ordered[round(level * (len(ordered) - 1))] for level in TAILS)
     sizes = [_effective_size(_split((x <= quantile).to(x.dtype))) for quantile in quantiles]
@@ -38,20 +44,20 @@ def tail_size(x: Tensor) -> Tensor:
 
 
 def _split(x: Tensor) -> Tensor:
-    """Both halves of every chain [2 chains, L // 2, ...]; the middle draw of an odd number is left out."""
+    """Split every chain of draws [chains, draws, ...] into two halves; the middle draw of an odd number is left out."""
     half = x.shape[1] // 2
     return torch.cat((x[:, :half], x[:, x.shape[1] - half :]))
 
 
 def _rank_normalised(x: Tensor) -> Tensor:
-    """Phi^-1((rank - 3/8) / (S + 1/4)) over all S draws of all chains (Blom 1958)."""
+    """Replace draws by normal scores Phi^-1((rank - 3/8) / (S + 1/4)) over all S draws of all chains. (Blom 1958.)"""
     flat = x.flatten(0, 1)
     ranks = flat.argsort(0).argsort(0) + 1
     return torch.special.ndtri((ranks.to(x.dtype) - 0.375) / (len(flat) + 0.25)).view(x.shape)
 
 
 def _effective_size(x: Tensor) -> Tensor:
-    """At most S log10 S for S draws: anticorrelated draws have an effective size above their number."""
+    """Compute the effective sample size of S draws, at most S log10 S; it exceeds S if draws are anticorrelated."""
     num_draws = x.shape[0] * x.shape[1]
     most = num_draws * math.log10(num_draws)
     size = effective_sample_size(x, 0, 1)

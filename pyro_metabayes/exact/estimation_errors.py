@@ -1,4 +1,4 @@
-"""Predictions of a linear mixed model that contain the errors of its estimates."""
+"""Predictive intervals of a linear mixed model that account for the estimation errors of its parameters."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ FLAT = 1e-9  # curvature, relative to the largest, below which the likelihood do
 
 @dataclass(frozen=True)
 class Widening:
-    """Widths of predictions [T, Q] that contain the errors of the estimates.
+    """Spread of Student-t predictions for Q queries of T groups that accounts for estimation errors.
 
-    sd: their standard deviation.
-    ratio: sd divided by that at maximum likelihood without the errors.
-    freedom: degrees of freedom of the distribution, Student's t.
+    Attributes:
+        sd: [T, Q], scale of Student's t, in the unit of the label.
+        ratio: [T, Q], sd divided by the standard deviation at maximum likelihood without estimation errors.
+        freedom: [T, Q], degrees of freedom of Student's t.
     """
 
     sd: Tensor
@@ -36,7 +37,7 @@ class Widening:
     freedom: Tensor
 
     def quantile(self, level: float) -> Tensor:
-        """Half width of the central interval of this level, divided by the sd."""
+        """Compute the half width, divided by sd, of the central interval with probability `level`, per query."""
         from scipy.special import stdtrit  # here, since a command would import it at its start
 
         return torch.from_numpy(stdtrit(self.freedom.numpy(), 0.5 + level / 2))
@@ -44,21 +45,21 @@ class Widening:
 
 @dataclass(frozen=True)
 class EstimationErrors:
-    """The estimates psi of a linear mixed model from its training groups, and the covariance of their errors.
+    """Estimates psi of the parameters of a linear mixed model, and the covariance C of their estimation errors.
 
     Let m(psi) and v(psi) be mean and variance of a prediction given psi, and C the inverse of the observed information
-    of psi. The prediction is Student's t with mean m, squared scale and degrees of freedom
+    of psi. The prediction is Student's t with mean m, squared scale s^2 and df degrees of freedom,
 
-        s^2 = v + grad m^T C grad m,     df = 2 v^2 / (grad v^T C grad v),
+        s^2 = v + grad m^T C grad m,     df = 2 v^2 / (grad v^T C grad v).
 
-    at restricted maximum likelihood, penalised such that no sd of effects is 0, where m and v do not depend on psi to
-    first order. It is `Widening` times as wide as a Gaussian at maximum likelihood. (Kackar and
+    psi is estimated by restricted maximum likelihood, with a penalty such that no sd of effects is 0. (Kackar and
     Harville 1984, "Approximations for standard errors of estimators of fixed and random effects"; Satterthwaite 1946.)
 
-    maximum: the maximum-likelihood estimates, with which predictions that ignore the errors are made.
-    psi: coefficients [D], free elements of L, log noise; the covariance of the effects is noise^2 L L^T.
-    free: the free elements of L [R, R].
-    covariance: C.
+    Attributes:
+        maximum: the maximum-likelihood estimates, for predictions that ignore the estimation errors.
+        psi: a vector of the coefficients, the free elements of L and log noise; effects have covariance noise^2 L L^T.
+        free: [R, R], True for the elements of L that are estimated, for R effects per group.
+        covariance: C, a matrix of the size of psi.
     """
 
     maximum: MixedEffects
@@ -67,7 +68,12 @@ class EstimationErrors:
     covariance: Tensor
 
     def of_queries(self, observed: Observed, noise: bool = True) -> Widening:
-        """For y of the queries, given the support points; noise: whether y has noise, else it is the regression."""
+        """Compute the predictive spread for the queries given the support points.
+
+        Args:
+            observed: groups as tasks.
+            noise: whether to predict a label, with noise, or else the regression function.
+        """
         before = self._moments(_parameters(self.maximum, self.free), observed, noise)[..., 1]
         variance = self._moments(self.psi, observed, noise)[..., 1]
         by_psi: Callable[[Tensor], Tensor] = jacfwd(lambda psi: self._moments(psi, observed, noise))
@@ -78,7 +84,7 @@ class EstimationErrors:
         return Widening(sd, sd / before.sqrt(), freedom)
 
     def _moments(self, psi: Tensor, observed: Observed, noise: bool) -> Tensor:
-        """Mean and variance of the queries given psi [T, Q, 2]."""
+        """Compute mean and variance of the prediction given psi, per group and query [T, Q, 2]."""
         coefficients, factor, sd = _parts(psi, self.free)
         num_random, mask = len(factor), observed.support_mask.unsqueeze(-1)
         x, y, query = observed.support_x.double() * mask, observed.support_y.double() * mask, observed.query_x.double()
@@ -92,12 +98,15 @@ class EstimationErrors:
 
 
 def estimation_errors(groups: Episodes, num_random: int, diagonal: bool = False) -> EstimationErrors | None:
-    """The estimates from all points of the training groups; None if a likelihood is unbounded or points are too few.
+    """Estimate the parameters and the covariance of their errors from all points of the training groups.
 
     Args:
-        groups: as in `mixed_effects.fit`.
-        num_random: R.
+        groups: groups as tasks, with all points as queries and one number per label.
+        num_random: R; the first R features have group-specific effects.
         diagonal: whether covariances between effects are fixed at 0.
+
+    Returns:
+        The estimates; None if a likelihood is unbounded, or there are too few points.
     """
     maximum = maximum_of(groups, num_random, diagonal)
     restricted = maximum_of(groups, num_random, diagonal, restricted=True, penalised=True)
@@ -110,9 +119,10 @@ def estimation_errors(groups: Episodes, num_random: int, diagonal: bool = False)
 
 
 def _inverse_information(psi: Tensor, free: Tensor, sums: Sums) -> Tensor:
-    """Inverse of -d^2 log p(y) / d psi^2 on the directions that the likelihood determines.
+    """Compute the inverse of the observed information of psi, -d^2 / d psi^2 of the penalised log-likelihood.
 
-    If the sd of an effect is 0, its correlations do not change the likelihood, nor any prediction.
+    Directions of psi in which the likelihood is flat get variance 0: if the sd of an effect is 0, its correlations
+    change neither the likelihood nor a prediction.
     """
 
     def loss(at: Tensor) -> Tensor:
@@ -127,7 +137,7 @@ def _inverse_information(psi: Tensor, free: Tensor, sums: Sums) -> Tensor:
 
 
 def _parts(psi: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Coefficients [D], Cholesky factor [R, R] of the covariance of the effects, and sd of the noise."""
+    """Split the parameters psi of the mixed model into coefficients, Cholesky factor of covariance, noise sd."""
     rows, columns = free.nonzero(as_tuple=True)
     elements, noise = psi[-1 - len(rows) : -1], psi[-1].exp()
     factor = torch.zeros(free.shape, dtype=psi.dtype).index_put((rows, columns), elements)
@@ -135,7 +145,7 @@ def _parts(psi: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _parameters(fitted: MixedEffects, free: Tensor) -> Tensor:
-    """psi at given estimates."""
+    """Concatenate the fitted parameters to one vector psi; `free` marks the estimated elements of the factor."""
     least = LEAST_VARIANCE * fitted.noise**2 * torch.eye(len(free), dtype=fitted.noise.dtype)
     factor = torch.linalg.cholesky(fitted.covariance + least) / fitted.noise
     return torch.cat((fitted.coefficients, factor[free], fitted.noise.log().view(1)))

@@ -12,17 +12,20 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError, check_choice
 
 FAMILIES = ("bernoulli", "poisson")
-REACH, NODES = 8.0, 641  # in sds of the prior: the trapezoid rule is exact to many digits for posteriors wider than .03
+# The trapezoid rule with NODES nodes, up to REACH sds of the prior: exact to many digits for posteriors wider than .03.
+REACH, NODES = 8.0, 641
 
 
 @dataclass(frozen=True)
 class Points:
-    """The points of all groups, one after the other, in float64.
+    """The N points of all groups, concatenated, in float64.
 
-    x: [N, D]; of which the first R have effects of groups.
-    y: [N].
-    offset: [N].
-    group: number of the group of each point [N].
+    Attributes:
+        x: [N, D], features.
+        y: [N], labels.
+        offset: [N], offsets of the linear predictor.
+        group: [N], index of the group of each point.
+        num_groups: number of groups.
     """
 
     x: Tensor
@@ -34,7 +37,10 @@ class Points:
 
 @dataclass(frozen=True)
 class GeneralisedEffects:
-    """eta_i = x_i . coefficients + offset_i + z_i u_g, u_g ~ N(0, sd^2), z_i the first feature of x_i."""
+    """Estimates of a generalised linear mixed model with one effect u_g ~ N(0, sd^2) per group g.
+
+    The linear predictor is eta_i = x_i . coefficients + offset_i + z_i u_g, where z_i is the first feature of x_i.
+    """
 
     coefficients: Tensor  # [D]
     sd: Tensor  # a scalar
@@ -44,17 +50,19 @@ class GeneralisedEffects:
 
 
 def points_of(episodes: Episodes, has_offset: bool) -> Points:
-    """The query points of groups.
+    """Concatenate the query points of all groups.
 
     Args:
-        episodes: groups as tasks, all points of which are queries, with one number as label.
-        has_offset: whether the last feature is an offset.
+        episodes: groups as tasks, with all points as queries and one number per label.
+        has_offset: whether the last feature is an offset of the linear predictor.
 
     Raises:
-        UsageError: support points, or labels of several numbers.
+        UsageError: there are support points, or labels have several numbers.
     """
     if episodes.query_y.shape[-1] != 1 or episodes.support_mask.any():
-        raise UsageError("expected groups of points with one number as label, all of them queries; see Groups.whole")
+        raise UsageError(
+            "expected groups whose points are all queries with one number as label, got other tasks; use Groups.whole"
+        )
     episodes = episodes.to("cpu")
     mask = episodes.query_mask
     group = torch.arange(len(mask)).unsqueeze(1).expand(mask.shape)[mask]
@@ -64,15 +72,20 @@ def points_of(episodes: Episodes, has_offset: bool) -> Points:
 
 
 def likelihood_of(eta: Tensor, family: str) -> TorchDistribution:
-    """Bernoulli(sigmoid(eta)) or Poisson(exp(eta))."""
+    """Return the likelihood Bernoulli(sigmoid(eta)) or Poisson(exp(eta)) for the linear predictor eta, any shape."""
     check_choice("data.family", family, FAMILIES)
     return Bernoulli(logits=eta) if family == "bernoulli" else Poisson(eta.exp())
 
 
 def fit_by_quadrature(points: Points, family: str) -> GeneralisedEffects:
-    """Maximum likelihood: log p(y_g) = log of the integral of prod_i p(y_i | x_i, u) N(u; 0, sd^2) du.
+    """Fit a generalised linear mixed model with one effect u per group by maximum likelihood, with quadrature over u.
 
-    lme4 computes the same with `glmer(..., nAGQ = 25)`; its default is the Laplace approximation.
+    The likelihood of group g is p(y_g) = integral of prod_i p(y_i | x_i, u) N(u; 0, sd^2) du. lme4 computes the same
+    with `glmer(..., nAGQ = 25)`; the default of glmer is the Laplace approximation.
+
+    Args:
+        points: the points of all groups.
+        family: "bernoulli" or "poisson".
     """
     nodes = torch.linspace(-REACH, REACH, NODES, dtype=torch.float64)
     log_weights = -0.5 * nodes.square()
@@ -80,7 +93,7 @@ def fit_by_quadrature(points: Points, family: str) -> GeneralisedEffects:
     theta = torch.zeros(points.x.shape[1] + 1, dtype=torch.float64).requires_grad_()
 
     def log_joint() -> Tensor:
-        """log p(y_g, u = sd node) + constant [NODES, T]."""
+        """Compute log p(y_g, u) up to a constant for the labels y_g of each group g, at effects u = sd * node."""
         fixed = points.x @ theta[:-1] + points.offset
         eta = fixed + points.x[:, 0] * theta[-1].exp() * nodes.unsqueeze(1)
         terms = likelihood_of(eta, family).log_prob(points.y)

@@ -1,4 +1,4 @@
-"""The generalised linear mixed model with priors on all parameters, by NUTS."""
+"""Full Bayesian inference by NUTS in a generalised linear mixed model with priors on all parameters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from pyro_metabayes.exact.hierarchical_nuts import Draws, chains_of, diagnosed
 
 
 def generalised(points: Points, num_random: int, family: str) -> None:
-    """y_i ~ family(x_i . coefficients + offset_i + z_i . u_g), u_g = S R^(1/2) e_g, e_g ~ N(0, I).
+    """Pyro program of a generalised linear mixed model, y_i ~ family(x_i . coefficients + offset_i + z_i . u_g).
 
-    Weak priors for standardised columns: coefficients ~ N(0, 10^2), sds S ~ half-normal(1), correlations
-    R ~ LKJ(1). The e_g, not the u_g, are sampled, which avoids the funnel of the u_g where a group has few points.
+    z_i are the features of x_i with effects u_g = S R^(1/2) e_g of group g, e_g ~ N(0, I). The priors are weak for
+    standardised features: coefficients ~ N(0, 10^2), standard deviations S ~ half-normal(1), correlations R ~ LKJ(1).
+    The sites are e_g, not u_g, to avoid the funnel geometry of u_g for groups with few points.
+
+    Args:
+        points: the points of all groups.
+        num_random: number of leading features with group-specific effects.
+        family: "bernoulli" or "poisson".
     """
     like = points.x
     coefficients = pyro.sample("coefficients", Normal(like.new_zeros(like.shape[1]), 10.0).to_event(1))
@@ -32,18 +38,20 @@ def generalised(points: Points, num_random: int, family: str) -> None:
 def sampled_generalised(
     points: Points, num_random: int, family: str, samples: int, warmup: int, seed: int = 0
 ) -> Draws:
-    """Draws from the posterior, in float64; their noise is NaN, since the family has none.
+    """Draw from the posterior of a generalised linear mixed model by NUTS, in float64.
+
+    `Draws.noise` is NaN, since the likelihood has no noise parameter.
 
     Args:
-        points: of all groups.
-        num_random: R, the number of leading features with effects that vary by group.
+        points: the points of all groups.
+        num_random: number of leading features with group-specific effects.
         family: "bernoulli" or "poisson".
         samples: draws of each of the two chains.
-        warmup: steps of adaptation of each chain.
-        seed: of both chains.
+        warmup: warm-up steps of each chain.
+        seed: seed of both chains.
 
     Raises:
-        UsageError: fewer than 4 samples, or no warm-up.
+        UsageError: there are fewer than 4 samples or no warm-up steps.
     """
     sites = chains_of(generalised, (points, num_random, family), samples, warmup, seed, compiled=True)
     r_hat, size = diagnosed([sites["coefficients"], sites["sd"]])

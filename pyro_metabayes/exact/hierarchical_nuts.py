@@ -23,7 +23,7 @@ CHAINS = 2
 
 @dataclass(frozen=True)
 class Draws:
-    """L draws from the posterior of a linear mixed model."""
+    """L draws by NUTS from the posterior of a mixed model with R effects per group, for T groups."""
 
     coefficients: Tensor  # [L, D]
     factor: Tensor  # [L, R, R], a root of the covariance of the group effects
@@ -34,15 +34,16 @@ class Draws:
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance of the effects [L, R, R]."""
+        """Covariance of the R group effects in each draw, [L, R, R]."""
         return self.factor @ self.factor.mT
 
 
 def hierarchical(sums: Sums) -> None:
-    """y_i ~ N(x_i . coefficients + z_i . u_g, noise^2), u_g ~ N(0, S R S), with the u_g integrated out.
+    """Pyro program of a linear mixed model, y_i ~ N(x_i . coefficients + z_i . u_g, noise^2), u_g ~ N(0, S R S).
 
-    The priors are weak for standardised columns: coefficients ~ N(0, 10^2), standard deviations S and noise ~
-    half-normal(1), correlations R ~ LKJ(1). Integration leaves few dimensions and avoids the funnel geometry of u_g.
+    z_i are the features of x_i with effects u_g of group g, which are integrated out. The priors are weak for
+    standardised features: coefficients ~ N(0, 10^2), standard deviations S and noise ~ half-normal(1), correlations
+    R ~ LKJ(1). Integration leaves few dimensions and avoids the funnel geometry of u_g.
 
     Args:
         sums: sufficient statistics of the points of each group.
@@ -58,9 +59,9 @@ def hierarchical(sums: Sums) -> None:
 
 
 def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed: int = 0) -> Draws:
-    """Draws from the posterior given all query points, in float64.
+    """Draw from the posterior of a linear mixed model given all query points by NUTS, in float64.
 
-    Effects are drawn exactly, from their Gaussian given the draw of all other parameters.
+    The group effects are drawn exactly, from their Gaussian given a draw of the other parameters.
 
     Args:
         episodes: groups as tasks, with all points as queries.
@@ -70,7 +71,7 @@ def sampled(episodes: Episodes, num_random: int, samples: int, warmup: int, seed
         seed: seed of both chains and of the effects.
 
     Raises:
-        UsageError: there are fewer than 4 samples, no warm-up steps, or support points.
+        UsageError: there are fewer than 4 samples, no warm-up steps, or support points in `episodes`.
     """
     sums = sums_of(episodes, num_random)
     sites = chains_of(hierarchical, (sums,), samples, warmup, seed)
@@ -93,12 +94,21 @@ def chains_of(
     seed: int,
     compiled: bool = False,
 ) -> dict[str, Tensor]:
-    """Draws [CHAINS, samples, ...] by site of a Pyro model called with the arguments.
+    """Run NUTS on a Pyro model.
 
-    compiled: whether torch.jit traces the density, which gives the same draws; others as in `sampled`.
+    Args:
+        model: the Pyro program.
+        arguments: arguments of the program.
+        samples: draws of each of the CHAINS chains.
+        warmup: warm-up steps of each chain.
+        seed: seed of all chains.
+        compiled: whether torch.jit traces the density, which gives the same draws.
+
+    Returns:
+        Draws [CHAINS, samples, ...] by name of the site.
     """
     if samples < 4 or warmup < 1:
-        raise UsageError(f"expected samples >= 4 and warmup >= 1 for NUTS, got {samples} and {warmup}")
+        raise UsageError(f"expected samples >= 4 and warmup >= 1 for NUTS, got {samples} and {warmup}; increase them")
     chains = []
     for chain in range(CHAINS):
         with seeded(CHAINS * seed + chain):
@@ -110,19 +120,24 @@ def chains_of(
 
 
 def diagnosed(varying: Sequence[Tensor]) -> tuple[float, float]:
-    """The largest split R-hat, and the smallest effective number of draws, of values [CHAINS, samples, ...]."""
+    """Compute the largest split R-hat and the smallest effective sample size over tensors [CHAINS, samples, ...]."""
     r_hat = max(split_gelman_rubin(value).max().item() for value in varying)
     return r_hat, min(effective_sample_size(value).min().item() for value in varying)
 
 
 def drawn_effects(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
-    """w [L, T, R] = coefficients + F e, where e given the points is Gaussian with precision I + F^T z^T z F / noise^2.
+    """Draw the group effects w = coefficients[:R] + F e given the points and L draws of all other parameters.
+
+    Given the points z of a group, e is Gaussian with precision I + F^T z^T z F / noise^2.
 
     Args:
-        sums: sufficient statistics of the points of each group.
-        coefficients: [L, D].
-        factor: F [L, R, R].
-        noise: [L].
+        sums: sufficient statistics of the points of each of T groups.
+        coefficients: [L, D], for D features.
+        factor: F [L, R, R], a root of the covariance F F^T of the R effects.
+        noise: [L], standard deviation of the noise.
+
+    Returns:
+        w [L, T, R].
     """
     num_random = factor.shape[-1]
     contrast = torch.cat((-coefficients, torch.ones_like(coefficients[:, :1])), -1)

@@ -15,16 +15,16 @@ from pyro_metabayes.episodes import Episodes, Observed
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.exact.conjugate import posterior_of_rows
 
-LEAST_NOISE = 1e-4  # noise, in standard deviations of the response, below which the effects fit every point
-LEAST_VARIANCE = 1e-4  # added to the variance of an effect, in noise variances, where a variance of 0 has no inverse
-STARTS = (1.0, 0.3, 0.1)  # starting values of sd / noise; a long first step may end at L = 0, where the gradient is 0
+LEAST_NOISE = 1e-4  # with smaller noise, in sds of the response, the effects fit every point: unbounded likelihood
+LEAST_VARIANCE = 1e-4  # added to the variance of an effect, in noise variances, since a variance of 0 has no inverse
+STARTS = (1.0, 0.3, 0.1)  # start values of sd / noise; a long first step may end at L = 0, where the gradient is 0
 
 
 @dataclass(frozen=True)
 class MixedEffects:
-    """Estimates of y_i = x_i . coefficients + z_i . u_g + noise e_i, u_g ~ N(0, covariance).
+    """Estimates of a linear mixed model, y_i = x_i . coefficients + z_i . u_g + noise e_i, with u_g ~ N(0, covariance).
 
-    z_i are the first R features of x_i, and e_i ~ N(0, 1).
+    z_i are the first R of the D features x_i, which have effects u_g of group g, and e_i ~ N(0, 1).
     """
 
     coefficients: Tensor  # [D]
@@ -34,7 +34,7 @@ class MixedEffects:
     log_likelihood: float  # of all points, in nats; the restricted log-likelihood after restricted maximisation
 
     def effects(self, observed: Observed) -> TorchDistribution:
-        """p(w | support) of each group, w = coefficients[:R] + u_g, at these estimates: batch [T], event [1, R].
+        """Compute p(w | support) of the R weights w = coefficients[:R] + u_g of each group: batch [T], event [1, R].
 
         The mean is the best linear unbiased prediction. The variance ignores the errors of the estimates.
         """
@@ -48,14 +48,14 @@ class MixedEffects:
         return posterior_of_rows(rows, *own, observed.support_mask, self.noise)
 
     def shared(self, x: Tensor) -> Tensor:
-        """Contribution of the features with shared coefficients to the mean [T, N, 1]; x [T, N, D]."""
+        """Compute the part of the mean of each point that is due to features without group effects."""
         num_random = len(self.covariance)
         return x[..., num_random:] @ self.coefficients[num_random:].unsqueeze(-1)
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sufficient statistics of n points for the likelihood; z are the first R of the D features x."""
+    """Sufficient statistics of n points x, y in T groups for the likelihood; z are the first R of the D features x."""
 
     zz: Tensor  # z^T z of each group [T, R, R]
     zp: Tensor  # z^T (x, y) of each group [T, R, D + 1]
@@ -66,7 +66,7 @@ class Sums:
 def fit(
     episodes: Episodes, num_random: int, restricted: bool = False, diagonal: bool = False, penalised: bool = False
 ) -> MixedEffects:
-    """Maximum likelihood, or restricted maximum likelihood, for all query points, in float64.
+    """Fit a linear mixed model to all query points by maximum likelihood or restricted maximum likelihood, in float64.
 
     With covariance = noise^2 L L^T, M_g = I + L^T z^T z L and b the generalised least-squares coefficients,
 
@@ -79,19 +79,22 @@ def fit(
     Args:
         episodes: groups as tasks, with all points as queries and one number per label.
         num_random: R; the first R features have group-specific effects.
-        restricted: whether log |x^T V^-1 x|, V = I + z L L^T z^T, is added and n is replaced by n - D.
+        restricted: whether to use restricted maximum likelihood: -2 log p(y) gets the further term log |x^T V^-1 x|,
+            V = I + z L L^T z^T, and n is replaced by n - D.
         diagonal: whether covariances between effects are fixed at 0.
         penalised: whether 2 log |L| is added to 2 log p(y), so that no estimated sd is 0: the prior density of L is
-            proportional to |L|. (Chung et al. 2013, "A nondegenerate penalized likelihood estimator for variance
-            parameters in multilevel models".) The log-likelihood is that without the penalty.
+            proportional to |L|. `log_likelihood` of the result does not contain this term. (Chung et al. 2013, "A
+            nondegenerate penalized likelihood estimator for variance parameters in multilevel models".)
 
     Raises:
-        UsageError: there are support points, labels have several numbers, or points are not more than coefficients.
+        UsageError: there are support points, labels have several numbers, or there are at most D points.
     """
     sums = sums_of(episodes, num_random)
     num_features = len(sums.pp) - 1
     if sums.num_points <= num_features:
-        raise UsageError(f"expected more points than {num_features} coefficients, got {sums.num_points}; add data")
+        raise UsageError(
+            f"expected more than {num_features} points, the number of coefficients, got {sums.num_points}; add data"
+        )
     where = torch.eye(num_random).bool() if diagonal else torch.ones(num_random, num_random).tril().bool()
     scale = (sums.zz.diagonal(dim1=-2, dim2=-1).sum(0) / sums.num_points).rsqrt()  # L for features of any scale
 
@@ -114,7 +117,7 @@ def fit(
 
 
 def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor) -> Tensor:
-    """Covariance [D, D] of the estimated coefficients, for a given covariance [R, R] of the effects and given noise."""
+    """Compute the covariance of the estimated coefficients, given covariance of the group effects and noise sd."""
     factor = torch.linalg.cholesky(covariance.double()) / noise.double()
     return noise.double() ** 2 * _deviance(sums_of(episodes, len(covariance)), factor, False)[3]
 
@@ -122,7 +125,7 @@ def errors_of(episodes: Episodes, covariance: Tensor, noise: Tensor) -> Tensor:
 def maximum_of(
     episodes: Episodes, num_random: int, diagonal: bool = False, restricted: bool = False, penalised: bool = False
 ) -> MixedEffects | None:
-    """As `fit`, for a standardised response; None if the likelihood is unbounded, or there are too few points."""
+    """Call `fit` for a standardised response; return None if the likelihood is unbounded or points are too few."""
     # The line search of torch's L-BFGS raises an IndexError if the likelihood is not finite.
     with suppress(UsageError, torch.linalg.LinAlgError, IndexError):
         found = fit(episodes, num_random, restricted, diagonal, penalised)
@@ -148,7 +151,7 @@ def _descended(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
 
 
 def sums_of(episodes: Episodes, num_random: int) -> Sums:
-    """Sufficient statistics of the query points, in float64 on the CPU."""
+    """Compute the sufficient statistics of the query points of all groups, in float64 on the CPU."""
     if episodes.query_y.shape[-1] != 1 or episodes.support_mask.any():
         raise UsageError(
             "expected groups whose points are all queries with one number as label, got other tasks; use Groups.whole"
@@ -160,12 +163,12 @@ def sums_of(episodes: Episodes, num_random: int) -> Sums:
 
 
 def log_likelihood(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tensor) -> Tensor:
-    """log p(y | x) in nats, with the effects integrated out.
+    """Compute the log-likelihood log p(y | x) of a linear mixed model, in nats, with the effects integrated out.
 
     Args:
         sums: sufficient statistics of the points.
-        coefficients: [D].
-        factor: [R, R], a root of the covariance of the effects.
+        coefficients: [D], one per feature.
+        factor: [R, R], a root of the covariance of the R group effects.
         noise: standard deviation of the noise, a scalar.
     """
     contrast = torch.cat((-coefficients, coefficients.new_ones(1)))  # (x, y) @ contrast = y - x . coefficients
@@ -177,7 +180,10 @@ def log_likelihood(sums: Sums, coefficients: Tensor, factor: Tensor, noise: Tens
 
 
 def _deviance(sums: Sums, factor: Tensor, restricted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Deviance at L with optimal coefficients and noise^2, these two, and (x^T V^-1 x)^-1, in this order."""
+    """Compute the deviance -2 log p(y) at L (`factor`) with optimal coefficients and noise variance.
+
+    Returns the deviance, these coefficients, this variance, and (x^T V^-1 x)^-1, with V as in `fit`.
+    """
     root = torch.linalg.cholesky(torch.eye(len(factor), dtype=factor.dtype) + factor.mT @ sums.zz @ factor)
     explained = torch.linalg.solve_triangular(root, factor.mT @ sums.zp, upper=False)
     whole = sums.pp - (explained.mT @ explained).sum(0)  # (x, y)^T V^-1 (x, y)

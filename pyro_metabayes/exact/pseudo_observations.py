@@ -1,4 +1,4 @@
-"""The posterior of a Gaussian prior given pseudo-observations u_i = b_i . w + e_i, e_i ~ N(0, 1)."""
+"""Posterior of a Gaussian prior given pseudo-observations u_i = b_i . w + e_i with noise e_i ~ N(0, 1)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from pyro_metabayes.inference.cholesky import WithoutWaiting, cholesky
 
 
 def posterior_of_pseudo_observations(prior: TorchDistribution, direction: Tensor, value: Tensor) -> TorchDistribution:
-    """p(w | u) for independent rows w [Y, W]: precision P = A + sum_i b_i b_i^T, mean P^-1 (A m + sum_i b_i u_i).
+    """Compute the posterior of w given pseudo-observations u_i = b_i . w + e_i, e_i ~ N(0, 1), of each row of w.
+
+    The Y rows of w, of W weights each, are independent. The posterior of a row has precision P = A + sum_i b_i b_i^T
+    and mean P^-1 (A m + sum_i b_i u_i).
 
     Args:
-        prior: a Gaussian N(m, A^-1), batch [T], event [Y, W].
-        direction: b [T, Y, S, W].
+        prior: a Gaussian over w, batch [T], event [Y, W], with mean m and precision A of a row.
+        direction: b [T, Y, S, W], for T tasks and S pseudo-observations per row.
         value: u [T, Y, S, 1].
 
     Returns:
-        A Gaussian, batch [T], event [Y, W].
+        A Gaussian over w, batch [T], event [Y, W].
 
     Raises:
         UsageError: the prior is not Gaussian.
@@ -33,14 +36,15 @@ def posterior_of_pseudo_observations(prior: TorchDistribution, direction: Tensor
 
 
 def linear_maps(num_weights: int, shared: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-    """B and c with b_i = B (x_i, y_i) and u_i = c (x_i, y_i) that give the exact posterior of a linear mixed model.
+    """Compute the linear maps from a point to the pseudo-observation that gives the exact posterior of a mixed model.
 
-    The model is y_i ~ N(w . z_i + shared . x_i, noise^2), z_i the first W features of x_i. So b_i = z_i / noise and
-    u_i = (y_i - shared . x_i) / noise.
+    The model is y_i ~ N(w . z_i + shared . x_i, noise^2), where z_i are the first W of the D features x_i. A point
+    gives the pseudo-observation u_i = b_i . w + e_i, e_i ~ N(0, 1), with b_i = z_i / noise = B (x_i, y_i) and
+    u_i = (y_i - shared . x_i) / noise = c (x_i, y_i).
 
     Args:
         num_weights: W.
-        shared: shared effects of the features x_i [D], 0 for the features z_i.
+        shared: [D], coefficients of the features that are equal in all groups, 0 for the features z_i.
         noise: standard deviation of the label noise.
 
     Returns:

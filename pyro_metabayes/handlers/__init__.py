@@ -1,1 +1,1 @@
-"""Pyro effect handlers and related context managers, one effect per file."""
+"""Pyro effect handlers and related context managers, one per file."""

@@ -1,4 +1,4 @@
-"""Memoises support-set encodings within one evaluation of the loss: model and guide share them."""
+"""Memoisation of support-set encodings within one evaluation of the loss, so that model and guide share them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _memory: ContextVar[dict[Any, Any] | None] = ContextVar("memory", default=None)
 
 @contextmanager
 def memoise() -> Iterator[None]:
-    """Context manager: a method marked `support_encoding` is evaluated once per support set and settings.
+    """Evaluate methods marked `support_encoding` only once per support set and settings in a with block.
 
-    Parameters must not change inside the block. The stored results are dropped at its end, with their graphs. A block
-    inside another one shares its results.
+    Parameters must not change inside the block. The stored results and their autograd graphs are dropped at the end of
+    the block. Nested blocks share their results.
     """
     outer = _memory.get()
     token = _memory.set({} if outer is None else outer)
@@ -30,7 +30,11 @@ def memoise() -> Iterator[None]:
 
 
 def support_encoding(method: Callable[..., Result]) -> Callable[..., Result]:
-    """Decorator for method(self, observed, *settings) of a module that uses only the support set of `observed`."""
+    """Mark a method as a support-set encoding, whose result `memoise` stores.
+
+    Args:
+        method: method(self, observed, *settings) of a module, which uses only the support set of `observed`.
+    """
 
     @wraps(method)
     def encode(self: Any, observed: Observed, *settings: Any) -> Result:

@@ -1,4 +1,4 @@
-"""Makes the random operations of one thread use separate generators."""
+"""Random number generators for one thread, which torch's random operations use instead of the global generators."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def arguments_of(device: torch.device) -> tuple[torch.device, ...]:
-    """The device argument of torch's functions for random states, which those for "cpu" and "mps" do not have."""
+    """Return the arguments of get_rng_state: the device, or none for "cpu" and "mps", which take no device."""
     return () if device.type in ("cpu", "mps") else (device,)
 
 
 class OwnGenerators(TorchDispatchMode):
-    """Passes a generator, one per device, to every random operation of torch in this thread."""
+    """Torch mode that passes a generator of its own, one per device, to every random operation of this thread.
+
+    Args:
+        seed: seed of every generator.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -28,11 +32,11 @@ class OwnGenerators(TorchDispatchMode):
         self._generators: dict[torch.device, Generator] = {}
 
     def states(self) -> dict[torch.device, Tensor]:
-        """State of each generator that has been used, by device."""
+        """Return the state of each generator that has been used, by device."""
         return {device: generator.get_state() for device, generator in self._generators.items()}
 
     def set_states(self, states: Mapping[torch.device, Tensor]) -> None:
-        """Restore generators from `states`; a generator without a state starts again from the seed."""
+        """Restore the generators from `states`, by device; generators of other devices start again from the seed."""
         self._generators = {device: Generator(device) for device in states}
         for device, state in states.items():
             self._generators[device].set_state(state)
@@ -58,7 +62,7 @@ class OwnGenerators(TorchDispatchMode):
 
 
 def _by_name(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
-    """The arguments, with an argument `generator` moved to the keyword arguments."""
+    """Return args and kwargs of an operation, with a positional argument `generator` moved to kwargs."""
     place = next(
         (i for i, item in enumerate(func._schema.arguments[: len(args)]) if item.name == "generator"), len(args)
     )
@@ -67,7 +71,7 @@ def _by_name(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 
 def _device_of_draw(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
-    """The device on which the numbers are drawn, with its index if a machine can have several."""
+    """Return the device on which the numbers are drawn, with an index if there can be several devices of its type."""
     tensors = [value.device for value in args if isinstance(value, Tensor)]
     device = torch.device(kwargs.get("device") or (tensors[0] if tensors else "cpu"))
     if device.index is None and device.type not in ("cpu", "meta", "mps"):
@@ -77,7 +81,7 @@ def _device_of_draw(args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.dev
 
 @cache
 def _overload_with_generator(func: OpOverload) -> OpOverload | None:
-    """The overload of the operation with an argument `generator`, if torch has one."""
+    """Return the overload of an operation that takes the argument `generator`; None if torch has no such overload."""
     names = {argument.name for argument in func._schema.arguments} | {"generator"}
     packet = func.overloadpacket
     for overload in (func, *(getattr(packet, name) for name in packet.overloads())):
@@ -87,13 +91,16 @@ def _overload_with_generator(func: OpOverload) -> OpOverload | None:
 
 
 _lending = Lock()
-_lent: ContextVar[bool] = ContextVar("lent", default=False)  # whether the global generator has a state of this thread
+_lent: ContextVar[bool] = ContextVar("lent", default=False)  # whether the global generator has the state of this thread
 
 
 def _drawn_with_lent_state(
     generator: Generator, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Run an operation without an argument `generator`, such as dropout, with our state in the global generator."""
+    """Run an operation that takes no generator, such as dropout, while the global generator has our state.
+
+    The states of both generators are exchanged before the operation and restored after it.
+    """
     device = generator.device
     module = torch.random if device.type == "cpu" else torch.get_device_module(device.type)
     with _lending:

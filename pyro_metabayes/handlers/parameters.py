@@ -1,7 +1,4 @@
-"""Announces parameters of plain nn.Modules to the Pyro handlers that use them.
-
-All Pyro modules of this package are derived from `Program`.
-"""
+"""Pyro messages for the parameters of models and guides, which are derived from `Program`."""
 
 from __future__ import annotations
 
@@ -28,10 +25,10 @@ _messages_off: ContextVar[bool] = ContextVar("messages_off", default=False)
 
 @contextmanager
 def without_messages() -> Iterator[None]:
-    """Context manager: reading a parameter of a Program sends no Pyro message.
+    """Suppress the Pyro messages that a Program sends when one of its parameters is read, in a with block.
 
-    PyroModule sends one message for every parameter that is read, which takes a third of the time of a small step. Our
-    objectives do not need these messages.
+    PyroModule sends one message for every parameter that is read, which takes a third of the time of a small training
+    step. The objectives of this package do not need these messages.
     """
     token = _messages_off.set(True)
     try:
@@ -41,7 +38,10 @@ def without_messages() -> Iterator[None]:
 
 
 class Program(PyroModule):
-    """A PyroModule that honours `without_messages`. PyroParam and PyroSample attributes always send messages."""
+    """A PyroModule whose plain parameters send no Pyro message inside `without_messages`.
+
+    PyroParam and PyroSample attributes always send messages.
+    """
 
     def __getattr__(self, name: str) -> Any:
         if _messages_off.get() and not name.endswith("_unconstrained"):
@@ -53,7 +53,7 @@ class Program(PyroModule):
 
 @contextmanager
 def held_constant(module: nn.Module) -> Iterator[None]:
-    """Context manager: computations inside have no gradient with respect to the parameters of the module."""
+    """Treat the parameters of a module as constants in a with block: no gradient with respect to them is computed."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -65,16 +65,16 @@ def held_constant(module: nn.Module) -> Iterator[None]:
 
 
 def announce_parameters(module: nn.Module, prefix: str) -> None:
-    """Send a `param` message for every parameter, as pyro.module would.
+    """Send a Pyro `param` message for every parameter of a module, so that pyro.infer.SVI trains the parameter.
 
-    pyro.infer.SVI trains only parameters that it sees as param sites. A PyroModule announces its own parameters, but
-    not those of an nn.Linear inside it. pyro.module would store them in the global store, where two learners of one
-    process would share them. Messages are sent only inside SVI's handler (param_only); our training loop reads the
-    parameters from torch.
+    SVI trains only parameters that it sees as param sites. A PyroModule sends messages for its own parameters, but not
+    for those of an nn.Linear inside it. pyro.module would store the latter in Pyro's global store, where two learners
+    of one process would share them. Messages are sent only inside SVI's handler (param_only), since the training loop
+    of this package reads the parameters from torch.
 
     Args:
         module: the model or the guide.
-        prefix: prefix of the names of the parameters.
+        prefix: prefix of the names of the param sites, "model" or "guide".
 
     Raises:
         UsageError: the loss is one of Pyro's Jit objectives.
@@ -88,13 +88,13 @@ def announce_parameters(module: nn.Module, prefix: str) -> None:
 
 
 def _refuse_jit() -> None:
-    """Raise a UsageError inside a Jit objective, which needs parameters in Pyro's global store and tensors as data."""
+    """Raise a UsageError if the program runs inside a Jit objective of Pyro, which cannot compile it."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:  # only the call stack shows that Pyro is compiling this program
         if frame.f_code is CompiledFunction.__call__.__code__:
             raise UsageError(
                 "expected an objective that is not compiled, got one of Pyro's Jit objectives, which need parameters "
-                "in Pyro's global store and tensors as data; use Trace_ELBO instead of JitTrace_ELBO, and so on"
+                "in Pyro's global store and tensors as data; use the class without Jit, such as Trace_ELBO"
             )
         frame = frame.f_back
 

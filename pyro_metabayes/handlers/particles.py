@@ -1,4 +1,4 @@
-"""Several draws of each latent without an additional plate, with noise that does not depend on the processes."""
+"""Several draws of each latent without an additional plate, reproducible for any number of processes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pyro_metabayes.seeding import drawing, task_draws
 
 
 class Particles(Messenger):
-    """Draws each latent `num_particles` times, along a new leading dimension of its value (none for one particle).
+    """Effect handler that draws each latent `num_particles` times, along a new leading dimension of its value.
 
-    Pyro's vectorised particles are a plate around model and guide that expands every distribution, so that a KL is
-    computed once per particle. Here distributions keep the shape of one particle. A distribution that depends on
-    earlier draws already has the particle dimension and is drawn once; with several particles its random numbers depend
-    on the number of processes. A latent without batch dimensions is shared by all tasks; other latents have one draw
-    per task.
+    With one particle there is no new dimension. Pyro's vectorised particles are a plate around model and guide that
+    expands every distribution, so a KL is computed once per particle; here distributions keep the shape of one
+    particle. A distribution that depends on earlier draws already has the particle dimension and is drawn once; with
+    several particles its random numbers depend on the number of processes. A latent without batch dimensions has one
+    draw for all tasks, any other latent one draw per task.
 
     Args:
         num_particles: number of draws of each latent.
-        nesting: number of batch dimensions of the program; the first one is that of tasks.
+        nesting: number of batch dimensions of the program; the first dimension is that of the tasks.
     """
 
     def __init__(self, num_particles: int, nesting: int = 1) -> None:

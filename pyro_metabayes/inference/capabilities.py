@@ -1,7 +1,7 @@
-"""Capabilities: methods that some guides need and that not every model has.
+"""Capabilities: methods that some guides need and that not every model has, as protocols.
 
-A guide lists the capabilities that it always needs in `requires`, and calls `require` for one that a setting needs. A
-model without it is refused when the guide is built. A model has a capability if it has the members of the protocol.
+A guide lists the capabilities that it always needs in `requires`, and calls `require` for a capability that only a
+setting needs. A model has a capability if it has all members of the protocol; otherwise building the guide fails.
 """
 
 from __future__ import annotations
@@ -25,132 +25,132 @@ Pullback = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class HasPrior(Protocol):
-    """The prior is a separate module, chosen by `prior=`."""
+    """Capability of a model whose prior is a separate module, chosen by `prior=`."""
 
     prior_over_weights: Prior
 
 
 @runtime_checkable
 class FollowsGuide(Protocol):
-    """A prior that equals the posterior with which the guide predicts."""
+    """Capability of a prior that can be replaced by the posterior of the guide."""
 
     def follow(self, prediction: Callable[[Observed], TorchDistribution]) -> None:
-        """Use this function of the observed part of tasks as the prior from now on."""
+        """Use `prediction`, a function from tasks without query labels to a distribution over w, as the prior."""
 
 
 @runtime_checkable
 class HasPrototypes(Protocol):
     def prototypes(self, observed: Observed) -> Tensor:
-        """A latent [T, *W] computed directly from the support set: class means in a classifier."""
+        """Compute weights per task [T, *W] in closed form from the support set: class means in a classifier."""
 
 
 @runtime_checkable
 class HasClassMeans(HasPrototypes, Protocol):
     def at_means(self, means: Tensor) -> Tensor:
-        """The latent [..., C, W] of the classifier by the nearest of the class means [..., C, D]."""
+        """Return the weights [..., C, W] of the nearest-mean classifier with the means [..., C, D] of C classes."""
 
 
 @runtime_checkable
 class HasClassTerm(Protocol):
     @property
     def has_class_term(self) -> bool:
-        """Whether the head has an additive term per class; otherwise `with_class_term` is not defined."""
+        """Whether the logits have an additive term (bias) per class; otherwise `with_class_term` is not defined."""
 
     def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
-        """The latent whose logits are those of w [..., T, C, W] plus `term` [..., T, C]."""
+        """Return weights whose logits are the logits of w [..., T, C, W] plus a term per task and class [..., T, C]."""
 
 
 @runtime_checkable
 class HasInitialPoint(Protocol):
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        """A random latent [*W] as an initial point, which a guide may learn."""
+        """Draw random weights w [*W] of one task, the start value of an initial point that a guide may learn."""
 
 
 @runtime_checkable
 class FromClassifier(Protocol):
     def of_classifier(self, weights: Tensor) -> Tensor:
-        """The latent [*W] with the predictions of a cosine classifier with weights [C, D]."""
+        """Return the weights w [*W] that predict like a cosine classifier with one weight vector per class [C, D]."""
 
 
 @runtime_checkable
 class LinearHead(Protocol):
-    """A head with logits_ic = scale * (v_c . x_i + b_c)."""
+    """Capability of a linear head, whose logits are logits_ic = scale * (v_c . x_i + b_c) for point i and class c."""
 
     scale: Tensor
 
     def rows(self, directions: Tensor, offsets: Tensor) -> Tensor:
-        """The weights w [..., C, W] of directions v [..., C, D] and offsets b [..., C]."""
+        """Return weights [..., C, W] with the given directions v [..., C, D] and offsets b [..., C] of C classes."""
 
     def design(self, x: Tensor) -> Tensor:
-        """The design matrix phi [..., N, W] with logits_ic = w_c . phi_i, for points x [..., N, D]."""
+        """Return the design matrix phi [..., N, W] of points x [..., N, D], with logits_ic = w_c . phi_i."""
 
 
 @runtime_checkable
 class HasHead(Protocol):
-    """A classifier whose latent is the weights of a head; `linear_head` checks that the head is linear."""
+    """Capability of a classifier whose latent w is the weights of a head."""
 
     head: nn.Module
 
 
 @runtime_checkable
 class StartsAtEstimates(Protocol):
-    """A model or guide of a linear mixed model, whose training may start at closed-form estimates."""
+    """Capability of a model or guide for linear mixed models whose training may start at closed-form estimates."""
 
     def start_at_estimates(self, estimates: MixedEffects) -> None:
-        """Before training, set the parameters to these estimates."""
+        """Set the parameters to these estimates, before training."""
 
 
 @runtime_checkable
 class HasQueryView(Protocol):
-    """A model with a `query_view`, which inner loops on the queries use instead of outputs(w, query_x)."""
+    """Capability of a model that gives inner loops on the queries another input than the logits outputs(w, query_x)."""
 
     def num_seen(self, num_classes: int) -> int:
-        """The width V of the view of one query, in tasks of num_classes classes."""
+        """Return the number V of values per query that `query_view` returns, for tasks of num_classes classes."""
 
     def query_view(self, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
-        """The view [..., T, Q, V], and its pullback: from a cotangent of the view to one of w [..., T, *W]."""
+        """Return that input v per task and query [..., T, Q, V], and the map from a gradient in v to one in w."""
 
 
 @runtime_checkable
 class HasBaseClasses(Protocol):
     @property
     def num_base_classes(self) -> int:
-        """Number of base classes, which tasks have in addition to their novel classes."""
+        """Number B of base classes, which all tasks have in addition to their own novel classes."""
 
     def base_weights(self, observed: Observed) -> Tensor:
-        """Weights [T, B, W] of the base classes."""
+        """Return the weights of the B base classes per task, [T, B, W]."""
 
 
 @runtime_checkable
 class Conjugate(Protocol):
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
-        """p(w | support): batch [T], event [*W]."""
+        """Compute the exact posterior p(w | support) of each task in closed form: batch [T], event [*W]."""
 
     def log_evidence(self, episodes: Episodes) -> Tensor:
-        """log p(y_query | x_query, support) [T], in nats."""
+        """Compute log p(y_query | x_query, support) per task [T] in nats, with w integrated out in closed form."""
 
 
 @runtime_checkable
 class IntegratesGaussian(Protocol):
-    """Outputs linear in w with Gaussian noise: predictions under a Gaussian over w need no draws."""
+    """Capability of a model, linear in w with Gaussian noise, that integrates over a Gaussian q(w) in closed form."""
 
     def predictive(self, q: TorchDistribution, observed: Observed) -> TorchDistribution:
-        """Integral of p(y_i | x_i, w) q(w) for each query: batch [T, Q], event [Y]."""
+        """Integrate p(y_i | x_i, w) q(w) over w per task and query i: batch [T, Q], event [Y] for Y outputs."""
 
     def log_predictive(self, q: TorchDistribution, episodes: Episodes) -> Tensor:
-        """log of the integral of prod_i p(y_i | x_i, w) q(w) [T], over the unmasked queries, in nats."""
+        """Compute the log of the integral over w of q(w) prod_i p(y_i | x_i, w) per task, for unmasked queries i."""
 
 
 # For the error about a missing capability: a description, and what to do.
 WORDS: dict[type, tuple[str, str]] = {
     HasPrior: ("a prior that can be chosen", "use another model="),
     HasPrototypes: ("class prototypes", "use another guide, or guide.initialisation=global if it has this setting"),
-    HasClassMeans: ("classes that are given by their means", "use model=few_shot_classifier"),
+    HasClassMeans: ("class means", "use model=few_shot_classifier"),
     HasClassTerm: ("a term per class", "use model=few_shot_classifier"),
     HasInitialPoint: ("a random initial point", "use another guide"),
     HasHead: ("a head", "use model=few_shot_classifier"),
-    FromClassifier: ("classes whose weights are known", "use model=few_shot_classifier"),
-    HasQueryView: ("a view of its queries", "use model=lwof"),
+    FromClassifier: ("a conversion of classifier weights", "use model=few_shot_classifier"),
+    HasQueryView: ("the method query_view", "use model=lwof"),
     HasBaseClasses: ("base classes", "use model=lwof"),
     Conjugate: ("an exact posterior", "use data=gaussian_mean, data=linear_regression or data=groups"),
 }
@@ -160,16 +160,16 @@ _members = cache(get_protocol_members)
 
 
 def has(part: object, capability: type[Capability]) -> TypeGuard[Capability]:
-    """Whether the part has all members; from Python 3.12 on `isinstance` misses parameters and modules of torch."""
+    """Return whether an object has all members of a capability; unlike isinstance, also parameters of torch modules."""
     return all(hasattr(part, name) for name in _members(capability))  # type: ignore[arg-type]
 
 
 def require(model: object, capability: type[Capability], by: str) -> Capability:
-    """The model, typed as having the capability.
+    """Check that a model has a capability, and return the model, typed as having it.
 
     Args:
         model: any model.
-        capability: a protocol of this file, or one that a guide defines.
+        capability: a protocol of this file, or a protocol that a guide defines.
         by: the setting that needs the capability, for the message, such as "guide=exact".
 
     Raises:
@@ -179,13 +179,13 @@ def require(model: object, capability: type[Capability], by: str) -> Capability:
         return model
     name = type(model).__module__.removeprefix("pyro_metabayes.")
     if capability not in WORDS:  # defined by a guide with a model of the same name
-        raise UsageError(f"expected the model of the same name for {by}, got {name}; do not change model= of the guide")
+        raise UsageError(f"expected the model of the same name for {by}, got {name}; leave out the setting model=")
     what, remedy = WORDS[capability]
     raise UsageError(f"expected a model with {what} for {by}, got {name}; {remedy}")
 
 
 def linear_head(model: object, by: str) -> LinearHead:
-    """The head of the model, typed as linear.
+    """Check that the head of a model is linear, and return the head.
 
     Args:
         model: any model.

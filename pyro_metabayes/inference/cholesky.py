@@ -1,4 +1,4 @@
-"""Cholesky factors without host synchronisation, also inside torch's distributions."""
+"""Cholesky factorisation without host synchronisation, also inside torch's distributions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """Lower factor L of L L^T = matrix [..., M, M].
+    """Compute the lower Cholesky factor L of square matrices [..., M, M], with L L^T = matrix.
 
     Raises:
-        torch.linalg.LinAlgError: on the CPU, a matrix is not positive definite. On an accelerator this check would
-            synchronise with the host, so the factor is NaN instead.
+        torch.linalg.LinAlgError: a matrix on the CPU is not positive definite. On an accelerator the factor is then NaN
+            instead, since an error would need host synchronisation.
     """
     if matrix.device.type == "cpu":
         return torch.linalg.cholesky(matrix)
@@ -23,9 +23,9 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 
 class WithoutWaiting(TorchFunctionMode):
-    """Context manager: calls of `torch.linalg.cholesky` are replaced by `cholesky` of this file.
+    """Context manager that replaces `torch.linalg.cholesky`, which waits for the device, by `cholesky` of this file.
 
-    Constructors of torch's normal distributions call it to factorise a precision or a capacitance matrix.
+    Constructors of torch's normal distributions call `torch.linalg.cholesky` for a precision or capacitance matrix.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -33,5 +33,5 @@ class WithoutWaiting(TorchFunctionMode):
 
 
 def half_log_det(factor: Tensor) -> Tensor:
-    """Half the log determinant [...] of L L^T, from factor = L [..., M, M]."""
+    """Compute half the log determinant of L L^T from the Cholesky factors L, square matrices [..., M, M]."""
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -26,12 +26,12 @@ def descend(
     num_steps: int,
     first_order: bool = False,
 ) -> Tensor:
-    """theta^K [T, ...] of theta^{k+1} = theta^k - step_size * gradient(theta^k), theta^0 = start.
+    """Take K steps of gradient descent, theta^{k+1} = theta^k - step_size * gradient(theta^k), and return theta^K.
 
     (Finn, Abbeel and Levine 2017, eq. 1 and section 5.2.)
 
     Args:
-        start: theta^0 [T, ...].
+        start: theta^0 [T, ...], for T tasks.
         gradient: maps theta^k to a gradient of the same shape; it must work under torch.no_grad().
         step_size: a number, or a tensor that broadcasts with theta.
         num_steps: K.
@@ -50,12 +50,12 @@ def descend(
 
 @torch.no_grad()
 def adam(start: Tensor, gradient: Callable[[Tensor], Tensor], step_size: float, num_steps: int) -> Tensor:
-    """theta^K [T, ...] after K steps of Adam with its default decay rates; no gradient flows through the steps.
+    """Take K steps of Adam with its default decay rates from theta^0, and return theta^K without gradient.
 
-    Adam treats each entry separately, so a task does not depend on the others. (Kingma and Ba 2015, algorithm 1.)
+    Adam treats each entry separately, so tasks are independent. (Kingma and Ba 2015, algorithm 1.)
 
     Args:
-        start: theta^0 [T, ...].
+        start: theta^0 [T, ...], for T tasks.
         gradient: maps theta^k to a gradient of the same shape; it must work under torch.no_grad().
         step_size: a number.
         num_steps: K.
@@ -71,17 +71,17 @@ def adam(start: Tensor, gradient: Callable[[Tensor], Tensor], step_size: float, 
 
 
 def loss_gradient(model: Model, w: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """d/dw of the sum of -log p(y_i | x_i, w) over the unmasked points, in nats.
+    """Compute the gradient with respect to w of the sum of -log p(y_i | x_i, w) over the unmasked points i, in nats.
 
-    It is computed as the pullback of the gradient with respect to the outputs. Therefore it works under
+    It is the pullback (vector-Jacobian product) of the gradient with respect to the outputs. Therefore it works under
     torch.no_grad(), and outer gradients flow through it.
 
     Args:
         model: the likelihood.
-        w: latents [..., T, *W].
+        w: weights of T tasks [..., T, *W].
         x: inputs [T, N, *X].
         y: labels [T, N, ...].
-        mask: [T, N].
+        mask: [T, N], False for points that are left out.
 
     Returns:
         The gradient [..., T, *W].
@@ -98,13 +98,13 @@ def adapted(
     num_steps: int,
     first_order: bool = False,
 ) -> Tensor:
-    """theta^K [T, *W] of theta^{k+1} = theta^k + eta grad_w (1/n) sum_i log p(y_i | x_i, theta^k), n support points.
+    """Take K steps of gradient ascent on the mean log-likelihood (1/n) sum_i log p(y_i | x_i, w) of n support points.
 
     Args:
         model: the likelihood.
-        start: theta^0 [T, *W].
-        observed: the tasks, of which the support set is used.
-        log_step_size: log of the step size; eta is the step size times `model.loss_unit()`.
+        start: theta^0 [T, *W], start values of the weights of T tasks.
+        observed: the tasks, of which only the support set is used.
+        log_step_size: log of the step size, which is multiplied by `model.loss_unit()`.
         num_steps: K.
         first_order: whether the outer gradient treats each inner gradient as a constant.
     """
@@ -114,16 +114,16 @@ def adapted(
 
 
 def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """d/d outputs of the sum of -log p(y_i | outputs_i) over the unmasked points [..., T, N, *Y].
+    """Compute the gradient of the sum of -log p(y_i | outputs_i) over unmasked points i with respect to the outputs.
 
     If the model is canonical (`Model.canonical`), this is softmax(outputs) - [y = c] for logits and
     (outputs - y) / sd^2 for means. Otherwise it is computed by torch.func.grad of the log-likelihood.
 
     Args:
-        model: the likelihood; for one that is not canonical, outputs may have any axes *Y.
-        outputs: [..., T, N, *Y].
+        model: the likelihood.
+        outputs: [..., T, N, *Y], for N points of T tasks; *Y is one axis if the model is canonical.
         y: labels [T, N, ...].
-        mask: [T, N].
+        mask: [T, N], False for points that are left out.
     """
     if not model.canonical:
         return torch.func.grad(lambda at: -(model.likelihood_of(at).log_prob(y) * mask).sum())(outputs)
@@ -138,7 +138,7 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
 
 
 def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
-    """d/dw [T, *W] of the sum of -log p(y_i | x_i, w) over the query points, which synthetic gradients predict."""
+    """Compute d/dw of -log p(y_query | x_query, w) per task [T, *W], the gradient that synthetic gradients predict."""
     has_view = has(model, HasQueryView)
     if not has_view:
         return loss_gradient(model, w, episodes.query_x, episodes.query_y, episodes.query_mask)
@@ -152,34 +152,34 @@ def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
 
 
 def step_size_for(model: Model, step_size: float | None) -> float:
-    """The step size for the mean loss; None: `Model.inner_step_size`."""
+    """Return the step size, or the default of the model (`Model.inner_step_size`) if it is None."""
     return model.inner_step_size if step_size is None else step_size
 
 
 def hold_steps(guide: nn.Module, num_steps: int, step_size: float, learned: bool) -> None:
-    """Set `num_steps` of the guide, and register `log_step_size` as `hold_step_size` does."""
+    """Set the attribute `num_steps` of a guide, and register its `log_step_size` (see `hold_step_size`)."""
     if num_steps < 0:
-        raise UsageError(f"expected guide.num_steps >= 0, got {num_steps}")
+        raise UsageError(f"expected guide.num_steps >= 0, got {num_steps}; choose a larger number")
     guide.num_steps = num_steps  # type: ignore[assignment]  # an attribute of every guide with an inner loop
     hold_step_size(guide, step_size, learned)
 
 
 def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str = "step_size") -> None:
-    """Register log_NAME on the guide, as a parameter if it is learned, else as a buffer that is not saved.
+    """Register the log of a step size on a guide: a parameter if learned, else a buffer that checkpoints leave out.
 
     A fixed step size is a setting, which an evaluation may change.
 
     Args:
         guide: the guide.
-        step_size: the step size; the initial one if it is learned.
+        step_size: the step size, or its initial value if it is learned.
         learned: whether the step size is learned.
-        name: NAME.
+        name: name of the step size; the guide gets the attribute log_NAME.
 
     Raises:
         UsageError: step_size is not positive.
     """
     if step_size <= 0:
-        raise UsageError(f"expected guide.{name} > 0, got {step_size}")
+        raise UsageError(f"expected guide.{name} > 0, got {step_size}; choose a positive number")
     value = torch.tensor(step_size).log()
     if learned:
         guide.register_parameter(f"log_{name}", nn.Parameter(value))
@@ -188,11 +188,11 @@ def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str 
 
 
 def rate_of_mean(model: Model, log_step_size: Tensor, mask: Tensor) -> Tensor:
-    """step_size * loss_unit / n [T, 1, 1]: the step size for the sum over n points that equals step_size for the mean.
+    """Convert a step size for the mean loss of n points to the step size step_size * loss_unit / n for the sum.
 
     Args:
-        model: the model; `loss_unit` is the unit of its loss.
+        model: the model, of which `loss_unit` is used.
         log_step_size: log of the step size for the mean loss.
-        mask: [T, N]; n is the number of unmasked points, or 1 if there are none. The latents have two axes *W.
+        mask: [T, N], for N points of T tasks; n is the number of unmasked points of a task, at least 1.
     """
     return log_step_size.exp() * model.loss_unit() / mask.sum(-1).clamp(min=1).view(-1, 1, 1)

@@ -1,4 +1,4 @@
-"""Divergences between distributions of the latent of a task: closed forms, bounds, and undefined cases."""
+"""Divergences between distributions of the weights of a task: closed forms, bounds, and undefined cases."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ TORCH_GAUSSIANS = (TorchNormal, MultivariateNormal, LowRankMultivariateNormal)
 
 
 def innermost(distribution: Any) -> Distribution:
-    """The distribution inside the wrappers of to_event, mask and expand; a TransformedDistribution is no wrapper."""
+    """Unwrap the distribution inside `to_event`, `mask` and `expand`; a TransformedDistribution stays as it is."""
     while isinstance(distribution, WRAPPERS):
         distribution = distribution.base_dist
     return distribution
 
 
 def has_density(distribution: Any) -> bool:
-    """False for a point estimate (Delta) and for the improper flat prior, which have no bound, KL or entropy."""
+    """Return False for a point estimate (Delta) and the improper flat prior, else True."""
     if isinstance(distribution, Joint):
         return all(map(has_density, distribution.examples.values()))
     inner = innermost(distribution)
@@ -44,7 +44,7 @@ def has_density(distribution: Any) -> bool:
 
 
 def log_density(distribution: TorchDistribution, w: Tensor) -> Tensor:
-    """log p(w) [..., batch] in nats.
+    """Compute log p(w) [..., *batch] in nats.
 
     Raises:
         UsageError: the distribution is a flow that cannot be inverted at w.
@@ -56,24 +56,25 @@ def log_density(distribution: TorchDistribution, w: Tensor) -> Tensor:
 
 
 def density_error(error: Exception) -> Exception:
-    """A UsageError for a density that cannot be computed; a KeyError of another origin is returned unchanged."""
+    """Convert an error of log_prob to a UsageError; return a KeyError that has another cause unchanged."""
     if isinstance(error, KeyError) and "intermediates cache" not in str(error):  # the message of Pyro's planar flow
         return error
     return UsageError(
-        "expected a distribution whose density can be computed at any value, got one that cannot, such as a flow that "
-        "inverts only its last draw (planar, radial); use a flow with an inverse (affine, coupling, spline)"
+        "expected a distribution whose density can be computed at any value, got one without, such as a planar or "
+        "radial flow, which inverts only its last draw; use a flow with an inverse (affine, coupling, spline)"
     )
 
 
 def log_ratio(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> Tensor:
-    """log q(w) - log p(w) [..., batch] in nats at draws w of q; for a Delta, log q is its attribute `log_density`."""
+    """Compute log q(w) - log p(w) [..., *batch] in nats at draws w of q; a Delta has log q = its `log_density`."""
     return log_density(q, w) - log_density(p, w)
 
 
 def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
-    """KL(q, p) [batch] in nats, or None without a closed form; for a Delta, `log_ratio` at its point.
+    """Compute KL(q, p) [*batch] in nats, or return None if it has no closed form.
 
-    Closed forms are those of torch and Pyro, and that of any Gaussian q for a diagonal Gaussian p.
+    Closed forms are those of torch and Pyro, and the KL of any Gaussian q to a diagonal Gaussian p. For a point
+    estimate q (Delta) the result is log q - log p at its point.
     """
     if isinstance(innermost(q), Delta):
         return log_ratio(q, p, q.mean)  # Pyro's closed form leaves out the log density of the Delta
@@ -87,9 +88,9 @@ def closed_form_kl(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
 
 
 def kl_to_diagonal(q: TorchDistribution, p: TorchNormal) -> Tensor:
-    """KL(q, p) [*batch] in nats for a Gaussian q and a diagonal Gaussian p.
+    """Compute KL(q, p) [*batch] in nats for any Gaussian q and a diagonal Gaussian p.
 
-    It is the cross-entropy, which depends only on the marginal variances of q, minus the entropy of q.
+    It is the cross-entropy, which depends only on the means and marginal variances of q, minus the entropy of q.
     """
     squared = (q.variance + (q.mean - p.mean).square()) / p.variance
     cross = 0.5 * (squared + p.variance.log() + math.log(2 * math.pi))
@@ -97,7 +98,7 @@ def kl_to_diagonal(q: TorchDistribution, p: TorchNormal) -> Tensor:
 
 
 def entropy_of(distribution: TorchDistribution) -> Tensor | None:
-    """Differential entropy [batch] in nats if there is a closed form, else None (a mixture has none)."""
+    """Compute the differential entropy [*batch] in nats, or return None if it has no closed form (a mixture)."""
     try:
         return distribution.entropy()
     except NotImplementedError:
@@ -105,7 +106,7 @@ def entropy_of(distribution: TorchDistribution) -> Tensor | None:
 
 
 def kl_by_dimension(q: TorchDistribution, p: TorchDistribution) -> Tensor | None:
-    """KL(q, p) of each weight [*batch, *event] in nats for two diagonal Gaussians, else None."""
+    """Compute KL(q, p) per weight [*batch, *event] in nats for two diagonal Gaussians; return None for others."""
     inner_q, inner_p = innermost(q), innermost(p)
     if isinstance(inner_q, TorchNormal) and isinstance(inner_p, TorchNormal):
         return kl_divergence(inner_q, inner_p)
@@ -113,30 +114,31 @@ def kl_by_dimension(q: TorchDistribution, p: TorchDistribution) -> Tensor | None
 
 
 def mixture_kl_variational_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:
-    """-sum_c log sum_j pi_j exp(-KL(q_c, N_j)) >= KL(q, mixture), [batch] in nats.
+    """Compute the upper bound -sum_c log sum_j pi_j exp(-KL(q_c, N_j)) on KL(q, mixture), [*batch] in nats.
 
-    This upper bound follows from Jensen's inequality (the variational bound of Hershey and Olsen 2007, with one
-    component on the left). It is exact if all components are equal. It is never larger than the convexity bound.
+    It follows from Jensen's inequality (variational bound of Hershey and Olsen 2007, for a q of one component). It is
+    exact if all components are equal, and never larger than the convexity bound.
 
     Args:
-        q: a normal distribution with event [C, D].
-        mixture: independent over classes, with components N_j over D.
+        q: a normal distribution with event [C, D]; q_c is the row of class c.
+        mixture: independent over the C classes, with weights pi_j and components N_j, normal distributions [D].
     """
     log_weights, kl = _kl_to_components(q, mixture)
     return -torch.logsumexp(log_weights - kl, -1).sum(-1)
 
 
 def mixture_kl_convexity_bound(q: TorchDistribution, mixture: TorchDistribution) -> Tensor:
-    """sum_c sum_j pi_j KL(q_c, N_j) >= KL(q, mixture), [batch] in nats, since KL is convex in its second argument.
+    """Compute the upper bound sum_c sum_j pi_j KL(q_c, N_j) on KL(q, mixture), [*batch] in nats.
 
-    The bound is loose if components are far apart. Args: as in `mixture_kl_variational_bound`.
+    It holds since the KL is convex in its second argument, and is loose if components are far apart. The arguments are
+    those of `mixture_kl_variational_bound`.
     """
     log_weights, kl = _kl_to_components(q, mixture)
     return (log_weights.exp() * kl).sum((-1, -2))
 
 
 def _kl_to_components(q: TorchDistribution, mixture: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """log pi_j and KL(q_c, N_j) [..., T, C, M] for the M components of the mixture."""
+    """Return log pi_j and KL(q_c, N_j) per task, class c and component N_j of the mixture, [..., T, C, components]."""
     per_class: Any = innermost(mixture)  # batch [..., T, C], event [D]
     normal: Any = innermost(q)
     q_class = Normal(normal.mean.unsqueeze(-2), normal.stddev.unsqueeze(-2)).to_event(1)  # [..., T, C, 1]
@@ -147,26 +149,27 @@ KL_BOUNDS = {"variational": mixture_kl_variational_bound, "convexity": mixture_k
 
 
 def mixture_kl_bounds(q: TorchDistribution, p: TorchDistribution) -> dict[str, Tensor]:
-    """Both closed-form upper bounds on KL(q, p) [T] for a normal q and a mixture p, by name; {} for other pairs."""
+    """Compute both upper bounds on KL(q, p) per task, by name, for a normal q and a mixture p; {} for other q and p."""
     if isinstance(innermost(q), TorchNormal) and isinstance(innermost(p), MixtureSameFamily):
         return {name: bound(q, p) for name, bound in KL_BOUNDS.items()}
     return {}
 
 
 def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
-    """Raise a UsageError if the prior is not Gaussian; needed_by names the setting that needs it, as "guide=abml"."""
+    """Raise a UsageError if the prior is not Gaussian; `needed_by` is the setting that needs it, such as guide=abml."""
     if not isinstance(innermost(prior), TorchNormal):
         got = type(innermost(prior)).__name__
         raise UsageError(f"expected a Gaussian prior for {needed_by}, got {got}; use prior=gaussian")
 
 
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
-    """The regulariser of an inner loop [T] in nats: KL(q, p), or its variational bound if p is a mixture.
+    """Compute a differentiable KL(q, p) per task [T] in nats, the regulariser of an inner loop.
 
-    For a Delta it is `log_ratio`.
+    If p is a mixture, it is the variational bound on the KL. If p is flat, it is minus the entropy of q, which equals
+    the KL up to a constant. If q is a point estimate (Delta), it is log q - log p at its point.
 
     Raises:
-        UsageError: the KL of this pair has no closed form.
+        UsageError: the KL of these distributions has no closed form.
     """
     if isinstance(innermost(p), ImproperUniform) and has_density(q):
         return -q.entropy()  # the KL to a flat prior, up to its unknown constant
@@ -175,12 +178,20 @@ def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Ten
     kl = closed_form_kl(q, p)
     if kl is None:
         got = f"{type(innermost(q)).__name__} and {type(innermost(p)).__name__}"
-        raise UsageError(f"expected a prior with a closed-form KL for an inner loop, got {got}; use prior=gaussian")
+        raise UsageError(f"expected a KL in closed form for an inner loop, got that of {got}; use prior=gaussian")
     return kl
 
 
 def entropy_by_class(probs: Tensor, mask: Tensor) -> Tensor:
-    """H_c [T, C, 1] in nats: the mean entropy of predictions [T, Q, C], each weighted by its probability of class c."""
+    """Compute for each class c the mean entropy of the predictions, weighted by their probability of class c.
+
+    Args:
+        probs: class probabilities [T, Q, C], for Q queries of T tasks and C classes.
+        mask: [T, Q], False for queries that are left out.
+
+    Returns:
+        Tensor [T, C, 1], in nats.
+    """
     entropy = -(probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()).sum(-1, keepdim=True)
     share = probs * mask.unsqueeze(-1)
     return (share * entropy).sum(1).div(share.sum(1).clamp(min=1e-6)).unsqueeze(-1)

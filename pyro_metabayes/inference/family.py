@@ -1,4 +1,4 @@
-"""The family of q around the result of an inner loop: a point estimate, or a Gaussian with a learned scale."""
+"""The family of q at the result theta^K of an inner loop: a point estimate, or a Gaussian with a learned scale."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ FAMILIES = ("normal", "amortized", "fixed", "delta")
 
 
 class Scale(nn.Module):
-    """sigma of q = N(theta^K, diag(sigma^2)), a vector [W] that classes and tasks share.
+    """Module that computes sigma of q = N(theta^K, diag(sigma^2)), shared by all tasks and classes unless amortized.
 
     Args:
-        num_weights: W.
+        num_weights: W, the number of weights per class.
         scale: initial value of sigma.
-        amortized: whether sigma is multiplied by the exponential of a network of theta^0 [T, C, W], initially 1.
+        amortized: whether sigma is multiplied by exp(network(theta^0)), which is 1 before training.
         learned: whether sigma is a parameter.
     """
 
     def __init__(self, num_weights: int, scale: float, amortized: bool = False, learned: bool = True) -> None:
         super().__init__()
         if scale <= 0:
-            raise UsageError(f"expected guide.scale > 0, got {scale}")
+            raise UsageError(f"expected guide.scale > 0, got {scale}; choose a positive number")
         start = torch.full((num_weights,), scale).log()
         self.log_scale: Tensor
         if learned:
@@ -43,7 +43,7 @@ class Scale(nn.Module):
         self.network = _network(num_weights) if amortized else None
 
     def forward(self, start: Tensor) -> Tensor:
-        """sigma [W] or [T, C, W] from theta^0."""
+        """Compute sigma from theta^0 [T, C, W]: one value per weight, or per task, class and weight if amortized."""
         log_ratio = 0.0 if self.network is None else self.network(start)
         return (self.log_scale + log_ratio).clamp(-10, 4).exp()
 
@@ -56,7 +56,7 @@ def _network(num_weights: int) -> nn.Module:
 
 
 def scale_of_family(family: str, num_weights: int, scale: float) -> Scale | None:
-    """The scale of a family: `normal` (learned), `amortized`, `fixed` (sigma = scale), or None for `delta`."""
+    """Construct the scale of a family: `normal` (learned), `amortized`, `fixed` (sigma = scale); None for `delta`."""
     check_choice("guide.posterior", family, FAMILIES)
     if family == "delta":
         return None
@@ -64,32 +64,34 @@ def scale_of_family(family: str, num_weights: int, scale: float) -> Scale | None
 
 
 def around(loc: Tensor, scale: Tensor | None) -> TorchDistribution:
-    """N(loc, diag(scale^2)), or without a scale the point estimate at loc: batch [T], event [C, W]."""
+    """Return N(loc, diag(scale^2)) per task, batch [T], event [C, W]; a Delta at loc if scale is None."""
     return Delta(loc, event_dim=2) if scale is None else Normal(loc, scale).to_event(2)
 
 
 def draws_around(loc: Tensor, scale: Tensor | None, num_samples: int) -> Tensor:
-    """Draws w [L, T, C, W] from N(loc, diag(scale^2)), L = num_samples; loc itself if L = 0 or there is no scale."""
+    """Draw w num_samples times from N(loc, diag(scale^2)); return loc if num_samples = 0 or scale is None."""
     if not num_samples or scale is None:
         return loc
     return loc + scale * task_noise((num_samples, *loc.shape), loc, task_dim=1)
 
 
 def kl_gradient(loc: Tensor, scale: Tensor | None, prior: TorchDistribution) -> Tensor:
-    """Gradient [T, C, W] with respect to loc of KL(q, prior).
+    """Compute the gradient of KL(q, prior) with respect to the mean loc [T, C, W] of q = N(loc, diag(scale^2)).
 
-    For a mixture it is the gradient of a bound on the KL, and for a point estimate that of -log prior(loc).
+    If the prior is a mixture, the KL is replaced by an upper bound. If scale is None, the result is the gradient of
+    -log prior(loc).
     """
     return grad(lambda theta: differentiable_divergence(around(theta, scale), prior).sum())(loc)
 
 
 @dataclass(eq=False)
 class ClassCovariance:
-    """Sigma = diag(scale^2) + spread^2 sum_c m_c m_c^T, the covariance of the weights of each class.
+    """Covariance Sigma = diag(scale^2) + spread^2 sum_c m_c m_c^T of the W weights of a class.
 
-    scale: standard deviations, broadcasting with [T, C, W].
-    spread: standard deviations along the differences of the classes, broadcasting with [T, C, 1]; None omits them.
-    differences: m_c = theta_c - (1/C) sum_c theta_c [T, C, W].
+    Attributes:
+        scale: standard deviations of the weights, broadcast with task, class and weight [T, C, W].
+        spread: standard deviations along the differences m_c, broadcast with [T, C, 1]; None: no such term.
+        differences: m_c = theta_c - (1/C) sum_c theta_c [T, C, W], for classes c with weights theta_c.
     """
 
     scale: Tensor
@@ -98,11 +100,11 @@ class ClassCovariance:
 
     @classmethod
     def at(cls, theta: Tensor, scale: Tensor, spread: Tensor | None) -> ClassCovariance:
-        """The covariance whose differences are those of theta [T, C, W]."""
+        """Construct the covariance with the differences between the class weights theta of each task [T, C, W]."""
         return cls(scale, spread, theta - theta.mean(1, keepdim=True))
 
     def around(self, loc: Tensor) -> TorchDistribution:
-        """N(loc, Sigma) for loc [T, C, W]."""
+        """Return the Gaussian N(loc, Sigma) with mean loc per task, class and weight [T, C, W]."""
         if self.spread is None:
             return Normal(loc, self.scale).to_event(2)
         factor = (self.spread.unsqueeze(-1) * self.differences.mT.unsqueeze(1)).expand(*loc.shape, -1)
@@ -110,14 +112,14 @@ class ClassCovariance:
             return LowRankMultivariateNormal(loc, factor, self.scale.square().expand(loc.shape)).to_event(1)
 
     def step(self, theta: Tensor, slope: Tensor) -> Tensor:
-        """theta - Sigma slope [T, C, W], slope the gradient of a loss with respect to theta."""
+        """Take a preconditioned gradient step, theta - Sigma slope, per task and class; slope: gradient in theta."""
         loc = theta - self.scale.square() * slope
         if self.spread is None:
             return loc
         return loc - self.spread.square() * (slope @ self.differences.mT @ self.differences)
 
     def with_precision(self, log_precision: Tensor, log_between: Tensor | None) -> ClassCovariance:
-        """The covariance after exp(log_precision) is added to 1 / scale^2, and exp(log_between) to 1 / spread^2."""
+        """Return a covariance with exp(log_precision) added to 1 / scale^2, and exp(log_between) to 1 / spread^2."""
         spread = self.spread
         if spread is not None and log_between is not None:
             spread = _with_precision(spread, log_between)
@@ -125,12 +127,12 @@ class ClassCovariance:
 
 
 def _with_precision(scale: Tensor, log_precision: Tensor) -> Tensor:
-    """The standard deviation after exp(log_precision) is added to the precision."""
+    """Return the standard deviation after exp(log_precision) is added to the precision 1 / scale^2."""
     return (scale.square().reciprocal() + log_precision.exp()).rsqrt()
 
 
 def class_probabilities(model: Model, outputs: Tensor) -> Tensor:
-    """p(y = c | outputs) [..., C] of a likelihood over classes."""
+    """Compute the class probabilities p(y = c | outputs) [..., C] of the likelihood over C classes."""
     if model.canonical:
         return outputs.softmax(-1)
     family: Any = innermost(model.likelihood_of(outputs))
@@ -138,6 +140,10 @@ def class_probabilities(model: Model, outputs: Tensor) -> Tensor:
 
 
 def class_entropies(model: Model, theta: Tensor, observed: Observed) -> Tensor:
-    """H_c [T, C, 1] in nats: the mean predictive entropy of the queries at theta, weighted by their p(y = c)."""
+    """Compute for each class c the mean predictive entropy of the queries at w = theta, weighted by p(y = c).
+
+    Returns:
+        Tensor [T, C, 1] for T tasks and C classes, in nats.
+    """
     probs = class_probabilities(model, model.outputs(theta, observed.query_x))
     return entropy_by_class(probs, observed.query_mask)

@@ -12,7 +12,9 @@ LEAST_SHARE = 1e-3  # lower bound on a class frequency, so that its logarithm is
 
 
 class OrderedNet(nn.Module):
-    """The published network xi on the C logits in class order: Linear-ReLU-norm twice, then Linear, of width 8 C.
+    """The published synthetic-gradient network xi, on the C logits of a query in class order.
+
+    Its layers are Linear-ReLU-norm twice, of width 8 C, and Linear.
 
     Args:
         num_classes: C.
@@ -33,7 +35,7 @@ class OrderedNet(nn.Module):
         self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Synthetic d loss / d logits [..., T, Q, C] from the logits; mask [T, Q]."""
+        """Predict d loss / d logits from the logits per task, query and class [..., T, Q, C]; mask [T, Q]."""
         x, shares = logits, point_shares(mask, self.over_batch)
         for i, layer in enumerate((self.inputs, self.hidden)):
             x = layer(x).relu()
@@ -42,24 +44,24 @@ class OrderedNet(nn.Module):
 
 
 class PooledLinear(nn.Linear):
-    """A linear map of the channels of each class plus one of their mean over classes, which is equivariant."""
+    """Permutation-equivariant linear layer: a linear map of each class plus a linear map of the mean over classes."""
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__(2 * num_inputs, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         of_class, of_mean = self.weight.chunk(2, dim=1)
-        if self.out_features < x.shape[-1]:  # the mean is taken of what is smaller
+        if self.out_features < x.shape[-1]:  # the mean over classes is taken before or after the map, on fewer channels
             own, pooled = linear(x, torch.cat((of_class, of_mean))).chunk(2, dim=-1)
             return own + (pooled.mean(-2, keepdim=True) + self.bias)
         return linear(x, of_class) + linear(x.mean(-2, keepdim=True), of_mean, self.bias)
 
 
 class EquivariantNet(nn.Module):
-    """A network xi that is equivariant under permutations of the classes, for any number of classes.
+    """A synthetic-gradient network xi, equivariant under permutations of the classes, for any number of classes.
 
-    It has the layers of OrderedNet, but each is a shared map of every class and of the mean over classes. Channels are
-    normalised over the queries and classes of a task jointly.
+    It has three layers as OrderedNet, but each layer applies one map to every class and one to the mean over classes.
+    Channels are normalised over the queries and classes of a task jointly.
 
     Args:
         width: number of channels per class.
@@ -79,7 +81,7 @@ class EquivariantNet(nn.Module):
         self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """As OrderedNet.forward, but for any number of classes C."""
+        """Predict d loss / d logits from the logits per task, query and class [..., T, Q, C]; mask [T, Q]."""
         num_classes = logits.shape[-1]
         shares = point_shares(mask.repeat_interleave(num_classes, dim=-1), self.over_batch)  # [T, 1, Q * C]
         x = torch.stack((logits, logits.softmax(-1)), dim=-1)
@@ -91,14 +93,17 @@ class EquivariantNet(nn.Module):
 
 
 class MarginalNet(nn.Module):
-    """An equivariant network xi that also receives the class marginal predicted by the current logits,
+    """A synthetic-gradient network xi, equivariant under permutations of the classes, that sees the class marginal.
 
-        m_c = (1/Q) sum_i softmax(logits_i)_c.
+    The class marginal predicted by the logits of the Q queries i is m_c = (1/Q) sum_i softmax(logits_i)_c. Channels are
+    normalised over the queries for each class separately, as in the published network. This removes the predicted
+    frequency of each class, which is harmless for balanced query sets and harmful for imbalanced query sets. Therefore
+    the removed means over the queries, m_c and log m_c are further inputs of the next layer.
 
-    Channels are normalised over the queries for each class separately, as in the published network. This removes the
-    predicted frequency of each class, which is harmless for balanced query sets and harmful for imbalanced ones.
-    Therefore the removed means over the queries, m_c and log m_c are further inputs of the next layer. Args: as for
-    EquivariantNet.
+    Args:
+        width: number of channels per class.
+        normalise: whether channels are normalised.
+        over_batch: whether channels are normalised over all tasks of a batch instead.
     """
 
     pure = True
@@ -114,7 +119,7 @@ class MarginalNet(nn.Module):
         self.norms = nn.ModuleList([TaskNorm(width, over_batch=over_batch) for _ in range(2)] if normalise else [])
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """As OrderedNet.forward, but for any number of classes C."""
+        """Predict d loss / d logits from the logits per task, query and class [..., T, Q, C]; mask [T, Q]."""
         x = torch.stack((logits, logits.softmax(-1)), dim=-1)
         num_classes, of_task, of_norm = logits.shape[-1], point_shares(mask), point_shares(mask, self.over_batch)
         marginal = (of_task.to(x.dtype) @ x[..., 1]).clamp(min=LEAST_SHARE).unsqueeze(-1)

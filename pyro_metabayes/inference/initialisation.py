@@ -1,4 +1,4 @@
-"""The initial point theta^0 of an inner loop."""
+"""Initial points theta^0 of inner loops."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ INITIALISATIONS = ("global", "prior", "support")  # choices of `initialisation_o
 
 
 class Initialisation(nn.Module):
-    """theta^0 [T, *W] from the observed part of tasks.
+    """Module that computes the initial point theta^0 [T, *W] of an inner loop for T tasks without query labels.
 
     Attributes:
-        fixed_classes: whether it works only for one number of classes.
+        fixed_classes: whether the module works only for one number of classes.
     """
 
     fixed_classes = False
@@ -28,14 +28,14 @@ class Initialisation(nn.Module):
 
 
 class Prototypes(Initialisation):
-    """The prototypes of the support set, as in Proto-MAML (Triantafillou et al. 2020)."""
+    """Initialisation at the prototypes (class means) of the support set: Proto-MAML (Triantafillou et al. 2020)."""
 
     def forward(self, model: Model, observed: Observed) -> Tensor:
         return require(model, HasPrototypes, "guide.initialisation=support").prototypes(observed)
 
 
 class ScaledPrototypes(Prototypes):
-    """v * prototypes with a learned v [W], initially 1: SIB's initialisation network lambda(support)."""
+    """Initialisation at v * prototypes with a learned v, 1 before training: SIB's network lambda(support)."""
 
     def __init__(self, num_weights: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class ScaledPrototypes(Prototypes):
 
 
 class LearnedPoint(Initialisation):
-    """One learned point [*W] for all tasks, which needs no support set."""
+    """Initialisation at one learned point [*W] for all tasks, as in MAML."""
 
     fixed_classes = True
 
@@ -58,12 +58,12 @@ class LearnedPoint(Initialisation):
         return self.point.expand(observed.num_tasks, *self.point.shape)
 
     def start_at_classes(self, model: Model, weights: Tensor) -> None:
-        """Before training, set the point to the latent that predicts like a cosine classifier with weights [C, D]."""
+        """Set the point, before training, to predict like a cosine classifier with one row of weights per class."""
         self.point.data.copy_(require(model, FromClassifier, "guide.initialisation=global").of_classifier(weights))
 
 
 class PriorMean(Initialisation):
-    """The mean of the prior."""
+    """Initialisation at the mean of the prior."""
 
     def forward(self, model: Model, observed: Observed) -> Tensor:
         prior = model.prior(observed)
@@ -78,7 +78,10 @@ class PriorMean(Initialisation):
 
 
 def initialisation_of_rows(name: str, model: Model, num_classes: int, num_weights: int) -> Initialisation:
-    """`support`: scaled prototypes. `global`: a learned row [W] per class (or output), shared by all tasks."""
+    """Construct the initialisation called `name`, for weights with one row per class or output.
+
+    Choices are `support` (scaled prototypes) and `global` (learned rows, shared by all tasks).
+    """
     check_choice("guide.initialisation", name, ("support", "global"))
     if name == "global":
         return learned_rows(num_classes, num_weights)
@@ -87,13 +90,19 @@ def initialisation_of_rows(name: str, model: Model, num_classes: int, num_weight
 
 
 def learned_rows(num_classes: int, num_weights: int) -> LearnedPoint:
-    """A learned row [W] per class (or output), shared by all tasks; initially random and of about unit length."""
+    """Construct a learned initial point with a row of weights per class (or output), which all tasks share.
+
+    Before training the rows of several classes are random, of about unit length. A single row is 0.
+    """
     start = torch.randn if num_classes > 1 else torch.zeros  # one output has no symmetry to break
     return LearnedPoint(start(num_classes, num_weights) * num_weights**-0.5)
 
 
 def initialisation_of_latent(name: str, model: Model, num_classes: int, num_features: int) -> Initialisation:
-    """`support`: prototypes. `prior`: the mean of the prior. `global`: a learned latent, shared by all tasks."""
+    """Construct the initialisation called `name`, for weights of any shape.
+
+    Choices are `support` (prototypes), `prior` (mean of the prior) and `global` (a learned point for all tasks).
+    """
     check_choice("guide.initialisation", name, INITIALISATIONS)
     if name == "global":
         model_with_point = require(model, HasInitialPoint, "guide.initialisation=global")

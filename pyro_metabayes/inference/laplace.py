@@ -1,4 +1,4 @@
-"""Laplace's approximation for few points and many weights; only matrices of the size of the outputs are factorised."""
+"""Laplace's approximation for few points and many weights: factorised matrices have the size of the outputs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Shape = Size | list[int] | tuple[int, ...]
 
 
 def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    """U [T, *W, N * C] with U U^T = sum_i J_i^T L_i J_i, the generalised Gauss-Newton matrix of -log p(y | x, w).
+    """Compute a root U of the generalised Gauss-Newton matrix U U^T = sum_i J_i^T F_i J_i of -log p(y | x, w).
 
-    J_i = d outputs_i / d w. L_i is the Fisher information in the outputs, the expected Hessian over labels; for a
-    canonical model (`Model.canonical`) it is the Hessian. The C columns of U for each point are pullbacks of the
-    columns of root(L_i), and 0 for masked points. Each point is passed as a task of one point, since a pullback sums
-    over the points of a task. (Schraudolph 2002; Martens 2020.)
+    J_i = d outputs_i / d w, and F_i is the Fisher information in the C outputs of point i, which for a canonical model
+    (`Model.canonical`) is the Hessian. The C columns of U for a point are pullbacks J_i^T of the columns of a root of
+    F_i, and 0 for masked points. Each point is passed as a task of one point, since a pullback sums over the points of
+    a task. (Schraudolph 2002; Martens 2020.)
 
     Args:
-        model: a model with a Categorical or Normal likelihood, canonical or not.
-        w: latents [T, *W].
-        x: inputs [T, N, *X].
-        mask: [T, N].
+        model: a model whose likelihood has a known Fisher information (`fisher_root`).
+        w: weights of T tasks [T, *W].
+        x: inputs of N points [T, N, *X].
+        mask: [T, N]. The result is U [T, *W, N * C].
     """
     alone = w.repeat_interleave(x.shape[1], dim=0)  # [T * N, *W]
     outputs, pullback = model.outputs_and_pullback(alone, x.flatten(0, 1).unsqueeze(1))
@@ -41,14 +41,14 @@ def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def fisher_root(model: Model, outputs: Tensor) -> Tensor:
-    """A root S [..., *Y, M] of the Fisher information S S^T = E_y[g g^T], g = d log p(y | outputs) / d outputs.
+    """Compute a root S (M columns) of the Fisher information S S^T = E_y[g g^T], g = d log p(y | outputs) / d outputs.
 
     For a canonical model S is diag(sqrt p) - p sqrt(p)^T (logits) or diag(1 / sd) (means). For others it is computed by
     torch.func.vjp; its columns are sqrt(p_c) d log p_c for classes, d mean / sd and sqrt(2) d log sd for a Normal.
 
     Args:
         model: the likelihood.
-        outputs: [..., *Y].
+        outputs: outputs of any number of points [..., *Y].
 
     Raises:
         UsageError: the curvature of the likelihood is not known.
@@ -65,7 +65,7 @@ def fisher_root(model: Model, outputs: Tensor) -> Tensor:
 
 
 def _differentiated_root(model: Model, outputs: Tensor) -> Tensor:
-    """S = J^T diag(r): J is the Jacobian of coordinates in which the Fisher information is diag(r^2)."""
+    """Compute S = J^T diag(r), where J is the Jacobian of coordinates with Fisher information diag(r^2)."""
     pullback = torch.func.vjp(lambda at: _coordinates(model.likelihood_of(at))[0], outputs)[1]
     root = _coordinates(model.likelihood_of(outputs))[1]
     units = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
@@ -74,9 +74,9 @@ def _differentiated_root(model: Model, outputs: Tensor) -> Tensor:
 
 
 def _coordinates(likelihood: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Coordinates in which the Fisher information is diag(r^2), and r, each [..., M].
+    """Return coordinates of the likelihood in which the Fisher information is diag(r^2), and r, of the same shape.
 
-    Classes: log p_c, sqrt(p_c). Normal: (mean, log sd), (1 / sd, sqrt(2)). 0 and 1: log odds, sqrt(p (1 - p)).
+    For Categorical these are log p_c and sqrt(p_c), for Normal (mean, log sd) and (1 / sd, sqrt(2)).
     """
     family: Any = innermost(likelihood)
     if isinstance(family, Categorical):
@@ -101,15 +101,15 @@ def _unknown(family: object) -> UsageError:
 
 
 def factor_of_points(v: Tensor) -> Tensor:
-    """Cholesky factor of I + v^T v [..., M, M], v [..., P, M]."""
+    """Compute the Cholesky factor of I + v^T v for matrices v [..., P, M]."""
     return cholesky(v.mT @ v + torch.eye(v.shape[-1], dtype=v.dtype, device=v.device))
 
 
 def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
-    """log det(diag(precision) + U U^T) = sum log precision + log det(I + U^T diag(precision)^-1 U), [T].
+    """Compute log det(diag(precision) + U U^T) per task, from a determinant of the smaller of the two sides of U.
 
     Args:
-        root: U [T, *W, M]; the determinant of the smaller matrix is computed.
+        root: U [T, *W, M], with M columns for each of T tasks.
         precision: [*W], precision of every weight, or a scalar.
     """
     precision = precision.expand(root.shape[1:-1]).flatten()
@@ -119,16 +119,16 @@ def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
 
 
 class LowRankPrecision(TorchDistribution):
-    """N(loc, (diag(precision) + U U^T)^-1).
+    """Gaussian with a low-rank term in the precision, N(loc, (diag(precision) + U U^T)^-1).
 
-    Torch's LowRankMultivariateNormal has the low-rank term in the covariance, this distribution in the precision. With
-    V = diag(precision)^-1/2 U, only L L^T = I + V^T V [M, M] is factorised. Draws are loc + diag(precision)^-1/2 R e,
-    where e ~ N(0, I) and R = I - V L^-T (I + L)^-1 V^T, so that R R^T = (I + V V^T)^-1.
+    (Torch's LowRankMultivariateNormal has the low-rank term in the covariance.) Only L L^T = I + V^T V [M, M] with
+    V = diag(precision)^-1/2 U is factorised. Draws are loc + diag(precision)^-1/2 R e, where e ~ N(0, I) and
+    R = I - V L^-T (I + L)^-1 V^T, so that R R^T = (I + V V^T)^-1.
 
     Args:
         loc: [*batch, *W].
         precision: [*W] or [*batch, *W].
-        root: U [*batch, *W, M].
+        root: U [*batch, *W, M], with M columns.
         event_dim: number of axes *W.
     """
 
@@ -160,7 +160,7 @@ class LowRankPrecision(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """(1 - squared row norms of V L^-T) / precision."""
+        """Marginal variances [*batch, *W], (1 - squared row norms of V L^-T) / precision."""
         removed = torch.linalg.solve_triangular(self._factor, self._v.mT, upper=False)
         return (1 - removed.square().sum(-2).view(self.loc.shape)) / self.precision
 
@@ -169,7 +169,7 @@ class LowRankPrecision(TorchDistribution):
         return self.at_noise(torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device))
 
     def at_noise(self, noise: Tensor) -> Tensor:
-        """loc + diag(precision)^-1/2 R e [..., *batch, *W] at noise e of that shape."""
+        """Return the draw loc + diag(precision)^-1/2 R e for standard normal noise e, both [..., *batch, *W]."""
         along = self._v.mT @ self._flat(noise).unsqueeze(-1)
         one = torch.eye(self._factor.shape[-1], dtype=noise.dtype, device=noise.device)
         along = torch.linalg.solve_triangular(self._factor + one, along, upper=False)
@@ -177,7 +177,7 @@ class LowRankPrecision(TorchDistribution):
         return self.loc + (noise - (self._v @ along).view(noise.shape)) / self.precision.sqrt()
 
     def log_det(self) -> Tensor:
-        """log det of the precision matrix, [*batch]."""
+        """Compute the log determinant of the precision matrix, [*batch]."""
         return self._flat(self.precision.log()).sum(-1) + 2 * half_log_det(self._factor)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class LowRankPrecision(TorchDistribution):
 
 @register_kl(LowRankPrecision, Independent)
 def _kl_to_diagonal(q: LowRankPrecision, p: Any) -> Tensor:
-    """KL(q, p) [*batch] in nats for a diagonal Gaussian p."""
+    """Compute KL(q, p) [*batch] in nats for a diagonal Gaussian p."""
     inner = innermost(p)
     if not isinstance(inner, Normal):
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Small networks of encoders and decoders."""
+"""Small fully connected networks, averages over points and a relation network, for encoders and decoders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 def relu_network(sizes: Sequence[int], bias: bool = True) -> nn.Sequential:
-    """Linear maps between layers of the given sizes, with ReLU between them; Glorot-uniform weights, zero biases."""
+    """Build a network of linear layers of the given sizes with ReLU between; Glorot-uniform weights, zero biases."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         linear = nn.Linear(inputs, outputs, bias=bias)
@@ -24,7 +24,7 @@ def relu_network(sizes: Sequence[int], bias: bool = True) -> nn.Sequential:
 
 
 def zero_at_start(num_inputs: int, num_hidden: int, num_outputs: int) -> nn.Sequential:
-    """Dense-ELU-Dense-ELU-Dense, whose output is 0 before training; it is added to another map."""
+    """Build a network Linear-ELU-Linear-ELU-Linear whose output is 0 before training, for a learned correction."""
     last = nn.Linear(num_hidden, num_outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -33,28 +33,31 @@ def zero_at_start(num_inputs: int, num_hidden: int, num_outputs: int) -> nn.Sequ
 
 
 def positive(raw: Tensor, start: float) -> Tensor:
-    """softplus(raw + const) + 1e-6, a positive scale from the output of a network; about `start` for raw = 0."""
+    """Map the output of a network to a positive scale, softplus(raw + const) + 1e-6, about `start` for raw = 0."""
     return functional.softplus(raw + math.log(math.expm1(start))) + 1e-6
 
 
 def half_square(network: nn.Module) -> Tensor:
-    """Half the sum of squares of all matrices of a network, without biases."""
+    """Compute half the sum of squares of all weight matrices of a network, without biases."""
     return 0.5 * torch.stack([weight.square().sum() for weight in network.parameters() if weight.dim() > 1]).sum()
 
 
 def mean_of_points(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the unmasked points: values [..., N, H], mask [..., N] -> [..., H]."""
+    """Average H values per point [..., N, H] over the unmasked points (mask [..., N]); 0 if all points are masked."""
     kept = mask.unsqueeze(-1).to(values.dtype)
     return (values * kept).sum(-2) / kept.sum(-2).clamp(min=1)
 
 
 def mean_relation(relation: nn.Module, codes: Tensor, mask: Tensor) -> Tensor:
-    """mean_j g(h_i, h_j) [T, N, H] over the unmasked points j.
+    """Compute mean_j g(h_i, h_j) for every point i over the unmasked points j of the same task, as a relation network.
 
     Args:
-        relation: the network g of two concatenated codes.
-        codes: h [T, N, Z].
-        mask: [T, N].
+        relation: the network g, from two concatenated codes [..., 2 Z] to H values.
+        codes: h [T, N, Z], codes of N points of T tasks.
+        mask: [T, N], False for points that are left out.
+
+    Returns:
+        Tensor [T, N, H].
     """
     first, second = codes.unsqueeze(2).expand(-1, -1, codes.shape[1], -1), codes.unsqueeze(1)
     pairs = torch.cat((first, second.expand_as(first)), dim=-1)

@@ -19,11 +19,13 @@ TURNS = 4
 
 
 class RotationHead(nn.Module):
-    """A network zhat (layers C - 8 C - 4) that predicts the rotation of an image from the logits of a classifier.
+    """A network zhat (layers C - 8 C - 4) that predicts the rotation of an image from the C logits of a classifier.
 
-    Its loss, in nats over the queries x_i of a task, depends on the weights w and needs no labels:
+    Its loss over the queries x_i of a task, in nats, depends on the weights w of the classifier and needs no labels:
 
-        L_rot(w) = sum_i (1/4) sum_{r=0..3} -log softmax(zhat(yhat(turn_r x_i, w)))_r,    yhat = outputs(w, x).
+        L_rot(w) = sum_i (1/4) sum_{r=0..3} -log softmax(zhat(yhat(turn_r x_i, w)))_r,    yhat = outputs(w, x),
+
+    where turn_r rotates an image by r quarter turns.
 
     Args:
         num_classes: C.
@@ -34,7 +36,7 @@ class RotationHead(nn.Module):
         self.network = relu_network([num_classes, 8 * num_classes, TURNS])
 
     def loss(self, model: Model, w: Tensor, observed: Observed) -> Tensor:
-        """L_rot [T] at w [T, C, W].
+        """Compute the rotation loss L_rot [T] of each task in nats at the weights w [T, C, W] of the C classes.
 
         Raises:
             UsageError: the tasks have no rotated views of their queries.
@@ -42,22 +44,22 @@ class RotationHead(nn.Module):
         return self._of_outputs(model.outputs(w, every_turn(observed)), observed.query_mask)
 
     def gradient(self, model: Model, w: Tensor, observed: Observed) -> Tensor:
-        """d L_rot / d w [T, C, W]; it works under torch.no_grad(), and outer gradients flow through it."""
+        """Compute d L_rot / d w per task, also under torch.no_grad(); outer gradients flow through the result."""
         outputs, pullback = model.outputs_and_pullback(w, every_turn(observed))
         return pullback(grad(lambda at: self._of_outputs(at, observed.query_mask).sum())(outputs))
 
     def _of_outputs(self, outputs: Tensor, mask: Tensor) -> Tensor:
-        """L_rot [T] of outputs [T, 4 Q, C]; mask [T, Q]."""
+        """Compute L_rot per task from the C logits of Q queries and their rotations [T, 4 Q, C]; mask [T, Q]."""
         log_probs = self.network(outputs).log_softmax(-1).unflatten(-2, (-1, TURNS))  # [T, Q, turn, answer]
         return -(log_probs.diagonal(dim1=-2, dim2=-1).mean(-1) * mask).sum(-1)
 
 
 def every_turn(observed: Observed) -> Tensor:
-    """Each query followed by its rotations by 1, 2 and 3 quarter turns [T, 4 Q, *X]."""
+    """Return each query followed by its rotations by 1, 2 and 3 quarter turns, [T, 4 Q, *X] for T tasks."""
     turned = observed.auxiliary.get("turned")
     if turned is None:
         raise UsageError(
-            "expected tasks with rotated views of their queries for guide=sib_rotation, got none; use "
+            "expected tasks with rotated images of their queries for guide=sib_rotation, got tasks without; use "
             "data=digit_domains or data=pacs"
         )
     return torch.cat((observed.query_x.unsqueeze(2), turned), dim=2).flatten(1, 2)

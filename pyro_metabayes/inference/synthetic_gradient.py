@@ -1,4 +1,4 @@
-"""Synthetic gradients: a network predicts d loss / d logits, whose exact value would need the labels.
+"""Synthetic gradients: a network predicts d loss / d logits without labels.
 
 Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020 (arXiv 2004.12696).
 """
@@ -20,7 +20,14 @@ NORMALISATIONS = ("task", "batch", "none")
 
 
 def network_of(name: str, model: Model, num_classes: int, normalisation: str = "task") -> Network:
-    """The network xi: `ordered`, for num_classes classes, or `equivariant` or `marginal_aware`, for any number."""
+    """Construct the synthetic-gradient network xi called `name`.
+
+    Args:
+        name: `ordered` (for num_classes classes only), `equivariant` or `marginal_aware` (for any number of classes).
+        model: the model, which determines the inputs of the network.
+        num_classes: number of classes per task.
+        normalisation: whether the network normalises over one `task`, over the `batch`, or not at all (`none`).
+    """
     check_choice("guide.synthetic_gradient", name, NETWORKS)
     check_choice("guide.normalisation", normalisation, NORMALISATIONS)
     normalise, over_batch = normalisation != "none", normalisation == "batch"
@@ -32,7 +39,16 @@ def network_of(name: str, model: Model, num_classes: int, normalisation: str = "
 
 
 def view_of_queries(model: Model, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
-    """The input yhat [..., T, Q, V] of xi for the queries under w [..., T, C, W], and its pullback to w."""
+    """Compute the input yhat of the synthetic-gradient network for the queries, usually the logits, and its pullback.
+
+    Args:
+        model: the model.
+        w: weights [..., T, C, W] of T tasks and C classes.
+        observed: the tasks, with Q queries each.
+
+    Returns:
+        yhat [..., T, Q, V] with V values per query, and the map from a gradient in yhat to a gradient in w.
+    """
     if has(model, HasQueryView):
         return model.query_view(w, observed)
     return model.outputs_and_pullback(w, observed.query_x)
@@ -41,15 +57,21 @@ def view_of_queries(model: Model, w: Tensor, observed: Observed) -> tuple[Tensor
 def synthetic_gradient(
     model: Model, xi: nn.Module, theta: Tensor, observed: Observed, scale: Tensor | None = None, num_samples: int = 0
 ) -> Tensor:
-    """E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ] [T, C, W] over the unmasked queries, the first term of eq. 9.
+    """Compute the synthetic gradient of the loss of the queries with respect to theta, the mean of the weights w.
+
+    It is E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ] over the unmasked queries i with logits yhat_i, where
+    w = theta + scale eps and eps ~ N(0, I): the first term of eq. 9.
 
     Args:
         model: computes yhat and its pullback.
         xi: a network from (yhat, mask) to a synthetic d loss / d yhat.
-        theta: mean of w [T, C, W].
+        theta: [T, C, W], for T tasks and C classes.
         observed: the tasks.
-        scale: standard deviation of w = theta + scale eps, which broadcasts with theta; None: w = theta.
-        num_samples: number of draws of eps ~ N(0, I); 0: w = theta.
+        scale: broadcasts with theta; None: w = theta.
+        num_samples: number of draws of eps; 0: w = theta.
+
+    Returns:
+        The gradient [T, C, W].
     """
     w = draws_around(theta, scale, num_samples)
     yhat, pullback = view_of_queries(model, w, observed)

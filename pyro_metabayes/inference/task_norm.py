@@ -1,4 +1,4 @@
-"""Per-task normalisation without running statistics."""
+"""Normalisation of channels over the points of a task, without running statistics."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 def point_shares(mask: Tensor, over_batch: bool = False) -> Tensor:
-    """The weight [T, 1, N] of each point in the mean over its task, or over the batch.
+    """Compute the weight [T, 1, N] of each point in a mean over its task, or over the batch.
 
     Args:
-        mask: [T, N]; masked points have weight 0.
+        mask: [T, N], for N points of T tasks; masked points have weight 0.
         over_batch: whether the mean is over the points of all tasks of the batch.
     """
     points = (-2, -1) if over_batch else (-1,)
@@ -18,12 +18,12 @@ def point_shares(mask: Tensor, over_batch: bool = False) -> Tensor:
 
 
 class TaskNorm(nn.Module):
-    """(x - mean) / sqrt(variance + eps) * weight + bias, with the mean and variance of each channel over one task.
+    """Normalisation layer, (x - mean) / sqrt(variance + eps) * weight + bias, with statistics over one task.
 
     For one task this is BatchNorm in training mode, which SIB's released code also uses at test time.
 
     Args:
-        num_channels: H.
+        num_channels: number of channels H, each with a weight and a bias.
         eps: added to the variance.
         over_batch: whether statistics are over all tasks of the batch, as in BatchNorm; then tasks are not independent.
     """
@@ -35,12 +35,15 @@ class TaskNorm(nn.Module):
         self.eps, self.over_batch = eps, over_batch
 
     def forward(self, x: Tensor, shares: Tensor, term: Tensor | None = None) -> Tensor:
-        """Normalised x [..., T, N, C H]; C sets of channels share weight and bias.
+        """Normalise each channel of x over the points of a task.
 
         Args:
-            x: [..., T, N, C H].
-            shares: [T, 1, N] from `point_shares`, the same for all layers of a network.
-            term: added to the result [..., T, 1, C H]; None: 0.
+            x: [..., T, N, C H], for N points of T tasks and C classes, which share the H weights and biases.
+            shares: [T, 1, N] from `point_shares`.
+            term: added to the result, [..., T, 1, C H]; None: 0.
+
+        Returns:
+            Tensor of the shape of x.
         """
         shares, sets = shares.to(x.dtype), x.shape[-1] // len(self.weight)
         weight, bias = (self.weight, self.bias) if sets == 1 else (self.weight.repeat(sets), self.bias.repeat(sets))
@@ -49,6 +52,6 @@ class TaskNorm(nn.Module):
         return torch.addcmul(bias if term is None else bias + term, centred, scale)
 
     def _mean(self, x: Tensor, shares: Tensor) -> Tensor:
-        """Mean over the points [..., T, 1, H] by a matrix product, which needs no second array of the size of x."""
+        """Average x over the points of each task by a matrix product, which needs no copy of x."""
         mean = torch.bmm(shares, x) if x.dim() == 3 else shares @ x  # bmm has less overhead per call
         return mean.sum(-3, keepdim=True) if self.over_batch else mean

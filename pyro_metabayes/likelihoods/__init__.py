@@ -1,4 +1,4 @@
-"""Families of likelihoods: one file per family, which registers itself when it is imported."""
+"""Predictions by family of the likelihood: one file per family, which registers itself when it is imported."""
 
 from importlib import import_module
 from pkgutil import iter_modules

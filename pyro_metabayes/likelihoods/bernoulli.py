@@ -15,9 +15,9 @@ from pyro_metabayes.likelihoods.predictions import register
 
 @register(Bernoulli)
 class BinaryPredictions(ClassPredictions):
-    """Predictions of a Bernoulli likelihood, one label per query."""
+    """Predictions under a Bernoulli likelihood, with one label 0 or 1 per query."""
 
     @classmethod
     def log_probs_of(cls, family: Any) -> Tensor:
-        """log p(y = 0) and log p(y = 1) [*batch, 2]."""
+        """Return log p(y = 0) and log p(y = 1) of a Bernoulli distribution, [*batch, 2]."""
         return torch.stack((logsigmoid(-family.logits), logsigmoid(family.logits)), -1)

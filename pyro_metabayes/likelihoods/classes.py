@@ -1,4 +1,4 @@
-"""Predictions of classes, and those under Categorical likelihoods."""
+"""Predictions of classes: the base class, which also serves Categorical likelihoods."""
 
 from __future__ import annotations
 
@@ -16,51 +16,52 @@ from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.likelihoods.predictions import Predictions, register, registered
 from pyro_metabayes.prediction.averages import largest_of_samples, most_probable, variance_of_samples
 
-TIED = 0.1  # nats between the logits of two classes up to which a sample does not predict another class
+TIED = 0.1  # two classes count as tied if their logits differ by at most this many nats
 
 
 @register(Categorical)
 @dataclass(frozen=True, eq=False)
 class ClassPredictions(Predictions):
-    """Predictions of classes without an order. A new family of classes defines `log_probs_of`."""
+    """Predictions of unordered classes under L draws of w. A subclass for another family defines `log_probs_of`."""
 
     log_probs: Tensor  # log p(y = c | x, w_l) [L, T, Q, C], normalised, in nats
 
     @classmethod
     def of(cls, family: Any, labels: Tensor, mask: Tensor) -> Self:
-        """As `Predictions.of`; labels may also be one number per query [T, Q, 1]."""
+        """Construct the predictions, as `Predictions.of`; `labels` may have a last axis of size 1."""
         one_per_query = labels.squeeze(-1).long() if labels.dim() == 3 else labels
         return cls(one_per_query, mask, cls.log_probs_by_query(family))
 
     @classmethod
     def log_probs_of(cls, family: Any) -> Tensor:
-        """log p(y = c | x, w_l) [*batch, C], normalised, of a distribution with any batch shape."""
+        """Return the normalised log probabilities [*batch, C] of a distribution over C classes, any batch shape."""
         return family.logits  # Categorical normalises its logits
 
     @classmethod
     def log_probs_by_query(cls, family: Any) -> Tensor:
-        """log p(y = c | x, w_l) [L, T, Q, C], normalised.
+        """Return the normalised log probabilities per draw, task, query and class [L, T, Q, C].
 
         Raises:
-            UsageError: the likelihood has more than one class per query.
+            UsageError: the likelihood has several labels per query.
         """
         log_probs = cls.log_probs_of(family)
         if log_probs.dim() < 5:
             return log_probs
         if log_probs.shape[3] != 1:
             raise UsageError(
-                f"expected one label per query of a {type(family).__name__} likelihood, got {log_probs.shape[3]}; "
-                "use a source with one target"
+                f"expected one label per query for a {type(family).__name__} likelihood, got {log_probs.shape[3]}; "
+                "use data with one target"
             )
         return log_probs.squeeze(3)
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """As `Predictions.spread`: logit_variance, disagreement, information and information_error [T, Q].
+        """Measure the variation of the predictions over L samples w_l, per task and query [T, Q], by name.
 
         logit_variance is the variance over samples of the log probabilities, centred over classes. disagreement is the
-        share of samples that predict another class than the averaged prediction (ties excluded).
-        information is I(y; w) = (1 / (L - 1)) sum_l KL(p(y | w_l), mean of these), without the bias of the mean over L.
+        share of samples that predict another class than the averaged prediction (ties excluded). information is an
+        estimate of the mutual information I(y; w), (1 / (L - 1)) sum_l KL(p(y | w_l), averaged prediction), in nats,
+        and information_error its standard error.
         """
         log_probs = cls.log_probs_by_query(family)
         labels = torch.zeros_like(log_probs[0, ..., 0], dtype=torch.long)  # not used
@@ -68,7 +69,7 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def variation(self) -> dict[str, Tensor]:
-        """The result of `spread` for these predictions."""
+        """Variation of these predictions over the samples of w, as returned by `spread`."""
         log_probs, averaged = self.log_probs, self.averaged
         num_samples = len(log_probs)
         centred = log_probs - log_probs.mean(-1, keepdim=True)
@@ -84,22 +85,22 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def log_prob(self) -> Tensor:
-        """log p(y_i | x_i, w_l) [L, T, Q], in nats."""
+        """Log-likelihood log p(y_i | x_i, w_l) per sample, task and query [L, T, Q], in nats."""
         return _of_class(self.log_probs, self.labels)
 
     @cached_property
     def probs(self) -> Tensor:
-        """p(y = c | x, w_l) [L, T, Q, C]."""
+        """Class probabilities p(y = c | x, w_l) per sample, task, query and class [L, T, Q, C]."""
         return self.log_probs.exp()
 
     @cached_property
     def negative_entropy(self) -> Tensor:
-        """sum_c p log p of each sample [L, T, Q], in nats."""
+        """Negative entropy sum_c p_c log p_c of the prediction per sample, task and query [L, T, Q], in nats."""
         return (self.probs * self.log_probs.clamp(min=_least(self.log_probs))).sum(-1)
 
     @cached_property
     def averaged(self) -> Tensor:
-        """log (1/L) sum_l p(y = c | x, w_l) [T, Q, C], in nats: the average of probabilities, not of logits."""
+        """Log of the average over L samples, log (1/L) sum_l p(y = c | x, w_l), per task, query and class."""
         if self.is_point:
             return self.log_probs.squeeze(0)
         largest = largest_of_samples(self.log_probs).clamp(min=_least(self.log_probs))
@@ -107,19 +108,19 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def hits(self) -> Tensor:
-        """1 where the most probable class of the averaged prediction is correct, else 0 [T, Q]."""
+        """Per task and query: 1 if the most probable class of the averaged prediction is correct, else 0."""
         return (most_probable(self.averaged) == self.labels).to(self.log_probs.dtype)
 
     @cached_property
     def entropy(self) -> Tensor:
-        """H[(1/L) sum_l p(y | x, w_l)] [T, Q], in nats."""
+        """Entropy of the averaged prediction (1/L) sum_l p(y | x, w_l) per task and query, in nats."""
         return class_entropy(self.averaged)
 
     @cached_property
     def information(self) -> Tensor:
-        """H[(1/L) sum_l p(y | x, w_l)] - (1/L) sum_l H[p(y | x, w_l)] [T, Q], in nats; 0 if L = 1.
+        """Mutual information of a label and w per task and query, in nats; 0 for a single sample of w.
 
-        This is the mutual information of a label and w. (Houlsby et al. 2011)
+        It is H[(1/L) sum_l p(y | x, w_l)] - (1/L) sum_l H[p(y | x, w_l)] with the entropy H. (Houlsby et al. 2011.)
         """
         if self.is_point:
             return 0.0 * self.averaged[..., 0]
@@ -127,7 +128,7 @@ class ClassPredictions(Predictions):
 
     @cached_property
     def hits_by_sample(self) -> Tensor:
-        """Whether the label is the first of the most probable classes of a sample [L, T, Q]."""
+        """Whether each sample of w predicts the label, per task and query; of tied classes the first is predicted."""
         classes = torch.arange(self.log_probs.shape[-1], device=self.labels.device)
         before = torch.where(classes < self.labels.unsqueeze(-1), 0.0, -torch.inf).to(self.log_probs.dtype)
         largest_before = (self.log_probs + before).amax(-1)
@@ -135,12 +136,12 @@ class ClassPredictions(Predictions):
 
     @property
     def is_point(self) -> bool:
-        """Whether there is only one sample, as for a point estimate."""
+        """Whether there is only one sample of w, as for a point estimate."""
         return len(self.log_probs) == 1
 
 
 def _of_class(log_probs: Tensor, classes: Tensor) -> Tensor:
-    """Entries [L, T, Q] of log_probs [L, T, Q, C] for the classes [T, Q]; draws are stored by class."""
+    """Select the log probability of one class per query, from values per draw, task, query and class [L, T, Q, C]."""
     index = classes.expand(log_probs.shape[:-1]).unsqueeze(-2)
     return log_probs.mT.gather(-2, index).squeeze(-2)
 
@@ -151,30 +152,34 @@ def _least(values: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class BaseNovelPredictions(ClassPredictions):
-    """Predictions among C classes, of which the first num_novel are novel classes and the others base classes."""
+    """Predictions of C classes, of which the first num_novel are novel classes and the others base classes."""
 
     num_novel: int
 
     @cached_property
     def is_novel(self) -> Tensor:
-        """Whether the label of a query is a novel class [T, Q]."""
+        """Whether the label is a novel class, per task and query."""
         return self.labels < self.num_novel
 
 
 def class_entropy(log_probs: Tensor) -> Tensor:
-    """Entropy [...] of log p(c) [..., C], in nats; a class of probability 0 adds 0."""
+    """Compute the entropy [...] in nats from log probabilities [..., C] of C classes; probability 0 adds 0."""
     return -(log_probs.exp() * log_probs.clamp(min=_least(log_probs))).sum(-1)
 
 
 def class_probabilities(likelihood: TorchDistribution) -> Tensor:
-    """p(y = c | x, w_l) [L, T, Q, C] of a likelihood of classes, batch [L, T, Q]. Raises: as `class_log_probs`."""
+    """Compute the probabilities per draw, task, query and class [L, T, Q, C] of a likelihood with batch [L, T, Q].
+
+    Raises:
+        UsageError: the family is not registered, or its labels are not classes.
+    """
     log_probs = class_log_probs(likelihood)
-    # draws are stored by class, where softmax is ten times as fast over the class axis
+    # Logits of many draws are stored with the class axis first; softmax along that layout is ten times as fast.
     return log_probs.softmax(-1) if log_probs.stride(-1) == 1 else log_probs.mT.softmax(-2).mT
 
 
 def class_log_probs(likelihood: TorchDistribution) -> Tensor:
-    """log p(y = c | x, w_l) [L, T, Q, C] of a likelihood of classes, batch [L, T, Q].
+    """Compute the log probabilities per draw, task, query and class [L, T, Q, C] of a likelihood with batch [L, T, Q].
 
     Raises:
         UsageError: the family is not registered, or its labels are not classes.
@@ -182,5 +187,7 @@ def class_log_probs(likelihood: TorchDistribution) -> Tensor:
     family = innermost(likelihood)
     predictions = registered(family)
     if not issubclass(predictions, ClassPredictions):
-        raise UsageError(f"expected a likelihood of classes, got {type(family).__name__}; use posterior_predictive")
+        raise UsageError(
+            f"expected a likelihood over classes, got {type(family).__name__}; use learner.posterior_predictive"
+        )
     return predictions.log_probs_by_query(family)

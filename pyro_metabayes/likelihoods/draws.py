@@ -1,4 +1,4 @@
-"""The likelihood under draws of w, without the draws where the model can do without them."""
+"""The likelihood under draws of w; a model may compute its outputs without computing w."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from pyro_metabayes.prediction.moments import draws_of
 
 @runtime_checkable
 class DrawsOutputs(Protocol):
+    """Interface of a model that computes its outputs under the draws of a `LatinSquare` without computing w."""
+
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-        """outputs(w, x) [L, T, N, *Y] under the draws of a Latin square, without computing w.
+        """Compute outputs(w, x) per draw, task and point [L, T, N, *Y], for draws of w by a Latin square.
 
         Args:
-            loc: [T, C, W].
-            noise: `square.noise` [T, G, M, W], G = 1 or C.
-            square: assigns noise to the rows of each draw.
+            loc: mean of w [T, C, W], for T tasks.
+            noise: the M noise vectors `square.noise(scale)` [T, G, M, W], with G = 1 or C.
+            square: assignment of noise vectors to the C rows of each draw.
             x: inputs [T, N, *X].
         """
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """p(y | x_query, w_l) under draws w_l ~ q.
+    """The likelihood of the queries under L draws of w ~ q.
 
     Attributes:
-        likelihood: batch [L, T, Q].
-        square: how the draws share noise; None: the draws are independent.
+        likelihood: p(y | x_query, w_l) per draw, task and query, batch [L, T, Q].
+        square: the Latin square by which the draws share noise; None: the draws are independent.
     """
 
     likelihood: TorchDistribution
@@ -46,13 +48,14 @@ class Drawn:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """L draws of w ~ q, from which the likelihood of any queries of the same tasks follows.
+    """L draws of w ~ q for T tasks, with the likelihood of any queries under these draws.
 
     Attributes:
         model: the likelihood.
-        w: independent draws [L, T, *W]; None: the draws of a Latin square.
-        loc, noise: [T, C, W] and [T, G, M, W] of these.
-        square: how these share noise.
+        w: independent draws [L, T, *W]; None: draws by a Latin square, represented by the next three attributes.
+        loc: mean of w [T, C, W].
+        noise: the result of `LatinSquare.noise`, M shared noise vectors [T, G, M, W].
+        square: assignment of noise vectors to the C rows of each draw.
     """
 
     model: Model
@@ -63,14 +66,14 @@ class Draws:
 
     @classmethod
     def of(cls, model: Model, q: TorchDistribution, num_samples: int) -> Self:
-        """num_samples draws, one for a point estimate.
+        """Draw w from q num_samples times, or once if q is a point estimate.
 
-        A Gaussian q with independent weights is drawn by a `LatinSquare` if the model has `DrawsOutputs`.
+        If q is a Gaussian with independent weights and the model has `DrawsOutputs`, the draws are by a `LatinSquare`.
 
         Args:
             model: the likelihood.
-            q: a distribution over w, batch [T].
-            num_samples: L.
+            q: a distribution over the weights w of T tasks, batch [T].
+            num_samples: number of draws.
         """
         normal: Any = innermost(q)
         if num_samples < 2 or not isinstance(normal, Normal) or normal.loc.dim() != 3 or not _draws_outputs(model):
@@ -83,33 +86,33 @@ class Draws:
         return cls(model, None, loc, noise, square)
 
     def outputs(self, x: Tensor) -> Tensor:
-        """outputs(w, x) [L, T, N, *Y] of inputs [T, N, *X]."""
+        """Compute the outputs (logits, means) per draw, task and point [L, T, N, *Y] for inputs x [T, N, *X]."""
         model: Any = self.model
         if self.w is not None:
             return model.outputs(self.w, x)
         return model.outputs_of_draws(self.loc, self.noise, self.square, x)
 
     def likelihood(self, observed: Observed) -> TorchDistribution:
-        """p(y | x_query, w_l), batch [L, T, Q]."""
+        """Return the likelihood p(y | x_query, w_l) per draw w_l, task and query of `observed`, batch [L, T, Q]."""
         if self.w is not None:
             return self.model.likelihood(self.w, observed.query_x, observed)
         return self.model.likelihood_of(self.outputs(observed.query_x))
 
 
 def likelihood_of_draws(model: Model, q: TorchDistribution, observed: Observed, num_samples: int) -> Drawn:
-    """The likelihood of the queries under num_samples draws of w ~ q, one for a point estimate.
+    """Draw w from q num_samples times (once for a point estimate), and return the likelihood of the queries.
 
     Args:
         model: the likelihood.
         q: a distribution over w, batch [T].
         observed: T tasks with features as inputs.
-        num_samples: L.
+        num_samples: number of draws.
     """
     draws = Draws.of(model, q, num_samples)
     return Drawn(draws.likelihood(observed), draws.square)
 
 
 def _draws_outputs(model: Model) -> bool:
-    """Whether the model has DrawsOutputs, and no derived class has changed what it stands for."""
+    """Return whether the model has `outputs_of_draws`, and no subclass has overridden likelihood or outputs since."""
     owner = next(base for base in type(model).__mro__ if {"likelihood", "outputs"} & vars(base).keys())
     return has(model, DrawsOutputs) and "outputs_of_draws" in vars(owner)

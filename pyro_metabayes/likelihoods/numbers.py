@@ -1,4 +1,4 @@
-"""Predictions of numbers, and those under Normal likelihoods."""
+"""Predictions of numbers: the base class, and the class for Normal likelihoods."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pyro_metabayes.prediction.pit import Bounds
 
 @dataclass(frozen=True, eq=False)
 class NumberPredictions(Predictions):
-    """Predictions of numbers. A new family defines `cdf`, which must be 0 below the support.
+    """Predictions of numbers under L draws of w. A subclass for another family defines `cdf`, 0 below the support.
 
-    It overrides `standardised` or `mean` if its distribution has no finite mean or standard deviation. The `support` of
-    the distribution determines whether labels are integers or continuous.
+    The subclass overrides `standardised` or `mean` if the distribution has no finite mean or standard deviation. The
+    `support` of the distribution determines whether labels are integers or continuous.
     """
 
     family: Any  # p(y | x, w_l), batch [L, T, Q, Y]
@@ -33,11 +33,12 @@ class NumberPredictions(Predictions):
 
     @classmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """logit_variance, information and information_error [T, Q].
+        """Measure the variation of the predictions over samples of w, per task and query [T, Q], by name.
 
-        logit_variance is v, the variance over samples of `standardised`, mean over the components of a label.
-        information is 1/2 log(1 + v), summed over the components: I(y; w) of a Gaussian mean with Gaussian noise, and
-        an approximation for other families.
+        Let v be the variance over samples of the standardised mean (`standardised`) of one component of a label.
+        logit_variance is the mean of v over the components. information is the sum of 1/2 log(1 + v), in nats: the
+        mutual information I(y; w) for a Gaussian mean with Gaussian noise, an approximation for other families.
+        information_error is its standard error.
         """
         variance = cls.standardised(family).var(0)
         error = 0.5 * variance / (1 + variance) * math.sqrt(2 / (len(family.mean) - 1))  # of v: v sqrt(2 / (L - 1))
@@ -49,32 +50,35 @@ class NumberPredictions(Predictions):
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
-        """The predicted mean divided by the predicted standard deviation [L, T, Q, Y]."""
+        """Return the predicted mean divided by the predicted sd, per sample of w, query and label component."""
         return family.mean / family.stddev
 
     @abstractmethod
     def cdf(self, y: Tensor) -> Tensor:
-        """F_l(y) = P(label <= y | x, w_l) [L, T, Q, Y] for y [T, Q, Y]."""
+        """Compute the CDF P(label <= y | x, w_l) per sample w_l, [L, T, Q, Y], at values y [T, Q, Y] for each query."""
 
     @cached_property
     def log_prob(self) -> Tensor:
-        """log p(y_i | x_i, w_l) [L, T, Q], in nats; the log density of a continuous label."""
+        """Log-likelihood log p(y_i | x_i, w_l) per sample, task and query, in nats (log density if continuous)."""
         return self.family.log_prob(self.labels).sum(-1)
 
     @property
     def mean(self) -> Tensor:
-        """Point prediction of y | x, w_l [L, T, Q, Y], in the unit of y."""
+        """Predicted mean (or median) per sample, task, query and label component [L, T, Q, Y], in the unit of y."""
         return self.family.mean
 
     @cached_property
     def pit_bounds(self) -> Bounds:
-        """The CDF F at y - 1 and at y [T, Q, Y] for integer labels; F(y) and F(y) for continuous labels."""
+        """Bounds of the probability integral transform (PIT): F(y - 1) and F(y) for integers, else F(y) twice.
+
+        F is the CDF averaged over samples, at the labels y. Both bounds are [T, Q, Y], per task, query and component.
+        """
         up_to = self.cdf(self.labels).mean(0)
         return (self.cdf(self.labels - 1).mean(0) if is_discrete(self.family) else up_to), up_to
 
 
 def is_discrete(family: Any) -> bool:
-    """Whether the support of a distribution is discrete.
+    """Return whether the support of a distribution is discrete.
 
     Raises:
         UsageError: the distribution does not define its support.
@@ -84,14 +88,14 @@ def is_discrete(family: Any) -> bool:
     except NotImplementedError:
         name = type(family).__name__
         raise UsageError(
-            f"expected a likelihood with a `support`, got {name} without one; define {name}.support"
+            f"expected a likelihood with the attribute support, got {name} without it; define {name}.support"
         ) from None
 
 
 @register(Normal)
 class RealPredictions(NumberPredictions):
-    """Predictions of a Normal likelihood."""
+    """Predictions under a Normal likelihood."""
 
     def cdf(self, y: Tensor) -> Tensor:
-        """Phi((y - mean_l) / sd_l)."""
+        """Compute the CDF Phi((y - mean_l) / sd_l) per sample w_l at values y per task, query and component."""
         return torch.special.ndtr((y - self.mean) / self.family.stddev)

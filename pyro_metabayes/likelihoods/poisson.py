@@ -14,14 +14,14 @@ from pyro_metabayes.likelihoods.predictions import register
 
 @register(Poisson)
 class CountPredictions(NumberPredictions):
-    """Predictions of a Poisson likelihood."""
+    """Predictions of counts under a Poisson likelihood."""
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
-        """2 sqrt(rate) [L, T, Q, Y]: on this scale the standard deviation of a count is 1. (Anscombe 1948)"""
+        """Return 2 sqrt(rate) per sample of w and label, a scale on which a count has sd 1. (Anscombe 1948.)"""
         return 2 * family.rate.sqrt()
 
     def cdf(self, y: Tensor) -> Tensor:
-        """Q(floor(y) + 1, rate), the regularised upper incomplete gamma function; 0 for y < 0."""
+        """Compute the CDF at y: regularised upper incomplete gamma function Q(floor(y) + 1, rate); 0 for y < 0."""
         count = (y.floor() + 1).clamp(min=0).to(self.family.rate)
         return torch.where(count > 0, torch.special.gammaincc(count.clamp(min=1), self.family.rate), 0.0)

@@ -1,6 +1,6 @@
-"""Predictions of query labels, from which scores, calibration and spreads are computed, by family of the likelihood.
+"""Predictions of query labels, the input of scores and diagnostics, with one class per family of likelihoods.
 
-FAMILIES is the registry. To add a family, derive a class from ClassPredictions (classes.py), NumberPredictions
+FAMILIES maps families to classes. To add a family, derive a class from ClassPredictions (classes.py), NumberPredictions
 (numbers.py) or Predictions and decorate it with `@register(DISTRIBUTION)`. No other file needs a change.
 """
 
@@ -22,7 +22,7 @@ from pyro_metabayes.prediction.pit import Bounds
 
 @dataclass(frozen=True, eq=False)
 class Predictions(ABC):
-    """p(y | x, w_l) for L samples w_l and the queries of T tasks, and the labels; results are cached."""
+    """Predictions p(y | x, w_l) for the Q queries of T tasks under L samples w_l, together with the true labels."""
 
     labels: Tensor  # [T, Q] classes, or [T, Q, Y] numbers
     mask: Tensor  # [T, Q], False for masked queries, which have no effect
@@ -30,10 +30,10 @@ class Predictions(ABC):
     @classmethod
     @abstractmethod
     def of(cls, family: Any, labels: Tensor, mask: Tensor) -> Self:
-        """The predictions of a likelihood.
+        """Construct the predictions from a likelihood and the labels.
 
         Args:
-            family: the registered distribution, batch [L, T, Q], or [L, T, Q, Y] for labels that are numbers.
+            family: the likelihood without wrappers, batch [L, T, Q] (draw, task, query), or [L, T, Q, Y] for Y numbers.
             labels: [T, Q] classes, or [T, Q, Y] numbers.
             mask: [T, Q], False for masked queries.
         """
@@ -41,16 +41,26 @@ class Predictions(ABC):
     @classmethod
     @abstractmethod
     def spread(cls, family: Any) -> dict[str, Tensor]:
-        """Variation of the predictions over the samples [T, Q], by name of the spread (`collapse.prior_spread`)."""
+        """Measure the variation of the predictions over samples of w, per task and query [T, Q], by name.
+
+        The names are those of `collapse.prior_spread`, such as logit_variance.
+
+        Args:
+            family: the likelihood without wrappers, as for `of`.
+        """
 
     @property
     @abstractmethod
     def log_prob(self) -> Tensor:
-        """log p(y_i | x_i, w_l) [L, T, Q], in nats; for a continuous label the log density."""
+        """Log-likelihood log p(y_i | x_i, w_l) per sample, task and query, in nats (log density if continuous)."""
 
     @property
     def pit_bounds(self) -> Bounds | None:
-        """P(label < y) and P(label <= y) of the mixture over samples [T, Q] or [T, Q, Y]; None for unordered labels."""
+        """Predictive CDF below and at the labels y, per task and query; None for unordered classes.
+
+        These are P(label < y) and P(label <= y) under the mixture over samples of w. For continuous labels both are
+        P(label <= y). They bound the randomised probability integral transform (PIT).
+        """
         return None
 
 
@@ -59,7 +69,7 @@ P = TypeVar("P", bound=type[Predictions])
 
 
 def register(family: type[Distribution]) -> Callable[[P], P]:
-    """Class decorator that registers predictions for likelihoods of this distribution class and its subclasses."""
+    """Return a class decorator that registers a class of predictions for likelihoods of a distribution class."""
 
     def added(predictions: P) -> P:
         FAMILIES[family] = predictions
@@ -69,10 +79,10 @@ def register(family: type[Distribution]) -> Callable[[P], P]:
 
 
 def registered(family: Distribution) -> type[Predictions]:
-    """The entry of FAMILIES for the class of a distribution, or else for the nearest registered base class.
+    """Return the class of predictions registered for the class of a distribution, or for its nearest base class.
 
     Raises:
-        UsageError: there is no such entry.
+        UsageError: neither the class nor a base class is registered.
     """
     for base in type(family).__mro__:
         if base in FAMILIES:
@@ -80,20 +90,17 @@ def registered(family: Distribution) -> type[Predictions]:
     names = ", ".join(sorted(known.__name__ for known in FAMILIES))
     raise UsageError(
         f"expected a likelihood of a family in pyro_metabayes.likelihoods.predictions.FAMILIES ({names}), got "
-        f"{type(family).__name__}; register its predictions"
+        f"{type(family).__name__}; register a class of predictions for it"
     )
 
 
 def predictions_of(likelihood: TorchDistribution, y: Tensor, mask: Tensor) -> Predictions:
-    """The predictions of a likelihood.
+    """Construct the predictions from a likelihood and the labels, with the class registered for the family.
 
     Args:
-        likelihood: p(y_i | x_i, w_l), batch [L, T, Q].
+        likelihood: p(y_i | x_i, w_l) for L samples w_l, T tasks and Q queries, batch [L, T, Q].
         y: labels of the queries, [T, Q] classes or [T, Q, Y] numbers.
         mask: [T, Q], False for masked queries.
-
-    Returns:
-        An object of the class that is registered for the family.
 
     Raises:
         UsageError: the family is not registered.

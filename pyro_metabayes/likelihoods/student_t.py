@@ -20,16 +20,16 @@ NODES = 48
 
 @register(StudentT)
 class StudentTPredictions(NumberPredictions):
-    """Predictions of a Student-t likelihood."""
+    """Predictions under a Student-t likelihood."""
 
     @classmethod
     def standardised(cls, family: Any) -> Tensor:
-        """loc / scale [L, T, Q, Y]: the standard deviation is infinite for df <= 2."""
+        """Return loc / scale per sample of w and label; unlike the scale, the sd is infinite for df <= 2."""
         return family.loc / family.scale
 
     @property
     def mean(self) -> Tensor:
-        """loc [L, T, Q, Y], which is the mean if df > 1."""
+        """Median loc of the label per sample, task, query and component, which is the mean if df > 1."""
         return self.family.loc
 
     def cdf(self, y: Tensor) -> Tensor:
@@ -37,11 +37,11 @@ class StudentTPredictions(NumberPredictions):
 
 
 def student_t_cdf(t: Tensor, df: Tensor) -> Tensor:
-    """P(T <= t) of Student's t with df degrees of freedom, accurate to 1e-6 for df from 0.1 to 1e6; no gradient.
+    """Compute the CDF of Student's t with df degrees of freedom at t, accurate to 1e-6 for df from 0.1 to 1e6.
 
-    With t = sqrt(df) tan(theta) the density is c cos(theta)^(df - 1), c = Gamma((df + 1) / 2) / (sqrt(pi)
-    Gamma(df / 2)). It is integrated from 0 to theta by Gauss-Legendre quadrature. For df < 2 the integrand is singular
-    at pi / 2; then for |t| > sqrt(df) the tail is integrated instead.
+    The result has no gradient. With t = sqrt(df) tan(theta) the density of theta is c cos(theta)^(df - 1), where
+    c = Gamma((df + 1) / 2) / (sqrt(pi) Gamma(df / 2)). This density is integrated from 0 to theta by Gauss-Legendre
+    quadrature. For df < 2 it is singular at pi / 2; then the tail is integrated instead if |t| > sqrt(df).
 
     Args:
         t: any shape.
@@ -59,14 +59,17 @@ def student_t_cdf(t: Tensor, df: Tensor) -> Tensor:
 
 
 def _log_gamma_ratio(a: Tensor) -> Tensor:
-    """log Gamma(a + 1/2) - log Gamma(a); for a > 4 by a series, since the difference loses precision in float32."""
+    """Compute log Gamma(a + 1/2) - log Gamma(a); for a > 4 by a series, since the difference is inexact in float32."""
     large = a.clamp(min=4)
     series = 0.5 * large.log() - 1 / (8 * large) + 1 / (192 * large**3) - 1 / (640 * large**5)
     return torch.where(a > 4, series, torch.lgamma(a + 0.5) - torch.lgamma(a))
 
 
 def _centre(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
-    """c times the integral of cos(s)^(df - 1) from 0 to theta; for s > 8 / sqrt(df) the integrand is negligible."""
+    """Compute c = exp(log_c) times the integral of cos(s)^(df - 1) over s from 0 to theta, where tangent = tan(theta).
+
+    The integral ends at s = 8 / sqrt(df), since the integrand is negligible beyond.
+    """
     width = torch.minimum(torch.atan(tangent), 8 / df.sqrt())
 
     def integrand(v: float) -> Tensor:
@@ -77,9 +80,10 @@ def _centre(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
 
 
 def _tail(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
-    """c times the integral of sin(s)^(df - 1) from 0 to phi = pi / 2 - theta.
+    """Compute c = exp(log_c) times the integral of sin(s)^(df - 1) over s from 0 to phi = pi / 2 - theta.
 
-    With s = phi v^(1 / df) the integral is phi^df / df times that of (sin(s) / s)^(df - 1) over v from 0 to 1.
+    The argument `tangent` is tan(theta). With s = phi v^(1 / df) the integral is phi^df / df times the integral of
+    (sin(s) / s)^(df - 1) over v from 0 to 1.
     """
     phi = torch.atan(1 / tangent)
 
@@ -91,7 +95,7 @@ def _tail(tangent: Tensor, df: Tensor, log_c: Tensor) -> Tensor:
 
 
 def _quadrature(integrand: Callable[[float], Tensor], like: Tensor) -> Tensor:
-    """Integral over v from 0 to 1, one node after the other to save memory."""
+    """Integrate a function over v from 0 to 1, one node after the other to save memory; `like` gives the shape."""
     total = torch.zeros_like(like)
     for node, weight in _nodes():
         total += weight * integrand(node)
@@ -100,6 +104,6 @@ def _quadrature(integrand: Callable[[float], Tensor], like: Tensor) -> Tensor:
 
 @cache
 def _nodes() -> list[tuple[float, float]]:
-    """Nodes and weights of Gauss-Legendre quadrature on [0, 1]."""
+    """Return the nodes and weights of Gauss-Legendre quadrature on [0, 1]."""
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     return list(zip(((nodes + 1) / 2).tolist(), (weights / 2).tolist(), strict=True))

@@ -1,1 +1,1 @@
-"""Loggers, which receive the lines of metrics.jsonl in addition: CSV, TensorBoard, Weights & Biases, MLflow."""
+"""Loggers to which the lines of metrics.jsonl are also sent: CSV, TensorBoard, Weights & Biases, MLflow."""

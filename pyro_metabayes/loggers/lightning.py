@@ -1,4 +1,4 @@
-"""The loggers of Lightning Fabric: a CSV file, and TensorBoard."""
+"""Loggers for a CSV file and for TensorBoard, by Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _InFolder:
-    """A logger of Lightning Fabric that writes to a subfolder of the run."""
+    """Logger that passes metrics to a logger of Lightning Fabric, which writes to a subfolder of the run."""
 
     def __init__(self, logger: Logger) -> None:
         self._logger = logger
@@ -28,24 +28,24 @@ class _InFolder:
 
 
 class Csv(_InFolder):
-    """A table with one row per logged step and one column per metric: RUN_DIR/csv/metrics.csv.
+    """Logger that writes RUN_DIR/csv/metrics.csv, a table with one row per logged step and one column per metric.
 
     Args:
         folder: the folder of the run, RUN_DIR.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        from lightning_fabric.loggers import CSVLogger  # a second: not with the package
+        from lightning_fabric.loggers import CSVLogger  # takes a second, so it is not imported with the package
 
         _remove(Path(folder) / "csv")
         super().__init__(CSVLogger(folder, name="", version="csv", flush_logs_every_n_steps=1))
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
-        """Nothing: a table of metrics has no place for settings, which are in .hydra and results.json."""
+        """Do nothing: the table has no place for settings, which are in .hydra and results.json."""
 
 
 class TensorBoard(_InFolder):
-    """Events for `tensorboard --logdir RUN_DIR`, in RUN_DIR/tensorboard.
+    """Logger that writes events to RUN_DIR/tensorboard, shown by `tensorboard --logdir RUN_DIR`.
 
     Args:
         folder: the folder of the run, RUN_DIR.
@@ -63,11 +63,11 @@ class TensorBoard(_InFolder):
         super().__init__(TensorBoardLogger(folder, name="", version="tensorboard"))
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
-        """The settings, as text."""
+        """Write the settings of the run as text."""
         rows = "\n".join(f"    {name}: {value}" for name, value in settings.items())
         self._logger.experiment.add_text("settings", rows)  # type: ignore[attr-defined]
 
 
 def _remove(folder: Path) -> None:
-    """Remove the record of an interrupted training, which the new one repeats."""
+    """Remove the files of an interrupted training; the new training writes them again."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""MLflow Tracking."""
+"""Logger for MLflow Tracking."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.loggers.run_log import missing_package
 
-LONGEST = 500  # characters of a parameter that every version of the server accepts
+LONGEST = 500  # number of characters of a parameter that every version of the server accepts
 
 
 class MLflow:
-    """A run of MLflow. A training that is continued becomes a new run, which has the earlier lines too.
+    """Logger that writes to a new run of MLflow. A resumed training also writes its earlier steps to the new run.
 
     Args:
         name: the name of the run.
-        experiment: the experiment, which is created if it does not exist.
-        tracking_uri: a server, or sqlite:///FILE.db; None: MLFLOW_TRACKING_URI, else the default of MLflow.
+        experiment: the name of the experiment, which is created if it does not exist.
+        tracking_uri: address of a server, or sqlite:///FILE.db; None: the environment variable MLFLOW_TRACKING_URI, or
+            else the default of MLflow.
 
     Raises:
         UsageError: the package mlflow is not installed, or the experiment cannot be opened.
@@ -37,7 +38,7 @@ class MLflow:
             self._run = self._client.create_run(number, run_name=name).info.run_id
         except (MlflowException, ImportError) as error:
             remedy = "set logger.tracking_uri to a server that runs, or to sqlite:///FILE.db"
-            raise UsageError(f"expected to start a run of MLflow, got: {error}; {remedy}") from None
+            raise UsageError(f"expected MLflow to start a run, got the error: {error}; {remedy}") from None
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         from mlflow.entities import Param

@@ -1,4 +1,4 @@
-"""Passes the log of a training, its settings and its results to a logger."""
+"""Connection of a training to a logger: settings, logged steps and results."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pyro_metabayes.errors import UsageError, printable
 
 
 class Logger(Protocol):
-    """What every logger does. A new object is a new record, which replaces an earlier one in the same place."""
+    """Interface of a logger. A new logger object starts a new record and replaces an earlier record in its place."""
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
-        """Record the settings of the run: plain values by dotted name."""
+        """Record the settings of the run, by dotted name such as train.steps."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record finite numbers of a step by dotted name."""
+        """Record the metrics of a training step, finite numbers by dotted name."""
 
     def close(self, failed: bool) -> None:
-        """Finish the record; failed: the run ended by an exception."""
+        """Finish the record; `failed` tells whether the run ended with an exception."""
 
 
 class RunLog:
-    """A callback of `fit` and a context manager. The record of a continued training has its earlier lines too.
+    """Callback of `fit` that passes the logged steps of a training to a logger, and a context manager that closes it.
 
         with RunLog(Csv(folder="runs/a"), "runs/a") as log:
             fit(learner, train, val, steps=1000, folder="runs/a", callbacks=[log])
 
-    A logger that fails later, for instance without a connection, does not end the training: a note says so, and
-    metrics.jsonl is complete.
+    If the training is resumed, the steps before the interruption are logged again. If the logger fails, for instance
+    without a connection, the training continues: a note is printed, and metrics.jsonl remains complete.
 
     Args:
         logger: the logger; None: nothing is logged.
-        folder: the folder of the run, whose metrics.jsonl has the lines before a continuation.
-        settings: plain settings of the run, nested by name.
+        folder: the folder of the run; its metrics.jsonl holds the steps before an interruption.
+        settings: settings of the run, a nested dict of plain values.
     """
 
     def __init__(self, logger: Logger | None, folder: Path | str, settings: Mapping[str, Any] | None = None) -> None:
@@ -54,13 +54,13 @@ class RunLog:
             self._call(lambda: logger.close(failed=kind is not None))
 
     def __call__(self, line: Mapping[str, Any]) -> None:
-        """Log the line of a step, after those of earlier steps that are only in metrics.jsonl."""
+        """Log the metrics of a step; before the first step, log the earlier steps of a resumed training."""
         if not self._last_step:
             self._log_file(before=line["step"])
         self._log(line, line["step"])
 
     def log_results(self, results: Mapping[str, Any], step: int) -> None:
-        """Log the metrics of an evaluation with the prefix "test_"; `step` is the number of steps of the training."""
+        """Log the metrics of an evaluation with the prefix "test_"; `step` is the number of training steps."""
         if not self._last_step:
             self._log_file(before=step + 1)
         self._log({f"test_{name}": value for name, value in results.items()}, step)
@@ -78,7 +78,7 @@ class RunLog:
             self._call(lambda: logger.log_metrics(metrics, step))
 
     def _call(self, action: Callable[[], object]) -> None:
-        """Call a method of the logger; after an error it is not called again."""
+        """Call a method of the logger; after an exception print a note, and do not call the logger again."""
         try:
             action()
         except Exception as error:
@@ -92,7 +92,7 @@ def is_number(value: object) -> bool:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested mappings."""
+    """Yield dotted names and values of nested mappings: {"a": {"b": 1}} gives ("a.b", 1)."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")
@@ -101,7 +101,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def missing_package(package: str, extra: str) -> UsageError:
-    """The error for a logger whose package is not installed."""
+    """Return the error for a logger whose package is not installed; `extra` is the name of the logger."""
     return UsageError(
-        f"expected the package {package} for logger={extra}, got none; pip install 'pyro_metabayes[{extra}]'"
+        f"expected the package {package} for logger={extra}, but it is not installed; run: "
+        f"pip install 'pyro_metabayes[{extra}]'"
     )

@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Logger for Weights & Biases."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ MODES = ("online", "offline", "disabled")
 
 
 class WandB:
-    """A run of Weights & Biases. A training that is continued becomes a new run, which has the earlier lines too.
+    """Logger that writes to a new run of Weights & Biases. A resumed training also writes its earlier steps to it.
 
     Args:
-        folder: the folder of the run; its files are in the subfolder wandb.
+        folder: the folder of the training; the files of Weights & Biases are in its subfolder wandb.
         name: the name of the run.
         project: the project.
-        entity: the user or team; None: your own.
-        mode: `online`; `offline`: only files, which `wandb sync` uploads; `disabled`.
+        entity: the user or team that owns the run; None: the user who is logged in.
+        mode: `online`, `offline` (files only, which `wandb sync` uploads) or `disabled`.
 
     Raises:
         UsageError: the package wandb is not installed, or the run cannot be started.
@@ -44,7 +44,7 @@ class WandB:
             self._run = wandb.init(project=project, entity=entity, name=name, dir=folder, mode=mode)  # type: ignore[arg-type]
         except wandb.Error as error:
             remedy = "log in with `wandb login`, or set logger.mode=offline"
-            raise UsageError(f"expected to start a run of wandb, got: {_reason_of(error)}; {remedy}") from None
+            raise UsageError(f"expected wandb to start a run, got the error: {_reason_of(error)}; {remedy}") from None
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         self._run.config.update(dict(settings))
@@ -57,6 +57,6 @@ class WandB:
 
 
 def _reason_of(error: Exception) -> str:
-    """The message of wandb without its advice on logging in, which our message gives."""
+    """Return the message of an error of wandb without its advice to log in, which our message already gives."""
     sentences = " ".join(str(error).split()).removesuffix(".").split(". ")
     return ". ".join([sentences[0], *(sentence for sentence in sentences[1:] if "login" not in sentence)])
