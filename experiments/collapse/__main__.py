@@ -1,4 +1,4 @@
-"""python -m experiments.collapse study=NAME: prior collapse and scores by training objective; a demonstration by default.
+"""python -m experiments.collapse study=NAME: prior collapse and scores by objective; without study=, a demonstration.
 
 Each study is a grid of runs of experiments.run (conf/study/NAME.yaml). Finished runs are kept, so the same command
 continues an interrupted study. Writes table.md, table.csv and plots.
