@@ -252,7 +252,7 @@ def test_a_predictive_band_is_drawn(regression_run: Path, finished: Path) -> Non
     how = ("--steps", "2", "--samples", "5", "--out", "band.png")
     outcome = ran("predictive_band", "maml", "laplace", "platipus", *how)
     assert "plot: band.png" in outcome.out and Path("band.png").read_bytes().startswith(b"\x89PNG")
-    assert "expected a run of a regression with one input" in call("predictive_band", str(finished)).error
+    assert "expected a regression run with one input" in call("predictive_band", str(finished)).error
     assert "expected --task >= 0" in call("predictive_band", "maml", "--points", "0").error
 
 

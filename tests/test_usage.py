@@ -34,7 +34,7 @@ def test_every_command_prints_its_usage(name: str, flag: str) -> None:
         "gold": ("RUN_DIR", "folder of a finished run, or folders of several"),
         "predictive": ("samples", "draws of w per task (default: 100)"),
         "run": ("seed", "seed of the initial weights, the tasks and the noise (default: 0)"),
-        "collapse": ("workers", "parallel runs, each on one thread (default: 2)"),
+        "collapse": ("workers", "number of runs in parallel, each on one thread (default: 2)"),
         "prepare": ("data=", "cifar_fs, digit_domains"),
     }.items(),
 )
