@@ -33,7 +33,7 @@ def main() -> None:
     if name not in files:
         near = get_close_matches(name, files, 1)
         guess = f"did you mean '{near[0]}'? " if near else ""
-        sys.exit(f"error: no command '{name}'; {guess}there are: {', '.join(files)}")
+        sys.exit(f"error: unknown command '{name}'; {guess}choose one of: {', '.join(files)}")
     require_extra()
     del sys.argv[1]
     runpy.run_module(f"pyro_metabayes.experiments.{name}", run_name="__main__", alter_sys=True)

@@ -52,7 +52,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     specification = config.specification()["backbone"]
     backbone = build(specification, "backbone", input_shape=bank.input_shape)
     if backbone.pretrained:
-        raise UsageError("expected a backbone without weights to pretrain, got pretrained weights; set backbone.weights=random")
+        raise UsageError("expected a backbone without weights, got a pretrained one; set backbone.weights=random")
     pretraining = pretrain(backbone, specification, bank, config.pretrain, device)
     scores = {shot: PrototypeScore(bank, device, shot, None, 2000)(backbone) for shot in SHOTS}
     write(config, backbone, pretraining, scores, folder)

@@ -119,7 +119,7 @@ def chosen_rows(study: Mapping[str, Any], size: str, parts: Sequence[str]) -> li
         raise UsageError(f"expected size to be one of {', '.join(SIZES)}, got '{size}'")
     parts_of_study = list(study["parts"])
     if unknown := [part for part in parts if part not in parts_of_study]:
-        raise UsageError(f"no part '{unknown[0]}' in this study; there are: {', '.join(parts_of_study)}")
+        raise UsageError(f"unknown part '{unknown[0]}' of this study; choose from: {', '.join(parts_of_study)}")
     return [row for row in rows_of(study, size == "smoke") if not parts or row.part in parts]
 
 
