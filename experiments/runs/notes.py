@@ -91,8 +91,8 @@ def _note_useless_regression(rmse: float, constants: Mapping[str, float], cause:
     name, best = min(constants.items(), key=lambda item: item[1])
     if round(rmse, 3) >= round(best, 3):
         print(
-            f"note: RMSE {rmse:.3f} is no better than that of the {name.replace('_', ' ')}, {best:.3f}. Possible causes: "
-            f"{cause}"
+            f"note: RMSE {rmse:.3f} is no better than that of the {name.replace('_', ' ')}, {best:.3f}. "
+            f"Possible causes: {cause}"
         )
 
 
