@@ -44,7 +44,7 @@ def test_the_usage_explains_the_settings(name: str, explained: tuple[str, str]) 
 
 def test_a_choice_on_the_command_line_is_explained() -> None:
     shown = " ".join(call("run", "guide=sib", "--help").out.split())
-    assert "guide.step_size eta, for a sum over queries (default: 0.001)" in shown
+    assert "guide.step_size step size eta, for a sum over queries (default: 0.001)" in shown
     assert "also sets train.kl_weight=0.003" in shown and "guide.step_size" not in call("run", "--help").out
 
 
