@@ -111,7 +111,7 @@ def with_section(path: Path, name: str, section: str) -> str:
         section: the new section.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    text = path.read_text() if path.exists() else "# Published tables, and what this package gets\n"
+    text = path.read_text() if path.exists() else "# Published tables, and the results of this package\n"
     block = f"{begin}\n{section}\n{end}"
     if begin in text and end in text:
         return text.partition(begin)[0] + block + text.partition(end)[2]
