@@ -27,7 +27,7 @@ def require_extra() -> None:
     needed = {"hydra": "hydra-core", "matplotlib": "matplotlib", "yaml": "pyyaml"}
     if missing := [package for name, package in needed.items() if find_spec(name) is None]:
         remedy = "pip install 'pyro_metabayes[experiments]', on Python 3.11 to 3.13"  # Hydra supports no later version
-        sys.exit(f"error: expected the packages that the commands need, {', '.join(missing)} not found; {remedy}")
+        sys.exit(f"error: expected the packages of the commands, {', '.join(missing)} not installed; {remedy}")
 
 
 if sys.argv[0] == "-m":  # run as a command, not imported by another program

@@ -22,9 +22,10 @@ from pyro_metabayes.seeding import task_noise, task_subset
 
 
 class Guide(pyro_metabayes.Guide):
-    """Gaussian posterior: the prior N(m, A^-1) of the model, conditioned on a pseudo-observation u_i per point.
+    """Gaussian posterior over the effects w of a group: the prior, conditioned on one pseudo-observation per point.
 
-    A point (x_i, y_i) is replaced by u_i = b_i . w + e_i with e_i ~ N(0, 1). So q(w | points) is Gaussian with
+    The prior is N(m, A^-1). A point (x_i, y_i) is replaced by the pseudo-observation u_i = b_i . w + e_i, with noise
+    e_i ~ N(0, 1). So q(w | points) is Gaussian with
 
         precision  A + sum_i b_i b_i^T,    mean  precision^-1 (A m + sum_i b_i u_i),
         b_i = B (x_i, y_i) + f(x_i, y_i),    u_i = c (x_i, y_i) + g(x_i, y_i).

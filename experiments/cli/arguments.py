@@ -20,7 +20,7 @@ FLAGS = (
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
-    """Return the arguments of a command in Hydra's grammar. Exit with a message if Hydra could not use them."""
+    """Return the arguments of a command in Hydra's grammar. Exit with a message if an argument is not allowed."""
     _refuse_unknown_flags(arguments)
     _refuse_without_logger(arguments)
     return composable(_in_resumed_folder(_multirun_first(arguments)))

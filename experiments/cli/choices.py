@@ -1,4 +1,4 @@
-"""Explains unknown settings that the YAML of a choice has set, as guide=laplace sets prior.scale beside prior=flat."""
+"""Explains unknown settings that come from the YAML of a choice, such as prior.scale of guide=laplace with prior=flat."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 @contextlib.contextmanager
 def naming_choices(choices: Mapping[str, str]) -> Iterator[None]:
-    """Context manager that replaces an UnknownKey error by one that names the choice which causes it.
+    """Context manager that replaces an UnknownKey error by a message that names the choice which sets the key.
 
     For example, guide=laplace sets prior.scale, which prior=flat does not have.
 

@@ -56,7 +56,7 @@ def _under_torchrun() -> bool:
 
 @contextlib.contextmanager
 def processes_of(config: Config, folder: Path) -> Iterator[None]:
-    """Context manager that starts one worker per device except the first, sends them the run, and stops them."""
+    """Context manager that starts one worker per further device, sends the settings to the workers, and stops them."""
     if config.trainer.devices == 1:
         yield
         return
@@ -117,7 +117,10 @@ def _train_in_group(train: Callable[[Config, Path], object]) -> None:
 
 
 def _exit_with_first() -> None:
-    """Exit when the pipe from the first process closes, since a collective operation would wait for it forever."""
+    """Exit as soon as the first process has ended, which closes the pipe to this worker.
+
+    Otherwise a collective operation would wait for the first process forever.
+    """
     sys.stdin.buffer.read()
     os._exit(1)
 

@@ -1,7 +1,8 @@
-"""python -m experiments.collapse study=NAME: prior collapse and scores by objective; without study=, a demonstration.
+"""python -m experiments.collapse study=demonstration: prior collapse and scores by training objective.
 
 A study is a list of runs of experiments.run with different settings (conf/study/NAME.yaml). Finished runs are kept, so
-the same command continues an interrupted study. The command writes table.md, table.csv and plots.
+the same command continues an interrupted study. The default study, demonstration, takes two minutes. The command writes
+table.md, table.csv and plots.
 """
 
 from __future__ import annotations

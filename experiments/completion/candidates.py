@@ -92,7 +92,7 @@ def _settings_in(choice: Path, group: str) -> list[str]:
 
 
 def _fields(path: Path) -> list[str]:
-    """Return the field names of the dataclasses *Settings and *Shape in a Python file."""
+    """Return the field names of all dataclasses in a Python file whose names end with Settings or Shape."""
     classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
     chosen = [node for node in classes if node.name.endswith(("Settings", "Shape"))]
     names = [line.target for node in chosen for line in node.body if isinstance(line, ast.AnnAssign)]

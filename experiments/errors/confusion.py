@@ -78,7 +78,10 @@ class Confusion:
         ]
 
     def hardest(self, most: int) -> Self:
-        """Return the matrix of at most `most` classes that occur most often in errors, as true or predicted class."""
+        """Return the confusion matrix restricted to the `most` classes that occur most often in errors.
+
+        A class occurs in an error as the true or as the predicted class.
+        """
         wrong = self.counts.clone().fill_diagonal_(0)
         order = (wrong.sum(0) + wrong.sum(1)).argsort(descending=True, stable=True)[:most].sort().values
         names = [self.names[index] for index in order.tolist()]

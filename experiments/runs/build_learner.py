@@ -40,7 +40,7 @@ class TransformsFeatures(Protocol):
         """Whether the backbone changes the features by more than a scale."""
 
     def centre_on(self, batches: Iterable[Tensor]) -> None:
-        """Set the mean that is subtracted to the mean of all training inputs, in batches [inputs, features]."""
+        """Compute the mean to subtract, from all training inputs in batches [inputs, features]."""
 
 
 @runtime_checkable

@@ -176,7 +176,7 @@ def _calibration(runs: Sequence[Run]) -> str:
 
 
 def with_meaning(rows: Sequence[dict[str, str]], runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Remove the columns for classification, for regression or for the joint NLL that no run has."""
+    """Remove the columns that belong to classification, regression or the joint NLL if no run has values for them."""
     of_classes = {"accuracy" in run.per_task for run in runs}
     left_out = (() if True in of_classes else OF_CLASSES) + (() if False in of_classes else OF_NUMBERS)
     if not any("joint_nll" in run.per_task for run in runs):

@@ -51,7 +51,7 @@ def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
 
 
 def evaluated(setup: RunSetup, learner: MetaLearner, others: Sequence[MetaLearner] = ()) -> Evaluation:
-    """Evaluate a learner as the settings eval.* of a run demand.
+    """Evaluate a learner on the tasks of a run, with the settings eval.* of the run.
 
     Args:
         setup: the run, with its tasks.

@@ -125,7 +125,7 @@ def read_run(folder: Path) -> Run:
         return Run(folder, without_old_joint(results), per_task, archive.get(GROUP))
     except DAMAGED as error:
         raise UsageError(
-            f"expected a finished run in {folder}, got damaged files: {file}: {reason_of(error)}"
+            f"expected a finished run in {folder}, got damaged files: {file}: {reason_of(error)}; run it again"
         ) from None
 
 

@@ -82,7 +82,7 @@ def note_poor_result(results: Mapping[str, Any], causes: Causes = OF_TRAINING) -
         print(f"note: {count} were skipped: a loss or gradient was not finite (train.on_nan)")
     num_answers = results["way"] + (results["base_classes"] or 0)
     if results["way"] > 1 and results["accuracy"] and results["nll"] > (chance := math.log(num_answers)):
-        print(f"note: the NLL is worse than that of chance, {chance:.3f}. Possible causes: {causes.classes}")
+        print(f"note: the NLL is worse than chance ({chance:.3f}). Possible causes: {causes.classes}")
     if constants := results["constant_rmse"]:
         _note_useless_regression(results["rmse"], constants, causes.numbers)
 
@@ -91,7 +91,7 @@ def _note_useless_regression(rmse: float, constants: Mapping[str, float], cause:
     name, best = min(constants.items(), key=lambda item: item[1])
     if round(rmse, 3) >= round(best, 3):
         print(
-            f"note: RMSE {rmse:.3f} is no better than that of the {name.replace('_', ' ')}, {best:.3f}. "
+            f"note: RMSE {rmse:.3f} is no better than that of the {name.replace('_', ' ')} ({best:.3f}). "
             f"Possible causes: {cause}"
         )
 

@@ -72,7 +72,10 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
 
 
 def division_of(setup: RunSetup) -> str | None:
-    """Return what distinguishes the splits of a data set: "classes", "rows" or "none"; None for other task sources."""
+    """Return how a data set is divided into splits: by "classes", by "rows", or "none" (all splits are equal).
+
+    The result is None for sources of tasks without splits.
+    """
     return setup.tasks.source.bank.division if isinstance(setup.tasks.source, BankSampler) else None
 
 
@@ -166,8 +169,8 @@ def commit() -> str | None:
 def log_likelihoods(setup: RunSetup) -> dict[str, float] | None:
     """Return the log-likelihood of the training groups under the learned prior, and its maximum over all priors.
 
-    Both are in nats, for standardised columns. A prior that depends on the support set is that of an empty support set.
-    The result is None if model or prior have no closed form, or the data have no groups.
+    Both are in nats, for standardised columns. If the prior depends on the support set, the support set is empty. The
+    result is None if model or prior have no closed form, or the data have no groups.
     """
     source, model = setup.tasks.source, setup.learner.model
     if not isinstance(source, Groups) or not isinstance(model, IntegratesGaussian) or not model.canonical:

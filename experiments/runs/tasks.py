@@ -67,13 +67,13 @@ class RunTasks:
     device: torch.device
 
     def stream(self, split: str, evaluation: bool = False) -> TaskStream:
-        """Return the tasks of a split. Only with `evaluation` do they have unknown classes (task.unknown)."""
+        """Return the tasks of a split. They have unknown classes (task.unknown) only if `evaluation` is true."""
         num_tasks = self.config.train.num_tasks if split == "train" else None
         return self._stream(split, self.config.task.of(split, evaluation), num_tasks)
 
     @property
     def validation(self) -> TaskStream:
-        """Validation tasks. If the split has fewer than task.way classes, each task has all its classes."""
+        """Validation tasks. If the split has fewer than task.way classes, each task has all classes of the split."""
         return self._stream("val", validation_shape(self.config, self.source))
 
     @property
@@ -115,7 +115,7 @@ class RunTasks:
 
     @property
     def truth(self) -> KnownTruth | None:
-        """Simulator, if the true posterior p(w | observed data) is known, else None."""
+        """Simulator with a known true posterior p(w | observed data); None for other data."""
         return self.source if isinstance(self.source, KnownTruth) else None
 
     def _stream(self, split: str, shape: TaskShape, num_tasks: int | None = None) -> TaskStream:
@@ -159,7 +159,7 @@ def validation_shape(config: Config, source: Source) -> TaskShape:
 
 
 def note_narrower_validation(config: Config, source: Source, learner: MetaLearner) -> None:
-    """Print a note if validation tasks have fewer classes than training tasks; UsageError if the guide cannot."""
+    """Print a note, or raise UsageError if the guide forbids it, if validation has fewer classes than training."""
     way, narrower = config.task.way, validation_shape(config, source).way
     if narrower == way:
         return
@@ -196,5 +196,5 @@ def fingerprint_of(data: Bank | Source) -> str | None:
 
 
 def _on(device: torch.device, draw: Callable[[Generator], Block]) -> Callable[[Generator], Block]:
-    """Return a sampler that draws tasks on the CPU, so that they do not depend on the device, and moves them there."""
+    """Return a sampler that draws tasks on the CPU, to be equal on all devices, and moves them to the device."""
     return lambda generator: draw(generator).to(device)

@@ -29,7 +29,7 @@ def run_study(config: Any, name: str, folder: Path, write: Write) -> None:
 
     Args:
         config: a `StudyConfig`.
-        name: text that identifies the study, to refuse a folder that holds another one.
+        name: text that identifies the study, to refuse a folder that holds another study.
         folder: the folder of the study.
         write: function of the study, its rows with finished runs, and the folder. Writes tables and plots.
     """

@@ -43,7 +43,7 @@ class Row:
         return study / name / f"seed{seed}"
 
     def results(self, study: Path) -> list[dict[str, Any]]:
-        """Return the contents of results.json, one per seed, from the folder of the study."""
+        """Read results.json of each seed of this row, from the folder of the study."""
         return [read(self.folder(study, seed)) for seed in range(self.seeds)]
 
 

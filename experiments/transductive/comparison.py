@@ -19,12 +19,12 @@ from pyro_metabayes.experiments.transductive.methods import Method, Predict, pre
 
 @dataclass(frozen=True)
 class Scored:
-    """Results on one bank (data set).
+    """Results of all methods on one bank (data set). A column of the tables is a kind of tasks, such as 1-shot tasks.
 
     Attributes:
         cells: scores by method and column.
         choices: chosen settings by method.
-        marginals: mean shares of the classes among the queries, by column with imbalanced queries.
+        marginals: mean shares of the classes among the queries, for each column with imbalanced queries.
     """
 
     cells: Mapping[str, Mapping[str, Cell]]
@@ -60,9 +60,9 @@ class Comparison:
     most_tasks: int
 
     def run(self, methods: Sequence[Method]) -> Scored:
-        """Choose settings of all methods and score them in all columns.
+        """Choose the settings of all methods on validation classes, and score the methods on all kinds of test tasks.
 
-        A method that assumes balanced queries is scored in the columns with balanced queries only.
+        A method that assumes balanced queries is scored on tasks with balanced queries only.
         """
         bank, columns = features.load(str(bank_file(self.folder, self.name))), columns_of(self.study, self.name)
         cells, choices = {}, {}

@@ -92,7 +92,10 @@ Pair = tuple[str, str, Difference, Difference]  # method, column, and difference
 
 
 def pairs_of(methods: Sequence[Method], cells: Cells) -> list[Pair]:
-    """Compare our methods in all columns with the best peer that makes the same assumption about the class marginal."""
+    """Compare each of our methods with the best peer, in each column (kind of tasks).
+
+    Peers are methods that make the same assumption about the class marginal of the queries.
+    """
     found = []
     for own in (method for method in methods if method.ours):
         peers = [method.name for method in methods if method.peer and not method.ours and method.known == own.known]
@@ -129,7 +132,11 @@ def _verdict(accuracy: Difference, nll: Difference) -> str:
 
 
 def count_rows(banks: Mapping[str, Cells], methods: Sequence[Method]) -> list[TableRow]:
-    """Return a table of the number of columns in which each of our methods is best or level, by bank (data set)."""
+    """Count the kinds of tasks in which each of our methods is better than the best peer or level with it.
+
+    Returns:
+        A table with one row per bank (data set) and method of ours.
+    """
     rows = []
     for bank, cells in banks.items():
         pairs = pairs_of(methods, cells)
@@ -148,9 +155,9 @@ def count_rows(banks: Mapping[str, Cells], methods: Sequence[Method]) -> list[Ta
 
 
 def query_rows(banks: Mapping[str, Cells], column: str) -> list[TableRow]:
-    """Return a table of accuracies in one column, from class means to learned steps on the queries.
+    """Return a table of accuracies on one kind of tasks, from class means to guides that use the queries.
 
-    The increase along a row shows the effect of the queries.
+    The increase along a row is the effect of the queries. There is one row per bank (data set).
     """
     return [
         {"bank": bank, **{name: per_cent(float(cells[name][column].accuracy.mean())) for name in ONE_STEP}}
