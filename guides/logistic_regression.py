@@ -83,7 +83,10 @@ class _Newton:
         self.labels = functional.one_hot(observed.support_y, observed.num_classes) * self.mask
 
     def maximise(self, num_steps: int) -> Tensor:
-        """Return the coefficients a at the maximum. Gradients flow through the last step only."""
+        """Return the coefficients a at the maximum of the log posterior, [tasks, support points, classes].
+
+        Gradients flow through the last step only.
+        """
         a = torch.zeros_like(self.offset)
         with torch.no_grad():
             for _ in range(num_steps - 1):

@@ -1,4 +1,4 @@
-"""Explains unknown settings that come from the YAML of a choice, such as prior.scale of guide=laplace with prior=flat."""
+"""Explains unknown settings that come from the YAML of a choice, such as prior.scale of guide=laplace."""
 
 from __future__ import annotations
 

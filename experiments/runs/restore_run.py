@@ -103,7 +103,9 @@ def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
     """
     state = checkpoint.load(within(folder, "checkpoint.pt"))
     if "training" not in state:
-        raise UsageError(f"expected the checkpoint of a run in {folder}, got one without the training state; give another")
+        raise UsageError(
+            f"expected the checkpoint of a run in {folder}, got one without the training state; give another folder"
+        )
     with expecting(f"the checkpoint of a run in {folder}"):
         step, num_steps = count_of(state["training"]["step"]), config.train.steps
         count_of(state["training"]["skipped"])
