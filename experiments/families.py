@@ -51,7 +51,7 @@ class FamilyStudy:
         setup = restore_run(folder, self.config)
         source = setup.tasks.source
         if not isinstance(source, SineAndLine):
-            raise UsageError(f"expected a run on data=sine_and_line, got one on {self.config.choices.get('data')}")
+            raise UsageError(f"expected a run on data=sine_and_line, got data={self.config.choices.get('data')}")
         self.source = replace(source, fewest=0)
         self.learner = setup.learner
 

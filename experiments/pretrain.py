@@ -31,7 +31,7 @@ SHOTS = (1, 5)
 
 
 def bank_of(config: Config) -> Bank:
-    """Return the dataset of images that `data=` names.
+    """Return the data set of images that `data=` names.
 
     Raises:
         UsageError: the source does not provide images with classes.

@@ -27,7 +27,7 @@ def note_other_steps(before: TrainSettings, folder: Path) -> None:
     """Clean up after a finished run was trained for more steps.
 
     Deletes the evaluations and the error analysis of the earlier learner. Prints a note if the cosine schedule of the
-    step size was computed for the earlier number of steps.
+    learning rate was computed for the earlier number of steps.
 
     Args:
         before: the training settings before the number of steps was changed.

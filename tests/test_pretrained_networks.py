@@ -290,7 +290,7 @@ def test_an_interrupted_extraction_goes_on(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(embed_features, "_piece", interrupted)
     outcome = call("embed", "pictures", "out=it.npz", *RANDOM_TIMM)
-    assert outcome.code == 130 and "features of 64 of 72 images are kept: the same command goes on" in outcome.err
+    assert outcome.code == 130 and "features of 64 of 72 images are kept: the same command continues" in outcome.err
     assert {path.name for path in Path().iterdir()} == {"pictures", "cache"}
     ran("embed", "pictures", "out=it.npz", *RANDOM_TIMM)
     assert pieces == [64, 8, 8] and len(np.load("it.npz")["features"]) == 72

@@ -61,7 +61,7 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
     posterior = learner.guide.posterior(episodes.pooled())
     if not (has_density(prior) and has_density(posterior)):
         raise UsageError("expected a prior and a posterior with standard deviations, got a flat prior or a point "
-                         "estimate; set guide=partial_pooling, exact or savi")  # fmt: skip
+                         "estimate; train with guide=partial_pooling, exact or savi")  # fmt: skip
     mean, covariance = moments_of_rows(prior)
     coefficients = torch.cat((mean[0], shared.beta[0].double()))
     noise = torch.as_tensor(shared.noise if has(shared, LinearMixedModel) else torch.nan).double()

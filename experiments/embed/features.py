@@ -36,7 +36,7 @@ def embedded(
         background: colour behind transparent pixels.
 
     Returns:
-        features [images, features], and keys [images], hashes of the pixels.
+        The arrays `features` [images, features] and `keys` [images], which are hashes of the pixels.
 
     Raises:
         UsageError: images cannot be read; the message names them.
@@ -58,7 +58,7 @@ def embedded(
         except KeyboardInterrupt:
             done = PIECE * len(parts)
             raise Interrupted(
-                f"interrupted; features of {done} of {len(files)} images are kept: the same command goes on"
+                f"interrupted; features of {done} of {len(files)} images are kept: the same command continues"
             ) from None
     return {name: np.concatenate([part[name] for part in parts]) for name in ("features", "keys")}
 

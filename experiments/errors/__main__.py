@@ -1,12 +1,10 @@
 """python -m experiments.errors RUN_DIR: the confusion matrix and the most confident errors of a finished run.
 
-The command predicts the queries of the evaluation tasks again, and writes to RUN_DIR/errors:
-
-  confusion.csv         number of queries of each class (rows) that were predicted as each class (columns)
-  confusion_shares.csv  these numbers, divided by the number of queries of the row's class in tasks with both classes
-  confusion.png         these shares, for the classes with the most errors
-  errors.csv            the wrong predictions with the largest probability, with the file or row of the query
-  errors.png            the images of these queries, if the data are images
+The command predicts the queries of the evaluation tasks again, and writes to RUN_DIR/errors. confusion.csv has the
+number of queries of each class (rows) that were predicted as each class (columns). confusion_shares.csv has these
+numbers divided by the number of queries of the row's class in tasks with both classes. confusion.png shows these shares
+for the classes with the most errors. errors.csv lists the wrong predictions with the largest probability, with the file
+or row of the query. errors.png shows these queries, if they are images.
 
 Settings that are not learned can be changed, such as task.shot=5 or eval.tasks=2000. The results are then in a
 subfolder of RUN_DIR/errors that is named after the changed settings.

@@ -138,4 +138,4 @@ def _arrays(path: Path, name: str) -> dict[str, np.ndarray]:
     try:
         return read_npz(path) if suffix == ".npz" else {NAMES[0]: np.load(path, mmap_mode="r")}
     except DAMAGED as error:
-        raise UsageError(f"expected arrays of numbers in {path}, which cannot be read: {reason_of(error)}") from None
+        raise UsageError(f"expected arrays of numbers in {path}, got an unreadable file: {reason_of(error)}") from None

@@ -23,7 +23,7 @@ class Difference:
         mean: mean difference, in percentage points of accuracy or nats per query.
         ci95: half width of the 95% interval over tasks.
         tasks: number of tasks.
-        seeds: lowest and highest mean difference of a training run.
+        seeds: lowest and highest mean difference over training runs.
     """
 
     peer: str
