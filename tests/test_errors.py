@@ -223,7 +223,7 @@ STUDY = {
     "workers=0": "expected workers >= 1, got 0",
     "workers=two": "expected workers to be of type integer, got 'two'",
     "parts=ceiling": "expected parts to be a list, in quotes for the shell: 'parts=[...]'",
-    "parts=[nope]": "unknown part 'nope' of this study; choose from: ceiling, monte_carlo, monte_carlo_joint, shared",
+    "parts=[nope]": "unknown part 'nope' of this study; choose from: conditional_prior",
     "sice=smoke": "unknown key 'sice'; did you mean 'size'?",
 }
 
