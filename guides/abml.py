@@ -67,7 +67,8 @@ class Guide(pyro_metabayes.Guide):
         if num_steps < 0 or inner_samples < 1 or min(step_size, shape, rate) <= 0 or min(inner_kl, hyper_weight) < 0:
             raise UsageError(
                 "expected guide.num_steps, inner_kl, hyper_weight >= 0, inner_samples >= 1 and step_size, shape, rate "
-                f"> 0, got {num_steps}, {inner_kl}, {hyper_weight}, {inner_samples}, {step_size}, {shape}, {rate}"
+                f"> 0, got (in this order) {num_steps}, {inner_kl}, {hyper_weight}, {inner_samples}, {step_size}, "
+                f"{shape}, {rate}"
             )
         self.num_steps, self.inner_samples, self.inner_kl = num_steps, inner_samples, inner_kl
         self.hyper_weight = hyper_weight

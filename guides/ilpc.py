@@ -67,7 +67,7 @@ class Guide(pyro_metabayes.Guide):
             got = f"{num_neighbours}, {per_class}, {cleaning_steps}, {power} and {propagation_decay}"
             raise UsageError(
                 "expected guide.num_neighbours, per_class and cleaning_steps >= 1, power > 0 and "
-                f"0 <= propagation_decay < 1, got {got}"
+                f"0 <= propagation_decay < 1, got (in this order) {got}"
             )
         linear_head(model, "guide=ilpc")
         self.num_neighbours, self.decay, self.power = num_neighbours, propagation_decay, power

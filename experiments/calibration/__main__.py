@@ -47,7 +47,7 @@ class CalibrationSettings:
     def check(self) -> None:
         if self.samples < 1 or self.sbc_tasks < 0 or self.draws < 1 or not 0 < self.rate < 1:
             got = f"{self.samples}, {self.sbc_tasks}, {self.draws} and {self.rate}"
-            raise UsageError(f"expected samples, draws >= 1, sbc_tasks >= 0 and 0 < rate < 1, got {got}")
+            raise UsageError(f"expected samples >= 1, sbc_tasks >= 0, draws >= 1 and 0 < rate < 1, got {got}")
         if self.prior not in ("auto", "learned", "simulator"):
             raise UsageError(f"expected prior to be one of auto, learned, simulator, got '{self.prior}'")
 
