@@ -10,14 +10,14 @@ STOP = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DF
 
 
 def commands() -> dict[str, Path]:
-    """The file of each command by name: NAME.py in this folder, or the __main__.py of the package NAME."""
+    """Return the file of each command by its name: experiments/NAME.py or experiments/NAME/__main__.py."""
     files = {path.stem: path for path in Path(__file__).parent.glob("[a-z]*.py")}
     files |= {path.parent.name: path for path in Path(__file__).parent.glob("*/__main__.py")}
     return dict(sorted(files.items()))
 
 
 def _leave(number: int, frame: object) -> None:
-    """Exit at once, since nothing needs cleaning up while a command still imports packages."""
+    """Handle a signal: exit at once. While a command still imports packages, there is nothing to clean up."""
     os.write(2, b"\ninterrupted; nothing was started\n")
     os._exit(128 + number)
 
@@ -27,7 +27,7 @@ def require_extra() -> None:
     needed = {"hydra": "hydra-core", "matplotlib": "matplotlib", "yaml": "pyyaml"}
     if missing := [package for name, package in needed.items() if find_spec(name) is None]:
         remedy = "pip install 'pyro_metabayes[experiments]', on Python 3.11 to 3.13"  # Hydra supports no later version
-        sys.exit(f"error: expected the packages of the commands, {', '.join(missing)} not found; {remedy}")
+        sys.exit(f"error: expected the packages of the commands, {', '.join(missing)} not installed; {remedy}")
 
 
 if sys.argv[0] == "-m":  # run as a command, not imported by another program

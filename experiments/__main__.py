@@ -1,4 +1,4 @@
-"""metabayes NAME ...: runs the command NAME of the package; without a name, lists the commands."""
+"""metabayes NAME ...: run the command NAME of the package. Without a name, list the commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MORE = (
 
 
 def summary(path: Path) -> str:
-    """The first line of a command's docstring after the usage; read without importing the command."""
+    """Return the first line of a command's docstring without the usage, read without importing the command."""
     line = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
     return line.rpartition(": ")[2] if ": " in line else line
 
@@ -33,14 +33,14 @@ def main() -> None:
     if name not in files:
         near = get_close_matches(name, files, 1)
         guess = f"did you mean '{near[0]}'? " if near else ""
-        sys.exit(f"error: no command '{name}'; {guess}there are: {', '.join(files)}")
+        sys.exit(f"error: unknown command '{name}'; {guess}choose one of: {', '.join(files)}")
     require_extra()
     del sys.argv[1]
     runpy.run_module(f"pyro_metabayes.experiments.{name}", run_name="__main__", alter_sys=True)
 
 
 def _print(text: str) -> None:
-    """Print a text; a reader such as `head` may close the pipe early."""
+    """Print a text. If a reader such as `head` closes the pipe early, exit without a traceback."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -1,8 +1,8 @@
 """python -m experiments.ablate guide=sib: ablations of a guide, one change at a time.
 
-Each row of conf/ablate/guide/NAME.yaml is a run of experiments.run; its label states the difference from the first row.
-Some rows are also evaluated under other settings (imbalanced or larger query sets). Finished runs are kept, so the same
-command continues an interrupted ablation. Writes table.md, table.csv and ablation.png.
+Each row of conf/ablate/guide/NAME.yaml is a run of experiments.run. Its label states the difference from the first row.
+Some learners are also evaluated under other settings (imbalanced or larger query sets). Finished runs are kept, so the
+same command continues an interrupted ablation. The command writes table.md, table.csv and ablation.png.
 """
 
 from __future__ import annotations
@@ -35,14 +35,20 @@ NOTE = (
 
 @dataclass
 class AblationConfig(StudyConfig):
-    """The guide, the data, and how the ablation is run."""
+    """Settings of experiments.ablate: those of `StudyConfig`, and the data."""
 
     on: str = "data=gaussian_features"  # data and further settings of every row
 
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """A row, its runs (one per seed), and the settings that the evaluation changes."""
+    """Row of the study with its results.
+
+    Args:
+        row: the row of the study.
+        changes: the settings that the evaluation changes; '' for the evaluation at the end of training.
+        runs: the results, one per seed.
+    """
 
     row: Row
     changes: str
@@ -54,7 +60,7 @@ class ScoredRow:
 
     @property
     def same_guide(self) -> bool:
-        """Whether the evaluation leaves the settings of the guide as in training."""
+        """Whether the guide has the same settings in the evaluation as in training."""
         return "guide." not in self.changes
 
 
@@ -65,7 +71,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def scored_rows(study: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[ScoredRow]:
-    """Every row as trained, followed by its evaluations with changed settings."""
+    """Read the results of each row: the evaluation after training, followed by those with changed settings."""
     entries = []
     for row in rows:
         folders = [row.folder(folder, seed) for seed in range(row.seeds)]
@@ -79,7 +85,12 @@ def scored_rows(study: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> 
 
 
 def table_row(entry: ScoredRow, base: Sequence[Run]) -> dict[str, str]:
-    """One row of the table; `base` holds the runs of the first row with which a gain can be paired."""
+    """Return one row of the table.
+
+    Args:
+        entry: the row of the study with its results.
+        base: runs of the first row of the study. The gain is paired with those on the same tasks.
+    """
     cells = scores_row("", "", entry.runs)
     gain = differences_row("", "", entry.runs, base)["accuracy gain, points"]
     return {
@@ -95,7 +106,7 @@ def table_row(entry: ScoredRow, base: Sequence[Run]) -> dict[str, str]:
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """Write table.md, with the command of every row, table.csv and the plot."""
+    """Write table.md (with the command that reruns each row), table.csv and the plot."""
     entries = scored_rows(study, rows, folder)
     first_entries = [entry for entry in entries if entry.row == entries[0].row]
     base = [run for entry in reversed(first_entries) if entry.same_guide for run in entry.runs]
@@ -107,7 +118,11 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
 
 
 def draw(entries: Sequence[ScoredRow], path: Path) -> Path:
-    """Left: every row under its training settings. Right: learners that were also evaluated on other query sets."""
+    """Plot accuracies and save the plot.
+
+    The left panel shows each row under its training settings. The right panel shows the learners that were also
+    evaluated on other query sets.
+    """
     rows = [entry for entry in entries if not entry.changes]
     reevaluated = [entry for entry in entries if entry.changes and entry.same_guide]
     figure, axes = new_figure(2 if reevaluated else 1)
@@ -128,7 +143,7 @@ def draw(entries: Sequence[ScoredRow], path: Path) -> Path:
 
 
 def _draw_query_sets(axis: Any, entries: Sequence[ScoredRow]) -> None:
-    """Accuracies of each learner on each query set."""
+    """Plot the accuracy of each learner on each query set, one colour per learner."""
     sets = list(dict.fromkeys(_query_set(entry) for entry in entries))
     for number, row in enumerate(dict.fromkeys(entry.row for entry in entries)):
         points = sorted((sets.index(_query_set(entry)), *accuracy_of(entry)) for entry in entries if entry.row == row)
@@ -144,7 +159,7 @@ def _query_set(entry: ScoredRow) -> str:
 
 
 def accuracy_of(entry: ScoredRow) -> tuple[float, float]:
-    """Mean over seeds of the accuracy and of the half width of its 95% interval, in per cent."""
+    """Return the accuracy and the half width of its 95% interval in per cent, each averaged over seeds."""
     accuracies = [run.results["accuracy"] for run in entry.runs]
     mean, ci95 = (100 * sum(accuracy[name] for accuracy in accuracies) / len(accuracies) for name in ("mean", "ci95"))
     return mean, ci95

@@ -1,8 +1,8 @@
 """python -m experiments.domain_adaptation: the gain of transductive inference on an unseen domain, for each domain.
 
-Runs conf/study/digit_domains.yaml, which has one part per target domain and one row per method. Finished runs are kept,
-so the same command continues an interrupted study. Writes table.md, table.csv and domains.png; see
-docs/domain-adaptation.md.
+The command runs conf/study/digit_domains.yaml, which has one part per target domain and one row per method. Finished
+runs are kept, so the same command continues an interrupted study. It writes table.md, table.csv and domains.png, which
+docs/domain-adaptation.md explains.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOTE = (
     "Accuracy on the target domain, %. Intervals are 95%. For one target: mean and interval over all minibatches of "
     "all seeds. For the average over targets and for differences: interval over seeds by Student's t."
 )
-Accuracies = Mapping[str, np.ndarray]  # by target: [seeds, tasks]
+Accuracies = Mapping[str, np.ndarray]  # from the name of a target domain to accuracies [seeds, tasks] in per cent
 
 
 def main(composed: DictConfig, folder: Path) -> None:
@@ -41,7 +41,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def accuracies_by_method(rows: Sequence[Row], folder: Path) -> dict[str, Accuracies]:
-    """Accuracies in per cent by method and target; all runs of the rows must be finished."""
+    """Read the accuracy of each task in per cent, as {method: {target domain: [seeds, tasks]}}, from finished runs."""
     by_method: dict[str, dict[str, np.ndarray]] = {}
     for row in rows:
         scores = [np.load(row.folder(folder, seed) / "tasks.npz")["accuracy"] for seed in range(row.seeds)]
@@ -50,15 +50,15 @@ def accuracies_by_method(rows: Sequence[Row], folder: Path) -> dict[str, Accurac
 
 
 def over_seeds(accuracies: Accuracies) -> np.ndarray:
-    """Average over targets, per seed [seeds]."""
+    """Return the mean accuracy over tasks and target domains of each seed, of shape [seeds]."""
     return np.mean([tasks.mean(1) for tasks in accuracies.values()], axis=0)
 
 
 def student_half_width(values: np.ndarray) -> float | None:
-    """Half width of the 95% interval of a mean over seeds; None for one seed."""
+    """Return the half width of Student's 95% interval of the mean over seeds; None for one seed."""
     if (degrees := len(values) - 1) < 1:
         return None
-    from scipy.stats import t  # half a second: not for --help
+    from scipy.stats import t  # takes half a second, so --help does not import it
 
     return float(t.ppf(0.975, degrees) * values.std(ddof=1) / math.sqrt(len(values)))
 
@@ -68,14 +68,14 @@ def cell(mean: float, half_width: float | None, sign: str = "") -> str:
 
 
 def score_row(label: str, accuracies: Accuracies) -> dict[str, str]:
-    """One method: accuracy on each target, and averaged over targets."""
+    """Return one row of the table: the accuracy of a method on each target domain, and averaged over domains."""
     cells = {target: cell(tasks.mean(), ci95_of(tasks.flatten())) for target, tasks in accuracies.items()}
     average = over_seeds(accuracies)
     return {"": label, **cells, AVERAGE: cell(average.mean(), student_half_width(average))}
 
 
 def difference_row(label: str, accuracies: Accuracies, baseline: Accuracies) -> dict[str, str]:
-    """The gain of a method over a baseline, paired by seed."""
+    """Return one row of the table: the gain in accuracy of a method over a baseline, paired by seed."""
     gains = {target: tasks.mean(1) - baseline[target].mean(1) for target, tasks in accuracies.items()}
     gains[AVERAGE] = over_seeds(accuracies) - over_seeds(baseline)
     return {"": label, **{name: cell(gain.mean(), student_half_width(gain), "+") for name, gain in gains.items()}}
@@ -84,7 +84,7 @@ def difference_row(label: str, accuracies: Accuracies, baseline: Accuracies) -> 
 def tables(
     study: Mapping[str, Any], methods: Mapping[str, Accuracies]
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """All methods, and the differences of the pairs [method, baseline] of the study."""
+    """Return the table of accuracies, and the table of gains for each [method, baseline] in `pairs` of the study."""
     pairs = [(method, baseline) for method, baseline in study["pairs"] if method in methods and baseline in methods]
     gains = [
         difference_row(f"{method} less {baseline}", methods[method], methods[baseline]) for method, baseline in pairs
@@ -93,7 +93,7 @@ def tables(
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """Write the tables, with the command of every row, and the plot."""
+    """Write the tables (with the command that reruns each row) and the plot."""
     methods = accuracies_by_method(rows, folder)
     scores, gains = tables(study, methods)
     page = f"{NOTE}\n\n{markdown_table(scores)}\n\n{markdown_table(gains)}\n\n{commands(rows)}\n"
@@ -103,7 +103,10 @@ def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
 
 
 def draw(methods: Mapping[str, Accuracies], path: Path) -> Path:
-    """One group of bars per target and one for the average; one colour per method, one point per seed."""
+    """Plot the accuracies: one group of bars per target domain and one for their average.
+
+    Each method has one colour, each seed one point.
+    """
     figure, (axis,) = new_figure(1)
     targets = [*next(iter(methods.values())), AVERAGE]
     figure.set_size_inches(1.6 * len(targets) + 1, 3.4)

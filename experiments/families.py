@@ -1,8 +1,7 @@
 """python -m experiments.families RUN_DIR: shares of sines and lines among functions sampled from a posterior.
 
-RUN_DIR is a run on data=sine_and_line. Each sampled function is assigned to the family, sine or line, whose
-least-squares fit has the smaller residual on x in [-5, 5]. Writes table.md, families.json and families.png in
-RUN_DIR/families.
+RUN_DIR is the folder of a run on data=sine_and_line. Each sampled function counts as a sine or a line, whichever fits
+it better by least squares on x in [-5, 5]. Writes table.md, families.json and families.png to RUN_DIR/families.
 """
 
 from __future__ import annotations
@@ -35,24 +34,37 @@ from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.paths import user_path
 
 GRID = torch.linspace(-5, 5, 101)
-BOTH = 0.2  # a task counts as having both families if each has at least this share of the samples
+BOTH = 0.2  # a posterior counts as having both families if each has at least this share of the samples
 PANELS = (1, 2, 2, 5, 10)  # number of support points of the task in each column of the plot
 
 
 class FamilyStudy:
-    """The best learner of a finished run, and tasks with any number of support points and known true functions."""
+    """Best learner of a finished run, and simulated tasks with known true functions.
+
+    Args:
+        folder: the folder of a run on data=sine_and_line.
+        split: train, val or test.
+    """
 
     def __init__(self, folder: Path, split: str) -> None:
         self.config, self.split = replace(saved_config(folder, []), device="cpu"), split
         setup = restore_run(folder, self.config)
         source = setup.tasks.source
         if not isinstance(source, SineAndLine):
-            raise UsageError(f"expected a run on data=sine_and_line, got one on {self.config.choices.get('data')}")
+            raise UsageError(f"expected a run on data=sine_and_line, got data={self.config.choices.get('data')}")
         self.source = replace(source, fewest=0)
         self.learner = setup.learner
 
     def block(self, number: int, shot: int) -> tuple[Observed, Functions]:
-        """Block `number` of the split's tasks, with the grid as queries."""
+        """Simulate one block of tasks, with the inputs GRID as query set.
+
+        Args:
+            number: the index of the block in the split.
+            shot: the number of support points per task.
+
+        Returns:
+            The tasks and their true functions.
+        """
         draw = self.source.sampler(self.split, replace(self.config.task, shot=shot))
         episodes = draw(generator_of(self.config.seed, self.split, number))
         functions = self.source.functions(generator_of(self.config.seed, self.split, number))
@@ -62,13 +74,20 @@ class FamilyStudy:
 
     @torch.no_grad()
     def functions(self, observed: Observed, samples: int) -> Tensor:
-        """Sampled functions on the grid [L, T, G]."""
+        """Return the values of functions sampled from the posterior of each task: [samples, tasks, points of GRID]."""
         _, likelihood = self.learner.posterior_predictive(observed, samples)
         return likelihood.mean.squeeze(-1)
 
 
 def family_row(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict[str, Any]:
-    """Shares of sines and lines among the sampled functions of all tasks, and the RMSE of their mean."""
+    """Return one row of the table: shares of sines and lines among the sampled functions, and the RMSE of their mean.
+
+    Args:
+        study: the learner and its tasks.
+        shot: the number of support points per task.
+        blocks: the number of blocks of tasks.
+        samples: the number of functions sampled per task.
+    """
     lines, own, both, error = [], [], [], []
     with seeded(study.config.seed):
         for number in range(blocks):
@@ -84,7 +103,15 @@ def family_row(study: FamilyStudy, shot: int, blocks: int, samples: int) -> dict
 
 
 def _pooled(shot: int, lines: Tensor, own: Tensor, both: Tensor, error: Tensor) -> dict[str, Any]:
-    """Means over tasks; `lines` is the share of lines in each task."""
+    """Average the metrics of all tasks into one row of the table. All tensors have shape [tasks].
+
+    Args:
+        shot: the number of support points per task.
+        lines: the share of lines among the sampled functions.
+        own: the share of sampled functions that are of the family of the true function.
+        both: whether each family has at least the share BOTH of the sampled functions.
+        error: the mean squared error of the mean function.
+    """
     line = lines.mean().item()
     return {
         "support points": shot,
@@ -101,7 +128,10 @@ def text_row(row: dict[str, Any]) -> dict[str, str]:
 
 
 def draw(study: FamilyStudy, path: Path, samples: int = 12) -> Path:
-    """Two rows of panels: tasks with a true sine, then with a true line. Samples are dotted, coloured by family."""
+    """Plot functions sampled from the posterior, and save the plot.
+
+    The true function is a sine in the first row of panels, a line in the second. Dotted: sampled functions.
+    """
     from matplotlib.lines import Line2D
 
     figure, _ = new_figure(1)
@@ -130,7 +160,14 @@ def draw(study: FamilyStudy, path: Path, samples: int = 12) -> Path:
 
 
 def _panel(axis: Any, observed: Observed, function: Tensor, sampled: Tensor) -> None:
-    """One task: the true function [G], the sampled functions [L, G] and the support points."""
+    """Plot the true function, the sampled functions and the support points of one task.
+
+    Args:
+        axis: the axis of the plot.
+        observed: the task.
+        function: values of the true function at the points of GRID [points].
+        sampled: values of the sampled functions [samples, points].
+    """
     for line, family in zip(sampled, family_of(GRID, sampled), strict=True):
         axis.plot(GRID, line, ":", color=f"C{family}", lw=1.2)
     axis.plot(GRID, function, color="black", lw=1.2)
@@ -145,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 5, 10], help="numbers of support points")
     parser.add_argument("--split", default="test", help="train, val or test")
     parser.add_argument("--blocks", type=int, default=10, help=f"number of blocks of {BLOCK} tasks")
-    parser.add_argument("--samples", type=int, default=50, help="sampled functions per task")
+    parser.add_argument("--samples", type=int, default=50, help="number of sampled functions per task")
     options = parser.parse_args(arguments)
     if min(options.shots) < 0 or options.blocks < 1 or options.samples < 2:
         got = f"{options.shots}, {options.blocks} and {options.samples}"

@@ -1,8 +1,8 @@
 """python -m experiments.information: the information of posteriors about their query sets, and the generalisation gap.
 
-Runs conf/study/information.yaml with eval.information=true: sib with several KL weights, each evaluated after K = 0,
-..., 7 inner steps, and other guides. Finished runs are kept, so the same command continues an interrupted study. Writes
-table.md, table.csv and information.png. docs/information.md defines the columns.
+The command runs conf/study/information.yaml with eval.information=true: sib with several KL weights, each evaluated
+after K = 0, ..., 7 inner steps, and other guides. Finished runs are kept, so the same command continues an interrupted
+study. It writes table.md, table.csv and information.png. docs/information.md defines the columns.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def by_steps(row: Row, folder: Path) -> list[list[Results]]:
-    """The results of a row, one per seed, for each number of inner steps in increasing order."""
+    """Return the results of a row grouped by the number of inner steps K, in increasing order of K.
+
+    Each group holds one results.json per seed.
+    """
     results_by_steps: dict[int, list[Results]] = {}
     for seed in range(row.seeds):
         run = row.folder(folder, seed)
@@ -51,12 +54,17 @@ def by_steps(row: Row, folder: Path) -> list[list[Results]]:
 
 
 def steps_of(results: Results) -> int:
-    """K, the number of inner steps; 0 for a guide without inner steps."""
+    """Return the number of inner steps K from results.json; 0 for a guide without inner steps."""
     return int(results["config"]["guide"].get("num_steps", 0))
 
 
 def mean_of(seeds: Sequence[Results], *path: str) -> float | None:
-    """Mean over seeds of the metric at `path` in the results; None if it is not defined."""
+    """Return the mean over seeds of a metric; None if a seed does not have the metric.
+
+    Args:
+        seeds: the contents of results.json, one per seed.
+        path: nested keys of results.json, such as "accuracy", "mean".
+    """
     values: list[Any] = list(seeds)
     for name in path:
         values = [None if value is None else value[name] for value in values]
@@ -78,7 +86,7 @@ def table_row(row: Row, seeds: Sequence[Results]) -> dict[str, str]:
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """Write the table, with the command of every row, and the plot."""
+    """Write the table (with the command that reruns each row) and the plot."""
     entries = [(row, seeds) for row in rows for seeds in by_steps(row, folder)]
     table = [table_row(row, seeds) for row, seeds in entries]
     page = f"{markdown_table(table)}\n\n{commands(rows)}\n"
@@ -97,7 +105,10 @@ PANELS = {
 
 
 def draw(rows: Sequence[Row], folder: Path) -> Path:
-    """Information, gap with interval, bound and accuracy against K: one line per learner with inner steps."""
+    """Plot information, generalisation gap, bound on the gap, and accuracy against the number of inner steps K.
+
+    The plot has one line per row that was evaluated at several K.
+    """
     figure, axes = new_figure(len(PANELS))
     figure.set_size_inches(2.9 * len(PANELS) + 1.4, 3.0)
     for row in rows:
@@ -111,7 +122,13 @@ def draw(rows: Sequence[Row], folder: Path) -> Path:
 
 
 def _draw_learner(axes: Sequence[Any], label: str, steps: Sequence[Sequence[Results]]) -> None:
-    """One line per panel against K; `steps` holds the results of all seeds for each K."""
+    """Plot the metrics of one learner against K, one line per panel.
+
+    Args:
+        axes: the panels, one per entry of PANELS.
+        label: the name of the learner.
+        steps: the results for each number of inner steps K, each with one results.json per seed.
+    """
     places = [steps_of(seeds[0]) for seeds in steps]
     for axis, (title, path) in zip(axes, PANELS.items(), strict=True):
         values = [mean_of(seeds, *path) for seeds in steps]

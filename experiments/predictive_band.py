@@ -1,8 +1,8 @@
 """python -m experiments.predictive_band RUN_DIR --steps 10: plot functions drawn from the posterior of a regression.
 
-The figure of Grant et al. (ICLR 2018, LLAMA). It shows one test task, with support points that are spread over the
-range of the inputs, or all in its left half: functions drawn from the posterior, their mean, and their central 90%. The
-plot has one row per run.
+The plot follows a figure of Grant et al. (ICLR 2018, LLAMA). It shows functions drawn from the posterior of one test
+task, their mean, and their central 90%. In the left panel the support points are spread over the range of the inputs,
+in the right panel they lie in its left half. The plot has one row per run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,15 @@ NUM_FUNCTIONS = 12  # sampled functions that are drawn
 
 @dataclass(frozen=True)
 class Band:
-    """One task: inputs x [Q] in increasing order, labels y [Q], the support set, and sampled functions [L, Q]."""
+    """One task with functions sampled from its posterior.
+
+    Args:
+        x: query inputs in increasing order [queries].
+        y: labels of the queries [queries].
+        support_x: support inputs [support points].
+        support_y: labels of the support points [support points].
+        draws: values of the sampled functions at x [samples, queries].
+    """
 
     x: Tensor
     y: Tensor
@@ -45,12 +53,23 @@ class Band:
 
 
 def panels(folder: Path, task: int, points: int, num_samples: int, num_steps: int | None) -> list[Band]:
-    """Two bands: for support points spread over the range, and for support points in its left half."""
+    """Return the two bands of a run: with support points spread over the range of inputs, and in its left half.
+
+    Args:
+        folder: the folder of a finished run of a regression with one input and one output.
+        task: the index of the test task.
+        points: the number of support points.
+        num_samples: the number of functions sampled from the posterior.
+        num_steps: the number of inner steps; None as in training.
+
+    Raises:
+        UsageError: the run is not such a regression.
+    """
     config = saved_config(folder, [f"task.shot={points}", f"task.query={NUM_QUERIES}"])
     regression = config.task.way == 1  # a class may have fewer than NUM_QUERIES inputs
     setup = restore_run(folder, config) if regression else None
     if setup is None or setup.tasks.source.num_targets != 1 or setup.tasks.source.input_shape != (1,):
-        raise UsageError(f"expected a run of a regression with one input and one output, got the run in {folder}")
+        raise UsageError(f"expected a regression run with one input and one output, got {folder}; give another RUN_DIR")
     learner = setup.learner
     stepping = stepping_part(learner)
     if num_steps is not None and stepping is not None:
@@ -71,12 +90,12 @@ def _band(learner: MetaLearner, episodes: Episodes, order: Tensor, places: Tenso
         _, likelihood = learner.posterior_predictive(observed, num_samples)
     predictions = predictions_of(likelihood, y, observed.query_mask)
     if not isinstance(predictions, NumberPredictions):
-        raise UsageError("expected a likelihood of numbers, got one of classes; take a run of a regression")
+        raise UsageError("expected a likelihood of numeric labels, got one of classes; give a run of a regression")
     return Band(x.flatten(), y.flatten(), support_x.flatten(), support_y.flatten(), predictions.mean[:, 0, :, 0])
 
 
 def draw(bands: Sequence[Sequence[Band]], names: Sequence[str], path: Path) -> Path:
-    """One row of panels per run, all with the same axis of y."""
+    """Plot one row of panels per run, all with the same y axis, and save the plot."""
     figure, axes = new_figure(2, rows=len(bands))
     reach = 1.6 * max(band.y.abs().max().item() for row in bands for band in row)
     titled = [
@@ -109,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=user_path, help="folders of finished runs of a regression")
     parser.add_argument("--task", type=int, default=0, help="index of the test task (%(default)s)")
     parser.add_argument("--points", type=int, default=5, help="number of support points (%(default)s)")
-    parser.add_argument("--samples", type=int, default=200, help="sampled functions; the plot shows 12 (%(default)s)")
+    parser.add_argument("--samples", type=int, default=200, help="number of sampled functions (%(default)s)")
     parser.add_argument("--steps", type=int, help="number of inner steps (default: as in training)")
     parser.add_argument(
         "--out", type=user_path, default=Path("runs/predictive_band.png"), help="file of the plot (%(default)s)"

@@ -1,9 +1,9 @@
 """python -m experiments.prepare data=cifar_fs: download, convert or check a data set, and count its classes and inputs.
 
-backbone=timm or backbone=torchvision also downloads the weights of that network.
+With backbone=timm or backbone=torchvision, the command also downloads the weights of the network.
 
-A run converts data on first use but never downloads; only this command does. Finished parts are kept, so the same
-command continues after an interruption.
+Only this command downloads. A training run converts data on first use, but never downloads. Finished parts are kept, so
+the same command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pyro_metabayes.storage.cache import cache_folder
 
 
 def counts(bank: Bank) -> list[dict[str, str]]:
-    """Classes, inputs and inputs per class of each split, as rows of a table."""
+    """Count the classes, inputs and inputs per class of each split, as the rows of a table."""
     rows = []
     for split in SPLITS:
         sizes = bank.class_sizes[bank.splits[split]]
@@ -55,7 +55,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def _download_weights(composed: DictConfig) -> None:
-    """Build a backbone whose weights come from a library; others have no weights yet."""
+    """Download the weights of backbone=timm or torchvision by building the network. Other backbones are skipped."""
     backbone: Any = OmegaConf.to_container(composed.backbone, resolve=True)
     backbone.pop("frozen", None)
     if backbone.get("weights") == LIBRARY:

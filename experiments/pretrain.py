@@ -1,7 +1,7 @@
 """python -m experiments.pretrain data=cifar_fs pretrain=strong: pretrain the backbone for runs with these settings.
 
-`experiments.run` does the same if the cache does not hold the backbone. An interrupted pretraining continues after its
-last finished epoch. Writes curve.png and pretraining.json.
+`experiments.run` also pretrains the backbone if it is not in the cache. An interrupted pretraining continues after its
+last finished epoch. The command writes curve.png and pretraining.json.
 """
 
 from __future__ import annotations
@@ -31,12 +31,16 @@ SHOTS = (1, 5)
 
 
 def bank_of(config: Config) -> Bank:
-    """The bank of images of `data`; other sources are refused."""
+    """Return the data set of images that `data=` names.
+
+    Raises:
+        UsageError: the source does not provide images with classes.
+    """
     check(config.source(), "data", ())
     data = build(config.source(), "data")
     if not isinstance(data, Bank) or data.inputs.dim() != 4:
         name = config.choices.get("data")
-        raise UsageError(f"expected a data set of images for pretraining, got data={name}; take one like data=glyphs")
+        raise UsageError(f"expected a data set of images for pretraining, got data={name}; set data= to another")
     return data
 
 
@@ -48,7 +52,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     specification = config.specification()["backbone"]
     backbone = build(specification, "backbone", input_shape=bank.input_shape)
     if backbone.pretrained:
-        raise UsageError("expected a backbone without weights to pretrain, got one with; set backbone.weights=random")
+        raise UsageError("expected a backbone without weights, got a pretrained one; set backbone.weights=random")
     pretraining = pretrain(backbone, specification, bank, config.pretrain, device)
     scores = {shot: PrototypeScore(bank, device, shot, None, 2000)(backbone) for shot in SHOTS}
     write(config, backbone, pretraining, scores, folder)
@@ -61,7 +65,15 @@ def write(
     scores: Mapping[int, float | None],
     folder: Path,
 ) -> None:
-    """Write pretraining.json with the whole curve, plot it, and print a table."""
+    """Write pretraining.json with the learning curve and scores, plot the curve, and print a table.
+
+    Args:
+        config: the settings.
+        backbone: the pretrained network.
+        pretraining: the result of the pretraining, with its learning curve.
+        scores: accuracy of class means on validation classes, by number of shots.
+        folder: the folder of the two files.
+    """
     last, metrics = pretraining.curve[-1], {f"val_accuracy_{shot}_shot": score for shot, score in scores.items()}
     metrics["held_out_accuracy"] = pretraining.held_out_accuracy(config.pretrain.holdout_per_class)
     num_weights = sum(parameter.numel() for parameter in backbone.parameters())
@@ -90,7 +102,7 @@ def _per_cent(score: float | None) -> str:
 
 
 def draw(curve: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss, accuracy on the training images, and accuracy of class means on validation classes, by epoch."""
+    """Plot the training loss, and the accuracies on training images and on validation classes, against the epoch."""
     figure, axes = new_figure(2)
     epochs = [line["epoch"] for line in curve]
     axes[0].plot(epochs, [line["loss"] for line in curve], "o-", ms=3)

@@ -1,7 +1,7 @@
 """python -m experiments.reproduce table=sib_cifar_fs: run the settings of a published table and compare with the paper.
 
-A table is a grid of runs of experiments.run (conf/table/NAME.yaml). Finished runs are kept, so the same command
-continues an interrupted table. Writes the table's section of RESULTS.md.
+A table is a list of runs of experiments.run (conf/table/NAME.yaml). Finished runs are kept, so the same command
+continues an interrupted table. The command writes a section of RESULTS.md with this table.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ KINDS = {False: "inductive", True: "transductive"}
 
 @dataclass
 class TableConfig:
-    """The table and how to run it."""
+    """Settings of experiments.reproduce."""
 
-    table: dict[str, Any]
-    name: str = ""  # name of the table; filled in
-    size: str = "full"  # full; smoke: a few steps of one seed, to see whether it runs
+    table: dict[str, Any]  # rows of a published table, listed in conf/table/NAME.yaml
+    name: str = ""  # name of the table; filled in by conf/reproduce.yaml
+    size: str = "full"  # full, or smoke: a few training steps of one seed, to test that all rows run
     parts: list[str] = field(default_factory=list)  # parts of the table to run; empty: all that this machine can run
-    workers: int = 2  # parallel runs, each on one thread
-    out: str = "RESULTS.md"  # file for a full table; sections of other tables are kept
+    workers: int = 2  # number of runs in parallel, each on one thread
+    out: str = "RESULTS.md"  # file to which a table of size=full is written; it keeps the sections of other tables
 
 
 def main(composed: DictConfig, folder: Path) -> None:
@@ -59,10 +59,10 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def possible(row: Row, config: TableConfig) -> bool:
-    """Whether this machine can run a row. Any machine can run a row in smoke size.
+    """Return whether this machine can run a row of the table. Any machine can run the rows of size=smoke.
 
     Raises:
-        UsageError: `parts` names the part of the row, and this machine cannot run it.
+        UsageError: the row needs a CUDA device, which is missing, and the user chose its part with parts=.
     """
     needs = config.table["parts"][row.part].get("needs")
     if needs != "cuda" or config.size == "smoke" or torch.cuda.is_available():
@@ -73,7 +73,14 @@ def possible(row: Row, config: TableConfig) -> bool:
 
 
 def section_of(name: str, table: Mapping[str, Any], smoke: bool, folder: Path) -> str:
-    """The section of a table: title, source, all rows, the machines, and the command of each row."""
+    """Return the Markdown section of a table: title, source, rows, machines, and the command of each row.
+
+    Args:
+        name: the name of the table.
+        table: content of conf/table/NAME.yaml.
+        smoke: whether the rows are of size=smoke.
+        folder: the folder that holds the runs.
+    """
     rows = rows_of(table, smoke)
     machines = {results["machine"] for row in rows for results in finished_results(row, folder)}
     lines = [
@@ -96,9 +103,15 @@ def tables_by_setting(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def with_section(path: Path, name: str, section: str) -> str:
-    """The text of the page with this section, which is appended or replaces an earlier section of the same name."""
+    """Return the text of the page with a section appended, or put in place of the earlier section of the same name.
+
+    Args:
+        path: the page, which need not exist yet.
+        name: the name of the table.
+        section: the new section.
+    """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    text = path.read_text() if path.exists() else "# Published tables, and what this package gets\n"
+    text = path.read_text() if path.exists() else "# Published tables, and the results of this package\n"
     block = f"{begin}\n{section}\n{end}"
     if begin in text and end in text:
         return text.partition(begin)[0] + block + text.partition(end)[2]
@@ -106,7 +119,7 @@ def with_section(path: Path, name: str, section: str) -> str:
 
 
 def finished_results(row: Row, folder: Path) -> list[dict[str, Any]]:
-    """The results of the finished seeds of a row."""
+    """Return the contents of results.json of a row, one per finished seed."""
     folders = [row.folder(folder, seed) for seed in range(row.seeds)]
     return [read(run) for run in folders if (run / "results.json").exists()]
 
@@ -116,7 +129,10 @@ def table_of(table: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> lis
 
 
 def table_row(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """One row: published and own accuracy, in inductive or transductive columns; dashes if there are no runs."""
+    """Return one row of the table: the published and the measured accuracy, and other metrics.
+
+    Inductive and transductive accuracies have columns of their own. Cells of missing runs are dashes.
+    """
     published = part.get("published", {}).get(row.label, {})
     results = finished_results(row, folder)
     own = _accuracy(row, folder) if results else "-"
@@ -129,13 +145,13 @@ def table_row(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]
 
 
 def _empty_cells(part: Mapping[str, Any]) -> dict[str, str]:
-    """The cells of a row without runs, with the reason."""
+    """Return the cells of a row without finished runs, with the reason."""
     reason = f"not run: needs {part['needs']}, {part['estimate']}" if "needs" in part else "not run"
     return dict.fromkeys(("NLL", "ECE", "prior"), "-") | {"tasks": reason, "seeds": "-", "seconds": "-"}
 
 
 def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The cells of a row with runs: means over seeds."""
+    """Return the cells of a row with finished runs: means over seeds."""
     return {
         "NLL": f"{np.mean([run['nll'] for run in results]):.3f}",
         "ECE": f"{np.mean([run['ece'] for run in results]):.3f}",
@@ -147,14 +163,14 @@ def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _accuracy(row: Row, folder: Path) -> str:
-    """Mean over the tasks of all seeds, with its 95% interval over tasks, given backbones and classes."""
+    """Return the accuracy over the tasks of all seeds with its 95% interval over tasks, given backbones and classes."""
     files = [row.folder(folder, seed) / "tasks.npz" for seed in range(row.seeds)]
     tasks = np.concatenate([np.load(file)["accuracy"] for file in files if file.exists()])
     return per_cent(tasks.mean(), ci95_of(tasks))
 
 
 def _over_runs(row: Row, folder: Path) -> str:
-    """The same mean with its 95% interval over training runs; a dash for a single one."""
+    """Return the mean accuracy of a row with its 95% interval over training runs; a dash for a single run."""
     folders = [row.folder(folder, seed) for seed in range(row.seeds)]
     runs = [read_run(run) for run in folders if (run / "results.json").exists()]
     interval = over_runs([float(run.per_task["accuracy"].mean()) for run in runs], [run.backbone for run in runs])

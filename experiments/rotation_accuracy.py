@@ -1,8 +1,9 @@
-"""python -m experiments.rotation_accuracy RUN_DIR: the effect of a step on the rotation loss, per class.
+"""python -m experiments.rotation_accuracy RUN_DIR: the effect of a descent step on the rotation loss, per class.
 
-The table has three kinds of metrics for the best learner of a run with guide=sib_rotation: how often the rotation of an
-image (a multiple of 90 degrees) is predicted, how often the prediction is off by 180 degrees, and the accuracy of the
-labels at lambda, at theta^0 and at theta^K. Writes rotation_accuracy/table.md in RUN_DIR.
+RUN_DIR is the folder of a run with guide=sib_rotation. For its best learner, the table shows how often the rotation of
+an image (a multiple of 90 degrees) is predicted correctly, how often the prediction is off by 180 degrees, and the
+accuracy of the class labels before the rotation step, after it, and after all inner steps. The command writes
+RUN_DIR/rotation_accuracy/table.md.
 """
 
 from __future__ import annotations
@@ -34,7 +35,14 @@ from pyro_metabayes.storage.paths import user_path
 
 
 def restore_rotation_run(folder: Path) -> tuple[RunSetup, MetaLearner]:
-    """A finished run with its best learner, on the CPU."""
+    """Restore a finished run of guide=sib_rotation on the CPU.
+
+    Returns:
+        The objects of the run, and its best learner.
+
+    Raises:
+        UsageError: the run has another guide, or guide.rotation_step_size=0.
+    """
     config = replace(saved_config(folder, []), device="cpu")
     setup = restore_run(folder, config)
     if not isinstance(setup.learner.guide, sib_rotation.Guide) or setup.learner.guide.rotation is None:
@@ -46,7 +54,11 @@ def restore_rotation_run(folder: Path) -> tuple[RunSetup, MetaLearner]:
 
 @torch.no_grad()
 def rotation_metrics(learner: MetaLearner, episodes: Episodes) -> dict[str, Tensor]:
-    """Metrics of each query [T, Q]: share of its views with the right rotation or 180 degrees off; accuracy."""
+    """Return metrics of each query image, by name, each of shape [tasks, queries].
+
+    The metrics are the share of its four rotations that are predicted correctly, the share of predictions off by 180
+    degrees, and whether the predicted class is correct before the rotation step, after it, and after all inner steps.
+    """
     guide: Any = learner.guide
     observed, num_steps = episodes.observed(), guide.num_steps
     start = guide.start(learner.model, episodes)
@@ -66,7 +78,13 @@ def rotation_metrics(learner: MetaLearner, episodes: Episodes) -> dict[str, Tens
 
 
 def table_of(metrics: dict[str, Tensor], labels: Tensor, num_classes: int) -> list[dict[str, str]]:
-    """Means over the queries of each class, and over all queries, in per cent."""
+    """Return a table with the mean of each metric over the queries of each class, and over all queries, in per cent.
+
+    Args:
+        metrics: metrics by name [tasks, queries].
+        labels: the classes of the queries [tasks, queries].
+        num_classes: the number of classes.
+    """
     member = functional.one_hot(labels.flatten(), num_classes).float()
     member = torch.cat((member, torch.ones(len(member), 1)), dim=1)
     means = {name: 100 * (member.mT @ value.flatten()) / member.sum(0) for name, value in metrics.items()}
@@ -80,10 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("run", type=user_path, help="the folder of a finished run with guide=sib_rotation")
     parser.add_argument("--split", default="test", help="train, val or test")
-    parser.add_argument("--tasks", type=int, default=100, help="number of minibatches")
+    parser.add_argument("--tasks", type=int, default=100, help="number of tasks (query minibatches)")
     options = parser.parse_args(arguments)
     if options.tasks < 1:
-        raise UsageError(f"expected --tasks >= 1, got {options.tasks}")
+        raise UsageError(f"expected --tasks >= 1, got {options.tasks}; give a larger number")
     setup, learner = restore_rotation_run(options.run)
     episodes = learner.featured(setup.tasks.stream(options.split).batch(0, options.tasks))
     rows = table_of(rotation_metrics(learner, episodes), episodes.query_y, episodes.num_classes)

@@ -1,4 +1,4 @@
-"""python -m experiments.run guide=sib: meta-train a guide, evaluate it on unseen classes, save the results."""
+"""python -m experiments.run guide=sib: meta-train a guide, evaluate it on unseen classes, and save the results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ from pyro_metabayes.training.optimisation import TrainSettings
 
 
 def note_other_steps(before: TrainSettings, folder: Path) -> None:
-    """Delete evaluations and errors of the earlier learner. Print a note for a cosine schedule, which cannot grow."""
+    """Clean up after a finished run was trained for more steps.
+
+    Deletes the evaluations and the error analysis of the earlier learner. Prints a note if the cosine schedule of the
+    learning rate was computed for the earlier number of steps.
+
+    Args:
+        before: the training settings before the number of steps was changed.
+        folder: the folder of the run.
+    """
     for results in ("evaluations", "errors"):
         shutil.rmtree(folder / results, ignore_errors=True)
     if before.schedule == "cosine":
@@ -33,10 +41,10 @@ def note_other_steps(before: TrainSettings, folder: Path) -> None:
 
 
 def settings_for(composed: DictConfig, folder: Path) -> Config:
-    """The settings of the run to start or to continue in the folder.
+    """Return the settings of the run to start or to continue in the folder.
 
-    A job of a sweep also continues a run with the same settings without resume=, since the command of the sweep may
-    have been repeated, or a scheduler may have restarted the job.
+    A run is continued with resume=. A job of a sweep (-m) also continues a run with the same settings without resume=,
+    since the sweep may have been started again, or a scheduler may have restarted the job.
 
     Raises:
         UsageError: the folder holds another run.

@@ -1,8 +1,8 @@
 """python -m experiments.verify RUN_DIR: re-evaluate the checkpoint of a run and compare the metrics with results.json.
 
-If all metrics and the scores of all tasks are equal to the last digit, it prints one line and exits with code 0.
-Otherwise it exits with code 1. It then prints both values of each metric that differs, and what may explain the
-difference: versions, commit, machine, data.
+If all metrics and the scores of all tasks are equal to the last digit, the command prints one line and exits with code
+0. Otherwise it prints both values of each metric that differs, and what may explain the difference (versions, commit,
+machine, data), and exits with code 1.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pyro_metabayes.experiments.runs.evaluation import score_run
 from pyro_metabayes.experiments.runs.finished_runs import flatten, read_run
 from pyro_metabayes.storage.paths import user_path
 
-CLOCKED = ("seconds", "episodes_per_second")
-MOVED = ("train_shift",)  # keys of results of version 0.1 that are now under config.data
-REDEFINED = ("collapsed", "ci95")  # keys of results of version 0.1 with another definition, the latter of intervals
+CLOCKED = ("seconds", "episodes_per_second")  # measured times, which differ between evaluations
+MOVED = ("train_shift",)  # keys of results.json in version 0.1 that are now under config.data
+REDEFINED = ("collapsed", "ci95")  # keys of results.json that version 0.1 defined differently
 CIRCUMSTANCES = (
     "versions",
     "commit",
@@ -37,14 +37,21 @@ CIRCUMSTANCES = (
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Both values of each metric that differs, by dotted name; metrics that only a later version has are ignored."""
+    """Return a text with both values for each entry that differs, by its dotted name, such as "accuracy.mean".
+
+    Entries that are only in `now` are ignored, since a later version may have added them.
+
+    Args:
+        saved: content of results.json.
+        now: results of the new evaluation.
+    """
     before, after = dict(flatten(saved)), dict(flatten(json.loads(json.dumps(now))))
     names = [name for name, value in before.items() if name not in after or after[name] != value]
     return {name: f"{before[name]} in results.json, {after.get(name, 'nothing')} now" for name in names}
 
 
 def split_results(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metrics, and the entries that may explain differences in them."""
+    """Split results.json into the metrics, and the entries (versions, machine, ...) that may explain differences."""
     redefined = () if "prior_information" in results else REDEFINED
     left_out = (*CLOCKED, *CIRCUMSTANCES, *MOVED, *redefined)
     metrics = {name: _without(redefined, value) for name, value in results.items() if name not in left_out}
@@ -52,14 +59,19 @@ def split_results(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def _without(names: Sequence[str], value: Any) -> Any:
-    """The value; a mapping without entries of these names."""
+    """Return the value; if it is a mapping, without the entries of these names."""
     if not isinstance(value, Mapping):
         return value
     return {name: entry for name, entry in value.items() if name not in names}
 
 
 def task_differences(saved: Mapping[str, np.ndarray], evaluation: Evaluation) -> dict[str, str]:
-    """The number of tasks whose score differs from tasks.npz."""
+    """Return a text for each score in tasks.npz that differs from the new evaluation, with the number of tasks.
+
+    Args:
+        saved: the scores in tasks.npz by name, each of shape [tasks].
+        evaluation: the new evaluation.
+    """
     differing = {}
     for name, scores in saved.items():
         now = evaluation.per_task.get(name, np.zeros(0))

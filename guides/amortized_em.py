@@ -1,7 +1,7 @@
 """Amortized expectation maximisation: unrolled EM on the query set, whose E-step is a network.
 
 EM for class means from unlabelled points: Ren et al., "Meta-Learning for Semi-Supervised Few-Shot Classification", ICLR
-2018 (arXiv 1803.00676). A network in place of what needs labels: Hu et al. 2020 (arXiv 2004.12696).
+2018 (arXiv 1803.00676). A network that replaces a step which needs labels: Hu et al. 2020 (arXiv 2004.12696).
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ from pyro_metabayes.transductive.balance import check_balance, refuse_base_class
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) = delta(w^K), the linear classifier of the class means after K steps of EM.
+    """Point estimate of a linear classifier, by K steps of expectation maximisation (EM) with a learned E-step.
 
-    The E-step is a network of the query, its neighbours and the predicted class shares; the rates of the M-step and the
-    temperature of the predictions are functions of statistics of the task (`AmortizedSteps`). No parameter depends on
-    the dimension of the features or on the way, so one guide serves any features, way, shot and number of queries.
-    It takes features of unit length, such as those of backbone=task_frame.
+    q(w | support, x_query) = delta(w^K), where w^K classifies by the class means after K steps. The E-step is a
+    network, whose inputs are the query, its neighbours and the predicted class shares. The rates of the M-step and the
+    temperature of the predictions are learned functions of statistics of the task (`AmortizedSteps`). No parameter
+    depends on the number of features or of classes, so one guide serves any features, way, shot and number of queries.
+    The features must have unit length, such as those of backbone=task_frame.
 
     Args:
-        num_steps: K. In training the number is random, between K/2 and 3K/2, and every step has a loss, so that each
-            step improves the predictions and additional steps do not worsen them.
-        width: channels of the network per pair of query and class.
-        balance: `unknown`, or `known`: the queries are equally many in each class, and every step projects their
-            assignments to that marginal. In training the marginal is known in a quarter of the balanced tasks.
+        num_steps: number of EM steps K. In training, the number is random between K/2 and 3K/2, and every step has a
+            loss, so that each step improves the predictions and additional steps do not worsen them.
+        width: number of channels of the network per pair of query and class.
+        balance: whether the class shares of the queries are known.
+            `unknown`: they are estimated.
+            `known`: each class has equally many queries, and every step projects the assignments to equal shares. In
+                training, the shares count as known in a quarter of the balanced tasks.
 
     Raises:
         UsageError: a setting is out of range, the head is not linear, or queries may belong to base classes.
@@ -53,7 +56,7 @@ class Guide(pyro_metabayes.Guide):
         refuse_base_classes(model, "guide=amortized_em")
         self.num_steps, self.balance = num_steps, balance
         self.steps = AmortizedSteps(width)
-        self._earlier: list[Directions] = []  # classifiers before the last one, from training_posterior to regulariser
+        self._earlier: list[Directions] = []  # of all steps but the last; read by regulariser
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         if observed.num_classes < 2:
@@ -64,7 +67,7 @@ class Guide(pyro_metabayes.Guide):
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
         if not self.training:
             return self.posterior(episodes.observed())
-        with drawing():  # without a task axis: the same on all processes
+        with drawing():  # no task axis: equal on all processes
             number = int(torch.randint((self.num_steps + 1) // 2, 3 * self.num_steps // 2 + 1, ()))
             some = bool(torch.rand(()) < 0.5)
         known = _told(episodes) if some else None
@@ -72,7 +75,10 @@ class Guide(pyro_metabayes.Guide):
         return self._classifier(last)
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Half the mean score of the classifiers before the last step, in the unit of objective=mean_score."""
+        """Return half the mean loss of the classifiers before the last step [tasks], in the unit of mean_score.
+
+        Outside training, the result is {}.
+        """
         earlier, self._earlier = self._earlier, []
         if not earlier:  # not in training
             return {}
@@ -81,7 +87,7 @@ class Guide(pyro_metabayes.Guide):
         return {"earlier_steps": -torch.stack(scores).mean(0) / (2 * math.log(episodes.num_classes) * points)}
 
     def _log_scores(self, classifier: Directions, episodes: Episodes) -> Tensor:
-        """log p(y | x, w) of the queries [T]."""
+        """Return the log-likelihood of the query labels, in nats per task [tasks]."""
         logits = self.model.outputs(self._weights(classifier), episodes.query_x)
         log_prob = logits.log_softmax(-1).gather(-1, episodes.query_y.unsqueeze(-1)).squeeze(-1)
         return (log_prob * episodes.query_mask).sum(-1)
@@ -90,13 +96,16 @@ class Guide(pyro_metabayes.Guide):
         return Delta(self._weights(classifier), event_dim=2)
 
     def _weights(self, classifier: Directions) -> Tensor:
-        """Weights [T, C, D + 1] whose logits are those of the classifier, whatever the scale of the head."""
+        """Return the weights of the head, [tasks, classes, features + 1], that give the logits of the classifier.
+
+        The weights compensate the scale of the head.
+        """
         head = linear_head(self.model, "guide=amortized_em")
         return head.rows(classifier.directions / head.scale, classifier.offsets / head.scale)
 
 
 def _told(episodes: Episodes) -> Tensor:
-    """1 for every second task with equally many unmasked queries in each class, else 0 [T]."""
+    """Return 1 for a random half of the tasks with equally many queries in each class, else 0, of shape [tasks]."""
     classes = torch.arange(episodes.num_classes, device=episodes.query_y.device)
     counts = ((episodes.query_y.unsqueeze(-1) == classes) & episodes.query_mask.unsqueeze(-1)).sum(1)
     told = task_noise((episodes.num_tasks,), episodes.query_x, task_dim=0) < 0

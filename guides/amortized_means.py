@@ -1,4 +1,4 @@
-"""Class means and ridge regression of the support set, with scales that are functions of the task.
+"""Classifier from class means and ridge regression on the support set, with learned, task-dependent scales.
 
 Prototypes: Snell et al. 2017 (arXiv 1703.05175). Ridge regression as a base learner: Bertinetto et al. 2019 (R2-D2,
 arXiv 1805.08136).
@@ -29,14 +29,16 @@ NUM_STATISTICS = 7
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = delta(w) of the linear classifier
+    """Point estimate of a linear classifier: the sum of class means and a ridge regression on the support set.
 
-        w_c = s m_c / |m_c| + r sum_j a_jc x_j,    a = (X X^T + lambda I)^-1 (Y - 1/C),
+    q(w | support) = delta(w), where class c of C has the weights
 
-    m_c the class means of the support points X [S, D] with one-hot labels Y, and s, r, lambda learned functions of
-    statistics of the support set: way, shots, lengths and cosines of the class means, and those that
-    backbone=task_frame adds (0 with another backbone). No parameter depends on the dimension of the features or on the
-    way. It takes features of unit length, such as those of backbone=task_frame.
+        w_c = s m_c / |m_c| + r sum_j a_jc x_j,    a = (X X^T + lambda I)^-1 (Y - 1/C).
+
+    m_c is the mean of class c. X [support points, features] are the support points x_j, with one-hot labels Y. The
+    scales s, r and lambda are learned functions of statistics of the support set: way, shots, lengths and cosines of
+    the class means, and statistics from backbone=task_frame (0 with another backbone). No parameter depends on the
+    number of features or of classes. The features must have unit length, such as those of backbone=task_frame.
 
     Raises:
         UsageError: the head is not linear.
@@ -61,7 +63,13 @@ class Guide(pyro_metabayes.Guide):
 
 
 def _ridge(observed: Observed, labels: Tensor, penalty: Tensor) -> Tensor:
-    """sum_j a_jc x_j [T, C, D] with penalty lambda [T, 1, 1]; masked points do not count."""
+    """Return the ridge regression of the labels on the support points, [tasks, classes, features].
+
+    Args:
+        observed: the tasks; masked support points have no effect.
+        labels: one-hot labels of the support points [tasks, support points, classes].
+        penalty: the ridge penalty lambda [tasks, 1, 1].
+    """
     x = observed.support_x * observed.support_mask.unsqueeze(-1)
     targets = (labels - 1 / labels.shape[-1]) * observed.support_mask.unsqueeze(-1)
     kernel = x @ x.mT + penalty * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
@@ -69,7 +77,13 @@ def _ridge(observed: Observed, labels: Tensor, penalty: Tensor) -> Tensor:
 
 
 def _statistics(directions: Tensor, lengths: Tensor, counts: Tensor) -> Tensor:
-    """Statistics of the support set [T, NUM_STATISTICS], each of the order of 1, from unit class means [T, C, D]."""
+    """Return statistics of the support set [tasks, NUM_STATISTICS], each of the order of 1.
+
+    Args:
+        directions: class means scaled to unit length [tasks, classes, features].
+        lengths: lengths of the class means [tasks, classes].
+        counts: number of support points of each class [tasks, classes].
+    """
     way = counts.shape[-1]
     shots = counts.clamp(min=1).log()
     cosines = directions @ directions.mT

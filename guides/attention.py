@@ -1,4 +1,4 @@
-"""The attention-based generator of classification weights: weights of novel classes are combinations of base weights.
+"""Attention-based generator of classification weights: weights of novel classes are combinations of base weights.
 
 Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting", CVPR 2018 (arXiv 1804.09458), section 3.2.
 """
@@ -18,17 +18,19 @@ from pyro_metabayes.inference.capabilities import HasBaseClasses, HasPrototypes
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w_c | support) = delta(phi_avg * avg_c + phi_att * att_c), with
+    """Point estimate that combines the prototype of each class with weights of similar base classes, by attention.
+
+    q(w_c | support) = delta(phi_avg * avg_c + phi_att * att_c) for the weights w_c of class c, with
 
         avg_c = the prototype of class c
         att_c = mean over the support points x_i of class c of sum_b softmax_b(scale cos(Q x_i, k_b)) u_b.
 
-    u_b [W] are the weights of base class b, scaled to unit length, and k_b [D] its learned key. phi_avg and phi_att [W]
-    are learned vectors that start at 1. Q is a learned affine map that starts near the identity. The base classes are
-    those of model=lwof.
+    u_b are the weights of base class b, scaled to unit length, and k_b is its learned key, a vector of features.
+    phi_avg and phi_att are learned vectors of the size of u_b that start at 1. Q is a learned affine map that starts
+    near the identity. The base classes are those of model=lwof.
 
     Args:
-        scale: inverse temperature of the attention before training; it is learned.
+        scale: inverse temperature of the attention before training. The inverse temperature is learned.
 
     Raises:
         UsageError: scale is not positive, or the model has no base classes or prototypes.
@@ -61,14 +63,17 @@ class Guide(pyro_metabayes.Guide):
         return Delta(self.average_factor * average + self.attention_factor * attended, event_dim=2)
 
     def _attended(self, observed: Observed) -> Tensor:
-        """att [T, C, W]."""
+        """Return the attention term att_c of each class, [tasks, classes, weights per class]."""
         base = functional.normalize(self.require(HasBaseClasses).base_weights(observed), dim=-1)
         read = self._attention(observed) @ base
         sums, counts = class_sums(read, observed.support_y, observed.support_mask, observed.num_classes)
         return sums / counts.clamp(min=1)
 
     def _attention(self, observed: Observed) -> Tensor:
-        """Attention weights of each support point over the base classes [T, S, B'], which sum to 1."""
+        """Return the attention of each support point to the base classes, [tasks, support points, base classes].
+
+        The values of a support point sum to 1.
+        """
         query = functional.normalize(self.query(observed.support_x), dim=-1)
         keys, base = functional.normalize(self.keys, dim=-1), observed.auxiliary.get("base")
         of_task = keys.expand(observed.num_tasks, -1, -1) if base is None else keys[base]

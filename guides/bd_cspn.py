@@ -1,4 +1,4 @@
-"""BD-CSPN: class means that are rectified by the most confident queries.
+"""BD-CSPN: class means of the support points and the most confident queries.
 
 Liu, Song and Qin, "Prototype Rectification for Few-Shot Learning", ECCV 2020 (arXiv 1911.10713).
 """
@@ -22,21 +22,25 @@ SINKHORN_ITERATIONS = 100
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) = delta(P'), with the basic prototypes P_c, the class means of the support set, and
+    """Point estimate at rectified prototypes, i.e. weighted means of support points and confident queries.
+
+    q(w | support, x_query) = delta(P'), where P_c is the mean of class c in the support set, and
 
         xi = mean(support) - mean(query),    x_i <- x_i + xi for the queries,
-        P'_c = sum_i w_ic x_i,    w_ic = exp(eps cos(x_i, P_c)) / sum_j exp(eps cos(x_j, P_c)),
+        P'_c = sum_i w_ic x_i,    w_ic = exp(eps cos(x_i, P_c)) / sum_j exp(eps cos(x_j, P_c)).
 
-    summed over the support points of class c and the Z most confident queries with pseudo-label c. The pseudo-label is
-    the class with the largest cosine. The logit of class c is (x_i + xi) . P'_c, with P'_c of unit length; the weights
-    of the head represent xi . P'_c as a term per class. Predicted classes are those of the cosine. Confidences differ
-    from it, since the cosine also divides by |x_i + xi|.
+    The sums are over the support points of class c and the Z most confident queries with pseudo-label c. The
+    pseudo-label is the class with the largest cosine. The logit of class c is (x_i + xi) . P'_c, with P'_c scaled to
+    unit length. The weights of the head represent xi . P'_c as a term per class. The predicted class is the class with
+    the largest cosine, as published. Confidences differ from the paper, since a cosine also divides by |x_i + xi|.
 
     Args:
-        most_confident: Z, the number of queries per class.
-        sharpness: eps before training; it is learned. Published: 10. Features with small cosines need about 1.
-        balance: `unknown`: as published. `known`: each class has equally many queries; pseudo-labels and predictions
-            are projected to that class marginal.
+        most_confident: number Z of queries per class that enter the prototypes.
+        sharpness: sharpness eps of the weights before training, which is learned. The paper uses 10. Features with
+            small cosines need about 1.
+        balance: whether the class shares of the queries are known.
+            `unknown`: as published.
+            `known`: each class has equally many queries; pseudo-labels and predictions are projected to equal shares.
 
     Raises:
         UsageError: a setting is out of range, or the head has no term per class.
@@ -73,7 +77,10 @@ class Guide(pyro_metabayes.Guide):
         return Delta(balanced(self.balance, self.model, w, observed), event_dim=2)
 
     def _confident(self, logits: Tensor, observed: Observed) -> Tensor:
-        """Whether a query is among the Z most confident with pseudo-label c [T, Q, C]; ties are all included."""
+        """Return whether a query is among the Z most confident with pseudo-label c, [tasks, queries, classes].
+
+        Queries with equal confidence are all included.
+        """
         start = torch.zeros_like(logits[:, :1])
         probs, _ = assign(self.balance, logits, observed.query_mask, start, SINKHORN_ITERATIONS)
         labels = one_hot(probs.argmax(-1), observed.num_classes)

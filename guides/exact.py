@@ -1,4 +1,4 @@
-"""The exact posterior of a conjugate model, the reference for every other guide."""
+"""Exact posterior of a conjugate model, the reference for all other guides."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pyro_metabayes.inference.capabilities import Conjugate
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w) = p(w | labels that `model.observe` names) in training, in closed form; predictions use p(w | support).
+    """Exact posterior p(w | labels) over the task weights w, in closed form.
 
-    With this guide the sampled ELBO equals the log evidence for every single sample. Training the prior with it is
-    therefore empirical Bayes without approximation.
+    Predictions use the labels of the support set, training those that `model.observe` names. With this guide, the
+    sampled ELBO equals the log evidence for every single sample. Training of the prior is then empirical Bayes without
+    approximation.
 
     Raises:
         UsageError: the model has no exact posterior.

@@ -22,26 +22,29 @@ from pyro_metabayes.transductive.label_cleaning import Labelling, balanced, clea
 from pyro_metabayes.transductive.propagation import propagation
 from pyro_metabayes.transductive.reproduction import rows_of_scores
 
-MORE = 2  # rounds in addition to those that equal class sizes need; queries still open keep their last assignment
+MORE = 2  # extra rounds beyond those that equal class sizes need; queries without a label keep their last assignment
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) = delta(w), w the linear classifier that reproduces the assignments P of Algorithm 1:
+    """Point estimate of a linear classifier that reproduces the assignments of queries to classes by iLPC.
+
+    Each round of Algorithm 1 computes, for the support points followed by the queries,
 
         Z = (I - alpha W)^-1 Y,    Y the labels of the support points and of the queries labelled so far (eq. 4 and 5),
-        P = the transport plan nearest to Z^power whose class totals are the numbers of queries still open,
+        P = the transport plan nearest to Z^power whose class totals are the numbers of queries without a label,
         l_i = mean loss of point i, with the label argmax P_i, while a linear classifier is trained on all points.
 
-    After each round the `per_class` open queries of each class with the smallest l_i receive the label argmax P_i. The
-    rounds end when every query has a label. All classes are assumed to have equally many queries. W is the graph of
-    nearest neighbours, with their cosines to the power 3. The reproduction of P is exact if a task has at most D + 1
-    points. Logits are P times the learned scale of the head, an inverse temperature. The loop has no parameters.
+    After each round, the `per_class` unlabelled queries of each class with the smallest l_i receive the label argmax
+    P_i. The rounds end when every query has a label. All classes are assumed to have equally many queries. W is the
+    graph of nearest neighbours, whose edges have the weight cosine^3. q(w | support, x_query) = delta(w), where the
+    logits of w are P times the learned scale of the head, an inverse temperature. This is exact if a task has at most
+    (number of features + 1) points, else a least-squares fit. The rounds have no parameters.
 
     Args:
         num_neighbours: number of neighbours of each point in the graph.
-        propagation_decay: alpha.
+        propagation_decay: weight alpha of the neighbours in label propagation.
         power: exponent of the scores Z.
-        per_class: number of queries of each class that are labelled in one round.
+        per_class: number of queries of each class that receive a label in one round.
         cleaning_steps: number of SGD steps of the linear classifier in one round, with the published settings of SGD.
 
     Raises:
@@ -64,7 +67,7 @@ class Guide(pyro_metabayes.Guide):
             got = f"{num_neighbours}, {per_class}, {cleaning_steps}, {power} and {propagation_decay}"
             raise UsageError(
                 "expected guide.num_neighbours, per_class and cleaning_steps >= 1, power > 0 and "
-                f"0 <= propagation_decay < 1, got {got}"
+                f"0 <= propagation_decay < 1, got (in this order) {got}"
             )
         linear_head(model, "guide=ilpc")
         self.num_neighbours, self.decay, self.power = num_neighbours, propagation_decay, power
@@ -78,7 +81,13 @@ class Guide(pyro_metabayes.Guide):
         return Delta(rows_of_scores(linear_head(self.model, "guide=ilpc"), x, targets, mask), event_dim=2)
 
     def _found(self, observed: Observed, x: Tensor, mask: Tensor) -> Tensor:
-        """Labels of the support set and assignments of the queries [T, N, C]."""
+        """Return the labels of the support points and the assignments of the queries, [tasks, points, classes].
+
+        Args:
+            observed: the tasks.
+            x: support points followed by queries [tasks, points, features].
+            mask: whether a point counts [tasks, points].
+        """
         spread = propagation(x, mask, self.num_neighbours, 3.0, self.decay)
         state = initial_labelling(observed, x)
         share = self.per_class * observed.num_classes
@@ -89,7 +98,14 @@ class Guide(pyro_metabayes.Guide):
         return state.targets
 
     def _round(self, state: Labelling, x: Tensor, mask: Tensor, spread: Tensor) -> None:
-        """Assign the open queries, and label those with the smallest losses."""
+        """Run one round: assign the queries without a label to classes, and label those with the smallest losses.
+
+        Args:
+            state: the labels and assignments so far, which the round changes.
+            x: support points followed by queries [tasks, points, features].
+            mask: whether a point counts [tasks, points].
+            spread: the propagation matrix (I - alpha W)^-1 [tasks, points, points].
+        """
         open_ = mask & ~state.labelled
         going = state.active & open_.any(-1, keepdim=True)
         labels = one_hot(state.targets.argmax(-1), state.targets.shape[-1]).to(x.dtype)

@@ -1,4 +1,4 @@
-"""A Laplace approximation of the posterior around the adapted weights.
+"""Laplace approximation of the posterior around weights adapted by gradient steps.
 
 Based on section 4 of Grant et al., "Recasting Gradient-Based Meta-Learning as Hierarchical Bayes", ICLR 2018 (arXiv
 1801.08930). Here the precision of the posterior is the curvature on the support set plus that of the prior.
@@ -17,18 +17,21 @@ from pyro_metabayes.inference.laplace import LowRankPrecision, ggn_root
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = N(theta^K, (Lambda + GGN)^-1) for the prior N(theta^0, Lambda^-1), Lambda diagonal, with
+    """Gaussian posterior around theta^K, the weights after K gradient steps from the prior mean theta^0.
 
-        theta^{k+1} = theta^k - a (1 + a Lambda)^-1 (grad_w -log p(y_support | theta^k) + Lambda (theta^k - theta^0)),
+    q(w | support) = N(theta^K, (Lambda + GGN)^-1) for the learned prior N(theta^0, Lambda^-1) with diagonal Lambda, and
 
-    a = eta / n, and GGN = sum_i J_i^T L_i J_i the generalised Gauss-Newton matrix of the n support points at theta^K.
-    The prior is learned. Its quadratic term is integrated implicitly, since explicit steps diverge if a Lambda > 2.
-    In the ELBO the entropy of q is -1/2 log det(Lambda + GGN) up to a constant: LLAMA's correction with weight 1.
-    Sampling and determinants factorise matrices whose size is points times outputs, not the number of weights.
+        theta^{k+1} = theta^k - a (1 + a Lambda)^-1 (grad_w -log p(y_support | theta^k) + Lambda (theta^k - theta^0)).
+
+    Here a = eta / n for n support points. GGN = sum_i J_i^T L_i J_i is the generalised Gauss-Newton matrix at theta^K,
+    with J_i the derivative of the outputs of point i, and L_i the Fisher information of the label in the outputs. The
+    step on the log prior is implicit, since explicit steps diverge if a Lambda > 2. In the ELBO the entropy of q is
+    -1/2 log det(Lambda + GGN) up to a constant, which is LLAMA's correction with weight 1. Sampling and determinants
+    factorise matrices of size (points times outputs), not of the number of weights.
 
     Args:
-        num_steps: number of inner steps, K.
-        step_size: eta, for the mean of the loss over the support points, in units of `Model.loss_unit`.
+        num_steps: number of inner steps K.
+        step_size: step size eta on the mean loss over the support points, in units of `Model.loss_unit`.
         learn_step_size: whether eta is learned, starting at step_size. A fixed eta may be changed at evaluation.
         first_order: whether the outer gradient treats each inner gradient as a constant.
 

@@ -1,4 +1,4 @@
-"""LaplacianShot: rectified class means; `model=laplacian_shot` adds the Laplacian term over neighbouring queries.
+"""LaplacianShot: class means refined by the queries. `model=laplacian_shot` adds its Laplacian term over neighbours.
 
 Ziko et al., "Laplacian Regularized Few-Shot Learning", ICML 2020 (arXiv 2006.15486).
 """
@@ -22,23 +22,26 @@ from pyro_metabayes.transductive.shift import ShiftedPoints, with_shift
 
 @runtime_checkable
 class SmoothsQueries(Protocol):
-    """A model with the Laplacian term of the paper, which favours equal predictions for neighbouring queries."""
+    """Model with the Laplacian term of LaplacianShot, which favours equal predictions for neighbouring queries."""
 
     log_smoothness: Tensor
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) = delta(m'), the rectified prototypes of the paper (section 3):
+    """Point estimate at rectified prototypes, i.e. class means of support points and queries.
+
+    q(w | support, x_query) = delta(m'), with (section 3 of the paper)
 
         xi = mean(support) - mean(query),    x_i <- x_i + xi for the queries,
-        m'_c = (1 / |X_c|) sum_{i in X_c} softmax_c(sharpness * cos(x_i, m_.)) x_i,
+        m'_c = (1 / |X_c|) sum_{i in X_c} softmax_c(sharpness * cos(x_i, m_.)) x_i.
 
-    m_c is the mean of class c in the support set. X_c are all support points and queries whose largest cosine is that
-    with m_c; if there are none, m'_c = m_c. The weights compare x_i + xi with m'_c by the squared distance (linear
-    head). The model classifies the queries by their own distances and the assignments of their neighbours.
+    m_c is the mean of class c in the support set. X_c is the set of all support points and queries that have a larger
+    cosine with m_c than with the other class means; if X_c is empty, m'_c = m_c. The weights compare x_i + xi with m'_c
+    by the squared distance (linear head). The model classifies a query by its distances and the assignments of its
+    neighbours.
 
     Args:
-        sharpness: inverse temperature of the softmax before training; it is learned.
+        sharpness: inverse temperature of the softmax before training. The inverse temperature is learned.
 
     Raises:
         UsageError: sharpness is not positive, the model has no Laplacian term, or the head has no term per class.

@@ -18,18 +18,20 @@ from pyro_metabayes.inference.laplace import factor_of_points
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = delta(w), w_c = (v_c, b_c) the discriminant of equally probable classes N(m_c, Sigma):
+    """Point estimate of the linear discriminant of equally probable Gaussian classes with equal covariances.
+
+    q(w | support) = delta(w). The weights w_c = (v_c, b_c) of class c are a direction and an offset,
 
         v_c = Sigma^-1 m_c,    b_c = -1/2 m_c^T Sigma^-1 m_c,
-        Sigma = (1 - alpha) S + alpha diag(tau),    S = (1/n) sum_i (x_i - m_{y_i}) (x_i - m_{y_i})^T,
+        Sigma = (1 - alpha) S + alpha diag(tau),    S = (1/n) sum_i (x_i - m_{y_i}) (x_i - m_{y_i})^T.
 
-    m_c the class means of the n support points. At one shot S = 0. tau [D] is the within-class variance of each
-    feature. alpha and tau are learned across tasks. The Woodbury identity reduces the matrices to factorise from
-    [D, D] to [n, n].
+    m_c is the mean of class c over the n support points. With one shot S = 0. tau is the within-class variance of each
+    of the D features. alpha and tau are learned across tasks. By the Woodbury identity, only matrices of size [n, n]
+    instead of [D, D] are factorised.
 
     Args:
-        shrinkage: alpha before training, in (0, 1).
-        variance: tau before training, the same for all features, in units of 1/D.
+        shrinkage: weight alpha of the diagonal covariance before training, in (0, 1).
+        variance: within-class variance tau of each feature before training, in units of 1 / (number of features).
 
     Raises:
         UsageError: a setting is out of range, or the head is not linear.
@@ -56,9 +58,9 @@ class Guide(pyro_metabayes.Guide):
         return Delta(linear_head(self.model, "guide=lda").rows(directions, offsets), event_dim=2)
 
     def _solve(self, observed: Observed, means: Tensor) -> Tensor:
-        """Sigma^-1 m_c [T, C, D] for means [T, C, D]."""
+        """Return Sigma^-1 m_c for the class means m_c; both are of shape [tasks, classes, features]."""
         alpha = self.shrinkage_logit.sigmoid()
-        precision = (-self.log_variance).exp() / alpha  # [D], that of the shrinkage target
+        precision = (-self.log_variance).exp() / alpha  # of the shrinkage target, [features]
         mask = observed.support_mask.unsqueeze(-1)
         own = means.gather(1, observed.support_y.unsqueeze(-1).expand(-1, -1, means.shape[-1]))
         share = (1 - alpha) / mask.sum(1, keepdim=True).clamp(min=1)

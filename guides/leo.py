@@ -1,4 +1,4 @@
-"""LEO's encoder: a relation network over all pairs of support points infers the latent at which adaptation starts.
+"""LEO's encoder: a relation network over pairs of support points infers the latent vector that adaptation starts from.
 
 Rusu et al., "Meta-Learning with Latent Embedding Optimization", ICLR 2019 (arXiv 1807.05960), and its released code.
 """
@@ -20,7 +20,7 @@ from pyro_metabayes.seeding import task_draws
 
 @runtime_checkable
 class DecodesLatents(Protocol):
-    """A model that decodes its weights from a latent z, which it adapts to the support set (model=leo)."""
+    """Model that decodes its weights from a latent vector z, after adapting z to the support set (model=leo)."""
 
     num_latents: int
     sample_at_test: bool
@@ -34,18 +34,20 @@ class DecodesLatents(Protocol):
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(z_n | support) = N(mu_n, sigma_n^2), (mu_n, s_n) the mean of g(h_i, h_j) over points i of class n and all j.
+    """Gaussian posterior over the latent vector z_n of each class n, computed by an encoder from the support set.
 
-    h = encoder(x), and g is the relation network (eq. 3), with two hidden layers. sigma is a softplus of s; the
-    released code has max(exp(s) - 1, 1e-10). The copies of a class are independent given mu_n and sigma_n. In a
-    regression the points are (x, y), and the mean is over all pairs. For classes the networks have no biases, as
-    released. Predictions use mu alone, unless model.sample_at_test is set.
+    q(z_n | support) = N(mu_n, sigma_n^2), where (mu_n, s_n) is the mean of g(h_i, h_j) over the support points i of
+    class n and all support points j. h = encoder(x), and g is the relation network (eq. 3) with two hidden layers.
+    sigma_n is a softplus of s_n, instead of max(exp(s_n) - 1, 1e-10) in the released code. If a class has several
+    latent vectors (model.copies), they are independent draws. In a regression the points are (x, y), there is one
+    latent vector, and the mean is over all pairs. For classes the networks have no biases, as released. Predictions
+    use z = mu, unless model.sample_at_test=true.
 
     Args:
         num_hidden: width of the two hidden layers of the encoder; 0 for a linear map.
-        scale: sigma where s is 0.
-        encoder_penalty: weight of mean((z^last - z^0)^2), in nats per task, for a separate draw z^0; the adapted
-            latent z^last is treated as a constant. This is the only stop-gradient of the method.
+        scale: standard deviation sigma where s is 0.
+        encoder_penalty: weight, in nats per task, of the mean squared change of a draw of z by the adaptation. The
+            adapted z is treated as a constant, which is the only stop-gradient of the method.
 
     Raises:
         UsageError: a setting is out of range, or the model does not decode latents.
@@ -84,11 +86,14 @@ class Guide(pyro_metabayes.Guide):
         return q if self.leo.sample_at_test else Delta(q.mean, event_dim=len(q.event_shape))
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
-        """q with dropout on the support inputs; the query labels are not used."""
+        """Return q with dropout on the support inputs. The query labels are not used."""
         return self._q(episodes, self.leo.dropped(episodes.support_x, episodes))
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """model.l2 |matrices of encoder and g|^2 / 2 and the encoder penalty, [T] in nats."""
+        """Return the L2 penalty of encoder and relation network (weight model.l2) and the encoder penalty.
+
+        Both are in nats, of shape [tasks].
+        """
         terms = {"encoder_l2": self.leo.l2 * (half_square(self.encoder) + half_square(self.relation))}
         terms = {name: value.expand(episodes.num_tasks) for name, value in terms.items()}
         if self.encoder_penalty:
@@ -99,11 +104,11 @@ class Guide(pyro_metabayes.Guide):
         return terms
 
     def _q(self, observed: Observed, x: Tensor) -> TorchDistribution:
-        """N(mu, sigma^2) from the support points with inputs x [T, S, D]."""
+        """Return q(z | support) for support inputs x [tasks, support points, features]."""
         related = self._related(observed, x)
         if observed.num_classes:
             sums, counts = class_sums(related, observed.support_y, observed.support_mask, observed.num_classes)
-            pooled = (sums / counts.clamp(min=1)).unsqueeze(-2)  # [T, C, 1, 2 Z]: the same for all copies
+            pooled = (sums / counts.clamp(min=1)).unsqueeze(-2)  # [tasks, classes, 1, 2 latents]: equal for all copies
         else:
             pooled = mean_of_points(related, observed.support_mask)
         loc, raw = pooled.chunk(2, dim=-1)
@@ -111,7 +116,7 @@ class Guide(pyro_metabayes.Guide):
         return Normal(loc.expand(shape), positive(raw, self.scale).expand(shape)).to_event(len(shape) - 1)
 
     def _related(self, observed: Observed, x: Tensor) -> Tensor:
-        """mean_j g(h_i, h_j) [T, S, 2 Z] over the unmasked support points j."""
+        """Return the mean of g(h_i, h_j) over the support points j, [tasks, support points i, 2 * latents]."""
         if not observed.num_classes:
             x = torch.cat((x, observed.support_y), dim=-1)
         return mean_relation(self.relation, self.encoder(x), observed.support_mask)

@@ -17,19 +17,21 @@ from pyro_metabayes.inference.laplace import ggn_root, log_det_precision
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = delta(theta^K) as in maml, and in training the loss (subroutine ML-LAPLACE)
+    """Point estimate of MAML, theta^K, with a correction in the training loss (subroutine ML-LAPLACE).
+
+    q(w | support) = delta(theta^K), and the loss of a task is
 
         -log p(y_query | theta^K) + weight 1/2 log det H,  H = precision I + GGN of -log p(y_query | theta^K).
 
-    H is the curvature on the query set. The published loss is not a Laplace approximation of the evidence, because of
-    its weight and because log p(theta^K | theta^0) is missing; for the approximate posterior take `guide=laplace`. The
-    paper approximates H by K-FAC, which overestimates its rank for few points. Here the determinant is exact, by the
-    matrix determinant lemma. The correction enters elbo, importance_weighted and SVI as the log density of q at
-    theta^K. monte_carlo has no KL and so ignores it.
+    GGN is the generalised Gauss-Newton matrix, so H is the curvature on the query set. The published loss is not a
+    Laplace approximation of the evidence, because of its weight and because log p(theta^K | theta^0) is missing. For a
+    Laplace approximation use `guide=laplace`. The paper approximates H by K-FAC, which overestimates its rank for few
+    points. Here the determinant is exact, by the matrix determinant lemma. The correction enters objective=elbo,
+    objective=importance_weighted and Pyro's SVI as the log density of q at theta^K. objective=monte_carlo ignores it.
 
     Args:
-        weight: weight of the correction; 1e-6 as published.
-        precision: precision of the prior around theta^0, the same for all weights.
+        weight: weight of the correction 1/2 log det H; 1e-6 as published.
+        precision: precision of the prior around theta^0, equal for all weights.
     The other arguments are those of `maml`.
 
     Raises:
@@ -71,7 +73,7 @@ class Guide(pyro_metabayes.Guide):
         return Delta(theta, self.weight * half_log_det, event_dim=theta.dim() - 1)
 
     def _adapted(self, observed: Observed) -> Tensor:
-        """theta^K [T, *W] of MAML."""
+        """Return theta^K, the weights after K gradient steps on the support set, [tasks, *shape of w]."""
         self.check(observed)
         start = self.start(self.model, observed)
         return adapted(self.model, start, observed, self.log_step_size, self.num_steps, self.first_order)

@@ -21,23 +21,26 @@ from pyro_metabayes.inference.laplace import LowRankPrecision, ggn_root
 
 POSTERIORS = ("delta", "laplace")
 SHORTER = 0.5  # ratio of successive candidate step lengths in the line search
-CANDIDATES = 6  # number of candidates: 1, 1/2, ..., 1/32
+CANDIDATES = 6  # number of candidate step lengths: 1, 1/2, ..., 1/32
 
 
 class Guide(pyro_metabayes.Guide):
-    """The mode theta of p(w | support), and either delta(theta) or N(theta, (Lambda + GGN)^-1) around it:
+    """Posterior at the mode theta of p(w | support): a point estimate, or a Laplace approximation around theta.
 
-        theta = argmax_w sum_i log softmax_{y_i}(s (v_c . x_i + b_c)) + log N(w; mu, Lambda^-1),
+    q(w | support) = delta(theta) or N(theta, (Lambda + GGN)^-1), GGN the generalised Gauss-Newton matrix, and
 
-    over the n support points, w_c = (v_c, b_c), Lambda diagonal. At the maximum w_c = mu_c + Lambda_c^-1 phi^T a_c with
-    a_ic = [y_i = c] - p_ic, so Newton's method runs on the logits of the n points: each step factorises C matrices
-    [n, n]. A line search picks the best of the lengths 1, 1/2, ..., 1/32. Gradients flow through the last step only: at
-    the maximum, the derivative of one Newton step with respect to the prior is that of the maximum itself (implicit
-    function theorem). Training learns the prior from the loss on the query set.
+        theta = argmax_w sum_i log softmax_{y_i}(s (v_c . x_i + b_c)) + log N(w; mu, Lambda^-1).
+
+    The sum is over the n support points. The weights w_c = (v_c, b_c) of class c are a direction and an offset, s is
+    the scale of the head, and Lambda is diagonal. At the maximum w_c = mu_c + Lambda_c^-1 phi^T a_c, where phi is the
+    matrix of support points s (x_i, 1), a_ic = [y_i = c] - p_ic, and p_ic is the predicted probability. Newton's
+    method therefore runs on the logits of the n points, and each step factorises one [n, n] matrix per class. A line
+    search chooses the best of the lengths 1, 1/2, ..., 1/32. Gradients flow through the last step only. At the maximum
+    this is exact by the implicit function theorem. Training learns the prior from the loss on the query set.
 
     Args:
         posterior: the family of q.
-            `delta`: the point estimate theta, for objective=monte_carlo, whose loss has no -log p(w).
+            `delta`: the point estimate theta, for objective=monte_carlo, whose loss has no term -log p(w).
             `laplace`: the Laplace approximation around theta, for objective=elbo.
         num_steps: number of Newton steps.
 
@@ -67,7 +70,11 @@ class Guide(pyro_metabayes.Guide):
 
 
 class _Newton:
-    """Newton's method in a [T, S, C]; logits f_ic = f0_ic + (K_c a_c)_i, K_c = phi Lambda_c^-1 phi^T [T, C, S, S]."""
+    """Newton's method for coefficients a_ic of support point i and class c, [tasks, support points, classes].
+
+    The logits are f_ic = f0_ic + (K_c a_c)_i, where f0 are the logits of the prior mean and K_c = phi Lambda_c^-1 phi^T
+    is the prior covariance of the logits of class c, [support points, support points].
+    """
 
     def __init__(self, phi: Tensor, mean: Tensor, variance: Tensor, observed: Observed) -> None:
         self.mask = observed.support_mask.unsqueeze(-1)  # [T, S, 1]
@@ -76,7 +83,10 @@ class _Newton:
         self.labels = functional.one_hot(observed.support_y, observed.num_classes) * self.mask
 
     def maximise(self, num_steps: int) -> Tensor:
-        """a [T, S, C]; gradients flow through the last step only."""
+        """Return the coefficients a at the maximum of the log posterior, [tasks, support points, classes].
+
+        Gradients flow through the last step only.
+        """
         a = torch.zeros_like(self.offset)
         with torch.no_grad():
             for _ in range(num_steps - 1):
@@ -84,11 +94,11 @@ class _Newton:
         return self._step(a.detach())
 
     def _smoothed(self, a: Tensor) -> Tensor:
-        """(K_c a_c)_i [..., T, S, C]."""
+        """Return (K_c a_c)_i, the change of the logits by a; both are [..., tasks, support points, classes]."""
         return (self.kernel @ a.mT.unsqueeze(-1)).squeeze(-1).mT
 
     def _step(self, a: Tensor) -> Tensor:
-        """a after the full Newton step: b - E K b + E R (sum_c E_c)^-1 R^T E K b (algorithm 3.3)."""
+        """Return a after a full Newton step, b - E K b + E R (sum_c E_c)^-1 R^T E K b in algorithm 3.3 of the book."""
         smoothed = self._smoothed(a)
         p = (self.offset + smoothed).softmax(-1) * self.mask
         b = p * smoothed - p * (p * smoothed).sum(-1, keepdim=True) + self.labels - p
@@ -102,14 +112,21 @@ class _Newton:
         return b - c.mT + (e @ common).squeeze(-1).mT
 
     def _longest(self, a: Tensor, full: Tensor) -> Tensor:
-        """The best of a + t (full - a), t = 1, 1/2, ..., by the log posterior of each task."""
+        """Return a + t (full - a) with the step length t = 1, 1/2, ... of the largest log posterior, for each task."""
         lengths = SHORTER ** torch.arange(CANDIDATES, dtype=a.dtype, device=a.device)
         candidates = a + lengths.view(-1, 1, 1, 1) * (full - a)
         best = self._log_posterior(candidates).argmax(0)  # [T]
         return candidates.gather(0, best.view(1, -1, 1, 1).expand(1, *a.shape)).squeeze(0)
 
     def _log_posterior(self, a: Tensor) -> Tensor:
-        """sum_i log p(y_i | f_i) - 1/2 sum_c a_c^T K_c a_c [L, T], up to a constant."""
+        """Return sum_i log p(y_i | f_i) - 1/2 sum_c a_c^T K_c a_c, the log posterior up to a constant.
+
+        Args:
+            a: coefficients [candidates, tasks, support points, classes].
+
+        Returns:
+            Tensor [candidates, tasks], in nats.
+        """
         smoothed = self._smoothed(a)
         log_p = (self.offset + smoothed).log_softmax(-1)
         return (log_p * self.labels - 0.5 * a * smoothed).sum((-1, -2))

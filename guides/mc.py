@@ -1,4 +1,4 @@
-"""VERSA: predicts with the conditional prior, trained on a Monte-Carlo estimate of the predictive likelihood.
+"""VERSA: prediction with the conditional prior, which is trained on a Monte-Carlo estimate of its predictions.
 
 Gordon et al., "Meta-Learning Probabilistic Inference for Prediction", ICLR 2019 (arXiv 1805.09921). No term of the
 objective rewards a positive variance, so the conditional prior collapses (Iakovleva et al., ICML 2020, arXiv
@@ -14,7 +14,7 @@ from pyro_metabayes.episodes import Observed
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = p_psi(w | support): the approximate posterior is the conditional prior itself."""
+    """Posterior q(w | support) = p_psi(w | support), i.e. the conditional prior itself."""
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         return self.model.prior(observed)

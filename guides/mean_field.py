@@ -1,4 +1,4 @@
-"""One Gaussian for all tasks: the baseline without adaptation, and the file to copy for a new guide."""
+"""One Gaussian posterior for all tasks: the baseline without adaptation, and the file to copy for a new guide."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pyro_metabayes.errors import UsageError
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w) = N(loc, diag(scale^2)), with loc and scale [C, W] learned and the same for every task.
+    """Gaussian posterior q(w) = N(loc, diag(scale^2)) over the task weights w, equal for all tasks.
 
-    If the order of the classes in a task is random, the accuracy is at chance.
+    loc and scale [classes, weights per class] are learned. If the order of the classes in a task is random, the
+    accuracy is at chance.
 
     Args:
         scale: standard deviation of each weight before training.

@@ -18,27 +18,30 @@ from pyro_metabayes.transductive.assignments import masked_mean, soft_class_mean
 from pyro_metabayes.transductive.distances import distance_logits
 
 SCALINGS = ("none", "range")
-LEAST = 1e-6  # added to a class share, so that its logarithm is finite
+LEAST = 1e-6  # added to a class share to make its logarithm finite
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) = delta(w) at (m^K, h^K) of Algorithm 1, m^0 the class means, h^0 = 0:
+    """Point estimate of a linear classifier by class centroids m_c, with a penalty on the entropy of the class shares.
+
+    q(w | support, x_query) = delta(w), where w represents (m, h) after K steps of Algorithm 1,
 
         u_i = softmax_c(-tau/2 |z_i - m_c|^2 + class_weight h_c),    h_c = log((1/Q) sum_i u_ic),
         m_c = (sum_{support of c} z_i + sum_i u_ic z_i) / (n_c + sum_i u_ic).
 
-    Algorithm 1 minimises the sum of squared distances plus class_weight Q times the entropy of the class shares, with
-    the barrier sum_i u_i log u_i. Predictions are the u at (m^K, h^K) if the head has scale 1. The loop has no
-    parameters; only the scale is learned.
+    z_i are the features of the Q queries and n_c the number of support points of class c. m starts at the class means,
+    h at 0. Algorithm 1 minimises the sum of squared distances plus class_weight Q times the entropy of the class
+    shares, with the barrier sum_i u_i log u_i. Predictions are the u after K steps if the head has scale 1. The steps
+    have no parameters; only the scale of the head is learned.
 
     Args:
-        num_steps: K.
-        class_weight: lambda / Q; 1 as published.
-        temperature: tau.
+        num_steps: number of steps K.
+        class_weight: weight of the entropy of the class shares per query, lambda / Q in the paper; 1 as published.
+        temperature: factor tau of the squared distances.
         scaling: the features z.
             `none`: the features of the backbone, of unit length.
             `range`: each feature divided by its range over the queries of the task, as in the released code (with
-                tau = 1). It gives features without information the same weight as the others.
+                tau = 1). Features without information then have the same weight as other features.
 
     Raises:
         UsageError: a setting is out of range, or the head is not linear.
@@ -79,13 +82,16 @@ class Guide(pyro_metabayes.Guide):
         return Delta(linear_head(self.model, "guide=paddle").rows(directions, offsets), event_dim=2)
 
     def _metric(self, observed: Observed) -> Tensor:
-        """Factor tau / range^2 of the squared difference in each feature [T, 1, D]."""
+        """Return the weight of each feature in the squared distance, tau / range^2, [tasks, 1, features]."""
         extent = range_of_queries(observed) if self.scaling == "range" else torch.ones_like(observed.query_x[:, :1])
         return self.temperature / extent.square()
 
 
 def range_of_queries(observed: Observed) -> Tensor:
-    """Largest minus smallest value of each feature over the unmasked queries [T, 1, D]; 1 where both are equal."""
+    """Return the range (largest minus smallest value) of each feature over the queries, [tasks, 1, features].
+
+    A range of 0 is replaced by 1.
+    """
     off = ~observed.query_mask.unsqueeze(-1)
     largest = observed.query_x.masked_fill(off, -torch.inf).amax(1, keepdim=True)
     extent = largest - observed.query_x.masked_fill(off, torch.inf).amin(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Amortized partial pooling: the posterior is the prior of the model given one pseudo-observation per point."""
+"""Amortized partial pooling: the posterior is the prior conditioned on one learned pseudo-observation per point."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ from pyro_metabayes.seeding import task_noise, task_subset
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | points): the Gaussian prior N(m, A^-1) of the model given u_i = b_i . w + e_i, e_i ~ N(0, 1):
+    """Gaussian posterior over the effects w of a group: the prior, conditioned on one pseudo-observation per point.
+
+    The prior is N(m, A^-1). A point (x_i, y_i) is replaced by the pseudo-observation u_i = b_i . w + e_i, with noise
+    e_i ~ N(0, 1). So q(w | points) is Gaussian with
 
         precision  A + sum_i b_i b_i^T,    mean  precision^-1 (A m + sum_i b_i u_i),
-        b_i = B (x_i, y_i) + f(x_i, y_i) in R^W,    u_i = c (x_i, y_i) + g(x_i, y_i).
+        b_i = B (x_i, y_i) + f(x_i, y_i),    u_i = c (x_i, y_i) + g(x_i, y_i).
 
-    Without points q is the prior. Linear maps B and c can represent the exact posterior of a linear mixed model
-    (`linear_maps`). Each output k of a regression has its own set of points (x_i, y_ik).
+    The linear maps B and c and the networks f and g are learned. Without points q is the prior. B and c alone can
+    represent the exact posterior of a linear mixed model (`linear_maps`). Each output k of a regression has its own
+    set of points (x_i, y_ik).
 
     If all groups have the same inputs, the ELBO of whole groups determines only sums over points. So training adds the
-    negative ELBO of a random subset of the points of each group, with a uniformly distributed size. This term trains B,
-    c, f and g only, by the path derivative. (Potentials conjugate to the prior: Johnson et al., arXiv 1603.06277.)
+    negative ELBO of a random subset of the points of each group, with a uniformly distributed size. This term trains
+    only B, c, f and g, by the path derivative. (Potentials conjugate to the prior: Johnson et al., arXiv 1603.06277.)
 
     Args:
-        num_features: D.
-        num_weights: W.
-        num_targets: Y, the number of outputs per point.
+        num_features: number of features of an input x.
+        num_weights: number of weights per output.
+        num_targets: number of outputs per point.
         particles: number of samples for the ELBO of subsets.
-        num_hidden: width of the networks f and g; 0 omits them.
+        num_hidden: width of the networks f and g; 0 omits these networks.
         row_weights: 1 if the last feature is r_i, the root of the weight of a row, which enters as r_i (x_i, y_i).
 
     Raises:
@@ -83,7 +87,10 @@ class Guide(pyro_metabayes.Guide):
 
     @torch.no_grad()
     def start_at(self, shared: Tensor, noise: float) -> None:
-        """Set B and c to the exact posterior of a linear mixed model; the arguments are those of `linear_maps`."""
+        """Set the maps B and c such that q is the exact posterior of a linear mixed model.
+
+        Args: as of `linear_maps`.
+        """
         maps = linear_maps(len(self.direction.weight), shared, noise)
         for linear, weight in zip((self.direction, self.value), maps, strict=True):
             linear.weight.copy_(weight)
@@ -101,7 +108,12 @@ class Guide(pyro_metabayes.Guide):
         return self.posterior(episodes.as_support(self.model.observe))
 
     def pseudo_observations(self, observed: Observed) -> tuple[Tensor, Tensor]:
-        """b [T, Y, S, W] and u [T, Y, S, 1] of the support points; b is 0 for masked ones."""
+        """Return the pseudo-observations of the support points: directions b and values u.
+
+        Returns:
+            b [tasks, outputs, support points, weights], which is 0 for masked points, and u of the same shape with 1
+            in place of weights.
+        """
         y = observed.support_y.mT.unsqueeze(-1)  # [T, Y, S, 1]
         x = observed.support_x.unsqueeze(1).expand(*y.shape[:-1], -1)
         points = torch.cat((x[..., :-1], y), -1) * x[..., -1:] if self.weighted else torch.cat((x, y), -1)
@@ -111,7 +123,7 @@ class Guide(pyro_metabayes.Guide):
         return direction * observed.support_mask[:, None, :, None], value
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Negative ELBO [T] in nats of a random subset of the points; it trains the parameters of this guide only."""
+        """Return the negative ELBO of a random subset of the points, in nats [tasks]. It trains only this guide."""
         points = episodes.as_support(self.model.observe)
         shape = self.particles, points.num_tasks, *self.model.event_shape(points)
         noise = task_noise(shape, points.support_x, task_dim=1)  # before the subset, whose draws depend on padding

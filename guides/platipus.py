@@ -1,4 +1,4 @@
-"""PLATIPUS: infers the initialisation from the query set in training, and from the support set at test.
+"""PLATIPUS: the initialisation is inferred from the query set in training, and from the support set at test time.
 
 Finn, Xu and Levine, "Probabilistic Model-Agnostic Meta-Learning", NeurIPS 2018 (arXiv 1806.02817).
 """
@@ -18,7 +18,7 @@ from pyro_metabayes.errors import UsageError
 
 @runtime_checkable
 class AdaptsInTheLikelihood(Protocol):
-    """A model such as model=platipus, whose likelihood adapts the latent to the support set."""
+    """Model whose likelihood adapts the latent weights to the support set, such as model=platipus."""
 
     def centre(self, observed: Observed) -> TorchDistribution: ...
 
@@ -26,15 +26,16 @@ class AdaptsInTheLikelihood(Protocol):
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(theta | query) = N(mu - (gamma_q / n) grad L(mu, query), diag(v^2)) in training, over the n query points.
+    """Gaussian posterior over the initial weights theta, one gradient step on the query set from the prior mean mu.
 
-    L = -log p(y_query | x_query, mu), with mu the mean of the prior. Predictions use the prior p(theta | support) of
-    model=platipus, whose likelihood takes model.num_steps gradient steps on the support set. The ELBO bounds
-    log p(y_query | support) of that model. On frozen features the latent holds the weights of the head.
+    In training q(theta | query) = N(mu - (gamma_q / n) grad L(mu), diag(v^2)), where L = -log p(y_query | x_query, mu)
+    is the loss of the n query points. Predictions use the prior p(theta | support) of model=platipus, whose likelihood
+    takes model.num_steps gradient steps on the support set. The ELBO bounds log p(y_query | support) of this model. On
+    frozen features theta holds the weights of the head.
 
     Args:
-        step_size: gamma_q before training, for the mean over query points; it is learned.
-        scale: v [W] before training; it is learned.
+        step_size: step size gamma_q before training, on the mean loss over query points. gamma_q is learned.
+        scale: standard deviation v of each weight before training. v is learned.
 
     Raises:
         UsageError: a setting is not positive, or the model does not adapt in the likelihood.

@@ -14,13 +14,16 @@ from pyro_metabayes.transductive.balance import balanced, check_balance
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = delta(prototypes), the weights that classify by the nearest class mean of the support set.
+    """Point estimate at the prototypes, i.e. the weights that classify by the nearest class mean of the support set.
 
-    The cosine head classifies by the largest cosine, the linear head by the smallest squared distance.
+    q(w | support) = delta(prototypes). The cosine head classifies by the largest cosine, the linear head by the
+    smallest squared distance.
 
     Args:
-        balance: `unknown`: predictions as they are. `known`: each class has equally many queries, and predictions are
-            projected to that class marginal (`pyro_metabayes/transductive/balance.py`).
+        balance: whether the class shares of the queries are known.
+            `unknown`: predictions are not projected.
+            `known`: each class has equally many queries, and predictions are projected to equal class shares
+                (`pyro_metabayes/transductive/balance.py`).
 
     Raises:
         UsageError: the model has no prototypes, or balance is `known` and the head has no term per class.

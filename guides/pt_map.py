@@ -1,7 +1,7 @@
-"""PT-MAP without the power transform: class means from balanced assignments of the queries.
+"""PT-MAP without its power transform: class means from balanced assignments of the queries.
 
 Hu, Gripon and Pateux, "Leveraging the Feature Distribution in Transfer-Based Few-Shot Learning", ICANN 2021 (arXiv
-2006.03806). The power transform of the features is `backbone.power=0.5` of backbone=identity.
+2006.03806). For the power transform of the features set backbone=identity backbone.power=0.5.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from pyro_metabayes.transductive.refinement import Refinement
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) = delta(m^K), the class means after K steps of Algorithm 1:
+    """Point estimate at the class means m after K steps that assign the queries to classes by optimal transport.
+
+    q(w | support, x_query) = delta(m^K), where each step of Algorithm 1 is
 
         P = argmin over transport plans of sum_ic P_ic |x_i - m_c|^2 - entropy(P) / lambda,
         m_c <- m_c + alpha ((sum_{support of c} x_i + sum_query P_ic x_i) / (n_c + sum_query P_ic) - m_c).
 
-    A plan gives total mass 1 to each query and the same total to each class. P is Sinkhorn's projection of
-    softmax(-lambda |x_i - m_c|^2). With the linear head, lambda is the scale of the head times the sharpness. The
-    predictions are the plan at m^K, which the weights represent by a term per class.
+    n_c is the number of support points of class c. A plan P gives total mass 1 to each query and equal totals to all
+    classes. P is Sinkhorn's projection of softmax(-lambda |x_i - m_c|^2). With the linear head, lambda is the scale of
+    the head times the sharpness. The predictions are the plan at m^K, which the weights represent by a term per class.
 
     Args:
-        num_steps: K.
-        step_size: alpha.
+        num_steps: number of steps K.
+        step_size: rate alpha at which the class means move.
         learn_step_size: whether alpha is learned. A fixed alpha may be changed at evaluation.
-        balance: constraint on the class totals.
+        balance: constraint on the total mass of each class in P.
             `known`: equal totals, as published.
             `unknown`: no constraint.
-            `estimated`: as in `soft_kmeans`.
+            `estimated`: the class shares of the previous step enter the logits, as in `soft_kmeans`.
         sharpness: ratio of lambda to the inverse temperature of the predictions, before training.
 
     Raises:

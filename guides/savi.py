@@ -17,11 +17,13 @@ from pyro_metabayes.inference.capabilities import HasPrior
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, query) = p_psi(w | support u query) in training; predictions use p_psi(w | support).
+    """Posterior that applies the encoder of the conditional prior p_psi(w | .) to the support and query set together.
+
+    In training q(w | support, query) = p_psi(w | support and query). Predictions use the prior p_psi(w | support).
 
     Args:
-        shared: whether posterior and prior share one encoder. False: the posterior has an encoder of its own, as in a
-            conditional VAE, which starts as a copy of the prior's.
+        shared: whether posterior and prior share one encoder. If false, the posterior has a second encoder, as in a
+            conditional VAE, which starts as a copy of the encoder of the prior.
 
     Raises:
         UsageError: the prior does not depend on the support set.

@@ -20,34 +20,41 @@ from pyro_metabayes.transductive.balance import balanced, check_balance
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) = N(theta^K, diag(sigma^2)), theta^0 = lambda(support), and Algorithm 1:
+    """Gaussian posterior whose mean theta^K is found by K steps of descent with a network xi instead of gradients.
+
+    q(w | support, x_query) = N(theta^K, diag(sigma^2)). The start is theta^0 = lambda(support), and each step of
+    Algorithm 1 is
 
         theta^{k+1} = theta^k - eta { E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ]
-                                      + inner_kl d KL(q_{theta^k}, p_psi) / d theta },
+                                      + inner_kl d KL(q_{theta^k}, p_psi) / d theta }.
 
-    yhat_i = outputs(w, x_i) of query i, w = theta^k + sigma eps. The steps use no query label. This is eq. 9 with a sum
-    over queries instead of a mean, as in the ICLR version. The steps change the mean theta only, not sigma.
+    yhat_i = outputs(w, x_i) are the logits of query i at w = theta^k + sigma eps, eps ~ N(0, I). xi predicts the
+    gradient of the loss in yhat_i without the query label. This is eq. 9 with a sum over queries instead of a mean, as
+    in the ICLR version. The steps change theta only, not sigma.
 
     Args:
-        num_steps: K.
-        step_size: eta, for a sum over queries.
+        num_steps: number of inner steps K.
+        step_size: step size eta, for a sum over queries.
         learn_step_size: whether eta is learned, starting at step_size. A fixed eta may be changed at evaluation.
         posterior: the family of q.
             `normal`: sigma is learned and shared by the classes.
             `amortized`: sigma is a learned function of theta^0.
             `fixed`: sigma stays at `scale`.
             `delta`: the point estimate of the released code.
-        scale: sigma before training.
-        initialisation: lambda. `support`: the prototypes, scaled by a learned vector. `global`: a learned point, which
-            needs no support set.
-        synthetic_gradient: the network xi.
+        scale: standard deviation sigma before training.
+        initialisation: the start lambda.
+            `support`: the prototypes, scaled by a learned vector.
+            `global`: a learned point, which needs no support set.
+        synthetic_gradient: the synthetic-gradient network xi.
             `ordered`: as published, for one number of classes.
             `equivariant`: for any number of classes.
             `marginal_aware`: equivariant; also receives the class marginal predicted by the current logits.
-        inner_kl: weight of the KL in a step.
-        inner_samples: number of draws of eps in a step; 0 takes the gradient at theta^k itself, as released.
-        balance: `unknown`: theta^K as it is. `known`: each class has equally many queries, and theta^K receives a term
-            per class that projects its predictions to that marginal (`pyro_metabayes/transductive/balance.py`).
+        inner_kl: weight of the KL in an inner step.
+        inner_samples: number of draws of w in an inner step; 0 uses w = theta^k, as in the released code.
+        balance: whether the class shares of the queries are known.
+            `unknown`: predictions are not projected.
+            `known`: each class has equally many queries. theta^K receives a term per class that projects its
+                predictions to equal shares (`pyro_metabayes/transductive/balance.py`).
 
     Raises:
         UsageError: a setting is out of range, or the model lacks what a setting needs.
@@ -78,7 +85,7 @@ class Guide(pyro_metabayes.Guide):
             raise UsageError(f"expected guide.inner_kl and inner_samples >= 0, got {inner_kl} and {inner_samples}")
         self.inner_kl, self.inner_samples = inner_kl, inner_samples
         self.balance = balance
-        self.transductive = num_steps > 0 or balance == "known"  # lambda does not depend on the queries
+        self.transductive = num_steps > 0 or balance == "known"  # the start does not depend on the queries
         self.xi = network_of(synthetic_gradient, model, num_classes)
         self.start = initialisation_of_rows(initialisation, model, num_classes, num_weights)
         self.scale = scale_of_family(posterior, num_weights, scale)
@@ -99,6 +106,9 @@ class Guide(pyro_metabayes.Guide):
         return around(balanced(self.balance, self.model, theta, observed), scale)
 
     def start_at_classes(self, weights: Tensor) -> None:
-        """Before training, move a global lambda to the weights [C, D] of a cosine classifier of the shared classes."""
+        """Set a global start lambda to the weights of a cosine classifier of the shared classes [classes, features].
+
+        Called before training. Has no effect with initialisation=support.
+        """
         if isinstance(self.start, LearnedPoint):
             self.start.start_at_classes(self.model, weights)

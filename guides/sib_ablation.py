@@ -18,14 +18,14 @@ from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gr
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) of `sib`, without inner KL and inner samples, and with one part changed.
+    """Posterior q(w | support, x_query) of guide=sib without inner KL and inner samples, for ablations.
 
     Args:
-        reduction: `sum` over the queries in a step, as in `sib`, or `mean`, as in the printed eq. 9.
-        normalisation: over what the channels of xi are normalised.
+        reduction: `sum` over the queries in an inner step, as in `sib`, or `mean`, as in the printed eq. 9.
+        normalisation: the queries over which the channels of the synthetic-gradient network are normalised.
             `task`: the queries of a task, as in `sib`.
             `batch`: the queries of all tasks of a batch, as in the released code with more than one task per step.
-                Tasks are then not independent.
+                The predictions of a task then depend on the other tasks.
             `none`: no normalisation.
     The other arguments are those of `sib`.
 

@@ -1,4 +1,4 @@
-"""SIB with the true gradient in place of the synthetic one: an oracle, which uses the query labels.
+"""SIB with the true gradient instead of the synthetic gradient: an oracle, which uses the query labels.
 
 Hu et al., "Empirical Bayes Meta-Learning with Synthetic Gradients", NeurIPS 2019 MetaLearn workshop, eq. 8.
 """
@@ -20,12 +20,14 @@ from pyro_metabayes.transductive.balance import balanced, check_balance
 
 
 class Guide(pyro_metabayes.Guide):
-    """For the evaluation of a trained `sib`, with its weights and settings. training_posterior is N(theta^K, sigma^2),
+    """Posterior that a trained guide=sib would have if its network predicted the true gradient of the query loss.
 
-        theta^{k+1} = theta^k - eta { sum_i d -log p(y_i | x_i, theta^k) / d theta + inner_kl d KL / d theta },
+    training_posterior is N(theta^K, diag(sigma^2)), where each step over the query points (x_i, y_i) is
 
-    over the query points i. Its ELBO is what SIB would reach if xi predicted the true gradient. `posterior` is that of
-    `sib`, which uses no query label. The arguments are those of `sib`.
+        theta^{k+1} = theta^k - eta { sum_i d -log p(y_i | x_i, theta^k) / d theta + inner_kl d KL / d theta }.
+
+    `posterior`, which makes the predictions, is the posterior of `sib` and uses no query label. This guide evaluates a
+    trained `sib` with its weights and settings. The arguments are those of `sib`.
     """
 
     num_steps: int

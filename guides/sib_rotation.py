@@ -1,4 +1,4 @@
-"""SIB without a support set, for unsupervised domain adaptation: a step on a rotation loss, then synthetic gradients.
+"""SIB for unsupervised domain adaptation, without a support set: a step on a rotation loss, then synthetic gradients.
 
 Hu et al., "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients", ICLR 2020 (arXiv 2004.12696).
 """
@@ -19,24 +19,26 @@ from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gr
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | x_query) = N(theta^K, diag(sigma^2)) after K synthetic-gradient steps as in `sib`, starting at
+    """Gaussian posterior of guide=sib, whose start is a learned point lambda after one step on a rotation loss.
+
+    q(w | x_query) = N(theta^K, diag(sigma^2)) after K synthetic-gradient steps as in `sib`, starting at
 
         theta^0 = lambda - rotation_step_size d L_rot(lambda) / d lambda.
 
-    lambda is a learned point. L_rot is the loss of RotationHead, which predicts by which multiple of 90 degrees each
-    query was rotated. The network of RotationHead is trained by the term rotation_weight L_rot(lambda) in the loss. If
-    tasks share their classes, lambda starts at the pretrained classifier.
+    L_rot is the loss of RotationHead, a network that predicts by which multiple of 90 degrees each query was rotated.
+    This network is trained by the term rotation_weight L_rot(lambda) in the loss. If tasks share their classes, lambda
+    starts at the pretrained classifier.
 
     Args:
-        rotation_step_size: step size on L_rot; 0 omits both this step and the term in the loss.
-        rotation_weight: weight of L_rot(lambda) in the loss; 0 trains the network of RotationHead by the outer loss
-            alone.
-        num_steps: K.
+        rotation_step_size: step size on the rotation loss; 0 omits this step and the rotation term in the loss.
+        rotation_weight: weight of the rotation loss in the training loss; 0 trains the network that predicts rotations
+            by the outer loss alone.
+        num_steps: number of synthetic-gradient steps K.
         step_size: size of the synthetic-gradient steps; the gradient is a sum over the queries, not a mean.
         learn_step_size: whether both step sizes are learned.
-        posterior: `normal`, `amortized`, `fixed` or `delta`, as in `sib`.
-        scale: sigma before training.
-        synthetic_gradient: xi: `ordered`, `equivariant` or `marginal_aware`, as in `sib`.
+        posterior: the family of q: `normal`, `amortized`, `fixed` or `delta`, as in `sib`.
+        scale: standard deviation sigma before training.
+        synthetic_gradient: the network xi: `ordered`, `equivariant` or `marginal_aware`, as in `sib`.
 
     Raises:
         UsageError: a setting is out of range.
@@ -88,12 +90,12 @@ class Guide(pyro_metabayes.Guide):
         return around(theta, None if self.scale is None else self.scale(start))
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """rotation_weight L_rot(lambda) [T] in nats, which trains the network to predict rotations."""
+        """Return rotation_weight L_rot(lambda), in nats [tasks], which trains the network that predicts rotations."""
         if self.rotation is None or not self.rotation_weight:
             return {}
         point = self.start(self.model, episodes)
         return {"rotation": self.rotation_weight * self.rotation.loss(self.model, point, episodes)}
 
     def start_at_classes(self, weights: Tensor) -> None:
-        """Before training, move lambda to the weights [C, D] of a cosine classifier of the shared classes."""
+        """Set lambda to the weights of a cosine classifier of the shared classes [classes, features]."""
         self.start.start_at_classes(self.model, weights)

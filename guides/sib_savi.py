@@ -1,8 +1,8 @@
-"""SIB as the prior in SAVI's bound; the posterior takes one more step from theta^K, with the query labels.
+"""SIB as the conditional prior in SAVI's bound. The posterior takes one more step, with the query labels.
 
-Steps of the prior: Hu et al., ICLR 2020 (arXiv 2004.12696). Bound on p(y | x, support) in which the prior predicts:
-Iakovleva, Verbeek and Alahari, ICML 2020 (arXiv 2008.12037). Step preconditioned by the posterior covariance: Khan and
-Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04562).
+Steps of the prior: Hu et al., ICLR 2020 (arXiv 2004.12696). Bound on p(y | x, support) whose prior makes the
+predictions: Iakovleva, Verbeek and Alahari, ICML 2020 (arXiv 2008.12037). Step preconditioned by the posterior
+covariance: Khan and Rue, "The Bayesian learning rule", JMLR 2023 (arXiv 2107.04562).
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from pyro_metabayes.inference.synthetic_gradient import network_of, synthetic_gr
 
 
 class Guide(pyro_metabayes.Guide):
-    """The conditional prior p(w | support, x_query) = N(theta^K, Sigma) is that of `sib`; it makes the predictions.
+    """Posterior that takes one step with the query labels from a conditional prior, which is the posterior of SIB.
 
-    It is the model's prior by prior=guided. The approximate posterior in training uses the query labels:
+    The prior p(w | support, x_query) = N(theta^K, Sigma) makes the predictions. theta^K are the weights after the K
+    steps of `sib`; prior=guided makes p the prior of the model. The posterior in training uses the query labels:
 
         q(w | support, x_query, y_query) = N(theta^K - Sigma_q sum_i d -log p(y_i | x_i, theta^K) / d theta, Sigma_q),
         Sigma = diag(sigma^2),    Sigma_q = diag(1 / (1 / sigma^2 + h)),    h > 0 learned for each weight.
 
-    h is the precision that the labels of a task add. The KL is the information in the labels, beyond the inputs.
-    As sigma -> 0 the KL tends to 0, and the bound to that of the point estimate. (docs/cold-posterior.md)
+    h is the precision that the labels of a task add. KL(q, p) is the information in the labels beyond the inputs. As
+    sigma -> 0 the KL tends to 0, and the bound to that of the point estimate. (docs/cold-posterior.md)
 
     Args:
-        label_precision: h before training. 0: q = p and the KL is 0, so that sigma goes to 0 in training.
-        by_entropy: whether sigma_c is multiplied by exp(b H_c); for classes only. b is learned and starts at 0. H_c is
-            the mean predictive entropy at theta^K of the queries, weighted by their probabilities of class c.
-        between: kappa before training; 0 omits this noise along the differences of the classes. Sigma = diag(sigma^2)
-            + kappa^2 sum_c m_c m_c^T, m_c = theta^K_c - mean over classes. In Sigma_q kappa^2 is replaced by
-            1 / (1 / kappa^2 + h_b), where h_b is learned and starts at 1.
+        label_precision: precision h before training. With 0, q = p and the KL is 0, so that training drives sigma to 0.
+        by_entropy: whether sigma of class c is multiplied by exp(b H_c); for classes only. b is learned, from 0 on. H_c
+            is the mean predictive entropy at theta^K of the queries, weighted by their probabilities of class c.
+        between: scale kappa, before training, of noise along the differences between classes; 0 omits this noise. Sigma
+            = diag(sigma^2) + kappa^2 sum_c m_c m_c^T, where m_c = theta^K_c - mean over classes. In Sigma_q, kappa^2 is
+            replaced by 1 / (1 / kappa^2 + h_b), where h_b is learned and starts at 1.
     The other arguments are those of `sib`; the step size is learned.
 
     Raises:
@@ -100,7 +101,10 @@ class Guide(pyro_metabayes.Guide):
         return covariance.around(covariance.step(theta, slope))
 
     def _prior(self, observed: Observed) -> tuple[Tensor, Tensor, Tensor | None]:
-        """theta^K [T, C, W], sigma [T, C, W] and kappa [T or 1, C or 1, 1], which is None for between=0."""
+        """Return theta^K and sigma, both [tasks, classes, weights per class], and kappa, of the conditional prior.
+
+        kappa is of shape [tasks or 1, classes or 1, 1], or None for between=0.
+        """
         self.check(observed)
         if self.entropy_slope is not None and not observed.num_classes:
             raise UsageError("expected classes for guide.by_entropy=true, got numbers; set guide.by_entropy=false")

@@ -19,15 +19,17 @@ from pyro_metabayes.inference.capabilities import linear_head
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support) = delta(w), w_c = (v_c, b_c), from z_i = (x_i - mu) / |x_i - mu| and the means m_c of z (CL2N):
+    """Point estimate of a linear classifier by the nearest mean of centred and normalised features (CL2N).
+
+    q(w | support) = delta(w). Features x_i are transformed to z_i = (x_i - mu) / |x_i - mu|, with mu the mean feature
+    of the training classes. m_c is the mean of z_i over class c of the support set. The weights w_c = (v_c, b_c) are
 
         v_c = 2 m_c,    b_c = -2 m_c . mu - r |m_c|^2,    r = mean of |x_i - mu| over the support set,
 
-    so that v_c . x + b_c = |x - mu| (1 - |z - m_c|^2) + (|x - mu| - r) |m_c|^2. At one shot all |m_c| = 1, so the last
-    term does not affect the decision. At more shots it is an approximation error: a linear classifier cannot use the
-    norm |x - mu| of each query, which r replaces.
-
-    mu is the mean feature of the base classes. It is 0 until `centre_at` sets it, which a run does before training.
+    so that v_c . x + b_c = |x - mu| (1 - |z - m_c|^2) + (|x - mu| - r) |m_c|^2. With one shot all |m_c| = 1, and the
+    last term does not affect the decision. With more shots the last term is an approximation error: a linear
+    classifier cannot use the norm |x - mu| of each query, so r replaces this norm. mu is 0 until `centre_at` is called,
+    which a run does before training.
 
     Raises:
         UsageError: the head is not linear.
@@ -41,13 +43,13 @@ class Guide(pyro_metabayes.Guide):
         self.register_buffer("centre", torch.zeros(num_features))
 
     def centre_at(self, mean: Tensor) -> None:
-        """Set mu [D]."""
+        """Set the mean feature mu, a vector of the size of a feature vector."""
         self.centre.copy_(mean)
 
     def posterior(self, observed: Observed) -> TorchDistribution:
         centred, mask = observed.support_x - self.centre, observed.support_mask
         means = class_means(replace(observed, support_x=normalize(centred, dim=-1)))
         norms = torch.linalg.vector_norm(centred, dim=-1) * mask
-        norm = norms.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)  # r [T, 1]
+        norm = norms.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)  # r [tasks, 1]
         offsets = -2 * means @ self.centre - norm * means.square().sum(-1)
         return Delta(linear_head(self.model, "guide=simple_shot").rows(2 * means, offsets), event_dim=2)

@@ -17,21 +17,24 @@ from pyro_metabayes.transductive.refinement import Refinement
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) = delta(m^K), the class means after K steps of
+    """Point estimate at the class means m after K steps of soft k-means on support points and queries.
+
+    q(w | support, x_query) = delta(m^K), where each step is
 
         z_ic = softmax_c(sharpness * logits_c(x_i; m^k) + log pi_c),
         m_c^{k+1} = (sum_{support of c} x_i + sum_query z_ic x_i) / (n_c + sum_query z_ic).
 
-    This is expectation maximisation in a mixture of Gaussians with equal covariances (linear head: logits
-    -scale |x - m_c|^2) or of von Mises-Fisher distributions (cosine head).
+    n_c is the number of support points of class c, and z_ic the assignment of query i to class c. This is expectation
+    maximisation in a mixture of Gaussians with equal covariances (linear head: logits -scale |x - m_c|^2) or of von
+    Mises-Fisher distributions (cosine head).
 
     Args:
-        num_steps: K.
+        num_steps: number of steps K.
         balance: the class shares pi of the queries.
             `unknown`: no term log pi_c.
             `estimated`: pi_c is the mean of z_ic in the previous step.
             `known`: equal shares, by Sinkhorn's projection.
-        sharpness: ratio of the inverse temperatures of the assignments and of the predictions, before training.
+        sharpness: ratio of the inverse temperature of the assignments to that of the predictions, before training.
 
     Raises:
         UsageError: a setting is out of range, or the head has no term per class for the class shares.

@@ -1,4 +1,4 @@
-"""The pretrained classifier without adaptation: the baseline of domain adaptation."""
+"""Pretrained classifier without adaptation, the baseline of domain adaptation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pyro_metabayes.inference.capabilities import FromClassifier
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w) = delta(w_0), w_0 [C, W] the weights of the pretrained classifier, the same for every task.
+    """Point estimate at the weights w_0 of the pretrained classifier, equal for all tasks.
 
-    w_0 is not trained. A run learns only the scale of the head, an inverse temperature that changes no predicted class.
+    q(w) = delta(w_0). w_0 [classes, weights per class] is not trained further. A run learns only the scale of the head,
+    an inverse temperature that does not change the predicted classes.
 
     Raises:
         UsageError: the model cannot take the weights of a classifier.
@@ -30,7 +31,7 @@ class Guide(pyro_metabayes.Guide):
         self.register_buffer("initial", torch.randn(num_classes, num_weights) * num_weights**-0.5)
 
     def start_at_classes(self, weights: Tensor) -> None:
-        """Set w_0 from the weights [C, D] of a cosine classifier."""
+        """Set w_0 to the weights of a cosine classifier [classes, features], before training."""
         self.initial.copy_(self.require(FromClassifier).of_classifier(weights))
 
     def posterior(self, observed: Observed) -> TorchDistribution:

@@ -1,4 +1,4 @@
-"""A posterior with two sites: the scale of a task by quadrature, and its weights in closed form given the scale."""
+"""Posterior of a scale per task, by quadrature, and of the task weights given the scale, in closed form."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from pyro_metabayes.errors import UsageError
 
 @runtime_checkable
 class HasTaskScale(Protocol):
-    """A model with a scale tau per task; given tau, the prior over the weights is conjugate."""
+    """Model with a latent scale tau per task. Given tau, the prior over the task weights is conjugate."""
 
     def prior_of_scale(self, observed: Observed) -> TorchDistribution:
-        """p(log tau): a normal distribution with batch [T]."""
+        """Return the prior p(log tau), a normal distribution with batch shape [tasks]."""
 
     def log_evidence_of_scale(self, log_tau: Tensor, observed: Observed) -> Tensor:
-        """log p(support_y | tau) [..., T], in nats."""
+        """Return the log evidence log p(support_y | tau), in nats, for log_tau of the same shape [..., tasks]."""
 
     def posterior_given_scale(self, log_tau: Tensor, observed: Observed) -> TorchDistribution:
-        """p(w | tau, support): batch [..., T], event [*W]."""
+        """Return p(w | tau, support), with the shape of log_tau [..., tasks] as batch and the shape of w as event."""
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(log tau, w) = N(log tau; mu, sigma^2) p(w | tau, labels), mu and sigma^2 the moments of p(log tau | labels).
+    """Posterior over the scale tau and the weights w of a task: q = N(log tau; mu, sigma^2) p(w | tau, labels).
 
-    The moments are computed by Gauss-Hermite quadrature under the prior, weighted by p(labels | tau). Apart from
-    quadrature, only the normal form of q(log tau) is an approximation. In training the labels are those that
-    `model.observe` names; in predictions they are those of the support set. (Golub and Welsch 1969.)
+    mu and sigma^2 are the mean and variance of p(log tau | labels). They are computed by Gauss-Hermite quadrature under
+    the prior, weighted by p(labels | tau). Apart from the quadrature, only the normal form of q(log tau) is an
+    approximation. In training the labels are those that `model.observe` names; in predictions they are those of the
+    support set. (Golub and Welsch 1969.)
 
     Args:
         num_nodes: number of quadrature nodes.
@@ -66,9 +67,9 @@ class Guide(pyro_metabayes.Guide):
         )
 
     def _posterior_of_scale(self, model: HasTaskScale, observed: Observed) -> TorchDistribution:
-        """N(mu, sigma^2): batch [T]."""
+        """Return q(log tau) = N(mu, sigma^2), with batch shape [tasks]."""
         prior = model.prior_of_scale(observed)
-        log_tau = prior.mean + prior.stddev * self.nodes.unsqueeze(-1)  # [nodes, T]
+        log_tau = prior.mean + prior.stddev * self.nodes.unsqueeze(-1)  # [nodes, tasks]
         evidence = model.log_evidence_of_scale(log_tau, observed)
         share = (self.log_weights.unsqueeze(-1) + evidence).softmax(0)
         loc = (share * log_tau).sum(0)

@@ -1,4 +1,4 @@
-"""TIM and alpha-TIM: transductive information maximisation, by Adam on the class centroids.
+"""TIM and alpha-TIM: transductive information maximisation, by steps of Adam on the class centroids.
 
 Boudiaf et al., "Transductive Information Maximization for Few-Shot Learning", NeurIPS 2020 (arXiv 2008.11297);
 Veilleux et al., "Realistic Evaluation of Transductive Few-Shot Learning", NeurIPS 2021 (arXiv 2204.11181).
@@ -21,23 +21,25 @@ from pyro_metabayes.transductive.distances import distance_logits, distance_pull
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) = delta(m), class centroids m after K steps of Adam, from the class means, on
+    """Point estimate at class centroids m, which K steps of Adam move from the class means to minimise a loss.
+
+    q(w | support, x_query) = delta(m). The loss of a task is
 
         support_weight CE(support) - marginal_weight H(p_bar) + conditional_weight (1/Q) sum_i H(p_i),
 
     the cross-entropy minus the weighted mutual information of queries and labels (TIM, eq. 1 and 3). Here
     p_i = softmax_c(-tau/2 |x_i - m_c|^2), p_bar is the mean of p_i over the Q queries, and CE the mean cross-entropy
     over the support set. H is Tsallis' entropy H_alpha(p) = (1 - sum_c p_c^alpha) / (alpha - 1) (alpha-TIM, section 4),
-    which is Shannon's for alpha = 1.
+    which is Shannon's entropy for alpha = 1.
 
-    The loop has no parameters. The scale of the head, an inverse temperature, is learned; at scale tau / 2 the
-    predictions are the published ones.
+    The steps have no parameters. The scale of the head, an inverse temperature, is learned. With a scale of tau / 2 the
+    predictions are the published predictions.
 
     Args:
-        num_steps: K.
+        num_steps: number of steps K of Adam.
         step_size: step size of Adam.
-        temperature: tau.
-        alpha: order of both entropies; 1 for TIM.
+        temperature: factor tau of the squared distances.
+        alpha: order alpha of both entropies; 1 for TIM.
         support_weight: weight of the cross-entropy on the support set.
         marginal_weight: weight of H(p_bar), which is largest for equal class shares.
         conditional_weight: weight of the mean of H(p_i).
@@ -79,13 +81,19 @@ class Guide(pyro_metabayes.Guide):
         return Delta(rows, event_dim=2)
 
     def _of_support(self, means: Tensor, observed: Observed, labels: Tensor) -> Tensor:
-        """Gradient of the weighted cross-entropy with respect to the centroids [T, C, D], divided by tau."""
+        """Return the gradient of the weighted cross-entropy in the centroids, over tau, [tasks, classes, features].
+
+        Args:
+            means: the centroids [tasks, classes, features].
+            observed: the tasks.
+            labels: one-hot labels of the support points [tasks, support points, classes].
+        """
         p = (self.temperature * distance_logits(means, observed.support_x)).softmax(-1)
         gradient = self.weights[0] * (p - labels) * _mean_weights(observed.support_mask)
         return distance_pullback(means, observed.support_x, gradient)
 
     def _of_queries(self, means: Tensor, observed: Observed) -> Tensor:
-        """Gradient of the weighted entropies with respect to the centroids [T, C, D], divided by tau."""
+        """Return the gradient of the weighted entropies in the centroids, over tau, [tasks, classes, features]."""
         p = (self.temperature * distance_logits(means, observed.query_x)).softmax(-1)
         marginal = masked_mean(p, observed.query_mask)
         of_p = self.weights[2] * self._slope(p) - self.weights[1] * self._slope(marginal)
@@ -93,12 +101,12 @@ class Guide(pyro_metabayes.Guide):
         return distance_pullback(means, observed.query_x, gradient)
 
     def _slope(self, p: Tensor) -> Tensor:
-        """d H_alpha / d p_c, up to a constant."""
+        """Return the derivative of the entropy H_alpha(p) in each probability p_c, up to a constant."""
         if self.alpha == 1:
             return -p.clamp(min=torch.finfo(p.dtype).tiny).log()
         return -self.alpha / (self.alpha - 1) * p.pow(self.alpha - 1)
 
 
 def _mean_weights(mask: Tensor) -> Tensor:
-    """Weights [T, N, 1] of a mean over the unmasked points."""
+    """Return weights of a mean over the unmasked points, [tasks, points, 1], from a mask [tasks, points]."""
     return (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-1)

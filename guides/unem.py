@@ -19,23 +19,25 @@ from pyro_metabayes.inference.capabilities import linear_head
 from pyro_metabayes.transductive.assignments import masked_mean, soft_class_means
 from pyro_metabayes.transductive.distances import distance_logits
 
-LEAST = 1e-6  # added to a class share, so that its logarithm is finite
+LEAST = 1e-6  # added to a class share to make its logarithm finite
 
 
 class Guide(pyro_metabayes.Guide):
-    """q(w | support, x_query) = delta(w) after K layers of generalised EM, which start at the class means m:
+    """Point estimate of a linear classifier after K layers, each a step of generalised EM with learned parameters.
+
+    q(w | support, x_query) = delta(w). Layer k computes, for class c with n_c support points and for Q queries x_i,
 
         u_i = softmax_c((-tau/2 |x_i - m_c|^2 + lambda_k h_c) / T_k),    h_c = log((1/Q) sum_i u_ic),
-        m_c = (sum_{support of c} x_i + sum_i u_ic x_i) / (n_c + sum_i u_ic),    h = 0 in the first layer,
+        m_c = (sum_{support of c} x_i + sum_i u_ic x_i) / (n_c + sum_i u_ic).
 
-    the Gaussian model of the paper. Each layer k has a learned lambda_k, which controls class balance, and a learned
-    T_k, which controls entropy; tau is learned too. lambda_k is a softplus of a parameter, T_k is 1 plus a softplus,
-    and tau a squared softplus. The loss on the query labels is differentiated through all layers. Predictions are the u
-    of the last layer if the head has scale 1.
+    m starts at the class means, h at 0. This is the Gaussian model of the paper. Each layer k has a learned lambda_k,
+    which controls class balance, and a learned T_k, which controls entropy; tau is learned too. lambda_k is a softplus
+    of a parameter, T_k is 1 plus a softplus, and tau a squared softplus. The loss on the query labels is differentiated
+    through all layers. Predictions are the u of the last layer if the head has scale 1.
 
     Args:
-        num_layers: K.
-        temperature: tau before training.
+        num_layers: number of layers K.
+        temperature: factor tau of the squared distances before training.
 
     Raises:
         UsageError: a setting is out of range, or the head is not linear.
@@ -65,6 +67,12 @@ class Guide(pyro_metabayes.Guide):
         return Delta(self._rows(sharpness[-1] * tau, means, sharpness[-1] * term.squeeze(-2)), event_dim=2)
 
     def _rows(self, scale: Tensor, means: Tensor, term: Tensor) -> Tensor:
-        """Weights whose logits are scale (m_c . x - 1/2 |m_c|^2) + term_c if the head has scale 1."""
+        """Return weights of the head with the logits scale (m_c . x - 1/2 |m_c|^2) + term_c, for a head of scale 1.
+
+        Args:
+            scale: scalar.
+            means: the class means m_c [tasks, classes, features].
+            term: the term of each class [tasks, classes].
+        """
         offsets = term - 0.5 * scale * means.square().sum(-1)
         return linear_head(self.model, "guide=unem").rows(scale * means, offsets)

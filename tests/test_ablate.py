@@ -104,9 +104,9 @@ def test_gains_are_paired_with_the_first_row_scored_alike(ablation: Path) -> Non
 
 
 def test_mistakes_are_named() -> None:
-    assert "no 'maml' for guide" in call("ablate", "guide=maml", "size=smoke").error
+    assert "unknown choice guide=maml" in call("ablate", "guide=maml", "size=smoke").error
     assert call("ablate", "size=tiny").error.startswith("expected size to be one of full, smoke")
-    assert "no part 'bas' in this study" in call("ablate", "size=smoke", "parts=[bas]").error
+    assert "unknown part 'bas' of this study" in call("ablate", "size=smoke", "parts=[bas]").error
 
 
 def test_a_row_has_its_data_and_command() -> None:

@@ -315,14 +315,14 @@ def test_a_latent_without_tasks_is_the_same_on_all_processes() -> None:
 def test_more_devices_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match=r"expected trainer.devices <= 1, the cuda devices of this machine, got 2"):
+    with pytest.raises(UsageError, match=r"expected trainer.devices <= 1, the number of cuda devices, got 2"):
         check_devices(config_of(["data=gaussian_features", "trainer.devices=2", "device=cuda"]))
 
 
 def test_another_number_than_torchrun_has_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=r"expected trainer.devices=4, the processes that torchrun has started, got 2"):
+    with pytest.raises(UsageError, match=r"expected trainer.devices=4, the number of processes of torchrun, got 2"):
         check_devices(config_of(["data=gaussian_features", "trainer.devices=2"]))
 
 

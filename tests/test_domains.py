@@ -386,7 +386,7 @@ def test_the_table_has_targets_average_and_paired_differences(tmp_path: Path) ->
 
 
 def test_a_wrong_part_of_the_study_is_refused(empty_folder: None) -> None:
-    assert "no part 'svhn' in this study; there are: mnist" in call("domain_adaptation", "parts=[svhn]").error
+    assert "unknown part 'svhn' of this study; choose from: mnist" in call("domain_adaptation", "parts=[svhn]").error
 
 
 # ---------------------------------------------------------------- PACS

@@ -49,8 +49,8 @@ def error_of(*arguments: str) -> str:
 # ---------------------------------------------------------------- the command line
 
 UNKNOWN = {
-    "guide=nope": "no 'nope' for guide; there are: abml, alpha_tim, amortized_em",
-    "data=nope": "no 'nope' for data; there are: cifar_fs, digit_domains, ",
+    "guide=nope": "unknown choice guide=nope; choose one of: abml, alpha_tim, amortized_em",
+    "data=nope": "unknown choice data=nope; choose one of: cifar_fs, digit_domains, ",
     "gude=sib": "unknown key 'gude'; did you mean 'guide'?",
     "train.steps": "expected NAME=VALUE, got 'train.steps'; write train.steps=VALUE",
     "guide.num_steps": "expected NAME=VALUE, got 'guide.num_steps'; write guide.num_steps=VALUE",
@@ -218,12 +218,12 @@ def test_the_exact_posterior_of_a_classifier_is_refused(features: Path) -> None:
 # ---------------------------------------------------------------- a study
 
 STUDY = {
-    "study=nope": "no 'nope' for study; there are: classification, cold_posterior, ",
+    "study=nope": "unknown choice study=nope; choose one of: classification, cold_posterior, ",
     "size=huge": "expected size to be one of full, smoke, got 'huge'",
     "workers=0": "expected workers >= 1, got 0",
     "workers=two": "expected workers to be of type integer, got 'two'",
     "parts=ceiling": "expected parts to be a list, in quotes for the shell: 'parts=[...]'",
-    "parts=[nope]": "no part 'nope' in this study; there are: ceiling, monte_carlo, monte_carlo_joint, shared",
+    "parts=[nope]": "unknown part 'nope' of this study; choose from: conditional_prior",
     "sice=smoke": "unknown key 'sice'; did you mean 'size'?",
 }
 
@@ -346,13 +346,13 @@ def test_a_folder_that_holds_a_run_is_refused(copied: Path, features: Path) -> N
 def test_a_folder_that_cannot_be_written_is_refused(features: Path) -> None:
     Path("plain").write_text("a file, no folder")
     error = error_of(*on_features(features), "hydra.run.dir=plain/run")
-    assert error == "expected to use plain/run, got: Not a directory; free it, or name another place"
+    assert error == "expected to use plain/run, got: Not a directory; fix this, or name another path"
 
 
 @pytest.mark.parametrize(
     ("folder", "remedy"),
     [
-        ("nowhere", "the folder does not exist"),
+        ("nowhere", "check the path, since the folder does not exist"),
         ("begun", "repeat the command that started this run"),
         ("swept", "continue a sweep with its own command and hydra.sweep.dir=swept"),
         ("swept/multirun.yaml", "take the folder of that file, resume=swept"),
@@ -367,7 +367,7 @@ def test_a_resume_without_a_checkpoint_is_refused(folder: str, remedy: str) -> N
 
 def test_a_launcher_that_is_not_installed_is_an_extra() -> None:
     error = error_of("-m", "guide=proto", "hydra/launcher=nowhere")
-    assert "no 'nowhere' for hydra/launcher" in error and "others come with extras: pip install" in error
+    assert "unknown choice hydra/launcher=nowhere" in error and "extras add others: pip install" in error
 
 
 def test_a_launcher_that_fails_gets_one_line(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,8 +425,8 @@ def test_a_learner_without_a_run_is_refused(copied: Path) -> None:
 # ---------------------------------------------------------------- evaluate
 
 EVALUATE = {
-    "guide=mc": "a saved run keeps its parts",
-    "guide": "a saved run keeps its parts",
+    "guide=mc": "a run keeps its guide, model and data",
+    "guide": "a run keeps its guide, model and data",
     "train.steps=7": "an evaluation does not train",
     "seed=5": "an evaluation does not train",
     "eval.taskz=1": "unknown key 'eval.taskz'; did you mean 'eval.tasks'?",

@@ -301,7 +301,7 @@ def test_more_tasks_than_there_are_are_refused() -> None:
     small = ("train.steps=2", "eval.tasks=8", "train.validation_tasks=8", "train.num_tasks=5")
     ran("run", "data=gaussian_mean", "guide=exact", *small, "hydra.run.dir=run")
     error = call("gold", "run=run", "eval.split=train", "tasks=6").error
-    assert error == "expected tasks <= 5, all that the train split has, got 6"
+    assert error == "expected tasks <= 5, the tasks of the train split, got 6"
 
 
 def test_the_model_is_left_without_gradients() -> None:

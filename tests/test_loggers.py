@@ -157,11 +157,11 @@ def test_a_command_logs_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 MISTAKES = {
-    "logger=foo": "no 'foo' for logger; there are: csv, mlflow, tensorboard, wandb",
+    "logger=foo": "unknown choice logger=foo; choose one of: csv, mlflow, tensorboard, wandb",
     "logger=wandb logger.projekt=x": "unknown key 'logger.projekt'; did you mean 'logger.project'?",
     "logger=wandb logger.mode=of": "expected logger.mode to be one of online, offline, disabled, got 'of'",
     "logger=csv logger.project=x": "unknown key 'logger.project'; logger=csv takes: no settings",
-    "logger.project=x": "expected logger=NAME beside logger.project=x, got none; there are: csv, mlflow",
+    "logger.project=x": "expected logger=NAME beside logger.project=x, got none; choose one of: csv, mlflow",
 }
 
 

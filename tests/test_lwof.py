@@ -461,7 +461,7 @@ def test_nothing_is_trained_at_the_start_and_base_is_the_mean_features(features:
 
 
 MISTAKES = {
-    "model=few_shot_classifier": "expected model=lwof and data with a bank of classes for task.base_query=30",
+    "model=few_shot_classifier": "expected model=lwof and a data set of classes for task.base_query=30",
     "task.base_query=0": "expected tasks with base classes for model=lwof, got none",
     "task.base_query=-1": "expected task.base_query >= 0, got -1",
     "pretrain.holdout_per_class=0": "expected pretrain.holdout_per_class >= 2 for task.base_query",

@@ -269,7 +269,7 @@ def test_wrong_numbers_of_classes_are_refused(setting: str, features: Path) -> N
 @pytest.mark.parametrize("data", [["data=gaussian_features"], ["data=sinusoid", "guide=maml"]], ids=str)
 def test_sources_without_unknown_classes_are_refused(data: list[str]) -> None:
     error = call("run", *data, "task.unknown=1", "train.steps=1").error
-    assert error.startswith("expected tasks of a bank of classes for task.unknown=1, got data=")
+    assert error.startswith("expected a data set of classes for task.unknown=1, got data=")
 
 
 def test_other_commands_have_no_unknown_classes(features: Path) -> None:

@@ -131,14 +131,14 @@ def groups_of(run: Path, *settings: str) -> tuple[int, str]:
 def test_all_groups_of_another_file_are_evaluated(held_out: Path) -> None:
     write_groups("new.csv", range(20, 27))
     count, said = groups_of(held_out, "data.path=new.csv")
-    assert count == 7 and "note: new.csv is not the file of the training; all its groups are evaluated" in said
+    assert count == 7 and "note: new.csv is not the training file; all its groups are evaluated" in said
 
 
 def test_a_moved_file_is_split_as_in_the_training(held_out: Path) -> None:
     assert groups_of(held_out)[0] == 4
     Path("t.csv").rename("moved.csv")
     count, said = groups_of(held_out, "data.path=moved.csv")
-    assert count == 4 and "not the file of the training" not in said
+    assert count == 4 and "not the training file" not in said
 
 
 def test_an_evaluation_may_leave_out_gaps(held_out: Path) -> None:

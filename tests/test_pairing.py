@@ -92,7 +92,7 @@ def test_rows_on_the_same_data_are_paired_beside_others() -> None:
     assert names == ["data aaaaaaaa"] * 2 + ["data bbbbbbbb"] * 2
     (line,) = notes(group_by_label(runs))
     assert line == (
-        "No paired difference of one data.path=/b to one data.path=/a, which has other test tasks: "
+        "No paired difference between one data.path=/a and one data.path=/b: their test tasks differ or are unknown: "
         f"data_fingerprint is {'a' * 16} and {'b' * 16}."
     )
 
@@ -137,6 +137,7 @@ def test_the_command_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     out = ran("compare", "runs/a", "runs/b", "runs/c", "--out", "out").out
     prints = {name: json.loads(Path(f"runs/{name}/results.json").read_text())["data_fingerprint"] for name in "abc"}
     assert prints["a"] == prints["b"] != prints["c"]
-    line = f"No paired difference of savi to proto, which has other test tasks: data_fingerprint is {prints['a']} and "
+    start = "No paired difference between proto and savi: their test tasks differ or are unknown: "
+    line = f"{start}data_fingerprint is {prints['a']} and "
     assert out.count("No paired difference") == 1 and line + prints["c"] in out
     assert line in Path("out/table.md").read_text()

@@ -142,12 +142,12 @@ WRONG = {
     "run support=one.npz query=query.npy": "expected support points of at least 2 classes in one.npz, got only '0'",
     "run support=narrow.npz query=query.npy": "expected support_x of shape [N, 16], N >= 1, got [6, 4]",
     "run support=named.npz query=query.npy": "expected one array 'features' or 'images' in named.npz, got labels, x",
-    "run support=words.npz query=query.npy": "expected numbers [N, D] as features in words.npz, got <U1",
+    "run support=words.npz query=query.npy": "expected numbers [rows, features] in words.npz, got <U1",
     "run support=support.npz query=nan.npy": "expected finite features in nan.npy, got NaN or infinity",
     "run support=support.npz query=zero.npy": "expected rows that can be scaled to unit length in zero.npy, got 6 of 6",
     "run support=support.npz query=none.npy": "expected at least one row in none.npy, got features of shape [0, 16]",
-    "run support=support.npz query=objects.npy": "expected arrays of numbers in objects.npy, which cannot be read",
-    "run support=damaged.npz query=query.npy": "expected arrays of numbers in damaged.npz, which cannot be read",
+    "run support=support.npz query=objects.npy": "expected arrays of numbers in objects.npy, got an unreadable file",
+    "run support=damaged.npz query=query.npy": "expected arrays of numbers in damaged.npz, got an unreadable file",
     "run support=labelled query=new": "expected arrays [16] for a run on data=features, got images, such as labelled/",
     "of_images support=flat query=new": "expected one folder of images per class in flat, got none; sort the images",
     "of_images support=labelled query=empty": "expected images in the folder of the query set, got none in empty",
@@ -230,7 +230,7 @@ def test_confusions_are_counted_by_hand() -> None:
 REFUSED = {
     "run task.unknown=2": "expected no task.unknown here",
     "run train.steps=3": "expected settings of task, eval or guide, got 'train.steps=3'",
-    "run eval.temperature=true": "expected no eval.temperature and no eval.ensemble for errors",
+    "run eval.temperature=true": "expected eval.temperature=false and no eval.ensemble",
     "run --most 0": "expected --most >= 1, got 0",
     "nowhere": "expected a checkpoint at nowhere/checkpoint.pt, got no such file",
 }
@@ -243,6 +243,6 @@ def test_errors_of_other_things_are_refused(arguments: str, here: Path) -> None:
 
 def test_a_run_on_numbers_has_no_classes(here: Path) -> None:
     ran("run", "guide=maml", "data=sinusoid", "train.steps=1", "eval.tasks=4", "hydra.run.dir=numbers")
-    assert "expected a run on a bank of classes for errors, got data=sinusoid" in call("errors", "numbers").error
+    assert "expected a run on a data set of classes, got data=sinusoid" in call("errors", "numbers").error
     error = call("predict", "numbers", "support=support.npz", "query=query.npy").error
     assert error.startswith("expected a run that predicts the classes of a support set, or one on data=groups, got")

@@ -88,7 +88,7 @@ ERRORS = {
     "data=cifar_fs": "cifar100_meta.json, got none; put cifar100_meta.json and the lossless sheets",
     "data=image_folder": "expected a folder of images, got ''; set data.path to one with train/, val/ and test/",
     "data=image_folder data.size=big": "expected data.size to be of type int, got 'big'",
-    "data=nope": "no 'nope' for data; there are: cifar_fs, digit_domains, fc100",
+    "data=nope": "unknown choice data=nope; choose one of: cifar_fs, digit_domains, fc100",
     "data=fc100 data.size=3": "unknown key 'data.size'",
     "seed=1": "You must specify 'data', e.g, data=<OPTION>",
 }

@@ -248,7 +248,7 @@ def test_a_run_takes_the_weights_as_they_are(folder: Path) -> None:
     out = ran("run", "guide=proto", *settings, *network, "train.steps=2", "eval.tasks=4", "hydra.run.dir=run").out
     assert "pretrain" not in out and "features of 72 inputs with timm" in out
     error = call("pretrain", *settings, *network).error
-    assert error == "expected a backbone without weights to pretrain, got one with; set backbone.weights=random"
+    assert error == "expected a backbone without weights, got a pretrained one; set backbone.weights=random"
     Path("weights.pth").unlink()
     out = ran("evaluate", "run", "eval.tasks=8").out
     assert "features of" not in out  # they are those of the run
@@ -290,7 +290,7 @@ def test_an_interrupted_extraction_goes_on(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(embed_features, "_piece", interrupted)
     outcome = call("embed", "pictures", "out=it.npz", *RANDOM_TIMM)
-    assert outcome.code == 130 and "features of 64 of 72 images are kept: the same command goes on" in outcome.err
+    assert outcome.code == 130 and "features of 64 of 72 images are kept: the same command continues" in outcome.err
     assert {path.name for path in Path().iterdir()} == {"pictures", "cache"}
     ran("embed", "pictures", "out=it.npz", *RANDOM_TIMM)
     assert pieces == [64, 8, 8] and len(np.load("it.npz")["features"]) == 72
@@ -340,7 +340,7 @@ def test_identical_images_are_named() -> None:
             ("pictures", "out=it.npz", *RANDOM_TIMM, "backbone.sise=3"),
             "did you mean 'backbone.size'. backbone=timm takes: name, weights",
         ),
-        (("pictures", "out=it.npz", "backbone=timn"), "no 'timn' for backbone; did you mean 'timm'"),
+        (("pictures", "out=it.npz", "backbone=timn"), "unknown choice backbone=timn; did you mean 'timm'"),
         (("pictures", "out=it.npz", "backbone=timm"), "expected a value for backbone.name, got none"),
     ],
 )

@@ -127,8 +127,8 @@ def test_a_part_that_the_machine_cannot_run_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("table=nope", "no 'nope' for table; there are: "),
-        ("parts=[nope]", "no part 'nope'"),
+        ("table=nope", "unknown choice table=nope; choose one of: "),
+        ("parts=[nope]", "unknown part 'nope'"),
         ("size=big", "expected size"),
     ],
 )

@@ -277,4 +277,4 @@ def test_an_untrained_learner_is_evaluated_and_loaded(features: Path) -> None:
 @pytest.mark.usefixtures("empty_folder")
 def test_features_of_a_simulator_are_not_transformed() -> None:
     outcome = call("run", "data=gaussian_features", "guide=pt_map", "backbone.power=0.5", "hydra.run.dir=run")
-    assert "expected a bank of features for backbone.power" in outcome.error
+    assert "expected a data set of features for backbone.power" in outcome.error

@@ -31,10 +31,10 @@ def test_every_command_prints_its_usage(name: str, flag: str) -> None:
     ("name", "explained"),
     {
         "calibration": ("sbc_tasks", "number of tasks for simulation-based calibration; 0 omits it (default: 512)"),
-        "gold": ("RUN_DIR", "folder of a finished run, or folders of several"),
-        "predictive": ("samples", "draws of w per task (default: 100)"),
+        "gold": ("RUN_DIR", "folder of a finished run, or folders of several runs"),
+        "predictive": ("samples", "number of draws of w per task (default: 100)"),
         "run": ("seed", "seed of the initial weights, the tasks and the noise (default: 0)"),
-        "collapse": ("workers", "parallel runs, each on one thread (default: 2)"),
+        "collapse": ("workers", "number of runs in parallel, each on one thread (default: 2)"),
         "prepare": ("data=", "cifar_fs, digit_domains"),
     }.items(),
 )
@@ -44,7 +44,7 @@ def test_the_usage_explains_the_settings(name: str, explained: tuple[str, str]) 
 
 def test_a_choice_on_the_command_line_is_explained() -> None:
     shown = " ".join(call("run", "guide=sib", "--help").out.split())
-    assert "guide.step_size eta, for a sum over queries (default: 0.001)" in shown
+    assert "guide.step_size step size eta, for a sum over queries (default: 0.001)" in shown
     assert "also sets train.kl_weight=0.003" in shown and "guide.step_size" not in call("run", "--help").out
 
 
@@ -115,5 +115,5 @@ def test_an_unknown_flag_is_named_in_one_line() -> None:
 
 
 def test_settings_of_an_evaluation_are_not_required() -> None:
-    expected = "error: the following arguments are required: run; explained by: python -m experiments.evaluate --help\n"
+    expected = "error: the following arguments are required: run; see python -m experiments.evaluate --help\n"
     assert (call("evaluate").code, call("evaluate").err) == (2, expected)

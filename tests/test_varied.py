@@ -66,7 +66,7 @@ def test_a_run_trains_on_them_and_records_no_range(features_file: str) -> None:
         (("guide=sib",), "expected a guide for any number of classes for task.vary=true, got guide=sib"),
         (("guide=proto", "train.num_tasks=8"), "expected train.num_tasks=0"),
         (("guide=proto", "train.tasks_per_step=65"), "train.tasks_per_step <= 64"),
-        (("guide=proto", "data=gaussian_features"), "expected a bank of classes without base classes"),
+        (("guide=proto", "data=gaussian_features"), "expected a data set of classes without base classes"),
     ],
 )
 @pytest.mark.usefixtures("empty_folder")

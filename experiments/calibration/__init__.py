@@ -1,1 +1,1 @@
-"""Calibration of a trained guide."""
+"""The command experiments.calibration: calibration of a trained guide."""

@@ -1,8 +1,9 @@
 """python -m experiments.calibration RUN_DIR: calibration of a trained guide.
 
-Reports reliability and ECE, the coverage of prediction sets (classes) or intervals (regression), the entropy on queries
-of classes without support points, and simulation-based calibration. Settings of task, eval and guide can be changed.
-Writes table.md, table.csv, calibration.png and sbc.png to RUN_DIR/calibration. See docs/calibration.md.
+The command reports reliability and ECE, the coverage of prediction sets (classes) or intervals (regression), the
+entropy of predictions for queries whose class has no support points, and simulation-based calibration. Settings of
+task, eval and guide can be changed. It writes table.md, table.csv, calibration.png and sbc.png to
+RUN_DIR/calibration. docs/calibration.md explains the metrics.
 """
 
 from __future__ import annotations
@@ -30,29 +31,29 @@ from pyro_metabayes.seeding import seeded
 
 @dataclass
 class CalibrationSettings:
-    """The settings of the command."""
+    """Settings of experiments.calibration."""
 
     run: str = MISSING  # folder of a finished run
     tasks: int = 600  # number of evaluation tasks
-    samples: int = 200  # draws of w per task
+    samples: int = 200  # number of draws of w per task
     sbc_tasks: int = 512  # number of tasks for simulation-based calibration; 0 omits it
-    draws: int = 99  # posterior draws per task in simulation-based calibration
+    draws: int = 99  # number of posterior draws per task in simulation-based calibration
     rate: float = 0.05  # false-alarm rate of the test in simulation-based calibration
     prior: str = (
-        "auto"  # prior of the simulated weights: learned, simulator (if the truth is known), auto (simulator if known)
+        "auto"  # prior of the simulated weights: learned, simulator (of simulated data), auto (simulator if possible)
     )
     noise: int = 0  # seed of all draws
 
     def check(self) -> None:
         if self.samples < 1 or self.sbc_tasks < 0 or self.draws < 1 or not 0 < self.rate < 1:
             got = f"{self.samples}, {self.sbc_tasks}, {self.draws} and {self.rate}"
-            raise UsageError(f"expected samples, draws >= 1, sbc_tasks >= 0 and 0 < rate < 1, got {got}")
+            raise UsageError(f"expected samples >= 1, sbc_tasks >= 0, draws >= 1 and 0 < rate < 1, got {got}")
         if self.prior not in ("auto", "learned", "simulator"):
             raise UsageError(f"expected prior to be one of auto, learned, simulator, got '{self.prior}'")
 
 
 def report_of(settings: CalibrationSettings, setup: RunSetup) -> Report:
-    """All metrics of a run."""
+    """Compute all calibration metrics of a run."""
     stream = setup.tasks.stream(setup.config.eval.split)
     with seeded(settings.noise):
         metrics = calibration(setup.learner, batches(stream, settings.tasks), settings.samples)
@@ -65,10 +66,14 @@ def report_of(settings: CalibrationSettings, setup: RunSetup) -> Report:
 
 
 def sbc_of(settings: CalibrationSettings, setup: RunSetup) -> SbcResults:
-    """SBC of the posterior, and of the training posterior if it differs; {} for a point estimate or a flat prior."""
+    """Test the posterior, and the training posterior if it differs, by simulation-based calibration (SBC).
+
+    Returns:
+        Ranks and test results by posterior; {} for a point estimate or a flat prior, which have no SBC.
+    """
     if settings.prior == "simulator" and setup.tasks.truth is None:
         raise UsageError(
-            "expected simulated data with a known prior for prior=simulator, got other data; take prior=learned"
+            "expected simulated data with a known prior for prior=simulator, got other data; set prior=learned"
         )
     truth = None if settings.prior == "learned" else setup.tasks.truth
     learner = setup.learner

@@ -1,4 +1,4 @@
-"""The plots of experiments.calibration."""
+"""Plots of experiments.calibration."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ BINS = 20
 
 
 def draw(metrics: Mapping[str, Tensor], unseen: Mapping[str, Tensor], path: Path) -> Path:
-    """One panel per metric that is defined for the likelihood.
+    """Plot the calibration metrics that are defined for the likelihood, one panel each, and save the plot.
 
-    For classes: reliability and prediction sets. For numbers: intervals. For ordered labels: the PIT. If there are
-    unseen classes: the entropy.
+    Classes have reliability and prediction sets, numbers have intervals, ordered labels have the probability integral
+    transform (PIT). The entropy is plotted if there are queries of unseen classes.
+
+    Args:
+        metrics: calibration metrics by name, of each task.
+        unseen: entropies of queries of known and unseen classes, and AUROC; {} without unseen classes.
+        path: file of the plot.
     """
     figure, axes = new_figure(max(1, sum(name in metrics for name in ("bins", "coverage", "pit")) + bool(unseen)))
     panels = iter(axes)
@@ -66,7 +71,14 @@ def _draw_coverage(axis: Any, metrics: Mapping[str, Tensor]) -> None:
 
 
 def _draw_pit(axis: Any, shares: Tensor) -> None:
-    """Histogram of the PIT with intervals over tasks; calibrated predictions would follow the dashed line."""
+    """Plot a histogram of the probability integral transform (PIT), with intervals over tasks.
+
+    Calibrated predictions follow the dashed line.
+
+    Args:
+        axis: axis of the plot.
+        shares: share of the labels of each task in each bin [tasks, bins].
+    """
     number, estimate = shares.shape[1], Estimate.over_tasks(shares)
     centres = (np.arange(number) + 0.5) / number
     axis.bar(centres, estimate.mean.numpy(), 1 / number, yerr=estimate.ci95.numpy(), color="C0", alpha=0.6, capsize=2)
@@ -87,7 +99,11 @@ def _draw_entropy(axis: Any, unseen: Mapping[str, Tensor]) -> None:
 
 
 def draw_sbc(results: Mapping[str, tuple[Ranks, Uniformity]], path: Path) -> Path:
-    """One row per posterior: the ECDFs of the ranks with their band, and the histogram of the least uniform ranks."""
+    """Plot the ranks of simulation-based calibration, with one row of panels per posterior, and save the plot.
+
+    A row shows the empirical distribution functions (ECDFs) of the ranks with the band of uniform ranks, and the
+    histogram of the least uniform ranks.
+    """
     figure, axes = new_figure(2, rows=len(results))
     for row, (name, (ranks, tested)) in enumerate(results.items()):
         _draw_ecdf(axes[2 * row], ranks, tested, name)
@@ -108,7 +124,7 @@ def _draw_ecdf(axis: Any, ranks: Ranks, tested: Uniformity, name: str) -> None:
 
 
 def _draw_histogram(axis: Any, ranks: Ranks, tested: Uniformity) -> None:
-    """Histogram of the ranks in equal bins; shaded: the central 95% of the count in a bin if ranks are uniform."""
+    """Plot a histogram of the least uniform ranks. Shaded: the central 95% of each count if ranks are uniform."""
     worst = int(tested.p_values.argmin())
     values, count = ranks.values[worst].numpy(), ranks.values.shape[1]
     edges = np.linspace(0, ranks.num_draws + 1, min(BINS, ranks.num_draws + 1) + 1).round() - 0.5

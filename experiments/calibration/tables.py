@@ -1,4 +1,4 @@
-"""The table of experiments.calibration."""
+"""Table of experiments.calibration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ SbcResults = dict[str, tuple[Ranks, Uniformity]]
 
 @dataclass(frozen=True)
 class Report:
-    """Calibration metrics, entropies on unseen classes, and simulation-based calibration; each empty if undefined."""
+    """Results of experiments.calibration; a result that is not defined for the run is {}.
+
+    Args:
+        metrics: calibration metrics by name, of each task.
+        unseen: entropies of queries of known and unseen classes, and AUROC.
+        sbc: ranks and test results of simulation-based calibration, by posterior.
+    """
 
     metrics: dict[str, Tensor]
     unseen: dict[str, Tensor] = field(default_factory=dict)
@@ -27,12 +33,17 @@ class Report:
 
 
 def interval(estimate: Estimate, factor: float = 100, digits: int = 1) -> str:
-    """Mean and 95% interval over tasks."""
+    """Format the mean and the 95% interval over tasks, multiplied by `factor`, such as "72.7 +- 0.6"."""
     return f"{factor * estimate.mean.item():.{digits}f} +- {factor * estimate.ci95.item():.{digits}f}"
 
 
 def rows_of(report: Report, rate: float) -> list[dict[str, str]]:
-    """One metric per row, with its interval over tasks; `rate` is the false-alarm rate of the SBC test."""
+    """Return the table, one row per metric with its interval over tasks.
+
+    Args:
+        report: the results.
+        rate: false-alarm rate of the test in simulation-based calibration.
+    """
     cells: list[Cell] = []
     if "bins" in report.metrics:
         cells.append(("ECE, %", interval(reliability(report.metrics["bins"]).ece)))
@@ -42,7 +53,7 @@ def rows_of(report: Report, rate: float) -> list[dict[str, str]]:
     if report.unseen:
         cells += _entropy_cells(report.unseen)
     cells += [(f"SBC of the {name}", _sbc_cell(*result, rate)) for name, result in report.sbc.items()]
-    return [{"figure": name, "value": value} for name, value in cells]
+    return [{"metric": name, "value": value} for name, value in cells]
 
 
 def _coverage_cells(metrics: Mapping[str, Tensor], level: float) -> list[Cell]:

@@ -1,1 +1,1 @@
-"""Parts that all commands share: settings, messages, sweeps, several processes."""
+"""Code that all commands share: settings, messages, sweeps, several processes."""

@@ -1,4 +1,4 @@
-"""Translates the arguments of a command line to those that Hydra accepts."""
+"""Translates the arguments that users type to arguments that Hydra accepts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_metabayes.experiments.cli.choices import CONF
 from pyro_metabayes.experiments.cli.overrides import composable
 from pyro_metabayes.storage.paths import user_path
 
-# The flags of Hydra, which accepts their beginnings too.
+# The flags of Hydra. Hydra also accepts the beginning of a flag, such as --multi.
 FLAGS = (
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
@@ -20,14 +20,14 @@ FLAGS = (
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
-    """The arguments of a command in Hydra's grammar."""
+    """Return the arguments of a command in Hydra's grammar. Exit with a message if an argument is not allowed."""
     _refuse_unknown_flags(arguments)
     _refuse_without_logger(arguments)
     return composable(_in_resumed_folder(_multirun_first(arguments)))
 
 
 def _refuse_unknown_flags(arguments: list[str]) -> None:
-    """Exit if there is a flag that Hydra does not have; Hydra itself would print its whole usage."""
+    """Exit with a one-line message if a flag is unknown. Hydra itself would print its whole usage."""
     for argument in arguments:
         flag = argument.partition("=")[0]
         if flag.startswith("-") and not any(known.startswith(flag) for known in FLAGS):
@@ -37,20 +37,23 @@ def _refuse_unknown_flags(arguments: list[str]) -> None:
 
 
 def _refuse_without_logger(arguments: list[str]) -> None:
-    """Exit if there are settings of a logger but no logger, which Hydra could not compose."""
+    """Exit with a message if there are settings such as logger.project=x, but no logger=NAME."""
     settings = [argument for argument in arguments if argument.startswith("logger.")]
     if settings and not any(argument.startswith("logger=") for argument in arguments):
         names = ", ".join(sorted(path.stem for path in (CONF / "logger").glob("*.yaml")))
-        sys.exit(f"error: expected logger=NAME beside {settings[0]}, got none; there are: {names}")
+        sys.exit(f"error: expected logger=NAME beside {settings[0]}, got none; choose one of: {names}")
 
 
 def _multirun_first(arguments: list[str]) -> list[str]:
-    """Moves -m to the front: Hydra accepts it only there."""
+    """Move -m to the front, where Hydra requires it."""
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
 def _in_resumed_folder(arguments: list[str]) -> list[str]:
-    """Replaces `resume=DIR` by arguments with which the run continues in DIR; exits if DIR has no checkpoint."""
+    """Replace `resume=DIR` by arguments with which the run continues in the folder DIR.
+
+    Exits with a message if DIR has no checkpoint.
+    """
     folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
     if not folders or not folders[-1]:
         return arguments
@@ -63,11 +66,11 @@ def _in_resumed_folder(arguments: list[str]) -> list[str]:
 
 
 def _resume_remedy(folder: Path) -> str:
-    """What the user can do if a folder cannot be resumed."""
+    """Return advice for a user whose folder cannot be resumed."""
     if folder.is_file():
         return f"take the folder of that file, resume={folder.parent}"
     if (folder / "multirun.yaml").exists():
         return f"continue a sweep with its own command and {shlex.quote(f'hydra.sweep.dir={folder}')}"
     if folder.is_dir():
         return "repeat the command that started this run"
-    return "the folder does not exist"
+    return "check the path, since the folder does not exist"

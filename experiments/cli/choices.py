@@ -1,4 +1,4 @@
-"""Finds whether the user or the YAML of another choice has set a key that a part does not have."""
+"""Explains unknown settings that come from the YAML of a choice, such as prior.scale of guide=laplace."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ CONF = Path(__file__).parents[1] / "conf"
 
 @contextlib.contextmanager
 def naming_choices(choices: Mapping[str, str]) -> Iterator[None]:
-    """Explain an unknown key that comes from the YAML of a choice, as prior.scale of guide=laplace with prior=flat.
+    """Context manager that replaces an UnknownKey error by a message that names the choice which sets the key.
+
+    For example, guide=laplace sets prior.scale, which prior=flat does not have.
 
     Args:
         choices: the names chosen for data and guide.
 
     Raises:
-        UsageError: replaces the UnknownKey of such a setting; it names the choice.
-        UnknownKey: another unknown setting; it names the choice, not the class.
+        UsageError: the YAML of a choice has set the unknown key. The message names this choice.
+        UnknownKey: the user has set the unknown key. The message lists the settings of the choice, such as prior=flat.
     """
     try:
         yield
@@ -42,7 +44,7 @@ def naming_choices(choices: Mapping[str, str]) -> Iterator[None]:
 
 
 def _setter(choices: Mapping[str, str], part: str, name: str) -> str:
-    """The choice, such as guide=laplace, whose YAML sets `name` of another group `part`; '' if there is none."""
+    """Return the choice whose YAML sets PART.NAME of another group, such as guide=laplace; '' if there is none."""
     for group, settings in _settings_of(choices).items():
         if group != part and name in (settings.get(part) or {}):
             return f"{group}={choices[group]}"
@@ -50,7 +52,7 @@ def _setter(choices: Mapping[str, str], part: str, name: str) -> str:
 
 
 def rates_of_choices(choices: Mapping[str, str]) -> dict[str, float]:
-    """The entries of train.learning_rates that the YAML files of the choices set."""
+    """Return the entries of train.learning_rates that the YAML files of the choices set."""
     rates: dict[str, float] = {}
     for settings in _settings_of(choices).values():
         rates |= (settings.get("train") or {}).get("learning_rates") or {}
@@ -58,7 +60,7 @@ def rates_of_choices(choices: Mapping[str, str]) -> dict[str, float]:
 
 
 def _settings_of(choices: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The settings in the YAML of each choice, by group."""
+    """Read the settings in the YAML file of each choice, as {group: settings}."""
     paths = {group: CONF / group / f"{choice}.yaml" for group, choice in choices.items()}
     contents: Any = {
         group: OmegaConf.to_container(OmegaConf.load(path)) for group, path in paths.items() if path.exists()

@@ -1,4 +1,4 @@
-"""Runs a Hydra command: one-line messages for users' mistakes, exit codes, the lock of the folder, and `resume=`."""
+"""Runs a Hydra command, with one-line error messages, exit codes, a lock on the folder of the run, and `resume=`."""
 
 from __future__ import annotations
 
@@ -41,15 +41,23 @@ from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
 from pyro_metabayes.training.interruption import SIGNALS
 
 CONF = str(Path(__file__).parents[1] / "conf")
-NOTHING_KEPT = "interrupted; nothing of the unfinished work was kept but the cache: backbones, features, converted data"
+NOTHING_KEPT = "interrupted; of the unfinished work only the cache was kept: backbones, features and converted data"
 ANOTHER_FOLDER = "name another folder: hydra.run.dir=DIR (for a sweep, hydra.sweep.dir=DIR)"
-INTERRUPTED = 130  # the shell's exit code of a program that SIGINT has ended
+INTERRUPTED = 130  # exit code of the shell for a program that SIGINT has ended
 
 
 def run_command(
     task: Callable[[DictConfig, Path], object], config_name: str = "config", config_folder: str = CONF
 ) -> None:
-    """Compose CONFIG_NAME.yaml and call the task with it and the folder of the run; report mistakes in one line."""
+    """Compose CONFIG_NAME.yaml with the arguments of the command line, and call a function with the result.
+
+    Mistakes of the user are reported in one line, with exit code 1. --help prints the usage instead.
+
+    Args:
+        task: function of the composed configuration and the folder of the run.
+        config_name: the name of the YAML file.
+        config_folder: the folder of the YAML file.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are reported here, not by Hydra
     register()
     if asks_for_help(sys.argv):
@@ -77,7 +85,7 @@ def run_command(
 
 
 def _launch(program: Callable[[], object]) -> None:
-    """Run a Hydra program. Errors of a launcher are reported in one line; a job reports its own errors."""
+    """Run a Hydra program, and report errors of its launcher in one line. Each job reports its own errors."""
     try:
         run_program(program)
     except Exception as error:
@@ -88,10 +96,10 @@ def _launch(program: Callable[[], object]) -> None:
 
 
 def report_failure(error: Exception) -> str:
-    """Print and record the message of a failed job, or the traceback if the error is unexpected.
+    """Print and record why a job failed: a one-line message, or the traceback of an unexpected error.
 
     Returns:
-        the message.
+        The message or traceback.
     """
     lines = one_line(error) if isinstance(error, MISTAKES) else "".join(traceback.format_exception(error)).rstrip()
     with contextlib.suppress(UsageError):  # the disk may be full
@@ -101,7 +109,7 @@ def report_failure(error: Exception) -> str:
 
 
 def run_program(main: Callable[[], object]) -> None:
-    """Call the main function of a command. A user's mistake or a signal ends it with a one-line message."""
+    """Call the main function of a command. After a user's mistake or a signal, exit with a one-line message."""
     keep_freed_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # each line reaches a pipe when it is printed
@@ -140,7 +148,10 @@ def _stoppable() -> Iterator[None]:
 
 
 def keep_settings(composed: DictConfig, folder: Path) -> None:
-    """Write .hydra/ while the folder is locked. Hydra itself could overwrite the settings of another run."""
+    """Write the settings of the run to the subfolder .hydra, while the folder is locked.
+
+    Hydra itself would write them before the lock, and could overwrite the settings of another run.
+    """
     hydra_config: Any = HydraConfig.instance().cfg
     files = {"config": composed, "hydra": hydra_config, "overrides": hydra_config.hydra.overrides.task}
     for name, settings in files.items():
@@ -149,14 +160,14 @@ def keep_settings(composed: DictConfig, folder: Path) -> None:
 
 
 def _in_clean_folder(task: Callable[[Path], object]) -> None:
-    """Call the task with its folder locked; remove the folder if the task wrote nothing."""
+    """Call a function with the folder of the run, which is locked meanwhile. Remove the folder if it stays empty."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with alone_in(folder, ANOTHER_FOLDER):
             _in_locked_folder(task, folder)
     finally:
         if not folder.is_dir():
-            folder = folder.parent  # runs/DATA/GUIDE, which may be empty now
+            folder = folder.parent  # its parent runs/DATA/GUIDE may be empty now
         _remove_empty(folder)
 
 
@@ -173,7 +184,7 @@ def _in_locked_folder(task: Callable[[Path], object], folder: Path) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove the folder and its parents, as long as they are empty and below the current folder."""
+    """Remove a folder and its parents, as long as they are empty and inside the current working directory."""
     while Path.cwd() in folder.parents and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent

@@ -1,4 +1,4 @@
-"""Builds a configuration from settings, without a command line."""
+"""Composes the configuration of a run in Python, without a command line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pyro_metabayes.experiments.cli.overrides import composable
 
 
 def config_of(settings: Sequence[str]) -> Config:
-    """The configuration that `python -m experiments.run SETTINGS` runs."""
+    """Return the configuration of `python -m experiments.run SETTINGS`, for settings such as guide=sib."""
     register()
     with initialize_config_dir(CONF, version_base="1.3"):
         composed = compose("config", composable(settings), return_hydra_config=True)
-        HydraConfig.instance().set_config(composed)  # it holds the name chosen for each group
+        HydraConfig.instance().set_config(composed)  # it holds the name chosen for each group, such as guide=sib
         with open_dict(composed):
             del composed["hydra"]
         return config_from(composed)

@@ -1,4 +1,4 @@
-"""The typed settings of a run. The settings of a guide, a prior or a head are the arguments of its constructor."""
+"""Typed settings of a run. The settings of a guide, a prior or a head are the arguments of its constructor."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from pyro_metabayes.validation.same_training import FIT
 
 @dataclass
 class TrainerSettings:
-    """The devices of a run."""
+    """Settings trainer.*: the devices of a run."""
 
-    devices: int = 1  # number of devices; each trains on a part of the tasks of a step: docs/several-devices.md
+    devices: int = 1  # number of devices, which share the tasks of each step (docs/several-devices.md)
 
     def __post_init__(self) -> None:
         if self.devices < 1:
@@ -41,9 +41,9 @@ class TrainerSettings:
 
 @dataclass
 class Config:
-    """Everything that defines a run."""
+    """Settings that define a run."""
 
-    data: dict[str, Any]  # data.device, memory of the inputs: auto (of `device`, if half suffices), cpu, accelerator
+    data: dict[str, Any]  # data.device, memory of the inputs: auto (accelerator, or cpu if too large), cpu, accelerator
     backbone: dict[str, Any]
     model: dict[str, Any]
     head: dict[str, Any] | None
@@ -75,39 +75,42 @@ class Config:
         check_choice("data.device", self.place, PLACES)
 
     def with_absolute_path(self) -> Config:
-        """The same settings with an absolute data.path, so that a finished run finds its data from any folder."""
+        """Return the settings with an absolute data.path, so that a finished run finds its data from any folder."""
         path = self.data.get("path")
         absolute = {"path": str(user_path(path).absolute())} if path and isinstance(path, str) else {}
         return replace(self, data=self.data | absolute)
 
     def specification(self) -> dict[str, Any]:
-        """The settings of the parts of the learner, as plain values."""
+        """Return the settings of the model, guide, backbone, prior, head and objective as nested plain dicts."""
         parts = {name: dict(value) for name in PARTS if (value := getattr(self, name))}
         parts["backbone"].pop("frozen", None)
         return parts
 
     def source(self) -> dict[str, Any]:
-        """The settings of the source of tasks, as plain values. Estimated settings also apply to another file."""
+        """Return the arguments of the data source: data.* without data.device, and settings estimated in training.
+
+        Settings that were estimated from the training data, such as means, also apply if data.path is changed.
+        """
         return {name: value for name, value in self.data.items() if name != "device"} | self.estimated
 
     @property
     def place(self) -> str:
-        """The memory that holds the inputs of a bank (data.device): auto, cpu, accelerator."""
+        """Setting data.device: the memory that holds the inputs of the data set (auto, cpu or accelerator)."""
         return str(self.data.get("device", "auto"))
 
     @property
     def frozen(self) -> bool:
-        """Whether the pretrained backbone is not trained further (backbone.frozen)."""
+        """Setting backbone.frozen: whether the pretrained backbone keeps its weights in meta-training."""
         return bool(self.backbone.get("frozen", True))
 
 
 def register() -> None:
-    """Let Hydra check the settings of a run against Config."""
+    """Register Config with Hydra, which then checks the names and types of the settings of a run."""
     ConfigStore.instance().store(name="schema", node=Config)
 
 
 def config_from(config: DictConfig) -> Config:
-    """The plain dataclasses of a composed configuration."""
+    """Convert the configuration that Hydra has composed to a Config."""
     value = OmegaConf.to_object(config)
     assert isinstance(value, Config)
     _refuse_added(value)
@@ -115,7 +118,15 @@ def config_from(config: DictConfig) -> Config:
 
 
 def _refuse_added(settings: Any, prefix: str = "") -> None:
-    """Refuse keys that are not in the schema. Hydra alone would accept +train.foo=1."""
+    """Check that a dataclass has no other settings than its fields. Hydra alone would accept +train.foo=1.
+
+    Args:
+        settings: the dataclass; dataclasses in it are checked too.
+        prefix: prefix of its settings in messages, such as "train.".
+
+    Raises:
+        UnknownKey: there is another setting.
+    """
     names = [setting.name for setting in fields(settings)]
     for name, value in vars(settings).items():
         if name not in names:
@@ -125,14 +136,22 @@ def _refuse_added(settings: Any, prefix: str = "") -> None:
 
 
 def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
-    """The configuration in the checkpoint of a run, with overrides such as train.steps=4000 applied."""
+    """Return the configuration in the checkpoint of a run, changed by overrides such as train.steps=4000.
+
+    Raises:
+        UsageError: an override is not a setting like train.steps=4000, or the saved configuration is invalid.
+    """
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or ("." not in key and key not in ("seed", "device", "threads")):
-            raise UsageError(f"expected a setting like train.steps=4000, got '{override}'; a saved run keeps its parts")
+            raise UsageError(
+                f"expected a setting like train.steps=4000, got '{override}'; a run keeps its guide, model and data"
+            )
     saved = checkpoint.load(within(folder, "checkpoint.pt")).get("config")
     if not isinstance(saved, dict) or not saved or FIT in saved:
-        raise UsageError(f"expected the checkpoint of a run in {folder}, got one without a configuration")
+        raise UsageError(
+            f"expected the checkpoint of a run in {folder}, got one without a configuration; take another folder"
+        )
     texts = [override for override in overrides if key_of(override) in LITERALS]
     others = [override for override in overrides if override not in texts]
     merged = OmegaConf.merge(_saved_settings(saved, folder), OmegaConf.from_dotlist(others))
@@ -143,9 +162,10 @@ def saved_config(folder: Path, overrides: Sequence[str]) -> Config:
 
 
 def with_moved_settings(saved: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of an earlier version, converted to the present one.
+    """Convert the saved configuration of a run of an earlier version to the present version.
 
-    task.train_shift (version 0.1) becomes data.train_shift. A run without `estimated` did not centre its groups.
+    task.train_shift (version 0.1) becomes data.train_shift. A run without the entry `estimated` did not centre the
+    covariates of its groups, which is recorded.
     """
     task, data = dict(saved.get("task", {})), dict(saved.get("data", {}))
     shift = task.pop("train_shift", None)
@@ -155,7 +175,11 @@ def with_moved_settings(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _saved_settings(saved: Any, folder: Path) -> DictConfig:
-    """The saved configuration, checked against the schema; interpolations are refused."""
+    """Return a saved configuration as an OmegaConf node, after checking names and types against Config.
+
+    Raises:
+        UsageError: the configuration is invalid, or contains an interpolation ${...}.
+    """
     try:
         if "${" in repr(saved):
             raise ValueError("it has interpolations (${...})")

@@ -1,7 +1,7 @@
-"""The processes of a job on several devices. All of them train; only the first evaluates, prints and writes files.
+"""Processes of a run on several devices. All processes train; only the first evaluates, prints and writes files.
 
-The processes find each other through the environment variables of torchrun. Without torchrun the first process sets
-these variables and starts the workers as `python -m experiments.run`.
+The other processes are called workers. All find each other through the environment variables of torchrun. Without
+torchrun, the first process sets these variables and starts the workers as `python -m experiments.run`.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.experiments.cli.config import Config
 from pyro_metabayes.training.interruption import SIGNALS
 
-ROOT = Path(pyro_metabayes.__file__).parents[1]  # where the other processes find the package
-STARTED = "METABAYES_STARTED"  # set in workers that the first process has started; they exit when it exits
+ROOT = Path(pyro_metabayes.__file__).parents[1]  # the folder from which the workers import the package
+STARTED = "METABAYES_STARTED"  # set in workers that the first process has started and which exit with it
 WAIT = timedelta(days=1)  # workers may have to wait while the first process pretrains a backbone
 
 
 def check_devices(config: Config) -> None:
-    """Refuse more devices than this machine has, or another number of devices than processes of torchrun."""
+    """Check that trainer.devices fits the devices of this machine and, under torchrun, the number of processes."""
     devices = here = config.trainer.devices
     if _under_torchrun():
         size, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         if devices != size:
-            raise UsageError(f"expected trainer.devices={size}, the processes that torchrun has started, got {devices}")
+            raise UsageError(f"expected trainer.devices={size}, the number of processes of torchrun, got {devices}")
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise UsageError("expected one run under torchrun, got a sweep (-m); leave out torchrun, or -m")
     device = device_of(config.device)
     if device.type != "cpu" and here > (count := count_of(device.type)):
-        raise UsageError(f"expected trainer.devices <= {count}, the {device.type} devices of this machine, got {here}")
+        raise UsageError(f"expected trainer.devices <= {count}, the number of {device.type} devices, got {here}")
     if device.index and here > 1:
-        raise UsageError(f"expected device={device.type} for trainer.devices={devices}, got {device}, a single device")
+        raise UsageError(f"expected device={device.type} for trainer.devices={devices}, got device={device}")
 
 
 def _under_torchrun() -> bool:
@@ -56,7 +56,7 @@ def _under_torchrun() -> bool:
 
 @contextlib.contextmanager
 def processes_of(config: Config, folder: Path) -> Iterator[None]:
-    """The processes of a run. With several devices, the workers run as long as the block, each on its own device."""
+    """Context manager that starts one worker per further device, sends the settings to the workers, and stops them."""
     if config.trainer.devices == 1:
         yield
         return
@@ -67,7 +67,7 @@ def processes_of(config: Config, folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _report_lost_process(folder: Path) -> Iterator[None]:
-    """Report a lost process in one line. The collective operation that waits for it would raise a long error."""
+    """Context manager that replaces torch's long error about a lost process by a one-line UsageError."""
     try:
         yield
     except RuntimeError as error:
@@ -82,13 +82,13 @@ def _report_lost_process(folder: Path) -> Iterator[None]:
 
 
 def is_worker() -> bool:
-    """Whether this process is not the first of its job."""
+    """Return whether this process is a worker, i.e. not the first process of its run."""
     return _under_torchrun() and int(os.environ["RANK"]) > 0
 
 
 def run_worker(train: Callable[[Config, Path], object]) -> None:
-    """Train in a worker. The first process reports how the run ended; a worker reports only its own mistakes."""
-    for number in SIGNALS:  # before training, signals end a worker at once
+    """Train in a worker, without output; `train` receives the settings and the folder from the first process."""
+    for number in SIGNALS:  # until training begins, a signal ends the worker at once
         signal.signal(number, signal.SIG_DFL)
     if os.environ.get(STARTED):
         threading.Thread(target=_exit_with_first, daemon=True).start()
@@ -117,14 +117,17 @@ def _train_in_group(train: Callable[[Config, Path], object]) -> None:
 
 
 def _exit_with_first() -> None:
-    """Exit when the pipe from the first process closes. A collective operation would wait for it forever."""
+    """Exit as soon as the first process has ended, which closes the pipe to this worker.
+
+    Otherwise a collective operation would wait for the first process forever.
+    """
     sys.stdin.buffer.read()
     os._exit(1)
 
 
 @contextlib.contextmanager
 def _worker_processes(devices: int) -> Iterator[None]:
-    """Start the workers, unless torchrun has started them; stop them when the block ends."""
+    """Context manager that starts the workers, unless torchrun has started them, and stops them at the end."""
     if _under_torchrun():
         yield
         return
@@ -149,7 +152,7 @@ def _worker_processes(devices: int) -> Iterator[None]:
 
 
 def _torchrun_variables(devices: int) -> dict[str, str]:
-    """The environment variables that torchrun sets in the first of several processes on this machine."""
+    """Return the environment variables that torchrun would set in the first process of a run on this machine."""
     from lightning_fabric.plugins.environments.lightning import find_free_network_port  # takes a second
 
     port = find_free_network_port()
@@ -159,17 +162,17 @@ def _torchrun_variables(devices: int) -> dict[str, str]:
 
 
 def _wait_for(workers: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait until every worker has printed its first byte."""
+    """Wait until every worker has started, which it signals by printing one byte."""
     for rank, worker in enumerate(workers, 1):
         if worker.stdout is None or not worker.stdout.read(1):
             raise UsageError(f"expected process {rank} of the job to start, got exit code {worker.wait()}; see above")
 
 
 def _start_worker(rank: int) -> subprocess.Popen[bytes]:
-    """Start a worker in a session of its own. So Ctrl-C reaches only the first process, which stops the workers.
+    """Start a worker in a session of its own, so that Ctrl-C reaches only the first process, which stops the workers.
 
-    Two launchers were rejected. Fabric's sends SIGKILL to the first process when another is lost, so that no message
-    can be printed. torchrun leaves the other processes running when it is killed, and its error has many lines.
+    Two launchers were rejected. Fabric kills the first process when another is lost, so that it cannot print a
+    message. torchrun leaves the other processes running when it is killed, and its error has many lines.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), STARTED: "1", "PYTHONPATH": os.pathsep.join(paths)}
@@ -180,7 +183,7 @@ def _start_worker(rank: int) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """A process group for CPU and CUDA tensors. Only gradients are exchanged on the GPU."""
+    """Context manager with a torch process group for CPU and CUDA tensors. Only gradients are exchanged on the GPU."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=WAIT)
     try:
@@ -190,5 +193,5 @@ def process_group() -> Iterator[None]:
 
 
 def _is_lost_process(error: RuntimeError) -> bool:
-    """Whether the error reports the loss of another process."""
+    """Return whether an error of torch reports the loss of another process."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error)

@@ -1,4 +1,4 @@
-"""The settings of dataclasses, constructors and functions with an explanation of each, read from their sources."""
+"""Explanations of settings for --help, read from docstrings and from comments beside the fields of dataclasses."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pyro_metabayes.specification.parts import CONTEXT, PARTS
 
 Rows = Iterator[tuple[str, str]]
 COMMENT = re.compile(r"^    (\w+): .+?  # (.+)$", re.MULTILINE)  # a field of a dataclass with its comment
-ARGUMENTS = re.compile(r"^Args:\n((?:    .*\n|\n)+)", re.MULTILINE)  # of a docstring without its indentation
-ENTRY = re.compile(r"^    (\w[\w, ]*?): ((?:.*\n)(?:(?:     .*)?\n)*)", re.MULTILINE)  # NAMES: TEXT, on several lines
+ARGUMENTS = re.compile(r"^Args:\n((?:    .*\n|\n)+)", re.MULTILINE)  # a docstring's Args
+ENTRY = re.compile(r"^    (\w[\w, ]*?): ((?:.*\n)(?:(?:     .*)?\n)*)", re.MULTILINE)  # "NAMES: TEXT" in Args
 OTHERS = re.compile(r"arguments are those of `(\w+)`")
-PROVIDED = {"logger": ("folder", "name")}  # arguments of choices that are no settings
-FILLED_IN = "filled in"  # marks, in its comment, a field that users do not set
+PROVIDED = {"logger": ("folder", "name")}  # arguments of constructors that are no settings
+FILLED_IN = "filled in"  # these words in the comment on a field mean that users do not set it
 
 
 def explanations_of(target: Any) -> dict[str, str]:
-    """The explanation of each setting of a class or function, from its docstring and from comments beside fields."""
+    """Return {argument: explanation} of a class or function, from its docstring and the comments on its fields."""
     classes = target.__mro__ if inspect.isclass(target) else ()
     found: dict[str, str] = {}
     for owner in (*(base for base in reversed(classes) if base is not object), target):
@@ -41,20 +41,25 @@ def explanations_of(target: Any) -> dict[str, str]:
 
 
 def _named(name: str, target: Any) -> Any:
-    """The guide of this name, or what has this name in the file of the target."""
+    """Return the object `name` in the file of the target, or else the class of the guide `name`."""
     module = sys.modules[target.__module__]
     return getattr(module, name, None) or target_of({"_target_": f"guides.{name}.Guide"}, "guide")
 
 
 def _of_docstring(target: Any) -> dict[str, str]:
-    """The section Args of a docstring; names that share a line share its text."""
+    """Return {argument: text} from the section Args of a docstring. Arguments listed together have the same text."""
     section = ARGUMENTS.search(f"{inspect.cleandoc(target.__doc__ or '')}\n")
     entries = ENTRY.findall(section[1]) if section else []
     return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
 
 
 def settings_of_schema(schema: type, prefix: str = "") -> Rows:
-    """Name and explanation of every setting of a dataclass and of the dataclasses in it."""
+    """Yield name and explanation of every setting of a dataclass and of the dataclasses in it.
+
+    Args:
+        schema: the dataclass.
+        prefix: prefix of the names, such as "train.".
+    """
     explanations = explanations_of(schema)
     for setting in fields(schema):
         default, text = _default(setting), explanations.get(setting.name, "")
@@ -65,7 +70,13 @@ def settings_of_schema(schema: type, prefix: str = "") -> Rows:
 
 
 def settings_of_choice(folder: Path, group: str, choice: str) -> Rows:
-    """Name and explanation of every setting of a choice such as guide=sib, from the constructor that its YAML names."""
+    """Yield name and explanation of every setting of a choice such as guide=sib, from its constructor.
+
+    Args:
+        folder: the folder of the configuration.
+        group: the group, such as guide.
+        choice: the choice, such as sib. Its YAML names the constructor.
+    """
     specification, _ = _contents(folder, group, choice)
     if "_target_" not in specification:
         return
@@ -79,13 +90,16 @@ def settings_of_choice(folder: Path, group: str, choice: str) -> Rows:
 
 
 def also_set_by(folder: Path, group: str, choice: str) -> Rows:
-    """One row with the settings of other groups that the YAML of a choice sets; none if there are no such settings."""
+    """Yield one row with the settings of other groups that the YAML of a choice sets; nothing if there are none.
+
+    Args: as of `settings_of_choice`.
+    """
     if others := dict(flatten(_contents(folder, group, choice)[1])):
         yield "also sets", ", ".join(f"{name}={_value(value)}" for name, value in others.items())
 
 
 def _contents(folder: Path, group: str, choice: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of conf/GROUP/CHOICE.yaml: those of its own group, and those of other groups."""
+    """Return the settings in GROUP/CHOICE.yaml of its own group, and the settings of other groups."""
     path = folder / group / f"{choice}.yaml"
     settings: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
     if not path.read_text(encoding="utf-8").startswith("# @package _global_"):
@@ -94,7 +108,13 @@ def _contents(folder: Path, group: str, choice: str) -> tuple[dict[str, Any], di
 
 
 def choices_of(folder: Path, chosen: Mapping[str, str], schema: type | None) -> Rows:
-    """Name of each group, with its options, its default, and the comment on the field of the schema."""
+    """Yield one row per group of choices: "guide=", and its options, its default and an explanation.
+
+    Args:
+        folder: the folder of the configuration.
+        chosen: the default choice of each group.
+        schema: the dataclass whose comments explain the groups; None without explanations.
+    """
     notes = {} if schema is None else explanations_of(schema)
     for group, choice in chosen.items():
         options = ", ".join(sorted(path.stem for path in (folder / group).glob("*.yaml")))
@@ -102,13 +122,19 @@ def choices_of(folder: Path, chosen: Mapping[str, str], schema: type | None) -> 
 
 
 def named_choices(folder: Path, groups: Iterable[str], arguments: Sequence[str]) -> dict[str, str]:
-    """The existing choices that the arguments name, such as guide: savi for guide=savi."""
+    """Return the choices that are among the arguments of a command, such as {"guide": "savi"} for guide=savi.
+
+    Args:
+        folder: the folder of the configuration; names without a YAML file are ignored.
+        groups: the names of the groups.
+        arguments: the arguments of the command.
+    """
     named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     return {group: named[group] for group in groups if (folder / group / f"{named.get(group)}.yaml").is_file()}
 
 
 def composed(folder: Path, name: str) -> tuple[dict[str, str], type | None]:
-    """The groups of a YAML with their default choices, and the schema that its defaults list names."""
+    """Return {group: default choice} and the schema (a dataclass) from the defaults list of FOLDER/NAME.yaml."""
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"), resolve=False)
     groups: dict[str, str] = {}
     schema: type | None = None
@@ -135,7 +161,7 @@ def _written(value: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    """A value as it is written on a command line."""
+    """Format a value as a user would type it on a command line; none for an empty value."""
     if value in ("", [], {}, None):
         return "none"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""One-line messages for users' mistakes, whether Hydra, OmegaConf or this package finds them."""
+"""One-line messages for mistakes of users, which Hydra, OmegaConf or this package has detected."""
 
 from __future__ import annotations
 
@@ -18,34 +18,37 @@ from pyro_metabayes.errors import UsageError, printable, unknown_key
 from pyro_metabayes.experiments.cli.sweeps import LAUNCHER
 
 MISTAKES = (UsageError, HydraException, OmegaConfBaseException, OSError, yaml.YAMLError, UnicodeDecodeError)
-# Beginnings of lines about the internals of Hydra and OmegaConf, which are left out of messages.
+# Lines of Hydra and OmegaConf that begin with these words are about their internals, and left out of messages.
 NOISE = ("full_key", "object_type", "reference_type", "Config search path", "provider=", "Set the environment")
-FILLED_IN = ("hydra", "choices")  # parts of a configuration that a user does not set
-NAME = re.compile(r"[A-Za-z_][\w.]*")  # of a setting
+FILLED_IN = ("hydra", "choices")  # groups of settings that a user does not set
+NAME = re.compile(r"[A-Za-z_][\w.]*")  # name of a setting
 COMPOSERS = {"hydra", "omegaconf", "yaml", "antlr4"}
 
 
 def raised_in_composition(error: BaseException) -> bool:
-    """Whether the error was raised inside Hydra or its parsers, which raise errors of many types."""
+    """Return whether an error was raised inside Hydra, OmegaConf or their parsers, which raise errors of many types."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     packages = [name.partition(".")[0] for name in modules]
     return {*[name for name in packages if name not in sys.stdlib_module_names][-1:]} <= COMPOSERS
 
 
 def masks_interrupt(error: BaseException) -> bool:
-    """Whether the error hides a KeyboardInterrupt, since a `finally` of OmegaConf has failed on half-built objects."""
+    """Return whether an error was raised in Hydra or OmegaConf while they handled a KeyboardInterrupt.
+
+    A `finally` block of OmegaConf can fail on objects that the interruption left incomplete.
+    """
     return raised_in_composition(error) and KeyboardInterrupt in map(type, _contexts(error))
 
 
 def _contexts(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, the error that was being handled when it was raised, and so on."""
+    """Yield an error, then the error that was being handled when it was raised, and so on."""
     while error is not None:
         yield error
         error = error.__context__
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error with its lines joined; messages of Hydra and OmegaConf have several lines."""
+    """Return the message of an error in one line. Messages of Hydra and OmegaConf have several lines."""
     return printable(_message_of(error))
 
 
@@ -65,7 +68,7 @@ def _message_of(error: BaseException) -> str:
 
 
 def _nested_names(parent: Any) -> list[str]:
-    """The dotted names of the settings one level down, such as guide.step_size and train.steps."""
+    """Return the dotted names of the settings in the groups of a configuration, such as guide.step_size."""
     nodes = {
         group: parent._get_node(group) for group in parent if isinstance(parent, DictConfig) and group not in FILLED_IN
     }
@@ -74,7 +77,7 @@ def _nested_names(parent: Any) -> list[str]:
 
 
 def _plain_lines(error: BaseException, cause: BaseException | None) -> str:
-    """The lines of an error and of its cause, each once, without those about the internals of Hydra and OmegaConf."""
+    """Join the lines of an error and of its cause, without repetitions and without lines about internals of Hydra."""
     lines = [line.strip() for line in str(error).splitlines()]
     if cause is not None and not isinstance(cause, HydraException):
         lines += [line.strip() for line in str(cause).splitlines()]
@@ -83,19 +86,19 @@ def _plain_lines(error: BaseException, cause: BaseException | None) -> str:
 
 
 def _missing_choice(error: BaseException) -> str:
-    """Message for a choice that a group does not have; '' for other errors."""
+    """Return a message if the error reports an unknown choice, such as guide=nope; '' for other errors."""
     if not (isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options):
         return ""
     group, _, name = str(error.missing_cfg_file).rpartition("/")
     near = get_close_matches(name, error.options, 1)
     guess = f"did you mean '{near[0]}'? " if near else ""
-    choices = f"{guess}there are: {', '.join(error.options)}"
-    extras = "; others come with extras: pip install -c constraints.txt -e '.[joblib]' (or submitit, or ray)"
-    return f"no '{name}' for {group}; {choices}{extras if group == LAUNCHER else ''}"
+    choices = f"{guess}choose one of: {', '.join(error.options)}"
+    extras = "; extras add others: pip install -c constraints.txt -e '.[joblib]' (or submitit, or ray)"
+    return f"unknown choice {group}={name}; {choices}{extras if group == LAUNCHER else ''}"
 
 
 def _without_value(error: BaseException) -> str:
-    """Message for a setting without a value; '' for other errors."""
+    """Return a message if the error reports a setting without a value; '' for other errors."""
     if not isinstance(error, OverrideParseException) or "=" in error.override:
         return ""
     given = error.override.lstrip("+")
@@ -103,16 +106,16 @@ def _without_value(error: BaseException) -> str:
 
 
 def _system_error(error: BaseException) -> str:
-    """Message for an error of the operating system; '' for other errors."""
+    """Return a message if the operating system has raised the error; '' for other errors."""
     if isinstance(error, BrokenPipeError):
         return "expected a reader for the output, got a closed pipe; write the output to a file"
     if isinstance(error, OSError) and error.strerror:
-        return f"expected to use {error.filename or 'the disk'}, got: {error.strerror}; free it, or name another place"
+        return f"expected to use {error.filename or 'the disk'}, got: {error.strerror}; fix this, or name another path"
     return ""
 
 
 def _type_error(error: BaseException) -> str:
-    """Message for a value of the wrong type; '' for other errors."""
+    """Return a message if the error reports a value of the wrong type; '' for other errors."""
     text = " ".join(f"{error} {error.__cause__ or ''}".split())
     key = re.search(r"full_key: (\S+)", text) or re.search(r"merging override ([^=\s]+)=", text)
     name = key[1] if key else "the setting"

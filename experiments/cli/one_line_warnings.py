@@ -13,7 +13,10 @@ from pyro_metabayes.errors import UnfamiliarTasks
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Context manager that prints a warning about unfamiliar tasks once, in one line on stderr, without the source."""
+    """Context manager that prints each `UnfamiliarTasks` warning once, in one line on stderr, without source code.
+
+    This warning says that tasks at test time differ from the training tasks.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("default", UnfamiliarTasks)
         others = warnings.showwarning

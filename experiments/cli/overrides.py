@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from pyro_metabayes.specification.parts import PARTS
 from pyro_metabayes.storage.paths import user_path
 
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "resume")  # one value, even in a sweep
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "resume")  # in a sweep too, commas are part of the name
 PATHS = (*FOLDERS, "data.path", "out")
 LITERALS = (
     *PATHS,
@@ -33,27 +33,33 @@ FUNCTION = re.compile(r"(?s)(choice|glob|shuffle|sort|tag)\(.*\)")  # functions 
 
 
 def composable(arguments: Sequence[str]) -> list[str]:
-    """The arguments with quoted literals and the prefixes that Hydra requires."""
+    """Return the arguments in Hydra's grammar: paths and free text in quotes, and ++ before settings of parts."""
     sweep = not {"-m", "--multirun"}.isdisjoint(arguments)
     return [allow_part_setting(argument) for argument in quote_literals(arguments, sweep)]
 
 
 def allow_part_setting(argument: str) -> str:
-    """The argument with the prefix ++ if it may set a key that the YAML does not list.
+    """Return the argument with Hydra's prefix ++ if it is a setting of the data, guide, model, ... (guide.xi=0.1).
 
-    Hydra requires this prefix. The signature of the constructor, not the YAML, decides which settings a part has.
+    Hydra requires the prefix for keys that are not in the YAML. A YAML file need not list all settings, since the
+    signature of the constructor determines which settings exist.
     """
     open_ended = (*(f"{part}." for part in ("data", "logger", *PARTS)), "train.learning_rates", "train.kl_weight")
     return f"++{argument}" if argument.startswith(open_ended) else argument
 
 
 def key_of(argument: str) -> str:
-    """The name of the setting, without Hydra's prefixes + and ++."""
+    """Return the name of the setting in an argument NAME=VALUE, without Hydra's prefixes + and ++."""
     return argument.partition("=")[0].lstrip("+")
 
 
 def quote_literals(arguments: Sequence[str], sweep: bool) -> list[str]:
-    """The arguments, with the values of LITERALS in quotes; a quoted value is not changed."""
+    """Put the values of settings in LITERALS (paths and free text) in quotes, unless they are quoted.
+
+    Args:
+        arguments: arguments NAME=VALUE.
+        sweep: whether commas separate several values.
+    """
     return [_quoted(argument, sweep) if key_of(argument) in LITERALS else argument for argument in arguments]
 
 
@@ -62,7 +68,7 @@ def _quoted(argument: str, sweep: bool) -> str:
     if not equals:
         return argument
     if key_of(argument) == "data.group" and LIST.fullmatch(value):
-        return argument  # several columns, which the data refuse by the kind of their groups
+        return argument  # a list of columns; the data source reports whether it accepts several
     is_path = key_of(argument) in PATHS
     exists = is_path and user_path(value).exists()
     if not exists and (QUOTED.fullmatch(value) or (sweep and FUNCTION.fullmatch(value))):
@@ -74,7 +80,7 @@ def _quoted(argument: str, sweep: bool) -> str:
 
 
 def unquoted(override: str) -> str:
-    """An override as the user typed it: the inverse of `quote_literals`."""
+    """Return an argument NAME=VALUE as the user typed it, the inverse of `quote_literals`."""
     key = key_of(override)
     if key not in LITERALS:
         return override.lstrip("+")

@@ -1,7 +1,7 @@
-"""Sweeps (`-m`) with any launcher: the other jobs continue after a failure, and failed jobs are listed at the end.
+"""Sweeps (`-m`) with any launcher. After a failure the other jobs continue, and failed jobs are listed at the end.
 
-Jobs may run in other processes and on other machines. Each job has a file in the folder of the sweep, which is written
-when the job starts and removed when it succeeds.
+Jobs may run in other processes and on other machines. Each job writes a file to the folder of the sweep when it starts,
+and removes the file when it succeeds.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from omegaconf import DictConfig
 
 from pyro_metabayes.storage.checkpoint import write_atomically
 
-LAUNCHER = "hydra/launcher"  # group of the configuration
-STOPPED_BY = {"submitit_slurm": "scancel", "submitit_local": "pkill -f submitit"}  # launchers whose jobs keep running
+LAUNCHER = "hydra/launcher"  # group of choices of Hydra
+# Launchers whose jobs continue after Ctrl-C, with the command that stops the jobs.
+STOPPED_BY = {"submitit_slurm": "scancel", "submitit_local": "pkill -f submitit"}
 UNFINISHED = "unfinished"  # subfolder of a sweep; NAME.txt states why job NAME has no results
 RUNNING = "still running, or stopped"
 
 
 class Sweep(Callback):
-    """Hydra callback that records the sweep of this process and prints its folder (see conf/config.yaml)."""
+    """Hydra callback that records the folder of the sweep of this process, and prints it (see conf/config.yaml)."""
 
     folder: Path | None = None
     launcher = ""
@@ -44,13 +45,13 @@ class Sweep(Callback):
 
 
 def job_name() -> str:
-    """The name of this job of a sweep; '' outside a sweep."""
+    """Return the name of this job of a sweep; '' outside a sweep."""
     hydra_config = HydraConfig.get()
     return Path(hydra_config.runtime.output_dir).name if hydra_config.mode == RunMode.MULTIRUN else ""
 
 
 def write_note(reason: str) -> None:
-    """Record why this job of a sweep has no results; '' removes the record."""
+    """Write a file that says why this job of a sweep has no results; remove the file if `reason` is ''."""
     hydra_config = HydraConfig.get()
     if not job_name() or "sweep" not in hydra_config.callbacks:  # only the callback reads these files
         return
@@ -62,12 +63,12 @@ def write_note(reason: str) -> None:
 
 
 def in_sweep() -> bool:
-    """Whether this process has started a sweep that is still running."""
+    """Return whether this process has started a sweep that is still running."""
     return Sweep.folder is not None
 
 
 def interruption_message() -> str:
-    """One line for an interrupted sweep; '' if this process has started none."""
+    """Return a one-line message for an interrupted sweep; '' if this process runs no sweep."""
     if not Sweep.folder:
         return ""
     stop = STOPPED_BY.get(Sweep.launcher)
@@ -80,7 +81,7 @@ def _continuation(folder: Path) -> str:
 
 
 def unfinished_jobs() -> str:
-    """One line that lists the jobs without results of the sweep of this process; '' if there are none."""
+    """Return one line that lists the jobs without results in the sweep of this process; '' if there are none."""
     sweep, Sweep.folder = Sweep.folder, None
     if sweep is None:
         return ""
@@ -91,5 +92,5 @@ def unfinished_jobs() -> str:
 
 
 def _unfinished_names(sweep: Path) -> list[str]:
-    """The names of the jobs with a file in the folder of unfinished jobs."""
+    """Return the names of the jobs without results, which have a file in the subfolder `unfinished`."""
     return sorted(path.stem for path in (sweep / UNFINISHED).glob("*.txt"))

@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 
 WIDTH = 100  # characters of a line
 GAP = 2  # spaces between two columns
-LABEL = 24  # characters of a label that is not wrapped
-CELL = 12  # characters of another cell that is not wrapped
+LABEL = 24  # a label of at most this number of characters is not wrapped
+CELL = 12  # another cell of at most this number of characters is not wrapped
 JOINED = "\N{NO-BREAK SPACE}"
 
 
 def text_table(rows: Sequence[Mapping[str, str]], keys: int = 1) -> str:
-    """A table for a terminal, in lines of at most WIDTH characters.
+    """Format a table for a terminal, in lines of at most WIDTH characters.
 
-    Columns without a value in any row are left out. A single row has one line per column. Cells of several rows are
-    wrapped at spaces; columns that do not fit even so follow in a second block.
+    Columns without a value in any row are left out. A single row is printed with one line per column. For several rows,
+    cells are wrapped at spaces, and columns that still do not fit are printed below in a second block.
 
     Args:
-        rows: cells by column.
-        keys: number of columns that every block begins with.
+        rows: the rows, each a mapping from column to cell.
+        keys: the number of label columns, with which each block begins.
     """
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     columns = {name: cells for place, (name, cells) in enumerate(columns.items()) if place < keys or {*cells} != {"-"}}
@@ -36,7 +36,12 @@ def text_table(rows: Sequence[Mapping[str, str]], keys: int = 1) -> str:
 
 
 def _blocks(columns: Sequence[Sequence[str]], keys: int) -> list[list[Sequence[str]]]:
-    """The columns of each block, which fit into WIDTH if their cells are wrapped."""
+    """Split the columns of a table into blocks that fit into WIDTH if their cells are wrapped.
+
+    Args:
+        columns: the title and cells of each column.
+        keys: the number of label columns, with which each block begins.
+    """
     blocks = [list(columns[:keys])]
     for cells in columns[keys:]:
         if sum(_least_widths([*blocks[-1], cells], keys)) + GAP * len(blocks[-1]) > WIDTH and len(blocks[-1]) > keys:
@@ -46,19 +51,27 @@ def _blocks(columns: Sequence[Sequence[str]], keys: int) -> list[list[Sequence[s
 
 
 def _least_widths(columns: Sequence[Sequence[str]], keys: int) -> list[int]:
-    """The least width of each column: that of its longest word; short cells, and labels in the keys, stay whole."""
+    """Return the least width of each column: its longest word, or its longest cell if this is short enough.
+
+    Cells up to LABEL characters in the first `keys` columns, and up to CELL characters in others, are not wrapped.
+    """
     words = [max(len(word) for cell in cells for word in _words(cell)) for cells in columns]
     whole = [min(LABEL if place < keys else CELL, max(map(len, cells))) for place, cells in enumerate(columns)]
     return list(map(max, words, whole))
 
 
 def _words(cell: str) -> list[str]:
-    """The parts of a cell between which it may be wrapped: not between a mean and its interval."""
+    """Split a cell at the spaces where it may be wrapped. A mean and its interval "m +- i" stay together."""
     return [word.replace(JOINED, " ") for word in cell.replace(" +- ", f"{JOINED}+-{JOINED}").split(" ")]
 
 
 def _block(columns: Sequence[Sequence[str]], keys: int) -> str:
-    """A block of columns, each a title and its cells; the widest columns are wrapped until the block fits."""
+    """Format one block of a table, with its widest columns wrapped until the block fits into WIDTH.
+
+    Args:
+        columns: the title and cells of each column.
+        keys: the number of label columns.
+    """
     widths, least = [max(map(len, cells)) for cells in columns], _least_widths(columns, keys)
     while sum(widths) + GAP * (len(widths) - 1) > WIDTH and widths != least:
         widest = max((place for place in range(len(widths)) if widths[place] > least[place]), key=widths.__getitem__)

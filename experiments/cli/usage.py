@@ -1,4 +1,4 @@
-"""The usage text of a command, built from its docstring and its schema: description, arguments, one example."""
+"""Usage texts (--help) of commands, built from the docstring and the settings of a command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pyro_metabayes.experiments.cli.text_table import WIDTH
 RUN = "runs/sib"  # replaces RUN_DIR in an example
 MORE = (
     ("--cfg job", "prints the whole configuration, with the settings of the choices, and runs nothing"),
-    ("--hydra-help", "the flags of Hydra"),
+    ("--hydra-help", "lists the flags of Hydra"),
 )
 
 
@@ -34,21 +34,30 @@ def asks_for_help(arguments: Sequence[str]) -> bool:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that reports a mistake in one line."""
+    """Argument parser that reports a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; explained by: {self.prog} --help\n")
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    """A parser without arguments; its help text is made from this docstring."""
+    """Return an argument parser without arguments, whose help text is made from the docstring of a command.
+
+    Args:
+        doc: docstring of the form "python -m experiments.NAME ARGUMENTS: TEXT".
+    """
     name, example, text = _described(doc)
     form = argparse.RawDescriptionHelpFormatter
     return OneLineParser(prog=name, description=text, epilog=_example(name, example), formatter_class=form)
 
 
 def usage_of_settings(doc: str | None, schema: type) -> str:
-    """The usage of a command on a finished run: the settings of `schema`, and settings of the run to change."""
+    """Return the usage text of a command that reads a finished run.
+
+    Args:
+        doc: docstring of the command.
+        schema: dataclass of the settings of the command.
+    """
     rows = [row for row in settings_of_schema(schema) if row[0] != "run"]
     run = [("RUN_DIR", explanations_of(schema)["run"])]
     changed = [("task.*, eval.*, guide.*", "changed settings of the run, such as task.shot=5")]
@@ -56,9 +65,13 @@ def usage_of_settings(doc: str | None, schema: type) -> str:
 
 
 def usage_of_configuration(doc: str | None, folder: Path, config_name: str, arguments: Sequence[str]) -> str:
-    """The usage of a command with configuration CONFIG_NAME.yaml.
+    """Return the usage text of a command that Hydra configures, with its choices and settings.
 
-    It has the choices, the settings of the schema, and those of the choices that the arguments name.
+    Args:
+        doc: docstring of the command.
+        folder: the folder of the configuration.
+        config_name: the name of its YAML file.
+        arguments: arguments of the command. The settings of choices among them, such as guide=sib, are listed too.
     """
     chosen, schema = composed(folder, config_name)
     required = {group: choice for group, choice in chosen.items() if choice == REQUIRED}
@@ -67,15 +80,15 @@ def usage_of_configuration(doc: str | None, folder: Path, config_name: str, argu
         rows = [*settings_of_choice(folder, group, choice), *also_set_by(folder, group, choice)]
         sections.append((f"settings of {group}={choice}", rows))
     if schema is not None and not required:
-        title = "settings, some with another default where a choice sets it"
+        title = "settings (a choice may set another default)"
         sections.append((title, list(settings_of_schema(schema))))
-    explained = "with --help: also explains the settings of this choice"
+    explained = "together with --help: also explains the settings of this choice"
     sections.append(("more", [(f"{next(iter(required or chosen))}=NAME", explained), *MORE]))
     return _usage(doc, "".join(f"{group}=NAME " for group in required) + "[SETTING=VALUE ...]", sections)
 
 
 def _described(doc: str | None) -> tuple[str, str, str]:
-    """Command, example arguments and description from a docstring "python -m NAME ARGUMENTS: TEXT"."""
+    """Split a docstring "python -m NAME ARGUMENTS: TEXT" into command, example arguments and description."""
     command, _, text = (doc or "").strip().partition(": ")
     module, *arguments = command.removeprefix("python -m ").split()
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -85,7 +98,7 @@ def _described(doc: str | None) -> tuple[str, str, str]:
 
 
 def _filled(text: str) -> str:
-    """The paragraphs of a text, each in lines of at most WIDTH characters."""
+    """Wrap each paragraph of a text to lines of at most WIDTH characters."""
     return "\n\n".join(textwrap.fill(paragraph, WIDTH) for paragraph in text.split("\n\n"))
 
 
@@ -100,7 +113,7 @@ def _usage(doc: str | None, arguments: str, sections: Sequence[tuple[str, Sequen
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
-    """A table of two columns; the second one is wrapped."""
+    """Format a table of two columns, with the second column wrapped."""
     first = 2 + max(len(name) for name, _ in rows)
     return "\n".join(
         textwrap.fill(text, WIDTH, initial_indent=f"  {name:{first}}", subsequent_indent=" " * (first + 2))

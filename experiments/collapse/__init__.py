@@ -1,1 +1,1 @@
-"""Prior collapse by training objective."""
+"""The command experiments.collapse: prior collapse and scores by training objective."""

@@ -1,7 +1,8 @@
-"""python -m experiments.collapse study=NAME: prior collapse and scores by objective; without study=, a demonstration.
+"""python -m experiments.collapse study=demonstration: prior collapse and scores by training objective.
 
-Each study is a grid of runs of experiments.run (conf/study/NAME.yaml). Finished runs are kept, so the same command
-continues an interrupted study. Writes table.md, table.csv and plots.
+A study is a list of runs of experiments.run with different settings (conf/study/NAME.yaml). Finished runs are kept, so
+the same command continues an interrupted study. The default study, demonstration, takes two minutes. The command writes
+table.md, table.csv and plots.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def write(study: dict[str, Any], rows: list[Row], folder: Path) -> None:
-    """Write table.md, with the command of every row, table.csv, and the plots that the study names."""
+    """Write table.md (with the command that reruns each row), table.csv, and the plots that the study lists."""
     parts = {part: [row for row in rows if row.part == part] for part in dict.fromkeys(row.part for row in rows)}
     tables = {part: table_of(part_rows, folder) for part, part_rows in parts.items()}
     sections = [f"## {part}\n\n{markdown_table(table)}\n\n{commands(parts[part])}" for part, table in tables.items()]

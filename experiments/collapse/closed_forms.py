@@ -1,4 +1,4 @@
-"""Closed forms that the plots of a study show."""
+"""Closed forms that the plots of experiments.collapse show beside measured values."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import numpy as np
 
 
 def critical_samples(results: Mapping[str, Any], joint: bool) -> float:
-    """The number of samples L below which the prior must collapse (docs/collapse.md):
+    """Return L_crit: objective=monte_carlo with fewer than L_crit samples of w makes the prior collapse.
 
-    L_crit = 1 + noise^2 / (M_eff v), v = 1 / (1 / scale^2 + n / noise^2), for n shots. M_eff is the number of query
-    points for the joint objective, else 1.
+    L_crit = 1 + noise^2 / (M v). v = 1 / (1 / scale^2 + n / noise^2) is the true variance of p(w | support) for n
+    support points. M is the number of query points for the joint objective, else 1. Derived in docs/collapse.md.
+
+    Args:
+        results: results.json of a run on data=gaussian_mean.
+        joint: whether the run was trained with objective.joint=true.
     """
     data, task = results["config"]["data"], results["config"]["task"]
     variance = 1 / (data["scale"] ** -2 + task["shot"] / data["noise"] ** 2)
@@ -20,6 +24,11 @@ def critical_samples(results: Mapping[str, Any], joint: bool) -> float:
 
 
 def information(data: Mapping[str, Any], num_points: int) -> float:
-    """I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2 nats: the optimal KL(q, p_psi)."""
+    """Return I(w; x) = log(1 + scale^2 / (n slope_scale^2)) / 2 in nats per task, the optimal value of KL(q, p_psi).
+
+    Args:
+        data: the settings of data=spinning_lines, with the standard deviations `scale` and `slope_scale`.
+        num_points: the number of inputs n of a task.
+    """
     scale, slope_scale = data.get("scale", 1.0), data.get("slope_scale", 0.1)
     return float(0.5 * np.log1p(scale**2 / (num_points * slope_scale**2)))

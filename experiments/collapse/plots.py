@@ -1,4 +1,4 @@
-"""The plots of a study. A function returns None if the chosen parts have nothing to draw."""
+"""The plots of experiments.collapse. Each function returns the path of its plot, or None if it has no data to plot."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ from pyro_metabayes.experiments.runs.plots import (
 )
 from pyro_metabayes.experiments.studies.study import Row, read
 
-FLOOR = 2e-4  # height at which a disagreement of 0 is drawn on a logarithmic axis
+FLOOR = 2e-4  # smaller values, such as 0, are drawn at this value on a logarithmic axis
 
 
 def draw_training(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """relative_sd of the first seed against the training step; one panel per part if parts share row labels."""
+    """Plot the prior's sd relative to its mean against the training step, for the first seed of each named row.
+
+    The plot has one panel per part of the study if several parts have rows with the same label, else one panel.
+    """
     plotted_rows = [row for row in rows if row.label in names]
     if not plotted_rows:
         return None
@@ -47,7 +50,10 @@ def draw_training(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pa
 
 
 def draw_samples(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """Ratio of the conditional prior's sd to the true sd against L, with the L below which the prior must collapse."""
+    """Plot sd of p(w | support) / true sd against the number of samples L in training, for the named parts.
+
+    A vertical line marks the number of samples below which the prior must collapse (`critical_samples`).
+    """
     parts = [part for part in names if any(row.part == part for row in rows)]
     if not parts:
         return None
@@ -73,7 +79,10 @@ def draw_samples(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Pat
 
 
 def draw_shots(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """sd of p(w | support) against the size of the support set in evaluations; training uses one size only."""
+    """Plot the sd of p(w | support) against the number of support points in evaluation, for the named rows.
+
+    Each learner was trained with one number of support points only.
+    """
     plotted_rows = [row for row in rows if row.label in names]
     if not plotted_rows:
         return None
@@ -97,7 +106,10 @@ def draw_shots(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path 
 
 
 def draw_verdict(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """Information under the prior, and effect of its draws on predicted classes; shaded: counts as collapsed."""
+    """Plot how often a draw from the prior changes the predicted class, against the prior's information about labels.
+
+    The plot has one panel per part and one point per seed. The shaded range counts as collapsed.
+    """
     alive = [row for row in rows if row.results(folder)[0].get("prior_information") is not None]
     if not alive:
         return None
@@ -142,6 +154,6 @@ def _logged_values(run: Path, name: str) -> tuple[list[int], list[float]]:
 
 
 def _with_range(axis: Any, x: Sequence[float], y: NDArray[Any], **style: Any) -> None:
-    """Means over seeds [rows, seeds] with bars from the lowest to the highest."""
+    """Plot the mean over seeds of y [points, seeds] against x, with bars from the lowest to the highest seed."""
     mean = y.mean(1)
     axis.errorbar(x, mean, yerr=[mean - y.min(1), y.max(1) - mean], fmt="o-", ms=4, capsize=3, **style)

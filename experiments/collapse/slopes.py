@@ -1,4 +1,4 @@
-"""The plot of data=spinning_lines: inferred slopes, and the KL divergence of every seed."""
+"""The plot of the study spinning_lines: inferred slopes, and the KL divergence of each seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from pyro_metabayes.prediction.moments import mean_of
 
 @torch.no_grad()
 def draw_lines(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path | None:
-    """For data=spinning_lines: inferred slopes against E[w | x], the best estimate from the inputs; KL by seed."""
+    """Plot the mean slope under q against the optimal estimate E[w | inputs], and KL(q, p_psi) of each seed.
+
+    Each named row gets a panel of slopes. Returns the path of the plot, or None if no row has one of the names.
+    """
     plotted_rows = [row for row in rows if row.label in names]
     if not plotted_rows:
         return None
@@ -34,7 +37,7 @@ def draw_lines(names: Sequence[str], rows: Sequence[Row], folder: Path) -> Path 
 
 
 def _draw_kl(axis: Any, rows: Sequence[Row], folder: Path) -> None:
-    """KL(q, p_psi) of every seed, one line per row, and its optimum."""
+    """Plot KL(q, p_psi) of each seed, with one line per row of the study, and the optimal value."""
     for number, row in enumerate(rows):
         kl = [run["kl"] for run in row.results(folder)]
         axis.plot(kl, [-number] * len(kl), "o", color="C0")

@@ -1,1 +1,1 @@
-"""Finished runs in one table and one plot."""
+"""The command experiments.compare: finished runs in one table and one plot."""

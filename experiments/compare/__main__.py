@@ -20,7 +20,7 @@ from pyro_metabayes.experiments.runs.finished_runs import Run, find_runs, group_
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
 from pyro_metabayes.storage.paths import user_path
 
-TASK = "data and task"  # a column
+TASK = "data and task"  # title of a column
 SCORES = "Means over tasks, with 95% intervals over tasks:"
 PAIRED = (
     "Differences to the first row with the same data and task, on the same tasks (paired 95% intervals over tasks, "
@@ -39,7 +39,12 @@ Table = list[dict[str, str]]
 
 
 def tables(groups: Groups) -> tuple[Table, Table, Table]:
-    """The scores, their differences to the first row with the same data and task, and these over training runs."""
+    """Return three tables with one row per group of runs that differ only in the seed.
+
+    Returns:
+        The scores, the differences from the first row with the same data and task with intervals over tasks, and these
+        differences with intervals over training runs.
+    """
     first: dict[str, Sequence[Run]] = {}
     scores, paired, over = [], [], []
     for (task, label), runs in groups.items():
@@ -52,7 +57,7 @@ def tables(groups: Groups) -> tuple[Table, Table, Table]:
 
 
 def notes(groups: Groups) -> list[str]:
-    """One line per row that cannot be paired with the first row, on the same data or on other data of this name."""
+    """Return a sentence for each row that cannot be paired with the first row of the same data and task."""
     first: dict[str, tuple[str, Sequence[Run]]] = {}
     lines = []
     for (task, label), runs in groups.items():
@@ -64,7 +69,15 @@ def notes(groups: Groups) -> list[str]:
 
 
 def _page(form: Callable[[Table], str], filled: Callable[[str], str], *three: Table) -> str:
-    """The differences, if there are any, then the scores; the name of the only task stands above them."""
+    """Return the three tables as one text: the two tables of differences, if there are any, then the scores.
+
+    If all rows have the same data and task, its name is in the first line instead of a column.
+
+    Args:
+        form: function that formats a table.
+        filled: function that wraps a sentence.
+        three: scores, paired differences, and differences over training runs.
+    """
     scores, paired, over = map(_without_only_task, three)
     tasks = {row[TASK] for row in three[0]}
     parts = [f"Data and task: {tasks.pop()}"] if len(tasks) == 1 else []
@@ -76,13 +89,13 @@ def _page(form: Callable[[Table], str], filled: Callable[[str], str], *three: Ta
 
 
 def _without_only_task(table: Table) -> Table:
-    """The table without its column of tasks, if all rows have the same."""
+    """Return the table without the column "data and task" if all rows have the same entry."""
     several = len({row[TASK] for row in table}) > 1
     return [{name: cell for name, cell in row.items() if several or name != TASK} for row in table]
 
 
 def _csv_rows(scores: Table, paired: Table, over: Table) -> Table:
-    """One row per group of runs; differences over training runs have a prefix."""
+    """Merge the three tables into one, for table.csv. Columns over training runs get a prefix."""
     renamed = [{f"over runs: {name}": cell for name, cell in row.items() if name not in scores[0]} for row in over]
     return [row | difference | of_runs for row, difference, of_runs in zip(scores, paired, renamed, strict=True)]
 
@@ -90,7 +103,7 @@ def _csv_rows(scores: Table, paired: Table, over: Table) -> Table:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     help_runs = (
-        "folders of runs, or folders that contain runs, taken in the order of their paths; the first is the baseline"
+        "folders of runs, or folders that contain runs, in the order of their paths; the first run is the baseline"
     )
     parser.add_argument("runs", nargs="+", help=help_runs)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The plot of experiments.compare."""
+"""Plot of experiments.compare."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Curve = tuple[list[int], list[float]]  # steps and values
 
 
 def draw(groups: Groups, path: Path) -> None:
-    """Accuracy (squared error for a regression), NLL, and sd of the prior during training, for every row."""
+    """Plot accuracy (or squared error), NLL, and the sd of the prior during training, for each group of runs."""
     alive = {label: curve for (_, label), runs in groups.items() if (curve := spread_in_training(runs))}
     of_classes = any("accuracy" in run.per_task for runs in groups.values() for run in runs)
     first = ("accuracy", 100, "accuracy, %") if of_classes else ("mse", 1, "squared error")
@@ -57,12 +57,12 @@ def _draw_spreads(axis: Any, curves: Mapping[str, Curve], title: str) -> None:
 
 
 def _name(label: str, task: str = "") -> str:
-    """The name of a row, wrapped to the width of the plot."""
+    """Return the name of a row, wrapped to the width of the plot."""
     return "\n".join([*textwrap.wrap(label, 30, break_on_hyphens=False), *([task] if task else [])])
 
 
 def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: str) -> None:
-    """One panel. Every row has the same height in all panels, even if it lacks this score."""
+    """Plot one score of all groups of runs, at the same height in all panels even if a group lacks the score."""
     means: dict[int, float] = {}
     for height, runs in enumerate(groups.values()):
         if score in runs[0].per_task:
@@ -78,7 +78,12 @@ def _draw_scores(axis: Any, groups: Groups, score: str, factor: float, title: st
 
 
 def _mark_outliers(axis: Any, means: Mapping[int, float]) -> None:
-    """Limit the axis to the rows that are no outliers, and write the score of an outlier at the edge."""
+    """Limit the axis to scores that are not outliers, and write the score of an outlier at the edge.
+
+    Args:
+        axis: axis of the plot.
+        means: mean score by height in the plot.
+    """
     if (limits := limits_without_outliers(list(means.values()))) is None:
         return
     axis.set_xlim(*limits)
@@ -90,7 +95,10 @@ def _mark_outliers(axis: Any, means: Mapping[int, float]) -> None:
 
 
 def spread_in_training(runs: Sequence[Run]) -> Curve | None:
-    """Steps and logit_sd of the first run with both a prior and a training log; evaluations have no log."""
+    """Return steps and logit_sd (sd of the logits under the prior) of the first run with a training log.
+
+    The result is None if no run has both a prior and a training log.
+    """
     for run in runs:
         file = run.folder / "metrics.jsonl"
         if run.results["logit_sd"] is not None and file.exists():

@@ -1,1 +1,1 @@
-"""Completion of command lines by the shell."""
+"""The command experiments.completion: completion of command lines with the Tab key."""

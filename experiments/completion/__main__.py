@@ -1,7 +1,7 @@
-"""python -m experiments.completion bash: the lines of ~/.bashrc or ~/.zshrc that make Tab complete `metabayes`.
+"""python -m experiments.completion bash: print the lines for ~/.bashrc or ~/.zshrc that make Tab complete `metabayes`.
 
 Tab completes commands, choices such as guide=sib, settings such as train.steps=, and paths. The shell calls this
-command at every Tab, so it reads the sources of the settings and imports no torch.
+command each time Tab is pressed. To be fast, it reads source files instead of importing torch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ LINES = {"bash": BASH, "zsh": f"autoload -U +X bashcompinit && bashcompinit\n{BA
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    if "COMP_LINE" in os.environ:  # called by the shell with the command, the word and the word before it
+    if "COMP_LINE" in os.environ:  # the shell passes the command, the current and the previous word
         line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])]
         print("\n".join(complete(line, sys.argv[2])))
         return
-    from pyro_metabayes.experiments.cli.usage import parser_of  # a second: not at every Tab
+    from pyro_metabayes.experiments.cli.usage import parser_of  # takes one second, too slow for Tab
 
     parser = parser_of(__doc__)
-    parser.add_argument("shell", choices=sorted(LINES), help="the shell")
+    parser.add_argument("shell", choices=sorted(LINES), help="the shell to print lines for")
     print(LINES[parser.parse_args(arguments).shell])
 
 

@@ -1,4 +1,4 @@
-"""What Tab may complete on a command line, read from the sources of commands and settings without torch."""
+"""Completions of a command line, read from the source files of commands and settings without importing torch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SCHEMAS = {  # the files with the dataclasses of the settings of a run
     "train": "training/optimisation.py",
     "eval": "evaluation/settings.py",
 }
-OF_RUNS = ("task", "eval")  # what an evaluation of a finished run may change, with the settings of its guide
+OF_RUNS = ("task", "eval")  # groups of settings that an evaluation of a finished run may change
 DEFAULT = re.compile(r"^  - (\w+)(: .+)?$", re.MULTILINE)  # an entry of the defaults list of a YAML
 OPTION = re.compile(r'add_argument\(\s*"(--[\w-]+)"')
 SETTING = re.compile(r"^(\w+):", re.MULTILINE)  # a key of a YAML
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """What the last word may become: those of all words that begin as it does.
+    """Return the possible completions of the last word of a command line, in alphabetical order.
 
     Args:
-        words: the words after `metabayes`; the last one is incomplete, and may be empty.
+        words: the words after `metabayes`. The last word is incomplete, and may be empty.
     """
     found = [f"{name} " for name in commands()] if len(words) == 1 else _of_command(words[0], words[1:])
     return sorted({word for word in found if word.startswith(words[-1])})
@@ -50,13 +50,16 @@ def _of_command(name: str, words: Sequence[str]) -> Iterator[str]:
 
 
 def _configuration(name: str) -> Path | None:
-    """The YAML of a command that Hydra composes."""
+    """Return the YAML file from which Hydra composes the settings of a command; None for a command without Hydra."""
     files = (CONF / ("config.yaml" if name == "run" else f"{name}.yaml"), CONF / name / "config.yaml")
     return next((file for file in files if file.exists()), None)
 
 
 def _of_configuration(configuration: Path, words: Sequence[str]) -> Iterator[str]:
-    """Choices, settings of the choices that are named already, and settings of the schema."""
+    """Yield words for a command that Hydra composes: choices (guide=sib), and settings (train.steps=).
+
+    Settings of a choice (guide.num_steps=) are included if the choice is among the words before the last one.
+    """
     groups = _groups(configuration)
     for group in groups:
         for choice in sorted((configuration.parent / group).glob("*.yaml")):
@@ -71,7 +74,7 @@ def _of_configuration(configuration: Path, words: Sequence[str]) -> Iterator[str
 
 
 def _groups(configuration: Path) -> list[str]:
-    """The groups of choices in the defaults list of a YAML, and in the YAML that it extends."""
+    """Return the groups (guide, data, ...) in the defaults list of a YAML file and of the files that it extends."""
     groups: list[str] = []
     for name, choice in DEFAULT.findall(configuration.read_text(encoding="utf-8")):
         extended = configuration.parent / f"{name}.yaml"
@@ -80,7 +83,7 @@ def _groups(configuration: Path) -> list[str]:
 
 
 def _settings_in(choice: Path, group: str) -> list[str]:
-    """The settings of its own group in the YAML of a choice."""
+    """Return the names of the settings guide.NAME in a file such as conf/guide/sib.yaml, for the group `guide`."""
     text = choice.read_text(encoding="utf-8")
     if text.startswith("# @package _global_"):
         own = re.search(rf"^{group}:\n((?:  .*\n)*)", text, re.MULTILINE)
@@ -89,7 +92,7 @@ def _settings_in(choice: Path, group: str) -> list[str]:
 
 
 def _fields(path: Path) -> list[str]:
-    """The fields of the dataclasses in a file whose names end with Settings or Shape."""
+    """Return the field names of all dataclasses in a Python file whose names end with Settings or Shape."""
     classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
     chosen = [node for node in classes if node.name.endswith(("Settings", "Shape"))]
     names = [line.target for node in chosen for line in node.body if isinstance(line, ast.AnnAssign)]
@@ -97,11 +100,13 @@ def _fields(path: Path) -> list[str]:
 
 
 def complete(line: str, word: str) -> Iterator[str]:
-    """The completions of the last word. bash splits words at "=", so for `guide=si` the completion is `sib`.
+    """Yield the completions of the word at the cursor.
+
+    bash begins a new word after "=", so the completion of `guide=si` is `sib` rather than `guide=sib`.
 
     Args:
-        line: the line up to the cursor.
-        word: the word at the cursor; bash begins a new word after "=".
+        line: the command line up to the cursor.
+        word: the word at the cursor, as the shell splits words.
     """
     words = line.split()[1:] + [""] * line.endswith(" ")
     skipped = len(words[-1]) - len(word) if words[-1].endswith(word) else 0

@@ -1,1 +1,1 @@
-"""The learned prior and the effects of each group of a run."""
+"""The command experiments.effects: the learned prior and the effects of each group of a run."""

@@ -1,9 +1,9 @@
 """python -m experiments.effects RUN_DIR: the learned prior and the effects of each group of a run on data=groups.
 
-Prints means, standard errors, sds and correlations of the effects and the sd of the noise, next to those of the closed
-form (maximum likelihood). All are in the units of the file, with intercepts at x = 0. Writes prior.csv, effects.png and
-effects.csv, which has one row per group and effect: the estimate given all points of the group, 90% interval,
-shrinkage, closed form and least squares.
+The command prints means, standard errors, sds and correlations of the effects and the sd of the noise, beside the
+closed-form estimates (maximum likelihood). All are in the units of the file, with intercepts at x = 0. It writes
+prior.csv, effects.png and effects.csv. effects.csv has one row per group and effect: the estimate given all points of
+the group, 90% interval, shrinkage, closed form and least squares.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setup = restore_run(folder, saved_config(folder, ["device=cpu"]))
     groups, learner = setup.tasks.source, setup.learner
     if not isinstance(groups, Groups):
-        raise UsageError(f"expected a run on data=groups for effects, got data={setup.config.choices.get('data')}")
+        raise UsageError(f"expected a run on data=groups, got data={setup.config.choices.get('data')}; give another")
     run = effects_of_run(groups, learner)
     fitted = groups.estimates() if learner.model.canonical else None
     closed = None if fitted is None else effects_of_fit(groups, fitted)

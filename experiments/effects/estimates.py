@@ -1,4 +1,4 @@
-"""Estimates of the prior and of the effects of each group, by a run and in closed form, in the units of the file."""
+"""Estimates of the prior and of the effects of each group: from a run, and in closed form."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.moments import draws_of
 from pyro_metabayes.seeding import noise_of
 
-DRAWS = 20_000  # draws from a distribution whose covariance has no closed form
+DRAWS = 20_000  # number of draws that estimate a covariance without a closed form
 
 
 @dataclass(frozen=True)
 class Effects:
-    """The estimates of one method.
+    """Estimates of one method, in the units of the file.
 
     estimates: estimates of the prior and of the effects of all groups in the file.
-    errors: standard errors [D] of the coefficients; None without a closed form.
-    covariance: covariance [R, R] of the effects over groups.
+    errors: standard errors of the coefficients [coefficients]; None without a closed form.
+    covariance: covariance of the effects over groups [effects, effects].
     """
 
     estimates: GroupEstimates
@@ -46,7 +46,7 @@ class Effects:
 
 @torch.no_grad()
 def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
-    """The prior of a group without points, and the posterior of each group given all its points.
+    """Return the learned prior, and the posterior of each group given all its points, as estimates.
 
     Raises:
         UsageError: the model has no group effects, the prior is flat, or the posterior is a point estimate.
@@ -61,7 +61,7 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
     posterior = learner.guide.posterior(episodes.pooled())
     if not (has_density(prior) and has_density(posterior)):
         raise UsageError("expected a prior and a posterior with standard deviations, got a flat prior or a point "
-                         "estimate; take guide=partial_pooling, exact or savi")  # fmt: skip
+                         "estimate; train with guide=partial_pooling, exact or savi")  # fmt: skip
     mean, covariance = moments_of_rows(prior)
     coefficients = torch.cat((mean[0], shared.beta[0].double()))
     noise = torch.as_tensor(shared.noise if has(shared, LinearMixedModel) else torch.nan).double()
@@ -72,7 +72,12 @@ def effects_of_run(groups: Groups, learner: MetaLearner) -> Effects:
 
 
 def effects_of_fit(groups: Groups, fitted: MixedEffects) -> Effects:
-    """The prior and the posterior of each group, by maximum likelihood in closed form."""
+    """Return the closed-form maximum-likelihood estimates of the prior, and the posterior of each group.
+
+    Args:
+        groups: the groups of the file.
+        fitted: the maximum-likelihood estimates of the linear mixed model.
+    """
     of_groups = moments_of_rows(fitted.effects(groups.with_equal_precision(groups.all_points().pooled())))
     standard = StandardisedEstimates(fitted.coefficients, fitted.covariance, fitted.noise.item(), *of_groups)
     return _in_units(groups, standard, fitted.errors, groups.estimation_errors())
@@ -90,16 +95,19 @@ def _in_units(
 
 
 def moments_of_rows(q: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Means [T, W] and covariances [T, W, W] of the first row of w, event [Y, W], in float64.
+    """Return means [tasks, weights] and covariances [tasks, weights, weights] of the weights of the first output.
 
-    They are exact for Gaussian distributions, and estimated from draws for others.
+    Both are in float64, exact for Gaussian distributions, and estimated from draws for others.
+
+    Args:
+        q: distribution of w with batch shape [tasks] and event shape [outputs, weights].
     """
     inner = innermost(q)
     if isinstance(inner, MultivariateNormal):
         return q.mean[:, 0].double(), inner.covariance_matrix[:, 0].double()
     if isinstance(inner, Normal):
         return q.mean[:, 0].double(), torch.diag_embed(q.variance[:, 0].double())
-    if isinstance(inner, LowRankPrecision):  # its draws solve a system of the size of the points each
+    if isinstance(inner, LowRankPrecision):  # draws would each solve a linear system
         root = inner.root.double().flatten(1, -2)
         precision = torch.diag_embed(inner.precision.double().flatten(1)) + root @ root.mT
         size = q.mean.shape[-1]

@@ -1,4 +1,4 @@
-"""Tables of the prior and of the effects of each group."""
+"""Tables of experiments.effects: the prior, and the effects of each group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ def text(value: float | None) -> str:
 
 
 def prior_rows(groups: Groups, methods: Mapping[str, Effects]) -> list[Row]:
-    """One row per coefficient and correlation, and one for the noise; by method: estimate, se, sd over groups."""
+    """Return the table of the prior: one row per coefficient, per correlation of effects, and for the noise.
+
+    For each method it has the estimate, the standard error (se) and the sd over groups.
+
+    Args:
+        groups: the groups of the file.
+        methods: the estimates of each method, by name.
+    """
     rows = []
     for place, feature in enumerate(groups.features):
         row = {"": feature}
@@ -50,7 +57,16 @@ def _correlation(covariance: Tensor, first: int, second: int) -> float:
 
 
 def effect_rows(groups: Groups, run: Effects, closed: Effects | None, fitted: MixedEffects | None) -> list[Row]:
-    """One row per group and effect; shrinkage is the posterior variance divided by the prior variance."""
+    """Return the table of effects, with one row per group and effect.
+
+    Shrinkage is the posterior variance divided by the prior variance.
+
+    Args:
+        groups: the groups of the file.
+        run: the estimates of the run.
+        closed: the closed-form estimates, or None.
+        fitted: the maximum-likelihood estimates of the linear mixed model, or None.
+    """
     shrinkage = run.estimates.effects_sd.square() / run.estimates.sd.square()
     reach = run.estimates.reach
     train = set(groups.splits["train"].tolist())

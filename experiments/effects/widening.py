@@ -1,4 +1,4 @@
-"""Intervals of a run on data=groups that contain the errors of its estimates."""
+"""Prediction intervals of a run on data=groups that account for errors of the estimated parameters."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from pyro_metabayes.prediction.numbers import INTERVAL, NumberPrediction
 
 
 def errors_of_run(groups: Groups, learner: MetaLearner) -> EstimationErrors | None:
-    """The errors of the estimates of the linear mixed model of a run, from its training groups.
+    """Estimate the errors of the parameters of the linear mixed model of a run, from its training groups.
 
-    None for another model, and if the likelihood has no maximum: intervals then ignore the errors.
+    Returns:
+        The errors. None for another model, or if the likelihood has no maximum; intervals then ignore the errors.
     """
     model = learner.model
     if not (model.canonical and has(learner.model, LinearMixedModel)):
@@ -31,14 +32,15 @@ def errors_of_run(groups: Groups, learner: MetaLearner) -> EstimationErrors | No
 
 
 def half_widths_of_effects(errors: EstimationErrors, groups: Groups, observed: Observed) -> Tensor:
-    """Half widths [T, R] of the 90% intervals of the effects, in the units of the file.
+    """Return the half widths of the 90% intervals of the effects, in the units of the file, [tasks, effects].
 
-    An effect in the units of the file is a linear function of all weights, so it is the regression at a row of inputs.
+    An effect in the units of the file is a linear function of all weights, so it is predicted like a label at suitable
+    inputs.
 
     Args:
-        errors: the errors of the estimates.
+        errors: the errors of the estimated parameters.
         groups: the training groups.
-        observed: tasks `with_equal_precision`, whose support points are the known points.
+        observed: tasks from `with_equal_precision`, whose support sets hold all points of the groups.
     """
     rows = groups.scales.to_units[: groups.num_random].to(observed.support_x)
     queries = rows.expand(observed.num_tasks, *rows.shape)
@@ -48,7 +50,12 @@ def half_widths_of_effects(errors: EstimationErrors, groups: Groups, observed: O
 
 
 def widened(prediction: NumberPrediction, by: Widening) -> NumberPrediction:
-    """The prediction of a task with the sd and the interval that contain the errors."""
+    """Return a prediction with a larger sd and interval, which account for errors of the estimated parameters.
+
+    Args:
+        prediction: the prediction that ignores the errors.
+        by: the factor of the sd, and the degrees of freedom of the interval.
+    """
     mean, sd = prediction.mean, by.ratio.mT * prediction.sd
     reach = by.quantile(INTERVAL).mT * sd
     return NumberPrediction(*(value.to(mean) for value in (mean, sd, mean - reach, mean + reach)))

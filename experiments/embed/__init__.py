@@ -1,1 +1,1 @@
-"""Features of a folder of images from a pretrained network."""
+"""The command experiments.embed: features of a folder of images from a pretrained network."""

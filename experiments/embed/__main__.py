@@ -1,8 +1,8 @@
-"""python -m experiments.embed FOLDER out=features.npz backbone=timm backbone.name=resnet18: features of images, once.
+"""python -m experiments.embed FOLDER out=features.npz backbone=timm backbone.name=resnet18: save features of images.
 
-The folder has one folder per class, as for data=image_folder. Images are resized to the square of the network. The file
-has the arrays that data=features reads: features, labels (names of the classes), files, and split if the folder has
-one. An interrupted command goes on where it stopped.
+FOLDER has one folder per class, as for data=image_folder. Images are resized to the square input of the network. The
+file has the arrays that data=features reads: features, labels (names of the classes), files, and split if FOLDER is
+divided into splits. The same command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.validation.duplicates import note_equal_keys
 
 SETTINGS = ("backbone", "device", "threads", "seed", "data.background")
-CHANNELS = [3, 84, 84]  # colour images of any size
+CHANNELS = [3, 84, 84]  # shape for building the network; colour images may have any size
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,7 +64,7 @@ def _refuse_no_folder(folder: str) -> None:
         raise UsageError(
             f"expected the folder of images first, got '{folder}'; write python -m experiments.embed FOLDER out=..."
         )
-    raise UsageError(f"expected a folder of images, got '{folder}', which is no folder; fix the folder")
+    raise UsageError(f"expected a folder of images, got '{folder}', which is not a folder; fix the path")
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -73,7 +73,11 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _out_and_config(settings: Sequence[str]) -> tuple[Path, Config]:
-    """The file to write, and the configuration of the other settings."""
+    """Parse the settings into the file of out=, which must be new, and the configuration of the other settings.
+
+    Raises:
+        UsageError: out= is missing or exists, or a setting is not allowed.
+    """
     named = [setting for setting in settings if setting.startswith("out=")]
     others = [setting for setting in settings if not setting.startswith("out=")]
     if len(named) != 1 or not named[0].endswith(".npz"):
@@ -88,15 +92,19 @@ def _out_and_config(settings: Sequence[str]) -> tuple[Path, Config]:
 
 
 def _network(config: Config) -> PretrainedNetwork:
-    """The pretrained network that the settings name, on its device."""
-    torch.manual_seed(config.seed)  # of random weights
+    """Build the pretrained network that the settings name, and move it to the device.
+
+    Raises:
+        UsageError: the backbone is not a pretrained network.
+    """
+    torch.manual_seed(config.seed)  # for random weights
     with naming_choices(config.choices):
         network = build(config.specification()["backbone"], "backbone", input_shape=CHANNELS)
     if not isinstance(network, PretrainedNetwork):
         given = HydraConfig.get().runtime.choices["backbone"]
         raise UsageError(
             f"expected backbone=timm or backbone=torchvision, got backbone={given}, which a run trains "
-            "itself: python -m experiments.run data=image_folder"
+            "itself; use python -m experiments.run data=image_folder"
         )
     return network.to(device_of(config.device)).eval()
 

@@ -1,4 +1,4 @@
-"""Features of image files, computed in pieces; finished pieces are kept in the cache."""
+"""Features of image files, computed in pieces. Finished pieces are kept in the cache."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from pyro_metabayes.storage.cache import Arrays, cached_arrays
 from pyro_metabayes.training.progress import progress
 from pyro_metabayes.validation.duplicates import row_keys
 
-PIECE = 64  # images in the network at once, whose features are kept together
-SECONDS = 5.0  # between lines of progress where there is no terminal
+PIECE = 64  # number of images that pass through the network together
+SECONDS = 5.0  # between two lines of progress if there is no terminal
 
 
 def embedded(
     files: Sequence[Path], network: PretrainedNetwork, specification: Mapping[str, Any], background: Colour
 ) -> Arrays:
-    """features [N, D] and keys [N], hashes of the pixels.
+    """Compute the features of images with a pretrained network.
 
     Args:
         files: the images.
         network: the network, on its device.
-        specification: its settings, on which the cached features depend.
+        specification: the settings of the network, on which the cached features depend.
         background: colour behind transparent pixels.
+
+    Returns:
+        The arrays `features` [images, features] and `keys` [images], which are hashes of the pixels.
 
     Raises:
         UsageError: images cannot be read; the message names them.
@@ -50,12 +53,12 @@ def embedded(
                 parts.append(cached_arrays("embedding", key, partial(_piece, piece, network, background)))
                 shown.update(len(piece))
         except UsageError:
-            deque(all_pixels(files[start:], network.size, 3, background), maxlen=0)  # names those to come too
+            deque(all_pixels(files[start:], network.size, 3, background), maxlen=0)  # names all such images
             raise
         except KeyboardInterrupt:
             done = PIECE * len(parts)
             raise Interrupted(
-                f"interrupted; features of {done} of {len(files)} images are kept: the same command goes on"
+                f"interrupted; features of {done} of {len(files)} images are kept: the same command continues"
             ) from None
     return {name: np.concatenate([part[name] for part in parts]) for name in ("features", "keys")}
 
@@ -67,7 +70,7 @@ def _times(path: Path) -> tuple[int, int]:
 
 @torch.no_grad()
 def _piece(files: Sequence[Path], network: PretrainedNetwork, background: Colour) -> Arrays:
-    """The features of a few files and the hashes of their pixels."""
+    """Compute the features of a few image files, and hashes of their pixels."""
     pixels = np.stack(list(all_pixels(files, network.size, 3, background)))
     features = network(as_float(torch.from_numpy(pixels).to(network.mean.device)))
     return {"features": features.float().cpu().numpy(), "keys": row_keys(pixels.reshape(len(pixels), -1))}

@@ -1,1 +1,1 @@
-"""Confusion matrix and most confident errors of a finished run."""
+"""The command experiments.errors: confusion matrix and most confident errors of a finished run."""

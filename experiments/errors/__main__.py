@@ -1,15 +1,13 @@
 """python -m experiments.errors RUN_DIR: the confusion matrix and the most confident errors of a finished run.
 
-Predicts the queries of the evaluation tasks again, and writes to RUN_DIR/errors:
+The command predicts the queries of the evaluation tasks again, and writes to RUN_DIR/errors. confusion.csv has the
+number of queries of each class (rows) that were predicted as each class (columns). confusion_shares.csv has these
+numbers divided by the number of queries of the row's class in tasks with both classes. confusion.png shows these shares
+for the classes with the most errors. errors.csv lists the wrong predictions with the largest probability, with the file
+or row of the query. errors.png shows these queries, if they are images.
 
-  confusion.csv         number of queries of each class (rows) that were predicted as each class (columns)
-  confusion_shares.csv  the same as a share of the queries of the row's class in tasks that have both classes
-  confusion.png         these shares, of the classes with the most errors
-  errors.csv            the wrong predictions with the largest probability, with the file or row of the query
-  errors.png            their images, if the data have any
-
-It takes settings of the run that have no weights, such as task.shot=5 or eval.tasks=2000. The results of a command with
-settings are in a folder of RUN_DIR/errors that is named after them.
+Settings that are not learned can be changed, such as task.shot=5 or eval.tasks=2000. The results are then in a
+subfolder of RUN_DIR/errors that is named after the changed settings.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from pyro_metabayes.storage.checkpoint import write_atomically
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import within
 
-PRINTED = 10  # rows of each table that are printed
+PRINTED = 10  # number of rows of each table that are printed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,7 +58,7 @@ def write(setup: RunSetup, most: int, out: Path) -> None:
     queries = classified_queries(setup)
     confusion, errors = Confusion.of(queries), queries.wrong(most)
     bank = load_data(setup.config)
-    assert isinstance(bank, Bank)  # others have no classified queries
+    assert isinstance(bank, Bank)  # checked by classified_queries
     rows, images = most_confident(bank, errors), images_of(bank, errors)
     _write_table(out / "confusion.csv", confusion.counts_table())
     _write_table(out / "confusion_shares.csv", confusion.shares_table())

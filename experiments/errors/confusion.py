@@ -1,4 +1,4 @@
-"""The confusion matrix of a run over the classes of its evaluation split."""
+"""Confusion matrix of a run over the classes of its evaluation split."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ TRUE = "true class"  # title of the first column of a matrix
 
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """Confusions of C classes, those that occur in some task.
+    """Confusion matrix of the classes that occur in at least one task.
 
-    A class can be predicted only in a task that has it. So the share s_ab of the queries of class a that are predicted
-    as b is that of its queries in tasks with both classes.
+    A class can be predicted only in a task that has this class. So the share of queries of class a that are predicted
+    as class b refers to tasks with both classes.
 
     Args:
-        names: [C].
-        counts: n_ab [C, C], number of queries of class a that were predicted as class b.
-        met: m_ab [C, C], number of queries of class a in tasks that have class b.
+        names: names of the classes [classes].
+        counts: number of queries of class a that were predicted as class b [classes a, classes b].
+        met: number of queries of class a in tasks that have class b [classes a, classes b].
     """
 
     names: list[str]
@@ -33,7 +33,7 @@ class Confusion:
 
     @classmethod
     def of(cls, queries: Classified) -> Self:
-        """The confusion matrix of the queries of all tasks."""
+        """Compute the confusion matrix of the queries of all tasks."""
         classes = queries.candidates.unique()
         place = torch.zeros(len(queries.names), dtype=torch.int64)
         place[classes] = torch.arange(len(classes))
@@ -48,21 +48,21 @@ class Confusion:
 
     @property
     def shares(self) -> Tensor:
-        """s_ab = n_ab / m_ab [C, C]; NaN if no task has both classes."""
+        """Share of queries of class a, in tasks with class b, that are predicted as b; NaN without such tasks."""
         return self.counts / self.met
 
     def counts_table(self) -> list[Row]:
-        """n_ab as text, one row per true class."""
+        """Return the numbers of queries as a table, one row per true class and one column per predicted class."""
         return self._table([[str(count) for count in row] for row in self.counts.tolist()])
 
     def shares_table(self) -> list[Row]:
-        """s_ab as text, blank if no task has both classes."""
+        """Return the shares as a table, one row per true class; blank if no task has both classes."""
         return self._table(
             [["" if share != share else f"{share:.4f}" for share in row] for row in self.shares.tolist()]
         )
 
     def most_confused(self, most: int) -> list[Row]:
-        """The pairs of different classes with the largest shares s_ab, as rows of a table; at most `most`."""
+        """Return a table of at most `most` pairs of different classes, with the largest shares of confused queries."""
         off = self.shares.nan_to_num(0).fill_diagonal_(0).flatten()
         order = off.argsort(descending=True, stable=True)[:most].tolist()
         counts, met, size = self.counts.flatten(), self.met.flatten(), len(self.names)
@@ -78,7 +78,10 @@ class Confusion:
         ]
 
     def hardest(self, most: int) -> Self:
-        """The matrix of the classes that occur most often in errors, as true or predicted class; at most `most`."""
+        """Return the confusion matrix restricted to the `most` classes that occur most often in errors.
+
+        A class occurs in an error as the true or as the predicted class.
+        """
         wrong = self.counts.clone().fill_diagonal_(0)
         order = (wrong.sum(0) + wrong.sum(1)).argsort(descending=True, stable=True)[:most].sort().values
         names = [self.names[index] for index in order.tolist()]

@@ -1,4 +1,4 @@
-"""The most confident errors of a run as rows of a table, and their images."""
+"""Most confident errors of a run as rows of a table, and their images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pyro_metabayes.experiments.runs.tables import Row
 
 
 def most_confident(bank: Bank, errors: Classified) -> list[Row]:
-    """One row per error: task, file or row, true and predicted class, probability, spread and entropy.
+    """Return one row per error: task, file or row, true and predicted class, probability, spread and entropy.
 
     Args:
-        bank: the data of the run.
+        bank: the data set of the run.
         errors: the queries with a wrong prediction.
     """
     columns: dict[str, list[object]] = {
@@ -29,7 +29,7 @@ def most_confident(bank: Bank, errors: Classified) -> list[Row]:
 
 
 def images_of(bank: Bank, errors: Classified) -> Tensor | None:
-    """The images [N, channels, height, width] of the queries, 0 to 1; None if the data are no images."""
+    """Return the images of the queries, [queries, channels, height, width] in 0 to 1; None if inputs are not images."""
     if len(bank.input_shape) != 3:
         return None
     images = bank.inputs.index_select(0, errors.row)

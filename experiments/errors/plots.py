@@ -1,4 +1,4 @@
-"""The plots of experiments.errors."""
+"""Plots of experiments.errors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 from pyro_metabayes.experiments.runs.tables import Row
 
 MOST_CLASSES = 24  # largest number of classes of the plotted matrix
-COLUMNS = 6  # images per row
+COLUMNS = 6  # number of images per row
 LONGEST = 22  # largest number of characters of a name in a plot
 
 
 def draw_confusion(confusion: Confusion, path: Path) -> Path:
-    """The shares of the confusion matrix in grey; of many classes those with the most errors."""
+    """Plot the shares of the confusion matrix as grey values, for at most MOST_CLASSES classes with the most errors."""
     shown = confusion.hardest(MOST_CLASSES)
     size, names = len(shown.names), [_short(name) for name in shown.names]
     figure, (axis,) = new_figure(1)
@@ -37,7 +37,13 @@ def draw_confusion(confusion: Confusion, path: Path) -> Path:
 
 
 def draw_errors(images: Tensor, rows: Sequence[Row], path: Path) -> Path:
-    """The images [N, channels, height, width], 0 to 1, of the errors `rows`, with true and predicted class."""
+    """Plot the images of wrongly predicted queries, titled with the true and the predicted class.
+
+    Args:
+        images: the images [queries, channels, height, width], with values from 0 to 1.
+        rows: the rows of `most_confident`, in the order of the images.
+        path: file of the plot.
+    """
     columns = min(COLUMNS, len(rows))
     lines = math.ceil(len(rows) / columns)
     figure, axes = new_figure(columns, lines)

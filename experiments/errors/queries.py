@@ -1,4 +1,4 @@
-"""The queries of the evaluation tasks of a run, with their predicted classes."""
+"""Queries of the evaluation tasks of a run, with their predicted classes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from pyro_metabayes.seeding import noise_of
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """Queries of all tasks [N], on the host.
+    """Queries of all tasks with their predictions. Each tensor is of shape [queries], on the CPU.
 
     Args:
         task: index of the task.
-        candidates: [N, C], the classes of the task.
-        row: row of the query in the bank.
-        true, predicted: classes, as numbers of the bank.
-        probability: of the predicted class.
-        spread: standard deviation of that probability over draws of the posterior.
-        entropy: of the prediction, in nats.
-        names: [G], the classes of the bank.
+        candidates: the classes of the task, as indices of `names` [queries, way].
+        row: index of the query in the data set.
+        true, predicted: true and predicted class, as indices of `names`.
+        probability: predicted probability of the predicted class.
+        spread: standard deviation of this probability over draws of the posterior.
+        entropy: entropy of the prediction, in nats.
+        names: names of all classes of the data set.
     """
 
     task: Tensor
@@ -52,12 +52,12 @@ class Classified:
         return (self.true == self.predicted).double().mean().item()
 
     def at(self, index: Tensor) -> Self:
-        """The queries at `index` [n]."""
+        """Return the queries with these indices."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return type(self)(**{key: value if key == "names" else value[index] for key, value in values.items()})
 
     def wrong(self, most: int) -> Self:
-        """The wrongly predicted queries with the largest probability, the most probable first; at most `most`.
+        """Return at most `most` wrongly predicted queries, in decreasing order of the predicted probability.
 
         An input that is a query of several tasks appears once, with its most probable error.
         """
@@ -71,20 +71,20 @@ class Classified:
 
 @torch.no_grad()
 def classified_queries(setup: RunSetup) -> Classified:
-    """The queries of the first eval.tasks tasks of the evaluation split; deterministic given the seed of the run.
+    """Predict the queries of the first eval.tasks tasks of the evaluation split. The seed of the run fixes the result.
 
     Raises:
-        UsageError: the tasks are not of a bank of classes, or the settings ask for other predictions.
+        UsageError: the data are not a data set of classes, or eval.temperature or eval.ensemble is set.
     """
     config, source = setup.config, setup.tasks.source
     if type(source) is not BankSampler:
         raise UsageError(
-            f"expected a run on a bank of classes for errors, got data={config.choices.get('data')}"
-            f"{' with task.base_query' * bool(config.task.base_query)}, whose tasks have no lasting classes"
+            f"expected a run on a data set of classes, got data={config.choices.get('data')}"
+            f"{' with task.base_query' * bool(config.task.base_query)}; give another run"
         )
     if config.eval.temperature or config.eval.ensemble:
         raise UsageError(
-            "expected no eval.temperature and no eval.ensemble for errors, which are those of the run itself; set "
+            "expected eval.temperature=false and no eval.ensemble, got a temperature or an ensemble; set "
             "eval.temperature=false eval.ensemble=[]"
         )
     tasks, rows = (batches(stream, config.eval.tasks) for stream in _streams(setup, source))
@@ -97,23 +97,29 @@ def classified_queries(setup: RunSetup) -> Classified:
 
 
 def _streams(setup: RunSetup, source: BankSampler) -> tuple[TaskStream, TaskStream]:
-    """The evaluation tasks, and the same tasks with rows of the bank in place of inputs."""
+    """Return the evaluation tasks, and the same tasks with indices of the data set in place of inputs."""
     config, split = setup.config, setup.config.eval.split
     if split == "train" and source.bank.views is not None:
         raise UsageError(
-            "expected eval.split=val or test for errors of a run with pretrain.views, got train; change it"
+            "expected eval.split=val or test for a run with pretrain.views, got eval.split=train; change it"
         )
     tasks, draw = setup.tasks.stream(split), source.rows_sampler(split, config.task.of(split))
     return tasks, TaskStream(lambda generator: draw(generator).rows, config.seed, split, tasks.num_tasks)
 
 
 def _of_batch(setup: RunSetup, tasks: Episodes, rows: Episodes) -> dict[str, Tensor]:
-    """The fields of `Classified` for the queries of T tasks, and `queries` [T], the number of queries of each."""
+    """Return the fields of `Classified` for a batch of tasks, and the number of queries of each task.
+
+    Args:
+        setup: the run.
+        tasks: the tasks.
+        rows: the same tasks with indices of the data set in place of inputs.
+    """
     learner, episodes = setup.learner, setup.learner.featured(tasks)
     samples = setup.config.eval.draws(episodes.num_classes)
     posterior = learner.guide.posterior(episodes.observed())
     predictions = predictions_under(posterior, learner.model, episodes, samples)
-    assert isinstance(predictions, ClassPredictions) and rows.classes is not None  # of a bank of classes
+    assert isinstance(predictions, ClassPredictions) and rows.classes is not None  # tasks of classes
     mask, classes = episodes.query_mask.cpu(), rows.classes
     best = most_probable(predictions.averaged)
     of_best = predictions.log_probs.exp().gather(-1, best.expand(len(predictions.log_probs), -1, -1).unsqueeze(-1))

@@ -1,1 +1,1 @@
-"""A trained guide compared with exact inference in the same model."""
+"""The command experiments.gold: a trained guide compared with exact inference in the same model."""

@@ -1,9 +1,10 @@
 """python -m experiments.gold RUN_DIR tasks=32: a trained guide compared with exact inference in the same model.
 
 NUTS samples the exact inductive posterior p(w | support), and p(w | support and query), which the training posterior
-approximates. Reports the approximation and amortization gaps of the guide, and importance sampling. Several
-folders of runs are compared in one table. Settings of task, eval and guide can be changed. Writes table.md, table.csv,
-gold.png and tasks.npz (the metrics of every task) to RUN_DIR/gold of the first run. See docs/gold.md.
+approximates. The command reports the approximation gap and the amortization gap of the guide, and results of
+importance sampling. Several folders of runs are compared in one table. Settings of task, eval and guide can be changed.
+The command writes table.md, table.csv, gold.png and tasks.npz (the metrics of each task) to RUN_DIR/gold of the first
+run. docs/gold.md explains the metrics.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ from pyro_metabayes.storage.paths import user_path
 
 @dataclass
 class GoldSettings:
-    """The settings of the command."""
+    """Settings of experiments.gold."""
 
-    run: Any = MISSING  # folder of a finished run, or folders of several
+    run: Any = MISSING  # folder of a finished run, or folders of several runs
     tasks: int = 32  # number of evaluation tasks
-    targets: list[str] = field(default_factory=lambda: ["support", "all"])  # labels given: support, all, query
-    warmup: int = 200  # warm-up steps of NUTS
-    draws: int = 300  # draws of NUTS per chain
+    targets: list[str] = field(default_factory=lambda: ["support", "all"])  # labels given to q: support, all, query
+    warmup: int = 200  # number of warm-up steps of NUTS
+    draws: int = 300  # number of draws of NUTS per chain
     chains: int = 4  # number of chains of NUTS
     together: int = 16  # number of tasks that one chain of NUTS samples jointly
-    samples: int = 2000  # draws for importance sampling
-    fit_steps: int = 600  # steps of the search for the best member of the guide's family
+    samples: int = 2000  # number of draws for importance sampling
+    fit_steps: int = 600  # number of steps that search for the best member of the guide's family
     noise: int = 0  # seed of all draws
 
     def check(self) -> NutsSettings:
@@ -65,7 +66,14 @@ class GoldSettings:
 
 
 def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: GoldSettings) -> Comparison:
-    """Compare the guide's posterior given these labels with the exact one, and the predictions of both on queries."""
+    """Compare the posterior of a guide with the exact posterior, and the predictions of both.
+
+    Args:
+        learner: the trained learner.
+        episodes: the tasks.
+        labels: the labels that both posteriors are given: support, query or all.
+        settings: the settings of the command.
+    """
     started, target = time.process_time(), Target(learner.model, episodes, labels)
     with torch.no_grad():
         observed, guide = episodes.observed(), learner.guide
@@ -84,7 +92,7 @@ def measure(learner: MetaLearner, episodes: Episodes, labels: str, settings: Gol
 
 
 def prototype_scores(model: Model, episodes: Episodes) -> TaskScores:
-    """Scores of the class means with the head of this model; {} for a model or tasks without them."""
+    """Return the scores of classification by class means; {} if the model or the tasks have no class means."""
     observed = episodes.observed()
     if not isinstance(model, HasPrototypes) or not observed.support_x.shape[1]:
         return {}
@@ -93,7 +101,7 @@ def prototype_scores(model: Model, episodes: Episodes) -> TaskScores:
 
 
 def measure_run(folder: str, changed: Sequence[str], settings: GoldSettings) -> list[Comparison]:
-    """One comparison per target."""
+    """Restore a run under changed settings, and compare its guide with exact inference, once per target."""
     setup, episodes = run_and_tasks(folder, changed, settings.tasks)
     with seeded(settings.noise), validation_enabled(False):
         return [measure(setup.learner, episodes, labels, settings) for labels in settings.targets]
@@ -105,7 +113,7 @@ def main(arguments: Sequence[str]) -> None:
     out, text, comparisons = Path(settings.runs[0]) / "gold", "", {}
     for run in settings.runs:
         comparisons[Path(run).name] = measure_run(run, changed, settings)
-        text, page, rows = pages(comparisons)  # after each run, so that an interruption keeps the rows of earlier runs
+        text, page, rows = pages(comparisons)  # after each run, so that an interruption keeps earlier rows
         save_tables(out, page, rows)
         write_tasks(out / "tasks.npz", comparisons)
         draw(comparisons, out / "gold.png")

@@ -1,4 +1,4 @@
-"""The plot of experiments.gold."""
+"""Plot of experiments.gold."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pyro_metabayes.evaluation.intervals import Estimate
 from pyro_metabayes.experiments.gold.tables import POSTERIORS, Comparisons
 from pyro_metabayes.experiments.runs.plots import legend_below, new_figure, save_figure
 
-WIDE = 10  # nats; an axis that extends beyond it is logarithmic except near 0
+WIDE = 10  # nats; an axis that extends beyond this value is logarithmic except near 0
 
 
 def draw(comparisons_by_run: Comparisons, path: Path) -> Path:
-    """Scores of the guide and of NUTS, both gaps, and the evidence minus the bound by number of draws."""
+    """Plot the scores of guide and NUTS, both gaps, and the evidence minus its lower bound by number of draws."""
     figure, axes = new_figure(3)
     figure.set_size_inches(14, max(3.4, 1.2 + 0.42 * len(comparisons_by_run)))
     _draw_scores(axes[0], comparisons_by_run)
@@ -44,7 +44,7 @@ def _draw_scores(axis: Any, comparisons_by_run: Comparisons) -> None:
 
 
 def _draw_gaps(axis: Any, comparisons_by_run: Comparisons) -> None:
-    """Gaps of the last target, on a logarithmic axis if they are large."""
+    """Plot the two gaps of each run for the last target, on a logarithmic axis if a gap is large."""
     for height, comparisons in enumerate(comparisons_by_run.values()):
         gaps = comparisons[-1].gaps
         for name, colour, shift in (("approximation_gap", "C2", 0.18), ("amortization_gap", "C3", -0.18)):

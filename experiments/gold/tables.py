@@ -1,4 +1,4 @@
-"""The tables of experiments.gold."""
+"""Tables of experiments.gold."""
 
 from __future__ import annotations
 
@@ -28,7 +28,18 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The metrics of each task for one guide and one target; of_means: for class means, {} without them."""
+    """Metrics of each task for one guide and one target.
+
+    Args:
+        labels: the target, i.e. the labels that the posteriors are given: support, query or all.
+        gaps: approximation gap, amortization gap and importance sampling.
+        gold: draws of NUTS and their diagnostics.
+        scores: scores of the guide.
+        of_gold: scores of NUTS.
+        of_means: scores of class means; {} without class means.
+        transductive: whether the guide is transductive.
+        seconds: CPU time of the comparison.
+    """
 
     labels: str
     gaps: Gaps
@@ -40,11 +51,18 @@ class Comparison:
     seconds: float
 
 
-Comparisons = Mapping[str, Sequence[Comparison]]  # by the name of the run
+Comparisons = Mapping[str, Sequence[Comparison]]  # from the name of a run to one comparison per target
 
 
 def interval(values: Tensor, digits: int = 1, factor: float = 1, error: Tensor | None = None) -> str:
-    """Mean over tasks and its 95% interval; error: Monte-Carlo standard errors [T], added in quadrature."""
+    """Format the mean over tasks and its 95% interval, such as "72.7 +- 0.6".
+
+    Args:
+        values: values [tasks].
+        digits: number of decimals.
+        factor: factor of the values.
+        error: Monte-Carlo standard errors [tasks], which are added in quadrature, or None.
+    """
     estimate = Estimate.over_tasks(factor * as_double(values))
     width = estimate.ci95.item()
     if error is not None:
@@ -53,7 +71,10 @@ def interval(values: Tensor, digits: int = 1, factor: float = 1, error: Tensor |
 
 
 def prediction_row(run: str, comparison: Comparison) -> Row:
-    """Scores given the support set, and paired differences: guide, the model's own exact posterior, class means."""
+    """Return one row of the table of predictions given the support set.
+
+    It has the scores of the guide, of NUTS (gold) and of class means, and the paired difference gold - guide.
+    """
     row = {"run": run, "transductive": "yes" if comparison.transductive else "no"}
     titles = {
         "accuracy": ("accuracy %", 1, 100),
@@ -71,7 +92,7 @@ def prediction_row(run: str, comparison: Comparison) -> Row:
 
 
 def gap_row(run: str, comparison: Comparison) -> Row:
-    """Evidence, ELBO, approximation gap and amortization gap, in nats per task."""
+    """Return one row of the table of gaps: evidence, ELBO, approximation and amortization gap, in nats per task."""
     gaps = comparison.gaps
     return {
         "run": run,
@@ -87,7 +108,7 @@ def gap_row(run: str, comparison: Comparison) -> Row:
 
 
 def trust_row(run: str, comparison: Comparison) -> Row:
-    """Diagnostics of NUTS and of importance sampling."""
+    """Return one row of the table of diagnostics of NUTS and of importance sampling."""
     gaps, gold = comparison.gaps, comparison.gold
     last = gaps.best_bounds[-1]
     return {
@@ -111,7 +132,7 @@ def _sizes(gold: Gold) -> str:
 
 
 def unconverged(comparisons_by_run: Comparisons) -> list[str]:
-    """One line per run and target with tasks whose chains have not converged."""
+    """Return a note for each run and target with tasks whose NUTS chains have not converged."""
     lines = []
     for run, comparisons in comparisons_by_run.items():
         for comparison in comparisons:
@@ -128,7 +149,7 @@ def _share(k: Tensor) -> str:
 
 
 def pages(comparisons_by_run: Comparisons) -> tuple[str, str, list[Row]]:
-    """The text for the terminal, the page for table.md, and the rows of table.csv."""
+    """Return the tables as text for the terminal, as the page table.md, and as the rows of table.csv."""
     pairs = [(run, comparison) for run, comparisons in comparisons_by_run.items() for comparison in comparisons]
     predictions = [prediction_row(run, comparison) for run, comparison in pairs if comparison.labels == "support"]
     parts = [predictions, [gap_row(*pair) for pair in pairs], [trust_row(*pair) for pair in pairs]]
@@ -139,7 +160,7 @@ def pages(comparisons_by_run: Comparisons) -> tuple[str, str, list[Row]]:
 
 
 def write_tasks(path: Path, comparisons_by_run: Comparisons) -> None:
-    """Write every metric of every task; the arrays are named RUN/TARGET/METRIC."""
+    """Write all metrics of all tasks to an .npz file, as arrays named RUN/TARGET/METRIC."""
     arrays: dict[str, np.ndarray] = {}
     for run, comparisons in comparisons_by_run.items():
         for comparison in comparisons:

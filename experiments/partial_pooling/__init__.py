@@ -1,1 +1,1 @@
-"""Amortized partial pooling compared with closed forms and NUTS."""
+"""The command experiments.partial_pooling: amortized partial pooling compared with closed forms and NUTS."""

@@ -1,8 +1,9 @@
 """python -m experiments.partial_pooling study=radon: amortized partial pooling compared with closed forms and NUTS.
 
-Trains the runs of conf/study/NAME.yaml on a table of groups. Fits the same linear mixed model by maximum and restricted
-maximum likelihood, and samples it by NUTS under weak priors. Finished runs are kept, so the same command continues an
-interrupted study. Writes table.md, table.csv, effects.png, shrinkage.png and prior.png. See docs/partial-pooling.md.
+The command trains the runs of conf/study/NAME.yaml on a table of groups. It fits the same linear mixed model by maximum
+likelihood and restricted maximum likelihood, and samples it by NUTS under weak priors. Finished runs are kept, so the
+same command continues an interrupted study. It writes table.md, table.csv, effects.png, shrinkage.png and prior.png.
+docs/partial-pooling.md explains them.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ from pyro_metabayes.experiments.studies.run_study import StudyConfig, run_study
 from pyro_metabayes.experiments.studies.study import Row, read
 from pyro_metabayes.experiments.studies.tables import commands
 
-HELD_OUT = "held_out"  # the part whose runs train on some groups and are evaluated on others
+HELD_OUT = "held_out"  # the part of the study whose runs train on some groups and are evaluated on the other groups
 ML, REML, NUTS = "maximum likelihood", "restricted maximum likelihood", "NUTS, weak priors"
 
 
 @dataclass
 class PoolingConfig(StudyConfig):
-    """The study, how to run it, and the length of NUTS."""
+    """Settings of experiments.partial_pooling: those of `StudyConfig`, and those of the other methods."""
 
-    samples: int = 500  # draws of NUTS from each of two chains
-    warmup: int = 300  # warm-up steps of NUTS
-    splits: int = 20  # number of random splits of the groups, for the closed forms on held-out groups
+    samples: int = 500  # number of draws of NUTS from each of two chains
+    warmup: int = 300  # number of warm-up steps of NUTS
+    splits: int = 20  # number of random splits of the groups on which closed forms predict held-out groups
 
 
 def main(composed: DictConfig, folder: Path) -> None:
@@ -63,7 +64,13 @@ def main(composed: DictConfig, folder: Path) -> None:
 
 
 def write(rows: list[Row], folder: Path, config: PoolingConfig) -> None:
-    """Write tables and plots of the finished parts."""
+    """Write the tables and plots of the finished parts of the study.
+
+    Args:
+        rows: the rows of the finished parts.
+        folder: the folder of the study.
+        config: the settings of the command.
+    """
     pages, table = [], []
     if unsplit := [row for row in rows if row.part != HELD_OUT]:
         table = all_points_rows(unsplit, folder, config)
@@ -78,13 +85,16 @@ def write(rows: list[Row], folder: Path, config: PoolingConfig) -> None:
 
 
 def _printed(table: Sequence[Cells]) -> str:
-    """Print a table; returns it in Markdown, as tables that fit a page."""
+    """Print a table, and return it in Markdown, split into tables that fit a page."""
     print(text_table(table))
     return "\n\n".join(map(markdown_table, narrow(table)))
 
 
 def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) -> list[dict[str, str]]:
-    """One row per method, estimated from all points; also draws the plots (of 0 and 1 or counts the effects)."""
+    """Return one row per method, estimated from all points of all groups, and save the plots.
+
+    For responses that are 0 and 1 or counts, the only plot is effects.png.
+    """
     groups = groups_of(rows[0], folder)
     if groups.family != "gaussian":
         return generalised_rows(groups, rows, folder, config.samples, config.warmup)
@@ -95,7 +105,7 @@ def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) ->
     restricted = estimates_from_fit(groups, fit(whole, groups.num_random, restricted=True))
     methods = {
         ML: [estimates_from_fit(groups, maximum)],
-        REML: [replace(restricted, log_likelihood=None)],  # the restricted likelihood is not comparable
+        REML: [replace(restricted, log_likelihood=None)],  # not comparable with the likelihood
         NUTS: [estimates_from_draws(groups, draws)],
         **{row.label: [estimates_from_run(row.folder(folder, seed)) for seed in range(row.seeds)] for row in rows},
     }
@@ -107,13 +117,21 @@ def all_points_rows(rows: Sequence[Row], folder: Path, config: PoolingConfig) ->
 
 
 def groups_of(row: Row, folder: Path) -> Groups:
-    """The table of groups that a row of the study is trained on."""
+    """Load the table of groups on which a row of the study is trained."""
     run = row.folder(folder, 0)
     return groups_and_learner(saved_config(run, []), run)[0]
 
 
 def held_out_rows(rows: Sequence[Row], folder: Path, splits: int) -> list[dict[str, str]]:
-    """RMSE given a few points of each held-out group: of the runs, and of closed forms on the same and other splits."""
+    """Return the table of the RMSE on held-out groups, given a few points of each group.
+
+    It compares the runs with closed forms, on the splits of the runs and on other random splits.
+
+    Args:
+        rows: the rows of the part with held-out groups.
+        folder: the folder of the study.
+        splits: the number of other splits.
+    """
     table = []
     for row in rows:
         for evaluation in sorted({path.name for path in row.folder(folder, 0).glob("evaluations/*")}):
@@ -131,7 +149,13 @@ def held_out_rows(rows: Sequence[Row], folder: Path, splits: int) -> list[dict[s
 
 
 def closed_forms(run: Path, changes: str, split: int | None) -> dict[str, float]:
-    """RMSE of the closed forms on the evaluation tasks of a run, or on those of another split of the groups."""
+    """Return the RMSE of the closed forms, by method, on the evaluation tasks of a run.
+
+    Args:
+        run: the folder of the run.
+        changes: changed settings of the evaluation, separated by commas.
+        split: the seed of another split of the groups; None for the split of the run.
+    """
     changed = [] if split is None else [f"data.seed={split}", f"seed={split}"]
     config = saved_config(run, [*changes.split(","), *changed])
     config = config if split is None else replace(config, estimated={})  # estimated again from the new training groups

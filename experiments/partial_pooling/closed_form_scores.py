@@ -1,4 +1,4 @@
-"""Scores of the closed form of a linear mixed model on tasks of groups, as experiments.evaluate computes for a run."""
+"""Scores of the closed form of a linear mixed model on tasks of groups, defined as in experiments.evaluate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from pyro_metabayes.prediction.averages import masked_mean
 
 
 def predicted(fitted: MixedEffects, tasks: Episodes) -> Normal:
-    """p(y | x_query, support) [T, Q] at the maximum-likelihood estimates, in float64."""
+    """Return p(y | x_query, support) at the maximum-likelihood estimates, as normal distributions [tasks, queries].
+
+    The computation is in float64.
+    """
     effects = fitted.effects(tasks.observed())
     x = tasks.query_x.double()
     z = x[..., : len(fitted.covariance)]
@@ -28,7 +31,7 @@ def predicted(fitted: MixedEffects, tasks: Episodes) -> Normal:
 
 
 def scores_of(fitted: MixedEffects, tasks: Episodes) -> dict[str, float]:
-    """rmse, nll and coverage90 of the standardised response: means over tasks of means over queries."""
+    """Return rmse, nll and coverage90 of the standardised response: means over tasks of means over queries."""
     prediction, y = predicted(fitted, tasks), tasks.query_y[..., 0].double()
     pit = torch.special.ndtr((y - prediction.mean) / prediction.stddev)
 
@@ -45,15 +48,15 @@ def scores_of(fitted: MixedEffects, tasks: Episodes) -> dict[str, float]:
 def range_of_coverage(
     fitted: MixedEffects, groups: Groups, tasks_of: Callable[[Groups], Episodes], draws: int = 200
 ) -> tuple[float, float]:
-    """Central 95% of coverage90 for responses that are drawn from the fitted model.
+    """Return the central 95% range of coverage90 over responses that are simulated from the fitted model.
 
-    It says how far the coverage of a few test groups is from 0.9 by chance, if model and estimates are exact.
+    The range says how far the coverage of a few test groups is from 0.9 by chance, if model and estimates are exact.
 
     Args:
-        fitted: the model.
-        groups: the table, without weights of rows.
-        tasks_of: the evaluation tasks of a table.
-        draws: number of drawn tables.
+        fitted: the fitted model.
+        groups: the table of groups, without weights of rows.
+        tasks_of: function that returns the evaluation tasks of a table.
+        draws: number of simulated tables.
     """
     generator = Generator().manual_seed(0)
     tables = (simulated(fitted, groups, generator)[0] for _ in range(draws))
@@ -63,9 +66,15 @@ def range_of_coverage(
 
 
 def simulated(fitted: MixedEffects, groups: Groups, generator: Generator) -> tuple[Groups, Tensor]:
-    """The table with responses that are drawn from the fitted model, and the drawn effects of all groups [G, R].
+    """Simulate the responses of a table from the fitted model.
 
-    The table must have no weights of rows.
+    Args:
+        fitted: the fitted model.
+        groups: the table of groups, which must not have weights of rows.
+        generator: source of the random numbers.
+
+    Returns:
+        The table with simulated responses, and the simulated effects [groups, effects].
     """
     points, sizes = groups.points.points.double(), groups.sizes
     covariance, x = fitted.covariance, points[:, :-1]

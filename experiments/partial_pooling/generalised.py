@@ -1,4 +1,4 @@
-"""Groups with 0 and 1 or counts: runs beside maximum likelihood by quadrature and NUTS."""
+"""Partial pooling of responses that are 0 and 1 or counts: runs, maximum likelihood by quadrature, and NUTS."""
 
 from __future__ import annotations
 
@@ -30,7 +30,17 @@ NUTS, QUADRATURE = "NUTS, weak priors", "maximum likelihood"
 def generalised_rows(
     groups: Groups, rows: Sequence[Row], folder: Path, samples: int, warmup: int
 ) -> list[dict[str, str]]:
-    """One row per method; also draws effects.png. Maximum likelihood is there for one effect per group."""
+    """Return one row per method, and save effects.png.
+
+    Maximum likelihood is included if there is one effect per group.
+
+    Args:
+        groups: the table of groups.
+        rows: the rows of the study.
+        folder: the folder of the study.
+        samples: number of draws of NUTS per chain.
+        warmup: number of warm-up steps of NUTS.
+    """
     points = points_of(groups.whole(), groups.roles.offset is not None)
     draws = sampled_generalised(points, groups.num_random, groups.family, samples, warmup)
     print(f"NUTS: split R-hat at most {draws.r_hat:.3f}, effective draws at least {draws.effective_size:.0f}")
@@ -48,7 +58,7 @@ def generalised_rows(
 
 
 def estimates_from_quadrature(groups: Groups, fitted: GeneralisedEffects) -> GroupEstimates:
-    """Maximum likelihood, and the posterior of each group at the estimates, in the units of the file."""
+    """Return the maximum-likelihood estimates and the posterior of each group, in the units of the file."""
     effects, variance = fitted.effects.unsqueeze(-1), fitted.effects_sd.square().view(-1, 1, 1)
     covariance = fitted.sd.square().view(1, 1)
     standardised = StandardisedEstimates(fitted.coefficients, covariance, torch.nan, effects, variance)
@@ -66,7 +76,17 @@ def _method_row(
     reference: GroupEstimates,
     seconds: Mapping[str, Sequence[float]],
 ) -> dict[str, str]:
-    """Means and ranges over seeds. distance: mean over groups of |estimate - mean of NUTS|, in sds of NUTS."""
+    """Return one row of the table: means and ranges over seeds.
+
+    The column "distance" is the mean over groups of |estimate - mean of NUTS|, in sds of NUTS.
+
+    Args:
+        groups: the table of groups.
+        name: the name of the method.
+        seeds: the estimates of the method, one per seed.
+        reference: the estimates of NUTS.
+        seconds: training times of the runs, by method.
+    """
     cells = {"": name}
     for i, feature in enumerate(groups.features):
         cells[feature] = spread([estimates.coefficients[i].item() for estimates in seeds], 3)

@@ -30,14 +30,14 @@ BOUNDS = 100  # number of single-sample ELBOs that are averaged
 
 @runtime_checkable
 class HasSharedEffects(Protocol):
-    """A regression on groups: `beta` [Y, D - R] are the coefficients of features without effects of groups."""
+    """Regression on groups with coefficients `beta` of the features without group effects, [outputs, features]."""
 
     beta: Tensor
 
 
 @runtime_checkable
 class LinearMixedModel(HasSharedEffects, Protocol):
-    """Its labels have one standard deviation, `noise`."""
+    """Regression on groups whose labels have one standard deviation, `noise`."""
 
     @property
     def noise(self) -> Tensor: ...
@@ -45,15 +45,15 @@ class LinearMixedModel(HasSharedEffects, Protocol):
 
 @dataclass(frozen=True)
 class GroupEstimates:
-    """The estimates of a method.
+    """Estimates of a method for G groups with R random effects each, and D coefficients, in the units of the file.
 
     coefficients: means of the random effects, then shared effects [D].
     sd: standard deviations of the random effects over groups [R].
-    correlation: correlation of the first two random effects; None if there is one.
+    correlation: correlation of the first two random effects; None if there is one effect.
     noise: standard deviation of the residuals.
-    effects, effects_sd: posterior mean and standard deviation of the effects of each group [T, R].
-    log_likelihood: log-likelihood of all points, or a bound on it, in nats for standardised columns.
-    half_widths: of 90% intervals that contain the errors of the estimates [T, R]; None: intervals ignore the errors.
+    effects, effects_sd: posterior mean and standard deviation of the effects of each group [G, R].
+    log_likelihood: log-likelihood of all points, or a lower bound, in nats for standardised columns.
+    half_widths: half widths of 90% intervals that include errors of the estimates [G, R]; None to ignore the errors.
     """
 
     coefficients: Tensor
@@ -67,18 +67,18 @@ class GroupEstimates:
 
     @property
     def reach(self) -> Tensor:
-        """Half widths of the 90% intervals of the effects [T, R]."""
+        """Half widths of the 90% intervals of the effects [groups, effects]."""
         return HALF_OF_90 * self.effects_sd if self.half_widths is None else self.half_widths
 
 
 @dataclass(frozen=True)
 class StandardisedEstimates:
-    """Estimates for standardised columns.
+    """Estimates of a method for standardised columns, for G groups with R random effects each, and D coefficients.
 
     coefficients: means of the random effects, then shared effects [D].
     covariance: covariance of the random effects over groups [R, R].
     noise: standard deviation of the residuals.
-    effects, effects_covariance: moments of the effects of each group [T, R] and [T, R, R].
+    effects, effects_covariance: posterior moments of the effects of each group [G, R] and [G, R, R].
     """
 
     coefficients: Tensor
@@ -88,7 +88,7 @@ class StandardisedEstimates:
     effects_covariance: Tensor
 
     def in_units(self, groups: Groups, log_likelihood: float | None = None) -> GroupEstimates:
-        """The estimates in the units of the file, with the intercept at x = 0."""
+        """Convert the estimates to the units of the file, with the intercept at x = 0."""
         scales, shared = groups.scales, self.coefficients[groups.num_random :]
         covariance = scales.covariance_in_units(self.covariance)
         return GroupEstimates(
@@ -104,7 +104,7 @@ def _sd(covariance: Tensor) -> Tensor:
 
 
 def _correlation(covariance: Tensor) -> float | None:
-    """Correlation of the first two effects, averaged over leading axes; None for one effect."""
+    """Return the correlation of the first two effects, averaged over leading axes; None for one effect."""
     if covariance.shape[-1] == 1:
         return None
     sd = _sd(covariance)
@@ -112,7 +112,7 @@ def _correlation(covariance: Tensor) -> float | None:
 
 
 def estimates_from_fit(groups: Groups, estimates: MixedEffects) -> GroupEstimates:
-    """Estimates in closed form, and the effects of each group given these estimates."""
+    """Return closed-form estimates, and the effects of each group given these estimates, in the units of the file."""
     of_groups = _moments(estimates.effects(groups.with_equal_precision(groups.whole().pooled())))
     standardised = StandardisedEstimates(
         estimates.coefficients, estimates.covariance, estimates.noise.item(), *of_groups
@@ -121,7 +121,7 @@ def estimates_from_fit(groups: Groups, estimates: MixedEffects) -> GroupEstimate
 
 
 def estimates_from_draws(groups: Groups, draws: Draws) -> GroupEstimates:
-    """Posterior means under weak priors. Standard deviations and correlation are averaged, not the covariance."""
+    """Return posterior means from draws of NUTS. Standard deviations and correlation are averaged, not covariances."""
     scales, shared = groups.scales, draws.coefficients[:, None, groups.num_random :]
     covariance = scales.covariance_in_units(draws.covariance)
     effects = scales.effects_in_units(draws.effects, shared)
@@ -133,7 +133,7 @@ def estimates_from_draws(groups: Groups, draws: Draws) -> GroupEstimates:
 
 @torch.no_grad()
 def estimates_from_run(folder: Path) -> GroupEstimates:
-    """Estimates of a trained run: its prior for a group without points, its training posterior given all points."""
+    """Return the estimates of a trained run: its prior, and its training posterior given all points of each group."""
     groups, learner = groups_and_learner(saved_config(folder, []), folder)
     episodes, model = groups.whole(), learner.model
     if not has(linear := learner.model, LinearMixedModel):
@@ -150,20 +150,20 @@ def estimates_from_run(folder: Path) -> GroupEstimates:
 
 
 def groups_and_learner(config: Config, folder: Path) -> tuple[Groups, MetaLearner]:
-    """The table of groups of a run, and the trained learner."""
+    """Load the table of groups of a run, and its trained learner."""
     source = set_up(config, training=False).tasks.source
     if not isinstance(source, Groups):
-        raise UsageError(f"expected a study of a table of groups, got {config.choices.get('data')}; see data=radon")
+        raise UsageError(f"expected a study on a table of groups, got {config.choices.get('data')}; see data=radon")
     return source, MetaLearner.load(folder)
 
 
 def _moments(effects: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Means [T, R] and covariances [T, R, R], float64."""
+    """Return means [groups, effects] and covariances [groups, effects, effects] of a posterior, in float64."""
     return effects.mean[:, 0].double(), torch.linalg.inv(precision_of(effects)[:, 0].double())
 
 
 def least_squares_effects(fitted: MixedEffects, episodes: Episodes) -> Tensor:
-    """Minimum-norm least squares per group [T, R], with the estimated shared effects."""
+    """Return the effects of each group by minimum-norm least squares, given the shared effects, [groups, effects]."""
     observed = episodes.pooled() if episodes.support_x.shape[1] == 0 else episodes.observed()
     x = observed.support_x.double()
     z = x[..., : len(fitted.covariance)] * observed.support_mask.unsqueeze(-1)
@@ -172,7 +172,7 @@ def least_squares_effects(fitted: MixedEffects, episodes: Episodes) -> Tensor:
 
 
 def held_out_rmse(groups: Groups, tasks: Episodes) -> dict[str, float]:
-    """RMSE on the queries of tasks, in standard deviations of the response, by method.
+    """Return the RMSE on the queries of tasks, in standard deviations of the response, by closed-form method.
 
     The prior is fitted to the training groups. As in results.json, the RMSE is the root of the mean over tasks of the
     mean squared error of each task.
@@ -192,5 +192,5 @@ def held_out_rmse(groups: Groups, tasks: Episodes) -> dict[str, float]:
 
 
 def mean_distance(estimates: GroupEstimates, reference: GroupEstimates, subset: Sequence[bool] | Tensor) -> list[float]:
-    """Mean absolute difference of each effect to the reference, over a subset of the groups."""
+    """Return the mean absolute difference of each effect from the reference, over a subset of the groups."""
     return (estimates.effects - reference.effects)[torch.as_tensor(subset)].abs().mean(0).tolist()

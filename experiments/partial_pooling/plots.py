@@ -1,4 +1,4 @@
-"""Plots of partial pooling: effects with intervals, shrinkage, and the learned prior."""
+"""Plots of experiments.partial_pooling: effects with intervals, shrinkage, and the learned prior."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from pyro_metabayes.exact.mixed_effects import MixedEffects
 from pyro_metabayes.experiments.partial_pooling.methods import GroupEstimates, least_squares_effects
 from pyro_metabayes.experiments.runs.plots import new_figure, save_figure
 
-Panel = tuple[str, Tensor, Any]  # title, draws of NUTS, the same parameter from estimates
+Panel = tuple[str, Tensor, Any]  # title, draws of a parameter by NUTS, function that reads the parameter from estimates
 
 
 def draw_effects(groups: Groups, methods: Mapping[str, GroupEstimates], folder: Path) -> Path:
-    """effects.png: central 90% intervals of every group, the smallest group first; one panel per effect."""
+    """Plot the 90% intervals of the effects of all groups to effects.png, one panel per effect.
+
+    Groups are in the order of their number of points.
+    """
     sizes = groups.sizes
     order = sizes.argsort(stable=True)
     figure, axes = new_figure(1, rows=groups.num_random)
@@ -42,7 +45,7 @@ def draw_effects(groups: Groups, methods: Mapping[str, GroupEstimates], folder: 
 
 
 def _name_groups(axis: Any, groups: Groups, order: Tensor) -> None:
-    """Label groups by name and size; if there are more than 30, label about 20 of them by size alone."""
+    """Label groups by name and size. If there are more than 30 groups, label about 20 of them by size alone."""
     sizes = [int(size) for size in groups.sizes]
     few = len(order) <= 30
     step = 1 if few else len(order) // 20
@@ -51,7 +54,7 @@ def _name_groups(axis: Any, groups: Groups, order: Tensor) -> None:
 
 
 def draw_shrinkage(groups: Groups, fitted: MixedEffects, pooled: GroupEstimates, folder: Path) -> Path:
-    """shrinkage.png: from the least-squares effects of each group to its partially pooled effects."""
+    """Plot a line from the least-squares effects of each group to its partially pooled effects, to shrinkage.png."""
     shared = fitted.coefficients[groups.num_random :]
     episodes = groups.with_equal_precision(groups.whole())
     alone = groups.scales.effects_in_units(least_squares_effects(fitted, episodes), shared)
@@ -79,7 +82,7 @@ def draw_shrinkage(groups: Groups, fitted: MixedEffects, pooled: GroupEstimates,
 
 
 def _ellipse(pooled: GroupEstimates) -> list[Tensor]:
-    """The ellipse with 90% of the prior mass of two effects: radius^2 = -2 log 0.1."""
+    """Return the x and y values of the ellipse that contains 90% of the prior mass of two effects."""
     angle = torch.linspace(0, 2 * torch.pi, 100, dtype=torch.float64)
     rho = pooled.correlation or 0.0
     first = angle.cos()
@@ -89,7 +92,10 @@ def _ellipse(pooled: GroupEstimates) -> list[Tensor]:
 
 
 def draw_prior(groups: Groups, draws: Draws, methods: Mapping[str, Sequence[GroupEstimates]], folder: Path) -> Path:
-    """prior.png: posterior of the sds over groups and of the noise by NUTS, with point estimates as lines."""
+    """Plot draws by NUTS of the parameters of the prior (sds over groups, correlation, noise) to prior.png.
+
+    Lines are the point estimates of the other methods.
+    """
     panels = _prior_panels(groups, draws)
     rows = (len(panels) + 1) // 2
     figure, axes = new_figure(2, rows)
@@ -117,7 +123,7 @@ def _prior_panels(groups: Groups, draws: Draws) -> list[Panel]:
 
 
 def _draw_parameter(axis: Any, panel: Panel, methods: Mapping[str, Sequence[GroupEstimates]]) -> None:
-    """The histogram of NUTS draws, and one line per method and seed."""
+    """Plot the histogram of the draws of NUTS of one parameter, and one line per method and seed."""
     title, values, parameter = panel
     axis.hist(values.numpy(), bins=40, density=True, color="0.8", label="NUTS, weak priors")
     for number, (name, seeds) in enumerate(methods.items()):

@@ -1,4 +1,4 @@
-"""The table rows of experiments.partial_pooling."""
+"""Rows of the tables of experiments.partial_pooling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from pyro_metabayes.experiments.studies.tables import spread
 
 
 def method_row(groups: Groups, name: str, seeds: Sequence[GroupEstimates], reference: GroupEstimates) -> dict[str, str]:
-    """Means and ranges over seeds; distances and ratios are relative to maximum likelihood."""
+    """Return one row of the table: means and ranges over seeds.
+
+    Args:
+        groups: the table of groups.
+        name: the name of the method.
+        seeds: the estimates of the method, one per seed.
+        reference: the maximum-likelihood estimates, with which effects and sds are compared.
+    """
     random = list(groups.features[: groups.num_random])
     cells = {"": name, "seeds": str(len(seeds))}
     for i, feature in enumerate(groups.features):
@@ -32,7 +39,10 @@ def method_row(groups: Groups, name: str, seeds: Sequence[GroupEstimates], refer
 def _distance_cells(
     groups: Groups, random: Sequence[str], seeds: Sequence[GroupEstimates], reference: GroupEstimates
 ) -> dict[str, str]:
-    """Distances of effects to maximum likelihood, over all groups and over the smallest groups; ratios of sds."""
+    """Return the cells that compare effects and their sds with maximum likelihood.
+
+    Distances of the effects are means over all groups, and over the smallest groups.
+    """
     smallest, size = groups.sizes == groups.sizes.min(), int(groups.sizes.min())
     subsets: dict[str, Tensor] = {"": smallest | ~smallest}
     if not smallest.all():
@@ -49,7 +59,13 @@ def _distance_cells(
 
 
 def held_out_row(name: str, values: Sequence[float], results: Sequence[Mapping[str, Any]] = ()) -> dict[str, str]:
-    """Mean and 95% interval of the RMSE over splits, and mean coverage."""
+    """Return one row of the table of held-out groups: RMSE with its 95% interval over splits, and mean coverage.
+
+    Args:
+        name: the name of the row.
+        values: the RMSE of each split.
+        results: results.json of each split, for the coverage.
+    """
     half_width = quantile95(len(values)) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
     coverage = [result["coverage90"] for result in results]
     return {

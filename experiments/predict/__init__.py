@@ -1,1 +1,1 @@
-"""Predictions of a run for rows of new groups."""
+"""The command experiments.predict: predictions of a run for new points."""

@@ -1,14 +1,15 @@
 """python -m experiments.predict RUN_DIR support=labelled query=new: predictions of a run for new points.
 
-A run on classes: the support set is a folder with one folder of images per class, or a file FILE.npz with the arrays
-`features` (or `images`) and `labels`; the query set is a folder of images, or FILE.npz or FILE.npy without labels.
-Writes one row per query to a CSV file: predicted class, its probability, the spread (the standard deviation of that
-probability over draws of the posterior), the entropy of the prediction in nats, and the probability of every class.
+For a run on classes, the support set is a folder with one folder of images per class, or a file FILE.npz with the
+arrays `features` (or `images`) and `labels`. The query set is a folder of images, or FILE.npz or FILE.npy without
+labels. The command writes one row per query to a CSV file: predicted class, its probability, the spread (the standard
+deviation of this probability over draws of the posterior), the entropy of the prediction in nats, and the probability
+of each class.
 
-A run on data=groups takes one CSV file in place of both: python -m experiments.predict RUN_DIR new.csv. It has the
+For a run on data=groups, give one CSV file instead: python -m experiments.predict RUN_DIR new.csv. The file has the
 predictors of the run, in the same units. Rows with a response are the support set of their group; rows with a blank
-response are predicted. Without the column of groups all rows belong to one group. Writes mean, sd and 90% interval of a
-new observation, in the units of the data.
+response are predicted. Without the column of groups all rows belong to one group. The command writes mean, sd and 90%
+interval of a new observation, in the units of the data.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ def _file_of(inputs: Sequence[str]) -> Path:
 
 
 def _sets_of(inputs: Sequence[str], config: Config) -> tuple[Path, Path]:
-    """The paths of support and query set."""
+    """Parse support=... and query=... into the paths of support and query set.
+
+    Raises:
+        UsageError: one is missing or repeated, or there is another argument.
+    """
     given = dict(item.partition("=")[::2] for item in inputs)
     expected = f"expected support=... and query=... for a run on data={config.choices.get('data')}, got"
     if unknown := [item for item in inputs if not item.startswith(tuple(f"{name}=" for name in SETS))]:

@@ -21,13 +21,13 @@ PRINTED_COLUMNS = ("file", "row", "predicted", "probability", "spread", "entropy
 
 
 def predicted_classes(folder: Path, config: Config, support: Path, query: Path) -> list[dict[str, str]]:
-    """One row per query: file or row, predicted class, its probability and spread, entropy, and all probabilities.
+    """Return one row per query: file or row, predicted class, its probability and spread, entropy, all probabilities.
 
     Args:
         folder: the folder of a run on classes.
         config: the settings of the run.
-        support: folder of images, or file, with the labelled support set.
-        query: folder of images, or file, with the query set.
+        support: folder of images or file of arrays with the labelled support set.
+        query: folder of images or file of arrays with the query set.
 
     Raises:
         UsageError: the run does not predict the classes of a support set, or the inputs do not suit it.

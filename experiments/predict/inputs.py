@@ -1,4 +1,4 @@
-"""Reads support and query sets of users as the inputs of a run: arrays, or folders of images."""
+"""Reads support and query sets for predictions of a run, from files of arrays or folders of images."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from pyro_metabayes.storage.untrusted import DAMAGED, read_npz, reason_of
 from pyro_metabayes.validation.structure import words_of_shape
 
 PHOTOGRAPHS = (image_folder.load, mini_imagenet.load, tiered_imagenet.load, cifar_fs.load, fc100.load)
-CROPPED = (mini_imagenet.load, tiered_imagenet.load)  # resized to their published size before the centre is cut out
-NAMES = ("features", "images")  # of the array with the inputs
+CROPPED = (mini_imagenet.load, tiered_imagenet.load)  # resized to the published size before the centre is cut out
+NAMES = ("features", "images")  # names of the array with the inputs
 
 
 @dataclass(frozen=True)
 class Queries:
-    """The query set of one task.
+    """Query set of one task.
 
     Args:
-        x: inputs [Q, *X].
-        names: [Q], file or row of each.
-        column: what the names are, `file` or `row`.
+        x: inputs [queries, *shape of an input].
+        names: file or row of each query [queries].
+        column: title of the column of names, `file` or `row`.
     """
 
     x: np.ndarray
@@ -42,12 +42,12 @@ class Queries:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads inputs as the data of a run were read.
+    """Reader of new inputs, which are processed like the training data of a run.
 
     Args:
         data: the name of the data of the run, for messages.
-        load: the function that read them.
-        shape: *X, the shape of an input; None: any size.
+        load: the function that loaded the data of the run.
+        shape: the shape of an input; a size that may vary is None.
         background: colour behind transparent pixels.
     """
 
@@ -58,12 +58,12 @@ class Reader:
 
     @classmethod
     def of(cls, config: Config, shape: tuple[int | None, ...]) -> Self:
-        """The reader of a run whose learner takes inputs of this shape."""
+        """Create the reader of a run whose learner takes inputs of this shape."""
         background = str(config.data.get("background", "white"))
         return cls(str(config.choices.get("data")), target_of(config.data, "data"), shape, background)
 
     def support(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs [S, *X] and labels [S] of the support set."""
+        """Read the support set: inputs [support points, *shape of an input] and labels [support points]."""
         if path.is_dir():
             return self._labelled_images(path)
         arrays = _arrays(path, "support")
@@ -81,7 +81,7 @@ class Reader:
         return x, labels
 
     def query(self, path: Path) -> Queries:
-        """The query set; labels in its file have no effect."""
+        """Read the query set. Labels in its file have no effect."""
         if path.is_dir():
             files = images_in(path, "the folder of the query set")
             note_left_out(path, [path])
@@ -99,7 +99,7 @@ class Reader:
         return x, np.array([name for name, images in files.items() for _ in images])
 
     def _pixels(self, files: Sequence[Path]) -> np.ndarray:
-        """Images [N, channels, size, size] with values from 0 to 1."""
+        """Read images as an array [images, channels, size, size] with values from 0 to 1."""
         if self.load not in PHOTOGRAPHS:
             raise UsageError(
                 f"expected arrays {words_of_shape(self.shape)} for a run on data={self.data}, got images, such as "
@@ -124,12 +124,12 @@ class Reader:
         if self.load is not features.load:
             return x
         if x.ndim != 2 or x.dtype.kind not in "fiu":
-            raise UsageError(f"expected numbers [N, D] as features in {path}, got {x.dtype} of shape {list(x.shape)}")
-        return unit_length(x, np.arange(len(x)), str(path))  # as the bank of the run
+            raise UsageError(f"expected numbers [rows, features] in {path}, got {x.dtype} of shape {list(x.shape)}")
+        return unit_length(x, np.arange(len(x)), str(path))  # as for the data of the run
 
 
 def _arrays(path: Path, name: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, or {"features": the array of an .npy file}; pickled objects are never loaded."""
+    """Read the arrays of an .npz file, or an .npy file as {"features": array}. Pickled objects are never loaded."""
     suffix = path.suffix.lower()
     if suffix not in (".npz", ".npy"):
         raise UsageError(f"expected a folder, or a file that ends in .npz or .npy, for {name}={path}; fix the path")
@@ -138,4 +138,4 @@ def _arrays(path: Path, name: str) -> dict[str, np.ndarray]:
     try:
         return read_npz(path) if suffix == ".npz" else {NAMES[0]: np.load(path, mmap_mode="r")}
     except DAMAGED as error:
-        raise UsageError(f"expected arrays of numbers in {path}, which cannot be read: {reason_of(error)}") from None
+        raise UsageError(f"expected arrays of numbers in {path}, got an unreadable file: {reason_of(error)}") from None

@@ -1,4 +1,4 @@
-"""Predictions for a file with rows of new groups, as rows of a table."""
+"""Predictions of a run on data=groups for a file with rows of new groups."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pyro_metabayes.prediction.numbers import NumberPrediction
 
 
 def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
-    """One row per row of the file without a response: group, predictors, mean, sd, lower and upper.
+    """Return one row per row of the file with a blank response: group, predictors, mean, sd, lower and upper.
 
     Raises:
         UsageError: the run is not on data=groups, or the file has no row with a blank response.
@@ -32,7 +32,7 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
     setup = restore_run(folder, saved_config(folder, ["device=cpu"]))
     groups = setup.tasks.source
     if not isinstance(groups, Groups):
-        raise UsageError(f"expected a run on data=groups for predict, got data={setup.config.choices.get('data')}")
+        raise UsageError(f"expected a run on data=groups, got data={setup.config.choices.get('data')}; give another")
     chosen = columns_of(groups.roles, file)
     read = chosen.read(_setting(setup, "missing", "refuse"), _setting(setup, "decimal", "point"), groups.levels, True)
     asked = read.values[:, -1].isnan()
@@ -56,18 +56,23 @@ def predicted_rows(folder: Path, file: Path) -> list[dict[str, str]]:
 
 
 def columns_of(roles: Roles, file: Path) -> ChosenColumns:
-    """The columns of the run in another file, which may lack the column of groups."""
+    """Find the columns of the run in another file, which may lack the column of groups."""
     there = header_of(file, roles.read).names
-    assert isinstance(roles.group, str)  # as the header of the run has it
+    assert isinstance(roles.group, str)  # a run records the name of the column
     return chosen_columns(file, roles, grouped=bool(matching(roles.group, there)))
 
 
 def in_units(
     groups: Groups, learner: MetaLearner, support: Tensor, query: Tensor, errors: EstimationErrors | None
 ) -> NumberPrediction:
-    """Predictions for the points `query` given `support` [N, D' + 1] of one group, in the units of the file.
+    """Predict the labels of the query points of one group, given its support points, in the units of the file.
 
-    sd and interval contain the errors of the estimates, if they are given.
+    Args:
+        groups: the training groups of the run.
+        learner: the trained learner.
+        support: support points: standardised inputs, and the label in the last column [points, inputs + 1].
+        query: query points in the same form; their labels are ignored.
+        errors: errors of the estimated parameters, which sd and interval then include; None to ignore errors.
     """
     scales = groups.scales
     prediction = learner.predict(support[:, :-1], support[:, -1], query[:, :-1])
@@ -82,7 +87,7 @@ def in_units(
 
 
 def with_offset(prediction: NumberPrediction, offset: Tensor | None, places: Sequence[int]) -> NumberPrediction:
-    """The response is the regression plus the offset of each row."""
+    """Add the offsets of the rows `places` to a prediction, since the response is the regression plus the offset."""
     if offset is None:
         return prediction
     added = offset[list(places)]
@@ -104,7 +109,15 @@ def _note_known_groups(read: Rows, groups: Groups, column: str | None) -> None:
 
 
 def _row(chosen: ChosenColumns, read: Rows, place: int, prediction: NumberPrediction, number: int) -> dict[str, str]:
-    """One row as text, with the predictors as the regression uses them."""
+    """Format one row of the table: group, predictors as the regression uses them, and prediction.
+
+    Args:
+        chosen: the columns of the file.
+        read: the rows of the file.
+        place: the index of the row in the file.
+        prediction: the predictions of its group.
+        number: the index of the row in `prediction`.
+    """
     group = {} if chosen.group is None else {chosen.group: read.keys[place]}
     x = dict(zip(read.features, read.values[place].tolist(), strict=False))
     beside = {chosen.weights: read.weights, chosen.offset: read.offset}

@@ -1,1 +1,1 @@
-"""Posterior and prior predictive checks."""
+"""The command experiments.predictive: posterior and prior predictive checks."""

@@ -1,6 +1,7 @@
 """python -m experiments.predictive RUN_DIR tasks=64: posterior and prior predictive checks of a finished run.
 
-Settings of task, eval and guide can be changed. Writes predictive.png, table.md and table.csv to RUN_DIR/predictive.
+Settings of task, eval and guide can be changed. The command writes predictive.png, table.md and table.csv to
+RUN_DIR/predictive.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from pyro_metabayes.experiments.runs.restore_run import run_and_tasks, settings_
 from pyro_metabayes.experiments.runs.tables import markdown_table, save_tables
 from pyro_metabayes.seeding import seeded
 
-TAILS = 0.05  # p-values below it, or above 1 minus it, are counted
+TAILS = 0.05  # p-values below 0.05, and above 0.95, are counted
 
 
 @dataclass
 class PredictiveSettings:
-    """The settings of the command."""
+    """Settings of experiments.predictive."""
 
     run: str = MISSING  # folder of a finished run
     tasks: int = 64  # number of evaluation tasks
-    samples: int = 100  # draws of w per task
+    samples: int = 100  # number of draws of w per task
     noise: int = 0  # seed of the draws
 
 
 def checks_of(settings: PredictiveSettings, changed: Sequence[str]) -> Checks:
-    """Discrepancies by name, under "posterior" and, unless the prior is flat, under "prior"."""
+    """Compute the discrepancies by name, under "posterior" and, unless the prior is flat, under "prior"."""
     setup, episodes = run_and_tasks(settings.run, changed, settings.tasks)
     with seeded(settings.noise):
         replications = predictive_draws(setup.learner, episodes, settings.samples)
@@ -49,7 +50,7 @@ def checks_of(settings: PredictiveSettings, changed: Sequence[str]) -> Checks:
 
 
 def rows_of(checks: Checks) -> list[dict[str, str]]:
-    """One row per discrepancy and distribution; a calibrated model has 5% of the p-values in each tail."""
+    """Return one row per discrepancy and distribution. A calibrated model has 5% of the p-values in each tail."""
     return [
         {
             "draws from": name,

@@ -1,4 +1,4 @@
-"""Plots of predictive checks."""
+"""Plot of experiments.predictive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_TASKS = 16  # number of tasks with a box in the plot
 
 
 def draw(checks: Checks, path: Path) -> Path:
-    """Replicated and observed NLL of single tasks under posterior and prior, and the p-values of all tasks."""
+    """Plot the replicated and the observed NLL of single tasks under posterior and prior, and p-values of all tasks."""
     figure, axes = new_figure(len(checks) + 1)
     for axis, (name, discrepancies) in zip(axes, checks.items(), strict=False):
         nll = discrepancies["nll"]

@@ -1,1 +1,1 @@
-"""Training of the learners that ship with the package."""
+"""The command experiments.pretrain_learner: training of the learners that ship with the package."""

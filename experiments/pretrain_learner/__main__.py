@@ -1,6 +1,6 @@
 """python -m experiments.pretrain_learner transductive --out DIR: train a learner that ships with the package.
 
-The tasks are those of data=mixture: simulated features, and characters and digits under several networks
+The tasks are those of data=mixture: simulated features, and features of characters and digits from several networks
 (`pyro_metabayes/data/mixture/banks.py`). Omniglot and the digits are read from METABAYES_DATA. The networks are trained
 once and cached. The same command with the same --out continues an interrupted training.
 """
@@ -27,15 +27,16 @@ from pyro_metabayes.experiments.cli.usage import parser_of
 from pyro_metabayes.storage.paths import user_path
 
 GUIDES = {"transductive": ("amortized_em", "all"), "inductive": ("amortized_means", "support")}
-LEAST_SKILL = {"transductive": 0.0, "inductive": 0.5}  # of `Mixture`; the queries show how good the features are
-STEPS = {"transductive": 8000, "inductive": 5000}  # of the learners that ship
-TASKS = 12  # per step
+# Least skill of the features (see `Mixture`). Only a transductive learner sees from the queries how good they are.
+LEAST_SKILL = {"transductive": 0.0, "inductive": 0.5}
+STEPS = {"transductive": 8000, "inductive": 5000}  # training steps of the learners that ship
+TASKS = 12  # tasks per step
 LEARNING_RATE, WARM_UP = 3e-3, 100
 VALIDATION = TaskShape(way=5, shot=1, query=15, query_concentration=2.0, query_balanced=0.5)
 
 
 def new_learner(name: str, seed: int) -> MetaLearner:
-    """A learner with fresh weights."""
+    """Build a learner with initial weights. `name` is transductive or inductive."""
     guide, points = GUIDES[name]
     torch.manual_seed(seed)
     return MetaLearner.build(
@@ -49,7 +50,15 @@ def new_learner(name: str, seed: int) -> MetaLearner:
 
 
 def train(learner: MetaLearner, mixture: Mixture, steps: int, folder: Path | None, seed: int) -> None:
-    """Adam with a warm-up and a learning rate that falls along a cosine; gradients of norm 1 at most."""
+    """Train by Adam, with a warm-up, a cosine schedule of the learning rate, and gradients clipped to norm 1.
+
+    Args:
+        learner: the learner to train.
+        mixture: the source of tasks.
+        steps: the number of steps.
+        folder: the folder of the checkpoints; None without checkpoints.
+        seed: seed of the tasks.
+    """
 
     def batch(number: int) -> Episodes:
         return mixture.tasks(TASKS, Generator().manual_seed(number + 2**32 * (seed + 1)))
@@ -58,7 +67,7 @@ def train(learner: MetaLearner, mixture: Mixture, steps: int, folder: Path | Non
         return min(1.0, step / WARM_UP) * (0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))) + 0.01)
 
     optimiser = torch.optim.Adam(learner.parameters(), lr=LEARNING_RATE)
-    with warnings.catch_warnings(action="ignore", category=UnfamiliarTasks):  # no batch stands for all
+    with warnings.catch_warnings(action="ignore", category=UnfamiliarTasks):  # tasks of all shapes are intended
         pyro_metabayes.fit(
             learner,
             batch,
@@ -76,11 +85,11 @@ def train(learner: MetaLearner, mixture: Mixture, steps: int, folder: Path | Non
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("learner", choices=sorted(GUIDES), help="which one")
-    parser.add_argument("--out", type=user_path, required=True, help="the folder of the training; learner.pt is in it")
-    parser.add_argument("--steps", type=int, help=f"of the optimiser, with {TASKS} tasks each; default: {STEPS}")
-    parser.add_argument("--bank-share", type=float, default=0.5, help="share of the steps on banks, not simulated")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and tasks")
+    parser.add_argument("learner", choices=sorted(GUIDES), help="the learner to train")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for checkpoints and learner.pt")
+    parser.add_argument("--steps", type=int, help=f"number of training steps of {TASKS} tasks; default: {STEPS}")
+    parser.add_argument("--bank-share", type=float, default=0.5, help="share of the steps with features of real inputs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights and the tasks")
     options = parser.parse_args(arguments)
     learner = new_learner(options.learner, options.seed)
     mixture = load(options.bank_share, LEAST_SKILL[options.learner])

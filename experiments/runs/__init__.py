@@ -1,1 +1,1 @@
-"""Builds runs from configurations, and reads finished runs."""
+"""Builds the objects of a run (data, learner, tasks) from a configuration, and reads finished runs."""

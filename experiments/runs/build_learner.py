@@ -1,4 +1,4 @@
-"""Builds the learner of a configuration: initial weights, pretrained backbone, and classes known before training."""
+"""Builds the learner of a configuration: initial weights, pretrained backbone, and weights of known classes."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.prediction.features import EmbedsTasks
 from pyro_metabayes.pretraining import embed_bank, features_under, pretrain
 
-PIECE = 2**14  # number of rows that are read at a time
+PIECE = 2**14  # number of inputs that are read at a time
 
 
 @runtime_checkable
 class StartsAtClasses(Protocol):
-    """A model with base classes, or a guide for classes that all tasks share."""
+    """Model or guide with a fixed set of classes, whose classifier weights can be set before training."""
 
     def start_at_classes(self, weights: Tensor) -> None:
-        """Before training, start at the weights [C, D] of a cosine classifier of the known classes."""
+        """Set the classifier weights [classes, features] of the known classes, from a cosine classifier."""
 
 
 @runtime_checkable
 class TransformsFeatures(Protocol):
-    """A backbone without parameters that transforms the features of a bank."""
+    """Backbone without parameters that transforms features, such as by a power or by centring."""
 
     @property
     def transforms(self) -> bool:
-        """Whether the backbone does more than scale the features."""
+        """Whether the backbone changes the features by more than a scale."""
 
     def centre_on(self, batches: Iterable[Tensor]) -> None:
-        """Before training, set the mean to be subtracted to that of the inputs [n, D] of all batches."""
+        """Compute the mean to subtract, from all training inputs in batches [inputs, features]."""
 
 
 @runtime_checkable
 class HasFamily(Protocol):
-    """A regression whose likelihood is one of several families."""
+    """Regression model with a choice of the likelihood, such as gaussian or poisson."""
 
     family: str
 
 
 def build_learner(config: Config, data: Bank | Source, source: Source, num_classes: int | None = None) -> MetaLearner:
-    """A learner with untrained weights.
+    """Build a learner with untrained weights.
 
     Args:
         config: the configuration of the run.
-        data: the data as loaded.
-        source: the source of tasks that is made from the data.
+        data: the data set or simulator, as loaded.
+        source: the task sampler that is made from the data.
         num_classes: number of classes that the learner is built for; None: the way of the tasks.
 
     Raises:
@@ -82,7 +82,7 @@ def build_learner(config: Config, data: Bank | Source, source: Source, num_class
 def start_at_closed_form(learner: MetaLearner, source: Source) -> None:
     """Set the parameters of model and guide to closed-form maximum-likelihood estimates if model.start=closed_form.
 
-    Does nothing if the data or the model has no such estimates.
+    Does nothing if the estimates have no closed form for this data or this model.
     """
     model = learner.model
     if isinstance(source, Groups) and isinstance(model, StartsAtEstimates) and model.start == "closed_form":
@@ -93,10 +93,10 @@ def start_at_closed_form(learner: MetaLearner, source: Source) -> None:
 
 
 def pretrain_learner(config: Config, learner: MetaLearner, bank: Bank, device: torch.device) -> Bank:
-    """Pretrain the backbone, and set weights of classes that are known before training.
+    """Pretrain the backbone, and set the classifier weights of classes that are fixed for all tasks.
 
     Returns:
-        the bank of features, or the bank of inputs if the backbone is trained further.
+        The data set with features as inputs; the unchanged data set if the backbone is trained further.
     """
     features, classes = _features_and_classes(config, learner, bank, device)
     part = learner.model if config.task.base_query else learner.guide if bank.num_shared else None
@@ -107,7 +107,7 @@ def pretrain_learner(config: Config, learner: MetaLearner, bank: Bank, device: t
 
 
 def restored_bank(config: Config, learner: MetaLearner, bank: Bank, device: torch.device) -> Bank:
-    """The bank of features under the backbone of a restored learner, or of inputs if the backbone is not frozen."""
+    """Return the data set with features under the restored backbone; unchanged if the backbone is not frozen."""
     if not config.frozen:
         return bank
     if not any(True for _ in learner.backbone.parameters()):
@@ -118,7 +118,10 @@ def restored_bank(config: Config, learner: MetaLearner, bank: Bank, device: torc
 def _features_and_classes(
     config: Config, learner: MetaLearner, bank: Bank, device: torch.device
 ) -> tuple[Bank, Tensor | None]:
-    """Features of the bank, and the weights [C, D] of the pretrained classifier; None without pretraining."""
+    """Return the data set with features, and the weights [classes, features] of the pretrained classifier.
+
+    The weights are None if the backbone was not pretrained here.
+    """
     if isinstance(learner.backbone, EmbedsTasks):
         return bank, None
     if not any(True for _ in learner.backbone.parameters()):
@@ -134,7 +137,7 @@ def _features_and_classes(
 
 
 def _training_inputs(bank: Bank, holdout_per_class: int) -> Iterator[Tensor]:
-    """Inputs [n, D] of the training classes without held-out rows, in pieces, since a file may exceed the memory."""
+    """Yield the inputs of the training classes, without held-out inputs, in small pieces [inputs, features]."""
     rows = bank.rows("train")
     if holdout_per_class:
         rows = rows[~torch.isin(rows, held_out_rows(bank, holdout_per_class))]
@@ -143,7 +146,7 @@ def _training_inputs(bank: Bank, holdout_per_class: int) -> Iterator[Tensor]:
 
 
 def _class_means(features: Bank, holdout_per_class: int) -> Tensor:
-    """Mean features [C, D] of the training classes, without their held-out rows."""
+    """Return the mean feature of each training class [classes, features], without held-out inputs."""
     seen = without_rows(features, held_out_rows(features, holdout_per_class))
     rows_of_classes = seen.in_memory[seen.rows("train")].split(seen.class_sizes[seen.splits["train"]].tolist())
     return torch.stack([rows.mean(0) for rows in rows_of_classes])
@@ -153,7 +156,7 @@ def _refuse_base_classes_without_model(config: Config, learner: MetaLearner, sou
     possible = isinstance(source, BaseNovelSampler) and isinstance(learner.model, StartsAtClasses)
     if config.task.base_query and not possible:
         raise UsageError(
-            f"expected model=lwof and data with a bank of classes for task.base_query={config.task.base_query}, got "
+            f"expected model=lwof and a data set of classes for task.base_query={config.task.base_query}, got "
             f"model={config.model['_target_']} on data={config.choices.get('data')}; set task.base_query=0"
         )
 
@@ -171,13 +174,13 @@ def _refuse_transforms_without_bank(config: Config, learner: MetaLearner, data: 
     transforms = isinstance(learner.backbone, TransformsFeatures) and learner.backbone.transforms
     if transforms and not isinstance(data, Bank):
         raise UsageError(
-            f"expected a bank of features for backbone.power and backbone.centre, got data="
+            f"expected a data set of features for backbone.power and backbone.centre, got data="
             f"{config.choices.get('data')}, a simulator; set backbone.power=1 and backbone.centre=false"
         )
 
 
 def _refuse_other_family(config: Config, learner: MetaLearner, source: Source) -> None:
-    """Refuse a non-Gaussian response of groups with another model: such a response is not standardised."""
+    """Check that data.family and the likelihood of the model agree, since only a Gaussian response is standardised."""
     family = learner.model.family if has(learner.model, HasFamily) else "gaussian"
     if isinstance(source, Groups) and source.family != family:
         raise UsageError(
@@ -187,9 +190,9 @@ def _refuse_other_family(config: Config, learner: MetaLearner, source: Source) -
 
 
 def _refuse_unread_weights(config: Config, learner: MetaLearner, source: Source) -> None:
-    """A model that does not know the weights of rows would take them for a predictor."""
+    """Check that the model uses data.weights. Another model would take the weights of rows for a predictor."""
     if isinstance(source, Groups) and source.weighted and not getattr(learner.model, "weighted", False):
         raise UsageError(
             f"expected model=hierarchical_regression for data.weights, got model={config.model['_target_']}; leave "
-            "model= as data=groups sets it, or drop data.weights"
+            "model= as data=groups sets it, or remove data.weights"
         )

@@ -1,4 +1,4 @@
-"""Finished runs as rows of a table, and their paired differences."""
+"""Rows of tables that compare finished runs: scores and paired differences."""
 
 from __future__ import annotations
 
@@ -27,13 +27,22 @@ def mean_over_seeds(runs: Sequence[Run], name: str) -> float | None:
 
 
 def groups_of(runs: Sequence[Run]) -> np.ndarray | None:
-    """The group of each task of all runs; None if tasks are not drawn from groups. Runs may share groups."""
+    """Return the group of each task, over all tasks of all runs; None if tasks are not drawn from groups.
+
+    Runs may share groups, whose tasks are then not independent.
+    """
     groups = [run.groups for run in runs if run.groups is not None]
     return np.concatenate(groups) if groups and len(groups) == len(runs) else None
 
 
 def scores_row(task: str, label: str, runs: Sequence[Run]) -> dict[str, str]:
-    """Scores as cells of a table: means over the tasks of all seeds, with 95% intervals over tasks."""
+    """Return one row of the table of scores: means over the tasks of all seeds, with 95% intervals over tasks.
+
+    Args:
+        task: the name of the data and task.
+        label: the name of the row.
+        runs: runs that differ only in the seed.
+    """
     groups = groups_of(runs)
     common = [name for name in runs[0].per_task if all(name in run.per_task for run in runs)]
     scores = {name: np.concatenate([run.per_task[name] for run in runs]) for name in common}
@@ -66,7 +75,14 @@ def _interval(scores: np.ndarray, groups: np.ndarray | None) -> str:
 
 
 def unpaired_note(label: str, runs: Sequence[Run], first_label: str, first: Sequence[Run]) -> str:
-    """One sentence why no run shares its test tasks with a run of the first row; '' if one does."""
+    """Return a sentence that says why two rows cannot be paired; '' if two of their runs have the same test tasks.
+
+    Args:
+        label: the name of the row.
+        runs: the runs of the row.
+        first_label: the name of the first row.
+        first: the runs of the first row.
+    """
     if {run.tasks for run in runs} & {run.tasks for run in first}:
         return ""
     if unknown := [run for run in (*first, *runs) if FINGERPRINT not in run.results]:
@@ -75,11 +91,14 @@ def unpaired_note(label: str, runs: Sequence[Run], first_label: str, first: Sequ
         one, other = dict(first[0].tasks), dict(runs[0].tasks)
         names = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
         reason = "; ".join(f"{name} is {one.get(name, 'unset')} and {other.get(name, 'unset')}" for name in names)
-    return f"No paired difference of {label} to {first_label}, which has other test tasks: {reason}."
+    return f"No paired difference between {first_label} and {label}: their test tasks differ or are unknown: {reason}."
 
 
 def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:
-    """Differences to the scores of `first` on the same tasks. Pairing removes the variance between tasks."""
+    """Return one row of the table of differences: scores of `runs` minus scores of `first` on the same tasks.
+
+    Pairing removes the variance between tasks.
+    """
     row = {"guide": label, "data and task": task}
     for name, (title, factor, digits) in DIFFERENCES.items():
         pairs = pairs_of(name, runs, first)
@@ -92,7 +111,13 @@ def differences_row(task: str, label: str, runs: Sequence[Run], first: Sequence[
 
 
 def pairs_of(name: str, runs: Sequence[Run], first: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Each run with the run of `first` on the same tasks, where both have the score; [] for `first` itself."""
+    """Pair each run with the run of `first` on the same tasks; [] if `runs` is `first`.
+
+    Args:
+        name: the score that both runs of a pair must have.
+        runs: the runs of a row.
+        first: the runs of the first row.
+    """
     of_first = {run.tasks: run for run in first if name in run.per_task}
     if runs is first:
         return []
@@ -100,9 +125,9 @@ def pairs_of(name: str, runs: Sequence[Run], first: Sequence[Run]) -> list[tuple
 
 
 def training_runs_row(task: str, label: str, runs: Sequence[Run], first: Sequence[Run]) -> dict[str, str]:
-    """Differences to `first` with 95% intervals over training runs, paired by tasks and backbone.
+    """Return one row of the table of differences from `first`, with 95% intervals over training runs.
 
-    A difference is marked better or worse if its interval excludes 0.
+    Runs are paired by tasks and backbone. A difference is marked better or worse if its interval excludes 0.
     """
     row = {"guide": label, "data and task": task, "runs": _count(runs)}
     for name, (title, factor, digits) in DIFFERENCES.items():
@@ -117,13 +142,19 @@ def training_runs_row(task: str, label: str, runs: Sequence[Run], first: Sequenc
 
 
 def _count(runs: Sequence[Run]) -> str:
-    """3 of 1 backbone: the number of runs, and of backbones in which their seeds are nested."""
+    """Format the number of runs and of their distinct pretrained backbones, such as "3 of 1 backbone"."""
     backbones = len({run.backbone for run in runs})
     return f"{len(runs)} of {backbones} backbone{'s' * (backbones > 1)}"
 
 
 def _marked(difference: RunsInterval, digits: int, better: int) -> str:
-    """+1.2 +- 0.4, better; better: the sign of an improvement."""
+    """Format a difference with its interval, such as "+1.2 +- 0.4, better".
+
+    Args:
+        difference: mean and 95% interval.
+        digits: number of decimals.
+        better: 1 if larger scores are better, -1 if smaller scores are better.
+    """
     if difference.ci95 is None:
         return f"{difference.mean:+.{digits}f}"
     text = f"{difference.mean:+.{digits}f} +- {difference.ci95:.{digits}f}"
@@ -133,7 +164,10 @@ def _marked(difference: RunsInterval, digits: int, better: int) -> str:
 
 
 def _calibration(runs: Sequence[Run]) -> str:
-    """0.012 +- 0.004 (floor 0.006): means over seeds; without interval and floor for runs of earlier versions."""
+    """Format the mean ECE over seeds as "0.012 +- 0.004 (floor 0.006)".
+
+    The floor is the expected ECE of a calibrated prediction. Runs of earlier versions have no interval and no floor.
+    """
     error = number(mean_over_seeds(runs, "ece"))
     if any(run.results.get("ece_ci95") is None for run in runs):
         return error
@@ -142,7 +176,7 @@ def _calibration(runs: Sequence[Run]) -> str:
 
 
 def with_meaning(rows: Sequence[dict[str, str]], runs: Sequence[Run]) -> list[dict[str, str]]:
-    """The rows without columns for classification, regression or joint NLL if no run has them."""
+    """Remove the columns that belong to classification, regression or the joint NLL if no run has values for them."""
     of_classes = {"accuracy" in run.per_task for run in runs}
     left_out = (() if True in of_classes else OF_CLASSES) + (() if False in of_classes else OF_NUMBERS)
     if not any("joint_nll" in run.per_task for run in runs):

@@ -20,14 +20,14 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.storage.paths import user_path
 
 PATH = "data.path="
-LONGEST = 200  # largest number of bytes of a folder's name without the hash; file systems allow 255
+LONGEST = 200  # largest number of bytes of the name of a folder without the hash; file systems allow 255
 
 
 def folder_name(settings: Sequence[str]) -> str:
-    """The name of the folder of an evaluation: its settings, and a hash of them if the name would be ambiguous.
+    """Return the name of the folder of an evaluation: its changed settings, and their hash if this would be ambiguous.
 
-    A path is shortened to the name of the file. The hash uses the absolute path, so it does not depend on the current
-    folder.
+    A path is shortened to the name of its file. The hash is computed from the absolute path, so that it does not depend
+    on the current folder.
     """
     shown = [f"{PATH}{Path(path).name}" if (path := _path_of(setting)) else setting for setting in settings]
     name = ",".join(shown) or "again"
@@ -39,7 +39,7 @@ def folder_name(settings: Sequence[str]) -> str:
 
 
 def _path_of(setting: str) -> str:
-    """The file of data.path=FILE; '' for other settings."""
+    """Return FILE for the setting data.path=FILE; '' for other settings."""
     return setting.removeprefix(PATH) if setting.startswith(PATH) else ""
 
 
@@ -51,12 +51,12 @@ def evaluate_run(folder: Path, config: Config, out: Path) -> dict[str, Any]:
 
 
 def evaluated(setup: RunSetup, learner: MetaLearner, others: Sequence[MetaLearner] = ()) -> Evaluation:
-    """The evaluation that the settings of a run ask for.
+    """Evaluate a learner on the tasks of a run, with the settings eval.* of the run.
 
     Args:
         setup: the run, with its tasks.
         learner: the trained learner.
-        others: learners of the same ensemble.
+        others: further learners, whose predictions are averaged with those of the learner.
     """
     config, tasks = setup.config, setup.tasks
     return evaluate(
@@ -72,10 +72,10 @@ def evaluated(setup: RunSetup, learner: MetaLearner, others: Sequence[MetaLearne
 
 
 def others_of(setup: RunSetup) -> list[MetaLearner]:
-    """The learners of the runs in eval.ensemble, which have the backbone of this run.
+    """Restore the learners of the runs in eval.ensemble.
 
     Raises:
-        UsageError: a run has another backbone, whose features the tasks of this run do not have.
+        UsageError: a run has another backbone, so that the features of the tasks would not fit its learner.
     """
     own = backbone_fingerprint(setup.learner)
     learners: list[MetaLearner] = []
@@ -84,7 +84,7 @@ def others_of(setup: RunSetup) -> list[MetaLearner]:
         learner = restore_run(folder, saved_config(folder, [])).learner
         if backbone_fingerprint(learner) != own:
             raise UsageError(
-                f"expected runs with the backbone of this run in eval.ensemble, got {name} with another; train it with "
+                f"expected runs with the same backbone in eval.ensemble, got {name} with another one; train it with "
                 "the same pretrain settings on the same machine"
             )
         learners.append(learner)
@@ -92,7 +92,15 @@ def others_of(setup: RunSetup) -> list[MetaLearner]:
 
 
 def score_run(folder: Path, config: Config) -> tuple[dict[str, Any], Evaluation]:
-    """Evaluate the best learner of a run; the configuration may differ in settings that are not learned."""
+    """Evaluate the best learner of a run.
+
+    Args:
+        folder: the folder of the run.
+        config: the configuration, which may differ from that of the training in settings that are not learned.
+
+    Returns:
+        The content of results.json, and the scores of each task.
+    """
     checkpoint = finished_checkpoint(folder, config)
     setup = restore_learner(checkpoint, config)
     print_notes(setup)

@@ -23,10 +23,10 @@ SCORES = ("accuracy", "nll", "joint_nll", "mse")
 QUERIES = ("query", "base_query", "query_counts", "query_concentration", "query_balanced")
 # Fields that determine the tasks of a run, together with the data and the data settings.
 TASKS = ("data", "split", "way", "shot", *QUERIES, "unknown", "feature_noise", "tasks", "seed")
-OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # data settings that do not change test tasks
+OTHER_DATA_SETTINGS = ("_target_", "path", "device", "train_shift")  # of the data, without effect on test tasks
 BACKBONE = "backbone_fingerprint"  # hash of the weights of the backbone; absent in earlier versions
 FINGERPRINT = "data_fingerprint"  # hash of the data of a run; null for a simulator, absent in the first versions
-NEEDED_SCORES = ("nll",)  # a regression has no accuracy; joint_nll is there if eval.joint asked for it
+NEEDED_SCORES = ("nll",)  # scores that every run has: a regression lacks accuracy, and eval.joint=false joint_nll
 NEEDED = {"guide", "data", "split", "way", "shot", "query", "tasks", "seed", "config"}
 NEEDED |= {"ece", "elbo", "kl", "logit_sd", "collapsed", "transductive", "steps"}
 WITHOUT_MEANING = (
@@ -43,16 +43,16 @@ WITHOUT_MEANING = (
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run."""
+    """Finished run: folder, results.json, and the scores of each task by name, each of shape [tasks]."""
 
     folder: Path
     results: Mapping[str, Any]
     per_task: Mapping[str, np.ndarray]
-    groups: np.ndarray | None = None  # of each task, where several tasks may be of one group
+    groups: np.ndarray | None = None  # number of the group from which each task is drawn, if there are groups
 
     @property
     def backbone(self) -> str:
-        """What identifies the backbone; the runs of one backbone are nested in it."""
+        """Hash of the backbone, or else text that identifies it. Runs with the same backbone are not independent."""
         if known := self.results.get(BACKBONE):
             return str(known)
         config = self.results["config"]
@@ -69,14 +69,14 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The start of the fingerprint of the data; '' for a simulator."""
+        """First characters of the hash of the data set; '' for a simulator."""
         return str(self.results.get(FINGERPRINT, "unknown") or "")[:8]
 
     @property
     def tasks(self) -> tuple[tuple[str, str], ...]:
-        """Names and values that determine the test tasks; runs with equal values can be compared task by task.
+        """Settings that determine the test tasks. Runs with equal values can be compared task by task.
 
-        A run without a fingerprint of its data is comparable only to itself.
+        A run without a recorded hash of its data is comparable only to itself.
         """
         results, config = self.results, self.results.get("config", {})
         # Older runs lack the fields of settings that are off (0 or []).
@@ -89,18 +89,18 @@ class Run:
 
 
 def find_runs(paths: Sequence[str]) -> list[Run]:
-    """Every run in or below the folders; a run precedes its evaluations."""
+    """Read every run and evaluation in or below the folders, each run before its evaluations."""
     runs = []
     for path in paths:
         files = sorted(user_path(path).rglob("results.json"), key=lambda file: (len(file.parts), file))
         if not files:
-            raise UsageError(f"expected a folder with finished runs (results.json), got '{path}', which has none")
+            raise UsageError(f"expected a folder with finished runs, got '{path}' without results.json; give another")
         runs += [read_run(file.parent) for file in files]
     return runs
 
 
 def read_run(folder: Path) -> Run:
-    """The results of a finished run.
+    """Read the results of a finished run.
 
     Raises:
         UsageError: the folder lacks files of a finished run, or they are damaged.
@@ -125,25 +125,25 @@ def read_run(folder: Path) -> Run:
         return Run(folder, without_old_joint(results), per_task, archive.get(GROUP))
     except DAMAGED as error:
         raise UsageError(
-            f"expected a finished run in {folder}, got damaged files: {file}: {reason_of(error)}"
+            f"expected a finished run in {folder}, got damaged files: {file}: {reason_of(error)}; run it again"
         ) from None
 
 
 def _check_contents(results: Any, per_task: Mapping[str, np.ndarray], groups: np.ndarray | None) -> None:
-    """Refuse files that lack what tables and plots need."""
+    """Check that results.json and tasks.npz have the entries that tables and plots need."""
     if missing := sorted(NEEDED - (results.keys() if isinstance(results, dict) else set())):
         raise ValueError(f"results.json lacks {', '.join(missing)}")
     if malformed := [name for name, scores in per_task.items() if scores.ndim != 1 or scores.dtype.kind != "f"]:
-        raise ValueError(f"tasks.npz has no number for each task in {', '.join(malformed)}")
+        raise ValueError(f"tasks.npz does not have one number per task in {', '.join(malformed)}")
     if groups is not None and groups.shape != per_task["nll"].shape:
-        raise ValueError("tasks.npz has not one group for each task")
+        raise ValueError("tasks.npz does not have one group per task")
     check_plain(results)
     if not isinstance(results["config"], dict):
         raise ValueError("results.json has no settings")
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested settings."""
+    """Yield dotted names and values of nested settings, such as ("train.steps", 100)."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{name}.")
@@ -152,7 +152,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _used(settings: dict[str, Any], run: Run) -> dict[str, Any]:
-    """The settings that had an effect: a regression has no pretraining and one class."""
+    """Return the settings that affect a run. A regression has no pretraining and no classes."""
     if "accuracy" in run.per_task:
         return settings
     idle = ("pretrain.", "task.way", "task.query_", "task.base_query", "task.train_query")
@@ -160,7 +160,7 @@ def _used(settings: dict[str, Any], run: Run) -> dict[str, Any]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A label for each run: its guide, and the settings that differ between runs of this guide on this task."""
+    """Return a label for each run: its guide, and the settings that differ among runs of this guide on this task."""
     by_guide = defaultdict(list)
     configs = [{k: v for k, v in run.results["config"].items() if k not in WITHOUT_MEANING} for run in runs]
     settings = [_used(dict(flatten(config)), run) for config, run in zip(configs, runs, strict=True)]
@@ -180,7 +180,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def task_names(runs: Sequence[Run]) -> list[str]:
-    """Data and task of each run, with the fingerprint of the data if one name stands for different data."""
+    """Return data and task of each run as text, with the hash of the data if different data have the same name."""
     data = defaultdict(set)
     for run in runs:
         data[run.task].add(run.data)
@@ -188,7 +188,7 @@ def task_names(runs: Sequence[Run]) -> list[str]:
 
 
 def group_by_label(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs by (data and task, label); those of a group differ in the seed. A second run on equal tasks is left out."""
+    """Group runs that differ only in the seed, as {(data and task, label): runs}. Drops repetitions of a run."""
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run, task, label in zip(runs, task_names(runs), labels(runs), strict=True):
         group = groups[task, label]

@@ -17,11 +17,11 @@ FAR_BELOW = 2.0  # nats; about the threshold of a likelihood-ratio test of one p
 
 
 def print_notes(setup: RunSetup) -> None:
-    """Print the notes of the source of tasks, and learning rates of the user that have no effect."""
+    """Print notes about the data, and about settings train.learning_rates.* without effect."""
     rates, of_choices = setup.config.train.learning_rates, rates_of_choices(setup.config.choices)
     for name in idle_rates(setup.learner, setup.config.train):
         if rates[name] != of_choices.get(name):
-            print(f"note: train.learning_rates.{name} has no effect: this setting has no parameter '{name}'")
+            print(f"note: train.learning_rates.{name} has no effect: this learner has no parameter '{name}'")
     if isinstance(source := setup.tasks.source, HasNotes):
         for note in source.notes:
             print(f"note: {note}", flush=True)
@@ -41,7 +41,12 @@ def _note_conditional_prior(setup: RunSetup) -> None:
 
 @dataclass(frozen=True)
 class Causes:
-    """Possible causes of poor predictions: classes no better than chance, or numbers no better than a constant."""
+    """Possible causes of poor predictions, as text for notes.
+
+    Args:
+        classes: causes if predicted classes are no better than chance.
+        numbers: causes if predicted numbers are no better than a constant.
+    """
 
     classes: str
     numbers: str
@@ -65,19 +70,19 @@ CLAIMS = {
 
 
 def note_division(results: Mapping[str, Any]) -> None:
-    """Print what the scores say nothing about, if the splits do not divide the classes."""
+    """Print a note if training and test have the same classes: the scores then say nothing about new classes."""
     if claim := CLAIMS.get(results.get("division") or ""):
         print(f"note: data.split={results['division']}: {claim}")
 
 
 def note_poor_result(results: Mapping[str, Any], causes: Causes = OF_TRAINING) -> None:
-    """Print notes about skipped steps, and about predictions no better than chance or a constant."""
+    """Print notes about skipped training steps, and about predictions no better than chance or than a constant."""
     if skipped := results["skipped"]:
         count = f"{skipped} of {results['steps']} steps"
         print(f"note: {count} were skipped: a loss or gradient was not finite (train.on_nan)")
     num_answers = results["way"] + (results["base_classes"] or 0)
     if results["way"] > 1 and results["accuracy"] and results["nll"] > (chance := math.log(num_answers)):
-        print(f"note: worse than chance, whose NLL is {chance:.3f}: {causes.classes}")
+        print(f"note: the NLL is worse than chance ({chance:.3f}). Possible causes: {causes.classes}")
     if constants := results["constant_rmse"]:
         _note_useless_regression(results["rmse"], constants, causes.numbers)
 
@@ -85,11 +90,14 @@ def note_poor_result(results: Mapping[str, Any], causes: Causes = OF_TRAINING) -
 def _note_useless_regression(rmse: float, constants: Mapping[str, float], cause: str) -> None:
     name, best = min(constants.items(), key=lambda item: item[1])
     if round(rmse, 3) >= round(best, 3):
-        print(f"note: no better than the {name.replace('_', ' ')} (RMSE {rmse:.3f}, against {best:.3f}): {cause}")
+        print(
+            f"note: RMSE {rmse:.3f} is no better than that of the {name.replace('_', ' ')} ({best:.3f}). "
+            f"Possible causes: {cause}"
+        )
 
 
 def note_low_likelihood(results: Mapping[str, Any]) -> None:
-    """Print a note if the log-likelihood of the training groups is far below the maximum."""
+    """Print a note if the learned prior has a much lower log-likelihood of the training groups than the best prior."""
     values = results["log_likelihood"]
     if values and values["learned"] < values["closed_form"] - FAR_BELOW:
         print(

@@ -1,4 +1,4 @@
-"""Evaluation on another file than that of the training: all its groups are evaluated."""
+"""Evaluation on another file than the training file, with all groups of the new file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ ROUNDING = 1e-9  # largest relative difference of scales that two machines compu
 
 
 def with_all_groups(config: Config, saved: Mapping[str, Any]) -> Config:
-    """The configuration of an evaluation, in which a file without the training groups of the run is not split.
+    """Return the configuration of an evaluation, changed such that a new file is not split into training and test.
+
+    A copy of the training file is split as in training.
 
     Args:
         config: the configuration of the evaluation.
@@ -28,12 +30,12 @@ def with_all_groups(config: Config, saved: Mapping[str, Any]) -> Config:
         return config
     if path == saved.get("data", {}).get("path") or _has_training_groups(config):
         return config
-    print(f"note: {path} is not the file of the training; all its groups are evaluated, not only those of one split")
+    print(f"note: {path} is not the training file; all its groups are evaluated, not only those of one split")
     return replace(config, data=config.data | {"train": 1.0, "val": 0.0})
 
 
 def _has_training_groups(config: Config) -> bool:
-    """Whether the training groups of this file have the same scales as those of the run, as in a moved file."""
+    """Return whether a file is a copy of the training file: standardisation estimated from it gives equal values."""
     with suppress(UsageError):
         data = load_data(replace(config, estimated={}))
         assert isinstance(data, groups.Groups)

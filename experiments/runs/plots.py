@@ -16,16 +16,16 @@ from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 SPREADS = {"relative_sd": "sd / mean of weights", "logit_sd": "sd of logits", "disagreement": "disagreement"}
-RUNNING = 10  # logged steps of a running mean
-REACH = 20  # a value is an outlier if it is farther from the median than this many median distances
+RUNNING = 10  # number of logged steps over which a running mean is taken
+REACH = 20  # a value is an outlier if its distance from the median exceeds this multiple of the median distance
 VECTOR = ("pdf", "svg")
-FORMATS = "METABAYES_PLOTS"  # environment variable: vector formats in which plots are saved too, such as pdf,svg
+FORMATS = "METABAYES_PLOTS"  # environment variable with further formats of plots, such as pdf,svg
 # Okabe and Ito (2008), "Color Universal Design": distinct for colour-blind readers.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999")
 
 
 def plot_formats() -> list[str]:
-    """The vector formats in which plots are saved beside PNG.
+    """Return the vector formats (pdf, svg) in which plots are saved beside PNG.
 
     Raises:
         UsageError: METABAYES_PLOTS names another format.
@@ -37,7 +37,13 @@ def plot_formats() -> list[str]:
 
 
 def draw_curves(folder: Path, title: str, results: Mapping[str, Any]) -> Path:
-    """curves.png: loss, accuracy (or NLL) with the test score, and collapse metrics against the step."""
+    """Plot loss, accuracy (or NLL of a regression) and collapse metrics against the training step, to curves.png.
+
+    Args:
+        folder: the folder of the run, with metrics.jsonl.
+        title: the title of the plot.
+        results: content of results.json, for the test score.
+    """
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     alive = any(line["prior_sd"] is not None for line in lines)
     figure, axes = new_figure(3 if alive else 2)
@@ -59,7 +65,7 @@ def draw_curves(folder: Path, title: str, results: Mapping[str, Any]) -> Path:
 
 
 def _draw_scores(axis: Any, lines: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> None:
-    """Accuracy, or NLL of a regression: of the training and validation tasks by step, and of the test tasks."""
+    """Plot the accuracy (or NLL of a regression) of training and validation tasks by step, and of test tasks."""
     of_classes = results["accuracy"] is not None
     score, factor = ("accuracy", 100) if of_classes else ("nll", 1)
     test = results["accuracy"]["mean"] if of_classes else results["nll"]
@@ -80,13 +86,13 @@ def _draw_spreads(axis: Any, lines: Sequence[Mapping[str, Any]], of_classes: boo
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], name: str, factor: float = 1) -> tuple[list[int], list[float]]:
-    """Steps and values; NaN, which leaves a gap in the plot, for a step without a value."""
+    """Return the logged steps and the values of a metric; NaN for a missing value, which leaves a gap in the plot."""
     values = [math.nan if line[name] is None else factor * line[name] for line in lines]
     return [line["step"] for line in lines], values
 
 
 def _draw_noisy(axis: Any, lines: Sequence[Mapping[str, Any]], name: str, factor: float) -> None:
-    """The values of the logged steps in a faint colour, and running means."""
+    """Plot the logged values of a metric in a faint colour, and their running mean."""
     steps, values = _curve(lines, name, factor)
     means = [np.nanmean(values[max(0, end - RUNNING) : end]) for end in range(1, len(values) + 1)]
     axis.plot(steps, values, color="C0", alpha=0.3, label="training tasks of one step")
@@ -94,7 +100,11 @@ def _draw_noisy(axis: Any, lines: Sequence[Mapping[str, Any]], name: str, factor
 
 
 def _leave_out_outliers(axis: Any, values: Sequence[float]) -> str:
-    """Limit the axis of y to the values that are no outliers; returns a remark for the title, '' without outliers."""
+    """Limit the y axis to values that are not outliers.
+
+    Returns:
+        The number of outliers as text for the title, such as "; 3 outside"; '' if there are none.
+    """
     if (limits := limits_without_outliers(values)) is None:
         return ""
     axis.set_ylim(*limits)
@@ -103,7 +113,7 @@ def _leave_out_outliers(axis: Any, values: Sequence[float]) -> str:
 
 
 def limits_without_outliers(values: Sequence[float]) -> tuple[float, float] | None:
-    """Limits of an axis that hold all values but outliers; None if there are no outliers."""
+    """Return limits of an axis that exclude only outliers; None if there are no outliers."""
     finite = np.array([value for value in values if math.isfinite(value)])
     distances = np.abs(finite - np.median(finite)) if len(finite) else finite
     kept = finite[distances <= REACH * np.median(distances)] if len(finite) else finite
@@ -114,14 +124,14 @@ def limits_without_outliers(values: Sequence[float]) -> tuple[float, float] | No
 
 
 def _style(lines: Sequence[Mapping[str, Any]]) -> str:
-    """A line style; with markers for a single point, which would be invisible."""
+    """Return a line style, with a marker if there is only one point, which a line would not show."""
     return "o-" if len(lines) == 1 else "-"
 
 
 def new_figure(num_panels: int, rows: int = 1) -> tuple[Any, list[Any]]:
-    """A figure with `rows` rows of `num_panels` panels, and its axes row by row; needs no display.
+    """Create a figure with `rows` rows of `num_panels` panels, and list its axes row by row. Needs no display.
 
-    The colours "C0", "C1", ... are those of COLOURS from then on.
+    From then on, the colours "C0", "C1", ... of matplotlib are those of COLOURS.
     """
     import matplotlib
     from cycler import cycler
@@ -140,12 +150,15 @@ def new_figure(num_panels: int, rows: int = 1) -> tuple[Any, list[Any]]:
 
 
 def line_style(number: int) -> dict[str, str]:
-    """Colour and style of the line of a row; rows beyond the number of colours are dashed."""
+    """Return colour and style of line number `number`. Lines beyond the number of colours are dashed."""
     return {"color": f"C{number % len(COLOURS)}", "linestyle": "-" if number < len(COLOURS) else "--"}
 
 
 def logarithmic(axis: Any) -> None:
-    """A logarithmic axis of y whose ticks are plain numbers; those between powers of ten too, if it spans only one."""
+    """Make the y axis logarithmic, with plain numbers at its ticks.
+
+    Ticks between powers of ten have numbers only if the axis spans less than one power.
+    """
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     axis.yaxis.set_major_formatter("{x:g}")
@@ -153,7 +166,7 @@ def logarithmic(axis: Any) -> None:
 
 
 def legend_below(axis: Any, columns: int = 2) -> None:
-    """A legend below the label of the axis of x, where it covers no data."""
+    """Draw the legend below the label of the x axis, where it covers no data."""
     from matplotlib.transforms import ScaledTranslation
 
     below = axis.transAxes + ScaledTranslation(0, -36 / 72, axis.figure.dpi_scale_trans)
@@ -162,7 +175,7 @@ def legend_below(axis: Any, columns: int = 2) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> Path:
-    """Write a PNG file, and beside it the vector formats of METABAYES_PLOTS."""
+    """Save a figure as PNG, and in the vector formats that METABAYES_PLOTS names. Return the path as given."""
     for kind in ("png", *plot_formats()):
         write_atomically(path.with_suffix(f".{kind}"), partial(figure.savefig, format=kind, dpi=110))
     return path

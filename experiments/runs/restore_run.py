@@ -1,4 +1,4 @@
-"""Restore a finished run: for commands like `python -m experiments.NAME RUN_DIR tasks=32 task.shot=5`."""
+"""Restores a finished run, for commands such as `python -m experiments.NAME RUN_DIR tasks=32 task.shot=5`."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ TRAINED = ("train.", "pretrain.", "backbone.", "data.", "seed=")  # settings tha
 
 
 def refuse_training(settings: Sequence[str]) -> None:
-    """Refuse settings that only affect training. Settings of how a file is read may change."""
+    """Check that no setting belongs to training. Settings of how a data file is read are allowed."""
     for setting in settings:
         if setting.startswith(TRAINED) and not setting.startswith(READING):
             raise UsageError(f"expected settings of task, eval or guide, got '{setting}'; an evaluation does not train")
 
 
 def refuse_unknown_classes(settings: Sequence[str]) -> None:
-    """Refuse task.unknown in a command whose tasks have no unknown classes."""
+    """Check that task.unknown is not set, in a command whose tasks have no unknown classes."""
     if any(setting.startswith("task.unknown=") for setting in settings):
         raise UsageError(
             "expected no task.unknown here, since only experiments.evaluate has unknown classes; remove it"
@@ -49,7 +49,7 @@ def refuse_unknown_classes(settings: Sequence[str]) -> None:
 
 
 def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Settings, list[str]]:
-    """The settings of the command, and changed settings of the run.
+    """Parse the arguments of a command into its own settings, and changed settings of the run.
 
     Args:
         schema: dataclass of the settings of the command; its field `run` is a string, or a list for several runs.
@@ -75,11 +75,11 @@ def settings_of(schema: type[Settings], arguments: Sequence[str]) -> tuple[Setti
 
 
 def _runs(folders: Sequence[str], schema: type) -> DictConfig:
-    """The folders as the setting `run`."""
+    """Return the folders of runs as the setting `run`: a string, or a list if there are several."""
     if len(folders) > 1 and get_type_hints(schema)["run"] is str:
         got = f"{len(folders)}: {', '.join(folders)}"
         raise UsageError(f"expected the folder of one run, got {got}; settings have the form tasks=32")
-    for folder in folders if len(folders) > 1 else ():  # before the first run takes minutes
+    for folder in folders if len(folders) > 1 else ():  # checked first, since the first run may take minutes
         if not (user_path(folder) / "checkpoint.pt").is_file():
             got = f"'{folder}', which has no checkpoint.pt"
             raise UsageError(f"expected folders of runs, got {got}; settings have the form tasks=32")
@@ -88,7 +88,7 @@ def _runs(folders: Sequence[str], schema: type) -> DictConfig:
 
 
 def _setting(argument: str) -> DictConfig:
-    """A setting of a command; the folder of a run is taken literally, whatever characters it contains."""
+    """Parse an argument NAME=VALUE. The value of run= is taken literally, since a path may contain any character."""
     name, _, value = argument.partition("=")
     if name == "run" and (not value.startswith("[") or user_path(value).exists()):
         return OmegaConf.create({name: str(user_path(value))})
@@ -96,14 +96,16 @@ def _setting(argument: str) -> DictConfig:
 
 
 def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
-    """The checkpoint of a run.
+    """Load the checkpoint of a finished run.
 
     Raises:
         UsageError: the run has not taken all steps, or the checkpoint is invalid.
     """
     state = checkpoint.load(within(folder, "checkpoint.pt"))
     if "training" not in state:
-        raise UsageError(f"expected the checkpoint of a run in {folder}, got one without the state of the training")
+        raise UsageError(
+            f"expected the checkpoint of a run in {folder}, got one without the training state; give another folder"
+        )
     with expecting(f"the checkpoint of a run in {folder}"):
         step, num_steps = count_of(state["training"]["step"]), config.train.steps
         count_of(state["training"]["skipped"])
@@ -116,7 +118,7 @@ def finished_checkpoint(folder: Path, config: Config) -> dict[str, Any]:
 
 
 def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:
-    """The best learner of a checkpoint, with its tasks. The configuration may change settings that are not learned."""
+    """Restore the best learner of a checkpoint, with its tasks. `config` may change settings that are not learned."""
     with expecting("a checkpoint with a learner"):
         num_classes, weights = count_of(state["best"]["specification"]["num_classes"]), state["best"]["weights"]
 
@@ -134,7 +136,7 @@ def restore_learner(state: dict[str, Any], config: Config) -> RunSetup:
 
 
 def _refuse_learned_step_sizes(state: dict[str, Any], config: Config, learner: MetaLearner) -> None:
-    """Refuse a changed step size if it was learned: the weight in the checkpoint would override the setting."""
+    """Check that a changed step size was not learned. The checkpoint would override the changed setting."""
     saved, now, learned = state["best"]["specification"], config.specification(), dict(learner.named_parameters())
     for part in ("guide", "model"):
         for name in [name for name in now[part] if name.endswith("step_size")]:
@@ -147,23 +149,23 @@ def _refuse_learned_step_sizes(state: dict[str, Any], config: Config, learner: M
 
 
 def _refuse_unknown_scales(state: dict[str, Any], config: Config, setup: RunSetup) -> None:
-    """Refuse another file for a run of version 0.1, which has not recorded how its data were standardised."""
+    """Check that a run of version 0.1 reads its own file, since it did not record how to standardise another file."""
     saved, path = state.get("config", {}), config.data.get("path")
     unknown = isinstance(setup.tasks.source, EstimatesSettings) and "estimated" not in saved
     if unknown and path != saved.get("data", {}).get("path"):
         raise UsageError(
-            f"expected a run that records the scales of its columns to read data.path={path}, got a run of an earlier "
+            f"expected a run with recorded scales of its columns to read data.path={path}, got a run of an earlier "
             "version; train it again"
         )
 
 
 def restore_run(folder: Path, config: Config) -> RunSetup:
-    """The best learner of a finished run, with its tasks."""
+    """Restore the best learner of a finished run, with its tasks, under a configuration."""
     return restore_learner(finished_checkpoint(folder, config), config)
 
 
 def setup_of(folder: str, changed: Sequence[str], num_tasks: int) -> RunSetup:
-    """The best learner of a finished run with changed settings, with its tasks.
+    """Restore the best learner of a finished run, with its tasks, under changed settings such as task.shot=5.
 
     Raises:
         UsageError: num_tasks is below 2, or more than the evaluation split has.
@@ -174,18 +176,18 @@ def setup_of(folder: str, changed: Sequence[str], num_tasks: int) -> RunSetup:
     setup = restore_run(Path(folder), config)
     most = setup.tasks.stream(config.eval.split).num_tasks
     if most and num_tasks > most:
-        raise UsageError(f"expected tasks <= {most}, all that the {config.eval.split} split has, got {num_tasks}")
+        raise UsageError(f"expected tasks <= {most}, the tasks of the {config.eval.split} split, got {num_tasks}")
     return setup
 
 
 def run_and_tasks(folder: str, changed: Sequence[str], num_tasks: int) -> tuple[RunSetup, Episodes]:
-    """A finished run, and the first tasks of its evaluation, with features as inputs."""
+    """Restore a finished run under changed settings, and draw its first evaluation tasks, with features as inputs."""
     setup = setup_of(folder, changed, num_tasks)
     stream = setup.tasks.stream(setup.config.eval.split)
     return setup, setup.learner.featured(stream.batch(0, num_tasks))
 
 
 def batches(stream: TaskStream, num_tasks: int) -> Iterator[Episodes]:
-    """Tasks 0, ..., num_tasks - 1, in batches of the same size as in an evaluation."""
+    """Yield the tasks 0, ..., num_tasks - 1 of a stream, in batches of the same size as in an evaluation."""
     for start in range(0, num_tasks, BATCH):
         yield stream.batch(start, min(start + BATCH, num_tasks))

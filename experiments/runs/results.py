@@ -1,4 +1,4 @@
-"""The results of a run: results.json, and the scores of each task in tasks.npz."""
+"""Results of a run: results.json, and the scores of each task in tasks.npz."""
 
 from __future__ import annotations
 
@@ -37,7 +37,14 @@ OWN_PRIORS = {"models.lwof.Model": "mixture"}  # names of the priors that are pa
 
 
 def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | None, skipped: int) -> dict[str, Any]:
-    """The content of results.json: accuracies are fractions, log scores are in nats, undefined metrics are null."""
+    """Return the content of results.json. Accuracies are fractions, log scores are in nats, undefined metrics are null.
+
+    Args:
+        setup: the run.
+        evaluation: the metrics and scores of its learner.
+        train_seconds: duration of the training; None if the run is only evaluated again.
+        skipped: the number of training steps that were skipped.
+    """
     metrics = dict(evaluation.metrics)
     seconds = metrics.pop("seconds")
     config, learner = setup.config, setup.learner
@@ -65,12 +72,15 @@ def results_of(setup: RunSetup, evaluation: Evaluation, train_seconds: float | N
 
 
 def division_of(setup: RunSetup) -> str | None:
-    """What the splits of a bank divide: classes, rows or none (nothing); None for other sources of tasks."""
+    """Return how a data set is divided into splits: by "classes", by "rows", or "none" (all splits are equal).
+
+    The result is None for sources of tasks without splits.
+    """
     return setup.tasks.source.bank.division if isinstance(setup.tasks.source, BankSampler) else None
 
 
 def _tasks_per_second(config: Config, train_seconds: float | None, eval_seconds: float) -> dict[str, float | None]:
-    """Tasks per second in training and evaluation; None for the training of a run that is only evaluated."""
+    """Return tasks per second in training (None if the run is only evaluated again) and in evaluation."""
     num_trained = config.train.steps * config.train.tasks_per_step
     return {
         "train": num_trained / train_seconds if train_seconds else None,
@@ -79,7 +89,7 @@ def _tasks_per_second(config: Config, train_seconds: float | None, eval_seconds:
 
 
 def _circumstances(setup: RunSetup) -> dict[str, Any]:
-    """Everything that the metrics depend on."""
+    """Return the entries of results.json on which the metrics depend: seed, device, versions, hashes, settings."""
     return {
         "seed": setup.config.seed,
         "device": str(setup.device),
@@ -94,12 +104,12 @@ def _circumstances(setup: RunSetup) -> dict[str, Any]:
 
 
 def backbone_fingerprint(learner: MetaLearner) -> str:
-    """A hash of the weights of the backbone: runs with the same one are not independent trainings of it."""
+    """Return a hash of the weights of the backbone. Runs with equal hashes share one training of the backbone."""
     return hash_of_weights(learner.backbone)
 
 
 def prior_name(config: Config, learner: MetaLearner) -> str | None:
-    """The name of the prior: flat, the own prior of the model, or that of the configuration."""
+    """Return the name of the prior: "flat", the prior that is part of the model, or the prior of the settings."""
     name = (config.prior or {}).get("_target_", "").rpartition(".")[2].lower() or None
     return name if name == "flat" else OWN_PRIORS.get(config.model["_target_"], name)
 
@@ -109,8 +119,8 @@ def write_results(folder: Path, results: dict[str, Any], evaluation: Evaluation)
     nonfinite = [name for name, value in flatten(results) if isinstance(value, float) and not math.isfinite(value)]
     if nonfinite:
         raise UsageError(
-            f"expected finite scores, got others ({', '.join(nonfinite[:3])}): the training or an inner loop has "
-            "diverged; lower guide.step_size, guide.num_steps or train.learning_rate"
+            f"expected finite scores, got NaN or infinity ({', '.join(nonfinite[:3])}): the training or an inner loop "
+            "has diverged; lower guide.step_size, guide.num_steps or train.learning_rate"
         )
 
     def scores(temporary: Path) -> None:
@@ -133,7 +143,7 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> str:
-    """The name of the GPU, or the name and the number of cores of the processor."""
+    """Return the name of the GPU, or the name and the number of cores of the processor."""
     if device.type != "cpu" and (name := getattr(torch.get_device_module(device.type), "get_device_name", None)):
         return str(name(device))
     with contextlib.suppress(OSError):
@@ -144,7 +154,7 @@ def machine(device: torch.device) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the code, marked as dirty if files differ from it; None outside a repository."""
+    """Return the Git commit of the code, marked as dirty if files differ from it; None outside a repository."""
     if not (ROOT / ".git").exists():  # in an installed package, an enclosing repository is another project's
         return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
@@ -157,10 +167,10 @@ def commit() -> str | None:
 
 @torch.no_grad()
 def log_likelihoods(setup: RunSetup) -> dict[str, float] | None:
-    """Log-likelihood of the training groups, under the learned prior and at the maximum in closed form.
+    """Return the log-likelihood of the training groups under the learned prior, and its maximum over all priors.
 
-    Both are in nats for standardised columns, with the prior of a group without points. None if model or prior have no
-    closed form, or the data have no groups.
+    Both are in nats, for standardised columns. If the prior depends on the support set, the support set is empty. The
+    result is None if model or prior have no closed form, or the data have no groups.
     """
     source, model = setup.tasks.source, setup.learner.model
     if not isinstance(source, Groups) or not isinstance(model, IntegratesGaussian) or not model.canonical:

@@ -1,4 +1,4 @@
-"""The setup of a run: a configuration, its learner, and its tasks."""
+"""Builds the objects of a run from its configuration: data, learner and tasks."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ from pyro_metabayes.storage.weights import weights_follow
 
 @runtime_checkable
 class CentresFeatures(Protocol):
-    """A guide that subtracts the mean feature of the training classes."""
+    """Guide that subtracts the mean feature of the training classes from each feature."""
 
     def centre_at(self, mean: Tensor) -> None:
-        """Before training, set the mean feature [D]."""
+        """Set the mean feature [features], before training."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunSetup:
-    """The objects of a run.
+    """Objects of a run.
 
-    learner: the learner, with a pretrained backbone; otherwise untrained until it is trained or restored.
+    learner: the learner with a pretrained backbone. Its other weights are untrained, unless they were restored.
     data_fingerprint: a hash of the data; None for a simulator.
     """
 
@@ -110,28 +110,28 @@ def set_up(
 
 
 def _refuse_source(config: Config, source: Source, training: bool) -> None:
-    """Refuse a source that cannot draw the tasks of the settings."""
+    """Check that a source can draw the tasks that the settings describe."""
     _refuse_unknown_classes(config, source)
     refuse_impossible(config, source, training)
 
 
 def _refuse_unknown_classes(config: Config, source: Source) -> None:
-    """Refuse task.unknown for a source whose tasks would not have unknown classes."""
+    """Check that task.unknown is 0 if the tasks of the source cannot have unknown classes."""
     if config.task.unknown and type(source) not in (BankSampler, VariedSampler):
         base = " with task.base_query" if config.task.base_query else ""
         raise UsageError(
-            f"expected tasks of a bank of classes for task.unknown={config.task.unknown}, got data="
+            f"expected a data set of classes for task.unknown={config.task.unknown}, got data="
             f"{config.choices.get('data')}{base}; set task.unknown=0, or take data such as data=features"
         )
 
 
 def _refuse_varied_tasks(config: Config, source: Source, learner: MetaLearner) -> None:
-    """Refuse task.vary=true for data, a guide or training tasks that have one shape."""
+    """Check that with task.vary=true the data, the guide and the training allow tasks of different shapes."""
     if not config.task.vary:
         return
     if not isinstance(source, VariedSampler):
         raise UsageError(
-            f"expected a bank of classes without base classes for task.vary=true, got data="
+            f"expected a data set of classes without base classes for task.vary=true, got data="
             f"{config.choices.get('data')}; set task.vary=false"
         )
     if learner.guide.num_classes is not None:
@@ -147,7 +147,7 @@ def _refuse_varied_tasks(config: Config, source: Source, learner: MetaLearner) -
 
 
 def _centre_features(config: Config, learner: MetaLearner, tasks: RunTasks) -> None:
-    """Pass the mean feature of training tasks to a guide that centres features."""
+    """Set the mean feature of a guide that centres features, to the mean over training tasks."""
     if not isinstance(learner.guide, CentresFeatures):
         return
     if not config.frozen:
@@ -160,7 +160,7 @@ def _centre_features(config: Config, learner: MetaLearner, tasks: RunTasks) -> N
 
 
 def _mean_feature(stream: TaskStream) -> Tensor:
-    """Mean feature [D] of the points of the first block of training tasks; it is defined for simulators too."""
+    """Return the mean feature [features] over all points of the first block of training tasks."""
     episodes = stream.batch(0, min(stream.block, BLOCK))
     points = torch.cat((episodes.support_x, episodes.query_x), dim=1)
     weights = torch.cat((episodes.support_mask, episodes.query_mask), dim=1).unsqueeze(-1)
@@ -168,14 +168,14 @@ def _mean_feature(stream: TaskStream) -> Tensor:
 
 
 def start_at(learner: MetaLearner, init: str) -> None:
-    """Give the learner the weights of another one.
+    """Replace the initial weights of a learner by those of another learner.
 
     Args:
-        learner: the learner of the run, with fresh weights.
-        init: the name of a learner that ships, or the folder of a run; "": the fresh weights stay.
+        learner: the learner of the run.
+        init: the name of a learner that ships, or the folder of a run; "": keep the initial weights.
 
     Raises:
-        UsageError: the weights are those of other parts.
+        UsageError: the other learner has another guide or model.
     """
     if not init:
         return
@@ -187,5 +187,5 @@ def start_at(learner: MetaLearner, init: str) -> None:
         difference = str(error).partition("another: ")[2].partition(";")[0]
         raise UsageError(
             f"expected guide={guide} with its default settings, on features, for init={init}, got other parts: "
-            f"{difference}; set guide={guide}, or drop init"
+            f"{difference}; set guide={guide}, or remove init"
         ) from None

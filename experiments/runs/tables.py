@@ -1,4 +1,4 @@
-"""Tables of runs."""
+"""Tables of finished runs, for the terminal, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pyro_metabayes.open_set.scores import OPEN_SET_SCORES
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 Row = Mapping[str, str]
-JOINT_BOUND = "joint_nll_upper"  # absent where joint_nll is an average over a few draws, as in earlier versions
+JOINT_BOUND = "joint_nll_upper"  # absent in results of earlier versions, whose joint_nll averages over a few draws
 COLLAPSE = {True: "collapsed", False: "alive", None: "-"}
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number as a cell of a table; a dash for None."""
+    """Format a number for a table; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def per_cent(mean: float, ci95: float | None = None) -> str:
-    """Format a fraction and its interval, like 72.7 +- 0.6."""
+    """Format a fraction and its interval in per cent, such as "72.7 +- 0.6"."""
     return f"{100 * mean:.1f}" + ("" if ci95 is None else f" +- {100 * ci95:.1f}")
 
 
 def task_name(results: Mapping[str, Any]) -> str:
-    """The name of a task: "5-way 1-shot", "64+5-way 1-shot" with base classes, "10 support points" in a regression.
+    """Return the name of a task, such as "5-way 1-shot", or "64+5-way 1-shot" with base classes.
 
-    For data=groups it is "at most 10 support points", since a group may have fewer rows.
+    In a regression it is "10 support points"; for data=groups "at most 10", since a group may have fewer rows.
     """
     way, shot = results["way"], results["shot"]
     beside = f"{base}+" if (base := results.get("base_classes")) else ""
@@ -44,7 +44,7 @@ def _is_of_groups(results: Mapping[str, Any]) -> bool:
 
 
 def queries_of(task: Mapping[str, Any]) -> str:
-    """Queries per class: "15", "55/5/5/5/5" for fixed counts, or "Dirichlet(2)" for random counts."""
+    """Format the queries per class: "15", "55/5/5/5/5" for fixed counts, or "Dirichlet(2)" for random counts."""
     if task["query_counts"]:
         return "/".join(map(str, task["query_counts"]))
     if task["query_concentration"]:
@@ -53,12 +53,12 @@ def queries_of(task: Mapping[str, Any]) -> str:
 
 
 def _number_of_queries(results: Mapping[str, Any]) -> str:
-    """The number of queries per class: "15 queries", or "at most 15 queries" for data=groups."""
+    """Format the number of queries per class: "15 queries", or "at most 15 queries" for data=groups."""
     return f"{'at most ' * _is_of_groups(results)}{queries_of(results)} queries"
 
 
 def result_row(results: Mapping[str, Any]) -> dict[str, str]:
-    """One run as a row of the table of `experiments.run`."""
+    """Return the row of the table that `experiments.run` prints, from results.json."""
     of_classes = results["accuracy"] is not None
     task = task_name(results)
     queries = _number_of_queries(results)
@@ -81,7 +81,10 @@ def result_row(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def results_text(results: Mapping[str, Any]) -> str:
-    """The table of a run; with unknown classes a second one, of the scores that separate their queries."""
+    """Return the tables of a run as text.
+
+    With unknown classes, a second table shows the scores that detect queries of unknown classes.
+    """
     table = text_table([result_row(results)])
     if not results.get("unknown"):
         return table
@@ -100,7 +103,7 @@ def results_text(results: Mapping[str, Any]) -> str:
 
 
 def _joint(results: Mapping[str, Any]) -> dict[str, str]:
-    """The joint NLL, if eval.joint asked for it; its bounds where they differ."""
+    """Return the cell of the joint NLL: its value, or its two bounds if they differ; {} without eval.joint=true."""
     if results["joint_nll"] is None:
         return {}
     bounds = number(results["joint_nll_lower"]), number(results["joint_nll_upper"])
@@ -108,19 +111,19 @@ def _joint(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _calibration(results: Mapping[str, Any]) -> str:
-    """0.012 +- 0.004 (floor 0.006); without interval and floor for runs of earlier versions."""
+    """Format the ECE as "0.012 +- 0.004 (floor 0.006)"; without interval and floor for runs of earlier versions."""
     if results.get("ece_ci95") is None:
         return number(results["ece"])
     return f"{number(results['ece'])} +- {number(results['ece_ci95'])} (floor {number(results['ece_floor'])})"
 
 
 def without_old_joint(results: dict[str, Any]) -> dict[str, Any]:
-    """Without the joint NLL of earlier versions, an average over few draws that overestimates it."""
+    """Remove the joint NLL from results of earlier versions, which overestimates it by averaging over few draws."""
     return results if results.get(JOINT_BOUND) is not None else results | {"joint_nll": None}
 
 
 def kl_weight(results: Mapping[str, Any]) -> str:
-    """The weight of the KL at the end of the training, beside the ELBO, which has weight 1; a dash without a bound."""
+    """Format the KL weight at the end of the training; a dash if the results have no ELBO."""
     training = results.get("config", {}).get("train")
     weight = training.get("kl_weight") if isinstance(training, Mapping) else None
     weight = weight.get("end") if isinstance(weight, Mapping) else weight
@@ -133,7 +136,7 @@ def _log_score_title(results: Mapping[str, Any]) -> str:
 
 
 def _accuracies(results: Mapping[str, Any]) -> dict[str, str]:
-    """The accuracy, the four accuracies of a run with base classes, or the RMSE of a regression."""
+    """Return the cells of the accuracy, of the four accuracies with base classes, or of the RMSE of a regression."""
     if results["accuracy"] is None:
         return _errors(results["rmse"], results.get("response"))
     if results.get("novel") is None:
@@ -143,7 +146,7 @@ def _accuracies(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _errors(rmse: float, response: Mapping[str, Any] | None) -> dict[str, str]:
-    """The RMSE; for data=groups both in standard deviations of the response and in the unit of the response."""
+    """Return the cells of the RMSE; for data=groups in standard deviations and in the unit of the response."""
     if response is None:
         return {"RMSE": number(rmse)}
     unit = response["name"]
@@ -151,7 +154,7 @@ def _errors(rmse: float, response: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def narrow(rows: Sequence[Row], width: int = 100, columns: int = 7) -> list[list[Row]]:
-    """Several tables in place of a wide one, each with the first column.
+    """Split a wide table into several tables, each with the first column.
 
     Args:
         rows: the rows of the wide table.

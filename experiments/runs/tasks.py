@@ -1,4 +1,4 @@
-"""The tasks of a configuration: the source from which they are drawn, and a stream for each split."""
+"""The tasks of a run: the source from which they are drawn, and a stream of tasks for each split."""
 
 from __future__ import annotations
 
@@ -29,51 +29,51 @@ from pyro_metabayes.learner import MetaLearner
 
 @runtime_checkable
 class HasFingerprint(Protocol):
-    """Data that are read from files; simulators have no fingerprint, since their settings define them."""
+    """Data set with a hash of its content. Simulators have none, since their settings define them."""
 
     def fingerprint(self) -> str:
-        """A hash of the data."""
+        """Return a hash of the data."""
 
 
 @runtime_checkable
 class EstimatesSettings(Protocol):
-    """Data with settings that are estimated from the training groups; a run records these settings."""
+    """Data with settings that are estimated from the training groups, such as scales of columns."""
 
     def estimated_settings(self) -> dict[str, Any]:
-        """The estimated settings, with which other data are read in the same way."""
+        """Return the estimated settings, which a run records to read other data in the same way."""
 
 
 @runtime_checkable
 class HasNotes(Protocol):
-    """Data with notes for the user."""
+    """Data with notes to print for the user."""
 
     notes: Sequence[str]
 
 
 @runtime_checkable
 class HasConstants(Protocol):
-    """Data with constant predictions, with which a regression is compared."""
+    """Data with constant predictions (such as the grand mean), with which a regression is compared."""
 
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Squared errors [T] by the name of the constant; empty if no regression can do better."""
+        """Return squared errors [tasks] by the name of the constant; {} if no regression can do better."""
 
 
 @dataclass(frozen=True)
 class RunTasks:
-    """Streams of the tasks of a source, on the device of the run."""
+    """Streams of tasks from a source, on the device of the run."""
 
     config: Config
     source: Source
     device: torch.device
 
     def stream(self, split: str, evaluation: bool = False) -> TaskStream:
-        """Tasks of a split; the training split has train.num_tasks tasks, only an evaluation has unknown classes."""
+        """Return the tasks of a split. They have unknown classes (task.unknown) only if `evaluation` is true."""
         num_tasks = self.config.train.num_tasks if split == "train" else None
         return self._stream(split, self.config.task.of(split, evaluation), num_tasks)
 
     @property
     def validation(self) -> TaskStream:
-        """Tasks for model selection. If the split has fewer than task.way classes, they have all its classes."""
+        """Validation tasks. If the split has fewer than task.way classes, each task has all classes of the split."""
         return self._stream("val", validation_shape(self.config, self.source))
 
     @property
@@ -84,9 +84,9 @@ class RunTasks:
         return self._stream(self.config.eval.split, self.config.task.of(self.config.eval.split).twice())
 
     def with_other_classes(self, most: int) -> tuple[TaskStream, int] | None:
-        """Evaluation tasks with up to `most` additional classes, and their number; None if there are no more classes.
+        """Return evaluation tasks with up to `most` additional classes, and the number of additional classes.
 
-        Each class has task.query queries.
+        Each class has task.query queries. The result is None if the split has no more classes.
         """
         shape = replace(self.config.task, unknown=0)
         if self.source.num_targets or shape.base_query:
@@ -98,7 +98,7 @@ class RunTasks:
         return None
 
     def constant_rmse(self) -> dict[str, float] | None:
-        """RMSE of constant predictions on the evaluation tasks; None if they are not defined or cannot be improved."""
+        """Return the RMSE of constant predictions on the evaluation tasks; None if no regression could do better."""
         if not isinstance(self.source, HasConstants):
             return None
         stream, number = self.stream(self.config.eval.split), self.config.eval.tasks
@@ -107,7 +107,7 @@ class RunTasks:
         return {name: torch.cat([part[name] for part in parts]).mean().sqrt().item() for name in parts[0]} or None
 
     def response(self) -> dict[str, Any] | None:
-        """Name of the response and the sd by which labels are divided; None if labels are not standardised."""
+        """Return name and sd of the response, by which labels are divided; None if labels are not standardised."""
         source = self.source
         if not isinstance(source, Groups) or source.family != "gaussian":
             return None
@@ -115,7 +115,7 @@ class RunTasks:
 
     @property
     def truth(self) -> KnownTruth | None:
-        """The simulator if p(w | observed) is known, else None."""
+        """Simulator with a known true posterior p(w | observed data); None for other data."""
         return self.source if isinstance(self.source, KnownTruth) else None
 
     def _stream(self, split: str, shape: TaskShape, num_tasks: int | None = None) -> TaskStream:
@@ -126,7 +126,7 @@ class RunTasks:
 
 
 def load_data(config: Config) -> Bank | Source:
-    """A bank of inputs, or a source that draws tasks itself. Unknown settings of the data are refused."""
+    """Load a data set of classes, or a source that draws tasks itself, after checking the names of data.*."""
     source = config.source()
     if "train_shift" in source and "train_shift" not in arguments_of(target_of(source, "data")):
         raise UsageError(
@@ -139,7 +139,7 @@ def load_data(config: Config) -> Bank | Source:
 
 
 def source_of(config: Config, data: Bank | Source) -> Source:
-    """The source of tasks. A bank gives few-shot tasks, with base queries if task.base_query, or domain minibatches."""
+    """Return the task sampler of the data, which depends on task.base_query and task.vary for a data set of classes."""
     if not isinstance(data, Bank):
         return data
     if isinstance(data, DomainBank):
@@ -150,7 +150,7 @@ def source_of(config: Config, data: Bank | Source) -> Source:
 
 
 def validation_shape(config: Config, source: Source) -> TaskShape:
-    """The shape of validation tasks; they have fewer than task.way classes if the split has fewer."""
+    """Return the shape of validation tasks, with fewer than task.way classes if the split has fewer classes."""
     shape = config.task.of("val")
     if not isinstance(source, BankSampler):
         return shape
@@ -159,7 +159,7 @@ def validation_shape(config: Config, source: Source) -> TaskShape:
 
 
 def note_narrower_validation(config: Config, source: Source, learner: MetaLearner) -> None:
-    """Print a note if validation tasks have fewer classes than training tasks, or refuse a guide that cannot."""
+    """Print a note, or raise UsageError if the guide forbids it, if validation has fewer classes than training."""
     way, narrower = config.task.way, validation_shape(config, source).way
     if narrower == way:
         return
@@ -174,7 +174,7 @@ def note_narrower_validation(config: Config, source: Source, learner: MetaLearne
 
 
 def refuse_impossible(config: Config, source: Source, training: bool) -> None:
-    """Refuse task shapes that need more data than the splits to be read have, before anything is pretrained."""
+    """Check, before anything is pretrained, that the splits have enough data for the shapes of the tasks."""
     if training:
         source.sampler("train", config.task.of("train"))
         source.sampler("val", validation_shape(config, source))
@@ -191,10 +191,10 @@ def refuse_impossible(config: Config, source: Source, training: bool) -> None:
 
 
 def fingerprint_of(data: Bank | Source) -> str | None:
-    """A hash of the data; None for a simulator."""
+    """Return a hash of the data; None for a simulator."""
     return data.fingerprint() if isinstance(data, HasFingerprint) else None
 
 
 def _on(device: torch.device, draw: Callable[[Generator], Block]) -> Callable[[Generator], Block]:
-    """Draws tasks on the CPU, so that they do not depend on the device, and moves them to the device."""
+    """Return a sampler that draws tasks on the CPU, to be equal on all devices, and moves them to the device."""
     return lambda generator: draw(generator).to(device)

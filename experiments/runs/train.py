@@ -29,11 +29,11 @@ from pyro_metabayes.training.optimizer_state import OptimisationBySettings
 
 
 def run(config: Config, folder: Path) -> dict[str, Any]:
-    """Train, or continue from the checkpoint in `folder`; then evaluate, write the results and return them."""
+    """Train a run from the start or from the checkpoint in `folder`, evaluate it, and write and return its results."""
     check_devices(config)
     if config.eval.ensemble:
         raise UsageError(
-            "expected eval.ensemble in an evaluation of a finished run, got it in a training; run experiments.evaluate"
+            "expected eval.ensemble in experiments.evaluate only, got it in a training run; remove eval.ensemble"
         )
     if config.logger:
         with naming_choices(config.choices):
@@ -56,20 +56,20 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def _announce(config: Config, folder: Path) -> None:
-    """Print where to follow the training, before the imports of the training, which take a second."""
+    """Print in which file the training can be followed. Runs before the slow imports of the training."""
     goes_on = " continues from the last checkpoint" if (folder / "checkpoint.pt").exists() else ""
     lines = f"one line per {config.train.log_every} steps in {folder / 'metrics.jsonl'}"
     print(f"training{goes_on}: {lines}", flush=True)
 
 
 def _logger_of(config: Config, folder: Path) -> Logger | None:
-    """The logger of the settings; None: none."""
+    """Build the logger that the settings choose; None without a logger."""
     name = f"{config.choices['guide']} on {config.choices['data']}, seed {config.seed}"
     return build(config.logger, "logger", folder=folder, name=name) if config.logger else None
 
 
 def train(setup: RunSetup, folder: Path, callbacks: Sequence[Callback] = ()) -> History:
-    """Train the learner of a setup as its settings say, from the checkpoint in the folder, if any."""
+    """Train the learner of a run by its settings train.*, from the checkpoint in the folder if there is one."""
     learner, settings = setup.learner.to(setup.device), setup.config.train
     if settings.compile:
         compile_networks(learner)
@@ -94,12 +94,12 @@ def train(setup: RunSetup, folder: Path, callbacks: Sequence[Callback] = ()) -> 
             seed=setup.config.seed,
             config=dataclasses.asdict(setup.config),
         )
-    except Interrupted as stop:  # a command continues by resume=, which `run_command` names
+    except Interrupted as stop:  # the remedy of `fit` does not fit a command; `run_command` appends resume=
         raise KeyboardInterrupt(str(stop).partition(";")[0]) from None
 
 
 def train_along(config: Config, folder: Path) -> None:
-    """Train in a process other than the first. Errors of the training are reported by the first process alone."""
+    """Train in a worker process. Only the first process reports errors of the training."""
     setup = set_up(config)
     with contextlib.suppress(UsageError):
         train(setup, folder)

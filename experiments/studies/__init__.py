@@ -1,1 +1,1 @@
-"""Grids of runs: their jobs, workers and tables."""
+"""Studies, i.e. lists of runs with different settings: job lists, parallel execution and tables."""

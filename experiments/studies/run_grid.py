@@ -1,4 +1,4 @@
-"""Runs the jobs of a study in parallel processes."""
+"""Runs the jobs of a study (training runs or evaluations) in parallel processes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,17 @@ _stopped = False  # True in a worker that must not start another job
 
 
 def run_grid(jobs: Sequence[Job], workers: int, title: str) -> None:
-    """Run every unfinished job. The first job of each data set runs before the others, since it fills the caches.
+    """Run every unfinished job in parallel worker processes.
+
+    One job of each data set runs before all other jobs, since it fills the caches that they read.
+
+    Args:
+        jobs: the jobs; finished jobs are skipped.
+        workers: the number of worker processes.
+        title: a name for the progress bar.
 
     Raises:
-        UsageError: workers < 1, or a job has failed because of a user's mistake.
+        UsageError: workers < 1, or a job has failed because of a mistake in its settings or data.
     """
     if workers < 1:
         raise UsageError(f"expected workers >= 1, got {workers}")
@@ -60,7 +67,10 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _listen() -> None:
-    """In a worker: handle SIGTERM only. SIGINT remains blocked: on Ctrl-C the command sends SIGTERM to the workers."""
+    """Initialise a worker process: SIGTERM starts no further job. SIGINT stays blocked.
+
+    On Ctrl-C the main process sends SIGTERM to its workers.
+    """
     signal.signal(signal.SIGTERM, _start_no_further_job)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
@@ -71,15 +81,15 @@ def _start_no_further_job(*_: object) -> None:
 
 
 def _data_of(job: Job) -> str:
-    """The settings that determine which caches a job uses."""
+    """Return the settings of a job that determine which cached data set and backbone it uses."""
     return " ".join(part for part in job.settings if part.startswith(("data", "backbone", "pretrain")))
 
 
 def _run_job(job: Job) -> str:
-    """In a worker: run the job, with its output in log.txt.
+    """Run a job in a worker process, with its output in log.txt.
 
     Returns:
-        a one-line message if the job has failed because of a user's mistake, else ''.
+        A one-line message if the job has failed because of a mistake in its settings or data, else ''.
     """
     between = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

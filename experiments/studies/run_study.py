@@ -1,4 +1,4 @@
-"""Runs a study and writes its tables; finished runs are kept."""
+"""Runs a study and writes its tables. Finished runs are kept."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ Write = Callable[[dict[str, Any], list[Row], Path], None]
 
 @dataclass
 class StudyConfig:
-    """The study and how to run it."""
+    """Settings of a command that runs a study."""
 
-    study: dict[str, Any]
-    size: str = "full"  # full; smoke: a few steps of one seed, to see whether it runs
-    parts: list[str] = field(default_factory=list)  # parts of the study to run; empty: all
-    workers: int = 2  # parallel runs, each on one thread
+    study: dict[str, Any]  # runs of a study, listed in conf/study/NAME.yaml
+    size: str = "full"  # full, or smoke: a few training steps of one seed, to test that all rows run
+    parts: list[str] = field(default_factory=list)  # names of the parts of the study to run; empty: all parts
+    workers: int = 2  # number of runs in parallel, each on one thread
 
 
 def run_study(config: Any, name: str, folder: Path, write: Write) -> None:
-    """Run the unfinished runs of a study in its folder, and write its tables."""
+    """Train and evaluate the unfinished runs of a study, then write the tables of all finished parts.
+
+    Args:
+        config: a `StudyConfig`.
+        name: text that identifies the study, to refuse a folder that holds another study.
+        folder: the folder of the study.
+        write: function of the study, its rows with finished runs, and the folder. Writes tables and plots.
+    """
     rows = chosen_rows(config.study, config.size, config.parts)
     claim(folder, name)
     runs, evaluations = jobs_of(rows, folder, config.study["evaluations"])

@@ -1,4 +1,4 @@
-"""A study: a list of runs of experiments.run, and their folders."""
+"""A study, i.e. a list of runs of experiments.run with different settings, and the folders of these runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ SIZES = ("full", "smoke")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a study: a label, the settings of its runs, and the number of seeds."""
+    """Row of a study: runs with the same settings and the seeds 0, 1, ..., seeds - 1.
+
+    Args:
+        part: the name of the part of the study, which is also the name of its table.
+        label: the name of the row in tables and plots.
+        settings: the arguments of experiments.run.
+        seeds: the number of runs.
+    """
 
     part: str
     label: str
@@ -27,7 +34,7 @@ class Row:
 
     @property
     def command(self) -> str:
-        """The command that runs only this row."""
+        """Shell command that runs only this row, with all its seeds."""
         seeds = f"seed={','.join(map(str, range(self.seeds)))}"
         return shlex.join(["python", "-m", "experiments.run", "-m", *self.settings, seeds])
 
@@ -36,13 +43,19 @@ class Row:
         return study / name / f"seed{seed}"
 
     def results(self, study: Path) -> list[dict[str, Any]]:
-        """results.json of each seed."""
+        """Read results.json of each seed of this row, from the folder of the study."""
         return [read(self.folder(study, seed)) for seed in range(self.seeds)]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run; or, if `again` is not empty, an evaluation of a finished run with the changed settings `again`."""
+    """Training run in `folder`, or an evaluation of the finished run in `folder`.
+
+    Args:
+        settings: the settings of the training run.
+        folder: the folder of the run.
+        again: the settings that an evaluation changes; empty for a training run.
+    """
 
     settings: tuple[str, ...]
     folder: Path
@@ -54,7 +67,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the results exist.
+        """Whether results.json of the job exists.
 
         Raises:
             UsageError: the folder holds a run with other settings.
@@ -73,9 +86,12 @@ class Job:
 
 
 def rows_of(study: Mapping[str, Any], smoke: bool) -> list[Row]:
-    """The rows of conf/study/NAME.yaml, which consists of parts with common settings, seeds and labelled rows.
+    """Return the rows of a study.
 
-    A row consists of its own settings, or of `settings` and `seeds` of its own.
+    Args:
+        study: content of conf/study/NAME.yaml. Each of its `parts` has labelled `rows`, the number of `seeds`, and
+            `settings` that all its rows share. A row is a string of settings, or has own `settings` and `seeds`.
+        smoke: whether each row has one seed and the settings `smoke`, such as train.steps=4.
     """
     rows = []
     for part, specification in study["parts"].items():
@@ -89,20 +105,29 @@ def rows_of(study: Mapping[str, Any], smoke: bool) -> list[Row]:
 
 
 def chosen_rows(study: Mapping[str, Any], size: str, parts: Sequence[str]) -> list[Row]:
-    """The rows of the named parts, or of all parts if none is named, in full or smoke size."""
+    """Return the rows of the named parts of a study; of all parts if `parts` is empty.
+
+    Args:
+        study: content of conf/study/NAME.yaml.
+        size: full, or smoke for a few training steps of one seed per row.
+        parts: names of parts of the study.
+
+    Raises:
+        UsageError: `size` or a name in `parts` is unknown.
+    """
     if size not in SIZES:
         raise UsageError(f"expected size to be one of {', '.join(SIZES)}, got '{size}'")
     parts_of_study = list(study["parts"])
     if unknown := [part for part in parts if part not in parts_of_study]:
-        raise UsageError(f"no part '{unknown[0]}' in this study; there are: {', '.join(parts_of_study)}")
+        raise UsageError(f"unknown part '{unknown[0]}' of this study; choose from: {', '.join(parts_of_study)}")
     return [row for row in rows_of(study, size == "smoke") if not parts or row.part in parts]
 
 
 def claim(folder: Path, name: str) -> None:
-    """Mark a new folder as the folder of the study.
+    """Write the name of a study to study.txt in its folder, unless the file already contains this name.
 
     Raises:
-        UsageError: the folder holds something else.
+        UsageError: the folder holds another study or other files.
     """
     mark = folder / "study.txt"
     holds = mark.read_text().strip() if mark.exists() else "other files"
@@ -114,7 +139,7 @@ def claim(folder: Path, name: str) -> None:
 
 
 def complete(rows: Sequence[Row], folder: Path) -> list[Row]:
-    """The rows of the parts in which all runs are finished."""
+    """Return the rows of those parts of a study in which all runs are finished."""
     open_parts = {
         row.part
         for row in rows
@@ -125,7 +150,14 @@ def complete(rows: Sequence[Row], folder: Path) -> list[Row]:
 
 
 def jobs_of(rows: Sequence[Row], folder: Path, evaluations: Mapping[str, Any]) -> tuple[list[Job], list[Job]]:
-    """The jobs of the runs, and of the evaluations = {settings, parts}; both ordered by seed."""
+    """Return the jobs that train the rows of a study, and the jobs that evaluate the runs again; both ordered by seed.
+
+    Args:
+        rows: the rows of the study.
+        folder: the folder of the study.
+        evaluations: {settings, parts}. Each run of a row in these `parts` is evaluated once for each entry of
+            `settings`, a string of changed settings. {} for no evaluations.
+    """
     runs, jobs_of_evaluations = [], []
     for seed in range(max(row.seeds for row in rows)):
         for row in rows:
@@ -141,6 +173,6 @@ def jobs_of(rows: Sequence[Row], folder: Path, evaluations: Mapping[str, Any]) -
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """results.json of a run or of an evaluation."""
+    """Return the content of results.json in the folder of a run or of an evaluation."""
     results: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return results

@@ -1,4 +1,4 @@
-"""The rows of a study's table."""
+"""Tables of a study, with one row per row of the study."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ ACCURACIES = {"accuracy %": "accuracy", "of mean weights": "accuracy_of_mean", "
 
 
 def table_of(rows: Sequence[Row], study: Path) -> list[dict[str, str]]:
-    """The rows, without empty columns."""
+    """Return the metrics of finished rows as a table, without columns in which no row has a value."""
     table = [row_of(row, study) for row in rows]
     used = [name for name in table[0] if any(cells[name] != "-" for cells in table)]
     return [{name: cells[name] for name in used} for cells in table]
 
 
 def row_of(row: Row, study: Path) -> dict[str, str]:
-    """Metrics of one row: mean over seeds, with the range of several seeds."""
+    """Return one row of the table: the mean of each metric over seeds, with the range if there are several seeds."""
     folders = [row.folder(study, seed) for seed in range(row.seeds)]
     results = [read(folder) for folder in folders]
     cells = {"": row.label, "seeds": str(row.seeds), **_accuracies(folders, results)}
@@ -55,7 +55,7 @@ def row_of(row: Row, study: Path) -> dict[str, str]:
 
 
 def spread(values: Sequence[float | None], digits: int) -> str:
-    """Mean, lowest and highest value over seeds, such as "0.53 (0.51 to 0.55)"; a dash for None."""
+    """Format the mean, lowest and highest value over seeds as "0.53 (0.51 to 0.55)"; a dash if all values are None."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "-"
@@ -64,7 +64,10 @@ def spread(values: Sequence[float | None], digits: int) -> str:
 
 
 def _accuracies(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Accuracy of the predictive distribution, of the mean weights and of one draw: means over tasks and seeds."""
+    """Return accuracies with 95% intervals over the tasks of all seeds; dashes for a regression.
+
+    The three predictions average over the posterior of w, use its mean, or use one draw.
+    """
     if results[0]["accuracy"] is None:
         return dict.fromkeys(ACCURACIES, "-")
     cells = {}
@@ -75,14 +78,14 @@ def _accuracies(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> d
 
 
 def verdict(verdicts: Sequence[bool | None]) -> str:
-    """Collapsed, alive, or the number of collapsed seeds."""
+    """Return "collapsed", "alive" or "-" if all seeds agree, else a text such as "1 of 3 collapsed"."""
     if len(set(verdicts)) == 1:
         return COLLAPSE[verdicts[0]]
     return f"{sum(map(bool, verdicts))} of {len(verdicts)} collapsed"
 
 
 def relative_sd_at(folder: Path, step: int) -> float | None:
-    """relative_sd at a logged step of metrics.jsonl."""
+    """Return relative_sd (sd of the prior / its mean) at a step of metrics.jsonl; None if the step was not logged."""
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         if (logged := json.loads(line))["step"] == step:
             value: float | None = logged["relative_sd"]
@@ -91,5 +94,5 @@ def relative_sd_at(folder: Path, step: int) -> float | None:
 
 
 def commands(rows: Sequence[Row]) -> str:
-    """The command of each row, as a code block."""
+    """Return the shell commands of the rows as a Markdown code block."""
     return "\n".join(["```sh", *(f"{row.command}  # {row.label}" for row in rows), "```"])

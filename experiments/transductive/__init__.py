@@ -1,1 +1,1 @@
-"""The comparison of transductive methods on the same tasks of several banks."""
+"""The command experiments.transductive: transductive methods on the same tasks of several data sets of features."""

@@ -1,8 +1,9 @@
-"""python -m experiments.transductive: transductive methods on the same tasks of several banks of features.
+"""python -m experiments.transductive: transductive methods on the same tasks of several data sets of features.
 
-Writes the banks, trains the learners of the study (conf/study/transductive.yaml), chooses settings and temperatures on
-validation classes, scores every method on test classes, and writes the tables into a page. What is finished is kept, so
-the same command continues an interrupted comparison.
+A data set of features is called a bank. The command writes the banks, trains the learners of the study
+(conf/study/transductive.yaml), chooses settings and temperatures on validation classes, scores each method on test
+classes, and writes the tables into a page. Finished results are kept, so the same command continues an interrupted
+comparison.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from pyro_metabayes.experiments.transductive.tables import count_rows
 from pyro_metabayes.storage.lock import alone_in, made_folder
 from pyro_metabayes.storage.paths import user_path
 
-SMOKE_TASKS = 4  # of every choice and column
+SMOKE_TASKS = 4  # number of tasks per choice and column with --size smoke
 STUDY = Path(CONF) / "study" / "transductive.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--banks", nargs="+", default=[], metavar="BANK", help="banks of the study; default: all")
-    parser.add_argument("--size", choices=SIZES, default="full", help="smoke: a few steps, to test that it runs")
-    parser.add_argument("--workers", type=int, default=2, help="parallel trainings, each on one thread")
+    parser.add_argument("--banks", nargs="+", default=[], metavar="BANK", help="banks of the study (default: all)")
+    parser.add_argument("--size", choices=SIZES, default="full", help="full, or smoke: a few steps to test the code")
+    parser.add_argument("--workers", type=int, default=2, help="number of trainings in parallel, each on one thread")
     parser.add_argument("--out", type=user_path, default="runs/transductive", help="folder that keeps all results")
     parser.add_argument("--page", type=user_path, default="docs/transductive.md", help="page whose tables are replaced")
     options = parser.parse_args(arguments)
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             scored = run(study, options)
         except KeyboardInterrupt:
-            kept = "what is finished is kept: the same command continues the comparison"
+            kept = "finished results are kept: the same command continues the comparison"
             raise Interrupted(f"interrupted; {kept}") from None
     print(text_table(count_rows({bank: each.cells for bank, each in scored.items()}, methods_of(study))))
     print(f"written: {options.page}")
@@ -60,7 +61,7 @@ def methods_of(study: Mapping[str, Any]) -> list[Method]:
 
 
 def run(study: Mapping[str, Any], options: Namespace) -> dict[str, Scored]:
-    """Run the unfinished parts of the comparison, write the page, and return the results of every bank."""
+    """Run the unfinished parts of the comparison, write the page, and return the results by bank (data set)."""
     smoke, folder = options.size == "smoke", options.out
     rows = [_with_bank(row, folder) for row in chosen_rows(study, options.size, options.banks)]
     claim(folder, f"transductive size={options.size}")
@@ -78,7 +79,7 @@ def run(study: Mapping[str, Any], options: Namespace) -> dict[str, Scored]:
 
 
 def _with_bank(row: Row, folder: Path) -> Row:
-    """The row with the features of its bank."""
+    """Return a row of the study with the setting data.path= of its bank (data set of features)."""
     return replace(row, settings=(*row.settings, f"data.path={bank_file(folder, row.part)}"))
 
 

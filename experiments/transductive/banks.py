@@ -1,4 +1,4 @@
-"""The banks of features of a comparison, each in one file that data=features reads."""
+"""The banks of experiments.transductive, i.e. data sets of features, each in one file that data=features reads."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CIFAR100_FEATURES = "cifar100_features/cifar100_lite0_pca256_int8.npz"  # below 
 
 
 def write_bank(path: Path, settings: str) -> None:
-    """Write features, labels, splits and partners to an .npz file, unless it exists.
+    """Write a data set of features (features, labels, splits, partners) to an .npz file, unless the file exists.
 
     Args:
         path: the file.
-        settings: what the features are of.
-            settings of `experiments.pretrain`: the images of `data=`, under the network that they pretrain.
-            `cifar100_features`: the file of this name below METABAYES_DATA, with the classes of CIFAR-FS.
+        settings: the inputs from which the features are computed.
+            settings of `experiments.pretrain`: the images of `data=`, with the network that these settings pretrain.
+            `cifar100_features`: the features in METABAYES_DATA/cifar100_features, with the splits of CIFAR-FS.
             `simulated`: small Gaussian classes, for tests.
     """
     if path.exists():
@@ -50,7 +50,7 @@ def _of_images(settings: str) -> Arrays:
     config = config_of(settings.split())
     bank = build(config.source(), "data")
     if not isinstance(bank, Bank):
-        raise UsageError(f"expected settings of a bank of images, got '{settings}'; name one such as data=glyphs")
+        raise UsageError(f"expected settings of a data set of images, got '{settings}'; use settings like data=glyphs")
     torch.set_num_threads(config.threads)
     specification = config.specification()["backbone"]
     backbone = build(specification, "backbone", input_shape=bank.input_shape)

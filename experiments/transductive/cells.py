@@ -1,4 +1,4 @@
-"""The scores of one method on the tasks of one column; finished ones are kept in files."""
+"""Scores of one method on the tasks of one column of the tables. Finished scores are kept in files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pyro_metabayes.storage.checkpoint import write_atomically
 
 @dataclass(frozen=True)
 class Cell:
-    """Scores of T tasks.
+    """Scores of one method on the tasks of one column.
 
     Attributes:
-        accuracy: share of the queries whose most probable class is right [T].
-        nll: negative log-likelihood [T], nats per query.
-        bins: bin sums of confidences [T, B, 3], for the calibration error.
-        seed: number of the training run whose learner has answered [T]; 0 without training.
-        milliseconds: of CPU per task.
+        accuracy: share of the queries whose most probable class is correct [tasks].
+        nll: negative log-likelihood, in nats per query [tasks].
+        bins: sums over confidence bins [tasks, bins, 3], for the calibration error.
+        seed: seed of the training run whose learner predicts the task [tasks]; 0 without training.
+        milliseconds: CPU time per task.
     """
 
     accuracy: np.ndarray
@@ -45,14 +45,14 @@ def cell_in(
     temperature: float,
     batches: Iterable[Episodes],
 ) -> Cell:
-    """The cell in a file, which is computed if the file holds none of these settings.
+    """Read the scores of a method from a file, or compute and save them if the file has other settings.
 
     Args:
         path: the file.
-        key: the settings of the method and of the tasks.
-        predicts_of: makes one function for each training run. They take the batches in turn, so that every task is
-            answered once.
-        temperature: by which log probabilities are divided.
+        key: the settings of the method and of the tasks, as text.
+        predicts_of: function that returns the predictor of each training run. The predictors take turns over the
+            batches, so that each task is predicted once.
+        temperature: divisor of the log probabilities.
         batches: the test tasks.
     """
     if path.exists():
@@ -84,7 +84,12 @@ def _scored(predicts: Sequence[Predict], temperature: float, batches: Iterable[E
 
 
 def _scores(log_probs: Tensor, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
-    """Accuracy [T], NLL [T] and bin sums [T, B, 3] of log probabilities [T, Q, C]."""
+    """Return accuracy [tasks], NLL [tasks] and sums over confidence bins [tasks, bins, 3].
+
+    Args:
+        log_probs: predicted log probabilities [tasks, queries, classes].
+        episodes: the tasks, with query labels.
+    """
     labels, mask = episodes.query_y, episodes.query_mask
     hits = (log_probs.argmax(-1) == labels).to(log_probs.dtype)
     log_prob = log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)

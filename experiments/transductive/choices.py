@@ -1,4 +1,4 @@
-"""What is chosen on validation classes: one candidate of every method, and one temperature."""
+"""Choice of the settings and the temperature of a method on validation classes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pyro_metabayes.experiments.transductive.methods import Predict
 from pyro_metabayes.recalibration.temperature import fitted_temperature
 from pyro_metabayes.storage.checkpoint import write_atomically
 
-Answers = tuple[Tensor, Tensor]  # log probabilities [N, C] and labels [N] of the queries of all columns
+Answers = tuple[Tensor, Tensor]  # log probabilities [queries, classes] and labels [queries], over all columns
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings of a method on a bank.
+    """Chosen settings of a method on a bank (data set of features).
 
     Attributes:
         candidate: settings of the guide; empty for a trained method.
-        temperature: by which log probabilities are divided.
+        temperature: divisor of the log probabilities.
     """
 
     candidate: str
@@ -41,15 +41,15 @@ def chosen(
     columns: Sequence[Column],
     tasks: int,
 ) -> Choice:
-    """The most accurate candidate on validation tasks of all columns, at the temperature of its smallest NLL.
+    """Choose the most accurate candidate on validation tasks of all columns, and the temperature of its smallest NLL.
 
     Args:
         path: file that keeps the choice.
-        candidates: the candidates.
-        predict_of: what a candidate predicts with, in a column.
-        bank: the bank, whose validation classes are used.
-        columns: the columns; the tasks of all count the same.
-        tasks: tasks per column.
+        candidates: the candidates, each a text of settings of the guide.
+        predict_of: function that returns the predictor of a candidate in a column.
+        bank: the data set, whose validation classes are used.
+        columns: the columns of the tables; the tasks of all columns have the same weight.
+        tasks: number of tasks per column.
     """
     key = json.dumps([list(candidates), [column.name for column in columns], tasks])
     if path.exists() and (saved := json.loads(path.read_text()))["key"] == key:

@@ -1,4 +1,4 @@
-"""The columns of a comparison: kinds of tasks of a bank, the same tasks for every method."""
+"""The columns of the tables: kinds of tasks, such as 1-shot with balanced queries. All methods get the same tasks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pyro_metabayes.data.stream import TaskStream
 from pyro_metabayes.data.task_shape import TaskShape
 from pyro_metabayes.episodes import Episodes
 
-BATCH = 32  # tasks
-SEED = 0  # of the tasks
-MARGINAL_TASKS = 640  # from which realised marginals are computed
+BATCH = 32  # tasks per batch
+SEED = 0  # seed of the tasks
+MARGINAL_TASKS = 640  # number of tasks from which mean class shares are computed
 
 
 @dataclass(frozen=True)
 class Column:
-    """Tasks of one shape.
+    """Column of the tables: tasks of one shape.
 
     Attributes:
-        name: of the column.
-        shape: way, shots, queries and their marginal.
+        name: title of the column.
+        shape: way, shots, number of queries and their class marginal.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Column:
         return not self.shape.query_concentration
 
     def tasks(self, bank: Bank, split: str, number: int) -> Iterator[Episodes]:
-        """Tasks 0, ..., number - 1 of a split, in batches."""
+        """Yield the tasks 0, ..., number - 1 of a split, in batches."""
         stream = TaskStream(BankSampler(bank).sampler(split, self.shape), SEED, split)
         for start in range(0, number, BATCH):
             yield stream.batch(start, min(start + BATCH, number))
 
     def marginal(self, bank: Bank) -> list[float]:
-        """Shares of the classes among the queries of a test task, from the most to the least frequent; means."""
+        """Return mean shares of the classes among the queries of test tasks, from the most to the least frequent."""
         counts = [
             torch.nn.functional.one_hot(episodes.query_y, self.shape.way).sum(1)
             for episodes in self.tasks(bank, "test", MARGINAL_TASKS)
@@ -52,7 +52,7 @@ class Column:
 
 
 def columns_of(study: Mapping[str, Any], bank: str) -> list[Column]:
-    """The columns of a bank; it names those that it has too few inputs for."""
+    """Return the columns of a bank (data set), without the columns for which the bank has too few inputs."""
     of_bank = study["banks"][bank]
     return [
         Column(name, TaskShape(query=of_bank["query"], **settings))

@@ -1,4 +1,4 @@
-"""All methods on one bank: choices on validation classes, scores on test classes."""
+"""Comparison of all methods on one bank (data set): choices on validation classes, scores on test classes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pyro_metabayes.experiments.transductive.methods import Method, Predict, pre
 
 @dataclass(frozen=True)
 class Scored:
-    """The results of a bank.
+    """Results of all methods on one bank (data set). A column of the tables is a kind of tasks, such as 1-shot tasks.
 
     Attributes:
-        cells: by method and column.
-        choices: by method.
-        marginals: shares of the classes in the columns whose queries are not balanced.
+        cells: scores by method and column.
+        choices: chosen settings by method.
+        marginals: mean shares of the classes among the queries, for each column with imbalanced queries.
     """
 
     cells: Mapping[str, Mapping[str, Cell]]
@@ -37,19 +37,19 @@ def bank_file(folder: Path, name: str) -> Path:
 
 
 def file_name(name: str) -> str:
-    """The name of a method or column as that of a file."""
+    """Convert the name of a method or column to a file name."""
     return re.sub(r"[^a-z0-9.=]+", "_", name.lower())
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison on one bank.
+    """Comparison of all methods on one bank (data set).
 
     Attributes:
-        folder: of all results, which are kept there.
-        name: of the bank.
-        study: the specification.
-        rows: the trained learners, by label.
+        folder: folder that keeps all results.
+        name: name of the bank.
+        study: content of conf/study/transductive.yaml.
+        rows: rows of the study with the trained learners, by label.
         most_tasks: upper limit of all numbers of tasks.
     """
 
@@ -60,7 +60,10 @@ class Comparison:
     most_tasks: int
 
     def run(self, methods: Sequence[Method]) -> Scored:
-        """Scores of all methods in all columns; a method that is told the balance has the balanced ones only."""
+        """Choose the settings of all methods on validation classes, and score the methods on all kinds of test tasks.
+
+        A method that assumes balanced queries is scored on tasks with balanced queries only.
+        """
         bank, columns = features.load(str(bank_file(self.folder, self.name))), columns_of(self.study, self.name)
         cells, choices = {}, {}
         for method in methods:
@@ -98,7 +101,7 @@ class Comparison:
         )
 
     def _predicts(self, method: Method, candidate: str, bank: Bank, column: Column) -> list[Predict]:
-        """One for each training run; one alone of a method without training."""
+        """Return one predictor per training run; a single predictor for a method without training."""
         if method.trained:
             return [predict_of(each) for each in trained(self.rows[method.trained], self.folder, method.changes)]
         return [predict_of(untrained(method.shown(candidate, column.shape.shot), bank, column.shape.way))]

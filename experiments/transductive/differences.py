@@ -1,4 +1,4 @@
-"""Paired differences between our method and the best of the others, and what counts as level."""
+"""Paired differences between our method and the best peer, and the limits within which both count as level."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy as np
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.transductive.cells import Cell
 
-POINTS, NATS = -0.5, 0.01  # level: the interval of the accuracy lies above, that of the NLL below
+# Ours counts as level if the interval of its difference in accuracy is above POINTS, or in NLL below NATS.
+POINTS, NATS = -0.5, 0.01
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Ours less a peer's, over the tasks that both have answered.
+    """Score of our method minus the score of a peer, over the tasks that both have predicted.
 
     Attributes:
         peer: name of the peer.
-        mean: percentage points of accuracy, or nats per query.
+        mean: mean difference, in percentage points of accuracy or nats per query.
         ci95: half width of the 95% interval over tasks.
         tasks: number of tasks.
-        seeds: lowest and highest mean of a training run.
+        seeds: lowest and highest mean difference over training runs.
     """
 
     peer: str
@@ -39,7 +40,13 @@ class Difference:
 
 
 def to_best(ours: Cell, peers: Mapping[str, Cell], score: str) -> Difference:
-    """The difference to the peer that is best in `score`, accuracy or nll, on the tasks that it shares with ours."""
+    """Return the difference between our method and the best peer, on the tasks that both have predicted.
+
+    Args:
+        ours: scores of our method.
+        peers: scores of each peer, by name.
+        score: the compared score, accuracy or nll.
+    """
     factor, sign = (100.0, 1) if score == "accuracy" else (1.0, -1)
     found = [_difference(ours, name, peer, score, factor) for name, peer in peers.items()]
     return min(found, key=lambda difference: sign * difference.mean)

@@ -1,4 +1,4 @@
-"""The methods of a comparison, and functions from tasks without query labels to log probabilities."""
+"""The methods of experiments.transductive, and their predictors: functions from tasks to log probabilities."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from pyro_metabayes.models.backbones.identity import Backbone as Features
 from pyro_metabayes.prediction.averages import log_mean_exp
 from pyro_metabayes.seeding import noise_of
 
-SAMPLES = 30  # of a posterior; a point estimate has one
-MANY = 5  # shots from which the settings of `many` hold
-Predict = Callable[[Observed], Tensor]  # log p(y = c | x) [T, Q, C] in nats
+SAMPLES = 30  # number of draws from a posterior; a point estimate has one
+MANY = 5  # number of shots from which on the settings `Method.many` apply
+Predict = Callable[[Observed], Tensor]  # predictor; returns log p(y = c | x) [tasks, queries, classes] in nats
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the comparison.
+    """Method, i.e. a row of the tables.
 
     Attributes:
-        name: of the row.
-        known: whether it is told that the queries are balanced; it then has no column with other marginals.
-        candidates: settings of untrained guides, of which the most accurate on validation classes is taken.
-        tempered: whether a temperature is fitted on validation classes. Learners trained for the NLL need none,
-            and rows of published settings have none.
+        name: name of the row.
+        known: whether the method assumes balanced queries. It is then scored on balanced queries only.
+        candidates: settings of untrained guides; the most accurate on validation classes are chosen.
+        tempered: whether a temperature is fitted on validation classes. Learners trained for the NLL need no
+            temperature, and rows with published settings have no temperature.
         many: further settings from MANY shots on.
-        trained: label of the trained row of the study, in place of candidates.
-        changes: settings of its guide that differ from the training.
-        tasks: most test tasks per column, of a slow method; 0: all.
-        ours: whether it is compared with the best peer.
-        peer: whether ours is compared with it.
+        trained: label of the row of the study that trains the learner; instead of candidates.
+        changes: settings of the guide that differ from the training.
+        tasks: upper limit of the number of test tasks per column, for a slow method; 0: no limit.
+        ours: whether the method is ours, and compared with the best peer.
+        peer: whether our methods are compared with this method.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Method:
     peer: bool = True
 
     def shown(self, candidate: str, shot: int) -> str:
-        """The settings of a candidate for a number of shots."""
+        """Return the settings of a candidate for tasks with `shot` shots."""
         return f"{candidate} {self.many}".strip() if shot >= MANY else candidate
 
 
 def untrained(settings: str, bank: Bank, way: int) -> MetaLearner:
-    """The learner of `experiments.run data=features SETTINGS train.steps=0` on a bank."""
+    """Build the learner of `experiments.run data=features SETTINGS train.steps=0` on a bank (data set)."""
     config = _config(f"data=features task.way={way} {settings}")
     learner = build_learner(config, bank, BankSampler(bank), None)
     start_at(learner, config.init)
@@ -81,7 +81,7 @@ def _config(settings: str) -> Config:
 
 
 def trained(row: Row, folder: Path, changes: Mapping[str, Any]) -> list[MetaLearner]:
-    """The learners of all seeds of a row, with changed settings of the guide."""
+    """Load the trained learners of all seeds of a row, with changed settings of the guide."""
     return [_changed(MetaLearner.load(row.folder(folder, seed)), changes) for seed in range(row.seeds)]
 
 
@@ -94,7 +94,7 @@ def _changed(learner: MetaLearner, changes: Mapping[str, Any]) -> MetaLearner:
 
 
 def predict_of(learner: MetaLearner, samples: int = SAMPLES) -> Predict:
-    """Log probabilities of the posterior predictive; deterministic."""
+    """Return the predictor of a learner: log probabilities of its posterior predictive, with fixed random numbers."""
 
     @torch.no_grad()
     def predict(observed: Observed) -> Tensor:

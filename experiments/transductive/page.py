@@ -1,4 +1,4 @@
-"""The page of a comparison: its tables stand between two marks, the text around them is kept."""
+"""Writes the tables of experiments.transductive between two marks of a page, and keeps the text around them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from pyro_metabayes.experiments.transductive.tables import count_rows, query_row
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 MARK, END = "<!-- experiments.transductive -->", "<!-- end -->"
-FIRST = "1-shot"  # the column of the table of what is due to the queries
+FIRST = "1-shot"  # the column whose accuracies show the effect of the queries
 
 
 def write_page(
     path: Path, study: Mapping[str, Any], methods: Sequence[Method], scored: Mapping[str, Scored], rows: Sequence[Row]
 ) -> None:
-    """Replace the tables of a page; a page that does not exist has nothing else."""
+    """Replace the tables of a page, or create a page that has only the tables.
+
+    Args:
+        path: the page.
+        study: content of conf/study/transductive.yaml.
+        methods: the methods.
+        scored: the results by bank (data set).
+        rows: the rows of the study, whose commands are listed.
+    """
     text = path.read_text() if path.exists() else f"{MARK}\n{END}\n"
     before, _, rest = text.partition(MARK)
     tables = "\n\n".join([*_summary(methods, scored), *_sections(study, methods, scored), commands(rows)])
@@ -32,9 +40,9 @@ def write_page(
 def _summary(methods: Sequence[Method], scored: Mapping[str, Scored]) -> list[str]:
     cells = {bank: each.cells for bank, each in scored.items()}
     return [
-        "In how many columns our method is best or level with the best peer that has been told the same:",
+        "Number of columns in which our method is best, or level with the best peer that assumes the same marginal:",
         markdown_table(count_rows(cells, methods)),
-        f"What is due to the queries: accuracy of 5-way {FIRST} tasks with balanced queries, per cent.",
+        f"Effect of the queries: accuracy of 5-way {FIRST} tasks with balanced queries, per cent.",
         markdown_table(query_rows(cells, FIRST)),
     ]
 

@@ -1,4 +1,4 @@
-"""The tables of a comparison, in Markdown."""
+"""Tables of experiments.transductive, in Markdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_metabayes.experiments.transductive.choices import Choice
 from pyro_metabayes.experiments.transductive.differences import Difference, to_best
 from pyro_metabayes.experiments.transductive.methods import Method
 
-Cells = Mapping[str, Mapping[str, Cell]]  # by method, then column
+Cells = Mapping[str, Mapping[str, Cell]]  # scores by method, then column
 TableRow = dict[str, str]
 ECE_COLUMNS = ("1-shot", "5-shot", "1-shot, Dirichlet(2)", "5-shot, Dirichlet(2)")
 ONE_STEP = ("class_means", "soft_kmeans, one step", "soft_kmeans", "sib", "amortized_em")
@@ -24,19 +24,23 @@ ONE_STEP = ("class_means", "soft_kmeans, one step", "soft_kmeans", "sib", "amort
 def section_of(
     bank: str, title: str, methods: Sequence[Method], cells: Cells, choices: Mapping[str, Choice], marginals: str
 ) -> str:
-    """The section of a bank: what is told the balance, what is not, differences, calibration and cost, settings."""
+    """Return the section of a bank (data set) in Markdown.
+
+    Its tables are the scores of methods that assume balanced queries, the scores of other methods, differences from the
+    best peer, calibration and cost, and the chosen settings.
+    """
     known = [method for method in methods if method.known]
     unknown = [method for method in methods if not method.known]
     parts = [
         f"## {bank}\n\n{title}",
-        "Told that the queries are balanced: accuracy, per cent, and NLL, nats per query.",
+        "Methods that assume balanced queries: accuracy, per cent, and NLL, nats per query.",
         markdown_table([_both(method.name, cells[method.name]) for method in known]),
-        "Not told the class marginal: accuracy, per cent.",
+        "Methods without a known class marginal: accuracy, per cent.",
         markdown_table([_accuracies(method.name, cells[method.name]) for method in unknown]),
-        "The same: NLL, nats per query.",
+        "Methods without a known class marginal: NLL, nats per query.",
         markdown_table([_nlls(method.name, cells[method.name]) for method in unknown]),
-        "Ours less the best peer in that column, on the same tasks, with 95% intervals over tasks; in brackets the "
-        "range over training runs.",
+        "Our method minus the best peer in the column, on the same tasks, with 95% intervals over tasks; in brackets "
+        "the range over training runs.",
         markdown_table(difference_rows(methods, cells)),
         "Expected calibration error, and CPU time of a 5-way 1-shot task.",
         markdown_table([_calibration(method.name, cells[method.name]) for method in methods]),
@@ -76,7 +80,7 @@ def _ece(cell: Cell) -> float:
 
 
 def _settings(method: Method, choice: Choice) -> str:
-    """The settings of a method as an item of a list."""
+    """Format the chosen settings of a method as an item of a Markdown list."""
     changes = [f"`guide.{name}={value}`" for name, value in method.changes.items()]
     settings = f"`{choice.candidate}`" if choice.candidate else ", ".join(["trained as below", *changes])
     more = f"; from 5 shots also `{method.many}`" if method.many else ""
@@ -88,7 +92,10 @@ Pair = tuple[str, str, Difference, Difference]  # method, column, and difference
 
 
 def pairs_of(methods: Sequence[Method], cells: Cells) -> list[Pair]:
-    """Our methods in all columns beside the best peer that has been told the same."""
+    """Compare each of our methods with the best peer, in each column (kind of tasks).
+
+    Peers are methods that make the same assumption about the class marginal of the queries.
+    """
     found = []
     for own in (method for method in methods if method.ours):
         peers = [method.name for method in methods if method.peer and not method.ours and method.known == own.known]
@@ -125,7 +132,11 @@ def _verdict(accuracy: Difference, nll: Difference) -> str:
 
 
 def count_rows(banks: Mapping[str, Cells], methods: Sequence[Method]) -> list[TableRow]:
-    """In how many columns each of our methods is best or level, by bank."""
+    """Count the kinds of tasks in which each of our methods is better than the best peer or level with it.
+
+    Returns:
+        A table with one row per bank (data set) and method of ours.
+    """
     rows = []
     for bank, cells in banks.items():
         pairs = pairs_of(methods, cells)
@@ -144,7 +155,10 @@ def count_rows(banks: Mapping[str, Cells], methods: Sequence[Method]) -> list[Ta
 
 
 def query_rows(banks: Mapping[str, Cells], column: str) -> list[TableRow]:
-    """Accuracy in one column, from class means to the learned steps: what is due to the queries."""
+    """Return a table of accuracies on one kind of tasks, from class means to guides that use the queries.
+
+    The increase along a row is the effect of the queries. There is one row per bank (data set).
+    """
     return [
         {"bank": bank, **{name: per_cent(float(cells[name][column].accuracy.mean())) for name in ONE_STEP}}
         for bank, cells in banks.items()
