@@ -63,7 +63,7 @@ UNKNOWN = {
     "guide.foo=1": "unknown key 'guide.foo'; guide=sib takes: num_steps",
     "guide.num_step=1": "did you mean 'guide.num_steps'?",
     "guide._target_=os.system": "expected guide._target_ to be a dotted name under models., guides.",
-    "guide._target_=guides.nope.Guide": "no module 'guides.nope'",
+    "guide._target_=guides.nope.Guide": "found no 'guides.nope'; fix the name",
     "guide._target_=guides.sib.Nope": "no 'Nope' in guides.sib",
     "train.learning_rates.nope=1": "no parameter 'nope' for train.learning_rates; there are: model.head",
     "train": "expected NAME=VALUE, got 'train'; write train=VALUE",
@@ -82,7 +82,7 @@ WRONG_TYPE = {
     "backbone.frozen=maybe": "expected backbone.frozen to be true or false, got 'maybe'",
 }
 WRONG_VALUE = {
-    "task.way=1": "expected way >= 2, shot >= 1 and query >= 1",
+    "task.way=1": "expected task.way >= 2, task.shot >= 1 and task.query >= 1",
     "task.way=100": "expected at least task.way=100 classes in the train split, got 19",
     "task.way=6": "expected at least task.way=6 classes in the val split, got 5",
     "task.shot=100": "expected at least task.shot + task.query = 115 inputs in every class",
@@ -165,9 +165,9 @@ NUMBERS = {
     "data=sine_and_line data.fewest=2 task.shot=1 guide=leo_regression": "expected data.fewest <= task.shot, got 2",
     "data=sine_and_line guide=leo_regression guide.num_hidden=-1": "expected guide.num_hidden, encoder_penalty >= 0",
     "guide=leo_regression model.dropout=1": "expected 0 <= model.dropout < 1, got 1",
-    "guide=mc task.way=2": "expected way=1 (labels are numbers), shot >= 0 and query >= 1, got way 2, shot",
-    "guide=mc task.query=0": "expected way=1 (labels are numbers), shot >= 0 and query >= 1",
-    "guide=mc task.shot=-1": "expected way=1 (labels are numbers), shot >= 0 and query >= 1",
+    "guide=mc task.way=2": "expected task.way=1 (labels are numbers), task.shot >= 0 and task.query >= 1, got way 2",
+    "guide=mc task.query=0": "expected task.way=1 (labels are numbers), task.shot >= 0 and task.query >= 1",
+    "guide=mc task.shot=-1": "expected task.way=1 (labels are numbers), task.shot >= 0 and task.query >= 1",
     "guide=mc data.scale=0": "expected num_features, num_targets >= 1 and finite scale, noise > 0, got",
     "guide=mc data.noise=nan": "expected data.noise to be of type finite float, got nan",
     "guide=mc model.noise=0": "expected model.noise > 0, got 0",
@@ -196,7 +196,7 @@ def test_sib_needs_a_start_where_there_are_no_prototypes() -> None:
     ("argument", "message"),
     [
         ("task.shot=1", "expected task.shot=0 for tasks without labels, got 1"),
-        ("task.way=2", "expected way=1 (labels are numbers)"),
+        ("task.way=2", "expected task.way=1 (labels are numbers)"),
         ("data.slope_scale=0", "expected finite settings, scale and slope_scale > 0, got"),
     ],
 )

@@ -489,7 +489,7 @@ def test_parts_are_names_settings_classes_or_objects() -> None:
 
 
 def test_parts_that_cannot_be_built_are_refused() -> None:
-    with refuses(r"^no module 'guides\.sibb', which guide\._target_ names$"):
+    with refuses(r"^expected guide\._target_ in an existing module, found no 'guides\.sibb'; fix the name$"):
         plain(guide="sibb")
     with refuses(r"to be a dotted name under models\., guides\., pyro_metabayes\., got 3$"):
         plain(guide={"_target_": 3})
@@ -504,7 +504,7 @@ def test_parts_that_cannot_be_built_are_refused() -> None:
             plain(guide=guide)
     with refuses(r"^expected features \[N, D\] of inputs \[N, 3, 8, 8\], got \[1, 4, 6, 6\] for N = 1; end .*$"):
         plain(nn.Conv2d(3, 4, 3), input_shape=[3, 8, 8])
-    with refuses(r"^expected a backbone of inputs \[N, 7\], got the error mat1 and mat2 .*$"):
+    with refuses(r"^expected the backbone to accept inputs \[N, 7\], got the error: mat1 and mat2 .*$"):
         plain(input_shape=[7])
     with refuses(r"^expected batch norm with running statistics in the backbone, .* use nn\.GroupNorm$"):
         plain(nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4, track_running_stats=False)))

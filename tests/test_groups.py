@@ -339,7 +339,7 @@ SETTINGS = {
     "data.path=t.csv data.train=0": "expected shares train > 0, val >= 0 and train + val <= 1, got train=0.0",
     "data.path=t.csv data.train=0.9": "expected groups for test, got none of 2; change data.train and data.val",
     "data.path=t.csv data.group=null": "expected one column 'null' in t.csv, got none; there are: who, a, y",
-    "data.path=t.csv task.way=2": "expected way=1 (labels are numbers)",
+    "data.path=t.csv task.way=2": "expected task.way=1 (labels are numbers)",
     "data.table=nope": "groups/nope.csv",
 }
 

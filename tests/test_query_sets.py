@@ -133,7 +133,7 @@ def test_a_bank_too_small_for_the_largest_count_says_so() -> None:
     ("sizes", "shape", "message"),
     [
         ([15] * 6, {}, "task.way * task.query = 75 inputs beside the support set in any 5 classes of the train split"),
-        ([90, 90, 4, 4, 4, 4, 4], {"shot": 3}, "got 5 in the smallest; lower task.shot or task.query"),
+        ([90, 90, 4, 4, 4, 4, 4], {"shot": 3}, "got 5 in the smallest classes; lower task.shot or task.query"),
         ([90, 90, 90, 90, 2, 90], {"shot": 3}, "at least task.shot = 3 inputs in every class of the train split"),
         ([90, 90, 90, 90, 12, 90], {"query_balanced": 0.5}, "task.shot + task.query = 16 inputs in every class of the"),
     ],

@@ -235,9 +235,9 @@ def test_gaussian_classes_have_the_documented_moments() -> None:
         (lambda: SpinningLines(slope_scale=0.0), "scale and slope_scale > 0"),
         (lambda: SpinningLines(loc=math.inf), "expected finite settings"),
         (lambda: GaussianFeatures(noise=0.0), "noise > 0"),
-        (lambda: LinearGaussian().sampler("train", TaskShape(5, 1, 15)), r"expected way=1 \(labels are numbers\)"),
-        (lambda: LinearGaussian().sampler("train", TaskShape(1, -1, 15)), "shot >= 0 and query >= 1"),
-        (lambda: SpinningLines().sampler("train", TaskShape(1, 0, 0)), "shot >= 0 and query >= 1"),
+        (lambda: LinearGaussian().sampler("train", TaskShape(5, 1, 15)), r"task\.way=1 \(labels are numbers\)"),
+        (lambda: LinearGaussian().sampler("train", TaskShape(1, -1, 15)), "task.shot >= 0 and task.query >= 1"),
+        (lambda: SpinningLines().sampler("train", TaskShape(1, 0, 0)), "task.shot >= 0 and task.query >= 1"),
         (lambda: SpinningLines().sampler("train", TaskShape(1, 1, 8)), "expected task.shot=0 .* got 1"),
     ],
 )
