@@ -168,7 +168,7 @@ NUMBERS = {
     "guide=mc task.way=2": "expected task.way=1 (labels are numbers), task.shot >= 0 and task.query >= 1, got way 2",
     "guide=mc task.query=0": "expected task.way=1 (labels are numbers), task.shot >= 0 and task.query >= 1",
     "guide=mc task.shot=-1": "expected task.way=1 (labels are numbers), task.shot >= 0 and task.query >= 1",
-    "guide=mc data.scale=0": "expected num_features, num_targets >= 1 and finite scale, noise > 0, got",
+    "guide=mc data.scale=0": "expected num_features >= 1, num_targets >= 1, and finite scale > 0 and noise > 0",
     "guide=mc data.noise=nan": "expected data.noise to be of type finite float, got nan",
     "guide=mc model.noise=0": "expected model.noise > 0, got 0",
     "guide=mc model.observe=nothing": "expected model.observe to be one of query, support, all, got 'nothing'",
@@ -197,7 +197,7 @@ def test_sib_needs_a_start_where_there_are_no_prototypes() -> None:
     [
         ("task.shot=1", "expected task.shot=0 for tasks without labels, got 1"),
         ("task.way=2", "expected task.way=1 (labels are numbers)"),
-        ("data.slope_scale=0", "expected finite settings, scale and slope_scale > 0, got"),
+        ("data.slope_scale=0", "expected finite settings, scale > 0 and slope_scale > 0, got"),
     ],
 )
 def test_what_spinning_lines_cannot_be_is_refused(argument: str, message: str) -> None:
@@ -264,7 +264,7 @@ BAD_ARRAYS = {
         "expected at least one row of features in bad.npz, got none",
     ),
     "labels of another length": ({"labels": np.arange(5)}, "expected features [N, D], labels [N] and split [N]"),
-    "one class": ({"labels": np.zeros(CLASSES * ROWS, int)}, "expected classes in every split, got none in"),
+    "one class": ({"labels": np.zeros(CLASSES * ROWS, int)}, "expected classes in every split of bad.npz, got none in"),
 }
 
 
@@ -287,7 +287,7 @@ def test_a_file_of_something_else_is_refused(suffix: str, content: bytes) -> Non
 def test_a_truncated_file_is_refused(share: float, features: Path) -> None:
     whole = features.read_bytes()
     Path("cut.npz").write_bytes(whole[: int(share * len(whole))])
-    assert "the file may be truncated: write the file again" in error_of(*on_features(Path("cut.npz")))
+    assert "write the file again, since it may be truncated" in error_of(*on_features(Path("cut.npz")))
 
 
 def test_a_file_that_is_not_there_is_refused() -> None:

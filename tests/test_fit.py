@@ -403,9 +403,9 @@ def test_tasks_that_are_none_are_refused() -> None:
     learner = SAVI.learner()
     with refuses(r"^expected train to be a TaskStream, .* got an object of type int; .*$"):
         fit(learner, 3, val(), steps=1)
-    with refuses(r"^expected val to be a TaskStream, Episodes or a list of Episodes, with tasks, got .* function; .*$"):
+    with refuses(r"^expected val to be a TaskStream, .* with at least one task, got .* function; .*$"):
         fit(learner, WatchedStream(), made, steps=1)
-    with refuses(r"^expected val with tasks of one number of classes, got \[3, 4\]; pass one list each$"):
+    with refuses(r"^expected tasks of one number of classes in val, got \[3, 4\] classes; pass one list for each$"):
         fit(learner, WatchedStream(), [random_tasks(2), random_tasks(2, way=4)], steps=1)
     with refuses(r"^expected batches of type Episodes from train, got an object of type int as batch 0$"):
         fit(learner, lambda number: number, val(), steps=1)
@@ -794,7 +794,7 @@ def test_listed_labels_have_to_be_those_of_the_items() -> None:
     short.targets = short.targets[:-1]
     first.targets = [9, *first.targets[1:]]
     later.targets = [*later.targets[:14], 0, *later.targets[15:]]  # item 14 is of class 8
-    with refuses(r"^expected a label for each of the 60 items in the targets .* of the dataset, got 59; .*$"):
+    with refuses(r"^expected one label for each of the 60 items in `targets` .* of the dataset, got 59 labels; .*$"):
         Bank.from_dataset(short, SPLITS)
     with refuses(r"^expected item 0 of the dataset to have the label 9, .*, got 0; .*$"):
         Bank.from_dataset(first, SPLITS)

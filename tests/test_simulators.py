@@ -228,11 +228,11 @@ def test_gaussian_classes_have_the_documented_moments() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LinearGaussian(num_features=0), "num_features, num_targets >= 1"),
-        (lambda: LinearGaussian(num_targets=0), "num_features, num_targets >= 1"),
-        (lambda: LinearGaussian(scale=math.nan), "finite scale, noise > 0"),
-        (lambda: LinearGaussian(noise=-1.0), "finite scale, noise > 0"),
-        (lambda: SpinningLines(slope_scale=0.0), "scale and slope_scale > 0"),
+        (lambda: LinearGaussian(num_features=0), "num_features >= 1, num_targets >= 1"),
+        (lambda: LinearGaussian(num_targets=0), "num_features >= 1, num_targets >= 1"),
+        (lambda: LinearGaussian(scale=math.nan), "finite scale > 0 and noise > 0"),
+        (lambda: LinearGaussian(noise=-1.0), "finite scale > 0 and noise > 0"),
+        (lambda: SpinningLines(slope_scale=0.0), "scale > 0 and slope_scale > 0"),
         (lambda: SpinningLines(loc=math.inf), "expected finite settings"),
         (lambda: GaussianFeatures(noise=0.0), "noise > 0"),
         (lambda: LinearGaussian().sampler("train", TaskShape(5, 1, 15)), r"task\.way=1 \(labels are numbers\)"),
