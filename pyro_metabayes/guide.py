@@ -120,7 +120,7 @@ class Guide(Recorded, Program):
         if got != expected:
             raise UsageError(
                 f"expected the guide's distribution to have batch shape {list(expected[0])} and event shape "
-                f"{list(expected[1])}, got {list(got[0])} and {list(got[1])}; change it with .to_event() or event_dim"
+                f"{list(expected[1])}, got {list(got[0])} and {list(got[1])}; fix them with .to_event() or event_dim"
             )
 
     def forward(self, data: Observed, kl_weight: float = 1.0) -> None:

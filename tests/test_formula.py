@@ -42,7 +42,7 @@ REFUSED = {
     "y ~ x + * (1 | g)": "expected data.formula like",
     "y ~ x + (1 | a/b)": "the model has effects of one grouping only; write + a + (... | b), in which a is a factor",
     "y ~ x + (1 | a:b)": "expected one column of groups in (1 | a:b), got groups of several columns",
-    "y ~ (1 | a) + (1 | b)": "expected one term (effects | group) in data.formula, got (1 | a) and (1 | b), crossed or",
+    "y ~ (1 | a) + (1 | b)": "expected one term (effects | group) in data.formula, got (1 | a) and (1 | b): crossed or",
     "y ~ x + (1 | g) + (0 + x | g)": "got (1 | g) and (0 + x | g): uncorrelated effects; write one of them with all",
     "y ~ x + (x || g)": "expected one bar in (x || g), got two (uncorrelated effects); write one bar and set prior=",
     "y ~ x:z + x + (1 | g)": "expected 'z' among the predictors beside",
@@ -109,7 +109,7 @@ OTHERS = {
     "data.formula=y ~ x + (1 | g);data.weights=y": "to name each column once, got 'y' twice",
     "data.formula=y ~ x + (1 | g);data.group=g": "expected data.formula or data.group, got both; remove one of them",
     "data.formula=y ~ x + (1 | g);data.predictors=[z]": "expected data.formula or data.predictors, got both",
-    "data.formula=y ~ x + offset(z) + (1 | g);data.offset=n": "expected one offset, got data.offset=n beside",
+    "data.formula=y ~ x + offset(z) + (1 | g);data.offset=n": "expected one offset, got data.offset=n and another in",
     "data.group=[a,g];data.response=y": "in data.group, got a and g, whose groups are nested: the model has effects of "
     "one grouping only; name the smaller groups, and add the larger ones to data.predictors as a factor",
     "data.group=[a,b];data.response=y": "in data.group, got a and b, whose groups are crossed: the model has",

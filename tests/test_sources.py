@@ -399,7 +399,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "mixed sizes, packed": (
         tiered_imagenet,
         changed_pickle(packed, "val_images_png.pkl", list=PNG * 3),
-        "only images of 84 x 84 in .*, got number 3 of 80 x 84; download",
+        "only images of 84 x 84 pixels in .*, got item 3 of 80 x 84; download",
     ),
     "not bytes": (
         mini_imagenet,

@@ -33,7 +33,8 @@ class Bank(FromUsers):
     By default each class belongs to one split, so that test classes are not seen in training; see `division`.
 
     Args:
-        inputs: [M, *X]: float features, uint8 images [M, channels, height, width], or features that stay in their file.
+        inputs: [M, *X], *X being the shape of one input: float features, uint8 images [M, channels, height, width], or
+            features that stay in their file.
         class_sizes: [G], number of inputs of each class, in the order of the rows.
         splits: ids of the classes (0 to G - 1) of each split: train, val and test.
         class_names: [G], names of the classes.
@@ -88,11 +89,11 @@ class Bank(FromUsers):
         return torch.isin(self.labels, self.splits[split]).nonzero().squeeze(1)
 
     def answers(self, split: str) -> Tensor:
-        """Return a classifier's label of each class of a split: its index in the split, or among the shared classes."""
+        """Return the label of each class of a split for a classifier: the index among the (shared) classes."""
         return torch.arange(len(self.splits[split])) % (self.num_shared or max(len(self.splits[split]), 1))
 
     def fingerprint(self) -> str:
-        """Return a hash of inputs, classes and splits, for cache names; inputs that stay in a file are sampled."""
+        """Return a hash of inputs, classes and splits, for cache names; of inputs in a file, only some are hashed."""
         return self._fingerprint
 
     @cached_property
@@ -111,11 +112,13 @@ class Bank(FromUsers):
     def with_inputs(
         self, inputs: Tensor | StoredRows, views: Tensor | None = None, auxiliary: Mapping[str, Tensor] | None = None
     ) -> Bank:
-        """Return the bank with other inputs, one per row, such as features of the images; classes and splits stay."""
+        """Return a bank with the same classes and splits, but new inputs, one per row, such as features of images."""
         auxiliary = auxiliary or {}
         for name, rows in {"inputs": inputs, **auxiliary}.items():
             if len(rows) != len(self.inputs):
-                raise UsageError(f"expected {len(self.inputs)} {name}, one per row of the bank, got {len(rows)}")
+                raise UsageError(
+                    f"expected {len(self.inputs)} {name}, one per row of the bank, got {len(rows)}; pass one per row"
+                )
         return replace(self, inputs=inputs, views=views, auxiliary=auxiliary)
 
     def to(self, device: torch.device | str) -> Bank:
@@ -163,7 +166,7 @@ class Bank(FromUsers):
         """Return a bank from inputs in any order and their labels.
 
         Args:
-            inputs: [M, *X].
+            inputs: [M, *X], M inputs of shape *X.
             labels: [M], the label of each input.
             split_of_class: the labels of each split, or a function from all labels to them.
             class_names: names of the classes in increasing order of the labels; None: the labels.

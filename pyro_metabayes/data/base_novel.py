@@ -44,7 +44,7 @@ class BaseNovelSampler(BankSampler):
         if holdout_per_class < 2:
             raise UsageError(
                 "expected pretrain.holdout_per_class >= 2 for task.base_query, since validation and test need images "
-                f"of base classes, got {holdout_per_class}"
+                f"of base classes, got {holdout_per_class}; raise it"
             )
         holdout = held_out_rows(bank, holdout_per_class)
         self.training_bank = without_rows(bank, holdout)

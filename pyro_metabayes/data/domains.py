@@ -114,7 +114,7 @@ class DomainSampler:
         return self.bank.input_shape
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
-        """Return a function that draws BLOCK tasks of a split from a random generator.
+        """Return a function that draws a block of tasks of a split from a random generator.
 
         Raises:
             UsageError: the task shape has support points, or more queries than a domain has images.
@@ -143,7 +143,7 @@ class DomainSampler:
         if shape.way != self.bank.num_shared or shape.shot or shape.query < 1:
             raise UsageError(
                 f"expected task.way={self.bank.num_shared}, the classes that all domains share, task.shot=0 and "
-                f"task.query >= 1, got {shape}"
+                f"task.query >= 1, got {shape}; change task.*"
             )
         if shape.query_counts or shape.query_concentration:
             raise UsageError(

@@ -20,7 +20,7 @@ Change = Callable[[Tensor], Tensor]
 
 
 class StoredRows(Protocol):
-    """Inputs [M, *X] of a data set that are read row by row on the CPU, with the tensor methods that samplers use."""
+    """M inputs of shape *X that are read row by row on the CPU, with the tensor methods that samplers use."""
 
     device: torch.device
 
@@ -45,7 +45,7 @@ class StoredRows(Protocol):
 
 
 class MappedRows:
-    """Feature vectors [M, D] in a memory-mapped array, of which only the requested rows are read.
+    """M vectors of D features [M, D] in a memory-mapped array, of which only the requested rows are read.
 
     The class has the methods of a tensor that samplers use. The rows stay on the CPU, whatever the device of the run.
 

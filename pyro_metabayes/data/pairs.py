@@ -38,8 +38,8 @@ class Pairs:
         valid = partner.dtype.kind in "iu" and bool(((partner >= 0) & (partner < len(rows))).all())
         if not valid or (partner[partner] != rows).any() or (labels[partner] != labels).any():
             raise UsageError(
-                f"expected row numbers in 'partner' of {path}, mutual and within one class, got others; give both rows "
-                "of a pair the number of the other row, and a row without partner its own number"
+                f"expected 'partner' of {path} to pair rows of one class by their row numbers, got other numbers; give "
+                "each row of a pair the number of the other row, and a row without partner its own number"
             )
         order = labels.argsort(kind="stable")
         return cls(torch.from_numpy(order.argsort()[partner[order]]))

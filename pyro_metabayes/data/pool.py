@@ -18,8 +18,8 @@ class Pool:
     A view is an augmented copy of the N training inputs. Validation and test tasks use no views.
 
     Args:
-        inputs: all inputs of the bank, i.e. the data set. With V views: the training inputs and then each view, in one
-            tensor [(V + 1) N, *X].
+        inputs: all inputs of the bank, i.e. the data set. With V views: the N training inputs and then each view, in
+            one tensor [(V + 1) N, *X], where *X is the shape of one input.
         rows: with views, the row numbers [N] of the training inputs in the bank, in increasing order; else None.
     """
 
@@ -40,7 +40,7 @@ class Pool:
         return self.inputs.device
 
     def places(self, rows: Tensor, generator: Generator) -> Tensor:
-        """Convert row numbers of the bank to positions in the pool; each row gets a random augmented view, if any."""
+        """Convert row numbers of the bank to positions in the pool; if there are views, a random one is chosen."""
         if self.rows is None:
             return rows
         views = torch.randint(len(self.inputs) // len(self.rows), rows.shape, generator=generator)

@@ -25,7 +25,7 @@ class RowsOfTasks:
 
     Args:
         pool: the inputs of the split.
-        rows: the tasks, in which support_x [T, S] and query_x [T, Q] are positions in the pool.
+        rows: T tasks, in which support_x [T, S] and query_x [T, Q] are positions in the pool in place of inputs.
         device: device of the requested tasks.
     """
 
@@ -62,7 +62,7 @@ class BankSampler:
         return self.bank.input_shape
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
-        """Return a function that draws BLOCK tasks of a split from a random generator.
+        """Return a function that draws a block of tasks of a split from a random generator.
 
         Raises:
             UsageError: the split has too few classes, or too few inputs per class, for tasks of this shape.
@@ -70,7 +70,7 @@ class BankSampler:
         return self.rows_sampler(split, shape)
 
     def rows_sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], RowsOfTasks]:
-        """Return a function that draws BLOCK tasks, as `sampler` does, but with positions in a pool of inputs."""
+        """Return a function that draws a block of tasks, as `sampler` does, but with positions in a pool of inputs."""
         classes = self._classes(split, shape)
         sizes, starts = self.bank.class_sizes[classes], self.bank.class_starts[classes]
         number, pool = self._inputs_per_class(sizes, shape), Pool.of(self.bank, split)
@@ -155,7 +155,7 @@ def with_unknown(tasks: Episodes, inputs: Tensor) -> Episodes:
 
     Args:
         tasks: T tasks without unknown classes.
-        inputs: [T, U, *X], U additional queries per task.
+        inputs: [T, U, *X], U additional queries per task; *X is the shape of one input.
     """
     unknown = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
     return replace(

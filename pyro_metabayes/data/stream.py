@@ -44,7 +44,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class DrawsBlocks(Protocol):
-    """Source of tasks with a block size of its own."""
+    """Source of tasks that determines how many tasks are drawn together, i.e. form a block."""
 
     def block(self, split: str) -> int:
         """Return the number of tasks that are drawn together."""

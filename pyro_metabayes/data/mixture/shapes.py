@@ -58,7 +58,7 @@ def query_labels(shape: Shape, tasks: int, generator: Generator) -> Tensor:
 
 
 def support_mask(shape: Shape, tasks: int, generator: Generator) -> Tensor:
-    """Draw a mask [T, S] of the S support points in T tasks: all, or a random part with at least one per class."""
+    """Draw a mask [T, S] of S support points in T tasks: true for all, or for some with at least one per class."""
     mask = torch.ones(tasks, shape.way * shape.shot, dtype=torch.bool)
     if shape.shot == 1 or float(torch.rand((), generator=generator)) < 0.7:
         return mask

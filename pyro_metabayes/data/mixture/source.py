@@ -116,7 +116,10 @@ class Mixture:
         )
 
     def _of_bank(self, labels: Tensor, way: int, generator: Generator) -> Tensor | None:
-        """Draw points from a random data set, with one or several of its classes per label; None: it has too few."""
+        """Draw points from a random data set, one or several of whose classes form a class of the task.
+
+        None if the data set has too few classes.
+        """
         bank = self.banks[integer(len(self.banks), generator)]
         merged = 1 + integer(3, generator) if chance(0.3, generator) else 1
         return _rows_of_labels(bank, labels, way, merged, generator)
@@ -139,7 +142,8 @@ def skill_of(episodes: Episodes) -> float:
 def _rows_of_labels(bank: FeatureRows, labels: Tensor, way: int, merged: int, generator: Generator) -> Tensor | None:
     """Draw distinct points [T, N, D] with the given labels [T, N] from a feature data set.
 
-    Each label stands for at least `merged` random classes of the data set. None if it has too few classes.
+    A class of the task consists of at least `merged` random classes of the data set. The result is None if the data
+    set has too few classes.
     """
     counts = one_hot(labels, way).cumsum(1)
     rank = counts.gather(2, labels.unsqueeze(-1)).squeeze(-1) - 1

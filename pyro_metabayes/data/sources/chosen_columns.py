@@ -150,7 +150,7 @@ def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColu
     _check_names(own, names, once, {name for term in found for name in term})
     check_margins(found)
     if other := [name for name in texts if not any(name in term for term in found)]:
-        raise UsageError(f"expected data.factors to name some of data.predictors, got '{other[0]}'; add it there")
+        raise UsageError(f"expected data.factors to name some of data.predictors, got '{other[0]}'; add it to them")
     return ChosenColumns(header, of_group, response, dict(zip(names, found, strict=True)), own, texts, weights, offset)
 
 

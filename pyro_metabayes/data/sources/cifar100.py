@@ -115,8 +115,8 @@ def _archive_path() -> Path:
         refuse_unless_allowed("CIFAR-100", "data=cifar_fs", f"put {META} below a folder that METABAYES_DATA names")
     if path.is_file() and not vision.datasets.utils.check_integrity(str(path), source.tgz_md5):
         raise UsageError(
-            f"expected the md5 checksum {source.tgz_md5} of {path}, got another; the file is truncated or another "
-            "file: delete it to download it again"
+            f"expected the md5 checksum {source.tgz_md5} of {path}, got another: the file is truncated or a different "
+            "one; delete it to download it again"
         )
     if not path.is_file():
         try:
@@ -126,7 +126,7 @@ def _archive_path() -> Path:
         except (OSError, RuntimeError) as error:  # no network, or another file
             raise UsageError(
                 f"expected to download CIFAR-100 with the md5 checksum {source.tgz_md5}, got: {error}; try again, put "
-                f"{source.url} into {path.parent} yourself, or {META} below a folder that METABAYES_DATA names"
+                f"{source.url} into {path.parent} yourself, or put {META} below a folder that METABAYES_DATA names"
             ) from error
     return path
 

@@ -67,7 +67,7 @@ class Division:
             where: the file or folder, for messages.
 
         Raises:
-            UsageError: a split has no class, or the splits in the data do not divide what `by` says.
+            UsageError: a split has no class, or the splits that the data name contradict `by`.
         """
         if self.by == "none":
             return Divided(labels, {"train": np.arange(len(names))}, names)
@@ -84,7 +84,7 @@ class Division:
         return Divided(renumbered, splits, [names[index] for index in classes.tolist()])
 
     def bank(self, bank: Bank) -> Bank:
-        """Return a bank that records what was divided; if nothing was, all its splits have the training classes."""
+        """Record in a bank (data set) what was divided; with by="none" all its splits get the training classes."""
         splits = dict.fromkeys(SPLITS, bank.splits["train"]) if self.by == "none" else bank.splits
         return replace(bank, splits=splits, division=self.by)
 

@@ -73,7 +73,7 @@ def _check_names(arrays: Arrays, path: str) -> None:
     for name in ("features", "labels"):
         if name not in arrays:
             there = ", ".join(sorted(arrays)) or "none"
-            raise UsageError(f"expected an array '{name}' in {path}, got the arrays {there}; rename or add it")
+            raise UsageError(f"expected an array '{name}' in {path}, got {there}; rename or add it")
     lengths = {name: len(arrays[name]) if arrays[name].ndim else 0 for name in arrays if name in SHAPES}
     for name, length in lengths.items():
         if arrays[name].ndim != SHAPES[name] or length != lengths["features"]:
@@ -117,8 +117,8 @@ def unit_length(features: np.ndarray, numbers: np.ndarray, path: str) -> np.ndar
     largest = np.abs(rows).max(1, keepdims=True)
     if zero := int((largest == 0).sum()):
         raise UsageError(
-            f"expected feature vectors that can be scaled to unit length in {path}, got {zero} of {len(rows)} rows "
-            f"with zeros only; remove these rows (the first is row {numbers[largest.argmin()]})"
+            f"expected feature vectors that can be scaled to unit length in {path}, got {zero} of {len(rows)} that "
+            f"are all zero; remove them (the first is row {numbers[largest.argmin()]})"
         )
     rows = rows / largest  # so that the squares neither overflow nor underflow
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -39,8 +39,8 @@ def load(
         split [N], optional: train, val or test (not in .safetensors), or 0, 1 or 2; the same for all rows of a class
             unless the rows are divided.
         files [N], optional (not in a folder): names of the rows, for notes.
-        partner [N], optional: number of another row of the same object, or the row's own number if there is none. Both
-            rows of a task are then in the support set, or both in the query set.
+        partner [N], optional: number of another row of the same object, or the row's own number if there is none. A
+            task never has one of these two rows in its support set and the other one in its query set.
     A table (.parquet, .csv) has columns in place of arrays: `label`, `columns` and, optionally, `split` and `file`.
 
     Args:
@@ -57,7 +57,7 @@ def load(
     if user_path(path).suffix.lower() in TABLES:
         read, note = arrays_of(read, label, columns, path)
     elif label != LABEL or columns:
-        raise UsageError(f"expected a .parquet or .csv file for data.label and data.columns, got {path}; remove them")
+        raise UsageError(f"expected a .parquet or .csv file for data.label and data.columns, got {path}; remove these")
     return bank_of_arrays(read, division, path, note)
 
 

@@ -91,7 +91,9 @@ def _one_bar(bars: Sequence[str], formula: str) -> tuple[str, str]:
     """Return effects and group of the one term (effects | group); any other number of terms raises a UsageError."""
     shown = " and ".join(f"({bar.strip()})" for bar in bars)
     if not bars:
-        raise UsageError(f"expected a term (effects | group) in data.formula, as in '{EXAMPLE}', got '{formula}'")
+        raise UsageError(
+            f"expected a term (effects | group) in data.formula, as in '{EXAMPLE}', got '{formula}'; add such a term"
+        )
     if any("||" in bar for bar in bars):
         raise UsageError(
             f"expected one bar in {shown}, got two (uncorrelated effects); write one bar and set prior=gaussian"

@@ -50,7 +50,7 @@ class GaussianFeatures:
         return (self.num_features,)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """Return a function that draws BLOCK tasks from a generator; the points of a task are sorted by class."""
+        """Return a function that draws a block of tasks from a generator; the points of a task are sorted by class."""
         shape.check_classes(split)
 
         def draw(generator: Generator) -> Episodes:

@@ -117,7 +117,7 @@ class Groups:
         return estimation_errors(self.with_equal_precision(self.whole()), self.num_random, diagonal)
 
     def of_labels(self, fitted: MixedEffects) -> MixedEffects:
-        """Convert the log-likelihood of a fit to `with_equal_precision` data to that of the labels themselves."""
+        """Return a fit of `with_equal_precision` data with the log-likelihood of the labels before that conversion."""
         if not self.weighted:
             return fitted
         return replace(fitted, log_likelihood=fitted.log_likelihood + log_roots(self.whole()))

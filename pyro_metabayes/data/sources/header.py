@@ -67,7 +67,7 @@ def _text(name: Name) -> str:
 
 
 def header_of(path: Path, columns: Sequence[Name]) -> Header:
-    """Read the header of a CSV file with the separator that gives all these columns, else with that of most columns."""
+    """Read the header of a CSV file; the separator is the first that gives these columns, else that of most columns."""
     if not path.is_file():
         raise UsageError(f"expected a CSV file, found none at {path}; fix data.path")
     headers = [Header(path, separator, _first_row(path, separator)) for separator in SEPARATORS]

@@ -60,7 +60,7 @@ class LinearGaussian:
         return posterior_of_rows(prior, *points, self.noise)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """Return a function that draws BLOCK tasks from a generator; task.shot and task.query are numbers per task."""
+        """Return a function that draws a block of tasks from a generator; task.shot, task.query: points per task."""
         check_regression(split, shape)
 
         def draw(generator: Generator) -> Episodes:

@@ -50,7 +50,7 @@ def linked_folders(folder: Path) -> list[Path]:
 
 
 def lines_of(file: Path) -> list[str]:
-    """Return the stripped lines of a text file without blank ones, read as UTF-16 if marked as such, else as UTF-8."""
+    """Return the non-blank lines of a text file, read as UTF-16 if it has that byte order mark, else as UTF-8."""
     content = file.read_bytes()
     utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if utf_16 else "utf-8-sig", errors="replace")

@@ -74,7 +74,9 @@ def _of_table(table: Path, size: int) -> Part:
                 f"expected lines of filename,label in {table}, got another format ({error}); copy it again"
             ) from None
     if not lines or lines[0] != ["filename", "label"] or any(len(line) != 2 for line in lines):
-        raise UsageError(f"expected a header filename,label and such lines in {table}, got others; copy it again")
+        raise UsageError(
+            f"expected a header filename,label and two cells per line in {table}, got another format; copy it again"
+        )
     label_of = {table.parent / "images" / plain_name(name, table): label for name, label in lines[1:]}
     if missing := [path for path in label_of if not path.is_file()]:
         raise UsageError(

@@ -69,7 +69,7 @@ class SineAndLine:
         return Functions(family, uniform(0.1, 5), uniform(0, math.pi), uniform(-3, 3), uniform(-3, 3))
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """Return a function that draws BLOCK tasks from a generator; task.shot and task.query are numbers per task."""
+        """Return a function that draws a block of tasks from a generator; task.shot, task.query: points per task."""
         check_regression(split, shape)
         if self.fewest > shape.shot:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Assigns groups to training, validation and test."""
+"""Assigns groups, which are the tasks of a regression, to training, validation and test."""
 
 from __future__ import annotations
 

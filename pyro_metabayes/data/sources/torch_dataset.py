@@ -29,6 +29,8 @@ class LabelledItems(Protocol):
 class DatasetRows:
     """Inputs [M, *X] of a torch Dataset of M items, on the CPU, with the methods of a tensor that samplers use.
 
+    *X is the shape of one input.
+
     Transforms of the dataset are applied whenever an item is read. For random transforms, torch's seed is a hash of the
     indices of the items that are read together. Therefore a resumed training repeats the same transforms, and reading
     items does not change other random numbers of the training.
@@ -67,7 +69,7 @@ class DatasetRows:
         return DatasetRows(self.dataset, self.order[order], self.labels)
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
-        """Read the inputs of the n rows with the given numbers, as a tensor [n, *X]; `dim` must be 0."""
+        """Read the inputs, of shape *X, of the n rows with the given numbers, as a tensor [n, *X]; `dim` must be 0."""
         assert dim == 0
         return self._read(self.order[rows.numpy()])
 
