@@ -162,7 +162,7 @@ def test_savi_refuses_a_prior_that_does_not_read_the_support_set(prior: str, fea
 # ---------------------------------------------------------------- numbers as labels
 
 NUMBERS = {
-    "data=sine_and_line data.fewest=2 task.shot=1 guide=leo_regression": "expected data.fewest <= task.shot, got 2",
+    "data=sine_and_line data.fewest=2 task.shot=1 guide=leo_regression": "data.fewest <= task.shot, got data.fewest=2",
     "data=sine_and_line guide=leo_regression guide.num_hidden=-1": "expected guide.num_hidden, encoder_penalty >= 0",
     "guide=leo_regression model.dropout=1": "expected 0 <= model.dropout < 1, got 1",
     "guide=mc task.way=2": "expected task.way=1 (labels are numbers), task.shot >= 0 and task.query >= 1, got way 2",

@@ -76,7 +76,7 @@ def test_tasks_are_seed_split_and_index() -> None:
     [
         ({"noise": 0.0}, (1, 5, 15), "expected a finite data.noise > 0 and data.fewest >= 0"),
         ({"fewest": -1}, (1, 5, 15), "expected a finite data.noise > 0 and data.fewest >= 0"),
-        ({"fewest": 6}, (1, 5, 15), "expected data.fewest <= task.shot, got 6 and 5"),
+        ({"fewest": 6}, (1, 5, 15), "expected data.fewest <= task.shot, got data.fewest=6 and task.shot=5"),
         ({}, (2, 5, 15), r"expected task\.way=1 \(labels are numbers\)"),
     ],
 )

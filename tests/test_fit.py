@@ -407,7 +407,7 @@ def test_tasks_that_are_none_are_refused() -> None:
         fit(learner, WatchedStream(), made, steps=1)
     with refuses(r"^expected tasks of one number of classes in val, got \[3, 4\] classes; pass one list for each$"):
         fit(learner, WatchedStream(), [random_tasks(2), random_tasks(2, way=4)], steps=1)
-    with refuses(r"^expected batches of type Episodes from train, got an object of type int as batch 0$"):
+    with refuses(r"^expected batches of type Episodes from train, got an object of type int as batch 0; change train$"):
         fit(learner, lambda number: number, val(), steps=1)
     with refuses(r"^expected a batch of tasks for every step, got an iterator that has ended; .*$"):
         fit(learner, iter([random_tasks(4)]), val(), steps=2)
@@ -502,7 +502,7 @@ def test_parts_that_cannot_be_built_are_refused() -> None:
             rf"^expected guide to be a name, a class, a mapping with _target_, or an object .* got {got}; .*$"
         ):
             plain(guide=guide)
-    with refuses(r"^expected features \[N, D\] of inputs \[N, 3, 8, 8\], got \[1, 4, 6, 6\] for N = 1; end .*$"):
+    with refuses(r"^expected the backbone to map inputs .* \[N, D\], got the shape \[1, 4, 6, 6\] for N = 1; end .*$"):
         plain(nn.Conv2d(3, 4, 3), input_shape=[3, 8, 8])
     with refuses(r"^expected the backbone to accept inputs \[N, 7\], got the error: mat1 and mat2 .*$"):
         plain(input_shape=[7])

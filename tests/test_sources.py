@@ -507,14 +507,14 @@ def test_what_is_wrong_with_folders_is_named(tmp_path: Path, cache: Path) -> Non
     def line(**settings: int) -> str:
         return line_of(lambda: image_folder.load(str(mine), **{"size": 24, **settings}), cache)
 
-    assert "data.size >= 1 and data.channels 1 or 3, got 24 and 2" in line(channels=2)
+    assert "data.size >= 1 and data.channels 1 or 3, got data.size=24 and data.channels=2" in line(channels=2)
     whole = (mine / "val/n10/0.PNG").read_bytes()
     for index, content in enumerate((b"", b"none", whole[:50])):
         (mine / f"val/n10/{index}.PNG").write_bytes(content)
     Image.fromarray(np.zeros((3, 3), np.int32)).save(mine / "val/n11/0.PNG", "TIFF")
     assert re.search(r"got 4 of 6 that cannot be read: .*n10/0.PNG .*n10/1.PNG .*n10/2.PNG .* and 1 more; fix", line())
     shutil.copytree(mine / "train/n01", mine / "test/n01")
-    assert re.search("in one split of .*mine, got 'n01' in train and test .*divide the rows of each class", line())
+    assert re.search("in one split of .*mine, got 'n01' in train and test .*split=rows to divide the rows", line())
     (mine / "test/empty").mkdir()
     shutil.rmtree(mine / "test/n01")
     assert re.search("images in the folder of a class, got none in .*test/empty; add files that end in .bmp", line())

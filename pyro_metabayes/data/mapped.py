@@ -123,7 +123,7 @@ class MappedRows:
             self._file.madvise(getattr(mmap, how))
 
     def _announce(self, numbers: np.ndarray) -> None:
-        """Ask the operating system to read these rows ahead in parallel, instead of one after the other."""
+        """Ask the operating system to read the given rows in parallel before they are needed."""
         if self._file is not None:
             start = self.array.offset % mmap.ALLOCATIONGRANULARITY + numbers * self.array.strides[0]
             first = start - start % mmap.PAGESIZE

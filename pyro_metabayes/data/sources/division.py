@@ -134,8 +134,8 @@ def _classes_of(given: np.ndarray, labels: np.ndarray, names: Sequence[str], whe
         shared = " and ".join(split for split in SPLITS if first in splits[split])
         raise UsageError(
             f"expected each class in one split of {where}, got '{names[first]}' in {shared} "
-            f"({int((counts > 1).sum())} such classes); give each class one split, or divide the rows of each class "
-            "with data.split=rows"
+            f"({int((counts > 1).sum())} such classes); give each class one split, or set data.split=rows to divide "
+            "the rows of each class"
         )
     return splits
 
@@ -172,8 +172,8 @@ def split_numbers(split: np.ndarray, where: object) -> np.ndarray:
     strange = np.setdiff1d(split, keys) if split.dtype.kind in "Uiu" else split[:1]
     if len(strange):
         raise UsageError(
-            f"expected train, val, test or 0, 1, 2 in 'split' of {where}, got {strange[0]} ({split.dtype}); change "
-            "it in every such row"
+            f"expected train, val, test or 0, 1, 2 in 'split' of {where}, got {strange[0]} ({split.dtype}); write "
+            "one of these in every row"
         )
     if split.dtype.kind != "U":
         return split

@@ -44,7 +44,7 @@ def bank_of_arrays(arrays: Arrays, division: Division, where: str, note: str = "
 
 
 def bank_of_classes(arrays: Arrays, splits: Any, where: str, note: str) -> Bank:
-    """Build a bank (data set) from a user's arrays; `splits` lists the labels of each split, others are not used."""
+    """Build a bank (data set) from a user's arrays, with the classes that `splits` lists for each split."""
     _check_names(arrays, where)
     features, (names, labels) = _features(arrays["features"], where), _labels(arrays, where)
     chosen = labels_of_splits(splits, names)

@@ -67,7 +67,7 @@ class Jitter:
         return torch.cat(parts)
 
     def _inverse_maps(self, draws: Tensor, size: int) -> Tensor:
-        """Return affine maps [M, 2, 3] from coordinates of M results to those of their sources, from -1 to 1."""
+        """Return affine maps [M, 2, 3] from pixel coordinates (-1 to 1) of M results to those of their sources."""
         angle, shear = torch.deg2rad(self.rotation * draws[:, 0]), self.shear * draws[:, 1]
         cosine, sine = angle.cos(), angle.sin()
         zoom = torch.exp(self.scale * draws[:, 2:4])

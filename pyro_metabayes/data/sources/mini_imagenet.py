@@ -75,7 +75,7 @@ def _of_table(table: Path, size: int) -> Part:
             ) from None
     if not lines or lines[0] != ["filename", "label"] or any(len(line) != 2 for line in lines):
         raise UsageError(
-            f"expected a header filename,label and two cells per line in {table}, got another format; copy it again"
+            f"expected lines of filename,label below a header of these words in {table}, got others; copy it again"
         )
     label_of = {table.parent / "images" / plain_name(name, table): label for name, label in lines[1:]}
     if missing := [path for path in label_of if not path.is_file()]:

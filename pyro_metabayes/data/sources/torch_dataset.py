@@ -182,8 +182,8 @@ def _label(pair: Any, item: int) -> Any:
     value = array.item() if array.size == 1 else label
     if type(value) not in (int, str):
         raise UsageError(
-            f"expected items (input, label) with an integer or text as label, got a {type(pair).__name__} with the "
-            f"label {label!r} as item {item}; add a target_transform, or wrap the dataset"
+            f"expected items (input, label) with an integer or text as label, got {type(pair).__name__} with the label "
+            f"{label!r} as item {item}; add a target_transform, or wrap the dataset"
         )
     return value
 
