@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# In a checkout models, guides and experiments lie beside the package; installed, they lie within it.
+# In a checkout, the folders models, guides and experiments are beside the package; once installed, they are inside it.
 if not (Path(__file__).parent / "guides").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
@@ -53,7 +53,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """A public name, or a module of the package, which is imported now."""
+    """Import and return a public object or a module of this package when it is first used."""
     if name in _MODULES:
         value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
         globals()[name] = value

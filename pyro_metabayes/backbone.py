@@ -15,16 +15,16 @@ from pyro_metabayes.specification.recorded import Recorded
 
 
 class Backbone(Recorded, nn.Module):
-    """Maps inputs [N, *X] to features [N, D].
+    """Network that maps N inputs [N, *X] to D features each [N, D].
 
-    A new backbone has a constructor argument `input_shape`, which is *X, and defines `forward`.
+    A new backbone has a constructor argument `input_shape`, the shape *X of one input, and defines `forward`.
 
     Attributes:
-        num_features: D; None if it depends on the task.
+        num_features: number of features D; None if it depends on the task.
         unit_range: whether the inputs are images in [0, 1]; predictions then refuse values outside this range.
         pretrained: whether the weights were trained elsewhere, so that a run does not pretrain them.
-        scale_invariant: whether c x and x have the same features for every c > 0; predictions then accept inputs [D] of
-            any scale that float64 represents.
+        scale_invariant: whether c x and x have the same features for every c > 0; predictions then accept input vectors
+            of any scale that float64 represents.
     """
 
     num_features: int | None
@@ -33,19 +33,19 @@ class Backbone(Recorded, nn.Module):
     scale_invariant: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [N, D]."""
+        """Return the features [N, D] of N inputs x [N, *X]."""
         raise NotImplementedError
 
 
 class TorchBackbone(Backbone):
-    """A backbone from any torch module that maps inputs [N, *X] to features [N, D].
+    """Backbone made from any torch module that maps N inputs [N, *X] to D features each [N, D].
 
-    D is read from the output for one input of zeros.
+    D is read from the output of the module for one input of zeros.
 
     Args:
         module: the torch module. It always stays in evaluation mode, as every backbone does.
-        input_shape: *X.
-        normalise: whether features are scaled to unit length, as `head=cosine` requires.
+        input_shape: the shape *X of one input.
+        normalise: whether feature vectors are scaled to unit length, as `head=cosine` requires.
 
     Raises:
         UsageError: the module does not accept inputs [N, *X], does not return features [N, D], or normalises with the
@@ -69,18 +69,21 @@ class TorchBackbone(Backbone):
 
 @torch.no_grad()
 def num_features_of(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """D, from one input of zeros."""
+    """Return the number of features D of a module, read from its output for one input of zeros."""
     like = next((value for value in module.parameters() if value.device.type != "meta"), torch.zeros(()))
     zeros = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
     try:
         shape = list(module.eval()(zeros).shape)
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UsageError(f"expected a backbone of inputs [N, {_listed(input_shape)}], got the error {reason}") from None
+        raise UsageError(
+            f"expected the backbone to accept inputs [N, {_listed(input_shape)}], got the error: {reason}; change the "
+            "backbone, or the input shape that is passed with it"
+        ) from None
     if len(shape) != 2 or shape[0] != 1:
         raise UsageError(
-            f"expected features [N, D] of inputs [N, {_listed(input_shape)}], got {shape} for N = 1; end the backbone "
-            "with nn.Flatten()"
+            f"expected the backbone to map inputs [N, {_listed(input_shape)}] to features [N, D], got the shape "
+            f"{shape} for N = 1; end the backbone with nn.Flatten()"
         )
     return int(shape[1])
 
@@ -94,7 +97,7 @@ def note_held_statistics(backbone: nn.Module) -> None:
     trained = any(parameter.requires_grad for parameter in backbone.parameters())
     if trained and any(isinstance(layer, _BatchNorm) for layer in backbone.modules()):
         print(
-            "note: the running statistics of the backbone's batch norm stay fixed, since batch statistics would make a "
-            "task depend on the others; pretrain the backbone, or use nn.GroupNorm",
+            "note: the running statistics of the backbone's batch norm stay fixed, since batch statistics would make "
+            "the tasks of a batch depend on each other; pretrain the backbone, or use nn.GroupNorm",
             file=sys.stderr,
         )

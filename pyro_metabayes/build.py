@@ -1,4 +1,4 @@
-"""Objects from plain specifications {_target_: dotted.name, argument: value}.
+"""Builds objects from plain specifications {_target_: dotted.name, argument: value}.
 
 The settings of a part are declared only in the signature of its constructor. Names and types are checked against this
 signature before anything is built. Arguments such as `model` and `num_classes` come from the caller; they are called
@@ -29,22 +29,22 @@ FromSource = Annotated[int, _FROM_SOURCE]
 
 
 def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
-    """The class or function that a specification names.
+    """Import and return the class or function that `_target_` of a specification names.
 
     Args:
         spec: a specification. In Python, `_target_` may also be the class itself.
-        part: its name in messages, such as "guide".
-        prefixes: prefixes of the names that may be imported.
+        part: name of the specified part in messages, such as "guide".
+        prefixes: allowed prefixes of the dotted name.
 
     Raises:
-        UsageError: no `_target_`, a name outside the prefixes, or no class or function of that name.
+        UsageError: `_target_` is missing, has another prefix, or names no existing class or function.
     """
     name = spec.get("_target_")
     if inspect.isclass(name):
         return name
     if not isinstance(name, str) or not name.startswith(tuple(prefixes)) or full_name(name).startswith(OUTSIDE):
         allowed = ", ".join(prefixes)
-        hint = "" if name else f"; does the YAML of {part} begin with '# @package _global_'?"
+        hint = "" if name else f"; check that the YAML of {part} begins with '# @package _global_'"
         raise UsageError(f"expected {part}._target_ to be a dotted name under {allowed}, got {name!r}{hint}")
     module, _, attribute = full_name(name).rpartition(".")
     given = name.rpartition(".")[0]
@@ -53,19 +53,25 @@ def target_of(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name):
             raise  # the file exists, but something that it imports does not
-        raise UsageError(f"no module '{given}', which {part}._target_ names") from None
+        raise UsageError(f"expected {part}._target_ in an existing module, found no '{given}'; fix the name") from None
     except AttributeError:
-        raise UsageError(f"no '{attribute}' in {given}, which {part}._target_ names") from None
+        raise UsageError(
+            f"expected {part}._target_ to name an existing class, found no '{attribute}' in {given}; fix the name"
+        ) from None
     except (ImportError, ValueError, TypeError) as error:  # for a malformed name such as models..heads
-        raise UsageError(f"no module '{given}', which {part}._target_ names: {error}") from None
+        raise UsageError(
+            f"expected {part}._target_ in an existing module, found no '{given}' ({error}); fix the name"
+        ) from None
     of_module = inspect.isclass(target) or inspect.isfunction(target)
     if not of_module or not f"{target.__module__}.".startswith(tuple(map(_full, prefixes))):
-        raise UsageError(f"expected a class or function of {given} itself as {part}._target_, got '{attribute}'")
+        raise UsageError(
+            f"expected {part}._target_ to name a class or function defined in {given}, got '{attribute}'; fix the name"
+        )
     return target
 
 
 def full_name(name: str) -> str:
-    """The name of a target in this version: guides.sib.Guide is pyro_metabayes.guides.sib.Guide."""
+    """Return the full name of a target in this version: pyro_metabayes.guides.sib.Guide for guides.sib.Guide."""
     module, _, attribute = _full(name).rpartition(".")
     return f"{MODULES.get(module, module)}.{attribute}"
 
@@ -75,7 +81,7 @@ def _full(name: str) -> str:
 
 
 def arguments_of(target: Any) -> dict[str, inspect.Parameter]:
-    """Arguments of a constructor or function by name, without *args and **kwargs."""
+    """Return the arguments of a constructor or function by name, without *args and **kwargs."""
     gathering = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(target).parameters
     return {name: parameter for name, parameter in parameters.items() if parameter.kind not in gathering}
@@ -86,22 +92,22 @@ def _hints_of(target: Any) -> dict[str, Any]:
 
 
 def provided_by_source(target: Any) -> list[str]:
-    """Names of the arguments that are annotated with FromSource."""
+    """Return the names of the arguments annotated with FromSource, whose values the source of tasks provides."""
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     return [name for name, hint in hints.items() if _FROM_SOURCE in getattr(hint, "__metadata__", ())]
 
 
 def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str] = PREFIXES) -> None:
-    """Check the names and types of the arguments of a specification.
+    """Check the names and types of the arguments in a specification.
 
     Args:
         spec: a specification.
-        part: its name in messages, such as "guide".
-        context: names that the caller provides and a specification must not set.
-        prefixes: prefixes of the names that may be imported.
+        part: name of the specified part in messages, such as "guide".
+        context: names of the arguments that the caller provides, which the specification must not set.
+        prefixes: allowed prefixes of the dotted name `_target_`.
 
     Raises:
-        UsageError: an argument that the target does not have, or a value of another type.
+        UsageError: the target has no argument of that name, or a value has another type.
     """
     spec = current_specification(spec)
     target = target_of(spec, part, prefixes)
@@ -120,13 +126,13 @@ def check(spec: Spec, part: str, context: Sequence[str], prefixes: Sequence[str]
 
 
 def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: Any) -> Any:
-    """The object that a specification describes, after `check`.
+    """Check a specification and build the object that it describes.
 
     Args:
         spec: a specification.
-        part: its name in messages, such as "guide".
-        prefixes: prefixes of the names that may be imported.
-        context: values by name; the constructor gets those for which it has an argument.
+        part: name of the specified part in messages, such as "guide".
+        prefixes: allowed prefixes of the dotted name `_target_`.
+        context: values from the caller, by name; the constructor gets those for which it has an argument.
 
     Raises:
         UsageError: the specification does not pass `check`, or a required setting is missing.
@@ -153,7 +159,7 @@ def build(spec: Spec, part: str, prefixes: Sequence[str] = PREFIXES, **context: 
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value has the type of an annotation; true for annotations that are not checked."""
+    """Return whether a plain value has the type of an annotation; true for annotations that are not checked."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))

@@ -16,11 +16,11 @@ PINNING = ("cuda", "xpu")  # devices that copy asynchronously from pinned host m
 
 
 def device_of(name: str) -> torch.device:
-    """The torch device of a name.
+    """Return the torch device of this name.
 
     Args:
-        name: `auto`, `cpu`, or the name of an accelerator: `cuda`, `mps`, `xpu`, or with an index, `cuda:1`. `auto` is
-            the accelerator that `torch.accelerator` reports, else the CPU.
+        name: `auto`, `cpu`, or an accelerator: `cuda`, `mps` or `xpu`, or with an index, such as `cuda:1`. `auto`
+            means the accelerator that `torch.accelerator` reports, or the CPU if there is none.
 
     Raises:
         UsageError: torch has no device of that name, or this machine has no such device.
@@ -29,7 +29,7 @@ def device_of(name: str) -> torch.device:
         return accelerator() or torch.device("cpu")
     device = _named(name)
     if device.type != "cpu" and (there := count_of(device.type)) <= (device.index or 0):
-        found = f"{there}, counted from 0" if there else "none; use device=cpu"
+        found = f"{there}, counted from 0; choose a smaller index" if there else "none; use device=cpu"
         raise UsageError(f"expected a {device.type} device on this machine for device={name}, found {found}")
     return device
 
@@ -46,20 +46,20 @@ def _named(name: str) -> torch.device:
 
 
 def accelerator() -> torch.device | None:
-    """The accelerator of this machine, or None. Versions of torch before 2.6 only report CUDA."""
+    """Return the accelerator of this machine, or None if there is none. Torch before 2.6 reports only CUDA."""
     if hasattr(torch, "accelerator"):
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.device("cuda") if torch.cuda.is_available() else None
 
 
 def count_of(kind: str) -> int:
-    """The number of devices of a kind, such as "cuda", on this machine."""
+    """Return the number of devices of a kind, such as "cuda", on this machine."""
     module = torch.get_device_module(kind)
     return module.device_count() if module.is_available() else 0
 
 
 def as_double(values: Tensor) -> Tensor:
-    """The values in float64, on the CPU if their device has no float64."""
+    """Return the values in float64, moved to the CPU if their device does not support float64."""
     return values.to("cpu" if values.device.type in WITHOUT_FLOAT64 else values.device, torch.float64)
 
 
@@ -77,7 +77,7 @@ def keep_freed_memory() -> bool:
     process. Therefore the commands call this function, and importing the package does not.
 
     Returns:
-        False if the C library has no such settings.
+        True if the C library accepts both settings; false if it does not have them.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

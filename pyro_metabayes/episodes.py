@@ -1,10 +1,12 @@
 """The data of a batch of tasks, and the names of the axes, which all files use.
 
-    T  tasks            S  support points      Q  query points     N  either
-    C  classes (way)    D  features            *X  one input       *W  one task's latent
-    Y  numbers in one label of a regression; W = [C, D] or [Y, D]: a row of weights for each class or output
+    T  tasks            S  support points      Q  query points     N  support or query points
+    C  classes (way)    D  features            *X  axes of one input
+    *W  axes of the latent of one task: [C, D] or [Y, D], a row of weights for each class or output
+    Y  numbers in one label of a regression
 
-Leading `...` are samples. The order of the points of a task has no meaning; masked points have no effect.
+Leading axes `...` are samples of the latent. The order of the points of a task has no meaning; masked points have no
+effect.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ OF_QUERIES = ("query_x", "query_y", "query_mask", "unknown_mask")  # fields [T, 
 
 @dataclass(eq=False, kw_only=True)
 class Observed:
-    """The input of a guide at meta-test: a labelled support set and unlabelled query inputs.
+    """Batch of tasks as a guide sees it at meta-test: labelled support sets and unlabelled query inputs.
 
     Raises:
-        UsageError: shapes, dtypes or devices do not fit together (`validation/structure.py`). Values are checked later
-            (`validation/values.py`).
+        UsageError: shapes, dtypes or devices of the tensors do not agree (`validation/structure.py`). The values are
+            checked later (`validation/values.py`).
     """
 
     support_x: Tensor  # [T, S, *X]
@@ -38,8 +40,8 @@ class Observed:
     num_classes: int = 0  # 0: the labels are numbers
     support_mask: Tensor = None  # type: ignore[assignment]  # [T, S], default all true
     query_mask: Tensor = None  # type: ignore[assignment]  # [T, Q], default all true
-    classes: Tensor | None = None  # [T, C], ids of the classes in their bank
-    # Further tensors [T, ...] by name: views of the queries [T, Q, ..., *X] (domains.py), base classes (base_novel.py).
+    classes: Tensor | None = None  # [T, C], ids of the classes in their data set (`Bank`)
+    # Further tensors [T, ...] by name: rotated queries [T, Q, ..., *X] (domains.py), base classes (base_novel.py).
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -56,11 +58,11 @@ class Observed:
 
     @property
     def seen_queries(self) -> Tensor:
-        """The queries [T, Q] that a guide sees."""
+        """Mask [T, Q] of the queries that a guide sees (T tasks, Q queries per task)."""
         return self.query_mask
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same tasks with `function` applied to every tensor."""
+        """Return the same tasks with `function` applied to every tensor."""
         changed: dict[str, Any] = {
             item.name: function(value) for item in fields(self) if isinstance(value := getattr(self, item.name), Tensor)
         }
@@ -68,48 +70,49 @@ class Observed:
         return replace(self, **changed, auxiliary=auxiliary)
 
     def change_queries(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same tasks with `function` applied to every tensor [T, Q, ...] of their queries."""
+        """Return the same tasks with `function` applied to every tensor [T, Q, ...] of the Q queries of the T tasks."""
         names = [name for name in OF_QUERIES if getattr(self, name, None) is not None]
         changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
         views = {name: function(value) for name, value in self.auxiliary.items() if self._is_of_queries(value)}
         return replace(self, **changed, auxiliary=self.auxiliary | views)
 
     def _is_of_queries(self, auxiliary: Tensor) -> bool:
-        """Whether a tensor is [T, Q, ..., *X]: views of the queries."""
+        """Return whether a tensor has one entry per query: shape [T, Q, ..., *X], such as rotated queries."""
         return auxiliary.dim() >= self.query_x.dim() and auxiliary.shape[1] == self.query_x.shape[1]
 
     def tasks(self, index: slice | Tensor) -> Self:
-        """The tasks at `index`, in the order of the index."""
+        """Return the tasks at `index`, in the order of the index."""
         return self.map_tensors(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> Self:
-        """A copy on a device, without host synchronisation."""
+        """Return a copy on a device, made without host synchronisation."""
         return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(eq=False, kw_only=True)
 class Episodes(Observed):
-    """An Observed with the query labels, for objectives and scores.
+    """Batch of tasks with query labels: an `Observed` and `query_y`, for objectives and scores.
 
-    Queries of unknown classes, which have no support points, are masked in query_mask: they have no label, so neither
-    an objective nor a score of labels counts them. A guide sees them among the others: `observed` unmasks them.
+    A task may have queries of unknown classes, i.e. of classes without support points. These queries have no label.
+    `query_mask` is false for them, so objectives and scores do not count them. A guide sees them: `observed` returns a
+    `query_mask` that is true for them.
     """
 
-    query_y: Tensor  # [T, Q] classes (of an unknown class: any), or [T, Q, Y] numbers
+    query_y: Tensor  # [T, Q] classes (arbitrary for a query of an unknown class), or [T, Q, Y] numbers
     unknown_mask: Tensor | None = None  # [T, Q], true for queries of unknown classes; None: there are none
 
     @property
     def seen_queries(self) -> Tensor:
-        """The queries [T, Q] that a guide sees: those with a label, and those of unknown classes."""
+        """Mask [T, Q] of the queries that a guide sees: those with a label, and those of unknown classes."""
         return self.query_mask if self.unknown_mask is None else self.query_mask | self.unknown_mask
 
     def observed(self) -> Observed:
-        """The same tasks without the query labels."""
+        """Return the same tasks without the query labels."""
         kept = {item.name: getattr(self, item.name) for item in fields(Observed)}
         return Observed(**kept | {"query_mask": self.seen_queries})
 
     def pooled(self) -> Observed:
-        """An Observed whose support set is the support and query points, as in SAVI's training posterior."""
+        """Return the tasks with all labelled support and query points as support set, for SAVI's training posterior."""
         return replace(
             self.observed(),
             support_x=torch.cat((self.support_x, self.query_x), dim=1),
@@ -118,30 +121,30 @@ class Episodes(Observed):
         )
 
     def labelled(self, labels: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs, labels and mask of the points of the "support" set, the "query" set, or both ("all")."""
+        """Return inputs, labels and mask of the points of the "support" set, the "query" set, or both ("all")."""
         if labels == "query":
             return self.query_x, self.query_y, self.query_mask
         source = self.pooled() if labels == "all" else self
         return source.support_x, source.support_y, source.support_mask
 
     def as_support(self, labels: str) -> Observed:
-        """An Observed whose support set has the points of the "support" set, the "query" set, or both ("all")."""
+        """Return the tasks, without query labels, with the points of `labelled(labels)` as the new support set."""
         x, y, mask = self.labelled(labels)
         return replace(self.observed(), support_x=x, support_y=y, support_mask=mask)
 
 
 def concatenate(parts: Sequence[Episodes]) -> Episodes:
-    """One batch with the tasks of all parts, in order. Smaller support and query sets are padded with masked points."""
+    """Join batches of tasks, in order, into one. Smaller support and query sets are padded with masked points."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
     if len(shapes := {(part.num_classes, *part.query_x.shape[2:]) for part in parts}) > 1:
         raise UsageError(
-            f"expected tasks of one way and one input shape in a batch, got {sorted(shapes)}; for data=mixture set "
-            "train.tasks_per_step to 12 or a divisor"
+            f"expected tasks of one way and one input shape in a batch, got (way, *input shape) of {sorted(shapes)}; "
+            "batch tasks of one shape only (for data=mixture set train.tasks_per_step to 12 or a divisor of 12)"
         )
     if len({part.unknown_mask is None for part in parts}) > 1:
-        raise UsageError("expected unknown_mask in all tasks of a batch or in none, got it in some; give it to all")
+        raise UsageError("expected unknown_mask in all Episodes of a batch or in none, got it in some; set it in all")
     joined: dict[str, Any] = {}
     for item in fields(first):
         if isinstance(getattr(first, item.name), Tensor):
@@ -151,7 +154,7 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """torch.cat of [T_i, N_i, ...], padded with zeros (a mask: with false) to the largest N_i."""
+    """Concatenate tensors [T_i, N_i, ...] over tasks, padded to the largest N_i with zeros (masks: with false)."""
     most = max(part.shape[1] for part in parts)
 
     def filled(part: Tensor) -> Tensor:
@@ -162,13 +165,13 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def class_sums(x: Tensor, y: Tensor, mask: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Sums [T, C, D] and counts [T, C, 1] of the unmasked points of each class.
+    """Return the sum [T, C, D] and the number [T, C, 1] of the unmasked points of each class of each task.
 
     Args:
-        x: [T, N, D].
-        y: classes [T, N].
-        mask: [T, N].
-        num_classes: C.
+        x: N points with D features for each of T tasks [T, N, D].
+        y: class of each point [T, N].
+        mask: true for the points that count [T, N].
+        num_classes: number of classes C.
     """
     member = (y.unsqueeze(-1) == torch.arange(num_classes, device=y.device)) & mask.unsqueeze(-1)
     weight = member.to(x.dtype).mT  # [T, C, N]
@@ -176,6 +179,6 @@ def class_sums(x: Tensor, y: Tensor, mask: Tensor, num_classes: int) -> tuple[Te
 
 
 def class_means(observed: Observed) -> Tensor:
-    """Mean of the support points of each class [T, C, D]; 0 for a class without points."""
+    """Return the mean feature vector of the support points of each class [T, C, D]; 0 for a class without points."""
     sums, counts = class_sums(observed.support_x, observed.support_y, observed.support_mask, observed.num_classes)
     return sums / counts.clamp(min=1)

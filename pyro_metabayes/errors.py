@@ -21,17 +21,17 @@ class UsageError(ValueError):
 
 
 def printable(message: str) -> str:
-    """The message with "?" for every character that cannot be printed, such as a line break or a terminal command."""
+    """Replace every character that cannot be printed, such as a line break or a terminal command, by "?"."""
     return "".join(sign if sign.isprintable() else "?" for sign in message)
 
 
 class UnknownKey(UsageError):
-    """An unknown setting. The message suggests the existing setting with the most similar name.
+    """Error for an unknown setting. The message suggests the existing setting with the most similar name.
 
     Args:
         key: the unknown setting, such as guide.step_sizes.
-        names: the settings of the part.
-        owner: the part, such as guides.sib.Guide.
+        names: names of the settings that the part has.
+        owner: name of the part, such as guides.sib.Guide.
         elsewhere: full names of the settings of other parts, which may be suggested too.
     """
 
@@ -59,21 +59,21 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def unknown_key(key: str, names: Iterable[str], owner: str, elsewhere: Iterable[str] = ()) -> UsageError:
-    """The error for an unknown setting, or for a setting that has moved, with its new name. Args: see `UnknownKey`."""
+    """Return the error for an unknown setting, or for a renamed one with its new name. Arguments: see `UnknownKey`."""
     if key in MOVED_SETTINGS:
         return UsageError(f"unknown key '{key}'; it is now {MOVED_SETTINGS[key]}")
     return UnknownKey(key, names, owner, elsewhere)
 
 
 def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Raise a UsageError if the value of a setting is none of the choices."""
+    """Check that the value of a setting is one of the choices, else raise a UsageError."""
     if value not in choices:
         raise UsageError(f"expected {key} to be one of {', '.join(choices)}, got '{value}'")
 
 
 class UnfamiliarTasks(UserWarning):
-    """Tasks differ from the training tasks of a transductive guide, such as in way or shot; shown once."""
+    """Warning that tasks differ from the training tasks of a transductive guide, such as in way or shot; shown once."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the work at a point from which it can be resumed. The message says how."""
+    """Interruption by a signal, at a point from which the work can be resumed. The message says how to resume."""

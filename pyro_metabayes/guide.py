@@ -23,10 +23,12 @@ from pyro_metabayes.validation.values import validate
 
 
 class Guide(Recorded, Program):
-    """q(w_t | support_t, x_query_t). A new guide defines `posterior`; `forward` is fixed.
+    """Approximate posterior q(w_t | support_t, x_query_t) over the latent w_t of each task t.
+
+    A new guide defines `posterior`; `forward` is fixed.
 
     Attributes:
-        transductive: whether `posterior` depends on the query inputs (tested).
+        transductive: whether `posterior` depends on the query inputs; a test checks this.
         num_classes: the only number of classes per task for which the guide works; None: any number.
         needs_shared_classes: whether all tasks must have the same classes.
         requires: capabilities that the model must have (`pyro_metabayes/inference/capabilities.py`).
@@ -63,7 +65,7 @@ class Guide(Recorded, Program):
         return self._model[0]
 
     def require(self, capability: type[Capability]) -> Capability:
-        """The model, typed as having the capability.
+        """Return the model, typed as having a capability, i.e. methods that only some models have.
 
         Raises:
             UsageError: the model lacks the capability.
@@ -71,19 +73,25 @@ class Guide(Recorded, Program):
         return require(self.model, capability, f"guide={type(self).__module__.rpartition('.')[2]}")
 
     def posterior(self, observed: Observed) -> TorchDistribution:
-        """q(w | support, x_query), used by predictions: batch [T], event [*W]; a Joint for several sites."""
+        """Return q(w | support, x_query), the distribution of the latent for predictions; a Joint for several sites.
+
+        Its batch shape is [T], the number of tasks; its event shape is [*W], the shape of the latent of one task.
+        """
         raise NotImplementedError
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
-        """q in the training loss: batch [T], event [*W]; it may depend on the query labels (SAVI)."""
+        """Return the distribution q of the latent in the training loss; it may use the query labels (SAVI).
+
+        Its batch shape is [T], the number of tasks; its event shape is [*W], the shape of the latent of one task.
+        """
         return self.posterior(episodes.observed())
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Named terms [T] in nats that are added to the loss but not to the ELBO."""
+        """Return named terms in nats, one number per task [T], that are added to the loss but not to the ELBO."""
         return {}
 
     def check(self, observed: Observed) -> None:
-        """Check the number of classes.
+        """Check that the tasks have the number of classes for which the guide was built.
 
         Raises:
             UsageError: the guide was built for another number of classes.
@@ -91,14 +99,14 @@ class Guide(Recorded, Program):
         classes = observed.num_classes  # 0 in a regression, whose outputs are fixed by the model
         if self.num_classes is not None and classes and classes != self.num_classes:
             any_number = "mc, savi, proto, or sib with guide.synthetic_gradient=equivariant"
-            remedy = f"train with task.way={classes}, or train a guide for any number: {any_number}"
+            remedy = f"train with task.way={classes}, or train a guide for any number of classes: {any_number}"
             raise UsageError(
                 f"expected tasks of {self.num_classes} classes, which this guide was trained for, got {classes}; "
                 + (remedy if classes > 1 else f"provide support points of all {self.num_classes} classes")
             )
 
     def _check_shape(self, q: TorchDistribution, data: Observed) -> None:
-        """Check shape and sites of q, where new guides are most often wrong, with clearer messages than Pyro's."""
+        """Check shape and sites of q, the guide's distribution; the messages are clearer than Pyro's own."""
         remedy = "return a Joint of them, or use a guide that is written for this model"
         check_sites(q, self.model.sites, "guide's distribution", remedy)
         expected = (data.num_tasks,), tuple(self.model.event_shape(data))
@@ -112,19 +120,19 @@ class Guide(Recorded, Program):
         if got != expected:
             raise UsageError(
                 f"expected the guide's distribution to have batch shape {list(expected[0])} and event shape "
-                f"{list(expected[1])}, got {list(got[0])} and {list(got[1])}; see .to_event() and event_dim"
+                f"{list(expected[1])}, got {list(got[0])} and {list(got[1])}; fix them with .to_event() or event_dim"
             )
 
     def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
-        """Sample w from training_posterior for Episodes and from posterior for an Observed.
+        """Sample the latent w from `training_posterior` for Episodes, and from `posterior` for an Observed.
 
         Args:
             data: the tasks.
-            kl_weight: weight of the KL, as the scale of the latent site.
+            kl_weight: weight of the KL term, applied as the scale of the latent site.
 
         Raises:
-            UsageError: q cannot be sampled, or has not the shape and the sites of the latent. Under Pyro's validation
-                also: a label is out of range, or a number is not finite.
+            UsageError: the distribution cannot be sampled, or its shape or sites differ from those of the latent. If
+                Pyro's validation is on, also: a label is out of range, or a number is not finite.
         """
         validate(data, self.model, self.model.num_features)
         announce_parameters(self, "guide")

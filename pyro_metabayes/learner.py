@@ -30,13 +30,14 @@ class MetaLearner(Assembled, Stored, Deployable):
         MetaLearner(identity.Backbone(input_shape=[640]), model, guide, Elbo())
 
     Args:
-        backbone: maps inputs [N, *X] to features [N, D].
+        backbone: maps N inputs [N, *X] to D features each [N, D].
         model: the prior and the likelihood.
         guide: the approximate posterior in this model.
         objective: the training loss.
         specification: plain values that rebuild the learner (`pyro_metabayes/specification/parts.py`); None: the
             values that the parts recorded when they were constructed.
-        frozen: whether the backbone is not trained. Episodes then hold features, otherwise inputs of the backbone.
+        frozen: true: the backbone is not trained, and Episodes hold its features. False: the backbone is trained, and
+            Episodes hold its inputs.
 
     Attributes:
         trained_on: the range of the training tasks, which a checkpoint keeps; None: not recorded.
@@ -66,7 +67,7 @@ class MetaLearner(Assembled, Stored, Deployable):
         """Plain values that rebuild this learner.
 
         Raises:
-            UsageError: a part was constructed with an argument that is no plain value.
+            UsageError: a part was constructed with an argument that is not a plain value, such as a tensor.
         """
         if self._specification is not None:
             return self._specification
@@ -74,24 +75,24 @@ class MetaLearner(Assembled, Stored, Deployable):
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """*X, the shape of one input of the backbone; None: any size."""
+        """*X, the shape of one input of the backbone; None stands for an axis of any size."""
         return tuple(self._shared["input_shape"])
 
     @property
     def num_targets(self) -> int:
-        """Y, the number of values in one label of a regression; 0 if labels are classes."""
+        """Number of values Y in one label of a regression; 0 if labels are classes."""
         return int(self._shared.get("num_targets") or 0)
 
     @classmethod
     def from_specification(
         cls, specification: Mapping[str, Any], frozen: bool = True, prefixes: Sequence[str] = PREFIXES
     ) -> Self:
-        """A new learner from the specifications of its parts.
+        """Build a new learner from the specifications of its parts.
 
         Args:
             specification: plain values (`pyro_metabayes/specification/parts.py`).
             frozen: whether the backbone is not trained.
-            prefixes: prefixes of the names that may be imported.
+            prefixes: allowed prefixes of the dotted names that are imported.
         """
         specification = current_shared_values(specification)
         check_parts(specification, prefixes)
@@ -102,7 +103,7 @@ class MetaLearner(Assembled, Stored, Deployable):
         return cls(*parts, frozen=frozen)
 
     def forward(self, episodes: Episodes, kl_weight: float = 1.0) -> dict[str, Tensor]:
-        """The training loss of a batch of tasks and the terms of the loss, as means over tasks.
+        """Compute the training loss of a batch of tasks and the terms of this loss, as means over tasks.
 
         Args:
             episodes: T tasks with query labels.

@@ -25,25 +25,26 @@ OBSERVE = ("query", "support", "all")
 
 
 class Model(Recorded, Program):
-    """p(y_query, w | x, support) = prod_t p(w_t | support_t or nothing) prod_i p(y_i | x_i, w_t).
+    """Generative model of a batch of tasks, p(y, w | x) = prod_t p(w_t) prod_i p(y_i | x_i, w_t).
 
-    A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed. Methods that only
-    some guides need are capabilities (`pyro_metabayes/inference/capabilities.py`).
+    w_t is the latent of task t, and i runs over the points of this task. The prior p(w_t) may also be conditional on
+    the support set. A new model defines `event_shape`, `prior`, `outputs` and `likelihood_of`; `forward` is fixed.
+    Methods that only some guides need are capabilities (`pyro_metabayes/inference/capabilities.py`).
 
     Attributes:
-        sites: names and shapes of the latent sites, for a `prior` that is a Joint; None: one site, "w".
-        num_features: D of the inputs that `forward` takes, which a learner sets; None: not checked.
+        sites: names and shapes of the latent sites, if `prior` returns a Joint of several sites; None: one site, "w".
+        num_features: number of features D of the inputs of `forward`, which a learner sets; None: not checked.
         canonical: whether `likelihood_of(outputs)` is Categorical(logits=outputs), or Normal(outputs, sd) with an sd
             that does not depend on the outputs. Gradients and curvatures in the outputs then have closed forms;
-            otherwise they are differentiated. A class that defines `likelihood_of` without `canonical` is not
-            canonical, whatever its base class says.
+            otherwise they are computed by automatic differentiation. A class that defines `likelihood_of` without
+            `canonical` is not canonical, whatever its base class says.
 
     Args:
-        observe: whose labels are sites of `forward`: "query" (few-shot objectives), "support" (the posterior
+        observe: the labels that are sites of `forward`: "query" (few-shot objectives), "support" (the posterior
             p(w | support)) or "all" (both).
 
     Raises:
-        UsageError: `observe` has another value.
+        UsageError: `observe` is none of these three.
     """
 
     sites: Sites | None = None
@@ -67,7 +68,7 @@ class Model(Recorded, Program):
         self.observe = observe
 
     def claim_error(self, family: object) -> UsageError:
-        """The error for a model with `canonical = True` whose likelihood is neither Categorical nor Normal."""
+        """Return the error for a model with `canonical = True` whose likelihood is neither Categorical nor Normal."""
         owner = next(base for base in type(self).__mro__ if "canonical" in vars(base))
         where = f"{owner.__module__.removeprefix('pyro_metabayes.')}.{owner.__name__}"
         return UsageError(
@@ -77,53 +78,65 @@ class Model(Recorded, Program):
 
     @property
     def given_support(self) -> bool:
-        """Whether the prior or the likelihood is conditional on the support labels, so that these are not modelled."""
+        """Whether prior or likelihood are conditional on the support labels, which are then not random variables."""
         return has(self, HasPrior) and self.prior_over_weights.conditional
 
     def event_shape(self, observed: Observed) -> Size:
-        """*W, the shape of the latent of one task; for several sites, `Sites.event_shape`."""
+        """Return *W, the shape of the latent of one task; a model of several sites returns `self.sites.event_shape`."""
         raise NotImplementedError
 
     def prior(self, observed: Observed) -> TorchDistribution:
-        """p(w | support or nothing): batch [T], event [*W]; a Joint for several sites."""
+        """Return the prior over the latent w, possibly given the support set; a Joint for several sites.
+
+        Its batch shape is [T], the number of tasks; its event shape is [*W], the shape of the latent of one task.
+        """
         raise NotImplementedError
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
-        """p(y | x, w) of each point: batch [..., T, N], event [] or [Y].
+        """Return p(y | x, w) of each point: batch [..., T, N], event [] (classes) or [Y] (labels of Y numbers).
 
         Args:
-            w: latents [..., T, *W].
-            x: inputs [T, N, *X].
+            w: latents [..., T, *W] of T tasks; leading axes `...` are samples.
+            x: inputs [T, N, *X], N points per task.
             observed: the tasks, for a likelihood that depends on the support set (an inner loop).
         """
         return self.likelihood_of(self.outputs(w, x))
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
-        """p(y | outputs) of each point: outputs [..., T, N, *Y] -> batch [..., T, N], event [] or [Y]."""
+        """Return p(y | outputs) of each point.
+
+        Outputs [..., T, N, *Y] of T tasks with N points give batch [..., T, N] and event [] or [Y] (a label's numbers).
+        """
         raise NotImplementedError
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """The parameters of the likelihood (logits, means) [..., T, N, *Y]; w [..., T, *W], x [T, N, *X]."""
+        """Return the parameters of the likelihood (logits or means) [..., T, N, *Y] of N points in each of T tasks.
+
+        Args:
+            w: latents [..., T, *W]; leading axes `...` are samples.
+            x: inputs [T, N, *X].
+        """
         raise NotImplementedError
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """outputs(w, x), and the function pullback(g) = sum over points of (d outputs / d w)^T g.
+        """Return outputs(w, x), and the function pullback(g) = sum over points of (d outputs / d w)^T g.
 
-        g has the shape of the outputs, the result that of w. It works under torch.no_grad(), and outer gradients flow
-        through it. A model with a closed form overrides this method.
+        g has the shape of the outputs, and pullback(g) has the shape of w. The function works under torch.no_grad(),
+        and outer gradients flow through it. A model with a closed form overrides this method.
         """
         value, pullback = torch.func.vjp(lambda latent: self.outputs(latent, x), w)[:2]
         return value, lambda cotangent: pullback(cotangent)[0]
 
     def loss_unit(self) -> Tensor | float:
-        """The factor that turns -log p(y | x, w) into the loss of the MAML paper, to which inner step sizes refer.
+        """Return the factor that turns -log p(y | x, w) into the loss of the MAML paper.
 
-        It is 1 for classes (cross-entropy), and 2 noise^2 in a regression (squared error).
+        Step sizes of inner loops refer to this loss. The factor is 1 for classes (cross-entropy), and 2 noise^2 in a
+        regression (squared error).
         """
         return 1.0
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Named terms [T] in nats that are added to the loss but not to the ELBO."""
+        """Return named terms in nats, one number per task [T], that are added to the loss but not to the ELBO."""
         return {}
 
     def _checked_prior(self, data: Observed) -> TorchDistribution:
@@ -136,11 +149,11 @@ class Model(Recorded, Program):
 
         Args:
             data: the tasks; query labels are sampled for an Observed and given for Episodes.
-            kl_weight: weight of the KL, as the scale of the latent site.
+            kl_weight: weight of the KL term, applied as the scale of the latent site.
 
         Raises:
-            UsageError: the prior has other sites than `sites`. Under Pyro's validation also: a label is out of range,
-                or a number is not finite.
+            UsageError: the prior has other sites than `self.sites`. If Pyro's validation is on, also: a label is out
+                of range, or a number is not finite.
         """
         validate(data, self, self.num_features)
         announce_parameters(self, "model")

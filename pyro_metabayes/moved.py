@@ -44,7 +44,7 @@ _PARAMETERS: dict[str, str | None] = {
 
 
 def current_specification(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The specification of a part in the current form; one that is current is returned unchanged."""
+    """Return the specification of a part with current names and settings; a current specification is unchanged."""
     changed = _without_implied(spec)
     if changed.get("_target_") == "guides.sib.Guide":
         changed = _without_implied(_parts_of_sib(changed))
@@ -61,14 +61,14 @@ def _without_implied(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def estimated_before(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that a run of version 0.1 on data=groups implies: it centred predictors only if data.centre was true."""
+    """Return settings that reproduce how data=groups of version 0.1 centred predictors: only with data.centre=true."""
     if data.get("_target_") not in _GROUPS or data.get("centre") is True:
         return {}
     return {"scales": {str(name): {"mean": 0.0} for name in data.get("predictors", ())}}
 
 
 def _parts_of_sib(spec: dict[str, Any]) -> dict[str, Any]:
-    """Choose the current guide: version 0.1 had one guide for SIB, its rotation step, its ablations and its oracle."""
+    """Choose the current guide for a specification of version 0.1, which had one guide for all variants of SIB."""
     if spec.pop("learn_scale", True) is False and spec.get("posterior", "normal") != "delta":
         spec["posterior"] = "fixed"
     if "rotation_step_size" in spec:
@@ -84,21 +84,21 @@ def _parts_of_sib(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def current_shared_values(specification: Mapping[str, Any]) -> dict[str, Any]:
-    """The specification of a learner in the current form: num_random of version 0.1 is now num_weights."""
+    """Return the specification of a learner with current names: num_random of version 0.1 is now num_weights."""
     current = {name: value for name, value in specification.items() if name != "num_random"}
     num_random = specification.get("num_random")
     return {"num_weights": num_random} | current if num_random else current
 
 
 def current_name(name: str, there: Collection[str]) -> str | None:
-    """The current name of a parameter, or of a module with parameters.
+    """Return the current name of a parameter, or of a module with parameters.
 
     Args:
-        name: its name in a checkpoint.
+        name: the name in a checkpoint.
         there: the names of the current parameters.
 
     Returns:
-        The current name; None if it is no longer a parameter.
+        The current name; None if there is no such parameter any more.
     """
     if _has(there, name):
         return name

@@ -10,7 +10,9 @@ from pyro_metabayes.specification.recorded import Recorded
 
 
 class Prior(Recorded, nn.Module):
-    """p_psi(w | support or nothing) with parameters psi. A new prior defines `forward`.
+    """Prior over the latent w of a task, p_psi(w) or p_psi(w | support), with parameters psi.
+
+    A new prior defines `forward`.
 
     Attributes:
         conditional: whether the prior depends on the support set.
@@ -19,7 +21,7 @@ class Prior(Recorded, nn.Module):
     conditional: bool = False
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
-        """p_psi(w | support or nothing): batch [T], event `event_shape`.
+        """Return the prior p_psi(w) or p_psi(w | support), with batch shape [T] (tasks) and event shape `event_shape`.
 
         Args:
             observed: the tasks.
@@ -28,7 +30,7 @@ class Prior(Recorded, nn.Module):
         raise NotImplementedError
 
     def start_at(self, w: Tensor) -> None:
-        """Before training, set the mean to the weights [1, W]; no effect on a prior without a learned mean."""
+        """Set the mean of the prior to w [1, W] (W weights) before training; does nothing without a learned mean."""
 
     def start_at_moments(self, mean: Tensor, covariance: Tensor) -> None:
-        """Before training, match this mean [W] and covariance [W, W] as closely as the family allows."""
+        """Match a mean [W] and covariance [W, W] of the W weights, as closely as the family allows, before training."""

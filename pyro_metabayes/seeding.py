@@ -1,4 +1,4 @@
-"""Random numbers of torch: generator states, noise from a seed, and noise that does not depend on the processes."""
+"""Random numbers of torch: generator states, seeded noise, and noise that is independent of the number of processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_metabayes.handlers.own_generators import OwnGenerators, arguments_of
 
 
 class Noise(AbstractContextManager[Any], Protocol):
-    """A mode of torch within which random numbers are drawn, and the states of its generators."""
+    """Context manager (a torch mode) that draws random numbers from generators of its own, whose states it exposes."""
 
     def states(self) -> dict[torch.device, Tensor]: ...
 
@@ -34,14 +34,14 @@ def check_seed(seed: object) -> None:
     """Check that torch accepts a seed.
 
     Raises:
-        UsageError: the seed is no integer, or is out of range.
+        UsageError: the seed is not an integer, or is out of range.
     """
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(2**63) <= int(seed) < 2**64:
-        raise UsageError(f"expected seed to be an integer from 0 to 2^63 - 1, got {str(seed)[:40]!r}; choose one")
+        raise UsageError(f"expected seed to be an integer from 0 to 2^63 - 1, got {str(seed)[:40]!r}; change seed")
 
 
 def random_states(device: torch.device) -> list[Tensor]:
-    """The state of the generator of an accelerator, in a list; [] for the CPU, which has torch.get_rng_state."""
+    """Return the state of an accelerator's generator, in a list; [] for the CPU, for which use torch.get_rng_state."""
     return (
         []
         if device.type in ("cpu", "meta")
@@ -50,11 +50,11 @@ def random_states(device: torch.device) -> list[Tensor]:
 
 
 def set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
-    """Restore the state of the generator of a device.
+    """Restore the state of the generator of an accelerator.
 
     Args:
-        device: the device.
-        states: the result of `random_states`; a state of another kind of device is ignored.
+        device: the device of the generator.
+        states: the result of `random_states`; ignored if it is empty or comes from another kind of device.
     """
     if states and len(random_states(device)) and states[0].shape == random_states(device)[0].shape:
         torch.get_device_module(device.type).set_rng_state(states[0], *arguments_of(device))
@@ -62,10 +62,9 @@ def set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Context manager: torch's global generators start at `seed`, and their states are restored at the end.
+    """Context manager: seed torch's global generators with `seed`, and restore their previous states at the end.
 
-    It is for commands, which store these states. All threads share these generators, so library functions use
-    `noise_of` instead.
+    All threads share these generators, so code that may run in several threads uses `noise_of` instead.
     """
     with _restored_global_states():
         torch.manual_seed(seed)
@@ -86,14 +85,15 @@ def _restored_global_states() -> Iterator[None]:
 
 @contextmanager
 def noise_of(seed: int, states: Mapping[torch.device, Tensor] | None = None) -> Iterator[OwnGenerators]:
-    """Context manager: the draws of this thread are those that `torch.manual_seed(seed)` would give, on every device.
+    """Context manager: this thread draws the random numbers that follow `torch.manual_seed(seed)`, on every device.
 
-    The thread has its own generators, which it yields. Torch's global generators, which all threads share, are neither
-    read nor changed. Only draws inside `drawing` are affected, such as those of this file.
+    The thread gets its own generators, which the context manager yields. Torch's global generators, which all threads
+    share, are neither read nor changed. Only draws inside `drawing()` are affected, such as those of this file.
 
     Args:
-        seed: the seed.
-        states: `states()` of generators with the same seed, at which the draws continue; None: they start.
+        seed: seed of the generators.
+        states: states from which the draws continue, as returned by `states()` of generators with the same seed; None:
+            the draws start from the seed.
     """
     check_seed(seed)
     with draws_by(OwnGenerators(int(seed))) as own:
@@ -103,7 +103,7 @@ def noise_of(seed: int, states: Mapping[torch.device, Tensor] | None = None) -> 
 
 @contextmanager
 def draws_by(generators: OwnNoise) -> Iterator[OwnNoise]:
-    """Context manager: the draws of this thread are made within `generators`, a mode of torch."""
+    """Context manager: draws of this thread inside `drawing()` use `generators`, a torch mode for random numbers."""
     token = _own.set(generators)
     try:
         yield generators
@@ -112,12 +112,12 @@ def draws_by(generators: OwnNoise) -> Iterator[OwnNoise]:
 
 
 def drawing() -> AbstractContextManager[Any]:
-    """Context manager around a draw: inside `noise_of` it uses the generators of this thread, else the global ones."""
+    """Return a context manager for random draws: inside `noise_of` they use this thread's generators, else torch's."""
     return _own.get() or nullcontext()
 
 
 def restored_noise() -> AbstractContextManager[None]:
-    """Context manager: restores the states of the generators that this thread draws from."""
+    """Return a context manager that, at its end, restores the states of the generators from which this thread draws."""
     own = _own.get()
     return _restored_global_states() if own is None else _restored_states(own)
 
@@ -151,14 +151,15 @@ def noise_of_process(rank: int, num_processes: int) -> Iterator[None]:
 
 
 def task_draws(draw: Callable[[Size], Tensor], leading: Sequence[int] = ()) -> Tensor:
-    """Draws [*leading, T, ...] of a distribution with batch [T], for the T tasks of this process.
+    """Return draws [*leading, T, ...] for the T tasks of this process; the noise does not depend on how many there are.
 
-    Draws of shape [*leading, processes, T, ...] have the same order in memory as draws [*leading, processes * T, ...]
-    of one process. Both use the same random numbers, so each task gets the same noise. Gamma and discrete
-    distributions use random numbers in another order; their draws are valid but depend on the number of processes.
+    With P processes, each draws [*leading, P, T, ...] and keeps its own T tasks. This array has the same order in
+    memory as the draws [*leading, P * T, ...] that one process would make for all tasks, so every task gets the same
+    noise. Gamma and discrete distributions use random numbers in another order: their draws are valid, but depend on P.
 
     Args:
-        draw: function from a sample shape to draws [*sample shape, T, ...], such as `rsample`.
+        draw: function from a sample shape to draws [*sample shape, T, ...], such as `rsample` of a distribution with
+            batch shape [T].
         leading: sizes of the axes before the task axis.
     """
     rank, num_processes = _process.get()
@@ -169,20 +170,21 @@ def task_draws(draw: Callable[[Size], Tensor], leading: Sequence[int] = ()) -> T
 
 
 def task_noise(shape: Sequence[int], like: Tensor, task_dim: int) -> Tensor:
-    """Standard normal noise of a shape, with the dtype and device of `like`; task_dim is the task axis of the shape."""
+    """Return standard normal noise of a shape, whose axis `task_dim` is the task axis; dtype and device as `like`."""
     leading, rest = shape[:task_dim], shape[task_dim:]
     return task_draws(lambda sizes: torch.randn(*sizes, *rest, dtype=like.dtype, device=like.device), leading)
 
 
 def task_dropout(x: Tensor, rate: float) -> Tensor:
-    """x [T, ...] with entries set to zero at the rate, and the others scaled by 1 / (1 - rate)."""
+    """Apply dropout to x [T, ...] (T tasks): set entries to 0 with probability `rate`, divide others by 1 - rate."""
     return task_draws(lambda sizes: functional.dropout(x.expand(*sizes, *x.shape).contiguous(), rate))
 
 
 def task_subset(mask: Tensor) -> Tensor:
-    """A random subset of mask [T, S]: a task keeps each point with one probability, drawn uniformly from [0, 1].
+    """Return a random subset of the points that are true in mask [T, S] (T tasks, S points), as a mask [T, S].
 
-    The draws belong to the ranks of the unmasked points, so that padding does not change the subset.
+    Each task draws a probability from Uniform(0, 1), and keeps each of its points with this probability. The random
+    number of a point depends on its rank among the unmasked points, so padding does not change the subset.
     """
     num_tasks, size = mask.shape
     uniform = task_draws(lambda sizes: torch.rand(*sizes, num_tasks, device=mask.device), (size + 1,)).mT  # [T, S + 1]

@@ -34,24 +34,24 @@ except ImportError as error:
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """p(y | x, support) of a trained meta-learner: `fit` takes the support set, `predict_proba` the query set.
+    """Classifier with the predictions of a trained meta-learner: `fit` takes the support set, `predict` the query set.
 
         classifier = FewShotClassifier().fit(support_embeddings, names)
         probabilities = classifier.predict_proba(query_embeddings)
 
-    `fit` trains nothing; it checks the support set and the classes against the learner. With a transductive learner,
-    as the default is, predictions depend on the whole query set, so those for a subset of X differ from those for X.
+    `fit` does not train. It stores the support set, and checks that the learner can use it. With a transductive learner
+    (the default), predictions depend on the whole query set: a subset of X has other predictions than within X.
 
     Args:
-        learner: `transductive` or `inductive`, the learners that ship, for embeddings of any origin, dimension, way and
-            shot; a MetaLearner; the folder of a run; or None, prototypical networks on the given features (softmax of
-            minus the squared distance to the class means).
+        learner: `transductive` or `inductive`, the learners of this package for any embeddings, way and shot; a
+            MetaLearner; the folder of a run; or None: prototypical networks on the given features (softmax of minus
+            the squared distance to the class means).
         num_samples: number of draws of the latent over which probabilities are averaged; one suffices for a point
             estimate.
-        random_state: seed of those draws. Each `fit` fixes one seed, so predictions of a fitted classifier repeat.
-        balance: of `transductive` alone. `known`: the queries of every call are equally many in each class. `unknown`
-            or None: the learner estimates the class shares.
-        reject_above: entropy in nats, below log C; `predict` rejects queries with a larger one. None: it rejects none.
+        random_state: seed of the draws. Each `fit` fixes one seed, so a fitted classifier repeats its predictions.
+        balance: only for `transductive`. `known`: each call has equally many queries of every class. `unknown` or
+            None: the learner estimates the class frequencies.
+        reject_above: entropy in nats, below log C (C classes), above which `predict` rejects a query; None: never.
         unknown_label: label of rejected queries, which is not in y; None: "unknown" for text, else -1.
 
     Attributes:
@@ -75,7 +75,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.unknown_label = unknown_label
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Store the support set.
+        """Store the support set, after checking that the learner can use it.
 
         Args:
             X: inputs [S, *X]: features, or images.
@@ -85,7 +85,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             The classifier itself.
 
         Raises:
-            UsageError: the learner needs other inputs or another number of classes.
+            UsageError: the learner cannot use these inputs or this number of classes.
         """
         check_num_samples(self.num_samples)
         X, y = self._validated(X, readable_labels("y", y))
@@ -96,22 +96,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.frame_ = SupportFrame.of(X) if self.learner is None else None
         self.support_x_ = self._framed(X)
         self._load_learners(X.shape[1:], len(self.classes_))
-        if self._ships:  # it takes every support set
+        if self._ships:  # a learner of this package accepts every support set
             return self
         with warnings.catch_warnings(action="ignore", category=UnfamiliarTasks):  # for the single query below
             self._prediction(self.learner_, X[:1])  # raises an error if the learner cannot use this support set
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities [Q, C] of `classes_`, with X [Q, *X] as the query set of one task."""
+        """Return the probabilities [Q, C] of the C classes in `classes_` for the query set X [Q, *X] of one task."""
         return self._answer(X).probabilities.cpu().numpy()
 
     def predict_spread(self, X: Any) -> np.ndarray:
-        """Standard deviation [Q, C] of those probabilities over draws of the latent; 0 for a point estimate."""
+        """Return the sd [Q, C] of `predict_proba(X)` over draws of the latent; 0 for a point estimate."""
         return self._answer(X).spread.cpu().numpy()
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable class [Q] of each query point, as a label of `classes_`, or that of rejected queries."""
+        """Return the most probable class of each of the Q queries X [Q, *X]; `unknown_label` for rejected queries."""
         check_is_fitted(self)
         X = self._validated(X, reset=False)
         nearest = self._prediction(self.nearest_, X)
@@ -135,7 +135,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return X if self.frame_ is None else self.frame_(X)
 
     def _validated(self, X: Any, *y: Any, **options: Any) -> Any:
-        """Arrays after the checks of scikit-learn; images and bytes are allowed only with a learner."""
+        """Return the arrays after scikit-learn's checks; images and bytes are allowed only with the user's learner."""
         rows = self.learner is None or self._ships
         options |= {"dtype": np.float64} if rows else {"allow_nd": True}
         X = readable("X", X)
@@ -154,7 +154,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             self.nearest_ = prototypical_networks(input_shape, num_classes)
             return
         if num_classes < 2:
-            raise UsageError("expected at least 2 classes in y, got 1 class; bring support points of another one")
+            raise UsageError("expected at least 2 classes in y, got 1 class; add support points of another class")
         self.learner_ = self.nearest_ = self._loaded()
         if isinstance(self.learner_.model, HasBaseClasses):
             raise UsageError(
@@ -163,7 +163,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             )
 
     def _loaded(self) -> MetaLearner:
-        """The learner of the argument; one that ships works in float64, since embeddings come in every scale."""
+        """Return the learner that the argument names; this package's own use float64, for embeddings of any scale."""
         if self._ships:
             if self.learner != "transductive":
                 self._refuse_balance()
@@ -179,22 +179,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if self.balance is not None:
             raise UsageError(
                 f"expected balance=None for this learner, got '{self.balance}', which only learner='transductive' "
-                "takes; a MetaLearner is told when it is built: MetaLearner.pretrained(balance='known')"
+                "takes; for a MetaLearner set it at construction: MetaLearner.pretrained(balance='known')"
             )
 
 
 def expected_failed_checks(estimator: FewShotClassifier) -> dict[str, str]:
-    """The checks of `sklearn.utils.estimator_checks.check_estimator` that this estimator fails by design.
+    """Return the checks of `sklearn.utils.estimator_checks.check_estimator` that an estimator fails by design.
 
     Args:
         estimator: the classifier.
 
     Returns:
-        {name of a check: reason}; empty without a learner.
+        {name of a check: reason}; empty if the estimator has no learner.
     """
     if estimator.learner is None:
         return {}
     reasons = failed_checks(estimator._loaded())
-    if not isinstance(estimator.learner, MetaLearner):  # a name has the hash of its copy
+    if not isinstance(estimator.learner, MetaLearner):  # the check compares hashes, and text has the hash of its copy
         del reasons["check_estimators_overwrite_params"]
     return reasons

@@ -1,4 +1,4 @@
-"""The only file that imports torchvision and timm, when they are first used."""
+"""Imports torchvision and timm at their first use; no other file imports them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _libraries: list[torch.library.Library] = []  # a schema lives as long as its ha
 
 
 def torchvision() -> ModuleType:
-    """Import torchvision, even if it is a CUDA build and torch is a CPU build.
+    """Import and return torchvision, even if it is a CUDA build and torch is a CPU build.
 
     In that case the compiled part of torchvision does not load, and the import fails because two operators are missing.
     With the schemas of these operators defined, everything except detection works.
@@ -38,7 +38,7 @@ def torchvision() -> ModuleType:
 
 
 def timm() -> ModuleType:
-    """Import timm, which imports torchvision.
+    """Import and return timm, which imports torchvision.
 
     Raises:
         UsageError: timm is not installed.
@@ -50,6 +50,6 @@ def timm() -> ModuleType:
         if error.name != "timm":
             raise
         raise UsageError(
-            "expected the package timm for backbone=timm, not found; pip install 'pyro_metabayes[timm]', or take "
+            "expected the package timm for backbone=timm, not found; run: pip install 'pyro_metabayes[timm]', or set "
             "backbone=torchvision"
         ) from None

@@ -128,11 +128,11 @@ def test_only_names_under_the_prefixes_are_imported(target: Any) -> None:
 
 
 def test_a_missing_file_and_a_missing_class_are_told_apart() -> None:
-    with refuses(r"^no module 'guides\.nosuch', which guide\._target_ names$"):
+    with refuses(r"^expected guide\._target_ in an existing module, found no 'guides\.nosuch'; fix the name$"):
         check({"_target_": "guides.nosuch.Guide"}, "guide", CONTEXT)
-    with refuses(r"^no 'Guid' in guides\.sib, which guide\._target_ names$"):
+    with refuses(r"^expected guide\._target_ to name an existing class, found no 'Guid' in guides\.sib; fix the name$"):
         check({"_target_": "guides.sib.Guid"}, "guide", CONTEXT)
-    with refuses(r"^no module 'guides\.sib\.Guide', which guide\._target_ names"):
+    with refuses(r"^expected guide\._target_ in an existing module, found no 'guides\.sib\.Guide'"):
         check({"_target_": "guides.sib.Guide.posterior"}, "guide", CONTEXT)
 
 

@@ -140,10 +140,10 @@ def test_a_source_may_be_left_out_for_validation(digits: Path, monkeypatch: pyte
             {"target": "svhn"},
             "expected data.target to be one of mnist, usps, uci, tilted, inverted, blended, got 'svhn'",
         ),
-        ({"validation": "usps"}, "expected data.validation to be a source, got the target 'usps'; choose another"),
+        ({"validation": "usps"}, "expected data.validation to differ from data.target, got 'usps' for both"),
         ({"validation": "svhn"}, "expected data.validation to be one of mnist"),
         ({"train_shift": -1.0}, "expected data.train_shift to be finite and >= 0, got -1.0"),
-        ({"val_images": 0}, "expected data.size and the numbers of images to be >= 1"),
+        ({"val_images": 0}, "expected data.size, train_images, val_images and test_images >= 1"),
         ({"val_images": 2}, "expected val images of every class in domain 'mnist', got none of"),
     ],
 )
@@ -215,7 +215,7 @@ def test_images_are_turned_where_the_bank_has_no_features_of_them(bank: DomainBa
         ("train", TaskShape(3, 0, 5), r"at most 12 images, the smallest domain of the train split, got 15; lower task"),
         ("train", TaskShape(3, 1, 2), r"expected task.way=3, the classes that all domains share, task.shot=0 and"),
         ("train", TaskShape(5, 0, 2), r"expected task.way=3"),
-        ("train", TaskShape(3, 0, 2, query_concentration=1.0), "no task.query_counts or query_concentration"),
+        ("train", TaskShape(3, 0, 2, query_concentration=1.0), "no task.query_counts or task.query_concentration"),
         ("dev", TaskShape(3, 0, 2), "no split 'dev'; there are train, val, test"),
     ],
 )
@@ -446,7 +446,7 @@ def test_what_is_wrong_with_pacs_is_named(pacs_data: Path) -> None:
     whole = lists[0].read_text()
     lists[0].write_text(whole + "photo/dog/gone.jpg 1\n")
     with pytest.raises(
-        UsageError, match=r"expected every image that the split files of photo name, got no photo/dog/g"
+        UsageError, match=r"expected every image that the split files of photo name, found no photo/dog/g"
     ):
         pacs.load()
     lists[0].write_text(whole + lists[1].read_text())

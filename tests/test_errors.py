@@ -63,7 +63,7 @@ UNKNOWN = {
     "guide.foo=1": "unknown key 'guide.foo'; guide=sib takes: num_steps",
     "guide.num_step=1": "did you mean 'guide.num_steps'?",
     "guide._target_=os.system": "expected guide._target_ to be a dotted name under models., guides.",
-    "guide._target_=guides.nope.Guide": "no module 'guides.nope'",
+    "guide._target_=guides.nope.Guide": "found no 'guides.nope'; fix the name",
     "guide._target_=guides.sib.Nope": "no 'Nope' in guides.sib",
     "train.learning_rates.nope=1": "no parameter 'nope' for train.learning_rates; there are: model.head",
     "train": "expected NAME=VALUE, got 'train'; write train=VALUE",
@@ -82,7 +82,7 @@ WRONG_TYPE = {
     "backbone.frozen=maybe": "expected backbone.frozen to be true or false, got 'maybe'",
 }
 WRONG_VALUE = {
-    "task.way=1": "expected way >= 2, shot >= 1 and query >= 1",
+    "task.way=1": "expected task.way >= 2, task.shot >= 1 and task.query >= 1",
     "task.way=100": "expected at least task.way=100 classes in the train split, got 19",
     "task.way=6": "expected at least task.way=6 classes in the val split, got 5",
     "task.shot=100": "expected at least task.shot + task.query = 115 inputs in every class",
@@ -162,13 +162,13 @@ def test_savi_refuses_a_prior_that_does_not_read_the_support_set(prior: str, fea
 # ---------------------------------------------------------------- numbers as labels
 
 NUMBERS = {
-    "data=sine_and_line data.fewest=2 task.shot=1 guide=leo_regression": "expected data.fewest <= task.shot, got 2",
+    "data=sine_and_line data.fewest=2 task.shot=1 guide=leo_regression": "data.fewest <= task.shot, got data.fewest=2",
     "data=sine_and_line guide=leo_regression guide.num_hidden=-1": "expected guide.num_hidden, encoder_penalty >= 0",
     "guide=leo_regression model.dropout=1": "expected 0 <= model.dropout < 1, got 1",
-    "guide=mc task.way=2": "expected way=1 (labels are numbers), shot >= 0 and query >= 1, got way 2, shot",
-    "guide=mc task.query=0": "expected way=1 (labels are numbers), shot >= 0 and query >= 1",
-    "guide=mc task.shot=-1": "expected way=1 (labels are numbers), shot >= 0 and query >= 1",
-    "guide=mc data.scale=0": "expected num_features, num_targets >= 1 and finite scale, noise > 0, got",
+    "guide=mc task.way=2": "expected task.way=1 (labels are numbers), task.shot >= 0 and task.query >= 1, got way 2",
+    "guide=mc task.query=0": "expected task.way=1 (labels are numbers), task.shot >= 0 and task.query >= 1",
+    "guide=mc task.shot=-1": "expected task.way=1 (labels are numbers), task.shot >= 0 and task.query >= 1",
+    "guide=mc data.scale=0": "expected num_features >= 1, num_targets >= 1, and finite scale > 0 and noise > 0",
     "guide=mc data.noise=nan": "expected data.noise to be of type finite float, got nan",
     "guide=mc model.noise=0": "expected model.noise > 0, got 0",
     "guide=mc model.observe=nothing": "expected model.observe to be one of query, support, all, got 'nothing'",
@@ -196,8 +196,8 @@ def test_sib_needs_a_start_where_there_are_no_prototypes() -> None:
     ("argument", "message"),
     [
         ("task.shot=1", "expected task.shot=0 for tasks without labels, got 1"),
-        ("task.way=2", "expected way=1 (labels are numbers)"),
-        ("data.slope_scale=0", "expected finite settings, scale and slope_scale > 0, got"),
+        ("task.way=2", "expected task.way=1 (labels are numbers)"),
+        ("data.slope_scale=0", "expected finite settings, scale > 0 and slope_scale > 0, got"),
     ],
 )
 def test_what_spinning_lines_cannot_be_is_refused(argument: str, message: str) -> None:
@@ -264,7 +264,7 @@ BAD_ARRAYS = {
         "expected at least one row of features in bad.npz, got none",
     ),
     "labels of another length": ({"labels": np.arange(5)}, "expected features [N, D], labels [N] and split [N]"),
-    "one class": ({"labels": np.zeros(CLASSES * ROWS, int)}, "expected classes in every split, got none in"),
+    "one class": ({"labels": np.zeros(CLASSES * ROWS, int)}, "expected classes in every split of bad.npz, got none in"),
 }
 
 
@@ -287,7 +287,7 @@ def test_a_file_of_something_else_is_refused(suffix: str, content: bytes) -> Non
 def test_a_truncated_file_is_refused(share: float, features: Path) -> None:
     whole = features.read_bytes()
     Path("cut.npz").write_bytes(whole[: int(share * len(whole))])
-    assert "the file may be truncated: write the file again" in error_of(*on_features(Path("cut.npz")))
+    assert "write the file again, since it may be truncated" in error_of(*on_features(Path("cut.npz")))
 
 
 def test_a_file_that_is_not_there_is_refused() -> None:

@@ -74,10 +74,10 @@ def test_tasks_are_seed_split_and_index() -> None:
 @pytest.mark.parametrize(
     ("settings", "shape", "message"),
     [
-        ({"noise": 0.0}, (1, 5, 15), "expected a finite noise > 0 and fewest >= 0"),
-        ({"fewest": -1}, (1, 5, 15), "expected a finite noise > 0 and fewest >= 0"),
-        ({"fewest": 6}, (1, 5, 15), "expected data.fewest <= task.shot, got 6 and 5"),
-        ({}, (2, 5, 15), r"expected way=1 \(labels are numbers\)"),
+        ({"noise": 0.0}, (1, 5, 15), "expected a finite data.noise > 0 and data.fewest >= 0"),
+        ({"fewest": -1}, (1, 5, 15), "expected a finite data.noise > 0 and data.fewest >= 0"),
+        ({"fewest": 6}, (1, 5, 15), "expected data.fewest <= task.shot, got data.fewest=6 and task.shot=5"),
+        ({}, (2, 5, 15), r"expected task\.way=1 \(labels are numbers\)"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(settings: dict[str, float], shape: tuple[int, ...], message: str) -> None:

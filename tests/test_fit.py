@@ -403,11 +403,11 @@ def test_tasks_that_are_none_are_refused() -> None:
     learner = SAVI.learner()
     with refuses(r"^expected train to be a TaskStream, .* got an object of type int; .*$"):
         fit(learner, 3, val(), steps=1)
-    with refuses(r"^expected val to be a TaskStream, Episodes or a list of Episodes, with tasks, got .* function; .*$"):
+    with refuses(r"^expected val to be a TaskStream, .* with at least one task, got .* function; .*$"):
         fit(learner, WatchedStream(), made, steps=1)
-    with refuses(r"^expected val with tasks of one number of classes, got \[3, 4\]; pass one list each$"):
+    with refuses(r"^expected tasks of one number of classes in val, got \[3, 4\] classes; pass one list for each$"):
         fit(learner, WatchedStream(), [random_tasks(2), random_tasks(2, way=4)], steps=1)
-    with refuses(r"^expected batches of type Episodes from train, got an object of type int as batch 0$"):
+    with refuses(r"^expected batches of type Episodes from train, got an object of type int as batch 0; change train$"):
         fit(learner, lambda number: number, val(), steps=1)
     with refuses(r"^expected a batch of tasks for every step, got an iterator that has ended; .*$"):
         fit(learner, iter([random_tasks(4)]), val(), steps=2)
@@ -489,7 +489,7 @@ def test_parts_are_names_settings_classes_or_objects() -> None:
 
 
 def test_parts_that_cannot_be_built_are_refused() -> None:
-    with refuses(r"^no module 'guides\.sibb', which guide\._target_ names$"):
+    with refuses(r"^expected guide\._target_ in an existing module, found no 'guides\.sibb'; fix the name$"):
         plain(guide="sibb")
     with refuses(r"to be a dotted name under models\., guides\., pyro_metabayes\., got 3$"):
         plain(guide={"_target_": 3})
@@ -502,9 +502,9 @@ def test_parts_that_cannot_be_built_are_refused() -> None:
             rf"^expected guide to be a name, a class, a mapping with _target_, or an object .* got {got}; .*$"
         ):
             plain(guide=guide)
-    with refuses(r"^expected features \[N, D\] of inputs \[N, 3, 8, 8\], got \[1, 4, 6, 6\] for N = 1; end .*$"):
+    with refuses(r"^expected the backbone to map inputs .* \[N, D\], got the shape \[1, 4, 6, 6\] for N = 1; end .*$"):
         plain(nn.Conv2d(3, 4, 3), input_shape=[3, 8, 8])
-    with refuses(r"^expected a backbone of inputs \[N, 7\], got the error mat1 and mat2 .*$"):
+    with refuses(r"^expected the backbone to accept inputs \[N, 7\], got the error: mat1 and mat2 .*$"):
         plain(input_shape=[7])
     with refuses(r"^expected batch norm with running statistics in the backbone, .* use nn\.GroupNorm$"):
         plain(nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4, track_running_stats=False)))
@@ -794,7 +794,7 @@ def test_listed_labels_have_to_be_those_of_the_items() -> None:
     short.targets = short.targets[:-1]
     first.targets = [9, *first.targets[1:]]
     later.targets = [*later.targets[:14], 0, *later.targets[15:]]  # item 14 is of class 8
-    with refuses(r"^expected a label for each of the 60 items in the targets .* of the dataset, got 59; .*$"):
+    with refuses(r"^expected one label for each of the 60 items in `targets` .* of the dataset, got 59 labels; .*$"):
         Bank.from_dataset(short, SPLITS)
     with refuses(r"^expected item 0 of the dataset to have the label 9, .*, got 0; .*$"):
         Bank.from_dataset(first, SPLITS)

@@ -42,21 +42,21 @@ REFUSED = {
     "y ~ x + * (1 | g)": "expected data.formula like",
     "y ~ x + (1 | a/b)": "the model has effects of one grouping only; write + a + (... | b), in which a is a factor",
     "y ~ x + (1 | a:b)": "expected one column of groups in (1 | a:b), got groups of several columns",
-    "y ~ (1 | a) + (1 | b)": "expected one term (effects | group) in data.formula, got (1 | a) and (1 | b), crossed or",
-    "y ~ x + (1 | g) + (0 + x | g)": "got (1 | g) and (0 + x | g), uncorrelated effects; write one of them with all",
-    "y ~ x + (x || g)": "expected one bar in (x || g), got two, uncorrelated effects; write one bar and set prior=",
+    "y ~ (1 | a) + (1 | b)": "expected one term (effects | group) in data.formula, got (1 | a) and (1 | b): crossed or",
+    "y ~ x + (1 | g) + (0 + x | g)": "got (1 | g) and (0 + x | g): uncorrelated effects; write one of them with all",
+    "y ~ x + (x || g)": "expected one bar in (x || g), got two (uncorrelated effects); write one bar and set prior=",
     "y ~ x:z + x + (1 | g)": "expected 'z' among the predictors beside",
     "y ~ x * (1 | g)": "expected columns, factor(x) and offset(x) in data.formula, got '(group term 1)'",
-    "log(y) ~ x + (1 | g)": "expected the name of a column as response of data.formula, got 'log(y)'",
+    "log(y) ~ x + (1 | g)": "expected the name of a column as response in data.formula, got 'log(y)'",
     "cbind(a, b) ~ x + (1 | g)": "expected the name of a column as response",
     "y ~ log(x) + (1 | g)": "expected columns, factor(x) and offset(x) in data.formula, got 'log(x)'",
     "y ~ I(x^2) + (1 | g)": "expected columns, factor(x) and offset(x) in data.formula, got 'I(x",
     "y ~ 0 + x + (1 | g)": "expected an intercept, which the model always has",
     "y ~ x - 1 + (1 | g)": "expected an intercept, which the model always has",
-    "y ~ 1 + (x | g)": "expected 'x' as a shared effect too, because its mean over groups is estimated",
+    "y ~ 1 + (x | g)": "expected 'x' outside of (effects | group) too, because its mean over groups is estimated",
     "y ~ x + (0 | g)": "expected effects of groups, such as (1 | school)",
-    "y ~ x + offset(log(n)) + (1 | g)": "expected the name of a column as offset of data.formula, got 'log(n)'",
-    "y ~ offset(a) + offset(b) + (1 | g)": "expected one offset(x) outside of the term of groups",
+    "y ~ x + offset(log(n)) + (1 | g)": "expected the name of a column as offset in data.formula, got 'log(n)'",
+    "y ~ offset(a) + offset(b) + (1 | g)": "expected at most one offset(x) in data.formula, outside of (eff",
     "y ~ poly(x, 2) + (1 | g)": "expected columns, factor(x) and offset(x) in data.formula, got 'poly(x, 2)'",
     "y ~ . + (1 | g)": "expected data.formula like",
     "y ~ 2 + x + (1 | g)": "expected data.formula like",
@@ -107,9 +107,9 @@ OTHERS = {
     "data.formula=y ~ x + (1 | x)": "to name each column once, got 'x' twice",
     "data.formula=y ~ x + offset(x) + (1 | g)": "to name each column once, got 'x' twice",
     "data.formula=y ~ x + (1 | g);data.weights=y": "to name each column once, got 'y' twice",
-    "data.formula=y ~ x + (1 | g);data.group=g": "expected data.formula or data.group, got both; drop one of them",
+    "data.formula=y ~ x + (1 | g);data.group=g": "expected data.formula or data.group, got both; remove one of them",
     "data.formula=y ~ x + (1 | g);data.predictors=[z]": "expected data.formula or data.predictors, got both",
-    "data.formula=y ~ x + offset(z) + (1 | g);data.offset=n": "expected one offset, got data.offset=n beside",
+    "data.formula=y ~ x + offset(z) + (1 | g);data.offset=n": "expected one offset, got data.offset=n and another in",
     "data.group=[a,g];data.response=y": "in data.group, got a and g, whose groups are nested: the model has effects of "
     "one grouping only; name the smaller groups, and add the larger ones to data.predictors as a factor",
     "data.group=[a,b];data.response=y": "in data.group, got a and b, whose groups are crossed: the model has",
@@ -170,5 +170,5 @@ def test_every_command_reads_the_formula_of_a_run(table: Path) -> None:
 
 def test_the_package_is_named_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "formulaic.errors", None)
-    with pytest.raises(UsageError, match=r"expected the package formulaic for data\.formula, got none; pip install"):
+    with pytest.raises(UsageError, match=r"package formulaic for data\.formula, not found; run: pip install"):
         roles_of_formula("y ~ x + (1 | g)")

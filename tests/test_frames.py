@@ -167,5 +167,5 @@ def test_without_pyarrow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
     frame().to_csv("it.csv", index=False)
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(UsageError, match=r"package pyarrow to read it.csv, not found; pip install 'pyro_metabayes\["):
+    with pytest.raises(UsageError, match=r"pyarrow to read it.csv, not found; run: pip install 'pyro_metabayes\["):
         features.load("it.csv")

@@ -220,7 +220,7 @@ def test_another_file_is_read_in_the_scales_of_the_run(run_on_a_file: Path) -> N
         (lines_of_groups(0, 6), ""),
         ([line for line in lines_of_groups(0, 6) if line.split(",")[1][-1] in "05"], ""),
         (["h0,3,5", "h1,3,6"], ""),  # a constant can be read in given scales
-        (["h0,3000,5", "h1,4000,6"], "column 'a' has mean 3500 where the run was trained on mean 14.5 and sd 8.6"),
+        (["h0,3000,5", "h1,4000,6"], "column 'a' has mean 3500, but the run was trained on mean 14.5 and sd 8.6"),
         (["h0,3,1e6", "h1,4,2e6"], "column 'y' has mean 1.5e+06 where"),
     ],
     ids=["the same file", "a part", "a constant", "other units of a", "other units of y"],
@@ -296,7 +296,7 @@ def test_scales_that_are_none_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        UsageError, match=f"expected data.scales to hold mean and sd > 0 of columns among a, y, got {got}"
+        UsageError, match=f"expected data.scales to have mean and sd > 0 of columns among a, y, got {got}"
     ):
         load("who", "y", ["a"], path=str(written("t.csv", lines_of_groups(0, 6))), scales=scales)
 
@@ -319,7 +319,7 @@ BAD_TABLES = {
     ),
     "no name of a group": (
         GOOD + " ,1,3\n",
-        "the first: '' in column 'who' on line 6; fill them, or set data.missing=drop",
+        "the first: '' in column 'who' on line 6; fill in values, or set data.missing=drop",
     ),
     "a short row": (GOOD + "C,1\n", "expected 3 cells as in the header, got 2 on line 6 of t.csv"),
     "no rows": ("who,a,y\n", "expected rows below the header of t.csv, got none"),
@@ -336,10 +336,10 @@ SETTINGS = {
     "data.path=t.csv data.predictors=[a,a]": "to name each column once, got 'a' twice",
     "data.path=t.csv data.response=a": "to name each column once, got 'a' twice",
     "data.path=t.csv data.random=[a,a]": "to name each column once, got 'a' twice",
-    "data.path=t.csv data.train=0": "expected shares train > 0, val >= 0 and train + val <= 1, got train=0.0",
-    "data.path=t.csv data.train=0.9": "expected groups for test, got none of 2; change data.train and data.val",
+    "data.path=t.csv data.train=0": "expected fractions data.train > 0, data.val >= 0 and data.train + data.val <= 1",
+    "data.path=t.csv data.train=0.9": "expected at least one group for test, got none of the 2 groups",
     "data.path=t.csv data.group=null": "expected one column 'null' in t.csv, got none; there are: who, a, y",
-    "data.path=t.csv task.way=2": "expected way=1 (labels are numbers)",
+    "data.path=t.csv task.way=2": "expected task.way=1 (labels are numbers)",
     "data.table=nope": "groups/nope.csv",
 }
 

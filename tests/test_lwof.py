@@ -138,7 +138,7 @@ def test_held_out_rows_leave_the_others_as_they_are(bank: Bank) -> None:
 
 @pytest.mark.parametrize(
     ("per_class", "message"),
-    [(1, "holdout_per_class >= 2 for task.base_query"), (20, "0 < pretrain.holdout_per_class < 20, the size of the")],
+    [(1, "holdout_per_class >= 2 for task.base_query"), (20, "less than 20, the size of the smallest training class")],
 )
 def test_a_holdout_that_cannot_be_is_refused(per_class: int, message: str, bank: Bank) -> None:
     with pytest.raises(UsageError, match=message):
@@ -148,7 +148,7 @@ def test_a_holdout_that_cannot_be_is_refused(per_class: int, message: str, bank:
 def test_pairs_are_not_split(bank: Bank) -> None:
     partner = torch.arange(len(bank.labels))
     partner[[0, 1]] = partner[[1, 0]]
-    with pytest.raises(UsageError, match="expected inputs without pairs"):
+    with pytest.raises(UsageError, match="expected different images in each class"):
         held_out_rows(replace(bank, pairs=Pairs(partner)), 4)
 
 
@@ -465,7 +465,7 @@ MISTAKES = {
     "task.base_query=0": "expected tasks with base classes for model=lwof, got none",
     "task.base_query=-1": "expected task.base_query >= 0, got -1",
     "pretrain.holdout_per_class=0": "expected pretrain.holdout_per_class >= 2 for task.base_query",
-    "pretrain.holdout_per_class=40": "expected 0 < pretrain.holdout_per_class < 20",
+    "pretrain.holdout_per_class=40": "expected pretrain.holdout_per_class to be at least 1 and less than 20",
     "objective.kl=convexity model=few_shot_classifier task.base_query=0": "expected a normal posterior and a mixture",
     "guide=attention model=few_shot_classifier task.base_query=0": "expected a model with base classes for guide=att",
 }

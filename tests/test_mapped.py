@@ -187,9 +187,7 @@ def test_a_file_that_is_cut_short_is_named(share: float, tmp_path: Path) -> None
     folder = folder_of(tmp_path / "given", arrays())
     content = (tmp_path / "given" / "features.npy").read_bytes()
     (tmp_path / "given" / "features.npy").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(
-        UsageError, match=r"a file of arrays, got .*given, which cannot be read .*the file may be truncated"
-    ):
+    with pytest.raises(UsageError, match=r"a file of arrays, got .*given, which cannot be read .*it may be truncated"):
         features.load(folder)
 
 

@@ -86,7 +86,7 @@ ERRORS = {
     "data=tiered_imagenet": "tiered_imagenet, got none; put {train,val,test}_images_png.pkl",
     "data=leo_embeddings": "leo_embeddings, got none; unpack http://storage.googleapis.com/leo-embeddings/embeddings",
     "data=cifar_fs": "cifar100_meta.json, got none; put cifar100_meta.json and the lossless sheets",
-    "data=image_folder": "expected a folder of images, got ''; set data.path to one with train/, val/ and test/",
+    "data=image_folder": "expected a folder of images, got ''; set data.path to a folder with train/, val/ and test/",
     "data=image_folder data.size=big": "expected data.size to be of type int, got 'big'",
     "data=nope": "unknown choice data=nope; choose one of: cifar_fs, digit_domains, fc100",
     "data=fc100 data.size=3": "unknown key 'data.size'",

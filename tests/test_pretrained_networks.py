@@ -301,7 +301,7 @@ def test_unreadable_images_are_named() -> None:
     for name in ("c0/1.png", "c8/2.png"):
         Path("pictures", name).write_text("none")
     error = call("embed", "pictures", "out=it.npz", *RANDOM_TIMM).error
-    assert "got 2 of 72 that cannot be read: pictures/c0/1.png (it is no image), pictures/c8/2.png" in error
+    assert "got 2 of 72 that cannot be read: pictures/c0/1.png (it is not an image), pictures/c8/2.png" in error
     assert not Path("it.npz").exists()
 
 
@@ -328,8 +328,8 @@ def test_identical_images_are_named() -> None:
         (("pictures", "out=it.npz"), "expected backbone=timm or backbone=torchvision, got backbone=conv4"),
         (("out=it.npz", *RANDOM_TIMM), "expected the folder of images first, got 'out=it.npz'; write .*FOLDER out="),
         (("nowhere", "out=it.npz", *RANDOM_TIMM), "expected a folder of images, got 'nowhere'.*; fix the folder"),
-        (("pictures/c0", "out=it.npz", *RANDOM_TIMM), "pictures/c0, which has files but no folders of classes; sort"),
-        (("empty", "out=it.npz", *RANDOM_TIMM), "expected folders of classes in empty, which is empty; fill it: "),
+        (("pictures/c0", "out=it.npz", *RANDOM_TIMM), "pictures/c0, got only files; sort"),
+        (("empty", "out=it.npz", *RANDOM_TIMM), "classes in empty, got an empty folder; add images into "),
         (("pictures", "out=it.npz", *RANDOM_TIMM, "backbone.size=-3"), "expected backbone.size >= 0, got -3; 0 is "),
         (("pictures", "out=old.npz", *RANDOM_TIMM), "expected a new file for out, got old.npz, which exists"),
         (

@@ -133,7 +133,7 @@ def test_a_bank_too_small_for_the_largest_count_says_so() -> None:
     ("sizes", "shape", "message"),
     [
         ([15] * 6, {}, "task.way * task.query = 75 inputs beside the support set in any 5 classes of the train split"),
-        ([90, 90, 4, 4, 4, 4, 4], {"shot": 3}, "got 5 in the smallest; lower task.shot or task.query"),
+        ([90, 90, 4, 4, 4, 4, 4], {"shot": 3}, "got 5 in the smallest classes; lower task.shot or task.query"),
         ([90, 90, 90, 90, 2, 90], {"shot": 3}, "at least task.shot = 3 inputs in every class of the train split"),
         ([90, 90, 90, 90, 12, 90], {"query_balanced": 0.5}, "task.shot + task.query = 16 inputs in every class of the"),
     ],
@@ -218,7 +218,7 @@ def test_pairs_stay_on_one_side_where_counts_are_bounded() -> None:
 
 def test_regressions_have_no_classes_to_count() -> None:
     for shape in (TaskShape(1, 2, 3, query_counts=[3]), TaskShape(1, 2, 3, query_concentration=1.0)):
-        with pytest.raises(UsageError, match=r"no task\.query_counts or query_concentration"):
+        with pytest.raises(UsageError, match=r"no task\.query_counts or task\.query_concentration"):
             LinearGaussian().sampler("train", shape)
 
 

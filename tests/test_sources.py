@@ -399,7 +399,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "mixed sizes, packed": (
         tiered_imagenet,
         changed_pickle(packed, "val_images_png.pkl", list=PNG * 3),
-        "only images of 84 x 84 in .*, got number 3 of 80 x 84; download",
+        "only images of 84 x 84 pixels in .*, got item 3 of 80 x 84; download",
     ),
     "not bytes": (
         mini_imagenet,
@@ -409,7 +409,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "an absent class": (
         mini_imagenet,
         changed_pickle(write_cache, CACHE, class_dict={"n10": [0, 1], "n11": [2, 9]}),
-        "rows of image_data, 0 to 5, for each class of class_dict in .*, got others for 'n11'; copy",
+        "row numbers of image_data, 0 to 5, for each class of class_dict in .*, got others for class 'n11'; copy",
     ),
     "a class in two splits": (
         mini_imagenet,
@@ -424,7 +424,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "labels that are missing": (
         tiered_imagenet,
         changed_pickle(packed, TIERED, label_specific=np.zeros(5, int)),
-        "an integer for each of the 6 images in .*, got int64 of shape .5.; download",
+        "one integer label for each of the 6 images in .*, got int64 of shape .5.; download",
     ),
     "names that are missing": (
         tiered_imagenet,
@@ -439,7 +439,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "no PNG": (
         tiered_imagenet,
         changed_pickle(packed, "val_images_png.pkl", list=[b"none"] * 6),
-        "PNG files in .*, got something else as number 3 .it is no image.; copy it again",
+        "PNG files in .*, got another object as item 3 .it is not an image.; copy it again",
     ),
     "keys of another form": (
         leo_embeddings,
@@ -491,7 +491,7 @@ def test_what_is_wrong_with_a_table_is_named(folder: Path, cache: Path) -> None:
     table = folder / "mini_imagenet/val.csv"
     whole = table.read_text()
     table.write_text(whole.replace("n10000", "n99000"))
-    assert "got no " in (line := line_of(mini_imagenet.load, cache)) and "(3 of 6 are missing); add them" in line
+    assert "found no " in (line := line_of(mini_imagenet.load, cache)) and "(3 of 6 are missing); add these" in line
     for content in ("", "name,class\n", "filename,label\na,b,c\n", "\0\udcff"):
         table.write_bytes(content.encode(errors="surrogateescape"))
         assert "expected lines of filename,label" in line_of(mini_imagenet.load, cache)
@@ -507,24 +507,22 @@ def test_what_is_wrong_with_folders_is_named(tmp_path: Path, cache: Path) -> Non
     def line(**settings: int) -> str:
         return line_of(lambda: image_folder.load(str(mine), **{"size": 24, **settings}), cache)
 
-    assert "data.size >= 1 and data.channels 1 or 3, got 24 and 2" in line(channels=2)
+    assert "data.size >= 1 and data.channels 1 or 3, got data.size=24 and data.channels=2" in line(channels=2)
     whole = (mine / "val/n10/0.PNG").read_bytes()
     for index, content in enumerate((b"", b"none", whole[:50])):
         (mine / f"val/n10/{index}.PNG").write_bytes(content)
     Image.fromarray(np.zeros((3, 3), np.int32)).save(mine / "val/n11/0.PNG", "TIFF")
     assert re.search(r"got 4 of 6 that cannot be read: .*n10/0.PNG .*n10/1.PNG .*n10/2.PNG .* and 1 more; fix", line())
     shutil.copytree(mine / "train/n01", mine / "test/n01")
-    assert re.search(
-        "in one split of .*mine, got 'n01' in train and test .*divide the classes, not the rows or images", line()
-    )
+    assert re.search("in one split of .*mine, got 'n01' in train and test .*split=rows to divide the rows", line())
     (mine / "test/empty").mkdir()
     shutil.rmtree(mine / "test/n01")
-    assert re.search("images in the folder of a class, got none in .*test/empty; suffixes: .bmp", line())
+    assert re.search("images in the folder of a class, got none in .*test/empty; add files that end in .bmp", line())
     shutil.rmtree(mine / "test")
     assert re.search("a folder .*test, got none; .*mine must contain train/, val/ and", line())
     (mine / "test").mkdir()
-    assert "expected classes in every split, got none in test of " in line()
-    with pytest.raises(UsageError, match=r"expected a folder of images, got ''; set data.path to one with train/"):
+    assert re.search("expected classes in every split of .*, got none in test ", line())
+    with pytest.raises(UsageError, match=r"expected a folder of images, got ''; set data.path to a folder with train/"):
         image_folder.load()
 
 

@@ -1,4 +1,4 @@
-"""A bank: all labelled inputs of a data set, sorted by class, on one device."""
+"""A bank: the labelled inputs of a data set, sorted by class, on one device."""
 
 from __future__ import annotations
 
@@ -28,22 +28,25 @@ DIVISIONS = ("classes", "rows", "none")
 
 @dataclass(frozen=True, eq=False)
 class Bank(FromUsers):
-    """Inputs sorted by class; a class belongs to one split, so test classes are not seen in training (but: division).
+    """Data set of M labelled inputs of G classes, sorted by class.
+
+    By default each class belongs to one split, so that test classes are not seen in training; see `division`.
 
     Args:
-        inputs: [M, *X], float features, uint8 images [M, channels, height, width], or features that stay in their file.
-        class_sizes: [G], number of inputs of each of the G classes, in the order of the rows.
-        splits: class ids (0 to G - 1) of train, val and test.
-        class_names: [G].
-        pairs: rows that must not be split between support and query set, if there are any.
-        views: [V, N, *X], V augmented renderings of each of the N inputs of the training classes, in the order of
-            rows("train"), or None. Training tasks draw from inputs and views with equal probability (pretrain.views).
+        inputs: [M, *X], *X being the shape of one input: float features, uint8 images [M, channels, height, width], or
+            features that stay in their file.
+        class_sizes: [G], number of inputs of each class, in the order of the rows.
+        splits: ids of the classes (0 to G - 1) of each split: train, val and test.
+        class_names: [G], names of the classes.
+        pairs: pairs of rows that must not be split between support and query set; None: there are none.
+        views: [V, N, *X], V augmented copies of each of the N training inputs, in the order of rows("train"), or None.
+            Training tasks draw from inputs and copies with equal probability (pretrain.views).
         num_shared: number of classes that all tasks share, or 0. If positive, a split consists of one or more domains,
             each with these classes in the same order (domains.py).
         auxiliary: further inputs [M, ...] by name, which samplers may put into tasks (domains.py).
-        division: what the splits divide: classes, rows or none (sources/division.py). By rows, a class is one class of
-            the bank per split, with one name. With none, all splits are the same classes.
-        origin: the name of a row for messages and tables: a file, or a row of the user's data; None: the row itself.
+        division: what differs between splits: "classes"; "rows": a class has rows in several splits, and counts as one
+            class of the bank, with the same name, in each; "none": all splits are the same (sources/division.py).
+        origin: function from a row number to the row's name in messages, such as a file; None: the number is the name.
     """
 
     inputs: Tensor | StoredRows
@@ -63,7 +66,7 @@ class Bank(FromUsers):
 
     @property
     def in_memory(self) -> Tensor:
-        """All inputs; raises a UsageError if the bank stays in its file."""
+        """All inputs [M, *X]; raises a UsageError if they stay in a file or dataset."""
         if not isinstance(self.inputs, Tensor):
             raise UsageError(
                 "expected features in memory for this model, got a folder or dataset whose rows are read one by one; "
@@ -73,24 +76,24 @@ class Bank(FromUsers):
 
     @property
     def class_starts(self) -> Tensor:
-        """Row of the first input of each class [G]."""
+        """Row number of the first input of each of the G classes [G]."""
         return self.class_sizes.cumsum(0) - self.class_sizes
 
     @property
     def labels(self) -> Tensor:
-        """Class id of every row [M]."""
+        """Class id of each of the M rows [M]."""
         return torch.repeat_interleave(torch.arange(len(self.class_sizes)), self.class_sizes)
 
     def rows(self, split: str) -> Tensor:
-        """Rows of all inputs whose class belongs to the split."""
+        """Return the row numbers of all inputs whose class belongs to the split."""
         return torch.isin(self.labels, self.splits[split]).nonzero().squeeze(1)
 
     def answers(self, split: str) -> Tensor:
-        """Labels of the classes of a split for a classifier: the index in the split, or among the shared classes."""
+        """Return the label of each class of a split for a classifier: the index among the (shared) classes."""
         return torch.arange(len(self.splits[split])) % (self.num_shared or max(len(self.splits[split]), 1))
 
     def fingerprint(self) -> str:
-        """Hash of inputs (of a sample of them if they stay in a file), classes and splits; a part of cache names."""
+        """Return a hash of inputs, classes and splits, for cache names; of inputs in a file, only some are hashed."""
         return self._fingerprint
 
     @cached_property
@@ -109,15 +112,17 @@ class Bank(FromUsers):
     def with_inputs(
         self, inputs: Tensor | StoredRows, views: Tensor | None = None, auxiliary: Mapping[str, Tensor] | None = None
     ) -> Bank:
-        """The same classes and splits with other inputs, one for each row, such as features of the images."""
+        """Return a bank with the same classes and splits, but new inputs, one per row, such as features of images."""
         auxiliary = auxiliary or {}
         for name, rows in {"inputs": inputs, **auxiliary}.items():
             if len(rows) != len(self.inputs):
-                raise UsageError(f"expected {len(self.inputs)} {name}, one per row of the bank, got {len(rows)}")
+                raise UsageError(
+                    f"expected {len(self.inputs)} {name}, one per row of the bank, got {len(rows)}; pass one per row"
+                )
         return replace(self, inputs=inputs, views=views, auxiliary=auxiliary)
 
     def to(self, device: torch.device | str) -> Bank:
-        """The bank with its inputs on a device; class sizes and splits stay on the CPU, where tasks are drawn."""
+        """Return the bank with its inputs on a device; class sizes and splits stay on the CPU, where rows are drawn."""
         views = None if self.views is None else self.views.to(device)
         auxiliary = {name: rows.to(device) for name, rows in self.auxiliary.items()}
         return replace(self, inputs=self.inputs.to(device), views=views, auxiliary=auxiliary)
@@ -126,18 +131,18 @@ class Bank(FromUsers):
         self, split: str, way: int = 5, shot: int = 1, query: int = 15, seed: int = 0, num_tasks: int | None = None,
         unknown: int = 0,
     ) -> TaskStream:  # fmt: skip
-        """Few-shot tasks of a split: `way` classes, with `shot` support and `query` query points of each.
+        """Return a stream of tasks from a split: `way` classes with `shot` support and `query` query points each.
 
         Args:
             split: train, val or test.
             way, shot, query: classes, support points per class and query points per class of every task.
             seed: seed of the tasks.
-            num_tasks: number of different tasks, which are then repeated; None: endless.
-            unknown: number of further classes of every task, with `query` queries each and no support points. Their
-                queries have no label: a guide sees them, objectives and scores of labels do not count them.
+            num_tasks: number of different tasks, after which the stream starts again; None: it never repeats a task.
+            unknown: number of unknown classes per task, i.e. classes with `query` queries but no support points. These
+                queries have no label: a guide sees them, but objectives and scores do not count them.
 
         Raises:
-            UsageError: an argument is no integer, or the split has too few classes, or too small ones.
+            UsageError: an argument is not an integer, or the split has too few classes or inputs per class.
         """
         from pyro_metabayes.data.sampler import BankSampler  # here, since it imports this file
         from pyro_metabayes.data.stream import TaskStream
@@ -158,11 +163,18 @@ class Bank(FromUsers):
         split_of_class: Callable[[np.ndarray], Mapping[str, np.ndarray]] | Mapping[str, np.ndarray],
         class_names: Sequence[str] | None = None,
     ) -> Bank:
-        """A bank from rows in any order, integer labels [M], and the labels of each split (or a function to them)."""
+        """Return a bank from inputs in any order and their labels.
+
+        Args:
+            inputs: [M, *X], M inputs of shape *X.
+            labels: [M], the label of each input.
+            split_of_class: the labels of each split, or a function from all labels to them.
+            class_names: names of the classes in increasing order of the labels; None: the labels.
+        """
         order = np.argsort(labels, kind="stable")
         names, sizes = np.unique(labels, return_counts=True)
         if len(names) == 0:
-            raise UsageError("expected a bank with at least one labelled input, got an empty one")
+            raise UsageError("expected a bank with at least one labelled input, got no inputs; add data")
         splits = split_of_class(names) if callable(split_of_class) else split_of_class
         check_splits(splits, SPLITS)
         ids = {split: torch.from_numpy(np.flatnonzero(np.isin(names, splits.get(split, [])))) for split in SPLITS}

@@ -21,15 +21,16 @@ from pyro_metabayes.errors import UsageError
 
 
 class BaseNovelSampler(BankSampler):
-    """Few-shot tasks as from BankSampler, with task.base_query additional queries of base classes.
+    """Sampler of few-shot tasks of novel classes, with task.base_query additional queries of base classes.
 
-    Base classes are the B training classes. The class of a base query is drawn uniformly with replacement. Its image is
-    drawn without replacement as long as the class has enough. Validation and test tasks have queries of all base
-    classes; validation uses one half of the held-out images, test the other. In a training task, `way` of the B classes
-    are the novel classes and the other B - way are the base classes; it contains no held-out image.
+    Base classes are the B training classes, of which some images are held out. A training task takes `way` of the B
+    classes as novel classes and the other B - way as base classes; it contains no held-out image. Validation and test
+    tasks have queries of all base classes; validation uses one half of the held-out images, test the other. The class
+    of a base query is drawn uniformly with replacement. Images of one class are drawn without replacement as long as
+    the class has enough.
 
-    Novel classes have the labels 0 to way - 1, in support and query set. Label way + i is the base class with index
-    auxiliary["base"][t, i] (0 to B - 1) in the training split.
+    Novel classes have the labels 0 to way - 1. In task t, label way + i is the base class with index
+    auxiliary["base"][t, i] (0 to B - 1) among the training classes.
     """
 
     def __init__(self, bank: Bank, holdout_per_class: int) -> None:
@@ -43,7 +44,7 @@ class BaseNovelSampler(BankSampler):
         if holdout_per_class < 2:
             raise UsageError(
                 "expected pretrain.holdout_per_class >= 2 for task.base_query, since validation and test need images "
-                f"of base classes, got {holdout_per_class}"
+                f"of base classes, got {holdout_per_class}; raise it"
             )
         holdout = held_out_rows(bank, holdout_per_class)
         self.training_bank = without_rows(bank, holdout)
@@ -51,7 +52,7 @@ class BaseNovelSampler(BankSampler):
 
     @property
     def context(self) -> dict[str, int]:
-        """num_base_classes: B, for parts of the learner that need this number."""
+        """Number of base classes, as the argument `num_base_classes` of models and guides that need it."""
         return {"num_base_classes": self.num_base_classes}
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
@@ -81,7 +82,7 @@ class BaseNovelSampler(BankSampler):
         return draw
 
     def _base_classes(self, tasks: Episodes, split: str) -> Tensor:
-        """Indices, in increasing order, of the base classes of each task among the training classes."""
+        """Return the indices of each task's base classes among the training classes, in increasing order."""
         if split != "train":
             return torch.arange(self.num_base_classes).expand(BLOCK, -1)
         assert tasks.classes is not None
@@ -90,7 +91,7 @@ class BaseNovelSampler(BankSampler):
         return (~novel).nonzero()[:, 1].view(BLOCK, -1)
 
     def _rows(self, classes: Tensor, split: str, generator: Generator) -> Tensor:
-        """The row of an image for each drawn base class [T, Q]."""
+        """Draw an image of each given base class [T, Q] (Q queries in T tasks); returns its row number in the bank."""
         if split != "train":
             holdout = self.holdout[split]
             sizes = torch.full_like(classes, holdout.shape[1])
@@ -101,14 +102,14 @@ class BaseNovelSampler(BankSampler):
 
 
 def distinct_positions(groups: Tensor, sizes: Tensor, generator: Generator) -> Tensor:
-    """A random position from 0 to size - 1 for each draw; positions of one group repeat only if there are too few.
+    """Draw a random position within the group of each query, without replacement if the group has enough positions.
 
-    The draws of a group get the first entries of one random order.
+    The queries of one group in a task get the first entries of one random order of the positions 0, ..., size - 1.
 
     Args:
-        groups: [T, Q], the group of each draw.
+        groups: [T, Q], the group (class) of each of Q queries in T tasks.
         sizes: [T, Q], number of positions of that group.
-        generator: source of random numbers.
+        generator: random generator.
     """
     same = groups.unsqueeze(2) == groups.unsqueeze(1)
     rank, first = same.tril(-1).sum(-1), same.to(torch.uint8).argmax(-1)

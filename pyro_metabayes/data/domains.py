@@ -1,4 +1,4 @@
-"""Domains that share their classes: labelled source domains for training, and an unlabelled target domain.
+"""Domain adaptation: labelled source domains for training, and an unlabelled target domain with the same classes.
 
 A task is a minibatch of one domain. It has no support set; the minibatch is the query set. This is the unsupervised
 multi-source domain adaptation of Hu et al. 2020, "Empirical Bayes Transductive Meta-Learning with Synthetic Gradients".
@@ -27,33 +27,35 @@ Pixels = Callable[[Sequence[Any]], Iterable[np.ndarray]]
 
 
 def leave_one_out(names: Sequence[str], target: str, validation: str = "") -> dict[str, list[str]]:
-    """The domains of each split: the target for test, the others (sources) for training and validation.
+    """Return the domains of each split: the target for test, the others (sources) for training and validation.
 
     Args:
-        names: all domains.
+        names: names of all domains.
         target: the domain that is left out of training.
-        validation: a source for validation only; "": validation uses validation images of all sources.
+        validation: a source that is used for validation only; "": validation uses validation images of all sources.
     """
     for key, name in (("target", target), *((("validation", validation),) if validation else ())):
         if name not in names:
             raise UsageError(f"expected data.{key} to be one of {', '.join(names)}, got '{name}'")
     if validation == target:
-        raise UsageError(f"expected data.validation to be a source, got the target '{target}'; choose another")
+        raise UsageError(f"expected data.validation to differ from data.target, got '{target}' for both; change one")
     sources = [name for name in names if name not in (target, validation)]
     return {"train": sources, "val": [validation] if validation else sources, "test": [target]}
 
 
 def domain_rows(split: str, domains: Mapping[str, Mapping[str, Sequence[Any]]], pixels: Pixels) -> Rows:
-    """The images of a split, sorted by domain and class.
+    """Return the images of a split as rows, sorted by domain and class.
 
     Args:
         split: name of the split.
         domains: {domain: {class: images}}, in any form that `pixels` reads.
-        pixels: converts these images to arrays.
+        pixels: function that converts these images to arrays.
     """
     for domain, classes in domains.items():
         if empty := [name for name, images in classes.items() if not len(images)]:
-            raise UsageError(f"expected {split} images of every class in domain '{domain}', got none of '{empty[0]}'")
+            raise UsageError(
+                f"expected {split} images of every class in domain '{domain}', got none of '{empty[0]}'; add some"
+            )
     images_of = {f"{split}/{domain}/{name}": images for domain in domains for name, images in domains[domain].items()}
     sizes = {name: len(images) for name, images in images_of.items()}
     return Rows(sizes, pixels([image for images in images_of.values() for image in images]))
@@ -61,12 +63,13 @@ def domain_rows(split: str, domains: Mapping[str, Mapping[str, Sequence[Any]]], 
 
 @dataclass(frozen=True, eq=False)
 class DomainBank(Bank):
-    """A bank of domains that share `num_shared` classes.
+    """Data set (bank) of several domains that share `num_shared` classes.
 
-    auxiliary["turned"] [M, 3, *X] has the features of every input rotated by 90, 180 and 270 degrees.
+    auxiliary["turned"] [M, 3, *X], if present, has the features of each of the M images rotated by 90, 180 and 270
+    degrees.
 
     Args:
-        train_shift: largest shift of the features of a training task, 0 for none (perturbed.with_shift).
+        train_shift: largest random shift of the features of a training task (perturbed.with_shift); 0: no shift.
     """
 
     train_shift: float = 0.0
@@ -75,7 +78,13 @@ class DomainBank(Bank):
 def domain_bank(
     name: str, parts: Mapping[str, Part], settings: Mapping[str, object], num_shared: int, train_shift: float
 ) -> DomainBank:
-    """The bank of domains that share `num_shared` classes; see `parts.bank_of` for the other arguments."""
+    """Return the data set of several domains that share `num_shared` classes.
+
+    Args:
+        name, parts, settings: as in `parts.bank_of`.
+        num_shared: number of classes.
+        train_shift: largest random shift of the features of a training task (`DomainBank`).
+    """
     if not 0 <= train_shift < math.inf:
         raise UsageError(f"expected data.train_shift to be finite and >= 0, got {train_shift}")
     bank = bank_of(name, parts, settings)
@@ -84,11 +93,11 @@ def domain_bank(
 
 
 class DomainSampler:
-    """Tasks that are minibatches: task.way * task.query images of any class from one domain of the split.
+    """Sampler of tasks that are minibatches: task.way * task.query images of any class from one domain of the split.
 
-    Labels are the shared classes. Tasks also contain their queries rotated by 90, 180 and 270 degrees,
-    auxiliary["turned"] [T, Q, 3, *X]: features if the bank holds features, images otherwise. Training tasks are shifted
-    by the train_shift of the bank.
+    All domains have the same classes. In a batch of T tasks with Q queries, auxiliary["turned"] [T, Q, 3, *X] has the
+    queries rotated by 90, 180 and 270 degrees: features if the bank holds features, otherwise images. The features of
+    training tasks are shifted at random by up to `bank.train_shift`.
     """
 
     num_targets = 0  # labels are classes
@@ -105,7 +114,11 @@ class DomainSampler:
         return self.bank.input_shape
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
-        """As `Source.sampler`; raises a UsageError if the shape has support points, or more queries than a domain."""
+        """Return a function that draws a block of tasks of a split from a random generator.
+
+        Raises:
+            UsageError: the task shape has support points, or more queries than a domain has images.
+        """
         self._check(split, shape)
         classes = self.bank.splits[split].view(-1, self.bank.num_shared)  # [domains, C]
         starts, sizes = self.bank.class_starts[classes[:, 0]], self.bank.class_sizes[classes].sum(1)
@@ -130,10 +143,12 @@ class DomainSampler:
         if shape.way != self.bank.num_shared or shape.shot or shape.query < 1:
             raise UsageError(
                 f"expected task.way={self.bank.num_shared}, the classes that all domains share, task.shot=0 and "
-                f"task.query >= 1, got {shape}"
+                f"task.query >= 1, got {shape}; change task.*"
             )
         if shape.query_counts or shape.query_concentration:
-            raise UsageError("expected no task.query_counts or query_concentration for minibatches; remove them")
+            raise UsageError(
+                "expected no task.query_counts or task.query_concentration for domain adaptation, got one; remove it"
+            )
 
     def _gather(self, rows: Tensor, classes: Tensor) -> Episodes:
         images, device = self.bank.in_memory, self.bank.inputs.device
@@ -152,5 +167,8 @@ class DomainSampler:
 
 
 def rotated_views(images: Tensor) -> Tensor:
-    """Square images [T, Q, channels, size, size] rotated by 90, 180 and 270 degrees [T, Q, 3, ...]."""
+    """Rotate square images [T, Q, channels, size, size] by 90, 180 and 270 degrees; returns [T, Q, 3, ...].
+
+    T is the number of tasks, Q the number of queries per task.
+    """
     return torch.stack([images.rot90(quarters, (-2, -1)) for quarters in (1, 2, 3)], dim=2)

@@ -12,18 +12,18 @@ from pyro_metabayes.errors import UsageError
 
 
 def held_out_rows(bank: Bank, per_class: int) -> Tensor:
-    """Row numbers [B, per_class] of randomly chosen inputs of each of the B training classes; the same in every run."""
+    """Return row numbers [B, per_class] of random inputs of each of the B training classes; the same in every run."""
     classes = bank.splits["train"]
     sizes = bank.class_sizes[classes]
     if bank.pairs and not bank.pairs.single.all():
         raise UsageError(
-            "expected inputs without pairs for pretrain.holdout_per_class, got two renderings of each image, which a "
-            "holdout could separate; use other data, such as data=cifar_fs"
+            "expected different images in each class for pretrain.holdout_per_class, got pairs of renderings of one "
+            "image, which a holdout could separate; use other data, such as data=cifar_fs"
         )
     if not 0 < per_class < int(sizes.min()):
         raise UsageError(
-            f"expected 0 < pretrain.holdout_per_class < {int(sizes.min())}, the size of the smallest training class, "
-            f"got {per_class}"
+            f"expected pretrain.holdout_per_class to be at least 1 and less than {int(sizes.min())}, the size of the "
+            f"smallest training class, got {per_class}"
         )
     keys = torch.rand(len(classes), int(sizes.max()), generator=Generator().manual_seed(0), dtype=torch.float64)
     positions = keys.masked_fill(torch.arange(keys.shape[1]) >= sizes.unsqueeze(1), -1.0).topk(per_class).indices
@@ -31,13 +31,13 @@ def held_out_rows(bank: Bank, per_class: int) -> Tensor:
 
 
 def halves(rows: Tensor) -> dict[str, Tensor]:
-    """Divide held-out rows [B, n] into halves for validation and test."""
+    """Divide held-out row numbers [B, n], n per class, into one half for validation and one for test."""
     middle = rows.shape[1] // 2
     return {"val": rows[:, :middle], "test": rows[:, middle:]}
 
 
 def without_rows(bank: Bank, rows: Tensor) -> Bank:
-    """The bank without these rows, which belong to training classes."""
+    """Return the bank without the given rows, which must belong to training classes."""
     rest = torch.ones(len(bank.labels), dtype=torch.bool)
     rest[rows.flatten()] = False
     sizes = torch.bincount(bank.labels[rest], minlength=len(bank.class_sizes))

@@ -1,4 +1,4 @@
-"""Inputs that stay in their file, for banks larger than memory."""
+"""Inputs that stay in their file, for data sets larger than memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Change = Callable[[Tensor], Tensor]
 
 
 class StoredRows(Protocol):
-    """Inputs [M, *X] that are read row by row, on the CPU. The methods are those of a tensor that samplers use."""
+    """M inputs of shape *X that are read row by row on the CPU, with the tensor methods that samplers use."""
 
     device: torch.device
 
@@ -40,20 +40,21 @@ class StoredRows(Protocol):
     def split(self, size: int) -> Iterator[Tensor]: ...
 
     def sample(self) -> bytes:
-        """Bytes that are hashed into `Bank.fingerprint`, to recognise the same content in a later run."""
+        """Return bytes that identify the content; `Bank.fingerprint` hashes them."""
         ...
 
 
 class MappedRows:
-    """Rows [M, D] of a memory-mapped array; only the requested rows are read.
+    """M vectors of D features [M, D] in a memory-mapped array, of which only the requested rows are read.
 
-    It has those methods of a tensor that samplers use, and stays on the CPU, whatever the device of the run.
+    The class has the methods of a tensor that samplers use. The rows stay on the CPU, whatever the device of the run.
 
     Args:
         array: the memory-mapped array [M, D].
-        read: maps rows [n, D] of the file and their numbers [n] to the rows of the bank.
-        change: applied to the rows as a tensor, after `read`; None: no change.
-        order: [M], the row of the file for each row of the bank; None: the order of the file.
+        read: function of n rows [n, D] of the file and their row numbers [n] that returns the rows as used, such as
+            scaled ones.
+        change: function that is applied to the rows as a tensor, after `read`; None: no change.
+        order: [M], the row number in the file of each row; None: the order of the file.
     """
 
     device = torch.device("cpu")
@@ -76,21 +77,21 @@ class MappedRows:
         return len(self.array)
 
     def to(self, device: torch.device | str) -> MappedRows:
-        """Returns itself: tasks are moved to the device, the file is not."""
+        """Return the object itself: only the inputs of drawn tasks are moved to a device."""
         return self
 
     def in_order(self, order: np.ndarray) -> MappedRows:
-        """The same rows in another order; an order other than that of the file needs 8 bytes of memory per row."""
+        """Return the same rows in another order. An order other than the file's needs 8 bytes of memory per row."""
         if (order == np.arange(len(order))).all():
             return self
         return MappedRows(self.array, self.read, self.change, order)
 
     def with_change(self, change: Change) -> MappedRows:
-        """The same rows, with `change` applied when they are read."""
+        """Return the same rows, to which `change` is applied whenever they are read."""
         return MappedRows(self.array, self.read, change, self.order)
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
-        """Rows [n, D], float32."""
+        """Read the n rows with the given numbers, as a float32 tensor [n, D]; `dim` must be 0."""
         assert dim == 0
         numbers = self._in_file(rows.numpy())
         self._announce(numbers)
@@ -98,7 +99,7 @@ class MappedRows:
         return values if self.change is None else self.change(values)
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """All rows, `size` at a time."""
+        """Yield all rows in tensors of `size` rows."""
         for start in range(0, len(self), size):
             yield self.index_select(0, torch.arange(start, min(start + size, len(self))))
 
@@ -112,7 +113,7 @@ class MappedRows:
         self._advise("MADV_RANDOM")
 
     def sample(self) -> bytes:
-        """Bytes that identify the content, for `Bank.fingerprint`: type, shape, and evenly spaced rows."""
+        """Return bytes that identify the content, for `Bank.fingerprint`: type, shape and evenly spaced rows."""
         number = max(1, min(len(self), SAMPLE, SAMPLED_BYTES // self.array.strides[0]))
         rows = np.linspace(0, len(self) - 1, number).astype(np.int64)
         return f"{self.array.dtype} {self.array.shape}".encode() + self.array[self._in_file(rows)].tobytes()
@@ -122,7 +123,7 @@ class MappedRows:
             self._file.madvise(getattr(mmap, how))
 
     def _announce(self, numbers: np.ndarray) -> None:
-        """Ask the kernel to read these rows ahead in parallel, instead of one after the other."""
+        """Ask the operating system to read the given rows in parallel before they are needed."""
         if self._file is not None:
             start = self.array.offset % mmap.ALLOCATIONGRANULARITY + numbers * self.array.strides[0]
             first = start - start % mmap.PAGESIZE

@@ -14,51 +14,51 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of rows of a bank.
+    """Pairs of rows of a data set (bank) that are two renderings of one image.
 
     Args:
-        partner: [M], the row of the other rendering of the same image, or the row itself if there is none.
+        partner: [M], for each of the M rows the row of the other rendering, or the row itself if there is none.
     """
 
     partner: Tensor
 
     @classmethod
     def of_rows(cls, partner: np.ndarray, labels: np.ndarray, path: str) -> Self:
-        """The pairs of a bank, whose rows are sorted by class, from the partners of rows in the order of a file.
+        """Convert partners given as rows of a file to the pairs of a bank, whose rows are sorted by class.
 
         Args:
-            partner: [M], the row of the partner in the file, or the row itself.
-            labels: [M], the class of every row.
+            partner: [M], for each row of the file the row of its partner, or the row itself if there is none.
+            labels: [M], the class of every row of the file.
             path: the file, for messages.
 
         Raises:
-            UsageError: a row is not the partner of its partner, or of another class.
+            UsageError: a row is not the partner of its partner, or the two have different classes.
         """
         rows = np.arange(len(partner))
         valid = partner.dtype.kind in "iu" and bool(((partner >= 0) & (partner < len(rows))).all())
         if not valid or (partner[partner] != rows).any() or (labels[partner] != labels).any():
             raise UsageError(
-                f"expected row numbers in 'partner' of {path}, each the partner of its own partner and of the same "
-                "class, got others; write the row itself where there is none"
+                f"expected 'partner' of {path} to pair rows of one class by their row numbers, got other numbers; give "
+                "each row of a pair the number of the other row, and a row without partner its own number"
             )
         order = labels.argsort(kind="stable")
         return cls(torch.from_numpy(order.argsort()[partner[order]]))
 
     @property
     def single(self) -> Tensor:
-        """Whether each row has no partner [M]."""
+        """Whether each of the M rows is without a partner [M]."""
         return self.partner == torch.arange(len(self.partner))
 
     def refuse_split(self, starts: Tensor, sizes: Tensor, shot: int, number: int) -> None:
-        """Raise a UsageError if a task would have to split a pair.
+        """Raise a UsageError if a task would have to split a pair between support and query set.
 
-        That happens at an odd number of shots, if a task needs all inputs of a class and all of them are in pairs.
+        This happens if the number of shots is odd, a task needs all inputs of a class, and all of them are in pairs.
 
         Args:
             starts: [C], first row of each class.
             sizes: [C], number of rows of each class.
             shot: support points per class.
-            number: inputs per class of a task, support and query points.
+            number: support and query points of a class in one task.
         """
         if shot % 2 == 0:
             return
@@ -73,15 +73,17 @@ class Pairs:
     def positions(
         self, starts: Tensor, sizes: Tensor, shot: int, number: int, largest: int, generator: Generator
     ) -> Tensor:
-        """Random positions [B, C, number] in each class, the first `shot` for the support set.
+        """Draw positions [B, C, number] in C classes of B tasks, the first `shot` for the support set.
+
+        No pair is split between support and query set.
 
         Args:
             starts: [B, C], first row of each class.
             sizes: [B, C], number of rows of each class.
             shot: support points per class.
-            number: inputs per class, support and query points.
+            number: support and query points per class.
             largest: number of rows of the largest class of the bank.
-            generator: source of random numbers.
+            generator: random generator.
         """
         shape = (*sizes.shape, largest)
         keys, ties = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -92,11 +94,11 @@ class Pairs:
 
 
 def _order_of_pairs(keys: Tensor, ties: Tensor, partner: Tensor, sizes: Tensor) -> Tensor:
-    """A random order of the positions [B, C, n] in which partners are neighbours.
+    """Return a random order of the n positions in each of C classes of B tasks, in which partners are neighbours.
 
     Args:
-        keys: uniform random numbers [B, C, n], which order the pairs.
-        ties: uniform random numbers [B, C, n], which order the two inputs of a pair.
+        keys: uniform random numbers [B, C, n] that order the pairs.
+        ties: uniform random numbers [B, C, n] that order the two inputs of a pair.
         partner: [B, C, n], position of the partner, or the position itself.
         sizes: [B, C], number of rows of each class.
     """
@@ -109,10 +111,10 @@ def _order_of_pairs(keys: Tensor, ties: Tensor, partner: Tensor, sizes: Tensor) 
 
 
 def _keep_pairs(order: Tensor, partner: Tensor, sizes: Tensor, shot: int, number: int) -> Tensor:
-    """Change the order so that the boundary between support and query set does not split a pair.
+    """Change the order of positions so that the boundary between support and query set does not split a pair.
 
-    If the class has more inputs than the task needs, the second input of the pair leaves the task. Otherwise it is
-    exchanged for an input without a partner.
+    If the class has more inputs than the task needs, the second input of the split pair is replaced by one that the
+    task does not use. Otherwise an input without a partner takes its place.
     """
     positions = torch.arange(order.shape[-1])
     split = partner.gather(-1, order[..., shot - 1].unsqueeze(-1)).squeeze(-1) == order[..., shot]
@@ -126,7 +128,7 @@ def _keep_pairs(order: Tensor, partner: Tensor, sizes: Tensor, shot: int, number
 
 
 def _swap(order: Tensor, here: Tensor, there: Tensor) -> Tensor:
-    """`order` with the entries at the positions `here` and `there` exchanged, row by row."""
+    """Exchange the entries at the positions `here` and `there` of `order`, in every row along the last axis."""
     here, there = here.unsqueeze(-1), there.unsqueeze(-1)
     other = order.scatter(-1, here, order.gather(-1, there))
     return other.scatter(-1, there, order.gather(-1, here))

@@ -19,9 +19,11 @@ Draw = Callable[[Generator], Block]
 
 
 def with_noise(draw: Draw, relative: float) -> Draw:
-    """The tasks of `draw`, with every feature vector x [D] of support and query set replaced by
+    """Return a function that draws the tasks of `draw` and adds noise to their features.
 
-        |x| (x + e) / |x + e|,    e ~ N(0, (relative |x|)^2 / D),
+    Every feature vector x [D] of support and query set is replaced by
+
+        |x| (x + e) / |x + e|,    e_d ~ N(0, (relative |x|)^2 / D),
 
     which changes the direction of x but not its length. relative = 0 leaves the tasks unchanged.
     """
@@ -38,12 +40,14 @@ def with_noise(draw: Draw, relative: float) -> Draw:
 
 
 def with_shift(draw: Draw, most: float) -> Draw:
-    """The tasks of `draw`, with every feature vector x of task t replaced by
+    """Return a function that draws the tasks of `draw` and shifts the features of each task.
+
+    Every feature vector x of task t is replaced by
 
         |x| (x + s_t) / |x + s_t|,    s_t = u_t (x_a - x_b),    u_t ~ Uniform(0, most),
 
-    where x_a and x_b are two queries of the block that contains t. All points of a task share one shift: support set,
-    queries, and rotated views of the queries. most = 0 leaves the tasks unchanged.
+    where x_a and x_b are two random queries among the tasks drawn together with t. All points of a task have the same
+    shift s_t: support points, queries, and rotated copies of the queries. most = 0 leaves the tasks unchanged.
     """
     if not most:
         return draw
@@ -77,7 +81,7 @@ def _of_length(x: Tensor, length: Tensor) -> Tensor:
 def _features(x: Tensor, setting: str) -> Tensor:
     if not x.is_floating_point() or x.dim() != 3:
         raise UsageError(
-            f"expected features [T, N, D] for {setting}, got {x.dtype} inputs {list(x.shape)}; use a frozen "
-            f"backbone, or {setting}=0"
+            f"expected features [tasks, points, D] for {setting}, got {x.dtype} inputs {list(x.shape)}; use a frozen "
+            f"backbone, or set {setting}=0"
         )
     return x

@@ -1,4 +1,4 @@
-"""Places the inputs of a bank on the device of the run or in the memory of the host."""
+"""Places the inputs of a data set (bank) on the device of the run or in the memory of the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ SHARE = 0.5  # a bank may use this share of the free memory of a device; the res
 
 
 def place_bank(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
-    """The bank with its inputs on the device or on the CPU, from where the tasks of each step are copied.
+    """Return the bank, i.e. the data set, with its inputs on the device, or on the CPU.
+
+    From the CPU, the tasks of each step are copied to the device.
 
     Args:
         bank: any bank; inputs that stay in a file are not moved.
@@ -22,7 +24,7 @@ def place_bank(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
             "auto": on the device if the bank needs at most half of the free memory there.
 
     Raises:
-        UsageError: `place` is none of these, or is "accelerator" although the device is the CPU.
+        UsageError: `place` is none of these three, or it is "accelerator" although the device is the CPU.
     """
     check_choice("data.device", place, PLACES)
     if place == "accelerator" and device.type == "cpu":
@@ -31,12 +33,12 @@ def place_bank(bank: Bank, device: torch.device, place: str = "auto") -> Bank:
 
 
 def fits(bank: Bank, device: torch.device) -> bool:
-    """Whether the bank needs at most half of the free memory; true if the device does not report its memory."""
+    """Return whether the bank needs at most half of the device's free memory; true if the device does not report it."""
     memory_of = getattr(torch.get_device_module(device.type), "mem_get_info", None) if device.type != "cpu" else None
     return memory_of is None or num_bytes(bank) <= SHARE * memory_of(device)[0]
 
 
 def num_bytes(bank: Bank) -> int:
-    """Memory of inputs, views and auxiliary inputs in bytes; 0 for inputs that stay in a file."""
+    """Return the memory of a bank's inputs, augmented and auxiliary inputs in bytes; inputs in a file count 0."""
     tensors = (bank.inputs, bank.views, *bank.auxiliary.values())
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))

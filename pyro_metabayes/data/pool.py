@@ -1,4 +1,4 @@
-"""The inputs from which the tasks of a split are drawn: those of the bank, or several views of each."""
+"""The inputs from which the tasks of a split are drawn: the inputs of the bank, or augmented views of them too."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from pyro_metabayes.data.mapped import StoredRows
 
 @dataclass(frozen=True)
 class Pool:
-    """Inputs of one split.
+    """Inputs from which tasks of one split are drawn.
+
+    A view is an augmented copy of the N training inputs. Validation and test tasks use no views.
 
     Args:
-        inputs: those of the bank; or, for training tasks of a bank with V views, [(V + 1) N, *X], view after view.
-        rows: [N], the rows of the bank that each view holds, in increasing order; None without views.
+        inputs: all inputs of the bank, i.e. the data set. With V views: the N training inputs and then each view, in
+            one tensor [(V + 1) N, *X], where *X is the shape of one input.
+        rows: with views, the row numbers [N] of the training inputs in the bank, in increasing order; else None.
     """
 
     inputs: Tensor | StoredRows
@@ -25,7 +28,7 @@ class Pool:
 
     @classmethod
     def of(cls, bank: Bank, split: str) -> Pool:
-        """The pool of a split; only the training split has views."""
+        """Return the pool of a split; only the pool of the training split contains augmented views of its inputs."""
         if bank.views is None or split != "train":
             return cls(bank.inputs)
         rows = bank.rows("train")
@@ -37,13 +40,13 @@ class Pool:
         return self.inputs.device
 
     def places(self, rows: Tensor, generator: Generator) -> Tensor:
-        """Positions in the pool of the given rows of the bank, each in a random view."""
+        """Convert row numbers of the bank to positions in the pool; if there are views, a random one is chosen."""
         if self.rows is None:
             return rows
         views = torch.randint(len(self.inputs) // len(self.rows), rows.shape, generator=generator)
         return views * len(self.rows) + torch.searchsorted(self.rows, rows)
 
     def at(self, places: Tensor) -> Tensor:
-        """Inputs [..., *X] at the positions `places` [...] of the pool."""
+        """Return the inputs [..., *X] at the positions `places` [...] of the pool; *X is the shape of one input."""
         flat = self.inputs.index_select(0, places.flatten().to(self.device, non_blocking=True))
         return flat.view(*places.shape, *flat.shape[1:])

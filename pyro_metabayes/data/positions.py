@@ -1,4 +1,4 @@
-"""Random positions without replacement, for a whole block of tasks at once."""
+"""Draws random positions without replacement, for a whole block of tasks at once."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ MOST_KEYS = 2**21
 
 
 def random_positions(sizes: Tensor, number: int, largest: int, generator: Generator) -> Tensor:
-    """Random positions [B, C, number] in each class, without replacement and in random order.
+    """Draw positions [B, C, number] in C classes of B tasks, without replacement and in random order.
 
-    For a class with fewer than `number` inputs, all its positions come first. The invalid positions that follow must
-    not be used.
+    For a class with fewer than `number` inputs, all its positions come first; the positions after them are invalid and
+    must not be used.
 
     Args:
         sizes: [B, C], number of inputs of each class.
         number: number of positions per class.
-        largest: number of inputs of the largest class of the bank, which fixes how many random numbers are used.
-        generator: source of random numbers.
+        largest: number of inputs of the largest class of the data set, which fixes how many random numbers are used.
+        generator: random generator.
     """
     if sizes.numel() * largest > MOST_KEYS:
         return sequential_positions(sizes, number, generator)
@@ -32,11 +32,11 @@ def random_positions(sizes: Tensor, number: int, largest: int, generator: Genera
 
 
 def sequential_positions(sizes: Tensor, number: int, generator: Generator) -> Tensor:
-    """As `random_positions`, but with a cost that does not depend on the sizes.
+    """Draw positions as `random_positions` does, at a cost that does not depend on the sizes [B, C] of the classes.
 
     For j = size - number, ..., size - 1: draw a position from 0, ..., j, and use j instead if that position was drawn
-    before. All subsets are equally likely (Bentley and Floyd 1987, "A sample of brilliance"), but their orders are not.
-    Therefore the order is drawn at the end.
+    before. All subsets are then equally likely (Bentley and Floyd 1987, "A sample of brilliance"), but not all orders.
+    Therefore a random order is drawn at the end.
     """
     positions = torch.empty(*sizes.shape, number, dtype=torch.int64)
     available = sizes.clamp(max=number)
@@ -50,7 +50,7 @@ def sequential_positions(sizes: Tensor, number: int, generator: Generator) -> Te
 
 
 def _places_of_largest(keys: Tensor, number: int) -> Tensor:
-    """keys.topk(number).indices along the last axis, for keys without ties, in half the time by numpy's partition."""
+    """Return keys.topk(number).indices for keys without ties; numpy's partition takes half the time of topk."""
     values = keys.numpy()
     if number == values.shape[-1]:
         return keys.argsort(-1, descending=True)

@@ -1,4 +1,4 @@
-"""Tasks from a bank of classes. Rows are drawn per block of tasks, and inputs are gathered per batch."""
+"""Draws tasks from a data set (bank). Row numbers are drawn per block of tasks, and inputs are gathered per batch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class RowsOfTasks:
-    """A block of tasks as positions in a pool: support_x and query_x of `rows` are positions [T, S] and [T, Q]."""
+    """Block of tasks, whose inputs are stored as positions in a pool of inputs until they are requested.
+
+    Args:
+        pool: the inputs of the split.
+        rows: T tasks, in which support_x [T, S] and query_x [T, Q] are positions in the pool in place of inputs.
+        device: device of the requested tasks.
+    """
 
     pool: Pool
     rows: Episodes
     device: torch.device | str
 
     def tasks(self, index: slice) -> Episodes:
-        """The tasks at `index`, with their inputs."""
+        """Return the tasks at `index`, with inputs in place of positions."""
         part = self.rows.tasks(index)
         inputs: dict[str, Any] = {name: self._inputs(getattr(part, name)) for name in ("support_x", "query_x")}
         return replace(part.to(self.device), **inputs)
@@ -44,7 +50,7 @@ class RowsOfTasks:
 
 
 class BankSampler:
-    """Draws classes, then inputs of each class, without replacement, for a whole block of tasks at once."""
+    """Sampler of tasks from a bank: draws classes, then inputs of each class, both without replacement."""
 
     num_targets = 0  # labels are classes
 
@@ -56,11 +62,15 @@ class BankSampler:
         return self.bank.input_shape
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
-        """As `Source.sampler`; raises a UsageError if the split has too few classes or inputs for the shape."""
+        """Return a function that draws a block of tasks of a split from a random generator.
+
+        Raises:
+            UsageError: the split has too few classes, or too few inputs per class, for tasks of this shape.
+        """
         return self.rows_sampler(split, shape)
 
     def rows_sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], RowsOfTasks]:
-        """As `sampler`, but always with the row numbers of each task."""
+        """Return a function that draws a block of tasks, as `sampler` does, but with positions in a pool of inputs."""
         classes = self._classes(split, shape)
         sizes, starts = self.bank.class_sizes[classes], self.bank.class_starts[classes]
         number, pool = self._inputs_per_class(sizes, shape), Pool.of(self.bank, split)
@@ -83,7 +93,7 @@ class BankSampler:
         return draw
 
     def _classes(self, split: str, shape: TaskShape) -> Tensor:
-        """Class ids of the split, after a check that it has enough classes and inputs for the shape."""
+        """Return the class ids of the split, after a check that it has enough classes and inputs for the task shape."""
         shape.check_classes(split)
         classes = self.bank.splits[split]
         if len(classes) < shape.way + shape.unknown:
@@ -91,7 +101,7 @@ class BankSampler:
             known = f"task.way={shape.way}"
             needed, change = (unknown, "task.way or task.unknown,") if shape.unknown else (known, "task.way")
             enough = self.bank.division == "classes" and len(self.bank.class_sizes) >= shape.way + shape.unknown
-            rows = "; for data of your own data.split=rows keeps all classes in every split" if enough else ""
+            rows = "; for your own data, data.split=rows keeps all classes in every split" if enough else ""
             raise UsageError(
                 f"expected at least {needed} classes in the {split} split, got {len(classes)}; lower {change} or add "
                 f"classes{rows}"
@@ -106,11 +116,14 @@ class BankSampler:
 
     @staticmethod
     def _inputs_per_class(sizes: Tensor, shape: TaskShape) -> int:
-        """Number of inputs drawn per class: the support points, and the largest number of queries of any class."""
+        """Return the number of inputs to draw per class: the support points and the most queries that a class has."""
         return min(shape.shot + shape.most_queries, int(sizes.max()))
 
     def _positions(self, starts: Tensor, sizes: Tensor, shot: int, number: int, generator: Generator) -> Tensor:
-        """Positions in each class [B, C, number] without replacement; invalid ones at the end for smaller classes."""
+        """Draw positions [B, C, number] in the C classes of B tasks, without replacement.
+
+        A class with fewer inputs than `number` gets invalid positions at the end, which must not be used.
+        """
         largest = int(self.bank.class_sizes.max())
         if self.bank.pairs:
             return self.bank.pairs.positions(starts, sizes, shot, number, largest, generator)
@@ -118,13 +131,13 @@ class BankSampler:
 
     @staticmethod
     def _tasks(places: Tensor, classes: Tensor, shape: TaskShape, labels: Tensor, number: Tensor) -> Episodes:
-        """Class-ordered tasks with positions in the pool in place of inputs.
+        """Return B tasks, sorted by class, with positions in the pool of inputs in place of inputs.
 
         Args:
-            places: [B, C, N], positions in the pool.
+            places: [B, C, N], positions in the pool of N inputs of each of C classes, support points first.
             classes: [B, C], class ids.
             shape: the shape of the tasks.
-            labels: [B, Q], class of each query.
+            labels: [B, Q], class of each of Q queries.
             number: [B, Q], index of each query within its class.
         """
         return Episodes(
@@ -138,11 +151,11 @@ class BankSampler:
 
 
 def with_unknown(tasks: Episodes, inputs: Tensor) -> Episodes:
-    """The tasks with further queries, of unknown classes.
+    """Add queries of unknown classes, i.e. of classes without support points, to tasks.
 
     Args:
         tasks: T tasks without unknown classes.
-        inputs: [T, U, *X], inputs of classes that are not among those of the task.
+        inputs: [T, U, *X], U additional queries per task; *X is the shape of one input.
     """
     unknown = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
     return replace(

@@ -1,4 +1,4 @@
-"""Streams of tasks. One task = (seed, split, index): the same on every machine and after a resume."""
+"""Streams of tasks. Seed, split and index determine a task, on every machine and after a resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_metabayes.errors import UsageError
 
 
 class Block(Protocol):
-    """Tasks drawn together: Episodes, or an object that constructs the requested tasks."""
+    """Block of tasks that are drawn together: Episodes, or an object that constructs the requested tasks."""
 
     def tasks(self, index: slice) -> Episodes: ...
 
@@ -25,86 +25,90 @@ class Block(Protocol):
 
 
 class Source(Protocol):
-    """Anything that draws a block of tasks: a bank of classes, or a simulator."""
+    """Source of tasks: a sampler from a data set, or a simulator."""
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """*X; None: a size that differs between batches."""
+        """Shape *X of one input; None stands for an axis whose size differs between batches."""
         ...
 
     @property
     def num_targets(self) -> int:
-        """Number of components of a label; 0 if labels are classes."""
+        """Number of values in one label of a regression; 0 if labels are classes."""
         ...
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
-        """A function that draws BLOCK tasks from a generator."""
+        """Return a function that draws a block of tasks of the given split and shape from a random generator."""
         ...
 
 
 @runtime_checkable
 class DrawsBlocks(Protocol):
-    """A source with a block size of its own."""
+    """Source of tasks that determines how many tasks are drawn together, i.e. form a block."""
 
     def block(self, split: str) -> int:
-        """Number of tasks that are drawn together."""
+        """Return the number of tasks that are drawn together."""
 
 
 @runtime_checkable
 class HasRandomShapes(Protocol):
-    """A source whose blocks of training tasks differ in way, shots or number of queries."""
+    """Source whose blocks of training tasks (the tasks that are drawn together) differ in way, shots or queries."""
 
     random_shapes: bool
 
 
 @runtime_checkable
 class HasContext(Protocol):
-    """A source that provides counts for some models, by the names of constructor arguments (`build.FromSource`)."""
+    """Source of tasks that provides counts for constructor arguments of models, by name (`build.FromSource`)."""
 
     @property
     def context(self) -> Mapping[str, int]: ...
 
 
 def context_of(source: Source) -> dict[str, int]:
-    """The counts that the source provides for the parts of a learner; {} for most sources."""
+    """Return the counts that a source of tasks provides for the parts of a learner, by name; {} for most sources."""
     return dict(source.context) if isinstance(source, HasContext) else {}
 
 
 @runtime_checkable
 class KnownTruth(Protocol):
-    """A simulator with a known posterior over the latent of a task."""
+    """Simulator of tasks with a known posterior over the latent of a task."""
 
     def truth(self, observed: Observed) -> TorchDistribution:
-        """The true p(w | observed): batch [T], event [*W]."""
+        """Return the true posterior p(w | observed) of the latent w: batch [T] (tasks), event [*W] (shape of w)."""
         ...
 
 
 def check_regression(split: str, shape: TaskShape) -> None:
-    """Raise a UsageError for a split or a task shape that is not valid in a regression."""
+    """Check that the split exists and that the task shape is valid in a regression, else raise a UsageError."""
     if split not in SPLITS:
         raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
     if shape.way != 1 or shape.shot < 0 or shape.query < 1:
-        raise UsageError(f"expected way=1 (labels are numbers), shot >= 0 and query >= 1, got {shape}")
+        raise UsageError(
+            f"expected task.way=1 (labels are numbers), task.shot >= 0 and task.query >= 1, got {shape}; change task.*"
+        )
     if shape.query_counts or shape.query_concentration:
-        raise UsageError("expected no task.query_counts or query_concentration where labels are numbers; remove them")
+        raise UsageError(
+            "expected no task.query_counts or task.query_concentration where labels are numbers, got one; remove it"
+        )
 
 
 def generator_of(seed: int, split: str, block: int) -> Generator:
-    """The random number generator of one block, independent of the generators of other blocks."""
+    """Return the random generator of one block of tasks, independent of the generators of other blocks."""
     digest = sha256(f"{seed}/{split}/{block}".encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 class Tasks(Protocol):
-    """Tasks that are addressed by index."""
+    """Sequence of tasks that are addressed by index."""
 
     def batch(self, start: int, stop: int) -> Episodes:
-        """Tasks start, ..., stop - 1."""
+        """Return the tasks start, ..., stop - 1."""
         ...
 
 
 class TaskStream:
-    """Tasks of one split, addressed by index: an endless sequence, or the first `num_tasks` tasks repeated.
+    """Sequence of tasks of one split, addressed by index: endless, or the first `num_tasks` tasks repeated.
 
     Args:
         draw: draws a block of tasks from a generator.
@@ -130,7 +134,7 @@ class TaskStream:
         self._all: Episodes | None = None
 
     def batch(self, start: int, stop: int) -> Episodes:
-        """Tasks start, ..., stop - 1."""
+        """Return the tasks start, ..., stop - 1."""
         if self.num_tasks:
             if self._all is None:
                 self._all = self._fresh(0, self.num_tasks)

@@ -13,27 +13,26 @@ from torch import Generator, Tensor
 from pyro_metabayes.data.bank import SPLITS
 from pyro_metabayes.errors import UsageError
 
-BLOCK = 64  # tasks per generator (data=groups: all groups); no setting, since another value would change the tasks
+BLOCK = 64  # tasks drawn together (data=groups: all groups); no setting, since another value would change the tasks
 
 
 @dataclass
 class TaskShape:
-    """`way` classes, `shot` support points and `query` query points of each; way is 1 in a regression.
+    """Shape of a task: `way` classes with `shot` support points and `query` query points each.
 
-    If domains share their classes, the queries are a minibatch of way * query points of any class, and shot is 0.
+    In a task of domain adaptation, shot is 0 and the queries are way * query points of any class.
 
     Args:
         way: number of classes; 1 in a regression.
         shot: number of support points per class.
         query: number of query points per class.
-        query_counts: numbers of query points of the classes instead of `query`, in a new random order in every task;
+        query_counts: one number of query points per class, in place of `query`, in a new random order in every task;
             query_concentration and query_balanced are then ignored.
-        query_concentration: a > 0 draws the counts from Multinomial(way * query, Dirichlet(a, ..., a)), conditional on
-            no class having more queries than inputs (Veilleux et al., NeurIPS 2021, who use a = 2). 0: off.
+        query_concentration: a > 0: numbers of queries of the classes are drawn from Multinomial(way * query, Dirichlet(
+            a, ..., a)) within the sizes of the classes (Veilleux et al., NeurIPS 2021, with a = 2). 0: balanced.
         query_balanced: fraction of the tasks that are balanced although query_concentration is set.
-        feature_noise: length of the noise added to each feature vector, relative to its length (perturbed.py).
-        unknown: number of classes of an evaluation task that are not in its support set, with `query` queries each.
-            These have no label and enter no likelihood. Training and validation tasks have none.
+        feature_noise: length of the noise added to each feature vector, relative to the vector's length (perturbed.py).
+        unknown: number of classes of an evaluation task without support points, with `query` unlabelled queries each.
     """
 
     way: int = 5
@@ -58,32 +57,32 @@ class TaskShape:
         return f"way {self.way}, shot {self.shot}, query {self.query}"
 
     def of(self, split: str, evaluation: bool = False) -> TaskShape:
-        """The shape of the tasks of a split; only those of an evaluation have unknown classes."""
+        """Return the shape of the tasks of a split; only tasks of an evaluation have unknown classes."""
         shape = self if evaluation else replace(self, unknown=0)
         if split != "train" or not self.train_query:
             return shape
         return replace(shape, query=self.train_query, base_query=self.base_query * self.train_query // self.query)
 
     def labels(self, points_per_class: int, num_tasks: int) -> Tensor:
-        """Class-ordered labels [T, way * points_per_class]."""
+        """Return labels, sorted by class, of T tasks with equally many points per class [T, way * points_per_class]."""
         return torch.arange(self.way).repeat_interleave(points_per_class).expand(num_tasks, -1)
 
     def twice(self) -> TaskShape:
-        """The same tasks with twice the queries of each class, and without unknown classes."""
+        """Return the shape with twice as many queries of each class, and without unknown classes."""
         return replace(self, unknown=0, query=2 * self.query, query_counts=[2 * count for count in self.query_counts])
 
     @property
     def most_queries(self) -> int:
-        """The largest number of query points that a class can have."""
+        """Largest number of query points that a class can have."""
         most = self.way * self.query if self.query_concentration else self.query
         return max(self.query_counts, default=most)
 
     def check_classes(self, split: str) -> None:
-        """Raise a UsageError for a split or a task shape that is not valid in classification."""
+        """Check that the split exists and that the task shape is valid in classification, else raise a UsageError."""
         if split not in SPLITS:
             raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
         if self.way < 2 or self.shot < 1 or self.query < 1:
-            raise UsageError(f"expected way >= 2, shot >= 1 and query >= 1, got {self}")
+            raise UsageError(f"expected task.way >= 2, task.shot >= 1 and task.query >= 1, got {self}; change task.*")
         counts, concentration = self.query_counts, self.query_concentration
         if counts and (len(counts) != self.way or min(counts) < 0 or sum(counts) < 1):
             raise UsageError(f"expected task.query_counts to be {self.way} numbers >= 0, one per class, got {counts}")
@@ -92,14 +91,14 @@ class TaskShape:
         if not 0 <= self.query_balanced <= 1 or (self.query_balanced and not concentration):
             raise UsageError(
                 "expected task.query_balanced from 0 to 1, and 0 without task.query_concentration, got "
-                f"{self.query_balanced} and {concentration}"
+                f"query_balanced={self.query_balanced} and query_concentration={concentration}"
             )
 
     def refuse_small_classes(self, sizes: Tensor, names: Sequence[str], split: str) -> None:
-        """Raise a UsageError if a class has too few inputs for a task.
+        """Check that every class has enough inputs for a task, else raise a UsageError.
 
-        With query_concentration only the total number of queries is fixed, and any `way` classes together must have
-        that many.
+        With query_concentration only the total number of queries is fixed; then any `way` classes must have this many
+        inputs together.
 
         Args:
             sizes: [G], number of inputs of each class.
@@ -121,15 +120,15 @@ class TaskShape:
         if together and room < self.way * self.query:
             raise UsageError(
                 f"expected at least task.way * task.query = {self.way * self.query} inputs beside the support set in "
-                f"any {self.way} classes of the {split} split, got {room} in the smallest; lower task.shot or "
+                f"any {self.way} classes of the {split} split, got {room} in the smallest classes; lower task.shot or "
                 "task.query"
             )
 
     def query_points(self, generator: Generator, room: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Labels of the queries of BLOCK tasks in class order, and the index of each within its class: both [BLOCK, Q].
+        """Draw labels [BLOCK, Q] of BLOCK tasks, sorted by class, and the index [BLOCK, Q] of each query in its class.
 
         Args:
-            generator: source of random numbers.
+            generator: random generator.
             room: [BLOCK, way], largest possible number of queries of each class; None: no limit.
         """
         counts = self._query_counts(generator, room)
@@ -138,7 +137,7 @@ class TaskShape:
         return labels, point - (counts.cumsum(1) - counts).gather(1, labels)
 
     def _query_counts(self, generator: Generator, room: Tensor | None) -> Tensor:
-        """[BLOCK, way], with the same sum in all tasks; balanced queries use no random numbers."""
+        """Draw the number of queries of each class [BLOCK, way], with the same sum in all tasks."""
         if self.query_counts:
             # In random order; otherwise the label of a class would reveal its number of queries.
             order = torch.rand(BLOCK, self.way, generator=generator).argsort(1)
@@ -155,27 +154,27 @@ class TaskShape:
         marginals = numbers.dirichlet([self.query_concentration] * self.way, BLOCK)
         counts = torch.from_numpy(numbers.multinomial(total, marginals))
         if room is not None and (over := (counts > room).any(1)).any():
-            # Counts within the limits have the conditional distribution; only the others are drawn from it (slow).
+            # Counts within the limits already have the conditional distribution; the others are drawn from it (slow).
             uniform = torch.from_numpy(numbers.random((int(over.sum()), self.way)))
             counts[over] = bounded_counts(total, self.query_concentration, room[over], uniform)
         return counts
 
 
 def bounded_counts(total: int, concentration: float, room: Tensor, uniform: Tensor) -> Tensor:
-    """Counts n_1, ..., n_C from Multinomial(N, Dirichlet(a, ..., a)), given that n_c <= room_c for every class.
+    """Draw counts n_1, ..., n_C from Multinomial(N, Dirichlet(a, ..., a)), given that n_c <= room_c for every class c.
 
     p(n) is proportional to prod_c w(n_c) with w(n) = Gamma(n + a) / n!. Let Z_c(m) be the sum of prod_{j >= c} w(n_j)
-    over counts with sum m; it follows from Z_{c+1}. The counts are drawn class by class: if m queries remain for class
-    c and later ones, p(n_c = n) = w(n) Z_{c+1}(m - n) / Z_c(m).
+    over all counts n_c, ..., n_C with sum m; Z_c is computed from Z_{c+1}. The counts are drawn class by class: if m
+    queries remain for classes c, ..., C, then p(n_c = n) = w(n) Z_{c+1}(m - n) / Z_c(m).
 
     Args:
-        total: N.
+        total: N, the sum of the counts.
         concentration: a > 0.
-        room: integers [B, C] whose sum over the classes is at least N.
-        uniform: float64 [B, C] in [0, 1), which determine the draw.
+        room: upper limits [B, C] of B tasks, integers whose sum over the classes is at least N.
+        uniform: random numbers [B, C] from Uniform(0, 1), float64, which determine the draw.
 
     Returns:
-        Counts [B, C] with the sum N.
+        Counts [B, C] with the sum N over the classes.
     """
     most = min(int(room.max()), total)
     n = torch.arange(most + 1, dtype=torch.float64)
@@ -196,5 +195,5 @@ def bounded_counts(total: int, concentration: float, room: Tensor, uniform: Tens
 
 
 def _shifted(rest: Tensor, most: int) -> Tensor:
-    """rest[:, m - n] for m = 0, ..., N and n = 0, ..., most [B, N + 1, most + 1]; -inf where m < n."""
+    """Return rest[:, m - n] for m = 0, ..., N and n = 0, ..., most, as [B, N + 1, most + 1]; -inf where m < n."""
     return torch.nn.functional.pad(rest, (most, 0), value=-math.inf).unfold(1, most + 1, 1).flip(-1)

@@ -1,1 +1,1 @@
-"""Tasks from many sources: simulated features and banks under many networks, of any shape and marginal."""
+"""Tasks of any shape and class marginal, from simulated features and from features of images under many networks."""

@@ -1,4 +1,4 @@
-"""Banks of features that shipped learners may be trained on: drawn characters and digits under several networks."""
+"""Feature data sets for training the learners that ship: drawn characters and digits under several networks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_FEATURES = 600
 
 @dataclass(frozen=True)
 class FeatureRows:
-    """Features [M, D], class after class, with the number of rows of each class [G]."""
+    """Feature data set: M feature vectors x [M, D], sorted by class, and the number of rows of each class [G]."""
 
     name: str
     x: Tensor
@@ -37,17 +37,18 @@ class FeatureRows:
 
 
 def training_banks(device: torch.device | str = "cpu") -> list[FeatureRows]:
-    """All banks of the mixture. Networks are trained on one half of the classes, and the banks hold the other half.
+    """Return the feature data sets of data=mixture.
 
-    Glyphs: the training split (Latin, signs, arrows). Omniglot: the 30 background alphabets. MNIST: 6,000 training
-    images. UCI digits: all. None of them has photographs or text; test blocks of glyphs, the 20 evaluation alphabets of
-    Omniglot, USPS and CIFAR-100 are kept for tests.
+    Networks are trained on one half of the character classes, and the data sets hold the other half. Glyphs: the
+    training split (Latin, signs, arrows). Omniglot: the 30 background alphabets. MNIST: 6,000 training images. UCI
+    digits: all. None of them has photographs or text. The test split of the glyphs, the 20 evaluation alphabets of
+    Omniglot, USPS and CIFAR-100 are not used, so that they can serve as tests.
 
     Args:
-        device: of the training of the networks, which are cached.
+        device: device on which the networks are trained; they are cached.
 
     Raises:
-        UsageError: Omniglot or the digits are not below METABAYES_DATA.
+        UsageError: the folder METABAYES_DATA lacks Omniglot or the digits.
     """
     return list(_all(torch.device(device)))
 
@@ -71,7 +72,7 @@ def _all(device: torch.device) -> Iterator[FeatureRows]:
 
 
 def _halved(bank: Bank) -> Bank:
-    """The training classes alone, of which every second one is in the split `test`: no network is trained on it."""
+    """Return a bank of the training classes only, with every second class in the split `test`."""
     classes = bank.splits["train"].contiguous()
     return replace(
         bank, splits={"train": classes[::2].clone(), "val": classes[:0], "test": classes[1::2].clone()}, pairs=None
@@ -99,7 +100,7 @@ def _pixels(name: str, bank: Bank) -> FeatureRows:
 
 
 def _of_network(name: str, network: nn.Module, bank: Bank, device: torch.device) -> Iterator[FeatureRows]:
-    """Outputs of the last blocks; those of many components by a random projection."""
+    """Yield the outputs of the last blocks of a network as features; large outputs are projected at random."""
     rows, sizes = _of_test(bank)
     blocks: Any = network.blocks
     for depth in DEPTHS:

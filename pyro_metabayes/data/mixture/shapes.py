@@ -1,4 +1,4 @@
-"""Random shapes of tasks: way, shots, number of queries and their class marginal."""
+"""Random shapes of tasks: way, shots, number of queries and class marginal of the queries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_POINTS = 500
 
 
 class Shape(NamedTuple):
-    """Way, shots before some are dropped, and number of queries of the tasks of a block."""
+    """Shape of tasks that are drawn together: way, shots per class and queries per task."""
 
     way: int
     shot: int
@@ -27,11 +27,11 @@ class Shape(NamedTuple):
 
 
 def random_shape(generator: Generator, most_pairs: int = MOST_PAIRS) -> Shape:
-    """A shape; the larger the way, the fewer the queries per class, which bounds the cost of a block.
+    """Draw a random task shape. A larger way has fewer queries per class, which bounds the cost of a training step.
 
     Args:
-        generator: of all random numbers.
-        most_pairs: bound on the number of queries times the way.
+        generator: random generator.
+        most_pairs: upper bound on the number of queries times the way.
     """
     way = one_of(WAYS, generator)
     shot = min(one_of(SHOTS, generator), max(1, MOST_POINTS // 2 // way))
@@ -42,7 +42,10 @@ def random_shape(generator: Generator, most_pairs: int = MOST_PAIRS) -> Shape:
 
 
 def query_labels(shape: Shape, tasks: int, generator: Generator) -> Tensor:
-    """Class-ordered labels [T, Q]: balanced, or with a Dirichlet marginal, in which one class may be absent."""
+    """Draw the labels [T, Q] of Q queries in each of T tasks, sorted by class.
+
+    The classes are balanced, or have frequencies from a Dirichlet distribution; one class may then be absent.
+    """
     way, number = shape.way, shape.query
     draw = torch.rand(2, generator=generator)
     if draw[0] < BALANCED and number >= way:
@@ -55,7 +58,7 @@ def query_labels(shape: Shape, tasks: int, generator: Generator) -> Tensor:
 
 
 def support_mask(shape: Shape, tasks: int, generator: Generator) -> Tensor:
-    """Points of the support set that are kept [T, S]: all, or a random part of each class with one at least."""
+    """Draw a mask [T, S] of S support points in T tasks: true for all, or for some with at least one per class."""
     mask = torch.ones(tasks, shape.way * shape.shot, dtype=torch.bool)
     if shape.shot == 1 or float(torch.rand((), generator=generator)) < 0.7:
         return mask
@@ -66,15 +69,15 @@ def support_mask(shape: Shape, tasks: int, generator: Generator) -> Tensor:
 
 
 def one_of(values: tuple[Value, ...], generator: Generator) -> Value:
-    """One of the values, each with the same probability."""
+    """Return one of the values, each with the same probability."""
     return values[integer(len(values), generator)]
 
 
 def integer(number: int, generator: Generator) -> int:
-    """One of 0, ..., number - 1."""
+    """Return one of 0, ..., number - 1, each with the same probability."""
     return int(torch.randint(number, (), generator=generator))
 
 
 def chance(probability: float, generator: Generator) -> bool:
-    """True with a probability."""
+    """Return true with the given probability."""
     return bool(torch.rand((), generator=generator) < probability)

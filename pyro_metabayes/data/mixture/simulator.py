@@ -1,4 +1,4 @@
-"""Features of classes with the structure of embeddings: a broad prior over spectra, hierarchies, styles and tails."""
+"""Simulates features like those of embeddings, with random spectra, class hierarchies, sub-clusters and heavy tails."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ MOST_DIMENSION = 400.0  # effective, in the unit of the signal
 
 
 class FeatureSimulator:
-    """Points of T tasks whose settings are drawn anew at every call.
+    """Simulator of the features of points i with classes y_i, whose settings are drawn anew at every call.
 
         x_i = m_{y_i} + d_{y_i, k_i} + r_i e_i,
 
-    m class means with a power-law spectrum, half of the time below superclasses; d the centre of a sub-cluster of the
-    class; e noise with a power-law spectrum, its axes aligned with those of the means, independent of them, or specific
-    to the class; r a heavy tail. A third of the time x is the latent of a
-    random ReLU layer. An offset and a ReLU may follow. The squared length of m is a multiple of 1 / sqrt(effective
-    dimension of e), from nearly impossible to trivial tasks.
+    The class means m have a power-law spectrum, and half of the time a hierarchy of superclasses. In a third of the
+    calls, d is the centre of a random sub-cluster k_i of the class; otherwise it is 0. The noise e has a power-law
+    spectrum; its axes are aligned with those of the means, independent of them, or specific to the class. The factor r
+    makes the tails of the noise heavy. In three of ten calls, x is the input of a random ReLU layer, whose output is
+    returned; otherwise an offset and a ReLU may follow. The squared length of m is a random multiple of
+    1 / sqrt(effective dimension of e), so that tasks range from nearly impossible to trivial.
 
     Args:
-        generator: of all random numbers.
+        generator: random generator.
     """
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
 
     def points(self, labels: Tensor, way: int, num_features: int) -> Tensor:
-        """Features [T, N, D] of points with labels [T, N]."""
+        """Draw features [T, N, D] of the points with labels [T, N]: N points with D features in each of T tasks."""
         through_layer = self._chance(0.3)
         latent = self._integer(8, 65) if through_layer else num_features
         x = self._latents(labels, way, latent)
@@ -84,16 +85,16 @@ class FeatureSimulator:
         return relu(x + self._uniform(0.0, 0.5) / x.shape[-1] ** 0.5) if self._chance(0.4) else x
 
     def projection(self, inputs: int, outputs: int) -> Tensor:
-        """A random matrix [inputs, outputs] that keeps lengths on average."""
+        """Draw a random matrix [inputs, outputs]; on average, the projection of a vector is as long as the vector."""
         return self._normal(inputs, outputs) / outputs**0.5
 
     def _spectrum(self, size: int) -> Tensor:
-        """Variances [D] of sum 1 that fall as a power of their number."""
+        """Draw a power-law spectrum: variances [D] proportional to d^(-a), d = 1, ..., D, with sum 1 and random a."""
         values = torch.arange(1, size + 1, dtype=torch.float32) ** -self._uniform(0.0, 1.5)
         return values / values.sum()
 
     def _aligned(self, spectrum: Tensor) -> Tensor:
-        """The spectrum in an order between its own and a random one."""
+        """Return the spectrum unchanged, or with its variances in an order between the given and a random one."""
         if self._chance(0.4):
             return spectrum
         share, place = self._uniform(0.0, 1.0), torch.arange(len(spectrum))
@@ -117,5 +118,5 @@ class FeatureSimulator:
 
 
 def _of_labels(values: Tensor, labels: Tensor) -> Tensor:
-    """values[t, labels[t, i]] [T, N, D] of values [T, C, D]."""
+    """Return values[t, labels[t, i]] [T, N, D] for values [T, C, D] of C classes and labels [T, N] of N points."""
     return values.gather(1, labels.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

@@ -1,4 +1,4 @@
-"""data=mixture: every block of training tasks has another source, shape, marginal and number of features."""
+"""data=mixture: every block of training tasks has another source, shape, class marginal and number of features."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ WRONG_LABELS, OUTLIERS = 0.15, 0.1  # probabilities that a block has some
 
 
 def load(bank_share: float = 0.5, least_skill: float = 0.0) -> Mixture:
-    """The simulator, and all banks of `training_banks`; the arguments are those of `Mixture`."""
+    """Return the mixture of the simulator and all data sets of `training_banks`; for the arguments see `Mixture`."""
     check_settings(bank_share, least_skill)
     return Mixture(training_banks() if bank_share else [], bank_share, least_skill)
 
 
 def check_settings(bank_share: float, least_skill: float) -> None:
-    """Raise a UsageError for a share or a skill out of range."""
+    """Check that the settings bank_share and least_skill are within their ranges, else raise a UsageError."""
     if not 0 <= bank_share <= 1 or not 0 <= least_skill <= 0.9:
         raise UsageError(
             "expected data.bank_share from 0 to 1 and data.least_skill from 0 to 0.9, got "
-            f"{bank_share} and {least_skill}"
+            f"bank_share={bank_share} and least_skill={least_skill}"
         )
 
 
 class Mixture:
-    """A source of tasks of any dimension. Training tasks ignore the shape of `task.*`, which is that of validation.
+    """Source of tasks with any number of features. Training tasks have random shapes; others have those of `task.*`.
 
     Args:
-        banks: features of real inputs; may be empty.
-        bank_share: share of the blocks that are drawn from them, 0 to 1; the others are simulated.
-        least_skill: blocks of training tasks with a smaller skill are drawn again. Skill is (a - 1/C) / (1 - 1/C), a
-            the accuracy of the nearest class mean. One support point per class hardly shows how good features are, so
-            an inductive learner needs a prior on it: nobody uses embeddings that do not separate the classes.
+        banks: feature data sets of real inputs; may be empty.
+        bank_share: fraction of the blocks of tasks, 0 to 1, that are drawn from these data sets; others are simulated.
+        least_skill: blocks of training tasks with a smaller skill are drawn again. Skill is (a - 1/C) / (1 - 1/C) for C
+            classes, where a is the accuracy of the nearest class mean. This setting tells the learner that embeddings
+            in use separate the classes; few support points do not show it, so an inductive learner needs such a prior.
 
     Raises:
-        UsageError: bank_share is no share, or positive without banks; least_skill is not between 0 and 0.9.
+        UsageError: bank_share is not between 0 and 1, or positive without banks; least_skill is not between 0 and 0.9.
     """
 
     num_targets = 0
@@ -58,15 +58,18 @@ class Mixture:
     def __init__(self, banks: Sequence[FeatureRows], bank_share: float = 0.5, least_skill: float = 0.0) -> None:
         check_settings(bank_share, least_skill)
         if bank_share and not banks:
-            raise UsageError(f"expected data.bank_share=0 without banks, got {bank_share}; pass banks")
+            raise UsageError(f"expected data.bank_share=0 if there are no banks, got {bank_share}; pass banks")
         self.banks, self.bank_share, self.least_skill = list(banks), bank_share, least_skill
 
     def block(self, split: str) -> int:
-        """Number of tasks of one shape: batches of training tasks must not be larger."""
+        """Return the number of tasks that are drawn together with one shape; training batches must not be larger."""
         return 12 if split == "train" else BLOCK
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`."""
+        """Return a function that draws a block of tasks of a split from a random generator.
+
+        Training tasks have random shapes; validation and test tasks have the given shape.
+        """
         if split == "train":
             return lambda generator: self.tasks(self.block(split), generator)
         shape.check_classes(split)
@@ -79,7 +82,7 @@ class Mixture:
         return draw
 
     def tasks(self, number: int, generator: Generator) -> Episodes:
-        """Tasks of one random shape; some have unequal shots, wrong support labels or outliers."""
+        """Draw training tasks of one random shape; some have unequal shots, wrong support labels or outliers."""
         shape = random_shape(generator)
         episodes = self._drawn(shape, query_labels(shape, number, generator), generator)
         while self.least_skill and skill_of(episodes) < self.least_skill:
@@ -113,14 +116,20 @@ class Mixture:
         )
 
     def _of_bank(self, labels: Tensor, way: int, generator: Generator) -> Tensor | None:
-        """Points of a random bank; in some blocks a class is several of its classes. None: it has too few."""
+        """Draw points from a random data set, one or several of whose classes form a class of the task.
+
+        None if the data set has too few classes.
+        """
         bank = self.banks[integer(len(self.banks), generator)]
         merged = 1 + integer(3, generator) if chance(0.3, generator) else 1
         return _rows_of_labels(bank, labels, way, merged, generator)
 
 
 def skill_of(episodes: Episodes) -> float:
-    """(a - 1/C) / (1 - 1/C), a the mean accuracy of the nearest class mean by the cosine: 0 for a guess, 1 at best."""
+    """Return (a - 1/C) / (1 - 1/C) for C classes, with a the accuracy of the nearest class mean by cosine similarity.
+
+    The result is 0 for guessing and 1 at best.
+    """
     points = normalize(torch.cat((episodes.support_x, episodes.query_x), 1), dim=-1)
     points = points - points.mean(1, keepdim=True)
     size = episodes.support_x.shape[1]
@@ -131,7 +140,11 @@ def skill_of(episodes: Episodes) -> float:
 
 
 def _rows_of_labels(bank: FeatureRows, labels: Tensor, way: int, merged: int, generator: Generator) -> Tensor | None:
-    """Rows of different points [T, N, D] whose classes are `merged` random ones of the bank each; None: too few."""
+    """Draw distinct points [T, N, D] with the given labels [T, N] from a feature data set.
+
+    A class of the task consists of at least `merged` random classes of the data set. The result is None if the data
+    set has too few classes.
+    """
     counts = one_hot(labels, way).cumsum(1)
     rank = counts.gather(2, labels.unsqueeze(-1)).squeeze(-1) - 1
     largest = int(rank.max()) + 1
@@ -148,7 +161,7 @@ def _rows_of_labels(bank: FeatureRows, labels: Tensor, way: int, merged: int, ge
 
 
 def _transformed(x: Tensor, simulator: FeatureSimulator, generator: Generator) -> Tensor:
-    """Noise, and one of: a random projection, a square root of features >= 0, standardised columns, or nothing."""
+    """Transform features x at random: perhaps add noise, and project, take square roots or standardise columns."""
     size = x.var((0, 1)).mean().sqrt() + 1e-6
     if chance(0.5, generator):
         level = (-2.3 + 2.7 * torch.rand(len(x), 1, 1, generator=generator)).exp()  # 0.1 to 1.5
@@ -165,13 +178,13 @@ def _transformed(x: Tensor, simulator: FeatureSimulator, generator: Generator) -
 
 
 def _with_errors(labels: Tensor, shape: Shape, generator: Generator) -> Tensor:
-    """Up to a fifth of the support labels are random; the first point of each class keeps its own."""
+    """Replace up to a fifth of the support labels by random labels; the first point of each class keeps its label."""
     wrong = torch.rand(labels.shape, generator=generator) < 0.2 * torch.rand((), generator=generator)
     wrong[:, :: shape.shot] = False
     return torch.where(wrong, torch.randint(shape.way, labels.shape, generator=generator), labels)
 
 
 def _add_outliers(x: Tensor, generator: Generator) -> None:
-    """Noise of the size of the features on a twentieth of the points, in place."""
+    """Add noise of the size of the features to a twentieth of the points of x, in place."""
     at = torch.rand(*x.shape[:2], 1, generator=generator) < 0.05
     x += at * x.std() * torch.randn(x.shape, generator=generator)

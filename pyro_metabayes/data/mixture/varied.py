@@ -1,4 +1,4 @@
-"""Training tasks of a bank whose way, shots and number of queries vary."""
+"""Training tasks from a data set, with random way, shots and number of queries."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MOST_PAIRS = 1500  # of a query and a class: four times those of a 5-way task wi
 
 
 class VariedSampler(BankSampler):
-    """As `BankSampler`, but every block of training tasks has a random way, number of shots and number of queries.
+    """Sampler of tasks from a data set (bank), whose training tasks have random ways, shots and numbers of queries.
 
-    They are those of `data/mixture/shapes.py`, lowered to what the classes of the bank have. The class marginal of the
-    queries, and all of validation and test tasks, are as the given shape says.
+    These are drawn as in `data/mixture/shapes.py`, and reduced if the classes of the data set have fewer inputs. The
+    given shape determines the class marginal of the queries, and the shape of validation and test tasks.
 
     Args:
-        bank: the bank of classes.
-        block_size: number of training tasks of one shape; batches of training tasks must not cross blocks.
+        bank: the data set.
+        block_size: number of training tasks that are drawn together with one shape; a batch must lie within a block.
     """
 
     random_shapes = True
@@ -34,18 +34,18 @@ class VariedSampler(BankSampler):
         self.block_size = min(block_size, BLOCK)
 
     def block(self, split: str) -> int:
-        """Number of tasks of one shape."""
+        """Return the number of tasks that are drawn together with one shape."""
         return self.block_size if split == "train" else BLOCK
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
-        """As `Source.sampler`."""
+        """Return a function that draws a block of tasks of a split; training tasks have a random shape."""
         fixed = super().sampler(split, shape)
         if split != "train":
             return fixed
         return lambda generator: self.rows_sampler(split, self._varied(shape, generator))(generator)
 
     def _varied(self, shape: TaskShape, generator: Generator) -> TaskShape:
-        """The shape with a random way, number of shots and number of queries, which the training classes allow."""
+        """Return the task shape with a random way, number of shots and number of queries that the classes allow."""
         classes = self.bank.splits["train"]
         smallest, drawn = int(self.bank.class_sizes[classes].min()), random_shape(generator, MOST_PAIRS)
         way = min(drawn.way, len(classes))

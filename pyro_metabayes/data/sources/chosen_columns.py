@@ -21,17 +21,17 @@ Levels = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a file as the data of a regression.
+    """Data of a regression, from the N rows of a file.
 
     Attributes:
-        keys: [N], the group of each row.
+        keys: [N], name of the group of each row.
         values: [N, D + 1], the D features and the response; the intercept is a feature that is 1.
         columns: [D + 1], names of the columns of `values`; features with group-specific weights come first.
         random: names of the features with group-specific weights.
-        levels: levels of each column of text; the first is the reference, each other one has an indicator feature.
+        levels: levels of each column of text; the first is the reference, the others have an indicator feature each.
         notes: notes for the user, one line each.
-        weights: [N], or None without weights.
-        offset: [N], or None without an offset.
+        weights: [N], precision weight of each row; None: all weights are 1.
+        offset: [N], offset of each row; None: no offset.
     """
 
     keys: list[str]
@@ -48,7 +48,7 @@ class Rows:
         return self.columns[:-1]
 
     def without_offset(self) -> Rows:
-        """The rows of a Gaussian regression, whose response is the column less the offset."""
+        """Return the rows for a Gaussian regression, with the offset subtracted from the response."""
         if self.offset is None:
             return self
         response = self.values[:, -1:] - self.offset.unsqueeze(-1)
@@ -57,9 +57,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class ChosenColumns:
-    """Names of the chosen columns as they are in the header; `random` names the group-specific weights.
+    """Columns of a CSV file that a regression in groups uses, with the names that the header has.
 
-    terms: the columns of each predictor; an interaction has several.
+    `terms` lists the columns of each predictor: one, or several for an interaction. `random` names the predictors with
+    group-specific weights.
     """
 
     header: Header
@@ -72,11 +73,11 @@ class ChosenColumns:
     offset: str | None = None
 
     def read(self, missing: str, decimal: str, levels: Levels | None = None, optional: bool = False) -> Rows:
-        """The rows of the file.
+        """Read the rows of the file.
 
         Args:
-            missing: "refuse" or "drop" rows with missing values (`Reading`).
-            decimal: "point" or "comma".
+            missing: "refuse" or "drop" rows with missing values.
+            decimal: decimal separator, "point" or "comma".
             levels: levels of the columns of text in the training data; None: the levels of this file, sorted.
             optional: whether a missing response is allowed and becomes NaN.
         """
@@ -106,7 +107,7 @@ class ChosenColumns:
 
 
 def _products(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The product of one feature of each part, for all choices, by names such as "a:b=2"."""
+    """Return all products of one feature from each column of an interaction, by names such as "a:b=2"."""
     found = dict(parts[0])
     for part in parts[1:]:
         found = {f"{one}{PRODUCT}{other}": x * z for one, x in found.items() for other, z in part.items()}
@@ -114,7 +115,7 @@ def _products(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _indicators(name: str, places: Tensor, read: Sequence[str], levels: Sequence[str]) -> dict[str, Tensor]:
-    """An indicator column (0 or 1) for each level except the first."""
+    """Return an indicator feature (0 or 1) for each level of a column of text except the first."""
     return {f"{name}={level}": (places == read.index(level)).double() for level in levels[1:]}
 
 
@@ -133,7 +134,7 @@ def _notes(levels: Levels) -> list[str]:
 
 
 def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColumns:
-    """The columns that the settings name (`groups.load`); grouped: whether the file has the column of groups.
+    """Find the columns that the settings of `groups.load` name; `grouped`: whether the file has the group column.
 
     Raises:
         UsageError: the file lacks a column, a column is named twice, or several columns of groups are named.
@@ -149,12 +150,12 @@ def chosen_columns(file: Path, roles: Roles, grouped: bool = True) -> ChosenColu
     _check_names(own, names, once, {name for term in found for name in term})
     check_margins(found)
     if other := [name for name in texts if not any(name in term for term in found)]:
-        raise UsageError(f"expected data.factors to name some of data.predictors, got '{other[0]}'")
+        raise UsageError(f"expected data.factors to name some of data.predictors, got '{other[0]}'; add it to them")
     return ChosenColumns(header, of_group, response, dict(zip(names, found, strict=True)), own, texts, weights, offset)
 
 
 def _one_group(file: Path, group: Name | Sequence[Name]) -> Name:
-    """The column that data.group names; several columns (nested or crossed groups) raise a UsageError."""
+    """Return the column that data.group names; several columns (nested or crossed groups) raise a UsageError."""
     if group is None or isinstance(group, str | int | float):
         return group
     if len(group) != 1:
@@ -170,7 +171,7 @@ def _one_group(file: Path, group: Name | Sequence[Name]) -> Name:
 
 
 def _kind_of_groups(header: Header, names: Sequence[str]) -> str:
-    """ "nested" if each group of one column lies within one group of the other, else "crossed"."""
+    """Return "nested" if each group of one column lies within one group of the other, else "crossed"."""
     texts: dict[str, None] = dict.fromkeys(names)
     codes = read_columns(header, None, names, Reading(levels=texts)).values
     pairs = {(first, second) for first, second, *_ in codes.tolist()} if len(names) > 1 else set()
@@ -179,21 +180,21 @@ def _kind_of_groups(header: Header, names: Sequence[str]) -> str:
 
 
 def _random(random: Sequence[Name], predictors: Sequence[str]) -> list[str]:
-    """The names in data.random, each of which must be "intercept" or a predictor."""
+    """Return the names in data.random, each of which must be "intercept" or a predictor."""
     there = [INTERCEPT, *dict.fromkeys(predictors)]
     if unknown := [name for name in random if not matching(name, there)]:
-        raise UsageError(f"expected data.random to name some of {', '.join(there)}, got '{unknown[0]}'")
+        raise UsageError(f"expected data.random to name some of {', '.join(there)}, got '{unknown[0]}'; fix it")
     if not random:
         raise UsageError("expected data.random to name the group-specific weights, got none; set it to [intercept]")
     return [matching(name, there)[0] for name in random]
 
 
 def _check_names(random: Sequence[str], predictors: Sequence[str], once: Sequence[str], inputs: set[str]) -> None:
-    """Refuse a column with two roles; `once`: those that have one role beside the predictors."""
+    """Raise a UsageError if a column has two roles; `once` names the columns of all roles other than predictor."""
     every = [INTERCEPT, *predictors, *once]
     twice = [name for name in dict.fromkeys([*every, *random]) if every.count(name) > 1 or random.count(name) > 1]
     if twice := twice or [name for name in once if name in inputs]:
         raise UsageError(
             "expected data.group, predictors, random, response, weights and offset to name each column once, got "
-            f"'{twice[0]}' twice ('{INTERCEPT}' is the name of the constant)"
+            f"'{twice[0]}' twice; remove one ('{INTERCEPT}' is the name of the constant)"
         )

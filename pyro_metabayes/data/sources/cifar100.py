@@ -1,8 +1,8 @@
 """CIFAR-100, 100 classes of 600 images, under the class splits of the few-shot literature.
 
-The images are read from METABAYES_DATA/cifar100 (one lossless sheet per class), or without METABAYES_DATA from the
-archive that torchvision downloads. Classes have the order of the published lists (splits/). The images of a class are
-sorted by the SHA-1 sums of their pixels. So both sources give the same bank.
+The images are read from METABAYES_DATA/cifar100 (one lossless sheet of images per class), or without METABAYES_DATA
+from the archive that torchvision downloads. Classes have the order of the published lists (splits/), and the images of
+a class are sorted by the SHA-1 sums of their pixels. Therefore both sources give the same data set.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HINT = (
 
 
 def bank_of(split_name: str) -> Bank:
-    """uint8 images [60000, 3, 32, 32] in the classes of a split ("cifar_fs", "fc100")."""
+    """Load CIFAR-100, uint8 images [60000, 3, 32, 32], with a published class split: "cifar_fs" or "fc100"."""
     if os.environ.get("METABAYES_DATA"):
         splits, images_of = _from_sheets(split_name)
     else:
@@ -58,7 +58,7 @@ def bank_of(split_name: str) -> Bank:
 
 
 def _from_sheets(split_name: str) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
-    """Classes of each split, and the images [600, 3, 32, 32] of each class."""
+    """Read the classes of each split, and the images [600, 3, 32, 32] of each class, from METABAYES_DATA."""
     path = data_file(META, HINT)
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
@@ -74,16 +74,20 @@ def _from_sheets(split_name: str) -> tuple[dict[str, list[str]], dict[str, np.nd
 
 
 def _sheet(split: str, name: str, checksum: str | None) -> np.ndarray:
-    """The images of a class [600, 3, 32, 32]. `checksum` is the expected SHA-256 of the pixels; None: not checked."""
+    """Read the images of a class [600, 3, 32, 32], and compare the SHA-256 of the pixels with `checksum`, if any."""
     path = data_file(f"cifar100/sheets/{split}/{name}.webp", HINT)
     try:
         sheet = pixels(path, None).transpose(1, 2, 0)
     except DAMAGED as error:
         raise UsageError(
-            f"expected an image of {ROWS} x {COLUMNS} tiles at {path}, got a damaged file: {reason_of(error)}"
+            f"expected an image of {ROWS} x {COLUMNS} tiles at {path}, got a damaged file ({reason_of(error)}); copy "
+            "it again"
         ) from None
     if sheet.shape != (ROWS * SIDE, COLUMNS * SIDE, 3):
-        raise UsageError(f"expected {ROWS} x {COLUMNS} tiles of {SIDE} x {SIDE} pixels in {path}, got {sheet.shape}")
+        raise UsageError(
+            f"expected {ROWS} x {COLUMNS} tiles of {SIDE} x {SIDE} pixels in {path}, got an image of shape "
+            f"{sheet.shape}; copy it again"
+        )
     tiles = sheet.reshape(ROWS, SIDE, COLUMNS, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
     if checksum is not None:
         refuse_other(sha256(tiles.tobytes()).hexdigest(), checksum, f"the pixels of {path} ({META})")
@@ -94,13 +98,16 @@ def _sheet(split: str, name: str, checksum: str | None) -> np.ndarray:
 
 
 def _from_torchvision() -> dict[str, np.ndarray]:
-    """Images of each class. The archive is downloaded unless it is already in the cache."""
+    """Return the images of each class. The archive is downloaded unless it is already in the cache."""
     arrays = cached_arrays("cifar100", {"order": "sha1"}, lambda: read_archive(_archive_path()))
     return dict(zip(arrays["names"].tolist(), arrays["images"], strict=True))
 
 
 def _archive_path() -> Path:
-    """Path of the archive in the cache, after its md5 checksum is verified; a partial download is never kept."""
+    """Download the archive unless it is in the cache, verify its md5 checksum, and return its path in the cache.
+
+    A partial download is never kept.
+    """
     vision = torchvision()
     source = vision.datasets.CIFAR100
     path = cache_folder() / source.filename
@@ -108,8 +115,8 @@ def _archive_path() -> Path:
         refuse_unless_allowed("CIFAR-100", "data=cifar_fs", f"put {META} below a folder that METABAYES_DATA names")
     if path.is_file() and not vision.datasets.utils.check_integrity(str(path), source.tgz_md5):
         raise UsageError(
-            f"expected the md5 checksum {source.tgz_md5} of {path}, got another: it is truncated or another file; "
-            "delete it to download it again"
+            f"expected the md5 checksum {source.tgz_md5} of {path}, got another: the file is truncated or a different "
+            "one; delete it to download it again"
         )
     if not path.is_file():
         try:
@@ -119,13 +126,13 @@ def _archive_path() -> Path:
         except (OSError, RuntimeError) as error:  # no network, or another file
             raise UsageError(
                 f"expected to download CIFAR-100 with the md5 checksum {source.tgz_md5}, got: {error}; try again, put "
-                f"{source.url} into {path.parent} yourself, or {META} below a folder that METABAYES_DATA names"
+                f"{source.url} into {path.parent} yourself, or put {META} below a folder that METABAYES_DATA names"
             ) from error
     return path
 
 
 def read_archive(path: Path) -> dict[str, np.ndarray]:
-    """Images [G, N, 3, 32, 32] and names [G] of the classes in cifar-100-python.tar.gz, read without unpacking it."""
+    """Read images [G, N, 3, 32, 32] and names [G] of G classes with N images each from cifar-100-python.tar.gz."""
     try:
         with tarfile.open(path, "r:gz") as archive:
             parts = {name: _member(archive, name, path) for name in ("train", "test", "meta")}
@@ -155,6 +162,6 @@ def _member(archive: tarfile.TarFile, name: str, path: Path) -> Any:
 
 
 def in_order(images: np.ndarray) -> np.ndarray:
-    """Images [N, 3, 32, 32] sorted by the SHA-1 sums of their pixels (rows, then columns, then colours)."""
+    """Sort images [N, 3, 32, 32] by the SHA-1 sums of their pixels (rows, then columns, then colours)."""
     keys = [sha1(image.tobytes()).digest() for image in images.transpose(0, 2, 3, 1)]
     return images[sorted(range(len(images)), key=keys.__getitem__)]

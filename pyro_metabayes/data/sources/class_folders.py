@@ -1,9 +1,9 @@
 """Lists images in one folder per class, with the splits that the folders or lists of class names give.
 
-There are three layouts. FOLDER/train, FOLDER/val and FOLDER/test contain the folders of their classes. Or FOLDER
-contains the folders of all classes, and train.txt, val.txt and test.txt with the names of the classes, one per line. Or
-FOLDER contains the folders of all classes and nothing says which split they belong to. Hidden files and folders, and
-those that operating systems create (listing.py), are ignored.
+There are three layouts. (1) FOLDER/train, FOLDER/val and FOLDER/test contain the folders of their classes. (2) FOLDER
+contains the folders of all classes, and train.txt, val.txt and test.txt with the names of the classes, one per line.
+(3) FOLDER contains the folders of all classes, without splits. Hidden files and folders, and files and folders that
+operating systems create (listing.py), are ignored.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ Folders = Mapping[str, Mapping[str, Path]]  # folder of each class of each split
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images with their classes, in the order of splits, classes and names.
+    """Image files of a folder with their classes, sorted by split, class and name.
 
     Args:
-        files: [M].
+        files: paths of the M files.
         labels: [M], class of each file, 0 to G - 1.
         names: [G], sorted names of the classes.
-        split: [M], 0 to 2; None: the layout gives no splits.
+        split: [M], split of each file, 0 to 2 for train, val and test; None: the folder does not give splits.
     """
 
     files: Sequence[Path]
@@ -47,14 +47,14 @@ class ImageFiles:
 
     @classmethod
     def of(cls, path: str) -> Self:
-        """The images of a folder; a note counts the files that are left out.
+        """Find the images in a folder; a printed note counts the files that are left out.
 
         Raises:
-            UsageError: there is no such folder, or it has another layout.
+            UsageError: the folder does not exist, or its layout is not supported.
         """
         folder = user_path(path)
         if not path or not folder.is_dir():
-            raise UsageError(f"expected a folder of images, got '{path}'; set data.path to one with {LAYOUT}")
+            raise UsageError(f"expected a folder of images, got '{path}'; set data.path to a folder with {LAYOUT}")
         classes = classes_of(folder)
         listed = [
             (place, name, file)
@@ -74,7 +74,7 @@ class ImageFiles:
 
 
 def classes_of(folder: Path) -> Folders:
-    """Folder of each class of each split."""
+    """Return the folder of each class of each split; the only split is "" if the folder does not give splits."""
     if any((folder / f"{split}.txt").is_file() for split in SPLITS):
         return _classes_of_lists(folder)
     inner = {path.name: path for path in visible(folder) if path.is_dir()}
@@ -82,7 +82,7 @@ def classes_of(folder: Path) -> Folders:
 
 
 def note_left_out(folder: Path, classes: Sequence[Path]) -> None:
-    """Print how many files and linked folders in the folders of the classes are ignored."""
+    """Print how many files and linked folders within the folders of the classes are ignored."""
     others = [file for inner in classes for file in visible_files(inner) if not _is_image(file)]
     linked = sum(len(linked_folders(inner)) for inner in classes)
     suffixes = ", ".join(sorted({file.suffix.lower() or "no suffix" for file in others})[:MOST_SUFFIXES])
@@ -97,17 +97,17 @@ def _is_image(file: Path) -> bool:
 
 
 def _classes_of_folders(folder: Path) -> Folders:
-    """FOLDER/SPLIT/CLASS."""
+    """Find the folder of each class in the layout FOLDER/SPLIT/CLASS."""
     if missing := [split for split in SPLITS if not (folder / split).is_dir()]:
         if len(missing) == len(SPLITS):
-            found = "has files but no folders of classes; sort the images" if visible(folder) else "is empty; fill it"
-            raise UsageError(f"expected folders of classes in {folder}, which {found}: {LAYOUT}")
+            found = "only files; sort the images" if visible(folder) else "an empty folder; add images"
+            raise UsageError(f"expected folders of classes in {folder}, got {found} into {LAYOUT}")
         raise UsageError(f"expected a folder {folder / missing[0]}, got none; {folder} must contain {LAYOUT}")
     return {split: {inner.name: inner for inner in visible(folder / split) if inner.is_dir()} for split in SPLITS}
 
 
 def _classes_of_lists(folder: Path) -> Folders:
-    """FOLDER/CLASS, where FOLDER/SPLIT.txt lists CLASS."""
+    """Find the folder of each class in the layout FOLDER/CLASS, where FOLDER/SPLIT.txt lists the classes of a split."""
     classes = {}
     for split in SPLITS:
         file = folder / f"{split}.txt"
@@ -116,8 +116,8 @@ def _classes_of_lists(folder: Path) -> Folders:
         names = [plain_name(name, file) for name in lines_of(file)]
         if hidden := [name for name in names if is_hidden(name)]:
             raise UsageError(
-                f"expected names of classes in {file}, got '{hidden[0]}', a hidden folder or one that an operating "
-                "system has left behind; remove it from the list"
+                f"expected names of classes in {file}, got '{hidden[0]}', a hidden folder or a folder that an "
+                "operating system has created; remove it from the list"
             )
         if absent := [name for name in names if not (folder / name).is_dir()]:
             raise UsageError(
@@ -129,9 +129,9 @@ def _classes_of_lists(folder: Path) -> Folders:
 
 
 def images_in(folder: Path, what: str = "the folder of a class") -> list[Path]:
-    """The image files in a folder and its subfolders, sorted; a UsageError if there are none."""
+    """Return the image files in a folder and its subfolders, sorted; raise a UsageError if there are none."""
     files = sorted(file for file in visible_files(folder) if _is_image(file))
     if not files:
         suffixes = ", ".join(sorted(SUFFIXES))
-        raise UsageError(f"expected images in {what}, got none in {folder}; suffixes: {suffixes}")
+        raise UsageError(f"expected images in {what}, got none in {folder}; add files that end in {suffixes}")
     return files

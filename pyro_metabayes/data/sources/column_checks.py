@@ -1,4 +1,4 @@
-"""Columns that a regression in single precision cannot use: constant, collinear, or spread too widely."""
+"""Checks for columns that a regression in single precision cannot use: constant, collinear, or with extreme values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyro_metabayes.errors import UsageError, check_choice
 
 FAMILIES = ("gaussian", "bernoulli", "poisson")
 COLLINEAR = 1e-6  # residual sd of a column given the others, relative to its sd, below which it is refused
-NEARLY = 1e-2  # residual sd below which the optimiser finds the weights badly; noted only, predictions may be good
+NEARLY = 1e-2  # residual sd below which weights are poorly determined; only noted, since predictions may be good
 FAR = 10.0  # distance of the mean from 0, in sds, from which on a slope without intercept is refused
 OTHER_UNITS = 10.0  # distance of the means of two files, in sds, from which on their units probably differ
 
@@ -22,11 +22,11 @@ OTHER_UNITS = 10.0  # distance of the means of two files, in sds, from which on 
 def learnable_scales(
     rows: Tensor, columns: Sequence[str], random: Sequence[str], given: Mapping[str, Moments], file: Path
 ) -> Scales:
-    """Scales of all columns: the given ones, and for the other columns those of the training rows, after checks.
+    """Check the columns, and return their scales: the given ones, and for other columns those of the training rows.
 
     Args:
-        rows: [N, D + 1], rows of the training groups.
-        columns: [D + 1], their names.
+        rows: [N, D + 1], N rows of the training groups with D features and the response.
+        columns: [D + 1], names of the columns.
         random: names of the features with group-specific weights.
         given: mean and sd of columns by name, in the units of the file.
         file: the file, for messages.
@@ -45,14 +45,14 @@ def learnable_scales(
 
 
 def refuse_constant(values: Tensor, columns: Sequence[str], file: Path) -> None:
-    """Raise a UsageError if all values of a column are equal, up to the precision of float64."""
+    """Raise a UsageError if all values of a column are equal up to the precision of float64."""
     largest, spread = values.abs().amax(0), values.amax(0) - values.amin(0)
     for name, size, difference in zip(columns, largest.tolist(), spread.tolist(), strict=True):
         if name != INTERCEPT and 0 < difference <= 1e-12 * size:
             raise UsageError(
-                f"expected numbers that differ by more than their rounding in column '{name}' of {file}, got a range "
+                f"expected numbers that differ by more than rounding errors in column '{name}' of {file}, got a range "
                 f"of {difference:g} for numbers as large as {size:g}, such as times in nanoseconds; subtract a "
-                "constant from the column when the file is written"
+                "constant from the column before writing the file"
             )
         if name != INTERCEPT and not 0 < difference < math.inf:
             raise UsageError(
@@ -62,7 +62,7 @@ def refuse_constant(values: Tensor, columns: Sequence[str], file: Path) -> None:
 
 
 def refuse_far_from_zero(values: Tensor, columns: Sequence[str], random: Sequence[str], file: Path) -> None:
-    """Raise a UsageError for group-specific slopes without intercepts if the mean of the column is far from 0.
+    """Raise a UsageError for group-specific slopes without intercepts if the mean of their column is far from 0.
 
     The lines of all groups would then meet at 0, far from the data.
     """
@@ -78,7 +78,7 @@ def refuse_far_from_zero(values: Tensor, columns: Sequence[str], random: Sequenc
 
 
 def refuse_other_family(y: Tensor, family: str, name: str, file: Path) -> None:
-    """Raise a UsageError if the response [N] is outside the support of data.family."""
+    """Raise a UsageError if a value of the response y [N] is impossible under data.family."""
     check_choice("data.family", family, FAMILIES)
     whole = bool((y == y.round()).all()) and y.min().item() >= 0
     if (family == "bernoulli" and not (whole and y.max().item() <= 1)) or (family == "poisson" and not whole):
@@ -90,17 +90,17 @@ def refuse_other_family(y: Tensor, family: str, name: str, file: Path) -> None:
 
 
 def notes_of_training(rows: Tensor, scales: Scales, file: Path, family: str = "gaussian") -> list[str]:
-    """Notes about the columns [N, D + 1] of the training groups; collinear predictors raise a UsageError."""
+    """Return notes about the columns [N, D + 1] of the training groups; collinear predictors raise a UsageError."""
     about = notes_of_response(rows[:, -1], scales.columns[-1]) if family == "gaussian" else []
     return about + check_collinear(scales.standardised(rows), scales, file)
 
 
 def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[str]:
-    """Refuse a column that is a linear function of the columns before it, and note one that nearly is.
+    """Raise a UsageError for a predictor that is a linear function of others; return a note if one nearly is.
 
     Args:
-        standardised: columns [N, D + 1] of the training groups.
-        scales: the scales by which they were standardised.
+        standardised: standardised columns [N, D + 1] of the training groups, D features and the response.
+        scales: the scales by which the columns were standardised.
         file: the file, for the message.
 
     Returns:
@@ -126,26 +126,26 @@ def check_collinear(standardised: Tensor, scales: Scales, file: Path) -> list[st
                 f"{others} in the training groups of {file}; remove one of them from data.predictors"
             )
         notes.append(
-            f"column '{columns[place]}' is nearly a linear function of {others} (residual {rest:.1g} of its sd): their "
-            "weights are poorly determined; remove one, or subtract the mean before taking squares and products"
+            f"column '{columns[place]}' is nearly a linear function of {others} (residual {rest:.1g} of its sd), so "
+            "their weights are poorly determined; remove one, or subtract the mean before taking squares and products"
         )
     return notes[:1]
 
 
 def refuse_unresolved(standardised: Tensor, columns: Sequence[str], file: Path) -> None:
-    """Raise a UsageError if single precision cannot tell apart half of the distinct values of a column [N, D + 1]."""
+    """Raise a UsageError if a column of [N, D + 1] keeps less than half of its distinct values in single precision."""
     rounded = standardised.to(torch.get_default_dtype())
     for name, exact, kept in zip(columns, standardised.unbind(1), rounded.unbind(1), strict=True):
         before, after = len(exact.unique()), len(kept.unique())
         if 2 * after < before:
             raise UsageError(
-                f"expected a column '{name}' of {file} without extreme values, got {before} distinct values of which "
-                f"single precision distinguishes {after}; take logarithms, or remove rows"
+                f"expected a column '{name}' of {file} without extreme values, got {before} distinct values, of which "
+                f"single precision distinguishes {after}; take logarithms, or remove rows with extreme values"
             )
 
 
 def notes_of_response(y: Tensor, name: str) -> list[str]:
-    """A note for a response that Gaussian noise fits badly: two values, or whole numbers close to 0."""
+    """Return a note for a response y [N] that Gaussian noise fits badly: two values, or whole numbers close to 0."""
     low, high = y.min().item(), y.max().item()
     fitted = "it is fitted with Gaussian noise of one sd, as if it were continuous and unbounded"
     if len(y.unique()) == 2:
@@ -162,11 +162,11 @@ def notes_of_response(y: Tensor, name: str) -> list[str]:
 
 
 def notes_of_units(values: Tensor, scales: Scales, given: Mapping[str, Moments]) -> list[str]:
-    """A note for each column whose mean is far from its mean in the training data; only columns with a recorded sd."""
+    """Return a note for each column with a recorded sd whose mean is far from its mean in the training data."""
     far = ((values.mean(0) - scales.mean) / scales.sd).abs() > OTHER_UNITS
     return [
-        f"column '{name}' has mean {mean:g} where the run was trained on mean {of_run:g} and sd {sd:g}: are the units "
-        "the same?"
+        f"column '{name}' has mean {mean:g}, but the run was trained on mean {of_run:g} and sd {sd:g}; check that the "
+        "units are the same"
         for name, is_far, mean, of_run, sd in zip(
             scales.columns, far.tolist(), values.mean(0).tolist(), scales.mean.tolist(), scales.sd.tolist(), strict=True
         )

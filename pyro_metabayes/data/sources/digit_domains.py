@@ -1,6 +1,6 @@
 """Handwritten digits of six domains: three data sets, and three domains made from MNIST.
 
-    mnist     60,000 + 10,000 digits (LeCun et al.), 28 x 28
+    mnist     60,000 + 10,000 digits for training and test (LeCun et al.), 28 x 28
     usps      7,291 + 2,007 digits of envelopes (Hull 1994), 16 x 16
     uci       1,797 digits (Alpaydin and Kaynak), 8 x 8, from scikit-learn
     tilted    MNIST rotated by 45 degrees, counter-clockwise
@@ -53,22 +53,22 @@ def load(
     seed: int = 0,
     train_shift: float = 0.0,
 ) -> DomainBank:
-    """uint8 images [M, 3, size, size] of the sources for training and validation, and of the target for the test.
+    """Load uint8 images [M, 3, size, size] of the source domains (train, val) and of the target domain (test).
 
     Args:
         target: the domain that is left out of training.
-        validation: a source for validation only; "": validation uses validation images of every source.
+        validation: a source that is used for validation only; "": validation uses validation images of every source.
         size: height and width of the images in pixels.
         train_images: largest number of training images of a domain.
         val_images: largest number of validation images of a domain.
         test_images: largest number of test images of a domain.
         seed: seed of the choice of images, photographs and patches.
-        train_shift: largest shift of the features of a training task (domains.DomainBank).
+        train_shift: largest random shift of the features of a training task (domains.DomainBank).
     """
     if size < 1 or min(train_images, val_images, test_images) < 1:
         raise UsageError(
-            "expected data.size and the numbers of images to be >= 1, got "
-            f"{size}, {train_images}, {val_images} and {test_images}"
+            "expected data.size, train_images, val_images and test_images >= 1, got "
+            f"{size}, {train_images}, {val_images} and {test_images}; change data.*"
         )
     domains = leave_one_out(DOMAINS, target, validation)
     files = {name: data_file(f"digits/{file}", HINT) for name, file in (*FILES.items(), ("photographs", PHOTOGRAPHS))}
@@ -80,7 +80,7 @@ def load(
 
 
 class Digits:
-    """Constructs the images of any domain and split from the files."""
+    """Images of handwritten digits of any domain and split, constructed from the files."""
 
     def __init__(self, files: Mapping[str, Path], size: int, counts: Mapping[str, int], seed: int) -> None:
         self.files, self.size, self.counts, self.seed = files, size, counts, seed
@@ -89,7 +89,7 @@ class Digits:
         return domain_rows(split, {name: self.of_classes(name, split) for name in domains}, iter)
 
     def of_classes(self, domain: str, split: str) -> dict[str, Images]:
-        """The images of each class of a domain in a split."""
+        """Construct the images of each class of a domain in a split."""
         noise = np.random.default_rng([self.seed, DOMAINS.index(domain), SPLITS.index(split)])
         drawings, labels = self.drawings(domain, split)
         render = self.renderer(domain, split, noise)
@@ -97,7 +97,10 @@ class Digits:
         return {name: [images[row] for row in np.flatnonzero(labels == digit)] for digit, name in enumerate(CLASSES)}
 
     def drawings(self, domain: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 drawings [N, height, width], ink 255 on background 0, and their digits [N]."""
+        """Return the N digits of a domain in a split before rendering: uint8 [N, height, width], and their classes [N].
+
+        Ink is 255 on background 0.
+        """
         source = "mnist" if domain in OF_MNIST else domain
         x, y = self.pool(source, "test" if split == "test" else "train")
         counts = self.counts
@@ -109,7 +112,12 @@ class Digits:
         return x[order], y[order]
 
     def pool(self, source: str, half: str) -> tuple[np.ndarray, np.ndarray]:
-        """All digits of a file for training and validation (`half` "train"), or for test ("test")."""
+        """Return all digits in a file, and their classes, for training and validation (half="train") or for the test.
+
+        Args:
+            source: the file: "mnist", "usps" or "uci".
+            half: "train" or "test".
+        """
         arrays = arrays_of(self.files[source])
         if source != "uci":
             return arrays[f"{half}_x"], arrays[f"{half}_y"]
@@ -119,7 +127,7 @@ class Digits:
         return x[order], y[order]
 
     def renderer(self, domain: str, split: str, noise: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-        """A function that maps a drawing to an image of the domain."""
+        """Return a function that maps a digit [height, width] to an image of the domain."""
         if domain == "tilted":
             return lambda x: np.asarray(Image.fromarray(x).rotate(TILT, Image.Resampling.BICUBIC))
         if domain == "inverted":
@@ -129,7 +137,7 @@ class Digits:
         return lambda x: x
 
     def photographs(self, split: str) -> Images:
-        """Photographs [3, height, width]; those of the test split are in no other split."""
+        """Read the photographs [3, height, width] for a split; those for the test are not used in other splits."""
         path = self.files["photographs"]
         try:
             check_archive(path)
@@ -145,12 +153,12 @@ class Digits:
 
 
 def _is_photograph(name: str) -> bool:
-    """Whether a name in the archive is that of a photograph, and not of a file that an operating system has added."""
+    """Return whether a name in the archive belongs to a photograph, not to a file that an operating system added."""
     return name.endswith(".jpg") and not any(map(is_hidden, name.split("/")))
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of digits."""
+    """Read the arrays of a file of digits."""
     try:
         return read_npz(path)
     except DAMAGED as error:
@@ -158,7 +166,7 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
 
 
 def blend(drawing: np.ndarray, photographs: Images, noise: np.random.Generator) -> np.ndarray:
-    """|patch - drawing| [height, width, 3] with a random patch of a random photograph."""
+    """Return |patch - drawing| [height, width, 3], where patch is a random part of a random photograph."""
     photograph = photographs[noise.integers(len(photographs))]
     top, left = (
         noise.integers(length - side + 1) for length, side in zip(photograph.shape[1:], drawing.shape, strict=True)

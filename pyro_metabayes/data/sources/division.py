@@ -1,7 +1,8 @@
 """Divides the rows of a data set among training, validation and test: by classes, by rows, or not at all (data.split).
 
-Every source of users' data takes these four settings and hands them to `Division`. By rows, a class that has rows in
-several splits becomes one class of the bank per split, with the same name. So a split of a bank always owns its rows.
+Every source of users' data passes its settings `split`, `train`, `val` and `seed` to `Division`. If rows are divided, a
+class with rows in several splits becomes one class of the bank per split, all with the same name. So every class of a
+bank belongs to one split.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LEAST_ROWS = len(SPLITS)  # smallest class whose rows can be divided at random
 
 
 class Divided(NamedTuple):
-    """The class of each row of a data set, and the split of each class.
+    """Classes and splits of a data set of M rows and G classes.
 
     labels: [M], class of each row, 0 to G - 1.
     splits: the classes of each split; if the data are not divided, the only key is "train".
@@ -34,18 +35,18 @@ class Divided(NamedTuple):
 
 @dataclass(frozen=True)
 class Division:
-    """What is divided among the splits.
+    """Rule for dividing a data set among training, validation and test.
 
     Args:
-        by: classes: a class belongs to one split, so that test classes are not seen in training. rows: a class has rows
-            in all splits, so that the rows of the test are not seen in training, but their classes are. none: all rows
+        by: "classes": each class belongs to one split, so that test classes are not seen in training. "rows": a class
+            has rows in all splits, so that test rows are not seen in training, but their classes are. "none": all rows
             are training rows, and the evaluation uses them too.
-        train: fraction of the classes, or of the rows of each class, for training, if the data name no splits.
+        train: fraction of the classes, or of the rows of each class, for training; not used if the data name splits.
         val: fraction for validation; the rest is for the test.
         seed: seed of the random assignment.
 
     Raises:
-        UsageError: `by` is none of the three.
+        UsageError: `by` is none of these three.
     """
 
     by: str = "classes"
@@ -57,16 +58,16 @@ class Division:
         check_choice("splits (data.split in a run)", self.by, DIVISIONS)
 
     def divide(self, labels: np.ndarray, names: Sequence[str], given: np.ndarray | None, where: object) -> Divided:
-        """Classes and splits of a bank.
+        """Assign the classes, or the rows, of a data set to the splits.
 
         Args:
-            labels: [M], class of each row, 0 to G - 1.
+            labels: [M], class of each of M rows, 0 to G - 1.
             names: [G], name of each class.
-            given: [M], the split of each row that the data name, 0 to 2; None: at random.
+            given: [M], split of each row as the data name it, 0 to 2; None: the splits are drawn at random.
             where: the file or folder, for messages.
 
         Raises:
-            UsageError: a split has no class, or the data name splits that are not of this division.
+            UsageError: a split has no class, or the splits that the data name contradict `by`.
         """
         if self.by == "none":
             return Divided(labels, {"train": np.arange(len(names))}, names)
@@ -83,7 +84,7 @@ class Division:
         return Divided(renumbered, splits, [names[index] for index in classes.tolist()])
 
     def bank(self, bank: Bank) -> Bank:
-        """The bank of `Divided`, which records what was divided. With none, all splits have the training classes."""
+        """Record in a bank (data set) what was divided; with by="none" all its splits get the training classes."""
         splits = dict.fromkeys(SPLITS, bank.splits["train"]) if self.by == "none" else bank.splits
         return replace(bank, splits=splits, division=self.by)
 
@@ -95,13 +96,14 @@ class Division:
         return {name: np.sort(part) for name, part in zip(SPLITS, parts, strict=True)}
 
     def _random_rows(self, labels: np.ndarray, names: Sequence[str], where: object) -> np.ndarray:
-        """The split of each row [M]; a class has at least one row in each."""
+        """Draw the split of each of the M rows [M]; every class has at least one row in each split."""
         self._check_fractions()
         sizes = np.bincount(labels, minlength=len(names))
         if (small := np.flatnonzero(sizes < LEAST_ROWS)).size:
             raise UsageError(
                 f"expected at least {LEAST_ROWS} rows in each class of {where} for data.split=rows, got "
-                f"{sizes[small[0]]} in class '{names[small[0]]}' ({small.size} such classes); add rows, or drop it"
+                f"{sizes[small[0]]} in class '{names[small[0]]}' ({small.size} classes are too small); add rows, or "
+                "drop these classes"
             )
         order = np.lexsort((np.random.default_rng(self.seed).random(len(labels)), labels))
         ranks = np.arange(len(labels)) - np.repeat(sizes.cumsum() - sizes, sizes)  # within the class, in random order
@@ -115,7 +117,7 @@ class Division:
         if not (self.train > 0 and self.val > 0 and self.train + self.val < 1):
             raise UsageError(
                 f"expected fractions train > 0, val > 0 and train + val < 1, got train={self.train} and "
-                f"val={self.val}; the remaining part is for test"
+                f"val={self.val}; leave a part for the test"
             )
 
 
@@ -124,7 +126,7 @@ def _share(fraction: float, number: int) -> int:
 
 
 def _classes_of(given: np.ndarray, labels: np.ndarray, names: Sequence[str], where: object) -> dict[str, np.ndarray]:
-    """Classes of each split, from the split of every row."""
+    """Return the classes of each split, from the split of every row; a class in two splits raises a UsageError."""
     splits = {split: np.unique(labels[given == place]) for place, split in enumerate(SPLITS)}
     counts = np.bincount(np.concatenate(list(splits.values())), minlength=len(names))
     if (counts > 1).any():
@@ -132,8 +134,8 @@ def _classes_of(given: np.ndarray, labels: np.ndarray, names: Sequence[str], whe
         shared = " and ".join(split for split in SPLITS if first in splits[split])
         raise UsageError(
             f"expected each class in one split of {where}, got '{names[first]}' in {shared} "
-            f"({int((counts > 1).sum())} such classes); splits divide the classes, not the rows or images of a class; "
-            "give each class one split, or set data.split=rows, which divides the rows"
+            f"({int((counts > 1).sum())} such classes); give each class one split, or set data.split=rows to divide "
+            "the rows of each class"
         )
     return splits
 
@@ -141,36 +143,37 @@ def _classes_of(given: np.ndarray, labels: np.ndarray, names: Sequence[str], whe
 def _refuse_empty(splits: Mapping[str, np.ndarray], num_classes: int, where: object) -> None:
     if empty := [split for split, classes in splits.items() if len(classes) == 0]:
         raise UsageError(
-            f"expected classes in every split, got none in {empty[0]} of {where} ({num_classes} classes in all); add "
-            "some, or assign them to splits; for few classes data.split=rows divides the rows of each class"
+            f"expected classes in every split of {where}, got none in {empty[0]} ({num_classes} classes in all); add "
+            "classes, assign them to splits, or divide the rows of each class with data.split=rows"
         )
 
 
 def _refuse_untrained(
     splits: Mapping[str, np.ndarray], classes: np.ndarray, names: Sequence[str], where: object
 ) -> None:
-    """With data.split=rows the test classes are those of the training; one that is not would be a new class."""
+    """Check that every validation or test class has training rows, as data.split=rows requires."""
     known = classes[splits["train"]]
     for split in SPLITS[1:]:
         if (unknown := np.setdiff1d(classes[splits[split]], known)).size:
             raise UsageError(
-                f"expected rows in train for every class of {where} with data.split=rows, got '{names[unknown[0]]}' in "
-                f"{split} only ({unknown.size} such classes); add training rows, or use data.split=classes"
+                f"expected rows in train for every class of {where} with data.split=rows, got class "
+                f"'{names[unknown[0]]}' in {split} only ({unknown.size} such classes); add training rows, or set "
+                "data.split=classes"
             )
 
 
 def split_numbers(split: np.ndarray, where: object) -> np.ndarray:
-    """The split of every row [M] as 0, 1 or 2, from an array of names (train, val, test) or of these numbers.
+    """Convert the splits of M rows [M], named train, val, test or numbered 0, 1, 2, to numbers.
 
     Raises:
-        UsageError: another name, number or type.
+        UsageError: the array has another name, number or type.
     """
     keys = np.array(SPLITS) if split.dtype.kind == "U" else np.arange(len(SPLITS))
     strange = np.setdiff1d(split, keys) if split.dtype.kind in "Uiu" else split[:1]
     if len(strange):
         raise UsageError(
-            f"expected train, val, test or 0, 1, 2 in 'split' of {where}, got {strange[0]} ({split.dtype}); write one "
-            "of these for every row"
+            f"expected train, val, test or 0, 1, 2 in 'split' of {where}, got {strange[0]} ({split.dtype}); write "
+            "one of these in every row"
         )
     if split.dtype.kind != "U":
         return split

@@ -1,4 +1,4 @@
-"""Banks from the arrays `features`, `labels` and, optionally, `split` and `files` of users."""
+"""Builds a bank (data set) from arrays `features`, `labels` and, optionally, `split`, `files` and `partner`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ SHAPES = {"features": 2, "labels": 1, "split": 1, "partner": 1}  # number of axe
 
 
 def bank_of_arrays(arrays: Arrays, division: Division, where: str, note: str = "") -> Bank:
-    """The bank of these arrays.
+    """Build a bank (data set) from a user's arrays.
 
     Args:
-        arrays: the arrays that `load` describes.
-        division: what is divided among the splits.
+        arrays: the arrays by name, as `features.load` describes them.
+        division: rule for dividing the data among the splits.
         where: the file, for messages.
-        note: printed when the bank is made.
+        note: note that is printed when the bank is built; "": none.
 
     Raises:
-        UsageError: an array is missing or unusable, or the splits are not of this division.
+        UsageError: an array is missing or unusable, or the array `split` contradicts the division.
     """
     _check_names(arrays, where)
     features, (names, labels) = _features(arrays["features"], where), _labels(arrays, where)
@@ -44,7 +44,7 @@ def bank_of_arrays(arrays: Arrays, division: Division, where: str, note: str = "
 
 
 def bank_of_classes(arrays: Arrays, splits: Any, where: str, note: str) -> Bank:
-    """The bank of these arrays, of which `splits` lists the labels of each split; other classes are not used."""
+    """Build a bank (data set) from a user's arrays, with the classes that `splits` lists for each split."""
     _check_names(arrays, where)
     features, (names, labels) = _features(arrays["features"], where), _labels(arrays, where)
     chosen = labels_of_splits(splits, names)
@@ -53,7 +53,7 @@ def bank_of_classes(arrays: Arrays, splits: Any, where: str, note: str) -> Bank:
 
 
 def _noted(bank: Bank, arrays: Arrays, labels: np.ndarray, where: str, note: str) -> Bank:
-    """The bank with the names of its rows, after the note and one about identical rows."""
+    """Return the bank with names of its rows, after printing the note and a note about identical rows, if any."""
     if note:
         print(f"note: {note}", file=sys.stderr)
     files = arrays["files"] if len(arrays.get("files", ())) == len(labels) else None
@@ -63,13 +63,13 @@ def _noted(bank: Bank, arrays: Arrays, labels: np.ndarray, where: str, note: str
 
 
 def _name_of(order: np.ndarray, files: np.ndarray | None, row: int) -> str:
-    """The name of a row of the bank: its file, or its row number in the arrays."""
+    """Return the name of a row of the bank: its file, or its row number in the arrays of the user."""
     number = int(order[row])
     return f"row {number}" if files is None else str(files[number])
 
 
 def _check_names(arrays: Arrays, path: str) -> None:
-    """Raise a UsageError if features or labels are missing, or if the arrays have different numbers of rows."""
+    """Raise a UsageError if features or labels are missing, or if the arrays differ in their number of rows."""
     for name in ("features", "labels"):
         if name not in arrays:
             there = ", ".join(sorted(arrays)) or "none"
@@ -80,7 +80,7 @@ def _check_names(arrays: Arrays, path: str) -> None:
             shapes = ", ".join(f"{key} {list(arrays[key].shape)}" for key in lengths)
             raise UsageError(
                 f"expected features [N, D], labels [N] and split [N], if any, got {shapes} in {path}; "
-                "give every input one row in each"
+                "give each array one row per input"
             )
     if arrays["features"].size == 0:
         raise UsageError(f"expected at least one row of features in {path}, got none; add data")
@@ -99,27 +99,33 @@ def _features(features: np.ndarray, path: str) -> np.ndarray | MappedRows:
 
 
 def unit_length(features: np.ndarray, numbers: np.ndarray, path: str) -> np.ndarray:
-    """Rows [n, D] as float32 of unit length. `numbers` [n] are their row numbers in the file, for messages."""
+    """Convert feature vectors [n, D] to float32 and scale them to unit length.
+
+    Args:
+        features: n feature vectors with D features.
+        numbers: [n], row numbers of these vectors in the file, for messages.
+        path: the file, for messages.
+    """
     with np.errstate(over="ignore"):  # an overflow is reported as infinite
         rows = features.astype(np.float32)
     finite = np.isfinite(rows).all(1)
     if bad := int((~finite).sum()):
         raise UsageError(
             f"expected finite features in {path}, got NaN or infinity (as float32) in {bad} of {len(rows)} "
-            f"rows; remove or fix them (the first is row {numbers[finite.argmin()]})"
+            f"rows; remove or fix these rows (the first is row {numbers[finite.argmin()]})"
         )
     largest = np.abs(rows).max(1, keepdims=True)
     if zero := int((largest == 0).sum()):
         raise UsageError(
-            f"expected rows that can be scaled to unit length in {path}, got {zero} of {len(rows)} that are "
-            f"all zero; remove them (the first is row {numbers[largest.argmin()]})"
+            f"expected feature vectors that can be scaled to unit length in {path}, got {zero} of {len(rows)} that "
+            f"are all zero; remove them (the first is row {numbers[largest.argmin()]})"
         )
     rows = rows / largest  # so that the squares neither overflow nor underflow
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _labels(arrays: Arrays, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Names of the classes in sorted order, and the class of every row."""
+    """Return the labels of the classes in sorted order, and for every row the index of its class."""
     labels = arrays["labels"]
     if labels.dtype.kind not in "iuU":
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Embeddings from the user: a file or folder with the arrays `features`, `labels` and, optionally, `split`."""
+"""Reads embeddings of the user from a file or folder with arrays `features`, `labels` and, optionally, `split`."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ def load(
     label: str = LABEL,
     columns: list[str] | None = None,
 ) -> Bank:
-    """The bank of a file .npz, .safetensors, .parquet or .csv, or of a folder with a file NAME.npy for each array.
+    """Return the bank of a file .npz, .safetensors, .parquet or .csv, or of a folder with a file NAME.npy per array.
 
-    The arrays are:
-        features [N, D]: any float or integer type. They become float32 of unit length, the input of the few-shot heads.
-            Those of a folder stay in their file, which may be larger than memory. The rows of a batch of tasks are
-            read, checked and scaled when the batch is drawn.
+    The arrays have one row for each of N inputs:
+        features [N, D]: any float or integer type. The rows are converted to float32 and scaled to unit length, as the
+            few-shot heads expect. Features of a folder stay in their file, which may be larger than memory; the rows
+            of a batch of tasks are read, checked and scaled when the batch is drawn.
         labels [N]: integers, or strings (not in .safetensors).
         split [N], optional: train, val or test (not in .safetensors), or 0, 1 or 2; the same for all rows of a class
             unless the rows are divided.
-        files [N], optional: names of the rows, for notes.
-        partner [N], optional: a row of the same object, with which it shares support or query set, or the row itself.
-    A table (.parquet, .csv) has columns in place of arrays: see `label` and `columns`, and split and file, if any.
+        files [N], optional (not in a folder): names of the rows, for notes.
+        partner [N], optional: number of another row of the same object, or the row's own number if there is none. A
+            task never has one of these two rows in its support set and the other one in its query set.
+    A table (.parquet, .csv) has columns in place of arrays: `label`, `columns` and, optionally, `split` and `file`.
 
     Args:
         path: the file or folder.
@@ -50,18 +51,18 @@ def load(
         split: what is divided among training, validation and test: classes, rows or none (`Division`).
         label: for a table, the column of labels.
         columns: for a table, the columns of features, or one column of lists; None: the column of lists, else all
-            columns of floats, else all of integers. A note names the columns that are not used.
+            columns of floats, else all of integers. A printed note names the columns that are not used.
     """
     division, read, note = Division(split, train, val, seed), _read(path), ""
     if user_path(path).suffix.lower() in TABLES:
         read, note = arrays_of(read, label, columns, path)
     elif label != LABEL or columns:
-        raise UsageError(f"expected a .parquet or .csv file for data.label and data.columns, got {path}; remove them")
+        raise UsageError(f"expected a .parquet or .csv file for data.label and data.columns, got {path}; remove these")
     return bank_of_arrays(read, division, path, note)
 
 
 def _read(path: str) -> Any:
-    """The arrays of a file or folder by name, or the table of a file."""
+    """Read the arrays of a file or folder by name, or the table of a file."""
     if not path:
         raise UsageError("expected a file of features, got no path; set data.path=FILE.npz (or .safetensors)")
     file = user_path(path)
@@ -85,12 +86,12 @@ def _read(path: str) -> Any:
 
 def _remedy(reason: str) -> str:
     if "object" in reason.lower():  # numpy's term for pickled arrays
-        return "arrays of Python objects are not loaded: save names with .astype(str) and numbers with .astype(float)"
-    return "the file may be truncated: write the file again"
+        return "save names with .astype(str) and numbers with .astype(float), since arrays of objects are not loaded"
+    return "write the file again, since it may be truncated"
 
 
 def _arrays_of(file: Path) -> Arrays:
-    """The arrays of a file in memory, or of a folder memory-mapped; pickled objects are never loaded."""
+    """Read the arrays of a file into memory, or memory-map those of a folder; pickled objects are never loaded."""
     if file.is_dir():
         files = {name: file / f"{name}.npy" for name in SHAPES}
         return {name: _map(array) for name, array in files.items() if array.is_file()}

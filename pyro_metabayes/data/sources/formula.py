@@ -1,4 +1,4 @@
-"""A formula as lme4 has it, score ~ hours + (hours | school), as columns with roles."""
+"""Parses a formula in the notation of lme4, such as score ~ hours + (hours | school), into columns with roles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_metabayes.data.sources.scales import INTERCEPT
 from pyro_metabayes.errors import UsageError
 
 EXAMPLE = "score ~ hours + (hours | school)"
-COLUMN = re.compile(r"`([^`]+)`|([^\W\d][\w.]*)")  # as R has them; any other name in backticks
+COLUMN = re.compile(r"`([^`]+)`|([^\W\d][\w.]*)")  # names as in R; any other name in backticks
 CALL = re.compile(r"(\w+)\((.*)\)")
 FACTOR = ("factor", "C", "as.factor")
 BAR = "(bar {})"  # stands for a term (effects | group) while the rest is parsed
@@ -20,7 +20,13 @@ BAR = "(bar {})"  # stands for a term (effects | group) while the rest is parsed
 
 @dataclass
 class Terms:
-    """The terms of a sum. effects: products of columns as "a:b"; others are what stands for a term of groups."""
+    """Terms of a sum in a formula.
+
+    effects: columns, or products of columns such as "a:b".
+    factors: columns within factor(...).
+    offsets: columns within offset(...).
+    others: placeholders of terms (effects | group).
+    """
 
     effects: list[str] = field(default_factory=list)
     factors: list[str] = field(default_factory=list)
@@ -30,26 +36,26 @@ class Terms:
 
 
 def roles_of_formula(formula: str, weights: Name = None, offset: Name = None) -> Roles:
-    """The columns of a linear mixed model with one kind of groups.
+    """Parse the formula of a linear mixed model with one kind of groups into columns with roles.
 
     A formula may contain columns, + - * : ^ and parentheses, factor(x), offset(x), 1, and one term (effects | group).
 
     Args:
-        formula: such as EXAMPLE.
-        weights, offset: columns beside the formula.
+        formula: such as "score ~ hours + (hours | school)".
+        weights, offset: columns of weights and offsets that the settings name beside the formula; None: there are none.
 
     Raises:
-        UsageError: the text is not a formula, or the formula is of a model that is not supported.
+        UsageError: the text is not a formula, or it describes a model that is not supported.
     """
     response, tilde, right = formula.partition("~")
     if not tilde or "~" in right or not response.strip():
-        raise UsageError(f"expected data.formula like '{EXAMPLE}', got '{formula}'")
+        raise UsageError(f"expected data.formula like '{EXAMPLE}', got '{formula}'; fix the formula")
     fixed_text, bars = without_bars(right)
     effects_text, group = _one_bar(bars, formula)
     fixed, own = terms_of(fixed_text, formula), terms_of(effects_text, formula)
     _check(fixed, own, formula)
     if offset is not None and fixed.offsets:
-        raise UsageError(f"expected one offset, got data.offset={offset} beside '{formula}'; drop one of them")
+        raise UsageError(f"expected one offset, got data.offset={offset} and another in '{formula}'; remove one")
     return Roles(
         group=_column(group, "group"),
         response=_column(response, "response"),
@@ -62,7 +68,7 @@ def roles_of_formula(formula: str, weights: Name = None, offset: Name = None) ->
 
 
 def without_bars(text: str) -> tuple[str, list[str]]:
-    """The text with BAR in place of each (effects | group), and what stands in these parentheses."""
+    """Replace each (effects | group) in the text by a placeholder; returns the new text and the replaced terms."""
     bars: list[str] = []
     depth, start, rest = 0, 0, ""
     for place, sign in enumerate(text):
@@ -82,40 +88,42 @@ def without_bars(text: str) -> tuple[str, list[str]]:
 
 
 def _one_bar(bars: Sequence[str], formula: str) -> tuple[str, str]:
-    """Effects and group of the one term (effects | group); others are refused by their names."""
+    """Return effects and group of the one term (effects | group); any other number of terms raises a UsageError."""
     shown = " and ".join(f"({bar.strip()})" for bar in bars)
     if not bars:
-        raise UsageError(f"expected a term (effects | group) in data.formula, as in '{EXAMPLE}', got '{formula}'")
+        raise UsageError(
+            f"expected a term (effects | group) in data.formula, as in '{EXAMPLE}', got '{formula}'; add such a term"
+        )
     if any("||" in bar for bar in bars):
         raise UsageError(
-            f"expected one bar in {shown}, got two, uncorrelated effects; write one bar and set prior=gaussian"
+            f"expected one bar in {shown}, got two (uncorrelated effects); write one bar and set prior=gaussian"
         )
     if len(bars) > 1:
         same = len({bar.rpartition("|")[2].strip() for bar in bars}) == 1
         kind, remedy = ("uncorrelated effects", "write one of them with all effects and set prior=gaussian")
         if not same:
             kind, remedy = ("crossed or nested groups", "keep one of them")
-        raise UsageError(f"expected one term (effects | group) in data.formula, got {shown}, {kind}; {remedy}")
+        raise UsageError(f"expected one term (effects | group) in data.formula, got {shown}: {kind}; {remedy}")
     effects, _, group = bars[0].rpartition("|")
     _refuse_several_columns(bars[0].strip(), group)
     return effects, group
 
 
 def _refuse_several_columns(bar: str, group: str) -> None:
-    """Refuse nested groups, a/b, and groups of several columns, a:b."""
+    """Raise a UsageError for nested groups, a/b, and for groups that several columns define, a:b."""
     kind, remedy = "groups of several columns", "write the pairs as a column of the file"
     if "/" in group:
         outer, inner = (part.strip() for part in group.split("/", 1))
         kind, remedy = "nested groups", f"write + {outer} + (... | {inner}), in which {outer} is a factor"
     if "/" in group or ":" in group:
         raise UsageError(
-            f"expected one column of groups in ({bar}), got {kind}: the model has effects of one grouping only; "
+            f"expected one column of groups in ({bar}), got {kind}, but the model has effects of one grouping only; "
             f"{remedy}"
         )
 
 
 def terms_of(text: str, formula: str) -> Terms:
-    """The terms of a sum, by formulaic's grammar."""
+    """Parse a sum of terms in the grammar of the package formulaic."""
     terms = Terms()
     for factors in _parsed(text, formula):
         if factors == ["1"]:
@@ -130,7 +138,7 @@ def terms_of(text: str, formula: str) -> Terms:
 
 
 def _effect(text: str, terms: Terms) -> str:
-    """The column of an effect; that of factor(x) is noted as a factor."""
+    """Return the column that a part of an effect names; the column of factor(x) is added to the factors."""
     call = CALL.fullmatch(text)
     if call and call[1] in FACTOR:
         terms.factors.append(_column(call[2], "factor"))
@@ -138,27 +146,27 @@ def _effect(text: str, terms: Terms) -> str:
     if call or text.startswith("(bar "):
         raise UsageError(
             f"expected columns, factor(x) and offset(x) in data.formula, got '{text.replace('(bar ', '(group term ')}';"
-            " write other functions of columns into the file as columns"
+            " add other functions of columns to the file as columns"
         )
     return text
 
 
 def _parsed(text: str, formula: str) -> list[list[str]]:
-    """The factors of each term, as text; main effects first."""
+    """Return the factors of each product term of a formula, as text; main effects come first."""
     try:
         from formulaic.errors import FormulaicError  # an optional package, which imports pandas
         from formulaic.parser import DefaultFormulaParser
     except ImportError:
         raise UsageError(
-            "expected the package formulaic for data.formula, got none; pip install 'pyro_metabayes[formula]', or set "
-            "data.group, data.response, data.predictors and data.random"
+            "expected the package formulaic for data.formula, not found; run: pip install 'pyro_metabayes[formula]', "
+            "or set data.group, data.response, data.predictors and data.random"
         ) from None
     try:
         terms = list(DefaultFormulaParser().get_terms(text or "1"))
         return [[factor.expr for factor in term.factors] for term in terms]
     except (FormulaicError, AttributeError, SyntaxError) as error:
         raise UsageError(
-            f"expected data.formula like '{EXAMPLE}', got '{formula}': {str(error).splitlines()[0]}"
+            f"expected data.formula like '{EXAMPLE}', got '{formula}' ({str(error).splitlines()[0]}); fix the formula"
         ) from None
 
 
@@ -166,21 +174,24 @@ def _column(text: str, role: str) -> str:
     found = COLUMN.fullmatch(text.strip())
     if found is None:
         raise UsageError(
-            f"expected the name of a column as {role} of data.formula, got '{text.strip()}'; write other functions of "
-            "columns into the file as columns, and unusual names in backticks"
+            f"expected the name of a column as {role} in data.formula, got '{text.strip()}'; add functions of columns "
+            "to the file as columns, and write unusual names in backticks"
         )
     return found[1] or found[2]
 
 
 def _check(fixed: Terms, own: Terms, formula: str) -> None:
     if not fixed.intercept:
-        raise UsageError(f"expected an intercept, which the model always has, got '{formula}'; drop 0 or -1")
+        raise UsageError(f"expected an intercept, which the model always has, got '{formula}'; remove 0 or -1")
     if len(fixed.offsets) > 1 or own.offsets:
-        raise UsageError(f"expected one offset(x) outside of the term of groups, got '{formula}'")
+        raise UsageError(
+            f"expected at most one offset(x) in data.formula, outside of (effects | group), got '{formula}'; move it, "
+            "or add the offsets in one column of the file"
+        )
     if missing := [name for name in own.effects if name not in fixed.effects]:
         raise UsageError(
-            f"expected '{missing[0]}' as a shared effect too, because its mean over groups is estimated, got "
+            f"expected '{missing[0]}' outside of (effects | group) too, because its mean over groups is estimated, got "
             f"'{formula}'; add + {missing[0]}"
         )
     if not own.effects and not own.intercept:
-        raise UsageError(f"expected effects of groups, such as (1 | school), got '{formula}'")
+        raise UsageError(f"expected effects of groups, such as (1 | school), got '{formula}'; add such a term")

@@ -1,4 +1,4 @@
-"""Features in a table: a data frame, or a file .parquet or .csv, with a column of labels and columns of features."""
+"""Reads features and labels from the columns of a table: a data frame, or a .parquet or .csv file."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def table_of(file: Path) -> Any:
-    """The table in a .parquet or .csv file.
+    """Read the table in a .parquet or .csv file, as a pyarrow table.
 
     Raises:
         UsageError: pyarrow is not installed.
-        One of DAMAGED: the file is no such table.
+        One of the exceptions DAMAGED: the file is not such a table.
     """
     format_of = {".parquet": "pyarrow.parquet", ".csv": "pyarrow.csv"}[file.suffix.lower()]
     try:
         module = importlib.import_module(format_of)
     except ModuleNotFoundError:
         raise UsageError(
-            f"expected the package pyarrow to read {file}, not found; pip install 'pyro_metabayes[parquet]', or write "
-            "an .npz file"
+            f"expected the package pyarrow to read {file}, not found; run: pip install 'pyro_metabayes[parquet]', or "
+            "write an .npz file"
         ) from None
     return module.read_table(file) if file.suffix.lower() == ".parquet" else module.read_csv(file)
 
 
 class Read(NamedTuple):
-    """A table that was read.
+    """Arrays read from a table.
 
-    arrays: features, labels and, if there are such columns, split and files.
-    note: names the columns that are not used; "" if there are none.
+    arrays: features, labels and, if the table has these columns, split and files.
+    note: a note for the user that names the columns that are not used; "" if there are none.
     """
 
     arrays: Arrays
@@ -49,12 +49,13 @@ class Read(NamedTuple):
 
 
 def arrays_of(frame: Any, label: str, columns: Sequence[str] | None, where: str) -> Read:
-    """The arrays in a table, and a note.
+    """Read features, labels and, if present, splits and file names from the columns of a table.
 
     Args:
         frame: a data frame of pandas or polars, or a table of pyarrow.
         label: the column of labels.
-        columns: the columns of features, or one column of lists; None: see `_chosen`.
+        columns: the columns of features, or one column of lists; None: the column of lists, else all columns of
+            floats, else all columns of integers.
         where: the file, for messages.
 
     Raises:
@@ -79,7 +80,7 @@ def _column(frame: Any, index: int) -> np.ndarray:
 
 
 def _chosen(values: Arrays, where: str) -> list[str]:
-    """The column of lists, else all columns of floats, else all of integers."""
+    """Choose the columns of features: the column of lists, else all columns of floats, else all of integers."""
     lists = [name for name, value in values.items() if _holds_lists(value)]
     if len(lists) > 1:
         raise UsageError(
@@ -100,7 +101,7 @@ def _holds_lists(value: np.ndarray) -> bool:
 
 
 def _features(values: Sequence[np.ndarray], names: Sequence[str], where: str) -> np.ndarray:
-    """Features [N, D] from columns of numbers, or from one column of lists."""
+    """Return features [N, D] of N rows, from D columns of numbers or from one column of lists of D numbers."""
     if len(values) == 1 and _holds_lists(values[0]):
         lengths = {np.shape(row) for row in values[0]}
         if len(lengths) > 1:
@@ -113,7 +114,7 @@ def _features(values: Sequence[np.ndarray], names: Sequence[str], where: str) ->
         if value.ndim != 1 or value.dtype.kind not in "fiu":
             raise UsageError(
                 f"expected numbers in column '{name}' of {where}, got {_kind_of(value)}; leave it out of data.columns, "
-                "or convert it (missing values too)"
+                "or convert it, missing values included"
             )
     return np.column_stack(values)
 
@@ -124,7 +125,7 @@ def _kind_of(value: np.ndarray) -> str:
 
 
 def _plain(value: np.ndarray, name: str, where: str) -> np.ndarray:
-    """Integers or text; data frames hold text as objects."""
+    """Return a column of integers or text as an array of that type; data frames store text as objects."""
     if value.dtype != object and value.dtype.kind in "iuU":
         return value
     other = next((row for row, item in enumerate(value) if not isinstance(item, str)), None)

@@ -1,4 +1,4 @@
-"""Banks of the datasets and data frames of users."""
+"""Constructs a bank, i.e. a data set from which tasks are drawn, from the dataset or data frame of a user."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ Splits = Mapping[str, Sequence[int] | Sequence[str]] | str
 
 
 class FromUsers:
-    """Constructors of a bank. `splits` lists the labels of each split, or says what is divided at random (`Division`):
-    "classes", "rows" or "none"; then `train` and `val` are fractions, the rest is for the test, and `seed` is a seed.
+    """Mixin with constructors of a bank (a data set from which tasks are drawn) from a user's dataset or data frame.
+
+    The argument `splits` lists the labels of each split, or names what is divided at random: "classes", "rows" or
+    "none" (`Division`). In the latter case `train` and `val` are fractions, and the rest is for the test.
     """
 
     @classmethod
     def from_dataset(
         cls, dataset: LabelledItems, splits: Splits, train: float = 0.64, val: float = 0.16, seed: int = 0
     ) -> Bank:
-        """A bank of a torch Dataset of (input, label), whose items are read when a task needs them (`DatasetRows`).
+        """Return a bank over a torch Dataset of (input, label), whose items are read when a task needs them.
 
             Bank.from_dataset(ImageFolder("birds", transform), {"train": range(64), "val": range(64, 80), ...})
 
-        Labels come from the attribute `targets` or `labels` of the dataset; one without them is read once.
+        Labels come from the attribute `targets` or `labels` of the dataset. A dataset without them is read once.
 
         Args:
-            dataset: items (input, label), with the transforms that it applies.
-            splits: labels of the classes of train, val and test (classes in none of them are not used), or "classes",
-                "rows" or "none".
-            train, val, seed: fractions and seed of a division at random.
+            dataset: the torch Dataset; its transforms are applied.
+            splits: the labels of train, val and test (classes in none of them are not used); or what is divided at
+                random: "classes", "rows" or "none".
+            train, val, seed: fractions and seed of a random division.
 
         Raises:
             UsageError: a split has another name, or a label that the dataset does not have; two splits share a label;
-                an item is no pair of a tensor and a label.
+                or an item is not a pair of a tensor and a label.
         """
         from pyro_metabayes.data.bank import Bank  # here, since it imports this file
         from pyro_metabayes.data.sources.division import Division
@@ -65,21 +67,21 @@ class FromUsers:
         val: float = 0.16,
         seed: int = 0,
     ) -> Bank:
-        """A bank of the features in a data frame of pandas or polars, or a table of pyarrow.
+        """Return a bank of the features in a data frame of pandas or polars, or in a table of pyarrow.
 
             Bank.from_dataframe(frame, "rows", label="species")
 
         Args:
             frame: one row per input, with a column of labels (integers or text).
-            splits: labels of the classes of train, val and test (classes in none of them are not used), or "classes",
-                "rows" or "none". A column `split` of the frame then names the split of each row, if there is one.
+            splits: the labels of train, val and test (classes in none of them are not used); or what is divided:
+                "classes", "rows" or "none", at random unless a column `split` of the frame names the split of each row.
             label: the column of labels.
             columns: the columns of features, or one column of lists; None: the column of lists, else all columns of
-                floats, else all of integers. A note names the columns that are not used.
-            train, val, seed: fractions and seed of a division at random.
+                floats, else all of integers. A printed note names the columns that are not used.
+            train, val, seed: fractions and seed of a random division.
 
         Raises:
-            UsageError: a column is missing or unusable, or splits are not as for `from_dataset`.
+            UsageError: a column is missing or unusable, or `splits` is invalid.
         """
         from pyro_metabayes.data.sources.division import Division
         from pyro_metabayes.data.sources.feature_arrays import bank_of_arrays, bank_of_classes
@@ -93,14 +95,14 @@ class FromUsers:
 
 
 def labels_of_splits(splits: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The labels of each split as arrays.
+    """Convert the labels of each split to arrays, after checking them.
 
     Args:
         splits: the labels of each split.
-        labels: [G], labels of the classes.
+        labels: [G], the labels of all G classes.
 
     Raises:
-        UsageError: `splits` has another form, or a label that is none of these.
+        UsageError: `splits` is not a mapping from split to labels, or has a label that no class has.
     """
     check_form_of_splits(splits)
     given = cast(Mapping[str, Sequence[Any]], splits)

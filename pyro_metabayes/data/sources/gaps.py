@@ -1,4 +1,4 @@
-"""Rows of a table with missing values."""
+"""Finds rows of a table with missing values, and reports them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ GAPS = {"", "na", "n/a", "nan", "null", "none", "."}  # how R, pandas, SQL and S
 
 
 def is_gap(cell: str) -> bool:
-    """Whether the text of a cell stands for a missing value."""
+    """Return whether the text of a cell stands for a missing value."""
     return cell.strip().lower() in GAPS
 
 
 @dataclass
 class Gaps:
-    """Counts of rows with missing values.
+    """Counts of the missing values of a table.
 
     Attributes:
-        columns: number of missing values by column.
-        rows: number of rows.
-        first: description of the first one, for messages.
+        columns: number of missing values of each column.
+        rows: number of rows with missing values.
+        first: description of the first missing value, for messages.
     """
 
     columns: Counter[str] = field(default_factory=Counter)
@@ -40,12 +40,12 @@ class Gaps:
 def lacking_of(
     key: str, cells: Sequence[str], keys: str | None, numbers: Sequence[str], missing: str
 ) -> list[tuple[str, str]]:
-    """Names and cells of the columns in which a row has no value.
+    """Return names and cells of the columns in which a row has no value.
 
     Args:
-        key: the cell with the name of the group. With missing="drop" the names NA, null and the like are missing
-            values; otherwise only an empty one is.
-        cells: the other cells.
+        key: the cell with the name of the group. With missing="drop" names such as NA and null are missing values;
+            otherwise only an empty name is.
+        cells: the other cells of the row.
         keys: name of the column of groups.
         numbers: names of the columns of the other cells.
         missing: "refuse" or "drop".
@@ -60,8 +60,8 @@ def notes_of_gaps(gaps: Gaps, complete: int, missing: str, path: Path) -> list[s
     how_many = f"{gaps.rows} of {gaps.rows + complete} rows of {path}"
     if missing == "refuse":
         raise UsageError(
-            f"expected a value in every cell, got missing values in {how_many}, the first: {gaps.first}; fill them, or "
-            "set data.missing=drop to leave these rows out"
+            f"expected a value in every cell, got missing values in {how_many}, the first: {gaps.first}; fill in "
+            "values, or set data.missing=drop to leave these rows out"
         )
     columns = ", ".join(f"{count} in column '{name}'" for name, count in gaps.columns.items())
     return [f"left out {how_many}, which have missing values: {columns}"]

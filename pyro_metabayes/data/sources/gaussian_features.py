@@ -1,4 +1,4 @@
-"""Synthetic features of an unlimited number of classes, without data set or backbone, with known accuracies."""
+"""Simulates features of an unlimited number of classes, without data set or backbone, with known accuracies."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class GaussianFeatures:
-    """The points of a class with mean m are ReLU(m + e), scaled to unit length; with rectify=false they are m + e.
+    """Simulator of few-shot classification with Gaussian classes.
 
-    m ~ N(mean, separation^2) and e ~ N(0, noise^2) in each of `num_features` dimensions. At the defaults, on 5-way
-    1-shot tasks with 15 queries per class, the nearest prototype by cosine has an accuracy of 60%, and SIB of 87%.
-    The splits differ only in their random numbers; no class is drawn twice.
+    The points of a class with mean m are ReLU(m + e), scaled to unit length, or with rectify=false m + e. Each of the
+    `num_features` components has m ~ N(mean, separation^2) and e ~ N(0, noise^2). At the defaults, on 5-way 1-shot
+    tasks with 15 queries per class, the nearest prototype by cosine has an accuracy of 60%, and SIB of 87%. The splits
+    differ only in their random numbers; no class is drawn twice.
 
     Args:
         num_features: number of features of a point.
-        separation: standard deviation of the class means.
-        mean: mean of the class means.
-        noise: standard deviation of the points of a class.
+        separation: standard deviation of the class means in each component.
+        mean: mean of the class means in each component.
+        noise: standard deviation of the points of a class in each component.
         rectify: whether the points are rectified and scaled to unit length.
     """
 
@@ -41,7 +42,7 @@ class GaussianFeatures:
     def __post_init__(self) -> None:
         if self.num_features < 1 or not 0 <= self.separation < float("inf") or not 0 < self.noise < float("inf"):
             raise UsageError(
-                f"expected num_features >= 1, a finite separation >= 0 and noise > 0, got {self}; change data.*"
+                f"expected num_features >= 1, a finite separation >= 0 and finite noise > 0, got {self}; change data.*"
             )
 
     @property
@@ -49,7 +50,7 @@ class GaussianFeatures:
         return (self.num_features,)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`; the points of a task are sorted by class."""
+        """Return a function that draws a block of tasks from a generator; the points of a task are sorted by class."""
         shape.check_classes(split)
 
         def draw(generator: Generator) -> Episodes:
@@ -67,7 +68,7 @@ class GaussianFeatures:
         return draw
 
     def _points(self, labels: Tensor, way: int, generator: Generator) -> Tensor:
-        """Points [BLOCK, N, D] of the classes `labels` [BLOCK, N]; their noise is drawn class by class."""
+        """Draw points [BLOCK, N, D] of the classes `labels` [BLOCK, N]; the noise is drawn class by class."""
         centre = torch.randn(BLOCK, way, self.num_features, generator=generator)
         points = torch.randn(*labels.shape, self.num_features, generator=generator)
         task, by_class = torch.arange(BLOCK).unsqueeze(1), labels.argsort(dim=1, stable=True)

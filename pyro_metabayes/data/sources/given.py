@@ -1,4 +1,4 @@
-"""Tasks that the user has constructed: Episodes, or batches of Episodes from a function or an iterable."""
+"""Streams of tasks that the user has constructed: Episodes, or batches of Episodes from a function or an iterable."""
 
 from __future__ import annotations
 
@@ -16,61 +16,66 @@ Batches = Callable[[int], Episodes] | Iterable[Episodes]
 
 
 def task_stream(tasks: Fixed, name: str) -> TaskStream:
-    """A stream of the given tasks.
+    """Return a stream of the given tasks.
 
     Args:
-        tasks: a stream, which is returned unchanged; or Episodes, or a list of them, whose tasks are repeated.
+        tasks: a stream, which is returned unchanged; or Episodes, or a list of Episodes, whose tasks are repeated.
         name: name of the argument, for messages.
 
     Raises:
-        UsageError: `tasks` is another object, there are no tasks or no queries, or the numbers of classes differ.
+        UsageError: `tasks` is another object, there are no tasks or no queries, or the tasks differ in their number
+            of classes.
     """
     if isinstance(tasks, TaskStream):
         return tasks
     parts = [tasks] if isinstance(tasks, Episodes) else list(tasks) if isinstance(tasks, list | tuple) else []
     if not parts or not all(isinstance(part, Episodes) and part.num_tasks for part in parts):
         raise UsageError(
-            f"expected {name} to be a TaskStream, Episodes or a list of Episodes, with tasks, got {_kind(tasks)}; "
-            'bank.tasks("test") makes a stream of a Bank'
+            f"expected {name} to be a TaskStream, Episodes or a list of Episodes, with at least one task, got "
+            f'{_kind(tasks)}; to use a Bank, pass bank.tasks("test")'
         )
     for part in parts:
         _refuse_without_queries(part, name)
     if len(ways := {part.num_classes for part in parts}) > 1:
-        raise UsageError(f"expected {name} with tasks of one number of classes, got {sorted(ways)}; pass one list each")
+        raise UsageError(
+            f"expected tasks of one number of classes in {name}, got {sorted(ways)} classes; pass one list for each"
+        )
     joined = concatenate(parts)
     return TaskStream(lambda generator: joined, 0, name, joined.num_tasks, block=joined.num_tasks)
 
 
 class BatchStream:
-    """Batches from the user; each batch counts as one task index.
+    """Stream of batches of tasks that the user constructs; each batch counts as one task index.
 
-    While a batch is constructed, torch's seed is the number of the batch. So a resumed training gets the same batches,
-    and the noise of training does not depend on how batches are constructed.
+    While a batch is constructed, torch's seed is the number of the batch. Therefore a resumed training gets the same
+    batches, and the noise of training does not depend on how batches are constructed.
 
     Args:
         batches: a function of the number of the batch, 0, 1, ..., or an iterable. An iterable that ends is read again
             from its start.
-        kept: number of the last batches of an iterable that are kept in memory, so that they can be requested again.
+        kept: number of the last batches of an iterable that are kept in memory and can be requested again.
     """
 
     def __init__(self, batches: Batches, kept: int) -> None:
         self._batch_of = batches if callable(batches) else _InOrder(batches, kept)
 
     def batch(self, start: int, stop: int) -> Episodes:
-        """Batches start, ..., stop - 1, concatenated."""
+        """Return the batches start, ..., stop - 1, concatenated."""
         return concatenate([self._checked(number) for number in range(start, stop)])
 
     def _checked(self, number: int) -> Episodes:
         with noise_of(number), drawing():
             batch = self._batch_of(number)
         if not isinstance(batch, Episodes):
-            raise UsageError(f"expected batches of type Episodes from train, got {_kind(batch)} as batch {number}")
+            raise UsageError(
+                f"expected batches of type Episodes from train, got {_kind(batch)} as batch {number}; change train"
+            )
         _refuse_without_queries(batch, "train")
         return batch
 
 
 class _InOrder:
-    """The items of an iterable by number. They are read in order, and the last `kept` items can be requested again."""
+    """Access to the items of an iterable by number, in increasing order; the last `kept` items can be read again."""
 
     def __init__(self, iterable: Iterable[Episodes], kept: int) -> None:
         self._items = _endless(iterable)
@@ -86,10 +91,10 @@ class _InOrder:
 
 
 def _endless(iterable: Iterable[Episodes]) -> Iterator[Episodes]:
-    """The items of an iterable, repeated without end; an iterator cannot start again and raises a UsageError."""
+    """Yield the items of an iterable again and again; raise a UsageError at the end of an iterator."""
     yield from iterable if isinstance(iterable, Iterator) else chain.from_iterable(repeat(iterable))
     raise UsageError(
-        "expected a batch of tasks for every step, got an iterator that has ended; pass a list or function"
+        "expected a batch of tasks for every step, got an iterator that has ended; pass a list or a function"
     )
 
 

@@ -1,10 +1,10 @@
 """Undistorted images of the characters that all faces of the DejaVu fonts contain, without look-alikes.
 
-Blank characters and characters that look like an earlier one are left out. Two characters look alike if the correlation
-of their images exceeds LOOK_ALIKE. The images are blurred by one pixel and stretched half way to a square, since
-otherwise o and O would differ. Each image is compared with the most similar upright face of the other character, since
-otherwise small capitals, which have bolder strokes, would differ from capitals. The correlations are averaged over the
-faces.
+Blank characters, and characters that look like one with a smaller code point, are left out. Two characters look alike
+if the correlation of their images exceeds LOOK_ALIKE. The images are blurred by one pixel and stretched half way to a
+square, since otherwise o and O would differ. Each image is compared with the most similar upright face of the other
+character, since otherwise small capitals, which have bolder strokes, would differ from capitals. The correlations are
+averaged over the faces.
 
 Pairs above the threshold: A, Greek Alpha and Cyrillic A (0.99 and more), 7 and its superscript (0.96), B
 and Cyrillic ve (0.95), o and O (0.94), e with acute, grave or dots (0.93), the two sizes of Cyrillic el
@@ -44,7 +44,7 @@ RECIPE = 1  # part of the cache names; raise it whenever the images change
 
 
 def clean_sheet() -> Arrays:
-    """`images` [G, 12, 56, 56] of all classes and faces, and the `code_points` [G] of the classes."""
+    """Return the images [G, 12, 56, 56] of G characters in 12 faces, and the code points [G] of the characters."""
     return cached_arrays("glyph-sheet", versions(), _sheet)
 
 
@@ -68,7 +68,7 @@ def _sheet() -> Arrays:
 
 
 def _ink(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
-    """The character, cropped to its bounding box; None for a blank character."""
+    """Draw a character and crop it to its bounding box; None for a blank character."""
     canvas = Image.new("L", (3 * EM, 3 * EM))
     ImageDraw.Draw(canvas).text((EM, EM // 2), character, 255, font=font)
     box = canvas.getbbox()
@@ -76,7 +76,7 @@ def _ink(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
 
 
 def _frame(ink: list[list[Image.Image]], side: int, longest: int, power: float) -> Tensor:
-    """Images centred in uint8 frames [G, F, side, side].
+    """Resize images of characters and centre them in square frames, uint8 [G, F, side, side].
 
     Args:
         ink: cropped images of G characters in F faces.
@@ -95,7 +95,11 @@ def _frame(ink: list[list[Image.Image]], side: int, longest: int, power: float) 
 
 
 def _first_of_look_alikes(images: Tensor) -> list[int]:
-    """Indices of the characters that do not look like an earlier kept one; images [G, F, H, H]."""
+    """Return the indices of the characters that do not look like an earlier kept character.
+
+    Args:
+        images: G characters in F faces, H x H pixels each [G, F, H, H].
+    """
     faces = [_standardise(images[:, FACES.index(name)]) for name in COMPARISON_FACES]
     nearest = torch.zeros(len(images), len(images))
     for face in faces:
@@ -111,14 +115,14 @@ def _first_of_look_alikes(images: Tensor) -> list[int]:
 
 
 def _standardise(images: Tensor) -> Tensor:
-    """Blurred images [N, H * H] with mean 0 and length 1, so that their inner products are correlations."""
+    """Blur images and scale them to mean 0 and length 1 [N, H * H], so that their inner products are correlations."""
     points = _blur(images.float()).flatten(1)
     points = points - points.mean(1, keepdim=True)
     return points / points.norm(dim=1, keepdim=True)
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Images [N, H, H] blurred by a Gaussian with a standard deviation of one pixel."""
+    """Blur images [N, H, H] by a Gaussian with a standard deviation of one pixel."""
     kernel = torch.exp(-0.5 * torch.arange(-4.0, 5.0) ** 2)
     kernel = (kernel / kernel.sum()).view(1, 1, 1, 9)
     rows = conv2d(images.unsqueeze(1), kernel, padding=(0, 4))

@@ -1,4 +1,4 @@
-"""A data set without download: characters of the fonts that come with matplotlib.
+"""Characters of the fonts that come with matplotlib, a data set that needs no download.
 
 The twelve faces of DejaVu Sans, Sans Mono and Serif have 2,383 code points in common. 1,163 classes remain without
 blank characters and look-alikes. Splits consist of whole Unicode blocks (splits/unicode_blocks.txt), so test alphabets
@@ -11,9 +11,9 @@ are not seen in training:
     val   177: Cyrillic 58, mathematical operators and symbols 76, technical 17, miscellaneous symbols 26
     test  224: Greek 62, Greek Extended 64, Armenian 58, Georgian 39, Thai 1
 
-These counts hold for matplotlib 3.11.2 and Pillow 13, and may differ slightly for other versions. glyph_sheet.py
-defines look-alikes. On 5-way test tasks, the nearest class mean of the pixels (cosine, half-size images) has an
-accuracy of 54% with 1 shot and 70% with 5 shots at the default distortions; without distortion, 92% and 97%.
+The numbers of classes hold for matplotlib 3.11.2 and Pillow 13, and may differ slightly for other versions.
+glyph_sheet.py defines look-alikes. On 5-way test tasks, the nearest class mean of the pixels (cosine, half-size images)
+has an accuracy of 54% with 1 shot and 70% with 5 shots at the default distortions; without distortion, 92% and 97%.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ def load(
     noise: float = 0.2,
     seed: int = 0,
 ) -> Bank:
-    """uint8 images [M, 1, 28, 28], ink 255 on background 0.
+    """Render distorted images of the characters: a bank of uint8 images [M, 1, 28, 28], ink 255 on background 0.
 
-    A class has each of the twelve faces once. Beyond twelve images, faces chosen at random are used a second time with
-    another distortion. The two images of one face are a pair (pairs.py).
+    The images of a class show the character in different faces of the fonts. Beyond twelve images, random faces are
+    used a second time with another distortion; the two images of one face are then a pair (pairs.py).
 
     Args:
         images_per_class: 2 to 24.
-        rotation, shear, scale, shift, erase, noise: limits of the distortions (`Jitter`).
+        rotation, shear, scale, shift, erase, noise: limits of the random distortions (`Jitter`).
         seed: seed of the choice of faces and of the distortions.
     """
     if not 2 <= images_per_class <= 2 * len(FACES):
         raise UsageError(
-            f"expected images_per_class between 2 and {2 * len(FACES)} (twice the number of faces), got "
-            f"{images_per_class}; change data.images_per_class"
+            f"expected data.images_per_class between 2 and {2 * len(FACES)} (twice the number of faces), got "
+            f"{images_per_class}; change it"
         )
     jitter = Jitter(rotation, shear, scale, shift, erase, noise)
     settings = {"jitter": jitter, "seed": seed, "images_per_class": images_per_class, **versions()}
@@ -75,7 +75,7 @@ def load(
 
 
 def blocks_of(code_points: np.ndarray) -> list[tuple[int, int, str, str]]:
-    """First and last code point, split and name of the Unicode block of each code point."""
+    """Return the Unicode block of each code point: first and last code point, split and name."""
     lines = (Path(__file__).parent / "splits" / "unicode_blocks.txt").read_text(encoding="utf-8").splitlines()
     rows = [line.split(maxsplit=3) for line in lines if not line.startswith("#")]
     table = [(int(first, 16), int(last, 16), split, name) for first, last, split, name in rows]
@@ -100,7 +100,7 @@ def _distort(jitter: Jitter, images_per_class: int, seed: int) -> Arrays:
 
 
 def partners(source: Tensor) -> Tensor:
-    """Row of the other image with the same source, or the row itself if there is none; a source has at most two."""
+    """Return for each row the other row with the same source, or the row itself; a source occurs at most twice."""
     order = source.argsort(stable=True)
     same = source[order][1:] == source[order][:-1]
     partner = torch.arange(len(source))

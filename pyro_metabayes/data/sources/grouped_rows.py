@@ -1,4 +1,4 @@
-"""Rows in groups, as tasks: real hierarchical data."""
+"""Grouped rows of a table as regression tasks: each group, such as a school, is a task."""
 
 from __future__ import annotations
 
@@ -25,16 +25,21 @@ from pyro_metabayes.prediction.averages import masked_mean
 
 @dataclass(frozen=True)
 class Groups:
-    """G groups of rows (x, y). Each group is a task; tasks of different sizes are padded and masked.
+    """Source of regression tasks: G groups of rows (x, y), one task per group, padded and masked to one size.
 
-    names: names of the groups [G]. points: the rows, sorted by group.
-    features: names of the D columns of x; the first num_random of them have group-specific weights.
-    splits: the groups for training, validation and test. scales: means and standard deviations of the columns.
-    shuffle: whether support points are chosen at random. notes: notes for the user. levels: levels of the factors.
-    family: family of the response; only a Gaussian response is standardised. roles: the columns that were read.
+    names: names of the groups [G].
+    features: names of the D features in x; the first num_random of them have group-specific weights.
+    points: the rows, sorted by group.
+    splits: the groups for training, validation and test.
+    scales: means and standard deviations of the columns.
+    shuffle: whether support points are chosen at random.
+    notes: notes for the user.
+    levels: levels of the factors.
+    family: family of the response; only a Gaussian response is standardised.
+    roles: the columns that were read.
 
-    With data.weights the last column of x is the root of the weight of a row, in mean weights of the training rows.
-    With data.offset and another family it is the offset less its mean. Of a Gaussian y the offset is subtracted.
+    With data.weights, x has one more column: the root of (weight of the row / mean weight of the training rows). With
+    data.offset, a Gaussian y has the offset subtracted; for another family x has one more column: offset less its mean.
     """
 
     names: Sequence[str]
@@ -57,7 +62,7 @@ class Groups:
 
     @property
     def context(self) -> dict[str, int]:
-        """num_weights: number of group-specific weights of a task; whether rows have weights or offsets."""
+        """Counts for models: group-specific weights (num_weights); 1 if rows have weights, 1 if they have offsets."""
         offset = self.roles.offset is not None and self.family != "gaussian"
         beside = {"row_weights": self.weighted, "row_offsets": offset}
         return {"num_weights": self.num_random} | {name: 1 for name, there in beside.items() if there}
@@ -73,87 +78,91 @@ class Groups:
         return self.points.sizes
 
     def fingerprint(self) -> str:
-        """A hash of rows, groups and splits."""
+        """Return a hash of rows, groups and splits."""
         digest = sha256(self.points.points.numpy().tobytes() + self.points.sizes.numpy().tobytes())
         for split, groups in sorted(self.splits.items()):
             digest.update(split.encode() + groups.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def block(self, split: str) -> int:
-        """Number of tasks that are drawn at once: all groups of the split."""
+        """Return the number of tasks that are drawn together: all groups of the split."""
         return len(self.splits[split])
 
     def whole(self, split: str = "train") -> Episodes:
-        """Every group of a split once, with all its points as queries: the data of partial pooling."""
+        """Return every group of a split as a task with all points as queries: the data of partial pooling."""
         return self.all_points(self.splits[split])
 
     def all_points(self, groups: Tensor | None = None) -> Episodes:
-        """The given groups, by default all groups of the file, with all their points as queries."""
+        """Return the given groups (None: all groups of the file) as tasks with all points as queries."""
         groups = torch.arange(len(self.names)) if groups is None else groups
         return RaggedTasks(self.points, groups, self.points.rows(groups), 0, len(self.points.points)).tasks(slice(None))
 
     def with_equal_precision(self, tasks: Tasks) -> Tasks:
-        """The same regression for closed forms, whose rows have one noise and no weights."""
+        """Return an equivalent regression without weights, whose rows all have the same noise, for closed forms."""
         return with_equal_precision(tasks) if self.weighted else tasks
 
     def estimates(self, diagonal: bool = False) -> MixedEffects | None:
-        """Maximum-likelihood estimates from the training groups, in standardised units; diagonal: independent effects.
+        """Compute maximum-likelihood estimates from the training groups, in standardised units.
 
-        None if the likelihood has no maximum, since the effects can fit every point.
+        None if the likelihood has no maximum, since the group-specific effects can fit every point.
+
+        Args:
+            diagonal: whether the group-specific effects are independent.
         """
         found = maximum_of(self.with_equal_precision(self.whole()), self.num_random, diagonal)
         return None if found is None else self.of_labels(found)
 
     def estimation_errors(self, diagonal: bool = False) -> EstimationErrors | None:
-        """Errors of the estimates from the training groups, in standardised units; None as in `estimates`."""
+        """Compute the errors of `estimates`, in standardised units; None if the likelihood has no maximum."""
         return estimation_errors(self.with_equal_precision(self.whole()), self.num_random, diagonal)
 
     def of_labels(self, fitted: MixedEffects) -> MixedEffects:
-        """A fit of the training groups with equal precision, with the log likelihood of the labels as they are."""
+        """Return a fit of `with_equal_precision` data with the log-likelihood of the labels before that conversion."""
         if not self.weighted:
             return fitted
         return replace(fitted, log_likelihood=fitted.log_likelihood + log_roots(self.whole()))
 
     @property
     def scale(self) -> float:
-        """Standard deviation of the response in the units of the file, by which residuals and RMSEs are multiplied."""
+        """Standard deviation of the response in the units of the file; residuals and RMSEs are multiplied by it."""
         return self.scales.sd[-1].item()
 
     @property
     def noise_scale(self) -> float:
-        """The noise of a row of weight 1 in the units of the file, for a noise of 1."""
+        """Factor that converts the noise sd of the model to that of a row of weight 1, in the units of the file."""
         return self.scale * self.scales.weight**0.5
 
     def inputs_and_labels(self, rows: Rows) -> Tensor:
-        """Rows of a file as points [N, D' + 1] of this source."""
+        """Convert the N rows of a file to points [N, D' + 1] of this source: D' input columns and the response."""
         return points_of(rows, self.scales, self.family)
 
     def estimated_settings(self) -> dict[str, Any]:
-        """Settings of `load` that apply the scales and levels of this file to another file."""
+        """Return the settings of `groups.load` that apply the scales and levels of this file to another file."""
         levels = {name: list(of) for name, of in self.levels.items()}
         beside = {str(self.roles.weights): self.scales.weight, str(self.roles.offset): self.scales.offset}
         means = {str(name): {"mean": beside[str(name)]} for name in self.roles.beside}
         return {"scales": self.scales.moments() | means} | ({"levels": levels} if levels else {})
 
     def constant_errors(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Mean squared errors [T] of two baselines: the mean of the training groups, and that of the support set.
+        """Compute the mean squared errors [T] of two baselines on T tasks.
 
-        {} without predictors, where the regression itself predicts a mean, and for a response that is not Gaussian.
+        The baselines predict the mean of the training groups, and the mean of the support set. The result is {} if
+        there are no predictors, since the regression itself then predicts a mean, or if the response is not Gaussian.
         """
         if len(self.features) == 1 or self.family != "gaussian":
             return {}
         group_mean = masked_mean(
             episodes.support_y[..., 0], episodes.support_mask
-        )  # 0 without support points, which is the grand mean
+        )  # 0, the grand mean, if there are no support points
         means = {"grand_mean": torch.zeros_like(group_mean), "group_means": group_mean}
         y, mask = episodes.query_y[..., 0], episodes.query_mask
         return {name: masked_mean((y - mean.unsqueeze(1)).square(), mask) for name, mean in means.items()}
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Block]:
-        """As `Source.sampler`, but a block contains every group of the split once, in random order.
+        """Return a function that draws every group of a split once, in random order, as a block of tasks.
 
-        The points of a group are shuffled if `shuffle` is set. The first task.shot of them are the support set, which
-        never contains all points. At most task.query of the rest are queries.
+        The points of a group are shuffled if `shuffle` is set. The first task.shot of them are the support set, but at
+        least one point is left as a query. At most task.query of the other points are queries.
         """
         check_regression(split, shape)
         groups, points = self.splits[split], self.points
@@ -167,7 +176,7 @@ class Groups:
 
 
 def points_of(rows: Rows, scales: Scales, family: str) -> Tensor:
-    """Standardised features, root of the weight or offset of another family, and response [N, D' + 1]."""
+    """Return the N rows as points [N, D' + 1]: standardised features, root of weight or offset if any, response."""
     read = rows.without_offset() if family == "gaussian" else rows
     values = scales.standardised(read.values)
     beside = [] if rows.weights is None else [(rows.weights / scales.weight).sqrt()]

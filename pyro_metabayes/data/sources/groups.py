@@ -1,4 +1,4 @@
-"""Grouped rows of a CSV file as tasks of a regression: each group is a task."""
+"""Regression in groups: reads a CSV file, whose groups of rows (such as pupils of a school) are the tasks."""
 
 from __future__ import annotations
 
@@ -50,39 +50,40 @@ def load(
     weights: Name = None,
     offset: Name = None,
 ) -> Groups:
-    """The groups of a CSV file, or of a table METABAYES_DATA/groups/TABLE.csv. All columns are standardised.
+    """Read the groups of a CSV file, or of the table METABAYES_DATA/groups/TABLE.csv, and standardise all columns.
 
     Args:
         group: the column with the name of the group.
         response: the column to predict.
         predictors: columns of numbers, or of text (factors, with an indicator for each level except the first);
-            "a:b" is the product of two of them.
-        random: which of the predictors and "intercept" have group-specific weights; the others have shared weights.
-            Without "intercept" the lines of all groups meet at x = 0, so these predictors are divided by their
-            standard deviation and not centred.
+            "a:b" is the product of columns a and b.
+        random: the predictors with group-specific weights, and "intercept" if each group has its own intercept. Other
+            predictors have weights that all groups share. Without "intercept" the lines of all groups meet at x = 0,
+            so the predictors in `random` are scaled but not centred.
         path: the file, whose cells are separated by commas, semicolons, tabs or vertical bars.
         table: the name of a table, if there is no path.
-        shuffle: false keeps the order of the points, so that the support set is the first of them (the past).
+        shuffle: whether the support set is a random part of the group; false: its first rows, such as the past.
         train: fraction of the groups for training; 1: every split contains all groups, for partial pooling.
         val: fraction of the groups for validation; 0: validation uses the training groups. The rest is for test.
         seed: seed of the assignment of groups to splits.
         missing: "refuse" or "drop" rows with missing values; with "drop" a group name such as NA or null is missing.
-        decimal: "point" or "comma".
-        factors: predictors whose numbers are names of levels.
-        family: "gaussian" response; "bernoulli", 0 and 1; "poisson", counts. The last two are not standardised.
-        scales: mean and sd of columns by name, in the units of the file; by default those of the training groups.
-        levels: levels of the factors; by default those of the file.
+        decimal: decimal separator, "point" or "comma".
+        factors: predictors whose numbers are codes of levels, not quantities.
+        family: of the response: "gaussian"; "bernoulli" for 0 and 1; "poisson" for counts. The response of the last
+            two is not standardised.
+        scales: mean and sd of columns by name, in the units of the file; None: those of the training groups.
+        levels: levels of the factors; None: those of the file.
         formula: "score ~ hours + (hours | school)", in place of group, response, predictors, random and factors.
-        weights: the column of the precision of a row: a row of weight a has the noise variance divided by a.
-        offset: a column that is added to the linear predictor; for counts the logarithm of the exposure.
+        weights: column of weights: the noise variance of a row with weight a is divided by a.
+        offset: column that is added to the linear predictor; for counts the logarithm of the exposure.
 
     Raises:
-        UsageError: the file, a column or a setting does not allow a regression.
+        UsageError: the file, a column or a setting is not suitable for a regression.
     """
     file = file_of(path, table)
     roles = _roles(Roles(group, response, predictors, random, factors, weights, offset), formula)
     if roles.weights is not None and family != "gaussian":
-        raise UsageError(f"expected data.weights with data.family=gaussian alone, got {family}; drop data.weights")
+        raise UsageError(f"expected data.family=gaussian with data.weights, got {family}; remove data.weights")
     chosen, given = chosen_columns(file, roles), scales or {}
     read = chosen.read(missing, decimal, {} if given and levels is None else levels)
     names = {name: number for number, name in enumerate(dict.fromkeys(read.keys))}
@@ -102,14 +103,14 @@ def load(
 def _scales(
     read: Rows, learned: Tensor, chosen: ChosenColumns, given: Scaling, family: str
 ) -> tuple[Scales, list[str]]:
-    """The scales of all columns, and notes about them; refuses columns that a regression cannot use.
+    """Return the scales of all columns and notes about them; raise a UsageError for columns that cannot be used.
 
     Args:
-        read: the rows.
-        learned: whether a row is one of the training groups [N].
-        chosen: their columns.
-        given: the scales of an earlier training.
-        family: of the response.
+        read: the N rows of the file.
+        learned: [N], whether a row belongs to a training group.
+        chosen: the columns of these rows.
+        given: the scales of an earlier training; empty: none.
+        family: family of the response.
     """
     file, values = chosen.header.path, (read.without_offset() if family == "gaussian" else read).values
     of_columns = {name: moments for name, moments in given.items() if name not in (chosen.weights, chosen.offset)}
@@ -125,7 +126,7 @@ def _scales(
 
 
 def _roles(named: Roles, formula: str) -> Roles:
-    """The columns of the settings, or of the formula; refuses both."""
+    """Return the columns that either the settings or the formula name; both together raise a UsageError."""
     if not formula:
         if missing := [name for name in ("group", "response") if getattr(named, name) == ""]:
             raise UsageError(
@@ -139,12 +140,12 @@ def _roles(named: Roles, formula: str) -> Roles:
         if [*getattr(named, name)] != [*getattr(nothing, name)]
     ]
     if both:
-        raise UsageError(f"expected data.formula or data.{both[0]}, got both; drop one of them")
+        raise UsageError(f"expected data.formula or data.{both[0]}, got both; remove one of them")
     return roles_of_formula(formula, named.weights, named.offset)
 
 
 def _with_means(scales: Scales, rows: Rows, learned: Tensor, chosen: ChosenColumns, given: Scaling) -> Scales:
-    """The scales, with the mean weight and the mean offset of the training rows, unless they are given."""
+    """Add the mean weight and the mean offset of rows to the scales: given values, else those of the training rows."""
 
     def mean(name: str | None, column: Tensor | None, otherwise: float) -> float:
         if name is None or column is None:

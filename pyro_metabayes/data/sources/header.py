@@ -1,4 +1,4 @@
-"""The header of a CSV file, and the lookup of columns by name."""
+"""Reads the header of a CSV file and looks up columns by name."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 
 @dataclass(frozen=True)
 class Header:
-    """The column names of a CSV file, and the separator of its cells."""
+    """Header of a CSV file: the column names and the separator of the cells."""
 
     path: Path
     separator: str
     names: Cells
 
     def name_of(self, name: Name) -> str:
-        """The column with this name.
+        """Return the column with this name.
 
         Raises:
             UsageError: no column has that name, or several have it.
@@ -44,7 +44,7 @@ class Header:
 
 
 def matching(name: Name, texts: Sequence[str]) -> list[str]:
-    """The texts that equal the name, or that a command line would parse as this name (2015 as an integer)."""
+    """Return the texts that equal the name, or that a command line parses as this name (2015 as an integer)."""
     if isinstance(name, str):
         return [text for text in texts if text == name]
     return [text for text in texts if repr(_as_read(text)) == repr(name)]
@@ -67,7 +67,7 @@ def _text(name: Name) -> str:
 
 
 def header_of(path: Path, columns: Sequence[Name]) -> Header:
-    """The header of a file, with the first separator for which it has all these columns, else the most columns."""
+    """Read the header of a CSV file; the separator is the first that gives these columns, else that of most columns."""
     if not path.is_file():
         raise UsageError(f"expected a CSV file, found none at {path}; fix data.path")
     headers = [Header(path, separator, _first_row(path, separator)) for separator in SEPARATORS]
@@ -87,12 +87,12 @@ def utf8(path: Path) -> Iterator[None]:
         yield
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(
-            f"expected a CSV file in UTF-8 at {path}, got one with '{error}'; save it again as CSV (UTF-8)"
+            f"expected a CSV file in UTF-8 at {path}, got the error '{error}'; save the file again as CSV (UTF-8)"
         ) from None
 
 
 def file_of(path: str, table: str) -> Path:
-    """The file at `path`, or if `path` is empty, the file of a table in METABAYES_DATA/groups."""
+    """Return the file at `path` or, if `path` is empty, the file of a table in METABAYES_DATA/groups."""
     if path:
         return user_path(path)
     if not table:
@@ -101,19 +101,19 @@ def file_of(path: str, table: str) -> Path:
 
 
 class _Lines(Protocol):
-    """A csv.reader."""
+    """Protocol of a csv.reader: iterable rows, and the number of the last line."""
 
     line_num: int
 
     def __iter__(self) -> Iterator[list[str]]:
-        """The rows."""
+        """Iterate over the rows."""
 
 
 def complete_rows(lines: _Lines, path: Path) -> Iterator[Cells]:
-    """The rows of a file.
+    """Yield the rows of a CSV file.
 
     Raises:
-        UsageError: a quote is not closed; the message has the line on which the row begins.
+        UsageError: a quote is not closed; the message names the line on which the row begins.
     """
     before = lines.line_num
     try:
@@ -122,6 +122,6 @@ def complete_rows(lines: _Lines, path: Path) -> Iterator[Cells]:
             yield line
     except csv.Error as error:
         raise UsageError(
-            f"expected cells with closed quotes in {path}, got '{error}' in the row that begins on line {before + 1}; "
-            'close the quotes there, and write a quote within a cell as ""'
+            f"expected cells with closed quotes in {path}, got the error '{error}' in the row that begins on line "
+            f'{before + 1}; close the quotes there, and write a quote within a cell as ""'
         ) from None

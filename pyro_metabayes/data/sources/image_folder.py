@@ -1,4 +1,4 @@
-"""Images from the user: one folder per class (`class_folders.py` describes the layouts)."""
+"""Reads images of the user in one folder per class (`class_folders.py` describes the layouts)."""
 
 from __future__ import annotations
 
@@ -26,21 +26,23 @@ def load(
     val: float = 0.16,
     seed: int = 0,
 ) -> Bank:
-    """uint8 images [M, channels, size, size], converted once and kept in the cache.
+    """Return a bank of uint8 images [M, channels, size, size], which are converted once and kept in the cache.
 
     Args:
-        path: the folder. Files without the suffix of an image, and linked folders within a class, are ignored; a note
-            says how many.
+        path: the folder. Files without the suffix of an image, and linked folders within a class, are ignored; a
+            printed note counts them.
         size: side, in pixels, of the square to which every image is resized (Lanczos), whatever its shape.
         channels: 3 (colour) or 1 (grey).
         background: colour behind transparent pixels: a name such as black, or #rrggbb.
         split: what is divided among training, validation and test: classes, rows or none (`Division`).
-        train: fraction for training, if neither folders nor lists name the splits.
+        train: fraction for training; not used if folders or lists of classes name the splits.
         val: fraction for validation; the rest is for test.
         seed: seed of the random assignment to splits.
     """
     if size < 1 or channels not in MODES:
-        raise UsageError(f"expected data.size >= 1 and data.channels 1 or 3, got {size} and {channels}")
+        raise UsageError(
+            f"expected data.size >= 1 and data.channels 1 or 3, got data.size={size} and data.channels={channels}"
+        )
     colour, division, images = colour_of(background), Division(split, train, val, seed), ImageFiles.of(path)
     divided = division.divide(images.labels, images.names, images.split, path)
     orders = {name: _order(divided, classes) for name, classes in divided.splits.items()}
@@ -55,7 +57,7 @@ def load(
 
 
 def _order(divided: Divided, classes: np.ndarray) -> np.ndarray:
-    """Files of a split, sorted by class."""
+    """Return the indices of the files whose classes are in a split, sorted by class."""
     rows = np.flatnonzero(np.isin(divided.labels, classes))
     return rows[np.argsort(divided.labels[rows], kind="stable")]
 

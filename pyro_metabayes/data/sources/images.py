@@ -1,4 +1,4 @@
-"""Images of any size and format, as arrays [channels, size, size] of bytes."""
+"""Reads images of any size and format as uint8 arrays [channels, size, size]."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHITE: Colour = (255, 255, 255)
 
 
 def colour_of(name: str) -> Colour:
-    """The red, green and blue values of a setting data.background."""
+    """Return the red, green and blue values of a colour that data.background names."""
     try:
         colour = ImageColor.getrgb(name)
         if len(colour) == 3:
@@ -38,10 +38,10 @@ def colour_of(name: str) -> Colour:
 
 
 def pixels(source: Path | bytes, size: int | None, channels: int = 3, background: Colour = WHITE) -> np.ndarray:
-    """An image file, or its content, as uint8 [channels, size, size].
+    """Read an image file, or its content, as uint8 [channels, size, size].
 
-    The image is rotated as its EXIF data say. A transparent image gets the background colour. 16 bits per channel are
-    scaled to 8. Of several frames the first is used.
+    The image is rotated as its EXIF data say. Transparent pixels get the background colour. 16 bits per channel are
+    scaled to 8. If the file has several frames, the first is used.
 
     Args:
         source: path or content of the file.
@@ -50,11 +50,11 @@ def pixels(source: Path | bytes, size: int | None, channels: int = 3, background
         background: colour behind transparent pixels.
 
     Raises:
-        One of DAMAGED: the content is no image.
+        One of the exceptions DAMAGED: the content is not an image that can be read.
     """
     with _open(source) as image:
         if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"it has {image.width} x {image.height} pixels")
+            raise ValueError(f"it has too many pixels, {image.width} x {image.height}")
         _refuse_unscaled_transparency(image)
         image.load()
         copy = _opaque(_upright(_eight_bit(image)), background).convert(MODES[channels])
@@ -65,9 +65,9 @@ def pixels(source: Path | bytes, size: int | None, channels: int = 3, background
 
 
 def _refuse_unscaled_transparency(image: ImageFile.ImageFile) -> None:
-    """Raise a ValueError for a PNG file with a transparent colour that has not 8 bits.
+    """Raise a ValueError for a PNG file with a transparent colour and other than 8 bits per channel.
 
-    Pillow scales the pixels to 8 bits but not the transparent colour, so its comparison would be wrong.
+    Pillow would scale the pixels to 8 bits but not the transparent colour, and so compare them wrongly.
     """
     of_bits = any(";" in str(tile.args) for tile in image.tile) and image.mode != "P"
     if image.format == "PNG" and "transparency" in image.info and of_bits:
@@ -75,7 +75,7 @@ def _refuse_unscaled_transparency(image: ImageFile.ImageFile) -> None:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """The image with 8 bits per channel: 65535 becomes 255."""
+    """Return the image with 8 bits per channel: 16-bit values are scaled, so that 65535 becomes 255."""
     if image.mode in EIGHT_BIT:
         return image
     # In these two formats Pillow opens 16-bit images as 32-bit. In others the range of 32-bit values is unknown.
@@ -89,7 +89,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image rotated and mirrored as its EXIF data say; unchanged if these data are damaged."""
+    """Rotate and mirror an image as its EXIF data say; an image with damaged EXIF data stays unchanged."""
     with suppress(*DAMAGED), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ImageOps.exif_transpose(image)
@@ -97,7 +97,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image, background: Colour) -> Image.Image:
-    """The image on a background, if any of its pixels may be transparent."""
+    """Place an image on a background colour, if any of its pixels may be transparent."""
     if not image.has_transparency_data:
         return image
     behind = Image.new("RGBA", image.size, (*background, 255))
@@ -108,13 +108,13 @@ def _open(source: Path | bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError("it is no image") from None
+        raise ValueError("it is not an image") from None
     except Image.DecompressionBombError:
         raise ValueError("it has too many pixels") from None
 
 
 def all_pixels(paths: Sequence[Path], size: int, channels: int = 3, background: Colour = WHITE) -> Iterator[np.ndarray]:
-    """The pixels of each file. If files cannot be read, a UsageError that names them follows the last file."""
+    """Yield the pixels of each readable file; then raise a UsageError that names unreadable files, if there are any."""
     bad: list[str] = []
     for path in paths:
         try:
@@ -130,6 +130,6 @@ def all_pixels(paths: Sequence[Path], size: int, channels: int = 3, background: 
 
 
 def centre(array: np.ndarray, size: int) -> np.ndarray:
-    """The middle [..., size, size] of an array [..., height, width]."""
+    """Return the centre crop [..., size, size] of an array [..., height, width]."""
     top, left = ((length - size) // 2 for length in array.shape[-2:])
     return array[..., top : top + size, left : left + size]

@@ -1,4 +1,4 @@
-"""Small random distortions of grey images, applied to all images at once."""
+"""Random distortions of grey images: rotation, shear, scale, shift, an erased bar and noise."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Jitter:
     """Limits of the distortion of an image; every number is drawn uniformly and independently for each image.
 
     Args:
-        rotation: at most this many degrees in either direction.
-        shear: x moves by at most this many pixels per pixel of y.
-        scale: each side grows or shrinks by a factor between exp(-scale) and exp(scale).
-        shift: at most this many pixels of the result, in x and in y.
-        erase: width, in pixels of the result, of an erased bar in a random direction; its distance from the centre is
-            at most a quarter of the side of the image. 0: no bar.
+        rotation: largest rotation in either direction, in degrees.
+        shear: largest horizontal shift per vertical pixel, in pixels.
+        scale: width and height are each multiplied by a factor between exp(-scale) and exp(scale).
+        shift: largest shift, in pixels of the result, in x and in y.
+        erase: width, in pixels of the result, of an erased bar in a random direction. The distance of the bar from the
+            centre is at most a quarter of the side of the image. 0: no bar.
         noise: standard deviation of Gaussian pixel noise, where full ink is 1; the result is clipped to [0, 1].
     """
 
@@ -41,16 +41,16 @@ class Jitter:
                 raise UsageError(f"expected a finite {item.name} >= 0, got {value}; change data.{item.name}")
 
     def apply(self, images: Tensor, source: Tensor, size: int, generator: Generator) -> Tensor:
-        """Distorted images.
+        """Make M randomly distorted copies of images.
 
         Args:
-            images: uint8 [N, H, H].
-            source: [M], index of the image that each result is made from.
-            size: side of the results in pixels.
-            generator: source of random numbers.
+            images: N grey images of H x H pixels, uint8 [N, H, H].
+            source: [M], index of the image from which each copy is made.
+            size: side of the copies in pixels.
+            generator: random generator.
 
         Returns:
-            uint8 [M, 1, size, size].
+            The copies, uint8 [M, 1, size, size].
         """
         uniform = 2 * torch.rand(len(source), 8, generator=generator) - 1
         parts = []
@@ -67,7 +67,7 @@ class Jitter:
         return torch.cat(parts)
 
     def _inverse_maps(self, draws: Tensor, size: int) -> Tensor:
-        """Affine maps [M, 2, 3] from the result to the source; both axes run from -1 to 1."""
+        """Return affine maps [M, 2, 3] from pixel coordinates (-1 to 1) of M results to those of their sources."""
         angle, shear = torch.deg2rad(self.rotation * draws[:, 0]), self.shear * draws[:, 1]
         cosine, sine = angle.cos(), angle.sin()
         zoom = torch.exp(self.scale * draws[:, 2:4])
@@ -79,7 +79,7 @@ class Jitter:
         return torch.cat((linear, translation), -1)
 
     def _outside_bar(self, draws: Tensor, size: int) -> Tensor:
-        """1 outside the erased bar and 0 inside [M, 1, size, size]."""
+        """Return masks of M images that are 1 outside the erased bar and 0 inside [M, 1, size, size]."""
         place = torch.arange(size) - (size - 1) / 2
         angle, offset = torch.pi * draws[:, 6, None, None], size / 4 * draws[:, 7, None, None]
         distance = place * angle.cos() + place.unsqueeze(-1) * angle.sin() - offset

@@ -1,10 +1,11 @@
 """The embeddings published with LEO (Rusu et al. 2019): WRN-28-10 features, 640 numbers for each image.
 
-http://storage.googleapis.com/leo-embeddings/embeddings.zip, unpacked in METABAYES_DATA/leo_embeddings, holds
+The archive http://storage.googleapis.com/leo-embeddings/embeddings.zip, unpacked in METABAYES_DATA/leo_embeddings, has
+the files
 
     embeddings/{miniImageNet,tieredImageNet}/{center,multiview}/{train,val,test}_embeddings.pkl
 
-with embeddings [N, 640] and keys [N], "<number>-<class>-<class>_<image>". Only miniImageNet has multiview.
+with the arrays embeddings [N, 640] and keys [N], "<number>-<class>-<class>_<image>". Only miniImageNet has multiview.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ HINT = "unpack http://storage.googleapis.com/leo-embeddings/embeddings.zip in it
 
 
 def load(benchmark: str = "miniImageNet", crop: str = "center") -> Bank:
-    """float32 features [M, 640] as published, converted once and kept in the cache.
+    """Load the features, float32 [M, 640] as published; they are converted once and kept in the cache.
 
-    LEO and backbone=identity scale them to unit length.
+    They are not scaled here; model=leo and backbone=identity scale them to unit length.
 
     Args:
         benchmark: miniImageNet (64 / 16 / 20 classes of 600 images) or tieredImageNet (351 / 97 / 160 classes).
-        crop: center, or multiview (only miniImageNet).
+        crop: center, or multiview (features of several crops of an image; only miniImageNet).
     """
     if benchmark not in BENCHMARKS or crop not in CROPS:
         raise UsageError(
@@ -59,7 +60,9 @@ def _rows(path: Path) -> Rows:
             f"{list(embeddings.shape)} and {np.size(keys)} keys; unpack the archive again"
         )
     if bad := int((~np.isfinite(embeddings)).any(1).sum()):
-        raise UsageError(f"expected finite embeddings in {path}, got NaN or infinity in {bad} rows; unpack it again")
+        raise UsageError(
+            f"expected finite embeddings in {path}, got NaN or infinity in {bad} rows; unpack the archive again"
+        )
     names = [_class_of(key, path) for key in keys]
     return Rows.of_labels(names, lambda row: embeddings[row].astype(np.float32))
 
@@ -68,5 +71,7 @@ def _class_of(key: Any, path: Path) -> str:
     text = key.decode("latin1") if isinstance(key, bytes) else str(key)
     parts = text.split("-")
     if len(parts) != 3 or not parts[2].startswith(f"{parts[1]}_"):
-        raise UsageError(f"expected keys <number>-<class>-<class>_<image> in {path}, got '{text}'; unpack it again")
+        raise UsageError(
+            f"expected keys <number>-<class>-<class>_<image> in {path}, got '{text}'; unpack the archive again"
+        )
     return parts[1]

@@ -1,4 +1,4 @@
-"""Tasks of Bayesian linear regression, drawn from the model itself, so that the exact posterior is known."""
+"""Tasks of Bayesian linear regression, simulated from the model itself, so that the exact posterior is known."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from pyro_metabayes.exact.conjugate import posterior_of_rows
 
 @dataclass(frozen=True)
 class LinearGaussian:
-    """w_kd ~ N(loc, scale^2), x_i ~ N(0, I) or 1 (constant), y_ik ~ N(w_k . x_i, noise^2).
+    """Simulator of Bayesian linear regression: w_kd ~ N(loc, scale^2) and y_ik ~ N(w_k . x_i, noise^2).
 
-    The index k is an output and d a feature. The splits differ only in their random numbers.
+    The index k is an output, d a feature and i a point. The inputs are x_i ~ N(0, I), or 1 if `constant`. The splits
+    differ only in their random numbers.
 
     Args:
-        num_features: D.
-        num_targets: Y, the number of outputs.
+        num_features: number of features D.
+        num_targets: number of outputs Y.
         loc: prior mean of a weight.
         scale: prior standard deviation of a weight.
         noise: standard deviation of the noise.
@@ -43,7 +44,8 @@ class LinearGaussian:
         finite = all(map(math.isfinite, (self.loc, self.scale, self.noise)))
         if self.num_features < 1 or self.num_targets < 1 or not finite or self.scale <= 0 or self.noise <= 0:
             raise UsageError(
-                f"expected num_features, num_targets >= 1 and finite scale, noise > 0, got {self}; change data.*"
+                f"expected num_features >= 1, num_targets >= 1, and finite scale > 0 and noise > 0, got {self}; change "
+                "data.*"
             )
 
     @property
@@ -51,14 +53,14 @@ class LinearGaussian:
         return (self.num_features,)
 
     def truth(self, observed: Observed) -> TorchDistribution:
-        """The exact posterior p(w | support): batch [T], event [Y, D]."""
+        """Return the exact posterior p(w | support) of T tasks: batch [T], event [Y, D] (outputs, features)."""
         shape = observed.num_tasks, self.num_targets, self.num_features
         prior = Normal(observed.query_x.new_tensor(self.loc), self.scale).expand(shape).to_event(2)
         points = observed.support_x, observed.support_y, observed.support_mask
         return posterior_of_rows(prior, *points, self.noise)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`; shot and query are numbers of points per task."""
+        """Return a function that draws a block of tasks from a generator; task.shot, task.query: points per task."""
         check_regression(split, shape)
 
         def draw(generator: Generator) -> Episodes:

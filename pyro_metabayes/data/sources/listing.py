@@ -17,12 +17,12 @@ LEFT_BEHIND = {
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or was written by an operating system."""
+    """Return whether a file or folder of this name is hidden, or was created by an operating system."""
     return name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
 def visible(folder: Path) -> list[Path]:
-    """The entries of a folder that are not hidden, sorted; broken links raise a UsageError."""
+    """Return the files and folders in a folder that are not hidden, sorted; a broken link raises a UsageError."""
     paths = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
     if broken := [path for path in paths if path.is_symlink() and not path.exists()]:
         raise UsageError(
@@ -33,7 +33,7 @@ def visible(folder: Path) -> list[Path]:
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """The files in a folder and its subfolders, without hidden files and without files in hidden subfolders."""
+    """Yield the files in a folder and its subfolders, without hidden files and without files in hidden subfolders."""
     for path in visible(folder):
         if not path.is_dir():
             yield path
@@ -42,7 +42,7 @@ def visible_files(folder: Path) -> Iterator[Path]:
 
 
 def linked_folders(folder: Path) -> list[Path]:
-    """The links to folders, at any depth, which `visible_files` does not follow."""
+    """Return the links to folders, at any depth below a folder; `visible_files` does not follow them."""
     found: list[Path] = []
     for path in filter(Path.is_dir, visible(folder)):
         found += [path] if path.is_symlink() else linked_folders(path)
@@ -50,7 +50,7 @@ def linked_folders(folder: Path) -> list[Path]:
 
 
 def lines_of(file: Path) -> list[str]:
-    """The lines of a text file that are not blank. The file is UTF-8, or UTF-16 if it has that byte order mark."""
+    """Return the non-blank lines of a text file, read as UTF-16 if it has that byte order mark, else as UTF-8."""
     content = file.read_bytes()
     utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16" if utf_16 else "utf-8-sig", errors="replace")

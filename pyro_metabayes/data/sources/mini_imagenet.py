@@ -1,6 +1,6 @@
-"""mini-ImageNet: 100 classes of 600 images, 64 / 16 / 20 for train, val and test (Ravi and Larochelle 2017).
+"""mini-ImageNet: 100 classes of 600 images, 64 / 16 / 20 classes for train, val and test (Ravi and Larochelle 2017).
 
-There is no official download. The following forms are read from METABAYES_DATA/mini_imagenet, in this order:
+There is no official download. The first of the following forms that exists in METABAYES_DATA/mini_imagenet is read:
 
     train.csv, val.csv, test.csv, with a line filename,label for each image, and the files in images/
     mini-imagenet-cache-{train,val,test}.pkl: image_data [N, 84, 84, 3] and class_dict, class -> rows
@@ -34,9 +34,9 @@ HINT = (
 
 
 def load(size: int = SIDE) -> Bank:
-    """uint8 images [60000, 3, size, size], converted once and kept in the cache.
+    """Load mini-ImageNet: uint8 images [60000, 3, size, size], converted once and kept in the cache.
 
-    Images of a folder are resized to 84 x 84 (Lanczos).
+    Image files of other sizes are first resized to 84 x 84 (Lanczos).
 
     Args:
         size: 84, or the side of a centre crop in pixels (80 in the evaluation of SIB).
@@ -65,7 +65,7 @@ def _part(folder: Path, split: str, size: int) -> Part:
 
 
 def _of_table(table: Path, size: int) -> Part:
-    """A split from a list of Ravi and Larochelle and the image files that it names."""
+    """Read a split from a list of Ravi and Larochelle and the image files in this list."""
     with table.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         try:
             lines = list(csv.reader(file))
@@ -74,12 +74,14 @@ def _of_table(table: Path, size: int) -> Part:
                 f"expected lines of filename,label in {table}, got another format ({error}); copy it again"
             ) from None
     if not lines or lines[0] != ["filename", "label"] or any(len(line) != 2 for line in lines):
-        raise UsageError(f"expected lines of filename,label below this header in {table}, got others; copy it again")
+        raise UsageError(
+            f"expected lines of filename,label below a header of these words in {table}, got others; copy it again"
+        )
     label_of = {table.parent / "images" / plain_name(name, table): label for name, label in lines[1:]}
     if missing := [path for path in label_of if not path.is_file()]:
         raise UsageError(
-            f"expected the images that {table.name} names, got no {missing[0]} ({len(missing)} of {len(label_of)} are "
-            "missing); add them, or use the list that belongs to the images"
+            f"expected the images that {table.name} lists, found no {missing[0]} ({len(missing)} of {len(label_of)} "
+            "are missing); add these images, or use the list that belongs to your images"
         )
     files = sorted(label_of, key=label_of.__getitem__)
     sizes = dict(sorted(Counter(label_of.values()).items()))
@@ -102,8 +104,8 @@ def _of_cache(path: Path, size: int) -> Rows:
             or rows.max() >= len(images)
         ):
             raise UsageError(
-                f"expected rows of image_data, 0 to {len(images) - 1}, for each class of class_dict in {path}, got "
-                f"others for '{name}'; copy the file again"
+                f"expected row numbers of image_data, 0 to {len(images) - 1}, for each class of class_dict in {path}, "
+                f"got others for class '{name}'; copy the file again"
             )
     names = [name for name, rows in rows_of.items() for _ in rows]
     order = [row for rows in rows_of.values() for row in rows.tolist()]
@@ -120,13 +122,13 @@ def _of_category(path: Path, split: str, size: int) -> Rows:
 
 
 def validate_images(value: Any, name: str) -> np.ndarray:
-    """Images as uint8 [N, 84, 84, 3], from an array, a list or an array of objects.
+    """Check N images, in an array, a list or an array of objects, and return them as uint8 [N, 84, 84, 3].
 
     Raises:
-        UsageError: the value does not have this form.
+        UsageError: the value has another type, or the images have another shape or type.
     """
     if not isinstance(value, list | np.ndarray):
-        raise UsageError(f"expected images in {name}, got {type(value).__name__}; download the file again")
+        raise UsageError(f"expected images in {name}, got a {type(value).__name__}; download the file again")
     mixed = isinstance(value, list) or value.dtype == object
     if mixed and (strange := [image for image in value if not isinstance(image, np.ndarray)]):
         raise UsageError(f"expected images in {name}, got a {type(strange[0]).__name__}; download the file again")
@@ -141,16 +143,16 @@ def validate_images(value: Any, name: str) -> np.ndarray:
 
 
 def validate_labels(value: Any, rows: int, name: str) -> list[int]:
-    """Labels as a list with one integer per image; other values raise a UsageError."""
+    """Return labels as a list with one integer for each of `rows` images; other values raise a UsageError."""
     labels = flat_array(value, name)
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
         raise UsageError(
-            f"expected an integer for each of the {rows} images in {name}, got {labels.dtype} of shape "
+            f"expected one integer label for each of the {rows} images in {name}, got {labels.dtype} of shape "
             f"{list(labels.shape)}; download the file again"
         )
     return labels.tolist()
 
 
 def as_input(image: np.ndarray, size: int) -> np.ndarray:
-    """The centre crop [3, size, size] of an image [84, 84, 3]."""
+    """Return the centre crop [3, size, size] of an image [84, 84, 3]."""
     return centre(image.transpose(2, 0, 1), size)

@@ -1,8 +1,8 @@
 """Omniglot (Lake et al. 2015): 1,623 handwritten characters of 50 alphabets, 20 drawings of each.
 
-Images are grey, 28 x 28, ink 255 on background 0. The split is that of Vinyals et al. 2016: 1,028 / 172 / 423
-characters, listed in splits/ as `alphabet/character`. Classes are the characters and, as customary, their rotations by
-90, 180 and 270 degrees.
+Images are grey, 28 x 28, ink 255 on background 0. The split is that of Vinyals et al. 2016, with 1,028 / 172 / 423
+characters for train, val and test, listed in splits/ as `alphabet/character`. Classes are the characters and, as
+customary, their rotations by 90, 180 and 270 degrees.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ ROTATED_SPLITS = {"all": SPLITS, "train": ("train",), "none": ()}
 
 
 def load(rotations: str = "all") -> Bank:
-    """The bank from METABAYES_DATA/omniglot/omniglot_28.npz, or without METABAYES_DATA from torchvision's download.
+    """Load Omniglot from METABAYES_DATA/omniglot/omniglot_28.npz or, without METABAYES_DATA, by torchvision's download.
 
     Args:
-        rotations: "all" rotates the characters of every split (4,112 / 688 / 1,692 classes, as Snell et al. 2017 and
-            VERSA do), "train" only those of the training split, "none" no characters.
+        rotations: the splits whose rotated characters are further classes: "all" (4,112 / 688 / 1,692 classes, as in
+            Snell et al. 2017 and VERSA), "train", or "none".
     """
     if rotations not in ROTATED_SPLITS:
-        raise UsageError(f"expected rotations to be one of {', '.join(ROTATED_SPLITS)}, got '{rotations}'")
+        raise UsageError(f"expected data.rotations to be one of {', '.join(ROTATED_SPLITS)}, got '{rotations}'")
     images, names = _from_file() if os.environ.get("METABAYES_DATA") else _from_torchvision()
     split_of = vinyals_split()
     images = _in_order(images, names, list(split_of))
@@ -41,18 +41,18 @@ def load(rotations: str = "all") -> Bank:
 
 
 def vinyals_split() -> dict[str, str]:
-    """{`alphabet/character`: split}."""
+    """Return the split of each character of Omniglot (Vinyals et al. 2016), as {`alphabet/character`: split}."""
     return {name: split for split, names in class_lists("omniglot").items() for name in names}
 
 
 def to_28(drawings: np.ndarray) -> np.ndarray:
-    """Drawings [N, height, width], ink 255 on background 0, resized to 28 x 28 (Lanczos)."""
+    """Resize N drawings [N, height, width], ink 255 on background 0, to 28 x 28 (Lanczos)."""
     small = [Image.fromarray(drawing).resize((SIZE, SIZE), Image.Resampling.LANCZOS) for drawing in drawings]
     return np.stack([np.asarray(image) for image in small])
 
 
 def _from_file() -> tuple[np.ndarray, np.ndarray]:
-    """Images [1623, 20, 28, 28] and names of the characters, from METABAYES_DATA."""
+    """Read the images [1623, 20, 28, 28] of all characters, and their names, from METABAYES_DATA."""
     path = data_file(FILE, "put it there, or unset METABAYES_DATA and run python -m experiments.prepare data=omniglot")
     try:
         archive = read_npz(path)
@@ -92,19 +92,19 @@ def _download() -> dict[str, np.ndarray]:
 
 
 def _in_order(images: np.ndarray, names: np.ndarray, order: list[str]) -> np.ndarray:
-    """Images in the order of the published lists, whatever their order in the source."""
+    """Sort the images of all characters, called `names`, into the given order of names."""
     place = {str(name): index for index, name in enumerate(names)}
     missing = [name for name in order if name not in place]
     if missing:
         raise UsageError(
-            f"expected all {len(order)} characters of Omniglot, got {len(place)}, and {missing[0]} is missing; "
-            "copy or download the data again"
+            f"expected all {len(order)} characters of Omniglot, got {len(place)} without {missing[0]}; copy or "
+            "download the data again"
         )
     return images[[place[name] for name in order]]
 
 
 def _bank(images: np.ndarray, names: list[str], splits: np.ndarray, rotated_splits: tuple[str, ...]) -> Bank:
-    """The bank of all characters, followed by the rotated characters as further classes."""
+    """Return the data set of all characters, followed by the rotated characters as further classes."""
     parts, class_names, class_splits = [images], list(names), [splits]
     rows = np.flatnonzero(np.isin(splits, rotated_splits))
     for quarter in (1, 2, 3) if len(rows) else ():

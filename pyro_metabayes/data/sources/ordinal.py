@@ -1,4 +1,4 @@
-"""Tasks of ordinal regression, drawn from the cumulative logit model itself."""
+"""Tasks of ordinal regression, simulated from the cumulative logit model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class Ordinal:
-    """y_i = #{k : c_k < w . x_i + e_i}, w_d ~ N(loc, scale^2), x_i ~ N(0, I), e_i logistic; y_i is 0 to C - 1.
+    """Simulator of ordinal regression: y_i = #{k : c_k < w . x_i + e_i}, one of C levels 0, ..., C - 1.
 
-    The splits differ only in their random numbers.
+    The task has weights w_d ~ N(loc, scale^2); its points i have inputs x_i ~ N(0, I) and logistic noise e_i. The
+    splits differ only in their random numbers.
 
     Args:
-        num_features: D.
+        num_features: number of features D of an input.
         cutpoints: c_0 < ... < c_{C-2}, the same for all tasks.
         loc: prior mean of a slope.
         scale: prior standard deviation of a slope.
@@ -34,7 +35,7 @@ class Ordinal:
     loc: float = 1.0
     scale: float = 1.0
 
-    num_targets = 1  # a label is one number, with an order
+    num_targets = 1  # a label is one number, since levels have an order
 
     def __post_init__(self) -> None:
         finite = all(map(math.isfinite, (self.loc, self.scale, *self.cutpoints)))
@@ -50,11 +51,11 @@ class Ordinal:
 
     @property
     def context(self) -> Mapping[str, int]:
-        """num_levels: C, the number of levels of a label."""
+        """Number of levels C of a label, for the argument `num_levels` of models."""
         return {"num_levels": len(self.cutpoints) + 1}
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`; shot and query are numbers of points per task."""
+        """Return a function that draws a block of tasks from a generator; task.shot, task.query: points per task."""
         check_regression(split, shape)
 
         def draw(generator: Generator) -> Episodes:

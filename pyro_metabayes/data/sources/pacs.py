@@ -3,10 +3,10 @@
 Li, Yang, Song and Hospedales, "Deeper, Broader and Artier Domain Generalization", ICCV 2017 (arXiv 1710.03077).
 
 The images are read from METABAYES_DATA/pacs, in the layout of the authors' archive: kfold/DOMAIN/CLASS/*.jpg (sketch:
-*.png). Their split files DOMAIN_train_kfold.txt and DOMAIN_crossval_kfold.txt, with one line "DOMAIN/CLASS/FILE LABEL"
-per image, are searched in pacs/, pacs/kfold/ and pacs/splits/. The label of an image is that of its folder, since some
-editions of these files count labels from 0 and others from 1. Without split files every tenth image of a class is for
-validation. These are as many images as in the split files, but other ones.
+*.png). The split files of the authors, DOMAIN_train_kfold.txt and DOMAIN_crossval_kfold.txt, have one line
+"DOMAIN/CLASS/FILE LABEL" per image. They are searched in pacs/, pacs/kfold/ and pacs/splits/. The class of an image is
+read from its folder, since some editions of these files count labels from 0 and others from 1. Without split files
+every tenth image of a class is for validation: as many images as in the split files, but different images.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ Files = dict[str, list[Path]]
 
 
 def load(target: str = "sketch", validation: str = "", size: int = 84, train_shift: float = 0.0) -> DomainBank:
-    """uint8 images [M, 3, size, size] of the sources for training and validation, and of the target for the test.
+    """Load PACS: uint8 images [M, 3, size, size] of the source domains (train, val) and of the target domain (test).
 
     Args:
         target: the domain that is left out of training; all of its images are for the test.
-        validation: a source for validation only; "": validation uses validation images of every source.
+        validation: a source that is used for validation only; "": validation uses validation images of every source.
         size: side, in pixels, of the square to which images are resized (Lanczos).
-        train_shift: largest shift of the features of a training task (domains.DomainBank).
+        train_shift: largest random shift of the features of a training task (domains.DomainBank).
     """
     if size < 1:
-        raise UsageError(f"expected data.size >= 1, got {size}")
+        raise UsageError(f"expected data.size >= 1, got {size}; change data.size")
     domains = leave_one_out(DOMAINS, target, validation)
     root = data_folder("pacs", HINT)
     parts = {split: _part(root, split, names, size) for split, names in domains.items()}
@@ -55,7 +55,7 @@ def _part(root: Path, split: str, domains: Sequence[str], size: int) -> Part:
 
 
 def files_of(root: Path, domain: str, split: str) -> Files:
-    """The images of each class of a domain in a split; the test split has all images of its domain."""
+    """Return the image files of each class of a domain in a split; the test split has all images of its domain."""
     every = {name: _images(root / "kfold" / domain / name) for name in CLASSES}
     if split == "test":
         return every
@@ -63,14 +63,14 @@ def files_of(root: Path, domain: str, split: str) -> Files:
     if train is None or crossval is None:
         return {name: _tenths(files, split == "val") for name, files in every.items()}
     if both := sorted(train & crossval):
-        raise UsageError(f"expected each image of {domain} in one split file, got {both[0]} in two; fix them")
+        raise UsageError(f"expected each image of {domain} in one split file, got {both[0]} in two; fix the files")
     names = train if split == "train" else crossval
     _refuse_absent(names, every, domain)
     return {name: [file for file in files if f"{domain}/{name}/{file.name}" in names] for name, files in every.items()}
 
 
 def _tenths(files: Sequence[Path], validation: bool) -> list[Path]:
-    """Every tenth file for validation, or all other files for training."""
+    """Return every tenth file, for validation, or all other files, for training."""
     return [file for place, file in enumerate(files) if (place % 10 == 0) == validation]
 
 
@@ -84,7 +84,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _names_in_list(root: Path, domain: str, part: str) -> set[str] | None:
-    """DOMAIN/CLASS/FILE of every image that a split file names; None without such a file."""
+    """Return the name DOMAIN/CLASS/FILE of every image in a split file; None if there is no such file."""
     for folder in FOLDERS:
         path = root / folder / f"{domain}_{part}_kfold.txt"
         if path.is_file():
@@ -96,6 +96,6 @@ def _refuse_absent(names: set[str], images: Files, domain: str) -> None:
     there = {f"{domain}/{name}/{file.name}" for name, files in images.items() for file in files}
     if absent := sorted(names - there):
         raise UsageError(
-            f"expected every image that the split files of {domain} name, got no {absent[0]} ({len(absent)} of "
+            f"expected every image that the split files of {domain} name, found no {absent[0]} ({len(absent)} of "
             f"{len(names)} are missing); unpack PACS again, or remove the split files"
         )

@@ -1,4 +1,4 @@
-"""Converts data sets to arrays in the cache, one part (a split) at a time; later runs read the cache."""
+"""Converts data sets to arrays in the cache, one split at a time; later runs read the cache."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pyro_metabayes.training.progress import counted
 
 @dataclass(frozen=True)
 class Rows:
-    """The inputs of a part, sorted by the name of the class."""
+    """Inputs of one split of a data set, sorted by class, with the number of inputs of each class by name."""
 
     class_sizes: Mapping[str, int]
     inputs: Iterable[np.ndarray]  # sum of class_sizes arrays, all of one shape and type
 
     @classmethod
     def of_labels(cls, names: Sequence[str], input_of: Callable[[int], np.ndarray]) -> Rows:
-        """Rows from the class name of each row, and a function from the row number to the input."""
+        """Return the inputs sorted by class name, from the class name of each row and a function from row to input."""
         order = sorted(range(len(names)), key=names.__getitem__)  # stable: keeps the order within a class
         sizes = {name: len(list(rows)) for name, rows in itertools.groupby(order, names.__getitem__)}
         return cls(sizes, map(input_of, order))
@@ -38,24 +38,25 @@ class Rows:
 
 @dataclass(frozen=True)
 class Part:
-    """One split of a data set in its published form: its files, and a function that reads them."""
+    """Split of a data set in its published form: the files, and a function that reads them."""
 
     files: Sequence[Path]
     read: Callable[[], Rows]
 
 
 def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object], division: str = "classes") -> Bank:
-    """The bank of the converted parts; parts that are not in the cache are converted first.
+    """Return a data set (bank) from its splits; splits that are not in the cache are converted first.
 
-    A part is cached as NAME/SPLIT-KEY.npy, with its classes in a .json file of the same name, which is written last.
-    KEY is a hash of the settings and of the names, sizes and modification times of the files. Therefore an interrupted
-    conversion keeps its finished parts, and changed files are converted again.
+    A split is cached as NAME/SPLIT-KEY.npy. A .json file of the same name has its classes; it is written last. KEY is a
+    hash of the settings and of the names, sizes and modification times of the files. Therefore an interrupted
+    conversion keeps its finished splits, and changed files are converted again.
 
     Args:
         name: name of the data set.
-        parts: the three splits; only train if nothing is divided.
+        parts: the splits train, val and test; only train if the data are not divided.
         settings: settings on which the conversion depends.
-        division: what the splits divide. If it is classes, a class in two parts is refused.
+        division: "classes", "rows" or "none": what the splits divide. With "classes", a class in two splits raises a
+            UsageError.
     """
     paths = {split: _path(name, split, part, settings) for split, part in parts.items()}
     for split, path in paths.items():
@@ -67,7 +68,7 @@ def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]
     arrays = [np.load(path, mmap_mode="r") for path in paths.values()]
     if len({(array.shape[1:], array.dtype) for array in arrays}) > 1:
         shapes = ", ".join(f"{list(array.shape[1:])} in {split}" for split, array in zip(paths, arrays, strict=True))
-        raise UsageError(f"expected inputs of one shape in all splits of {name}, got {shapes}; use one source")
+        raise UsageError(f"expected inputs of one shape in all splits of {name}, got {shapes}; use files of one source")
     inputs = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
     np.concatenate(arrays, out=inputs)  # the parts are memory-mapped: this is the only copy
     sizes = [size for counts in classes.values() for size in counts.values()]
@@ -81,7 +82,7 @@ def bank_of(name: str, parts: Mapping[str, Part], settings: Mapping[str, object]
 
 
 def refuse_shared(names: Mapping[str, Sequence[str]], source: object) -> None:
-    """Raise a UsageError if a split is empty or a class is in several splits, so that test classes are unseen."""
+    """Check that no split is empty and no class is in several splits, since test classes must be unseen in training."""
     if empty := [split for split in SPLITS if not names[split]]:
         raise UsageError(f"expected classes in every split of {source}, got none in {empty[0]}; add some")
     for one, other in itertools.combinations(SPLITS, 2):
@@ -99,7 +100,7 @@ def _path(name: str, split: str, part: Part, settings: Mapping[str, object]) -> 
 
 
 def _classes(path: Path) -> dict[str, int] | None:
-    """Number of inputs of each class of a converted part; None if the part is missing or damaged."""
+    """Return the number of inputs of each class of a converted split; None if its files are missing or damaged."""
     try:
         classes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         whole = len(np.load(path, mmap_mode="r")) == sum(classes.values())
@@ -124,7 +125,7 @@ def _read(part: Part, what: str) -> Rows:
         raise
     except DAMAGED as error:
         raise UsageError(
-            f"expected {what} in a published form in {part.files[0]}, got another ({type(error).__name__}: "
+            f"expected {what} in a published form in {part.files[0]}, got another form ({type(error).__name__}: "
             f"{reason_of(error)}); download the file again"
         ) from error
 
@@ -146,5 +147,7 @@ def _fill(path: Path, what: str, rows: Rows) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         for value in counted(values, f"convert {what}", "rows", total):
             if (row := np.asarray(value, first.dtype)).shape != first.shape:
-                raise UsageError(f"expected inputs of one shape in {what}, got {first.shape} and {row.shape}")
+                raise UsageError(
+                    f"expected inputs of one shape in {what}, got {first.shape} and {row.shape}; change the inputs"
+                )
             file.write(row.tobytes())

@@ -1,4 +1,4 @@
-"""Sets of points of different sizes: contiguous in memory, and padded when tasks are constructed."""
+"""Sets of points of different sizes, stored contiguously in memory and padded when tasks are constructed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MOST_KEYS = 2**22
 
 @dataclass(frozen=True)
 class Ragged:
-    """G sets of points.
+    """Storage of G sets of points, of different sizes.
 
     Args:
-        points: [M, D + 1], features and label of each point, sorted by set.
+        points: [M, D + 1], the D features and the label of each of M points, sorted by set.
         sizes: [G], number of points of each set.
     """
 
@@ -28,17 +28,17 @@ class Ragged:
 
     @classmethod
     def of(cls, place: Tensor, points: Tensor) -> Ragged:
-        """Sets from points in any order and the index of the set of each [M]; the order within a set is kept."""
+        """Sort M points, in any order, by the index `place` [M] of their sets; the order within a set is kept."""
         return cls(points[place.argsort(stable=True)], torch.bincount(place))
 
     def rows(self, sets: Tensor) -> Tensor:
-        """Row numbers of the points of these sets, sorted by set."""
+        """Return the row numbers of the points of the given sets, sorted by set."""
         sizes = self.sizes[sets]
         before = (self.sizes.cumsum(0) - self.sizes)[sets] - (sizes.cumsum(0) - sizes)
         return before.repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
 
     def shuffled_rows(self, sets: Tensor, generator: Generator) -> Tensor:
-        """As `rows`, but in random order within each set."""
+        """Return the row numbers of the points of the given sets, sorted by set and in random order within each set."""
         sizes, longest = self.sizes[sets], int(self.sizes.max())
         if len(sets) * longest > MOST_KEYS:
             keys = torch.rand(int(sizes.sum()), generator=generator)
@@ -51,15 +51,15 @@ class Ragged:
 
 @dataclass(frozen=True)
 class RaggedTasks:
-    """A block of tasks, one per set; `tasks` pads the requested tasks to the largest of them.
+    """Block of tasks, one per set of points; `tasks` pads the requested tasks to the largest of them.
 
-    The first `shot` points of a set are the support set, which never contains all points. At most `query` of the other
-    points are queries.
+    The first `shot` points of a set are the support set, but at least one point is left as a query. At most `query` of
+    the other points are queries.
 
     Args:
-        ragged: all sets.
+        ragged: all sets of points.
         sets: [B], indices of the sets of this block.
-        rows: row numbers of their points, sorted by set.
+        rows: row numbers of the points of these sets, sorted by set.
         shot: largest number of support points.
         query: largest number of queries.
         device: the device of the tasks.
@@ -88,7 +88,10 @@ class RaggedTasks:
         ).to(self.device)  # fmt: skip
 
     def _at(self, starts: Tensor, place: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x, y and mask of the points at positions `place` [T, N] of their sets; from `end` on, masked zeros."""
+        """Return x, y and mask of N points in each of T tasks, at the positions `place` [T, N] of their sets.
+
+        Positions from `end` on give zeros, which are masked.
+        """
         inside = place < end
         row = self.rows[(starts + place).clamp(max=len(self.rows) - 1)]
         points = self.ragged.points[row] * inside.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Which column of a table has which role in a regression in groups."""
+"""Roles of the columns of a table in a regression in groups: group, response, predictors and others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRODUCT = ":"  # between the columns of an interaction
 
 @dataclass(frozen=True)
 class Roles:
-    """The columns of a regression, by the names of the settings of data=groups.
+    """Names of the columns of a regression in groups. The fields are named as the settings of data=groups.
 
     A predictor "a:b" is the product of the columns a and b, unless the file has a column of that name.
     """
@@ -29,38 +29,38 @@ class Roles:
 
     @property
     def beside(self) -> list[Name]:
-        """The columns of weights and offsets, where there are any."""
+        """Columns of weights and offsets, if there are any."""
         return [name for name in (self.weights, self.offset) if name is not None]
 
     @property
     def read(self) -> list[Name]:
-        """The columns that a file must have, beside that of groups."""
+        """Columns that a file must have, besides the column of groups."""
         parts = [part for name in self.predictors for part in parts_of(name)]
         return [*dict.fromkeys(parts), self.response, *self.beside]
 
 
 def parts_of(name: Name) -> list[Name]:
-    """The columns of a product; other names as they are."""
+    """Return the columns a and b of a product "a:b"; for any other name, the name itself."""
     return [*name.split(PRODUCT)] if isinstance(name, str) and PRODUCT in name else [name]
 
 
 def term_of(name: Name, header: Header) -> tuple[str, ...]:
-    """The columns whose product a predictor is: one for most predictors."""
+    """Return the columns of the file whose product is the predictor `name`: several for "a:b", else one."""
     names = [name] if matching(name, header.names) else parts_of(name)
     return tuple(header.name_of(part) for part in names)
 
 
 def check_margins(terms: Sequence[tuple[str, ...]]) -> None:
-    """Refuse an interaction without all its lower-order terms, and a term that names a column twice.
+    """Raise a UsageError for an interaction without its lower-order terms, or a term that names a column twice.
 
-    a:b needs a and b. R accepts a:b without a main effect, and then codes all levels of the factor. That is not
-    supported: here the first level is always the reference.
+    The interaction a:b requires the terms a and b. R accepts a:b without a main effect, and then codes all levels of
+    the factor. Here the first level is always the reference, so this is not supported.
     """
     for term in terms:
         if len({*term}) < len(term):
             raise UsageError(
                 f"expected different columns in '{PRODUCT.join(term)}', got one twice; "
-                "to use a power, add it as a column of the file"
+                "to use a power, add it to the file as a column"
             )
         margins = [tuple(name for name in term if name != left_out) for left_out in term] if len(term) > 1 else []
         there = {frozenset(other) for other in terms}

@@ -1,4 +1,4 @@
-"""Weights of rows: a row of weight a has the noise variance of the model divided by a. Offsets of rows."""
+"""Weights and offsets of the rows of a regression: a row of weight a has the model's noise variance divided by a."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDEST = 30.0  # largest offset less the smallest: e^30 is 10^13
 
 
 def check_weights(weights: Tensor, name: str, file: Path) -> None:
-    """Refuse weights [N] that no precision can have, or that differ too widely."""
+    """Check that the weights [N] of N rows are positive and do not differ too widely, else raise a UsageError."""
     least, most = weights.min().item(), weights.max().item()
     if least <= 0:
         row = int(weights.argmin())
@@ -35,7 +35,10 @@ def check_weights(weights: Tensor, name: str, file: Path) -> None:
 
 
 def check_offset(offset: Tensor, name: str, file: Path) -> None:
-    """Refuse an offset [N] of a logit or a log rate that is hardly on its scale, such as an exposure itself."""
+    """Check that an offset [N] of N rows is on the scale of a logit or log rate, else raise a UsageError.
+
+    An exposure in place of its logarithm is the usual mistake.
+    """
     least, most = offset.min().item(), offset.max().item()
     if most - least > WIDEST:
         raise UsageError(
@@ -45,10 +48,12 @@ def check_offset(offset: Tensor, name: str, file: Path) -> None:
 
 
 def with_equal_precision(tasks: Tasks) -> Tasks:
-    """The same regression with one noise for all rows: a row (x, r, y), r the root of its weight, is (r x, r y).
+    """Return an equivalent regression whose rows all have the same noise.
+
+    A row with features x, label y and weight r^2 becomes the row with features r x and label r y.
 
     Args:
-        tasks: inputs [T, N, D + 1], whose last column is r, and labels [T, N, Y].
+        tasks: T tasks with N rows each: inputs [T, N, D + 1], the features x and r, and labels [T, N, Y].
     """
 
     def scaled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,6 +67,6 @@ def with_equal_precision(tasks: Tasks) -> Tasks:
 
 
 def log_roots(tasks: Episodes) -> float:
-    """Sum of log r over the query points: log p(y) - log p(r y), in nats."""
+    """Return log p(y) - log p(r y) of all query labels in nats: the sum of log r, with r the root of a row's weight."""
     root = torch.where(tasks.query_mask, tasks.query_x[..., -1], 1.0)
     return root.double().log().sum().item()

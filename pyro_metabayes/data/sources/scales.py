@@ -17,18 +17,18 @@ Moments = Mapping[str, float]  # "mean" and "sd" of a column, or one of them
 
 @dataclass(frozen=True)
 class Scales:
-    """Standardises column j to (x_j - mean_j) / sd_j in float64. Columns are the D features and the response y.
+    """Means and standard deviations of the columns of a regression: D features and the response y.
 
-    offset: mean of the offset of a response that is not Gaussian, which the intercept then contains.
-    weight: mean weight of the rows.
-
-    A regression with weights w on standardised columns has the weights A w + b in the units of the file. Its slopes are
-    sd_y w_j / sd_j. Its intercept, the response at x = 0, is mean_y + sd_y (w_0 - sum_j w_j mean_j / sd_j).
+    Column j is standardised to (x_j - mean_j) / sd_j in float64. A regression with weights w on standardised columns
+    has the weights A w + b in the units of the file: slopes sd_y w_j / sd_j, and the intercept mean_y + sd_y (w_0 -
+    sum_j w_j mean_j / sd_j), the response at x = 0.
 
     Args:
         columns: [D + 1], names; the intercept has mean 0 and sd 1.
         mean: [D + 1], in the units of the file.
         sd: [D + 1], in the units of the file.
+        offset: mean offset of the rows, if the response is not Gaussian; the intercept then includes it.
+        weight: mean weight of the rows.
     """
 
     columns: Sequence[str]
@@ -39,39 +39,39 @@ class Scales:
 
     @property
     def to_units(self) -> Tensor:
-        """The matrix A [D, D]."""
+        """Matrix A [D, D] that converts D weights of standardised columns to the units of the file."""
         matrix = torch.diag(self.sd[-1] / self.sd[:-1])
         matrix[self._intercept] -= self.sd[-1] * (self.mean[:-1] / self.sd[:-1])
         return matrix
 
     def in_units(self, w: Tensor) -> Tensor:
-        """A w + b [..., D], float64; its intercept is the response at x = 0."""
+        """Convert weights w [..., D] of standardised columns to the units of the file; intercept: response at x = 0."""
         at_zero = torch.zeros_like(self.mean[:-1])
         at_zero[self._intercept] = self.mean[-1] - self.offset
         return w.double() @ self.to_units.mT + at_zero
 
     def effects_in_units(self, effects: Tensor, shared: Tensor) -> Tensor:
-        """The group-specific weights in the units of the file.
+        """Convert the group-specific weights of a regression to the units of the file.
 
         Args:
-            effects: [..., R], the group-specific weights, which come first.
-            shared: [..., D - R], the shared weights, on which the intercept at x = 0 also depends.
+            effects: [..., R], the R group-specific weights, which are the first of the D weights.
+            shared: [..., D - R], the weights that all groups share; the intercept at x = 0 depends on them too.
         """
         shared = shared.expand(*effects.shape[:-1], -1)
         return self.in_units(torch.cat((effects, shared.to(effects)), -1))[..., : effects.shape[-1]]
 
     def covariance_in_units(self, covariance: Tensor) -> Tensor:
-        """Covariance [..., K, K], in the units of the file, of the first K weights given the others."""
+        """Convert a covariance [..., K, K] of the first K weights, given the others, to the units of the file."""
         size = covariance.shape[-1]
         matrix = self.to_units[:size, :size]
         return matrix @ covariance.double() @ matrix.mT
 
     def standardised(self, values: Tensor) -> Tensor:
-        """Standardised columns from columns [N, D + 1] of the file, in which the intercept is 1."""
+        """Standardise the columns [N, D + 1] of N rows of the file, in which the intercept is 1."""
         return (values - self.mean) / self.sd
 
     def with_response_of(self, family: str) -> Scales:
-        """The same scales, but with an unscaled response if the family is not Gaussian."""
+        """Return the scales with mean 0 and sd 1 for the response if the family is not Gaussian."""
         if family == "gaussian":
             return self
         mean, sd = self.mean.clone(), self.sd.clone()
@@ -79,7 +79,7 @@ class Scales:
         return replace(self, mean=mean, sd=sd)
 
     def moments(self) -> dict[str, dict[str, float]]:
-        """Mean and sd by column as plain values, from which `scales_of` restores these scales."""
+        """Return mean and sd of each column as plain values, from which `scales_of` restores these scales."""
         rows = zip(self.columns, self.mean.tolist(), self.sd.tolist(), strict=True)
         return {name: {"mean": mean, "sd": sd} for name, mean, sd in rows if name != INTERCEPT}
 
@@ -89,7 +89,7 @@ class Scales:
 
 
 def scales_of(values: Tensor, columns: Sequence[str], given: Mapping[str, Moments]) -> Scales:
-    """Scales from the means and standard deviations of columns [N, D + 1]; `given` values replace them by column."""
+    """Compute the scales of columns [N, D + 1] from their means and sds; values in `given`, by column, replace them."""
     exponent = torch.frexp(values.abs().amax(0))[1].double().clamp(-1000, 1000)
     units = values.ldexp(-exponent)  # exact; prevents overflow and underflow of squares
     mean, sd = units.mean(0).ldexp(exponent), units.std(0, correction=0).ldexp(exponent)
@@ -102,7 +102,7 @@ def scales_of(values: Tensor, columns: Sequence[str], given: Mapping[str, Moment
 
 
 def check_given(given: Mapping[str, Moments], columns: Sequence[str]) -> None:
-    """Raise a UsageError if `given` is not mean and sd of some of these columns."""
+    """Check that `given` has mean and sd, or one of them, of some of these columns; else raise a UsageError."""
     there = [name for name in columns if name != INTERCEPT]
     for name, moments in given.items():
         numbers = isinstance(moments, Mapping) and all(
@@ -110,6 +110,6 @@ def check_given(given: Mapping[str, Moments], columns: Sequence[str]) -> None:
         )
         if name not in there or not numbers or not {*moments} <= {"mean", "sd"} or moments.get("sd", 1.0) <= 0:
             raise UsageError(
-                f"expected data.scales to hold mean and sd > 0 of columns among {', '.join(there)}, got {name}: "
-                f"{moments}; start a new run"
+                f"expected data.scales to have mean and sd > 0 of columns among {', '.join(there)}, got {name}: "
+                f"{moments}; remove data.scales, or start a new run"
             )

@@ -1,4 +1,4 @@
-"""Regression tasks that are sines or straight lines; few points do not determine which of the two a task is."""
+"""Regression tasks that are sines or straight lines; few points do not show which of the two a task is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAMILIES = ("sine", "line")
 
 @dataclass(frozen=True)
 class Functions:
-    """The true functions of a block of tasks. A call with x [T, N, 1] returns y [T, N, 1] without noise."""
+    """True functions of T tasks. A call with N inputs per task, x [T, N, 1], returns y [T, N, 1] without noise."""
 
     family: Tensor  # [T], index in FAMILIES
     amplitude: Tensor  # [T, 1, 1], like the next three; the parameters of both families are drawn for every task
@@ -34,15 +34,15 @@ class Functions:
 
 @dataclass(frozen=True)
 class SineAndLine:
-    """y = A sin(x - phase) + e or y = slope x + intercept + e, each with probability 1/2, e ~ N(0, noise^2).
+    """Simulator of regression tasks: sines or lines, each with probability 1/2.
 
-    x ~ U[-5, 5], A ~ U[0.1, 5], phase ~ U[0, pi], slope and intercept ~ U[-3, 3]. (Finn et al. 2018; Rusu et al. 2019,
-    figure 2.)
+    A task is y = A sin(x - phase) + e or y = slope x + intercept + e, with e ~ N(0, noise^2), x ~ U[-5, 5],
+    A ~ U[0.1, 5], phase ~ U[0, pi], slope and intercept ~ U[-3, 3]. (Finn et al. 2018; Rusu et al. 2019, figure 2.)
 
     Args:
         noise: standard deviation of the noise.
-        fewest: 0: every task has task.shot support points. Above 0: their number is uniform from `fewest` to task.shot,
-            and the others are masked.
+        fewest: 0: every task has task.shot support points. Above 0: their number is drawn uniformly from `fewest` to
+            task.shot; the other points are masked.
     """
 
     noise: float = 0.3
@@ -53,12 +53,13 @@ class SineAndLine:
 
     def __post_init__(self) -> None:
         if not 0 < self.noise < math.inf or self.fewest < 0:
-            raise UsageError(f"expected a finite noise > 0 and fewest >= 0, got {self}; change data.*")
+            raise UsageError(f"expected a finite data.noise > 0 and data.fewest >= 0, got {self}; change data.*")
 
     def functions(self, generator: Generator) -> Functions:
-        """The true functions of a block. They are not part of the episodes, where a guide could read them.
+        """Draw the true functions of a block of tasks.
 
-        A block draws its functions first, so those of block b are functions(generator_of(seed, split, b)).
+        They are not stored in the tasks, where a guide could read them. A block draws its functions first, so that
+        functions(generator_of(seed, split, b)) returns the functions of block b.
         """
 
         def uniform(low: float, high: float) -> Tensor:
@@ -68,10 +69,13 @@ class SineAndLine:
         return Functions(family, uniform(0.1, 5), uniform(0, math.pi), uniform(-3, 3), uniform(-3, 3))
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`; shot and query are numbers of points per task."""
+        """Return a function that draws a block of tasks from a generator; task.shot, task.query: points per task."""
         check_regression(split, shape)
         if self.fewest > shape.shot:
-            raise UsageError(f"expected data.fewest <= task.shot, got {self.fewest} and {shape.shot}")
+            raise UsageError(
+                f"expected data.fewest <= task.shot, got data.fewest={self.fewest} and task.shot={shape.shot}; lower "
+                "data.fewest"
+            )
 
         def draw(generator: Generator) -> Episodes:
             function = self.functions(generator)
@@ -88,7 +92,7 @@ class SineAndLine:
         return draw
 
     def _support_mask(self, shot: int, generator: Generator) -> Tensor:
-        """Mask [T, S] of the support points; unmasked points come first."""
+        """Draw the mask [T, S] of S support points in each of T tasks; unmasked points come first."""
         counts = torch.full((BLOCK, 1), shot)
         if self.fewest:
             counts = torch.randint(self.fewest, shot + 1, (BLOCK, 1), generator=generator)

@@ -17,9 +17,10 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class Sinusoid:
-    """y_i = A sin(x_i - b) + noise e_i, A ~ U[0.1, 5], b ~ U[0, pi], x_i ~ U[-5, 5], e_i ~ N(0, 1).
+    """Simulator of regression tasks, y_i = A sin(x_i - b) + noise e_i.
 
-    The splits differ only in their random numbers. (Finn, Abbeel and Levine 2017, section 5.1, without noise.)
+    A ~ U[0.1, 5] and b ~ U[0, pi] are drawn per task, x_i ~ U[-5, 5] and e_i ~ N(0, 1) per point i. The splits differ
+    only in their random numbers. (Finn, Abbeel and Levine 2017, section 5.1, without noise.)
 
     Args:
         noise: standard deviation of the noise.
@@ -32,10 +33,10 @@ class Sinusoid:
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise < math.inf:
-            raise UsageError(f"expected a finite data.noise >= 0, got {self.noise}")
+            raise UsageError(f"expected a finite data.noise >= 0, got {self.noise}; change data.noise")
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`; shot and query are numbers of points per task."""
+        """Return a function that draws a block of tasks from a generator; task.shot, task.query: points per task."""
         check_regression(split, shape)
 
         def draw(generator: Generator) -> Episodes:

@@ -18,7 +18,9 @@ from pyro_metabayes.errors import UsageError
 
 @dataclass(frozen=True)
 class SpinningLines:
-    """x_i ~ N(loc, scale^2), w = mean_i x_i + e, e ~ N(slope_loc, slope_scale^2), y_i = w x_i without noise.
+    """Simulator of lines y_i = w x_i without noise, whose slope w can be predicted from the inputs x_i of the task.
+
+    x_i ~ N(loc, scale^2), w = mean_i x_i + e, e ~ N(slope_loc, slope_scale^2).
 
     With n query points and without support points (task.shot=0), p(w) = N(loc + slope_loc, scale^2 / n +
     slope_scale^2) and p(w | x) = N(mean(x) + slope_loc, slope_scale^2). The mutual information of slope and inputs is
@@ -28,8 +30,8 @@ class SpinningLines:
     Args:
         loc: mean of the inputs.
         scale: standard deviation of the inputs.
-        slope_loc: mean of the slope less the mean input.
-        slope_scale: standard deviation of the slope given the inputs.
+        slope_loc: mean of e, i.e. of the slope minus the mean input.
+        slope_scale: standard deviation of e, i.e. of the slope given the inputs.
     """
 
     loc: float = 0.0
@@ -43,19 +45,19 @@ class SpinningLines:
     def __post_init__(self) -> None:
         settings = (self.loc, self.scale, self.slope_loc, self.slope_scale)
         if not all(map(math.isfinite, settings)) or self.scale <= 0 or self.slope_scale <= 0:
-            raise UsageError(f"expected finite settings, scale and slope_scale > 0, got {self}; change data.*")
+            raise UsageError(f"expected finite settings, scale > 0 and slope_scale > 0, got {self}; change data.*")
 
     def truth(self, observed: Observed) -> TorchDistribution:
-        """The exact posterior p(w | x_query): batch [T], event [1, 1]."""
+        """Return the exact posterior p(w | x_query) of the slope w in each of T tasks: batch [T], event [1, 1]."""
         share = observed.query_mask / observed.query_mask.sum(-1, keepdim=True)
         mean = (observed.query_x.squeeze(-1) * share).sum(-1)
         return Normal(mean.view(-1, 1, 1) + self.slope_loc, self.slope_scale).to_event(2)
 
     def sampler(self, split: str, shape: TaskShape) -> Callable[[Generator], Episodes]:
-        """As `Source.sampler`; task.query is the number of points per task, and there is no support set."""
+        """Return a function that draws a block of tasks from a generator: task.query points each, no support set."""
         check_regression(split, shape)
         if shape.shot:
-            raise UsageError(f"expected task.shot=0 for tasks without labels, got {shape.shot}")
+            raise UsageError(f"expected task.shot=0 for tasks without labels, got {shape.shot}; set task.shot=0")
 
         def draw(generator: Generator) -> Episodes:
             x = self.loc + self.scale * torch.randn(BLOCK, shape.query, 1, generator=generator)

@@ -1,4 +1,4 @@
-"""Reads columns of numbers and text from a CSV file; errors name the line."""
+"""Reads columns of numbers and text from a CSV file; error messages name the line."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pyro_metabayes.data.sources.gaps import Gaps, is_gap, lacking_of, notes_of_
 from pyro_metabayes.data.sources.header import SEPARATORS, Cells, Header, complete_rows, utf8
 from pyro_metabayes.errors import UsageError, check_choice
 
-NOT_FINITE = ("inf", "infinity")  # words that float() accepts; they are refused as numbers
+NOT_FINITE = ("inf", "infinity")  # words that float() accepts, but that are refused as numbers
 DECIMALS, MISSING = ("point", "comma"), ("refuse", "drop")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Settings for reading the cells of a file.
+    """Settings for reading the cells of a CSV file.
 
     Args:
-        missing: "refuse" or "drop" rows without a key or a number.
-        decimal: "point" or "comma".
-        levels: levels of the columns of text; a cell becomes the index of its level. None: the levels of the file.
+        missing: "refuse" or "drop" rows in which the key (the name of the group) or a number is missing.
+        decimal: decimal separator, "point" or "comma".
+        levels: levels of each column of text; a cell becomes the index of its level. None: the levels of the file.
         optional: columns of numbers in which a missing value becomes NaN.
     """
 
@@ -43,12 +43,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a file.
+    """Columns read from the N rows of a CSV file.
 
     Attributes:
-        keys: [N], the key of each row.
-        values: float64 [N, columns].
-        levels: levels of the columns of text.
+        keys: [N], the key of each row, such as the name of its group.
+        values: float64 [N, columns]; text is replaced by the index of its level.
+        levels: levels of each column of text.
         notes: notes for the user, one line each.
     """
 
@@ -59,10 +59,11 @@ class Columns:
 
 
 def read_columns(header: Header, keys: str | None, columns: Sequence[str], reading: Reading) -> Columns:
-    """Read the column `keys` as text (None: all rows have the same key), and `columns` as numbers.
+    """Read the column `keys` of a CSV file as text (None: all rows have the same key), and `columns` as numbers.
 
     Raises:
-        UsageError: a cell has no key, number or known level, a row has another length, or there are no rows.
+        UsageError: a key or a number is missing, a level is unknown, a row has another number of cells than the header,
+            or there are no rows.
     """
     names: dict[str, str] = {}  # one copy of each string
     keys_of_rows, values, gaps = [], array("d"), Gaps()
@@ -87,7 +88,7 @@ def read_columns(header: Header, keys: str | None, columns: Sequence[str], readi
 
 
 def text_columns(header: Header, columns: Sequence[str]) -> list[str]:
-    """The columns of text: those whose first cell with a value begins with a letter."""
+    """Return the columns of text, i.e. those whose first non-missing cell begins with a letter."""
     first: dict[str, str] = {}
     for _, cells in _rows(header, [None, *columns]):
         first |= {n: c.strip() for n, c in zip(columns, cells[1:], strict=True) if n not in first and not is_gap(c)}
@@ -113,7 +114,7 @@ def _value(
 
 
 def _rows(header: Header, columns: Sequence[str | None]) -> Iterator[tuple[int, Cells]]:
-    """Line number, and the cells of the given columns, of each row; "-" for a column that is None."""
+    """Yield the line number of each row and its cells in the given columns; "-" for a column that is None."""
     with utf8(header.path), header.path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file, strict=True, delimiter=header.separator)
         next(lines, None)

@@ -1,4 +1,6 @@
-"""tiered-ImageNet (Ren et al. 2018): 608 classes, 779,165 images; 351 / 97 / 160 classes from different categories.
+"""tiered-ImageNet (Ren et al. 2018): 779,165 images of 608 classes, 351 / 97 / 160 for train, val and test.
+
+The classes of different splits belong to different categories.
 
 The following files are read from METABAYES_DATA/tiered_imagenet for each split:
 
@@ -30,7 +32,7 @@ HINT = (
 
 
 def load(size: int = SIDE) -> Bank:
-    """uint8 images [779165, 3, size, size], converted once and kept in the cache (16.5 GB there and in memory).
+    """Load tiered-ImageNet: uint8 images [779165, 3, size, size], converted once and cached (16.5 GB, also in memory).
 
     Args:
         size: 84, or the side of a centre crop in pixels (80 in the evaluation of SIB).
@@ -61,18 +63,18 @@ def _rows_of_files(images: Path, labels: Path, split: str, size: int) -> Rows:
 
 
 def _decode(file: Any, row: int, source: Path) -> np.ndarray:
-    """The pixels of a PNG file, which is pickled as an array of bytes or as a string."""
+    """Decode the pixels of a PNG file, which was pickled as an array of bytes or as a string."""
     try:
         if not isinstance(file, str | bytes | np.ndarray):
             raise TypeError(f"an object of type {type(file).__name__}, not bytes")
         image = pixels(file.encode("latin1") if isinstance(file, str) else bytes(file), None)
     except DAMAGED as error:
         raise UsageError(
-            f"expected PNG files in {source}, got something else as number {row} ({reason_of(error)}); copy it again"
+            f"expected PNG files in {source}, got another object as item {row} ({reason_of(error)}); copy it again"
         ) from None
     if image.shape != (3, SIDE, SIDE):
         raise UsageError(
-            f"expected only images of {SIDE} x {SIDE} in {source}, got number {row} of {image.shape[2]} x "
+            f"expected only images of {SIDE} x {SIDE} pixels in {source}, got item {row} of {image.shape[2]} x "
             f"{image.shape[1]}; download the file again"
         )
     return image
@@ -89,7 +91,7 @@ def _rows_of_array(images: Path, labels: Path, split: str, size: int) -> Rows:
 
 
 def _names(path: Path, rows: int, split: str) -> list[str]:
-    """Class name of each image; split and number make it unique, since different classes may have the same word."""
+    """Return the class name of each image: split, number and word, since different classes may have the same word."""
     content = text_keys(load_arrays(path), str(path))
     key = "label_specific" if "label_specific" in content else "labels"
     labels = validate_labels(text_keys(content, str(path), key)[key], rows, str(path))

@@ -1,4 +1,4 @@
-"""A bank over any map-style torch Dataset of (input, label). Items are read and transformed when a task needs them."""
+"""Reads the items of any map-style torch Dataset of (input, label) when a task needs them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLE = 64  # largest number of items in a fingerprint
 
 
 class LabelledItems(Protocol):
-    """A torch Dataset with a length, whose items are (input, label)."""
+    """Torch Dataset with a length, whose items are (input, label)."""
 
     def __len__(self) -> int: ...
 
@@ -27,18 +27,21 @@ class LabelledItems(Protocol):
 
 
 class DatasetRows:
-    """Inputs [M, *X] of a dataset, on the CPU, with those methods of a tensor that samplers use.
+    """Inputs [M, *X] of a torch Dataset of M items, on the CPU, with the methods of a tensor that samplers use.
+
+    *X is the shape of one input.
 
     Transforms of the dataset are applied whenever an item is read. For random transforms, torch's seed is a hash of the
-    items that are read together. So a resumed training repeats them, and the random numbers of training do not change.
+    indices of the items that are read together. Therefore a resumed training repeats the same transforms, and reading
+    items does not change other random numbers of the training.
 
     Args:
-        dataset: items (input, label); inputs are tensors or arrays of one shape, bytes or numbers.
-        order: [M], the item of each row.
-        labels: the label of every item, which is compared with the label that is read.
+        dataset: items (input, label); all inputs are tensors or arrays of the same shape.
+        order: [M], the index of the item in each row.
+        labels: the label of every item, with which the label of a read item is compared.
 
     Raises:
-        UsageError: inputs are no tensors of real numbers or have several shapes, or an item has another label.
+        UsageError: inputs are not tensors of real numbers, or differ in shape; or an item has another label.
     """
 
     device = torch.device("cpu")
@@ -58,25 +61,25 @@ class DatasetRows:
         return len(self.order)
 
     def to(self, device: torch.device | str) -> DatasetRows:
-        """Returns itself: tasks are moved to the device, the dataset is not."""
+        """Return the object itself: only the inputs of drawn tasks are moved to a device."""
         return self
 
     def in_order(self, order: np.ndarray) -> DatasetRows:
-        """The same rows in another order."""
+        """Return the same rows in another order."""
         return DatasetRows(self.dataset, self.order[order], self.labels)
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
-        """Rows [n, *X]."""
+        """Read the inputs, of shape *X, of the n rows with the given numbers, as a tensor [n, *X]; `dim` must be 0."""
         assert dim == 0
         return self._read(self.order[rows.numpy()])
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """All rows, `size` at a time."""
+        """Yield all rows in tensors of `size` rows."""
         for start in range(0, len(self), size):
             yield self._read(self.order[start : start + size])
 
     def sample(self) -> bytes:
-        """Bytes that identify the content, for `Bank.fingerprint`: the shape, and evenly spaced rows."""
+        """Return bytes that identify the content, for `Bank.fingerprint`: the shape and evenly spaced rows."""
         rows = np.linspace(0, len(self) - 1, min(len(self), SAMPLE)).astype(np.int64)
         return f"{tuple(self.shape)}".encode() + self._read(self.order[rows]).numpy().tobytes()
 
@@ -98,7 +101,7 @@ class DatasetRows:
 
 
 def _as_tensor(value: Any, item: int) -> Tensor:
-    """An input as a tensor: uint8 stays uint8, all other types become float32."""
+    """Convert an input to a tensor: uint8 stays uint8, all other types become float32."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
     if not isinstance(value, Tensor):
@@ -119,10 +122,11 @@ def _seed_of(items: np.ndarray) -> int:
 
 
 def labels_of(dataset: LabelledItems) -> np.ndarray:
-    """The label of every item [M], integers or text, from `targets` or `labels` of the dataset, else from the items.
+    """Return the label of every item [M], integer or text: from `targets` or `labels` of the dataset, else by reading.
 
     Raises:
-        UsageError: the dataset is not map-style or empty, an item has no such label, or its listed label is another.
+        UsageError: the dataset is not map-style, or it is empty; a label is neither integer nor text; or `targets` or
+            `labels` differ from the items.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or not len(dataset):
         raise UsageError(
@@ -136,8 +140,8 @@ def labels_of(dataset: LabelledItems) -> np.ndarray:
         return np.asarray([_label(dataset[item], item) for item in items])
     if len(listed) != len(dataset):
         raise UsageError(
-            f"expected a label for each of the {len(dataset)} items in the targets or labels of the dataset, got "
-            f"{len(listed)}; change them together with the items, for example with torch.utils.data.Subset"
+            f"expected one label for each of the {len(dataset)} items in `targets` or `labels` of the dataset, got "
+            f"{len(listed)} labels; change labels together with items, for example with torch.utils.data.Subset"
         )
     _check_label(first, listed[0], 0)
     return listed
@@ -147,12 +151,12 @@ def _check_label(label: Any, listed: Any, item: int) -> None:
     if label != listed:
         raise UsageError(
             f"expected item {item} of the dataset to have the label {listed}, as `targets` or `labels` say, got "
-            f"{label}; correct these labels, or remove them from the dataset"
+            f"{label}; correct `targets` or `labels`, or remove them from the dataset"
         )
 
 
 def _listed_labels(dataset: Any) -> np.ndarray | None:
-    """Labels that the dataset lists; None if it lists none, or if a target_transform changes them."""
+    """Return the labels that the dataset lists; None if it has no such list, or if a target_transform changes them."""
     if isinstance(dataset, Subset):
         inner = _listed_labels(dataset.dataset)
         return None if inner is None else inner[np.asarray(dataset.indices, dtype=np.int64)]
@@ -172,7 +176,7 @@ def _plain_labels(values: Any) -> np.ndarray | None:
 
 
 def _label(pair: Any, item: int) -> Any:
-    """The label of a pair (input, label), as a Python int or str."""
+    """Return the label of a pair (input, label), as a Python int or str."""
     label = pair[1] if isinstance(pair, tuple | list) and len(pair) == 2 else None
     array = np.asarray(label)
     value = array.item() if array.size == 1 else label
@@ -185,7 +189,7 @@ def _label(pair: Any, item: int) -> Any:
 
 
 def class_names_of(dataset: Any, labels: Sequence[Any]) -> list[str]:
-    """The name of each class from `classes` of the dataset, else the label."""
+    """Return the name of each label from the attribute `classes` of the dataset, else the label itself as text."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     names = dict(enumerate(getattr(dataset, "classes", ())))
