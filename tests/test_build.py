@@ -350,13 +350,13 @@ POINTS = 2 * WAY
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("support_x", np.zeros((POINTS, 4)), r"^expected support_x of shape \[N, 5\].*got \[6, 4\]$"),
-        ("query_x", np.zeros((2, 3, FEATURES)), r"^expected query_x of shape \[N, 5\].*got \[2, 3, 5\]$"),
-        ("query_x", np.zeros(FEATURES), r"^expected query_x of shape \[N, 5\].*got \[5\]$"),
-        ("query_x", np.zeros((0, FEATURES)), r"^expected query_x of shape \[N, 5\].*got \[0, 5\]$"),
-        ("query_x", NAN, r"^expected finite values in query_x, got NaN or infinity in 2 of 4 rows$"),
+        ("support_x", np.zeros((POINTS, 4)), r"^expected support_x of shape \[N, 5\].*got \[6, 4\]; reshape.*$"),
+        ("query_x", np.zeros((2, 3, FEATURES)), r"^expected query_x of shape \[N, 5\].*got \[2, 3, 5\]; .*$"),
+        ("query_x", np.zeros(FEATURES), r"^expected query_x of shape \[N, 5\].*got \[5\]; reshape.*$"),
+        ("query_x", np.zeros((0, FEATURES)), r"^expected query_x of shape \[N, 5\].*got \[0, 5\]; reshape.*$"),
+        ("query_x", NAN, r"^expected finite values in query_x, got NaN or infinity in 2 of 4 rows; fix.*$"),
         ("query_x", [["a"] * FEATURES], r"^expected numbers in query_x"),
-        ("query_x", [[1.0], [1.0, 2.0]], r"^expected numbers in query_x"),
+        ("query_x", [[1.0], [1.0, 2.0]], r"^expected an array of numbers in query_x"),
         (
             "support_y",
             np.zeros(POINTS),
