@@ -268,7 +268,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(write: str, tmp_path: Path)
         torch.save(state, path)
     else:
         path.write_bytes(pickle.dumps({"frozen": Dangerous(trace)}, protocol=2))
-    with refuses(r"^expected a checkpoint of this package at .*got a file that does not load") as caught:
+    with refuses(r"^expected a checkpoint of this package at .*got a file that cannot be loaded") as caught:
         MetaLearner.load(path)
     assert not trace.exists() and "\n" not in str(caught.value)
     pickle.loads(pickle.dumps(Dangerous(trace)))  # the planted code does run where it is let
@@ -280,7 +280,7 @@ def test_a_truncated_checkpoint_is_one_clear_line(share: float, tmp_path: Path) 
     path = saved(tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with refuses(r"^expected a checkpoint of this package at .*got a file that does not load: .") as caught:
+    with refuses(r"^expected a checkpoint of this package at .*got a file that cannot be loaded: .") as caught:
         MetaLearner.load(path)
     assert "\n" not in str(caught.value)
 
@@ -289,11 +289,11 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     with refuses(r"^expected a checkpoint at .*got no such file; pass the folder of a run"):
         MetaLearner.load(tmp_path)
     (tmp_path / "text.pt").write_text("hello")
-    with refuses("got a file that does not load"):
+    with refuses("got a file that cannot be loaded"):
         MetaLearner.load(tmp_path / "text.pt")
     with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
         archive.writestr("a", "b")
-    with refuses("got a file that does not load"):
+    with refuses("got a file that cannot be loaded"):
         MetaLearner.load(tmp_path / "zip.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with refuses("expected a checkpoint"):

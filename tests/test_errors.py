@@ -307,7 +307,10 @@ def test_omniglot_without_file_and_network_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.delenv("METABAYES_DATA", raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there, network or not
     error = error_of("data=omniglot", *SMALL)
-    assert "expected Omniglot in the cache, got none, and a run downloads nothing: download it with python -m" in error
+    assert (
+        "expected Omniglot in the cache, got none, and this command does not download: download it with python -m"
+        in error
+    )
     assert "experiments.prepare data=omniglot" in error and "METABAYES_DATA" in error
     error = call("prepare", "data=omniglot").error
     assert "expected to download Omniglot, got" in error and "METABAYES_DATA" in error

@@ -191,5 +191,5 @@ def test_a_refused_training_leaves_no_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file/below"):
-        with refuses(r"^expected to create the folder .*, got: .*; pass another one$"):
+        with refuses(r"^expected to create the folder .*, got: .*; pass another folder$"):
             trained(folder)

@@ -76,7 +76,7 @@ class Pretraining:
         return network[part]  # type: ignore[index]
 
     def run_epoch(self, shown: Progress | None = None) -> None:
-        """Train for one epoch and append a line of metrics to `curve`; `shown` is a progress bar of batches, or None."""
+        """Train for one epoch and append a line of metrics to `curve`; `shown` is a progress bar of batches."""
         wall, cpu = time.perf_counter(), time.process_time()
         metrics = self._train_epoch(shown)
         accuracy = self.score(self.backbone.eval())
