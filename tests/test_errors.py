@@ -65,7 +65,7 @@ UNKNOWN = {
     "guide._target_=os.system": "expected guide._target_ to be a dotted name under models., guides.",
     "guide._target_=guides.nope.Guide": "no module 'guides.nope'",
     "guide._target_=guides.sib.Nope": "no 'Nope' in guides.sib",
-    "train.learning_rates.nope=1": "no parameter 'nope' for train.learning_rates; there are: model.head",
+    "train.learning_rates.nope=1": "in train.learning_rates, got 'nope'; the parameters are: model.head",
     "train": "expected NAME=VALUE, got 'train'; write train=VALUE",
 }
 WRONG_TYPE = {
@@ -100,7 +100,7 @@ WRONG_VALUE = {
     "train.clip_value=-1": "expected train.clip_value >= 0 and finite, got -1.0",
     "train.clip_each=inf": "expected train.clip_each >= 0 and finite, got inf",
     "trainer.devices=0": "expected trainer.devices >= 1, got 0",
-    "trainer.devices=3": "expected train.tasks_per_step (of fit: batch_size) to be a multiple of the 3 processes",
+    "trainer.devices=3": "train.tasks_per_step (in fit: batch_size) to be a multiple of the number of processes, 3",
     "pretrain.epochs=0": "expected pretrain.epochs >= 1",
     "eval.tasks=1": "expected eval.tasks >= 2",
     "eval.split=exam": "no split 'exam'; there are train, val, test",
@@ -326,7 +326,7 @@ def test_omniglot_that_is_not_in_the_folder_of_data_is_refused(monkeypatch: pyte
 
 def test_a_diverged_run_names_the_step(features: Path) -> None:
     error = error_of(*on_features(features), "guide=sib", "train.steps=20", "train.learning_rate=1e10")
-    assert re.match(r".*diverged: first non-finite at step ([2-9]|1\d|20): .*; .*checkpoint: none yet", error)
+    assert re.match(r".*diverged: first non-finite value at step ([2-9]|1\d|20): .*; .*checkpoint: none yet", error)
 
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(copied: Path) -> None:

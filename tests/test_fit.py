@@ -157,7 +157,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(rule: Rule, accumulate: int
 
 
 def test_an_interrupted_training_without_a_folder_says_that_nothing_is_kept() -> None:
-    with pytest.raises(Interrupted, match=r"interrupted after step 4 of 12; nothing is kept without folder="):
+    with pytest.raises(Interrupted, match=r"interrupted after step 4 of 12; without folder= nothing is saved"):
         trained(SAVI, default, None, callbacks=[interrupting(4)])
 
 
@@ -196,7 +196,7 @@ def test_no_steps_leave_an_untrained_learner(tmp_path: Path) -> None:
     before = weights_of(learner)
     history = fit(learner, WatchedStream(), val(), steps=0, folder=tmp_path)
     assert not history.lines and differing(weights_of(MetaLearner.load(tmp_path)), before) == []
-    with refuses(r"^expected a training with a validation, got one of 0 steps$"):
+    with refuses(r"^expected a training with a validation, got a training of 0 steps; train for steps >= 1$"):
         history.best  # noqa: B018
 
 
@@ -205,7 +205,7 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
     tasks[1].query_x[0] = torch.nan
     _, history = trained(SAVI, default, None, train=tasks, on_nan="skip")
     assert history.skipped == 4 and history.steps == STEPS  # one of three batches
-    with refuses(r"^training has diverged: first non-finite at step 2: .*$"):
+    with refuses(r"^training has diverged: first non-finite value at step 2: .*$"):
         trained(SAVI, default, tmp_path, train=tasks)
 
 
@@ -301,7 +301,7 @@ def test_accumulated_gradients_are_those_of_one_batch(pair: Pair) -> None:
 
 def test_unequal_batches_are_not_accumulated() -> None:
     batches = [random_tasks(4), random_tasks(3)]
-    with refuses(r"^expected equally many tasks in all batches of a step, got \[3, 4\]$"):
+    with refuses(r"^expected the same number of tasks in all batches of a step, got \[3, 4\]; change the batches$"):
         trained(SAVI, default, None, train=lambda number: batches[number % 2], accumulate=2)
 
 

@@ -125,7 +125,7 @@ def test_a_finished_training_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert again.lines == history.lines
     assert f"note: the training in {tmp_path} had already finished after 4 steps" in capsys.readouterr().err
     assert trained(tmp_path, steps=6)[1].steps == 6, "with more steps it goes on"
-    with refuses(r"^expected steps >= 6, which the training in .* has taken, got 5$"):
+    with refuses(r"^expected steps >= 6, the number that the training in .* has taken, got 5; increase steps$"):
         trained(tmp_path, steps=5)
 
 
