@@ -212,15 +212,15 @@ def saved(tmp_path: Path, change: Callable[[dict[str, Any]], None] = lambda stat
     [
         (
             lambda state: state["learner"]["weights"].update({"guide.loc": torch.zeros(2, 2)}),
-            r"got another: guide\.loc is \(2, 2\), not \(3, 5\); build the learner with the settings",
+            r"got another: guide\.loc has shape \(2, 2\), not \(3, 5\); build the learner with the settings",
         ),
         (
             lambda state: state["learner"]["weights"].pop("guide.loc"),
-            r"got another: the learner has guide\.loc, the checkpoint has not; build",
+            r"got another: the learner has the weight guide\.loc, the checkpoint has not; build",
         ),
         (
             lambda state: state["learner"]["weights"].update({"zz.extra": torch.zeros(2)}),
-            r"got another: the checkpoint has zz\.extra, the learner has not; build",
+            r"got another: the checkpoint has the weight zz\.extra, the learner has not; build",
         ),
         (
             lambda state: state["learner"]["specification"]["guide"].update(_target_="os.system"),
@@ -234,7 +234,7 @@ def saved(tmp_path: Path, change: Callable[[dict[str, Any]], None] = lambda stat
             lambda state: state["learner"]["specification"]["guide"].update(depth=3),
             r"^unknown key 'guide\.depth'",
         ),
-        (lambda state: state.pop("learner"), r"^expected a checkpoint with a learner at .*got one with \[\]"),
+        (lambda state: state.pop("learner"), r"^expected a checkpoint with a learner at .*with the entries \[\]"),
     ],
 )
 def test_another_checkpoint_is_one_clear_line(change: Callable[[Any], Any], message: str, tmp_path: Path) -> None:

@@ -411,7 +411,7 @@ def test_weights_of_another_shape_are_refused(finished: Path) -> None:
     learner = MetaLearner.load(finished)
     weights = checkpoint_of(finished)["best"]["weights"]
     weights["guide.start.scale"] = torch.ones(3)
-    with pytest.raises(UsageError, match=r"guide.start.scale is \(3,\), not \(16,\)"):
+    with pytest.raises(UsageError, match=r"guide.start.scale has shape \(3,\), not \(16,\)"):
         learner.load_weights(weights)
 
 

@@ -96,7 +96,7 @@ def test_a_file_system_without_locks_gets_a_note(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with alone_in(tmp_path, "name another folder"):
         reason = os.strerror(number)
-        expected = f"note: {tmp_path} cannot be locked ({reason}): do not start a second run in it\n"
+        expected = f"note: {tmp_path} cannot be locked ({reason}): do not start a second run in this folder\n"
         assert capsys.readouterr().err == expected
     assert not list(tmp_path.iterdir())
 
