@@ -110,7 +110,7 @@ WRONG_VALUE = {
     "guide.posterior=cauchy": "expected guide.posterior to be one of normal, amortized, fixed, delta, got 'cauchy'",
     "prior.scale=-1": "expected prior.scale > 0, got -1",
     "objective.kl=exact": "expected objective.kl to be one of sampled, analytic, variational, convexity, got",
-    "backbone=conv4": "backbone=conv4 expects images [channels, height, width], got inputs of shape [16]",
+    "backbone=conv4": "expected images [channels, height, width] for backbone=conv4, got inputs of shape [16]",
 }
 
 
@@ -206,7 +206,7 @@ def test_what_spinning_lines_cannot_be_is_refused(argument: str, message: str) -
 
 def test_a_regression_of_classes_is_refused(features: Path) -> None:
     error = error_of(*on_features(features), "guide=mean_field", "model=gaussian_mean")
-    assert error.startswith("expected data with numeric labels for a regression, got classes; take data=sinusoid")
+    assert error.startswith("expected data with numeric labels for a regression, got classes; set for example data=sinusoid")
 
 
 def test_the_exact_posterior_of_a_classifier_is_refused(features: Path) -> None:

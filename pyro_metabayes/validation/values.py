@@ -104,7 +104,7 @@ def _wrong(data: Observed, name: str, most: dict[str, int]) -> Tensor | None:
 
 def _message(name: str, wrong: Tensor, most: int) -> str:
     if wrong.is_floating_point():
-        return f"expected finite values in {name}, also for masked points, got {len(wrong)} that are NaN or infinite"
+        return f"expected finite values in {name}, also for masked points, got NaN or infinity in {len(wrong)} entries"
     return (
         f"expected classes from 0 to {most - 1} in {name}, also for masked points, got {wrong.unique()[:5].tolist()}; "
         "number the classes of each task 0, 1, ..., or set num_classes"
