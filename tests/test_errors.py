@@ -206,7 +206,9 @@ def test_what_spinning_lines_cannot_be_is_refused(argument: str, message: str) -
 
 def test_a_regression_of_classes_is_refused(features: Path) -> None:
     error = error_of(*on_features(features), "guide=mean_field", "model=gaussian_mean")
-    assert error.startswith("expected data with numeric labels for a regression, got classes; set for example data=sinusoid")
+    assert error.startswith(
+        "expected data with numeric labels for a regression, got classes; set for example data=sinusoid"
+    )
 
 
 def test_the_exact_posterior_of_a_classifier_is_refused(features: Path) -> None:

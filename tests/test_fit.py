@@ -579,7 +579,7 @@ def test_batch_norm_keeps_its_statistics_and_says_so_once(capsys: pytest.Capture
 
 def test_features_of_other_lengths_are_refused_by_the_cosine_head() -> None:
     message = (
-        r"^expected features of unit length for head=cosine, got lengths from .*; scale them .*or take head=linear$"
+        r"^expected features of unit length for head=cosine, got lengths from .*; scale them .*or set head=linear$"
     )
     learner = plain(normalise=False)
     tasks = random_tasks(4)
@@ -609,7 +609,9 @@ def test_save_refuses_what_load_could_not_rebuild(tmp_path: Path) -> None:
         learner.save(file)
     changed = Pair("proto", "flat").learner()
     changed.model.head.scale = nn.Parameter(torch.ones(2))
-    with refuses(r"^expected a checkpoint of this model and guide, got another: model\.head\.scale is .*; or save "):
+    with refuses(
+        r"^expected a checkpoint of this model and guide, got another: model\.head\.scale has shape .*; or save "
+    ):
         changed.save(file)
     assert not file.exists()
     learner.save(file, weights_only=True)
