@@ -53,15 +53,22 @@ class Model(pyro_metabayes.Model):
         return self.head.outputs_and_pullback(w, x)
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-        """Compute the logits [L, T, N, C] under L draws of w that share noise vectors; see `Head.outputs_of_draws`."""
+        """Compute the logits under several draws of w that share noise vectors; see `Head.outputs_of_draws`."""
         return self.head.outputs_of_draws(loc, noise, square, x)
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        """Draw random weights [C, W] of C classes, as an initial point of guides."""
+        """Draw W random weights for each of C classes [C, W], as an initial point of guides."""
         return self.head.initial_weights(num_classes, num_features)
 
     def of_classifier(self, weights: Tensor) -> Tensor:
-        """Convert weights [C, D] of a cosine classifier to weights [C, W] of the head that predict the same classes."""
+        """Convert the weights of a cosine classifier to weights of the head that predict the same classes.
+
+        Args:
+            weights: weights of C classes for D features [C, D].
+
+        Returns:
+            Tensor [C, W], W weights per class.
+        """
         return self.head.prototypes(functional.normalize(weights, dim=-1))
 
     def loss_range(self, observed: Observed) -> Tensor | None:
@@ -77,7 +84,7 @@ class Model(pyro_metabayes.Model):
         return log_density(self.head, w, x) if derived == own else None
 
     def prototypes(self, observed: Observed) -> Tensor:
-        """Return weights [T, C, W] that classify by the nearest class mean of the support set of each of T tasks.
+        """Return weights of T tasks [T, C, W], W for each of C classes, that classify by the nearest class mean.
 
         Raises:
             UsageError: the tasks have no support points.
@@ -90,7 +97,7 @@ class Model(pyro_metabayes.Model):
         return self.at_means(class_means(observed))
 
     def at_means(self, means: Tensor) -> Tensor:
-        """Return weights [..., C, W] that classify by the nearest of the class means [..., C, D]."""
+        """Return weights that classify by the nearest of C class means of D features [..., C, D]."""
         return self.head.prototypes(means)
 
     @property
@@ -98,5 +105,5 @@ class Model(pyro_metabayes.Model):
         return self.head.has_class_term
 
     def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
-        """Return weights whose logits are those of w [..., T, C, W] plus a term per class [..., T, C]."""
+        """Return weights whose logits are those of the weights w plus `term`, one number per task and class."""
         return self.head.with_class_term(w, term)

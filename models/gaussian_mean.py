@@ -44,7 +44,7 @@ class Model(LinearRegression):
             )
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Return the means of N labels in T tasks [..., T, N, Y]: w for every input x."""
+        """Return the means of N labels of Y values in T tasks [..., T, N, Y]: w for every input x."""
         return w.mT.expand(*w.shape[:-2], x.shape[-2], w.shape[-2])
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ class Model(LinearRegression):
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
         """Compute the posterior p(w | support) of T tasks, or p(w | support, query) for `episodes.pooled()`.
 
-        It is a diagonal Gaussian: batch [T], event [Y, 1].
+        It is a diagonal Gaussian: batch [T], event [Y, 1] for labels of Y values.
         """
         prior = self._unconditional(observed)
         before = precision_of(prior).squeeze(-1)  # [T, Y, 1]

@@ -55,11 +55,11 @@ class Model(SameOutputs):
 
     @property
     def beta(self) -> Tensor:
-        """Weights [Y, D - R] that all groups share."""
+        """Effects that all groups share, of each of the non-group features on each of Y values of a label."""
         return self.predictor.beta
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Compute the linear predictors eta of N points in T groups [..., T, N, Y]."""
+        """Compute the linear predictors eta of N labels of Y values in T groups [..., T, N, Y]."""
         if not self.has_offset:
             return super().outputs(w, x)
         return super().outputs(w, x[..., :-1]) + x[..., -1:]

@@ -123,11 +123,11 @@ class Model(LinearRegression):
         return root * own, root * (y - shared)
 
     def root_weight(self, x: Tensor) -> Tensor:
-        """Return r [..., N, 1], the square root of the weight of each data point; 1 for masked points, whose r is 0."""
+        """Return r, the square root of the weight of each of N data points [..., N, 1]; 1 for masked points (r = 0)."""
         root = x[..., -1:]
         return torch.where(root > 0, root, 1.0)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Split inputs x [..., N, D]; return z [..., N, R] and the shared contribution beta v [..., N, Y]."""
+        """Split the features x_i = (z_i, v_i); return z, whose effects vary by group, and the contribution beta v."""
         num_own, num_shared = self._shape[-1], self.beta.shape[-1]
         return x[..., :num_own], x[..., num_own : num_own + num_shared] @ self.beta.mT

@@ -122,11 +122,14 @@ class Model(pyro_metabayes.Model):
         return self.predictor.likelihood(self.predictor.outputs(weights, self.dropped(x, observed)))
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Compute the logits or means [..., T, N, Y] with the weights mu(w), without adaptation.
+        """Compute the logits or means with the decoded weights mu(w), without adaptation to the support set.
 
         Args:
             w: codes z of T tasks.
-            x: features of N points per task [T, N, D].
+            x: D features of N points per task [T, N, D].
+
+        Returns:
+            Tensor [..., T, N, Y], for Y classes or values in a label.
         """
         return self.predictor.outputs(self.decode(w, None), x)
 
@@ -134,11 +137,12 @@ class Model(pyro_metabayes.Model):
         """Adapt the codes z to the support sets; return the last codes, and the weights after fine-tuning.
 
         Args:
-            z: initial codes [..., T, *slots, Z] of T tasks, with slots = [C, copies] for C classes, [] in a regression.
-            observed: the tasks.
+            z: initial codes of Z numbers [..., T, *slots, Z], with slots = [C, copies] for C classes, [] in a
+                regression.
+            observed: T tasks.
 
         Returns:
-            Codes [..., T, *slots, Z] and weights [..., T, *slots, P].
+            Codes [..., T, *slots, Z], and vectors of P weights [..., T, *slots, P].
         """
         noise = self._noise(z, observed)
         for _ in range(self.num_steps):
@@ -151,7 +155,7 @@ class Model(pyro_metabayes.Model):
         return z, w
 
     def decode(self, z: Tensor, noise: Tensor | None) -> Tensor:
-        """Decode codes z [..., Z] to weights mu(z) + sigma(z) noise [..., P], or mu(z) if noise is None."""
+        """Decode codes z to weights mu(z) + sigma(z) noise, or mu(z) if noise is None; mu and sigma are a network."""
         mean, raw = self.decoder(z).chunk(2, dim=-1)
         return mean if noise is None else mean + positive(raw, self.predictor.scale) * noise
 
@@ -162,7 +166,7 @@ class Model(pyro_metabayes.Model):
         return task_noise(shape, z, task_dim=-1 - len(self.event_shape(observed)))
 
     def dropped(self, x: Tensor, observed: Observed) -> Tensor:
-        """Apply dropout to the features of N points in T tasks [T, N, D] in training (called with Episodes)."""
+        """Apply dropout to the features x if `observed` is an Episodes, as in training."""
         return task_dropout(x, self.dropout) if self.dropout and isinstance(observed, Episodes) else x
 
     def _loss_gradient(self, w: Tensor, observed: Observed) -> Tensor:
@@ -187,6 +191,6 @@ class Model(pyro_metabayes.Model):
 
 
 def correlation_penalty(weight: Tensor) -> Tensor:
-    """Compute mean((C - I)^2); C [Z, Z] has the cosines between the columns of the matrix `weight` [outputs, Z]."""
+    """Compute mean((C - I)^2) for the matrix C of cosines between the columns of the matrix `weight`."""
     columns = functional.normalize(weight, dim=0)
     return (columns.mT @ columns - torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)).square().mean()

@@ -62,7 +62,7 @@ class Model(pyro_metabayes.Model):
         return Normal(outputs, self.noise).to_event(1)
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        """Return zero weights [Y, D]."""
+        """Return zero weights of D features for Y values of a label [Y, D]."""
         return torch.zeros(self._shape)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Model(pyro_metabayes.Model):
         return 2 * self.noise**2
 
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
-        """Compute the posterior p(w | support) of T tasks: batch [T], event [Y, D].
+        """Compute the posterior p(w | support) of T tasks: batch [T], event [Y, D] (weights of D features, Y outputs).
 
         For `episodes.pooled()` this is p(w | support, query).
 
@@ -95,7 +95,7 @@ class Model(pyro_metabayes.Model):
     def predictive(self, q: TorchDistribution, observed: Observed) -> TorchDistribution:
         """Compute the predictive distribution of each query, the integral of p(y_i | x_i, w) q(w) for a Gaussian q.
 
-        Its batch shape is [T, Q] (Q queries of T tasks), its event shape [Y].
+        Its batch shape is [T, Q] (Q queries of T tasks), its event shape [Y] (Y values of a label).
         """
         own = self.own_part(observed.query_x, observed.query_x.new_zeros(()))[0]
         variance = output_variance_of_rows(q, own) + self.noise**2

@@ -48,15 +48,22 @@ class BaseClasses(Prior):
         return Independent(mixture.expand(Size((observed.num_tasks, event_shape[0]))), 1)
 
     def means(self, observed: Observed) -> Tensor:
-        """Return the means of the weights of the base classes of T tasks [T, B', W].
+        """Return the means of the weights of the base classes of each task.
 
         auxiliary["base"] lists the B' base classes of each task; without it, all base classes belong to each task.
+
+        Returns:
+            Tensor [T, B', W] for T tasks and W weights per class.
         """
         base = observed.auxiliary.get("base")
         return self.loc.expand(observed.num_tasks, -1, -1) if base is None else self.loc[base]
 
     def draws(self, observed: Observed, leading: Size) -> Tensor:
-        """Draw weights [*leading, T, B', W] of the B' base classes of each of T tasks, `leading` samples."""
+        """Draw weights of the base classes of each task, with a shape `leading` of samples.
+
+        Returns:
+            Tensor [*leading, T, B', W] for T tasks, B' base classes per task and W weights per class.
+        """
         loc, scale = self.means(observed), self.log_scale.exp()
         base = observed.auxiliary.get("base")
         noise = task_noise((*leading, *loc.shape), loc, task_dim=len(leading))
@@ -133,14 +140,18 @@ class Model(few_shot_classifier.Model):
             self.register_buffer("base_offset", torch.zeros(()), persistent=False)
 
     def start_at_classes(self, weights: Tensor) -> None:
-        """Set the means of the mixture components to the weights [B, D] of a cosine classifier of the base classes."""
+        """Set the means of the mixture components to the weights of a cosine classifier of the base classes.
+
+        Args:
+            weights: weights of B base classes for D features [B, D].
+        """
         self.prior_over_weights.loc.data.copy_(self.of_classifier(weights))
 
     def prior(self, observed: Observed) -> TorchDistribution:
         return super().prior(observed) if self.flat is None else self.flat(observed, self.event_shape(observed))
 
     def base_weights(self, observed: Observed) -> Tensor:
-        """Return the means of the weights of the B' base classes of each of T tasks [T, B', W]."""
+        """Return the means of the weights of the base classes of each task; see `BaseClasses.means`."""
         return self.prior_over_weights.means(observed)
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
@@ -150,7 +161,7 @@ class Model(few_shot_classifier.Model):
         return self.likelihood_of(self._beside(self.head.outputs(w, x), base, x))
 
     def _beside(self, novel: Tensor, base: Tensor, x: Tensor) -> Tensor:
-        """Append the logits of B' base classes with weights `base` to those of C novel classes [..., T, N, C + B']."""
+        """Append the logits of points x for base classes with weights `base` to their logits for the novel classes."""
         logits = self.head.outputs(base, x) + self.base_offset
         return torch.cat((novel, logits.expand(*novel.shape[:-1], logits.shape[-1])), dim=-1)
 

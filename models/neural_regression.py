@@ -27,7 +27,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class Network(Head):
-    """Fully connected ReLU network, whose weights and biases w [1, P] are the latent variable of a task.
+    """Fully connected ReLU network, whose P weights and biases w [1, P] are the latent variable of a task.
 
     w has, layer by layer, a matrix [in, out] and a bias [out], in one row, since all outputs share the hidden layers.
     MAML's network for sinusoids, with widths 1-40-40-1, has P = 1761.
@@ -57,7 +57,7 @@ class Network(Head):
         return Size((1, self.num_weights(num_features)))
 
     def initial_weights(self, num_classes: int, num_features: int) -> Tensor:
-        """Draw weights [1, P], uniform within +- 1 / sqrt(in) for a layer with `in` inputs, as in torch.nn.Linear."""
+        """Draw all weights, uniform within +- 1 / sqrt(inputs of the layer), as in torch.nn.Linear."""
         layers = [
             torch.empty(1, (inputs + 1) * outputs).uniform_(-1, 1) / inputs**0.5 for inputs, outputs in self._layers
         ]
@@ -97,7 +97,7 @@ class Network(Head):
 
 
 class Model(pyro_metabayes.Model):
-    """Regression p(y_i | x_i, w) = N(f(x_i; w), noise^2 I) by a network f with weights w [1, P] (head=network).
+    """Regression p(y_i | x_i, w) = N(f(x_i; w), noise^2 I) by a network f with P weights w [1, P] (head=network).
 
     Args:
         head: the network f.

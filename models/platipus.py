@@ -77,7 +77,7 @@ class Model(pyro_metabayes.Model):
         return self.inner.event_shape(observed)
 
     def centre(self, observed: Observed) -> TorchDistribution:
-        """Return N(mu, sigma^2), the distribution of theta before any label is used: batch [T] (tasks), event [*W]."""
+        """Return N(mu, sigma^2), the distribution of theta of T tasks before any label is used: batch [T], event *W."""
         prior = self.inner.prior(observed)
         check_gaussian(prior, "model=platipus")
         return prior

@@ -22,7 +22,7 @@ from pyro_metabayes.prior import Prior
 class Flat(Prior):
     """Flat prior: p(w) is constant and improper, as in MAML, ProtoNets and published SIB.
 
-    ELBO, entropy and KL do not exist. It cannot be sampled, so Pyro's Predictive, which runs the model, raises.
+    ELBO, entropy and KL do not exist, and samples cannot be drawn. So Pyro's Predictive raises an error.
     """
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
@@ -62,7 +62,7 @@ class Gaussian(Prior):
 
 
 class FullGaussian(Gaussian):
-    """Gaussian prior with full covariance, p_psi(w_c) = N(loc, L L^T), over the weights w_c of class c.
+    """Gaussian prior with full covariance, p_psi(w_c) = N(loc, L L^T), over the W weights w_c of class c.
 
     loc [W] and the lower triangular L [W, W] are the same for all classes and tasks, and are learned. The weights of a
     class may thus be correlated, such as random intercepts and slopes. The arguments are those of `Gaussian`.
@@ -167,7 +167,7 @@ class Conditional(Prior):
             return MultivariateNormal(loc, precision_matrix=spread).to_event(1)
 
     def _of_outputs(self, observed: Observed) -> tuple[Tensor, Tensor]:
-        """Encode each of Y outputs as a class; return loc [T, Y, W] and scale [T, Y, W] or precision [T, Y, W, W]."""
+        """Encode each of Y outputs of a regression as a class; return loc [T, Y, W], and scale or precision of w."""
         num_tasks, _, num_targets = observed.support_y.shape
         x = observed.support_x.unsqueeze(1).expand(-1, num_targets, -1, -1)
         points = torch.cat((x, observed.support_y.mT.unsqueeze(-1)), dim=-1).flatten(0, 1)  # [T * Y, N, D + 1]

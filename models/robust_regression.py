@@ -64,7 +64,7 @@ class Model(SameOutputs):
 
     @property
     def beta(self) -> Tensor:
-        """Weights [Y, D - R] that all tasks share; only without a head."""
+        """Weights of the features whose weights all tasks share; only without a head."""
         return self.predictor.beta
 
     @property

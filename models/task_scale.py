@@ -67,7 +67,7 @@ class Model(pyro_metabayes.Model):
         return Normal(0.0, self.log_spread.exp()).expand([observed.num_tasks])
 
     def posterior_given_scale(self, log_tau: Tensor, observed: Observed) -> TorchDistribution:
-        """Return the posterior p(w | tau, support) for log tau [..., T] of T tasks: batch [..., T], event [Y, D]."""
+        """Return the posterior p(w | tau, support) of T tasks for log tau [..., T]; its batch shape is [..., T]."""
         return posterior_of_rows(self._prior_given_scale(log_tau, observed), *_points(observed), self.given_scale.noise)
 
     def log_evidence_of_scale(self, log_tau: Tensor, observed: Observed) -> Tensor:

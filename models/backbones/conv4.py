@@ -23,7 +23,7 @@ def block(num_inputs: int, num_filters: int, relu: bool) -> nn.Sequential:
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """Network of four convolutional blocks, which maps N images [N, channels, H, W] in [0, 1] to features [N, D].
+    """Network of four convolutional blocks, which maps N images in [0, 1] to D features each [N, D].
 
     The output of the last block is flattened and scaled to unit length. With 64 filters and 3 channels the network has
     112,832 parameters.

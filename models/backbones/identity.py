@@ -14,7 +14,7 @@ from pyro_metabayes.prediction.scale import bounded
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """Backbone that returns its input features [N, D] after optional power transform, scaling and centring.
+    """Backbone that returns its input features, after optional power transform, scaling and centring.
 
     The transforms are applied in the order of the arguments.
 
@@ -68,7 +68,7 @@ class Backbone(pyro_metabayes.Backbone):
 
     @torch.no_grad()
     def centre_on(self, batches: Iterable[Tensor]) -> None:
-        """Set the mean to that of the transformed features in all batches [n, D], if `centre`; call before training."""
+        """Set the mean to subtract to that of the transformed features in all batches; no effect without `centre`."""
         if self.centre:
             features = [self._scaled(batch).double() for batch in batches]
             total = torch.stack([part.sum(0) for part in features]).sum(0)

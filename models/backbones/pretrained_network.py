@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
 
 
 class PretrainedNetwork(pyro_metabayes.Backbone):
-    """Backbone that maps N images [N, channels, H, W] in [0, 1] to features [N, D] of unit length by a given network.
+    """Backbone that maps N images in [0, 1] to D features each [N, D], of unit length, by a given network.
 
     Images are resized to the input size of the network (bilinear, antialiased) and standardised. The channel of grey
     images is repeated three times.

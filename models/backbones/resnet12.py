@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """Network of four residual blocks, which maps N images [N, channels, H, W] in [0, 1] to features [N, D].
+    """Network of four residual blocks, which maps N images in [0, 1] to D features each [N, D].
 
     The output of the last block is averaged over the image and scaled to unit length. This is the network of TADAM
     (Oreshkin et al. 2018), whose code has three max-pools. (Residual blocks: He et al. 2016.)

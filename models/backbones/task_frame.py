@@ -70,11 +70,11 @@ class Backbone(pyro_metabayes.Backbone):
         self.network = nn.Sequential(nn.Linear(3, width), nn.Tanh(), last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale the inputs [N, D] to unit length; `embed_tasks` does the transformation that depends on the task."""
+        """Scale feature vectors to unit length; `embed_tasks` does the transformation that depends on the task."""
         return functional.normalize(bounded(x), dim=-1)
 
     def embed_tasks(self, data: Data) -> Data:
-        """Return the tasks with transformed features [T, N, F] in place of inputs [T, N, D] (T tasks of N points)."""
+        """Return the tasks with transformed features in place of the features of their points; labels are not used."""
         seen = data.seen_queries
         queries = seen if self.points == "all" else torch.zeros_like(seen)
         x = self(torch.cat((data.support_x, data.query_x), 1))
@@ -114,7 +114,10 @@ class Backbone(pyro_metabayes.Backbone):
         return SupportFrame(self, data, coordinates, shrunk, frame)
 
     def _centre(self, x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return number [T, 1, 1] and mean [T, 1, D] of the reference points, and the vector to subtract [T, 1, D]."""
+        """Return number [T, 1, 1] and mean [T, 1, D] of the reference points, and the vector to subtract [T, 1, D].
+
+        T is the number of tasks, D of features.
+        """
         count = reference.sum(1, keepdim=True).clamp(min=1)
         mean = (reference * x).sum(1, keepdim=True) / count
         return count, mean, mean if self.log_tau is None else mean * count / (count + self.log_tau.exp())
@@ -143,7 +146,7 @@ class Backbone(pyro_metabayes.Backbone):
         return cholesky(kernel + torch.diag_embed(jitter)) * mask
 
     def _settings(self, count: Tensor, effective: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the parameters a and lambda of the kernel [T, 1, 1].
+        """Compute the parameters a and lambda of the kernel of each of T tasks [T, 1, 1].
 
         lambda is a learned multiple of the mean eigenvalue of X^T X in the effective dimensions.
         """
@@ -153,7 +156,7 @@ class Backbone(pyro_metabayes.Backbone):
 
 
 def _effective(count: Tensor, inner: Tensor) -> Tensor:
-    """Compute the effective dimension [T, 1, 1] of the reference points from their inner products."""
+    """Compute the effective dimension of the reference points of T tasks [T, 1, 1] from their inner products."""
     return count.square() / inner.square().sum((1, 2), keepdim=True).clamp(min=1e-12)
 
 
@@ -164,7 +167,10 @@ def _statistics(num_features: int, mean: Tensor, effective: Tensor) -> Tensor:
 
 
 def _jitter_of_dual(num_support: int, mask: Tensor) -> Tensor:
-    """Return extra features [T, N, S + 1] that add jitter to the inner products, for any number of queries."""
+    """Return S + 1 extra features of each point, which add jitter to the inner products, for any number of queries.
+
+    S is the number of support points.
+    """
     own = torch.arange(mask.shape[1], device=mask.device).clamp(max=num_support)
     return JITTER**0.5 * functional.one_hot(own, num_support + 1) * mask
 

@@ -29,7 +29,7 @@ FILES = ("model.safetensors", "pytorch_model.bin")  # names of weight files in r
 
 
 class Backbone(PretrainedNetwork):
-    """Network of timm without its classifier, which maps N images in [0, 1] to features [N, D] of unit length.
+    """Network of timm without its classifier, which maps images in [0, 1] to feature vectors of unit length.
 
     Size, mean and standard deviation of the network's inputs are those of its configuration in timm.
 

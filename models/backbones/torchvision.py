@@ -26,7 +26,7 @@ from pyro_metabayes.vision import torchvision
 
 
 class Backbone(PretrainedNetwork):
-    """Network of torchvision without its last linear layer, which maps N images in [0, 1] to features [N, D].
+    """Network of torchvision without its last linear layer, which maps images in [0, 1] to feature vectors.
 
     The features are scaled to unit length. Size, mean and standard deviation of the network's inputs are those with
     which its weights were evaluated.

@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """WRN-depth-width, which maps N images [N, channels, H, W] in [0, 1] to 64 width features of unit length.
+    """Network WRN-depth-width, which maps images in [0, 1] to vectors of 64 width features of unit length.
 
     The layers are a 3x3 convolution, three groups of (depth - 4) / 6 pre-activation blocks without dropout, BN-ReLU,
     global average pooling and L2 normalisation. The strides of the groups are 2, 2 and 2, or 1, 2 and 2 for images of

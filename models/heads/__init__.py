@@ -46,7 +46,9 @@ class Cosine(Head):
         return 2 * self.scale.abs() + math.log(num_classes)
 
     def check_features(self, x: Tensor, learned: bool) -> None:
-        """Raise a UsageError if features [N, D] do not have unit length, or are not learned and have equal directions.
+        """Raise a UsageError if feature vectors x [N, D] do not have unit length, or all have the same direction.
+
+        The direction is not checked for learned features.
 
         Rows of zeros are allowed, since a backbone may end in a ReLU. Rows that are not finite are not checked.
         """
@@ -117,7 +119,7 @@ class CosineOffset(Cosine):
 
 
 def _with_last(w: Tensor, term: Tensor) -> Tensor:
-    """Add term [..., C] to the last weight of each of C classes in w [..., C, W]."""
+    """Add a number per class, term [..., C], to the last of W weights of each of C classes, w [..., C, W]."""
     return torch.cat((w[..., :-1], w[..., -1:] + term.unsqueeze(-1)), dim=-1)
 
 
@@ -147,11 +149,11 @@ class Linear(Head):
         return self.rows(2 * means, -means.square().sum(-1))
 
     def rows(self, directions: Tensor, offsets: Tensor) -> Tensor:
-        """Combine directions v [..., C, D] and offsets b [..., C] of C classes to weights [..., C, D + 1]."""
+        """Combine directions v [..., C, D] and offsets b [..., C] of C classes to weights w_c = (v_c, b_c)."""
         return torch.cat((directions, offsets.unsqueeze(-1)), dim=-1)
 
     def design(self, x: Tensor) -> Tensor:
-        """Return phi_i = scale * (x_i, 1) of N points [..., N, D + 1], for which logits_ic = w_c . phi_i."""
+        """Return phi_i = scale * (x_i, 1) [..., N, D + 1] for N points of D features; logits_ic = w_c . phi_i."""
         return self.scale * torch.cat((x, torch.ones_like(x[..., :1])), dim=-1)
 
     def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ Pullback = Callable[[Tensor], Tensor]
 class Head(Recorded, nn.Module):
     """Base class of functions from weights and features to logits.
 
-    For T tasks, the weights w are [..., T, C, W] (W numbers for each of C classes), the features x of N points
+    For T tasks, the weights w are [..., T, C, W] (W numbers for each of C classes), the D features x of N points
     [T, N, D], and the logits [..., T, N, C].
 
     Attributes:
@@ -41,16 +41,16 @@ class Head(Recorded, nn.Module):
         return Size((num_classes, self.num_weights(num_features)))
 
     def initial_weights(self, num_classes: int, num_features: int) -> Tensor:
-        """Draw random weights [C, W] of about unit length per class, as an initial point of guides."""
+        """Draw W random weights for each of C classes [C, W], of about unit length, as an initial point of guides."""
         num_weights = self.num_weights(num_features)
         return torch.randn(num_classes, num_weights) * num_weights**-0.5
 
     def prototypes(self, means: Tensor) -> Tensor:
-        """Return weights [..., C, W] that classify by the nearest of the class means [..., C, D]."""
+        """Return weights that classify by the nearest of C class means of D features [..., C, D]."""
         raise NotImplementedError
 
     def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
-        """Return weights whose logits are those of w [..., T, C, W] plus a term per class [..., T, C]."""
+        """Return weights whose logits are those of the weights w plus `term`, one number per task and class."""
         raise NotImplementedError
 
     def loss_range(self, num_classes: int) -> Tensor | None:
@@ -58,13 +58,21 @@ class Head(Recorded, nn.Module):
         return None
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Compute logits [..., T, N, C] from weights w [..., T, C, W] and features x [T, N, D]."""
+        """Compute the logits of N points for C classes in T tasks.
+
+        Args:
+            w: W weights per class [..., T, C, W].
+            x: D features per point [T, N, D].
+
+        Returns:
+            Tensor [..., T, N, C].
+        """
         raise NotImplementedError
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Compute the logits [..., T, N, C], and their vector-Jacobian product with respect to w.
+        """Compute the logits of the points x under the weights w, and their vector-Jacobian product with respect to w.
 
-        The latter is a function of a cotangent [..., T, N, C]; its result has the shape of w.
+        The latter is a function of a cotangent with the shape of the logits; its result has the shape of w.
         """
         raise NotImplementedError
 
@@ -74,10 +82,10 @@ class Head(Recorded, nn.Module):
         A head overrides this method to compute fewer products of weights and features.
 
         Args:
-            loc: means of the weights [T, C, W].
+            loc: means of W weights for each of C classes of T tasks [T, C, W].
             noise: M noise vectors per task [T, G, M, W]; G is C, or 1 if they are the same for all classes.
             square: says which noise vector each class has in each draw.
-            x: features [T, N, D].
+            x: D features of N points per task [T, N, D].
 
         Returns:
             Logits [L, T, N, C].

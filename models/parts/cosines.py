@@ -23,7 +23,7 @@ def cosines(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the cosines cos(w_c, x_i), and 1 / |w_c|.
 
     Args:
-        w: weights of C classes in T tasks [..., T, C, D].
+        w: weights of C classes for D features in T tasks [..., T, C, D].
         x: N points of unit length per task [T, N, D].
 
     Returns:
@@ -39,7 +39,7 @@ def products_of_draws(loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor
     """Compute w_c . x_i for P pairs of draws w_c = loc_c +- noise_m that share noise vectors (`LatinSquare`).
 
     Args:
-        loc: means of the weights of C classes in T tasks [T, C, W].
+        loc: means of W weights for each of C classes in T tasks [T, C, W].
         noise: M noise vectors per task [T, G, M, W], with G = 1 (the same for all classes) or C.
         square: says which noise vector m each class has in each pair.
         x: N points per task [T, N, W].
@@ -57,7 +57,7 @@ def inverse_norms_of_draws(loc: Tensor, noise: Tensor, square: LatinSquare) -> T
     |w_c|^2 = |loc_c|^2 +- 2 loc_c . noise_m + |noise_m|^2. Args: as for `products_of_draws`.
 
     Returns:
-        Tensor [T, 2, P, C, 1], for both signs.
+        Tensor [T, 2, P, C, 1], for both signs, T tasks and C classes.
     """
     inner = loc @ noise[:, 0].mT if noise.shape[1] == 1 else (noise @ loc.unsqueeze(-1)).squeeze(-1)  # [T, C, M]
     even = loc.square().sum(-1, keepdim=True) + noise.square().sum(-1)

@@ -22,8 +22,8 @@ def log_density(head: Head, w: Tensor, x: Tensor) -> Tensor | None:
 
     Args:
         head: a head.
-        w: weights w_c, or (v_c, b_c), of C classes in T tasks [..., T, C, W].
-        x: features of N points per task [T, N, D].
+        w: W weights w_c, or (v_c, b_c), of each of C classes in T tasks [..., T, C, W].
+        x: D features of N points per task [T, N, D].
 
     Returns:
         Tensor [..., T, N], in nats; None for another head.

@@ -28,17 +28,22 @@ class Predictor:
     scale: float
 
     def slots(self, observed: Observed) -> Size:
-        """Return the shape of the set of weight vectors of a task: [C, L] for L vectors per class, [] for one."""
+        """Return the shape of the set of weight vectors of a task: [C, L] for C classes with L vectors, [] for one."""
         raise NotImplementedError
 
     def initial(self) -> Tensor:
-        """Return a weight vector [P] of an untrained predictor."""
+        """Return the weights of an untrained predictor, as one vector."""
         return torch.zeros(self.num_weights)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Compute logits or means [..., T, N, Y] for weights [..., T, *slots, P] and N points of T tasks [T, N, D].
+        """Compute the logits or means of N points in T tasks.
 
-        Y is the number of outputs.
+        Args:
+            w: weight vectors of P numbers [..., T, *slots, P].
+            x: D features per point [T, N, D].
+
+        Returns:
+            Tensor [..., T, N, Y] for Y outputs.
         """
         raise NotImplementedError
 
@@ -52,7 +57,7 @@ class Predictor:
         raise NotImplementedError
 
     def residual(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Compute the gradient of the inner loss, the sum of -log p(y | outputs) over points, in the outputs."""
+        """Compute the gradient of sum_i -log p(y_i | outputs_i) over points i, with respect to the outputs."""
         raise NotImplementedError
 
 
@@ -128,7 +133,7 @@ class NeuralRegression(Predictor):
         return Normal(outputs, self.noise).to_event(1)
 
     def residual(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Compute the gradient of half the squared error in the outputs.
+        """Compute the gradient of half the squared error with respect to the outputs.
 
         This loss is noise^2 * -log p(y | outputs), so its scale does not depend on the noise.
         """

@@ -9,8 +9,9 @@ from torch import Tensor
 def fold_samples(w: Tensor, x: Tensor) -> Tensor:
     """Compute the products w_c . x_i of weights of C classes [..., T, C, D] and N points [T, N, D] of T tasks.
 
-    The product is class-major (w @ x^T): the query-major product is a little faster, but its gradient costs five times
-    as much. The axes of samples are merged with the class axis, so that each task is one matrix product.
+    D is the number of features. The product is class-major (w @ x^T): the query-major product is a little faster, but
+    its gradient costs five times as much. The axes of samples are merged with the class axis, so that each task is one
+    matrix product.
 
     Returns:
         Tensor [..., T, C, N].
@@ -24,7 +25,15 @@ def fold_samples(w: Tensor, x: Tensor) -> Tensor:
 
 
 def unfold_samples(cotangent: Tensor, x: Tensor) -> Tensor:
-    """Compute sum_i g_ci x_i [..., T, C, D] for cotangents g [..., T, C, N] of C classes and N points x [T, N, D]."""
+    """Compute sum_i g_ci x_i over points i for each class c.
+
+    Args:
+        cotangent: g [..., T, C, N], for C classes and N points of T tasks.
+        x: D features of the points [T, N, D].
+
+    Returns:
+        Tensor [..., T, C, D].
+    """
     return torch.bmm(cotangent, x) if cotangent.dim() == 3 else fold_samples(cotangent, x.mT)
 
 
@@ -33,7 +42,7 @@ def samples_summed(cotangent: Tensor, w: Tensor) -> Tensor:
 
     Args:
         cotangent: g [..., T, C, N], for N points, C classes and T tasks.
-        w: weights [..., T, C, D].
+        w: weights for D features [..., T, C, D].
 
     Returns:
         Tensor [T, N, D].

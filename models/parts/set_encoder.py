@@ -35,7 +35,7 @@ def lower_triangular(log_diagonal: Tensor, below: Tensor) -> Tensor:
     """Construct a Cholesky factor L [W, W] from unconstrained parameters.
 
     Args:
-        log_diagonal: logarithm of the diagonal of L [W].
+        log_diagonal: logarithm of the diagonal of L, W numbers [W].
         below: entries L_ij / L_ii below the diagonal [W, W]; other entries are ignored.
     """
     unit = below.tril(-1) + torch.eye(len(below), dtype=below.dtype, device=below.device)
@@ -61,7 +61,7 @@ class SetEncoder(nn.Module):
         self.num_weights, self.residual = num_weights, residual
 
     def start(self, x: Tensor) -> Tensor:
-        """Return loc before training [..., W] for features [..., D]; the output of a network is added to it."""
+        """Return the value of loc before training for features x; the output of a network is added to it."""
         if self.residual:
             return functional.pad(x, (0, self.num_weights - x.shape[-1]))
         return x.new_zeros(*x.shape[:-1], self.num_weights)

@@ -44,7 +44,14 @@ class Coordinates:
         self.support = functional.pad(self._factor * mask, (0, 1))
 
     def of(self, x: Tensor) -> Tensor:
-        """Compute the coordinates [T, N, M + 1] of N other points per task [T, N, D], of unit length or 0."""
+        """Compute the coordinates of other points of unit length or 0.
+
+        Args:
+            x: N points with D features of each of T tasks [T, N, D].
+
+        Returns:
+            Tensor [T, N, M + 1], for M support points.
+        """
         inner, square = x @ self._x.mT, x.square().sum(-1, keepdim=True)
         kernel = self._kernel(inner, self._whitened(inner, square)[0])
         along = torch.linalg.solve_triangular(self._factor, kernel.mT, upper=False).mT
@@ -52,9 +59,9 @@ class Coordinates:
         return torch.cat((along, left.clamp(min=0).sqrt()), -1)
 
     def _whitened(self, inner: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute lambda / l times x . (X^T X + lambda I)^-1 X^T [T, N, M], and 1 / l [T, N, 1].
+        """Compute lambda / l times x . (X^T X + lambda I)^-1 X^T [T, N, M], and 1 / l [T, N, 1], for N points x.
 
-        l is the length of x, up to the factor lambda, in the inner product x . (X^T X + lambda I)^-1 x.
+        X are the M support points of each of T tasks. l^2 is lambda x . (X^T X + lambda I)^-1 x.
         """
         solved = torch.cholesky_solve(inner.mT, self._whitening).mT
         length = (square - (solved * inner).sum(-1, keepdim=True)).clamp(min=1e-8).rsqrt()
@@ -87,7 +94,7 @@ class SupportFrame:
         self.support = replace(data, support_x=features, **none, auxiliary=data.auxiliary | {"frame": frame})
 
     def embed(self, x: Tensor) -> Tensor:
-        """Compute features [T, Q, S + 1] of Q query inputs per task [T, Q, D], for S support points."""
+        """Compute features [T, Q, S + 1] of Q query inputs of D features in T tasks [T, Q, D], for S support points."""
         x = self._unit(x)
         directed = (x != 0).any(-1, keepdim=True)
         return self._coordinates.of(functional.normalize(x - self._shrunk, dim=-1) * directed)

@@ -13,7 +13,7 @@ ONE_DIRECTION = 1e-6  # the largest 1 - cos(row, mean of rows) must exceed this;
 
 
 def refuse_other_lengths(x: Tensor) -> None:
-    """Raise a UsageError if features [N, D] do not have unit length. Rows that are zero or not finite are ignored."""
+    """Raise a UsageError if rows of x [N, D] do not have unit length; rows that are zero or not finite are ignored."""
     length = torch.linalg.vector_norm(x.detach(), dim=-1)
     length = length[length.isfinite() & (length > 0)]
     if ((length - 1).abs() > UNIT).any():
@@ -24,7 +24,7 @@ def refuse_other_lengths(x: Tensor) -> None:
 
 
 def refuse_one_direction(x: Tensor) -> None:
-    """Raise a UsageError if more than two features of unit length [N, D] all have the same direction up to rounding.
+    """Raise a UsageError if more than two rows of x [N, D], of unit length, all have one direction up to rounding.
 
     This happens if a large common offset was added to the features.
     """

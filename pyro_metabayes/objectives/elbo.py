@@ -119,7 +119,7 @@ def path_derivative_loss(model: Model, q: TorchDistribution, points: Observed, n
     Args:
         model: the model.
         q: a Gaussian, batch [T] (tasks), event [Y, W] (Y outputs with W weights each), independent over the outputs.
-        points: the tasks; their support sets are the data.
+        points: T tasks; their support sets are the data.
         noise: standard normal [L, T, Y, W], for L samples.
 
     Returns:

@@ -48,7 +48,7 @@ class MonteCarlo(Objective):
         return Terms(-total, total.detach(), None)
 
     def _log_predictive(self, site: Any) -> Tensor:
-        """Compute log (1/L) sum_l p(y | w_l) at an observed site, per query [T, Q], or per task [T] if joint."""
+        """Compute log (1/L) sum_l p(y | w_l) at an observed site for Q queries of T tasks [T, Q], or if joint [T]."""
         points = scale_and_mask(_points(site["fn"], site["value"]), mask=_of_points(site["mask"]))
         log_prob = points.sum(-1) if self.joint else points
         if self.particles > 1:

@@ -67,7 +67,7 @@ class Rejection:
 
         Args:
             labels: predicted labels [Q] of Q queries.
-            probabilities: class probabilities [Q, C] of these queries.
+            probabilities: probabilities of C classes for these queries [Q, C].
 
         Returns:
             Labels [Q], of a dtype that can hold the predicted labels and `label`.

@@ -29,17 +29,23 @@ class OpenSetScore:
 
 
 def entropy(predictions: OpenSetPredictions) -> Tensor:
-    """Compute the entropy H[p(y | x, support)] of the averaged prediction of each query [T, Q], in nats."""
+    """Compute the entropy H[p(y | x, support)] of the averaged prediction of Q queries of T tasks [T, Q], in nats."""
     return predictions.entropy
 
 
 def information(predictions: OpenSetPredictions) -> Tensor | None:
-    """Compute the mutual information I(y; w | x, support) of each query [T, Q] in nats; None for a point estimate."""
+    """Compute the mutual information I(y; w | x, support) of label and weights, for Q queries of T tasks [T, Q].
+
+    It is in nats; None for a point estimate.
+    """
     return None if predictions.is_point else predictions.information
 
 
 def minus_log_evidence(predictions: OpenSetPredictions) -> Tensor | None:
-    """Compute -log p(x | support) of each query [T, Q], in nats up to a constant; None without a feature density."""
+    """Compute -log p(x | support), in nats up to a constant, for the features x of Q queries of T tasks [T, Q].
+
+    The result is None if the model has no density of the features.
+    """
     return None if predictions.log_evidence is None else -predictions.log_evidence
 
 
@@ -51,17 +57,24 @@ OPEN_SET_SCORES = (
 
 
 def auroc_of(predictions: OpenSetPredictions, score: OpenSetScore) -> Tensor:
-    """Compute the AUROC [T] of the score for queries of unknown classes against queries of known classes, per task."""
+    """Compute the AUROC [T] of a score for T tasks: queries of unknown classes against queries of known classes."""
     return auroc(_values(predictions, score), predictions.mask, predictions.unknown)
 
 
 def fpr95_of(predictions: OpenSetPredictions, score: OpenSetScore) -> Tensor:
-    """Compute the FPR at 95% TPR [T]: the share of unknown-class queries below the threshold of `threshold`."""
+    """Compute the FPR at 95% TPR [T] of a score for T tasks.
+
+    This is the share of queries of unknown classes that are accepted by the threshold that accepts 95% of the queries
+    of known classes.
+    """
     return false_positive_rate(_values(predictions, score), predictions.mask, predictions.unknown)
 
 
 def entropy_threshold(predictions: OpenSetPredictions) -> Tensor:
-    """Compute the entropy [T] in nats that at least 95% of the queries of known classes of a task do not exceed."""
+    """Compute, for each of T tasks, the smallest entropy threshold [T] that accepts 95% of queries of known classes.
+
+    A query is accepted if its entropy in nats is at most the threshold.
+    """
     return threshold(predictions.entropy, predictions.mask)
 
 

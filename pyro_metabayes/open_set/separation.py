@@ -63,5 +63,5 @@ def false_positive_rate(scores: Tensor, known: Tensor, unknown: Tensor) -> Tenso
 
 
 def _ordered(scores: Tensor, mask: Tensor) -> Tensor:
-    """Sort the scores of the unmasked queries of each task in increasing order [T, Q]; infinities follow them."""
+    """Sort the scores of Q queries of T tasks [T, Q] in increasing order; masked queries come last, as infinity."""
     return scores.masked_fill(~mask, math.inf).sort(-1).values

@@ -78,7 +78,7 @@ class SupportSet:
         return _for(self._backbone, NAMES[1], values, self._like)
 
     def task(self, queries: Tensor) -> Observed:
-        """Return a batch of one task, with this support set and the converted query inputs [Q, *X]."""
+        """Return a batch of one task, with this support set and Q converted query inputs of shape *X [Q, *X]."""
         support = self.x if len(self.x) else queries[:0]
         x, y, query_x = (value.unsqueeze(0) for value in (support, self.y, queries))
         return Observed(support_x=x, support_y=y, query_x=query_x, num_classes=self.num_classes)

@@ -26,7 +26,7 @@ class EmbedsTasks(Protocol):
     """A backbone whose features of a point depend on the other points of its task."""
 
     def embed_tasks(self, data: Data) -> Data:
-        """Replace inputs [T, N, *X] (T tasks of N points) by features [T, N, F]; labels are not used."""
+        """Replace inputs [T, N, *X] (T tasks of N points) by F features per point [T, N, F]; labels are not used."""
 
 
 class Frame(Protocol):
@@ -39,7 +39,7 @@ class Frame(Protocol):
     support: Observed
 
     def embed(self, x: Tensor) -> Tensor:
-        """Compute features [T, Q, F] of query inputs [T, Q, *X], for T tasks of Q queries."""
+        """Compute F features [T, Q, F] of each query input [T, Q, *X], for T tasks of Q queries."""
 
 
 @runtime_checkable
@@ -58,7 +58,7 @@ class ChecksFeatures(Protocol):
         """Raise a UsageError for unsuitable features.
 
         Args:
-            x: features [N, D] of N points.
+            x: D features of each of N points [N, D].
             learned: whether a backbone with parameters computed x; such features may be constant.
         """
 
@@ -90,7 +90,7 @@ class Featured(nn.Module):
         return self
 
     def embed(self, x: Tensor) -> Tensor:
-        """Compute features [..., D] of inputs [..., *X]; uint8 images are scaled to [0, 1] first."""
+        """Compute D features [..., D] of each input of shape *X [..., *X]; uint8 images are scaled to [0, 1] first."""
         leading = x.shape[: x.dim() - len(self.input_shape)]
         return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
 
@@ -151,5 +151,5 @@ class PointwiseFrame:
 
 
 def with_queries(data: Observed, features: Tensor) -> Observed:
-    """Return the tasks with other queries: their features [T, Q, F] (T tasks, Q queries), all unmasked."""
+    """Return T tasks with other queries: F features of each of Q queries [T, Q, F], all unmasked."""
     return replace(data, query_x=features, query_mask=None)  # type: ignore[arg-type]  # None: all true

@@ -55,7 +55,7 @@ def mean_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS) ->
 
 
 def moments_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS) -> Moments:
-    """Return mean and variance in closed form if the distribution has both, else from num_samples >= 2 draws."""
+    """Return mean and variance of each weight, in closed form if it exists, else from num_samples >= 2 draws."""
     try:
         return Moments(distribution.mean, distribution.variance)
     except NotImplementedError:

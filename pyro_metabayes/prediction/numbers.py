@@ -87,7 +87,8 @@ def _from_draws(family: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Estimate mean, sd, and the ends of the INTERVAL of the predictive distribution from samples w_l of the weights.
 
     The mean is the average of E[y | x, w_l] over the samples; if that is not finite, the median of the labels below.
-    The sd and the ends are computed from labels drawn from p(y | x, w_l). `family` is p(y | x, w_l), batch [L, T, Q].
+    The sd and the ends are computed from labels drawn from p(y | x, w_l). `family` is p(y | x, w_l), batch [L, T, Q],
+    for L samples, T tasks and Q queries.
     """
     with drawing():
         y = family.sample(torch.Size((DRAWS_OF_LABELS,))).flatten(0, 1).double()

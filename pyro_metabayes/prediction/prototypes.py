@@ -40,7 +40,7 @@ class SupportFrame:
         return cls(first * second, centre / second)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Standardise the features [N, D] of N points: x / unit - centre."""
+        """Standardise D features of each of N points [N, D]: x / unit - centre."""
         with np.errstate(over="ignore", invalid="ignore"):  # the learner refuses values that are not finite
             return x / self.unit - self.centre
 

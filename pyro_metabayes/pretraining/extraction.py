@@ -21,11 +21,11 @@ Change = Callable[[Tensor], Tensor]
 def extract(
     backbone: nn.Module, inputs: Tensor | StoredRows, device: torch.device, change: Change | None = None
 ) -> Tensor:
-    """Compute the features [N, D] of N inputs [N, *X] in batches, and return them on the CPU.
+    """Compute D features of each of N inputs of shape *X in batches, and return them on the CPU [N, D].
 
     Args:
         backbone: the network, which is set to evaluation mode.
-        inputs: the inputs, in memory or in a file; bytes are scaled to [0, 1].
+        inputs: the inputs [N, *X], in memory or in a file; bytes are scaled to [0, 1].
         device: device of the network.
         change: function that is applied to each batch before the backbone; None: none.
     """

@@ -60,7 +60,7 @@ def _validation_bank(bank: Bank, per_class: int | None) -> Bank:
 
 
 def _hits(episodes: Episodes) -> Tensor:
-    """Return 1 for each query whose nearest class mean is the mean of its true class, else 0 [T, Q]."""
+    """Return, for Q queries of T tasks, 1 if the nearest class mean is that of the true class, else 0 [T, Q]."""
     members = functional.one_hot(episodes.support_y, episodes.num_classes).to(episodes.support_x.dtype)
     means = functional.normalize(members.mT @ episodes.support_x, dim=-1)
     return ((episodes.query_x @ means.mT).argmax(-1) == episodes.query_y).float()

@@ -28,7 +28,7 @@ def refuse_unequal_shards(num_tasks: int, processes: int) -> None:
     if num_tasks % processes:
         raise UsageError(
             f"expected train.tasks_per_step (in fit: batch_size) to be a multiple of the number of processes, "
-            f"{processes}, got {num_tasks}; change it, or trainer.devices"
+            f"{processes}, got {num_tasks}; change one of the two, or trainer.devices"
         )
 
 

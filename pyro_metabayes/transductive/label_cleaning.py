@@ -43,7 +43,7 @@ def initial_labelling(observed: Observed, x: Tensor) -> Labelling:
 
     Args:
         observed: T tasks of S support points and Q queries.
-        x: points of the tasks [T, S + Q, D]; only dtype and device are used.
+        x: points of the tasks, with D features [T, S + Q, D]; only dtype and device are used.
     """
     num_classes, num_queries = observed.num_classes, observed.query_x.shape[1]
     labels = one_hot(observed.support_y, num_classes).to(x.dtype)

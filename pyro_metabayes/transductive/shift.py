@@ -38,7 +38,11 @@ class ShiftedPoints:
         )
 
     def cosines(self, means: Tensor) -> Tensor:
-        """Compute the cosines of the S + Q points with class means [T, C, D]; the result is [T, S + Q, C]."""
+        """Compute the cosines of the S + Q points of T tasks with class means [T, C, D] of C classes and D features.
+
+        Returns:
+            Tensor [T, S + Q, C], for S support points and Q queries.
+        """
         return normalize(self.x, dim=-1) @ normalize(means, dim=-1).mT
 
 
@@ -50,7 +54,7 @@ def with_shift(model: Model, w: Tensor, shift: Tensor) -> Tensor:
     Args:
         model: a model whose head has a term per class.
         w: weights [T, C, W]: W numbers for each of C classes of T tasks.
-        shift: shift of the features [T, 1, D].
+        shift: shift of the D features of the tasks [T, 1, D].
 
     Returns:
         Weights [T, C, W].

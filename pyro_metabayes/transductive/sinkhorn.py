@@ -48,7 +48,10 @@ def class_term(
 
 @torch.no_grad()
 def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, start: Tensor | None) -> Tensor:
-    """Run Sinkhorn's iterations on the plan [..., T, C, Q]; add its scaling to b regularly, before it overflows."""
+    """Run Sinkhorn's iterations on the transport plans [..., T, C, Q] of T tasks, for C classes and Q queries.
+
+    The scaling of the plan is regularly added to b as a logarithm, before it overflows.
+    """
     term = logits.new_zeros(*logits.shape[:-2], 1, logits.shape[-1]) if start is None else start.detach()
     there, count = mask.unsqueeze(-1), mask.sum(-1)[:, None, None]
     columns = (count * shares).mT  # [T, C, 1]

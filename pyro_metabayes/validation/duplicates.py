@@ -90,7 +90,7 @@ def duplicates_of(keys: np.ndarray, classes: np.ndarray, splits: np.ndarray) -> 
 
 
 def row_keys(rows: np.ndarray) -> np.ndarray:
-    """Compute a hash of the bytes of each row of a contiguous array [M, N]; the result is [M].
+    """Compute a hash of the bytes of each of the M rows of a contiguous array [M, number of columns].
 
     The hash is sum_i a_i w_i + b_i v_i mod 2^64 over the 8-byte words w_i of a row, with random a_i and b_i. v_i has
     the bytes of w_i in reverse order; without v_i, differences in the high bytes would rarely change the hash. Two rows

@@ -121,7 +121,7 @@ def _check_inputs(support: Tensor, query: Tensor) -> None:
 
 
 def _check_labels(name: str, y: Tensor, shape: tuple[int, ...], num_classes: int) -> None:
-    """Check that labels of T tasks of N points are classes [T, N] of int64, or floats [T, N] or [T, N, Y]."""
+    """Check that labels are int64 classes [T, N] (T tasks of N points), or floats [T, N] or [T, N, Y] (Y per point)."""
     form = f"[{shape[0]}, {shape[1]}{'' if num_classes else ', Y'}]"
     if tuple(y.shape[:2]) != shape or y.dim() > (2 if num_classes else 3):
         raise UsageError(
