@@ -70,7 +70,7 @@ class Model(pyro_metabayes.Model):
         return (w @ x.mT).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Compute the means and their vector-Jacobian product, pullback(g)_k = sum_i g_ik x_i for output k."""
+        """Compute the means and their vector-Jacobian product for a cotangent g, pullback(g)_k = sum_i g_ik x_i."""
         return self.outputs(w, x), lambda cotangent: cotangent.mT @ x
 
     def loss_unit(self) -> Tensor | float:

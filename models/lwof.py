@@ -93,7 +93,7 @@ class Model(few_shot_classifier.Model):
         sample_at_test: whether predictions draw b too.
         learn_offset: whether an offset that is added to the logits of all base classes is learned; it starts at 0. It
             corrects a difference between the logits of class means and of classifier weights, and affects only the
-            accuracy over novel and base classes together (Both).
+            accuracy over novel and base classes together.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:

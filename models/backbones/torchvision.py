@@ -37,12 +37,11 @@ class Backbone(PretrainedNetwork):
             resnet50.IMAGENET1K_V1.
         weights: `library`: the weights of torchvision for this name, from the cache of torch. `random`: random weights,
             so that a run pretrains the network. Otherwise the path of a file.
-        size: side of the images that the network receives, in pixels; 0: that of the evaluation of its weights.
+        size: side of the images that the network receives, in pixels; 0: the size for which the weights were published.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:
-        UsageError: torchvision does not have this network, or the network has no linear layer, or there are no such
-            weights.
+        UsageError: torchvision does not have this network or these weights, or the network has no linear layer.
     """
 
     def __init__(

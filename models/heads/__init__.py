@@ -62,7 +62,8 @@ class Cosine(Head):
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
         """Compute the logits and their vector-Jacobian product with respect to w.
 
-        pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2) with n_c = |w_c| and G_c = sum_i g_ic x_i.
+        For a cotangent g, pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2) with n_c = |w_c| and
+        G_c = sum_i g_ic x_i.
         """
         cosine, inverse = cosines(w, x)
 
@@ -104,7 +105,9 @@ class CosineOffset(Cosine):
         return super().outputs(w[..., :-1], x) + self.scale * w[..., -1:].mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Compute the logits and their vector-Jacobian product: that of `Cosine`, and scale * sum_i g_ic for b_c."""
+        """Compute the logits and their vector-Jacobian product for a cotangent g: that of `Cosine`, and for b_c in addition
+        scale * sum_i g_ic.
+        """
         logits, of_cosine = super().outputs_and_pullback(w[..., :-1], x)
 
         def pullback(cotangent: Tensor) -> Tensor:
@@ -163,7 +166,10 @@ class Linear(Head):
         return (self.scale * (fold_samples(w[..., :-1], x) + w[..., -1:])).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Compute the logits and their vector-Jacobian product pullback(g)_c = scale * (sum_i g_ic x_i, sum_i g_ic)."""
+        """Compute the logits and their vector-Jacobian product.
+
+        For a cotangent g, pullback(g)_c = scale * (sum_i g_ic x_i, sum_i g_ic).
+        """
 
         def pullback(cotangent: Tensor) -> Tensor:
             g = cotangent.mT

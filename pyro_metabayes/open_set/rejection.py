@@ -18,7 +18,7 @@ KINDS = {"text": "U", "a number": "iufb"}  # kinds of numpy's dtypes
 
 @dataclass(frozen=True)
 class Rejection:
-    """Rule that replaces the predicted label of a query by `label` if its entropy H[p(y | x, support)] > above.
+    """Rule that replaces the predicted label of a query by `label` if the entropy of its prediction is > `above`.
 
     Args:
         above: largest entropy of an accepted prediction, in nats.

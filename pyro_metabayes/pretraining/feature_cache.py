@@ -73,7 +73,7 @@ def _cache_features(
         checkpoint.save(path, _features(backbone, bank, settings, device))
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted before all features of {name} were computed; its weights are kept: the same command continues"
+            f"interrupted before all features of {name} were computed; the weights are kept: the same command continues"
         ) from None
 
 

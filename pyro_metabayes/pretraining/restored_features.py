@@ -24,7 +24,7 @@ def features_under(
 ) -> Bank:
     """Return the bank (dataset of classes) with the features of a backbone with its current weights, without training.
 
-    If the weights are those of a cached pretraining on this bank, its cached features are reused. Otherwise features
+    If the weights are those of a cached pretraining on this bank, the cached features are reused. Otherwise features
     are cached under a hash of the weights, the settings and the bank.
 
     Args:

@@ -125,7 +125,7 @@ def rate_of(name: str, keys: Iterable[str]) -> str:
 
 
 def _refuse_unknown(names: set[str], learner: nn.Module) -> None:
-    """Raise a UsageError if a key of train.learning_rates starts with the name of no module of the learner."""
+    """Raise a UsageError unless every key of train.learning_rates starts with the name of a module of the learner."""
     available = ", ".join(name for name, parameter in learner.named_parameters() if parameter.requires_grad)
     for name in sorted(names):
         if name.partition(".")[0] not in dict(learner.named_children()):
@@ -161,8 +161,8 @@ def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, set
 def step_unless(nonfinite: Tensor, optimizer: Optimizer) -> None:
     """Take a step of the optimiser, and undo it if `nonfinite` is true.
 
-    Parameters, moments and step counts are restored on the device, without host synchronisation. Only for Adam on a
-    device that is not in `CAPTURABLE` the host reads the flag, since the step count of Adam is on the host.
+    Parameters, moments and step counts are restored on the device, without host synchronisation. (Exception: for Adam on
+    a device that is not in `CAPTURABLE`, the host reads the flag, since the step count of Adam is on the host.)
 
     Args:
         nonfinite: boolean tensor [], whether the loss or a gradient of this step is not finite.
