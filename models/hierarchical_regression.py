@@ -81,7 +81,7 @@ class Model(LinearRegression):
         return super().outputs(w, own) + shared
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Compute the means and their vector-Jacobian product for w and a cotangent g, pullback(g)_k = sum_i g_ik z_i."""
+        """Compute the means and their vector-Jacobian product for a cotangent g, pullback(g)_k = sum_i g_ik z_i."""
         return self.outputs(w, x), lambda cotangent: cotangent.mT @ self._parts(x)[0]
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:

@@ -105,8 +105,9 @@ class CosineOffset(Cosine):
         return super().outputs(w[..., :-1], x) + self.scale * w[..., -1:].mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Compute the logits and their vector-Jacobian product for a cotangent g: that of `Cosine`, and for b_c in addition
-        scale * sum_i g_ic.
+        """Compute the logits and their vector-Jacobian product.
+
+        For a cotangent g, the latter is that of `Cosine` for v_c, and scale * sum_i g_ic for b_c.
         """
         logits, of_cosine = super().outputs_and_pullback(w[..., :-1], x)
 

@@ -81,7 +81,7 @@ class LinearClassifier(Predictor):
         return fold_samples(w.mean(-2), x).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Compute the logits and their vector-Jacobian product for a cotangent g, pullback(g)_cl = sum_i g_ic x_i / L."""
+        """Compute logits and their vector-Jacobian product for a cotangent g, pullback(g)_cl = sum_i g_ic x_i / L."""
 
         def pullback(cotangent: Tensor) -> Tensor:
             of_class = unfold_samples(cotangent.mT, x) / self.copies

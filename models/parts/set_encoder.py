@@ -19,7 +19,7 @@ def elu_network(num_inputs: int, num_hidden: int, num_outputs: int, start: float
         num_inputs: input width.
         num_hidden: width of both hidden layers; 0 for one linear map.
         num_outputs: output width.
-        start: constant output before training; None for a random one.
+        start: constant output before training; None: random initial weights.
     """
     last = nn.Linear(num_hidden or num_inputs, num_outputs)
     if start is not None:

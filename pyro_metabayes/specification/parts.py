@@ -7,7 +7,7 @@ arguments that several parts share:
     num_classes     number of classes per task
     particles       number of samples of the weights w per task in the loss
     num_targets     size of one label of a regression; 0: labels are classes
-    num_weights     number of weights per class, if it follows neither from the features nor from the head
+    num_weights     number of weights per class, if neither the number of features nor the head determines it
     and the counts that the source of tasks provides (its `context`)
 
 No setting of a part may have the name of a shared argument.

@@ -125,7 +125,7 @@ def rate_of(name: str, keys: Iterable[str]) -> str:
 
 
 def _refuse_unknown(names: set[str], learner: nn.Module) -> None:
-    """Raise a UsageError unless every key of train.learning_rates starts with the name of a module of the learner."""
+    """Raise a UsageError unless each key of train.learning_rates starts with the name of a module of the learner."""
     available = ", ".join(name for name, parameter in learner.named_parameters() if parameter.requires_grad)
     for name in sorted(names):
         if name.partition(".")[0] not in dict(learner.named_children()):

@@ -25,7 +25,7 @@ class RunState:
 
     Attributes:
         step: number of steps taken.
-        seconds: training time so far.
+        seconds: training time so far, in seconds.
         best: weights and specification of the learner with the smallest validation NLL so far (`portable`).
         best_nll: validation NLL of that learner, in nats per query.
         skipped_steps: number of skipped steps, as a scalar tensor on the device.
