@@ -1,4 +1,4 @@
-"""The few-shot classifier: the latent of a task holds the weights of its classes."""
+"""The few-shot classifier, whose latent variable are the weights of the classes of a task."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):
-    """p(y_i = c | x_i, w) = softmax_c(head(w, x_i)), w [C, W] from the prior.
+    """Classifier p(y_i = c | x_i, w) = softmax_c(head(w, x_i)) with latent weights w [C, W], W for each of C classes.
 
     Args:
-        head: logits from weights and features; W is D for the cosine head and D + 1 for the linear one.
+        head: computes logits from weights and D features; W is D for the cosine head and D + 1 for the linear head.
         prior: any prior over weights [C, W].
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
     """
@@ -46,48 +46,58 @@ class Model(pyro_metabayes.Model):
         return Categorical(logits=outputs)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Logits [..., T, N, C]."""
+        """Compute the logits of C classes for N points of T tasks [..., T, N, C]."""
         return self.head.outputs(w, x)
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return self.head.outputs_and_pullback(w, x)
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-        """Logits [L, T, N, C] (`pyro_metabayes/likelihoods/draws.py`, DrawsOutputs)."""
+        """Compute the logits under several draws of w that share noise vectors; see `Head.outputs_of_draws`."""
         return self.head.outputs_of_draws(loc, noise, square, x)
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        """Random weights [C, W]."""
+        """Draw W random weights for each of C classes [C, W], as an initial point of guides."""
         return self.head.initial_weights(num_classes, num_features)
 
     def of_classifier(self, weights: Tensor) -> Tensor:
-        """Weights [C, W] with which the head predicts like a cosine classifier with weights [C, D]."""
+        """Convert the weights of a cosine classifier to weights of the head that predict the same classes.
+
+        Args:
+            weights: weights of C classes for D features [C, D].
+
+        Returns:
+            Tensor [C, W], W weights per class.
+        """
         return self.head.prototypes(functional.normalize(weights, dim=-1))
 
     def loss_range(self, observed: Observed) -> Tensor | None:
-        """Bound on the range (largest minus smallest) of the cross-entropy of one point, in nats; None if unknown."""
+        """Return a bound on the largest minus the smallest cross-entropy of a point, in nats; None if unknown."""
         return self.head.loss_range(observed.num_classes) if self.canonical else None
 
     def log_density(self, w: Tensor, x: Tensor) -> Tensor | None:
-        """log p(x_i | w) [..., T, N] (`parts/feature_density.py`); None if a derived class predicts in another way."""
+        """Compute the log density log p(x_i | w) of N features in T tasks [..., T, N] (`parts/feature_density.py`).
+
+        The result is None if the head has no such density, or a derived class overrides outputs or likelihood.
+        """
         derived, own = ((part.outputs, part.likelihood_of, part.likelihood) for part in (type(self), Model))
         return log_density(self.head, w, x) if derived == own else None
 
     def prototypes(self, observed: Observed) -> Tensor:
-        """Weights [T, C, W] that classify by the nearest class mean.
+        """Return weights of T tasks [T, C, W], W for each of C classes, that classify by the nearest class mean.
 
         Raises:
             UsageError: the tasks have no support points.
         """
         if not observed.support_x.shape[1]:
             raise UsageError(
-                "expected a labelled support set for this guide, got task.shot=0; take one that needs none, such as "
-                "guide=sib_rotation or guide=mean_field"
+                "expected a labelled support set for this guide, got task.shot=0; set a guide that needs no support "
+                "set, such as guide=sib_rotation or guide=mean_field"
             )
         return self.at_means(class_means(observed))
 
     def at_means(self, means: Tensor) -> Tensor:
-        """Weights [..., C, W] that classify by the nearest of the class means [..., C, D]."""
+        """Return weights that classify by the nearest of C class means of D features [..., C, D]."""
         return self.head.prototypes(means)
 
     @property
@@ -95,5 +105,5 @@ class Model(pyro_metabayes.Model):
         return self.head.has_class_term
 
     def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
-        """Weights whose logits are those of w [..., T, C, W] plus term [..., T, C]."""
+        """Return weights whose logits are those of the weights w plus `term`, one number per task and class."""
         return self.head.with_class_term(w, term)

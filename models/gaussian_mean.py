@@ -1,4 +1,4 @@
-"""The mean of a Gaussian: the smallest model in which the collapse of a prior can be studied."""
+"""Estimation of the mean of a Gaussian, the smallest model in which the collapse of a prior can be studied."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(LinearRegression):
-    """w ~ N(m, s^2) and y_i | w ~ N(w, noise^2) in each of Y dimensions; w [Y, 1]. For n points of mean ybar
+    """Gaussian with unknown mean: w ~ N(m, s^2) and y_i | w ~ N(w, noise^2) in each of Y dimensions, w [Y, 1].
+
+    The posterior given n labels with the mean ybar is
 
         p(w | y) = N((m / s^2 + n ybar / noise^2) v, v),    1 / v = 1 / s^2 + n / noise^2.
 
@@ -22,8 +24,8 @@ class Model(LinearRegression):
 
     Args:
         prior: a Gaussian prior N(m, s^2).
-        num_targets: Y.
-        num_features: D; must be 1.
+        num_targets: Y, the number of values in one label.
+        num_features: number of features; must be 1.
         noise: standard deviation of the label noise, fixed.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
@@ -38,19 +40,22 @@ class Model(LinearRegression):
         if num_features != 1:
             raise UsageError(
                 f"expected data.num_features=1 for model=gaussian_mean, the mean of a Gaussian, got {num_features}; "
-                "take data=linear_regression with its own model"
+                "set data=linear_regression with its own model"
             )
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Means [..., T, N, Y]: w for every x."""
+        """Return the means of N labels of Y values in T tasks [..., T, N, Y]: w for every input x."""
         return w.mT.expand(*w.shape[:-2], x.shape[-2], w.shape[-2])
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of the regression on a constant: the mean is the same for every x."""
+        """Return inputs and labels of the equivalent regression on a constant; the inputs are replaced by 1."""
         return torch.ones_like(x), y
 
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
-        """p(w | support), or p(w | support, query) for pooled episodes: diagonal, batch [T], event [Y, 1]."""
+        """Compute the posterior p(w | support) of T tasks, or p(w | support, query) for `episodes.pooled()`.
+
+        It is a diagonal Gaussian: batch [T], event [Y, 1] for labels of Y values.
+        """
         prior = self._unconditional(observed)
         before = precision_of(prior).squeeze(-1)  # [T, Y, 1]
         mask = observed.support_mask.unsqueeze(-1).to(observed.support_y.dtype)
@@ -60,10 +65,11 @@ class Model(LinearRegression):
         return Normal(loc, precision.rsqrt()).to_event(2)
 
     def log_evidence(self, episodes: Episodes) -> Tensor:
-        """log p(y_query | support) [T] in nats: a Gaussian with covariance v 1 1^T + noise^2 I in each dimension.
+        """Compute log p(y_query | support) of T tasks [T] in nats.
 
-        v is the variance of p(w | support). r_i are the differences between the M query labels and its mean. The
-        determinant is noise^(2 M) (1 + M v / noise^2). The quadratic form is
+        In each dimension this is a Gaussian density with covariance v 1 1^T + noise^2 I, where v is the variance of
+        p(w | support). r_i are the differences between the M query labels and the mean of p(w | support). The
+        determinant of the covariance is noise^(2 M) (1 + M v / noise^2). The quadratic form is
         (sum r_i^2 - v (sum r_i)^2 / (noise^2 + M v)) / noise^2.
         """
         given_support = self.exact_posterior(episodes.observed())

@@ -1,4 +1,4 @@
-"""Generalised linear regression in groups, for binary labels or counts, with group effects and shared effects."""
+"""Generalised linear mixed model for binary labels or counts, with group effects and shared effects."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ LARGEST = 15.0  # upper bound on the log rate: larger values overflow in single 
 
 
 class Model(SameOutputs):
-    """p(y_i | x_i, w) = Bernoulli(sigmoid(eta_i)) or Poisson(exp(eta_i)), eta_i = w z_i + beta v_i, x_i = (z_i, v_i).
+    """Generalised linear mixed model: y_i ~ Bernoulli(sigmoid(eta_i)) or Poisson(exp(eta_i)), eta_i = w z_i + beta v_i.
 
-    A generalised linear mixed model: w [Y, R] are the effects of a group, with a learned prior; beta [Y,
-    D - R] is shared. With `row_offsets` the last feature is an offset, whose weight is 1: of counts the logarithm of
-    the exposure.
+    The features are x_i = (z_i, v_i). w [Y, R] are the effects of a group, with a learned prior. beta [Y, D - R] are
+    learned effects that all groups share. With `row_offsets`, the last feature is an offset that is added to eta_i; for
+    counts it is usually the logarithm of the exposure.
 
     Args:
         prior: prior over w.
-        num_targets: Y.
-        num_features: D.
-        num_weights: R, the number of leading features whose effects vary by group.
-        family: "bernoulli", labels 0 and 1, or "poisson", counts.
+        num_targets: Y, the number of values in one label.
+        num_features: D, the number of features.
+        num_weights: R, the number of leading features z_i whose effects vary by group.
+        family: "bernoulli" for labels 0 and 1, or "poisson" for counts.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
-        row_offsets: 1 if rows have an offset, else 0.
+        row_offsets: 1 if data points have an offset, else 0.
 
     Raises:
-        UsageError: the labels are classes, or family is neither of the two.
+        UsageError: the labels are classes, or `family` has another value.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class Model(SameOutputs):
 
     @property
     def beta(self) -> Tensor:
-        """Weights [Y, D - R] that all groups share."""
+        """Effects that all groups share, of each of the non-group features on each of Y values of a label."""
         return self.predictor.beta
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """eta [..., T, N, Y]."""
+        """Compute the linear predictors eta of N labels of Y values in T groups [..., T, N, Y]."""
         if not self.has_offset:
             return super().outputs(w, x)
         return super().outputs(w, x[..., :-1]) + x[..., -1:]

@@ -1,4 +1,4 @@
-"""Linear regression in groups: effects that vary by group and effects that all groups share."""
+"""Linear mixed model: linear regression in groups, with effects that vary by group and effects that groups share."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ STARTS = ("closed_form", "given")
 
 
 class Model(LinearRegression):
-    """p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 I), x_i = (z_i, v_i): a linear mixed model.
+    """Linear mixed model p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 I) with features x_i = (z_i, v_i).
 
-    w [Y, R] are the effects of a group, with a learned prior: partial pooling. beta [Y, D - R] and noise are learned
-    too. Training maximises the marginal likelihood if the ELBO is tight. The model is conjugate to a Gaussian prior.
+    w [Y, R] are the effects of a group, with a learned prior (partial pooling). The effects beta [Y, D - R] and the
+    noise are the same in all groups and learned. Training maximises the marginal likelihood if the ELBO is tight. With
+    a Gaussian prior, posterior and evidence have closed forms.
 
-    With `row_weights` the last feature is r_i, the root of the weight of a row, and p(y_i | x_i, w) = N(w z_i + beta
-    v_i, noise^2 / r_i^2 I), as in lme4: r_i y_i has the noise of the model and the inputs r_i z_i, r_i v_i.
+    If data points have weights (`row_weights`), the last feature is r_i, the square root of the weight, and
+    p(y_i | x_i, w) = N(w z_i + beta v_i, noise^2 / r_i^2 I), as in lme4.
 
     Args:
         prior: prior over the effects of a group.
-        num_targets: Y.
-        num_features: D.
+        num_targets: Y, the number of values in one label.
+        num_features: D, the number of features.
         num_weights: R, the number of leading features z_i whose effects vary by group.
         noise: standard deviation of the label noise; the initial value if it is learned.
         learn_noise: whether noise is learned.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
-        start: initial values of prior, beta and noise for groups of points. "closed_form": the maximum-likelihood
+        start: initial values of prior, beta and noise for data in groups. "closed_form": the maximum-likelihood
             estimates. "given": the settings of the prior, beta = 0 and `noise`.
-        row_weights: 1 if rows have weights, else 0.
+        row_weights: 1 if data points have weights, else 0.
     """
 
     canonical = True
@@ -66,7 +67,7 @@ class Model(LinearRegression):
         return self.log_noise.exp()
 
     def start_at_estimates(self, estimates: MixedEffects) -> None:
-        """Set prior, beta and noise to their maximum-likelihood estimates, before training."""
+        """Set prior, beta and noise to maximum-likelihood estimates; this is called before training."""
         num_own, noise = self._shape[-1], estimates.noise
         least = LEAST_VARIANCE * noise**2 * torch.eye(num_own, dtype=noise.dtype)
         self.prior_over_weights.start_at_moments(estimates.coefficients[:num_own], estimates.covariance + least)
@@ -75,12 +76,12 @@ class Model(LinearRegression):
             self.log_noise.data.copy_(noise.log())
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Means [..., T, N, Y]."""
+        """Compute the means w z_i + beta v_i of N labels of Y values in T groups [..., T, N, Y]."""
         own, shared = self._parts(x)
         return super().outputs(w, own) + shared
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The means and their pullback, pullback(g)_k = sum_i g_ik z_i."""
+        """Compute the means and their vector-Jacobian product for a cotangent g, pullback(g)_k = sum_i g_ik z_i."""
         return self.outputs(w, x), lambda cotangent: cotangent.mT @ self._parts(x)[0]
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
@@ -91,8 +92,8 @@ class Model(LinearRegression):
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
         if self.weighted:
             raise UsageError(
-                "expected a guide that reads the weights of rows (data.weights), got one that descends on the outputs "
-                "alone; take guide=partial_pooling, guide=exact or guide=savi"
+                "expected a guide that uses the weights of data points (data.weights), got one that uses only the "
+                "outputs of the model; set guide=partial_pooling, guide=exact or guide=savi"
             )
         return super().likelihood_of(outputs)
 
@@ -111,7 +112,10 @@ class Model(LinearRegression):
         return log_density + self._shape[0] * root.log().sum(-1)  # of y, not of r y
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs r z and labels r (y - beta v) of the regression on w alone; r = 1 without weights."""
+        """Return inputs r z and labels r (y - beta v) of an equivalent regression that depends only on w.
+
+        r is the square root of the weight of a data point, 1 without weights.
+        """
         own, shared = self._parts(x)
         if not self.weighted:
             return own, y - shared
@@ -119,11 +123,11 @@ class Model(LinearRegression):
         return root * own, root * (y - shared)
 
     def root_weight(self, x: Tensor) -> Tensor:
-        """r [..., N, 1] of inputs with weights; 1 where it is 0, in masked rows."""
+        """Return r, the square root of the weight of each of N data points [..., N, 1]; 1 for masked points (r = 0)."""
         root = x[..., -1:]
         return torch.where(root > 0, root, 1.0)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """z [..., N, R] of inputs x [..., N, D], and the contribution beta v of the other features [..., N, Y]."""
+        """Split the features x_i = (z_i, v_i); return z, whose effects vary by group, and the contribution beta v."""
         num_own, num_shared = self._shape[-1], self.beta.shape[-1]
         return x[..., :num_own], x[..., num_own : num_own + num_shared] @ self.beta.mT

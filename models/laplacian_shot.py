@@ -1,4 +1,4 @@
-"""A few-shot classifier that favours equal predictions for neighbouring queries: LaplacianShot's Laplacian term.
+"""A few-shot classifier with LaplacianShot's Laplacian term, which favours equal predictions for neighbouring queries.
 
 Ziko et al., "Laplacian Regularized Few-Shot Learning", ICML 2020 (arXiv 2006.15486).
 """
@@ -17,22 +17,24 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(few_shot_classifier.Model):
-    """p(y_i = c | x_i, w, x_query) = softmax_c(head(w, x_i) + smoothness * sum_{j in neighbours of i} z_jc).
+    """Classifier that adds to the logits of a point the soft assignments z_j of its neighbouring queries j:
 
-    z_j [C] is the soft assignment of the unlabelled query j to the classes. It starts at softmax(head(w, x_j)) and is
-    refined by the bound updates (eq. 9 and 10)
+        p(y_i = c | x_i, w, x_query) = softmax_c(head(w, x_i) + smoothness * sum_{j in neighbours of i} z_jc).
+
+    z_j has one probability per class. It starts at softmax(head(w, x_j)) and is refined by the bound updates of the
+    paper (eq. 9 and 10),
 
         z_j <- softmax(head(w, x_j) + smoothness * sum_{l in neighbours of j} z_l).
 
-    Neighbours of a point are the unmasked queries nearest to it by the Euclidean distance, itself excluded. The inner
-    loop of a guide uses the logits of the head alone. The model also works with guides other than laplacian_shot.
+    The neighbours of a point are the unmasked queries with the smallest Euclidean distance > 0. The inner loop of a
+    guide uses the logits of the head alone. The model also works with guides other than laplacian_shot.
 
     Args:
-        head: as in few_shot_classifier.
-        prior: as in few_shot_classifier.
+        head: computes logits from weights and features.
+        prior: any prior over the weights w of the classes.
         smoothness: initial value of the paper's lambda, which is learned.
         num_neighbours: number of neighbours of a point; there are more if further queries are at the same distance.
-        num_updates: number of bound updates, of which the prediction is the last.
+        num_updates: number of bound updates; the last update is the prediction.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
@@ -53,13 +55,13 @@ class Model(few_shot_classifier.Model):
             got = f"{smoothness}, {num_neighbours} and {num_updates}"
             raise UsageError(
                 f"expected model.smoothness > 0, num_neighbours >= 1 and num_updates >= 1, got {got}; "
-                "take model=few_shot_classifier for predictions without neighbours"
+                "set model=few_shot_classifier for predictions without neighbours"
             )
         self.num_neighbours, self.num_updates = num_neighbours, num_updates
         self.log_smoothness = nn.Parameter(torch.tensor(smoothness).log())
 
     def loss_range(self, observed: Observed) -> None:
-        """None: the loss is unbounded. It grows with the neighbours, and all queries at equal distances count."""
+        """Return None: the loss is unbounded, since queries at equal distances are all neighbours."""
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
         logits, queries = self.outputs(w, x), self.outputs(w, observed.query_x)
@@ -73,7 +75,10 @@ class Model(few_shot_classifier.Model):
 
     @torch.no_grad()
     def _neighbours(self, x: Tensor, observed: Observed) -> Tensor:
-        """1 where a query is a neighbour of a point, else 0 [T, N, Q]; a query at distance 0 does not count."""
+        """Return 1 where one of Q queries is a neighbour of one of N points, else 0 [T, N, Q], for T tasks.
+
+        Queries at distance 0 are not neighbours, so a query is not its own neighbour.
+        """
         exact = "donot_use_mm_for_euclid_dist"  # so that the distance of a point to itself is 0
         distance = torch.cdist(x, observed.query_x, compute_mode=exact)
         other = (distance > 0) & observed.query_mask.unsqueeze(-2)

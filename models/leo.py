@@ -1,4 +1,4 @@
-"""LEO's model: gradient steps on a low-dimensional latent, which a decoder maps to the weights of a task.
+"""LEO's model: gradient steps on a low-dimensional latent code, which a decoder maps to the weights of a task.
 
 Rusu et al., "Meta-Learning with Latent Embedding Optimization", ICLR 2019 (arXiv 1807.05960), and its released code.
 """
@@ -22,24 +22,23 @@ from pyro_metabayes.seeding import task_dropout, task_noise
 
 
 class Model(pyro_metabayes.Model):
-    """p(z) = N(0, I), and p(y | x, z, support) = p(y | f(x; w)), with weights w that adapt to the support set:
+    """Model with a latent code z ~ N(0, I) and a predictor f(x; w) whose weights w adapt to the support set:
 
         w = mu(z) + sigma(z) eps,   z <- z - alpha * d/dz loss(w)     num_steps times; w is decoded again after each
         w <- w - rho * d/dw loss(w)                                   finetune_steps times, from the last w
 
-    f is the predictor, (mu, sigma) the decoder. loss is the sum over support points of -log p(y_i | x_i), or in a
-    regression of half the squared error. alpha [Z] and rho [P] are learned. The outer gradient flows through all steps.
+    (mu, sigma) is the decoder. loss is the sum over support points of -log p(y_i | x_i), or in a regression of half the
+    squared error. The step sizes alpha [Z] and rho [P] are learned. The outer gradient flows through all steps. For
+    classes f is linear. In a regression one code z gives all P weights of a network with two hidden layers.
 
-    The latent of the site "w" is z before any step. The steps are part of the likelihood, so that the ELBO bounds
-    log p(y_query | x_query, support) without a Jacobian. eps is noise of the model without a prior term. In training
-    (called with Episodes) it is drawn at each decoding; in predictions it is 0 by default. sigma is a softplus, since
+    The latent site "w" is z before any step. The steps are part of the likelihood, so that the ELBO bounds
+    log p(y_query | x_query, support) without a Jacobian. eps ~ N(0, I) is noise of the model, which is drawn at each
+    decoding in training (called with Episodes), and 0 in predictions by default. sigma is a softplus, since
     max(exp(s) - 1 + scale, 1e-10) of the released code has no gradient where it is clamped.
 
-    For classes f is linear. In a regression one z gives all weights of a network with two hidden layers.
-
     Args:
-        num_latents: Z, the size of one z.
-        copies: number of z per class; the released code has one per shot.
+        num_latents: Z, the size of one code z.
+        copies: number of codes z per class; the released code has one per shot.
         num_hidden: width of the two hidden layers of the decoder; 0 for a linear map.
         width: width of the two hidden layers of f in a regression.
         noise: standard deviation of the label noise in a regression.
@@ -47,8 +46,8 @@ class Model(pyro_metabayes.Model):
         step_size: alpha before training.
         finetune_steps: number of steps in w.
         finetune_step_size: rho before training.
-        inner_clip: bound on each entry of an inner gradient; 0 for none, as released.
-        dropout: rate at which input features are dropped in training; each inner step and the queries draw their own.
+        inner_clip: bound on each entry of an inner gradient; 0 for none, as in the released code.
+        dropout: dropout rate of input features in training; each inner step and the queries draw their own mask.
         sample_at_test: whether predictions sample eps, and z from the guide.
         orthogonality: weight of the penalty on correlated latent dimensions, in nats per task.
         l2: weight of the penalties on the matrices of decoder and encoder, in nats per task.
@@ -118,16 +117,33 @@ class Model(pyro_metabayes.Model):
         return Normal(zero, 1.0).to_event(len(shape))
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
-        """p(y | x, z^0 = w, support)."""
+        """Return p(y | x, z, support) at points x, after the adaptation that starts at the code z = w."""
         _, weights = self.adapt(w, observed)
         return self.predictor.likelihood(self.predictor.outputs(weights, self.dropped(x, observed)))
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Logits or means [..., T, N, Y] with the weights mu(w), before any adaptation."""
+        """Compute the logits or means with the decoded weights mu(w), without adaptation to the support set.
+
+        Args:
+            w: codes z of T tasks.
+            x: D features of N points per task [T, N, D].
+
+        Returns:
+            Tensor [..., T, N, Y], for Y classes or values in a label.
+        """
         return self.predictor.outputs(self.decode(w, None), x)
 
     def adapt(self, z: Tensor, observed: Observed) -> tuple[Tensor, Tensor]:
-        """The last z [..., T, *slots, Z] and the weights after fine-tuning [..., T, *slots, P], from z^0 = z."""
+        """Adapt the codes z to the support sets; return the last codes, and the weights after fine-tuning.
+
+        Args:
+            z: initial codes of Z numbers [..., T, *slots, Z], with slots = [C, copies] for C classes, [] in a
+                regression.
+            observed: T tasks.
+
+        Returns:
+            Codes [..., T, *slots, Z], and vectors of P weights [..., T, *slots, P].
+        """
         noise = self._noise(z, observed)
         for _ in range(self.num_steps):
             w, pullback = vjp(partial(self.decode, noise=noise), z)[:2]
@@ -139,7 +155,7 @@ class Model(pyro_metabayes.Model):
         return z, w
 
     def decode(self, z: Tensor, noise: Tensor | None) -> Tensor:
-        """w = mu(z) + sigma(z) noise [..., P]; mu(z) if noise is None."""
+        """Decode codes z to weights mu(z) + sigma(z) noise, or mu(z) if noise is None; mu and sigma are a network."""
         mean, raw = self.decoder(z).chunk(2, dim=-1)
         return mean if noise is None else mean + positive(raw, self.predictor.scale) * noise
 
@@ -150,11 +166,11 @@ class Model(pyro_metabayes.Model):
         return task_noise(shape, z, task_dim=-1 - len(self.event_shape(observed)))
 
     def dropped(self, x: Tensor, observed: Observed) -> Tensor:
-        """The inputs [T, N, D], with dropout in training."""
+        """Apply dropout to the features x if `observed` is an Episodes, as in training."""
         return task_dropout(x, self.dropout) if self.dropout and isinstance(observed, Episodes) else x
 
     def _loss_gradient(self, w: Tensor, observed: Observed) -> Tensor:
-        """d loss / dw over the unmasked support points, for each sample and task separately."""
+        """Compute d loss / dw over the unmasked support points, for each sample and task separately."""
         x = self.dropped(observed.support_x, observed)
         outputs, pullback = self.predictor.outputs_and_pullback(w, x)
         return pullback(self.predictor.residual(outputs, observed.support_y) * observed.support_mask.unsqueeze(-1))
@@ -163,9 +179,9 @@ class Model(pyro_metabayes.Model):
         return gradient.clamp(-self.inner_clip, self.inner_clip) if self.inner_clip else gradient
 
     def regulariser(self, episodes: Episodes) -> dict[str, Tensor]:
-        """Penalties [T] in nats: orthogonality * mean((C - I)^2) and l2 * |matrices of the decoder|^2 / 2.
+        """Compute the penalties [T] of T tasks in nats: orthogonality * mean((C - I)^2), l2 * |decoder matrices|^2 / 2.
 
-        C holds the cosines between latent dimensions in the first matrix of the decoder.
+        C is the matrix of cosines between the columns of the first decoder matrix, one column per latent dimension.
         """
         terms = {
             "orthogonality": self.orthogonality * correlation_penalty(next(self.decoder.parameters())),
@@ -175,6 +191,6 @@ class Model(pyro_metabayes.Model):
 
 
 def correlation_penalty(weight: Tensor) -> Tensor:
-    """mean((C - I)^2), C [Z, Z] the cosines between the columns of weight [outputs, Z]."""
+    """Compute mean((C - I)^2) for the matrix C of cosines between the columns of the matrix `weight`."""
     columns = functional.normalize(weight, dim=0)
     return (columns.mT @ columns - torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)).square().mean()

@@ -1,4 +1,4 @@
-"""Bayesian linear regression, whose posterior and evidence have closed forms."""
+"""Bayesian linear regression, with closed forms of posterior and evidence."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):
-    """p(y_i | x_i, w) = N(w x_i, noise^2 I), w [Y, D], x_i [D], y_i [Y].
+    """Linear regression p(y_i | x_i, w) = N(w x_i, noise^2 I) with weights w [Y, D], features x_i [D], labels y_i [Y].
 
-    Conjugate to a Gaussian prior: exact_posterior and log_evidence are exact. A feature that is always 1 gives an
-    intercept.
+    With a Gaussian prior, exact_posterior and log_evidence are exact. A feature that is always 1 gives an intercept.
 
     Args:
         prior: prior over w.
-        num_targets: Y.
-        num_features: D.
+        num_targets: Y, the number of values in one label.
+        num_features: D, the number of features.
         noise: standard deviation of the label noise, fixed.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
@@ -41,7 +40,7 @@ class Model(pyro_metabayes.Model):
         super().__init__(observe)
         if num_targets < 1:
             raise UsageError(
-                "expected data with numeric labels for a regression, got classes; take data=sinusoid or the like"
+                "expected data with numeric labels for a regression, got classes; set for example data=sinusoid"
             )
         if noise <= 0:
             raise UsageError(f"expected model.noise > 0, got {noise}")
@@ -50,7 +49,7 @@ class Model(pyro_metabayes.Model):
 
     @property
     def noise(self) -> Tensor | float:
-        """Standard deviation of a label."""
+        """Standard deviation of the label noise."""
         return self._noise
 
     def event_shape(self, observed: Observed) -> Size:
@@ -63,22 +62,24 @@ class Model(pyro_metabayes.Model):
         return Normal(outputs, self.noise).to_event(1)
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        """Zeros [Y, D]."""
+        """Return zero weights of D features for Y values of a label [Y, D]."""
         return torch.zeros(self._shape)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Means [..., T, N, Y]."""
+        """Compute the means w x_i of N labels of Y values in T tasks [..., T, N, Y]."""
         return (w @ x.mT).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """The means and their pullback, pullback(g)_k = sum_i g_ik x_i."""
+        """Compute the means and their vector-Jacobian product for a cotangent g, pullback(g)_k = sum_i g_ik x_i."""
         return self.outputs(w, x), lambda cotangent: cotangent.mT @ x
 
     def loss_unit(self) -> Tensor | float:
         return 2 * self.noise**2
 
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
-        """p(w | support): batch [T], event [Y, D]; for pooled episodes p(w | support, query).
+        """Compute the posterior p(w | support) of T tasks: batch [T], event [Y, D] (weights of D features, Y outputs).
+
+        For `episodes.pooled()` this is p(w | support, query).
 
         Raises:
             UsageError: the prior depends on the support set or is not Gaussian, or a subclass has another likelihood.
@@ -88,33 +89,40 @@ class Model(pyro_metabayes.Model):
         return posterior_of_rows(prior, x, y, observed.support_mask, self.noise)
 
     def log_evidence(self, episodes: Episodes) -> Tensor:
-        """log p(y_query | x_query, support) [T], w integrated out, in nats."""
+        """Compute log p(y_query | x_query, support) of T tasks [T] in nats; the weights are integrated out."""
         return self.log_predictive(self.exact_posterior(episodes.observed()), episodes)
 
     def predictive(self, q: TorchDistribution, observed: Observed) -> TorchDistribution:
-        """Integral of p(y_i | x_i, w) q(w) for each query, q a Gaussian: batch [T, Q], event [Y]."""
+        """Compute the predictive distribution of each query, the integral of p(y_i | x_i, w) q(w) for a Gaussian q.
+
+        Its batch shape is [T, Q] (Q queries of T tasks), its event shape [Y] (Y values of a label).
+        """
         own = self.own_part(observed.query_x, observed.query_x.new_zeros(()))[0]
         variance = output_variance_of_rows(q, own) + self.noise**2
         return Normal(self.outputs(q.mean, observed.query_x), variance.sqrt()).to_event(1)
 
     def log_predictive(self, q: TorchDistribution, episodes: Episodes) -> Tensor:
-        """log of the integral of prod_i p(y_i | x_i, w) q(w) [T], q a Gaussian, in nats."""
+        """Compute the log of the integral of prod_i p(y_i | x_i, w) q(w) over the queries i, for a Gaussian q.
+
+        Returns:
+            Tensor [T] for T tasks, in nats.
+        """
         x, y = self.own_part(episodes.query_x, episodes.query_y)
         return log_evidence_of_rows(q, x, y, episodes.query_mask, self.noise)
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of the regression on w alone, for the closed forms."""
+        """Return inputs and labels of an equivalent regression that depends only on w, for the closed forms."""
         return x, y
 
     def _unconditional(self, observed: Observed) -> TorchDistribution:
-        """The prior before conditioning on any label."""
+        """Return the prior, after a check that it depends on no label and that the likelihood is Gaussian."""
         if not self.canonical:
             raise UsageError(
                 "expected the Gaussian likelihood of linear_regression, which has a closed form, got a model that "
-                "overrides likelihood_of; choose a guide that needs no closed form"
+                "overrides likelihood_of; use a guide that needs no closed form"
             )
         if self.prior_over_weights.conditional:
             raise UsageError(
-                "expected a prior that does not depend on the support set, got a conditional one; take prior=gaussian"
+                "expected a prior that does not depend on the support set, got a conditional one; set prior=gaussian"
             )
         return self.prior(observed)

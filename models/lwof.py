@@ -25,13 +25,15 @@ INNER = ("novel", "gated", "pooled", "all")
 
 
 class BaseClasses(Prior):
-    """p_psi(w_c) = (1/B) sum_j N(w_c; loc_j, diag(scale_j^2)), one component for each of the B base classes.
+    """Mixture prior with one component for each of B base classes (classes of the training) over weights w_c.
 
-    The weights of base class j are drawn from its component: b_j ~ N(loc_j, diag(scale_j^2)).
+        p_psi(w_c) = (1/B) sum_j N(w_c; loc_j, diag(scale_j^2)).
+
+    The weights of base class j itself are drawn from component j: b_j ~ N(loc_j, diag(scale_j^2)).
 
     Args:
-        num_base_classes: B.
-        num_weights: W.
+        num_base_classes: B, the number of base classes.
+        num_weights: number of weights per class.
         scale: standard deviation of each weight before training.
     """
 
@@ -46,12 +48,22 @@ class BaseClasses(Prior):
         return Independent(mixture.expand(Size((observed.num_tasks, event_shape[0]))), 1)
 
     def means(self, observed: Observed) -> Tensor:
-        """loc of the base classes of each task [T, B', W]: those of auxiliary["base"], or all of them."""
+        """Return the means of the weights of the base classes of each task.
+
+        auxiliary["base"] lists the B' base classes of each task; without it, all base classes belong to each task.
+
+        Returns:
+            Tensor [T, B', W] for T tasks and W weights per class.
+        """
         base = observed.auxiliary.get("base")
         return self.loc.expand(observed.num_tasks, -1, -1) if base is None else self.loc[base]
 
     def draws(self, observed: Observed, leading: Size) -> Tensor:
-        """Weights of the base classes of each task, one draw for each of the `leading` samples [..., T, B', W]."""
+        """Draw weights of the base classes of each task, with a shape `leading` of samples.
+
+        Returns:
+            Tensor [*leading, T, B', W] for T tasks, B' base classes per task and W weights per class.
+        """
         loc, scale = self.means(observed), self.log_scale.exp()
         base = observed.auxiliary.get("base")
         noise = task_noise((*leading, *loc.shape), loc, task_dim=len(leading))
@@ -59,27 +71,29 @@ class BaseClasses(Prior):
 
 
 class Model(few_shot_classifier.Model):
-    """p(y_i = c | x_i, w, b) = softmax_c(head([w; b], x_i)) over C + B classes.
+    """Classifier p(y_i = c | x_i, w, b) = softmax_c(head([w; b], x_i)) over C novel classes and B base classes.
 
-    The latent w [C, W] are the weights of the novel classes. Their prior is the mixture of BaseClasses. b [B, W] are
-    the weights of the base classes. In training (called with Episodes) the likelihood draws b from the components, for
-    each task and sample; predictions use the means. Labels are 0 to C - 1 for novel classes and C + i for base class i
-    of the task (`pyro_metabayes/data/base_novel.py`). The components start at the unit-length weights of the pretrained
-    classifier. `outputs` are the logits of the novel classes, on which inner loops adapt to the support set.
+    The latent variable w [C, W] are the weights of the novel classes, with the mixture `BaseClasses` as their prior.
+    b [B, W] are the weights of the base classes (classes of the training). In training (called with Episodes) the
+    likelihood draws b for each task and sample; predictions use the means of b. Labels are 0 to C - 1 for novel classes
+    and C + i for base class i of the task (`pyro_metabayes/data/base_novel.py`). Before training, the means of b are
+    the weights of the pretrained classifier at unit length. `outputs` are the logits of the novel classes, on which
+    inner loops adapt to the support set.
 
     Args:
-        head: a head with one row of weights per class.
+        head: a head with a weight vector per class.
         num_base_classes: B.
-        num_weights: W.
-        prior: prior=flat (for point estimates) replaces the mixture as the prior of w, not of b; any other is ignored.
+        num_weights: W, the number of weights per class.
+        prior: prior=flat (for point estimates) replaces the mixture as the prior of w, not of b; other priors are
+            ignored.
         inner: input of a synthetic-gradient network per query. `novel`: the C novel logits. `gated`: the same, and its
             output is multiplied by p(novel | x_i), so that queries of base classes have little effect. `pooled`: also
             the log-sum-exp of the base logits, the logit of "any base class". `all`: all C + B logits.
-        scale: standard deviation of each weight in the components, before training.
+        scale: standard deviation of each weight in the components of the mixture, before training.
         sample_at_test: whether predictions draw b too.
-        learn_offset: whether the offset that is added to the logits of all base classes is learned; it starts at 0. It
-            corrects a difference between the logits of prototypes and of classifier weights, and affects only the
-            score Both.
+        learn_offset: whether an offset that is added to the logits of all base classes is learned; it starts at 0. It
+            corrects a difference between the logits of class means and of classifier weights, and affects only the
+            accuracy over novel and base classes together.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
@@ -102,8 +116,8 @@ class Model(few_shot_classifier.Model):
     ) -> None:
         if num_base_classes < 1:
             raise UsageError(
-                "expected tasks with base classes for model=lwof, got none; take a bank of classes and "
-                "task.base_query > 0"
+                "expected tasks with base classes for model=lwof, got none; set task.base_query > 0, with data of "
+                "classes"
             )
         if inner not in INNER:
             raise UsageError(f"expected model.inner to be one of {', '.join(INNER)}, got '{inner}'")
@@ -126,14 +140,18 @@ class Model(few_shot_classifier.Model):
             self.register_buffer("base_offset", torch.zeros(()), persistent=False)
 
     def start_at_classes(self, weights: Tensor) -> None:
-        """Before training, move the components to the weights [B, D] of a cosine classifier of the base classes."""
+        """Set the means of the mixture components to the weights of a cosine classifier of the base classes.
+
+        Args:
+            weights: weights of B base classes for D features [B, D].
+        """
         self.prior_over_weights.loc.data.copy_(self.of_classifier(weights))
 
     def prior(self, observed: Observed) -> TorchDistribution:
         return super().prior(observed) if self.flat is None else self.flat(observed, self.event_shape(observed))
 
     def base_weights(self, observed: Observed) -> Tensor:
-        """Means of the weights of the base classes of each task [T, B', W]."""
+        """Return the means of the weights of the base classes of each task; see `BaseClasses.means`."""
         return self.prior_over_weights.means(observed)
 
     def likelihood(self, w: Tensor, x: Tensor, observed: Observed) -> TorchDistribution:
@@ -143,12 +161,12 @@ class Model(few_shot_classifier.Model):
         return self.likelihood_of(self._beside(self.head.outputs(w, x), base, x))
 
     def _beside(self, novel: Tensor, base: Tensor, x: Tensor) -> Tensor:
-        """Logits [..., T, N, C + B']: first the novel classes, then the base classes with weights `base`."""
+        """Append the logits of points x for base classes with weights `base` to their logits for the novel classes."""
         logits = self.head.outputs(base, x) + self.base_offset
         return torch.cat((novel, logits.expand(*novel.shape[:-1], logits.shape[-1])), dim=-1)
 
     def num_seen(self, num_classes: int) -> int:
-        """Input width of a synthetic-gradient network for a fixed number of classes.
+        """Return the input width of a synthetic-gradient network for a fixed number of classes.
 
         Raises:
             UsageError: `inner` is "all", whose number of logits differs between tasks.
@@ -156,12 +174,15 @@ class Model(few_shot_classifier.Model):
         if self.inner == "all":
             raise UsageError(
                 "expected guide.synthetic_gradient=equivariant for model.inner=all (a training task has fewer base "
-                "classes than a test task), got a network for a fixed number of classes; set it, or another model.inner"
+                "classes than a test task), got a network for a fixed number of classes; set one of the two settings"
             )
         return num_classes + (self.inner == "pooled")
 
     def query_view(self, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
-        """The logits that `inner` selects, at the means of the base weights, and the pullback to w."""
+        """Compute the logits of the queries that `inner` selects, and their vector-Jacobian product for w.
+
+        The weights of the base classes are at their means.
+        """
         novel, pullback = self.outputs_and_pullback(w, observed.query_x)
         if self.inner == "novel":
             return novel, pullback

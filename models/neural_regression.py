@@ -1,4 +1,4 @@
-"""Regression by a small neural network whose weights are the latent of a task."""
+"""Regression by a small neural network whose weights are the latent variable of a task."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from pyro_metabayes.prior import Prior
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b. With one matrix per task it uses bmm, since the broadcasting of matmul would slow autograd down."""
+    """Compute a @ b; for a batch of matrices by bmm, since the broadcasting of matmul would slow autograd down."""
     return torch.bmm(a, b) if a.dim() == b.dim() == 3 else a @ b
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ weight + bias. With one matrix per task it uses baddbmm."""
+    """Compute x @ weight + bias; for a batch of matrices by baddbmm."""
     return torch.baddbmm(bias, x, weight) if x.dim() == weight.dim() == 3 else x @ weight + bias
 
 
 class Network(Head):
-    """A ReLU network D -> hidden -> ... -> C; w [1, P] holds, layer by layer, a matrix [in, out] and a bias [out].
+    """Fully connected ReLU network, whose P weights and biases w [1, P] are the latent variable of a task.
 
-    w is one row, since all outputs share the hidden layers. MAML's network for sinusoids, 1-40-40-1, has P = 1761.
+    w has, layer by layer, a matrix [in, out] and a bias [out], in one row, since all outputs share the hidden layers.
+    MAML's network for sinusoids, with widths 1-40-40-1, has P = 1761.
 
     Args:
-        num_features: D.
-        num_classes: C, the number of outputs.
+        num_features: number of inputs.
+        num_classes: number of outputs.
         hidden: widths of the hidden layers.
 
     Raises:
@@ -56,20 +57,20 @@ class Network(Head):
         return Size((1, self.num_weights(num_features)))
 
     def initial_weights(self, num_classes: int, num_features: int) -> Tensor:
-        """Weights [1, P], uniform within 1 / sqrt(in) as in torch.nn.Linear."""
+        """Draw all weights, uniform within +- 1 / sqrt(inputs of the layer), as in torch.nn.Linear."""
         layers = [
             torch.empty(1, (inputs + 1) * outputs).uniform_(-1, 1) / inputs**0.5 for inputs, outputs in self._layers
         ]
         return torch.cat(layers, dim=1)
 
     def prototypes(self, means: Tensor) -> Tensor:
-        raise UsageError("expected a head with one row of weights per class, got head=network; take head=cosine")
+        raise UsageError("expected a head with a weight vector per class, got head=network; set head=cosine")
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         return self.outputs_and_pullback(w, x)[0]
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Explicit backpropagation, with products batched over tasks and samples of w."""
+        """Compute the outputs and their vector-Jacobian product by explicit backpropagation, batched over tasks."""
         layers, inputs = self._unpacked(w), []
         for i, (weight, bias) in enumerate(layers):
             inputs.append(x.relu() if i else x)
@@ -85,7 +86,7 @@ class Network(Head):
         return x, pullback
 
     def _unpacked(self, w: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The matrix [..., T, in, out] and the bias [..., T, 1, out] of each layer."""
+        """Return the matrix [..., T, in, out] and the bias [..., T, 1, out] of each layer, for T tasks."""
         parts = w.squeeze(-2).split(
             [size for inputs, outputs in self._layers for size in (inputs * outputs, outputs)], -1
         )
@@ -96,13 +97,13 @@ class Network(Head):
 
 
 class Model(pyro_metabayes.Model):
-    """p(y_i | x_i, w) = N(head(w, x_i), noise^2 I), w [1, P] all weights of a network (head=network), y_i [Y].
+    """Regression p(y_i | x_i, w) = N(f(x_i; w), noise^2 I) by a network f with P weights w [1, P] (head=network).
 
     Args:
-        head: the network.
+        head: the network f.
         prior: prior over w. The mean of a Gaussian prior starts at random weights, since at 0 the gradient is 0.
-        num_targets: Y.
-        num_features: D.
+        num_targets: number of values in one label y_i.
+        num_features: number of features of x_i.
         noise: standard deviation of the label noise; the initial value if it is learned.
         learn_noise: whether noise is learned.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
@@ -128,7 +129,7 @@ class Model(pyro_metabayes.Model):
         super().__init__(observe)
         if num_targets < 1:
             raise UsageError(
-                "expected data with numeric labels for a regression, got classes; take data=sinusoid or the like"
+                "expected data with numeric labels for a regression, got classes; set for example data=sinusoid"
             )
         if noise <= 0:
             raise UsageError(f"expected model.noise > 0, got {noise}")
@@ -158,7 +159,7 @@ class Model(pyro_metabayes.Model):
         return 2 * (2 * self.log_noise).exp()
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Means [..., T, N, Y]."""
+        """Compute the means of N labels of Y values in T tasks [..., T, N, Y], for weights w and inputs x."""
         return self.head.outputs(w, x)
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

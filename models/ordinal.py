@@ -15,17 +15,17 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(SameOutputs):
-    """P(y_i <= k | x_i, w) = sigmoid(c_k - w x_i), k = 0, ..., C - 2: the cumulative logit model.
+    """Cumulative logit model: P(y_i <= k | x_i, w) = sigmoid(c_k - w x_i) for labels y_i of 0 to C - 1.
 
     The latent w [1, D] is the slope of a task. All tasks share the cutpoints c_0 < ... < c_{C-2}, which are learned
-    and replace the intercept. A label is one number [T, N, 1], so that guides can use the order. (McCullagh,
-    "Regression models for ordinal data", JRSS B 1980.)
+    and replace the intercept. A label is stored as a number (labels [T, N, 1] for N points of T tasks), so that guides
+    can use the order. (McCullagh, "Regression models for ordinal data", JRSS B 1980.)
 
     Args:
         prior: prior over w.
-        num_targets: must be 1.
-        num_features: D.
-        num_levels: C.
+        num_targets: number of values in one label; must be 1.
+        num_features: D, the number of features.
+        num_levels: C, the number of different labels.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
 
     Raises:
@@ -41,14 +41,14 @@ class Model(SameOutputs):
         observe: str = "query",
     ) -> None:
         if num_levels < 2 or num_targets != 1:
-            raise UsageError("expected data with ordinal labels for model=ordinal, got other data; take data=ordinal")
+            raise UsageError("expected data with ordinal labels for model=ordinal, got other data; set data=ordinal")
         super().__init__(linear_regression.Model(prior, 1, num_features), prior, observe)
         levels = torch.arange(1, num_levels) / num_levels
         self.ordered = nn.Parameter(OrderedTransform().inv(levels.logit()))  # all levels equally probable at w = 0
 
     @property
     def cutpoints(self) -> Tensor:
-        """c_0 < ... < c_{C-2} [C - 1], on the scale of the logits."""
+        """Cutpoints c_0 < ... < c_{C-2} between C labels [C - 1], on the scale of the logits."""
         return OrderedTransform()(self.ordered)
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:

@@ -1,4 +1,4 @@
-"""PLATIPUS's model: a distribution over initialisations, which the likelihood adapts to the support set.
+"""PLATIPUS's model: a distribution over initial weights, which the likelihood adapts to the support set.
 
 Finn, Xu and Levine, "Probabilistic Model-Agnostic Meta-Learning", NeurIPS 2018 (arXiv 1806.02817).
 """
@@ -22,19 +22,20 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):
-    """theta ~ N(mu - (gamma_p / n) grad L(mu, support), sigma^2) and y | x, theta ~ p(y | x, phi), where
+    """Model with initial weights theta as the latent variable, and a likelihood p(y | x, phi) of adapted weights phi:
 
-        phi = theta after num_steps of descent on L(., support) / n,  L = -log p(y_support | x_support, .).
+        theta ~ N(mu - (gamma_p / n) grad L(mu), sigma^2),    L(.) = -log p(y_support | x_support, .),
+        phi = theta after num_steps of gradient descent on L / n.
 
-    n is the number of support points. The latent w is theta. p(y | x, phi) is that of the inner model: for numbers
-    neural_regression, for classes few_shot_classifier (the weights of the head on frozen features). mu and sigma are
-    those of prior=gaussian. `outputs` are those of w without adaptation.
+    n is the number of support points, gamma_p a learned step size; mu and sigma are the parameters of prior=gaussian.
+    p(y | x, phi) is the likelihood of an inner model: neural_regression for labels that are numbers,
+    few_shot_classifier (a head on frozen features) for classes. `outputs` uses the weights without adaptation.
 
     Args:
         head: head of the inner model.
         prior: a Gaussian prior.
-        num_targets: Y in a regression, 0 for classes.
-        num_features: D.
+        num_targets: number of values in one label of a regression, 0 for classes.
+        num_features: number of features.
         num_steps: number of steps from theta to phi.
         step_size: initial value of gamma_p and of the step size of the descent; both are learned.
         noise: standard deviation of the label noise in a regression.
@@ -76,7 +77,7 @@ class Model(pyro_metabayes.Model):
         return self.inner.event_shape(observed)
 
     def centre(self, observed: Observed) -> TorchDistribution:
-        """N(mu, sigma^2), before conditioning on any label: batch [T], event [*W]."""
+        """Return N(mu, sigma^2), the distribution of theta of T tasks before any label is used: batch [T], event *W."""
         prior = self.inner.prior(observed)
         check_gaussian(prior, "model=platipus")
         return prior
@@ -93,7 +94,14 @@ class Model(pyro_metabayes.Model):
         return self.inner.likelihood(phi, x, observed)
 
     def moved(self, w: Tensor, log_step_size: Tensor, x: Tensor, y: Tensor, mask: Tensor, num_steps: int = 1) -> Tensor:
-        """w [..., T, *W] after num_steps on the mean loss of points x [T, N, *X], y [T, N, ...] with mask [T, N]."""
+        """Take num_steps of gradient descent on the mean loss of labelled points, and return the new weights.
+
+        Args:
+            w: weights of T tasks [..., T, *W], where *W is the shape of the weights of one task.
+            log_step_size: logarithm of the step size.
+            x, y, mask: N points of each task [T, N, *X], their labels [T, N, ...] and their mask [T, N].
+            num_steps: number of steps.
+        """
         rate = rate_of_mean(self, log_step_size, mask)
         return descend(w, lambda phi: loss_gradient(self.inner, phi, x, y, mask), rate, num_steps)
 

@@ -1,4 +1,4 @@
-"""Priors over the weights of a task, called with an Observed and the shape [C, W] of the weights of one task."""
+"""Priors over the weights of a task; a call takes the tasks and the shape [C, W]: W weights for each of C classes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from pyro_metabayes.prior import Prior
 
 
 class Flat(Prior):
-    """p(w) constant and improper, the prior of MAML, ProtoNets and published SIB.
+    """Flat prior: p(w) is constant and improper, as in MAML, ProtoNets and published SIB.
 
-    The ELBO, the entropy and the KL do not exist. The prior cannot be sampled, so pyro's Predictive, which first runs
-    the model, raises an error.
+    ELBO, entropy and KL do not exist, and samples cannot be drawn. So Pyro's Predictive raises an error.
     """
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
@@ -31,13 +30,13 @@ class Flat(Prior):
 
 
 class Gaussian(Prior):
-    """p_psi(w_c) = N(loc, diag(scale^2)), one loc [W] and scale [W] for all classes and tasks.
+    """Diagonal Gaussian prior p_psi(w_c) = N(loc, diag(scale^2)) over the weights w_c of class c.
 
-    The order of the classes in a task is random, so a prior that ignores the support set is the same for all classes.
-    psi = (loc, log scale) is learned: empirical Bayes.
+    loc [W] and scale [W] are the same for all classes and tasks, and are learned (empirical Bayes). The order of the
+    classes in a task is random, so a prior that does not depend on the support set is the same for all classes.
 
     Args:
-        num_weights: W.
+        num_weights: W, the number of weights per class.
         loc: mean of every weight before training.
         scale: standard deviation of every weight before training.
     """
@@ -63,14 +62,15 @@ class Gaussian(Prior):
 
 
 class FullGaussian(Gaussian):
-    """p_psi(w_c) = N(loc, L L^T), one loc [W] and lower triangular L [W, W] for all classes and tasks; both learned.
+    """Gaussian prior with full covariance, p_psi(w_c) = N(loc, L L^T), over the W weights w_c of class c.
 
-    The weights of one task may be correlated, as random intercepts and slopes are. The arguments are those of Gaussian.
+    loc [W] and the lower triangular L [W, W] are the same for all classes and tasks, and are learned. The weights of a
+    class may thus be correlated, such as random intercepts and slopes. The arguments are those of `Gaussian`.
     """
 
     def __init__(self, num_weights: int, loc: float = 0.0, scale: float = 0.1) -> None:
         super().__init__(num_weights, loc, scale)
-        self.below = nn.Parameter(torch.zeros(num_weights, num_weights))  # each row in units of its diagonal entry
+        self.below = nn.Parameter(torch.zeros(num_weights, num_weights))  # entries of L divided by the row's diagonal
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         normal = MultivariateNormal(self.loc, scale_tril=lower_triangular(self.log_scale, self.below))
@@ -83,10 +83,12 @@ class FullGaussian(Gaussian):
 
 
 class Mixture(Prior):
-    """p_psi(w_c) = sum_j pi_j N(loc_j, diag(scale_j^2)), classes independent; psi = (pi, loc, scale) is learned.
+    """Mixture prior p_psi(w_c) = sum_j pi_j N(loc_j, diag(scale_j^2)) over the weights w_c of class c.
+
+    pi, loc and scale are learned.
 
     Args:
-        num_weights: W.
+        num_weights: number of weights per class.
         num_components: number of components.
         scale: initial value of every scale_j, and standard deviation of the random initial loc_j.
     """
@@ -108,19 +110,20 @@ class Mixture(Prior):
 
 
 class Conditional(Prior):
-    """p_psi(w_c | support of c) = N(loc, diag(scale^2)) from a set encoder of the points of class c.
+    """Conditional Gaussian prior p_psi(w_c | support points of class c) = N(loc, diag(scale^2)) over class weights w_c.
 
-    Called with pooled episodes, it returns SAVI's posterior, which has the same encoder. In a regression each output k
-    is encoded separately, from points (x_i, y_ik).
+    A set encoder computes loc and scale from the points of class c. If the prior is called with `episodes.pooled()`
+    (support and query points), it returns SAVI's posterior, which has the same encoder. In a regression each output k
+    is encoded separately, from the points (x_i, y_ik).
 
     Args:
-        num_features: D.
-        num_weights: W.
-        num_targets: Y in a regression, 0 for classes.
+        num_features: number of features of a point.
+        num_weights: number of weights per class.
+        num_targets: number of values in one label of a regression, 0 for classes.
         num_hidden: width of the networks of the encoder; 0 for linear maps.
         scale: standard deviation of the weights of a class with one point, before training.
         count_aware: whether natural parameters are summed over points, instead of the published mean pooling.
-        full_covariance: whether covariances are full, from one pseudo-observation per point; these are summed too.
+        full_covariance: whether covariances are full; natural parameters are then summed too.
     """
 
     conditional = True
@@ -154,14 +157,17 @@ class Conditional(Prior):
         return self.family(loc, spread)
 
     def family(self, loc: Tensor, spread: Tensor) -> TorchDistribution:
-        """The distribution with loc [T, C, W], and scale [T, C, W] or precision [T, C, W, W], from the encoder."""
+        """Construct the distribution from loc [T, C, W] and spread: scale [T, C, W] or precision [T, C, W, W].
+
+        T is the number of tasks, C of classes, W of weights per class.
+        """
         if loc.dim() == spread.dim():
             return Normal(loc, spread).to_event(2)
         with WithoutWaiting():
             return MultivariateNormal(loc, precision_matrix=spread).to_event(1)
 
     def _of_outputs(self, observed: Observed) -> tuple[Tensor, Tensor]:
-        """loc [T, Y, W] and scale [T, Y, W] or precision [T, Y, W, W]; each output is encoded as a set of one class."""
+        """Encode each of Y outputs of a regression as a class; return loc [T, Y, W], and scale or precision of w."""
         num_tasks, _, num_targets = observed.support_y.shape
         x = observed.support_x.unsqueeze(1).expand(-1, num_targets, -1, -1)
         points = torch.cat((x, observed.support_y.mT.unsqueeze(-1)), dim=-1).flatten(0, 1)  # [T * Y, N, D + 1]
@@ -172,10 +178,10 @@ class Conditional(Prior):
 
 
 class Guided(Prior):
-    """p_psi(w | support, x_query) = the `posterior` of the guide: a prior that depends on all inputs of the task.
+    """Prior that equals the `posterior` of the guide, p_psi(w | support, x_query), and depends on all inputs of a task.
 
-    A guide whose training_posterior differs from its posterior, such as sib_savi, passes `posterior` when it is built.
-    For any other guide the KL would always be 0, so that such a guide is refused.
+    It is for guides whose training_posterior differs from their posterior, such as sib_savi; such a guide calls
+    `follow` in its constructor. Other guides are refused, since the KL would always be 0.
     """
 
     conditional = True
@@ -185,10 +191,10 @@ class Guided(Prior):
         self._prediction: Callable[[Observed], TorchDistribution] | None = None
 
     def follow(self, prediction: Callable[[Observed], TorchDistribution]) -> None:
-        """Set the function that gives the prior; its parameters remain those of the guide."""
+        """Set the function that returns the prior; the parameters of this function stay parameters of the guide."""
         self._prediction = prediction
 
     def forward(self, observed: Observed, event_shape: Size) -> TorchDistribution:
         if self._prediction is None:
-            raise UsageError("expected a guide that defines prior=guided, got another; take guide=sib_savi")
+            raise UsageError("expected a guide that defines prior=guided, got another guide; set guide=sib_savi")
         return self._prediction(observed)

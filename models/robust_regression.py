@@ -1,4 +1,4 @@
-"""Regression with a Student-t likelihood, which is less sensitive to outliers than a Gaussian one."""
+"""Regression with a Student-t likelihood, which is less sensitive to outliers than a Gaussian likelihood."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from pyro_metabayes.models.heads import Head
 from pyro_metabayes.models.parts.same_outputs import SameOutputs
 from pyro_metabayes.prior import Prior
 
-MOST_DF = 1000.0  # here the density is Gaussian to three digits; above it the normaliser is inexact in float32
+MOST_DF = 1000.0  # with this df the density is Gaussian to three digits; for larger df float32 is inexact
 
 
 class Model(SameOutputs):
-    """p(y_ik | x_i, w) = StudentT(y_ik; df, f_k(x_i, w), scale), k = 1, ..., Y; scale and df are learned.
+    """Robust regression p(y_ik | x_i, w) = StudentT(y_ik; df, f_k(x_i, w), scale) for each of the Y values of a label.
 
-    Without a head, f is that of hierarchical_regression: linear, with the latent w [Y, R]. With head=network it is that
-    of neural_regression. (Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 1989.)
+    scale and df are learned. Without a head, f is linear as in hierarchical_regression, with latent weights w [Y, R].
+    With head=network, f is the network of neural_regression. (Lange, Little and Taylor, "Robust statistical modeling
+    using the t distribution", JASA 1989.)
 
     Args:
         prior: prior over w.
-        num_targets: Y.
-        num_features: D.
+        num_targets: Y, the number of values in one label.
+        num_features: D, the number of features.
         num_weights: R, the number of leading features whose weights vary by task; used only without a head.
         head: a network for f; None for a linear f.
         scale: scale of the noise before training.
@@ -58,12 +59,12 @@ class Model(SameOutputs):
 
     @property
     def scale(self) -> Tensor:
-        """Scale of the noise, in the unit of a label."""
+        """Scale of the Student-t noise, in the unit of a label."""
         return self.predictor.log_noise.exp()
 
     @property
     def beta(self) -> Tensor:
-        """Weights [Y, D - R] that all tasks share; only without a head."""
+        """Weights of the features whose weights all tasks share; only without a head."""
         return self.predictor.beta
 
     @property
@@ -75,5 +76,5 @@ class Model(SameOutputs):
         return StudentT(self.df, outputs, self.scale).to_event(1)
 
     def loss_unit(self) -> Tensor:
-        """2 scale^2 df / (df + 1): in units of it the square of a small residual is -log p, up to a constant."""
+        """Return 2 scale^2 df / (df + 1): for a small residual r, -log p = r^2 / loss_unit up to a constant."""
         return 2 * self.scale**2 * self.df / (self.df + 1)

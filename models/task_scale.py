@@ -1,4 +1,4 @@
-"""Linear regression with a scale per task: a model with two latent sites, the second conditional on the first."""
+"""Linear regression with a latent scale per task: a model with two latent sites, the second given the first."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pyro_metabayes.prior import Prior
 
 
 class Model(pyro_metabayes.Model):
-    """log tau_t ~ N(0, spread^2), w_t ~ N(m, tau_t^2 diag(s)^2), y_i ~ N(w_t x_i, noise^2 I).
+    """Linear regression with log tau_t ~ N(0, spread^2), w_t ~ N(m, tau_t^2 diag(s)^2), y_i ~ N(w_t x_i, noise^2 I).
 
-    N(m, diag(s)^2) is the prior over weights. Tasks with a large tau_t have weights far from the mean m; marginally
-    the weights of a task have heavier tails than a normal distribution. w [Y, D], x_i [D], y_i [Y]. The latent
-    [1 + Y D] is the concatenation of log tau_t and w_t.
+    tau_t is the scale of task t. Tasks with a large tau_t have weights w_t far from the mean m; marginally the weights
+    of a task have heavier tails than a normal distribution. w_t is [Y, D], x_i [D], y_i [Y]. The latent vector
+    [1 + Y D] of a task is the concatenation of log tau_t and w_t.
 
     Args:
-        prior: a Gaussian prior over w at tau_t = 1.
-        num_targets: Y.
-        num_features: D.
+        prior: Gaussian prior N(m, diag(s)^2) over w_t at tau_t = 1.
+        num_targets: Y, the number of values in one label.
+        num_features: D, the number of features.
         noise: standard deviation of the label noise, fixed.
         spread: standard deviation of log tau_t before training; it is learned.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
@@ -63,15 +63,15 @@ class Model(pyro_metabayes.Model):
         return Joint({"log_tau": self.prior_of_scale(observed), "w": lambda z: _scaled(weights, z["log_tau"])})
 
     def prior_of_scale(self, observed: Observed) -> TorchDistribution:
-        """p(log tau): batch [T], event []."""
+        """Return the prior p(log tau) of the scales of T tasks: batch [T], event []."""
         return Normal(0.0, self.log_spread.exp()).expand([observed.num_tasks])
 
     def posterior_given_scale(self, log_tau: Tensor, observed: Observed) -> TorchDistribution:
-        """p(w | tau, support): batch [..., T], event [Y, D], for log tau [..., T]."""
+        """Return the posterior p(w | tau, support) of T tasks for log tau [..., T]; its batch shape is [..., T]."""
         return posterior_of_rows(self._prior_given_scale(log_tau, observed), *_points(observed), self.given_scale.noise)
 
     def log_evidence_of_scale(self, log_tau: Tensor, observed: Observed) -> Tensor:
-        """log p(support_y | tau) [..., T] in nats, for log tau [..., T]."""
+        """Compute the log evidence log p(support_y | tau) [..., T] in nats, for log tau [..., T] of T tasks."""
         prior = self._prior_given_scale(log_tau, observed)
         return log_evidence_of_rows(prior, *_points(observed), self.given_scale.noise)
 
@@ -79,7 +79,7 @@ class Model(pyro_metabayes.Model):
         return _scaled(self.given_scale.prior(observed), log_tau)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Means [..., T, N, Y]."""
+        """Compute the means of N labels of Y values in T tasks [..., T, N, Y], for latents w and inputs x."""
         return self.given_scale.outputs(self.sites.split(w)["w"], x)
 
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
@@ -89,7 +89,7 @@ class Model(pyro_metabayes.Model):
         return self.given_scale.loss_unit()
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        """tau = 1 and zero weights."""
+        """Return the latent vector with tau = 1 and zero weights."""
         return torch.zeros(self.sites.event_shape)
 
 
@@ -98,5 +98,5 @@ def _points(observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _scaled(weights: TorchDistribution, log_tau: Tensor) -> TorchDistribution:
-    """N(m, tau^2 diag(s)^2), from N(m, diag(s)^2)."""
+    """Return N(m, tau^2 diag(s)^2) for the distribution N(m, diag(s)^2) of the weights."""
     return Normal(weights.mean, log_tau.exp()[..., None, None] * weights.variance.sqrt()).to_event(2)

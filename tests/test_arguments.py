@@ -22,7 +22,7 @@ NAMES = list("abcde")
 
 def test_columns_in_another_order_are_refused() -> None:
     support, query = pd.DataFrame(X, columns=NAMES), pd.DataFrame(X, columns=NAMES)
-    with pytest.raises(UsageError, match=r"in query_x, got 'e' in place of 'a'; use query_x\[support_x.columns\]"):
+    with pytest.raises(UsageError, match=r"same order, got 'e' in place of 'a'; pass query_x\[support_x.columns\]"):
         PROTO.predict(support, Y, query[NAMES[::-1]])
     same = PROTO.predict(support, Y, query[NAMES[::-1]][support.columns]).probabilities
     for other in (query, X, pd.DataFrame(X)):  # an array and numbered columns say nothing about the order

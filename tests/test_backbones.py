@@ -72,10 +72,10 @@ def test_a_small_image_keeps_its_resolution_in_the_first_group() -> None:
 @pytest.mark.parametrize(
     ("target", "shape", "settings", "message"),
     [
-        (wide_resnet.Backbone, (640,), {}, "backbone=wide_resnet expects images"),
+        (wide_resnet.Backbone, (640,), {}, "expected images .* for backbone=wide_resnet"),
         (wide_resnet.Backbone, (3, 32, 32), {"depth": 27}, "expected backbone.depth = 6 n"),
         (wide_resnet.Backbone, (3, 32, 32), {"width": 0}, "backbone.width >= 1, got 28 and 0"),
-        (resnet12.Backbone, (640,), {}, "backbone=resnet12 expects images"),
+        (resnet12.Backbone, (640,), {}, "expected images .* for backbone=resnet12"),
         (resnet12.Backbone, (3, 32, 32), {"num_pools": 5}, "num_pools <= 4, got 64 and 5"),
     ],
 )

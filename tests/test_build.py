@@ -212,15 +212,15 @@ def saved(tmp_path: Path, change: Callable[[dict[str, Any]], None] = lambda stat
     [
         (
             lambda state: state["learner"]["weights"].update({"guide.loc": torch.zeros(2, 2)}),
-            r"got another: guide\.loc is \(2, 2\), not \(3, 5\); build the learner with the settings",
+            r"got another: guide\.loc has shape \(2, 2\), not \(3, 5\); build the learner with the settings",
         ),
         (
             lambda state: state["learner"]["weights"].pop("guide.loc"),
-            r"got another: the learner has guide\.loc, the checkpoint has not; build",
+            r"got another: the learner has the weight guide\.loc, the checkpoint has not; build",
         ),
         (
             lambda state: state["learner"]["weights"].update({"zz.extra": torch.zeros(2)}),
-            r"got another: the checkpoint has zz\.extra, the learner has not; build",
+            r"got another: the checkpoint has the weight zz\.extra, the learner has not; build",
         ),
         (
             lambda state: state["learner"]["specification"]["guide"].update(_target_="os.system"),
@@ -234,7 +234,7 @@ def saved(tmp_path: Path, change: Callable[[dict[str, Any]], None] = lambda stat
             lambda state: state["learner"]["specification"]["guide"].update(depth=3),
             r"^unknown key 'guide\.depth'",
         ),
-        (lambda state: state.pop("learner"), r"^expected a checkpoint with a learner at .*got one with \[\]"),
+        (lambda state: state.pop("learner"), r"^expected a checkpoint with a learner at .*with the entries \[\]"),
     ],
 )
 def test_another_checkpoint_is_one_clear_line(change: Callable[[Any], Any], message: str, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(write: str, tmp_path: Path)
         torch.save(state, path)
     else:
         path.write_bytes(pickle.dumps({"frozen": Dangerous(trace)}, protocol=2))
-    with refuses(r"^expected a checkpoint of this package at .*got a file that does not load") as caught:
+    with refuses(r"^expected a checkpoint of this package at .*got a file that cannot be loaded") as caught:
         MetaLearner.load(path)
     assert not trace.exists() and "\n" not in str(caught.value)
     pickle.loads(pickle.dumps(Dangerous(trace)))  # the planted code does run where it is let
@@ -280,7 +280,7 @@ def test_a_truncated_checkpoint_is_one_clear_line(share: float, tmp_path: Path) 
     path = saved(tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with refuses(r"^expected a checkpoint of this package at .*got a file that does not load: .") as caught:
+    with refuses(r"^expected a checkpoint of this package at .*got a file that cannot be loaded: .") as caught:
         MetaLearner.load(path)
     assert "\n" not in str(caught.value)
 
@@ -289,11 +289,11 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     with refuses(r"^expected a checkpoint at .*got no such file; pass the folder of a run"):
         MetaLearner.load(tmp_path)
     (tmp_path / "text.pt").write_text("hello")
-    with refuses("got a file that does not load"):
+    with refuses("got a file that cannot be loaded"):
         MetaLearner.load(tmp_path / "text.pt")
     with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
         archive.writestr("a", "b")
-    with refuses("got a file that does not load"):
+    with refuses("got a file that cannot be loaded"):
         MetaLearner.load(tmp_path / "zip.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with refuses("expected a checkpoint"):
@@ -350,13 +350,13 @@ POINTS = 2 * WAY
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("support_x", np.zeros((POINTS, 4)), r"^expected support_x of shape \[N, 5\].*got \[6, 4\]$"),
-        ("query_x", np.zeros((2, 3, FEATURES)), r"^expected query_x of shape \[N, 5\].*got \[2, 3, 5\]$"),
-        ("query_x", np.zeros(FEATURES), r"^expected query_x of shape \[N, 5\].*got \[5\]$"),
-        ("query_x", np.zeros((0, FEATURES)), r"^expected query_x of shape \[N, 5\].*got \[0, 5\]$"),
-        ("query_x", NAN, r"^expected finite values in query_x, got NaN or infinity in 2 of 4 rows$"),
+        ("support_x", np.zeros((POINTS, 4)), r"^expected support_x of shape \[N, 5\].*got \[6, 4\]; reshape.*$"),
+        ("query_x", np.zeros((2, 3, FEATURES)), r"^expected query_x of shape \[N, 5\].*got \[2, 3, 5\]; .*$"),
+        ("query_x", np.zeros(FEATURES), r"^expected query_x of shape \[N, 5\].*got \[5\]; reshape.*$"),
+        ("query_x", np.zeros((0, FEATURES)), r"^expected query_x of shape \[N, 5\].*got \[0, 5\]; reshape.*$"),
+        ("query_x", NAN, r"^expected finite values in query_x, got NaN or infinity in 2 of 4 rows; fix.*$"),
         ("query_x", [["a"] * FEATURES], r"^expected numbers in query_x"),
-        ("query_x", [[1.0], [1.0, 2.0]], r"^expected numbers in query_x"),
+        ("query_x", [[1.0], [1.0, 2.0]], r"^expected an array of numbers in query_x"),
         (
             "support_y",
             np.zeros(POINTS),

@@ -127,7 +127,7 @@ def test_the_commands_train_and_evaluate_one(prior: str, features: Path) -> None
 def test_new_tensors_share_an_allowance() -> None:
     with Allowance(10_000, "it"):
         nn.Linear(10, 100)  # 8,800 bytes
-        with pytest.raises(UsageError, match="asks for more memory than the file can fill"):
+        with pytest.raises(UsageError, match="asks for more memory than a file of this size can fill"):
             torch.zeros(200)
     torch.zeros(200)
 

@@ -132,7 +132,7 @@ def test_names_of_every_type(dtype: str) -> None:
 
 HOLES = np.ma.array(SUPPORT, mask=SUPPORT > 6)
 UNREADABLE: dict[str, tuple[Any, str]] = {
-    "masked": (HOLES, "expected a value for every entry .*masked"),
+    "masked": (HOLES, "expected .* without masked entries, got .*masked"),
     "complex": (SUPPORT + 0j, "complex|Complex"),
     "complex tensor": (torch.tensor(SUPPORT + 0j), "complex128"),
     "complex frame": (pd.DataFrame(SUPPORT + 0j), "complex|Complex"),
@@ -150,7 +150,7 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "nothing": (None, r"NoneType|Reshape your data"),
     "empty": (SUPPORT[:0], r"N >= 1|0 sample"),
     "dates": (np.zeros((12, 4), "M8[s]"), "datetime64|DTypePromotionError|cast"),
-    "tensors of two shapes": ([torch.zeros(4), torch.zeros(3)], "one shape"),
+    "tensors of two shapes": ([torch.zeros(4), torch.zeros(3)], "same shape"),
 }
 
 
@@ -181,7 +181,7 @@ def test_what_cannot_be_read_is_one_line(name: str) -> None:
         (pd.Series([None, *LABELS[1:]], dtype="Int64"), "contains NaN"),
         (np.array([1, *NAMES[1:]], object), "labels of one type in y"),
         ([1, *NAMES[1:].tolist()], "labels of one type in y"),
-        (np.ma.array(LABELS, mask=LABELS == 1), "got an array with 4 masked"),
+        (np.ma.array(LABELS, mask=LABELS == 1), "got 4 masked entries"),
         (LABELS + 0j, "Complex data not supported$"),
         (LABELS[:3], "inconsistent numbers of samples"),
         (np.stack([LABELS, LABELS], 1), "1d array"),
@@ -195,7 +195,7 @@ def test_labels_that_cannot_be_used_are_one_line(labels: Any, message: str) -> N
 
 @pytest.mark.parametrize("labels", [NAMES, NAMES.astype(object), NAMES.tolist(), pd.Series(NAMES), NAMES.astype("S")])
 def test_a_learner_sends_names_to_the_classifier(labels: Any) -> None:
-    with pytest.raises(UsageError, match=r"expected numbers in support_y, got .*FewShotClassifier accepts names"):
+    with pytest.raises(UsageError, match=r"expected numbers in support_y, got .*FewShotClassifier accepts class names"):
         RAW.predict(SUPPORT, labels, QUERY)
 
 
@@ -272,11 +272,11 @@ def test_black_and_white_as_bool() -> None:
         (None, lambda x: x * 1.0, r"images in \[0, 1\] in query_x"),
         (lambda x: (x - 128.0) / 40, None, r"images in \[0, 1\] in support_x.* from -"),
         (lambda x: x / 127.5 - 1, lambda x: x / 127.5 - 1, r"images in \[0, 1\] in support_x, .*do not standardise"),
-        (lambda x: x.astype(int) - 1, None, r"integers from 0 to 255, .*got from -1"),
-        (lambda x: x.astype(int) * 300, None, "or to 65535 for 16 bits, in support_x, got from"),
+        (lambda x: x.astype(int) - 1, None, r"integer images from 0 to 255, .*got values from -1"),
+        (lambda x: x.astype(int) * 300, None, "or to 65535 for 16 bits, in support_x, got values from"),
         (lambda x: x.astype(int), lambda x: x.astype(int) * 257, "from 0 to 255 in query_x, as in support_x"),
-        (lambda x: (x > 128).astype(int), None, "got only 0 and 1; pass black and white as bool"),
-        (lambda x: (x > 128).astype(np.uint8), None, "got only 0 and 1; pass black and white as bool"),
+        (lambda x: (x > 128).astype(int), None, "got only values 0 and 1; pass black-and-white images as bool"),
+        (lambda x: (x > 128).astype(np.uint8), None, "got only values 0 and 1; pass black-and-white images as bool"),
     ],
 )
 def test_images_of_another_range_are_refused(support: Any, query: Any, message: str) -> None:
@@ -357,7 +357,7 @@ def test_support_points_that_are_all_equal() -> None:
 def test_raw_features_that_single_precision_cannot_hold(factor: float) -> None:
     learner = learner_of("proto", [4]).float()
     for arrays in ((SUPPORT * factor, QUERY), (SUPPORT, QUERY * factor)):
-        with pytest.raises(UsageError, match=r"^expected inputs that float32 can represent in \w+_x, got a row whose"):
+        with pytest.raises(UsageError, match=r"^expected values in \w+_x that float32 can represent, got a row whose"):
             answer(learner, *arrays)
 
 
@@ -368,7 +368,7 @@ def test_raw_features_whose_scores_overflow(guide: str, factor: float) -> None:
     try:
         assert np.isfinite(answer(learner, SUPPORT * factor, QUERY * factor)).all()
     except UsageError as error:
-        assert "class probabilities are finite in float32, got NaN" in str(error)
+        assert "expected finite class probabilities for these inputs in float32, got NaN" in str(error)
         assert len(str(error).splitlines()) == 1
 
 

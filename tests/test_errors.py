@@ -65,7 +65,7 @@ UNKNOWN = {
     "guide._target_=os.system": "expected guide._target_ to be a dotted name under models., guides.",
     "guide._target_=guides.nope.Guide": "found no 'guides.nope'; fix the name",
     "guide._target_=guides.sib.Nope": "no 'Nope' in guides.sib",
-    "train.learning_rates.nope=1": "no parameter 'nope' for train.learning_rates; there are: model.head",
+    "train.learning_rates.nope=1": "in train.learning_rates, got 'nope'; the parameters are: model.head",
     "train": "expected NAME=VALUE, got 'train'; write train=VALUE",
 }
 WRONG_TYPE = {
@@ -100,7 +100,7 @@ WRONG_VALUE = {
     "train.clip_value=-1": "expected train.clip_value >= 0 and finite, got -1.0",
     "train.clip_each=inf": "expected train.clip_each >= 0 and finite, got inf",
     "trainer.devices=0": "expected trainer.devices >= 1, got 0",
-    "trainer.devices=3": "expected train.tasks_per_step (of fit: batch_size) to be a multiple of the 3 processes",
+    "trainer.devices=3": "train.tasks_per_step (in fit: batch_size) to be a multiple of the number of processes, 3",
     "pretrain.epochs=0": "expected pretrain.epochs >= 1",
     "eval.tasks=1": "expected eval.tasks >= 2",
     "eval.split=exam": "no split 'exam'; there are train, val, test",
@@ -110,7 +110,7 @@ WRONG_VALUE = {
     "guide.posterior=cauchy": "expected guide.posterior to be one of normal, amortized, fixed, delta, got 'cauchy'",
     "prior.scale=-1": "expected prior.scale > 0, got -1",
     "objective.kl=exact": "expected objective.kl to be one of sampled, analytic, variational, convexity, got",
-    "backbone=conv4": "backbone=conv4 expects images [channels, height, width], got inputs of shape [16]",
+    "backbone=conv4": "expected images [channels, height, width] for backbone=conv4, got inputs of shape [16]",
 }
 
 
@@ -206,7 +206,9 @@ def test_what_spinning_lines_cannot_be_is_refused(argument: str, message: str) -
 
 def test_a_regression_of_classes_is_refused(features: Path) -> None:
     error = error_of(*on_features(features), "guide=mean_field", "model=gaussian_mean")
-    assert error.startswith("expected data with numeric labels for a regression, got classes; take data=sinusoid")
+    assert error.startswith(
+        "expected data with numeric labels for a regression, got classes; set for example data=sinusoid"
+    )
 
 
 def test_the_exact_posterior_of_a_classifier_is_refused(features: Path) -> None:
@@ -307,7 +309,10 @@ def test_omniglot_without_file_and_network_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.delenv("METABAYES_DATA", raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody answers there, network or not
     error = error_of("data=omniglot", *SMALL)
-    assert "expected Omniglot in the cache, got none, and a run downloads nothing: download it with python -m" in error
+    assert (
+        "expected Omniglot in the cache, got none, and this command does not download: download it with python -m"
+        in error
+    )
     assert "experiments.prepare data=omniglot" in error and "METABAYES_DATA" in error
     error = call("prepare", "data=omniglot").error
     assert "expected to download Omniglot, got" in error and "METABAYES_DATA" in error
@@ -323,7 +328,7 @@ def test_omniglot_that_is_not_in_the_folder_of_data_is_refused(monkeypatch: pyte
 
 def test_a_diverged_run_names_the_step(features: Path) -> None:
     error = error_of(*on_features(features), "guide=sib", "train.steps=20", "train.learning_rate=1e10")
-    assert re.match(r".*diverged: first non-finite at step ([2-9]|1\d|20): .*; .*checkpoint: none yet", error)
+    assert re.match(r".*diverged: first non-finite value at step ([2-9]|1\d|20): .*; .*checkpoint: none yet", error)
 
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(copied: Path) -> None:
@@ -408,7 +413,7 @@ def test_weights_of_another_shape_are_refused(finished: Path) -> None:
     learner = MetaLearner.load(finished)
     weights = checkpoint_of(finished)["best"]["weights"]
     weights["guide.start.scale"] = torch.ones(3)
-    with pytest.raises(UsageError, match=r"guide.start.scale is \(3,\), not \(16,\)"):
+    with pytest.raises(UsageError, match=r"guide.start.scale has shape \(3,\), not \(16,\)"):
         learner.load_weights(weights)
 
 

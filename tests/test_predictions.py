@@ -487,4 +487,4 @@ def test_inner_loops_take_the_models(data: str, model: str) -> None:
 @pytest.mark.usefixtures("empty_folder")
 def test_other_data_are_refused_by_the_ordinal_model() -> None:
     error = call("run", "data=linear_regression", "model=ordinal", "guide=mean_field").error
-    assert error == "expected data with ordinal labels for model=ordinal, got other data; take data=ordinal"
+    assert error == "expected data with ordinal labels for model=ordinal, got other data; set data=ordinal"

@@ -48,7 +48,7 @@ def test_a_recipe_sets_what_data_sets_do_not(cache: Path) -> None:
     ("arguments", "message"),
     [
         (("data=gaussian_features",), "expected a data set of images for pretraining, got data=gaussian_features"),
-        (("data=glyphs", "backbone=identity"), "backbone=identity expects features"),
+        (("data=glyphs", "backbone=identity"), "expected features [D] for backbone=identity"),
         (("data=glyphs", "pretrain=best"), "unknown choice pretrain=best; "),
         (("data=glyphs", "pretrain.keep=first"), "expected pretrain.keep to be one of last, best"),
     ],

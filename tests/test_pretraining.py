@@ -108,7 +108,7 @@ def test_an_interrupted_pretraining_goes_on_as_if_it_had_not_been(
         epoch(training, shown)
 
     monkeypatch.setattr(Pretraining, "run_epoch", stopped)
-    with pytest.raises(Interrupted, match="epochs 1 to 2 are kept: the same command goes on"):
+    with pytest.raises(Interrupted, match="epochs 1 to 2 are kept: the same command continues"):
         pretrain(Backbone((1, 16, 16), 4), SPECIFICATION, few_shot, settings, CPU)
     assert not whole.path.exists()
     monkeypatch.setattr(Pretraining, "run_epoch", epoch)

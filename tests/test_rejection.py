@@ -60,19 +60,19 @@ WRONG: list[tuple[dict[str, Any], Any, str]] = [
     ({"reject_above": math.nan}, int, "expected reject_above from 0 to below log 3"),
     ({"reject_above": "1"}, int, "got '1'"),
     ({"reject_above": True}, int, "got True"),
-    ({"unknown_label": -1}, int, "expected reject_above for unknown_label=-1, got None; set it, in nats"),
+    ({"unknown_label": -1}, int, "expected reject_above to be set with unknown_label=-1, got None"),
     (
         {"reject_above": 0.5, "unknown_label": 2},
         int,
-        "expected an unknown_label that is no class, got 2, which is in y",
+        "expected an unknown_label that is not the label of a class, got 2, which is in y",
     ),
     (
         {"reject_above": 0.5, "unknown_label": "no"},
         int,
-        "expected unknown_label to be a number, as the labels in y are",
+        "expected unknown_label to be a number, like the labels in y",
     ),
-    ({"reject_above": 0.5, "unknown_label": -1}, "text", "expected unknown_label to be text, as the labels in y are"),
-    ({"reject_above": 0.5, "unknown_label": "bee"}, "text", "expected an unknown_label that is no class, got 'bee'"),
+    ({"reject_above": 0.5, "unknown_label": -1}, "text", "expected unknown_label to be text, like the labels in y"),
+    ({"reject_above": 0.5, "unknown_label": "bee"}, "text", "expected an unknown_label that is not the label of"),
 ]
 
 

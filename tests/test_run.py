@@ -807,7 +807,7 @@ def test_an_interrupted_pretraining_keeps_its_epochs(
     outcome = finish(pretraining)
     assert outcome.code == 130 and "Traceback" not in outcome.err
     assert re.fullmatch(
-        r"interrupted in the pretraining of conv4; epochs 1 to \d+ are kept: the same command goes on",
+        r"interrupted in the pretraining of conv4; epochs 1 to \d+ are kept: the same command continues",
         outcome.err.strip(),
     )
     assert not Path("run").exists()

@@ -176,7 +176,7 @@ def test_a_conversion_goes_on_where_it_stopped(folder: Path, cache: Path) -> Non
     path = folder / "leo_embeddings/embeddings/miniImageNet/center/val_embeddings.pkl"
     whole = path.read_bytes()
     path.write_bytes(whole[:80])
-    assert f"a whole pickle in {path}, got a damaged or truncated one" in line_of(leo_embeddings.load, cache)
+    assert f"a complete pickle in {path}, got a damaged or truncated one" in line_of(leo_embeddings.load, cache)
     (train,) = cache.rglob("train-*.npy")
     made = train.stat().st_mtime_ns
     path.write_bytes(whole)
@@ -293,7 +293,7 @@ def test_an_archive_that_was_put_there_is_checked(served: Any, cache: Path) -> N
         (ALL[1:], {}, "images of every class of cifar_fs in CIFAR-100, got none of 'apple' (1 classes are missing)"),
         (ALL, {"meta": {"fine_label_names": [*ALL, "yak"]}}, "expected equally many images per class in"),
         (ALL, {"train": {"data": np.zeros((2, 3072), np.uint8)}}, "a dictionary with 'fine_labels' in train of"),
-        (ALL, {"train": Malicious(print, "run")}, "got builtins.print; nothing in the file was run"),
+        (ALL, {"train": Malicious(print, "run")}, "got builtins.print; no code in the file was run"),
     ],
 )
 def test_an_archive_that_holds_something_else_is_refused(
@@ -335,7 +335,7 @@ def test_a_file_with_another_checksum_is_refused(folder: Path, cache: Path) -> N
     ))  # fmt: skip
     (folder / "SHA256SUMS").write_text("a word\nalone\n")
     os.utime(folder / "SHA256SUMS", ns=(1, 1))
-    assert "expected lines of a checksum and a path" in line_of(leo_embeddings.load, cache)
+    assert "expected a checksum and a path in each line" in line_of(leo_embeddings.load, cache)
 
 
 def test_pixels_with_another_checksum_are_refused(folder: Path) -> None:
@@ -464,7 +464,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "code": (
         leo_embeddings,
         changed_pickle(write_leo, LEO, labels=Malicious(print, "run")),
-        "numbers in .*val_embeddings.pkl, got builtins.print; nothing in the file was run",
+        "numbers in .*val_embeddings.pkl, got builtins.print; no code in the file was run",
     ),
 }
 

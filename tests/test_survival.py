@@ -96,7 +96,7 @@ def test_a_file_system_without_locks_gets_a_note(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with alone_in(tmp_path, "name another folder"):
         reason = os.strerror(number)
-        expected = f"note: {tmp_path} cannot be locked ({reason}): do not start a second run in it\n"
+        expected = f"note: {tmp_path} cannot be locked ({reason}): do not start a second run in this folder\n"
         assert capsys.readouterr().err == expected
     assert not list(tmp_path.iterdir())
 
@@ -222,7 +222,7 @@ def test_parameters_that_overflow_end_the_run_in_one_line(guide: str, features: 
     outcome = call("run", *on_features(features), *HUGE, f"guide={guide}", "hydra.run.dir=run")
     *notes, error = outcome.err.strip().split("\n")
     assert outcome.code == 1 and all(note.startswith("note: ") for note in notes)
-    assert re.match("error: training has diverged: (first non-finite at|after) step ", error)
+    assert re.match("error: training has diverged: (first non-finite value at|after) step ", error)
     assert error.endswith("or clip the gradient (train.clip) (the last good checkpoint: none yet)")
     assert not Path("run/results.json").exists()
 

@@ -370,7 +370,7 @@ def test_groups_have_their_own_rates_and_the_longest_name_wins(optimizer: str) -
 def test_a_rate_of_no_part_is_refused() -> None:
     for name in ("guides.xi", "head.scale", "xi"):
         settings = TrainSettings(learning_rates={name: 0.1})
-        message = rf"no parameter '{name}' for train\.learning_rates; there are: .*guide\.xi"
+        message = rf"prefixes of parameters in train\.learning_rates, got '{name}'; the parameters are: .*guide\.xi"
         with pytest.raises(UsageError, match=message):
             make_optimizer(SIB.learner(), settings)
 
@@ -458,7 +458,7 @@ def test_a_diverged_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp_pa
     good.run()
     settings = replace(SHORT, log_every=12, schedule="constant")
     bad = training_of(tmp_path / "bad", settings=settings, stream=poisoned(6))
-    message = r"diverged: first non-finite at step 6: log_likelihood(, kl)?; .*learning_rate.* \(.*of step 4 in "
+    message = r"diverged: first non-finite value at step 6: log_likelihood(, kl)?; .*learning_rate.* \(.*of step 4 in "
     with pytest.raises(UsageError, match=message):
         bad.run()
     first, second = weights(good), weights(bad)
@@ -471,7 +471,7 @@ def test_an_interrupted_run_that_has_diverged_saves_nothing(tmp_path: Path) -> N
     stream = poisoned(6)
     stream.before = interrupt_at(7).before
     training = training_of(tmp_path, settings=replace(SHORT, log_every=12), stream=stream)
-    with pytest.raises(UsageError, match="diverged: first non-finite at step 6: "):
+    with pytest.raises(UsageError, match="diverged: first non-finite value at step 6: "):
         training.run()
     assert checkpoint.load(tmp_path / "checkpoint.pt")["training"]["step"] == 4
 

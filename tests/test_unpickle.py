@@ -77,7 +77,7 @@ def test_code_is_not_run(function: Any, asked: str, protocol: int, tmp_path: Pat
     arguments = {os.mkdir: (target,), os.system: (f"mkdir {target}",), eval: (f"__import__('os').mkdir({target!r})",)}
     harm = Malicious(function, *arguments.get(function, (np.zeros(1), "tofile")))
     path = dump(tmp_path / "file.pkl", {"embeddings": np.zeros(2), "keys": [harm]}, protocol)
-    with pytest.raises(UsageError, match=f"got [a-z]+\\.{asked.rpartition('.')[2]}; nothing in the file was run"):
+    with pytest.raises(UsageError, match=f"got [a-z]+\\.{asked.rpartition('.')[2]}; no code in the file was run"):
         load_arrays(path)
     assert not (tmp_path / "made").exists()
     if function is os.mkdir:
@@ -113,13 +113,13 @@ def test_forged_addresses_are_refused() -> None:
     ],
 )  # fmt: skip
 def test_other_names_are_refused(content: bytes) -> None:
-    assert "nothing in the file was run" in refused(content)
+    assert "no code in the file was run" in refused(content)
 
 
 def test_damaged_pickles_are_named() -> None:
     whole = pickle.dumps(CONTENT, 2)
     for content in (b"", b"no pickle", whole[:100], whole[: len(whole) // 2], whole[:-1], whole[100:]):
-        assert "expected a whole pickle in it, got a damaged or truncated one" in refused(content)
+        assert "expected a complete pickle in it, got a damaged or truncated one" in refused(content)
 
 
 def test_keys_become_text() -> None:

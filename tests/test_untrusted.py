@@ -104,7 +104,7 @@ def test_an_array_that_claims_more_than_its_file_holds_is_refused() -> None:
         archive.writestr("features.npy", content.getvalue())
         archive.writestr("labels.npy", content.getvalue())
     before = megabytes()
-    with pytest.raises(UsageError, match=r"'features.npy' states the shape \(1000000000, 4\) but holds fewer bytes"):
+    with pytest.raises(UsageError, match=r"'features.npy' states the shape \(1000000000, 4\) but has fewer bytes"):
         features.load("it.npz")
     assert megabytes() - before < 50
 
@@ -174,8 +174,8 @@ def test_a_link_out_of_the_run_is_not_followed(name: str, finished: Path) -> Non
     before = Path("elsewhere").read_bytes()
     error = call("run", "resume=run", "train.steps=4").error
     assert (
-        error == f"expected {name} inside {Path('run').resolve()}, got a link to {Path('elsewhere').resolve()}; put "
-        "the file itself there"
+        error == f"expected {name} inside {Path('run').resolve()}, got a link to {Path('elsewhere').resolve()}; copy "
+        "the file into the folder"
     )
     assert Path("elsewhere").read_bytes() == before
 
@@ -195,15 +195,15 @@ def test_names_that_leave_their_folder_are_refused(name: str, monkeypatch: pytes
     for split in ("train", "val", "test"):
         Path(f"images/{split}.txt").write_text(name)
         Path(f"images/{split}.csv").write_text(f"filename,label\n{name},a\n")
-    with pytest.raises(UsageError, match=r"expected the plain name of a file or folder in images/train\.txt"):
+    with pytest.raises(UsageError, match=r"expected the name of a file or folder without a path in images/train\.txt"):
         image_folder.load("images")
-    with pytest.raises(UsageError, match=r"expected the plain name of a file or folder in images/train\.csv"):
+    with pytest.raises(UsageError, match=r"expected the name of a file or folder without a path in images/train\.csv"):
         mini_imagenet._part(Path("images"), "train", 84)
     Path("cifar100").mkdir()
     splits = {split: [name] for split in ("train", "val", "test")}
     Path(cifar100.META).write_text(repr({"cifar_fs": splits}).replace("'", '"').replace("\\\\", "\\u005c"))
     monkeypatch.setenv("METABAYES_DATA", str(Path.cwd()))
-    with pytest.raises(UsageError, match="expected the plain name of a file or folder in"):
+    with pytest.raises(UsageError, match="expected the name of a file or folder without a path in"):
         cifar100.bank_of("cifar_fs")
 
 

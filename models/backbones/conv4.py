@@ -1,4 +1,4 @@
-"""Conv-4: the small backbone of the few-shot literature."""
+"""Conv-4, a small convolutional backbone of the few-shot literature."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pyro_metabayes.models.backbones.embedding import embedding
 
 
 def block(num_inputs: int, num_filters: int, relu: bool) -> nn.Sequential:
-    """Conv3x3 without bias, batch norm, 2x2 max-pool, ReLU. Pooling first is cheaper and gives the same output."""
+    """Construct Conv3x3 without bias, batch norm, 2x2 max-pool and (if `relu`) ReLU.
+
+    Pooling before the ReLU is cheaper than after it, and gives the same output.
+    """
     layers: list[nn.Module] = [
         nn.Conv2d(num_inputs, num_filters, 3, padding=1, bias=False),
         nn.BatchNorm2d(num_filters),
@@ -20,12 +23,13 @@ def block(num_inputs: int, num_filters: int, relu: bool) -> nn.Sequential:
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """Four convolutional blocks, flattened and scaled to unit length: images [N, channels, H, W] in [0, 1] -> [N, D].
+    """Network of four convolutional blocks, which maps N images in [0, 1] to D features each [N, D].
 
-    112,832 parameters for 64 filters and 3 channels.
+    The output of the last block is flattened and scaled to unit length. With 64 filters and 3 channels the network has
+    112,832 parameters.
 
     Args:
-        input_shape: [channels, H, W].
+        input_shape: [channels, height H, width W] of one image.
         num_filters: number of filters of each block.
         last_relu: whether the last block has a ReLU, as in SIB's released code; Gidaris and Komodakis omit it.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
@@ -43,8 +47,8 @@ class Backbone(pyro_metabayes.Backbone):
         self.mirror = mirror
         if len(input_shape) != 3:
             raise UsageError(
-                f"backbone=conv4 expects images [channels, height, width], got inputs of shape {input_shape}; "
-                "take backbone=identity for features"
+                f"expected images [channels, height, width] for backbone=conv4, got inputs of shape {input_shape}; "
+                "set backbone=identity for features"
             )
         if num_filters < 1:
             raise UsageError(f"expected backbone.num_filters >= 1, got {num_filters}")

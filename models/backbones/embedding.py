@@ -1,4 +1,4 @@
-"""The last step of every backbone: features of unit length."""
+"""The last step of image backbones: scaling of features to unit length."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from torch.nn import functional
 
 
 def embedding(features: Callable[[Tensor], Tensor], x: Tensor, mirror: bool) -> Tensor:
-    """features(x) scaled to unit length [N, D].
+    """Compute the features of a network, scaled to unit length.
 
     Args:
-        features: the network.
-        x: images [N, channels, H, W], or features [N, D].
-        mirror: whether the features of each image and of its mirror image are averaged and scaled again, at twice the
-            computation.
+        features: the network, which maps N inputs to D features each.
+        x: N images [N, channels, H, W], or N feature vectors [N, D].
+        mirror: whether the scaled features of each image and of its mirror image are averaged and scaled again, which
+            doubles the computation.
+
+    Returns:
+        Tensor [N, D].
     """
     unit = functional.normalize(features(x), dim=-1)
     return functional.normalize(unit + functional.normalize(features(x.flip(-1)), dim=-1), dim=-1) if mirror else unit

@@ -1,4 +1,4 @@
-"""No backbone: the inputs are features already."""
+"""A backbone without a network, for inputs that are already features."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from pyro_metabayes.prediction.scale import bounded
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """The input features [N, D], transformed in the order of the arguments.
+    """Backbone that returns its input features, after optional power transform, scaling and centring.
+
+    The transforms are applied in the order of the arguments.
 
     Args:
-        input_shape: [D].
-        power: exponent beta of the power transform sign(v) |v|^beta. PT-MAP (Hu et al. 2021) has beta = 0.5 and v >= 0.
+        input_shape: [D], the number of features.
+        power: exponent beta of the power transform sign(v) |v|^beta of each feature v. PT-MAP (Hu et al. 2021) has
+            beta = 0.5 and v >= 0.
         normalise: whether the features are scaled to unit length.
         centre: whether the mean of the features of the training classes is subtracted, and the difference scaled to
             unit length if `normalise`. The mean is 0 until `centre_on` sets it, which a run does before training.
@@ -35,8 +38,8 @@ class Backbone(pyro_metabayes.Backbone):
         super().__init__()
         if len(input_shape) != 1:
             raise UsageError(
-                f"backbone=identity expects features [D], got inputs of shape {list(input_shape)}; "
-                "take backbone=conv4 for images"
+                f"expected features [D] for backbone=identity, got inputs of shape {list(input_shape)}; "
+                "set backbone=conv4 for images"
             )
         (self.num_features,) = input_shape
         if power <= 0:
@@ -48,14 +51,14 @@ class Backbone(pyro_metabayes.Backbone):
 
     @property
     def transforms(self) -> bool:
-        """Whether the features differ from the inputs by more than the scaling to unit length."""
+        """Whether power transform or centring is on, so that features are more than inputs scaled to unit length."""
         return self.centre or self.power != 1
 
     def forward(self, x: Tensor) -> Tensor:
         features = self._scaled(x)
         if not self.centre:
             return features
-        centred = features - self.mean.to(features)  # the rows of a file are on the CPU, the mean may be elsewhere
+        centred = features - self.mean.to(features)  # inputs from a file are on the CPU, the mean may be elsewhere
         return functional.normalize(centred, dim=-1) if self.normalise else centred
 
     def _scaled(self, x: Tensor) -> Tensor:
@@ -65,7 +68,7 @@ class Backbone(pyro_metabayes.Backbone):
 
     @torch.no_grad()
     def centre_on(self, batches: Iterable[Tensor]) -> None:
-        """Before training, set the mean to that of the transformed inputs [n, D] of all batches, if `centre`."""
+        """Set the mean to subtract to that of the transformed features in all batches; no effect without `centre`."""
         if self.centre:
             features = [self._scaled(batch).double() for batch in batches]
             total = torch.stack([part.sum(0) for part in features]).sum(0)

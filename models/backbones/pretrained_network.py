@@ -1,4 +1,4 @@
-"""Backbones from libraries of pretrained networks: what timm and torchvision have in common."""
+"""Backbones from libraries of pretrained networks: the parts that timm and torchvision have in common."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from pyro_metabayes.models.backbones.embedding import embedding
 from pyro_metabayes.storage.paths import user_path
 from pyro_metabayes.storage.untrusted import DAMAGED, reason_of
 
-LIBRARY, RANDOM = "library", "random"  # values of the setting weights that are no files
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys of training checkpoints that hold weights
-PREFIXES = ("module.", "_orig_mod.")  # of distributed and of compiled modules
-PIECE = 64  # largest number of images in the network at once, unless it is trained
+LIBRARY, RANDOM = "library", "random"  # values of the setting backbone.weights other than file names
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys under which training checkpoints have weights
+PREFIXES = ("module.", "_orig_mod.")  # prefixes of parameter names in distributed and in compiled modules
+PIECE = 64  # largest number of images in the network at once, unless the network is trained
 
 
 class Inputs(NamedTuple):
-    """What a network expects. size: side of its square images. mean, std: per channel, of images in [0, 1]."""
+    """Input format of a network of square images.
+
+    size: side of the images in pixels. mean, std: mean and standard deviation of each channel, for images in [0, 1].
+    """
 
     size: int
     mean: tuple[float, ...]
@@ -34,21 +37,21 @@ class Inputs(NamedTuple):
 
 
 class PretrainedNetwork(pyro_metabayes.Backbone):
-    """Images [N, channels, H, W] in [0, 1] -> features [N, D] of unit length.
+    """Backbone that maps N images in [0, 1] to D features each [N, D], of unit length, by a given network.
 
-    Images are resized to the size of the network (bilinear, antialiased) and standardised. Grey ones get three equal
-    channels.
+    Images are resized to the input size of the network (bilinear, antialiased) and standardised. The channel of grey
+    images is repeated three times.
 
     Args:
-        network: maps images [N, 3, size, size] to features [N, D].
-        inputs: what the network expects.
-        input_shape: [channels, H, W].
+        network: network that maps images [N, 3, size, size] to features [N, D].
+        inputs: input format of the network.
+        input_shape: [channels, height H, width W] of one image.
         label: name of the network in messages.
-        weights: library, random or a path; random weights are pretrained by a run.
+        weights: source of the weights: library, random (a run then pretrains the network) or a path.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:
-        UsageError: the inputs are no images of 1 or 3 channels, or the network does not return features [N, D].
+        UsageError: the inputs are not images of 1 or 3 channels, or the network does not return features [N, D].
     """
 
     unit_range = True
@@ -61,8 +64,8 @@ class PretrainedNetwork(pyro_metabayes.Backbone):
         super().__init__()
         if len(input_shape) != 3 or input_shape[0] not in (1, 3):
             raise UsageError(
-                f"{label} expects images [1 or 3, height, width], got inputs of shape {list(input_shape)}; "
-                "take backbone=identity for features"
+                f"expected images [1 or 3 channels, height, width] for {label}, got inputs of shape "
+                f"{list(input_shape)}; set backbone=identity for features"
             )
         self.network, self.size, self.mirror = network, inputs.size, mirror
         self.pretrained = weights != RANDOM
@@ -82,33 +85,34 @@ class PretrainedNetwork(pyro_metabayes.Backbone):
 
 
 def side_of(size: int, own: int) -> int:
-    """The side of the images that the network receives: `size`, or its own if that is 0."""
+    """Return the side of the images that the network receives: the setting `size`, or the default `own` if it is 0."""
     if size < 0:
-        raise UsageError(f"expected backbone.size >= 0, got {size}; 0 is the network's own size, {own}")
+        raise UsageError(f"expected backbone.size >= 0, got {size}; 0 selects the default size of the network, {own}")
     return size or own
 
 
 def refuse_unknown(name: str, known: Collection[str], library: str) -> None:
-    """Raise a UsageError for a network that the library does not have, with similar names."""
+    """Raise a UsageError if the library has no network of this name; the message suggests similar names."""
     if name not in known:
         near = get_close_matches(name, known, 3, 0.4)
         guess = f"did you mean {', '.join(near)}? " if near else ""
         raise UsageError(
-            f"expected backbone.name of a network in {library}, got '{name}'; {guess}list_models() of {library} lists "
-            "them"
+            f"expected backbone.name to be a network of {library}, got '{name}'; {guess}{library}'s list_models() "
+            "returns the names"
         )
 
 
 def weights_of(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a file (.safetensors, or one that torch.save wrote), with the names of the network itself.
+    """Read {name: weight} from a file (.safetensors, or written by torch.save), without prefixes of wrapper modules.
 
     Raises:
-        UsageError: there is no such file, or it holds no weights.
+        UsageError: the file does not exist, or has no weights.
     """
     file = user_path(path)
     if not file.is_file():
         raise UsageError(
-            f"expected a file of weights, got '{path}'; set backbone.weights to a file, {LIBRARY} or {RANDOM}"
+            f"expected a file of weights, got '{path}', which does not exist; set backbone.weights to a file, "
+            f"{LIBRARY} or {RANDOM}"
         )
     try:
         state: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
@@ -120,7 +124,7 @@ def weights_of(path: str | Path) -> dict[str, Tensor]:
         if not isinstance(error, DAMAGED) and type(error).__name__ != "SafetensorError":
             raise
         raise UsageError(
-            f"expected weights that load without running code in {path}, got: {reason_of(error)}; save them with "
+            f"expected weights in {path} that load without running code, got: {reason_of(error)}; save them with "
             "torch.save(network.state_dict(), FILE)"
         ) from None
     return {_without_prefixes(name): value for name, value in state.items()}
@@ -133,16 +137,16 @@ def _without_prefixes(name: str) -> str:
 
 
 def load_features(network: nn.Module, weights: Mapping[str, Tensor], last: Collection[str], where: object) -> None:
-    """Load the weights of a network without its classifier.
+    """Load weights into a network without a classifier.
 
     Args:
-        network: the network, whose classifier is removed.
-        weights: by name; those of the classifier are ignored.
+        network: the network, whose classifier has been removed.
+        weights: {name: weight}; weights of the classifier are ignored.
         last: names of the modules of the classifier.
-        where: the file, for messages.
+        where: the file of the weights, for messages.
 
     Raises:
-        UsageError: a weight is missing, too many, or of another shape.
+        UsageError: a weight of the network is missing, or a given weight has an unknown name or another shape.
     """
     own = network.state_dict()
     kept = {name: value for name, value in weights.items() if not name.startswith(tuple(f"{head}." for head in last))}

@@ -1,4 +1,4 @@
-"""ResNet-12, the residual network introduced with TADAM."""
+"""ResNet-12, the residual backbone of the few-shot literature, introduced with TADAM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyro_metabayes.models.backbones.embedding import embedding
 
 
 class Block(nn.Module):
-    """Three Conv3x3-BN with swish between, a 1x1 shortcut with BN, swish, and with `pool` a 2x2 max-pool."""
+    """Residual block: three Conv3x3-BN with swish between, a 1x1 shortcut with BN, swish; with `pool` 2x2 max-pool."""
 
     def __init__(self, num_inputs: int, num_outputs: int, pool: bool) -> None:
         super().__init__()
@@ -33,14 +33,15 @@ class Block(nn.Module):
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """Four residual blocks, mean over the image, scaled to unit length: images [N, channels, H, W] in [0, 1] -> [N, D].
+    """Network of four residual blocks, which maps N images in [0, 1] to D features each [N, D].
 
-    The network of TADAM (Oreshkin et al. 2018), whose code has three max-pools. Residual blocks: He et al. 2016.
+    The output of the last block is averaged over the image and scaled to unit length. This is the network of TADAM
+    (Oreshkin et al. 2018), whose code has three max-pools. (Residual blocks: He et al. 2016.)
 
     Args:
-        input_shape: [channels, H, W].
-        num_filters: number of filters of the first block; the others have 2, 4 and 8 times as many.
-        num_pools: number of leading blocks that halve the image.
+        input_shape: [channels, height H, width W] of one image.
+        num_filters: number of filters of the first block; the following blocks have 2, 4 and 8 times as many.
+        num_pools: number of blocks, from the first, that halve the image by a max-pool.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:
@@ -56,8 +57,8 @@ class Backbone(pyro_metabayes.Backbone):
         self.mirror = mirror
         if len(input_shape) != 3:
             raise UsageError(
-                f"backbone=resnet12 expects images [channels, height, width], got inputs of shape {input_shape}; "
-                "take backbone=identity for features"
+                f"expected images [channels, height, width] for backbone=resnet12, got inputs of shape {input_shape}; "
+                "set backbone=identity for features"
             )
         if num_filters < 1 or not 0 <= num_pools <= 4:
             raise UsageError(

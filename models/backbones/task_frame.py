@@ -1,4 +1,4 @@
-"""Features relative to the other points of their task: centred, of unit length, and partly whitened."""
+"""A backbone that centres, normalises and partly whitens the points of a task together."""
 
 from __future__ import annotations
 
@@ -23,42 +23,43 @@ JITTER = 1e-4  # added to the unit diagonal of a kernel matrix, whose rank may b
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """Points of a task in coordinates that depend on its points but not on their labels; any dimension D.
+    """Backbone that transforms the points of a task relative to M reference points of the task, without their labels.
 
-    With u the input vectors at unit length, mu their mean over the reference points of the task (for `support` shrunk
-    by the learned factor M / (M + tau), since it is of few points), and x_i = u_i - mu at unit length, the features
-    have the inner products
+    The inputs are feature vectors of any number D of features. Let u_i be the inputs at unit length, mu the mean of the
+    reference points (for points=support multiplied by a learned factor M / (M + tau), since it is estimated from few
+    points), x_i the vector u_i - mu at unit length, and X [M, D] the x_i of the reference points. The transformed
+    features have the inner products
 
-        k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j),    kappa of unit length of x_i . (X^T X + lambda I)^-1 x_j,
+        k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j),
 
-    X [M, D] the reference points, so that k(x_i, x_i) = 1. kappa gives directions of large variance less weight
-    (regularised whitening). a and lambda are learned functions of M and of the effective dimension of X,
-    1 / mean_ij (x_i . x_j)^2.
+    where kappa is x_i . (X^T X + lambda I)^-1 x_j, normalised so that kappa(x_i, x_i) = 1. kappa gives directions of
+    large variance less weight (regularised whitening). a and lambda are learned functions of M and of the effective
+    dimension of X, 1 / mean_ij (x_i . x_j)^2. An input of zeros has features 0 and no effect on the other points.
 
-    A row of zeros has no direction: its features are 0, and it has no effect on the others.
+    The tasks also get the tensor auxiliary["frame"] [T, 3] (T tasks): log (D / 128), the length of mu before the
+    multiplication, and the log of the effective dimension divided by 10.
 
-    The tasks get auxiliary["frame"] [T, 3]: log (D / 128), |mu| before it is shrunk, and log effective dimension of X.
-
-    No parameter depends on D, so a learner with this backbone takes features of any origin. The features have 2 D
-    components if D is less than the number N of points (with `support` S + 1 more, of jitter), else N.
+    No parameter depends on D, so a learner with this backbone accepts features of any kind. A task with N points, S of
+    them in the support set, has N transformed features if D >= N, otherwise 2 D (and S + 1 more for points=support).
 
     Args:
         input_shape: [D], or [None] for any D.
-        points: the reference points: `all`, or `support`, with which predictions for a query do not depend on others.
-        width: of the network of a and lambda.
+        points: the reference points: `all` points, or those of the `support` set. With `support`, predictions for a
+            query do not depend on other queries.
+        width: width of the hidden layer of the network that computes a and lambda.
 
     Raises:
-        UsageError: the inputs are not features, or another setting of `points`.
+        UsageError: the inputs are not features, or `points` has another value.
     """
 
-    num_features = None  # it depends on the task
+    num_features = None  # the number of features depends on the task
 
     def __init__(self, input_shape: tuple[int | None, ...], points: str = "all", width: int = 16) -> None:
         super().__init__()
         if len(input_shape) != 1:
             raise UsageError(
-                f"backbone=task_frame expects features [D], got inputs of shape {list(input_shape)}; extract features "
-                "first"
+                f"expected features [D] for backbone=task_frame, got inputs of shape {list(input_shape)}; extract "
+                "features first"
             )
         check_choice("backbone.points", points, ("all", "support"))
         self.points = points
@@ -69,11 +70,11 @@ class Backbone(pyro_metabayes.Backbone):
         self.network = nn.Sequential(nn.Linear(3, width), nn.Tanh(), last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The inputs [N, D] at unit length; the rest depends on the task."""
+        """Scale feature vectors to unit length; `embed_tasks` does the transformation that depends on the task."""
         return functional.normalize(bounded(x), dim=-1)
 
     def embed_tasks(self, data: Data) -> Data:
-        """The tasks with features [T, N, F] in place of inputs [T, N, D]."""
+        """Return the tasks with transformed features in place of the features of their points; labels are not used."""
         seen = data.seen_queries
         queries = seen if self.points == "all" else torch.zeros_like(seen)
         x = self(torch.cat((data.support_x, data.query_x), 1))
@@ -96,7 +97,10 @@ class Backbone(pyro_metabayes.Backbone):
         return replace(data, **parts, auxiliary=data.auxiliary | {"frame": frame})
 
     def support_frame(self, data: Observed) -> SupportFrame | None:
-        """The features as a function of the support set alone, up to a rotation; None if they depend on the queries."""
+        """Encode the support sets and return an encoder of the queries; None if features depend on other queries.
+
+        The features equal those of `embed_tasks` up to a rotation.
+        """
         if self.points == "all":
             return None
         x = self(data.support_x)
@@ -110,7 +114,10 @@ class Backbone(pyro_metabayes.Backbone):
         return SupportFrame(self, data, coordinates, shrunk, frame)
 
     def _centre(self, x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Number [T, 1, 1] and mean [T, 1, D] of the reference points, and the mean as it is subtracted."""
+        """Return number [T, 1, 1] and mean [T, 1, D] of the reference points, and the vector to subtract [T, 1, D].
+
+        T is the number of tasks, D of features.
+        """
         count = reference.sum(1, keepdim=True).clamp(min=1)
         mean = (reference * x).sum(1, keepdim=True) / count
         return count, mean, mean if self.log_tau is None else mean * count / (count + self.log_tau.exp())
@@ -124,7 +131,10 @@ class Backbone(pyro_metabayes.Backbone):
 
     @staticmethod
     def _dual(gram: Tensor, reference: Tensor, settings: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """x_i . (X^T X + lambda I)^-1 x_j = (g_ij - g_iX (G_XX + lambda I)^-1 g_Xj) / lambda, g the inner products."""
+        """Compute features for D >= N from the matrix g of inner products of the N points.
+
+        x_i . (X^T X + lambda I)^-1 x_j = (g_ij - g_iX (g_XX + lambda I)^-1 g_Xj) / lambda for reference points X.
+        """
         share, ridge = settings
         to_reference = reference * gram  # rows of other points are 0
         factor = cholesky(reference.mT * to_reference + ridge * _identity(gram))
@@ -136,25 +146,31 @@ class Backbone(pyro_metabayes.Backbone):
         return cholesky(kernel + torch.diag_embed(jitter)) * mask
 
     def _settings(self, count: Tensor, effective: Tensor) -> tuple[Tensor, Tensor]:
-        """a and lambda [T, 1, 1]; lambda is of the size of the mean eigenvalue in the effective dimensions."""
+        """Compute the parameters a and lambda of the kernel of each of T tasks [T, 1, 1].
+
+        lambda is a learned multiple of the mean eigenvalue of X^T X in the effective dimensions.
+        """
         statistics = torch.cat(((count / 100).log(), (effective / 10).log(), (2 * effective / count).log()), -1)
         share, ridge = self.network(statistics).split(1, -1)
         return share.sigmoid(), count / effective * ridge.exp()
 
 
 def _effective(count: Tensor, inner: Tensor) -> Tensor:
-    """The effective dimension [T, 1, 1] of the reference points, from their inner products."""
+    """Compute the effective dimension of the reference points of T tasks [T, 1, 1] from their inner products."""
     return count.square() / inner.square().sum((1, 2), keepdim=True).clamp(min=1e-12)
 
 
 def _statistics(num_features: int, mean: Tensor, effective: Tensor) -> Tensor:
-    """auxiliary["frame"] [T, 3]."""
+    """Compute the statistics auxiliary["frame"] [T, 3] of T tasks."""
     dimension = torch.full_like(effective, math.log(num_features / 128))
     return torch.cat((dimension, mean.norm(dim=-1, keepdim=True), (effective / 10).log()), -1).squeeze(1)
 
 
 def _jitter_of_dual(num_support: int, mask: Tensor) -> Tensor:
-    """Columns [T, N, S + 1] that change inner products as the jitter does, so that these do not depend on Q."""
+    """Return S + 1 extra features of each point, which add jitter to the inner products, for any number of queries.
+
+    S is the number of support points.
+    """
     own = torch.arange(mask.shape[1], device=mask.device).clamp(max=num_support)
     return JITTER**0.5 * functional.one_hot(own, num_support + 1) * mask
 

@@ -25,24 +25,24 @@ from pyro_metabayes.storage.untrusted import reason_of
 from pyro_metabayes.storage.weights import do_weights_follow
 from pyro_metabayes.vision import timm
 
-FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository on the Hugging Face hub
+FILES = ("model.safetensors", "pytorch_model.bin")  # names of weight files in repositories of the Hugging Face hub
 
 
 class Backbone(PretrainedNetwork):
-    """A network of timm without its classifier: images [N, channels, H, W] in [0, 1] -> features [N, D] of unit length.
+    """Network of timm without its classifier, which maps images in [0, 1] to feature vectors of unit length.
 
-    Size, mean and standard deviation of its inputs are those of its configuration in timm.
+    Size, mean and standard deviation of the network's inputs are those of its configuration in timm.
 
     Args:
-        input_shape: [channels, H, W].
-        name: a name of `timm.list_models()`, with a tag of its weights or without: resnet18, resnet18.a1_in1k.
-        weights: library: those that timm has for this name, from its cache. random: none, so that a run pretrains the
-            network. Else the path of a file.
-        size: side of the images that the network receives; 0: that of its configuration.
+        input_shape: [channels, height, width] of one image.
+        name: a name of `timm.list_models()`, with or without the tag of its weights: resnet18, resnet18.a1_in1k.
+        weights: `library`: the weights of timm for this name, from its cache. `random`: random weights, so that a run
+            pretrains the network. Otherwise the path of a file.
+        size: side of the images that the network receives, in pixels; 0: the size in its configuration.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:
-        UsageError: timm is not installed or does not have this network, or there are no such weights.
+        UsageError: timm is not installed or does not have this network, or the weights do not exist.
     """
 
     def __init__(
@@ -61,22 +61,22 @@ class Backbone(PretrainedNetwork):
 
 
 def _created(library: Any, name: str, **settings: Any) -> nn.Module:
-    """The network without its classifier."""
+    """Construct the network without its classifier; an exception in timm becomes a UsageError."""
     try:
         network: nn.Module = library.create_model(name, num_classes=0, **settings)
         return network
-    except Exception as error:  # of timm, the hub, the network or torch
+    except Exception as error:  # raised by timm, the hub, the network connection or torch
         raise UsageError(
-            f"expected timm to build backbone.name={name}, got: {reason_of(error)}; take another name, or "
+            f"expected timm to build backbone.name={name}, got: {reason_of(error)}; set another name, or "
             "backbone.weights=FILE"
         ) from None
 
 
 def _with_library_weights(library: Any, network: nn.Module, name: str) -> nn.Module:
-    """The network with timm's weights, which are downloaded only where that is allowed."""
+    """Construct the network with timm's weights, from the cache or, if downloads are allowed, from the internet."""
     settings = _configuration(network)
     if not settings.get("hf_hub_id") and not settings.get("url"):
-        raise UsageError(f"expected weights of {name} in timm, which has none; set backbone.weights=FILE or {RANDOM}")
+        raise UsageError(f"expected weights of {name} in timm, got none; set backbone.weights=FILE or {RANDOM}")
     file = _cached(settings)
     if file is None:
         refuse_unless_allowed(
@@ -89,7 +89,7 @@ def _with_library_weights(library: Any, network: nn.Module, name: str) -> nn.Mod
 
 
 def _cached(settings: Any) -> Path | None:
-    """The file with the weights in the cache of the hub or of torch; None if they were not downloaded."""
+    """Return the file of the weights in the cache of the hub or of torch; None if they have not been downloaded."""
     if repository := settings.get("hf_hub_id"):
         hub = importlib.import_module("huggingface_hub")
         names = [settings["hf_hub_filename"]] if settings.get("hf_hub_filename") else FILES
@@ -100,7 +100,7 @@ def _cached(settings: Any) -> Path | None:
 
 
 def _load_file(network: nn.Module, path: str) -> None:
-    """Load the weights of a file, which may have the form of the original publication."""
+    """Load weights from a file into the network; timm converts files in the format of the original publication."""
     weights, settings = weights_of(path), _configuration(network)
     convert = getattr(importlib.import_module(type(network).__module__), "checkpoint_filter_fn", None)
     if convert is not None:
@@ -110,5 +110,5 @@ def _load_file(network: nn.Module, path: str) -> None:
 
 
 def _configuration(network: nn.Module) -> Any:
-    """The settings that timm has for a network, by name."""
+    """Return timm's configuration of a network, a mapping with the source of its weights and its classifier."""
     return network.pretrained_cfg

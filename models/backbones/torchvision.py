@@ -26,21 +26,22 @@ from pyro_metabayes.vision import torchvision
 
 
 class Backbone(PretrainedNetwork):
-    """A network of torchvision without its last linear layer: images [N, channels, H, W] in [0, 1] -> features [N, D].
+    """Network of torchvision without its last linear layer, which maps images in [0, 1] to feature vectors.
 
-    Size, mean and standard deviation of its inputs are those with which its weights were evaluated. Features have unit
-    length.
+    The features are scaled to unit length. Size, mean and standard deviation of the network's inputs are those with
+    which its weights were evaluated.
 
     Args:
-        input_shape: [channels, H, W].
-        name: a name of `torchvision.models.list_models()`, with weights or without: resnet50, resnet50.IMAGENET1K_V1.
-        weights: library: those that torchvision has for this name, from the cache of torch. random: none, so that a run
-            pretrains the network. Else the path of a file.
-        size: side of the images that the network receives; 0: that of its weights.
+        input_shape: [channels, height, width] of one image.
+        name: a name of `torchvision.models.list_models()`, with or without the name of its weights: resnet50,
+            resnet50.IMAGENET1K_V1.
+        weights: `library`: the weights of torchvision for this name, from the cache of torch. `random`: random weights,
+            so that a run pretrains the network. Otherwise the path of a file.
+        size: side of the images that the network receives, in pixels; 0: the size for which the weights were published.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
     Raises:
-        UsageError: torchvision does not have this network, it has no linear layer, or there are no such weights.
+        UsageError: torchvision does not have this network or these weights, or the network has no linear layer.
     """
 
     def __init__(
@@ -51,7 +52,10 @@ class Backbone(PretrainedNetwork):
         refuse_unknown(architecture, models.list_models(module=models), "torchvision")
         known = models.get_model_weights(architecture)
         if version and version not in known.__members__:
-            raise UsageError(f"expected weights {', '.join(known.__members__)} of {architecture}, got '{version}'")
+            raise UsageError(
+                f"expected backbone.name={architecture}.WEIGHTS with WEIGHTS one of {', '.join(known.__members__)}, "
+                f"got '{version}'"
+            )
         published = known[version or "DEFAULT"]
         network: nn.Module = models.get_model(architecture, weights=None)
         last = _without_classifier(network, architecture)
@@ -64,17 +68,19 @@ class Backbone(PretrainedNetwork):
 
 
 def _without_classifier(network: nn.Module, name: str) -> str:
-    """Replace the last linear layer of a network by the identity; returns its name."""
+    """Replace the last linear layer of a network by the identity, and return the name of this layer."""
     layers = [layer for layer, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise UsageError(f"expected a network with a linear last layer as backbone.name, got {name}; take another")
+        raise UsageError(
+            f"expected backbone.name to be a network with a linear layer, got {name}; set another backbone.name"
+        )
     parent, _, child = layers[-1].rpartition(".")
     setattr(network.get_submodule(parent), child, nn.Identity())
     return layers[-1]
 
 
 def _published_file(published: Any, name: str) -> Path:
-    """The file of published weights in the cache of torch; it is downloaded only where that is allowed."""
+    """Return the file of published weights in the cache of torch; download it if that is allowed."""
     file = Path(torch.hub.get_dir(), "checkpoints", published.url.rpartition("/")[2])
     if not file.is_file():
         refuse_unless_allowed(
@@ -86,6 +92,6 @@ def _published_file(published: Any, name: str) -> Path:
             torch.hub.load_state_dict_from_url(published.url, check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
             raise UsageError(
-                f"expected to download {published.url}, got: {reason_of(error)}; put it at {file}"
+                f"expected to download {published.url}, got: {reason_of(error)}; save the file as {file}"
             ) from None
     return file

@@ -1,4 +1,4 @@
-"""WRN-28-10: the wide residual network of the few-shot literature."""
+"""WRN-28-10, the wide residual network of the few-shot literature."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_LAYERS = 1000
 
 
 class Block(nn.Module):
-    """Pre-activation block: BN-ReLU-Conv3x3-BN-ReLU-Conv3x3, and a 1x1 convolution where the shape changes."""
+    """Pre-activation residual block BN-ReLU-Conv3x3-BN-ReLU-Conv3x3, with a 1x1 convolution if the shapes differ."""
 
     def __init__(self, num_inputs: int, num_outputs: int, stride: int) -> None:
         super().__init__()
@@ -31,16 +31,16 @@ class Block(nn.Module):
 
 
 class Backbone(pyro_metabayes.Backbone):
-    """WRN-depth-width: images [N, channels, H, W] in [0, 1] -> features [N, D] of unit length, D = 64 width.
+    """Network WRN-depth-width, which maps images in [0, 1] to vectors of 64 width features of unit length.
 
-    A 3x3 convolution, three groups of (depth - 4) / 6 pre-activation blocks without dropout, BN-ReLU, global average
-    pooling and L2 normalisation. The strides of the groups are 2, 2 and 2, or 1, 2 and 2 for images of up to 32 x 32,
-    as in the released code of SIB (Hu et al. 2020). WRN-28-10 for 3 channels has 36,472,784 parameters.
+    The layers are a 3x3 convolution, three groups of (depth - 4) / 6 pre-activation blocks without dropout, BN-ReLU,
+    global average pooling and L2 normalisation. The strides of the groups are 2, 2 and 2, or 1, 2 and 2 for images of
+    up to 32 x 32, as in the released code of SIB (Hu et al. 2020). WRN-28-10 for 3 channels has 36,472,784 parameters.
     (Zagoruyko and Komodakis 2016.)
 
     Args:
-        input_shape: [channels, H, W].
-        depth: number of layers, 6 n + 4.
+        input_shape: [channels, height H, width W] of one image.
+        depth: number of layers, 6 n + 4 for an integer n.
         width: widening factor k; the groups have 16 k, 32 k and 64 k channels.
         mirror: whether features are averaged over the image and its horizontal flip, in evaluation mode.
 
@@ -55,8 +55,8 @@ class Backbone(pyro_metabayes.Backbone):
         self.mirror = mirror
         if len(input_shape) != 3:
             raise UsageError(
-                f"backbone=wide_resnet expects images [channels, height, width], got inputs of shape {input_shape}; "
-                "take backbone=identity for features"
+                f"expected images [channels, height, width] for backbone=wide_resnet, got inputs of shape "
+                f"{input_shape}; set backbone=identity for features"
             )
         if not 10 <= depth <= MOST_LAYERS or (depth - 4) % 6 or width < 1:
             raise UsageError(
@@ -79,7 +79,7 @@ class Backbone(pyro_metabayes.Backbone):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Convolution weights from N(0, 2 / (k^2 outputs)), k the kernel size, as in SIB's released code."""
+        """Draw convolution weights from N(0, 2 / (k^2 output channels)) for kernel size k, as in SIB's released code."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

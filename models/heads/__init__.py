@@ -1,4 +1,4 @@
-"""Heads: logits from features and the weights of a task, with the pullback in closed form."""
+"""Heads, which compute logits from features and the weights of a task; their gradients have closed forms."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["Cosine", "CosineOffset", "Head", "Linear", "Pullback"]
 
 
 class Cosine(Head):
-    """logits_ic = scale * (cos(w_c, x_i) + bias), with x_i of unit length.
+    """Cosine head: logits_ic = scale * (cos(w_c, x_i) + bias) for class weights w_c and features x_i of unit length.
 
-    scale and bias are learned. The softmax does not depend on the bias, but a synthetic-gradient network does.
-    (Gidaris and Komodakis 2018; SIB's released code.)
+    scale and bias are learned. The softmax does not depend on the bias, but the input of a synthetic-gradient network
+    does. (Gidaris and Komodakis 2018; SIB's released code.)
 
     Args:
         scale: inverse temperature before training.
@@ -39,11 +39,16 @@ class Cosine(Head):
         return means
 
     def loss_range(self, num_classes: int) -> Tensor:
-        """2 scale + log C, a bound on log(1 + (C - 1) exp(2 scale)), the largest loss; the smallest is near 0."""
+        """Return 2 scale + log C for C classes, a bound on the largest loss; the smallest loss is near 0.
+
+        The largest cross-entropy of a point is log(1 + (C - 1) exp(2 scale)), in nats.
+        """
         return 2 * self.scale.abs() + math.log(num_classes)
 
     def check_features(self, x: Tensor, learned: bool) -> None:
-        """Refuse features [N, D] that are not of unit length, or that are not learned and all have one direction.
+        """Raise a UsageError if feature vectors x [N, D] do not have unit length, or all have the same direction.
+
+        The direction is not checked for learned features.
 
         Rows of zeros are allowed, since a backbone may end in a ReLU. Rows that are not finite are not checked.
         """
@@ -55,7 +60,11 @@ class Cosine(Head):
         return (self.scale * (cosines(w, x)[0] + self.bias)).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2), with n_c = |w_c| and G = g^T x."""
+        """Compute the logits and their vector-Jacobian product with respect to w.
+
+        For a cotangent g, pullback(g)_c = scale / n_c (G_c - (G_c . w_c) w_c / n_c^2) with n_c = |w_c| and
+        G_c = sum_i g_ic x_i.
+        """
         cosine, inverse = cosines(w, x)
 
         def pullback(cotangent: Tensor) -> Tensor:
@@ -66,15 +75,16 @@ class Cosine(Head):
         return (self.scale * (cosine + self.bias)).mT, pullback
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-        """As `Head.outputs_of_draws`, from the inner products of loc and noise with x and with each other."""
+        """Compute the logits of all draws, as `Head.outputs_of_draws`, from inner products of loc, noise and x."""
         products, inverse = products_of_draws(loc, noise, square, x), inverse_norms_of_draws(loc, noise, square)
         return square.draws(torch.addcmul(self.scale * self.bias, products, self.scale * inverse)).mT
 
 
 class CosineOffset(Cosine):
-    """logits_ic = scale * (cos(v_c, x_i) + bias + b_c), with w_c = (v_c, b_c): the cosine head with a term per class.
+    """Cosine head with a term b_c per class: logits_ic = scale * (cos(v_c, x_i) + bias + b_c).
 
-    The arguments are those of Cosine. Prototypes have b_c = 0.
+    The weights of class c are w_c = (v_c, b_c). x_i are features of unit length. Weights from class means
+    (prototypes) have b_c = 0. The arguments are those of `Cosine`.
     """
 
     has_class_term = True
@@ -89,13 +99,16 @@ class CosineOffset(Cosine):
         return _with_last(w, term / self.scale)
 
     def loss_range(self, num_classes: int) -> None:  # type: ignore[override]
-        """None: b_c is unbounded."""
+        """Return None: the loss is unbounded, since b_c is."""
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         return super().outputs(w[..., :-1], x) + self.scale * w[..., -1:].mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """The pullback of Cosine, and scale * sum_i g_ic for b_c."""
+        """Compute the logits and their vector-Jacobian product.
+
+        For a cotangent g, the latter is that of `Cosine` for v_c, and scale * sum_i g_ic for b_c.
+        """
         logits, of_cosine = super().outputs_and_pullback(w[..., :-1], x)
 
         def pullback(cotangent: Tensor) -> Tensor:
@@ -110,15 +123,17 @@ class CosineOffset(Cosine):
 
 
 def _with_last(w: Tensor, term: Tensor) -> Tensor:
-    """w [..., C, W] with term [..., C] added to the last weight of each class."""
+    """Add a number per class, term [..., C], to the last of W weights of each of C classes, w [..., C, W]."""
     return torch.cat((w[..., :-1], w[..., -1:] + term.unsqueeze(-1)), dim=-1)
 
 
 class Linear(Head):
-    """logits_ic = scale * (v_c . x_i + b_c), with w_c = (v_c, b_c): VERSA's head, at scale 1.
+    """Linear head: logits_ic = scale * (v_c . x_i + b_c) for features x_i and weights w_c = (v_c, b_c) of class c.
+
+    With scale 1 this is VERSA's head.
 
     Args:
-        scale: inverse temperature before training. It is learned, since prototypes (ProtoNets) do not determine it.
+        scale: inverse temperature before training. It is learned, since class means (ProtoNets) do not determine it.
     """
 
     has_class_term = True
@@ -131,15 +146,18 @@ class Linear(Head):
         return num_features + 1  # the bias
 
     def prototypes(self, means: Tensor) -> Tensor:
-        """v_c = 2 m_c, b_c = -|m_c|^2: logits -|x - m_c|^2 plus a term that all classes share (Snell et al. 2017)."""
+        """Return v_c = 2 m_c, b_c = -|m_c|^2 for class means m_c; logits are then -|x - m_c|^2 up to a common term.
+
+        (Snell et al. 2017.)
+        """
         return self.rows(2 * means, -means.square().sum(-1))
 
     def rows(self, directions: Tensor, offsets: Tensor) -> Tensor:
-        """The weights w [..., C, D + 1] of directions v [..., C, D] and offsets b [..., C]."""
+        """Combine directions v [..., C, D] and offsets b [..., C] of C classes to weights w_c = (v_c, b_c)."""
         return torch.cat((directions, offsets.unsqueeze(-1)), dim=-1)
 
     def design(self, x: Tensor) -> Tensor:
-        """phi_i = scale * (x_i, 1) [..., N, D + 1], with logits_ic = w_c . phi_i."""
+        """Return phi_i = scale * (x_i, 1) [..., N, D + 1] for N points of D features; logits_ic = w_c . phi_i."""
         return self.scale * torch.cat((x, torch.ones_like(x[..., :1])), dim=-1)
 
     def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
@@ -149,7 +167,10 @@ class Linear(Head):
         return (self.scale * (fold_samples(w[..., :-1], x) + w[..., -1:])).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """pullback(g)_c = scale * (sum_i g_ic x_i, sum_i g_ic)."""
+        """Compute the logits and their vector-Jacobian product.
+
+        For a cotangent g, pullback(g)_c = scale * (sum_i g_ic x_i, sum_i g_ic).
+        """
 
         def pullback(cotangent: Tensor) -> Tensor:
             g = cotangent.mT
@@ -158,7 +179,7 @@ class Linear(Head):
         return self.outputs(w, x), pullback
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-        """As `Head.outputs_of_draws`: the logits are linear in w."""
+        """Compute the logits of all draws, as `Head.outputs_of_draws`, from few products: they are linear in w."""
         products = products_of_draws(loc[..., :-1], noise[..., :-1], square, x)
         offsets = loc[:, None, None, :, -1:] + square.odd(noise[..., -1:])
         return square.draws(self.scale * (products + offsets)).mT

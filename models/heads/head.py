@@ -1,4 +1,4 @@
-"""The protocol of heads, which map features and the weights of a task to logits."""
+"""The base class of heads, which map features and the weights of a task to logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Pullback = Callable[[Tensor], Tensor]
 
 
 class Head(Recorded, nn.Module):
-    """Logits [..., T, N, C] from weights w [..., T, C, W] and features x [T, N, D].
+    """Base class of functions from weights and features to logits.
+
+    For T tasks, the weights w are [..., T, C, W] (W numbers for each of C classes), the D features x of N points
+    [T, N, D], and the logits [..., T, N, C].
 
     Attributes:
         has_class_term: whether the last weight of each class is an additive term of its logits; if so,
@@ -26,49 +29,65 @@ class Head(Recorded, nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "outputs" in vars(cls) and "outputs_of_draws" not in vars(cls):  # an inherited one is of other outputs
+        if "outputs" in vars(cls) and "outputs_of_draws" not in vars(cls):  # an inherited method has other outputs
             cls.outputs_of_draws = Head.outputs_of_draws  # type: ignore[method-assign]
 
     def num_weights(self, num_features: int) -> int:
-        """W, the number of weights of one class, for D features."""
+        """Return the number W of weights per class for num_features features."""
         raise NotImplementedError
 
     def event_shape(self, num_classes: int, num_features: int) -> Size:
-        """The shape of the weights of one task: [C, W]."""
+        """Return the shape [C, W] of the weights of one task: W weights for each of C classes."""
         return Size((num_classes, self.num_weights(num_features)))
 
     def initial_weights(self, num_classes: int, num_features: int) -> Tensor:
-        """Random weights [C, W] of about unit length, as an initial point of guides."""
+        """Draw W random weights for each of C classes [C, W], of about unit length, as an initial point of guides."""
         num_weights = self.num_weights(num_features)
         return torch.randn(num_classes, num_weights) * num_weights**-0.5
 
     def prototypes(self, means: Tensor) -> Tensor:
-        """Weights [..., C, W] that classify by the nearest of the class means [..., C, D]."""
+        """Return weights that classify by the nearest of C class means of D features [..., C, D]."""
         raise NotImplementedError
 
     def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
-        """Weights whose logits are those of w [..., T, C, W] plus term [..., T, C]."""
+        """Return weights whose logits are those of the weights w plus `term`, one number per task and class."""
         raise NotImplementedError
 
     def loss_range(self, num_classes: int) -> Tensor | None:
-        """Bound on the range (largest minus smallest) of the cross-entropy of one point, in nats; None: unbounded."""
+        """Return a bound on the largest minus the smallest cross-entropy of a point, in nats; None: unbounded."""
         return None
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Logits [..., T, N, C]."""
+        """Compute the logits of N points for C classes in T tasks.
+
+        Args:
+            w: W weights per class [..., T, C, W].
+            x: D features per point [T, N, D].
+
+        Returns:
+            Tensor [..., T, N, C].
+        """
         raise NotImplementedError
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Logits, and their vector-Jacobian product: a function from a cotangent [..., T, N, C] to one of w."""
+        """Compute the logits of the points x under the weights w, and their vector-Jacobian product with respect to w.
+
+        The latter is a function of a cotangent with the shape of the logits; its result has the shape of w.
+        """
         raise NotImplementedError
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-        """Logits [L, T, N, C] of the draws of a Latin square (`DrawsOutputs`); a head overrides it to save products.
+        """Compute the logits under L draws of w = loc +- noise that share noise vectors (`LatinSquare`).
+
+        A head overrides this method to compute fewer products of weights and features.
 
         Args:
-            loc: [T, C, W].
-            noise: [T, G, M, W], G = 1 or C.
-            square: assigns noise to the classes of each draw.
-            x: features [T, N, D].
+            loc: means of W weights for each of C classes of T tasks [T, C, W].
+            noise: M noise vectors per task [T, G, M, W]; G is C, or 1 if they are the same for all classes.
+            square: says which noise vector each class has in each draw.
+            x: D features of N points per task [T, N, D].
+
+        Returns:
+            Logits [L, T, N, C].
         """
         return self.outputs(square.draws(loc[:, None, None] + square.odd(noise)), x)

@@ -1,1 +1,1 @@
-"""Parts of models and priors: encoders of sets, predictors with generated weights."""
+"""Parts that models, priors and backbones share, such as set encoders and products of weights and features."""

@@ -1,4 +1,4 @@
-"""Conditional priors beyond the diagonal Gaussian: with a low-rank covariance, and a coupling flow.
+"""Conditional priors of other families than the diagonal Gaussian: with low-rank covariance, and a coupling flow.
 
 With `guide=savi` the posterior has the same family and the same encoder.
 """
@@ -25,14 +25,16 @@ from pyro_metabayes.models.priors import Conditional
 
 
 class LowRank(Conditional):
-    """p_psi(w_c | support of c) = N(loc, S (I + F F^T) S), S = diag(scale), F = F(loc) [W, rank].
+    """Conditional Gaussian prior with low-rank covariance over the weights w_c of class c:
 
-    loc and scale are those of Conditional, F is a network of loc. F starts small and random, since its gradient is 0 at
-    F = 0.
+        p_psi(w_c | support points of class c) = N(loc, S (I + F F^T) S),    S = diag(scale).
+
+    loc and scale are those of `Conditional`. A network computes the matrix F [W, rank] from loc, for W weights per
+    class. F is small and random before training, since at F = 0 its gradient is 0.
 
     Args:
         rank: number of columns of F.
-    The other arguments are those of Conditional.
+    The other arguments are those of `Conditional`.
     """
 
     def __init__(
@@ -57,15 +59,16 @@ class LowRank(Conditional):
 
 
 class CouplingFlow(Conditional):
-    """w_c = loc + scale f(z_c), z_c ~ N(0, I), f a stack of affine coupling layers, conditioned on loc and log scale.
+    """Conditional coupling flow over the weights w_c of class c: w_c = loc + scale f(z_c) with z_c ~ N(0, I).
 
-    loc and scale are those of Conditional. Each layer scales and shifts one half of z by networks of the other half.
-    The order of the weights is reversed between layers. f starts as the identity. Mean, variance and KL have no closed
-    form. (RealNVP: Dinh et al., ICLR 2017, arXiv 1605.08803.)
+    loc and scale are those of `Conditional`. f is a stack of affine coupling layers, conditioned on loc and log scale.
+    Each layer scales and shifts one half of z by networks of the other half. The order of the weights is reversed
+    between layers. Before training f is the identity. Mean, variance and KL have no closed form. (RealNVP: Dinh et al.,
+    ICLR 2017, arXiv 1605.08803.)
 
     Args:
         num_layers: number of coupling layers; 2 or more transform every weight.
-    The other arguments are those of Conditional, with num_hidden > 0.
+    The other arguments are those of `Conditional`, with num_hidden > 0.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class CouplingFlow(Conditional):
 
 
 def _coupling(num_weights: int, num_hidden: int) -> ConditionalAffineCoupling:
-    """A layer that starts as the identity."""
+    """Construct an affine coupling layer that is the identity before training."""
     layer = conditional_affine_coupling(num_weights, 2 * num_weights, hidden_dims=[num_hidden])
     for parameter in layer.nn.layers[-1].parameters():
         nn.init.zeros_(parameter)

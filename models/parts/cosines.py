@@ -1,4 +1,4 @@
-"""Cosines of weights and features, with a custom gradient where w is large."""
+"""Cosines between weights and features, with a custom gradient for large weight tensors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ LARGE = 65536  # number of entries of w from which a custom gradient is faster t
 
 
 def inverse_norm(w: Tensor) -> Tensor:
-    """1 / |w_c| [..., C, 1]; 0 where w_c = 0, as for a class without support points."""
+    """Compute 1 / |w_c| for weights w of C classes [..., C, 1]; 0 if w_c = 0, as for a class without support points."""
     norm = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
     return norm / (norm.square() + 1e-24)
 
 
 def cosines(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """cos(w_c, x_i) [..., T, C, N] for x_i of unit length, and 1 / |w_c| [..., T, C, 1]."""
+    """Compute the cosines cos(w_c, x_i), and 1 / |w_c|.
+
+    Args:
+        w: weights of C classes for D features in T tasks [..., T, C, D].
+        x: N points of unit length per task [T, N, D].
+
+    Returns:
+        Cosines [..., T, C, N] and inverse norms [..., T, C, 1].
+    """
     if torch.is_grad_enabled() and w.numel() >= LARGE:
         return Cosines.apply(w, x)
     inverse = inverse_norm(w)
@@ -28,13 +36,29 @@ def cosines(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def products_of_draws(loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-    """w_c . x_i [T, 2, P, C, N] of the draws w_c = loc_c +- noise_m of pairs (`LatinSquare`)."""
+    """Compute w_c . x_i for P pairs of draws w_c = loc_c +- noise_m that share noise vectors (`LatinSquare`).
+
+    Args:
+        loc: means of W weights for each of C classes in T tasks [T, C, W].
+        noise: M noise vectors per task [T, G, M, W], with G = 1 (the same for all classes) or C.
+        square: says which noise vector m each class has in each pair.
+        x: N points per task [T, N, W].
+
+    Returns:
+        Tensor [T, 2, P, C, N], for both signs.
+    """
     of_noise = (noise.flatten(1, 2) @ x.mT).unflatten(1, noise.shape[1:3])  # [T, G, M, N]
     return square.odd(of_noise) + (loc @ x.mT)[:, None, None]
 
 
 def inverse_norms_of_draws(loc: Tensor, noise: Tensor, square: LatinSquare) -> Tensor:
-    """1 / |w_c| [T, 2, P, C, 1], from |w_c|^2 = |loc_c|^2 +- 2 loc_c . noise_m + |noise_m|^2."""
+    """Compute 1 / |w_c| for P pairs of draws w_c = loc_c +- noise_m that share noise vectors (`LatinSquare`).
+
+    |w_c|^2 = |loc_c|^2 +- 2 loc_c . noise_m + |noise_m|^2. Args: as for `products_of_draws`.
+
+    Returns:
+        Tensor [T, 2, P, C, 1], for both signs, T tasks and C classes.
+    """
     inner = loc @ noise[:, 0].mT if noise.shape[1] == 1 else (noise @ loc.unsqueeze(-1)).squeeze(-1)  # [T, C, M]
     even = loc.square().sum(-1, keepdim=True) + noise.square().sum(-1)
     signs = torch.tensor((2.0, -2.0), dtype=loc.dtype, device=loc.device).view(2, 1, 1)
@@ -43,9 +67,10 @@ def inverse_norms_of_draws(loc: Tensor, noise: Tensor, square: LatinSquare) -> T
 
 
 class Cosines(torch.autograd.Function):
-    """`cosines` with one gradient for product and norm together, which reads w once instead of four times.
+    """Autograd function of `cosines` with one gradient for product and norm together.
 
-    Below LARGE entries the overhead of a Python function exceeds the time saved.
+    The gradient reads w once instead of four times. For w of fewer than LARGE entries, the overhead of a Python
+    function exceeds the time saved.
     """
 
     generate_vmap_rule = True

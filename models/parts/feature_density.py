@@ -1,4 +1,4 @@
-"""The density of the features of which a head is the posterior of the classes."""
+"""The mixture density of features under which the softmax of a head is the posterior of the classes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pyro_metabayes.models.heads import Cosine, CosineOffset, Head, Linear
 
 
 def log_density(head: Head, w: Tensor, x: Tensor) -> Tensor | None:
-    """log p(x_i | w) = log sum_c pi_c p(x_i | c, w), in nats up to a constant that depends neither on x nor on w.
+    """Compute log p(x_i | w) = log sum_c pi_c p(x_i | c, w), up to a constant that depends neither on x nor on w.
 
-    The softmax of the logits is p(c | x, w) under the mixture with these components:
+    This is the mixture density for which p(c | x, w) is the softmax of the logits of the head. Class c has the
+    probability pi_c and the component p(x | c, w):
 
         Cosine        pi_c = 1 / C                                          vMF(x; w_c / |w_c|, scale)
         CosineOffset  pi_c proportional to exp(scale b_c)                       vMF(x; v_c / |v_c|, scale)
@@ -21,11 +22,11 @@ def log_density(head: Head, w: Tensor, x: Tensor) -> Tensor | None:
 
     Args:
         head: a head.
-        w: its weights [..., T, C, W].
-        x: features [T, N, D].
+        w: W weights w_c, or (v_c, b_c), of each of C classes in T tasks [..., T, C, W].
+        x: D features of N points per task [T, N, D].
 
     Returns:
-        Tensor [..., T, N]; None for another head.
+        Tensor [..., T, N], in nats; None for another head.
     """
     log_sum = head.outputs(w, x).logsumexp(-1)
     if type(head) is Cosine:

@@ -1,4 +1,4 @@
-"""Predictors whose weights a decoder generates for each task: outputs, likelihood and inner loss."""
+"""Predictors whose weights are generated for each task (by LEO's decoder): outputs, likelihood and inner loss."""
 
 from __future__ import annotations
 
@@ -17,49 +17,57 @@ Pullback = Callable[[Tensor], Tensor]
 
 
 class Predictor:
-    """A predictor whose weights are the last axis of w, one vector for each of `slots`.
+    """Base class of predictors with generated weights: one weight vector, or several per class.
 
     Attributes:
-        num_weights: P, the size of one vector.
-        scale: standard deviation of the entries of a vector in an untrained predictor.
+        num_weights: P, the size of one weight vector.
+        scale: standard deviation of the entries of a weight vector in an untrained predictor.
     """
 
     num_weights: int
     scale: float
 
     def slots(self, observed: Observed) -> Size:
-        """The shape of the set of weight vectors of one task: [C, L], or [] for one vector."""
+        """Return the shape of the set of weight vectors of a task: [C, L] for C classes with L vectors, [] for one."""
         raise NotImplementedError
 
     def initial(self) -> Tensor:
-        """Weights [P] of an untrained predictor."""
+        """Return the weights of an untrained predictor, as one vector."""
         return torch.zeros(self.num_weights)
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
-        """Logits or means [..., T, N, Y] for weights [..., T, *slots, P] and points [T, N, D]."""
+        """Compute the logits or means of N points in T tasks.
+
+        Args:
+            w: weight vectors of P numbers [..., T, *slots, P].
+            x: D features per point [T, N, D].
+
+        Returns:
+            Tensor [..., T, N, Y] for Y outputs.
+        """
         raise NotImplementedError
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """Outputs, and the function that maps a cotangent of the outputs to one of w."""
+        """Compute the outputs, and their vector-Jacobian product: a function of a cotangent of the outputs."""
         value, pullback = torch.func.vjp(lambda weights: self.outputs(weights, x), w)[:2]
         return value, lambda cotangent: pullback(cotangent)[0]
 
     def likelihood(self, outputs: Tensor) -> TorchDistribution:
-        """p(y | outputs), batch [..., T, N]."""
+        """Return p(y | outputs) of N points of T tasks, batch [..., T, N]."""
         raise NotImplementedError
 
     def residual(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Gradient of the inner loss, the sum of -log p(y | outputs) over points, with respect to the outputs."""
+        """Compute the gradient of sum_i -log p(y_i | outputs_i) over points i, with respect to the outputs."""
         raise NotImplementedError
 
 
 class LinearClassifier(Predictor):
-    """logits_ic = mean_l w_cl . x_i, without bias and temperature.
+    """Linear classifier without bias and temperature: logits_ic = mean_l w_cl . x_i for weight vectors w_cl of class c.
 
     Args:
-        num_features: D.
-        num_classes: C.
-        copies: L, the number of weight vectors per class.
+        num_features: number of features of x_i.
+        num_classes: number of classes.
+        copies: L, the number of weight vectors per class, l = 1, ..., L.
     """
 
     def __init__(self, num_features: int, num_classes: int, copies: int = 1) -> None:
@@ -73,7 +81,7 @@ class LinearClassifier(Predictor):
         return fold_samples(w.mean(-2), x).mT
 
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Pullback]:
-        """pullback(g)_cl = sum_i g_ic x_i / L."""
+        """Compute logits and their vector-Jacobian product for a cotangent g, pullback(g)_cl = sum_i g_ic x_i / L."""
 
         def pullback(cotangent: Tensor) -> Tensor:
             of_class = unfold_samples(cotangent.mT, x) / self.copies
@@ -89,12 +97,12 @@ class LinearClassifier(Predictor):
 
 
 class NeuralRegression(Predictor):
-    """y ~ N(f(x; w), noise^2), f a ReLU network D-H-H-Y; w holds all its weights and biases.
+    """Regression y ~ N(f(x; w), noise^2) by a ReLU network f with two hidden layers, whose weights and biases are w.
 
     Args:
-        num_inputs: D.
-        num_hidden: H.
-        num_outputs: Y.
+        num_inputs: number of inputs of the network.
+        num_hidden: width of both hidden layers.
+        num_outputs: number of outputs.
         noise: standard deviation of the label noise.
     """
 
@@ -109,7 +117,7 @@ class NeuralRegression(Predictor):
         return Size()
 
     def initial(self) -> Tensor:
-        """Uniform as in torch.nn.Linear, layer by layer."""
+        """Draw the weights of an untrained network, uniform within +- 1 / sqrt(inputs) as in torch.nn.Linear."""
         bounds = [n**-0.5 for n in self.sizes[:-1] for _ in range(2)]
         return torch.cat([(2 * torch.rand(n) - 1) * bound for n, bound in zip(self.parts, bounds, strict=True)])
 
@@ -125,5 +133,8 @@ class NeuralRegression(Predictor):
         return Normal(outputs, self.noise).to_event(1)
 
     def residual(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Gradient of half the squared error, noise^2 * -log p(y | outputs): its scale does not depend on the noise."""
+        """Compute the gradient of half the squared error with respect to the outputs.
+
+        This loss is noise^2 * -log p(y | outputs), so its scale does not depend on the noise.
+        """
         return outputs - y

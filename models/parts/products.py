@@ -7,11 +7,14 @@ from torch import Tensor
 
 
 def fold_samples(w: Tensor, x: Tensor) -> Tensor:
-    """w_c . x_i for weights [..., T, C, D] and points [T, N, D] -> [..., T, C, N].
+    """Compute the products w_c . x_i of weights of C classes [..., T, C, D] and N points [T, N, D] of T tasks.
 
-    The product is class-major (w @ x^T): the query-major product is a little faster, but its gradient costs five times
-    as much. The sample axes are merged with the class axis, so that each task is one matrix
-    product [L C, D] x [D, N].
+    D is the number of features. The product is class-major (w @ x^T): the query-major product is a little faster, but
+    its gradient costs five times as much. The axes of samples are merged with the class axis, so that each task is one
+    matrix product.
+
+    Returns:
+        Tensor [..., T, C, N].
     """
     if w.dim() == 3:
         return torch.bmm(w, x.mT) if torch.is_grad_enabled() else torch.bmm(x, w.mT).mT
@@ -22,11 +25,27 @@ def fold_samples(w: Tensor, x: Tensor) -> Tensor:
 
 
 def unfold_samples(cotangent: Tensor, x: Tensor) -> Tensor:
-    """sum_i g_ci x_i for cotangents [..., T, C, N] and points [T, N, D] -> [..., T, C, D]."""
+    """Compute sum_i g_ci x_i over points i for each class c.
+
+    Args:
+        cotangent: g [..., T, C, N], for C classes and N points of T tasks.
+        x: D features of the points [T, N, D].
+
+    Returns:
+        Tensor [..., T, C, D].
+    """
     return torch.bmm(cotangent, x) if cotangent.dim() == 3 else fold_samples(cotangent, x.mT)
 
 
 def samples_summed(cotangent: Tensor, w: Tensor) -> Tensor:
-    """sum_c g_ci w_c over classes and samples: cotangents [..., T, C, N], weights [..., T, C, D] -> [T, N, D]."""
+    """Compute sum_c g_ci w_c, summed over classes c and samples.
+
+    Args:
+        cotangent: g [..., T, C, N], for N points, C classes and T tasks.
+        w: weights for D features [..., T, C, D].
+
+    Returns:
+        Tensor [T, N, D].
+    """
     products = cotangent.mT @ w
     return products.flatten(0, -4).sum(0) if products.dim() > 3 else products

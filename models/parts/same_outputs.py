@@ -1,4 +1,4 @@
-"""A model with the outputs of another one, and a likelihood of its own."""
+"""The base class of models that have the outputs of another model, and a likelihood of their own."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pyro_metabayes.prior import Prior
 
 
 class SameOutputs(pyro_metabayes.Model):
-    """Latent, prior and outputs are those of `predictor`; a subclass defines `likelihood_of`.
+    """Base class of models with the latent, prior and outputs of another model; a subclass defines `likelihood_of`.
 
     Args:
-        predictor: the model of the outputs, built with `prior`.
-        prior: the prior of `predictor`. It becomes the submodule `prior_over_weights` of this model instead.
+        predictor: the other model, built with `prior`.
+        prior: the prior of `predictor`. It is moved to the submodule `prior_over_weights` of this model.
         observe: the points whose labels `forward` conditions on: "query", "support" or "all".
     """
 

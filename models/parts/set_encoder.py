@@ -1,4 +1,4 @@
-"""Set encoders: a distribution over the weights of a class from its labelled points."""
+"""Set encoders, which compute a distribution over the weights of a class from the labelled points of the class."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pyro_metabayes.inference.cholesky import cholesky
 
 
 def elu_network(num_inputs: int, num_hidden: int, num_outputs: int, start: float | None = None) -> nn.Module:
-    """Dense-ELU-Dense-ELU-Dense, VERSA's block.
+    """Construct a network Dense-ELU-Dense-ELU-Dense, the block of VERSA.
 
     Args:
         num_inputs: input width.
         num_hidden: width of both hidden layers; 0 for one linear map.
         num_outputs: output width.
-        start: constant output before training; None for a random one.
+        start: constant output before training; None: random initial weights.
     """
     last = nn.Linear(num_hidden or num_inputs, num_outputs)
     if start is not None:
@@ -32,45 +32,54 @@ def elu_network(num_inputs: int, num_hidden: int, num_outputs: int, start: float
 
 
 def lower_triangular(log_diagonal: Tensor, below: Tensor) -> Tensor:
-    """Cholesky factor [W, W] with diagonal exp(log_diagonal); rows of `below` are in units of their diagonal entry."""
+    """Construct a Cholesky factor L [W, W] from unconstrained parameters.
+
+    Args:
+        log_diagonal: logarithm of the diagonal of L, W numbers [W].
+        below: entries L_ij / L_ii below the diagonal [W, W]; other entries are ignored.
+    """
     unit = below.tril(-1) + torch.eye(len(below), dtype=below.dtype, device=below.device)
     return log_diagonal.exp().unsqueeze(-1) * unit
 
 
 class SetEncoder(nn.Module):
-    """loc and scale [T, C, W] of each class from points x [T, N, D], labels and mask [T, N], and C.
+    """Base class of set encoders, which compute loc and scale of the weights of each class from labelled points.
+
+    `forward` takes points x [T, N, D] (N points with D features of T tasks), labels [T, N], a mask [T, N] and the
+    number of classes C. It returns loc and scale [T, C, W].
 
     Args:
-        num_weights: W.
-        residual: whether loc starts at the mean features of the class, as is right for weights in feature space.
-            Weights without a feature, such as the bias of a head, start at 0. If False, all start at 0.
+        num_weights: W, the number of weights per class.
+        residual: whether loc equals the mean features of the class before training, which suits weights in feature
+            space; weights without a feature, such as the bias of a head, are then 0. If False, all of loc is 0.
     """
 
-    pure = True  # forward is a function of tensors alone, which torch.compile can compile
+    pure = True  # forward is a function of tensors without Pyro effects, so torch.compile can compile it
 
     def __init__(self, num_weights: int, residual: bool) -> None:
         super().__init__()
         self.num_weights, self.residual = num_weights, residual
 
     def start(self, x: Tensor) -> Tensor:
-        """The initial value, to which the output of a network is added: [..., D] -> [..., W]."""
+        """Return the value of loc before training for features x; the output of a network is added to it."""
         if self.residual:
             return functional.pad(x, (0, self.num_weights - x.shape[-1]))
         return x.new_zeros(*x.shape[:-1], self.num_weights)
 
 
 class MeanPooled(SetEncoder):
-    """loc_c = m_c + f(m_c), log scale_c = g(m_c), with m_c the mean of class c, f and g VERSA's blocks.
+    """Set encoder with mean pooling: loc_c = m_c + f(m_c), log scale_c = g(m_c).
 
-    This is the pooling of VERSA and SAMOVAR. It does not depend on the number of points, so a shared prior and
-    posterior are biased (docs/collapse.md).
+    m_c is the mean of the points of class c, f and g are networks. This is the pooling of VERSA and
+    SAMOVAR. The result does not depend on the number of points, so an encoder that prior and posterior share makes both
+    biased (docs/collapse.md).
 
     Args:
-        num_features: D.
-        num_weights: W.
+        num_features: number of features of a point.
+        num_weights: number of weights per class.
         num_hidden: width of the networks; 0 for linear maps.
         scale: standard deviation of every weight before training.
-        residual: as in SetEncoder.
+        residual: whether loc equals m_c before training; otherwise it is 0.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
@@ -85,12 +94,14 @@ class MeanPooled(SetEncoder):
 
 
 class CountAware(SetEncoder):
-    """precision_c = a + sum_i b(x_i), loc_c = (a m + sum_i b(x_i) (x_i + f(x_i))) / precision_c.
+    """Set encoder that sums natural parameters over the points x_i of class c:
 
-    Natural parameters are summed over points, so the scale decreases with their number, and a class without points
-    has N(m, 1/a). For a Gaussian mean with known noise (b constant, x_i + f linear) it is both the exact conditional
-    prior and the exact posterior. a and b are exp of a parameter and of a network. Before training a class of one point
-    has the given scale, and a fifth of its precision is a. The arguments are those of MeanPooled.
+        precision_c = a + sum_i b(x_i),    loc_c = (a m + sum_i b(x_i) (x_i + f(x_i))) / precision_c.
+
+    The scale decreases with the number of points, and a class without points has N(m, 1/a). For the mean of a Gaussian
+    with known noise (constant b, linear x_i + f), this can represent both the exact conditional prior and the exact
+    posterior. m and log a are parameters, f and log b networks. Before training a class of one point has the given
+    scale, and a is a fifth of its precision. The arguments are those of `MeanPooled`.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:
@@ -113,15 +124,18 @@ class CountAware(SetEncoder):
 
 
 class PseudoObservations(SetEncoder):
-    """Each point is one pseudo-observation u_i = b_i . w + e, e ~ N(0, 1), of weights with prior N(m, A^-1):
+    """Set encoder with full covariances: each point of class c is a noisy linear observation of the weights w_c.
 
-        precision_c = A + sum_i b_i b_i^T,  loc_c = precision_c^-1 (A m + sum_i b_i u_i),
+    Point i is the observation u_i = b_i . w_c + e, e ~ N(0, 1), of weights with the prior N(m, A^-1). So
 
-    b_i = b(x_i) in R^W and u_i = b_i . x_i + f(x_i), or f(x_i) alone for weights outside feature space. A = L L^T is a
-    full matrix. Returns loc [T, C, W] and precision [T, C, W, W]; a class without points has N(m, A^-1). For a linear
-    regression with known noise, linear maps (num_hidden=0) can represent both the exact prior and the exact posterior:
-    b_i = x_i / noise, u_i = y_i / noise. (Recognition potentials conjugate to the prior: Johnson et al. 2016, arXiv
-    1603.06277; aggregation as conditioning: Volpp et al. 2021, which is `CountAware`.)
+        precision_c = A + sum_i b_i b_i^T,  loc_c = precision_c^-1 (A m + sum_i b_i u_i).
+
+    b_i = b(x_i) has W entries, and u_i = b_i . x_i + f(x_i), or f(x_i) alone if not `residual`, with networks b and f.
+    m and A = L L^T are learned. `forward` returns loc [T, C, W] and precision [T, C, W, W] for T tasks and C classes; a
+    class without points has N(m, A^-1). For a linear regression with known noise, linear maps (num_hidden=0) can
+    represent both the exact prior and the exact posterior: b_i = x_i / noise, u_i = y_i / noise. (Recognition
+    potentials conjugate to the prior: Johnson et al. 2016, arXiv 1603.06277; aggregation as conditioning: Volpp et al.
+    2021, which is `CountAware`.) The arguments are those of `MeanPooled`.
     """
 
     def __init__(self, num_features: int, num_weights: int, num_hidden: int, scale: float, residual: bool) -> None:

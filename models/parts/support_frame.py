@@ -1,4 +1,4 @@
-"""Features relative to the support set of a task, for any number of queries."""
+"""Features relative to the support set of a task, for backbone=task_frame with backbone.points=support."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from pyro_metabayes.inference.cholesky import cholesky
 
 
 class Coordinates:
-    """Coordinates in which points have the inner products k(x_i, x_j) of `task_frame` with the M support points:
+    """Coordinates of points whose inner products with the M support points X are a given kernel k:
 
-        k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j),    kappa of unit length of x_i . (X^T X + lambda I)^-1 x_j.
+        k(x_i, x_j) = (1 - a) x_i . x_j + a kappa(x_i, x_j),
 
-    The support points X have the rows of the Cholesky factor L of k(X, X) + jitter I, another point x has L^-1 k(X, x)
-    and, as one more coordinate, the length that is left.
+    where kappa is x_i . (X^T X + lambda I)^-1 x_j, normalised so that kappa(x_i, x_i) = 1. The coordinates of the
+    support points are the rows of the Cholesky factor L of k(X, X) + jitter I. Those of another point x are
+    L^-1 k(X, x) and one more coordinate, which gives the vector the squared length 1 + jitter.
 
     Args:
-        x: X [T, M, D], of unit length; 0 for masked points.
+        x: the support points X of T tasks with D features [T, M, D], of unit length; 0 for masked points.
         gram: X X^T [T, M, M].
         settings: a and lambda [T, 1, 1].
-        mask: [T, M, 1], 1 for points that count.
-        jitter: added to the unit diagonal.
+        mask: [T, M, 1], 1 for unmasked support points.
+        jitter: added to the diagonal of k(X, X).
     """
 
     def __init__(self, x: Tensor, gram: Tensor, settings: tuple[Tensor, Tensor], mask: Tensor, jitter: float) -> None:
@@ -43,7 +44,14 @@ class Coordinates:
         self.support = functional.pad(self._factor * mask, (0, 1))
 
     def of(self, x: Tensor) -> Tensor:
-        """Coordinates [T, N, M + 1] of other points [T, N, D], of unit length or 0."""
+        """Compute the coordinates of other points of unit length or 0.
+
+        Args:
+            x: N points with D features of each of T tasks [T, N, D].
+
+        Returns:
+            Tensor [T, N, M + 1], for M support points.
+        """
         inner, square = x @ self._x.mT, x.square().sum(-1, keepdim=True)
         kernel = self._kernel(inner, self._whitened(inner, square)[0])
         along = torch.linalg.solve_triangular(self._factor, kernel.mT, upper=False).mT
@@ -51,7 +59,10 @@ class Coordinates:
         return torch.cat((along, left.clamp(min=0).sqrt()), -1)
 
     def _whitened(self, inner: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        """x . (X^T X + lambda I)^-1 X^T times lambda / l [T, N, M], and 1 / l, l the length of x in that product."""
+        """Compute lambda / l times x . (X^T X + lambda I)^-1 X^T [T, N, M], and 1 / l [T, N, 1], for N points x.
+
+        X are the M support points of each of T tasks. l^2 is lambda x . (X^T X + lambda I)^-1 x.
+        """
         solved = torch.cholesky_solve(inner.mT, self._whitening).mT
         length = (square - (solved * inner).sum(-1, keepdim=True)).clamp(min=1e-8).rsqrt()
         return self._ridge * solved * length, length
@@ -61,14 +72,14 @@ class Coordinates:
 
 
 class SupportFrame:
-    """The features of a task whose support set is encoded once.
+    """Encoder of the queries of T tasks whose support sets have already been encoded (backbone=task_frame).
 
     Args:
-        unit: maps inputs [N, D] to vectors of unit length.
+        unit: function that scales inputs of D features to unit length.
         data: the tasks; their queries are not used.
-        coordinates: of the centred points.
-        shrunk: what is subtracted from the unit vectors [T, 1, D].
-        frame: statistics of the tasks [T, 3].
+        coordinates: coordinates relative to the centred support points.
+        shrunk: vector that is subtracted from the inputs of unit length [T, 1, D].
+        frame: statistics of the tasks [T, 3], stored as auxiliary["frame"].
 
     Attributes:
         support: the tasks with features of the support points, without queries.
@@ -83,7 +94,7 @@ class SupportFrame:
         self.support = replace(data, support_x=features, **none, auxiliary=data.auxiliary | {"frame": frame})
 
     def embed(self, x: Tensor) -> Tensor:
-        """Features [T, Q, S + 1] of query inputs [T, Q, D]."""
+        """Compute features [T, Q, S + 1] of Q query inputs of D features in T tasks [T, Q, D], for S support points."""
         x = self._unit(x)
         directed = (x != 0).any(-1, keepdim=True)
         return self._coordinates.of(functional.normalize(x - self._shrunk, dim=-1) * directed)

@@ -1,1 +1,1 @@
-"""Objectives, one file per objective; each is a loss for pyro.infer.SVI and for the training loop."""
+"""Objectives, one file per objective. Each objective is a loss for pyro.infer.SVI and for the training loop."""

@@ -1,4 +1,4 @@
-"""The evidence lower bound of a batch of tasks."""
+"""The negative evidence lower bound (ELBO) of a batch of tasks, as a loss."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 
 
 class Elbo(Objective, Trace_ELBO):
-    """loss = sum_t { -E_q[sum_i log p(y_ti | x_ti, w_t)] + kl_weight KL(q_t, p_psi) }.
+    """Negative ELBO: loss = sum_t { -E_q[sum_i log p(y_ti | x_ti, w_t)] + kl_weight KL(q_t, p_psi) }.
 
-    The loss is in nats, summed over tasks and points. kl_weight is a scale on the latent site of model and guide.
+    q_t is the approximate posterior over the weights w_t of task t, p_psi the prior, and i runs over the query points
+    of the task. The loss is in nats, summed over tasks and points. kl_weight scales the latent site of model and guide.
     (Kingma and Welling 2014; Hu et al. 2020, workshop version, eq. 4.)
 
     Args:
         particles: number of samples of w for the expectation.
         kl: estimator of the KL.
-            sampled: log q(w) - log p(w) of the same samples, equal to Trace_ELBO in value and gradient. If q is the
-                exact posterior, every sample gives the log evidence.
+            sampled: the mean of log q(w) - log p(w) over the same samples, as in Trace_ELBO. If q is the exact
+                posterior, every sample gives the log evidence.
             analytic: the closed form if there is one, else sampled. It equals TraceMeanField_ELBO, but also has a
                 closed form for a Gaussian q with covariances and a diagonal Gaussian p.
             variational, convexity: an upper bound on the KL to a mixture (`pyro_metabayes/inference/divergences.py`),
-                so that -loss is a looser bound on the evidence; sampled for a Delta.
+                so -loss is a looser bound on the log evidence. A point estimate (Delta) uses sampled.
 
     Raises:
         UsageError: the estimator is unknown, or is not defined for the distributions of guide and model.
@@ -55,7 +56,7 @@ class Elbo(Objective, Trace_ELBO):
         self.kl = kl
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
-        """The loss, kl_weight KL - E_q[log-likelihood], and both terms without the weight."""
+        """Compute the loss, kl_weight KL - E_q[log-likelihood], and also the log-likelihood and the unweighted KL."""
         (data,) = args
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
         weighted, unweighted, log_likelihood = [], [], []
@@ -72,9 +73,9 @@ class Elbo(Objective, Trace_ELBO):
         return Terms(added(weighted) - evidence, evidence.detach(), added(unweighted))
 
     def _kl(self, guide_site: Any, model_site: Any) -> Tensor:
-        """log q(w) - log p(w) [L, T], or its expectation [T] in closed form, without the KL weight."""
+        """Compute log q(w) - log p(w) of L samples and T tasks [L, T], or the unweighted KL in closed form [T]."""
         q, p, w = guide_site["fn"], model_site["fn"], guide_site["value"]
-        if isinstance(q, Delta):  # at its own point; log_prob would compare all entries of w with it
+        if isinstance(q, Delta):  # w is the point of q; q.log_prob would only compare w with this point
             return q.log_density - log_density(p, w)
         if isinstance(innermost(q), Delta):
             return log_ratio(q, p, w)
@@ -96,12 +97,12 @@ class Elbo(Objective, Trace_ELBO):
         return bounds[self.kl]
 
     def loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
-        """The loss of a batch as a number, without a gradient (interface of pyro.infer.SVI)."""
+        """Compute the loss of a batch as a float, without gradients (interface of pyro.infer.SVI)."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
-        """The loss of a batch as a number, after its gradients are added to the parameters (pyro.infer.SVI)."""
+        """Compute the loss of a batch as a float, and add its gradients to the parameters (interface of SVI)."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -109,16 +110,20 @@ class Elbo(Objective, Trace_ELBO):
 
 
 def path_derivative_loss(model: Model, q: TorchDistribution, points: Observed, noise: Tensor) -> Tensor:
-    """-log p(support_y | support_x, w) - log p(w) + log q(w) [L, T] in nats at w = loc + L noise.
+    """Compute -log p(support_y | support_x, w) - log p(w) + log q(w) at w = loc + scale_tril noise.
 
-    The gradient of log q(w) flows through w and not through the parameters of q, so the gradient of the loss is 0 for
-    every draw if q is the exact posterior. (Roeder, Wu and Duvenaud, "Sticking the Landing", 2017, arXiv 1703.09194.)
+    loc and scale_tril are those of q. The gradient of log q(w) flows through w and not through the parameters of q, so
+    the gradient of the loss is 0 for every sample if q is the exact posterior. (Roeder, Wu and Duvenaud, "Sticking the
+    Landing", 2017, arXiv 1703.09194.)
 
     Args:
         model: the model.
-        q: a Gaussian, batch [T], event [Y, W], whose rows are independent and have covariance L L^T.
-        points: the tasks.
-        noise: standard normal [L, T, Y, W].
+        q: a Gaussian, batch [T] (tasks), event [Y, W] (Y outputs with W weights each), independent over the outputs.
+        points: T tasks; their support sets are the data.
+        noise: standard normal [L, T, Y, W], for L samples.
+
+    Returns:
+        Tensor [L, T], in nats.
     """
     gaussian: Any = innermost(q)
     w = gaussian.loc + (gaussian.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)

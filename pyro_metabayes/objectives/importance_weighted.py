@@ -1,4 +1,4 @@
-"""The importance-weighted bound on the log evidence of each task."""
+"""The importance-weighted lower bound on the log evidence of each task, as a loss."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 
 
 class ImportanceWeighted(Objective):
-    """loss = -sum_t log (1/L) sum_l p(y_t | w_l) p(w_l) / q(w_l), w_l ~ q(w), L = particles.
+    """Negative importance-weighted bound: loss = -sum_t log (1/L) sum_l p(y_t | w_l) p(w_l) / q(w_l), w_l ~ q(w).
 
-    The loss is in nats, summed over tasks. In expectation -loss lies between the ELBO (L = 1) and the log evidence
-    (L to infinity). Samples are averaged within each task, since the bound for the product of all tasks is much looser.
-    With the prior as guide the loss equals monte_carlo with joint=true. It equals Pyro's RenyiELBO(alpha=0) if every
-    site is inside the plate of tasks. kl_weight is an exponent of p(w) / q(w); -loss is a bound for kl_weight = 1.
-    (Burda et al. 2016, eq. 8.)
+    y_t are the query labels of task t, and q is the guide. The loss is in nats, summed over tasks. In expectation
+    -loss lies between the ELBO (L = 1) and the log evidence (L to infinity). Samples are averaged within each task,
+    since the bound for the product of all tasks is much looser. With the prior as guide, the loss equals that of
+    monte_carlo with joint=true. If every site is inside the plate of tasks, the loss equals Pyro's RenyiELBO(alpha=0).
+    kl_weight is an exponent of p(w) / q(w); -loss is a bound for kl_weight = 1. (Burda et al. 2016, eq. 8.)
 
     Args:
-        particles: L.
+        particles: number L of samples of w per task.
     """
 
     name = "importance_weighted"
     bound = True
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
-        """The loss, and the log-likelihood and the KL as averages over the samples."""
+        """Compute the loss, and also the log-likelihood and the KL, averaged over the samples."""
         (data,) = args
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
         latent: list[Any] = [guide_trace.nodes[name] for name in latent_sites(guide_trace)]
@@ -47,6 +47,6 @@ def _log_prob(site: Any) -> Tensor:
 
 
 def _log_ratio(guide_site: Any, model_site: Any) -> Tensor:
-    """log p(w) - log q(w) [L, T] without the KL weight."""
+    """Compute log p(w) - log q(w) [L, T] of L samples and T tasks, without the KL weight."""
     ratio = log_ratio(guide_site["fn"], model_site["fn"], guide_site["value"])
     return scale_and_mask(-ratio, mask=guide_site["mask"])

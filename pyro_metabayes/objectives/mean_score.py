@@ -1,4 +1,4 @@
-"""The mean log score per query point, in units of the entropy of a guess: tasks of any shape count alike."""
+"""The mean log score per query, divided by the entropy of a uniform guess, so that tasks of any size count equally."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 
 
 class MeanScore(Objective):
-    """loss = -sum_t (1 / (Q_t log C)) (1/L) sum_l log p(y_t | x_t, w_l), w_l ~ q, L = particles.
+    """Negative mean log score: loss = -sum_t (1 / (Q_t log C)) (1/L) sum_l log p(y_t | x_t, w_l), w_l ~ q.
 
-    Q_t is the number of unmasked query points of task t and C its number of classes (log C = 1 for numbers). The sum
-    over the points of a task, as in the ELBO, gives tasks of 50 classes and 500 queries a thousand times the weight of
-    small ones; here each task has a loss near 1 before it is learned. Without a KL, and no bound on the evidence.
+    Task t has Q_t unmasked queries, their labels y_t, and C classes; for labels that are numbers, log C is replaced
+    by 1. q is the guide. A sum over points, as in the ELBO, would give tasks with many classes and queries a much
+    larger weight than small tasks. Here each task has a loss near 1 before training. The loss has no KL term, and
+    -loss is no bound on the evidence.
 
     Args:
-        particles: L.
+        particles: number L of samples of w per task.
     """
 
     name = "mean_score"
     bound = False
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
-        """The loss, and the log-likelihood in nats; there is no KL."""
+        """Compute the loss (without a unit) and the log-likelihood in nats; there is no KL."""
         (data,) = args
         if not isinstance(data, Episodes):
             raise UsageError(f"expected Episodes for objective=mean_score, got {type(data).__name__}")

@@ -1,4 +1,4 @@
-"""VERSA's objective: a Monte-Carlo estimate of the posterior predictive likelihood, without a KL."""
+"""VERSA's objective: a Monte-Carlo estimate of the posterior predictive likelihood, without a KL term."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from pyro_metabayes.objectives.objective import Objective, Stochastic, Terms, ad
 
 
 class MonteCarlo(Objective):
-    """loss = -sum_t sum_i log (1/L) sum_l p(y_ti | x_ti, w_l), w_l ~ q(w | support), L = particles.
+    """Negative log predictive likelihood: loss = -sum_t sum_i log (1/L) sum_l p(y_ti | x_ti, w_l).
 
-    The loss is in nats, summed over tasks and points. The samples are from `posterior`, which does not depend on query
-    labels. (Gordon et al. 2019, and their code. The neural process literature calls the joint form NPML.)
+    i runs over the query points of task t. The loss is in nats, summed over tasks and points. The samples w_l are drawn
+    from q(w | support), the `posterior` of the guide, which does not depend on query labels. (Gordon et al. 2019, and
+    their code. The neural process literature calls the joint form NPML.)
 
     Args:
-        particles: L.
+        particles: number L of samples of w per task.
         joint: whether the product over the query points of a task is inside the logarithm:
-            -sum_t log (1/L) sum_l prod_i p(y_ti | x_ti, w_l). This is RenyiELBO(alpha=0) of each task with guide =
-            prior.
+            -sum_t log (1/L) sum_l prod_i p(y_ti | x_ti, w_l). With the prior as guide this is RenyiELBO(alpha=0) of
+            each task.
     """
 
     bound = False
@@ -38,7 +39,7 @@ class MonteCarlo(Objective):
         return "monte_carlo_joint" if self.joint else "monte_carlo"
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
-        """The loss, -log predictive likelihood; there is no KL."""
+        """Compute the loss and the log predictive likelihood, in nats; there is no KL."""
         (data,) = args
         seen = data.observed() if isinstance(data, Episodes) else data
         model_trace, guide_trace = self._traces(model, guide, data, seen, **kwargs)
@@ -47,7 +48,7 @@ class MonteCarlo(Objective):
         return Terms(-total, total.detach(), None)
 
     def _log_predictive(self, site: Any) -> Tensor:
-        """log (1/L) sum_l p of one observed site: [T, Q] per point, or [T] jointly."""
+        """Compute log (1/L) sum_l p(y | w_l) at an observed site for Q queries of T tasks [T, Q], or if joint [T]."""
         points = scale_and_mask(_points(site["fn"], site["value"]), mask=_of_points(site["mask"]))
         log_prob = points.sum(-1) if self.joint else points
         if self.particles > 1:
@@ -56,7 +57,7 @@ class MonteCarlo(Objective):
 
 
 def _points(distribution: Any, value: Tensor) -> Tensor:
-    """log p of each point of a task [..., T, N]; a site without event dimensions is one point."""
+    """Compute log p of each of the N points of T tasks [..., T, N]; without event dimensions N = 1."""
     if isinstance(distribution, MaskedDistribution):
         return scale_and_mask(_points(distribution.base_dist, value), mask=_of_points(distribution._mask))
     if isinstance(distribution, Independent):
@@ -65,5 +66,5 @@ def _points(distribution: Any, value: Tensor) -> Tensor:
 
 
 def _of_points(mask: Any) -> Any:
-    """The mask [..., T] of a site as [..., T, 1], to broadcast over points."""
+    """Reshape the mask [..., T] of a site (T tasks) to [..., T, 1], so that it broadcasts over points."""
     return mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask

@@ -1,4 +1,4 @@
-"""The protocol of objectives: the terms of a loss, from traces of a Pyro model and guide."""
+"""The base class of objectives, which computes the terms of a loss from traces of a Pyro model and guide."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ NESTING = 1  # number of plates of a program: one, of tasks
 
 @dataclass(frozen=True)
 class Terms:
-    """Sums over the tasks of a batch, in nats. Only `loss` is differentiable and includes the KL weight."""
+    """The loss, log-likelihood and KL, each summed over the tasks of a batch, in nats.
+
+    `loss` is differentiable and includes the KL weight. The other terms have no gradient and no weight. The loss of
+    `MeanScore` has no unit.
+    """
 
     loss: Tensor
     log_likelihood: Tensor
@@ -35,7 +39,7 @@ class Terms:
 
 
 class Objective(Recorded):
-    """A loss for a pair of model and guide. A new objective defines `terms`.
+    """Base class of losses for a pair of model and guide. A new objective defines `terms`.
 
     Attributes:
         name: name of the loss in tables.
@@ -58,22 +62,22 @@ class Objective(Recorded):
         self.particles = particles
 
     def terms(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Terms:
-        """The terms of the loss for one batch, without host synchronisation.
+        """Compute the terms of the loss for one batch, without host synchronisation.
 
         Args:
             model: a Pyro program of (data, **kwargs) with observed sites.
             guide: a Pyro program of the same arguments with the same latent sites.
             args: the batch of tasks.
-            kwargs: further arguments of both, such as kl_weight.
+            kwargs: further arguments of model and guide, such as kl_weight.
         """
         raise NotImplementedError
 
     def differentiable_loss(self, model: Stochastic, guide: Stochastic, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, for `SVI(model, guide, optimiser, loss=objective.differentiable_loss)` of pyro.infer."""
+        """Compute the loss as a tensor, for pyro.infer's `SVI(model, guide, optimiser, loss=THIS_METHOD)`."""
         return self.terms(model, guide, *args, **kwargs).loss
 
     def _traces(self, model: Stochastic, guide: Stochastic, data: Any, seen: Any, **kwargs: Any) -> tuple[Trace, Trace]:
-        """Traces of the model on `data` and of the guide on `seen`; the model uses the latents of the guide."""
+        """Return the traces of the model on `data` and of the guide on `seen`; the model uses the guide's latents."""
         with memoise(), without_messages():
             guide_trace = poutine.trace(self._in_particles(guide)).get_trace(seen, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data, **kwargs)
@@ -82,7 +86,7 @@ class Objective(Recorded):
         return model_trace, guide_trace
 
     def _check(self, model_trace: Trace, guide_trace: Trace) -> None:
-        """Pyro's checks of a pair: the same sites, and no batch dimension outside a plate."""
+        """Run Pyro's checks: model and guide have the same sites, and no batch dimension is outside a plate."""
         check_model_guide_match(model_trace, guide_trace, NESTING)
         for trace in (model_trace, guide_trace):
             try:
@@ -93,17 +97,17 @@ class Objective(Recorded):
                 check_site_shape(trace.nodes[name], NESTING)
 
     def _in_particles(self, program: Stochastic) -> Stochastic:
-        """The program with every latent drawn `particles` times, along a leading dimension if more than once."""
+        """Wrap a program so that it draws each latent `particles` times, along a new first axis if particles > 1."""
         return Particles(self.particles, NESTING)(program)
 
 
 def total(values: Tensor) -> Tensor:
-    """Sum over tasks, mean over particles: values [T] or [L, T]."""
+    """Compute the sum over T tasks of values [T], or of the mean over L particles of values [L, T]."""
     return values.sum() / len(values) if values.dim() > NESTING else values.sum()
 
 
 def added(sites: list[Tensor]) -> Tensor:
-    """Sum over sites; most programs have one."""
+    """Compute the sum of the values of all sites; 0 without sites. Most programs have one site."""
     return sum(sites[1:], sites[0]) if sites else torch.zeros(())
 
 
@@ -112,7 +116,7 @@ def _sites(trace: Trace) -> list[str]:
 
 
 def latent_sites(guide_trace: Trace) -> list[str]:
-    """Names of the latent sites.
+    """Return the names of the latent sites in the trace of a guide.
 
     Raises:
         UsageError: gradients are recorded and a site is not reparametrised; score-function gradients are not supported.
@@ -128,5 +132,5 @@ def latent_sites(guide_trace: Trace) -> list[str]:
 
 
 def observed_sites(model_trace: Trace) -> list[str]:
-    """Names of the sites with data."""
+    """Return the names of the observed sites in the trace of a model."""
     return [name for name in _sites(model_trace) if model_trace.nodes[name]["is_observed"]]

@@ -1,1 +1,1 @@
-"""Queries of unknown classes: does the predictive distribution tell them from those of the support set?"""
+"""Open-set recognition: predictions, scores and rejection of queries whose class has no support points."""

@@ -1,4 +1,4 @@
-"""Predictions for tasks with queries of unknown classes."""
+"""Predictions for tasks with queries of unknown classes, which have no support points."""
 
 from __future__ import annotations
 
@@ -19,18 +19,28 @@ from pyro_metabayes.prediction.moments import extra_draws
 
 @runtime_checkable
 class HasFeatureDensity(Protocol):
-    """A classifier p(y | x, w) that is the posterior of the classes under a mixture density of the features x."""
+    """A model whose classifier p(y | x, w) follows by Bayes' rule from a mixture density p(x | w) of the features."""
 
     def log_density(self, w: Tensor, x: Tensor) -> Tensor | None:
-        """log p(x_i | w) = log sum_c p(y = c | w) p(x_i | y = c, w) [..., T, N] in nats, up to a constant.
+        """Compute log p(x_i | w) = log sum_c p(y = c | w) p(x_i | y = c, w), up to a constant.
 
-        The constant depends neither on x nor on w. None: the model has no such density.
+        The constant depends neither on x nor on w.
+
+        Args:
+            w: weights [..., T, *W] of T tasks, where *W is the shape of the weights of one task.
+            x: features [T, N, D], N points of D numbers per task.
+
+        Returns:
+            Tensor [..., T, N], in nats; None if the model has no such density.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class OpenSetPredictions(ClassPredictions):
-    """Predictions of classes for known queries (`mask`), and for queries of unknown classes, which have no label."""
+    """Class predictions for T tasks of Q queries, some of which belong to unknown classes and have no label.
+
+    `mask` marks the queries with a label, `unknown` those of unknown classes.
+    """
 
     unknown: Tensor  # [T, Q]
     log_evidence: Tensor | None = None  # log p(x | support) [T, Q] in nats, up to a constant; None: not defined
@@ -39,15 +49,15 @@ class OpenSetPredictions(ClassPredictions):
 def open_set_predictions(
     predictions: Predictions, unknown: Tensor, log_evidence: Tensor | None = None
 ) -> OpenSetPredictions:
-    """The predictions of T tasks with queries of unknown classes.
+    """Combine class predictions with the mask of the queries of unknown classes.
 
     Args:
-        predictions: of all queries, under L samples of w; the queries with a label are unmasked.
+        predictions: class predictions for all Q queries of T tasks; their mask marks the queries with a label.
         unknown: [T, Q], the `unknown_mask` of the tasks.
-        log_evidence: [T, Q]; None: not defined.
+        log_evidence: log p(x | support) [T, Q] of each query, in nats up to a constant; None: not defined.
 
     Raises:
-        UsageError: the predictions are not those of the classes of a support set alone.
+        UsageError: the predictions are not class predictions, or also cover base classes of the training.
     """
     if not isinstance(predictions, ClassPredictions) or isinstance(predictions, BaseNovelPredictions):
         raise UsageError(
@@ -58,19 +68,19 @@ def open_set_predictions(
 
 
 def log_evidence(model: Model, posterior: TorchDistribution, episodes: Episodes, samples: int) -> Tensor | None:
-    """log p(x_i | support) = log (1/L) sum_l p(x_i | w_l) of every query, in nats up to a constant.
+    """Estimate log p(x_i | support) = log (1/L) sum_l p(x_i | w_l), w_l ~ q(w | support), of every query x_i.
 
-    p(x_i | w) = sum_c p(y = c | w) p(x_i | y = c, w): the class is integrated out under its prior, the weights under
-    the approximate posterior. The random state is preserved.
+    p(x_i | w) = sum_c p(y = c | w) p(x_i | y = c, w) is the density of the features, summed over the classes. The
+    random state is preserved.
 
     Args:
-        model: makes the predictions.
-        posterior: approximate posterior of w, batch [T].
-        episodes: T tasks with features as inputs.
-        samples: draws of w per task; a point estimate has one.
+        model: the model.
+        posterior: approximate posterior q of w, batch [T].
+        episodes: T tasks with features as inputs, and Q queries per task.
+        samples: number L of draws of w per task; a point estimate has one.
 
     Returns:
-        Tensor [T, Q]; None if the model has no density of the features.
+        Tensor [T, Q], in nats up to a constant; None if the model has no density of the features.
     """
     if not isinstance(model, HasFeatureDensity):
         return None

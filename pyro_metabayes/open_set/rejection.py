@@ -1,4 +1,4 @@
-"""Rejection of queries whose prediction has a large entropy, in favour of a label that is no class."""
+"""Rejection of queries: a prediction with a large entropy is replaced by a label such as "unknown"."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.likelihoods.classes import class_entropy
 
-KINDS = {"text": "U", "a number": "iufb"}  # of numpy's types
+KINDS = {"text": "U", "a number": "iufb"}  # kinds of numpy's dtypes
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Replaces the predicted label of a query by `label` if H[p(y | x, support)] > above.
+    """Rule that replaces the predicted label of a query by `label` if the entropy of its prediction is > `above`.
 
     Args:
-        above: in nats.
-        label: an array [] with a label that is no class.
+        above: largest entropy of an accepted prediction, in nats.
+        label: array of shape [] with the label of rejected queries, which is not the label of a class.
     """
 
     above: float
@@ -30,34 +30,48 @@ class Rejection:
 
     @classmethod
     def of(cls, above: Any, label: Any, classes: np.ndarray) -> Rejection | None:
-        """The rejection of a classifier.
+        """Construct the rejection rule of a classifier from the arguments of the user.
 
         Args:
             above: largest entropy of an accepted prediction, in nats; None: nothing is rejected.
-            label: a label that is no class; None: "unknown" for text, else -1.
-            classes: [C], the labels of the classes.
+            label: label of rejected queries; None: "unknown" if the labels of the classes are text, else -1.
+            classes: [C], the labels of the C classes.
 
         Returns:
-            The rejection, or None without `above`.
+            The rule; None if `above` is None.
 
         Raises:
-            UsageError: `above` rejects nothing or is no entropy; `label` is a class, or of another type.
+            UsageError: `above` is no number from 0 to below log C, or `label` is the label of a class or has another
+                type than the labels of the classes.
         """
         if above is None:
             if label is not None:
-                raise UsageError(f"expected reject_above for unknown_label={label!r}, got None; set it, in nats")
+                raise UsageError(
+                    f"expected reject_above to be set with unknown_label={label!r}, got None; set reject_above, in nats"
+                )
             return None
         _check_entropy(above, len(classes))
         kind = "text" if isinstance(classes.flat[0], str) else "a number"
         value = np.asarray(("unknown" if kind == "text" else -1) if label is None else label)
         if value.ndim or value.dtype.kind not in KINDS[kind]:
-            raise UsageError(f"expected unknown_label to be {kind}, as the labels in y are, got {label!r}")
+            raise UsageError(f"expected unknown_label to be {kind}, like the labels in y, got {label!r}; change it")
         if value in classes:
-            raise UsageError(f"expected an unknown_label that is no class, got {value.item()!r}, which is in y")
+            raise UsageError(
+                f"expected an unknown_label that is not the label of a class, got {value.item()!r}, which is in y; "
+                "choose another unknown_label"
+            )
         return cls(float(above), value)
 
     def __call__(self, labels: np.ndarray, probabilities: Tensor) -> np.ndarray:
-        """Labels [Q], some of them replaced, of a type that holds both; probabilities [Q, C]."""
+        """Replace the labels of rejected queries.
+
+        Args:
+            labels: predicted labels [Q] of Q queries.
+            probabilities: probabilities of C classes for these queries [Q, C].
+
+        Returns:
+            Labels [Q], of a dtype that can hold the predicted labels and `label`.
+        """
         return np.where((class_entropy(probabilities.log()) > self.above).cpu().numpy(), self.label, labels)
 
 
@@ -66,5 +80,5 @@ def _check_entropy(above: Any, num_classes: int) -> None:
     if not number or not 0 <= above < math.log(num_classes):
         raise UsageError(
             f"expected reject_above from 0 to below log {num_classes} = {math.log(num_classes):.3f} nats, the largest "
-            f"entropy of {num_classes} classes, got {above!r}"
+            f"entropy of {num_classes} classes, got {above!r}; change reject_above"
         )

@@ -1,4 +1,4 @@
-"""The open-set scores in the registry: AUROC and FPR at 95% TPR of entropy, mutual information and log evidence."""
+"""Scores of open-set recognition: AUROC and FPR at 95% TPR of entropy, mutual information and log evidence."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pyro_metabayes.open_set.separation import auroc, false_positive_rate, thres
 
 @dataclass(frozen=True)
 class OpenSetScore:
-    """A score of the predictive distribution of a query, which is larger if its class is less likely a known one.
+    """A function of the predictive distribution of a query that is larger for queries of unknown classes.
 
     Args:
-        name: the end of the keys in results.json, unknown_auroc_NAME and unknown_fpr95_NAME.
-        title: the score in words.
-        values: the score of every query [T, Q], in nats; None: not defined.
+        name: short name; the keys in results.json are unknown_auroc_NAME and unknown_fpr95_NAME.
+        title: name of the score in plots and tables.
+        values: function that returns the score of each of Q queries of T tasks, [T, Q] in nats; None: not defined.
     """
 
     name: str
@@ -29,17 +29,23 @@ class OpenSetScore:
 
 
 def entropy(predictions: OpenSetPredictions) -> Tensor:
-    """H[p(y | x, support)] [T, Q], the entropy of the averaged prediction."""
+    """Compute the entropy H[p(y | x, support)] of the averaged prediction of Q queries of T tasks [T, Q], in nats."""
     return predictions.entropy
 
 
 def information(predictions: OpenSetPredictions) -> Tensor | None:
-    """I(y; w | x, support) [T, Q], the mutual information of prediction and weights; None for a point estimate."""
+    """Compute the mutual information I(y; w | x, support) of label and weights, for Q queries of T tasks [T, Q].
+
+    It is in nats; None for a point estimate.
+    """
     return None if predictions.is_point else predictions.information
 
 
 def minus_log_evidence(predictions: OpenSetPredictions) -> Tensor | None:
-    """-log p(x | support) [T, Q] up to a constant (`predictions.log_evidence`); None without a density of features."""
+    """Compute -log p(x | support), in nats up to a constant, for the features x of Q queries of T tasks [T, Q].
+
+    The result is None if the model has no density of the features.
+    """
     return None if predictions.log_evidence is None else -predictions.log_evidence
 
 
@@ -51,17 +57,24 @@ OPEN_SET_SCORES = (
 
 
 def auroc_of(predictions: OpenSetPredictions, score: OpenSetScore) -> Tensor:
-    """AUROC [T] of unknown against known queries."""
+    """Compute the AUROC [T] of a score for T tasks: queries of unknown classes against queries of known classes."""
     return auroc(_values(predictions, score), predictions.mask, predictions.unknown)
 
 
 def fpr95_of(predictions: OpenSetPredictions, score: OpenSetScore) -> Tensor:
-    """Share [T] of the unknown queries that are accepted if 95% of the known ones are."""
+    """Compute the FPR at 95% TPR [T] of a score for T tasks.
+
+    This is the share of queries of unknown classes that are accepted by the threshold that accepts 95% of the queries
+    of known classes.
+    """
     return false_positive_rate(_values(predictions, score), predictions.mask, predictions.unknown)
 
 
 def entropy_threshold(predictions: OpenSetPredictions) -> Tensor:
-    """The smallest entropy [T] in nats that at least 95% of the known queries of a task do not exceed."""
+    """Compute, for each of T tasks, the smallest entropy threshold [T] that accepts 95% of queries of known classes.
+
+    A query is accepted if its entropy in nats is at most the threshold.
+    """
     return threshold(predictions.entropy, predictions.mask)
 
 

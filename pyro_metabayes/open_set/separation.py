@@ -1,6 +1,6 @@
-"""How well a score separates queries of unknown classes from the others: AUROC, and FPR at 95% TPR.
+"""Metrics of how well a score separates queries of unknown classes from other queries: AUROC, and FPR at 95% TPR.
 
-A score s(x) is larger if the query is less like the classes of the support set.
+A score s(x) is larger if the query is less similar to the classes of the support set.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ ACCEPTED = 0.95  # share of the known queries whose scores are at most the thres
 
 
 def auroc(scores: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
-    """P(s(p) > s(n)) + P(s(p) = s(n)) / 2, p from the positive and n from the negative queries of a task.
+    """Compute the AUROC of each task: P(s(p) > s(n)) + P(s(p) = s(n)) / 2.
 
-    (Mann and Whitney 1947.)
+    p is a random positive query of the task, n a random negative one, and s the score. (Mann and Whitney 1947.)
 
     Args:
-        scores: [T, Q], any unit.
-        negative, positive: masks [T, Q].
+        scores: s of Q queries of T tasks [T, Q], any unit.
+        negative, positive: masks [T, Q], true for the negative or positive queries.
 
     Returns:
         Tensor [T], 0 to 1; 1/2 if the score does not discriminate.
@@ -33,11 +33,11 @@ def auroc(scores: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
 
 
 def threshold(scores: Tensor, known: Tensor) -> Tensor:
-    """The smallest t with P(s(k) <= t) >= 0.95, k from the known queries of a task.
+    """Compute the smallest t with s(k) <= t for at least 95% of the queries k of known classes of a task.
 
     Args:
-        scores: [T, Q], any unit.
-        known: mask [T, Q].
+        scores: s of Q queries of T tasks [T, Q], any unit.
+        known: mask [T, Q], true for queries of known classes.
 
     Returns:
         Tensor [T], in the unit of the scores.
@@ -47,13 +47,13 @@ def threshold(scores: Tensor, known: Tensor) -> Tensor:
 
 
 def false_positive_rate(scores: Tensor, known: Tensor, unknown: Tensor) -> Tensor:
-    """P(s(u) <= t), u from the unknown queries of a task and t the threshold: FPR at 95% TPR.
+    """Compute the FPR at 95% TPR: the share of queries of unknown classes whose score is at most the threshold.
 
-    It is the share of the unknown queries that are accepted if 95% of the known ones are (Liang, Li and Srikant 2018).
+    The threshold accepts 95% of the queries of known classes (`threshold`). (Liang, Li and Srikant 2018.)
 
     Args:
-        scores: [T, Q], any unit.
-        known, unknown: masks [T, Q].
+        scores: s of Q queries of T tasks [T, Q], any unit.
+        known, unknown: masks [T, Q], true for queries of known or unknown classes.
 
     Returns:
         Tensor [T], 0 to 1; 0.95 if the score does not discriminate.
@@ -63,5 +63,5 @@ def false_positive_rate(scores: Tensor, known: Tensor, unknown: Tensor) -> Tenso
 
 
 def _ordered(scores: Tensor, mask: Tensor) -> Tensor:
-    """The scores of the unmasked queries in increasing order [T, Q], followed by infinities."""
+    """Sort the scores of Q queries of T tasks [T, Q] in increasing order; masked queries come last, as infinity."""
     return scores.masked_fill(~mask, math.inf).sort(-1).values

@@ -1,4 +1,4 @@
-"""Converts arrays of users to the tensors of one task, with checks."""
+"""Conversion of the user's arrays to the tensors of one task, with checks."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ NAMES = "support_x", "query_x"
 
 
 class SupportSet:
-    """The support set of one task, from arrays; it also converts the query inputs of the task.
+    """Support set of one task, converted from arrays; also converts the query inputs of the task.
 
     Args:
-        x: support inputs [S, *X] of any real type. Integers are images if *X has several axes, and are scaled to
+        x: S support inputs [S, *X] of any real type. Integers are images if *X has several axes, and are scaled to
             [0, 1].
-        y: classes of the support inputs [S], integers from 0 to C - 1. In a regression numbers [S, Y], or [S] if Y = 1;
-            S may then be 0.
-        input_shape: *X, for which the learner was built.
+        y: classes of the support inputs [S], integers from 0 to C - 1. In a regression: numbers [S, Y], or [S] if
+            Y = 1; S may then be 0.
+        input_shape: *X, the shape of one input, for which the learner was built.
         backbone: the network to which the inputs are passed.
-        like: a tensor with the device and the dtype of the result.
-        num_targets: Y; 0: the labels are classes.
+        like: a tensor with the device and the dtype of the converted inputs.
+        num_targets: Y, the size of one label in a regression; 0: the labels are classes.
 
     Attributes:
-        x: [S, *X].
-        y: [S] or [S, Y].
-        num_classes: C; 0 in a regression.
+        x: converted support inputs [S, *X].
+        y: converted labels [S] or [S, Y].
+        num_classes: number of classes C; 0 in a regression.
 
     Raises:
         UsageError: an array has another shape or type, a value is not finite or out of range, or a class has no support
@@ -62,7 +62,7 @@ class SupportSet:
         self.num_classes = 0 if num_targets else int(self.y.max()) + 1
 
     def queries(self, x: Array) -> Tensor:
-        """Query inputs [Q, *X], converted like those of the support set.
+        """Convert Q query inputs [Q, *X] to a tensor of the same shape, in the same way as the support inputs.
 
         Raises:
             UsageError: the array has another shape or type, or a value is not finite or out of range.
@@ -78,31 +78,31 @@ class SupportSet:
         return _for(self._backbone, NAMES[1], values, self._like)
 
     def task(self, queries: Tensor) -> Observed:
-        """The task with these query inputs [Q, *X], as a batch with T = 1."""
+        """Return a batch of one task, with this support set and Q converted query inputs of shape *X [Q, *X]."""
         support = self.x if len(self.x) else queries[:0]
         x, y, query_x = (value.unsqueeze(0) for value in (support, self.y, queries))
         return Observed(support_x=x, support_y=y, query_x=query_x, num_classes=self.num_classes)
 
 
 def holds_inputs(x: Tensor, input_shape: tuple[int | None, ...]) -> bool:
-    """Whether a tensor has the shape [T, N, ..., *X] of one or several inputs per point."""
+    """Return whether x has shape [T, N, ..., *X]: T tasks, N points, one or more inputs of shape *X per point."""
     leading = x.dim() - len(input_shape)
     return leading >= 2 and fits(x.shape[leading:], input_shape)
 
 
 def _refuse_other_columns(names: Sequence[str], others: Sequence[str]) -> None:
-    """Raise a UsageError if support and query are data frames with different columns, or a different order of them."""
+    """Raise a UsageError if the column names of support and query data frames differ, or differ in their order."""
     if names and others and names != others:
         place = next((i for i, pair in enumerate(zip(names, others, strict=False)) if len(set(pair)) > 1), -1)
         first = f"'{others[place]}' in place of '{names[place]}'"
         raise UsageError(
-            "expected the columns of support_x, in their order, in query_x, got "
-            f"{first if place >= 0 else f'{len(others)} in place of {len(names)}'}; use query_x[support_x.columns]"
+            "expected query_x to have the columns of support_x in the same order, got "
+            f"{first if place >= 0 else f'{len(others)} in place of {len(names)}'}; pass query_x[support_x.columns]"
         )
 
 
 def _columns(x: object) -> list[str]:
-    """The column names of a data frame; [] for other arrays, and for columns without text names."""
+    """Return the column names of a data frame; [] for other arrays, and if a column name is not text."""
     names = list(getattr(x, "columns", []))
     return names if all(isinstance(name, str) for name in names) else []
 
@@ -111,15 +111,17 @@ def _checked(name: str, x: Array, shape: tuple[int | None, ...]) -> Tensor:
     values = tensor_of(name, x)
     if not fits(values.shape[1:], shape) or not values.dim() or not len(values):
         expected = f"[N, {words_of_shape(shape)[1:]}, N >= 1"
-        raise UsageError(f"expected {name} of shape {expected}, got {list(values.shape)}")
+        raise UsageError(f"expected {name} of shape {expected}, got {list(values.shape)}; reshape the array")
     finite = values.sum().isfinite()  # one pass over the values; the sum of finite values may overflow
     if not finite and (bad := (~torch.isfinite(values)).flatten(1).any(1).sum().item()):
-        raise UsageError(f"expected finite values in {name}, got NaN or infinity in {bad} of {len(values)} rows")
+        raise UsageError(
+            f"expected finite values in {name}, got NaN or infinity in {bad} of {len(values)} rows; fix or remove them"
+        )
     return values
 
 
 def _for(backbone: nn.Module, name: str, x: Tensor, like: Tensor) -> Tensor:
-    """Inputs with the dtype and device of `like`, after the checks that the attributes of a Backbone require."""
+    """Convert inputs to the dtype and device of `like`, after checks that depend on the kind of backbone."""
     if isinstance(backbone, Backbone):
         if backbone.unit_range:
             refuse_other_range(name, x)
@@ -150,18 +152,18 @@ def _labels(y: Array, num_points: int) -> Tensor:
     labels = _numbers_of_classes(y)
     if labels.shape == (num_points,) and labels.min() < 0:
         raise UsageError(
-            f"expected support_y to hold integers >= 0, got {labels.min().item():g}; number the classes 0, 1, "
-            "..., and remove points without a label"
+            f"expected support_y to hold integers >= 0, got {labels.min().item():g}; number the classes from 0, "
+            "and remove points without a label"
         )
     if labels.is_floating_point() or labels.shape != (num_points,):
         raise UsageError(
             f"expected support_y to hold {num_points} integers >= 0, one for each support input, "
-            f"got {labels.dtype} of shape {tuple(labels.shape)}"
+            f"got {labels.dtype} of shape {tuple(labels.shape)}; pass one integer label per support input"
         )
     present = labels.unique().tolist()
     if present != list(range(len(present))):
         raise UsageError(
-            f"expected support inputs of the classes 0, 1, 2, ... without a gap, got labels {present[:20]}; "
+            f"expected support_y to contain the classes 0, 1, 2, ... without a gap, got {present[:20]}; "
             "renumber the classes"
         )
     return labels.long()
@@ -172,6 +174,6 @@ def _numbers_of_classes(y: Array) -> Tensor:
         return tensor_of("support_y", y)
     except UsageError as error:
         raise UsageError(
-            f"{error}. Classes are 0 to C - 1 here; pyro_metabayes.FewShotClassifier accepts names, and "
-            "numpy.unique(y, return_inverse=True)[1] converts names to numbers"
+            f"{error}. Labels must be integers from 0; numpy.unique(y, return_inverse=True)[1] converts class names to "
+            "integers, and pyro_metabayes.FewShotClassifier accepts class names"
         ) from None

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the unmasked queries; 0 if all queries are masked.
+    """Compute the mean over the unmasked queries of each task; 0 if all queries are masked.
 
     Args:
-        values: [..., Q], any unit.
+        values: values of Q queries [..., Q], any unit.
         mask: [..., Q], False for masked queries.
 
     Returns:
@@ -22,7 +22,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
-    """log (1/L) sum_l exp(values_l).
+    """Compute log (1/L) sum_l exp(values_l), the logarithm of a mean over L samples.
 
     Args:
         values: logarithms in nats, with L samples along `dim`.
@@ -37,7 +37,7 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
 
 
 def largest_of_samples(values: Tensor) -> Tensor:
-    """max_l values_l [...] of [L, ...] by halving; amax over the first axis takes five times as long on a CPU."""
+    """Compute the maximum [...] over the L samples of values [L, ...]; five times as fast as amax on a CPU."""
     while (size := len(values)) > 1:
         half = (size + 1) // 2
         values = torch.maximum(values[:half], values[size - half :])
@@ -45,27 +45,27 @@ def largest_of_samples(values: Tensor) -> Tensor:
 
 
 def variance_of_samples(values: Tensor) -> Tensor:
-    """values.var(0) [...] of [L, ...], which takes five times as long on a CPU."""
+    """Compute the variance [...] over the L samples of values [L, ...]; five times as fast as var on a CPU."""
     return (values - values.mean(0)).square_().sum(0) / (len(values) - 1)
 
 
 def most_probable(log_probs: Tensor) -> Tensor:
-    """The class with the largest log probability, the first one for ties; 20 times as fast as argmax.
+    """Return the class with the largest log probability, the first one for ties; 20 times as fast as argmax.
 
     Args:
-        log_probs: [..., C], in nats.
+        log_probs: log probabilities of C classes [..., C], in nats.
 
     Returns:
-        Indices [...] of classes.
+        Class indices [...].
     """
     return log_probs.max(-1).indices
 
 
 def standard_error(values: Tensor) -> Tensor:
-    """Standard error [...] of the mean over L independent draws.
+    """Compute the standard error of the mean over L independent draws.
 
     Args:
-        values: [L, ...], any unit.
+        values: the draws [L, ...], any unit.
 
     Returns:
         Tensor [...], in the unit of the values.

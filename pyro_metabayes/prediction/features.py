@@ -1,4 +1,4 @@
-"""Maps inputs to features by the backbone of a learner, once per batch, outside model and guide."""
+"""Computation of features by the backbone of a learner, once per batch, outside model and guide."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ class EmbedsTasks(Protocol):
     """A backbone whose features of a point depend on the other points of its task."""
 
     def embed_tasks(self, data: Data) -> Data:
-        """The tasks with features [T, N, F] in place of inputs [T, N, *X]; no label enters."""
+        """Replace inputs [T, N, *X] (T tasks of N points) by F features per point [T, N, F]; labels are not used."""
 
 
 class Frame(Protocol):
-    """The features of a task whose support set is encoded once.
+    """Encoder of the queries of a batch of tasks whose support sets have already been encoded.
 
     Attributes:
-        support: the task with features of the support points, without queries.
+        support: the tasks with features of the support points, without queries.
     """
 
     support: Observed
 
     def embed(self, x: Tensor) -> Tensor:
-        """Features [T, Q, F] of query inputs [T, Q, *X]."""
+        """Compute F features [T, Q, F] of each query input [T, Q, *X], for T tasks of Q queries."""
 
 
 @runtime_checkable
 class EncodesSupport(Protocol):
-    """A backbone of EmbedsTasks whose features may depend on the support set alone."""
+    """A backbone like `EmbedsTasks` whose features may depend on the other points of the support set only."""
 
     def support_frame(self, data: Observed) -> Frame | None:
-        """The features of the tasks; None if they depend on the queries."""
+        """Encode the support sets and return an encoder of the queries; None if features depend on the queries."""
 
 
 @runtime_checkable
@@ -55,14 +55,19 @@ class ChecksFeatures(Protocol):
     """A part of a model that accepts only some features, such as features of unit length."""
 
     def check_features(self, x: Tensor, learned: bool) -> None:
-        """Raise a UsageError for other features x [N, D]; learned: whether x is from a network (it may be constant)."""
+        """Raise a UsageError for unsuitable features.
+
+        Args:
+            x: D features of each of N points [N, D].
+            learned: whether a backbone with parameters computed x; such features may be constant.
+        """
 
 
 class Featured(nn.Module):
-    """A learner with a backbone.
+    """A learner with a backbone, which computes the features of tasks.
 
     Attributes:
-        frozen: whether the backbone is not trained. Episodes then hold features, otherwise inputs of the backbone.
+        frozen: whether the backbone is not trained. Tasks then hold features, otherwise inputs of the backbone.
     """
 
     backbone: Backbone
@@ -71,32 +76,37 @@ class Featured(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """*X, the shape of one input of the backbone; None: any size."""
+        """Shape *X of one input of the backbone; None stands for any size."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all parts except the backbone, which stays in evaluation mode.
+        """Set training or evaluation mode for all parts except the backbone, which stays in evaluation mode.
 
         With batch statistics, tasks would depend on each other. So batch norm layers of the backbone keep their
-        statistics, and its dropout layers have no effect, even while it is trained.
+        statistics, and dropout layers of the backbone have no effect, even while the backbone is trained.
         """
         super().train(mode)
         self.backbone.eval()
         return self
 
     def embed(self, x: Tensor) -> Tensor:
-        """Features [..., D] of inputs [..., *X]; uint8 images are scaled to [0, 1] first."""
+        """Compute D features [..., D] of each input of shape *X [..., *X]; uint8 images are scaled to [0, 1] first."""
         leading = x.shape[: x.dim() - len(self.input_shape)]
         return self.backbone(as_float(x.flatten(0, len(leading) - 1))).unflatten(0, leading)
 
     def featured(self, data: Data) -> Data:
-        """The tasks with features in place of inputs; unsuitable inputs raise a UsageError."""
+        """Check the tasks and return them with features; tasks of a frozen backbone already hold features.
+
+        Raises:
+            UsageError: the shape, dtype or device of the inputs does not fit the learner, or the model refuses the
+                features.
+        """
         shape = (self.backbone.num_features,) if self.frozen else self.input_shape
         check_inputs(data, shape, next(self.parameters(), None), bytes_too=not self.frozen)
         return self.checked(data) if self.frozen else self.embedded(data)
 
     def embedded(self, data: Data) -> Data:
-        """The tasks with features in place of inputs of the backbone."""
+        """Return the tasks with features in place of inputs of the backbone."""
         if has(self.backbone, EmbedsTasks):
             return self.checked(self.backbone.embed_tasks(data))
         num_support = data.support_x.shape[1]
@@ -106,20 +116,23 @@ class Featured(nn.Module):
         return self.checked(replace(data, support_x=support, query_x=query, auxiliary=data.auxiliary | views))
 
     def frame_of(self, data: Observed) -> Frame | None:
-        """The features of tasks [T, N, *X], encoded once; None if those of the support set depend on the queries."""
+        """Encode the support sets and return an encoder of the queries; None if support features depend on queries."""
         if isinstance(self.backbone, EncodesSupport):
             return self.backbone.support_frame(data)
         return None if isinstance(self.backbone, EmbedsTasks) else PointwiseFrame(self, data)
 
     def checked(self, data: Data) -> Data:
-        """Tasks with features, checked if Pyro's validation is on, as in the first step of a training."""
+        """Return the tasks after a check of masks and features, which runs if Pyro's validation is on.
+
+        Validation is on in the first step of a training.
+        """
         if is_validation_enabled():
             check_points(data)
             self.check_features(data)
         return data
 
     def check_features(self, data: Observed) -> None:
-        """Raise a UsageError for features that a part of the model does not accept, such as a head for unit length."""
+        """Raise a UsageError for features that a part of the model refuses; some heads require unit length."""
         learned = any(True for _ in self.backbone.parameters())
         for part in self.model.modules():
             if has(part, ChecksFeatures):
@@ -128,7 +141,7 @@ class Featured(nn.Module):
 
 
 class PointwiseFrame:
-    """The features of a task by a backbone that maps each point by itself."""
+    """Encoder of queries (`Frame`) for a backbone whose features of a point do not depend on other points."""
 
     def __init__(self, learner: Featured, data: Observed) -> None:
         features = learner.embed(data.support_x)
@@ -138,5 +151,5 @@ class PointwiseFrame:
 
 
 def with_queries(data: Observed, features: Tensor) -> Observed:
-    """The tasks with features [T, Q, F] of queries, all unmasked."""
+    """Return T tasks with other queries: F features of each of Q queries [T, Q, F], all unmasked."""
     return replace(data, query_x=features, query_mask=None)  # type: ignore[arg-type]  # None: all true

@@ -1,4 +1,4 @@
-"""Scales images of any type to [0, 1], the range of the backbones."""
+"""Scaling of images of any type to [0, 1], the range that the backbones expect."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ SLACK = 0.25  # values may leave [0, 1] by this much, since interpolation oversh
 
 
 def as_float(x: Tensor) -> Tensor:
-    """Bytes as float32 in [0, 1]; other types unchanged."""
+    """Convert a uint8 tensor to float32 in [0, 1]; return a tensor of another type unchanged."""
     return x.float().div_(BYTE) if x.dtype == torch.uint8 else x
 
 
 def scaled_images(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Support and query images with integers scaled to float32 in [0, 1]; floats and bools keep their values.
+    """Scale support and query images of integers to float32 in [0, 1]; floats and bools keep their values.
 
-    uint8 is divided by 255. Wider integer types are divided by 255 if no support image exceeds 255, and otherwise by
-    65535 (16 bits). If both sets have a wider type, the query images have the scale of the support images.
+    uint8 images are divided by 255. Images of wider integer types are divided by 255 if no value exceeds 255, and
+    otherwise by 65535 (16 bits). If both sets have a wider type, both are divided by the number for the support set.
 
     Args:
-        support: [S, *X].
-        query: [Q, *X].
+        support: S support images [S, *X].
+        query: Q query images [Q, *X].
+
+    Returns:
+        The scaled support images and query images.
 
     Raises:
-        UsageError: integers are negative, exceed 65535, exceed the scale of the support set, or are only 0 and 1.
+        UsageError: integers are negative, exceed 65535 or the divisor of the support set, or are only 0 and 1.
     """
     scale = _scale("support_x", support)
     if scale is not None and _is_wide(support) and _is_wide(query):
@@ -42,33 +45,33 @@ def scaled_images(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refuse_other_range(name: str, x: Tensor) -> None:
-    """Raise a UsageError if float images are not in [0, 1], the range on which the backbone was trained."""
+    """Raise a UsageError if images are far outside [0, 1], the range on which the backbone was trained."""
     low, high = x.min().item(), x.max().item()
     if low < -SLACK or high > 1 + SLACK:
         raise UsageError(
-            f"expected images in [0, 1] in {name}, on which the backbone was trained, got values {_range(x)}; divide "
-            "values up to 255 by 255, and do not standardise images"
+            f"expected images in [0, 1] in {name}, as in the training of the backbone, got values "
+            f"{_range(x)}; divide values up to 255 by 255, and do not standardise images"
         )
 
 
 def _is_wide(x: Tensor) -> bool:
-    """Whether a tensor holds integers of more than 8 bits, which `tensor_of` has converted to int64."""
+    """Return whether a tensor holds integers of more than 8 bits, which `tensor_of` has converted to int64."""
     return x.dtype == torch.int64
 
 
 def _scale(name: str, x: Tensor) -> int | None:
-    """The integer that is scaled to 1; None for types that are no integers."""
+    """Return 255 or 65535, by which integer images have to be divided; None for floats and bools."""
     if x.dtype != torch.uint8 and not _is_wide(x):
         return None
     if x.min() < 0 or x.max() > SIXTEEN_BITS:
         raise UsageError(
-            f"expected images of integers from 0 to {BYTE}, or to {SIXTEEN_BITS} for 16 bits, in {name}, got "
+            f"expected integer images from 0 to {BYTE}, or to {SIXTEEN_BITS} for 16 bits, in {name}, got values "
             f"{_range(x)}; pass floats in [0, 1]"
         )
     if x.max() == 1:
         raise UsageError(
-            f"expected images of integers from 0 to {BYTE} in {name}, got only 0 and 1; pass black and white as bool, "
-            "or as floats"
+            f"expected integer images from 0 to {BYTE} in {name}, got only values 0 and 1; pass black-and-white images "
+            "as bool or as floats"
         )
     return BYTE if x.max() <= BYTE else SIXTEEN_BITS
 

@@ -1,4 +1,4 @@
-"""Mean and variance of distributions of the latent, and estimates of a KL, with Monte-Carlo errors."""
+"""Mean and variance of distributions over the weights w, and estimates of a KL, with Monte-Carlo errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GAUSSIANS = (*TORCH_GAUSSIANS, LowRankPrecision)
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Marginal moments of each weight.
+    """Mean and variance of each weight of T tasks, whose weights have shape *W.
 
     Attributes:
         mean: [T, *W].
@@ -33,18 +33,21 @@ class Moments:
 
 
 def has_normal_marginals(distribution: TorchDistribution) -> bool:
-    """Whether the marginal distribution of each weight is normal, so that mean and variance determine it."""
+    """Return whether the marginal distribution of each weight is normal."""
     return isinstance(innermost(distribution), GAUSSIANS)
 
 
 def extra_draws(distribution: TorchDistribution, num_samples: int) -> Tensor:
-    """Draws [L, T, *W] without a gradient; the random state is restored, so that later draws do not change."""
+    """Draw samples [L, T, *W] without a gradient and restore the random state, so that later draws do not change.
+
+    L is num_samples, or 1 for a point estimate. T is the number of tasks, *W the shape of the weights of one task.
+    """
     with restored_noise():
         return draws_of(distribution, num_samples)
 
 
 def mean_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS) -> Tensor:
-    """Mean [T, *W]: the closed form if the distribution has one, else the mean of num_samples draws."""
+    """Return the mean [T, *W] of the weights of T tasks, in closed form if it exists, else from num_samples draws."""
     try:
         return distribution.mean
     except NotImplementedError:
@@ -52,7 +55,7 @@ def mean_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS) ->
 
 
 def moments_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS) -> Moments:
-    """Mean and variance in closed form if the distribution has both, else estimated from num_samples >= 2 draws."""
+    """Return mean and variance of each weight, in closed form if it exists, else from num_samples >= 2 draws."""
     try:
         return Moments(distribution.mean, distribution.variance)
     except NotImplementedError:
@@ -63,18 +66,30 @@ def moments_of(distribution: TorchDistribution, num_samples: int = MOMENT_DRAWS)
 
 
 def kl_from_draws(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Estimate of KL(q, p) [T] in nats from draws w ~ q [L, T, *W], and its standard error [T] for L >= 2."""
+    """Estimate KL(q, p) of each task from draws of q.
+
+    Args:
+        q: distribution over the weights, batch [T] (tasks), event *W.
+        p: distribution of the same shape.
+        w: L draws of q [L, T, *W].
+
+    Returns:
+        The estimate [T] in nats, and its standard error [T], which is None for L = 1.
+    """
     ratio = log_ratio(q, p, w)
     return ratio.mean(0), standard_error(ratio) if len(w) > 1 else None
 
 
 def pooled_error(errors: Tensor) -> float:
-    """Standard error of a mean over T tasks with independent draws, from the standard errors [T] of the tasks."""
+    """Compute the standard error of a mean over T tasks with independent draws, from their standard errors [T]."""
     return float(errors.detach().square().mean().sqrt()) / len(errors) ** 0.5
 
 
 def draws_of(distribution: TorchDistribution, num_samples: int) -> Tensor:
-    """Samples [L, T, *W] without a gradient; L is num_samples, or 1 for a point estimate."""
+    """Draw samples [L, T, *W] without a gradient; L is num_samples, or 1 for a point estimate.
+
+    T is the number of tasks, *W the shape of the weights of one task.
+    """
     shape = torch.Size((1 if isinstance(innermost(distribution), Delta) else num_samples,))
     with torch.no_grad(), drawing():  # rsample, since `sample` raises if parameters have overflowed
         return distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)

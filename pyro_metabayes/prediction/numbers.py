@@ -1,4 +1,4 @@
-"""Predictions of numbers for one task: mean, standard deviation and 90% interval."""
+"""Predictions of a regression for one task: mean, standard deviation and 90% interval."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ DRAWS_OF_LABELS = 40  # labels drawn for each draw of w, if quantiles have no cl
 
 
 class NumberPrediction(NamedTuple):
-    """The predictive distribution of each query [Q, Y], noise included, in the unit of y.
+    """Summary of the predictive distribution of Q queries with Y numbers per label, including the observation noise.
+
+    All attributes have shape [Q, Y] and the unit of the labels y.
 
     Attributes:
-        mean: its mean.
-        sd: its standard deviation.
-        lower, upper: ends of its central 90% interval.
+        mean: predictive mean.
+        sd: predictive standard deviation.
+        lower, upper: ends of the central 90% interval.
     """
 
     mean: Tensor
@@ -37,29 +39,34 @@ class NumberPrediction(NamedTuple):
 
 
 def predicted_numbers(model: Model, q: TorchDistribution, observed: Observed, num_samples: int) -> NumberPrediction:
-    """The predictive distribution, the integral of p(y | x, w) q(w), for the queries of one task (T = 1).
+    """Compute the predictive distribution, the integral of p(y | x, w) q(w) over w, for the queries of one task.
 
-    It is exact for linear models with a Gaussian q.
+    The result is exact for linear models with a Gaussian q, and otherwise estimated from samples.
 
     Args:
-        model: the likelihood.
-        q: a distribution over w, batch [1].
-        observed: the task, with features as inputs.
-        num_samples: draws of w, if there is no closed form.
+        model: the model, which defines the likelihood p(y | x, w).
+        q: a distribution over the weights w, batch [1].
+        observed: one task, with features as inputs.
+        num_samples: number of draws of w, if there is no closed form.
 
     Raises:
         UsageError: a prediction is not finite.
     """
     values = number_moments(model, q, observed, num_samples)
     if not all(bool(value.isfinite().all()) for value in values):
-        raise UsageError("expected inputs with finite predictions, got infinite ones or NaN; scale them as in training")
+        raise UsageError(
+            "expected finite predictions for these inputs, got infinity or NaN; scale the inputs as in training"
+        )
     return NumberPrediction(*(value.squeeze(0) for value in values))
 
 
 def number_moments(
     model: Model, q: TorchDistribution, observed: Observed, num_samples: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean, sd, lower and upper [T, Q, Y], without a check of their values. Args: as in `predicted_numbers`."""
+    """Compute mean, sd, and lower and upper end of the 90% interval [T, Q, Y]. Args: as in `predicted_numbers`.
+
+    T is the number of tasks, Q of queries, Y of numbers per label. The values may be NaN or infinite.
+    """
     if integrates(model, q):
         family: Any = innermost(model.predictive(q, observed))
         reach = family.icdf(torch.full_like(family.mean, 0.5 + INTERVAL / 2)) - family.mean
@@ -68,18 +75,20 @@ def number_moments(
 
 
 def integrates(model: Model, q: TorchDistribution) -> TypeGuard[IntegratesGaussian]:
-    """Whether predictions under q have the closed form of the model.
+    """Return whether the predictive distribution under q has a closed form (normal q, model with `predictive`).
 
-    This also needs `canonical`: a class that overrides `likelihood_of` inherits a closed form that is not valid for it.
+    `model.canonical` must be true: a subclass that overrides `likelihood_of` may inherit a `predictive` that no longer
+    agrees with the likelihood.
     """
     return model.canonical and has(model, IntegratesGaussian) and isinstance(innermost(q), Normal | MultivariateNormal)
 
 
 def _from_draws(family: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean, sd, and ends of the INTERVAL of the predictive distribution.
+    """Estimate mean, sd, and the ends of the INTERVAL of the predictive distribution from samples w_l of the weights.
 
-    The mean is that of E[y | x, w_l] over the draws (if it is not finite, the median of drawn labels). The sd and the
-    ends are those of labels drawn from p(y | x, w_l).
+    The mean is the average of E[y | x, w_l] over the samples; if that is not finite, the median of the labels below.
+    The sd and the ends are computed from labels drawn from p(y | x, w_l). `family` is p(y | x, w_l), batch [L, T, Q],
+    for L samples, T tasks and Q queries.
     """
     with drawing():
         y = family.sample(torch.Size((DRAWS_OF_LABELS,))).flatten(0, 1).double()

@@ -1,4 +1,4 @@
-"""Predictions of a learner: the posterior predictive of tasks, and predictions for arrays of one task."""
+"""Predictions of a learner: posterior predictive distributions of a batch of tasks, and predictions from arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Predicts(Featured):
     """A learner with a guide, which makes predictions.
 
     Attributes:
-        trained_on: the range of the training tasks; None: not recorded.
+        trained_on: range of way, shot and number of queries of the training tasks; None: not recorded.
     """
 
     guide: Guide
@@ -32,18 +32,34 @@ class Predicts(Featured):
 
     @property
     def num_targets(self) -> int:
-        """Y, the number of values in one label of a regression; 0 if labels are classes."""
+        """Number Y of values in one label of a regression; 0 if labels are classes."""
         raise NotImplementedError
 
     def posterior_predictive(self, observed: Observed, num_samples: int) -> tuple[Tensor, TorchDistribution]:
-        """Samples w [L, T, *W] of the posterior (L = 1 for a point estimate), and p(y | x_query, w) [L, T, Q]."""
+        """Draw samples w of the approximate posterior; return w and the likelihood p(y | x, w) of the queries.
+
+        Args:
+            observed: T tasks with features as inputs, and Q queries per task.
+            num_samples: number L of samples; a point estimate has one.
+
+        Returns:
+            w [L, T, *W], where *W is the shape of the weights of one task, and p(y | x, w), batch [L, T, Q].
+        """
         validate(observed, self.model, self.backbone.num_features)
         return self.predictive_under(self.guide.posterior(observed), observed, num_samples)
 
     def predictive(self, observed: Observed, num_samples: int) -> TorchDistribution:
-        """p(y | x_query, w) [L, T, Q] under draws of the posterior: `posterior_predictive` without w, which is faster.
+        """Return the likelihood p(y | x, w) of the queries under samples w of the approximate posterior.
 
-        The draws may share random numbers (`pyro_metabayes/distributions/latin_square.py`).
+        This is faster than `posterior_predictive`, which also returns w. The samples may share random numbers
+        (`pyro_metabayes/distributions/latin_square.py`).
+
+        Args:
+            observed: T tasks with features as inputs, and Q queries per task.
+            num_samples: number L of samples; a point estimate has one.
+
+        Returns:
+            p(y | x, w), batch [L, T, Q].
         """
         validate(observed, self.model, self.backbone.num_features)
         return likelihood_of_draws(self.model, self.guide.posterior(observed), observed, num_samples).likelihood
@@ -51,7 +67,7 @@ class Predicts(Featured):
     def predictive_under(
         self, distribution: TorchDistribution, observed: Observed, num_samples: int
     ) -> tuple[Tensor, TorchDistribution]:
-        """As posterior_predictive, for any distribution of w."""
+        """Draw samples w of a distribution; return w and the likelihood of the queries, as `posterior_predictive`."""
         w = draws_of(distribution, num_samples)
         return w, self.model.likelihood(w, observed.query_x, observed)
 
@@ -59,20 +75,22 @@ class Predicts(Featured):
     def predict(
         self, support_x: Array, support_y: Array, query_x: Array, num_samples: int = 100, seed: int = 0
     ) -> Prediction | NumberPrediction:
-        """Predictions for the query inputs of one task, from arrays.
+        """Predict the labels of the query inputs of one task, from arrays.
 
-        For numbers, inputs and labels must be standardised like the training data.
+        In a regression, inputs and labels must be standardised like the training data.
 
         Args:
-            support_x: [S, *X], inputs of the backbone: images (floats in [0, 1], or integers), or features.
-            support_y: [S], integers 0 to C - 1; or [S] or [S, Y] numbers, with S = 0 for a new group without points.
-            query_x: [Q, *X].
-            num_samples: number of draws of w; unused if predictions have a closed form.
+            support_x: S support inputs [S, *X]: images (floats in [0, 1], or integers), or features.
+            support_y: labels of the support inputs: C classes as integers 0 to C - 1 [S], or in a regression numbers
+                [S, Y] (or [S] if Y = 1). S may be 0 in a regression, for a new task without labelled points.
+            query_x: Q query inputs [Q, *X].
+            num_samples: number of draws of the weights w; unused if predictions have a closed form.
             seed: seed of these draws; no global random state is read or changed.
 
         Returns:
-            For classes: probabilities [Q, C] and their spread; base classes, if any, come last. For numbers: mean,
-            standard deviation and 90% interval [Q, Y] in the unit of support_y.
+            In classification: class probabilities [Q, C] and their standard deviation over draws of w; base classes
+            of the training, if any, come last. In a regression: mean, standard deviation and 90% interval [Q, Y] in
+            the unit of support_y.
 
         Raises:
             UsageError: an array is not suitable for the learner, or a prediction is not finite.

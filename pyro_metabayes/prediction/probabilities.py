@@ -1,4 +1,4 @@
-"""Class probabilities of one task, averaged over samples of w."""
+"""Class probabilities of one task, averaged over samples of the weights w."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pyro_metabayes.likelihoods.classes import class_probabilities
 
 
 class Prediction(NamedTuple):
-    """Class probabilities of the posterior predictive.
+    """Posterior predictive class probabilities of Q queries and C classes.
 
     Attributes:
         probabilities: [Q, C].
-        spread: [Q, C], standard deviation of the probabilities over samples of w.
+        spread: [Q, C], standard deviation of the probabilities over samples of the weights w.
     """
 
     probabilities: Tensor
@@ -27,7 +27,7 @@ class Prediction(NamedTuple):
 
 
 def check_num_samples(num_samples: int) -> None:
-    """Raise a UsageError if num_samples is no integer >= 1."""
+    """Raise a UsageError unless num_samples is an integer >= 1."""
     if not isinstance(num_samples, Integral) or isinstance(num_samples, bool):
         raise UsageError(f"expected num_samples to be an integer >= 1, got {num_samples!r}")
     if num_samples < 1:
@@ -35,14 +35,14 @@ def check_num_samples(num_samples: int) -> None:
 
 
 def prediction_of(likelihood_of_query: Callable[[], TorchDistribution], dtype: torch.dtype) -> Prediction:
-    """Mean and standard deviation over samples of the class probabilities of one task.
+    """Compute mean and standard deviation of the class probabilities of one task over samples of w.
 
     Args:
-        likelihood_of_query: returns p(y | x_query, w), batch [L, 1, Q].
+        likelihood_of_query: function that returns p(y | x, w), batch [L, 1, Q] for L samples and Q queries.
         dtype: dtype of the learner, for the message.
 
     Raises:
-        UsageError: a probability is NaN, since numbers overflow.
+        UsageError: a probability is NaN, because numbers overflow.
     """
     probabilities = without_nan(lambda: class_probabilities(likelihood_of_query()).squeeze(1), dtype)  # [L, Q, C]
     mean = probabilities.mean(0)
@@ -50,14 +50,17 @@ def prediction_of(likelihood_of_query: Callable[[], TorchDistribution], dtype: t
 
 
 def without_nan(values: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
-    """The values, probabilities of classes or their logarithms.
+    """Call a function that computes class probabilities, or their logarithms, and check that none is NaN.
 
     Args:
-        values: returns them. Pyro's validation may raise an error for NaN, which is shortened to one line.
+        values: the function, without arguments. An error that Pyro's validation raises for NaN becomes a UsageError.
         dtype: dtype of the learner, for the message.
 
+    Returns:
+        The result of the function.
+
     Raises:
-        UsageError: a value is NaN, since numbers overflow.
+        UsageError: a value is NaN, because numbers overflow.
     """
     try:
         got = values()
@@ -68,6 +71,6 @@ def without_nan(values: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
             raise
     kind = str(dtype).removeprefix("torch.")
     raise UsageError(
-        f"expected inputs whose class probabilities are finite in {kind}, got NaN, since numbers overflow; scale "
-        "them as in training" + ("" if dtype == torch.float64 else ", or use learner.double()")
+        f"expected finite class probabilities for these inputs in {kind}, got NaN, because numbers overflow; scale "
+        "the inputs as in training" + ("" if dtype == torch.float64 else ", or use learner.double()")
     )

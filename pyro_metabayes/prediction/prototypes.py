@@ -1,4 +1,4 @@
-"""Prototypical networks on given features, which may have any mean and scale.
+"""Prototypical networks without a backbone, on features of any mean and scale.
 
 Snell, Swersky and Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017 (arXiv 1703.05175).
 """
@@ -13,18 +13,18 @@ import torch
 
 from pyro_metabayes.learner import MetaLearner
 
-MOST = 1e150  # the largest unit whose square is finite in float64; such distances saturate the softmax
+MOST = 1e150  # the square of a unit up to this bound is finite in float64; the softmax of such distances is saturated
 
 
 @dataclass(frozen=True, eq=False)
 class SupportFrame:
-    """Maps features to x / unit - centre, which are of the order of 1, so that squares neither overflow nor underflow.
+    """Standardisation of features x to x / unit - centre, of the order of 1, so that squares do not overflow.
 
-    Distances do not depend on the centre, and are divided by the unit.
+    All distances between points are divided by the unit. The centre does not change them.
 
     Attributes:
-        unit: a power of two, in the unit of the features.
-        centre: mean of the support points [D], divided by the unit.
+        unit: scale of the support points, a power of two.
+        centre: mean of the support points [D] (D features), divided by the unit.
     """
 
     unit: float
@@ -32,7 +32,7 @@ class SupportFrame:
 
     @classmethod
     def of(cls, support_x: np.ndarray) -> Self:
-        """The frame of support points [S, D] in float64."""
+        """Compute unit and centre from S support points with D features [S, D] in float64."""
         support_x = np.ascontiguousarray(support_x)  # the last digits of numpy's means depend on the memory layout
         first = _power_of_two(support_x)
         centre = (support_x / first).mean(0)
@@ -40,24 +40,24 @@ class SupportFrame:
         return cls(first * second, centre / second)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Features [N, D] in this frame."""
+        """Standardise D features of each of N points [N, D]: x / unit - centre."""
         with np.errstate(over="ignore", invalid="ignore"):  # the learner refuses values that are not finite
             return x / self.unit - self.centre
 
 
 def _power_of_two(x: np.ndarray) -> float:
-    """The largest power of two up to the largest absolute entry; 1 if that entry is 0 or not finite."""
+    """Return the largest power of two that is <= the largest absolute entry; 1 if that entry is 0 or not finite."""
     largest = np.abs(x).max()
     return float(2.0 ** (np.frexp(largest)[1] - 1)) if 0 < largest < np.inf else 1.0
 
 
 def prototypical_networks(input_shape: tuple[int, ...], num_classes: int, unit: float = 1.0) -> MetaLearner:
-    """p(y = c | x) = softmax_c(-unit^2 |x - m_c|^2) with class means m_c, in float64.
+    """Build the classifier p(y = c | x) = softmax_c(-unit^2 |x - m_c|^2) in float64; m_c is the mean of class c.
 
     Args:
-        input_shape: [D].
-        num_classes: C.
-        unit: unit of the features x.
+        input_shape: (D,), the number of features.
+        num_classes: number of classes C.
+        unit: factor by which the features x were divided (`SupportFrame.unit`).
     """
     learner = MetaLearner.from_specification(
         {  # a specification, since the engine imports no model and no guide

@@ -1,4 +1,4 @@
-"""Features of any scale within the range of a floating-point type."""
+"""Rescaling of features to the range of a floating-point type."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ LEAST, MOST = 1e-10, 1e15  # between these, squares are finite in float32 and th
 
 
 def bounded(x: Tensor) -> Tensor:
-    """Rows [..., D], divided by their largest absolute entry if it is above 1e15 or below 1e-10 (but not 0)."""
+    """Divide each vector of x [..., D] by its largest absolute entry if that is above 1e15 or below 1e-10 (not 0)."""
     largest = x.detach().abs().amax(-1, keepdim=True)
     usual = ((largest >= LEAST) & (largest <= MOST)) | (largest == 0)
     return x / torch.where(usual, 1.0, largest)
 
 
 def unit_scaled(name: str, x: Tensor) -> Tensor:
-    """Features [N, D], rescaled in float64 to a range that float32 represents, for a scale-invariant backbone.
+    """Rescale each row of features [N, D] in float64 to a range that float32 represents.
+
+    This is for backbones whose output does not depend on the scale of a row, such as normalisation to unit length.
+
+    Args:
+        name: name of the argument, for the message.
+        x: N rows of D features.
 
     Raises:
-        UsageError: a row is all zero, so that it has no direction.
+        UsageError: a row is all zero, so it cannot have unit length.
     """
     largest = x.abs().amax(-1)
     if x.is_floating_point() and bool(((largest >= LEAST) & (largest <= MOST)).all()):
@@ -38,10 +44,15 @@ def unit_scaled(name: str, x: Tensor) -> Tensor:
 
 
 def cast(name: str, x: Tensor, like: Tensor) -> Tensor:
-    """Inputs [N, *X] with dtype and device of `like`.
+    """Convert inputs to the dtype and device of another tensor.
+
+    Args:
+        name: name of the argument, for the message.
+        x: N inputs of shape *X [N, *X].
+        like: a tensor with the wanted dtype and device.
 
     Raises:
-        UsageError: an entry overflows in this dtype, or the largest entry of a row underflows.
+        UsageError: an entry overflows in this dtype, or the largest entry of an input underflows.
     """
     values = x.to(like)
     tiny = torch.finfo(like.dtype).tiny
@@ -50,7 +61,7 @@ def cast(name: str, x: Tensor, like: Tensor) -> Tensor:
     if not values.isfinite().all() or small.any():
         extreme = largest[small].min() if small.any() else largest.max()
         raise UsageError(
-            f"expected inputs that {str(like.dtype).removeprefix('torch.')} can represent in {name}, got a row whose "
+            f"expected values in {name} that {str(like.dtype).removeprefix('torch.')} can represent, got a row whose "
             f"largest entry is {extreme.item():.3g}; scale the features as in training"
         )
     return values

@@ -1,4 +1,4 @@
-"""The checks of scikit-learn's estimator contract that a learner cannot pass. Does not import scikit-learn."""
+"""The checks of scikit-learn's `check_estimator` that a learner cannot pass. scikit-learn is not imported here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.validation.structure import fits
 
-# The data of the checks of scikit-learn 1.6 to 1.9: {check: (number of features, numbers of classes if they matter)}.
+# {check of scikit-learn 1.6 to 1.9: (number of features of its data, numbers of classes of its data sets)}.
 CHECK_DATA: dict[str, tuple[int, set[int]]] = {
     "check_fit2d_1feature": (1, {2}),
     "check_classifier_data_not_an_array": (2, {2}),  # runs where pandas is installed
@@ -41,16 +41,16 @@ CHECK_DATA: dict[str, tuple[int, set[int]]] = {
 
 
 def failed_checks(learner: MetaLearner) -> dict[str, str]:
-    """The checks of `check_estimator` that a classifier with this learner fails, with the reasons.
+    """List the checks of scikit-learn's `check_estimator` that a classifier with this learner fails, with the reasons.
 
-    A learner is built for one input shape, and some guides for one number of classes, but the checks use various data.
-    In float64 exactly these checks fail; in float32 no other checks fail.
+    A learner is built for one input shape, and some guides for one number of classes, but the checks use data sets of
+    several shapes. In float64 exactly the listed checks fail; in float32 no others fail.
 
     Args:
         learner: the learner.
 
     Returns:
-        {name of a check: reason}.
+        {name of the check: reason}.
     """
     shape, way = learner.input_shape, learner.guide.num_classes
     reasons: dict[str, str] = {}
@@ -69,6 +69,6 @@ def failed_checks(learner: MetaLearner) -> dict[str, str]:
 
 
 def one_line(message: str) -> str:
-    """A message of scikit-learn without the values of arrays and without the advice to use other estimators."""
+    """Shorten a message of scikit-learn to one line: remove array values and the advice to use other estimators."""
     superfluous = r"array=.*?(?=Reshape)|(?<=Complex data not supported).*|\n\S+ does not accept missing values.*"
     return " ".join(re.sub(superfluous, "", message, flags=re.DOTALL).split())

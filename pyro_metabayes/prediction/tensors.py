@@ -1,4 +1,4 @@
-"""Converts arrays of any library to dense tensors of real numbers."""
+"""Conversion of arrays of any library to dense tensors of real numbers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ Array = np.ndarray | Tensor | Sequence[Any]
 
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch supports few operations on these types
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LONGEST = 40  # largest number of characters of a value in a message
+LONGEST = 40  # values in messages are cut to this number of characters
 
 
 def tensor_of(name: str, x: Array) -> Tensor:
-    """A dense tensor without gradient, on the device of x: bool, uint8, int64 or a floating-point type.
+    """Convert x to a dense tensor without gradient, of dtype bool, uint8, int64 or a floating-point type.
 
     Args:
         name: name of the argument, for messages.
-        x: a tensor, a list of tensors of one shape, or anything that `numpy.asarray` converts to real numbers: arrays
-            with any memory layout and byte order, data frames, nullable columns of pandas, lists.
+        x: a tensor, a list of tensors of the same shape, or anything that `numpy.asarray` converts to real numbers:
+            arrays with any memory layout and byte order, data frames, nullable columns of pandas, lists.
+
+    Returns:
+        Tensor with the shape of x, on the device of x (the CPU for other arrays than tensors).
 
     Raises:
-        UsageError: x is sparse or complex, has masked or missing entries, or holds values that are no numbers.
+        UsageError: x is sparse or complex, has masked or missing entries, or holds values that are not numbers.
     """
     if _is_list_of_tensors(x):
         x = _stacked(name, x)
@@ -40,7 +43,7 @@ def tensor_of(name: str, x: Array) -> Tensor:
 
 
 def array_of(name: str, x: Any) -> np.ndarray:
-    """A new C-contiguous array of native byte order: bool, uint8, int64 or a float of at most 64 bits."""
+    """Copy x to a C-contiguous array in native byte order, of dtype bool, uint8, int64 or float (at most 64 bits)."""
     _refuse_masked(name, x)
     array = _numbers(name, _as_array(name, x))
     kind, size = array.dtype.kind, array.dtype.itemsize
@@ -55,7 +58,7 @@ def array_of(name: str, x: Any) -> np.ndarray:
 
 
 def returned_like(x: Array, values: Tensor) -> Tensor | np.ndarray:
-    """The values as the kind of array that x is: a tensor for a tensor or a list of tensors, else a numpy array."""
+    """Convert values to the kind of array of x: a tensor if x is a tensor or a list of tensors, else a numpy array."""
     values = values.detach()
     if isinstance(x, Tensor) or _is_list_of_tensors(x):
         return values
@@ -63,10 +66,12 @@ def returned_like(x: Array, values: Tensor) -> Tensor | np.ndarray:
 
 
 def readable(name: str, x: Any) -> Any:
-    """Input for scikit-learn's checks: tensors become arrays. Other objects are unchanged, to keep column names.
+    """Convert tensors to numpy arrays, which scikit-learn's checks of inputs accept.
+
+    Other objects are returned unchanged, so that data frames keep their column names.
 
     Raises:
-        UsageError: x is a tensor that is sparse or complex, or has masked entries.
+        UsageError: x is a sparse or complex tensor, or an array with masked entries.
     """
     if isinstance(x, Tensor) or _is_list_of_tensors(x):
         return returned_like((), tensor_of(name, x))
@@ -75,7 +80,11 @@ def readable(name: str, x: Any) -> Any:
 
 
 def readable_labels(name: str, y: Any) -> Any:
-    """As `readable`, for labels of any type.
+    """Convert labels to an array that scikit-learn's checks of inputs accept.
+
+    Args:
+        name: name of the argument, for messages.
+        y: labels of any type: a tensor, array, list or column of a data frame.
 
     Raises:
         UsageError: a label is missing, or some labels are text and others are not.
@@ -96,12 +105,12 @@ def readable_labels(name: str, y: Any) -> Any:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a value is None, NaN or pandas.NA."""
+    """Return whether a value is None, NaN or pandas.NA."""
     return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and value != value)
 
 
 def _is_list_of_tensors(x: Any) -> bool:
-    """Whether x is a list or tuple of tensors, and not empty."""
+    """Return whether x is a non-empty list or tuple of tensors."""
     return isinstance(x, list | tuple) and len(x) > 0 and all(isinstance(point, Tensor) for point in x)
 
 
@@ -109,8 +118,8 @@ def _refuse_masked(name: str, x: Any) -> None:
     """Raise a UsageError for an array with masked entries, since numpy.asarray would return the masked values."""
     if np.ma.is_masked(x):
         raise UsageError(
-            f"expected a value for every entry of {name}, got an array with {np.ma.count_masked(x)} masked; remove "
-            "these rows, or fill them with .filled(value)"
+            f"expected {name} without masked entries, got {np.ma.count_masked(x)} masked entries; remove their rows, "
+            "or fill them with .filled(value)"
         )
 
 
@@ -118,13 +127,15 @@ def _stacked(name: str, tensors: Any) -> Tensor:
     try:
         return torch.stack(list(tensors))
     except (RuntimeError, TypeError):
-        raise UsageError(f"expected tensors of one shape and one type in the list {name}, got several") from None
+        raise UsageError(
+            f"expected tensors of the same shape and type in the list {name}, got different ones; make them equal"
+        ) from None
 
 
 def _refuse_unreadable(name: str, x: Tensor) -> None:
     dense = x.layout == torch.strided and not x.is_nested and not x.is_quantized and not x.is_meta
     if not dense or x.is_complex():
-        advice = "use .real or .abs()" if dense else "pass a dense one, such as .to_dense()"
+        advice = "use .real or .abs()" if dense else "convert it, for example with .to_dense()"
         layout = str(x.layout).removeprefix("torch.")
         raise UsageError(
             f"expected a dense tensor of real numbers in {name}, got {x.dtype} ({layout}, {x.device}); {advice}"
@@ -143,31 +154,42 @@ def _as_array(name: str, x: Any) -> np.ndarray:
     try:
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError):
-        raise UsageError(f"expected numbers in {name}, got rows of unequal length or of different types") from None
+        raise UsageError(
+            f"expected an array of numbers in {name}, got rows of unequal length or of different types; pass rows of "
+            "the same length"
+        ) from None
 
 
 def _numbers(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype == object:
         array = _from_objects(name, array)
     if array.dtype.kind == "c":
-        raise UsageError(f"expected numbers in {name}, got complex ones ({array.dtype}); use .real or numpy.abs")
+        raise UsageError(
+            f"expected real numbers in {name}, got complex numbers ({array.dtype}); use .real or numpy.abs"
+        )
     if array.dtype.kind not in "biuf":
         first = f", such as {_shown(array.flat[0].item())}" if array.size else ""
-        raise UsageError(f"expected numbers in {name}, got {array.dtype}{first}; convert them to numbers")
+        raise UsageError(f"expected numbers in {name}, got type {array.dtype}{first}; convert them to numbers")
     return array
 
 
 def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
-    """Numbers from an array of Python objects, as in columns of mixed types and nullable types of pandas."""
+    """Convert an array of Python objects, such as a pandas column of mixed or nullable type, to numbers."""
     if not array.ndim:
         found = type(array.item()).__name__
-        raise UsageError(f"expected numbers in {name}, got {found}; pass a dense array (.toarray() of a sparse one)")
+        raise UsageError(
+            f"expected an array of numbers in {name}, got an object of type {found}; pass a dense array (a sparse "
+            "matrix has .toarray())"
+        )
     for value in array.flat:
         if isinstance(value, complex | np.complexfloating):
-            raise UsageError(f"expected numbers in {name}, got complex ones, such as {value}; use .real or numpy.abs")
+            raise UsageError(
+                f"expected real numbers in {name}, got complex numbers, such as {value}; use .real or numpy.abs"
+            )
         if not isinstance(value, Real | Decimal | np.bool_):
             raise UsageError(
-                f"expected numbers in {name}, got {_shown(value)} ({type(value).__name__}); convert or remove the row"
+                f"expected numbers in {name}, got {_shown(value)} ({type(value).__name__}); convert it to a number, or "
+                "remove its row"
             )
     inferred = np.array(array.tolist()).reshape(array.shape)
     return inferred if inferred.dtype != object else array.astype(np.float64)

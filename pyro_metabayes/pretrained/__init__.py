@@ -1,1 +1,1 @@
-"""Learners that ship with the package: weights, checksums and cards; `MetaLearner.pretrained` loads them."""
+"""Pretrained learners that are part of the package (weights, checksums, model cards); see `MetaLearner.pretrained`."""

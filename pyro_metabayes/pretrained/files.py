@@ -1,4 +1,4 @@
-"""The files of the learners that ship."""
+"""The files of the pretrained learners that are part of the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyro_metabayes.errors import check_choice
 from pyro_metabayes.storage.checksums import refuse_other
 
 FOLDER = Path(__file__).parent
-# SHA-256 of NAME.pt, which `python -m experiments.pretrain_learner NAME` writes.
+# {NAME: SHA-256 checksum of NAME.pt}; `python -m experiments.pretrain_learner NAME` writes these files.
 CHECKSUMS = {
     "transductive": "6d606310f57bad2cf5522c9ce4797e1283b635dbaef893a57444b17de3247927",
     "inductive": "3b6a51957aab255ca69f4903053ec6336710ccde110d9bbf4c86faa301b065d4",
@@ -17,13 +17,13 @@ CHECKSUMS = {
 
 
 def pretrained_file(name: str) -> Path:
-    """The file of a learner.
+    """Return the path of the file of a pretrained learner, after its checksum is verified.
 
     Args:
         name: `transductive` or `inductive`.
 
     Raises:
-        UsageError: another name, or a file with another checksum.
+        UsageError: the name is another one, or the file has another checksum.
     """
     check_choice("the pretrained learner", name, tuple(CHECKSUMS))
     path = FOLDER / f"{name}.pt"

@@ -1,4 +1,4 @@
-"""Learners by name or file."""
+"""Loading of learners: pretrained learners by name, other learners by file or folder."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ from pyro_metabayes.storage.paths import user_path
 
 @functools.lru_cache(maxsize=8)
 def shipped(name: str, balance: str | None) -> MetaLearner:
-    """A learner that ships, read once per process: it has no state that a prediction changes."""
+    """Load a pretrained learner in float64; it is read once per process and shared, since predictions do not change it.
+
+    Args:
+        name: `transductive` or `inductive`.
+        balance: value of the setting `balance` of its guide; None: that of the file.
+    """
     settings = {} if balance is None else {"balance": balance}
     return MetaLearner.pretrained(name, **settings).double().eval()
 
 
 def loaded(learner: MetaLearner | str | PathLike[str] | None) -> MetaLearner:
-    """The learner itself, or that of a file or of the folder of a run.
+    """Return the learner if it is a MetaLearner; otherwise load it from a file or from the folder of a run.
 
     Raises:
-        UsageError: a value of another type, or a path without a learner.
+        UsageError: the argument is neither a learner nor a path, or there is no learner at the path.
     """
     if isinstance(learner, MetaLearner):
         return learner
     if not isinstance(learner, str | PathLike):
         kind = type(learner).__name__
         raise UsageError(
-            f"expected learner to be {', '.join(CHECKSUMS)}, a MetaLearner, the folder of a run or None, got a value "
-            f"of type {kind}"
+            f"expected learner to be one of {', '.join(CHECKSUMS)}, a MetaLearner, the folder of a run or None, got a "
+            f"value of type {kind}; pass one of these"
         )
     if not (path := user_path(fspath(learner))).exists():
         raise UsageError(
-            f"expected learner to be {', '.join(CHECKSUMS)}, or a file or folder that exists, got '{learner}'; "
+            f"expected learner to be one of {', '.join(CHECKSUMS)}, or a file or folder that exists, got '{learner}'; "
             "fix the name"
         )
     return MetaLearner.load(path)

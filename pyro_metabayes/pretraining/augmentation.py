@@ -12,20 +12,20 @@ LUMINANCE = (0.2989, 0.587, 0.114)  # ITU-R BT.601, the weights of torchvision
 
 
 def augment(images: Tensor, settings: PretrainSettings) -> Tensor:
-    """The images after all augmentations of the settings."""
+    """Apply the augmentations that the settings enable: mirror, then shift, then jitter."""
     images = mirror(images) if settings.flip else images
     images = shift(images, settings.shift) if settings.shift else images
     return jitter(images, settings.jitter) if settings.jitter else images
 
 
 def mirror(images: Tensor) -> Tensor:
-    """Flips each image horizontally with probability 1/2."""
+    """Flip each image horizontally with probability 1/2."""
     flip = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(flip, images.flip(-1), images)
 
 
 def shift(images: Tensor, max_pixels: int) -> Tensor:
-    """Translates each image by up to `max_pixels` along each axis, with zero padding."""
+    """Translate each image by up to `max_pixels` along each axis, with zero padding."""
     num, _, height, width = images.shape
     device = images.device
     top, left = torch.randint(0, 2 * max_pixels + 1, (2, num), device=device)
@@ -37,10 +37,10 @@ def shift(images: Tensor, max_pixels: int) -> Tensor:
 
 
 def jitter(images: Tensor, strength: float) -> Tensor:
-    """Scales brightness, contrast and saturation, in this order, by factors in [1 - strength, 1 + strength].
+    """Scale brightness, contrast and saturation, in this order, by factors in [1 - strength, 1 + strength].
 
     Each result is clamped to [0, 1]. The formulas are those of torchvision's ColorJitter, which draws one factor per
-    batch. Grey images have no saturation.
+    batch. The saturation of images without three channels is not changed.
     """
     factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, device=images.device) - 1)
     images = (images * factors[0]).clamp(0, 1)
@@ -49,13 +49,13 @@ def jitter(images: Tensor, strength: float) -> Tensor:
 
 
 def rotate(images: Tensor, quarters: Tensor) -> Tensor:
-    """Square images rotated by 0 to 3 quarter turns [N], counterclockwise."""
+    """Rotate N square images counterclockwise by 0 to 3 quarter turns, given as integers [N]."""
     rotations = torch.stack([images.rot90(quarter, (2, 3)) for quarter in range(4)])
     return rotations[quarters, torch.arange(len(images), device=images.device)]
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Luminance [N, 1, height, width] of RGB images; for other numbers of channels, the mean over channels."""
+    """Compute the luminance [N, 1, height, width] of N RGB images, or the mean over channels if there are not three."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     return (images * images.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The classifier of all training classes with which a backbone is pretrained, and its loss."""
+"""The classifier over all training classes with which a backbone is pretrained, and its loss."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from pyro_metabayes.pretraining.settings import PretrainSettings
 
 
 class CosineClassifier(nn.Module):
-    """logits = scale * cos(w_c, x), over all training classes (Gidaris and Komodakis 2018, stage 1).
+    """Linear classifier of normalised weights: the logit of class c is scale * w_c . x / |w_c| for features x.
 
+    For backbones with features of unit length this is scale * cos(w_c, x) (Gidaris and Komodakis 2018, stage 1).
     A class that occurs in several domains has one weight vector.
+
+    Args:
+        num_features: size of x.
+        num_classes: number of classes.
     """
 
     def __init__(self, num_features: int, num_classes: int) -> None:
@@ -26,9 +31,15 @@ class CosineClassifier(nn.Module):
 
 
 def classifier_of(backbone: nn.Module, num_classes: int, rotation: bool) -> nn.ModuleDict:
-    """The modules of pretraining: "backbone", "classes" (classifier) and, with `rotation`, "turns" (four rotations).
+    """Construct the modules of pretraining, with newly initialised weights, also those of the given backbone.
 
-    All weights are initialised, also those of the given backbone.
+    Args:
+        backbone: the network, which is changed in place.
+        num_classes: number of training classes.
+        rotation: whether to add a classifier of the rotation of an image (0 to 3 quarter turns).
+
+    Returns:
+        The modules "backbone", "classes" (classifier of the classes) and, with `rotation`, "turns" (of rotations).
     """
     _initialise(backbone)
     num_features = int(backbone.num_features)  # type: ignore[arg-type]
@@ -41,10 +52,16 @@ def classifier_of(backbone: nn.Module, num_classes: int, rotation: bool) -> nn.M
 def classification_loss(
     network: nn.ModuleDict, images: Tensor, labels: Tensor, settings: PretrainSettings
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of a batch, and the number of correctly classified images.
+    """Compute the mean cross-entropy of a batch in nats, and the number of correctly classified images.
 
     With settings.mixup, pairs of images are mixed, and the loss uses the labels of both images. With settings.rotation,
-    the loss of predicting random rotations of half of the batch is added.
+    settings.rotation times the loss of predicting random rotations of half of the batch is added.
+
+    Args:
+        network: the modules from `classifier_of`.
+        images: a batch of images.
+        labels: their classes.
+        settings: settings of pretraining.
     """
     images, other_labels, share = _mixed_pairs(images, labels, settings.mixup)
     quarters = torch.randint(0, 4, (len(images) // 2,), device=images.device) if settings.rotation else None
@@ -64,9 +81,10 @@ def classification_loss(
 
 
 def _mixed_pairs(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, float]:
-    """Mixup: images mixed with random partners, labels of the partners, and share of the original images.
+    """Mix each image with a random other image (mixup); with alpha = 0 the images are unchanged.
 
-    With alpha = 0 the images are unchanged.
+    Returns:
+        The mixed images, the labels of the other images, and the weight of the original images, 0 to 1.
     """
     if not alpha:
         return images, labels, 1.0
@@ -76,7 +94,7 @@ def _mixed_pairs(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, 
 
 
 def _initialise(backbone: nn.Module) -> None:
-    """Draw new weights from torch's random state, which pretrain.seed determines."""
+    """Initialise all weights of the backbone anew, with torch's random state, which pretrain.seed determines."""
     # The backbone comes last, since it may override the initialisation of its parts.
     for module in [*list(backbone.modules())[1:], backbone]:
         if hasattr(module, "reset_parameters"):

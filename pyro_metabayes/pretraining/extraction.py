@@ -1,4 +1,4 @@
-"""Computes the features of the inputs of a bank with a backbone."""
+"""Computation of the features of all inputs of a bank (a dataset of classes) by a backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ Change = Callable[[Tensor], Tensor]
 def extract(
     backbone: nn.Module, inputs: Tensor | StoredRows, device: torch.device, change: Change | None = None
 ) -> Tensor:
-    """Features [N, D], on the CPU, of inputs [N, *X]; `change` is applied to each batch first."""
+    """Compute D features of each of N inputs of shape *X in batches, and return them on the CPU [N, D].
+
+    Args:
+        backbone: the network, which is set to evaluation mode.
+        inputs: the inputs [N, *X], in memory or in a file; bytes are scaled to [0, 1].
+        device: device of the network.
+        change: function that is applied to each batch before the backbone; None: none.
+    """
     backbone.eval()
     parts = []
     num_batches = -(-len(inputs) // BATCH)
@@ -32,14 +39,21 @@ def extract(
 
 
 def embed_bank(backbone: nn.Module, bank: Bank, device: torch.device) -> Bank:
-    """The bank with features as inputs; for a memory-mapped file the features are computed when rows are read."""
+    """Return the bank (dataset of classes) with features as inputs.
+
+    The features of inputs in a memory-mapped file are computed when these inputs are read, other features now.
+    """
     if isinstance(bank.inputs, MappedRows):
         return bank.with_inputs(bank.inputs.with_change(backbone))
     return bank.with_inputs(extract(backbone, bank.inputs, device))
 
 
 def extract_rotations(backbone: nn.Module, bank: Bank, device: torch.device) -> Tensor | None:
-    """Features [M, 3, D] of the images rotated by 1, 2 and 3 quarter turns; None unless domains share their classes."""
+    """Compute the features of all images of a bank (dataset of classes), rotated by 1, 2 and 3 quarter turns.
+
+    Returns:
+        Tensor [M, 3, D] for M images and D features; None unless several domains of the bank share their classes.
+    """
     if not bank.num_shared:
         return None
     quarters = [extract(backbone, bank.in_memory, device, partial(torch.rot90, k=k, dims=(2, 3))) for k in (1, 2, 3)]

@@ -1,4 +1,4 @@
-"""The cache of pretrained weights, and of the features of a bank that a backbone computes."""
+"""Cache of pretrained weights, and of the features of a bank (a dataset of classes) under a backbone."""
 
 from __future__ import annotations
 
@@ -24,15 +24,22 @@ from pyro_metabayes.storage.untrusted import expecting
 
 
 def weights_path(name: str, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings) -> Path:
-    """Path of the cached pretrained weights; the features of the bank are cached in the same folder."""
+    """Return the path of the cached pretrained weights of a backbone; it depends on all arguments.
+
+    Args:
+        name: name of the backbone, the start of the file name.
+        specification: class and settings of the backbone.
+        bank: the dataset of classes on which it is pretrained.
+        settings: settings of pretraining.
+    """
     return cache_folder() / "backbones" / f"{name}-{_cache_key(specification, bank, settings)}.pt"
 
 
 def _cache_key(specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings) -> str:
-    """Hash (16 hexadecimal digits) of everything on which the weights depend, which excludes settings.views."""
+    """Compute a hash (16 hexadecimal digits) of everything on which the weights depend; settings.views is not part."""
     relevant = {name: value for name, value in asdict(settings).items() if name != "views"}
     if not settings.holdout_per_class:
-        del relevant["holdout_per_class"]  # so that caches that are older than this setting keep their names
+        del relevant["holdout_per_class"]  # caches from versions without this setting keep their names
     key = json.dumps([dict(specification), relevant, bank.fingerprint()], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
@@ -40,7 +47,16 @@ def _cache_key(specification: Mapping[str, Any], bank: Bank, settings: PretrainS
 def cached_bank(
     path: Path, name: str, backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> Bank:
-    """The bank with its features, read from the file next to the weights `path`; without it, computed and saved."""
+    """Return the bank with features as inputs, read from a file; if there is no file, compute and save the features.
+
+    Args:
+        path: path of the cached weights; the file of features lies in the same folder.
+        name: name of the backbone, for messages.
+        backbone: the network with these weights.
+        bank: the dataset of classes.
+        settings: settings of pretraining.
+        device: device of the network.
+    """
     features = path.with_suffix(f".features{settings.views}.pt")
     if not features.exists():
         _cache_features(features, name, backbone, bank, settings, device)
@@ -57,14 +73,14 @@ def _cache_features(
         checkpoint.save(path, _features(backbone, bank, settings, device))
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted before all features with {name} were computed; its weights are kept: the same command goes on"
+            f"interrupted before all features of {name} were computed; the weights are kept: the same command continues"
         ) from None
 
 
 def _features(
     backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> dict[str, Tensor | None]:
-    """Features of all inputs, of augmented views of the training images, and of rotated images (None if unused)."""
+    """Compute the features of all inputs, of augmented training images and of rotated images; None for unused ones."""
     inputs, rotations = extract(backbone, bank.in_memory, device), extract_rotations(backbone, bank, device)
     if not settings.views:
         return {"inputs": inputs, "views": None, "turned": rotations}
@@ -75,5 +91,5 @@ def _features(
 
 
 def _with_features(bank: Bank, inputs: Tensor, views: Tensor | None = None, turned: Tensor | None = None) -> Bank:
-    """The bank with the tensors of `_features` in place of its inputs."""
+    """Return the bank with the tensors of `_features` in place of its inputs."""
     return bank.with_inputs(inputs, views, {} if turned is None else {"turned": turned})

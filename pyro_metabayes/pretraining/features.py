@@ -1,4 +1,4 @@
-"""Pretrains a backbone on a bank and computes the features of the bank; both are cached."""
+"""Pretraining of a backbone on a bank (a dataset of classes), and the features of the bank; both are cached."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from pyro_metabayes.training.progress import progress
 
 @dataclass(frozen=True)
 class PretrainedFeatures:
-    """Features of a bank from a pretrained backbone.
+    """A bank (dataset of classes) with the features of a pretrained backbone.
 
     Attributes:
         bank: the bank with features as inputs.
         curve: loss, training and validation accuracy, and seconds of every epoch.
-        path: the cached backbone.
-        classes: [G_train, D], weights of the training classes in the classifier of pretraining; None for a cache of an
-            earlier version.
+        path: file of the cached weights.
+        classes: weights [G, D] of the classifier of pretraining, for G training classes and D features; None for a
+            cache of an earlier version.
     """
 
     bank: Bank
@@ -42,7 +42,14 @@ class PretrainedFeatures:
     classes: Tensor | None = None
 
     def held_out_accuracy(self, per_class: int) -> float | None:
-        """Accuracy (0 to 1) of the classifier of all training classes on the images held out for the test."""
+        """Compute the accuracy (0 to 1) of the pretraining classifier on held-out images of the training classes.
+
+        Args:
+            per_class: number of held-out images per training class; half of them are for the test.
+
+        Returns:
+            The accuracy; None without test images, or for a cache of an earlier version.
+        """
         if self.classes is None or per_class < 2:
             return None
         rows = halves(held_out_rows(self.bank, per_class))["test"]
@@ -53,15 +60,15 @@ class PretrainedFeatures:
 def pretrain(
     backbone: nn.Module, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> PretrainedFeatures:
-    """Load or train the pretrained weights of the backbone, in place, and return the features of the bank.
+    """Load the pretrained weights of a backbone from the cache, or pretrain it; return the features of the bank.
 
-    Both are cached under a hash of the specification, the bank and the settings, so that runs of other guides reuse
-    them. An interrupted pretraining continues after its last finished epoch.
+    Weights and features are cached under a hash of the specification, the bank and the settings, so that runs with
+    other guides reuse them. An interrupted pretraining continues after its last finished epoch.
 
     Args:
-        backbone: the network, which is changed in place.
-        specification: specification of the backbone.
-        bank: the images.
+        backbone: the network, which receives the weights.
+        specification: class and settings of the backbone.
+        bank: the dataset of classes, with images as inputs.
         settings: settings of pretraining.
         device: device of the network.
 
@@ -94,7 +101,7 @@ def _cache_weights(
 
 
 def _training_bank(bank: Bank, settings: PretrainSettings) -> Bank:
-    """The bank without the inputs that are held out."""
+    """Return the bank without the images that are held out (settings.holdout_per_class)."""
     held_out = settings.holdout_per_class
     return without_rows(bank, held_out_rows(bank, held_out)) if held_out else bank
 
@@ -102,7 +109,7 @@ def _training_bank(bank: Bank, settings: PretrainSettings) -> Bank:
 def _train(
     backbone: nn.Module, name: str, bank: Bank, settings: PretrainSettings, device: torch.device, unfinished: Path
 ) -> Pretraining:
-    """Train all epochs; the state after each epoch is stored in `unfinished`."""
+    """Train all epochs, or the remaining ones; save the state after each epoch in the file `unfinished`."""
     with seeded(settings.seed):
         training = Pretraining(backbone, bank, settings, device, PrototypeScore(bank, device))
         if unfinished.exists():
@@ -116,13 +123,13 @@ def _train(
         except KeyboardInterrupt:
             progress = "no epoch was finished: the same command starts again"
             if training.epoch:
-                progress = f"epochs 1 to {training.epoch} are kept: the same command goes on"
+                progress = f"epochs 1 to {training.epoch} are kept: the same command continues"
             raise Interrupted(f"interrupted in the pretraining of {name}; {progress}") from None
     return training
 
 
 def _run_epochs(training: Pretraining, name: str, unfinished: Path) -> None:
-    """Train the remaining epochs; the state after each epoch is stored in `unfinished`."""
+    """Train the remaining epochs; save the state after each epoch in the file `unfinished`."""
     epochs, batches = training.settings.epochs, training.steps_per_epoch
     with progress(f"pretrain {name}", "batches", epochs * batches, training.epoch * batches, leave=False) as shown:
         while training.epoch < epochs:

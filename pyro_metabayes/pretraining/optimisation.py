@@ -11,14 +11,14 @@ from pyro_metabayes.pretraining.settings import PretrainSettings
 
 
 def average_of(network: nn.Module, settings: PretrainSettings) -> AveragedModel | None:
-    """Exponential moving average of the weights with decay settings.average; None if the decay is 0."""
+    """Construct an exponential moving average of the weights with decay settings.average; None if the decay is 0."""
     if not settings.average:
         return None
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.average), use_buffers=True)
 
 
 def optimizer_of(network: nn.Module, settings: PretrainSettings, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
-    """SGD and its learning-rate schedule: one_cycle, or a linear warm-up and a factor of 0.1 at each milestone."""
+    """Construct SGD and its learning-rate schedule: one_cycle, or linear warm-up with a factor 0.1 per milestone."""
     optimizer = SGD(
         network.parameters(),
         settings.learning_rate,

@@ -1,4 +1,4 @@
-"""Few-shot accuracy of class means on validation classes, the validation score of pretraining."""
+"""The validation score of pretraining: few-shot accuracy of class means on validation classes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ WAY, QUERY = 5, 15
 
 
 class PrototypeScore:
-    """Accuracy of the nearest class mean by cosine on fixed 5-way tasks of the validation classes.
+    """Accuracy of the nearest class mean by cosine similarity, on a fixed set of 5-way tasks of the validation classes.
 
-    The score of a backbone is None if the validation split is too small for such tasks, or if domains share their
-    classes.
+    A call with a backbone returns the accuracy, 0 to 1. It returns None if the validation split is too small for such
+    tasks, or if several domains share their classes.
 
     Args:
-        bank: the images.
+        bank: the dataset of classes, with images as inputs.
         device: device of the backbone.
         shot: support points per class.
         per_class: largest number of images per class, which limits the time; None: all images.
-        num_tasks: number of tasks, rounded up to whole blocks.
+        num_tasks: number of tasks, rounded up to a multiple of the block size of the task sampler.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class PrototypeScore:
 
 
 def _validation_bank(bank: Bank, per_class: int | None) -> Bank:
-    """A bank of the validation classes only."""
+    """Return a bank (dataset of classes) of the validation classes only, with at most `per_class` images per class."""
     labels, rows = bank.labels, bank.rows("val")
     within = rows - bank.class_starts[labels[rows]]
     rows = rows if per_class is None else rows[within < per_class]
@@ -60,7 +60,7 @@ def _validation_bank(bank: Bank, per_class: int | None) -> Bank:
 
 
 def _hits(episodes: Episodes) -> Tensor:
-    """1 for each query whose nearest class mean is that of its class, else 0 [T, Q]."""
+    """Return, for Q queries of T tasks, 1 if the nearest class mean is that of the true class, else 0 [T, Q]."""
     members = functional.one_hot(episodes.support_y, episodes.num_classes).to(episodes.support_x.dtype)
     means = functional.normalize(members.mT @ episodes.support_x, dim=-1)
     return ((episodes.query_x @ means.mT).argmax(-1) == episodes.query_y).float()

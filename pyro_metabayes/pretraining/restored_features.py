@@ -1,4 +1,4 @@
-"""Features of a bank from the backbone of a finished run."""
+"""Features of a bank (a dataset of classes) under the backbone of a finished run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ from pyro_metabayes.storage.untrusted import expecting
 def features_under(
     backbone: nn.Module, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> Bank:
-    """The bank with the features of a backbone with its current weights; nothing is pretrained.
+    """Return the bank (dataset of classes) with the features of a backbone with its current weights, without training.
 
-    If the weights are those of a cached pretraining on this bank, its features are reused. Other features are cached
-    under a hash of the weights and the bank. Args: as for `pretrain`.
+    If the weights are those of a cached pretraining on this bank, the cached features are reused. Otherwise features
+    are cached under a hash of the weights, the settings and the bank.
+
+    Args:
+        backbone: the network.
+        specification: class and settings of the backbone.
+        bank: the dataset of classes, with images as inputs.
+        settings: settings of pretraining.
+        device: device of the network.
     """
     name = specification["_target_"].split(".")[-2]
     path = weights_path(name, specification, bank, settings)
@@ -35,7 +42,7 @@ def features_under(
 
 
 def _holds_weights_of(path: Path, backbone: nn.Module) -> bool:
-    """Whether the cached pretraining has the weights of this backbone."""
+    """Return whether the file of a cached pretraining exists and has the weights of this backbone."""
     if not path.exists():
         return False
     with expecting(f"a backbone that was pretrained here in {path} (without the file it is pretrained again)"):
@@ -46,7 +53,7 @@ def _holds_weights_of(path: Path, backbone: nn.Module) -> bool:
 
 
 def _key_of_weights(backbone: nn.Module, bank: Bank, settings: PretrainSettings) -> str:
-    """Hash (16 hexadecimal digits) of weights, settings and bank, on which the features depend."""
+    """Compute a hash (16 hexadecimal digits) of weights, settings and bank, on which the features depend."""
     digest = hashlib.sha256(json.dumps([asdict(settings), bank.fingerprint()], sort_keys=True).encode())
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.cpu().numpy().tobytes())
@@ -54,7 +61,7 @@ def _key_of_weights(backbone: nn.Module, bank: Bank, settings: PretrainSettings)
 
 
 def hash_of_weights(backbone: nn.Module) -> str:
-    """Hash (16 hexadecimal digits) of the weights alone."""
+    """Compute a hash (16 hexadecimal digits) of the weights of a backbone."""
     digest = hashlib.sha256()
     for name, value in sorted(backbone.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

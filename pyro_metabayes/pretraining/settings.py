@@ -11,27 +11,27 @@ CHOICES = {"schedule": ("one_cycle", "steps"), "keep": ("last", "best"), "precis
 
 @dataclass
 class PretrainSettings:
-    """Settings of pretraining: a cosine classifier of the training classes, trained by SGD."""
+    """Settings of pretraining, in which backbone and cosine classifier of all training classes are trained by SGD."""
 
     epochs: int = 4  # number of passes over the training images
     batch_size: int = 128  # number of images per step
-    learning_rate: float = 0.2  # largest value of the schedule
+    learning_rate: float = 0.2  # largest learning rate of the schedule
     schedule: str = "one_cycle"  # one_cycle; steps: a linear warm-up, then a factor of 0.1 at each milestone
     warmup: int = 0  # for schedule=steps: number of epochs of the warm-up
     milestones: list[int] = field(default_factory=list)  # for schedule=steps: epochs, counted from the first
     momentum: float = 0.9  # Nesterov momentum
-    weight_decay: float = 5e-4  # weight of the squared norm of the parameters in the gradient
+    weight_decay: float = 5e-4  # L2 penalty: this factor times the parameters is added to the gradient
     shift: int = 2  # augmentation: largest translation in pixels
     flip: bool = False  # augmentation: horizontal flip with probability 1/2
     jitter: float = 0.0  # augmentation: factors of brightness, contrast and saturation in 1 +- jitter
-    mixup: float = 0.0  # alpha of the Beta that mixes pairs of images and their labels (Zhang et al. 2018); 0: none
-    label_smoothing: float = 0.0  # probability that is spread over all classes
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), the mixing weight of pairs of images (Zhang et al. 2018); 0: none
+    label_smoothing: float = 0.0  # probability mass of the targets that is spread evenly over all classes
     rotation: float = 0.0  # weight of the rotation-prediction loss (Gidaris et al. 2019); 0: none
-    average: float = 0.0  # decay of an exponential average that replaces the weights; 0: none
-    keep: str = "last"  # last, or best: the epoch with the best validation accuracy of class means
-    precision: str = "32-true"  # number format: 32-true, bf16-mixed (the backbone in bfloat16, all else in float32)
+    average: float = 0.0  # decay of the exponential moving average of the weights that is used as the result; 0: none
+    keep: str = "last"  # weights to use: last epoch, or best: the epoch with the best validation accuracy
+    precision: str = "32-true"  # number format: 32-true, bf16-mixed (backbone in bfloat16, everything else in float32)
     holdout_per_class: int = 0  # images per training class that are held out to test base classes (model=lwof)
-    views: int = 0  # augmented views per training image, from which tasks also draw
+    views: int = 0  # number of augmented copies per training image; training tasks are drawn from these too
     seed: int = 0  # seed of pretraining only, so that runs with different seeds share a backbone
 
     def __post_init__(self) -> None:

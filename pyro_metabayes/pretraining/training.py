@@ -1,4 +1,4 @@
-"""Training of a backbone as part of a classifier of all training classes."""
+"""Training of a backbone as part of a classifier over all training classes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from pyro_metabayes.training.progress import Progress
 
 
 class Pretraining:
-    """Trains a backbone in place, epoch by epoch.
+    """Training loop of pretraining, which trains a backbone in place, one epoch per call of `run_epoch`.
 
     Args:
         backbone: the network.
-        bank: the images, of which the training classes are used.
+        bank: the dataset of classes, with images as inputs; only its training classes are used.
         settings: settings of pretraining.
         device: device of the network.
-        score: returns the validation accuracy of a backbone, or None; it must not change torch's random state.
+        score: function that returns the validation accuracy of a backbone, or None. It must not change torch's random
+            state.
 
     Raises:
-        UsageError: there are fewer images than a batch, or images are not square although rotations are predicted.
+        UsageError: the training images are fewer than a batch, or are not square although pretrain.rotation is set.
     """
 
     def __init__(
@@ -58,14 +59,16 @@ class Pretraining:
     def _check(self) -> None:
         if self.steps_per_epoch == 0:
             expected = f"at least pretrain.batch_size={self.settings.batch_size} training images"
-            raise UsageError(f"expected {expected}, got {len(self.labels)}; lower it or add images")
+            raise UsageError(f"expected {expected}, got {len(self.labels)}; lower pretrain.batch_size or add images")
         shape = tuple(self.images.shape[1:])
         if self.settings.rotation and (len(shape) != 3 or shape[1] != shape[2]):
-            raise UsageError(f"expected square images for pretrain.rotation, got inputs of shape {shape}; set it to 0")
+            raise UsageError(
+                f"expected square images for pretrain.rotation, got inputs of shape {shape}; set pretrain.rotation=0"
+            )
 
     @property
     def backbone(self) -> nn.Module:
-        """The backbone with the averaged weights, if weights are averaged, else with the current ones."""
+        """Backbone with the averaged weights if settings.average > 0, else with the current weights."""
         return self._part("backbone")
 
     def _part(self, part: str) -> nn.Module:
@@ -73,7 +76,7 @@ class Pretraining:
         return network[part]  # type: ignore[index]
 
     def run_epoch(self, shown: Progress | None = None) -> None:
-        """One pass over the training images; appends a line to the curve. `shown` is a progress bar of batches."""
+        """Train for one epoch and append a line of metrics to `curve`; `shown` is a progress bar of batches."""
         wall, cpu = time.perf_counter(), time.process_time()
         metrics = self._train_epoch(shown)
         accuracy = self.score(self.backbone.eval())
@@ -85,7 +88,7 @@ class Pretraining:
         self.curve.append({"epoch": self.epoch + 1, **metrics, "val_accuracy": accuracy, **seconds})
 
     def _train_epoch(self, shown: Progress | None) -> dict[str, float]:
-        """Mean loss and accuracy over the batches of one epoch."""
+        """Train on the batches of one epoch; return the mean loss in nats and the training accuracy (0 to 1)."""
         loss, hits = torch.zeros(2, device=self.device)
         rows = torch.randperm(len(self.labels))[: self.steps_per_epoch * self.settings.batch_size]
         for batch in rows.split(self.settings.batch_size):
@@ -102,15 +105,15 @@ class Pretraining:
         return len(self.curve)
 
     def weights(self) -> dict[str, Tensor]:
-        """Weights of the backbone on the CPU, from the best epoch if keep=best, else from the last epoch."""
+        """Return the weights of the backbone on the CPU, of the best epoch if keep=best, else of the last epoch."""
         return self.best or _copy_of(self.backbone)
 
     def classes(self) -> dict[str, Tensor]:
-        """Weights and scale of the classifier of the same epoch as `weights`, on the CPU."""
+        """Return weights and scale of the classifier over training classes, of the same epoch as `weights`."""
         return self.best_classes if self.best else _copy_of(self._part("classes"))
 
     def _step(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a step of the optimiser; return its loss and the number of correctly classified images."""
+        """Take a step of the optimiser; return the loss and the number of correctly classified images of the batch."""
         images = as_float(self.images[batch].to(self.device))
         labels = self.labels[batch].to(self.device)
         loss, hits = classification_loss(self.network, augment(images, self.settings), labels, self.settings)
@@ -123,7 +126,7 @@ class Pretraining:
         return loss.detach(), hits
 
     def state(self) -> dict[str, Any]:
-        """State needed to continue with the next epoch, including torch's random state."""
+        """Return the state needed to continue with the next epoch, including torch's random state."""
         average = {} if self.average is None else self.average.state_dict()
         return {
             "network": self.network.state_dict(),
@@ -137,7 +140,7 @@ class Pretraining:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state`."""
+        """Restore a state that `state` returned, so that training continues after its last epoch."""
         self.network.load_state_dict(state["network"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

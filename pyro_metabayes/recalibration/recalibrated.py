@@ -1,4 +1,4 @@
-"""Predictions of classes by several learners, at a temperature."""
+"""Class predictions of an ensemble of learners with temperature scaling."""
 
 from __future__ import annotations
 
@@ -21,27 +21,32 @@ from pyro_metabayes.recalibration.temperature import fitted_temperature, scaled
 
 @dataclass(frozen=True, eq=False)
 class Recalibration:
-    """p(c) = mean over learners of their averaged predictions, then p(c)^(1/T), normalised.
+    """Ensemble of learners with temperature scaling: class probabilities proportional to p(c)^(1 / temperature).
 
-    (Deep ensembles: Lakshminarayanan, Pritzel and Blundell 2017. Temperature: Guo et al. 2017.)
+    p(c) is the mean over the learners of their predictive probabilities of class c. (Deep ensembles: Lakshminarayanan,
+    Pritzel and Blundell 2017. Temperature scaling: Guo et al. 2017.)
 
     Args:
-        learners: at least one.
-        temperature: T; None: not scaled.
+        learners: one or more learners.
+        temperature: the temperature; None: 1.
     """
 
     learners: Sequence[MetaLearner]
     temperature: float | None = None
 
     def predictions(self, episodes: Episodes, samples: int) -> ClassPredictions:
-        """The predictions of T tasks, with one sample per learner, or one at a temperature.
+        """Compute the class predictions of a batch of tasks.
 
         Args:
-            episodes: T tasks, with inputs of the backbones (features if these are frozen).
-            samples: draws of w per task and learner.
+            episodes: the tasks, with inputs of the backbones (features if the backbones are frozen).
+            samples: number of draws of the weights w per task and learner.
+
+        Returns:
+            Without a temperature, predictions with one sample per learner, whose mean is the prediction of the
+            ensemble. With a temperature, predictions with a single sample, the scaled prediction of the ensemble.
 
         Raises:
-            UsageError: the labels are numbers.
+            UsageError: the labels of the tasks are not classes.
         """
         members = [_averaged(learner, episodes, samples) for learner in self.learners]
         log_probs = torch.stack([member.averaged for member in members])
@@ -51,17 +56,25 @@ class Recalibration:
         return ClassPredictions(together.labels, together.mask, scaled(together.averaged, self.temperature)[None])
 
     def fitted(self, batches: Iterable[Episodes], samples: int) -> Recalibration:
-        """The same learners at the temperature of the smallest NLL on validation tasks.
+        """Return the same ensemble with the temperature that has the smallest NLL on validation tasks.
 
         Args:
-            batches: validation tasks, which share no class with the test tasks.
-            samples: draws of w per task and learner.
+            batches: batches of validation tasks, which share no class with the test tasks.
+            samples: number of draws of the weights w per task and learner.
         """
         log_probs, labels = zip(*(_queries(self.predictions(batch, samples)) for batch in batches), strict=True)
         return Recalibration(self.learners, fitted_temperature(torch.cat(log_probs), torch.cat(labels)))
 
     def scores(self, episodes: Episodes, samples: int) -> BatchScores:
-        """Scores of the predictions of T tasks; the spreads of a single learner, none of several."""
+        """Compute the scores of the predictions of a batch of tasks.
+
+        Args:
+            episodes: the tasks, with inputs of the backbones (features if the backbones are frozen).
+            samples: number of draws of the weights w per task and learner.
+
+        Returns:
+            The scores; for a single learner also the spreads of its prior and posterior.
+        """
         predictions = self.predictions(episodes, samples)
         learner = self.learners[0]
         episodes = learner.featured(episodes)
@@ -75,12 +88,12 @@ def _averaged(learner: MetaLearner, episodes: Episodes, samples: int) -> ClassPr
     predictions = predictions_under(learner.guide.posterior(episodes.observed()), learner.model, episodes, samples)
     if not isinstance(predictions, ClassPredictions):
         raise UsageError(
-            f"expected tasks of classes for a temperature or an ensemble, got {type(predictions).__name__}; leave "
-            "eval.temperature and eval.ensemble out"
+            "expected tasks whose labels are classes for a temperature or an ensemble, got "
+            f"{type(predictions).__name__}; remove the settings eval.temperature and eval.ensemble"
         )
     return predictions
 
 
 def _queries(predictions: ClassPredictions) -> tuple[Tensor, Tensor]:
-    """log p [N, C] and labels [N] of the queries that count."""
+    """Return log probabilities [N, C] of C classes and labels [N] of the N unmasked queries of all tasks."""
     return predictions.averaged[predictions.mask], predictions.labels[predictions.mask]

@@ -7,25 +7,34 @@ from torch import Tensor
 
 SMALLEST, LARGEST = 1e-2, 1e2  # inverse temperatures that are searched
 HALVINGS = 60
-LEAST_LOG_PROB = -1e4  # of a class whose probability is 0 in floating point
+LEAST_LOG_PROB = -1e4  # lower bound on log probabilities, for classes whose probability is 0 in floating point
 
 
 def scaled(log_probs: Tensor, temperature: float) -> Tensor:
-    """log p_T(c) with p_T(c) proportional to p(c)^(1/T), for log p [..., C] in nats. (Guo et al. 2017)"""
+    """Compute log p_T(c) for the tempered probabilities p_T(c), proportional to p(c)^(1/T). (Guo et al. 2017)
+
+    Args:
+        log_probs: log p(c) of C classes [..., C], in nats.
+        temperature: T.
+
+    Returns:
+        Tensor [..., C], in nats.
+    """
     return (log_probs.clamp(min=LEAST_LOG_PROB) / temperature).log_softmax(-1)
 
 
 def fitted_temperature(log_probs: Tensor, labels: Tensor) -> float:
-    """The temperature of the smallest NLL, by bisection of its derivative.
+    """Find the temperature T with the smallest NLL of the tempered probabilities p_i(c)^(1/T), normalised.
 
-    The NLL is convex in b = 1/T, with the derivative mean_i (E_{p_b}[log p_i(c)] - log p_i(y_i)), which increases in b.
+    The NLL is convex in b = 1/T. Its derivative in b is mean_i (E[log p_i(c)] - log p_i(y_i)), with the expectation
+    under the tempered probabilities. The zero of the derivative is found by bisection.
 
     Args:
-        log_probs: log p_i(c) [N, C] of queries of validation tasks, in nats.
-        labels: y [N], classes.
+        log_probs: log p_i(c) [N, C] of N queries i of validation tasks and C classes c, in nats.
+        labels: classes y_i of the queries [N].
 
     Returns:
-        T, between 0.01 and 100, read on the host.
+        T, between 0.01 and 100, as a float (this synchronises with the device).
     """
     log_probs = log_probs.double().clamp(min=LEAST_LOG_PROB)
     of_labels = log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)

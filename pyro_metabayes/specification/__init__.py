@@ -1,1 +1,1 @@
-"""Specifications: plain values from which the parts of a learner are rebuilt."""
+"""Specifications: plain values (numbers, text, lists) from which the parts of a learner are rebuilt."""

@@ -1,4 +1,4 @@
-"""Assembles a learner from parts that are given as names, settings, classes or objects."""
+"""Assembly of a learner from parts (backbone, guide, ...) that are given as names, settings, classes or objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_metabayes.specification.parts import PARTS, Parts, build_parts
 from pyro_metabayes.specification.recorded import Recorded, arguments_passed
 from pyro_metabayes.validation.arguments import check_flags, check_integers
 
-# Dotted names of parts whose name has no dot. {cls} is the name in camel case: FullGaussian for full_gaussian.
+# Full class names of parts that are given by short names. {cls} is the name in camel case: FullGaussian.
 _PLACES = {
     "backbone": "models.backbones.{name}.Backbone",
     "head": "models.heads.{cls}",
@@ -28,17 +28,18 @@ _PLACES = {
 
 EXTRA = ("num_targets", "num_weights")  # shared values that `build` accepts in addition to its named arguments
 NEEDED = ("backbone", "guide", "objective")  # parts without a default
-OTHERS = {*PARTS, "num_features"}  # arguments of parts that other parts provide
+OTHERS = {*PARTS, "num_features"}  # arguments of a part that are computed from other parts, not given by the user
 
 
 def assembled_parts(parts: Mapping[str, Any], shared: Mapping[str, Any], normalise: bool = True) -> Parts:
-    """The parts of a learner.
+    """Build the parts of a learner (backbone, model, guide, objective) from names, settings, classes or objects.
 
     Args:
-        parts: {name of the part: value}. A value is a name (`sib`, or dotted), a mapping with `_target_` (a name or a
-            class) and settings, a class, an object, or None. The backbone may be any torch module.
-        shared: the shared values of a specification; None values are ignored.
-        normalise: whether the features of a torch module are scaled to unit length.
+        parts: {name of the part: value}. A value is a name (such as `sib`, or a full dotted name), a mapping of
+            `_target_` (a name or a class) and settings, a class, an object, or None. The backbone may be any torch
+            module.
+        shared: arguments that several parts share, such as num_classes; None values are ignored.
+        normalise: whether features are scaled to unit length if the backbone is a plain torch module.
 
     Raises:
         UsageError: the parts do not fit together, or a value is missing.
@@ -59,7 +60,7 @@ def assembled_parts(parts: Mapping[str, Any], shared: Mapping[str, Any], normali
 
 
 def _chosen(part: str, value: Any) -> Any:
-    """The specification for a name or a class; any other value is returned unchanged."""
+    """Convert a name or a class to a mapping with `_target_`; return any other valid value unchanged."""
     if isinstance(value, str):
         cls = "".join(word.capitalize() for word in value.split("_"))
         return {"_target_": value if "." in value else _PLACES[part].format(name=value, cls=cls)}
@@ -69,19 +70,20 @@ def _chosen(part: str, value: Any) -> Any:
     if isinstance(value, kinds) or (value is None and part not in NEEDED):
         return value
     raise UsageError(
-        f"expected {part} to be a name, a class, a mapping with _target_, or an object of this package, got "
-        f"{type(value).__name__}; see MetaLearner.build"
+        f"expected {part} to be a name, a class, a mapping with _target_, or an object of such a class, got "
+        f"{type(value).__name__}; see help(MetaLearner.build)"
     )
 
 
 def _backbone(value: Any, shared: dict[str, Any], normalise: bool) -> Any:
-    """The backbone; its input_shape is added to the shared values."""
+    """Return the backbone, with a torch module wrapped as a TorchBackbone; add its input_shape to the shared values."""
     if isinstance(value, Backbone):
         shared.setdefault("input_shape", arguments_passed(value).get("input_shape"))
         return value
     if "input_shape" not in shared:
         raise UsageError(
-            "expected the shape of one input of the backbone, got none; pass input_shape=, such as [3, 84, 84]"
+            "expected the argument input_shape, the shape of one input of the backbone, got none; pass for example "
+            "input_shape=[3, 84, 84]"
         )
     shared["input_shape"] = _sizes(shared["input_shape"])
     return TorchBackbone(value, shared["input_shape"], normalise) if isinstance(value, nn.Module) else value
@@ -92,29 +94,30 @@ def _sizes(shape: Any) -> list[int]:
         size is None or (type(size) is int and size > 0) for size in shape
     ):
         raise UsageError(
-            f"expected input_shape to be a list of integers >= 1 (None: any), such as [3, 84, 84], got {shape!r}"
+            f"expected input_shape to be a list of integers >= 1 (or None for any size), such as [3, 84, 84], got "
+            f"{shape!r}"
         )
     return list(shape)
 
 
 def _within(model: Model) -> dict[str, Any]:
-    """Head and prior with which a model was constructed; None if it was constructed without."""
+    """Return the head and the prior with which a model was constructed; None for a missing one."""
     arguments = arguments_passed(model)
     parts = {name: arguments.get(name) for name in ("head", "prior")}
     return {name: part if isinstance(part, Recorded) else None for name, part in parts.items()}
 
 
 def _refuse_missing(chosen: Mapping[str, Any]) -> None:
-    """Raise a UsageError if the model needs a prior or a head and none is given."""
+    """Raise a UsageError if the constructor of the model requires a prior or a head that is not given."""
     target = target_of(chosen["model"], "model", _prefixes(chosen))
     for name in ("prior", "head"):
         parameter = arguments_of(target).get(name)
         if parameter is not None and parameter.default is parameter.empty and chosen[name] is None:
-            raise UsageError(f"expected a {name} for {target.__module__}, got none; pass {name}=, for example a name")
+            raise UsageError(f"expected a {name} for {target.__module__}, got none; pass {name}=NAME")
 
 
 def _refuse_unknown(shared: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
-    """Raise a UsageError if no part has an argument with the name of a shared value."""
+    """Raise a UsageError if a shared value is an argument neither of `build` nor of any part."""
     named = [(part, value) for part, value in chosen.items() if isinstance(value, Mapping)]
     asked = {name for part, value in named for name in arguments_of(target_of(value, part, _prefixes(chosen)))}
     known = {*arguments_of(Assembled.build), *EXTRA} - {"shared"}
@@ -124,17 +127,17 @@ def _refuse_unknown(shared: Mapping[str, Any], chosen: Mapping[str, Any]) -> Non
 
 
 def _prefixes(chosen: Mapping[str, Any]) -> Sequence[str]:
-    """Prefixes of the names that may be imported: the default ones, and the packages that the caller names."""
+    """Return the prefixes of names that may be imported: the default ones, and the packages of the named classes."""
     named = [value["_target_"] for value in chosen.values() if isinstance(value, Mapping)]
     return tuple(dict.fromkeys((*PREFIXES, *(f"{name.partition('.')[0]}." for name in named if isinstance(name, str)))))
 
 
 class Assembled:
-    """A learner that can be built in one call."""
+    """Base class of a learner with the constructor `build`, which takes names, settings, classes or objects."""
 
     @classmethod
     def of_parts(cls, parts: Parts, frozen: bool) -> Self:
-        """A learner of these parts."""
+        """Construct a learner from its parts; `frozen`: whether the backbone is not trained."""
         raise NotImplementedError
 
     @classmethod
@@ -154,24 +157,24 @@ class Assembled:
         normalise: bool = True,
         **shared: Any,
     ) -> Self:
-        """A learner from parts that are names, mappings of settings, classes or objects (`assembled_parts`).
+        """Build a learner from parts: each is a name, a mapping of `_target_` and settings, a class or an object.
 
             MetaLearner.build(network, "savi", prior="conditional", objective="elbo", input_shape=[3, 32, 32])
 
         Args:
-            backbone: a torch module that maps inputs [N, *X] to features [N, D], or a part as described above.
+            backbone: a torch module that maps N inputs of shape *X [N, *X] to features [N, D], or a part as described
+                above.
             guide: the guide.
             objective: the objective.
-            prior: the prior; None: for models that need none.
-            model: the model; None: that of the guide if it is an object, else few_shot_classifier.
+            prior: the prior; None for models that need none.
+            model: the model; None: the model of the guide if the guide is an object, else few_shot_classifier.
             head: the head of a classifier.
-            input_shape: *X; not needed if the backbone is an object of this package.
-            num_classes: classes per task; 0 for regressions that do not need this number.
-            particles: samples of w per task in the loss.
-            frozen: whether the backbone is not trained. Episodes then hold features.
-            normalise: whether features of a torch module are scaled to unit length.
-            shared: other shared values of a specification, such as num_targets of a regression, and values for other
-                arguments of parts.
+            input_shape: *X, the shape of one input; not needed if the backbone is a Backbone of this package.
+            num_classes: number of classes per task; 0 for regressions that do not need this number.
+            particles: number of samples of the weights w per task in the loss.
+            frozen: whether the backbone is not trained. Tasks then hold features as inputs.
+            normalise: whether features are scaled to unit length if the backbone is a plain torch module.
+            shared: further arguments that are passed to all parts that have them, such as num_targets of a regression.
 
         Raises:
             UsageError: an argument is unknown or has another type, or the parts do not fit together.

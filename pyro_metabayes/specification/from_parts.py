@@ -1,4 +1,4 @@
-"""Derives the specification of a learner from its parts."""
+"""Derivation of the specification of a learner (plain values that rebuild it) from its parts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ KINDS = (Backbone, Model, Guide, Objective)
 
 
 def recorded_specification(parts: Parts) -> dict[str, Any]:
-    """The specification of these parts, from the recorded arguments of their constructors."""
+    """Return the specification of these parts: plain values that rebuild them, from their constructor arguments."""
     named = _named(parts)
     return dict.fromkeys(PARTS) | {name: _settings_of(name, part) for name, part in named.items()} | _shared_by(named)
 
 
 def recorded_values(parts: Parts) -> dict[str, Any]:
-    """Only the shared values of the specification.
+    """Return the constructor arguments that the parts share, such as num_classes.
 
     Raises:
         UsageError: the parts do not fit together.
@@ -36,10 +36,10 @@ def recorded_values(parts: Parts) -> dict[str, Any]:
 
 
 def described(parts: Parts) -> dict[str, Any]:
-    """Class and settings of each part, and the shared values, to compare two learners.
+    """Describe the parts of a learner by class, settings and shared values, so that two learners can be compared.
 
-    Unlike a specification, this exists for every learner. For a part with settings that are no plain values it has
-    only the class.
+    Unlike a specification, a description exists for every learner: a part with a setting that is not a plain value
+    (number, text, list) is described by its class only.
     """
     named = _named(parts)
     return {name: _description(name, part) for name, part in named.items()} | _shared_by(named)
@@ -53,16 +53,18 @@ def _description(key: str, part: Recorded) -> dict[str, Any]:
 
 
 def _named(parts: Parts) -> dict[str, Recorded]:
-    """All parts by name: the given ones, and parts with which these were constructed, such as prior and head."""
+    """Return all parts by name: the given parts, and the parts with which they were constructed (prior, head)."""
     found: dict[str, Any] = parts._asdict()
     for (name, part), kind in zip(found.items(), KINDS, strict=True):
         if not isinstance(part, kind):
             got = f"{type(part).__module__}.{type(part).__qualname__}"
-            raise UsageError(f"expected {name} to be a {kind.__module__}.{kind.__qualname__}, got {got}")
+            raise UsageError(f"expected {name} to be an object of {kind.__module__}.{kind.__qualname__}, got {got}")
     for owner in (parts.guide, parts.model):
         for name, part in _parts_within(owner):
             if found.setdefault(name, part) is not part:
-                raise UsageError(f"expected one {name}, got two; construct guide and model from the same {name}")
+                raise UsageError(
+                    f"expected guide and model with the same {name}, got two objects; construct both from one {name}"
+                )
     _refuse_twice(found)
     return found
 
@@ -76,19 +78,26 @@ def _refuse_twice(parts: Mapping[str, Recorded]) -> None:
     names: dict[int, str] = {}
     for name, part in parts.items():
         if (other := names.setdefault(id(part), name)) != name:
-            raise UsageError(f"expected {other} and {name} to be two objects, got one {type(part).__name__} for both")
+            raise UsageError(
+                f"expected {other} and {name} to be two objects, got one {type(part).__name__} for both; construct two"
+            )
 
 
 def _shared_by(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The shared values of the specification, which must be equal in all constructors."""
+    """Return the constructor arguments that parts share; each must have the same value in all constructors."""
     values: dict[str, Any] = {}
     for part, recorded in parts.items():
         for name in _shared_names(recorded):
             value = plain(arguments_passed(recorded)[name], f"{part}.{name}")
             if values.setdefault(name, value) != value:
-                raise UsageError(f"expected one {name} for all parts, got {values[name]} and {part}.{name}={value}")
+                raise UsageError(
+                    f"expected the same {name} in all parts, got {values[name]} and {part}.{name}={value}; construct "
+                    "the parts with equal values"
+                )
     if "input_shape" not in values:
-        raise UsageError("expected a backbone that is constructed with input_shape, got one without")
+        raise UsageError(
+            "expected a backbone whose constructor received input_shape, got one without; pass input_shape to it"
+        )
     return {"num_targets": 0} | _without_widths(values, parts)
 
 
@@ -98,14 +107,16 @@ def _shared_names(part: Recorded) -> list[str]:
 
 
 def _without_widths(values: dict[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without num_features and num_weights if `build_parts` would find the same numbers."""
+    """Return the shared values without num_features and num_weights if `build_parts` derives the same numbers."""
     num_features = parts["backbone"].num_features
     expected = {"num_features": num_features}
     if num_features is not None and (head := parts.get("head")):
         expected["num_weights"] = head.num_weights(num_features)
     for name, value in expected.items():
         if values.get(name, value) != value:
-            raise UsageError(f"expected {name}={value}, as in backbone and head, got {values[name]}")
+            raise UsageError(
+                f"expected {name}={value}, to fit backbone and head, got {values[name]}; construct the parts alike"
+            )
     found = {"num_weights": num_features} | expected
     return {name: value for name, value in values.items() if found.get(name) != value}
 
@@ -121,7 +132,7 @@ def _settings_of(key: str, part: Recorded) -> dict[str, Any]:
 
 
 class Rebuildable(Protocol):
-    """A learner that can be rebuilt from its specification."""
+    """Protocol of a learner that can be rebuilt from its specification (plain values)."""
 
     @property
     def specification(self) -> dict[str, Any]: ...
@@ -134,11 +145,12 @@ class Rebuildable(Protocol):
 def refuse_what_cannot_be_rebuilt(
     learner: Rebuildable, rebuild: Callable[[Mapping[str, Any], Sequence[str]], Rebuildable]
 ) -> None:
-    """Raise a UsageError if the specification does not rebuild parameters with the same names and shapes.
+    """Raise a UsageError if a learner rebuilt from the specification has parameters with other names or shapes.
 
     Args:
         learner: the learner.
-        rebuild: builds a learner from {specification, frozen} and the prefixes of names that may be imported.
+        rebuild: function that builds a learner from a mapping {specification, frozen} and the prefixes of names that
+            may be imported.
     """
     try:
         specification = learner.specification

@@ -1,15 +1,16 @@
-"""Builds the parts of a learner from a specification, the plain values in checkpoints and YAML files.
+"""Construction of the parts of a learner from a specification: the plain values in checkpoints and YAML files.
 
-A specification is {part: {_target_: name, setting: value}} for the PARTS, and the values that several parts share:
+A specification has an entry {part: {_target_: name of a class, setting: value}} for each of PARTS, and entries for
+arguments that several parts share:
 
-    input_shape     *X
+    input_shape     shape of one input of the backbone
     num_classes     number of classes per task
-    particles       samples of w per task in the loss
-    num_targets     size of a label of a regression; 0: labels are classes
-    num_weights     number of weights per class, if it is neither the number of features nor that of the head
+    particles       number of samples of the weights w per task in the loss
+    num_targets     size of one label of a regression; 0: labels are classes
+    num_weights     number of weights per class, if neither the number of features nor the head determines it
     and the counts that the source of tasks provides (its `context`)
 
-No setting of a part may have the name of a shared value.
+No setting of a part may have the name of a shared argument.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pyro_metabayes.specification.recorded import Recorded
 
 PARTS = ("backbone", "head", "prior", "model", "guide", "objective")
 REQUIRED = ("backbone", "model", "guide", "objective")
-# Arguments of constructors that the builder provides, and that no specification of a part may set.
+# Constructor arguments that `build_parts` provides, so that the entry of a part in a specification must not set them.
 CONTEXT = (
     *("input_shape", "num_classes", "num_targets", "num_features", "num_weights", "particles"),
     *("model", "head", "prior"),
@@ -43,21 +44,26 @@ class Parts(NamedTuple):
 
 
 def check_parts(specification: Mapping[str, Any], prefixes: Sequence[str] = PREFIXES) -> None:
-    """Raise a UsageError if a specification has unknown names or wrong types, before anything is built."""
+    """Raise a UsageError if a setting in a specification is unknown or has a wrong type; nothing is built."""
     for part in PARTS:
         if specification.get(part):
             check(specification[part], part, CONTEXT, prefixes)
 
 
 def shared_values(specification: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a specification that parts share."""
+    """Return the entries of a specification that are shared by several parts, such as num_classes."""
     return {name: value for name, value in specification.items() if name not in PARTS}
 
 
 def build_parts(specification: Mapping[str, Any], prefixes: Sequence[str] = PREFIXES) -> Parts:
-    """Build all parts, each from its specification and from the shared values and parts that it needs.
+    """Build all parts of a learner from a specification.
 
-    A part that is an object is used unchanged.
+    Each constructor receives the settings of the part, and those shared values and other parts that are its arguments.
+    An entry that is already an object is used unchanged.
+
+    Args:
+        specification: {part: settings or object} and shared values.
+        prefixes: prefixes of the class names that may be imported.
     """
     context: dict[str, Any] = {"num_targets": 0} | shared_values(specification)
     backbone = _built("backbone", specification, prefixes, context)

@@ -1,4 +1,4 @@
-"""The base class of parts of a learner, which records constructor arguments so that parts can be rebuilt."""
+"""The base class of the parts of a learner, which records constructor arguments so that parts can be rebuilt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyro_metabayes.errors import UsageError
 
 
 class Recorded:
-    """Base class that records the arguments passed to the constructor, without defaults."""
+    """Base class whose objects record the arguments passed to their constructor; defaults are not recorded."""
 
     _passed: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
 
@@ -21,13 +21,17 @@ class Recorded:
 
 
 def arguments_passed(part: Recorded) -> dict[str, Any]:
-    """The recorded arguments by name."""
+    """Return {name: value} of the arguments that were passed to the constructor of a part."""
     args, kwargs = part._passed
     return inspect.signature(type(part)).bind(*args, **kwargs).arguments
 
 
 def target_name(part: Recorded, key: str) -> str:
-    """The dotted name of the class of a part, for a specification.
+    """Return the dotted name of the class of a part, by which a specification refers to the class.
+
+    Args:
+        part: the part.
+        key: name of the part, for the message.
 
     Raises:
         UsageError: the class is defined inside a function, or in a notebook or script (module `__main__`), so that
@@ -35,13 +39,16 @@ def target_name(part: Recorded, key: str) -> str:
     """
     name = f"{type(part).__module__}.{type(part).__qualname__}"
     if "<locals>" in name or type(part).__module__ == "__main__":
-        raise UsageError(f"expected {key} of a class at the top level of a module, got {name}; move it to such a place")
+        raise UsageError(
+            f"expected the class of {key} at the top level of a module that can be imported, got {name}; move the "
+            "class to such a module"
+        )
     short = name.removeprefix("pyro_metabayes.")
     return short if short.startswith(("models.", "guides.")) else name
 
 
 def plain(value: Any, key: str) -> Any:
-    """The value with tuples as lists; a value that is not plain, such as a tensor, raises a UsageError."""
+    """Return the value with tuples as lists; raise a UsageError unless it is a number, text, list or dict."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, list | tuple):
@@ -49,6 +56,6 @@ def plain(value: Any, key: str) -> Any:
     if isinstance(value, dict) and all(type(name) is str for name in value):
         return {name: plain(item, key) for name, item in value.items()}
     raise UsageError(
-        f"expected {key} to be a plain value (number, text, list), which can be saved, got {type(value).__name__}; "
-        "pass plain values to the constructor"
+        f"expected {key} to be a plain value (number, text, list), which can be saved, got an object of type "
+        f"{type(value).__name__}; pass plain values to the constructor"
     )

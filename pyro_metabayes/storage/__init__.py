@@ -1,1 +1,1 @@
-"""Files: checkpoints, the cache, locks, and safe loading of untrusted files."""
+"""Files: checkpoints, the cache folder, locks, and safe loading of untrusted files."""

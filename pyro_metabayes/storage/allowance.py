@@ -1,4 +1,4 @@
-"""An upper limit on the memory of tensors that untrusted settings create."""
+"""An upper limit on the memory of new tensors, while a learner is built from untrusted settings."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_metabayes.errors import UsageError
 
-SLACK = 2**24  # bytes beyond four times the size of the file, for buffers and temporary values
+SLACK = 2**24  # bytes that are allowed beyond four times the file size, for buffers and temporary values
 
 
 class Allowance(TorchDispatchMode):
-    """Context manager: limits the memory of all new tensors that torch creates from sizes.
+    """Context manager that limits the total memory of the tensors that torch creates from given sizes.
 
-    The size of a tensor is found on the meta device before it is allocated. The tensors themselves are real, since
-    parts may read values while they are built, as the networks of Pyro do.
+    The size of each tensor is computed on the meta device before memory is allocated. The tensors are then created as
+    usual, since constructors may read their values, as those of Pyro's networks do.
 
     Args:
         most: largest number of bytes of all tensors together.
-        claimed_by: beginning of the message, which names what requests the memory.
+        claimed_by: beginning of the error message; it names the source of the settings.
 
     Raises:
         UsageError: the limit is exceeded.
@@ -34,7 +34,7 @@ class Allowance(TorchDispatchMode):
 
     @classmethod
     def of_file(cls, file: Path) -> Self:
-        """The limit for the specification in a checkpoint: four times the size of the file, and SLACK."""
+        """Return the limit for building the learner of a checkpoint file: four times the file size, and SLACK bytes."""
         claimed_by = "expected a checkpoint of this model and guide, got another: its specification"
         return cls(4 * file.stat().st_size + SLACK, claimed_by)
 
@@ -48,7 +48,7 @@ class Allowance(TorchDispatchMode):
         self.left -= claimed.numel() * claimed.element_size()
         if self.left < 0:
             raise UsageError(
-                f"{self.claimed_by} asks for more memory than the file can fill; check where the file comes from"
+                f"{self.claimed_by} asks for more memory than a file of this size can fill; check where it comes from"
             )
 
 

@@ -1,7 +1,7 @@
-"""The functions and classes that pickles of arrays may call, replaced by stand-ins that check their arguments.
+"""Safe replacements of the functions and classes that pickles of arrays call; they check their arguments.
 
-numpy.ndarray with a buffer would accept forged addresses of objects. The stand-ins create arrays only from bytes, or
-from lists of objects that the pickle itself contains.
+numpy.ndarray with a buffer would accept forged addresses of objects. The replacements create arrays only from bytes,
+or from lists of objects that the pickle itself contains.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-KINDS = "biufcSUO"  # dtypes: bool, integers, floats, complex, bytes, text, and lists of arrays
+KINDS = "biufcSUO"  # kinds of dtypes: bool, integers, floats, complex, bytes, text, objects (lists of arrays)
 
 
 class ForbiddenName(Exception):
-    """A pickle refers to a name that it may not call."""
+    """Error for a pickle that refers to a function or class that is not allowed."""
 
 
 class _Array(np.ndarray):
-    """Stand-in for numpy.ndarray: starts empty and accepts content that fits its shape and type."""
+    """Replacement of numpy.ndarray in pickles: starts empty and accepts content that fits its shape and dtype."""
 
     def __new__(cls) -> _Array:
         return super().__new__(cls, (0,))
@@ -35,12 +35,12 @@ class _Array(np.ndarray):
             content = content.encode("latin1") if isinstance(content, str) else bytes(content)
             fits = len(content) == size * dtype.value.itemsize
         if not fits:
-            raise ValueError(f"an array of shape {shape} and type {dtype.value} does not fit its content")
+            raise ValueError(f"its content does not fit an array of shape {shape} and type {dtype.value}")
         super().__setstate__((version, shape, dtype.value, bool(fortran), content))  # type: ignore[arg-type]
 
 
 class _Type:
-    """Stand-in for numpy.dtype that accepts plain types. Only the byte order of the pickled state is used."""
+    """Replacement of numpy.dtype in pickles: accepts plain dtypes and, of the pickled state, only the byte order."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         value = np.dtype(code) if isinstance(code, str) else None
@@ -55,7 +55,7 @@ class _Type:
 
 def _lengths(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple) or not all(type(length) is int and length >= 0 for length in shape):
-        raise ValueError(f"an array of shape {shape!r}")
+        raise ValueError(f"it has an array of the invalid shape {shape!r}")
     return shape
 
 
@@ -75,7 +75,7 @@ def _scalar(dtype: _Type, content: Any) -> Any:
 
 
 def _from_content(kind: Callable[..., Any]) -> Callable[..., Any]:
-    """Stand-in for bytes or bytearray that refuses numbers, for which these would allocate that many zeros."""
+    """Return a replacement of bytes or bytearray that refuses a number n, for which both would allocate n zeros."""
 
     def convert(content: Any = b"", *encoding: str) -> Any:
         if not isinstance(content, bytes | bytearray | str | list) or set(encoding) - {"latin1", "latin-1"}:
@@ -86,7 +86,7 @@ def _from_content(kind: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stand-in for codecs.encode, which occurs in pickles of bytes that Python 3 writes for Python 2."""
+    """Encode text in latin1; replaces codecs.encode in pickles of bytes that Python 3 writes for Python 2."""
     if encoding != "latin1":
         raise ForbiddenName(f"the encoding {encoding!r}")
     return text.encode("latin1")

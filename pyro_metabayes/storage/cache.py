@@ -19,7 +19,11 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def cache_folder() -> Path:
-    """The folder named by METABAYES_CACHE, else ~/.cache/pyro_metabayes; created if it does not exist."""
+    """Return the cache folder, METABAYES_CACHE or else ~/.cache/pyro_metabayes; create it if it does not exist.
+
+    Raises:
+        UsageError: the folder cannot be created or written.
+    """
     folder = folder_of_variable("METABAYES_CACHE") or Path.home() / ".cache" / "pyro_metabayes"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,16 +32,16 @@ def cache_folder() -> Path:
     except OSError as error:
         raise UsageError(
             f"expected a cache folder that can be written, got {folder}: {error.strerror}; "
-            "name another in the environment variable METABAYES_CACHE"
+            "set the environment variable METABAYES_CACHE to another folder"
         ) from None
 
 
 def data_file(relative: str, hint: str) -> Path:
-    """Path of a file in METABAYES_DATA, after its checksum is verified.
+    """Return the path of a file in the folder METABAYES_DATA, after its checksum is verified.
 
     Args:
-        relative: path below METABAYES_DATA.
-        hint: what to do if the file is missing, for the message.
+        relative: path of the file relative to METABAYES_DATA.
+        hint: end of the error message, which says what to do if the file is missing.
 
     Raises:
         UsageError: METABAYES_DATA is not set, the file is missing, or its checksum differs.
@@ -49,7 +53,15 @@ def data_file(relative: str, hint: str) -> Path:
 
 
 def data_folder(relative: str, hint: str) -> Path:
-    """Path of a folder in METABAYES_DATA. Args and Raises: as for `data_file`, without a checksum."""
+    """Return the path of a folder in the folder METABAYES_DATA.
+
+    Args:
+        relative: path of the folder relative to METABAYES_DATA.
+        hint: end of the error message, which says what to do if the folder is missing.
+
+    Raises:
+        UsageError: METABAYES_DATA is not set, or the folder is missing.
+    """
     path = _under_data(f"{relative}/", hint)
     if not path.is_dir():
         raise UsageError(f"expected a folder {path}, got none; {hint}")
@@ -66,7 +78,13 @@ def _under_data(relative: str, hint: str) -> Path:
 
 
 def cached_arrays(name: str, settings: Mapping[str, object], make: Callable[[], Arrays]) -> Arrays:
-    """The arrays that `make` returns, cached under `name` and a hash of the settings on which they depend."""
+    """Return the arrays from the cache; if they are not cached, compute and cache them.
+
+    Args:
+        name: beginning of the name of the cache file.
+        settings: settings on which the arrays depend; the name of the cache file has a hash of them.
+        make: function that computes the arrays.
+    """
     key = sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
     path = cache_folder() / f"{name}-{key}.npz"
     arrays = _read(path)
@@ -77,7 +95,7 @@ def cached_arrays(name: str, settings: Mapping[str, object], make: Callable[[], 
 
 
 def _read(path: Path) -> Arrays | None:
-    """The cached arrays; None if the file is missing or damaged."""
+    """Read the cached arrays; return None if the file is missing or damaged."""
     try:
         return read_npz(path)
     except DAMAGED:
@@ -85,7 +103,7 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Write the file atomically, since another process may read or write it."""
+    """Write the arrays atomically, since another process may read or write the same file."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".npz")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,4 +1,4 @@
-"""Atomic writes, and checkpoints that load without running code."""
+"""Atomic writes of files, and checkpoints that can be loaded without running code in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from pyro_metabayes.storage.untrusted import DAMAGED, check_archive, check_plain
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it to `path`."""
+    """Write a file atomically: `write` receives the path of a temporary file, which is then renamed to `path`.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,17 +37,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Save a checkpoint of tensors, numbers, strings and containers of these, which loads without running code."""
+    """Save tensors, numbers, strings and containers of these in a checkpoint file, which `load` reads."""
     content = io.BytesIO()  # torch's own error for a full disk does not name the cause
     torch.save(state, content)
     write_atomically(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state that `save` wrote, with tensors on the CPU. An untrusted file cannot run code.
+    """Load a checkpoint that `save` wrote, with tensors on the CPU. An untrusted file cannot run code.
 
     Raises:
-        UsageError: there is no file, or it is no checkpoint.
+        UsageError: the file does not exist, or is not a checkpoint.
     """
     if not path.is_file():
         raise UsageError(f"expected a checkpoint at {path}, got no such file; pass the folder of a run")
@@ -56,11 +60,11 @@ def load(path: Path) -> dict[str, Any]:
         return state
     except DAMAGED as error:
         raise UsageError(
-            f"expected a checkpoint of this package at {path}, got a file that does not load: {reason_of(error)}; "
-            "it is damaged, or no checkpoint: restore an undamaged copy, or start a new run"
+            f"expected a checkpoint of this package at {path}, got a file that cannot be loaded: {reason_of(error)}; "
+            "it is damaged or not a checkpoint: restore an undamaged copy, or start a new run"
         ) from None
 
 
 def file_of(path: Path) -> Path:
-    """The checkpoint of a run's folder, or the file itself."""
+    """Return the path of checkpoint.pt in the folder of a run; the path of a file is returned unchanged."""
     return within(path, "checkpoint.pt") if path.is_dir() else path

@@ -1,4 +1,4 @@
-"""Verifies SHA-256 checksums of data files if METABAYES_DATA has a list of them."""
+"""Verification of the SHA-256 checksums of data files, if the folder METABAYES_DATA has a list of checksums."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.storage.paths import folder_of_variable
 
-LIST = "SHA256SUMS"  # in the format of sha256sum: checksum, blanks, path below METABAYES_DATA
+LIST = "SHA256SUMS"  # lines in the format of sha256sum: checksum, blanks, path relative to METABAYES_DATA
 
 
 def verify(path: Path) -> Path:
-    """Return the path if METABAYES_DATA/SHA256SUMS lists the checksum of the file, or does not list the file.
+    """Verify the checksum of a file if METABAYES_DATA/SHA256SUMS lists the file; return its path.
 
     Raises:
-        UsageError: another checksum is listed.
+        UsageError: the file has another checksum than the listed one.
     """
     root = (folder_of_variable("METABAYES_DATA") or Path()).absolute()
     sums = root / LIST
@@ -31,7 +31,13 @@ def verify(path: Path) -> Path:
 
 
 def refuse_other(got: str, expected: str, what: str) -> None:
-    """Raise a UsageError if a checksum differs from the expected one."""
+    """Raise a UsageError if a checksum differs from the expected one.
+
+    Args:
+        got: checksum of the file.
+        expected: expected checksum.
+        what: name of the file, for the message.
+    """
     if got != expected:
         raise UsageError(
             f"expected the SHA-256 checksum {expected[:16]}... of {what}, got {got[:16]}...; copy or download it again"
@@ -40,7 +46,7 @@ def refuse_other(got: str, expected: str, what: str) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _read_list(sums: Path, modified: int) -> dict[str, str]:
-    """{path: checksum}. `modified` is part of the cache key, so that a changed list is read again."""
+    """Read the list of checksums as {path: checksum}. `modified` is a key of the cache, so a changed list is reread."""
     lines = [
         line.split(maxsplit=1)
         for line in sums.read_text(encoding="utf-8-sig", errors="replace").splitlines()
@@ -48,6 +54,7 @@ def _read_list(sums: Path, modified: int) -> dict[str, str]:
     ]
     if malformed := [line for line in lines if len(line) != 2]:
         raise UsageError(
-            f"expected lines of a checksum and a path in {sums}, got '{malformed[0][0]}'; write it with sha256sum"
+            f"expected a checksum and a path in each line of {sums}, got a line with only '{malformed[0][0]}'; write "
+            "the file with sha256sum"
         )
     return {name.lstrip("*").removeprefix("./"): digest.lower() for digest, name in lines}

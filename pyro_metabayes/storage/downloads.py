@@ -1,4 +1,4 @@
-"""Downloads raise an error outside `allowed()`, which only `experiments.prepare` uses."""
+"""Permission to download data: only `experiments.prepare` uses `allowed()`, outside of which downloads raise errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _allowed = ContextVar("downloads_allowed", default=False)
 
 @contextmanager
 def allowed() -> Iterator[None]:
-    """Context manager: inside, a data set that is not in the cache may be downloaded."""
+    """Context manager that permits downloads of data sets that are not in the cache."""
     token = _allowed.set(True)
     try:
         yield
@@ -31,6 +31,6 @@ def refuse_unless_allowed(what: str, settings: str, instead: str) -> None:
     """
     if not _allowed.get():
         raise UsageError(
-            f"expected {what} in the cache, got none, and a run downloads nothing: download it with python -m "
+            f"expected {what} in the cache, got none, and this command does not download: download it with python -m "
             f"experiments.prepare {settings}, or {instead}"
         )

@@ -1,4 +1,4 @@
-"""Locks the folder of a run, so that only one process uses it."""
+"""A lock on the folder of a run, so that only one process uses the folder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # error codes of file
 
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Context manager: creates a folder and its parents, and at the end removes those of them that are empty."""
+    """Context manager that creates a folder with its parents, and at the end removes the new ones that are empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"expected to create the folder {folder}, got: {error.strerror}; pass another one") from None
+        raise UsageError(
+            f"expected to create the folder {folder}, got: {error.strerror}; pass another folder"
+        ) from None
     try:
         yield
     finally:
@@ -38,13 +40,13 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone_in(folder: Path, advice: str) -> Iterator[None]:
-    """Context manager: locks a folder, and removes unfinished files of killed processes.
+    """Context manager that locks a folder for this process, and removes unfinished files of killed processes.
 
-    The kernel releases the lock however a process ends, so a remaining lock file does not lock the folder.
+    The operating system releases the lock when the process ends in any way. A lock file that remains has no effect.
 
     Args:
         folder: an existing folder.
-        advice: how to choose another folder, for the message.
+        advice: end of the error message, which says how to choose another folder.
 
     Raises:
         UsageError: another process uses the folder, or it is not writable.
@@ -81,7 +83,10 @@ def _acquire(lock: FileLock, folder: Path, advice: str) -> None:
             raise UsageError(
                 f"expected to write into {folder}, got: {error.strerror}; free space or change the folder"
             ) from None
-        print(f"note: {folder} cannot be locked ({error.strerror}): do not start a second run in it", file=sys.stderr)
+        print(
+            f"note: {folder} cannot be locked ({error.strerror}): do not start a second run in this folder",
+            file=sys.stderr,
+        )
 
 
 def _holder(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""A learner that is saved to a file and loaded from one."""
+"""Saving of learners to files, and loading of learners from files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pyro_metabayes.validation.trained_on import TaskRange
 
 
 class Stored(nn.Module):
-    """A learner with a specification.
+    """Base class of a learner that can be saved and loaded.
 
     Attributes:
         frozen: whether the backbone is not trained.
-        trained_on: the range of the training tasks; None: not recorded.
+        trained_on: range of way, shot and number of queries of the training tasks; None: not recorded.
     """
 
     frozen: bool
@@ -36,14 +36,20 @@ class Stored(nn.Module):
 
     @property
     def specification(self) -> dict[str, Any]:
-        """Plain values that rebuild the learner."""
+        """Plain values (numbers, text, lists) from which `from_specification` rebuilds the learner."""
         raise NotImplementedError
 
     @classmethod
     def from_specification(
         cls, specification: Mapping[str, Any], frozen: bool = True, prefixes: Sequence[str] = PREFIXES
     ) -> Self:
-        """A learner with fresh weights."""
+        """Build a learner with newly initialised weights.
+
+        Args:
+            specification: class and settings of each part, and values that parts share.
+            frozen: whether the backbone is not trained.
+            prefixes: prefixes of the class names that may be imported.
+        """
         raise NotImplementedError
 
     def save(self, path: Path | str, weights_only: bool = False) -> None:
@@ -54,7 +60,7 @@ class Stored(nn.Module):
             weights_only: whether to omit the specification; `load` then needs the argument `into`.
 
         Raises:
-            UsageError: `load` could not rebuild a part.
+            UsageError: `load` could not rebuild a part from its settings.
         """
         if not weights_only:
             refuse_what_cannot_be_rebuilt(self, self._restored)
@@ -62,7 +68,10 @@ class Stored(nn.Module):
         checkpoint.save(user_path(path), {"learner": saved | {"specification": None} if weights_only else saved})
 
     def portable(self) -> dict[str, Any]:
-        """The weights and the specification, which is None if a part has an argument that is no plain value."""
+        """Return weights and specification as tensors and plain values, the content of a file that `load` reads.
+
+        The specification is None if a part has a constructor argument that is not a plain value.
+        """
         specification: dict[str, Any] | None = None
         with suppress(UsageError):
             specification = self.specification
@@ -78,8 +87,9 @@ class Stored(nn.Module):
         """Load a learner.
 
         Args:
-            path: the folder of a run, whose best checkpoint is read, or a file that `save` wrote.
-            prefixes: further prefixes of names that may be imported, beside models., guides. and pyro_metabayes.
+            path: a file that `save` wrote, or the folder of a run, of which the best learner is loaded.
+            prefixes: further prefixes of the class names that may be imported, besides those that start with models.,
+                guides. or pyro_metabayes.
             into: a learner that receives the weights, constructed like the saved one; None: build a new learner from
                 the specification in the file.
         """
@@ -87,22 +97,24 @@ class Stored(nn.Module):
 
     @classmethod
     def pretrained(cls, name: str = "transductive", **settings: Any) -> Self:
-        """A learner that ships, for features of any origin, dimension, way and shot (docs/any-embeddings.md).
+        """Load a pretrained learner of the package, for features of any kind and size, and any way and shot.
 
             MetaLearner.pretrained("transductive", balance="known")
 
+        How these learners were trained: docs/any-embeddings.md.
+
         Args:
             name: `transductive`, whose predictions depend on the whole query set, or `inductive`.
-            settings: of its guide, which replace those of the file.
+            settings: settings of the guide, which replace those in the file.
 
         Raises:
-            UsageError: another name, or a setting that the guide does not have.
+            UsageError: the name is another one, or the guide does not have a setting.
         """
         return cls._of_file(pretrained_file(name), (), None, settings)
 
     @classmethod
     def _of_file(cls, path: Path, prefixes: Sequence[str], into: Self | None, settings: Mapping[str, Any]) -> Self:
-        """As `load`, with settings of the guide that replace those of the file."""
+        """Load a learner, as `load`, with settings of the guide that replace those in the file."""
         saved = saved_learner(path, rebuild=into is None)
         with expecting(f"a learner of this package at {path}"), noise_of(0), drawing():  # fresh weights
             if into is None:
@@ -118,21 +130,21 @@ class Stored(nn.Module):
             return cls.from_specification(saved["specification"], bool(saved["frozen"]), (*PREFIXES, *prefixes))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Load a state_dict; names of earlier versions are translated.
+        """Load a state_dict; names of weights from earlier versions are translated to current names.
 
         Raises:
-            UsageError: a weight of another name or shape.
+            UsageError: the names or shapes of the weights differ from those of this learner.
         """
         self.refuse_other(weights)
         self.load_state_dict(current_weights(self, weights))
 
     def refuse_other(self, weights: Mapping[str, Tensor]) -> None:
-        """Raise a UsageError if names or shapes differ from the weights of this learner."""
+        """Raise a UsageError if the names or shapes of `weights` differ from those of this learner."""
         refuse_other_weights(self, weights)
 
 
 def _with_guide(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The saved learner with other settings of its guide."""
+    """Return the content of a file of a learner, with some settings of the guide replaced."""
     if not settings:
         return saved
     specification = saved["specification"]

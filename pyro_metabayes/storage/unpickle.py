@@ -1,7 +1,7 @@
-"""Reads pickles of arrays from untrusted sources without running code that they contain.
+"""Reading of pickles of arrays from untrusted sources, without running code that they contain.
 
-A pickle is a program that may call any importable function. Here it can call only the names in `array_pickles`, which
-suffice for arrays, strings, numbers and containers. No other file of this package unpickles anything.
+A pickle is a program that may call any importable function. Here it can call only the functions in `array_pickles`,
+which suffice for arrays, strings, numbers and containers. No other file of this package unpickles anything.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from pyro_metabayes.storage.untrusted import DAMAGED, MOST_VALUES, BoundedFile, 
 
 
 def load_arrays(path: Path) -> Any:
-    """The arrays, builtin containers, strings and numbers in a pickle file; strings of Python 2 are read as latin1."""
+    """Read a pickle file of arrays, builtin containers, strings and numbers; strings of Python 2 are read as latin1.
+
+    Raises:
+        UsageError: the pickle contains other objects, or is damaged.
+    """
     with path.open("rb") as file:
         return read_arrays(file, str(path))
 
 
 def read_arrays(file: IO[bytes], name: str) -> Any:
-    """As `load_arrays`, from an open file; `name` is its name in messages."""
+    """Read a pickle of arrays from an open file, as `load_arrays`; `name` is the name of the file in messages."""
     try:
         value = _RestrictedUnpickler(BoundedFile(file)).load()
         nested_values(value)
@@ -33,17 +37,26 @@ def read_arrays(file: IO[bytes], name: str) -> Any:
     except ForbiddenName as error:
         raise UsageError(
             f"expected only arrays, containers, strings and numbers in {name}, got {error}; "
-            "nothing in the file was run: download the file again"
+            "no code in the file was run: download the file again"
         ) from None
     except DAMAGED as error:
         raise UsageError(
-            f"expected a whole pickle in {name}, got a damaged or truncated one ({reason_of(error)}); copy or download "
-            "it again"
+            f"expected a complete pickle in {name}, got a damaged or truncated one ({reason_of(error)}); copy or "
+            "download the file again"
         ) from None
 
 
 def text_keys(value: Any, name: str, *needed: str) -> dict[str, Any]:
-    """The dictionary with keys as text (Python 2 wrote bytes); a missing needed key raises a UsageError."""
+    """Convert the keys of a dictionary to text, since Python 2 wrote bytes.
+
+    Args:
+        value: the dictionary.
+        name: name of the file, for the message.
+        needed: keys that must be present.
+
+    Raises:
+        UsageError: the value is not a dictionary, or a needed key is missing.
+    """
     entries = {_text(key): item for key, item in value.items()} if isinstance(value, dict) else {}
     if missing := [key for key in needed if key not in entries]:
         got = ", ".join(sorted(entries)) or type(value).__name__
@@ -56,7 +69,10 @@ def _text(value: Any) -> str:
 
 
 def flat_array(value: Any, name: str) -> np.ndarray:
-    """An array from an array, or from a list of numbers or strings; a nested list, of unbounded size, is refused."""
+    """Convert a list of numbers or strings to an array; return an array unchanged.
+
+    Nested lists raise a UsageError, since the size of their array is not bounded by the size of the file.
+    """
     if isinstance(value, np.ndarray):
         return np.asarray(value)
     if isinstance(value, list | tuple) and all(
@@ -67,26 +83,32 @@ def flat_array(value: Any, name: str) -> np.ndarray:
 
 
 def _load_bytearray(unpickler: Any) -> None:
-    """Replaces Python's function, which allocates as many bytes as the file claims before it reads them."""
+    """Read a bytearray from a pickle; Python's own function would first allocate the size that the file claims."""
     unpickler.append(bytearray(unpickler.read(int.from_bytes(unpickler.read(8), "little"))))
 
 
 def _with_bounded_size(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Limit the nested size of tuples, since hashing a tuple takes time proportional to that size."""
+    """Wrap an unpickling function of tuples so that it raises a ValueError for tuples with too many nested values.
+
+    Hashing a tuple takes time proportional to this number.
+    """
 
     def load_bounded(unpickler: Any) -> None:
         load(unpickler)
         value = unpickler.stack[-1]
         size = 1 + sum(unpickler.tuple_sizes.get(id(item), (1,))[0] for item in value)
         if size > MOST_VALUES:
-            raise ValueError("it is nested too deeply")
+            raise ValueError("its values are nested too deeply")
         unpickler.tuple_sizes[id(value)] = size, value
 
     return load_bounded
 
 
 class _RestrictedUnpickler(pickle._Unpickler):
-    """Python's unpickler written in Python; the one in C allocates as many objects as the file claims."""
+    """Unpickler that resolves only ALLOWED_NAMES.
+
+    It is derived from the unpickler written in Python, since the one in C allocates as many objects as the file claims.
+    """
 
     dispatch = pickle._Unpickler.dispatch | {
         pickle.BYTEARRAY8[0]: _load_bytearray,
@@ -102,7 +124,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
         self.tuple_sizes: dict[int, tuple[int, Any]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Resolves a name in a pickle; only ALLOWED_NAMES are allowed."""
+        """Return the safe replacement of a function or class; raise ForbiddenName if it is not in ALLOWED_NAMES."""
         module = module.replace("numpy._core.", "numpy.core.").replace("__builtin__", "builtins")
         if (module, name) not in ALLOWED_NAMES:
             raise ForbiddenName(f"{module}.{name}")

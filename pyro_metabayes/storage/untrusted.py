@@ -1,4 +1,4 @@
-"""Checks of untrusted files: sizes must match the content, values must be plain, paths must stay in their folder.
+"""Checks of untrusted files: claimed sizes, types of values, and paths that must stay in their folder.
 
 A damaged or hostile file must lead to an error message of one line. DAMAGED lists the exceptions that readers of the
 file formats raise for such files.
@@ -31,17 +31,17 @@ DAMAGED = (
 PLAIN = (str, int, float, bool, type(None), dict, list, tuple)
 MOST_VALUES, DEEPEST = 1_000_000, 30
 LONGEST_NAME = 255  # bytes; the limit of most file systems
-INFLATION = 1032  # largest ratio of uncompressed to compressed bytes in deflate
+INFLATION = 1032  # largest possible ratio of uncompressed to compressed bytes in deflate
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of the message of an error, or its type."""
+    """Return the first line of the message of an error, or the name of its class if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 @contextmanager
 def expecting(what: str) -> Iterator[None]:
-    """Context manager: an exception in DAMAGED becomes a UsageError, "expected `what`, got another: ..."."""
+    """Context manager that turns exceptions in DAMAGED into a UsageError "expected WHAT, got another: REASON"."""
     try:
         yield
     except UsageError:
@@ -51,35 +51,39 @@ def expecting(what: str) -> Iterator[None]:
 
 
 def count_of(value: Any) -> int:
-    """The value if it is an integer >= 0; otherwise a ValueError is raised."""
+    """Return the value if it is an integer >= 0; otherwise raise a ValueError."""
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no integer >= 0")
+        raise ValueError(f"{value!r} is not an integer >= 0")
     return value
 
 
 def plain_name(name: str, where: object) -> str:
-    """The name of a class or file; a name that leads out of its folder raises a UsageError.
+    """Return the name of a file or folder if it contains no path; otherwise raise a UsageError.
 
     Args:
-        name: the name.
+        name: a name from an untrusted file, such as that of a class.
         where: the file that lists the name, for the message.
     """
     leads_out = name in (".", "..") or any(sign in name for sign in "/\\\0")
     if leads_out or not 0 < len(name.encode(errors="replace")) <= LONGEST_NAME:
-        raise UsageError(f"expected the plain name of a file or folder in {where}, got {name[:80]!r}; fix it")
+        raise UsageError(
+            f"expected the name of a file or folder without a path in {where}, got {name[:80]!r}; fix the name"
+        )
     return name
 
 
 def within(folder: Path, name: str) -> Path:
-    """Path of a file in the folder of a run; a link that leads out of the folder raises a UsageError."""
+    """Return the path of a file in the folder of a run; raise a UsageError if it is a link out of the folder."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"expected {name} inside {folder}, got a link to {path.resolve()}; put the file itself there")
+        raise UsageError(
+            f"expected {name} inside {folder}, got a link to {path.resolve()}; copy the file into the folder"
+        )
     return path
 
 
 class BoundedFile:
-    """A file that raises an error for a read beyond its end, since a read allocates the requested size."""
+    """A file that refuses to read beyond its end, since a read would first allocate the requested size."""
 
     def __init__(self, file: IO[bytes]) -> None:
         position = file.tell()
@@ -88,7 +92,7 @@ class BoundedFile:
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= self.remaining:
-            raise EOFError("it claims to be longer than it is")
+            raise EOFError("its content is shorter than it claims")
         self.remaining -= size
         return self.file.read(size)
 
@@ -99,7 +103,7 @@ class BoundedFile:
 
 
 def check_archive(path: Path, inflation: int = INFLATION) -> None:
-    """Raise a ValueError if the parts of a zip file claim more bytes than it can hold.
+    """Raise a ValueError if the parts of a zip file claim more uncompressed bytes than its size allows.
 
     Args:
         path: the file.
@@ -107,11 +111,11 @@ def check_archive(path: Path, inflation: int = INFLATION) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         if sum(part.file_size for part in archive.infolist()) > inflation * path.stat().st_size:
-            raise ValueError("it lists parts that are larger than the file")
+            raise ValueError("it lists parts that are larger than the file allows")
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, without unpickling; another file raises one of DAMAGED."""
+    """Read the arrays of an .npz file without unpickling; a file that is not one raises an exception in DAMAGED."""
     check_archive(path)
     # The file is opened here, since numpy does not close a damaged file.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -121,32 +125,33 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_header(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> None:
-    """Raise a ValueError if a header claims more than the content, since numpy allocates the claimed size first."""
+    """Raise a ValueError if an array header claims more bytes than are there, since numpy first allocates this size."""
     with archive.open(part) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
         size = part.file_size if dtype.hasobject else int(np.prod(shape, dtype=object)) * dtype.itemsize
         if min(shape, default=0) < 0 or size > part.file_size:  # object arrays are refused when they are read
-            raise ValueError(f"'{part.filename}' states the shape {shape} but holds fewer bytes")
+            raise ValueError(f"its part '{part.filename}' states the shape {shape} but has fewer bytes")
 
 
 def check_plain(value: Any) -> None:
     """Raise a ValueError unless the value consists of numbers, text, tensors and containers of these."""
     for item in nested_values(value):
         if isinstance(item, dict) and not all(isinstance(key, str | int) for key in item):
-            raise ValueError("it has keys that are neither text nor numbers")
+            raise ValueError("it has keys that are neither text nor integers")
         if isinstance(item, Tensor):
             _check_tensor(item)
         elif not isinstance(item, PLAIN):
-            raise ValueError(f"it holds a {type(item).__name__}")
+            raise ValueError(f"it holds an object of type {type(item).__name__}")
 
 
 def nested_values(value: Any) -> list[Any]:
-    """A value and all values nested in it. An object in several places is listed once, but counted in each place.
+    """List a value and all values nested in it, each object once.
 
     Raises:
-        ValueError: there are more than MOST_VALUES values or DEEPEST levels, as in lists that contain each other.
+        ValueError: there are more than MOST_VALUES values or DEEPEST levels, as in lists that contain each other. An
+            object in several places counts once per place.
     """
     values: list[Any] = []
     sizes: dict[int, tuple[int, int]] = {}  # by id: number of nested values, and depth of the nesting
@@ -159,7 +164,7 @@ def nested_values(value: Any) -> list[Any]:
             values.append(item)
         count, depth = sizes[id(item)]
         if count > MOST_VALUES or level + depth > DEEPEST:
-            raise ValueError("it is nested too deeply")
+            raise ValueError("its values are nested too deeply")
         return count, depth
 
     measure(value, 0)
@@ -175,7 +180,7 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 def _check_tensor(tensor: Tensor) -> None:
-    """Raise a ValueError if the shape of a tensor is larger than its storage, which strides of 0 allow."""
+    """Raise a ValueError if a tensor is not dense, or has more entries than its storage, as strides of 0 allow."""
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     if not dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ValueError("it holds a tensor that claims to be larger than its content")

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint: names of earlier versions are translated, and weights of another learner are refused."""
+"""Weights of a checkpoint: translation of names from earlier versions, and refusal of weights of another learner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _follow = ContextVar("weights_follow", default=False)
 
 @contextmanager
 def weights_follow() -> Iterator[None]:
-    """Context manager: parts are built whose weights are loaded later, so that they read no other file of weights."""
+    """Context manager in which new parts read no weights from files, since their weights are loaded afterwards."""
     token = _follow.set(True)
     try:
         yield
@@ -28,15 +28,15 @@ def weights_follow() -> Iterator[None]:
 
 
 def do_weights_follow() -> bool:
-    """Whether the weights of a part that is being built are loaded later."""
+    """Return whether the weights of the part that is being built are loaded afterwards (inside `weights_follow`)."""
     return _follow.get()
 
 
 def saved_learner(path: Path, rebuild: bool) -> Mapping[str, Any]:
-    """The learner {specification, frozen, weights} in a file or in the folder of a run (its best learner).
+    """Read a saved learner, a mapping {specification, frozen, weights}, from a file or from the folder of a run.
 
     Args:
-        path: the file or folder.
+        path: the file, or the folder of a run, of which the best learner is read.
         rebuild: whether the specification is needed.
 
     Raises:
@@ -45,17 +45,19 @@ def saved_learner(path: Path, rebuild: bool) -> Mapping[str, Any]:
     state = checkpoint.load(checkpoint.file_of(path))
     saved = state.get("best", state.get("learner"))
     if not isinstance(saved, dict):
-        raise UsageError(f"expected a checkpoint with a learner at {path}, got one with {sorted(map(str, state))}")
+        raise UsageError(
+            f"expected a checkpoint with a learner at {path}, got one with the entries {sorted(map(str, state))}"
+        )
     if rebuild and saved.get("specification", {}) is None:
         raise UsageError(
             f"expected a learner with its specification at {path}, got only weights; construct the learner and load "
-            "them with MetaLearner.load(path, into=learner)"
+            "the weights with MetaLearner.load(path, into=learner)"
         )
     return saved
 
 
 def refuse_other_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Raise a UsageError if names or shapes differ from the weights of the module."""
+    """Raise a UsageError if the names or shapes of `weights` differ from those of the module."""
     own, weights = module.state_dict(), current_weights(module, weights)
     for name in sorted(own.keys() | weights.keys()):
         if difference := _difference(name, own, weights):
@@ -66,17 +68,17 @@ def refuse_other_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> No
 
 
 def _difference(name: str, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    """A description of how a weight of the checkpoint differs from that of the learner; '' if it does not."""
+    """Describe how a weight in the checkpoint differs from the weight of the learner; '' if name and shape agree."""
     if name not in own:
-        return f"the checkpoint has {name}, the learner has not"
+        return f"the checkpoint has the weight {name}, the learner has not"
     if name not in weights:
-        return f"the learner has {name}, the checkpoint has not"
+        return f"the learner has the weight {name}, the checkpoint has not"
     got, expected = tuple(weights[name].shape), tuple(own[name].shape)
-    return "" if got == expected else f"{name} is {got}, not {expected}"
+    return "" if got == expected else f"{name} has shape {got}, not {expected}"
 
 
 def current_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with names of earlier versions translated to current names."""
+    """Return the weights with names from earlier versions translated to current names."""
     there = module.state_dict().keys()
     named = {current_name(name, there): value for name, value in weights.items()}
     return {name: value for name, value in named.items() if name is not None}

@@ -1,4 +1,4 @@
-"""Divides the tasks of a step among processes and batches; random numbers do not depend on the division."""
+"""Data parallelism over tasks, with random numbers that do not depend on the number of processes or batches."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ Value = TypeVar("Value")
 
 
 def refuse_unequal_shards(num_tasks: int, processes: int) -> None:
-    """Raise a UsageError for shards of unequal size, for which the mean over processes is not the mean over tasks."""
+    """Raise a UsageError if the tasks of a step cannot be divided equally among the processes.
+
+    With unequal numbers of tasks, the mean over processes would not be the mean over tasks.
+    """
     if num_tasks % processes:
         raise UsageError(
-            f"expected train.tasks_per_step (of fit: batch_size) to be a multiple of the {processes} processes of the "
-            f"job, got {num_tasks}; change it, or trainer.devices"
+            f"expected train.tasks_per_step (in fit: batch_size) to be a multiple of the number of processes, "
+            f"{processes}, got {num_tasks}; change one of the two, or trainer.devices"
         )
 
 
 class TaskShard:
-    """The tasks of process `rank` in every step of `num_tasks` tasks: the rank-th of equal, contiguous parts.
+    """The tasks that one process computes in every step: one of equal, contiguous parts of the tasks of the step.
 
-    All parts have the same size, so the mean over processes of the mean over their tasks is the mean over all tasks.
-    Therefore the gradient that DDP averages equals the gradient of one process. Random states are always the same on
-    all processes: each process draws the random numbers of all tasks and keeps those of its own tasks (`noise`).
+    Process `rank` computes part number `rank`. All parts have the same size, so the mean over processes of the mean
+    over their tasks is the mean over all tasks. Therefore the gradient that DDP averages equals the gradient of a
+    single process with all tasks. Random states are the same on all processes: each process draws the random numbers
+    of all tasks and uses those of its own tasks (`noise`).
 
     Args:
         rank: index of this process, from 0.
         num_processes: number of processes.
-        num_tasks: number of tasks per step of all processes.
+        num_tasks: number of tasks per step, of all processes together.
     """
 
     def __init__(self, rank: int, num_processes: int, num_tasks: int) -> None:
@@ -48,7 +52,7 @@ class TaskShard:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that logs, validates and writes."""
+        """Whether this process has rank 0; only this process logs, validates and writes files."""
         return self.rank == 0
 
     @property
@@ -57,23 +61,31 @@ class TaskShard:
         return self.num_tasks // self.num_processes
 
     def task_range(self, step: int, batch: int = 0, batches: int = 1) -> tuple[int, int]:
-        """(start, stop): in step 0, 1, ... this process computes the tasks start, ..., stop - 1 of the stream.
+        """Return (start, stop): this process computes the tasks start, ..., stop - 1 of the stream of training tasks.
 
-        If these tasks are divided into `batches` equal, contiguous parts, the range is that of part number `batch`.
+        Args:
+            step: number of the step, from 0.
+            batch: number of the batch, if the tasks of the step are divided into batches; the range is that of
+                this batch.
+            batches: number of batches of equal size.
         """
         size = self.size // batches
         start = step * self.num_tasks + self.rank * self.size + batch * size
         return start, start + size
 
     def noise(self, batch: int = 0, batches: int = 1) -> AbstractContextManager[None]:
-        """Context manager: noise with a task axis does not depend on the number of processes.
+        """Context manager in which each task has the same noise for any number of processes and batches.
 
         This holds for the functions of `pyro_metabayes/seeding.py` and for draws of latents at the sites of a guide.
+
+        Args:
+            batch: number of the batch of this process.
+            batches: number of batches per process and step.
         """
         return noise_of_process(self.rank * batches + batch, self.num_processes * batches)
 
     def mean(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Means over the tasks of all processes from the means of each process; NaN if the mean of a process is NaN."""
+        """Average the means of each process over the processes; the result is NaN if the mean of a process is NaN."""
         if self.num_processes == 1:
             return dict(terms)
         total = torch.stack([value.detach() for value in terms.values()])
@@ -81,7 +93,7 @@ class TaskShard:
         return dict(zip(terms, (total / self.num_processes).unbind(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process. The hosts are synchronised, but not the devices."""
+        """Return whether the flag is true on any process. This synchronises the hosts, but not the devices."""
         if self.num_processes == 1:
             return flag
         flags = torch.tensor(int(flag))
@@ -89,7 +101,7 @@ class TaskShard:
         return bool(flags)
 
     def broadcast(self, value: Value) -> Value:
-        """The value of the first process, on all processes."""
+        """Return the value of the first process on all processes."""
         if self.num_processes > 1:
             values = [value]
             distributed.broadcast_object_list(values)
@@ -98,16 +110,16 @@ class TaskShard:
 
 
 class Gradients:
-    """Gradients of the loss of a step, accumulated over batches of equal size.
+    """Accumulation of the gradient of the loss of a step over batches of equal size.
 
     All batches start from the same random state, and each uses the noise of its own tasks. So the number of batches
-    changes the memory of a step, but changes the gradient only by rounding.
+    changes the memory use of a step, but the gradient only by rounding errors.
 
     Args:
-        fabric: device and processes.
-        module: the learner, as set up by the Fabric.
+        fabric: Lightning Fabric, which has the device and the processes.
+        module: the learner, after `fabric.setup`.
         stream: the training tasks.
-        shard: the tasks of this process.
+        shard: the part of the tasks that this process computes.
         batches: number of batches per step.
     """
 
@@ -115,10 +127,14 @@ class Gradients:
         self.fabric, self.module, self.stream, self.shard, self.batches = fabric, module, stream, shard, batches
 
     def add(self, step: int, kl_weight: float) -> dict[str, Tensor]:
-        """Add the gradients of step 0, 1, ... to the parameters.
+        """Compute the gradients of the loss of one step and add them to the `grad` of the parameters.
+
+        Args:
+            step: number of the step, from 0.
+            kl_weight: weight of the KL in the loss.
 
         Returns:
-            The terms of the loss, means over the tasks of all processes, in nats per task.
+            {name: value} of the terms of the loss, means over the tasks of all processes, in nats per task.
 
         Raises:
             UsageError: batches have different numbers of tasks, so that their mean is not the mean over tasks.
@@ -133,11 +149,13 @@ class Gradients:
             terms.append(of_batch)
             sizes.add(size)
         if len(sizes) > 1:
-            raise UsageError(f"expected equally many tasks in all batches of a step, got {sorted(sizes)}")
+            raise UsageError(
+                f"expected the same number of tasks in all batches of a step, got {sorted(sizes)}; change the batches"
+            )
         return self.shard.mean(_means(terms))
 
     def _add_batch(self, step: int, batch: int, kl_weight: float) -> tuple[dict[str, Tensor], int]:
-        """The terms of the loss on one batch, and its number of tasks."""
+        """Add the gradients of one batch; return the terms of its loss, and the number of its tasks."""
         episodes = self.stream.batch(*self.shard.task_range(step, batch, self.batches)).to(self.fabric.device)
         # Pyro checks shapes and sites only in the first step, since each check synchronises with the device.
         with pyro.validation_enabled(step == 0), self.shard.noise(batch, self.batches):
@@ -147,5 +165,5 @@ class Gradients:
 
 
 def _means(terms: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each term over the batches of a step."""
+    """Compute the mean of each term of the loss over the batches of a step."""
     return {name: torch.stack([batch[name].detach() for batch in terms]).mean(0) for name in terms[0]}

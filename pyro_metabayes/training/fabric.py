@@ -1,4 +1,4 @@
-"""Lightning Fabric: in a single process on any device of torch, or in one of several processes."""
+"""Construction of Lightning Fabric objects, for a single process on any device of torch or for several processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import distributed
 
 
 class AnyDevice(Accelerator):
-    """A Fabric accelerator for any device of torch. Fabric itself supports only CPU, CUDA and MPS."""
+    """Fabric accelerator for any device of torch. Fabric itself supports only CPU, CUDA and MPS."""
 
     def setup_device(self, device: torch.device) -> None:
         if device.index is not None and device.type not in ("cpu", "mps"):  # for kernels without a device argument
@@ -45,13 +45,16 @@ class AnyDevice(Accelerator):
 
 
 def fabric_alone(device: torch.device) -> Fabric:
-    """A Fabric with a single process, also inside a job of Slurm, LSF or MPI, which Fabric would detect and join."""
+    """Construct a Fabric for a single process, also inside a job of Slurm, LSF or MPI, which Fabric would else join."""
     strategy = SingleDeviceStrategy(device, accelerator=AnyDevice())
     return Fabric(strategy=strategy, plugins=[LightningEnvironment()])
 
 
 def fabric_in_group(device: torch.device) -> Fabric:
-    """Fabric that averages gradients by DDP. static_graph: the same subset of parameters is used in every step."""
+    """Construct a Fabric for a process of torchrun, which averages gradients over all processes by DDP.
+
+    static_graph is set, since every step uses the same subset of the parameters.
+    """
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(
         accelerator=device.type,
@@ -65,6 +68,9 @@ def fabric_in_group(device: torch.device) -> Fabric:
 
 
 def fabric_of_process(device: torch.device) -> Fabric:
-    """One of the processes of torchrun, or of a command, if their process group is initialised; else one alone."""
+    """Construct a Fabric with gradient averaging if a process group of torchrun or of a command is initialised.
+
+    Otherwise the Fabric has a single process.
+    """
     in_group = TorchElasticEnvironment.detect() and distributed.is_initialized()
     return fabric_in_group(device) if in_group else fabric_alone(device)

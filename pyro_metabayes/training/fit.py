@@ -1,4 +1,4 @@
-"""Training from Python, without settings files; the commands train by it too."""
+"""Training of a learner by a Python function, which the commands use too."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pyro_metabayes.validation.arguments import check_callables, check_instance,
 from pyro_metabayes.validation.same_training import FIT, description_of_tasks
 
 VALIDATION_TASKS = 100  # default for an endless stream
-DESCRIBED_TASKS = 32  # validation tasks that are compared when a training is continued
+DESCRIBED_TASKS = 32  # number of validation tasks that are compared when a training is continued
 
 
 def fit(
@@ -57,7 +57,7 @@ def fit(
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
 ) -> History:
-    """Train a learner in place. At the end it has the weights of the best validation (smallest NLL of `posterior`).
+    """Train a learner in place; at the end it has the weights with the smallest validation NLL.
 
         learner = MetaLearner.build(network, "sib", prior="gaussian", objective="elbo", input_shape=[3, 32, 32])
         optimiser = torch.optim.AdamW(learner.parameters(), lr=1e-3)
@@ -68,41 +68,41 @@ def fit(
     as before; their states are read from the folder. Only `steps`, `patience`, `log_every` and `callbacks` may change.
     The folder has the files of `python -m experiments.run`; `MetaLearner.load(folder)` reads the best learner.
 
-    In a script that torchrun has started, after `torch.distributed.init_process_group()`, each process takes an equal
-    part of the tasks of a step, and the first one measures, calls the callbacks and writes.
+    In a script that torchrun has started, after `torch.distributed.init_process_group()`, each process computes an
+    equal part of the tasks of a step. Only the first process validates, calls the callbacks and writes files.
 
     Args:
         learner: the learner to train.
-        train: training tasks: a stream, each batch of which is the next `batch_size` tasks; Episodes or a list of them,
-            whose tasks are repeated; or batches, from an iterable or a function of the number 0, 1, ... of the batch.
-            While a batch is constructed, torch's seed is its number.
-        val: validation tasks: a stream, Episodes, or a list of them.
+        train: training tasks: a stream of tasks, of which each batch takes the next `batch_size`; Episodes or a list of
+            Episodes, whose tasks are repeated; or batches, from an iterable or from a function of the batch number 0,
+            1, ... (torch's seed is the batch number during the call).
+        val: validation tasks: a stream of tasks, Episodes, or a list of Episodes.
         steps: number of steps of the optimiser; 0: the learner is saved untrained.
         optimiser: any torch optimiser over parameters of the learner, constructed after the learner is on its device,
-            or an `Optimisation`; None: Adam, with a learning rate that falls from 1e-3 to 0 along a cosine.
-        scheduler: any torch scheduler of this optimiser. Its `step` is called after every step, but for
-            ReduceLROnPlateau after every validation, with the NLL. None: constant rates.
-        accumulate: number of batches per step, whose gradients are averaged. The result equals that of one batch with
-            all these tasks up to rounding, noise included.
-        callbacks: functions that are called with the line of each logged step, a dictionary with the entries of
-            `History.lines`. Random numbers that they draw do not change the training.
-        patience: number of validations in a row without a smaller NLL after which training ends; None: never.
-        folder: folder of checkpoint and log; None: neither is written.
+            or an `Optimisation`; None: Adam with a cosine schedule of the learning rate from 1e-3 to 0.
+        scheduler: any torch scheduler of this optimiser; `fit` calls its `step` after every step, or, for
+            ReduceLROnPlateau, with the NLL after every validation. None: constant learning rates.
+        accumulate: number of batches per step, whose gradients are averaged. Up to rounding errors, the result equals
+            that of one batch with all these tasks.
+        callbacks: functions that are called with the metrics of each logged step, an entry of `History.lines`. Random
+            numbers that they draw do not change the training.
+        patience: number of successive validations without a smaller NLL after which training ends; None: never.
+        folder: folder of checkpoint and log; None: no files are written.
         batch_size: number of tasks per batch; unused if `train` consists of batches.
         kl_weight: weight of the KL term of the loss, or {"start": 1e-6, "end": 1.0, "steps": 1000}: linear warm-up.
         clip: largest norm of the gradient; 0: no clipping.
-        clip_value: largest entry of the gradient, clipped before the norms; 0: no clipping.
+        clip_value: largest absolute entry of the gradient, clipped before the norms; 0: no clipping.
         clip_each: largest norm of the gradient of each parameter; 0: no clipping.
-        on_nan: what a loss or gradient that is not finite does to the training: "stop" it, or "skip" the step.
+        on_nan: reaction to a loss or gradient that is not finite: "stop" the training, or "skip" the step.
         log_every: number of steps between two logged lines.
         validate_every: number of steps between two validations and saves; the last step is always validated.
-        validation_tasks: number of validation tasks; None: all of them, or 100 of an endless stream.
-        seed: seed of the draws at logged steps and validations.
-        config: plain values that the checkpoint holds, from a caller that has locked the folder and checked that it
-            holds no other training; None: `fit` does both.
+        validation_tasks: number of validation tasks; None: all tasks, or 100 of an endless stream.
+        seed: seed of the random draws for the metrics of logged steps and validations.
+        config: plain values to store in the checkpoint, from a caller that has locked the folder and checked that it
+            holds no other training; None: `fit` locks and checks the folder.
 
     Returns:
-        The logged lines and how the training ended.
+        The metrics of the logged steps, and how the training ended.
 
     Raises:
         UsageError: arguments do not fit together, tasks are not suitable for the learner, the training has diverged, or
@@ -116,7 +116,7 @@ def fit(
     optional = {"patience": patience, "validation_tasks": validation_tasks}
     check_integers(1, **{name: value for name, value in optional.items() if value is not None})
     check_not_negative(clip=clip, clip_value=clip_value, clip_each=clip_each)
-    from pyro_metabayes.training.fabric import fabric_of_process  # a second: not with the package
+    from pyro_metabayes.training.fabric import fabric_of_process  # takes a second, so not at the import of the package
 
     fabric = fabric_of_process(next(learner.parameters(), torch.empty(0)).device)
     stream, per_batch = _training_tasks(train, accumulate, batch_size, fabric.world_size)
@@ -162,7 +162,7 @@ def fit(
 def _description(
     learner: MetaLearner, settings: TrainSettings, accumulate: int, stream: Tasks, validation: TaskStream
 ) -> dict[str, Any]:
-    """Settings, parts and tasks that must be equal when a training is continued (`refuse_another_training`)."""
+    """Describe the settings, parts and tasks that must not change when a training is continued."""
     names = ("kl_weight", "clip", "clip_value", "clip_each", "on_nan", "validate_every", "validation_tasks")
     batch_size = settings.tasks_per_step // accumulate
     return {
@@ -175,15 +175,15 @@ def _description(
 
 
 def _training_tasks(train: Fixed | Batches, accumulate: int, batch_size: int, processes: int) -> tuple[Tasks, int]:
-    """The stream of training tasks, and the number of task indices per batch, which the processes divide."""
+    """Return the stream of training tasks, and the number of its entries per batch (1 if each entry is a batch)."""
     if isinstance(train, TaskStream | Episodes | list | tuple):
         refuse_unequal_shards(batch_size, processes)
         return task_stream(train, "train"), batch_size
     if processes > 1 or not (callable(train) or isinstance(train, Iterable)):
         raise UsageError(
-            "expected train to be a TaskStream, Episodes, a list of them or, in one process, an iterable of batches or "
-            f"a function of a number, got an object of type {type(train).__name__}; "
-            'bank.tasks("train") makes a stream of a Bank'
+            "expected train to be a TaskStream, Episodes, a list of Episodes or, in one process, an iterable or "
+            f"function of batches, got an object of type {type(train).__name__}; "
+            'bank.tasks("train") makes a TaskStream of a Bank'
         )
     return BatchStream(train, kept=accumulate), 1
 
@@ -191,7 +191,7 @@ def _training_tasks(train: Fixed | Batches, accumulate: int, batch_size: int, pr
 def _optimisation(
     learner: MetaLearner, optimiser: Optimizer | Optimisation | None, scheduler: LRScheduler | None, steps: int
 ) -> Optimisation | None:
-    """The optimiser and scheduler of the caller; None: the default of the settings."""
+    """Combine the optimiser and scheduler of the caller; None if the default optimiser is to be used."""
     if optimiser is None or isinstance(optimiser, Optimisation):
         if scheduler is not None:
             raise UsageError("expected the torch optimiser of the scheduler, got none; also pass optimiser=")

@@ -1,4 +1,4 @@
-"""Delays the effect of SIGINT and SIGTERM to the end of a training step."""
+"""Handling of SIGINT (Ctrl-C) and SIGTERM in training: the training stops at the end of the current step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Context manager: the first SIGINT or SIGTERM only sets `requested`; a second one stops at once.
+    """Context manager in which the first SIGINT or SIGTERM only sets `requested`; a second signal stops at once.
 
-    A step that is interrupted half-way leaves the optimiser inconsistent with the parameters.
+    This lets the training finish its step: an interrupted step would leave optimiser and parameters inconsistent.
     """
 
     requested: bool = False

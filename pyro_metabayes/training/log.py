@@ -16,18 +16,26 @@ from pyro_metabayes.storage.untrusted import DAMAGED, within
 
 
 def null_nonfinite(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The line with None (null) in place of values that are not finite, since JSON has no NaN."""
+    """Replace values that are not finite by None (null in JSON), since JSON has no NaN.
+
+    Args:
+        line: {name: metric} of one logged step.
+    """
     return {name: _or_null(value) for name, value in line.items()}
 
 
 def _or_null(value: Any) -> Any:
-    if isinstance(value, Mapping):  # a metric of each latent site
+    if isinstance(value, Mapping):  # one metric per latent site
         return null_nonfinite(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Append a line to a file; if the disk has no space for all of it, nothing is appended.
+    """Append a line of JSON to a file; if the line does not fit on the disk, the file stays unchanged.
+
+    Args:
+        path: the file.
+        line: {name: value}.
 
     Raises:
         UsageError: the line could not be written.
@@ -46,7 +54,10 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def truncate_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove the lines of steps after `step`, which a resumed training repeats, and return the other lines."""
+    """Remove the lines of later steps than `step` from a log file, and return the remaining lines.
+
+    A training that is resumed at `step` repeats the later steps.
+    """
     if not path.exists():
         return []
     lines, parsed = [], []
@@ -60,10 +71,13 @@ def truncate_after(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 class Log:
-    """The lines of a run, in memory and in the file metrics.jsonl of its folder, if it has one.
+    """Log of a training run: the metrics of each logged step, in memory and in the file metrics.jsonl.
 
     Attributes:
-        lines: one per logged step, with None for values that are not finite.
+        lines: {name: metric} of each logged step, with None for values that are not finite.
+
+    Args:
+        folder: folder of metrics.jsonl; None: no file is written.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -71,12 +85,12 @@ class Log:
         self.lines: list[dict[str, Any]] = []
 
     def resume(self, step: int) -> None:
-        """Read the lines of the steps up to `step`, and remove those of later ones."""
+        """Read the lines of the steps up to `step` from the file, and remove the lines of later steps."""
         if self._path is not None:
             self.lines = truncate_after(within(self._path.parent, self._path.name), step)
 
     def append(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the line of a step; return the stored line, with None for values that are not finite."""
+        """Add the metrics of a step; return the stored line, with None for values that are not finite."""
         kept = null_nonfinite(line)
         if self._path is not None:
             append(self._path, kept)
@@ -84,29 +98,29 @@ class Log:
         return kept
 
     def out_of_patience(self, patience: int | None) -> bool:
-        """Whether `patience` validations have followed the first validation with the smallest NLL."""
+        """Return whether the last `patience` validations, or more, have not decreased the smallest validation NLL."""
         if patience is None or not (scores := validation_scores(self.lines)):
             return False
         return len(scores) - 1 - scores.index(min(scores)) >= patience
 
 
 def validation_scores(lines: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The NLL of each validation in nats per query; infinity if it was not finite."""
+    """Return the NLL of each validation in nats per query; infinity for an NLL that was not finite."""
     return [math.inf if line["val_nll"] is None else line["val_nll"] for line in lines if "val_nll" in line]
 
 
 @dataclass(frozen=True)
 class History:
-    """The log and the end of a training.
+    """Result of a training: the logged metrics, and how the training ended.
 
     Attributes:
-        lines: one per logged step: step, seconds, the terms of the loss in nats per task, scores and collapse metrics
-            of the posterior; for validated steps also val_nll and its Monte-Carlo bias val_nll_bias in nats per query,
-            and val_accuracy, 0 to 1.
+        lines: {name: metric} of each logged step: step, seconds, the terms of the loss in nats per task, scores of the
+            approximate posterior, and metrics of posterior collapse. Validated steps also have val_nll and its
+            Monte-Carlo bias val_nll_bias in nats per query, and in classification val_accuracy, 0 to 1.
         steps: number of steps taken.
         stopped_early: whether training ended early because the validation NLL no longer decreased (`patience`).
-        seconds: training time.
-        skipped: number of steps skipped because a loss or gradient was not finite.
+        seconds: training time in seconds.
+        skipped: number of steps skipped because the loss or a gradient was not finite.
     """
 
     lines: Sequence[Mapping[str, Any]]
@@ -117,19 +131,19 @@ class History:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The line of the validation with the smallest NLL, whose weights the learner has."""
+        """Metrics of the step with the smallest validation NLL, after which the learner had its final weights."""
         if not (scores := validation_scores(self.lines)):
-            raise UsageError("expected a training with a validation, got one of 0 steps")
+            raise UsageError("expected a training with a validation, got a training of 0 steps; train for steps >= 1")
         return [line for line in self.lines if "val_nll" in line][scores.index(min(scores))]
 
     def curve(self, name: str) -> tuple[list[int], list[Any]]:
-        """Steps and values of one entry of the lines, for a plot; lines without it are left out."""
+        """Return the logged steps that have the metric `name`, and its values, for a plot."""
         lines = [line for line in self.lines if line.get(name) is not None]
         return [line["step"] for line in lines], [line[name] for line in lines]
 
 
 def progress_values(line: Mapping[str, Any]) -> dict[str, str]:
-    """The values of a line that the progress bar shows; {} for a skipped step."""
+    """Return the metrics that the progress bar shows (loss, and accuracy or NLL) as text; {} for a skipped step."""
     if line["loss"] is None:
         return {}
     formats = {"loss": "{:.4g}"} | ({"nll": "{:.3f}"} if line["accuracy"] is None else {"accuracy": "{:.1%}"})

@@ -1,4 +1,4 @@
-"""The training loop of meta-training by stochastic gradients, on Lightning Fabric."""
+"""The loop of meta-training by stochastic gradients, on Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ Callback = Callable[[Mapping[str, Any]], object]
 
 
 class MetaTraining:
-    """Trains a learner on tasks 0, 1, 2, ... of a stream; `folder` holds the state needed to resume.
+    """Training loop of a learner on tasks 0, 1, 2, ... of a stream; `run` trains or resumes.
 
-    `checkpoint.pt` holds the last and the best learner (smallest NLL of `posterior` on the validation stream), the
-    optimiser, the random state and the step. `metrics.jsonl` holds one line per logged step. With several processes,
-    each computes an equal part of the tasks of a step; only the first process measures, calls callbacks and writes.
+    `checkpoint.pt` in the folder has the last and the best learner (smallest validation NLL), the optimiser, the random
+    state and the step. `metrics.jsonl` has one line per logged step. With several processes, each computes an equal
+    part of the tasks of a step; only the first process validates, calls callbacks and writes files.
 
     Args:
         learner, stream, validation, settings: the learner, training tasks, validation tasks, and training settings.
-        folder: folder of checkpoint and log; None: neither is written.
-        fabric, config: device and processes; plain values that the checkpoint also holds.
-        seed: seed of the draws of logged steps and validations.
-        optimisation: the optimiser and its rates; None: those of the settings.
+        folder: folder of checkpoint and log; None: no files are written.
+        fabric, config: Lightning Fabric with device and processes; plain values to store in the checkpoint.
+        seed: seed of the random draws for the metrics of logged steps and validations.
+        optimisation: the optimiser with its learning-rate schedule; None: as the settings say.
         accumulate: number of batches into which the tasks of a step are divided (`Gradients`).
         patience: number of validations without a smaller NLL after which training ends; None: all steps are taken.
-        callbacks: functions that are called with the line of each logged step.
+        callbacks: functions that are called with the metrics of each logged step.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class MetaTraining:
         self.log = Log(folder if self.shard.is_first else None)
 
     def run(self) -> MetaLearner:
-        """Train from the checkpoint in the folder, if any, to the last step, and return the best learner."""
+        """Train to the last step, from the checkpoint in the folder if there is one; return the best learner."""
         self._begin()
         state, num_steps = self.state, self.settings.steps
         started = time.perf_counter() - state.seconds
@@ -114,7 +114,7 @@ class MetaTraining:
         return self.state.step >= self.settings.steps or self.log.out_of_patience(self.patience)
 
     def _begin(self) -> None:
-        """Restore the checkpoint in the folder, if any, and send the state of the first process to the others."""
+        """Restore the checkpoint in the folder, if there is one, and send the state to all processes."""
         if self.shard.is_first:
             note_held_statistics(self.learner.backbone)
         if self.shard.is_first and self.folder is not None:
@@ -130,7 +130,7 @@ class MetaTraining:
         self._saved_step = self.state.step
 
     def _step(self) -> dict[str, Tensor]:
-        """Take a step of the optimiser; return the terms of the loss, means over the tasks of all processes."""
+        """Take a step of the optimiser; return the terms of the loss (nats per task, means over all processes)."""
         state, settings = self.state, self.settings
         self._optimisation.start_step(state.step)
         self.learner.zero_grad()  # not that of the optimiser, which need not have all parameters
@@ -152,12 +152,12 @@ class MetaTraining:
         return terms
 
     def _progress(self) -> tuple[int, str]:
-        """The last step taken, and a description of the last checkpoint for messages."""
+        """Return the number of steps taken, and a description of the last checkpoint for messages."""
         where = f"of step {self._saved_step} in {self.folder}" if self._saved_step else "none yet"
         return self.state.step, f"the last good checkpoint: {where}"
 
     def _log(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, str]:
-        """Append the line of this step; return its values for the progress bar."""
+        """Log the metrics of this step; return the values that the progress bar shows."""
         self._nonfinite.check(self._progress()[1])  # a non-finite step is neither logged nor saved
         line = self.shard.broadcast(self._line(terms, validate) if self.shard.is_first else {})
         if validate:
@@ -170,7 +170,7 @@ class MetaTraining:
         return progress_values(line)
 
     def _line(self, terms: Mapping[str, Tensor], validate: bool) -> dict[str, Any]:
-        """The metrics of this step."""
+        """Compute the metrics of this step, and those of a validation if `validate`."""
         line: dict[str, Any] = {"step": self.state.step, "seconds": round(self.state.seconds, 3)}
         line |= step_metrics(self.learner, self._last_tasks, {k: v.item() for k, v in terms.items()}, self.seed)
         if validate:
@@ -180,13 +180,13 @@ class MetaTraining:
         return line
 
     def _last_tasks(self) -> Episodes:
-        """All tasks of the last step."""
+        """Return the tasks of the last step, of all processes."""
         stop = self.state.step * self.settings.tasks_per_step
         return self.stream.batch(stop - self.settings.tasks_per_step, stop).to(self.fabric.device)
 
     def _interrupt(self) -> None:
         self._save()
-        go_on = f"the same call continues from {self.folder}" if self.folder else "nothing is kept without folder="
+        go_on = f"the same call continues from {self.folder}" if self.folder else "without folder= nothing is saved"
         raise Interrupted(f"interrupted after step {self.state.step} of {self.settings.steps}; {go_on}")
 
     def _save(self) -> None:

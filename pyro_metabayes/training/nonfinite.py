@@ -1,4 +1,4 @@
-"""Detects the first non-finite quantity of a training run without synchronising with the device in each step."""
+"""Detection of the first non-finite quantity of a training run, without synchronising with the device in each step."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ SHOWN = 3  # largest number of quantities that a message names
 
 
 class NonFiniteMonitor:
-    """Records the first step with a non-finite loss term, gradient or parameter, and the non-finite quantities.
+    """Record of the first training step with a non-finite loss term, gradient or parameter, and of these quantities.
 
     Within a step, gradients are computed from the loss terms, and parameters from the gradients. So the first of these
-    kinds that is not finite is the cause. Only `check` synchronises with the device.
+    three kinds that is not finite is the cause. Only `check` synchronises with the device.
+
+    Args:
+        learner: the learner in training.
+        device: device of the learner.
     """
 
     def __init__(self, learner: nn.Module, device: torch.device) -> None:
@@ -31,7 +35,7 @@ class NonFiniteMonitor:
         self.causes: dict[str, Tensor] = {}
 
     def finite_terms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whether each term of the loss, and the unclipped gradient of each parameter, is finite."""
+        """Return {name: whether it is finite} for the terms of the loss and the unclipped gradients of parameters."""
         parts = [name for name in terms if name != "loss"]
         flags = {name: torch.isfinite(terms[name]) for name in (*parts, "loss")}  # the sum last, after its terms
         return flags | {
@@ -41,11 +45,16 @@ class NonFiniteMonitor:
         }
 
     def finite_parameters(self) -> dict[str, Tensor]:
-        """Whether all entries of each parameter are finite."""
+        """Return {name: whether all entries are finite} for the parameters."""
         return {f"parameter {name}": _finite(parameter) for name, parameter in self.parameters.items()}
 
     def mark(self, step: int, finite: Mapping[str, Tensor]) -> None:
-        """Record the step and its non-finite quantities, unless an earlier step was recorded."""
+        """Record the step and its non-finite quantities if there are any, and no earlier step was recorded.
+
+        Args:
+            step: number of the step.
+            finite: {name of a quantity: boolean tensor [], whether it is finite}.
+        """
         bad = ~torch.stack(list(finite.values()))
         is_first = bad.any() & (self.first_step < 0)
         self.first_step = torch.where(is_first, step, self.first_step)
@@ -54,10 +63,10 @@ class NonFiniteMonitor:
 
     @contextmanager
     def watch(self, progress: Callable[[], tuple[int, str]]) -> Iterator[None]:
-        """Context manager: a matrix that cannot be factorised ends the run with a UsageError.
+        """Context manager that turns a failed matrix factorisation into a UsageError.
 
         Args:
-            progress: returns the last step, and a description of the last checkpoint.
+            progress: function that returns the number of the last step, and a description of the last checkpoint.
         """
         try:
             yield
@@ -65,12 +74,12 @@ class NonFiniteMonitor:
             step, last_checkpoint = progress()
             self.check(last_checkpoint)
             raise UsageError(
-                f"training has diverged: after step {step} a matrix can no longer be factorised; {REMEDY} "
+                f"training has diverged: after step {step} a matrix cannot be factorised any more; {REMEDY} "
                 f"({last_checkpoint})"
             ) from None
 
     def check(self, last_checkpoint: str) -> None:
-        """Raise a UsageError if a step was not finite; the message ends with `last_checkpoint`."""
+        """Raise a UsageError if a non-finite step was recorded; the message ends with the text `last_checkpoint`."""
         if (step := int(self.first_step)) < 0:
             return
         bad = [name for name, flag in self.causes.items() if flag]
@@ -78,13 +87,13 @@ class NonFiniteMonitor:
         names = [name for name in same_kind if name != "loss"] or same_kind
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         raise UsageError(
-            f"training has diverged: first non-finite at step {step}: {', '.join(names[:SHOWN])}{more}; "
+            f"training has diverged: first non-finite value at step {step}: {', '.join(names[:SHOWN])}{more}; "
             f"{REMEDY} ({last_checkpoint})"
         )
 
 
 def _finite(values: Tensor) -> Tensor:
-    """Whether all entries are finite, from the largest absolute value, which is NaN or infinite if any entry is."""
+    """Return a boolean tensor [], whether all entries are finite (their largest absolute value is then finite)."""
     return torch.isfinite(torch.linalg.vector_norm(values.detach(), torch.inf))
 
 

@@ -1,4 +1,4 @@
-"""The optimiser of a training run; learning rates and the KL weight as functions of the step."""
+"""Settings of a training run, its optimiser, and schedules of the learning rates and the KL weight."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class TrainSettings:
     steps: int = 2000  # number of steps of the optimiser; 0: the learner is evaluated untrained
     tasks_per_step: int = 16  # number of tasks per step
     num_tasks: int = 0  # train on the first num_tasks tasks repeatedly; 0: every task is new
-    learning_rate: float = 1e-3  # at the first step
+    learning_rate: float = 1e-3  # learning rate of the first step
     learning_rates: dict[str, float] = field(default_factory=dict)  # rates by name or name prefix of parameters
     optimizer: str = "adam"  # the optimiser: adam, sgd
     momentum: float = 0.9  # Nesterov momentum of sgd
-    weight_decay: float = 0.0  # weight of the squared norm of the parameters in the gradient
+    weight_decay: float = 0.0  # L2 penalty: this factor times the parameters is added to the gradient
     schedule: str = "cosine"  # the learning rate over the steps: cosine (decreases to 0), constant
     clip: float = 0.0  # largest norm of the gradient; 0: no clipping
     clip_value: float = 0.0  # largest absolute entry of the gradient, clipped before the norms; 0: no clipping
     clip_each: float = 0.0  # largest norm of the gradient of each parameter; 0: no clipping
     kl_weight: Any = 1.0  # weight of the KL: a number, or {start: 1e-6, end: 1.0, steps: 1000}: linear warm-up
-    particles: int = 1  # samples of w per task
-    compile: bool = False  # torch.compile the networks
+    particles: int = 1  # samples of the weights w per task
+    compile: bool = False  # whether to compile the networks with torch.compile
     on_nan: str = "stop"  # reaction to a loss or gradient that is not finite: stop, skip
     log_every: int = 50  # steps between logged lines
     validate_every: int = 500  # steps between validations; the last step is always validated
@@ -60,7 +60,7 @@ NOT_NEGATIVE = ("steps", "num_tasks", "momentum", "weight_decay", "clip", "clip_
 
 
 def _refuse_out_of_range(name: str, value: Any) -> None:
-    """Raise a UsageError for a count below 1, a learning rate that is not positive, or a negative value of others."""
+    """Raise a UsageError if a value is out of the range of the training setting `name`."""
     if name in COUNTS and value < 1:
         raise UsageError(f"expected train.{name} >= 1, got {value}")
     if name in NOT_NEGATIVE and not 0 <= value < math.inf:
@@ -70,7 +70,12 @@ def _refuse_out_of_range(name: str, value: Any) -> None:
 
 
 def kl_weight_at(weight: Any, step: int) -> float:
-    """The KL weight of a step: a constant, or a linear warm-up from start to end followed by a constant."""
+    """Return the KL weight of a step.
+
+    Args:
+        weight: a constant, or {start, end, steps}: linear warm-up from start to end over `steps` steps, then constant.
+        step: number of the step, from 0.
+    """
     schedule = dict(weight) if isinstance(weight, Mapping) else {"start": weight, "end": weight, "steps": 1}
     try:
         start, end, steps = (float(schedule.pop(name)) for name in ("start", "end", "steps"))
@@ -85,10 +90,16 @@ def kl_weight_at(weight: Any, step: int) -> float:
 
 
 def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
-    """The torch optimiser, with one parameter group per entry of learning_rates and one for all other parameters."""
+    """Construct the torch optimiser, with one parameter group per entry of learning_rates and one for the rest.
+
+    Raises:
+        UsageError: the learner has no parameters to train, or an entry of learning_rates names no module.
+    """
     trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     if not trainable:
-        raise UsageError("expected parameters to train, got a model and a guide without parameters; use another guide=")
+        raise UsageError(
+            "expected a learner with parameters to train, got model and guide without parameters; use another guide="
+        )
     rates = {"": settings.learning_rate} | _current_rates(settings, trainable)
     groups: dict[str, list[str]] = {}
     for name in trainable:
@@ -109,32 +120,35 @@ def make_optimizer(learner: nn.Module, settings: TrainSettings) -> Optimizer:
 
 
 def rate_of(name: str, keys: Iterable[str]) -> str:
-    """The longest key of learning_rates that is the name of a parameter or a prefix of it; "" if there is none."""
+    """Return the longest key of train.learning_rates that equals the parameter name or is a prefix of it, else ""."""
     return max((key for key in keys if name == key or name.startswith(f"{key}.")), key=len, default="")
 
 
 def _refuse_unknown(names: set[str], learner: nn.Module) -> None:
-    """Raise a UsageError for a rate whose name belongs to no module; a rate without a parameter has no effect."""
+    """Raise a UsageError unless each key of train.learning_rates starts with the name of a module of the learner."""
     available = ", ".join(name for name, parameter in learner.named_parameters() if parameter.requires_grad)
     for name in sorted(names):
         if name.partition(".")[0] not in dict(learner.named_children()):
-            raise UsageError(f"no parameter '{name}' for train.learning_rates; there are: {available}")
+            raise UsageError(
+                f"expected names or name prefixes of parameters in train.learning_rates, got '{name}'; the parameters "
+                f"are: {available}"
+            )
 
 
 def idle_rates(learner: nn.Module, settings: TrainSettings) -> list[str]:
-    """Names in train.learning_rates without a trained parameter, such as guide.scale with guide.posterior=delta."""
+    """Return the keys of train.learning_rates that match no trained parameter (guide.scale of a point estimate)."""
     trainable = {name: parameter for name, parameter in learner.named_parameters() if parameter.requires_grad}
     used = {rate_of(name, _current_rates(settings, trainable)) for name in trainable}
     return [name for name in settings.learning_rates if (current_name(name, trainable) or name) not in used]
 
 
 def _current_rates(settings: TrainSettings, trainable: Mapping[str, nn.Parameter]) -> dict[str, float]:
-    """train.learning_rates with names of earlier versions translated to current names."""
+    """Return train.learning_rates with names from earlier versions translated to current names."""
     return {current_name(name, trainable) or name: rate for name, rate in settings.learning_rates.items()}
 
 
 def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, settings: TrainSettings) -> None:
-    """Clip the entries of the gradient, then the norm per parameter, then the norm of the whole gradient."""
+    """Clip the entries of the gradient, then its norm per parameter, then its total norm, as the settings say."""
     for parameter in (parameter for parameter in learner.parameters() if parameter.grad is not None):
         if settings.clip_value:
             torch.nn.utils.clip_grad_value_(parameter, settings.clip_value)
@@ -147,11 +161,11 @@ def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, set
 def step_unless(nonfinite: Tensor, optimizer: Optimizer) -> None:
     """Take a step of the optimiser, and undo it if `nonfinite` is true.
 
-    Parameters, moments and step counts are restored on the device, without host synchronisation. The exception is Adam
-    on a device that is not in `CAPTURABLE`: its step count is on the host, so the host reads the flag.
+    Parameters, moments and step counts are restored on the device, without host synchronisation. (Exception: for Adam on
+    a device that is not in `CAPTURABLE`, the host reads the flag, since the step count of Adam is on the host.)
 
     Args:
-        nonfinite: a boolean tensor [], whether the loss or a gradient of this step is not finite.
+        nonfinite: boolean tensor [], whether the loss or a gradient of this step is not finite.
         optimizer: the optimiser, whose parameters have gradients.
     """
     before = {key: value.detach().clone() for key, value in _state_of(optimizer).items()}
@@ -163,7 +177,7 @@ def step_unless(nonfinite: Tensor, optimizer: Optimizer) -> None:
 
 
 def _state_of(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
-    """Every tensor that a step changes: parameters, moments and step counts, by (index of the parameter, name)."""
+    """Return all tensors that a step changes (parameters, moments, step counts) by (index of the parameter, name)."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states = [{"": parameter, **optimizer.state.get(parameter, {})} for parameter in parameters]
     entries = [(i, key, value) for i, state in enumerate(states) for key, value in state.items()]
@@ -171,7 +185,7 @@ def _state_of(optimizer: Optimizer) -> dict[tuple[int, str], Tensor]:
 
 
 def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:
-    """Set the learning rates of a step; they depend only on the step, so checkpoints do not hold a schedule state."""
+    """Set the learning rates of a step. They depend only on settings and step, so checkpoints do not store them."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
     factor = cosine if settings.schedule == "cosine" else 1.0
     for group in optimizer.param_groups:
@@ -179,7 +193,7 @@ def set_rates(optimizer: Optimizer, settings: TrainSettings, step: int) -> None:
 
 
 def compile_networks(learner: nn.Module) -> None:
-    """Compile, in place, the modules marked `pure`, which are functions of tensors without Pyro handlers."""
+    """Compile the modules that are marked `pure` in place; these are functions of tensors without Pyro effects."""
     for module in learner.modules():
         if getattr(module, "pure", False):
             module.compile()

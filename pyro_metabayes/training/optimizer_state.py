@@ -1,4 +1,4 @@
-"""The optimiser of TrainSettings, and its state in a checkpoint, in which moments have the names of parameters."""
+"""The optimiser of a training run, and its state in a checkpoint, which stores the names of the parameters."""
 
 from __future__ import annotations
 
@@ -16,28 +16,35 @@ from pyro_metabayes.training.optimisation import TrainSettings, make_optimizer, 
 
 @runtime_checkable
 class Optimisation(Protocol):
-    """An optimiser with its learning-rate schedule; their states are saved in a checkpoint."""
+    """Protocol of an optimiser with its learning-rate schedule, whose states are saved in a checkpoint."""
 
     optimizer: Optimizer
 
     def start_step(self, step: int) -> None:
-        """Called before step 0, 1, ..."""
+        """Prepare step number `step`, from 0; the training loop calls this before every step."""
 
     def end_step(self) -> None:
-        """Called after every step."""
+        """Update the schedule; the training loop calls this after every step."""
 
     def end_validation(self, nll: float) -> None:
-        """Called after every validation, with its NLL."""
+        """Update the schedule; the training loop calls this after every validation, with its NLL in nats per query."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as plain values and tensors."""
+        """Return the state as plain values and tensors, for a checkpoint."""
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
-        """Continue from a state; `weights` are the names of the weights in its checkpoint."""
+        """Restore the state from a checkpoint; `weights` are the names of the weights in this checkpoint."""
 
 
 class OptimisationBySettings:
-    """The optimiser of TrainSettings. Its rates depend only on settings and step, so a resumed run may change them."""
+    """The optimiser and learning-rate schedule that TrainSettings describes.
+
+    The learning rates depend only on settings and step, so a resumed run may change them.
+
+    Args:
+        learner: the learner to train.
+        settings: training settings.
+    """
 
     def __init__(self, learner: nn.Module, settings: TrainSettings) -> None:
         self.optimizer: Optimizer = make_optimizer(learner, settings)
@@ -47,22 +54,22 @@ class OptimisationBySettings:
         set_rates(self.optimizer, self._settings, step)
 
     def end_step(self) -> None:
-        """Does nothing."""
+        """Do nothing, since `start_step` sets the learning rates."""
 
     def end_validation(self, nll: float) -> None:
-        """Does nothing."""
+        """Do nothing, since the learning rates do not depend on validations."""
 
     def state_dict(self) -> dict[str, Any]:
         return optimizer_state(self.optimizer, self._learner)
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
         if "optimiser" in state:
-            raise UsageError("expected the optimiser and scheduler of the interrupted training, got none; pass them")
+            raise UsageError("expected the optimiser and scheduler of the interrupted training, got none; pass both")
         restore_optimizer(self.optimizer, state, self._learner, weights)
 
 
 def optimizer_state(optimizer: Optimizer, learner: nn.Module) -> dict[str, Any]:
-    """The state of the optimiser, and the names of its parameters in the order of their numbers in the state."""
+    """Return the `state_dict` of the optimiser with a list "names" of the parameters, in the order of their numbers."""
     name_of = {parameter: name for name, parameter in learner.named_parameters()}
     names = [name_of[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     return {**optimizer.state_dict(), "names": names}
@@ -71,16 +78,16 @@ def optimizer_state(optimizer: Optimizer, learner: nn.Module) -> dict[str, Any]:
 def restore_optimizer(
     optimizer: Optimizer, state: Mapping[str, Any], learner: nn.Module, weights: Iterable[str]
 ) -> None:
-    """Load the moments of the state. Rates and other options are not loaded, since a resumed run may change them.
+    """Restore the moments of an optimiser. Learning rates and other options keep their values, which may be new.
 
     Args:
-        optimizer: the optimiser, whose state is replaced.
-        state: the result of `optimizer_state`.
+        optimizer: the optimiser, whose moments are replaced.
+        state: the result of `optimizer_state` in a checkpoint.
         learner: the learner whose parameters are trained.
         weights: names of the weights in the checkpoint; needed for version 0.1, which saved moments without names.
 
     Raises:
-        UsageError: the optimiser has other parameter groups.
+        UsageError: the optimiser has other parameter groups than the saved one.
     """
     own = optimizer_state(optimizer, learner)
     number_of = {name: number for number, name in enumerate(own["names"])}
@@ -89,7 +96,7 @@ def restore_optimizer(
     if _layout(own["param_groups"], own["names"]) != _layout(state["param_groups"], names):
         raise UsageError(
             "expected train.optimizer, backbone.frozen and the names in train.learning_rates as in the "
-            "interrupted run, got different ones; do not change them, or start a new run"
+            "interrupted run, got different ones; set them as before, or start a new run"
         )
     moments = {number_of[str(names[number])]: values for number, values in state["state"].items()}
     _check_moments(moments, optimizer)
@@ -97,23 +104,23 @@ def restore_optimizer(
 
 
 def _check_moments(moments: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> None:
-    """Raise a ValueError for moments of another kind of optimiser, or of parameters of another shape."""
+    """Raise a ValueError if moments belong to another kind of optimiser, or to parameters of other shapes."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     kinds = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
     for number, values in moments.items():
         shapes = {value.shape for name, value in values.items() if name != "step" and value is not None}
         if values.keys() - kinds or (values and kinds - values.keys()) or shapes - {parameters[number].shape}:
-            raise ValueError(f"the moments of parameter {number} are those of another optimiser or shape")
+            raise ValueError(f"the moments of parameter {number} belong to another optimiser or shape")
 
 
 def _names_in_groups(state: Mapping[str, Any], weights: Iterable[str], number_of: Mapping[str, int]) -> list[str]:
-    """The names of parameters, which version 0.1 did not save: sorted by group, then in the order of the weights."""
+    """Reconstruct the parameter names, which version 0.1 did not save: by group, then in the order of the weights."""
     trainable = [name for name in weights if current_name(name, number_of) in number_of]
     keys = [group["name"] for group in state["param_groups"]]
     return [name for key in keys for name in trainable if rate_of(name, keys) == key]
 
 
 def _layout(groups: Sequence[Mapping[str, Any]], names: Sequence[str | None]) -> list[Any]:
-    """Option names and parameter names of each group, in an order that does not depend on the order of groups."""
+    """Return the names of options and parameters of each group, sorted, to compare the groups of two optimisers."""
     layout = [(sorted(group), sorted(str(names[number]) for number in group["params"])) for group in groups]
     return sorted(layout, key=str)

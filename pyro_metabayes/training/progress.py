@@ -1,4 +1,4 @@
-"""Shows the progress of long work: a bar on a terminal, otherwise plain lines at intervals."""
+"""Progress of long computations: a bar on a terminal, otherwise plain lines at intervals."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ INTERVAL = 5.0  # seconds between plain lines
 
 
 class PlainLines:
-    """Prints `TITLE: N of TOTAL UNITs`, with the latest values, at most once per interval; nothing for short work.
+    """Progress display that prints a line "TITLE: N of TOTAL UNIT", with the latest values, at most once per interval.
 
-    The lines go to the standard output, so that the standard error output contains only errors.
+    Work that takes less than one interval prints nothing. The lines go to the standard output, so that the standard
+    error output contains only errors.
 
     Args:
         title: name of the work.
@@ -38,14 +39,14 @@ class PlainLines:
         pass
 
     def update(self, number: int = 1) -> None:
-        """Count units, and print a line if the interval has passed."""
+        """Count `number` finished units, and print a line if the interval has passed."""
         self.done += number
         if time.monotonic() - self._last >= self.interval:
             self._last = time.monotonic()
             print(f"{self.title}: {self.done} of {self.total} {self.unit}{self.values}", flush=True)
 
     def set_postfix(self, **values: str) -> None:
-        """Set the values that the following lines show."""
+        """Set the values that the following lines show, such as loss="0.5"."""
         self.values = "".join(f", {name} {value}" for name, value in values.items())
 
 
@@ -55,7 +56,7 @@ Progress: TypeAlias = "tqdm[Any] | PlainLines"
 def progress(
     title: str, unit: str, total: int, initial: int = 0, leave: bool = True, interval: float = INTERVAL
 ) -> Progress:
-    """A progress bar (tqdm) if the error output is a terminal, otherwise plain lines.
+    """Construct a progress bar (tqdm) if the standard error output is a terminal, otherwise `PlainLines`.
 
     Args:
         title: name of the work.
@@ -73,7 +74,15 @@ def progress(
 def counted(
     values: Iterable[Value], title: str, unit: str, total: int | None = None, leave: bool = True
 ) -> Iterator[Value]:
-    """Iterate over the values and show the progress; `total` is needed if they have no length."""
+    """Iterate over values and show the progress.
+
+    Args:
+        values: the values; if they have no length, `total` is needed.
+        title: name of the work.
+        unit: name of the counted units, in the plural.
+        total: number of values; None: the length of `values`.
+        leave: whether the finished bar stays on the terminal.
+    """
     if total is None:
         assert isinstance(values, Sized)
         total = len(values)

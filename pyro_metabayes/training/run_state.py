@@ -1,4 +1,4 @@
-"""State of a training run between two steps, which a checkpoint holds and from which a resumed run continues."""
+"""State of a training run between two steps, which is saved in a checkpoint and restored when a run is resumed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,16 @@ class RunState:
 
     Attributes:
         step: number of steps taken.
-        seconds: training time so far.
-        best: the learner with the smallest validation NLL so far, in portable form.
-        best_nll: the validation NLL of that learner.
-        skipped_steps: number of skipped steps, a scalar on the device.
+        seconds: training time so far, in seconds.
+        best: weights and specification of the learner with the smallest validation NLL so far (`portable`).
+        best_nll: validation NLL of that learner, in nats per query.
+        skipped_steps: number of skipped steps, as a scalar tensor on the device.
+
+    Args:
+        learner: the learner in training.
+        optimisation: the optimiser with its learning-rate schedule.
+        initial: weights and specification of the learner before training (`portable`).
+        device: device of the training.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class RunState:
             self.best_nll, self.best = nll, self.learner.portable()
 
     def state_dict(self) -> dict[str, Any]:
-        """Learner, best learner and training state. The random state is the same on all processes."""
+        """Return learner, best learner and training state as tensors and plain values, for a checkpoint."""
         training = {
             "step": self.step,
             "seconds": self.seconds,
@@ -62,11 +68,20 @@ class RunState:
         return {"learner": self.learner.portable(), "best": self.best, "training": training}
 
     def save(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Write the checkpoint of the folder, with the plain values `config` beside the state."""
+        """Write checkpoint.pt in the folder, with the state and the plain values `config`."""
         checkpoint.save(folder / "checkpoint.pt", self.state_dict() | {"config": dict(config)})
 
     def restore(self, folder: Path, config: Mapping[str, Any], num_steps: int) -> None:
-        """Continue from the checkpoint of the folder, if any; refused if it is of another training by `fit`."""
+        """Restore the state from checkpoint.pt in the folder, if there is one.
+
+        Args:
+            folder: folder of the run.
+            config: plain values that describe the training; a checkpoint of another training by `fit` is refused.
+            num_steps: number of steps of the training.
+
+        Raises:
+            UsageError: the checkpoint belongs to another training or learner, is damaged, or has more steps.
+        """
         if (path := within(folder, "checkpoint.pt")).exists():
             with expecting(f"the checkpoint of an interrupted run in {folder}"):
                 saved = checkpoint.load(path)
@@ -74,7 +89,12 @@ class RunState:
                 self.load_state_dict(saved, num_steps, folder)
 
     def load_state_dict(self, state: Mapping[str, Any], num_steps: int, folder: Path | None) -> None:
-        """Continue from a state of the run in `folder`.
+        """Restore a state that `state_dict` returned.
+
+        Args:
+            state: the state.
+            num_steps: number of steps of the training.
+            folder: folder of the run, for the message.
 
         Raises:
             UsageError: the state has more than `num_steps` steps, or belongs to another learner.
@@ -82,7 +102,10 @@ class RunState:
         training = state["training"]
         step = count_of(training["step"])
         if step > num_steps:
-            raise UsageError(f"expected steps >= {step}, which the training in {folder} has taken, got {num_steps}")
+            raise UsageError(
+                f"expected steps >= {step}, the number that the training in {folder} has taken, got {num_steps}; "
+                "increase steps"
+            )
         self.learner.refuse_other(state["best"]["weights"])
         self.learner.refuse_other(state["learner"]["weights"])
         self.optimisation.load_state_dict(training["optimizer"], state["learner"]["weights"])

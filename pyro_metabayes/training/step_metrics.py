@@ -1,4 +1,4 @@
-"""Metrics of a logged step: scores of the posterior, spreads of prior and posterior, scores on validation tasks."""
+"""Metrics of a logged training step: scores of the posterior, collapse metrics, and scores on validation tasks."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.seeding import seeded
 
 LOGGED_SAMPLES = 10  # draws of w for the scores and the collapse metrics of a logged step
-VALIDATION_SAMPLES = 100  # draws of w of a validation, which chooses between learners
+VALIDATION_SAMPLES = 100  # draws of w in a validation; the best validation determines the final learner
 LOGGED_METRICS = (*(score.name for score in logged_scores()), *METRICS)
 
 
 @torch.no_grad()
 def measure(learner: MetaLearner, episodes: Episodes, seed: int) -> tuple[TaskScores, Spread]:
-    """Logged scores and spreads; the random state of training does not change.
+    """Compute the logged scores of the posterior, and the spreads of prior and posterior, of each task.
 
-    Pyro's validation is off, so that parameters that overflow lead to a non-finite metric and not to an exception.
+    The random state of training does not change. Pyro's validation is off, so that parameters that overflow lead to a
+    non-finite metric and not to an exception.
 
     Args:
         learner: the learner in training.
@@ -38,7 +39,7 @@ def measure(learner: MetaLearner, episodes: Episodes, seed: int) -> tuple[TaskSc
         seed: seed of all draws of w.
 
     Returns:
-        Scores and spreads per task, [T] or [T, ...], on the device of the tasks.
+        Scores and spreads by name, [T] or [T, ...], on the device of the tasks.
 
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).
@@ -51,14 +52,14 @@ def measure(learner: MetaLearner, episodes: Episodes, seed: int) -> tuple[TaskSc
 
 
 def metric_means(scores: Mapping[str, Tensor], spreads: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Metrics of a line of metrics.jsonl, read on the host.
+    """Average scores and spreads over tasks, as floats for a line of metrics.jsonl.
 
     Args:
-        scores: per task, from `measure`.
-        spreads: per task, from `measure`.
+        scores: scores of each task, from `measure`.
+        spreads: spreads of prior and posterior of each task, from `measure`.
 
     Returns:
-        The logged scores and the collapse metrics, in this order; None for a metric that is not defined.
+        The logged scores and the collapse metrics by name, in this order; None for a metric that is not defined.
     """
     logged = logged_scores()
     means = {score.name: score.pooled(scores[score.name]) if score.name in scores else None for score in logged}
@@ -68,17 +69,18 @@ def metric_means(scores: Mapping[str, Tensor], spreads: Mapping[str, Tensor]) ->
 def step_metrics(
     learner: MetaLearner, tasks: Callable[[], Episodes], terms: Mapping[str, float], seed: int
 ) -> dict[str, Any]:
-    """The metrics of a line of metrics.jsonl, and the terms of the loss; all None for a skipped step.
+    """Compute the metrics of a training step for a line of metrics.jsonl; all are None if the loss is not finite.
 
     Args:
         learner: the learner in training.
-        tasks: returns the tasks of the step, with inputs of the backbone.
+        tasks: function that returns the tasks of the step, with inputs of the backbone.
         terms: the terms of the loss of the step, in nats per task.
         seed: seed of all draws of w.
 
     Returns:
-        Values by name. elbo is log_likelihood - kl, or None if the objective is no bound. kl is the term of the loss;
-        without a closed form it is the more precise estimate of `measure`, with the error kl_monte_carlo_error.
+        Terms of the loss and metrics by name. elbo is log_likelihood - kl, or None if -loss is not a lower bound on the
+        log evidence. kl is the term of the loss if it has a closed form; otherwise it is the estimate of `measure`,
+        which is more precise, with the standard error kl_monte_carlo_error.
     """
     if not math.isfinite(terms["loss"]):
         return dict.fromkeys((*terms, *LOGGED_METRICS))
@@ -93,11 +95,11 @@ def step_metrics(
 
 
 def validation_metrics(learner: MetaLearner, stream: TaskStream, num_tasks: int, seed: int) -> dict[str, float]:
-    """val_nll of `posterior` on validation tasks, with its bias, and val_accuracy in classification.
+    """Compute the NLL of the approximate posterior on validation tasks, and the accuracy in classification.
 
-    All validations of a training have the same tasks and the same random numbers, so that most of the noise of the
-    draws cancels in their differences. A Gaussian over a linear model is integrated in closed form. Otherwise the bias
-    of the draws remains, which is larger for wider posteriors: val_nll_bias estimates it.
+    All validations of a training have the same tasks and the same random numbers, so most of the Monte-Carlo noise
+    cancels in their differences. For a Gaussian posterior of a linear model the NLL is exact. Otherwise it has a
+    Monte-Carlo bias, which is larger for wider posteriors; val_nll_bias is an estimate of this bias.
 
     Args:
         learner: the learner in training.
@@ -106,7 +108,7 @@ def validation_metrics(learner: MetaLearner, stream: TaskStream, num_tasks: int,
         seed: seed of all draws of w.
 
     Returns:
-        val_nll and val_nll_bias in nats per query, and val_accuracy, 0 to 1.
+        val_nll and val_nll_bias in nats per query, and in classification val_accuracy, 0 to 1.
 
     Raises:
         UsageError: the family of the likelihood is not registered (`likelihoods/predictions.py`).

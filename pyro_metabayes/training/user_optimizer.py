@@ -1,4 +1,4 @@
-"""A torch optimiser from the user, with a torch scheduler of its learning rates."""
+"""Training with a torch optimiser of the user, and a torch scheduler of its learning rates."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pyro_metabayes.validation.optimisers import check_optimiser, check_schedule
 
 
 class OptimisationByUser:
-    """Any torch optimiser over parameters of the learner, and any scheduler of this optimiser.
+    """A torch optimiser over parameters of the learner, and a torch scheduler of this optimiser.
 
-    A checkpoint holds the states of both, including the learning rates.
+    Checkpoints store the states of optimiser and scheduler, including the learning rates.
 
     Args:
-        learner: the learner; a note names its trained parameters that the optimiser does not have.
+        learner: the learner; a note is printed if the optimiser lacks some of its trained parameters.
         optimiser: optimiser of some or all parameters of the learner.
-        scheduler: scheduler of this optimiser; None: constant rates.
+        scheduler: scheduler of this optimiser; None: constant learning rates.
         steps: number of steps of the training.
 
     Raises:
         UsageError: the optimiser has parameters of another module, has only frozen parameters or needs a closure; the
-            scheduler has another optimiser, ends too early or maximises its score; or a checkpoint cannot hold the
-            state of one of them.
+            scheduler has another optimiser, ends too early or maximises its score; or the state of optimiser or
+            scheduler cannot be saved.
     """
 
     def __init__(self, learner: nn.Module, optimiser: Optimizer, scheduler: LRScheduler | None, steps: int) -> None:
@@ -42,11 +42,11 @@ class OptimisationByUser:
         except ValueError as error:
             raise UsageError(
                 "expected an optimiser and a scheduler whose state can be saved (numbers, text, tensors, and lists or "
-                f"dicts of these), got another state: {error}"
+                f"dicts of these), got a state that cannot: {error}"
             ) from None
 
     def start_step(self, step: int) -> None:
-        """Does nothing, since the scheduler has already set the rates."""
+        """Do nothing, since the scheduler has already set the learning rates."""
 
     def end_step(self) -> None:
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
@@ -61,12 +61,12 @@ class OptimisationByUser:
         return {"optimiser": self.optimizer.state_dict(), "scheduler": scheduler, "constructed": self._constructed}
 
     def _options(self) -> dict[str, Any]:
-        """The current options of the optimiser's groups and of the scheduler, by name."""
+        """Return {name: value} of the current options of the optimiser's groups and of the scheduler."""
         groups = self.optimizer.state_dict()["param_groups"]
         return _named_options(groups, {} if self.scheduler is None else self.scheduler.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Iterable[str]) -> None:
-        """Continue from a state; the state of another kind of optimiser or scheduler raises a UsageError."""
+        """Restore a state from a checkpoint; raise a UsageError if it belongs to another optimiser or scheduler."""
         if "optimiser" not in state or (state["scheduler"] is None) != (self.scheduler is None):
             raise UsageError(
                 "expected the optimiser and scheduler of the interrupted training, got different ones; "
@@ -81,7 +81,7 @@ class OptimisationByUser:
             self.scheduler.load_state_dict(dict(state["scheduler"]))
 
     def _refuse_other_options(self, state: Mapping[str, Any]) -> None:
-        """Refuse options that differ both from those at the start of the training and from those in the checkpoint."""
+        """Raise a UsageError if the options are those neither of the start of the training nor of the checkpoint."""
         if (constructed := state.get("constructed")) is None:  # a checkpoint of an earlier version
             return
         own, last = self._options(), _named_options(state["optimiser"]["param_groups"], state["scheduler"] or {})
@@ -96,16 +96,22 @@ class OptimisationByUser:
 
 
 def _check_groups(state: Mapping[str, Any], optimiser: Optimizer) -> None:
-    """Raise a UsageError for the state of another kind of optimiser, or of other parameter groups."""
+    """Raise a UsageError if a saved state has other parameter groups or options than the optimiser."""
     own, saved = optimiser.state_dict()["param_groups"], state["param_groups"]
     if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved]:
-        raise UsageError("expected parameter groups as in the interrupted training, got others; construct them alike")
+        raise UsageError(
+            "expected an optimiser with the parameter groups of the interrupted training, got other groups; construct "
+            "it as before"
+        )
     for one, other in zip(own, saved, strict=True):
         _check_names(one, other, "optimiser")
 
 
 def _named_options(groups: Sequence[Mapping[str, Any]], scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that can be compared, by name of the option; with several groups the name has the number of the group."""
+    """Return {name: value} of all options of optimiser and scheduler, with values that `==` can compare.
+
+    If there are several parameter groups, the names contain the number of the group.
+    """
     options = {
         name if len(groups) == 1 else f"{name} of group {number}": _comparable(value)
         for number, group in enumerate(groups)
@@ -115,7 +121,7 @@ def _named_options(groups: Sequence[Mapping[str, Any]], scheduler: Mapping[str, 
 
 
 def _comparable(value: Any) -> Any:
-    """The value with tensors and sequences as lists, so that a comparison gives a single truth value."""
+    """Convert tensors and sequences in a value to lists, so that `==` gives a single truth value."""
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, Mapping):
@@ -127,5 +133,6 @@ def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], what: str) ->
     if own.keys() != saved.keys():
         different = ", ".join(sorted(map(str, own.keys() ^ saved.keys())))
         raise UsageError(
-            f"expected the {what} of the interrupted training, got another (they differ in: {different}); pass the same"
+            f"expected the {what} of the interrupted training, got another (the options {different} differ); pass the "
+            "same one"
         )

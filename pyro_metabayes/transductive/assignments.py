@@ -1,4 +1,4 @@
-"""Assignments (probabilities that queries belong to classes), and class shares and class means from them."""
+"""Soft assignments of queries to classes, and the class shares and class means that follow from assignments."""
 
 from __future__ import annotations
 
@@ -13,31 +13,41 @@ LEAST_SHARE = 1e-3  # lower bound on a class share, so that its logarithm is fin
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean [..., T, 1, V] over the unmasked points; 0 if all points are masked.
+    """Compute the mean over the unmasked points of each task; 0 if all points are masked.
 
     Args:
-        values: [..., T, N, V].
-        mask: [T, N].
+        values: V values of each of N points of T tasks [..., T, N, V].
+        mask: [T, N], False for masked points.
+
+    Returns:
+        Tensor [..., T, 1, V].
     """
     weight = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(values.dtype)
     return weight.unsqueeze(-2) @ values
 
 
 def class_shares(assignments: Tensor, mask: Tensor) -> Tensor:
-    """Class shares [T, 1, C]: the mean assignment of the queries, and at least LEAST_SHARE.
+    """Compute the class shares of the queries: their mean assignment to each class, and at least LEAST_SHARE.
 
     Args:
-        assignments: probabilities [T, Q, C] of the classes of each query.
-        mask: [T, Q].
+        assignments: probabilities of C classes for Q queries of T tasks [T, Q, C].
+        mask: [T, Q], False for masked queries.
+
+    Returns:
+        Tensor [T, 1, C].
     """
     return masked_mean(assignments, mask).clamp(min=LEAST_SHARE)
 
 
 def soft_class_means(observed: Observed) -> Callable[[Tensor], Tensor]:
-    """The function from assignments z [T, Q, C] to (sum_{support of c} x_i + sum_i z_ic x_i) / (n_c + sum_i z_ic).
+    """Return a function that computes class means from soft assignments of the queries.
 
-    This is the mean of class c over its n_c support points and all queries, weighted by their assignments z. Masked
-    points have no effect. The sums over the support points are computed once.
+    The function maps assignments z [T, Q, C] (T tasks, Q queries, C classes) to means [T, C, D] of D features. The mean
+    of class c is over its n_c support points with weight 1 and all queries i with weight z_ic:
+
+        (sum_{support points of c} x + sum_i z_ic x_i) / (n_c + sum_i z_ic).
+
+    Masked points have no effect. The sums over the support points are computed once.
     """
     sums, counts = class_sums(observed.support_x, observed.support_y, observed.support_mask, observed.num_classes)
     mask, least = observed.query_mask.unsqueeze(-1), torch.finfo(sums.dtype).tiny
@@ -51,6 +61,14 @@ def soft_class_means(observed: Observed) -> Callable[[Tensor], Tensor]:
 
 
 def weighted_class_means(x: Tensor, weights: Tensor) -> Tensor:
-    """sum_i w_ic x_i / sum_i w_ic [T, C, D] for points x [T, N, D] and weights [T, N, C]; 0 for a class of weight 0."""
+    """Compute weighted class means m_c = sum_i w_ic x_i / sum_i w_ic; 0 for a class of weight 0.
+
+    Args:
+        x: N points with D features of T tasks [T, N, D].
+        weights: weights w of the points for C classes [T, N, C].
+
+    Returns:
+        Tensor [T, C, D].
+    """
     total = weights.sum(-2).unsqueeze(-1)
     return (weights.mT @ x) / total.clamp(min=torch.finfo(x.dtype).tiny)

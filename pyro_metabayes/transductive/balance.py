@@ -1,4 +1,4 @@
-"""`guide.balance`: whether the class marginal of the query set is known, and predictions that agree with it."""
+"""The setting `guide.balance`: whether the class marginal of the query set is unknown, uniform or estimated."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pyro_metabayes.transductive.assignments import class_shares
 from pyro_metabayes.transductive.sinkhorn import class_term
 
 BALANCES = ("unknown", "known")  # choices of every guide with this setting
-WITH_ESTIMATE = (*BALANCES, "estimated")  # choices of guides that assign queries in every step
+WITH_ESTIMATE = (*BALANCES, "estimated")  # choices of guides that assign queries to classes in every step
 
 
 def check_balance(balance: str, model: Model, choices: tuple[str, ...] = BALANCES) -> None:
-    """Check the setting `guide.balance`.
+    """Check the setting `guide.balance`, which says what the guide assumes about the class marginal of the queries.
 
-    `known`: the query set of a task is balanced. `estimated`: the class shares of the queries are estimated. Both add a
-    term per class to the logits.
+    `unknown`: nothing. `known`: it is uniform. `estimated`: it is estimated from the queries. `known` and `estimated`
+    add a term per class to the logits.
 
     Args:
-        balance: the setting.
+        balance: value of the setting.
         model: the model.
         choices: the values that the guide allows.
 
@@ -35,14 +35,14 @@ def check_balance(balance: str, model: Model, choices: tuple[str, ...] = BALANCE
 
 
 def require_class_term(model: Model, by: str) -> HasClassTerm:
-    """The model, with a head that has a term per class.
+    """Check that the head of a model has an additive term per class in its logits, and return the model.
 
     Args:
         model: any model.
         by: the setting that needs the term, for the message.
 
     Raises:
-        UsageError: the head has no such term, or queries may belong to base classes, whose shares are unknown.
+        UsageError: the head has no such term, or the model also predicts base classes of the training.
     """
     refuse_base_classes(model, by)
     capable = require(model, HasClassTerm, by)
@@ -54,7 +54,12 @@ def require_class_term(model: Model, by: str) -> HasClassTerm:
 
 
 def refuse_base_classes(model: Model, by: str) -> None:
-    """Raise a UsageError for a model with base classes, whose queries may belong to no class of the task."""
+    """Raise a UsageError if the model also predicts base classes of the training, whose shares are unknown.
+
+    Args:
+        model: any model.
+        by: the setting that does not allow base classes, for the message.
+    """
     if isinstance(model, HasBaseClasses):
         raise UsageError(
             f"expected a model without base classes for {by}, got one with base classes; use model=few_shot_classifier"
@@ -62,12 +67,15 @@ def refuse_base_classes(model: Model, by: str) -> None:
 
 
 def balanced(balance: str, model: Model, w: Tensor, observed: Observed, start: Tensor | None = None) -> Tensor:
-    """w [T, C, W]; for `known`, with the class term that makes the mean prediction of the queries uniform.
+    """Return weights for the setting `guide.balance`.
+
+    For `known`, a term is added to the logits of each class so that the mean prediction of the queries is uniform.
+    Otherwise the weights are returned unchanged.
 
     Args:
         balance: one of BALANCES.
-        model: the likelihood.
-        w: weights [T, C, W].
+        model: the model, which computes the logits.
+        w: weights [T, C, W]: W numbers for each of C classes of T tasks.
         observed: the tasks.
         start: initial value of the class term [T, 1, C]; None: 0.
     """
@@ -78,15 +86,18 @@ def balanced(balance: str, model: Model, w: Tensor, observed: Observed, start: T
 
 
 def assign(balance: str, logits: Tensor, mask: Tensor, term: Tensor, num_iterations: int) -> tuple[Tensor, Tensor]:
-    """Assignments softmax(logits + term) [T, Q, C] of the queries, and the class term of the next step [T, 1, C].
+    """Compute soft assignments softmax(logits + term) of the queries, and the class term of the next step.
 
     Args:
-        balance: one of WITH_ESTIMATE. `unknown`: the term does not change. `known`: the term is that of Sinkhorn's
-            projection of these logits. `estimated`: the term of the next step is the log of the mean assignment.
-        logits: [T, Q, C].
-        mask: [T, Q].
-        term: the class term of the last step [T, 1, C].
+        balance: one of WITH_ESTIMATE. `unknown`: the term does not change. `known`: the term is computed from these
+            logits by Sinkhorn's projection. `estimated`: the term of the next step is the log of the mean assignment.
+        logits: logits of C classes for Q queries of T tasks [T, Q, C].
+        mask: [T, Q], False for masked queries.
+        term: class term of the last step [T, 1, C].
         num_iterations: number of Sinkhorn iterations, which start at `term`.
+
+    Returns:
+        The assignments [T, Q, C] and the term [T, 1, C].
     """
     if balance == "known":
         term = class_term(logits, mask, num_iterations=num_iterations, start=term)

@@ -1,4 +1,4 @@
-"""Logits from squared distances to class centroids, and their pullback to the centroids."""
+"""Logits from squared distances to class centroids, and their vector-Jacobian product for the centroids."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ from torch import Tensor
 
 
 def distance_logits(means: Tensor, x: Tensor) -> Tensor:
-    """m_c . x_i - 1/2 |m_c|^2 [T, N, C] = -1/2 |x_i - m_c|^2 up to a term that is equal for all classes.
+    """Compute logits m_c . x_i - 1/2 |m_c|^2, equal to -1/2 |x_i - m_c|^2 up to a term that is equal for all classes.
 
     Args:
-        means: m [T, C, D].
-        x: points [T, N, D].
+        means: centroids m of C classes [T, C, D], for T tasks and D features.
+        x: N points x_i per task [T, N, D].
+
+    Returns:
+        Tensor [T, N, C].
     """
     return x @ means.mT - 0.5 * means.square().sum(-1).unsqueeze(-2)
 
 
 def distance_pullback(means: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
-    """sum_i (d distance_logits_i / d m)^T g_i = sum_i g_ic (x_i - m_c) [T, C, D], for cotangents g [T, N, C]."""
+    """Compute the vector-Jacobian product of `distance_logits` with respect to the centroids m.
+
+    It is sum_i (d logits_i / d m)^T g_i, for class c the sum over points i of g_ic (x_i - m_c).
+
+    Args:
+        means: centroids m of C classes [T, C, D], for T tasks and D features.
+        x: N points x_i per task [T, N, D].
+        cotangent: g [T, N, C].
+
+    Returns:
+        Tensor [T, C, D].
+    """
     return cotangent.mT @ x - cotangent.sum(1).unsqueeze(-1) * means

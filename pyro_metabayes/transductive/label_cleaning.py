@@ -1,4 +1,4 @@
-"""Balancing and label cleaning of label propagation: which queries receive a label next.
+"""Label cleaning for label propagation: class balancing, and the choice of the queries that are labelled next.
 
 Lazarou, Stathaki and Avrithis, "Iterative Label Cleaning for Transductive and Semi-Supervised Few-Shot Learning", ICCV
 2021 (arXiv 2012.07962).
@@ -21,12 +21,15 @@ LEAST = 1e-6  # lower bound on scores and on shares, so that their logarithms ar
 
 @dataclass(eq=False)
 class Labelling:
-    """State of the loop over points [T, N], the support set followed by the queries. A query is open until labelled.
+    """State of iterative label cleaning, for T tasks with N points (the support set followed by the queries).
 
-    labelled: support points, and queries that have received a label [T, N].
-    targets: labels of the support points and assignments P of the queries [T, N, C].
-    open_counts: number of open queries of each class [T, 1, C].
-    active: whether a task continues [T, 1].
+    A query is called open until it has received a label.
+
+    Attributes:
+        labelled: whether a point has a label, given or received [T, N].
+        targets: labels of the support points and soft assignments of the queries to C classes [T, N, C].
+        open_counts: assumed number of open queries of each class [T, 1, C].
+        active: whether the loop continues for a task [T, 1].
     """
 
     labelled: Tensor
@@ -36,7 +39,12 @@ class Labelling:
 
 
 def initial_labelling(observed: Observed, x: Tensor) -> Labelling:
-    """The state before the first round: only the support set is labelled, and all classes have equally many queries."""
+    """Return the state before the first round: only the support set is labelled, and all classes have equal counts.
+
+    Args:
+        observed: T tasks of S support points and Q queries.
+        x: points of the tasks, with D features [T, S + Q, D]; only dtype and device are used.
+    """
     num_classes, num_queries = observed.num_classes, observed.query_x.shape[1]
     labels = one_hot(observed.support_y, num_classes).to(x.dtype)
     targets = torch.cat((labels, x.new_zeros(len(x), num_queries, num_classes)), dim=1)
@@ -48,13 +56,18 @@ def initial_labelling(observed: Observed, x: Tensor) -> Labelling:
 
 
 def balanced(scores: Tensor, open_: Tensor, counts: Tensor, power: float) -> Tensor:
-    """The transport plan P [T, N, C] nearest to Z^power whose class totals are the given counts.
+    """Balance the scores of unlabelled (open) queries by Sinkhorn's projection.
+
+    The result is the transport plan P that is nearest to Z^power (in KL) and has the given class totals.
 
     Args:
-        scores: Z [T, N, C].
-        open_: whether a point is an open query [T, N]; other rows of P have no meaning.
+        scores: scores Z of C classes for N points of T tasks [T, N, C].
+        open_: whether a point is an open query [T, N].
         counts: number of open queries of each class [T, 1, C].
         power: exponent of the scores.
+
+    Returns:
+        P [T, N, C]; only the rows of open queries have a meaning.
     """
     scores = scores.clamp(min=0)
     scores = scores / scores.sum(-1, keepdim=True).clamp(min=LEAST)
@@ -64,19 +77,21 @@ def balanced(scores: Tensor, open_: Tensor, counts: Tensor, power: float) -> Ten
 
 
 def mean_losses(x: Tensor, labels: Tensor, mask: Tensor, start: Tensor, num_steps: int) -> Tensor:
-    """Cross-entropy of each point, averaged over SGD steps with momentum and weight decay on the mean of all points.
+    """Train a linear classifier per task by SGD, and return the cross-entropy of each point, averaged over the steps.
 
-    The classifier has weights a start + beta^T x and offsets sum_i beta_i, so its logits need only the Gram matrix.
+    SGD has momentum and weight decay, and minimises the mean cross-entropy over all points. The classifier has weights
+    a start + beta^T x and offsets sum_i beta_i, with a number a and a matrix beta [N, C] per task. Its logits need only
+    the Gram matrix of the points.
 
     Args:
-        x: points [T, N, D].
-        labels: [T, N, C].
-        mask: [T, N].
-        start: weights before the first step [T, C, D]; offsets are 0.
+        x: N points with D features of T tasks [T, N, D].
+        labels: one-hot labels for C classes [T, N, C].
+        mask: [T, N], False for points that are not used.
+        start: weights before the first step [T, C, D]; the offsets start at 0.
         num_steps: number of steps.
 
     Returns:
-        losses [T, N], in nats.
+        Mean losses [T, N], in nats.
     """
     gram, initial = x @ x.mT + 1, x @ start.mT
     weight = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).unsqueeze(-1)
@@ -92,13 +107,17 @@ def mean_losses(x: Tensor, labels: Tensor, mask: Tensor, start: Tensor, num_step
 
 
 def cleanest(losses: Tensor, labels: Tensor, open_: Tensor, per_class: int) -> Tensor:
-    """Whether an open point [T, N] has one of the `per_class` smallest losses among those with the same label.
+    """Select the unlabelled (open) queries whose predicted labels are the most reliable, by their losses.
 
     Args:
-        losses: [T, N].
-        labels: [T, N, C].
+        losses: loss of each of N points of T tasks [T, N], in nats.
+        labels: one-hot predicted labels for C classes [T, N, C].
         open_: whether a point is an open query [T, N].
-        per_class: number of points of each class.
+        per_class: number of queries to select per class.
+
+    Returns:
+        Boolean tensor [T, N]: whether the point is among the `per_class` open queries with the smallest losses of those
+        with the same label.
     """
     of_class = losses.unsqueeze(1).masked_fill(~((labels.mT > 0) & open_.unsqueeze(1)), torch.inf)  # [T, C, N]
     best = of_class.topk(min(per_class, losses.shape[-1]), dim=-1, largest=False)

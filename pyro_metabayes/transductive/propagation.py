@@ -13,17 +13,21 @@ from pyro_metabayes.inference.cholesky import cholesky
 
 
 def propagation(x: Tensor, mask: Tensor, num_neighbours: int, power: float, decay: float) -> Tensor:
-    """(I - decay D^-1/2 (W + W^T) D^-1/2)^-1 [T, N, N], which maps the labels of some points to scores of all points.
+    """Compute the matrix of label propagation, (I - decay D^-1/2 (W + W^T) D^-1/2)^-1, for each task.
 
+    The product of this matrix with the one-hot labels of some points gives class scores of all points.
     W_ij = max(cos(x_i, x_j), 0)^power if j is one of the num_neighbours points nearest to i, else 0. D is the diagonal
     matrix of the row sums of W + W^T.
 
     Args:
-        x: points [T, N, D].
+        x: N points x_i of T tasks [T, N, num_features].
         mask: [T, N]; masked points have no neighbours.
         num_neighbours: number of neighbours of each point, without the point itself.
         power: exponent of the cosines (gamma in Lazarou et al.).
         decay: factor of the graph in [0, 1) (alpha in Zhou et al.).
+
+    Returns:
+        Tensor [T, N, N].
     """
     unit = normalize(x, dim=-1)
     own = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)

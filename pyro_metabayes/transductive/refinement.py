@@ -12,25 +12,26 @@ from pyro_metabayes.model import Model
 from pyro_metabayes.transductive.assignments import soft_class_means
 from pyro_metabayes.transductive.balance import assign, balanced, refuse_base_classes
 
-IN_A_STEP = 20  # Sinkhorn iterations per step; they continue from the result of the last step
+IN_A_STEP = 20  # Sinkhorn iterations per refinement step; they start from the result of the last step
 
 
 class Refinement(nn.Module):
-    """Refines class means by unlabelled queries in K steps, from the means m^0 of the support set:
+    """Refinement of class means by unlabelled queries x_i in K steps, from the class means m^0 of the support set:
 
         z_i = softmax(sharpness * logits(x_i; m^k) + b),    m^{k+1} = m^k + rate (m(z) - m^k).
 
-    m(z) are the means of support points and queries weighted by z (`soft_class_means`). logits(x; m) are those of the
-    model with class means m. The class term b depends on `balance` (`assign`). The sharpness is a parameter, since
-    assignments need another temperature than calibrated predictions, which have the temperature of the head.
+    z_i is the soft assignment of query i to the classes. m(z) are the class means over support points and queries, with
+    the queries weighted by z (`soft_class_means`). logits(x; m) are the logits of the model with class means m. The
+    class term b depends on `balance` (`assign`). The sharpness is a learned parameter, since good assignments need
+    another temperature than calibrated predictions, which use the temperature of the head.
 
     Args:
-        model: a classifier by class means.
-        balance: `unknown`, `known` or `estimated`.
+        model: a classifier with class means as weights.
+        balance: assumption about the class marginal of the queries: `unknown`, `known` (uniform) or `estimated`.
         sharpness: initial value of the sharpness.
 
     Raises:
-        UsageError: the sharpness is not positive, or queries may belong to base classes.
+        UsageError: the sharpness is not positive, or the model also predicts base classes of the training.
     """
 
     def __init__(self, model: Model, balance: str, sharpness: float) -> None:
@@ -42,15 +43,19 @@ class Refinement(nn.Module):
         self.log_sharpness = nn.Parameter(torch.tensor(sharpness).log())
 
     def forward(self, model: Model, observed: Observed, num_steps: int, rate: Tensor | float = 1.0) -> Tensor:
-        """Weights [T, C, W] of the classifier with the class means m^K.
+        """Compute the refined class means m^K, and return the weights of the classifier with these means.
 
-        For `estimated` its class term is the log of the class shares, for `known` that of Sinkhorn's projection.
+        For `estimated`, the log of the class shares is added to the logits; for `known`, the class term of Sinkhorn's
+        projection.
 
         Args:
             model: the model.
-            observed: the tasks.
-            num_steps: K.
+            observed: T tasks with C classes.
+            num_steps: number of steps K.
             rate: step size.
+
+        Returns:
+            Weights [T, C, W], W numbers per class.
         """
         at_means, means = require(model, HasClassMeans, "refined class means").at_means, class_means(observed)
         soft_means = soft_class_means(observed)

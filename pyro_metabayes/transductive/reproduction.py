@@ -1,4 +1,4 @@
-"""A linear classifier that reproduces given scores of the queries, even if no linear function generated them."""
+"""A linear classifier that reproduces given scores of points, even if no linear function generated the scores."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ RIDGE = 1e-4  # ridge of the regression, for features of unit length
 
 
 def rows_of_scores(head: LinearHead, x: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-    """The smallest weights w_c = (v_c, b_c) [T, C, D + 1] with v_c . x_i + b_c = scores_ic at the unmasked points.
+    """Compute the smallest weights w_c = (v_c, b_c) with v_c . x_i + b_c = scores_ic at the unmasked points x_i.
 
     This is kernel ridge regression with a small ridge. For at most D + 1 points it reproduces the scores; for more
     points it is a least-squares fit.
 
     Args:
-        head: converts directions and offsets to weights.
-        x: points [T, N, D].
-        scores: [T, N, C].
-        mask: [T, N].
+        head: the linear head, which combines directions v and offsets b to weights.
+        x: N points with D features of T tasks [T, N, D].
+        scores: scores of C classes [T, N, C].
+        mask: [T, N], False for masked points.
+
+    Returns:
+        Weights [T, C, D + 1].
     """
     points = x * mask.unsqueeze(-1)
     on = mask.to(x.dtype)

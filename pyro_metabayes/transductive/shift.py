@@ -1,4 +1,4 @@
-"""Shifts queries by mean(support) - mean(query), the cross-class bias of Liu et al. (2020)."""
+"""Shift of the queries by mean(support) - mean(query), the correction of the cross-class bias in Liu et al. (2020)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from pyro_metabayes.transductive.assignments import masked_mean
 
 @dataclass(frozen=True, eq=False)
 class ShiftedPoints:
-    """The support points of tasks, followed by their queries x_i + xi with xi = mean(support) - mean(query)."""
+    """Support points of T tasks, followed by the shifted queries x_i + xi with xi = mean(support) - mean(query).
+
+    There are S support points and Q queries per task, with D features.
+    """
 
     x: Tensor  # [T, S + Q, D]
-    mask: Tensor  # [T, S + Q]
+    mask: Tensor  # [T, S + Q], False for masked points
     shift: Tensor  # xi [T, 1, D]
 
     @classmethod
     def of(cls, observed: Observed) -> Self:
+        """Compute the shift of each task, and shift the queries."""
         support = masked_mean(observed.support_x, observed.support_mask)
         shift = support - masked_mean(observed.query_x, observed.query_mask)
         return cls(
@@ -34,19 +38,26 @@ class ShiftedPoints:
         )
 
     def cosines(self, means: Tensor) -> Tensor:
-        """Cosines of the points with class means [T, C, D] -> [T, S + Q, C]."""
+        """Compute the cosines of the S + Q points of T tasks with class means [T, C, D] of C classes and D features.
+
+        Returns:
+            Tensor [T, S + Q, C], for S support points and Q queries.
+        """
         return normalize(self.x, dim=-1) @ normalize(means, dim=-1).mT
 
 
 def with_shift(model: Model, w: Tensor, shift: Tensor) -> Tensor:
-    """Weights [T, C, W] whose logits for x are those of w for x + shift, up to a term equal for all classes.
+    """Return weights whose logits at x equal the logits of the weights w at x + shift.
 
-    Heads with a term per class are affine in x, so the shift changes only this term.
+    The logits are affine in x, so only the additive term of each class changes.
 
     Args:
-        model: the model.
-        w: weights [T, C, W].
-        shift: [T, 1, D].
+        model: a model whose head has a term per class.
+        w: weights [T, C, W]: W numbers for each of C classes of T tasks.
+        shift: shift of the D features of the tasks [T, 1, D].
+
+    Returns:
+        Weights [T, C, W].
     """
     moved = model.outputs(w, shift) - model.outputs(w, torch.zeros_like(shift))
     return require(model, HasClassTerm, "a shift of the queries").with_class_term(w, moved.squeeze(-2))

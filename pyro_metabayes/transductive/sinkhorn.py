@@ -1,4 +1,4 @@
-"""Sinkhorn's projection of predictions for a query set to given class shares, as a term that is added to the logits.
+"""Sinkhorn's projection of class predictions for a query set to given class shares, as a term added to the logits.
 
 Sinkhorn and Knopp 1967; Cuturi, "Sinkhorn Distances", NeurIPS 2013 (arXiv 1306.0895).
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_metabayes.inference.cholesky import cholesky
 from pyro_metabayes.transductive.assignments import masked_mean
 
-RIDGE = 1e-4  # smallest curvature in the gradient; it is 0 for predictions that are certain
+RIDGE = 1e-4  # added to the curvature J in the gradient, since J is 0 for predictions that are certain
 LEAST = 1e-30  # lower bound on sums of a plan, so that their reciprocals are finite
 BEFORE_LOGARITHM = 20  # iterations on the plan before its scaling is added to b
 
@@ -23,19 +23,22 @@ def class_term(
     num_iterations: int = 100,
     start: Tensor | None = None,
 ) -> Tensor:
-    """The class term b [..., T, 1, C], of mean 0 over classes, with (1/Q) sum_i softmax(logits_i + b)_c = shares_c.
+    """Compute the class term b with (1/Q) sum_i softmax(logits_i + b)_c = shares_c, of mean 0 over the classes c.
 
     softmax(logits + b) is the transport plan with one unit per query and Q shares_c units per class; b is the log of
     its column scaling. Sinkhorn's iterations are b <- b + log shares - log (1/Q) sum_i softmax(logits_i + b). The
     gradient is that of the solution (implicit function theorem), not of the iterations.
 
     Args:
-        logits: [..., T, Q, C].
+        logits: logits of C classes for Q queries of T tasks [..., T, Q, C].
         mask: [T, Q]; masked queries have no effect, and b = 0 without queries.
-        shares: positive, with sum 1, broadcasting with [..., T, 1, C]; None: 1 / C each.
+        shares: given mean prediction of each class, positive with sum 1, broadcast to [..., T, 1, C]; None: 1 / C.
         num_iterations: number of iterations. After 100, shares are accurate to 1e-4 unless predictions are nearly
             certain.
         start: b before the first iteration; None: 0.
+
+    Returns:
+        b [..., T, 1, C].
     """
     if shares is None:
         shares = logits.new_full((logits.shape[-1],), 1 / logits.shape[-1])
@@ -45,7 +48,10 @@ def class_term(
 
 @torch.no_grad()
 def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, start: Tensor | None) -> Tensor:
-    """Sinkhorn's iterations on the plan [..., T, C, Q]; its scaling is regularly added to b, before it overflows."""
+    """Run Sinkhorn's iterations on the transport plans [..., T, C, Q] of T tasks, for C classes and Q queries.
+
+    The scaling of the plan is regularly added to b as a logarithm, before it overflows.
+    """
     term = logits.new_zeros(*logits.shape[:-2], 1, logits.shape[-1]) if start is None else start.detach()
     there, count = mask.unsqueeze(-1), mask.sum(-1)[:, None, None]
     columns = (count * shares).mT  # [T, C, 1]
@@ -62,7 +68,10 @@ def _iterate(logits: Tensor, mask: Tensor, shares: Tensor, num_iterations: int, 
 
 
 def _with_gradient(solution: Tensor, logits: Tensor, mask: Tensor, shares: Tensor) -> Tensor:
-    """The solution b of m(b) = shares with its gradient: db = J^-1 (d shares - d m), J = dm / db, mean prediction m."""
+    """Attach to the solution b of m(b) = shares, m the mean prediction, the gradient db = J^-1 (d shares - dm).
+
+    J is dm / db.
+    """
     probs = (logits + solution).softmax(-1)
     marginal = masked_mean(probs, mask)
     p = probs.detach()

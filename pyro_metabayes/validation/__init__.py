@@ -1,1 +1,1 @@
-"""Checks of tasks, arguments, splits and optimisers from users."""
+"""Checks of the tasks, arguments, splits and optimisers that users pass."""

@@ -1,4 +1,4 @@
-"""Identical inputs of a bank: in two splits, in one class, or with two labels."""
+"""Detection of identical inputs in a bank (a dataset of classes): in two splits, in one class, or with two labels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from torch import Tensor
 
 from pyro_metabayes.data.bank import SPLITS, Bank
 
-PIECE = 2**22  # bytes that are hashed at once; they stay in the cache of the processor
+PIECE = 2**22  # bytes that are hashed at once; so many fit into the cache of the processor
 
 
 class Kind(NamedTuple):
-    """Rows with an identical row of one kind. rows: their number. example: one of them, and such a row."""
+    """A kind of duplicates, such as inputs with a copy in another split.
+
+    text: description of the kind. rows: number of inputs of this kind. example: row numbers of such an input and of a
+    copy.
+    """
 
     text: str
     rows: int
@@ -23,11 +27,11 @@ class Kind(NamedTuple):
 
 
 def note_duplicates(bank: Bank, where: str) -> None:
-    """Print one line if a bank in memory has identical inputs; they are kept.
+    """Print a note if a bank (dataset of classes) has identical inputs. The inputs are not removed.
 
     Args:
-        bank: the bank, whose `origin` names its rows. Inputs that stay in their file are not read.
-        where: the file or folder of the data.
+        bank: the bank; its `origin` gives the names of inputs. Inputs that are not in memory are not checked.
+        where: the file or folder of the data, for the note.
     """
     if not isinstance(bank.inputs, Tensor):
         return
@@ -44,14 +48,14 @@ def note_duplicates(bank: Bank, where: str) -> None:
 def note_equal_keys(
     keys: np.ndarray, classes: np.ndarray, splits: np.ndarray, name: Callable[[int], str], where: str
 ) -> None:
-    """Print one line if two rows have the same key.
+    """Print a note if two inputs have the same key.
 
     Args:
-        keys: [M], a hash of each row.
-        classes: [M], class of each row, an integer >= 0; a class is in one split.
-        splits: [M], split of each row, an integer >= 0.
-        name: name of a row.
-        where: the file or folder of the data.
+        keys: hash of each of M inputs [M].
+        classes: class of each input, an integer >= 0 [M]; each class is in one split.
+        splits: split of each input, an integer >= 0 [M].
+        name: function that returns the name of an input from its index.
+        where: the file or folder of the data, for the note.
     """
     if kinds := list(duplicates_of(keys, classes, splits)):
         counts = [f"{kind.rows} {kind.text} ({' = '.join(map(name, kind.example))})" for kind in kinds]
@@ -59,7 +63,13 @@ def note_equal_keys(
 
 
 def duplicates_of(keys: np.ndarray, classes: np.ndarray, splits: np.ndarray) -> Iterator[Kind]:
-    """The kinds of rows with the same key, with a row of each and its copy. Args: as for `note_equal_keys`."""
+    """Find inputs with the same key, and yield their number and an example for each kind of duplicates that occurs.
+
+    Args:
+        keys: hash of each of M inputs [M].
+        classes: class of each input, an integer >= 0 [M]; each class is in one split.
+        splits: split of each input, an integer >= 0 [M].
+    """
     _, same, counts = np.unique(keys, return_inverse=True, return_counts=True)
     rows = np.flatnonzero(counts[same] > 1)
     if not rows.size:
@@ -80,11 +90,11 @@ def duplicates_of(keys: np.ndarray, classes: np.ndarray, splits: np.ndarray) -> 
 
 
 def row_keys(rows: np.ndarray) -> np.ndarray:
-    """A hash [M] of the bytes of each row of a contiguous array [M, N]; equal rows have equal hashes.
+    """Compute a hash of the bytes of each of the M rows of a contiguous array [M, number of columns].
 
-    sum_i a_i w_i + b_i v_i mod 2^64 over the 8-byte words w_i of a row, with random a_i and b_i. v_i has the bytes of
-    w_i in reverse order: without it, differences in the high bytes would rarely change the hash. Two rows that differ
-    have the same hash with a probability of at most 2^-56.
+    The hash is sum_i a_i w_i + b_i v_i mod 2^64 over the 8-byte words w_i of a row, with random a_i and b_i. v_i has
+    the bytes of w_i in reverse order; without v_i, differences in the high bytes would rarely change the hash. Two rows
+    that differ have the same hash with a probability of at most 2^-56.
     """
     data = rows.view(np.uint8)
     words = data.shape[1] // 8
@@ -102,6 +112,6 @@ def row_keys(rows: np.ndarray) -> np.ndarray:
 
 
 def _count(same: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """For each entry the number of entries that agree in both keys, which are integers >= 0."""
+    """Count, for each index, the indices at which both arrays of integers >= 0 have the same values as there."""
     _, inverse, counts = np.unique(same * (within.max() + 1) + within, return_inverse=True, return_counts=True)
     return counts[inverse]

@@ -1,4 +1,4 @@
-"""Checks of an optimiser and a learning-rate scheduler from the user."""
+"""Checks of an optimiser and a learning-rate scheduler that the user passes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 3  # largest number of names in a note
 
 
 def check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
-    """Raise a UsageError for an optimiser that needs a closure, has other parameters, or has only frozen ones."""
+    """Raise a UsageError if the optimiser has parameters of another module, only frozen ones, or needs a closure."""
     if not isinstance(optimiser, Optimizer):
         raise UsageError(
             f"expected optimiser to be a torch.optim.Optimizer, got {_name_of(optimiser)}; pass for example "
@@ -25,8 +25,8 @@ def check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
     others = [value for group in optimiser.param_groups for value in group["params"] if id(value) not in own]
     if others:
         raise UsageError(
-            f"expected an optimiser of parameters of this learner, got {len(others)} of another module; construct it "
-            "from learner.parameters()"
+            f"expected an optimiser of parameters of this learner, got one with {len(others)} parameters of another "
+            "module; construct it from learner.parameters()"
         )
     if not any(value.requires_grad for group in optimiser.param_groups for value in group["params"]):
         raise UsageError(
@@ -36,51 +36,53 @@ def check_optimiser(optimiser: Optimizer, learner: nn.Module) -> None:
     closure = inspect.signature(type(optimiser).step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise UsageError(
-            f"expected an optimiser whose step needs no closure, got {type(optimiser).__name__}; use one like Adam"
+            f"expected an optimiser whose step needs no closure, got {type(optimiser).__name__}; use for example Adam"
         )
 
 
 def check_scheduler(scheduler: LRScheduler | None, optimiser: Optimizer, steps: int) -> None:
-    """Raise a UsageError for a scheduler of another optimiser, or one that ends too early or maximises its score."""
+    """Raise a UsageError if the scheduler has another optimiser, ends before the training or maximises the NLL."""
     if scheduler is None:
         return
     if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
         raise UsageError(
-            f"expected scheduler to be one of torch.optim.lr_scheduler, got {_name_of(scheduler)}; pass for example "
-            "CosineAnnealingLR(optimiser, steps)"
+            f"expected scheduler to be an object of torch.optim.lr_scheduler, got {_name_of(scheduler)}; pass for "
+            "example CosineAnnealingLR(optimiser, steps)"
         )
     if getattr(scheduler, "optimizer", optimiser) is not optimiser:
-        raise UsageError("expected a scheduler of the optimiser, got one of another; construct it from this optimiser")
+        raise UsageError(
+            "expected a scheduler of this optimiser, got a scheduler of another one; construct it from this optimiser"
+        )
     _check_length(scheduler, steps)
 
 
 def _check_length(scheduler: LRScheduler, steps: int) -> None:
-    """Raise a UsageError for a scheduler that ends before the training, or that would maximise the NLL."""
+    """Raise a UsageError if the scheduler ends before the training, or would maximise the NLL."""
     length = getattr(scheduler, "total_steps", None)
     if isinstance(length, int) and length < steps:
         raise UsageError(
-            f"expected a scheduler of at least {steps} steps, as the training has, got {type(scheduler).__name__} with "
-            f"total_steps={length}; pass total_steps={steps}"
+            f"expected a scheduler of at least {steps} steps, the length of the training, got "
+            f"{type(scheduler).__name__} with total_steps={length}; pass total_steps={steps}"
         )
     if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != "min":
         raise UsageError(
-            'expected ReduceLROnPlateau with mode="min", as the NLL has to fall, got mode="max"; remove mode='
+            'expected ReduceLROnPlateau with mode="min", since the NLL is minimised, got mode="max"; remove mode='
         )
 
 
 def note_missing_parameters(optimiser: Optimizer, learner: nn.Module) -> None:
-    """Print the names of trained parameters that the optimiser does not have."""
+    """Print a note with the names of trained parameters that the optimiser does not have."""
     there = {id(value) for group in optimiser.param_groups for value in group["params"]}
     missing = [name for name, value in learner.named_parameters() if value.requires_grad and id(value) not in there]
     if missing:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         print(
-            f"note: the optimiser does not have {', '.join(missing[:SHOWN])}{more}, so they do not change; "
+            f"note: the optimiser lacks the parameters {', '.join(missing[:SHOWN])}{more}, so they are not trained; "
             "learner.parameters() has all parameters",
             file=sys.stderr,
         )
 
 
 def _name_of(value: object) -> str:
-    """The name of a class, or of the class of an object."""
+    """Return "the class NAME" for a class, and the name of the class for an object."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

@@ -1,4 +1,4 @@
-"""Checks whether a call of `fit` continues the training in its folder, or is another training."""
+"""Check that a call of `fit` continues the training in its folder, and is not another training."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from pyro_metabayes.episodes import Episodes
 from pyro_metabayes.errors import UsageError
 
 FIT = "fit"  # key of the description of a training in a checkpoint
-NOT_RECORDED = {"clip_value": 0.0, "clip_each": 0.0, "on_nan": "stop", "seed": 0}  # the settings of earlier versions
+NOT_RECORDED = {"clip_value": 0.0, "clip_each": 0.0, "on_nan": "stop", "seed": 0}  # earlier versions had these values
 TENSORS = ("support_x", "support_y", "query_x", "query_y", "classes")
 PRECISION = 1e-3  # tolerance for moments of the same tasks, since rounding depends on device and library version
 
 
 def description_of_tasks(stream: Tasks, number: int) -> dict[str, Any]:
-    """Shapes and moments of the first tasks of a stream, by which two runs of a program are compared.
+    """Compute shapes and moments of the first tasks of a stream, to check that a resumed training has the same tasks.
 
     Moments are None if reading the same tasks twice gives different values, as with augmentation by random numbers of
     numpy.
 
     Args:
-        stream: the tasks.
-        number: number of tasks that are read.
+        stream: stream of tasks.
+        number: number of tasks to read.
+
+    Returns:
+        {name of a tensor: {"shape", "moments"}}, and the number of tasks of the stream.
     """
     first, again = (_moments(stream.batch(0, number)) for _ in range(2))
     kept = {
@@ -43,14 +46,14 @@ def _moments(episodes: Episodes) -> dict[str, Any]:
 
 
 def _of_tasks(values: Tensor) -> list[list[float]]:
-    """Mean and root mean square of the entries of each task."""
+    """Compute mean and root mean square of the entries of each task."""
     flat = values.detach().cpu().double().flatten(1)
     moments: list[list[float]] = torch.stack((flat.mean(1), flat.square().mean(1).sqrt()), 1).tolist()
     return moments
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether shapes are equal, and moments equal up to rounding if both descriptions have them."""
+    """Return whether two descriptions have equal shapes and, if both have moments, moments equal up to rounding."""
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
         return bool(one == other)
     if one["shape"] != other["shape"]:
@@ -66,11 +69,12 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def refuse_another_training(saved: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a call of `fit` that does not continue the training of the folder.
+    """Raise a UsageError if a call of `fit` does not continue the training in its folder.
 
     Args:
-        saved: the plain values in the checkpoint of the folder; empty for a checkpoint of an earlier version.
-        config: the plain values of the new training. A command compares its settings itself and passes no `fit` key.
+        saved: plain values in the checkpoint of the folder; empty for a checkpoint of an earlier version.
+        config: plain values that describe the new training under the key FIT. Without this key nothing is checked,
+            since commands compare their settings themselves.
         folder: the folder of the training.
 
     Raises:
@@ -80,8 +84,8 @@ def refuse_another_training(saved: Mapping[str, Any], config: Mapping[str, Any],
         return
     if FIT not in saved:
         raise UsageError(
-            f"expected the folder of a training by fit, got {folder}, the folder of a command; continue it with "
-            f"python -m experiments.run resume={folder}, or pass another folder"
+            f"expected the folder of a training by fit, got {folder}, which a command has written; continue that run "
+            f"with python -m experiments.run resume={folder}, or pass another folder"
         )
     for name, now in config[FIT].items():
         before = saved[FIT].get(name, NOT_RECORDED.get(name))
@@ -89,7 +93,7 @@ def refuse_another_training(saved: Mapping[str, Any], config: Mapping[str, Any],
             _refuse_other_tasks(name, before, now, folder)
         elif before != now:
             raise UsageError(
-                f"expected the training that {folder} holds, with {name}={before}, got {name}={now}; pass the same "
+                f"expected {name}={before}, as in the training that {folder} holds, got {name}={now}; pass the same "
                 "arguments, or another folder"
             )
 
@@ -98,6 +102,6 @@ def _refuse_other_tasks(name: str, before: Mapping[str, Any], now: Mapping[str, 
     for tensor in (*before, *(now.keys() - before.keys())):
         if not _equal(before.get(tensor), now.get(tensor)):
             raise UsageError(
-                f"expected the {name} tasks of the training that {folder} holds, got others, which differ in {tensor}; "
-                "pass the same tasks, or another folder (tasks drawn with torch's random numbers repeat)"
+                f"expected the {name} tasks of the training that {folder} holds, got tasks with another {tensor}; "
+                "pass the same tasks, or another folder (tasks drawn with torch's random numbers are reproducible)"
             )

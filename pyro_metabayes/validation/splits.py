@@ -1,4 +1,4 @@
-"""Checks of splits from users, which assign classes to training, validation and test."""
+"""Checks of the splits that users pass, which assign classes to training, validation and test."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pyro_metabayes.errors import UsageError
 
 
 def check_form_of_splits(splits: object) -> None:
-    """Raise a UsageError if `splits` does not list the labels of each split, as for shares of the items."""
+    """Raise a UsageError unless `splits` is a mapping with a list of class labels for each split."""
     if not isinstance(splits, Mapping) or not all(_lists_labels(given) for given in splits.values()):
         raise UsageError(
-            "expected splits to divide the classes, as in {'train': range(64), 'val': range(64, 80)}, got "
+            "expected splits with the class labels of each split, as {'train': range(64), 'val': range(64, 80)}, got "
             f"{str(splits)[:80]}; list the labels of each split"
         )
 
@@ -23,20 +23,24 @@ def _lists_labels(given: object) -> bool:
 
 
 def check_labels_of_splits(splits: Mapping[str, Sequence[int] | Sequence[str]], names: np.ndarray) -> None:
-    """Raise a UsageError if a label is not among the labels `names` of the dataset."""
+    """Raise a UsageError if a label in the splits is not among `names`, the labels of the dataset."""
     for split, given in splits.items():
         if absent := [label for label in given if label not in names]:
-            raise UsageError(f"expected labels of the dataset in {split}, got {absent[0]!r}; it has {_some(names)}")
+            raise UsageError(
+                f"expected labels of the dataset in split {split}, got {absent[0]!r}; the dataset has {_some(names)}"
+            )
 
 
 def check_splits(splits: Mapping[str, np.ndarray], allowed: Sequence[str]) -> None:
-    """Raise a UsageError for an unknown split, or for a class in two splits, which would not be unseen."""
+    """Raise a UsageError for an unknown split, or for a class in two splits, which would not be new at test."""
     if unknown := [name for name in splits if name not in allowed]:
         raise UsageError(f"expected the splits {', '.join(allowed)}, got '{unknown[0]}'; rename it")
     labels = np.concatenate([np.unique(given) for given in splits.values()]) if splits else np.empty(0)
     names, counts = np.unique(labels, return_counts=True)
     if (counts > 1).any():
-        raise UsageError(f"expected each class in one split, got class {names[counts > 1][0]} in two; choose one")
+        raise UsageError(
+            f"expected each class in one split, got class {names[counts > 1][0]} in two splits; remove it from one"
+        )
 
 
 def _some(names: np.ndarray) -> str:

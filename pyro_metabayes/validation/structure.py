@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from pyro_metabayes.episodes import Observed
 
 BYTES = torch.uint8  # dtype of images, which are scaled to [0, 1] for the backbone
-PLACES = torch.int64  # dtype of row numbers, which stand for inputs until these are gathered
+PLACES = torch.int64  # dtype of row numbers of a dataset, which stand for inputs until the inputs are read
 
 
 def check_tensors(data: Observed) -> None:
-    """Raise a UsageError if a field is no tensor, or if tensors are on several devices."""
+    """Raise a UsageError if a field of the tasks is not a tensor, or if the tensors are on different devices."""
     tensors = _tensors(data)
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
@@ -37,7 +37,7 @@ def check_structure(data: Observed) -> None:
     tensors = _tensors(data)
     if not isinstance(data.num_classes, int) or data.num_classes < 0:
         raise UsageError(
-            f"expected num_classes to be a number of classes, or 0 where labels are numbers, got {data.num_classes!r}"
+            f"expected num_classes to be a number of classes, or 0 if labels are numbers, got {data.num_classes!r}"
         )
     _check_inputs(data.support_x, data.query_x)
     for name in ("support", "query"):
@@ -54,23 +54,23 @@ def check_structure(data: Observed) -> None:
 
 
 def fits(got: Sequence[int], shape: Sequence[int | None]) -> bool:
-    """Whether an input of shape `got` is one of *X = shape, in which None is any size."""
+    """Return whether the shape `got` of an input equals `shape`, in which None stands for any size."""
     return len(got) == len(shape) and all(size in (None, other) for size, other in zip(shape, got, strict=True))
 
 
 def words_of_shape(shape: Sequence[int | None]) -> str:
-    """*X for a message: [3, 84, 84], or [any]."""
+    """Return the shape of an input as text for a message: "[3, 84, 84]", or "[any]" for [None]."""
     return f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
 
 
 def check_inputs(data: Observed, shape: Sequence[int | None], like: Tensor | None, bytes_too: bool) -> None:
-    """Check that inputs have the shape, dtype and device of the learner.
+    """Check that the inputs of tasks have the shape, dtype and device that a learner needs.
 
     Args:
         data: the tasks.
-        shape: *X of the learner: the shape of an input of the backbone, or of its features if it is frozen.
-        like: a parameter with the dtype and device of the learner; None if it has no parameters.
-        bytes_too: whether inputs may be uint8, as for a backbone.
+        shape: shape of one input of the backbone, or of its features if the backbone is frozen.
+        like: a parameter with the dtype and device of the learner; None if the learner has no parameters.
+        bytes_too: whether inputs may also be uint8, which a backbone accepts.
 
     Raises:
         UsageError: inputs, or labels that are numbers, have another shape, dtype or device.
@@ -97,7 +97,7 @@ def check_inputs(data: Observed, shape: Sequence[int | None], like: Tensor | Non
 
 
 def _tensors(data: Observed) -> dict[str, Any]:
-    """The tensors by name, without optional tensors that are None."""
+    """Return the tensors of the tasks by name, without optional tensors that are None."""
     names = ("support_x", "support_y", "query_x", "query_y", "support_mask", "query_mask", "unknown_mask", "classes")
     present = {name: value for name in names if (value := getattr(data, name, None)) is not None}
     return present | {f"auxiliary['{name}']": value for name, value in data.auxiliary.items()}
@@ -121,7 +121,7 @@ def _check_inputs(support: Tensor, query: Tensor) -> None:
 
 
 def _check_labels(name: str, y: Tensor, shape: tuple[int, ...], num_classes: int) -> None:
-    """Check that labels are classes [T, N] of int64, or numbers [T, N] or [T, N, Y] of floating point."""
+    """Check that labels are int64 classes [T, N] (T tasks of N points), or floats [T, N] or [T, N, Y] (Y per point)."""
     form = f"[{shape[0]}, {shape[1]}{'' if num_classes else ', Y'}]"
     if tuple(y.shape[:2]) != shape or y.dim() > (2 if num_classes else 3):
         raise UsageError(
@@ -157,14 +157,14 @@ def _check_mask(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _check_unknown(unknown: Tensor, data: Observed) -> None:
-    """Check the mask of the queries of unknown classes. That they are masked is checked with the values."""
+    """Check shape and dtype of the mask of queries of unknown classes; `check_points` checks its values."""
     _check_mask("unknown_mask", unknown, tuple(data.query_x.shape[:2]))
     if not data.num_classes:
         raise UsageError("expected unknown_mask with labels that are classes, got numbers; leave unknown_mask out")
 
 
 def _check_tasks(tensors: dict[str, Tensor], num_tasks: int) -> None:
-    """Check that the first axis of every tensor is that of the tasks."""
+    """Check that the first axis of every tensor has the length `num_tasks`."""
     for name, value in tensors.items():
         if not value.dim() or value.shape[0] != num_tasks:
             raise UsageError(

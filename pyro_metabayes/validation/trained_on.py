@@ -1,4 +1,4 @@
-"""The range of the tasks that a learner was trained on, and a warning if a transductive guide is used on others."""
+"""The range of tasks that a learner was trained on, and a warning if a transductive guide is used outside of it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from pyro_metabayes.episodes import Observed
 from pyro_metabayes.errors import UnfamiliarTasks
 from pyro_metabayes.guide import Guide
 
-FACTOR = 2  # without a warning, the number of queries may be smaller or larger by this factor
-MARGIN = 0.1  # without a warning, largest_share may be larger by this much, about 3 sd of its mean over 16 tasks
+FACTOR = 2  # there is no warning if the number of queries is smaller or larger by at most this factor
+MARGIN = 0.1  # there is no warning if largest_share is larger by at most this much, 3 sd of its mean over 16 tasks
 
 Span = tuple[int, int]  # smallest and largest number
 
 
 @dataclass(frozen=True)
 class TaskRange:
-    """The range of a batch of tasks; `learner.trained_on = TaskRange.of(episodes)` records it for a learner.
+    """Range of way, shot, number of queries and class imbalance in a batch of tasks.
+
+    `learner.trained_on = TaskRange.of(episodes)` records the range of the training tasks of a learner.
 
     Attributes:
         way: number of classes; 0 if labels are numbers.
@@ -39,7 +41,7 @@ class TaskRange:
 
     @classmethod
     def of(cls, data: Observed) -> TaskRange:
-        """The range of the given tasks; labels and masks are read on the host."""
+        """Compute the range of a batch of tasks. This reads labels and masks on the host."""
         way, query_y = data.num_classes, getattr(data, "query_y", None)
         shots = _class_counts(data.support_y, data.support_mask, way) if way else data.support_mask.sum(1)
         share = None
@@ -50,7 +52,7 @@ class TaskRange:
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any] | None) -> TaskRange | None:
-        """The range in a checkpoint; None for a checkpoint without a range, as in earlier versions."""
+        """Return the range that was saved in a checkpoint; None for a checkpoint without a range (earlier versions)."""
         if saved is None:
             return None
         (least_shot, most_shot), (least_query, most_query) = saved["shot"], saved["query"]
@@ -63,7 +65,7 @@ class TaskRange:
         )
 
     def differences(self, met: TaskRange) -> list[str]:
-        """Descriptions of the respects in which other tasks, with the range `met`, are outside this range."""
+        """Describe in which respects tasks with the range `met` are outside this range; [] if they are inside."""
         found = []
         if met.way != self.way:
             found.append(f"{met.way} classes (trained on {self.way})")
@@ -78,12 +80,12 @@ class TaskRange:
 
 
 def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observed, level: int = 4) -> None:
-    """Warn if a transductive guide is used on tasks outside the range of its training, if that range is recorded.
+    """Warn if a transductive guide is used on tasks outside the range of its training tasks.
 
     Args:
-        guide: the guide.
-        trained_on: the range of its training tasks; None: not recorded.
-        data: the tasks.
+        guide: the guide; there is no warning for inductive guides.
+        trained_on: the range of its training tasks; None: not recorded, so there is no warning.
+        data: the tasks on which it is used.
         level: `stacklevel` of the warning; 4 is the caller of a function under torch.no_grad.
     """
     if trained_on is None or not guide.transductive:
@@ -99,7 +101,7 @@ def warn_if_unfamiliar(guide: Guide, trained_on: TaskRange | None, data: Observe
 
 
 def _class_counts(y: Tensor, mask: Tensor, way: int) -> Tensor:
-    """Number of unmasked points of each class [T, C]."""
+    """Count the unmasked points of each of `way` classes in each of T tasks [T, way]."""
     return ((y.unsqueeze(-1) == torch.arange(way, device=y.device)) & mask.unsqueeze(-1)).sum(1)
 
 

@@ -1,4 +1,4 @@
-"""Checks of the values of a batch of tasks, which synchronise with the host: class range, and finite numbers."""
+"""Checks of the values of a batch of tasks (class range, finite numbers), which synchronise with the host."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pyro_metabayes.validation.structure import check_inputs
 
 
 def validate(data: object, model: nn.Module, num_features: int | None) -> None:
-    """Check inputs and values if Pyro's validation is on, as in the first step of a training.
+    """Check inputs and values of tasks if Pyro's validation is on, as in the first step of a training.
 
     Args:
         data: the tasks, with features as inputs; objects of other classes than Observed are not checked.
-        model: the model, whose parameters have the dtype and the device of the tasks.
-        num_features: D; None: not checked.
+        model: the model; the tasks must have the dtype and device of its parameters.
+        num_features: number of features of an input; None: not checked.
 
     Raises:
         UsageError: the inputs do not fit the model, a class is out of range, or a number is not finite.
@@ -31,14 +31,14 @@ def validate(data: object, model: nn.Module, num_features: int | None) -> None:
 
 
 def check_points(data: Observed) -> None:
-    """Check that every task has the points that it needs; masks are read on the host.
+    """Check that every task has unmasked queries and support points. This reads the masks on the host.
 
-    Episodes need an unmasked query in each task. A classification task needs an unmasked support point, unless the
-    whole batch has no support points (S = 0). A class without support points is allowed; its class mean is 0.
+    Every task of Episodes needs an unmasked query. Every classification task needs an unmasked support point, unless
+    the whole batch has no support points. A class without support points is allowed; its class mean is 0.
 
     Raises:
-        UsageError: all queries or all support points of a task are masked; with unknown_mask also: a task has no query
-            of an unknown class, or such a query counts as one with a label.
+        UsageError: all queries or all support points of a task are masked; or, with unknown_mask, a task has no query
+            of an unknown class, or such a query is not masked in query_mask.
     """
     if data.query_x.is_meta:
         return
@@ -60,7 +60,7 @@ def _check_unknown(unknown: Tensor, labelled: Tensor) -> None:
     if both := int((unknown & labelled).sum()):
         raise UsageError(
             f"expected queries of unknown classes (unknown_mask) to be masked in query_mask, since they have no label, "
-            f"got {both} that are not; pass query_mask & ~unknown_mask"
+            f"got {both} unmasked ones; pass query_mask & ~unknown_mask as query_mask"
         )
     if empty := int((~unknown).all(1).sum()):
         raise UsageError(
@@ -70,12 +70,14 @@ def _check_unknown(unknown: Tensor, labelled: Tensor) -> None:
 
 
 def check_values(data: Observed, model: object) -> None:
-    """Check that classes are in range and numbers are finite, also for masked points, since 0 times NaN is NaN.
+    """Check that class labels are in range and numbers are finite.
+
+    Masked points are checked too, since a mask does not remove NaN: 0 times NaN is NaN.
 
     Args:
         data: the tasks, whose values are read on the host.
-        model: the model. If it also predicts classes of the training (base classes), a query label may be one of them;
-            they are numbered after the classes of the task.
+        model: the model. If it also predicts base classes of the training, a query label may be a base class; base
+            classes are numbered after the classes of the task.
 
     Raises:
         UsageError: a class is out of range, or a number is not finite.
@@ -91,7 +93,7 @@ def check_values(data: Observed, model: object) -> None:
 
 
 def _wrong(data: Observed, name: str, most: dict[str, int]) -> Tensor | None:
-    """Mask of the invalid values of a tensor; None for uint8, and if there is no such tensor."""
+    """Return a mask of the invalid values of a tensor; None for uint8 inputs, and if the tensor does not exist."""
     values = getattr(data, name, None)
     if values is None:
         return None
@@ -102,7 +104,7 @@ def _wrong(data: Observed, name: str, most: dict[str, int]) -> Tensor | None:
 
 def _message(name: str, wrong: Tensor, most: int) -> str:
     if wrong.is_floating_point():
-        return f"expected finite values in {name}, also for masked points, got NaN or infinity in {len(wrong)}"
+        return f"expected finite values in {name}, also for masked points, got NaN or infinity in {len(wrong)} entries"
     return (
         f"expected classes from 0 to {most - 1} in {name}, also for masked points, got {wrong.unique()[:5].tolist()}; "
         "number the classes of each task 0, 1, ..., or set num_classes"

@@ -1,1 +1,1 @@
-"""Steps on the queries of a task whose rules are networks of statistics of the task."""
+"""An amortized transductive classifier: steps on the queries of a task whose update rules are learned networks."""

@@ -1,4 +1,4 @@
-"""A network that assigns the queries of a task to its classes, for any number of classes, shots and queries."""
+"""A network that assigns the queries of a task to classes, for any number of classes, shots and queries."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-OPEN = 2.0  # initial logit of the weight of a query
+OPEN = 2.0  # logit of the weight of a query before training
 
 
-Affine = tuple[Tensor, Tensor]  # factor and term of each channel
+Affine = tuple[Tensor, Tensor]  # factor and additive term of each channel
 
 
 class Modulation(nn.Module):
-    """Factor and term of each of `width` channels from the context [T, K] of a task; 1 and 0 before training.
+    """Network that computes a factor and an additive term for each hidden channel from the statistics of a task (FiLM).
 
-    Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
+    Before training all factors are 1 and all terms 0. (Perez et al., "FiLM: Visual Reasoning with a General
+    Conditioning Layer", AAAI 2018.)
+
+    Args:
+        num_context: number of statistics of a task.
+        width: number of channels.
     """
 
     def __init__(self, num_context: int, width: int) -> None:
@@ -23,13 +28,13 @@ class Modulation(nn.Module):
         self.network = zero_network(num_context, 2 * width)
 
     def forward(self, context: Tensor) -> Affine:
-        """Factor and term, each [T, 1, 1, H]."""
+        """Compute factor and term, each [T, 1, 1, width], from the statistics of T tasks [T, num_context]."""
         factor, term = self.network(context)[:, None, None].chunk(2, -1)
         return 1 + factor, term
 
 
 def zero_network(num_inputs: int, num_outputs: int, width: int = 32) -> nn.Sequential:
-    """Linear-tanh-linear whose output is 0 before training."""
+    """Construct a network Linear-Tanh-Linear whose output is 0 before training."""
     last = nn.Linear(width, num_outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
@@ -37,16 +42,17 @@ def zero_network(num_inputs: int, num_outputs: int, width: int = 32) -> nn.Seque
 
 
 class AssignmentNetwork(nn.Module):
-    """From channels of every pair of a query and a class to a term of its logit, and to a weight of the query.
+    """Network that computes a correction of the logit of each query and class, and a weight of each query.
 
-    Two hidden layers, each a map of the channels of a pair that is shared by all pairs and modulated by the context of
-    the task. The first layer also receives the mean over classes; the second one also the differences from the means
-    over classes and over queries. The term is equivariant, and the weight invariant, under permutations of the classes;
-    both are equivariant under permutations of the queries. Before training the term is 0.
+    The inputs are channels (numbers) of each pair of a query and a class. Each of the two hidden layers is a map of the
+    channels of a pair, shared by all pairs and modulated by statistics of the task (`Modulation`). The first layer also
+    receives the mean over classes, the second layer also the differences from the means over classes and over queries.
+    A permutation of the classes permutes the corrections and does not change the weights; a permutation of the queries
+    permutes both. Before training the corrections are 0.
 
     Args:
-        num_channels: F.
-        num_context: K.
+        num_channels: number of input channels.
+        num_context: number of statistics of a task.
         width: number of hidden channels.
     """
 
@@ -64,16 +70,19 @@ class AssignmentNetwork(nn.Module):
         nn.init.constant_(self.weight.bias, OPEN)
 
     def modulated_by(self, context: Tensor) -> list[Affine]:
-        """The modulations of both layers, which are the same in every step; context [T, K]."""
+        """Compute the modulations of both layers from statistics of T tasks [T, num_context], once for all steps."""
         return [modulation(context) for modulation in self.modulations]
 
     def forward(self, channels: Tensor, modulations: list[Affine], shares: Tensor) -> tuple[Tensor, Tensor]:
-        """Terms [T, Q, C] and weights [T, Q, 1] in (0, 1).
+        """Compute the corrections of the logits, and the weights of the queries.
 
         Args:
-            channels: [T, Q, C, F].
-            modulations: those of `modulated_by`.
-            shares: weight of each query in a mean over the queries [T, Q], 0 for masked ones.
+            channels: inputs for Q queries and C classes of T tasks [T, Q, C, num_channels].
+            modulations: the result of `modulated_by`.
+            shares: weight of each query in a mean over the queries [T, Q], 0 for masked queries.
+
+        Returns:
+            Corrections [T, Q, C], and weights [T, Q, 1] in (0, 1).
         """
         first = self.inputs(channels) + self.of_mean(channels.mean(2, keepdim=True))
         (factor, term), (next_factor, next_term) = modulations

@@ -1,4 +1,4 @@
-"""Steps of expectation maximisation on the queries of a task, with a network in place of the closed E-step."""
+"""Steps of expectation maximisation on the queries of a task, with a network in place of the E-step."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from pyro_metabayes.transductive.amortized.task_in_context import IN_A_STEP, NUM
 
 NUM_CHANNELS, NUM_CHANGES = 8, 6
 AT_THE_END = 40  # Sinkhorn iterations
-LEAST_LOG = -12.0  # of an assignment, as an input of the network
+LEAST_LOG = -12.0  # lower bound on the logarithm of an assignment, as an input of the network
 
 
 class Directions(NamedTuple):
-    """A linear classifier: directions [T, C, D] and offsets [T, C] of its logits."""
+    """Linear classifier of T tasks: directions [T, C, D] and offsets [T, C] of the logits of C classes, D features."""
 
     directions: Tensor
     offsets: Tensor
 
 
 class AmortizedSteps(nn.Module):
-    """m^K, and the logits s cos(m_c^K, x_i) + beta log(C pi_c) + b_c, from class means m^0 after K steps of
+    """Refinement of class means by K learned steps on the queries x_i, from the class means m^0 of the support set:
 
-        z_i, g_i = E-step network(channels of query i; context),
+        z_i, g_i = E-step network(inputs of query i; statistics of the task),
         m_c <- (1 - rho) m_c + rho (kappa sqrt(n_c) m_c^0 + sum_i g_i z_ic x_i) / (kappa sqrt(n_c) + sum_i g_i z_ic).
 
-    z_i is a softmax over classes, g_i in (0, 1) the weight of a query, pi the mean of the z_i, n_c the shots. kappa,
-    rho, beta and s are functions of the context. b projects the mean prediction on equal shares of the classes
-    (Sinkhorn) in tasks that are known to be balanced, whose pi is left out; else b = 0.
+    z_i is the soft assignment of query i to the C classes, g_i in (0, 1) its weight, and n_c the number of support
+    points of class c. The logits are s cos(m_c, x_i) + beta log(C pi_c) + b_c, where pi is the mean of the z_i. kappa,
+    rho, beta and s are learned functions of the statistics of the task. In tasks that are known to be balanced, pi is
+    omitted and b is Sinkhorn's projection to equal class shares; otherwise b = 0.
 
     Args:
-        width: channels of the E-step network per pair of query and class.
+        width: number of hidden channels of the E-step network per pair of a query and a class.
     """
 
     def __init__(self, width: int) -> None:
@@ -48,24 +49,24 @@ class AmortizedSteps(nn.Module):
         self.temperature = zero_network(NUM_CONTEXT + NUM_CHANGES, 1)
 
     def forward(self, observed: Observed, num_steps: int, known: Tensor | None = None) -> Directions:
-        """The classifier after `num_steps` steps.
+        """Compute the classifier after `num_steps` steps.
 
         Args:
-            observed: the tasks, with features of unit length.
-            num_steps: K.
-            known: 1 for tasks whose queries are known to be balanced, else 0 [T]; None: of no task.
+            observed: T tasks, with features of unit length.
+            num_steps: number of steps.
+            known: 1 for tasks whose queries are known to be balanced, else 0 [T]; None: no task is known to be.
         """
         task = Task.of(observed, known)
         *_, last = self._states(task, num_steps)
         return self._directions(task, last)
 
     def path(self, observed: Observed, num_steps: int, known: Tensor | None = None) -> list[Directions]:
-        """The classifiers after 0, 1, ..., `num_steps` steps; arguments as in `forward`."""
+        """Compute the classifiers after 0, 1, ..., `num_steps` steps. The arguments are those of `forward`."""
         task = Task.of(observed, known)
         return [self._directions(task, state) for state in self._states(task, num_steps)]
 
     def _states(self, task: Task, num_steps: int) -> Iterator[State]:
-        """The states after 0, ..., num_steps steps."""
+        """Yield the states after 0, 1, ..., num_steps steps."""
         points = task.points
         rates = _rates(self.rates(task.context))
         modulations, affinities = self.e_step.modulated_by(task.context), points.affinities(rates.sharpness)
@@ -87,7 +88,7 @@ class AmortizedSteps(nn.Module):
             yield state
 
     def _directions(self, task: Task, state: State) -> Directions:
-        """The classifier of a state, whose temperature depends on the context and on the last step."""
+        """Compute the classifier of a state; its temperature depends on task statistics and the last step."""
         changes = _changes(task.points, state)
         temperature = self.temperature(torch.cat((task.context, changes), -1)).exp().unsqueeze(-1)
         scale, offsets = state.rates.scale * temperature, state.rates.of_shares * state.bias
@@ -97,26 +98,25 @@ class AmortizedSteps(nn.Module):
 
 
 class Rates(NamedTuple):
-    """Functions of the context, each [T, 1, 1]."""
+    """Learned parameters of the steps for each of T tasks, each [T, 1, 1]; symbols as in `AmortizedSteps`."""
 
-    scale: Tensor  # s of the assignments
-    of_shares: Tensor  # beta
-    of_support: Tensor  # kappa
-    step: Tensor  # rho
-    sharpness: Tensor  # of the affinities between points
+    scale: Tensor  # s, inverse temperature of the assignments
+    of_shares: Tensor  # beta, weight of the log class shares
+    of_support: Tensor  # kappa, weight of the support set
+    step: Tensor  # rho, step size
+    sharpness: Tensor  # inverse temperature of the affinities between points
 
 
 class State(NamedTuple):
-    """After a step: means [T, C, D], their cosines with the queries [T, Q, C] and lengths [T, C], log class shares
-    [T, 1, C], Sinkhorn's class term [T, 1, C], and the assignments by cosines before the step [T, Q, C]."""
+    """State after a step, for T tasks with Q queries, C classes and D features."""
 
     rates: Rates
-    means: Tensor
-    cosines: Tensor
-    lengths: Tensor
-    bias: Tensor
-    term: Tensor | None
-    before: Tensor | None
+    means: Tensor  # class means [T, C, D]
+    cosines: Tensor  # cosines of the class means with the queries [T, Q, C]
+    lengths: Tensor  # lengths of the class means [T, C]
+    bias: Tensor  # log class shares [T, 1, C]
+    term: Tensor | None  # Sinkhorn's class term [T, 1, C]
+    before: Tensor | None  # soft assignments by the cosines before the step [T, Q, C]
 
 
 def _rates(raw: Tensor) -> Rates:
@@ -131,7 +131,7 @@ def _rates(raw: Tensor) -> Rates:
 
 
 def _m_step(task: TaskGeometry, rates: Rates, means: Tensor, weights: Tensor) -> Tensor:
-    """The next means [T, C, D]; weights g_i z_ic [T, Q, C]."""
+    """Compute the class means after a step from the weights g_i z_ic of the queries (`AmortizedSteps`)."""
     weights = (weights * task.mask.unsqueeze(-1)).mT
     support = rates.of_support * task.counts.sqrt().unsqueeze(-1)  # [T, C, 1]
     target = (support * task.means + weights @ task.x) / (support + weights.sum(-1, keepdim=True)).clamp(min=1e-6)
@@ -139,7 +139,7 @@ def _m_step(task: TaskGeometry, rates: Rates, means: Tensor, weights: Tensor) ->
 
 
 def _channels(task: TaskGeometry, logits: Tensor, prior: Tensor, bias: Tensor, affinities: Tensor) -> Tensor:
-    """The inputs of the E-step network [T, Q, C, NUM_CHANNELS]."""
+    """Compute the inputs of the E-step network for Q queries and C classes of T tasks [T, Q, C, NUM_CHANNELS]."""
     centred = logits - task.mean(logits)
     spread = task.mean(centred.square()).clamp(min=1e-2).sqrt()
     shots = task.counts.clamp(min=1).log()
@@ -158,7 +158,10 @@ def _channels(task: TaskGeometry, logits: Tensor, prior: Tensor, bias: Tensor, a
 
 
 def _changes(task: TaskGeometry, state: State) -> Tensor:
-    """How sure the assignments are and how far the last step moved them [T, NUM_CHANGES], for the temperature."""
+    """Compute statistics of T tasks [T, NUM_CHANGES]: certainty of the assignments, and their change by the last step.
+
+    They are inputs of the network that computes the temperature.
+    """
     logits, cosines = state.rates.scale * state.cosines, state.cosines
     way = logits.shape[-1]
     log_probs = logits.log_softmax(-1)

@@ -1,4 +1,4 @@
-"""Statistics of a task that determine how far its support set and its queries can be trusted."""
+"""Statistics of a task that say how informative its support set and its queries are."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from pyro_metabayes.transductive.assignments import masked_mean
 
 NUM_STATISTICS = 11
 NEIGHBOURS = 4
-FAR = -2.0  # below every cosine
+FAR = -2.0  # less than every cosine
 
 
 def task_context(cosines: Tensor, between: Tensor, lengths: Tensor, counts: Tensor, mask: Tensor) -> Tensor:
-    """Statistics of unit-length features [T, NUM_STATISTICS], each of the order of 1, whatever their dimension.
+    """Compute statistics of each task from features of unit length, each of the order of 1 for any number of features.
 
-    Way, mean and spread of the log shots, queries per class, effective dimension (absolute, and relative to the number
-    of queries), squared length of the class means, cosine of the queries with their nearest class mean and its distance
-    to the second, mean cosine with the nearest queries, spread of the cosines.
+    The statistics are way, mean and sd of the log shots, queries per class, effective dimension (absolute, and relative
+    to the number of queries), squared length of the class means, cosine of the queries with their nearest class mean,
+    difference of this cosine from that with the second nearest mean, mean cosine of a query with its nearest queries,
+    and spread of the cosines with class means.
 
     Args:
-        cosines: of queries and class means of the support set [T, Q, C].
-        between: cosines of queries [T, Q, Q].
-        lengths: of the class means [T, C].
-        counts: support points of each class [T, C].
-        mask: of the queries [T, Q].
+        cosines: cosines of Q queries with the class means of C classes in T tasks [T, Q, C].
+        between: cosines between the queries [T, Q, Q].
+        lengths: lengths of the class means [T, C].
+        counts: number of support points of each class [T, C].
+        mask: [T, Q], False for masked queries.
+
+    Returns:
+        Tensor [T, NUM_STATISTICS].
     """
     queries = mask.sum(-1).clamp(min=1).to(cosines.dtype)
     way = cosines.shape[-1]
@@ -53,7 +57,10 @@ def task_context(cosines: Tensor, between: Tensor, lengths: Tensor, counts: Tens
 
 
 def _nearest(between: Tensor, mask: Tensor) -> Tensor:
-    """Mean cosine [T] of each query with its NEIGHBOURS nearest others; 0 for a task of one query."""
+    """Compute the mean cosine [T] of the queries of each of T tasks with their NEIGHBOURS nearest other queries.
+
+    It is 0 for a task with one query.
+    """
     own = torch.eye(between.shape[-1], dtype=torch.bool, device=between.device)
     other = mask.unsqueeze(-1) & mask.unsqueeze(-2) & ~own
     best = between.masked_fill(~other, FAR).topk(min(NEIGHBOURS, between.shape[-1]), -1).values

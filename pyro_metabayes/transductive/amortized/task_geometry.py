@@ -1,4 +1,4 @@
-"""The points of a task as a transductive classifier by class means needs them, computed once per task."""
+"""Inner products, labels and class means of a task, computed once for all steps of a transductive classifier."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from torch.nn.functional import one_hot
 from pyro_metabayes.episodes import Observed, class_means
 
 NUM_FRAME = 3  # statistics of backbone=task_frame
-LEAST_LENGTH = 1e-4  # of a class mean, so that its direction is finite
+LEAST_LENGTH = 1e-4  # lower bound on the length of a class mean, so that its direction is finite
 LEAST_PROBABILITY = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
 class TaskGeometry:
-    """Points of unit length, labels and inner products.
+    """Points, labels and inner products of T tasks: S support points, Q queries, C classes, D features of unit length.
 
-    x: queries [T, Q, D].
-    mask: [T, Q].
-    shares: weight of each query in a mean over the queries [T, Q].
-    labels: one-hot labels of the support points [T, S, C], 0 for masked ones.
-    means: class means of the support set [T, C, D].
-    counts: support points of each class [T, C].
-    inner: inner products of the queries with all points, support first [T, Q, S + Q].
+    Attributes:
+        x: queries [T, Q, D].
+        mask: [T, Q], False for masked queries.
+        shares: weight of each query in a mean over the queries [T, Q].
+        labels: one-hot labels of the support points [T, S, C], 0 for masked points.
+        means: class means of the support set [T, C, D].
+        counts: number of support points of each class [T, C].
+        inner: inner products of the queries with all points, support points first [T, Q, S + Q].
     """
 
     x: Tensor
@@ -53,22 +54,30 @@ class TaskGeometry:
 
     @property
     def between(self) -> Tensor:
-        """Inner products of the queries [T, Q, Q]."""
+        """Inner products between the Q queries of each of T tasks [T, Q, Q]."""
         return self.inner[..., self.labels.shape[1] :]
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over the unmasked queries [T, 1, V] of values [T, Q, V]."""
+        """Compute the mean over the unmasked queries [T, 1, V] of V values of Q queries of T tasks [T, Q, V]."""
         return self.shares.unsqueeze(1) @ values
 
     def cosines(self, means: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines of the queries with means [T, C, D]: [T, Q, C], and the lengths of the means [T, C]."""
+        """Compute the cosines of the Q queries of T tasks with class means of D features, and the lengths.
+
+        Returns:
+            Cosines [T, Q, C] and lengths of the means [T, C], for C classes.
+        """
         length = means.norm(dim=-1).clamp(min=LEAST_LENGTH)
         return self.x @ means.mT / length.unsqueeze(1), length
 
     def affinities(self, sharpness: Tensor) -> Tensor:
-        """Softmax over the other points of sharpness times their inner products with each query [T, Q, S + Q].
+        """Compute the softmax, over all other points of a task, of sharpness times their inner products with a query.
 
-        sharpness: [T, 1, 1].
+        Args:
+            sharpness: inverse temperature of each of T tasks [T, 1, 1].
+
+        Returns:
+            Tensor [T, Q, S + Q] for Q queries; the S support points come first.
         """
         size = self.mask.shape[1]
         own = torch.eye(size, dtype=torch.bool, device=self.x.device)
@@ -79,20 +88,25 @@ class TaskGeometry:
         return self.mask.unsqueeze(1) & ~own
 
     def log_labels_nearby(self, affinities: Tensor, assignments: Tensor) -> Tensor:
-        """Log of the mean label of the other points, weighted by their affinities [T, Q, C].
+        """Compute the log of the mean label of the other points, weighted by their affinities to each query.
 
-        assignments: of the queries [T, Q, C]; the support points have their labels.
+        Args:
+            affinities: the result of `affinities`, [T, Q, S + Q].
+            assignments: soft assignments of Q queries to C classes [T, Q, C], used as their labels.
+
+        Returns:
+            Tensor [T, Q, C].
         """
         return (affinities @ torch.cat((self.labels, assignments), 1)).clamp(min=LEAST_PROBABILITY).log()
 
 
 def support_labels(observed: Observed) -> Tensor:
-    """One-hot labels of the support points [T, S, C], in the dtype of the inputs; 0 for masked points."""
+    """Return one-hot labels of S support points for C classes in T tasks [T, S, C]; 0 for masked points."""
     labels = one_hot(observed.support_y, observed.num_classes) * observed.support_mask.unsqueeze(-1)
     return labels.to(observed.support_x.dtype)
 
 
 def frame_statistics(observed: Observed) -> Tensor:
-    """What backbone=task_frame says of each task [T, NUM_FRAME]; 0 with another backbone."""
+    """Return the statistics of T tasks from backbone=task_frame [T, NUM_FRAME]; 0 with another backbone."""
     frame = observed.auxiliary.get("frame")
     return observed.query_x.new_zeros(observed.num_tasks, NUM_FRAME) if frame is None else frame

@@ -1,4 +1,4 @@
-"""A batch of tasks with the statistics on which a network depends, and what is known of their class marginals."""
+"""A batch of tasks with the statistics that the networks use, and the knowledge about their class marginals."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pyro_metabayes.transductive.amortized.task_geometry import NUM_FRAME, TaskG
 from pyro_metabayes.transductive.assignments import LEAST_SHARE
 from pyro_metabayes.transductive.sinkhorn import class_term
 
-NUM_CONTEXT = NUM_STATISTICS + NUM_FRAME + 1  # and whether the queries are known to be balanced
+NUM_CONTEXT = NUM_STATISTICS + NUM_FRAME + 1  # the last: whether the queries are known to be balanced
 IN_A_STEP = 10  # Sinkhorn iterations
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Points of tasks, their context, and assignments that agree with what is known of the class marginal.
+    """Points and statistics of T tasks, with assignments of the queries that agree with a known class marginal.
 
     Attributes:
-        points: geometry of the points.
+        points: inner products, labels and class means of the points.
         context: statistics of the tasks [T, NUM_CONTEXT].
-        known: 1 for tasks whose queries are known to be balanced, else 0 [T]; None: of no task.
+        known: 1 for tasks whose queries are known to be balanced, else 0 [T]; None: no task is known to be.
     """
 
     points: TaskGeometry
@@ -41,18 +41,21 @@ class Task:
         return cls(points, torch.cat((statistics, frame_statistics(observed), is_known), -1), known)
 
     def term(self, logits: Tensor, iterations: int, start: Tensor | None) -> Tensor | None:
-        """Sinkhorn's class term [T, 1, C] of tasks that are known to be balanced, 0 of the others."""
+        """Compute Sinkhorn's class term [T, 1, C] for tasks that are known to be balanced; it is 0 for other tasks.
+
+        T is the number of tasks, C of classes. The result is None if no task is known to be balanced.
+        """
         if self.known is None:
             return None
         term = class_term(logits, self.points.mask, num_iterations=iterations, start=start)
         return term * self.known[:, None, None]
 
     def assigned(self, log_odds: Tensor) -> Tensor:
-        """Assignments [T, Q, C], in agreement with the known marginal."""
+        """Compute soft assignments [T, Q, C] of Q queries of T tasks to C classes, uniform on average if balanced."""
         term = self.term(log_odds, IN_A_STEP, None)
         return (log_odds if term is None else log_odds + term).softmax(-1)
 
     def log_shares(self, assignments: Tensor) -> Tensor:
-        """log(C pi) [T, 1, C]; 0 for tasks that are known to be balanced."""
+        """Compute log(C pi) [T, 1, C] for class shares pi of C classes in T tasks; 0 for tasks known to be balanced."""
         log_shares = (assignments.shape[-1] * self.points.mean(assignments).clamp(min=LEAST_SHARE)).log()
         return log_shares if self.known is None else log_shares * (1 - self.known[:, None, None])
