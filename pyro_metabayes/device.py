@@ -58,6 +58,11 @@ def count_of(kind: str) -> int:
     return module.device_count() if module.is_available() else 0
 
 
+def on_host(values: Tensor) -> bool:
+    """Whether reading a value waits for no accelerator and is no obstacle to tracing (torch.compile, torch.export)."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def as_double(values: Tensor) -> Tensor:
     """The values in float64, on the CPU if their device has no float64."""
     return values.to("cpu" if values.device.type in WITHOUT_FLOAT64 else values.device, torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Size, Tensor, nn
 from pyro_metabayes.distributions.latin_square import LatinSquare
 from pyro_metabayes.specification.recorded import Recorded
 
+Outputs = Callable[[Tensor], Tensor]
 Pullback = Callable[[Tensor], Tensor]
 
 
@@ -26,8 +28,9 @@ class Head(Recorded, nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "outputs" in vars(cls) and "outputs_of_draws" not in vars(cls):  # an inherited one is of other outputs
-            cls.outputs_of_draws = Head.outputs_of_draws  # type: ignore[method-assign]
+        for name in ("outputs_at", "outputs_of_draws"):
+            if "outputs" in vars(cls) and name not in vars(cls):  # an inherited one is of other outputs
+                setattr(cls, name, vars(Head)[name])
 
     def num_weights(self, num_features: int) -> int:
         """W, the number of weights of one class, for D features."""
@@ -62,13 +65,18 @@ class Head(Recorded, nn.Module):
         """Logits, and their vector-Jacobian product: a function from a cotangent [..., T, N, C] to one of w."""
         raise NotImplementedError
 
-    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-        """Logits [L, T, N, C] of the draws of a Latin square (`DrawsOutputs`); a head overrides it to save products.
+    def outputs_at(self, w: Tensor) -> Outputs:
+        """The function x -> outputs(w, x) (`FixesWeights`); a head overrides it to compute what w determines once."""
+        return partial(self.outputs, w)
+
+    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
+        """The function x -> logits [L, T, N, C] of the draws of a Latin square (`DrawsOutputs`).
+
+        A head overrides it to save products.
 
         Args:
             loc: [T, C, W].
             noise: [T, G, M, W], G = 1 or C.
             square: assigns noise to the classes of each draw.
-            x: features [T, N, D].
         """
-        return self.outputs(square.draws(loc[:, None, None] + square.odd(noise)), x)
+        return self.outputs_at(square.draws(loc[:, None, None] + square.odd(noise)))

@@ -13,6 +13,8 @@ from torch.nn import functional
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.inference.cholesky import cholesky
 
+SHORTEST = 1e-12  # a shorter vector is not scaled to unit length, as in torch.nn.functional.normalize
+
 
 class Coordinates:
     """Coordinates in which points have the inner products k(x_i, x_j) of `task_frame` with the M support points:
@@ -32,32 +34,41 @@ class Coordinates:
 
     def __init__(self, x: Tensor, gram: Tensor, settings: tuple[Tensor, Tensor], mask: Tensor, jitter: float) -> None:
         self._x, self._jitter = x, jitter
-        self._share, self._ridge = settings
+        share, ridge = settings
         identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        self._whitening = cholesky(gram + self._ridge * identity)
-        scaled, length = self._whitened(gram, gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1))
-        self._length = length.mT
-        kernel = self._kernel(gram, scaled)
+        self._inverse = torch.cholesky_solve(identity, cholesky(gram + ridge * identity))
+        whitened, length = self._whitened(gram, gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1))
+        self._plain, self._scale = 1 - share, share * ridge * length.mT
+        kernel = self._kernel(gram, whitened)
         kernel = (kernel + kernel.mT) / 2
         self._factor = cholesky(kernel + torch.diag_embed(jitter + 1 - mask.squeeze(-1)))
         self.support = functional.pad(self._factor * mask, (0, 1))
 
-    def of(self, x: Tensor) -> Tensor:
-        """Coordinates [T, N, M + 1] of other points [T, N, D], of unit length or 0."""
-        inner, square = x @ self._x.mT, x.square().sum(-1, keepdim=True)
+    def of(self, x: Tensor, directed: Tensor) -> Tensor:
+        """Coordinates [T, N, M + 1] of other points at unit length.
+
+        The products of the points are scaled in place of the points, which are larger.
+
+        Args:
+            x: points [T, N, D] of any length.
+            directed: [T, N, 1], false for points without a direction, whose coordinates are 0.
+        """
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = directed / length.clamp(min=SHORTEST)
+        inner, square = (x @ self._x.mT) * scale, (length * scale).square()
         kernel = self._kernel(inner, self._whitened(inner, square)[0])
         along = torch.linalg.solve_triangular(self._factor, kernel.mT, upper=False).mT
         left = (1 + self._jitter) * square - along.square().sum(-1, keepdim=True)
         return torch.cat((along, left.clamp(min=0).sqrt()), -1)
 
     def _whitened(self, inner: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        """x . (X^T X + lambda I)^-1 X^T times lambda / l [T, N, M], and 1 / l, l the length of x in that product."""
-        solved = torch.cholesky_solve(inner.mT, self._whitening).mT
+        """x . (X^T X + lambda I)^-1 X^T / l [T, N, M], and 1 / l, with l^2 = lambda x . (X^T X + lambda I)^-1 x."""
+        solved = inner @ self._inverse
         length = (square - (solved * inner).sum(-1, keepdim=True)).clamp(min=1e-8).rsqrt()
-        return self._ridge * solved * length, length
+        return solved * length, length
 
     def _kernel(self, inner: Tensor, whitened: Tensor) -> Tensor:
-        return (1 - self._share) * inner + self._share * whitened * self._length
+        return torch.addcmul(self._plain * inner, self._scale, whitened)
 
 
 class SupportFrame:
@@ -85,5 +96,5 @@ class SupportFrame:
     def embed(self, x: Tensor) -> Tensor:
         """Features [T, Q, S + 1] of query inputs [T, Q, D]."""
         x = self._unit(x)
-        directed = (x != 0).any(-1, keepdim=True)
-        return self._coordinates.of(functional.normalize(x - self._shrunk, dim=-1) * directed)
+        directed = torch.linalg.vector_norm(x, dim=-1, keepdim=True) > 0
+        return self._coordinates.of(x - self._shrunk, directed)

@@ -99,6 +99,11 @@ class EncodedSupport:
         """Whether the posterior depends on the queries, so that it is computed for each query set."""
         return self._once is None
 
+    def fix_weights(self) -> None:
+        """Draws w, and computes what the draws determine, before the first call of `at`, if the posterior is fixed."""
+        if self._once is not None:
+            _ = self._once.draws[0].outputs
+
     def at(self, queries: Tensor) -> Answer:
         """Return the approximate posterior, computed now if it depends on the queries, and the features of the queries.
 
