@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 
 from benchmarks.measure import Row, Way, rows_of, time_interleaved
-from benchmarks.setting import STEPS, WAY, Size, Tasks, learner, tasks
+from benchmarks.setting import QUERY, STEPS, WAY, Size, Tasks, learner, tasks
 from benchmarks.sib_raw import RawSib
 from pyro_metabayes import MetaLearner
 from pyro_metabayes.evaluation.evaluate import score_batch
@@ -17,7 +20,12 @@ REFERENCE_SECONDS = 0.82e-3  # of a task on the machine and in the hour in which
 
 def rows(size: Size) -> list[Row]:
     (number,) = size.tasks(32)
-    return [*_predictions(tasks(number, features=FEATURES), size), *_scores(size), *_one_task(size)]
+    return [
+        *_predictions(tasks(number, features=FEATURES), size),
+        *_scores(size),
+        *_one_task(size),
+        *_encoded_task(size),
+    ]
 
 
 def sib(posterior: str, network: str = "ordered", prior: str = "Gaussian") -> MetaLearner:
@@ -77,6 +85,31 @@ def _one_task(size: Size) -> list[Row]:
     goal = f"<= {1e-3 / REFERENCE_SECONDS:.2f} (1 ms)"
     case = f"learner.predict of one task, D={FEATURES}"
     return rows_of(case, seconds, {drawn: REFERENCE, delta: REFERENCE}, {drawn: goal})
+
+
+def _encoded_task(size: Size) -> list[Row]:
+    """`predict` of a task whose support set is encoded once, for guides whose posterior does not depend on queries."""
+    data = tasks(1, features=FEATURES)
+    support = data.support.flatten(1, 2)[0].numpy(), data.episodes.support_y[0].numpy()
+    query = data.query[0].numpy()
+    ways: dict[str, Way] = {REFERENCE: reference(data)}
+    for name, built in _inductive().items():
+        ways[name] = partial(built.task(*support, OF_PREDICT).predict, query)
+    seconds = time_interleaved(ways, size.rounds(40), 1 if size.toy else 10)
+    goals = dict.fromkeys(list(ways)[1:], f"<= {0.4e-3 / REFERENCE_SECONDS:.2f} (0.4 ms)")
+    case = f"learner.task(...).predict, {WAY * QUERY} queries, D={FEATURES}"
+    return rows_of(case, seconds, dict.fromkeys(goals, REFERENCE), goals)
+
+
+def _inductive() -> dict[str, MetaLearner]:
+    """Learners that encode the support set once, by the name of the row."""
+    shared: dict[str, Any] = {"objective": "elbo", "input_shape": [FEATURES], "num_classes": WAY}
+    points = {guide: MetaLearner.build("identity", guide, prior="flat", **shared) for guide in ("proto", "maml")}
+    drawn = {
+        f"{guide}, {prior} prior, {OF_PREDICT} draws": MetaLearner.build("identity", guide, prior=prior, **shared)
+        for guide, prior in (("mc", "gaussian"), ("savi", "conditional"))
+    }
+    return points | drawn | {"inductive, which ships": MetaLearner.pretrained("inductive")}
 
 
 def reference(data: Tasks) -> Way:

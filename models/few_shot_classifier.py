@@ -12,7 +12,7 @@ import pyro_metabayes
 from pyro_metabayes.distributions.latin_square import LatinSquare
 from pyro_metabayes.episodes import Observed, class_means
 from pyro_metabayes.errors import UsageError
-from pyro_metabayes.models.heads import Head
+from pyro_metabayes.models.heads import Head, Outputs
 from pyro_metabayes.models.parts.feature_density import log_density
 from pyro_metabayes.prior import Prior
 
@@ -52,9 +52,13 @@ class Model(pyro_metabayes.Model):
     def outputs_and_pullback(self, w: Tensor, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return self.head.outputs_and_pullback(w, x)
 
-    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-        """Compute the logits under several draws of w that share noise vectors; see `Head.outputs_of_draws`."""
-        return self.head.outputs_of_draws(loc, noise, square, x)
+    def outputs_at(self, w: Tensor) -> Outputs:
+        """Return the function x -> outputs(w, x) for fixed weights w; see `FixesWeights`."""
+        return self.head.outputs_at(w)
+
+    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
+        """Return the function from inputs to logits under several draws of w that share noise; see `DrawsOutputs`."""
+        return self.head.outputs_of_draws(loc, noise, square)
 
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
         """Draw W random weights for each of C classes [C, W], as an initial point of guides."""

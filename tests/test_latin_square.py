@@ -46,8 +46,8 @@ def test_logits_are_those_of_the_weights(samples: int, way: int, head: Any, one_
     noise = square.noise(torch.rand(3, 1 if one_scale else way, loc.shape[-1]))
     x = normalize(torch.randn(3, 4, 6), dim=-1)
     expected = head.outputs(weights(square, loc, noise), x)
-    torch.testing.assert_close(head.outputs_of_draws(loc, noise, square, x), expected)
-    torch.testing.assert_close(Head.outputs_of_draws(head, loc, noise, square, x), expected)
+    torch.testing.assert_close(head.outputs_of_draws(loc, noise, square)(x), expected)
+    torch.testing.assert_close(Head.outputs_of_draws(head, loc, noise, square)(x), expected)
 
 
 @pytest.mark.parametrize(("samples", "way"), SIZES)
@@ -67,7 +67,7 @@ def test_draws_have_the_moments_of_the_distribution() -> None:
     head, square, tasks = Linear().double(), LatinSquare(4, 3), 5_000
     x = normalize(torch.randn(1, 2, 5), dim=-1).expand(tasks, -1, -1)
     scale = torch.tensor([0.5, 1.0, 1.5, 2.0, 0.7, 0.0])
-    logits = head.outputs_of_draws(torch.zeros(tasks, 3, 6), square.noise(scale.expand(tasks, 1, -1)), square, x)
+    logits = head.outputs_of_draws(torch.zeros(tasks, 3, 6), square.noise(scale.expand(tasks, 1, -1)), square)(x)
     for draw in logits.flatten(2):  # [T, 2 * 3]
         covariance = torch.block_diag(*[x[0] @ torch.diag(scale[:5].square()) @ x[0].T] * 3)
         order = [0, 3, 1, 4, 2, 5]  # query first -> class first

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_metabayes.distributions.latin_square import LatinSquare
-from pyro_metabayes.models.heads.head import Head, Pullback
-from pyro_metabayes.models.parts.cosines import cosines, inverse_norms_of_draws, products_of_draws
+from pyro_metabayes.models.heads.head import Head, Outputs, Pullback
+from pyro_metabayes.models.parts.cosines import cosines, inverse_norm, inverse_norms_of_draws
+from pyro_metabayes.models.parts.fixed_weights import LogitsOfSquare, LogitsOfWeights
 from pyro_metabayes.models.parts.products import fold_samples, unfold_samples
 from pyro_metabayes.models.parts.unit_features import refuse_one_direction, refuse_other_lengths
 
-__all__ = ["Cosine", "CosineOffset", "Head", "Linear", "Pullback"]
+__all__ = ["Cosine", "CosineOffset", "Head", "Linear", "Outputs", "Pullback"]
 
 
 class Cosine(Head):
@@ -74,10 +75,18 @@ class Cosine(Head):
 
         return (self.scale * (cosine + self.bias)).mT, pullback
 
-    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
+    def outputs_at(self, w: Tensor) -> Outputs:
+        return self._outputs_at(w, self.scale * self.bias)
+
+    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
         """Compute the logits of all draws, as `Head.outputs_of_draws`, from inner products of loc, noise and x."""
-        products, inverse = products_of_draws(loc, noise, square, x), inverse_norms_of_draws(loc, noise, square)
-        return square.draws(torch.addcmul(self.scale * self.bias, products, self.scale * inverse)).mT
+        return self._outputs_of_draws(loc, noise, square, self.scale * self.bias)
+
+    def _outputs_at(self, v: Tensor, offsets: Tensor) -> Outputs:
+        return LogitsOfWeights.of(self.scale * inverse_norm(v) * v, offsets)
+
+    def _outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, offsets: Tensor) -> Outputs:
+        return LogitsOfSquare(square, loc, noise, self.scale * inverse_norms_of_draws(loc, noise, square), offsets)
 
 
 class CosineOffset(Cosine):
@@ -116,10 +125,12 @@ class CosineOffset(Cosine):
 
         return logits + self.scale * w[..., -1:].mT, pullback
 
-    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-        logits = super().outputs_of_draws(loc[..., :-1], noise[..., :-1], square, x)
+    def outputs_at(self, w: Tensor) -> Outputs:
+        return self._outputs_at(w[..., :-1], self.scale * (self.bias + w[..., -1:]))
+
+    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
         terms = loc[:, None, None, :, -1:] + square.odd(noise[..., -1:])
-        return logits + self.scale * square.draws(terms).mT
+        return self._outputs_of_draws(loc[..., :-1], noise[..., :-1], square, self.scale * (self.bias + terms))
 
 
 def _with_last(w: Tensor, term: Tensor) -> Tensor:
@@ -178,8 +189,10 @@ class Linear(Head):
 
         return self.outputs(w, x), pullback
 
-    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
+    def outputs_at(self, w: Tensor) -> Outputs:
+        return LogitsOfWeights.of(self.scale * w[..., :-1], self.scale * w[..., -1:])
+
+    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
         """Compute the logits of all draws, as `Head.outputs_of_draws`, from few products: they are linear in w."""
-        products = products_of_draws(loc[..., :-1], noise[..., :-1], square, x)
-        offsets = loc[:, None, None, :, -1:] + square.odd(noise[..., -1:])
-        return square.draws(self.scale * (products + offsets)).mT
+        terms = loc[:, None, None, :, -1:] + square.odd(noise[..., -1:])
+        return LogitsOfSquare(square, loc[..., :-1], noise[..., :-1], self.scale, self.scale * terms)

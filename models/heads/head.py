@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Size, Tensor, nn
 from pyro_metabayes.distributions.latin_square import LatinSquare
 from pyro_metabayes.specification.recorded import Recorded
 
+Outputs = Callable[[Tensor], Tensor]
 Pullback = Callable[[Tensor], Tensor]
 
 
@@ -29,8 +31,9 @@ class Head(Recorded, nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "outputs" in vars(cls) and "outputs_of_draws" not in vars(cls):  # an inherited method has other outputs
-            cls.outputs_of_draws = Head.outputs_of_draws  # type: ignore[method-assign]
+        for name in ("outputs_at", "outputs_of_draws"):
+            if "outputs" in vars(cls) and name not in vars(cls):  # an inherited method has other outputs
+                setattr(cls, name, vars(Head)[name])
 
     def num_weights(self, num_features: int) -> int:
         """Return the number W of weights per class for num_features features."""
@@ -76,18 +79,22 @@ class Head(Recorded, nn.Module):
         """
         raise NotImplementedError
 
-    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-        """Compute the logits under L draws of w = loc +- noise that share noise vectors (`LatinSquare`).
+    def outputs_at(self, w: Tensor) -> Outputs:
+        """Return the function x -> outputs(w, x) for fixed weights w (`FixesWeights`).
 
-        A head overrides this method to compute fewer products of weights and features.
+        A head overrides this method to compute what depends on w alone only once.
+        """
+        return partial(self.outputs, w)
+
+    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Outputs:
+        """Return the function from N points x per task to their logits [L, T, N, C] under L draws w = loc +- noise.
+
+        The draws share noise vectors (`LatinSquare`). A head overrides this method to compute fewer products of weights
+        and features.
 
         Args:
             loc: means of W weights for each of C classes of T tasks [T, C, W].
             noise: M noise vectors per task [T, G, M, W]; G is C, or 1 if they are the same for all classes.
             square: says which noise vector each class has in each draw.
-            x: D features of N points per task [T, N, D].
-
-        Returns:
-            Logits [L, T, N, C].
         """
-        return self.outputs(square.draws(loc[:, None, None] + square.odd(noise)), x)
+        return self.outputs_at(square.draws(loc[:, None, None] + square.odd(noise)))

@@ -35,33 +35,22 @@ def cosines(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return fold_samples(w, x) * inverse, inverse  # scales the product, which is smaller than w
 
 
-def products_of_draws(loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-    """Compute w_c . x_i for P pairs of draws w_c = loc_c +- noise_m that share noise vectors (`LatinSquare`).
+def inverse_norms_of_draws(loc: Tensor, noise: Tensor, square: LatinSquare) -> Tensor:
+    """Compute 1 / |w_c| for P pairs of draws w_c = loc_c +- noise_m that share noise vectors (`LatinSquare`).
+
+    |w_c|^2 = |loc_c|^2 +- 2 loc_c . noise_m + |noise_m|^2.
 
     Args:
         loc: means of W weights for each of C classes in T tasks [T, C, W].
         noise: M noise vectors per task [T, G, M, W], with G = 1 (the same for all classes) or C.
         square: says which noise vector m each class has in each pair.
-        x: N points per task [T, N, W].
-
-    Returns:
-        Tensor [T, 2, P, C, N], for both signs.
-    """
-    of_noise = (noise.flatten(1, 2) @ x.mT).unflatten(1, noise.shape[1:3])  # [T, G, M, N]
-    return square.odd(of_noise) + (loc @ x.mT)[:, None, None]
-
-
-def inverse_norms_of_draws(loc: Tensor, noise: Tensor, square: LatinSquare) -> Tensor:
-    """Compute 1 / |w_c| for P pairs of draws w_c = loc_c +- noise_m that share noise vectors (`LatinSquare`).
-
-    |w_c|^2 = |loc_c|^2 +- 2 loc_c . noise_m + |noise_m|^2. Args: as for `products_of_draws`.
 
     Returns:
         Tensor [T, 2, P, C, 1], for both signs, T tasks and C classes.
     """
     inner = loc @ noise[:, 0].mT if noise.shape[1] == 1 else (noise @ loc.unsqueeze(-1)).squeeze(-1)  # [T, C, M]
     even = loc.square().sum(-1, keepdim=True) + noise.square().sum(-1)
-    signs = torch.tensor((2.0, -2.0), dtype=loc.dtype, device=loc.device).view(2, 1, 1)
+    signs = 2 * square.signs(loc).squeeze(-1)
     squares = torch.addcmul(even.unsqueeze(1), inner.unsqueeze(1), signs).clamp_(min=0)  # [T, 2, C, M]
     return square.by_pair((squares.sqrt() / (squares + 1e-24)).unsqueeze(-1))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 
 def fold_samples(w: Tensor, x: Tensor) -> Tensor:
@@ -18,10 +18,18 @@ def fold_samples(w: Tensor, x: Tensor) -> Tensor:
     """
     if w.dim() == 3:
         return torch.bmm(w, x.mT) if torch.is_grad_enabled() else torch.bmm(x, w.mT).mT
-    samples, num_classes = w.shape[:-3].numel(), w.shape[-2]
-    folded = w.reshape(samples, *w.shape[-3:]).transpose(0, 1).flatten(1, 2)  # [T, L*C, D]
-    products = (folded @ x.mT).unflatten(1, (samples, num_classes)).transpose(0, 1)
-    return products.reshape(*w.shape[:-1], x.shape[-2])
+    return unmerged(merged(w) @ x.mT, w.shape[:-1])
+
+
+def merged(w: Tensor) -> Tensor:
+    """Reshape L samples of weights [..., T, C, D] to one matrix per task [T, L C, D]."""
+    return w.reshape(w.shape[:-3].numel(), *w.shape[-3:]).transpose(0, 1).flatten(1, 2)
+
+
+def unmerged(products: Tensor, shape: Size) -> Tensor:
+    """Undo `merged` for products with N points [T, L C, N]; shape is [..., T, C], that of the merged axes."""
+    apart = products.unflatten(1, (shape[:-2].numel(), shape[-1])).transpose(0, 1)
+    return apart.reshape(*shape, products.shape[-1])
 
 
 def unfold_samples(cotangent: Tensor, x: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from torch.nn import functional
 from pyro_metabayes.episodes import Observed
 from pyro_metabayes.inference.cholesky import cholesky
 
+SHORTEST = 1e-12  # a shorter vector is not scaled to unit length, as in torch.nn.functional.normalize
+
 
 class Coordinates:
     """Coordinates of points whose inner products with the M support points X are a given kernel k:
@@ -33,42 +35,47 @@ class Coordinates:
 
     def __init__(self, x: Tensor, gram: Tensor, settings: tuple[Tensor, Tensor], mask: Tensor, jitter: float) -> None:
         self._x, self._jitter = x, jitter
-        self._share, self._ridge = settings
+        share, ridge = settings
         identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        self._whitening = cholesky(gram + self._ridge * identity)
-        scaled, length = self._whitened(gram, gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1))
-        self._length = length.mT
-        kernel = self._kernel(gram, scaled)
+        self._inverse = torch.cholesky_solve(identity, cholesky(gram + ridge * identity))
+        whitened, length = self._whitened(gram, gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1))
+        self._plain, self._scale = 1 - share, share * ridge * length.mT
+        kernel = self._kernel(gram, whitened)
         kernel = (kernel + kernel.mT) / 2
         self._factor = cholesky(kernel + torch.diag_embed(jitter + 1 - mask.squeeze(-1)))
         self.support = functional.pad(self._factor * mask, (0, 1))
 
-    def of(self, x: Tensor) -> Tensor:
-        """Compute the coordinates of other points of unit length or 0.
+    def of(self, x: Tensor, directed: Tensor) -> Tensor:
+        """Compute the coordinates of other points, scaled to unit length.
+
+        The products of the points are scaled in place of the points, which are larger.
 
         Args:
-            x: N points with D features of each of T tasks [T, N, D].
+            x: N points with D features of each of T tasks [T, N, D], of any length.
+            directed: [T, N, 1], false for points of length 0, whose coordinates are 0.
 
         Returns:
             Tensor [T, N, M + 1], for M support points.
         """
-        inner, square = x @ self._x.mT, x.square().sum(-1, keepdim=True)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = directed / length.clamp(min=SHORTEST)
+        inner, square = (x @ self._x.mT) * scale, (length * scale).square()
         kernel = self._kernel(inner, self._whitened(inner, square)[0])
         along = torch.linalg.solve_triangular(self._factor, kernel.mT, upper=False).mT
         left = (1 + self._jitter) * square - along.square().sum(-1, keepdim=True)
         return torch.cat((along, left.clamp(min=0).sqrt()), -1)
 
     def _whitened(self, inner: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute lambda / l times x . (X^T X + lambda I)^-1 X^T [T, N, M], and 1 / l [T, N, 1], for N points x.
+        """Compute x . (X^T X + lambda I)^-1 X^T / l [T, N, M], and 1 / l [T, N, 1], for N points x.
 
         X are the M support points of each of T tasks. l^2 is lambda x . (X^T X + lambda I)^-1 x.
         """
-        solved = torch.cholesky_solve(inner.mT, self._whitening).mT
+        solved = inner @ self._inverse
         length = (square - (solved * inner).sum(-1, keepdim=True)).clamp(min=1e-8).rsqrt()
-        return self._ridge * solved * length, length
+        return solved * length, length
 
     def _kernel(self, inner: Tensor, whitened: Tensor) -> Tensor:
-        return (1 - self._share) * inner + self._share * whitened * self._length
+        return torch.addcmul(self._plain * inner, self._scale, whitened)
 
 
 class SupportFrame:
@@ -96,5 +103,5 @@ class SupportFrame:
     def embed(self, x: Tensor) -> Tensor:
         """Compute features [T, Q, S + 1] of Q query inputs of D features in T tasks [T, Q, D], for S support points."""
         x = self._unit(x)
-        directed = (x != 0).any(-1, keepdim=True)
-        return self._coordinates.of(functional.normalize(x - self._shrunk, dim=-1) * directed)
+        directed = torch.linalg.vector_norm(x, dim=-1, keepdim=True) > 0
+        return self._coordinates.of(x - self._shrunk, directed)

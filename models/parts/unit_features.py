@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_metabayes.device import as_double
 from pyro_metabayes.errors import UsageError
+from pyro_metabayes.prediction.scale import all_within
 
 UNIT = 0.01  # tolerance on the length of a feature vector: a backbone may compute in bfloat16
 ONE_DIRECTION = 1e-6  # the largest 1 - cos(row, mean of rows) must exceed this; the resolution of float32 is 1e-7
@@ -15,6 +16,8 @@ ONE_DIRECTION = 1e-6  # the largest 1 - cos(row, mean of rows) must exceed this;
 def refuse_other_lengths(x: Tensor) -> None:
     """Raise a UsageError if rows of x [N, D] do not have unit length; rows that are zero or not finite are ignored."""
     length = torch.linalg.vector_norm(x.detach(), dim=-1)
+    if all_within(length, 1 - UNIT, 1 + UNIT):
+        return
     length = length[length.isfinite() & (length > 0)]
     if ((length - 1).abs() > UNIT).any():
         raise UsageError(

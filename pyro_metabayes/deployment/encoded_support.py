@@ -99,6 +99,11 @@ class EncodedSupport:
         """Whether the posterior depends on the queries, so that it is computed for each query set."""
         return self._once is None
 
+    def fix_weights(self) -> None:
+        """Draw w, and compute what depends on w alone, unless the posterior depends on the queries."""
+        if self._once is not None:
+            _ = self._once.draws[0].outputs
+
     def at(self, queries: Tensor) -> Answer:
         """Return the approximate posterior, computed now if it depends on the queries, and the features of the queries.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_metabayes.deployment.encoded_support import Answer, EncodedSupport
 from pyro_metabayes.likelihoods.classes import class_log_probs
 from pyro_metabayes.model import Model
-from pyro_metabayes.prediction.averages import log_mean_exp
+from pyro_metabayes.prediction.averages import log_mean_softmax, mean_softmax, spread_of_samples
 from pyro_metabayes.prediction.numbers import NumberPrediction, predicted_numbers
 from pyro_metabayes.prediction.predicts import Predicts
 from pyro_metabayes.prediction.probabilities import without_nan
@@ -39,6 +39,7 @@ class ClassTask:
 
     def __init__(self, learner: Predicts, encoded: EncodedSupport, classes: np.ndarray) -> None:
         self._learner, self._encoded, self.classes = learner, encoded, classes
+        encoded.fix_weights()
 
     @property
     def depends_on_queries(self) -> bool:
@@ -48,23 +49,22 @@ class ClassTask:
     @torch.no_grad()
     def predict(self, query_x: Array) -> np.ndarray:
         """Predict the name of the most probable class of each query, as a numpy array [Q]."""
-        return self.classes[self._averaged(query_x, _mean).max(-1).indices.cpu().numpy()]
+        return self.classes[self._averaged(query_x, mean_softmax).max(-1).indices.cpu().numpy()]
 
     @torch.no_grad()
     def predict_proba(self, query_x: Array) -> Any:
         """Predict the probabilities [Q, C] of the classes of each query, averaged over draws of w."""
-        return returned_like(query_x, self._averaged(query_x, _mean))
+        return returned_like(query_x, self._averaged(query_x, mean_softmax))
 
     @torch.no_grad()
     def predict_log_proba(self, query_x: Array) -> Any:
         """Predict the log of `predict_proba` [Q, C], in nats; finite even if a probability rounds to 0."""
-        return returned_like(query_x, self._averaged(query_x, lambda logits: log_mean_exp(logits.log_softmax(-2))))
+        return returned_like(query_x, self._averaged(query_x, log_mean_softmax))
 
     @torch.no_grad()
     def predict_spread(self, query_x: Array) -> Any:
         """Compute the sd over draws of w of the class probabilities of each query [Q, C]; 0 for one draw."""
-        spread = self._averaged(query_x, lambda logits: logits.softmax(-2).std(0, correction=0))
-        return returned_like(query_x, spread)
+        return returned_like(query_x, self._averaged(query_x, lambda logits: spread_of_samples(logits.softmax(-2))))
 
     def _averaged(self, query_x: Array, average: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply `average` to the logits per draw, class and query [L, C, Q], and transpose the result [C, Q] to [Q, C].
@@ -75,10 +75,6 @@ class ClassTask:
         if self.depends_on_queries:
             warn_if_unfamiliar(self._learner.guide, self._learner.trained_on, answer.data, LEVEL)
         return without_nan(lambda: average(_logits(self._learner.model, answer)), answer.query_x.dtype).mT
-
-
-def _mean(logits: Tensor) -> Tensor:
-    return logits.softmax(-2).mean(0)
 
 
 def _logits(model: Model, answer: Answer) -> Tensor:

@@ -55,6 +55,11 @@ class LatinSquare:
         """Apply `by_pair` to values f(e_m) of odd functions, per task, row, noise vector e_m and point [T, G, M, N]."""
         return self.by_pair(torch.stack((values, -values), 1))
 
+    @staticmethod
+    def signs(like: Tensor) -> Tensor:
+        """s [2, 1, 1, 1], for products with values [T, 1, P, C, N]."""
+        return torch.tensor((1.0, -1.0), dtype=like.dtype, device=like.device).view(2, 1, 1, 1)
+
     def by_pair(self, values: Tensor) -> Tensor:
         """Rearrange values that were computed once per shared noise vector e_m into values per pair and row.
 

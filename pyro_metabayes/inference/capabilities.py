@@ -156,12 +156,12 @@ WORDS: dict[type, tuple[str, str]] = {
 }
 
 
-_members = cache(get_protocol_members)
+members = cache(get_protocol_members)
 
 
 def has(part: object, capability: type[Capability]) -> TypeGuard[Capability]:
     """Return whether an object has all members of a capability; unlike isinstance, also parameters of torch modules."""
-    return all(hasattr(part, name) for name in _members(capability))  # type: ignore[arg-type]
+    return all(hasattr(part, name) for name in members(capability))  # type: ignore[arg-type]
 
 
 def require(model: object, capability: type[Capability], by: str) -> Capability:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -12,24 +14,31 @@ from torch.distributions import Normal
 
 from pyro_metabayes.distributions.latin_square import LatinSquare
 from pyro_metabayes.episodes import Observed
-from pyro_metabayes.inference.capabilities import has
+from pyro_metabayes.inference.capabilities import has, members
 from pyro_metabayes.inference.divergences import innermost
 from pyro_metabayes.model import Model
 from pyro_metabayes.prediction.moments import draws_of
 
 
 @runtime_checkable
+class FixesWeights(Protocol):
+    """Interface of a model that computes once what w determines. Its functions of x can be pickled."""
+
+    def outputs_at(self, w: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the function x -> outputs(w, x) of inputs [T, N, *X], for weights w [..., T, *W]."""
+
+
+@runtime_checkable
 class DrawsOutputs(Protocol):
     """Interface of a model that computes its outputs under the draws of a `LatinSquare` without computing w."""
 
-    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare, x: Tensor) -> Tensor:
-        """Compute outputs(w, x) per draw, task and point [L, T, N, *Y], for draws of w by a Latin square.
+    def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Callable[[Tensor], Tensor]:
+        """Return the function x -> outputs(w, x) of inputs [T, N, *X] per draw, task and point [L, T, N, *Y].
 
         Args:
             loc: mean of w [T, C, W], for T tasks.
             noise: the M noise vectors `square.noise(scale)` [T, G, M, W], with G = 1 or C.
             square: assignment of noise vectors to the C rows of each draw.
-            x: inputs [T, N, *X].
         """
 
 
@@ -76,7 +85,7 @@ class Draws:
             num_samples: number of draws.
         """
         normal: Any = innermost(q)
-        if num_samples < 2 or not isinstance(normal, Normal) or normal.loc.dim() != 3 or not _draws_outputs(model):
+        if num_samples < 2 or not isinstance(normal, Normal) or normal.loc.dim() != 3 or not _own(model, DrawsOutputs):
             return cls(model, draws_of(q, num_samples))
         loc, scale = normal.loc, normal.scale
         square = LatinSquare(num_samples, loc.shape[1])
@@ -85,12 +94,16 @@ class Draws:
             noise = square.noise(scale[:, :1] if shared else scale)
         return cls(model, None, loc, noise, square)
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """Compute the outputs (logits, means) per draw, task and point [L, T, N, *Y] for inputs x [T, N, *X]."""
+    @cached_property
+    def outputs(self) -> Callable[[Tensor], Tensor]:
+        """Return the function from inputs [T, N, *X] to outputs (logits, means) per draw, task and point [L, T, N, *Y].
+
+        What depends on the draws alone is computed when this function is made.
+        """
         model: Any = self.model
-        if self.w is not None:
-            return model.outputs(self.w, x)
-        return model.outputs_of_draws(self.loc, self.noise, self.square, x)
+        if self.w is None:
+            return model.outputs_of_draws(self.loc, self.noise, self.square)
+        return model.outputs_at(self.w) if _own(model, FixesWeights) else partial(model.outputs, self.w)
 
     def likelihood(self, observed: Observed) -> TorchDistribution:
         """Return the likelihood p(y | x_query, w_l) per draw w_l, task and query of `observed`, batch [L, T, Q]."""
@@ -112,7 +125,7 @@ def likelihood_of_draws(model: Model, q: TorchDistribution, observed: Observed, 
     return Drawn(draws.likelihood(observed), draws.square)
 
 
-def _draws_outputs(model: Model) -> bool:
-    """Return whether the model has `outputs_of_draws`, and no subclass has overridden likelihood or outputs since."""
+def _own(model: Model, capability: type[FixesWeights | DrawsOutputs]) -> bool:
+    """Return whether the model has the capability, and no subclass has overridden likelihood or outputs since."""
     owner = next(base for base in type(model).__mro__ if {"likelihood", "outputs"} & vars(base).keys())
-    return has(model, DrawsOutputs) and "outputs_of_draws" in vars(owner)
+    return has(model, capability) and members(capability) <= vars(owner).keys()

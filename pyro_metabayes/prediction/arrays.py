@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -112,7 +113,7 @@ def _checked(name: str, x: Array, shape: tuple[int | None, ...]) -> Tensor:
     if not fits(values.shape[1:], shape) or not values.dim() or not len(values):
         expected = f"[N, {words_of_shape(shape)[1:]}, N >= 1"
         raise UsageError(f"expected {name} of shape {expected}, got {list(values.shape)}; reshape the array")
-    finite = values.sum().isfinite()  # one pass over the values; the sum of finite values may overflow
+    finite = math.isfinite(values.sum().item())  # one pass over the values; the sum of finite values may overflow
     if not finite and (bad := (~torch.isfinite(values)).flatten(1).any(1).sum().item()):
         raise UsageError(
             f"expected finite values in {name}, got NaN or infinity in {bad} of {len(values)} rows; fix or remove them"

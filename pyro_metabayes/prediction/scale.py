@@ -11,11 +11,19 @@ from pyro_metabayes.errors import UsageError
 LEAST, MOST = 1e-10, 1e15  # between these, squares are finite in float32 and the 1e-12 of normalize has no effect
 
 
+def all_within(values: Tensor, least: float, most: float) -> bool:
+    """Whether there are values and all are between two limits; false if one is NaN."""
+    if not values.numel():
+        return False
+    smallest, largest = values.aminmax()
+    return least <= smallest.item() and largest.item() <= most
+
+
 def bounded(x: Tensor) -> Tensor:
     """Divide each vector of x [..., D] by its largest absolute entry if that is above 1e15 or below 1e-10 (not 0)."""
     largest = x.detach().abs().amax(-1, keepdim=True)
     usual = ((largest >= LEAST) & (largest <= MOST)) | (largest == 0)
-    return x / torch.where(usual, 1.0, largest)
+    return x / largest.masked_fill(usual, 1.0)
 
 
 def unit_scaled(name: str, x: Tensor) -> Tensor:
@@ -31,7 +39,7 @@ def unit_scaled(name: str, x: Tensor) -> Tensor:
         UsageError: a row is all zero, so it cannot have unit length.
     """
     largest = x.abs().amax(-1)
-    if x.is_floating_point() and bool(((largest >= LEAST) & (largest <= MOST)).all()):
+    if x.is_floating_point() and all_within(largest, LEAST, MOST):
         return x
     values = as_double(x)
     zero = (values == 0).all(-1)
@@ -54,11 +62,15 @@ def cast(name: str, x: Tensor, like: Tensor) -> Tensor:
     Raises:
         UsageError: an entry overflows in this dtype, or the largest entry of an input underflows.
     """
-    values = x.to(like)
-    tiny = torch.finfo(like.dtype).tiny
-    largest = x.flatten(1).abs().amax(1) if x.is_floating_point() and x.numel() else x.new_zeros(1)
-    small = (largest > 0) & (largest < tiny)
-    if not values.isfinite().all() or small.any():
+    values, limits = x.to(like), torch.finfo(like.dtype)
+    if not x.numel():
+        return values
+    exact = x if x.is_floating_point() else values
+    largest = exact.flatten(1).abs().amax(1)
+    if all_within(largest, limits.tiny, limits.max):
+        return values
+    small = (largest > 0) & (largest < limits.tiny)
+    if not largest.to(like).isfinite().all() or small.any():
         extreme = largest[small].min() if small.any() else largest.max()
         raise UsageError(
             f"expected values in {name} that {str(like.dtype).removeprefix('torch.')} can represent, got a row whose "

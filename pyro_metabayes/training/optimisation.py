@@ -161,8 +161,8 @@ def clip_gradients(fabric: Fabric, learner: nn.Module, optimizer: Optimizer, set
 def step_unless(nonfinite: Tensor, optimizer: Optimizer) -> None:
     """Take a step of the optimiser, and undo it if `nonfinite` is true.
 
-    Parameters, moments and step counts are restored on the device, without host synchronisation. (Exception: for Adam on
-    a device that is not in `CAPTURABLE`, the host reads the flag, since the step count of Adam is on the host.)
+    Parameters, moments and step counts are restored on the device, without host synchronisation. (Exception: for Adam
+    on a device that is not in `CAPTURABLE`, the host reads the flag, since the step count of Adam is on the host.)
 
     Args:
         nonfinite: boolean tensor [], whether the loss or a gradient of this step is not finite.
