@@ -1,7 +1,6 @@
 """iLPC: iterative label propagation, balancing and label cleaning.
 
-Lazarou, Stathaki and Avrithis, "Iterative Label Cleaning for Transductive and Semi-Supervised Few-Shot Learning", ICCV
-2021 (arXiv 2012.07962).
+Lazarou, Stathaki and Avrithis, "Iterative Label Cleaning for ... Few-Shot Learning", ICCV 2021 (arXiv 2012.07962).
 """
 
 from __future__ import annotations
@@ -35,10 +34,9 @@ class Guide(pyro_metabayes.Guide):
         l_i = mean loss of point i, with the label argmax P_i, while a linear classifier is trained on all points.
 
     After each round, the `per_class` unlabelled queries of each class with the smallest l_i receive the label argmax
-    P_i. The rounds end when every query has a label. All classes are assumed to have equally many queries. W is the
-    graph of nearest neighbours, whose edges have the weight cosine^3. q(w | support, x_query) = delta(w), where the
-    logits of w are P times the learned scale of the head, an inverse temperature. This is exact if a task has at most
-    (number of features + 1) points, else a least-squares fit. The rounds have no parameters.
+    P_i, until every query has one. All classes are assumed to have equally many queries. W is the graph of nearest
+    neighbours, with edges of weight cosine^3. The posterior is delta(w), where w reproduces the logits P times the
+    learned scale of the head: exactly if a task has at most (number of features + 1) points, else by least squares.
 
     Args:
         num_neighbours: number of neighbours of each point in the graph.

@@ -38,10 +38,9 @@ class Guide(pyro_metabayes.Guide):
 
     q(z_n | support) = N(mu_n, sigma_n^2), where (mu_n, s_n) is the mean of g(h_i, h_j) over the support points i of
     class n and all support points j. h = encoder(x), and g is the relation network (eq. 3) with two hidden layers.
-    sigma_n is a softplus of s_n, instead of max(exp(s_n) - 1, 1e-10) in the released code. If a class has several
-    latent vectors (model.copies), they are independent draws. In a regression the points are (x, y), there is one
-    latent vector, and the mean is over all pairs. For classes the networks have no biases, as released. Predictions
-    use z = mu, unless model.sample_at_test=true.
+    sigma_n is a softplus of s_n (released code: max(exp(s_n) - 1, 1e-10)). The latent vectors of a class (model.copies)
+    are independent draws. In a regression the points are (x, y), there is one latent vector, and the mean is over all
+    pairs. For classes the networks have no biases, as released. Predictions use z = mu by default.
 
     Args:
         num_hidden: width of the two hidden layers of the encoder; 0 for a linear map.
@@ -66,10 +65,8 @@ class Guide(pyro_metabayes.Guide):
     ) -> None:
         super().__init__(model)
         if num_hidden < 0 or scale <= 0 or encoder_penalty < 0:
-            raise UsageError(
-                "expected guide.num_hidden, encoder_penalty >= 0 and scale > 0, got "
-                f"{num_hidden}, {encoder_penalty}, {scale}"
-            )
+            got = f"{num_hidden}, {encoder_penalty}, {scale}"
+            raise UsageError(f"expected guide.num_hidden, encoder_penalty >= 0 and scale > 0, got {got}")
         self.num_classes = num_targets or None
         self.scale, self.encoder_penalty = scale, encoder_penalty
         latents, hidden = self.leo.num_latents, [num_hidden, num_hidden] if num_hidden else []

@@ -34,9 +34,8 @@ class Guide(pyro_metabayes.Guide):
     The sum is over the n support points. The weights w_c = (v_c, b_c) of class c are a direction and an offset, s is
     the scale of the head, and Lambda is diagonal. At the maximum w_c = mu_c + Lambda_c^-1 phi^T a_c, where phi is the
     matrix of support points s (x_i, 1), a_ic = [y_i = c] - p_ic, and p_ic is the predicted probability. Newton's
-    method therefore runs on the logits of the n points, and each step factorises one [n, n] matrix per class. A line
-    search chooses the best of the lengths 1, 1/2, ..., 1/32. Gradients flow through the last step only. At the maximum
-    this is exact by the implicit function theorem. Training learns the prior from the loss on the query set.
+    method runs on the logits of the n points, with a line search. Gradients flow through the last step only, which is
+    exact at the maximum by the implicit function theorem. Training learns the prior from the loss on the query set.
 
     Args:
         posterior: the family of q.
@@ -72,8 +71,7 @@ class Guide(pyro_metabayes.Guide):
 class _Newton:
     """Newton's method for coefficients a_ic of support point i and class c, [tasks, support points, classes].
 
-    The logits are f_ic = f0_ic + (K_c a_c)_i, where f0 are the logits of the prior mean and K_c = phi Lambda_c^-1 phi^T
-    is the prior covariance of the logits of class c, [support points, support points].
+    The logits of class c are f0_c + K_c a_c: those of the prior mean, and their prior covariance phi Lambda_c^-1 phi^T.
     """
 
     def __init__(self, phi: Tensor, mean: Tensor, variance: Tensor, observed: Observed) -> None:
@@ -83,10 +81,7 @@ class _Newton:
         self.labels = functional.one_hot(observed.support_y, observed.num_classes) * self.mask
 
     def maximise(self, num_steps: int) -> Tensor:
-        """Return the coefficients a at the maximum of the log posterior, [tasks, support points, classes].
-
-        Gradients flow through the last step only.
-        """
+        """Return the coefficients a at the maximum of the log posterior, [tasks, support points, classes]."""
         a = torch.zeros_like(self.offset)
         with torch.no_grad():
             for _ in range(num_steps - 1):
@@ -119,14 +114,7 @@ class _Newton:
         return candidates.gather(0, best.view(1, -1, 1, 1).expand(1, *a.shape)).squeeze(0)
 
     def _log_posterior(self, a: Tensor) -> Tensor:
-        """Return sum_i log p(y_i | f_i) - 1/2 sum_c a_c^T K_c a_c, the log posterior up to a constant.
-
-        Args:
-            a: coefficients [candidates, tasks, support points, classes].
-
-        Returns:
-            Tensor [candidates, tasks], in nats.
-        """
+        """Return the log posterior sum_i log p(y_i | f_i) - 1/2 sum_c a_c^T K_c a_c up to a constant, in nats."""
         smoothed = self._smoothed(a)
         log_p = (self.offset + smoothed).log_softmax(-1)
         return (log_p * self.labels - 0.5 * a * smoothed).sum((-1, -2))

@@ -73,24 +73,16 @@ class Guide(pyro_metabayes.Guide):
 
     def _check(self, num_targets: int, num_hidden: int) -> None:
         if num_targets < 1:
-            raise UsageError(
-                "expected data with numeric labels for guide=partial_pooling, got classes; take numeric "
-                "data, such as data=radon"
-            )
+            raise UsageError("expected numeric labels for guide=partial_pooling, got classes; take data=radon")
         if num_hidden < 0:
             raise UsageError(f"expected guide.num_hidden >= 0, got {num_hidden}")
         if self.require(HasPrior).prior_over_weights.conditional:
-            raise UsageError(
-                "expected a prior that does not depend on the support set for guide=partial_pooling, got a conditional "
-                "one; take prior=full_gaussian"
-            )
+            expected = "expected a prior that does not depend on the support set for guide=partial_pooling"
+            raise UsageError(f"{expected}, got a conditional one; take prior=full_gaussian")
 
     @torch.no_grad()
     def start_at(self, shared: Tensor, noise: float) -> None:
-        """Set the maps B and c such that q is the exact posterior of a linear mixed model.
-
-        Args: as of `linear_maps`.
-        """
+        """Set B and c such that q is the exact posterior of a linear mixed model; arguments as of `linear_maps`."""
         maps = linear_maps(len(self.direction.weight), shared, noise)
         for linear, weight in zip((self.direction, self.value), maps, strict=True):
             linear.weight.copy_(weight)
@@ -108,12 +100,7 @@ class Guide(pyro_metabayes.Guide):
         return self.posterior(episodes.as_support(self.model.observe))
 
     def pseudo_observations(self, observed: Observed) -> tuple[Tensor, Tensor]:
-        """Return the pseudo-observations of the support points: directions b and values u.
-
-        Returns:
-            b [tasks, outputs, support points, weights], which is 0 for masked points, and u of the same shape with 1
-            in place of weights.
-        """
+        """Return b [tasks, outputs, support points, weights], 0 for masked points, and u with 1 in place of weights."""
         y = observed.support_y.mT.unsqueeze(-1)  # [T, Y, S, 1]
         x = observed.support_x.unsqueeze(1).expand(*y.shape[:-1], -1)
         points = torch.cat((x[..., :-1], y), -1) * x[..., -1:] if self.weighted else torch.cat((x, y), -1)
