@@ -79,7 +79,7 @@ class Backbone(pyro_metabayes.Backbone):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw convolution weights from N(0, 2 / (k^2 output channels)), for kernel size k, as SIB's released code."""
+        """Draw convolution weights from N(0, 2 / (k^2 output channels)) for kernel size k, as in SIB's code."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -82,7 +82,7 @@ class Head(Recorded, nn.Module):
     def outputs_at(self, w: Tensor) -> Outputs:
         """Return the function x -> outputs(w, x) for fixed weights w (`FixesWeights`).
 
-        A head overrides this method to compute what depends on w alone only once.
+        A head overrides this method to compute quantities that depend only on w once.
         """
         return partial(self.outputs, w)
 

@@ -1,4 +1,4 @@
-"""Logits as functions of the features alone, so that what depends on the weights is computed only once."""
+"""Functions from features to logits for fixed weights, which compute everything that depends on the weights once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from pyro_metabayes.models.parts.products import merged, unmerged
 
 @dataclass(frozen=True, eq=False)
 class LogitsOfWeights:
-    """The function from features x [T, N, D] to logits v_c . x_i + b_c [..., T, N, C] under fixed weights.
+    """Function from features x_i to logits v_c . x_i + b_c for fixed weights (v_c, b_c) of each class c.
+
+    A call maps features [T, N, D] (T tasks of N points with D features) to logits [..., T, N, C] of C classes.
 
     Attributes:
-        directions: v [T, L C, D] of L samples.
-        offsets: b, of a shape that expands to [T, L C, N].
-        shape: [..., T, C], the axes of the logits before they were merged.
+        directions: v [T, L C, D], with the axes of L samples and C classes merged.
+        offsets: b, of a shape that broadcasts to [T, L C, N].
+        shape: [..., T, C], the shape of samples, tasks and classes before samples and classes were merged.
     """
 
     directions: Tensor
@@ -29,7 +31,10 @@ class LogitsOfWeights:
 
     @classmethod
     def of(cls, v: Tensor, b: Tensor) -> Self:
-        """Construct the function from v [..., T, C, D] and b, [..., T, C, 1] or a scalar that all classes share."""
+        """Construct the function from directions v [..., T, C, D] and offsets b [..., T, C, 1], or a scalar b.
+
+        T is the number of tasks, C of classes, D of features.
+        """
         return cls(merged(v), merged(b) if b.dim() else b, v.shape[:-1])
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -38,16 +43,18 @@ class LogitsOfWeights:
 
 @dataclass(frozen=True, eq=False)
 class LogitsOfSquare:
-    """The function from features x [T, N, D] to logits s_lc v_lc . x_i + b_lc [L, T, N, C] of draws by a Latin square.
+    """Function from features x_i to logits s_lc v_lc . x_i + b_lc for L draws l of the weights v_lc of class c.
 
-    The draws v_lc = loc_c +- noise_m share their products with the features, so v is not computed.
+    A call maps features [T, N, D] (T tasks of N points with D features) to logits [L, T, N, C]. The draws
+    v_lc = loc_c +- noise_m share noise vectors (`LatinSquare`), so their products with the features are computed from
+    the products of loc and noise.
 
     Attributes:
-        square: assigns noise to the classes of each draw.
+        square: says which noise vector m each class has in each draw.
         loc: means of the weights of C classes in T tasks [T, C, D].
         noise: M noise vectors per task [T, G, M, D], with G = 1 (the same for all classes) or C.
         scale: s, a scalar or, for P pairs of draws, [T, 2, P, C, 1].
-        offsets: b, of such a shape.
+        offsets: b, a scalar or [T, 2, P, C, 1].
     """
 
     square: LatinSquare

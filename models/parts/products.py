@@ -22,12 +22,17 @@ def fold_samples(w: Tensor, x: Tensor) -> Tensor:
 
 
 def merged(w: Tensor) -> Tensor:
-    """Reshape L samples of weights [..., T, C, D] to one matrix per task [T, L C, D]."""
+    """Reshape L samples of the weights of C classes in T tasks [..., T, C, D] to one matrix per task [T, L C, D]."""
     return w.reshape(w.shape[:-3].numel(), *w.shape[-3:]).transpose(0, 1).flatten(1, 2)
 
 
 def unmerged(products: Tensor, shape: Size) -> Tensor:
-    """Undo `merged` for products with N points [T, L C, N]; shape is [..., T, C], that of the merged axes."""
+    """Reshape products of merged weights with N points [T, L C, N] to [..., T, C, N]; undoes `merged`.
+
+    Args:
+        products: [T, L C, N] for T tasks, L samples and C classes.
+        shape: [..., T, C], the shape of the weights before `merged`, without the last axis.
+    """
     apart = products.unflatten(1, (shape[:-2].numel(), shape[-1])).transpose(0, 1)
     return apart.reshape(*shape, products.shape[-1])
 

@@ -48,11 +48,11 @@ class Coordinates:
     def of(self, x: Tensor, directed: Tensor) -> Tensor:
         """Compute the coordinates of other points, scaled to unit length.
 
-        The products of the points are scaled in place of the points, which are larger.
+        Instead of the points, the smaller matrix of their products with the support points is scaled.
 
         Args:
             x: N points with D features of each of T tasks [T, N, D], of any length.
-            directed: [T, N, 1], false for points of length 0, whose coordinates are 0.
+            directed: [T, N, 1], false for inputs of zeros, whose coordinates are 0.
 
         Returns:
             Tensor [T, N, M + 1], for M support points.

@@ -42,7 +42,10 @@ def mean_softmax(logits: Tensor) -> Tensor:
 
 
 def log_mean_softmax(logits: Tensor) -> Tensor:
-    """Compute the logarithm of `mean_softmax` [C, Q], in nats; it is accurate even where a probability rounds to 0."""
+    """Compute log (1/L) sum_l softmax_c(logits_lc) [C, Q] in nats from logits [L, C, Q] of L draws and Q queries.
+
+    The result is also accurate if a probability of one of the C classes rounds to 0.
+    """
     limits = torch.finfo(logits.dtype)
     if len(logits) > 1:
         mean = mean_softmax(logits)

@@ -12,7 +12,7 @@ LEAST, MOST = 1e-10, 1e15  # between these, squares are finite in float32 and th
 
 
 def all_within(values: Tensor, least: float, most: float) -> bool:
-    """Whether there are values and all are between two limits; false if one is NaN."""
+    """Return whether all values are between two limits; false if a value is NaN, or if there are no values."""
     if not values.numel():
         return False
     smallest, largest = values.aminmax()
