@@ -6,6 +6,7 @@ continues an interrupted table. Writes the table's section of RESULTS.md.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +20,20 @@ from omegaconf import DictConfig, OmegaConf
 from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
 from pyro_metabayes.experiments.cli.command import run_command
-from pyro_metabayes.experiments.cli.text_table import text_table
-from pyro_metabayes.experiments.runs.finished_runs import read_run
+from pyro_metabayes.experiments.cli.text_table import WIDTH, text_table
+from pyro_metabayes.experiments.runs.comparison import groups_of
+from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
 from pyro_metabayes.experiments.runs.tables import markdown_table, narrow, per_cent
 from pyro_metabayes.experiments.studies.run_grid import run_grid
-from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, jobs_of, read, rows_of
+from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, jobs_of, rows_of
 from pyro_metabayes.experiments.studies.tables import commands, verdict
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 KINDS = {False: "inductive", True: "transductive"}
+INTERVALS = (
+    "95% intervals: those of the accuracies are over tasks, given backbones and classes; those of 'ours, over runs' "
+    "are over training runs (Student's t over backbones, or over seeds if all runs share one backbone)."
+)
 
 
 @dataclass
@@ -55,6 +61,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     out = Path(config.out) if config.size == "full" else folder / "RESULTS.md"
     write_atomically(out, lambda path: path.write_text(with_section(out, config.name, section)))
     print(text_table(table_of(config.table, rows, folder)))
+    print(textwrap.fill(INTERVALS, WIDTH))
     print(f"written: {out}")
 
 
@@ -75,11 +82,12 @@ def possible(row: Row, config: TableConfig) -> bool:
 def section_of(name: str, table: Mapping[str, Any], smoke: bool, folder: Path) -> str:
     """The section of a table: title, source, all rows, the machines, and the command of each row."""
     rows = rows_of(table, smoke)
-    machines = {results["machine"] for row in rows for results in finished_results(row, folder)}
+    machines = {run.results["machine"] for row in rows for run in finished_runs(row, folder)}
     lines = [
         f"## {table['title']}",
         f"`python -m experiments.reproduce table={name}`. {table['source']}",
         *tables_by_setting(table_of(table, rows, folder)),
+        INTERVALS,
         f"Machine: {'; '.join(sorted(machines)) or 'none yet'}; one thread per run, seconds of training and test.",
         commands(rows),
     ]
@@ -105,10 +113,10 @@ def with_section(path: Path, name: str, section: str) -> str:
     return f"{text}\n{block}\n"
 
 
-def finished_results(row: Row, folder: Path) -> list[dict[str, Any]]:
-    """The results of the finished seeds of a row."""
+def finished_runs(row: Row, folder: Path) -> list[Run]:
+    """The finished seeds of a row, with the scores of each task."""
     folders = [row.folder(folder, seed) for seed in range(row.seeds)]
-    return [read(run) for run in folders if (run / "results.json").exists()]
+    return [read_run(run) for run in folders if (run / "results.json").exists()]
 
 
 def table_of(table: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[dict[str, str]]:
@@ -118,7 +126,7 @@ def table_of(table: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> lis
 def table_row(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """One row: published and own accuracy, in inductive or transductive columns; dashes if there are no runs."""
     published = part.get("published", {}).get(row.label, {})
-    results = finished_results(row, folder)
+    results = [run.results for run in finished_runs(row, folder)]
     own = _accuracy(row, folder) if results else "-"
     kind = KINDS[bool(results and results[0]["transductive"])]
     line = {"method": row.label, "setting": part["setting"]}
@@ -148,15 +156,14 @@ def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _accuracy(row: Row, folder: Path) -> str:
     """Mean over the tasks of all seeds, with its 95% interval over tasks, given backbones and classes."""
-    files = [row.folder(folder, seed) / "tasks.npz" for seed in range(row.seeds)]
-    tasks = np.concatenate([np.load(file)["accuracy"] for file in files if file.exists()])
-    return per_cent(tasks.mean(), ci95_of(tasks))
+    runs = finished_runs(row, folder)
+    tasks = np.concatenate([run.per_task["accuracy"] for run in runs])
+    return per_cent(tasks.mean(), ci95_of(tasks, groups_of(runs)))
 
 
 def _over_runs(row: Row, folder: Path) -> str:
     """The same mean with its 95% interval over training runs; a dash for a single one."""
-    folders = [row.folder(folder, seed) for seed in range(row.seeds)]
-    runs = [read_run(run) for run in folders if (run / "results.json").exists()]
+    runs = finished_runs(row, folder)
     interval = over_runs([float(run.per_task["accuracy"].mean()) for run in runs], [run.backbone for run in runs])
     if interval.ci95 is None:
         return "-"

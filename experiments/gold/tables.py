@@ -28,7 +28,10 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The metrics of each task for one guide and one target; of_means: for class means, {} without them."""
+    """The metrics of each task for one guide and one target.
+
+    of_means: scores of class means, {} without them. kl_weight: that of the training, as a cell of a table.
+    """
 
     labels: str
     gaps: Gaps
@@ -38,6 +41,7 @@ class Comparison:
     of_means: Mapping[str, Tensor]
     transductive: bool
     seconds: float
+    kl_weight: str = "-"
 
 
 Comparisons = Mapping[str, Sequence[Comparison]]  # by the name of the run
@@ -71,12 +75,16 @@ def prediction_row(run: str, comparison: Comparison) -> Row:
 
 
 def gap_row(run: str, comparison: Comparison) -> Row:
-    """Evidence, ELBO, approximation gap and amortization gap, in nats per task."""
+    """Evidence, ELBO, approximation gap and amortization gap, in nats per task.
+
+    The ELBO has KL weight 1, whatever the weight in training, which stands beside it.
+    """
     gaps = comparison.gaps
     return {
         "run": run,
         "posterior of w": POSTERIORS[comparison.labels],
         "log evidence": interval(gaps.evidence, error=gaps.evidence_error),
+        "KL weight": comparison.kl_weight,
         "ELBO": interval(gaps.elbo),
         "best ELBO of the family": interval(gaps.best_elbo),
         "approximation gap": interval(gaps.approximation_gap, 2, error=gaps.evidence_error),

@@ -14,6 +14,7 @@ from pyro_metabayes.storage.checkpoint import write_atomically
 
 Row = Mapping[str, str]
 JOINT_BOUND = "joint_nll_upper"  # absent where joint_nll is an average over a few draws, as in earlier versions
+WITHOUT_KL = ("monte_carlo", "monte_carlo_joint", "mean_score", "predictive")  # objectives without a KL to weight
 COLLAPSE = {True: "collapsed", False: "alive", None: "-"}
 
 
@@ -123,8 +124,13 @@ def kl_weight(results: Mapping[str, Any]) -> str:
     """The weight of the KL at the end of the training, beside the ELBO, which has weight 1; a dash without a bound."""
     training = results.get("config", {}).get("train")
     weight = training.get("kl_weight") if isinstance(training, Mapping) else None
+    return "-" if results["elbo"] is None else weight_cell(weight, results.get("objective"))
+
+
+def weight_cell(weight: Any, objective: str | None) -> str:
+    """The KL weight of a training as a cell: the end of a schedule; a dash if unknown or if the objective has no KL."""
     weight = weight.get("end") if isinstance(weight, Mapping) else weight
-    return "-" if results["elbo"] is None or weight is None else f"{weight:g}"
+    return "-" if weight is None or objective in WITHOUT_KL else f"{weight:g}"
 
 
 def _log_score_title(results: Mapping[str, Any]) -> str:
