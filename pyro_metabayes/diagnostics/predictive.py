@@ -160,9 +160,9 @@ class Discrepancy:
 def discrepancies(learner: MetaLearner, observed: Observed, draws: Draws, query_y: Tensor) -> dict[str, Discrepancy]:
     """Compute NLL and joint log score of the observed labels y and of replicated labels y_rep, drawn from the model.
 
-    These are discrepancies for posterior predictive p-values (Gelman, Meng and Stern 1996). The first L draws of w score
-    the labels, and the labels of the other draws are the replicates. A replicate that is scored under the draw of w that
-    it comes from looks too likely, so that the p-value of a true model is not uniform.
+    These are discrepancies for posterior predictive p-values (Gelman, Meng and Stern 1996). The first L draws of w
+    score the labels, and the labels of the other draws are the replicates. A replicate that is scored under the draw of
+    w that it comes from looks too likely, so that the p-value of a true model is not uniform.
 
     Args:
         learner: the learner whose model has the likelihood.
