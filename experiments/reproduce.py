@@ -6,6 +6,7 @@ continues an interrupted table. The command writes a section of RESULTS.md with 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +20,20 @@ from omegaconf import DictConfig, OmegaConf
 from pyro_metabayes.errors import Interrupted, UsageError
 from pyro_metabayes.evaluation.intervals import ci95_of, over_runs
 from pyro_metabayes.experiments.cli.command import run_command
-from pyro_metabayes.experiments.cli.text_table import text_table
-from pyro_metabayes.experiments.runs.finished_runs import read_run
+from pyro_metabayes.experiments.cli.text_table import WIDTH, text_table
+from pyro_metabayes.experiments.runs.comparison import groups_of
+from pyro_metabayes.experiments.runs.finished_runs import Run, read_run
 from pyro_metabayes.experiments.runs.tables import markdown_table, narrow, per_cent
 from pyro_metabayes.experiments.studies.run_grid import run_grid
-from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, jobs_of, read, rows_of
+from pyro_metabayes.experiments.studies.study import Row, chosen_rows, claim, jobs_of, rows_of
 from pyro_metabayes.experiments.studies.tables import commands, verdict
 from pyro_metabayes.storage.checkpoint import write_atomically
 
 KINDS = {False: "inductive", True: "transductive"}
+INTERVALS = (
+    "95% intervals: those of the accuracies are over tasks, given backbones and classes; those of 'ours, over runs' "
+    "are over training runs (Student's t over backbones, or over seeds if all runs share one backbone)."
+)
 
 
 @dataclass
@@ -55,6 +61,7 @@ def main(composed: DictConfig, folder: Path) -> None:
     out = Path(config.out) if config.size == "full" else folder / "RESULTS.md"
     write_atomically(out, lambda path: path.write_text(with_section(out, config.name, section)))
     print(text_table(table_of(config.table, rows, folder)))
+    print(textwrap.fill(INTERVALS, WIDTH))
     print(f"written: {out}")
 
 
@@ -82,11 +89,12 @@ def section_of(name: str, table: Mapping[str, Any], smoke: bool, folder: Path) -
         folder: the folder that holds the runs.
     """
     rows = rows_of(table, smoke)
-    machines = {results["machine"] for row in rows for results in finished_results(row, folder)}
+    machines = {run.results["machine"] for row in rows for run in finished_runs(row, folder)}
     lines = [
         f"## {table['title']}",
         f"`python -m experiments.reproduce table={name}`. {table['source']}",
         *tables_by_setting(table_of(table, rows, folder)),
+        INTERVALS,
         f"Machine: {'; '.join(sorted(machines)) or 'none yet'}; one thread per run, seconds of training and test.",
         commands(rows),
     ]
@@ -118,10 +126,10 @@ def with_section(path: Path, name: str, section: str) -> str:
     return f"{text}\n{block}\n"
 
 
-def finished_results(row: Row, folder: Path) -> list[dict[str, Any]]:
-    """Return the contents of results.json of a row, one per finished seed."""
+def finished_runs(row: Row, folder: Path) -> list[Run]:
+    """Return the finished runs of a row, one per seed, with the scores of each task."""
     folders = [row.folder(folder, seed) for seed in range(row.seeds)]
-    return [read(run) for run in folders if (run / "results.json").exists()]
+    return [read_run(run) for run in folders if (run / "results.json").exists()]
 
 
 def table_of(table: Mapping[str, Any], rows: Sequence[Row], folder: Path) -> list[dict[str, str]]:
@@ -134,7 +142,7 @@ def table_row(row: Row, part: Mapping[str, Any], folder: Path) -> dict[str, str]
     Inductive and transductive accuracies have columns of their own. Cells of missing runs are dashes.
     """
     published = part.get("published", {}).get(row.label, {})
-    results = finished_results(row, folder)
+    results = [run.results for run in finished_runs(row, folder)]
     own = _accuracy(row, folder) if results else "-"
     kind = KINDS[bool(results and results[0]["transductive"])]
     line = {"method": row.label, "setting": part["setting"]}
@@ -164,15 +172,14 @@ def _score_cells(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _accuracy(row: Row, folder: Path) -> str:
     """Return the accuracy over the tasks of all seeds with its 95% interval over tasks, given backbones and classes."""
-    files = [row.folder(folder, seed) / "tasks.npz" for seed in range(row.seeds)]
-    tasks = np.concatenate([np.load(file)["accuracy"] for file in files if file.exists()])
-    return per_cent(tasks.mean(), ci95_of(tasks))
+    runs = finished_runs(row, folder)
+    tasks = np.concatenate([run.per_task["accuracy"] for run in runs])
+    return per_cent(tasks.mean(), ci95_of(tasks, groups_of(runs)))
 
 
 def _over_runs(row: Row, folder: Path) -> str:
     """Return the mean accuracy of a row with its 95% interval over training runs; a dash for a single run."""
-    folders = [row.folder(folder, seed) for seed in range(row.seeds)]
-    runs = [read_run(run) for run in folders if (run / "results.json").exists()]
+    runs = finished_runs(row, folder)
     interval = over_runs([float(run.per_task["accuracy"].mean()) for run in runs], [run.backbone for run in runs])
     if interval.ci95 is None:
         return "-"

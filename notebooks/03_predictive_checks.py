@@ -37,7 +37,7 @@ from pyro_metabayes.experiments.runs.restore_run import run_and_tasks
 def checked(*changed: str) -> dict[str, Discrepancy]:
     """The discrepancy of 64 test tasks with some settings changed, under the posterior and under the prior."""
     setup, episodes = run_and_tasks("runs/checked", changed, num_tasks=64)
-    draws = predictive_draws(setup.learner, episodes, num_samples=50)
+    draws = predictive_draws(setup.learner, episodes, num_samples=100)
     both = {"posterior": draws.posterior, "prior": draws.prior}
     return {
         name: discrepancies(setup.learner, episodes.observed(), samples, episodes.query_y)["nll"]

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from pyro_metabayes import Episodes
-from pyro_metabayes.evaluation.batch_scores import GROUP
+from pyro_metabayes.evaluation.batch_scores import GROUP, BatchScores
 from pyro_metabayes.evaluation.evaluate import EvalSettings, evaluate
 from pyro_metabayes.evaluation.expected_calibration_error import calibration_interval, pooled_calibration_error
 from pyro_metabayes.evaluation.intervals import NORMAL, SMALL_SAMPLE, Estimate, ci95_of, over_runs, quantile95
@@ -154,3 +154,29 @@ def test_masked_queries_count_in_neither() -> None:
     changed[:, 10:, :2] = 0.123
     assert calibration_interval(values) == calibration_interval(changed)
     assert calibration_interval(values)["ece_floor"] > calibration_interval(calibrated(30))["ece_floor"]
+
+
+def test_repeated_tasks_of_a_group_do_not_narrow_the_interval_of_the_calibration_error() -> None:
+    """Every group eight times: the interval is that of the groups, by Student's t below 30 of them."""
+    once = calibrated(20, shift=0.1)
+    groups = torch.arange(20).repeat(8)
+    repeated = calibration_interval(once.repeat(8, 1, 1), groups)["ece_ci95"]
+    assert repeated == pytest.approx(calibration_interval(once)["ece_ci95"], rel=1e-9)
+    assert calibration_interval(once.repeat(8, 1, 1))["ece_ci95"] < 0.5 * repeated
+    assert calibration_interval(once, torch.zeros(20))["ece_ci95"] == math.inf
+
+
+def test_the_interval_of_few_tasks_is_wider_by_students_t() -> None:
+    """The spread of the error over 400 sets of 10 tasks, against the mean of the half widths."""
+    errors = [pooled_calibration_error(calibrated(10, seed, shift=0.2)) for seed in range(400)]
+    widths = [calibration_interval(calibrated(10, seed, shift=0.2))["ece_ci95"] for seed in range(40)]
+    assert np.mean(widths) == pytest.approx(quantile95(10) * np.std(errors), rel=0.2)
+
+
+def test_an_evaluation_resamples_groups_for_the_calibration_error() -> None:
+    """Binary labels of groups that are drawn twice: the interval is that of the groups."""
+    values, groups = calibrated(12, shift=0.1), torch.arange(6).repeat(2)
+    scores = {"ece": values, "nll": torch.zeros(12)}
+    evaluation = BatchScores(scores, {}, groups=groups).evaluation({})
+    assert evaluation.metrics["ece_ci95"] == calibration_interval(values, groups)["ece_ci95"]
+    assert evaluation.metrics["ece_ci95"] != calibration_interval(values)["ece_ci95"]

@@ -98,12 +98,23 @@ def test_p_values_find_a_model_that_is_too_sure_or_not_sure_enough() -> None:
     learner.guide = guide
     mean_p = {}
     for guide.factor in (1.0, 0.05, 4.0):
-        draws = draws_of(learner, episodes.observed(), 60)
+        draws = draws_of(learner, episodes.observed(), 120)
         check = discrepancies(learner, episodes.observed(), draws, episodes.query_y)["nll"]
         assert check.replicated.shape == (60, 200) and check.p_values.shape == (200,)
         mean_p[guide.factor] = check.p_values.mean().item()
     assert mean_p[1.0] == pytest.approx(0.5, abs=5 * (1 / 12 / 200) ** 0.5)
     assert mean_p[0.05] < 0.35 and mean_p[4.0] > 0.65
+
+
+def test_p_values_of_a_true_model_are_uniform() -> None:
+    """Labels drawn from the prior itself: a replicate must not be scored under the draw that it comes from."""
+    learner, episodes = SIB.learner(), SIB.tasks(300)
+    observed = episodes.observed()
+    torch.manual_seed(0)
+    labels = draws_of(learner, observed, 1, prior=True).y[0]
+    checks = discrepancies(learner, observed, draws_of(learner, observed, 40, prior=True), labels)
+    for check in checks.values():
+        assert check.p_values.mean().item() == pytest.approx(0.5, abs=4 * (1 / 12 / 300) ** 0.5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("arviz") is None, reason="ArviZ is not installed")

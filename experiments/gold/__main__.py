@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from pyro_metabayes.experiments.cli.command import run_program
 from pyro_metabayes.experiments.gold.plots import draw
 from pyro_metabayes.experiments.gold.tables import Comparison, pages, unconverged, write_tasks
 from pyro_metabayes.experiments.runs.restore_run import run_and_tasks, settings_of
-from pyro_metabayes.experiments.runs.tables import save_tables
+from pyro_metabayes.experiments.runs.tables import save_tables, weight_cell
 from pyro_metabayes.inference.capabilities import HasPrototypes
 from pyro_metabayes.learner import MetaLearner
 from pyro_metabayes.model import Model
@@ -103,8 +103,10 @@ def prototype_scores(model: Model, episodes: Episodes) -> TaskScores:
 def measure_run(folder: str, changed: Sequence[str], settings: GoldSettings) -> list[Comparison]:
     """Restore a run under changed settings, and compare its guide with exact inference, once per target."""
     setup, episodes = run_and_tasks(folder, changed, settings.tasks)
+    weight = weight_cell(setup.config.train.kl_weight, setup.learner.objective.name)
     with seeded(settings.noise), validation_enabled(False):
-        return [measure(setup.learner, episodes, labels, settings) for labels in settings.targets]
+        measured = [measure(setup.learner, episodes, labels, settings) for labels in settings.targets]
+    return [replace(comparison, kl_weight=weight) for comparison in measured]
 
 
 def main(arguments: Sequence[str]) -> None:

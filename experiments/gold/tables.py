@@ -39,6 +39,7 @@ class Comparison:
         of_means: scores of class means; {} without class means.
         transductive: whether the guide is transductive.
         seconds: CPU time of the comparison.
+        kl_weight: the KL weight of the training, as a cell of a table.
     """
 
     labels: str
@@ -49,6 +50,7 @@ class Comparison:
     of_means: Mapping[str, Tensor]
     transductive: bool
     seconds: float
+    kl_weight: str = "-"
 
 
 Comparisons = Mapping[str, Sequence[Comparison]]  # from the name of a run to one comparison per target
@@ -92,12 +94,16 @@ def prediction_row(run: str, comparison: Comparison) -> Row:
 
 
 def gap_row(run: str, comparison: Comparison) -> Row:
-    """Return one row of the table of gaps: evidence, ELBO, approximation and amortization gap, in nats per task."""
+    """Return one row of the table of gaps: evidence, ELBO, approximation and amortization gap, in nats per task.
+
+    The ELBO has KL weight 1. The KL weight of the training has a column of its own.
+    """
     gaps = comparison.gaps
     return {
         "run": run,
         "posterior of w": POSTERIORS[comparison.labels],
         "log evidence": interval(gaps.evidence, error=gaps.evidence_error),
+        "KL weight": comparison.kl_weight,
         "ELBO": interval(gaps.elbo),
         "best ELBO of the family": interval(gaps.best_elbo),
         "approximation gap": interval(gaps.approximation_gap, 2, error=gaps.evidence_error),

@@ -167,11 +167,13 @@ def _calibration(runs: Sequence[Run]) -> str:
     """Format the mean ECE over seeds as "0.012 +- 0.004 (floor 0.006)".
 
     The floor is the expected ECE of a calibrated prediction. Runs of earlier versions have no interval and no floor.
+    Runs on the same groups are not independent, so more of them do not narrow the interval.
     """
     error = number(mean_over_seeds(runs, "ece"))
     if any(run.results.get("ece_ci95") is None for run in runs):
         return error
-    width = float(np.sqrt(np.mean([run.results["ece_ci95"] ** 2 for run in runs]) / len(runs)))
+    independent = len(runs) if groups_of(runs) is None else 1
+    width = float(np.sqrt(np.mean([run.results["ece_ci95"] ** 2 for run in runs]) / independent))
     return f"{error} +- {width:.3f} (floor {number(mean_over_seeds(runs, 'ece_floor'))})"
 
 

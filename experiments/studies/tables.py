@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_metabayes.evaluation.batch_scores import GROUP
 from pyro_metabayes.evaluation.intervals import ci95_of
 from pyro_metabayes.experiments.runs.tables import COLLAPSE, per_cent, without_old_joint
 from pyro_metabayes.experiments.studies.study import Row, read
@@ -70,10 +71,11 @@ def _accuracies(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> d
     """
     if results[0]["accuracy"] is None:
         return dict.fromkeys(ACCURACIES, "-")
-    cells = {}
+    cells, archives = {}, [np.load(folder / "tasks.npz") for folder in folders]
+    groups = np.concatenate([archive[GROUP] for archive in archives]) if GROUP in archives[0] else None
     for column, name in ACCURACIES.items():
-        tasks = np.concatenate([np.load(folder / "tasks.npz")[name] for folder in folders])
-        cells[column] = per_cent(tasks.mean(), ci95_of(tasks))
+        tasks = np.concatenate([archive[name] for archive in archives])
+        cells[column] = per_cent(tasks.mean(), ci95_of(tasks, groups))
     return cells
 
 

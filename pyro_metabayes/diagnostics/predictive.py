@@ -141,7 +141,7 @@ class Discrepancy:
     """Values of a discrepancy d(y) of T tasks, for replicated and for observed labels.
 
     Attributes:
-        replicated: d(y_rep) [L, T], for L draws y_rep of the labels from the model.
+        replicated: d(y_rep) [R, T], for R draws y_rep of the labels from the model.
         observed: d(y) [T], for the observed labels y.
     """
 
@@ -158,23 +158,27 @@ class Discrepancy:
 
 @torch.no_grad()
 def discrepancies(learner: MetaLearner, observed: Observed, draws: Draws, query_y: Tensor) -> dict[str, Discrepancy]:
-    """Compute NLL and joint NLL of the observed labels y and of replicated labels y_rep, drawn from the model.
+    """Compute NLL and joint log score of the observed labels y and of replicated labels y_rep, drawn from the model.
 
-    These are discrepancies for posterior predictive p-values. (Gelman, Meng and Stern 1996.)
+    These are discrepancies for posterior predictive p-values (Gelman, Meng and Stern 1996). The first L draws of w
+    score the labels, and the labels of the other draws are the replicates. A replicate that is scored under the draw of
+    w that it comes from looks too likely, so that the p-value of a true model is not uniform.
 
     Args:
         learner: the learner whose model has the likelihood.
         observed: T tasks with features as inputs and Q queries each.
-        draws: L draws w_l of w, and the replicated labels.
+        draws: 2 L draws of w, or 2 L + 1, and the labels drawn under each.
         query_y: the observed labels y.
 
     Returns:
         nll: -(1/Q) sum_i log (1/L) sum_l p(y_i | x_i, w_l) in nats. It is larger for y than for y_rep if the model is
             overconfident (p-value near 0), and smaller if the model is underconfident (p-value near 1).
-        joint_nll: -(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l) in nats, for all labels of a task jointly.
+        joint_nll: -(1/Q) log (1/L) sum_l prod_i p(y_i | x_i, w_l) in nats, for all labels of a task jointly. As an
+            estimate of the joint NLL it is too large.
     """
-    likelihood = learner.model.likelihood(draws.w, observed.query_x, observed)
-    of_observed, *of_replicates = [_surprise(likelihood, y, observed.query_mask) for y in (query_y, *draws.y)]
+    half = len(draws.w) // 2
+    likelihood = learner.model.likelihood(draws.w[:half], observed.query_x, observed)
+    of_observed, *of_replicates = [_surprise(likelihood, y, observed.query_mask) for y in (query_y, *draws.y[half:])]
     return {
         name: Discrepancy(torch.stack([values[name] for values in of_replicates]), of_observed[name])
         for name in of_observed

@@ -104,7 +104,8 @@ class BatchScores:
         metrics: dict[str, Any] = {
             score.name: score.summary(values[score.name], groups) if score.name in values else None for score in SCORES
         }
-        metrics |= calibration_interval(values["ece"]) if "ece" in values else {"ece_ci95": None, "ece_floor": None}
+        undefined = {"ece_ci95": None, "ece_floor": None}
+        metrics |= calibration_interval(values["ece"], self.groups) if "ece" in values else undefined
         means = {score.name for score in SCORES if score.is_mean}
         return Evaluation(
             metrics | {"by_step": means_by_step(self.by_step)} | others | summary(self.spreads),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_metabayes.device import as_double
+from pyro_metabayes.evaluation.intervals import SMALL_SAMPLE, quantile95
 from pyro_metabayes.likelihoods.classes import ClassPredictions
 from pyro_metabayes.vision import torchvision
 
@@ -76,29 +77,44 @@ def pooled_calibration_error(values: Tensor) -> float:
 RESAMPLES = 1000
 
 
-def calibration_interval(values: Tensor) -> dict[str, float]:
+def calibration_interval(values: Tensor, groups: Tensor | None = None) -> dict[str, float]:
     """Compute the half width of the 95% bootstrap interval of the ECE, and the floor of the ECE.
 
-    The bootstrap resamples tasks, since queries of one task share a support set and are dependent. The floor is the
-    mean ECE of perfectly calibrated predictions with the same confidences c_i; it is positive since the accuracy of a
-    bin varies. By the central limit theorem it is sum_b sqrt(2 / pi sum_{i in b} c_i (1 - c_i)) / M for M queries i in
-    bins b. An ECE near the floor shows no miscalibration. (Efron 1979; Roelofs et al. 2022.)
+    The bootstrap resamples tasks, since queries of one task share a support set and are dependent. If tasks are drawn
+    from groups, it resamples groups, since tasks of one group share rows. As in `ci95_of`, the standard error of
+    U < 30 units is multiplied by sqrt(U / (U - 1)) and by the quantile of Student's t.
+
+    The floor is the mean ECE of perfectly calibrated predictions with the same confidences c_i; it is positive since
+    the accuracy of a bin varies. By the central limit theorem it is sum_b sqrt(2 / pi sum_{i in b} c_i (1 - c_i)) / M
+    for M queries i in bins b. An ECE near the floor shows no miscalibration. (Efron 1979; Roelofs et al. 2022.)
 
     Args:
         values: [T, Q, 3] for Q queries of T tasks, from values_for_calibration.
+        groups: [T], the group of each task; None: every task is a unit of its own.
 
     Returns:
-        {"ece_ci95": half width, "ece_floor": floor}, both 0 to 1.
+        {"ece_ci95": half width, "ece_floor": floor}, both 0 to 1; the half width of one unit is infinite.
     """
     sums = _bin_sums(as_double(values).cpu())
-    num_tasks = len(sums)
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(num_tasks, (RESAMPLES, num_tasks), generator=generator)
-    counts = torch.zeros(RESAMPLES, num_tasks, dtype=sums.dtype).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-    resampled = (counts @ sums.flatten(1)).unflatten(1, sums.shape[1:])
     number, _, _, variance = sums.sum(0).unbind(-1)
     floor = (2 / math.pi * variance).sqrt().sum() / number.sum()
-    return {"ece_ci95": 1.96 * _error(resampled).std().item(), "ece_floor": floor.item()}
+    if groups is not None:
+        _, unit = groups.cpu().unique(return_inverse=True)
+        sums = torch.zeros_like(sums[: int(unit.max()) + 1]).index_add_(0, unit, sums)
+    return {"ece_ci95": _bootstrap_ci95(sums), "ece_floor": floor.item()}
+
+
+def _bootstrap_ci95(sums: Tensor) -> float:
+    """Half width of the 95% interval of the calibration error from bin sums [U, B, 4] of U independent units."""
+    units = len(sums)
+    if units < 2:
+        return math.inf
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(units, (RESAMPLES, units), generator=generator)
+    counts = torch.zeros(RESAMPLES, units, dtype=sums.dtype).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+    resampled = (counts @ sums.flatten(1)).unflatten(1, sums.shape[1:])
+    few = math.sqrt(units / (units - 1)) if units < SMALL_SAMPLE else 1.0
+    return quantile95(units) * few * _error(resampled).std().item()
 
 
 def _bin_sums(values: Tensor) -> Tensor:
