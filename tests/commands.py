@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor
 
@@ -161,13 +162,27 @@ def _main_module(name: str, arguments: tuple[str, ...]) -> Iterator[None]:
     before, environment = sys.argv, dict(os.environ)
     sys.argv = [f"experiments/{name}.py", *arguments]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _composed_once():
             warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
             yield
     finally:
         sys.argv = before
         os.environ.clear()
         os.environ.update(environment)
+
+
+@contextlib.contextmanager
+def _composed_once() -> Iterator[None]:
+    """Hydra composes the whole configuration twice, first for `hydra.mode` alone, which no file of ours sets."""
+    ask = Hydra.get_mode
+
+    def get_mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        named = any("hydra.mode" in override for override in overrides)
+        return ask(hydra, config_name, overrides) if named else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", get_mode)
+        yield
 
 
 def _exit_code(code: object) -> int:

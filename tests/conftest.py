@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.commands import on_features, ran, write_features
+from tests.processes import Forks, forks_of_torch
 
 os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported, here or in a process that a test starts
 NOTHING_DRAWN = b"\x89PNG\r\n\x1a\n"
@@ -36,8 +37,10 @@ def pytest_collection_modifyitems() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One METABAYES_CACHE for the session: nothing of an earlier run is read, nothing is left behind."""
-    folder = tmp_path_factory.mktemp("cache")
+    """One METABAYES_CACHE for the session, shared by its workers: nothing of an earlier run is read, none is kept."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared_cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METABAYES_CACHE", str(folder))
         yield folder
@@ -101,6 +104,13 @@ def metabayes_data() -> Path:
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The current folder of a command that is tried out."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Runs programs in processes of their own."""
+    with forks_of_torch(tmp_path_factory.mktemp("forks")) as forks:
+        yield forks
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,8 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from pyro_metabayes.prediction.scikit_learn_checks import CHECK_DATA
 from pyro_metabayes.sklearn import FewShotClassifier, expected_failed_checks
+from tests.processes import Forks
 
-ROOT = Path(__file__).resolve().parents[1]
 SUBSET, HASH = "check_methods_subset_invariance", "check_estimators_overwrite_params"
 
 
@@ -224,7 +221,7 @@ def test_a_learner_names_mistakes_in_arrays(support_y: Any, query_x: Any, messag
         learner_of("proto", [1]).predict([[0.0], [1.0]], support_y, query_x)
 
 
-def test_scikit_learn_is_optional() -> None:
+def test_scikit_learn_is_optional(forks: Forks) -> None:
     """The engine does not import it; the classifier says in one line that it is missing."""
     program = (
         "import sys, pyro_metabayes, pyro_metabayes.evaluation.evaluate\n"
@@ -233,11 +230,7 @@ def test_scikit_learn_is_optional() -> None:
         "try: import pyro_metabayes.sklearn\n"
         "except pyro_metabayes.UsageError as error: print(error)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
-    assert result.stdout == (
+    assert forks.output_of(program) == (
         "expected scikit-learn 1.6 or newer for pyro_metabayes.sklearn, found none or an older one; "
         "run: pip install 'scikit-learn>=1.6'\n"
     )

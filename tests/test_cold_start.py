@@ -11,6 +11,7 @@ import pytest
 
 import pyro_metabayes
 from pyro_metabayes.experiments.__main__ import commands
+from tests.processes import Forks
 from tests.test_layout import ROOT, python_files
 
 LATE = ("arviz", "lightning_fabric", "matplotlib", "scipy", "sklearn", "torch._dynamo", "torchmetrics", "torchvision")
@@ -33,8 +34,8 @@ except SystemExit as stop:
 """
 
 
-def output_of(program: str, folder: Path | None = None) -> str:
-    """What a Python process of its own prints."""
+def output_without_torch(program: str, folder: Path | None = None) -> str:
+    """What a Python process prints that has imported nothing before; with `forks` it has imported torch."""
     command = [sys.executable, "-W", "error", "-c", program]
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
@@ -42,8 +43,13 @@ def output_of(program: str, folder: Path | None = None) -> str:
     return done.stdout
 
 
-def loaded_at_first_print(folder: Path, names: tuple[str, ...], *arguments: str) -> set[str]:
-    output = output_of(FIRST_PRINT.format(names=names, arguments=["metabayes", *arguments]), folder)
+def first_print(names: tuple[str, ...], *arguments: str) -> str:
+    """The program of a command that ends at its first line and names the modules that are loaded."""
+    return FIRST_PRINT.format(names=names, arguments=["metabayes", *arguments])
+
+
+def loaded(output: str) -> set[str]:
+    """The modules that the last line of such a program names."""
     marker, *names_loaded = output.splitlines()[-1].split()
     assert marker == "loaded", output
     return set(names_loaded)
@@ -51,36 +57,40 @@ def loaded_at_first_print(folder: Path, names: tuple[str, ...], *arguments: str)
 
 @pytest.mark.parametrize("arguments", [["--help"], ["rum"]])
 def test_the_list_of_commands_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
-    assert loaded_at_first_print(tmp_path, ("torch", "pyro", "numpy", "hydra", *LATE), *arguments) == set()
+    names = ("torch", "pyro", "numpy", "hydra", *LATE)
+    assert loaded(output_without_torch(first_print(names, *arguments), tmp_path)) == set()
 
 
-def test_no_command_imports_at_its_start_what_only_a_training_needs() -> None:
+def test_no_command_imports_at_its_start_what_only_a_training_needs(forks: Forks) -> None:
     program = "import importlib, sys\n"
     for name, path in commands().items():
         module = f"pyro_metabayes.experiments.{name}" + (".__main__" if path.stem == "__main__" else "")
         program += f"importlib.import_module({module!r})\n"
         program += f"for late in {LATE!r}: assert late not in sys.modules, ({name!r}, late)\n"
-    assert output_of(program) == ""
+    assert forks.output_of(program) == ""
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["guide.step=2"]])
-def test_help_and_mistakes_import_nothing_of_a_training(tmp_path: Path, arguments: list[str]) -> None:
-    assert loaded_at_first_print(tmp_path, LATE, "run", *SMALL, *arguments) == set()
+def test_help_and_mistakes_import_nothing_of_a_training(forks: Forks, tmp_path: Path, arguments: list[str]) -> None:
+    program = first_print(LATE, "run", *SMALL, *arguments)
+    assert loaded(forks.output_of(program, folder=tmp_path)) == set()
 
 
-def test_the_first_line_of_a_run_precedes_the_imports_of_its_training(tmp_path: Path) -> None:
-    assert loaded_at_first_print(tmp_path, LATE, "run", *SMALL) == set()
+def test_the_first_line_of_a_run_precedes_the_imports_of_its_training(forks: Forks, tmp_path: Path) -> None:
+    assert loaded(forks.output_of(first_print(LATE, "run", *SMALL), folder=tmp_path)) == set()
 
 
 def test_the_package_is_imported_without_torch() -> None:
     names = ("torch", "pyro", "numpy", *LATE)
-    assert output_of(f"import pyro_metabayes, sys; print([n for n in {names!r} if n in sys.modules])") == "[]\n"
+    program = f"import pyro_metabayes, sys; print([n for n in {names!r} if n in sys.modules])"
+    assert output_without_torch(program) == "[]\n"
 
 
-def test_the_names_of_the_package_import_nothing_of_a_training() -> None:
+def test_the_names_of_the_package_import_nothing_of_a_training(forks: Forks) -> None:
     """FewShotClassifier imports scikit-learn, from which it is derived."""
     program = "import sys, pyro_metabayes as m; [getattr(m, n) for n in m.__all__ if n != 'FewShotClassifier']\n"
-    assert output_of(f"{program}print([name for name in {(*LATE, 'filelock')!r} if name in sys.modules])") == "[]\n"
+    program += f"print([name for name in {(*LATE, 'filelock')!r} if name in sys.modules])"
+    assert forks.output_of(program) == "[]\n"
 
 
 def test_every_public_name_is_listed_and_found() -> None:
@@ -92,8 +102,8 @@ def test_every_public_name_is_listed_and_found() -> None:
     assert set(pyro_metabayes.__all__) <= set(namespace)
 
 
-def test_a_module_of_the_package_is_an_attribute_without_an_import() -> None:
-    assert output_of("import pyro_metabayes as m; print(m.episodes.Episodes is m.Episodes)") == "True\n"
+def test_a_module_of_the_package_is_an_attribute_without_an_import(forks: Forks) -> None:
+    assert forks.output_of("import pyro_metabayes as m; print(m.episodes.Episodes is m.Episodes)") == "True\n"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -115,9 +125,9 @@ SETTING = "\nimport pyro; print(pyro.settings.get('module_local_params'))"
         "import pyro_metabayes.guides.sib",
     ],
 )
-def test_any_order_of_imports_sets_local_parameters(imports: str) -> None:
+def test_any_order_of_imports_sets_local_parameters(forks: Forks, imports: str) -> None:
     """With Pyro's global store two modules of one name share their values."""
-    assert output_of(imports + SETTING) == "True\n"
+    assert forks.output_of(imports + SETTING) == "True\n"
 
 
 def test_pyro_modules_are_built_through_one_class() -> None:

@@ -9,7 +9,7 @@ import pytest
 from pyro_metabayes.experiments.completion.__main__ import LINES
 from pyro_metabayes.experiments.completion.candidates import candidates, complete
 from tests.commands import ran
-from tests.test_cold_start import FIRST_PRINT, output_of
+from tests.test_cold_start import FIRST_PRINT, output_without_torch
 
 COMPLETED = {  # the words after `metabayes`, and what Tab offers for the last one
     "ev": ["evaluate "],
@@ -55,5 +55,5 @@ def test_the_lines_for_a_shell_are_printed(shell: str) -> None:
 def test_tab_imports_no_torch(tmp_path: Path) -> None:
     shell = "import os; os.environ |= {'COMP_LINE': 'metabayes run guide=si', 'COMP_POINT': '22'}"
     names, arguments = ("torch", "numpy", "hydra", "yaml"), ["metabayes", "completion", "metabayes", "si", "="]
-    output = output_of(shell + FIRST_PRINT.format(names=names, arguments=arguments), tmp_path).split()
+    output = output_without_torch(shell + FIRST_PRINT.format(names=names, arguments=arguments), tmp_path).split()
     assert output == ["loaded"]  # and none of the names, when it prints

@@ -2,8 +2,8 @@
 
 Each promise is a function `check_...`; the second half of the file plants faults and sees them caught. Shapes, sites,
 labels, gradients and transduction are tried for all pairs. What costs more is tried for pairs that cover all parts and
-settings, and every guide with every model (`tests/covering.py`), scores for pairs that cover all parts, and everything
-for all pairs with `-m slow`.
+settings, and every guide with every model (`tests/covering.py`), axes of samples without the settings, scores for pairs
+that cover all parts, and everything for all pairs with `-m slow`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ SITES = {"query": {"query_y"}, "support": {"support_y"}, "all": {"query_y", "sup
 TOLERANCE = 1e-9  # of sums of a few dozen float64 numbers in another order, through two inner steps
 every = pytest.mark.parametrize("pair", PAIRS, ids=str)
 covered = pytest.mark.parametrize("pair", covering_first(PAIRS), ids=str)
+# What depends on the parts, but on no setting of them: axes of samples.
+combined = pytest.mark.parametrize("pair", covering_first(PAIRS, settings=False), ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -432,7 +434,7 @@ def test_noise_does_not_depend_on_the_number_of_processes(pair: Pair) -> None:
     check_noise_by_task(pair.learner(particles=1 if joint else WAY), tasks)
 
 
-@covered
+@combined
 def test_predictive_works_in_one_go_and_without_gradients(pair: Pair) -> None:
     learner, observed = pair.learner(), pair.tasks().observed()
     if pair.prior == "flat":  # Predictive first runs the model by itself, and there is nothing to draw from
@@ -453,7 +455,7 @@ def test_gradients_are_not_needed_for_the_posterior(pair: Pair) -> None:
         assert_same(got, expected, mode.__name__)
 
 
-@covered
+@combined
 def test_more_particles_change_the_variance_only(pair: Pair) -> None:
     """One particle is the mean over seeds of what many particles give at once."""
     episodes = pair.tasks(num_tasks=2)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,11 @@ from pyro_metabayes.deployment.fixed_noise import RecordedNoise, RepeatedNoise
 from pyro_metabayes.deployment.program import predictions
 from pyro_metabayes.seeding import drawing, draws_by, noise_of
 from tests.pairs import Pair
+from tests.processes import Forks
 
 WITHOUT_THE_PACKAGE = """
-import sys, torch
+import sys, torch, warnings
+warnings.simplefilter("ignore")
 program = torch.export.load(sys.argv[1]).module()
 tasks = torch.load(sys.argv[2])
 torch.save([program(*task) for task in tasks], sys.argv[3])
@@ -35,17 +35,17 @@ def classes(num_features: int, way: int, support: int, query: int) -> tuple[Tens
     return x[:support], torch.arange(support) % way, x[support:]
 
 
-def run_elsewhere(path: Path, tasks: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+def run_elsewhere(forks: Forks, path: Path, tasks: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
     """The outputs of a program in a process that imports torch alone."""
     folder = path.parent
     torch.save(tasks, folder / "tasks.pt")
     names = [str(path), str(folder / "tasks.pt"), str(folder / "outputs.pt")]
-    subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_THE_PACKAGE, *names], check=True, cwd=folder)
+    forks.output_of(WITHOUT_THE_PACKAGE, *names, folder=folder)
     return torch.load(folder / "outputs.pt")
 
 
 @pytest.mark.parametrize("name", ["inductive", "savi"])
-def test_a_program_predicts_as_the_learner_does_without_the_package(name: str, tmp_path: Path) -> None:
+def test_a_program_predicts_as_the_learner_does_without_the_package(name: str, forks: Forks, tmp_path: Path) -> None:
     """Ways of 2, more and fewer features than points, one query; sampled posteriors with the same draws."""
     if name == "inductive":
         learner = MetaLearner.pretrained(name)
@@ -56,7 +56,7 @@ def test_a_program_predicts_as_the_learner_does_without_the_package(name: str, t
     settings: dict[str, Any] = {"num_samples": 7, "seed": 3}
     learner.export(tmp_path / "program.pt2", num_classes=2, input_shape=[dimension], **settings)
     tasks = [classes(dimension, 2, *sizes) for sizes in SIZES]
-    for task, outputs in zip(tasks, run_elsewhere(tmp_path / "program.pt2", tasks), strict=True):
+    for task, outputs in zip(tasks, run_elsewhere(forks, tmp_path / "program.pt2", tasks), strict=True):
         for value, expected in zip(outputs, learner.predict(*task, **settings), strict=True):
             torch.testing.assert_close(value, expected, atol=1e-6, rtol=0)
             assert not value.requires_grad

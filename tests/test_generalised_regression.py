@@ -69,7 +69,7 @@ def test_the_prior_is_that_of_maximum_likelihood(family: str, tmp_path: Path, mo
     """The bound is below the likelihood, so the sd is a little too small; counts have nearly Gaussian posteriors."""
     monkeypatch.chdir(tmp_path)
     write(family)
-    settings = ("guide=partial_pooling", f"data.family={family}", "train.steps=400", "train.learning_rate=3e-2")
+    settings = ("guide=partial_pooling", f"data.family={family}", "train.steps=200", "train.learning_rate=6e-2")
     out = ran("run", *COLUMNS, *settings, "guide.num_hidden=16", "hydra.run.dir=run").out
     assert "with Gaussian noise" not in out
     model = MetaLearner.load("run").model

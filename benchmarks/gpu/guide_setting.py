@@ -28,6 +28,7 @@ SUITED = {  # data of guides that are not for few-shot classification; groups of
     "task_scale": ("data=linear_regression",),
 }
 SMALL = ("+data.num_features=16", "task.query=3")  # settings for classification in toy size
+FEW = {"num_steps": 12, "cleaning_steps": 12}  # most inner steps in toy size
 NUM_RANDOM, BASE_CLASSES, BASE_QUERIES, KEPT = 2, 20, 15, 0.7
 
 
@@ -66,7 +67,9 @@ def config_of(name: str, toy: bool) -> Config:
     overrides = [f"guide={name}", *SUITED.get(name, CLASSES), *(SMALL if toy and name not in SUITED else ())]
     choices = [f"choices.guide={name}", "choices.data=simulated"]  # Hydra resolves these only inside a job
     with initialize_config_dir(CONF, version_base="1.3"):
-        return config_from(compose("config", [*overrides, *choices]))
+        config = config_from(compose("config", [*overrides, *choices]))
+    fewer = {key: min(config.guide[key], most) for key, most in FEW.items() if key in config.guide}
+    return replace(config, guide=config.guide | fewer) if toy else config
 
 
 def specification(config: Config, source: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ class Config:
         return bool(self.backbone.get("frozen", True))
 
 
+@cache
 def register() -> None:
     """Register Config with Hydra, which then checks the names and types of the settings of a run."""
     ConfigStore.instance().store(name="schema", node=Config)
