@@ -429,7 +429,7 @@ WRONG: dict[str, tuple[Any, Callable[[Path], None], str]] = {
     "names that are missing": (
         tiered_imagenet,
         changed_pickle(unpacked, TIERED, label_specific_str=["n10"]),
-        "for every class in .*, got 1 names and the class 1; download",
+        "for every class in .*, got 1 names, but class 1; download",
     ),
     "no images": (
         mini_imagenet,

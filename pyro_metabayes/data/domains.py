@@ -142,7 +142,7 @@ class DomainSampler:
             raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
         if shape.way != self.bank.num_shared or shape.shot or shape.query < 1:
             raise UsageError(
-                f"expected task.way={self.bank.num_shared}, the classes that all domains share, task.shot=0 and "
+                f"expected task.way={self.bank.num_shared}, the number of classes of every domain, task.shot=0 and "
                 f"task.query >= 1, got {shape}; change task.*"
             )
         if shape.query_counts or shape.query_concentration:

@@ -101,7 +101,7 @@ def _names(path: Path, rows: int, split: str) -> list[str]:
     names = flat_array(names, str(path)).ravel().tolist()
     if absent := [label for label in labels if not 0 <= label < len(names)]:
         raise UsageError(
-            f"expected a name in label_specific_str for every class in {path}, got {len(names)} names and the class "
+            f"expected a name in label_specific_str for every class in {path}, got {len(names)} names, but class "
             f"{absent[0]}; download the file again"
         )
     words = [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
