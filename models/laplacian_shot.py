@@ -54,7 +54,7 @@ class Model(few_shot_classifier.Model):
         if smoothness <= 0 or min(num_neighbours, num_updates) < 1:
             got = f"{smoothness}, {num_neighbours} and {num_updates}"
             raise UsageError(
-                f"expected model.smoothness > 0, num_neighbours >= 1 and num_updates >= 1, got {got}; "
+                f"expected model.smoothness > 0, num_neighbours >= 1 and num_updates >= 1, got {got} (in this order); "
                 "set model=few_shot_classifier for predictions without neighbours"
             )
         self.num_neighbours, self.num_updates = num_neighbours, num_updates

@@ -84,12 +84,12 @@ class Model(pyro_metabayes.Model):
         if min(num_latents, copies, width) < 1 or min(num_hidden, num_steps, finetune_steps) < 0:
             raise UsageError(
                 "expected model.num_latents, copies, width >= 1 and num_hidden, num_steps, finetune_steps >= 0, got "
-                f"{num_latents}, {copies}, {width}, {num_hidden}, {num_steps}, {finetune_steps}"
+                f"(in this order) {num_latents}, {copies}, {width}, {num_hidden}, {num_steps}, {finetune_steps}"
             )
         if min(step_size, finetune_step_size, noise) <= 0 or min(inner_clip, orthogonality, l2) < 0:
             raise UsageError(
                 "expected model.step_size, finetune_step_size, noise > 0 and inner_clip, orthogonality, l2 >= 0, got "
-                f"{step_size}, {finetune_step_size}, {noise}, {inner_clip}, {orthogonality}, {l2}"
+                f"(in this order) {step_size}, {finetune_step_size}, {noise}, {inner_clip}, {orthogonality}, {l2}"
             )
         if not 0 <= dropout < 1:
             raise UsageError(f"expected 0 <= model.dropout < 1, got {dropout}")

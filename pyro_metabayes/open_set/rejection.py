@@ -54,7 +54,9 @@ class Rejection:
         kind = "text" if isinstance(classes.flat[0], str) else "a number"
         value = np.asarray(("unknown" if kind == "text" else -1) if label is None else label)
         if value.ndim or value.dtype.kind not in KINDS[kind]:
-            raise UsageError(f"expected unknown_label to be {kind}, like the labels in y, got {label!r}; change it")
+            raise UsageError(
+                f"expected unknown_label to be {kind}, like the labels in y, got {label!r}; change unknown_label"
+            )
         if value in classes:
             raise UsageError(
                 f"expected an unknown_label that is not the label of a class, got {value.item()!r}, which is in y; "
