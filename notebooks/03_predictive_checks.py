@@ -131,8 +131,8 @@ for name, (values, kind, color) in rows.items():
     axes[0].plot(100 * nominal, [100 * (values < level).mean() for level in nominal], color=color, label=name)
     axes[1].plot((edges[:-1] + edges[1:]) / 2, by_x, "o-", ms=4, color=color, label=name)
 for kind, color in (("lines", "C0"), ("curves", "C3")):
-    fifty = predictive_draws(line, kinds[kind], num_samples=50)
-    found = discrepancies(line, kinds[kind].observed(), fifty.posterior, kinds[kind].query_y)["nll"]
+    samples = predictive_draws(line, kinds[kind], num_samples=100)
+    found = discrepancies(line, kinds[kind].observed(), samples.posterior, kinds[kind].query_y)["nll"]
     axes[2].hist(found.p_values, np.linspace(0, 1, 11), color=color, alpha=0.5, label=f"{kind}, posterior")
 axes[0].plot([0, 100], [0, 100], "k:", lw=0.8)
 axes[0].set(title="labels inside, %", xlabel="level of the interval, %")
@@ -157,7 +157,7 @@ figure
 
 # %% [markdown]
 # The discrepancy T(y) is the NLL of the query labels of a task. It is computed for the observed labels and for fifty
-# replicates. A p-value near 0 means that the model is overconfident, a p-value near 1 that it is underconfident.
+# replicates; another fifty draws of w score both. A p-value near 0 means that the model is overconfident, a p-value near 1 that it is underconfident.
 
 # %%
 from pyro_metabayes.experiments.runs.restore_run import run_and_tasks

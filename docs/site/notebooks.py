@@ -51,6 +51,7 @@ def reproducible(notebook: nbformat.NotebookNode, folder: str) -> nbformat.Noteb
     notebook.metadata, notebook.nbformat_minor = nbformat.from_dict(METADATA), 5
     for number, cell in enumerate(notebook.cells, 1):
         cell.id, cell.metadata = f"cell-{number:02d}", nbformat.from_dict({})
+        cell.source = cell.source.strip("\n")  # of the empty lines that the text has above a function
         for output in cell.get("outputs", ()):
             if output.output_type == "stream":
                 text = output.text.replace("\r\n", "\n").replace(f"{folder}/", "")
