@@ -2,6 +2,7 @@
 #   make run ARGS="guide=savi train.steps=500"                    the main command, its settings in ARGS
 #   make run PYTHON=/path/to/python3.12                           builds .venv from that Python
 #   make docs                                                     executes the notebooks, builds the site in build/site
+#   make notebooks                                                executes them, writes notebooks/*.ipynb; ARGS="01 03" picks some
 #   make run TORCH_INDEX=https://download.pytorch.org/whl/cpu     takes torch from that index (here: CPU builds,
 #                                                                 where pip would fetch the much larger CUDA ones)
 ARGS ?= guide=sib
@@ -17,7 +18,7 @@ READY_DOCS := .venv/.ready_docs
 # Compiled modules are kept: otherwise each process of a test, of a notebook or of a benchmark compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test check docs wheel dist bench bench-gpu audit clean
+.PHONY: run test check docs notebooks wheel dist bench bench-gpu audit clean
 
 run: $(READY)
 	$(BIN)/python -m experiments.run $(ARGS)
@@ -54,6 +55,11 @@ docs: $(READY_DOCS) $(PACKAGE)
 	$(BIN)/python docs/site/pages.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "the site: build/site/index.html"
+
+# Each notebook with its outputs, beside its text. METABAYES_DATA names the folder of the table of the fifth.
+notebooks: ARGS =
+notebooks: $(READY_DOCS)
+	$(BIN)/python docs/site/notebooks.py --keep $(ARGS)
 
 # The wheel from the sdist, as a package index builds it, installed into an empty environment and tried there.
 wheel: $(READY)

@@ -13,9 +13,22 @@
 # %% [markdown]
 # # Quick start: your own embeddings
 #
-# You have embeddings: rows of numbers that stand for images, texts, products or species. Of some new classes you have
-# one or a few labelled rows each (the support set), and rows to classify (the query set).
+# You have embeddings (rows of numbers that stand for images, texts, products or species), a few labelled rows of some
+# new classes (the support set), and rows to classify (the query set). This notebook classifies them with
+# `FewShotClassifier`, which needs no training, and then trains a learner on classes of your own.
 #
+# **How to open this.** GitHub shows this notebook with its outputs. To run it, in the root of a clone, with Python 3.11
+# to 3.13:
+#
+# ```
+# pip install '.[experiments]'
+# pip install jupyterlab
+# jupyter lab notebooks/01_quick_start.ipynb
+# ```
+#
+# `notebooks/01_quick_start.py` has the same text. CPU builds of torch and more: [Install](../docs/install.md).
+
+# %% [markdown]
 # ## Without training
 #
 # `FewShotClassifier` returns class probabilities for any embeddings. Here the embeddings are simulated: sixty classes
@@ -39,7 +52,8 @@ support = np.concatenate([rows[:1] for rows in chosen])
 query = np.concatenate([rows[1:16] for rows in chosen])
 classifier = FewShotClassifier().fit(features[support], labels[support])
 probabilities = classifier.predict_proba(features[query])
-print(probabilities[:3].round(2), "accuracy", (classifier.predict(features[query]) == labels[query]).mean())
+print(probabilities[:3].round(2))
+print(f"accuracy {classifier.score(features[query], labels[query]):.2f}")
 
 # %% [markdown]
 # Logistic regression on the same five rows, for comparison. The negative log-likelihood (NLL) is the mean of
@@ -57,8 +71,9 @@ for name, values in {
     print(f"{name}: accuracy {(values.argmax(1) == labels[query]).mean():.2f}, NLL {-np.log(likelihood).mean():.2f}")
 
 # %% [markdown]
-# The page "Few-shot probabilities for any embeddings" of the documentation says which learner this is, and when to
-# choose `FewShotClassifier("inductive")` or `balance="known"`.
+# The gain comes from the other queries: this classifier is transductive, so it sees the clusters that the query set forms.
+# [Probabilities for any embeddings](../docs/any-embeddings.md) says which learner this is, and when to choose
+# `FewShotClassifier("inductive")` or `balance="known"`.
 #
 # ## With training
 #
@@ -76,7 +91,7 @@ np.savez("embeddings.npz", features=features.astype(np.float32), labels=labels)
 # and fifteen rows per class to classify (the query set).
 
 # %%
-# !python -m experiments.run guide=sib data=features data.path=embeddings.npz train.steps=300 eval.tasks=300 hydra.run.dir=runs/mine
+# !metabayes run guide=sib data=features data.path=embeddings.npz train.steps=200 eval.tasks=300 hydra.run.dir=runs/mine
 
 # %% [markdown]
 # `accuracy` is the accuracy on the test classes. All files of the run are in `runs/mine`.
@@ -112,7 +127,7 @@ print("right:", (answers == truth).sum(), "of", len(truth))
 # of queries.
 
 # %%
-from pyro_metabayes.experiments.runs.plots import new_figure
+from pyro_metabayes.experiments.runs.plots import legend_below, new_figure
 
 
 def nearest_mean(support_x: np.ndarray, labels: np.ndarray, query_x: np.ndarray) -> np.ndarray:
@@ -133,7 +148,7 @@ for axis, name, given in zip(
     axis.scatter(x[wrong], y[wrong], facecolors="none", edgecolors="black", s=70, label="wrong")
     axis.scatter(*((support_x - middle) @ plane).T, c=[f"C{label}" for label in labels], marker="*", s=150, ec="black")
     axis.set(title=f"{name}: {(~wrong).sum()} of {len(truth)} right", xticks=[], yticks=[])
-axes[0].legend(frameon=False, fontsize=8)
+figure.legend(loc="outside lower center", frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
@@ -173,11 +188,11 @@ figure, axes = new_figure(2)
 for name, values in accuracy.items():
     axes[0].plot(SHOTS, values, "o-", label=name)
 axes[0].set(title="accuracy on new classes, %", xlabel="labelled rows per class", xticks=SHOTS)
-axes[0].legend(frameon=False, fontsize=8)
+legend_below(axes[0])
 
 bins = np.digitize(confidence, [0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
-for bin_ in np.unique(bins):
-    inside = bins == bin_
+for number in np.unique(bins):
+    inside = bins == number
     axes[1].plot(100 * np.mean(np.array(confidence)[inside]), 100 * np.mean(np.array(right)[inside]), "oC1")
 axes[1].plot([20, 100], [20, 100], "k:", lw=0.8)
 axes[1].set(title="sib, one labelled row per class: calibration", xlabel="confidence, %", ylabel="right, %")
@@ -186,10 +201,11 @@ figure
 # %% [markdown]
 # With one labelled row per class, `sib` is as accurate as class means of several rows. In the right plot, calibrated
 # predictions lie on the dotted line. Points above it mean that the learner is underconfident, points below it that it
-# is overconfident.
+# is overconfident. Few predictions have a confidence below 60%, so those points are uncertain.
 #
 # ## Next
 #
 # - [Your own files and images](../docs/own-data.md), and the learner as a scikit-learn classifier.
-# - `guide=sib` needs the whole query set at once. [Other guides](02_swapping_guides.md) do not.
+# - [From a folder of images to predictions](06_images_to_predictions.ipynb), with the answer "unknown".
+# - `guide=sib` needs the whole query set at once. [Other guides](02_swapping_guides.ipynb) do not.
 # - [The meaning of every metric of a run](../docs/results.md#what-the-numbers-mean).

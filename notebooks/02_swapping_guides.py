@@ -13,13 +13,30 @@
 # %% [markdown]
 # # Swapping guides, and a prior that collapses
 #
-# A *guide* is Pyro's name for an approximate posterior, here over the weights of a task. This page trains four guides
-# with the same model on the same tasks. `guide=` chooses a guide, and `-m` runs several. The tasks are simulated, so
-# that training takes seconds. A task has five Gaussian classes in 64 dimensions, with one labelled point per class
-# (the support set) and points to classify (the query set).
+# A *guide* is Pyro's name for an approximate posterior, here over the weights of a task; this notebook trains four
+# guides with the same model on the same tasks. It shows that one training objective makes the prior collapse, while
+# another one learns the correct posterior.
+#
+# **How to open this.** GitHub shows this notebook with its outputs. To run it, in the root of a clone, with Python 3.11
+# to 3.13:
+#
+# ```
+# pip install '.[experiments]'
+# pip install jupyterlab
+# jupyter lab notebooks/02_swapping_guides.ipynb
+# ```
+#
+# `notebooks/02_swapping_guides.py` has the same text. CPU builds of torch and more: [Install](../docs/install.md).
+
+# %% [markdown]
+# ## Four guides
+#
+# `guide=` chooses a guide, and `-m` runs several. The tasks are simulated, so that training takes seconds. A task has five
+# Gaussian classes in 64 dimensions, with one labelled point per class (the support set) and points to classify (the query
+# set).
 
 # %%
-# !python -m experiments.run -m guide=proto,mc,savi,sib data=gaussian_features data.num_features=64 data.separation=0.7 train.steps=300 eval.tasks=64 train.validation_tasks=100 eval.joint=true hydra.sweep.dir=runs/guides
+# !metabayes run -m guide=proto,mc,savi,sib data=gaussian_features data.num_features=64 data.separation=0.7 train.steps=300 eval.tasks=200 train.validation_tasks=50 hydra.sweep.dir=runs/guides
 
 # %% [markdown]
 # `proto` is a point estimate, the class means. `mc` (VERSA) and `savi` (SAMOVAR) have a conditional prior, which a
@@ -38,7 +55,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyro_metabayes.experiments.runs.plots import new_figure
+from pyro_metabayes.experiments.runs.plots import legend_below, new_figure
 
 # %matplotlib inline
 
@@ -53,26 +70,32 @@ for place, (name, run) in enumerate(runs.items()):
     fill = "none" if run["transductive"] else f"C{place}"
     bar = {"fmt": "o", "color": f"C{place}", "markerfacecolor": fill}
     axes[0].errorbar(100 * run["accuracy"]["mean"], -place, xerr=100 * run["accuracy"]["ci95"], **bar)
-    axes[1].plot([run["nll"], run["joint_nll"]], [-place, -place], f"C{place}-", lw=1)
-    axes[1].plot(run["nll"], -place, "o", color=f"C{place}")
-    axes[1].plot(run["joint_nll"], -place, "|", color=f"C{place}", ms=14)
+    axes[1].plot(run["nll"], -place, "o", color=f"C{place}", markerfacecolor=fill)
     steps = [(line["step"], line["logit_sd"]) for line in run["lines"] if line["logit_sd"] is not None]
     if steps:
         axes[2].plot(*zip(*steps, strict=True), color=f"C{place}", label=name)
-for axis, title in zip(axes, ("accuracy, % (hollow: transductive)", "NLL (dot), joint NLL (bar)", ""), strict=True):
-    axis.set_title(title, fontsize=10)
+axes[0].set_title("accuracy, % (hollow: transductive)", fontsize=10)
+axes[1].set_title("NLL, nats per query", fontsize=10)
 axes[0].set_yticks([-place for place in range(len(runs))], list(runs))
 axes[1].set_yticks([])
 axes[2].set(yscale="log", xlabel="meta-training step")
 axes[2].set_title("sd of logits under the prior, nats", fontsize=10)
-axes[2].legend(frameon=False, fontsize=8)
+legend_below(axes[2], 3)
 figure
 
 # %% [markdown]
 # A prior is called collapsed if the labels of a task have less than 0.05 nats of information about the weights
-# (`prior_information`). The prior of `mc` has collapsed: all its draws are almost equal. So its joint NLL, of all query
-# labels of a task together, equals its NLL. The prior of `savi` has not collapsed. The accuracy does not show this
-# difference.
+# (`prior_information`):
+
+# %%
+for name, run in runs.items():
+    if run["prior_information"] is not None:
+        verdict = "collapsed" if run["collapsed"] else "not collapsed"
+        print(f"{name:5} {run['prior_information']:.3f} nats: {verdict}")
+
+# %% [markdown]
+# The prior of `mc` has collapsed: all its draws are almost equal. The prior of `savi` has not. The accuracy does not show
+# this difference.
 #
 # ## Tasks with a known posterior
 #
@@ -81,7 +104,7 @@ figure
 # posterior.
 
 # %%
-# !python -m experiments.run -m guide=mc,savi data=gaussian_mean prior.count_aware=true prior.num_hidden=0 prior.scale=0.6 train.particles=2 train.kl_weight=1 train.learning_rate=1e-2 train.steps=600 eval.tasks=200 hydra.sweep.dir=runs/mean
+# !metabayes run -m guide=mc,savi data=gaussian_mean prior.count_aware=true prior.num_hidden=0 prior.scale=0.6 train.particles=2 train.kl_weight=1 train.learning_rate=1e-2 train.steps=600 train.validation_tasks=50 eval.tasks=100 hydra.sweep.dir=runs/mean
 
 # %%
 import torch
@@ -111,7 +134,8 @@ for number, (name, (mean, sd)) in enumerate(answers.items()):
 axes[0].plot(points[0].flatten(), torch.zeros(5), "k|", ms=12, label="support")
 axes[0].set(title="p(w | support) of one task (cut at 2)", xlabel="w", ylim=(-0.08, 2.1))
 axes[1].set(title="coverage of central intervals, 2,000 tasks", xlabel="nominal, %", ylabel="true w inside, %")
-axes[0].legend(frameon=False, fontsize=8)
+legend_below(axes[0], 4)
+legend_below(axes[1], 3)
 figure
 
 # %% [markdown]
@@ -122,4 +146,4 @@ figure
 # ## Next
 #
 # - [Every guide with its equations](../docs/explanation/guides.md).
-# - [Write a guide of your own](04_your_own_guide.md).
+# - [Write a guide of your own](04_your_own_guide.ipynb).

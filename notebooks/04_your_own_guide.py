@@ -13,12 +13,27 @@
 # %% [markdown]
 # # A guide of your own
 #
-# In few-shot learning a task has a few labelled points, the support set, and points to predict, the query set. Its latent w,
-# for example the weights of a classifier, has a prior that all tasks share. A *guide* is an approximate posterior over w,
-# written as a program: it reads a task and returns a distribution. The word is Pyro's. The counterpart of the guide is the
-# *model*, a program that states prior and likelihood.
+# A *guide* is an approximate posterior over the latent w of a task, for example the weights of a classifier. It is
+# written as a program that reads a task and returns a distribution; this notebook writes three of them, trains them
+# and tests them.
 #
-# This page writes three guides, each a class with one method, `posterior`:
+# **How to open this.** GitHub shows this notebook with its outputs. To run it, in the root of a clone, with Python 3.11
+# to 3.13:
+#
+# ```
+# pip install '.[experiments]'
+# pip install jupyterlab
+# jupyter lab notebooks/04_your_own_guide.ipynb
+# ```
+#
+# `notebooks/04_your_own_guide.py` has the same text. CPU builds of torch and more: [Install](../docs/install.md).
+
+# %% [markdown]
+# In few-shot learning a task has a few labelled points, the support set, and points to predict, the query set. Its latent w
+# has a prior that all tasks share. The word guide is Pyro's. The counterpart of the guide is the *model*, a program that
+# states prior and likelihood.
+#
+# Each of the three guides is a class with one method, `posterior`:
 #
 # 1. class weights that are shrunk towards a common mean,
 # 2. a posterior with correlated weights,
@@ -30,9 +45,9 @@
 # shrinks that mean. Suppose that class means scatter around m, and that the variance of points around their class mean is
 # kappa times as large. Then n points with mean xbar give
 #
-# ```math
+# $$
 # q(w_c \mid \mathrm{support}) = \mathcal{N}\left( m + \dfrac{n}{n + \kappa} (\bar{x}_c - m),\ \dfrac{\sigma^2}{n + \kappa} \right)
-# ```
+# $$
 #
 # The parameters m, kappa and sigma are learned from many tasks. As a guide:
 
@@ -118,9 +133,9 @@ print("kappa:", round(guides["shrinkage"].log_kappa.exp().item(), 2))
 
 # %%
 from pyro_metabayes.evaluation.intervals import ci95_of
-from pyro_metabayes.experiments.runs.plots import new_figure
+from pyro_metabayes.experiments.runs.plots import legend_below, new_figure
 
-SHOTS = (1, 2, 5, 10)
+SHOTS = (1, 2, 5)
 scored = {
     (name, shot): evaluate(learner, tasks("test", shot), EvalSettings(tasks=24, samples=20, joint=True), progress=False)
     for name, learner in learners.items()
@@ -136,12 +151,12 @@ for name in learners:
 axes[1].errorbar(SHOTS, [values.mean() for values in gain], yerr=[ci95_of(values) for values in gain], fmt="oC1-")
 axes[1].axhline(0, color="black", lw=0.8, ls=":")
 axes[2].plot(SHOTS, [scored["shrinkage", shot].metrics["posterior_sd"] for shot in SHOTS], "oC1-")
-titles = ("accuracy, %", "gain in joint NLL over proto, nats per query", "posterior sd of shrinkage")
+titles = ("accuracy, %", "gain in joint NLL over proto, nats", "posterior sd of shrinkage")
 for axis, title in zip(axes, titles, strict=True):
     axis.set(xlabel="labelled points per class", xticks=SHOTS)
     axis.set_title(title, fontsize=10)
 axes[2].set_ylim(bottom=0)
-axes[0].legend(frameon=False, fontsize=8)
+legend_below(axes[0])
 figure
 
 # %% [markdown]
@@ -240,7 +255,7 @@ axes[0].set(title="draws for one task", xlabel="intercept", ylabel="slope")
 axes[1].axline((0.2, 0.2), slope=1, color="black", lw=0.8, ls=":")
 axes[1].set(title="posterior sd of the slope", xlabel="exact", ylabel="guide")
 for axis in axes:
-    axis.legend(frameon=False, fontsize=8)
+    legend_below(axis, 3)
 figure
 
 # %% [markdown]
@@ -357,7 +372,7 @@ for axis, task in zip(axes[1:], (log_noise.argmin(), log_noise.argmax()), strict
     axis.plot(test.support_x[task, :, 1], test.support_y[task, :, 0], "k.", label="support")
     axis.plot(x, test.query_y[task, :, 0], "C1.", label="query")
     axis.set(title=f"the task with log noise {log_noise[task]:.1f}", xlabel="x", ylim=(-6, 6))
-axes[1].legend(frameon=False, fontsize=8)
+legend_below(axes[1], 3)
 figure
 
 # %% [markdown]

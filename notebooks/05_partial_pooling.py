@@ -13,8 +13,25 @@
 # %% [markdown]
 # # Partial pooling: radon in 85 counties
 #
-# How much radon is in the houses of a county? In some counties a hundred houses were measured, in others only one. A
-# separate estimate per county relies too much on single houses. One mean for all counties ignores that counties
+# How much radon is in the houses of a county, if in some counties a hundred houses were measured and in others only
+# one? This notebook learns a prior over the counties from a CSV file, shrinks the estimates of small counties, and
+# compares an amortized guide with the closed form.
+#
+# **How to open this.** GitHub shows this notebook with its outputs. To run it, in the root of a clone, with Python 3.11
+# to 3.13:
+#
+# ```
+# pip install '.[experiments]'
+# pip install jupyterlab
+# jupyter lab notebooks/05_partial_pooling.ipynb
+# ```
+#
+# `notebooks/05_partial_pooling.py` has the same text. CPU builds of torch and more: [Install](../docs/install.md).
+
+# %% [markdown]
+# ## The problem
+#
+# A separate estimate per county relies too much on single houses. One mean for all counties ignores that counties
 # differ. Partial pooling is a compromise: the effects of the counties are draws from a prior, which is learned from
 # all counties. Estimates for counties with few houses are close to the mean of the prior. This is empirical Bayes, as
 # in few-shot learning, with one county per task.
@@ -60,7 +77,7 @@ print((radon.is_file() and "the table of Minnesota") or "simulated counties")
 # county to a posterior over its intercept.
 
 # %%
-# !python -m experiments.run data=groups data.path=radon.csv data.group=county.name data.response=log.radon 'data.predictors=[basement,uranium]' guide=partial_pooling train.steps=600 train.tasks_per_step=85 hydra.run.dir=runs/radon
+# !metabayes run data=groups data.path=radon.csv data.group=county.name data.response=log.radon 'data.predictors=[basement,uranium]' guide=partial_pooling train.steps=400 train.tasks_per_step=85 hydra.run.dir=runs/radon
 
 # %% [markdown]
 # ## Comparison with the closed form
@@ -97,7 +114,7 @@ print(f"sd of the counties, log radon: guide {prior_sd:.3f}, maximum likelihood 
 # hardly move. Middle: posterior means of guide and closed form for each county. Right: posterior standard deviations.
 
 # %%
-from pyro_metabayes.experiments.runs.plots import new_figure
+from pyro_metabayes.experiments.runs.plots import legend_below, new_figure
 
 houses = episodes.query_mask.sum(1).numpy()
 residual = (episodes.query_y - closed.shared(episodes.query_x.double())).squeeze(-1) * episodes.query_mask
@@ -115,7 +132,7 @@ for count, one, other in zip(houses, alone, means, strict=True):
 axes[0].plot(houses, alone, "o", ms=4, mfc="none", color="C7", label="alone")
 axes[0].plot(houses, means, "o", ms=4, color="C0", label="pooled")
 axes[0].set(xscale="log", title="intercepts of counties, log radon", xlabel="houses measured")
-axes[0].legend(frameon=False, fontsize=8)
+legend_below(axes[0])
 ends = [exact_means.min(), exact_means.max()]
 axes[1].plot(ends, ends, "k:", lw=0.8)
 axes[1].plot(exact_means, means, "o", ms=4)
@@ -124,7 +141,7 @@ order = houses.argsort()
 axes[2].plot(houses[order], exact_sds[order], color="black", lw=3, alpha=0.3, label="closed form")
 axes[2].plot(houses, sds, "o", ms=4, label="guide")
 axes[2].set(xscale="log", title="posterior sd, log radon", xlabel="houses measured", ylim=(0, None))
-axes[2].legend(frameon=False, fontsize=8)
+legend_below(axes[2])
 figure
 
 # %%
@@ -136,5 +153,5 @@ print(f"mean distance of the intercepts: {np.abs(means - exact_means).mean():.3f
 #
 # ## Next
 #
-# - [Write a guide of your own](04_your_own_guide.md).
+# - [Write a guide of your own](04_your_own_guide.ipynb).
 # - [The model, and what is pooled](../docs/explanation/model.md).

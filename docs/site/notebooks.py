@@ -1,11 +1,15 @@
-"""python docs/site/notebooks.py [01 ...]: execute notebooks/*.py, each in an empty folder, into build/notebooks.
+"""python docs/site/notebooks.py [--keep] [01 ...]: execute notebooks/*.py, each in an empty folder.
 
-Each becomes a notebook to download and a page of the site. An error in a cell is an error of the build.
+Each becomes a notebook to download and a page of the site, in build/notebooks. With --keep the notebook is also stored
+beside its text, where the repository keeps it. An error in a cell is an error of the build.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import os
+import re
 import resource
 import sys
 from pathlib import Path
@@ -15,30 +19,63 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
+TEXTS = ROOT / "notebooks"
 OUT = ROOT / "build" / "notebooks"
 FOOT = "\n\nThis page is executed with every build. [Download it as a notebook]({}).\n"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+# Progress bars, plain lines of progress and the log of Hydra's launcher, which contain times.
+PROGRESS = re.compile(r"^(?:.*\d%\|.*|.+: \d+ of \d+ \w+.*|\[[-\d:, ]+\]\[HYDRA\].*)\n", re.MULTILINE)
+NEIGHBOUR = re.compile(r"\]\((\d\d_\w+)\.ipynb")  # a link to another notebook, on the site a page
+FORMULA = re.compile(r"^\$\$\n(.*?)\n\$\$$", re.MULTILINE | re.DOTALL)  # on the site a block of its own
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
     notebook = jupytext.read(path)
     with TemporaryDirectory() as folder:
         place = {"metadata": {"path": folder}}
-        # As a terminal shows it: of a progress bar its end, which is nothing.
+        # As a terminal shows it: of a progress bar its end, which is left out.
         client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place, coalesce_streams=True)
-        client.extra_arguments = ["--log-level=ERROR"]
+        client.record_timing, client.extra_arguments = False, ["--log-level=ERROR"]
         client.execute()
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
-        if output.output_type == "stream":
-            output.text = output.text.replace(f"{folder}/", "")
+    return reproducible(notebook, folder)
+
+
+def reproducible(notebook: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNode:
+    """The notebook without random ids, times, versions and the folder in which it was executed."""
+    notebook.metadata, notebook.nbformat_minor = nbformat.from_dict(METADATA), 5
+    for number, cell in enumerate(notebook.cells, 1):
+        cell.id, cell.metadata = f"cell-{number:02d}", nbformat.from_dict({})
+        cell.source = cell.source.strip("\n")  # of the empty lines that the text has above a function
+        for output in cell.get("outputs", ()):
+            if output.output_type == "stream":
+                text = output.text.replace("\r\n", "\n").replace(f"{folder}/", "")
+                output.text = PROGRESS.sub("", text)
+            elif "image/png" in output.get("data", {}):
+                output.data["image/png"] = smaller(output.data["image/png"])
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("text") != ""]
     return notebook
 
 
-def write(notebook: nbformat.NotebookNode, name: str) -> None:
-    """NAME.ipynb, NAME.md and its pictures."""
-    nbformat.write(notebook, OUT / f"{name}.ipynb")
+def smaller(png: str) -> str:
+    """A PNG in base64 with at most 256 colours, and without the version of matplotlib."""
+    picture, buffer = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def write(notebook: nbformat.NotebookNode, name: str, keep: bool) -> None:
+    """NAME.ipynb, NAME.md and its pictures; with keep also notebooks/NAME.ipynb."""
+    for folder in (OUT, TEXTS) if keep else (OUT,):
+        nbformat.write(notebook, folder / f"{name}.ipynb")
     page, resources = MarkdownExporter().from_notebook_node(notebook, {"output_files_dir": f"{name}_files"})
+    page = FORMULA.sub(r"```math\n\1\n```", NEIGHBOUR.sub(r"](\1.md", page))
     (OUT / f"{name}.md").write_text(page + FOOT.format(f"{name}.ipynb"))
     for file, content in resources["outputs"].items():
         (OUT / file).parent.mkdir(exist_ok=True)
@@ -47,12 +84,14 @@ def write(notebook: nbformat.NotebookNode, name: str) -> None:
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the `python` of a cell
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the `metabayes` of a cell
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # tqdm would like to draw its bars with a widget
-    chosen = tuple(sys.argv[1:]) or ("",)
-    for path in sorted((ROOT / "notebooks").glob("*.py")):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in the same order on every machine
+    keep = "--keep" in sys.argv
+    chosen = tuple(argument for argument in sys.argv[1:] if argument != "--keep") or ("",)
+    for path in sorted(TEXTS.glob("*.py")):
         if path.stem.startswith(chosen):
-            write(executed(path), path.stem)
+            write(executed(path), path.stem, keep)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"notebooks: {used.ru_utime + used.ru_stime:.0f} s of CPU time")
 
