@@ -148,7 +148,7 @@ for axis, name, given in zip(
     axis.scatter(x[wrong], y[wrong], facecolors="none", edgecolors="black", s=70, label="wrong")
     axis.scatter(*((support_x - middle) @ plane).T, c=[f"C{label}" for label in labels], marker="*", s=150, ec="black")
     axis.set(title=f"{name}: {(~wrong).sum()} of {len(truth)} right", xticks=[], yticks=[])
-figure.legend(loc="outside lower center", frameon=False, fontsize=8)
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=8)
 figure
 
 # %% [markdown]
