@@ -77,7 +77,7 @@ class Observed:
         return replace(self, **changed, auxiliary=self.auxiliary | views)
 
     def _is_of_queries(self, auxiliary: Tensor) -> bool:
-        """Return whether a tensor has one entry per query: shape [T, Q, ..., *X], such as rotated queries."""
+        """Return whether a tensor holds inputs of shape *X per query, such as rotated queries: [T, Q, ..., *X]."""
         return auxiliary.dim() >= self.query_x.dim() and auxiliary.shape[1] == self.query_x.shape[1]
 
     def tasks(self, index: slice | Tensor) -> Self:
@@ -112,7 +112,10 @@ class Episodes(Observed):
         return Observed(**kept | {"query_mask": self.seen_queries})
 
     def pooled(self) -> Observed:
-        """Return the tasks with all labelled support and query points as support set, for SAVI's training posterior."""
+        """Return the tasks with all labelled points, support and query, as support set.
+
+        The training posterior of SAVI (semi-amortised variational inference) is computed from these tasks.
+        """
         return replace(
             self.observed(),
             support_x=torch.cat((self.support_x, self.query_x), dim=1),
@@ -121,14 +124,14 @@ class Episodes(Observed):
         )
 
     def labelled(self, labels: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Return inputs, labels and mask of the points of the "support" set, the "query" set, or both ("all")."""
+        """Return inputs, labels and mask of the points that `labels` names: "support", "query" or "all" (both sets)."""
         if labels == "query":
             return self.query_x, self.query_y, self.query_mask
         source = self.pooled() if labels == "all" else self
         return source.support_x, source.support_y, source.support_mask
 
     def as_support(self, labels: str) -> Observed:
-        """Return the tasks, without query labels, with the points of `labelled(labels)` as the new support set."""
+        """Return the tasks without query labels; the new support set is the set that `labels` names in `labelled`."""
         x, y, mask = self.labelled(labels)
         return replace(self.observed(), support_x=x, support_y=y, support_mask=mask)
 
@@ -140,11 +143,14 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
     first = parts[0]
     if len(shapes := {(part.num_classes, *part.query_x.shape[2:]) for part in parts}) > 1:
         raise UsageError(
-            f"expected tasks of one way and one input shape in a batch, got (way, *input shape) of {sorted(shapes)}; "
-            "batch tasks of one shape only (for data=mixture set train.tasks_per_step to 12 or a divisor of 12)"
+            f"expected tasks of one way and one input shape in a batch, got (way, *input shape) in {sorted(shapes)}; "
+            "make separate batches (with data=mixture, set train.tasks_per_step to 12 or a divisor of 12)"
         )
     if len({part.unknown_mask is None for part in parts}) > 1:
-        raise UsageError("expected unknown_mask in all Episodes of a batch or in none, got it in some; set it in all")
+        raise UsageError(
+            "expected unknown_mask in all Episodes of a batch or in none, got Episodes with and without unknown_mask; "
+            "set unknown_mask in all Episodes"
+        )
     joined: dict[str, Any] = {}
     for item in fields(first):
         if isinstance(getattr(first, item.name), Tensor):

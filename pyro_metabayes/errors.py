@@ -30,9 +30,9 @@ class UnknownKey(UsageError):
 
     Args:
         key: the unknown setting, such as guide.step_sizes.
-        names: names of the settings that the part has.
-        owner: name of the part, such as guides.sib.Guide.
-        elsewhere: full names of the settings of other parts, which may be suggested too.
+        names: names of the existing settings.
+        owner: name of the class or function that has these settings, such as guides.sib.Guide.
+        elsewhere: full names of settings of other classes, which may be suggested too.
     """
 
     def __init__(self, key: str, names: Iterable[str], owner: str, elsewhere: Iterable[str] = ()) -> None:
@@ -59,7 +59,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def unknown_key(key: str, names: Iterable[str], owner: str, elsewhere: Iterable[str] = ()) -> UsageError:
-    """Return the error for an unknown setting, or for a renamed one with its new name. Arguments: see `UnknownKey`."""
+    """Return the error for an unknown setting. If the setting was renamed, the message gives the new name.
+
+    The arguments are those of `UnknownKey`.
+    """
     if key in MOVED_SETTINGS:
         return UsageError(f"unknown key '{key}'; it is now {MOVED_SETTINGS[key]}")
     return UnknownKey(key, names, owner, elsewhere)
@@ -72,7 +75,10 @@ def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
 
 
 class UnfamiliarTasks(UserWarning):
-    """Warning that tasks differ from the training tasks of a transductive guide, such as in way or shot; shown once."""
+    """Warning that tasks differ from the training tasks of a transductive guide, for example in way or shot.
+
+    It is shown once.
+    """
 
 
 class Interrupted(KeyboardInterrupt):

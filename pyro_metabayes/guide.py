@@ -52,7 +52,8 @@ class Guide(Recorded, Program):
     def __init__(self, model: Model) -> None:
         if type(self).posterior is Guide.posterior:
             raise UsageError(
-                f"expected a guide that defines posterior(self, observed), got {type(self).__name__}; define it"
+                f"expected a guide that defines posterior(self, observed), got {type(self).__name__} without "
+                "posterior; define posterior"
             )
         super().__init__(name="guide")
         self._model = (model,)  # in a tuple, so that the parameters of the model are not registered
@@ -80,7 +81,7 @@ class Guide(Recorded, Program):
         raise NotImplementedError
 
     def training_posterior(self, episodes: Episodes) -> TorchDistribution:
-        """Return the distribution q of the latent in the training loss; it may use the query labels (SAVI).
+        """Return the distribution q of the latent in the training loss; it may use query labels, as in guide=sib_savi.
 
         Its batch shape is [T], the number of tasks; its event shape is [*W], the shape of the latent of one task.
         """
@@ -120,7 +121,8 @@ class Guide(Recorded, Program):
         if got != expected:
             raise UsageError(
                 f"expected the guide's distribution to have batch shape {list(expected[0])} and event shape "
-                f"{list(expected[1])}, got {list(got[0])} and {list(got[1])}; fix them with .to_event() or event_dim"
+                f"{list(expected[1])}, got batch shape {list(got[0])} and event shape {list(got[1])}; fix the shapes "
+                "with .to_event() or event_dim"
             )
 
     def forward(self, data: Observed, kl_weight: float = 1.0) -> None:

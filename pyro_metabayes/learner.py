@@ -30,12 +30,12 @@ class MetaLearner(Assembled, Stored, Deployable):
         MetaLearner(identity.Backbone(input_shape=[640]), model, guide, Elbo())
 
     Args:
-        backbone: maps N inputs [N, *X] to D features each [N, D].
+        backbone: maps N inputs of shape *X [N, *X] to D features each [N, D].
         model: the prior and the likelihood.
         guide: the approximate posterior in this model.
         objective: the training loss.
-        specification: plain values that rebuild the learner (`pyro_metabayes/specification/parts.py`); None: the
-            values that the parts recorded when they were constructed.
+        specification: plain values that rebuild the learner (`pyro_metabayes/specification/parts.py`); None: the values
+            that the parts recorded when they were constructed.
         frozen: true: the backbone is not trained, and Episodes hold its features. False: the backbone is trained, and
             Episodes hold its inputs.
 

@@ -96,8 +96,8 @@ class Model(Recorded, Program):
         """Return p(y | x, w) of each point: batch [..., T, N], event [] (classes) or [Y] (labels of Y numbers).
 
         Args:
-            w: latents [..., T, *W] of T tasks; leading axes `...` are samples.
-            x: inputs [T, N, *X], N points per task.
+            w: latents [..., T, *W] of T tasks, of shape *W per task; leading axes `...` are samples.
+            x: inputs [T, N, *X], N points of shape *X per task.
             observed: the tasks, for a likelihood that depends on the support set (an inner loop).
         """
         return self.likelihood_of(self.outputs(w, x))
@@ -105,16 +105,19 @@ class Model(Recorded, Program):
     def likelihood_of(self, outputs: Tensor) -> TorchDistribution:
         """Return p(y | outputs) of each point.
 
-        Outputs [..., T, N, *Y] of T tasks with N points give batch [..., T, N] and event [] or [Y] (a label's numbers).
+        Outputs [..., T, N, *Y], of shape *Y for each of N points of T tasks, give batch [..., T, N]. The event is []
+        for classes, and [Y] for labels of Y numbers.
         """
         raise NotImplementedError
 
     def outputs(self, w: Tensor, x: Tensor) -> Tensor:
         """Return the parameters of the likelihood (logits or means) [..., T, N, *Y] of N points in each of T tasks.
 
+        *Y is the shape of the outputs of one point.
+
         Args:
-            w: latents [..., T, *W]; leading axes `...` are samples.
-            x: inputs [T, N, *X].
+            w: latents [..., T, *W], of shape *W per task; leading axes `...` are samples.
+            x: inputs [T, N, *X], of shape *X per point.
         """
         raise NotImplementedError
 
@@ -145,15 +148,15 @@ class Model(Recorded, Program):
         return prior
 
     def forward(self, data: Observed, kl_weight: float = 1.0) -> None:
-        """Sample w and the labels that `observe` names, conditioned on those that `data` holds.
+        """Sample w and the labels that `observe` selects. Labels that `data` contains are observed, not sampled.
 
         Args:
             data: the tasks; query labels are sampled for an Observed and given for Episodes.
             kl_weight: weight of the KL term, applied as the scale of the latent site.
 
         Raises:
-            UsageError: the prior has other sites than `self.sites`. If Pyro's validation is on, also: a label is out
-                of range, or a number is not finite.
+            UsageError: the prior has other sites than `self.sites`. If Pyro's validation is on, also: a label is out of
+                range, or a number is not finite.
         """
         validate(data, self, self.num_features)
         announce_parameters(self, "model")

@@ -44,7 +44,7 @@ _PARAMETERS: dict[str, str | None] = {
 
 
 def current_specification(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the specification of a part with current names and settings; a current specification is unchanged."""
+    """Return a specification with current names and settings, translated from an earlier version if necessary."""
     changed = _without_implied(spec)
     if changed.get("_target_") == "guides.sib.Guide":
         changed = _without_implied(_parts_of_sib(changed))
@@ -61,7 +61,7 @@ def _without_implied(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def estimated_before(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings that reproduce how data=groups of version 0.1 centred predictors: only with data.centre=true."""
+    """Return settings with which data=groups, as in version 0.1, centres predictors only if data.centre=true."""
     if data.get("_target_") not in _GROUPS or data.get("centre") is True:
         return {}
     return {"scales": {str(name): {"mean": 0.0} for name in data.get("predictors", ())}}

@@ -57,7 +57,7 @@ def test_a_temperature_needs_validation_tasks_and_classes() -> None:
     regression = Pair("exact", model="linear_regression").learner()
     with pytest.raises(UsageError, match="expected tasks whose labels are classes for a temperature or an ensemble"):
         evaluate(regression, numbers, EvalSettings(3, temperature=True), progress=False, validation=numbers)
-    with pytest.raises(UsageError, match=r"expected eval\.joint=true without eval\.temperature"):
+    with pytest.raises(UsageError, match=r"expected eval\.temperature=false and .* with eval\.joint=true"):
         EvalSettings(joint=True, temperature=True)
 
 

@@ -55,9 +55,9 @@ def test_the_label_is_free() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], Any, str]] = [
-    ({"reject_above": 1.2}, int, "expected reject_above from 0 to below log 3 = 1.099 nats, the largest entropy of"),
-    ({"reject_above": -0.1}, int, "expected reject_above from 0 to below log 3"),
-    ({"reject_above": math.nan}, int, "expected reject_above from 0 to below log 3"),
+    ({"reject_above": 1.2}, int, "expected 0 <= reject_above < log 3 = 1.099 nats, the largest entropy of"),
+    ({"reject_above": -0.1}, int, "expected 0 <= reject_above < log 3"),
+    ({"reject_above": math.nan}, int, "expected 0 <= reject_above < log 3"),
     ({"reject_above": "1"}, int, "got '1'"),
     ({"reject_above": True}, int, "got True"),
     ({"unknown_label": -1}, int, "expected reject_above to be set with unknown_label=-1, got None"),

@@ -164,7 +164,7 @@ FULL = {"support_x": X, "support_y": Y, "query_x": QUERY}
         ({"support_y": Y + 0.5}, "expected class names in support_y, such as text or integers, got numbers with"),
         ({"support_y": [0, 1, 2, 0, 1, None]}, "expected a label in every row of support_y, got 1 missing"),
         ({"support_y": np.array(["a", "b", 2, 0, 1, 0], dtype=object)}, "expected labels of one type in support_y"),
-        ({"support_y": ["a", "b", 2, 0, 1.5, 0]}, "expected labels of one type in support_y, got text and others"),
+        ({"support_y": ["a", "b", 2, 0, 1.5, 0]}, "expected labels of one type in support_y, got text and other types"),
         ({"support_y": ["a", "b", "c", "a", "b", np.nan]}, "expected a label in every row of support_y, got 1 missing"),
         ({"support_y": Y * 0}, "expected at least 2 classes in support_y, got .0."),
         ({"support_y": Y % 2}, "expected tasks of 3 classes, which this guide was trained for, got 2"),

@@ -140,13 +140,13 @@ class Uniformity:
 def uniformity(ranks: Ranks, rate: float = 0.05, seed: int = 0) -> Uniformity:
     """Test whether ranks are uniform by their empirical CDF F, with simultaneous bands.
 
-    For T uniform ranks, T F(r) ~ Bin(T, (r + 1) / (L + 1)) at each rank r. The test statistic is the smallest two-sided
-    binomial probability over r. Its null distribution is simulated. The band contains the curves F whose statistic is
-    not below the `rate` quantile.
-    (Säilynoja, Bürkner and Vehtari 2022, arXiv 2103.10522; discrete ranks are evaluated at their exact points.)
+    For T uniform ranks from 0 to L, T F(r) ~ Bin(T, (r + 1) / (L + 1)) at each rank r < L. The test statistic is the
+    smallest two-sided binomial probability over r. Its null distribution is simulated. The band contains the curves F
+    whose statistic is above the `rate` quantile of the null distribution.
+    (Säilynoja, Bürkner and Vehtari 2022, arXiv 2103.10522; here F is evaluated at r = 0, ..., L - 1.)
 
     Args:
-        ranks: ranks of K scalars in T tasks.
+        ranks: ranks of K scalars among L draws, in each of T tasks.
         rate: error rate of the test.
         seed: seed of the simulated null distribution.
     """
@@ -164,7 +164,7 @@ def uniformity(ranks: Ranks, rate: float = 0.05, seed: int = 0) -> Uniformity:
 
 
 def _tails(num_tasks: int, share: Tensor) -> Tensor:
-    """Compute 2 min(P(X <= n), P(X >= n)), X ~ Bin(T, share), for each share and n = 0, ..., T = num_tasks."""
+    """Compute 2 min(P(X <= n), P(X >= n)) for X ~ Bin(T, p), for each p in `share` and n = 0, ..., T = num_tasks."""
     n = torch.arange(num_tasks + 1, dtype=torch.double)
     choose = (
         torch.lgamma(torch.tensor(num_tasks + 1.0).double()) - torch.lgamma(n + 1) - torch.lgamma(num_tasks - n + 1)
@@ -175,12 +175,12 @@ def _tails(num_tasks: int, share: Tensor) -> Tensor:
 
 
 def _least_tail(counts: Tensor, tail: Tensor) -> Tensor:
-    """Compute the test statistic of `uniformity` for each curve F, from counts T F(r) [curves, ranks r]."""
+    """Compute the test statistic of `uniformity` per empirical CDF F, from T F(r) [curves, ranks r] for T tasks."""
     return tail.expand(len(counts), -1, -1).gather(2, counts.long().unsqueeze(-1)).squeeze(-1).amin(1)
 
 
 def _uniform_counts(num_tasks: int, num_draws: int, seed: int) -> Tensor:
-    """Simulate T F(r) [SIMULATIONS, num_draws], with the empirical CDF F of T = num_tasks uniform ranks at each r."""
+    """Simulate SIMULATIONS curves T F(r) [curves, ranks r]; F is the empirical CDF of T = num_tasks uniform ranks."""
     generator = Generator().manual_seed(seed)
     reached, counts = torch.zeros(SIMULATIONS, dtype=torch.double), []
     for r in range(num_draws):

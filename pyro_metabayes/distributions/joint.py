@@ -87,7 +87,7 @@ class Joint(TorchDistribution):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Compute log p(z) per task [..., T], in nats, the sum over sites, for latent vectors z [..., T, D]."""
+        """Compute log p(z), the sum over all sites, per task [..., T] in nats, for latent vectors z [..., T, D]."""
         return torch.stack(torch.broadcast_tensors(*self.log_probs(value).values())).sum(0)
 
     def log_probs(self, value: Tensor) -> dict[str, Tensor]:
@@ -107,7 +107,10 @@ class Joint(TorchDistribution):
 
     def _of_independent_sites(self, moment: str) -> Tensor:
         if any(not isinstance(distribution, Distribution) for distribution in self.distributions.values()):
-            raise NotImplementedError(f"no closed form for the {moment} of sites that depend on each other")
+            raise NotImplementedError(
+                f"expected independent sites for a {moment} in closed form, got sites that depend on each other; "
+                f"estimate the {moment} from samples"
+            )
         values = {name: getattr(example, moment) for name, example in self.examples.items()}
         shapes = {name: (*self.batch_shape, *example.event_shape) for name, example in self.examples.items()}
         return self.sites.join({name: value.expand(shapes[name]) for name, value in values.items()})
@@ -136,7 +139,7 @@ def sample_latent(distribution: TorchDistribution) -> Tensor:
 
 
 def sites_of(distribution: TorchDistribution) -> Sites:
-    """Return the names and shapes of the sites of a latent: those of a Joint, or else "w"."""
+    """Return the names and shapes of the sites of a distribution: those of a Joint, otherwise the single site "w"."""
     return distribution.sites if isinstance(distribution, Joint) else Sites(w=distribution.event_shape)
 
 

@@ -12,14 +12,14 @@ from pyro_metabayes.seeding import task_noise
 
 @dataclass(frozen=True)
 class LatinSquare:
-    """Assignment of shared noise vectors to the C rows of L draws w ~ N(loc, scale^2), such as the rows of C classes.
+    """Assignment of shared noise vectors to the C rows of L draws w ~ N(loc, scale^2), for example one row per class.
 
-    The draws form P = L / 2 (rounded up) antithetic pairs, which share M = max(P, C) independent vectors e_m ~ N(0, I).
-    Row c of the two draws of pair j is loc_c + s scale_c * e_m with signs s = 1 and -1 and m = (j + c) mod M. Every
-    draw has exactly the distribution N(loc, scale^2), since its C rows have different e_m. Noise is shared only by the
-    two draws of a pair, and by different rows of different draws; tasks share none.
+    The draws form P = L / 2 (rounded up) antithetic pairs. All pairs share M = max(P, C) independent vectors e_m ~
+    N(0, I). Row c of the two draws of pair j is loc_c + s scale_c * e_m, with the signs s = 1 and -1 and with m =
+    (j + c) mod M. Every draw has exactly the distribution N(loc, scale^2), since its C rows have different e_m. Noise
+    is shared only by the two draws of a pair, and by different rows of different draws; tasks share no noise.
 
-    Compared with L independent draws this takes 1 / (2C) of the random numbers and of their products with the inputs.
+    Compared with L independent draws, this takes 1 / (2C) of the random numbers and of their products with the inputs.
     Averages of class probabilities are more precise: odd functions of the noise cancel within a pair, and noise that
     moves all logits alike does not change probabilities. (Hammersley and Morton 1956; McKay, Beckman and Conover 1979.)
 
@@ -37,9 +37,9 @@ class LatinSquare:
         return (self.num_samples + 1) // 2
 
     def noise(self, scale: Tensor) -> Tensor:
-        """Draw the M noise vectors e_m of T tasks and multiply them by the scales of the rows.
+        """Draw the M noise vectors e_m of each of T tasks, and multiply them by the scales of the rows.
 
-        The random numbers of a task follow those of the task before, so that they do not depend on the batch size.
+        The random numbers are drawn task by task, so the numbers of a task do not depend on the batch size.
 
         Args:
             scale: [T, G, W], standard deviations of W weights per row; G is 1 (all rows share one scale) or C.
@@ -52,19 +52,23 @@ class LatinSquare:
         return task_noise(shape, scale, task_dim=0).unsqueeze(1) * scale.unsqueeze(2)
 
     def odd(self, values: Tensor) -> Tensor:
-        """Apply `by_pair` to values f(e_m) of odd functions, per task, row, noise vector e_m and point [T, G, M, N]."""
+        """Apply `by_pair` to the values of an odd function f, i.e. f(-e_m) = -f(e_m).
+
+        Args:
+            values: f(e_m) per task, row, noise vector e_m and point [T, G, M, N]; G is 1 (equal for all rows) or C.
+        """
         return self.by_pair(torch.stack((values, -values), 1))
 
     @staticmethod
     def signs(like: Tensor) -> Tensor:
-        """s [2, 1, 1, 1], for products with values [T, 1, P, C, N]."""
+        """Return the signs 1, -1 [2, 1, 1, 1], for products with values per task, pair, row, point [T, 1, P, C, N]."""
         return torch.tensor((1.0, -1.0), dtype=like.dtype, device=like.device).view(2, 1, 1, 1)
 
     def by_pair(self, values: Tensor) -> Tensor:
-        """Rearrange values that were computed once per shared noise vector e_m into values per pair and row.
+        """Rearrange values per shared noise vector e_m into values per pair and row.
 
         Args:
-            values: [T, 2, G, M, N], for T tasks, both signs, M vectors and N points; G is 1 (equal for all rows) or C.
+            values: [T, 2, G, M, N], for T tasks, 2 signs, M vectors and N points; G is 1 (equal for all rows) or C.
 
         Returns:
             [T, 2, P, C, N], for P pairs and C rows. Entry (j, c) is the value at e_m, m = (j + c) mod M.

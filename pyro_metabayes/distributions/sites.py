@@ -38,7 +38,7 @@ class Sites(dict[str, Size]):
         if latent.shape[-1:] != self.event_shape:
             raise UsageError(
                 f"expected latents of size {self.event_shape[0]} for the sites {self}, got shape {list(latent.shape)}; "
-                "if the sites depend on the number of classes, set task.way to its value in training"
+                "pass latents of this size (sites that depend on the number of classes need task.way as in training)"
             )
         parts = latent.split([shape.numel() for shape in self.values()], dim=-1)
         return {

@@ -62,7 +62,7 @@ def base_over_all(predictions: BaseNovelPredictions) -> Tensor:
 
 
 def _accuracy(predictions: BaseNovelPredictions, candidates: slice, queries: Tensor) -> Tensor:
-    """Compute the accuracy per task on the marked queries, when only the classes `candidates` can be predicted."""
+    """Compute the accuracy per task on the given queries, if only the classes `candidates` can be predicted."""
     log_probs = predictions.log_probs[..., candidates].log_softmax(-1)
     predicted = most_probable(log_mean_exp(log_probs)) + (candidates.start or 0)
     return masked_mean((predicted == predictions.labels).to(log_probs.dtype), queries & predictions.mask)

@@ -56,9 +56,10 @@ class BatchScores:
     """Scores of T tasks, and spreads of prior and posterior, on one device.
 
     Args:
-        scores: tensors [T] by name of the score; for the expected calibration error (ece) [T, Q, 3] for Q queries.
+        scores: tensors [T] by name of the score. The tensor of the expected calibration error (ece) is [T, Q, 3], with
+            Q queries.
         spreads: tensors [T] or [T, weights] by name, from which the collapse metrics are computed.
-        by_step: [T, K + 1, number of `step_scores`], after 0, ..., K inner steps; None without an inner loop.
+        by_step: the `step_scores` after 0, ..., K inner steps [T, K + 1, number of scores]; None without an inner loop.
         groups: [T], the group of each task; tasks of one group are dependent. None: all tasks are independent.
     """
 
@@ -123,7 +124,10 @@ def _concatenated(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _of_one_width(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Pad values [tasks, queries, 3] of batches to equal numbers of queries, by queries with mask (last value) 0."""
+    """Pad calibration values [tasks, queries, 3] of several batches to the same number of queries.
+
+    The mask, the last value, is 0 for the added queries. Tensors with fewer axes are returned unchanged.
+    """
     if parts[0].dim() < 3:
         return list(parts)
     most = max(part.shape[1] for part in parts)

@@ -1,4 +1,4 @@
-"""Scores of class probabilities, most of them of the averaged prediction p(c) = (1/L) sum_l p(y = c | x, w_l)."""
+"""Scores of class probabilities, mostly of their average over L draws w_l, p(c) = (1/L) sum_l p(y = c | x, w_l)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def accuracy_of_sample(predictions: ClassPredictions) -> Tensor:
         predictions: predictions of L samples for T tasks.
 
     Returns:
-        Tensor [T], 0 to 1; the accuracy if L = 1.
+        Tensor [T], 0 to 1. For L = 1 it equals `accuracy`.
     """
     if predictions.is_point:
         return accuracy(predictions)

@@ -51,9 +51,10 @@ def evaluate(
 
         print(evaluate(learner, bank.tasks("test")))
 
-    The result is deterministic given the seed; no global random state is read or changed. Threads wait for each other.
-    elbo, kl and posterior_sd are computed from training_posterior, for which the ELBO is defined; they are None for a
-    point estimate or a flat prior. All other scores are computed from `posterior`, which does not use query labels.
+    The result is deterministic given the seed; no global random state is read or changed. Calls in several threads run
+    one after the other. The metrics elbo, kl and posterior_sd are computed from `training_posterior`, the distribution
+    in the ELBO. These metrics are None for a point estimate or a flat prior. All other scores are computed from
+    `posterior`, which does not use query labels.
 
     Args:
         learner: the learner to evaluate.
@@ -62,11 +63,12 @@ def evaluate(
         settings: number of tasks, draws of w and split; None: the defaults, and for Episodes all tasks.
         seed: seed of all draws of w.
         progress: whether to show a progress bar.
-        truth: the exact posterior of simulated tasks. It adds a comparison with the exact posterior (`against_truth`)
-            and oracle_mse, the mse of the exact posterior mean; both are None if the model has another latent.
+        truth: the exact posterior of simulated tasks; None: unknown. A known posterior adds the metric oracle_mse, the
+            mse of the exact posterior mean, and a comparison of the posteriors (`against_truth`). Both are None if the
+            model and the simulator have different latents.
         doubled: the same tasks with twice the queries, for the information bounds (settings.information).
-        validation: tasks of validation classes, for the fit of the temperature (settings.temperature); the first 300
-            tasks of an endless stream.
+        validation: tasks of validation classes, for the fit of the temperature (settings.temperature). Of an endless
+            stream the first 300 tasks are used.
         others: learners whose predictions are averaged with those of `learner`; metrics of a posterior are then None.
 
     Returns:
@@ -119,7 +121,9 @@ def _tasks_and_settings(tasks: Fixed, settings: EvalSettings | None) -> tuple[Ta
     given = None if isinstance(tasks, TaskStream) else stream.num_tasks
     settings = settings or EvalSettings(tasks=stream.num_tasks or EvalSettings.tasks)
     if given and settings.tasks > given:
-        raise UsageError(f"expected settings.tasks <= {given}, the number of tasks, got {settings.tasks}; reduce it")
+        raise UsageError(
+            f"expected settings.tasks <= {given}, the number of tasks, got {settings.tasks}; reduce settings.tasks"
+        )
     return stream, settings
 
 
@@ -159,9 +163,10 @@ def _information(learner: MetaLearner, stream: TaskStream, settings: EvalSetting
 
 
 def _batches(stream: TaskStream, settings: EvalSettings, integrated: int = 0) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of the tasks of each batch; batches are smaller if a task needs many predictions.
+    """Yield (start, stop) of the tasks of each batch. The more predictions a task needs, the smaller the batches.
 
-    `integrated` is the number of weights of a task if the joint NLL is computed, which needs a matrix of them; else 0.
+    `integrated` is the number of weights of a task if the joint NLL is computed, else 0. The joint NLL needs a matrix
+    with one row per weight.
     """
     first = stream.batch(0, 1)
     numbers = max(settings.draws(first.num_classes), integrated) * first.query_x.shape[1] * max(first.num_classes, 1)

@@ -81,19 +81,22 @@ def calibration_interval(values: Tensor, groups: Tensor | None = None) -> dict[s
     """Compute the half width of the 95% bootstrap interval of the ECE, and the floor of the ECE.
 
     The bootstrap resamples tasks, since queries of one task share a support set and are dependent. If tasks are drawn
-    from groups, it resamples groups, since tasks of one group share rows. As in `ci95_of`, the standard error of
-    U < 30 units is multiplied by sqrt(U / (U - 1)) and by the quantile of Student's t.
+    from groups, it resamples groups, since tasks of one group share rows. The half width is 1.96 standard errors. If
+    the number U of tasks (or groups) is below 30, the standard error is multiplied by sqrt(U / (U - 1)), and 1.96 is
+    replaced by the quantile of Student's t, as in `ci95_of`.
 
-    The floor is the mean ECE of perfectly calibrated predictions with the same confidences c_i; it is positive since
-    the accuracy of a bin varies. By the central limit theorem it is sum_b sqrt(2 / pi sum_{i in b} c_i (1 - c_i)) / M
-    for M queries i in bins b. An ECE near the floor shows no miscalibration. (Efron 1979; Roelofs et al. 2022.)
+    The floor is the mean ECE of perfectly calibrated predictions with the same confidences c_i. It is positive, since
+    the accuracy of a bin varies by chance. By the central limit theorem it is sum_b sqrt(2 / pi sum_{i in b} c_i
+    (1 - c_i)) / M for M queries i in bins b. An ECE near the floor shows no miscalibration. (Efron 1979; Roelofs et al.
+    2022.)
 
     Args:
         values: [T, Q, 3] for Q queries of T tasks, from values_for_calibration.
-        groups: [T], the group of each task; None: every task is a unit of its own.
+        groups: [T], the group of each task; None: all tasks are independent.
 
     Returns:
-        {"ece_ci95": half width, "ece_floor": floor}, both 0 to 1; the half width of one unit is infinite.
+        {"ece_ci95": half width, "ece_floor": floor}, both 0 to 1; the half width is infinite for a single task or a
+        single group.
     """
     sums = _bin_sums(as_double(values).cpu())
     number, _, _, variance = sums.sum(0).unbind(-1)
@@ -105,7 +108,10 @@ def calibration_interval(values: Tensor, groups: Tensor | None = None) -> dict[s
 
 
 def _bootstrap_ci95(sums: Tensor) -> float:
-    """Half width of the 95% interval of the calibration error from bin sums [U, B, 4] of U independent units."""
+    """Compute the half width of the 95% bootstrap interval of the ECE, from sums per unit and bin [U, B, 4].
+
+    The U units, tasks or groups, are independent.
+    """
     units = len(sums)
     if units < 2:
         return math.inf
@@ -118,7 +124,7 @@ def _bootstrap_ci95(sums: Tensor) -> float:
 
 
 def _bin_sums(values: Tensor) -> Tensor:
-    """Compute per task and bin [T, B, 4] the sums over queries of 1, confidence c, correctness and c (1 - c)."""
+    """Compute sums over queries, per task and bin, of 1, the confidence c, the correctness and c (1 - c): [T, B, 4]."""
     confidence, hits, mask = values.unbind(-1)
     index = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1  # bins (a, b]
     member = torch.nn.functional.one_hot(index, CALIBRATION_BINS) * mask.unsqueeze(-1)

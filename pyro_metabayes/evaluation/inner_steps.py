@@ -39,7 +39,7 @@ def with_num_steps(learner: MetaLearner, num_steps: int) -> tuple[Guide, Model]:
         num_steps: number of inner steps.
 
     Returns:
-        Copies of the guide and the model, of which the one with an inner loop takes `num_steps` steps.
+        A copy of the guide and a copy of the model. The copy with an inner loop takes `num_steps` steps.
     """
     guide, model = copy.copy(learner.guide), copy.copy(learner.model)
     changed = guide if isinstance(guide, TakesSteps) else model

@@ -56,9 +56,10 @@ def quantile95(units: int) -> float:
 def ci95_of(values: np.ndarray, groups: np.ndarray | None = None) -> float:
     """Compute the half width of the 95% interval of a mean over T tasks, conditional on backbone and classes.
 
-    It is 1.96 sd / sqrt(T), or t sd / sqrt(T) for fewer than 30 tasks, with the quantile t of Student's distribution
-    and T - 1 in the sd. If tasks belong to G groups, groups are independent but tasks of one group are not. The
-    standard error is then sqrt(G / (G - 1) sum_g (sum_{t in g} r_t)^2) / T with the residuals r_t of the tasks t.
+    It is 1.96 sd / sqrt(T) for T >= 30. For fewer tasks it is t sd / sqrt(T), where t is the quantile of Student's
+    distribution and the variance sd^2 has the denominator T - 1. If tasks belong to G groups, groups are independent
+    but tasks of one group are not. The number of units is then G instead of T, and the standard error is sqrt(G /
+    (G - 1) sum_g (sum_{t in g} r_t)^2) / T with the residuals r_t of the tasks t.
     (Liang and Zeger 1986.)
 
     Args:

@@ -49,7 +49,8 @@ def joint_nll(joint: JointPredictive) -> Tensor:
     """Compute the joint NLL, -(1/Q) log of the integral of prod_i p(y_i | x_i, w) q(w) dw for the Q queries i.
 
     Unlike nll it rewards predictions that model the dependence between the labels of a task (Osband et al. 2022). It is
-    a closed form, or the middle of the bounds of `evidence/joint.py`: an average over draws of q would be too large.
+    computed in closed form if possible, otherwise as the middle of the bounds of `evidence/joint.py`. (A plain average
+    over draws of q would give too large a joint NLL.)
 
     Args:
         joint: joint predictive density of the query labels of T tasks.

@@ -52,7 +52,7 @@ def step_scores() -> list[Score[Any]]:
 
 
 def values_of(predictions: Predictions | JointPredictive, weights: Weights, scores: Iterable[Score[Any]]) -> TaskScores:
-    """Compute those of the given scores that are defined for the predictions.
+    """Compute the scores that are defined for the predictions; the other scores are left out.
 
     Args:
         predictions: predictions for T tasks.

@@ -26,16 +26,21 @@ class EvalSettings:
     def __post_init__(self) -> None:
         if self.tasks < 2 or self.samples < 1:
             raise UsageError(
-                f"expected eval.tasks >= 2 and eval.samples >= 1, got {self.tasks} and {self.samples}; increase them"
+                f"expected eval.tasks >= 2 and eval.samples >= 1, got eval.tasks={self.tasks}, "
+                f"eval.samples={self.samples}; increase the setting that is too small"
             )
         if self.number_samples < 1:
-            raise UsageError(f"expected eval.number_samples >= 1, got {self.number_samples}; increase it")
+            raise UsageError(
+                f"expected eval.number_samples >= 1, got {self.number_samples}; increase eval.number_samples"
+            )
         if self.joint_samples < FEWEST_JOINT:
-            raise UsageError(f"expected eval.joint_samples >= {FEWEST_JOINT}, got {self.joint_samples}; increase it")
+            raise UsageError(
+                f"expected eval.joint_samples >= {FEWEST_JOINT}, got {self.joint_samples}; increase eval.joint_samples"
+            )
         if self.joint and (self.temperature or self.ensemble):
             raise UsageError(
-                "expected eval.joint=true without eval.temperature and eval.ensemble, since the joint NLL is that of "
-                "one posterior, got at least one of them; remove it"
+                "expected eval.temperature=false and eval.ensemble=[] with eval.joint=true (one posterior), got "
+                f"eval.temperature={self.temperature}, eval.ensemble={self.ensemble}; set eval.joint=false"
             )
 
     def draws(self, num_classes: int) -> int:

@@ -43,7 +43,7 @@ def task_scores(
     draws: Predictions | None = None,
     under_mean: bool = True,
 ) -> TaskScores:
-    """Compute those of the given scores that are defined for the tasks, without host synchronisation.
+    """Compute the scores that are defined for the tasks, without host synchronisation; others are left out.
 
     Args:
         learner: the learner whose model makes the predictions.
@@ -51,7 +51,7 @@ def task_scores(
         posterior: approximate posterior of w, batch [T].
         samples: draws of w per task; one draw is taken for a point estimate.
         scores: the requested scores.
-        exact: the exact posterior of w, batch [T]; None: leave out the scores of its mean.
+        exact: the exact posterior of w, batch [T]; None: leave out the scores of the exact posterior mean.
         draws: predictions to score; None: compute the predictions under draws of the posterior.
         under_mean: whether to include the scores of predictions with the posterior mean of w.
 
@@ -113,7 +113,7 @@ def predictions_under(
 
 
 def _at(w: Tensor, learner: MetaLearner, episodes: Episodes) -> Predictions:
-    """Predict the query labels with one value of the weights per task, w [T, *W]."""
+    """Predict the query labels with one value of the weights per task, w [T, *W] for weights of shape *W."""
     observed = episodes.observed()
     likelihood = learner.model.likelihood(w.unsqueeze(0), observed.query_x, observed)
     return predictions_of(likelihood, episodes.query_y, episodes.query_mask)

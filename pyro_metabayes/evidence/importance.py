@@ -84,9 +84,10 @@ def _zhang_stephens(excess: Tensor) -> Tensor:
 def bridge_evidence(at_gold: Tensor, at_proposal: Tensor, steps: int = 200) -> Tensor:
     """Estimate log p(y) [T] by bridge sampling, from draws of the posterior and draws of a proposal.
 
-    The estimate of p(y) is the fixed point r of r = E_g[p / (s p + s' r g)] / E_p[g / (s p + s' r g)]: p is the
-    unnormalised posterior, g the proposal, and s and s' are the shares of both among the draws. Posterior and proposal
-    must overlap; the proposal need not have wider tails. (Optimal bridge: Meng and Wong 1996.)
+    The estimate r of p(y) is the solution of r = E_g[p / (s p + s' r g)] / E_p[g / (s p + s' r g)]. Here p is the
+    unnormalised posterior, g the proposal, and s and s' are the fractions of draws from the posterior and from the
+    proposal. Posterior and proposal must overlap; the proposal need not have wider tails. (Optimal bridge: Meng and
+    Wong 1996.)
 
     Args:
         at_gold: [L, T], log weights log p - log g at L draws of the posterior of T tasks.

@@ -32,9 +32,10 @@ class JointPredictive:
     Attributes:
         value: [T], the estimate: a closed form, or the middle of the bounds.
         lower: [T], lower bound; equal to `value` for a closed form, and for reliable importance sampling.
-        upper: [T], upper bound; equal to `value` in the same cases.
+        upper: [T], upper bound; equal to `value` for a closed form, and for reliable importance sampling.
         pareto_k: [T], Pareto k of the importance weights, which are reliable for k < 0.7; 0 for a closed form.
-        effective_size: [T], effective sample size of the importance draws; for a closed form a number >= TRUSTED_SIZE.
+        effective_size: [T], effective sample size of the importance draws; for a closed form at least 100, which counts
+            as reliable.
         num_queries: [T], number of query labels.
     """
 
@@ -52,10 +53,10 @@ class JointPredictive:
 
 
 def joint_predictive(model: Model, q: TorchDistribution, episodes: Episodes, samples: int) -> JointPredictive:
-    """Compute the joint predictive density of the query labels of each task, log of the integral of p(y | x, w) q(w).
+    """Compute the log of the joint predictive density of the query labels of each task.
 
-    It is a closed form for a point estimate, and for a Gaussian q with a linear Gaussian model. Otherwise it is
-    estimated by `estimated_joint`.
+    The density is the integral of p(y | x, w) q(w) over w. It is a closed form for a point estimate, and for a Gaussian
+    q with a linear Gaussian model. Otherwise it is estimated by `estimated_joint`.
 
     Args:
         model: the likelihood.
@@ -77,11 +78,11 @@ def _exact(value: Tensor, episodes: Episodes, samples: int) -> JointPredictive:
 
 @torch.no_grad()
 def estimated_joint(model: Model, q: TorchDistribution, episodes: Episodes, samples: int) -> JointPredictive:
-    """Estimate the joint predictive density of the query labels by importance sampling, or by annealing if needed.
+    """Estimate the joint predictive density of the query labels by importance sampling or annealing.
 
-    The proposal depends on the query labels. The log of an average of unbiased weights is in expectation a lower bound
-    on the log density, with a bias of about 1 / (2 effective sample size). The estimate is used for tasks with Pareto
-    k < 0.7 and effective sample size >= 100. Other tasks get the two bounds of annealed importance sampling.
+    The proposal depends on the query labels. In expectation, the log of an average of unbiased weights is a lower bound
+    on the log density, with a bias of about 1 / (2 effective sample size). Tasks with Pareto k < 0.7 and effective
+    sample size >= 100 get this estimate. All other tasks get the two bounds of annealed importance sampling.
 
     Args:
         model: the likelihood.
@@ -103,7 +104,10 @@ def estimated_joint(model: Model, q: TorchDistribution, episodes: Episodes, samp
 
 
 def _log_weights(target: Target, proposal: Proposal, samples: int) -> Tensor:
-    """Compute log f - log g per draw and task [L, T] at draws of the proposal g, in parts; f is the target."""
+    """Compute log weights log f - log g [L, T] of the target f, at L draws of the proposal g for each of T tasks.
+
+    The draws are made in several parts to limit memory.
+    """
     at_once = max(1, MOST_NUMBERS // proposal.mean.numel())
     parts = []
     for start in range(0, samples, at_once):
@@ -115,7 +119,10 @@ def _log_weights(target: Target, proposal: Proposal, samples: int) -> Tensor:
 
 
 def _annealed(target: Target, proposal: Proposal) -> tuple[Tensor, Tensor]:
-    """Bound the log evidence per task by annealing, with more temperatures until the bounds differ by < TIGHT."""
+    """Bound the log evidence of each task from below and above by annealing.
+
+    The number of temperatures grows until the bounds differ by less than TIGHT nats per query, or up to MOST_STAGES.
+    """
     num_queries, stages = target.episodes.query_mask.sum(-1).clamp(min=1), FIRST_STAGES
     while True:
         lower, upper = annealed_bounds(lambda u: proposal.log_weight(target, u), proposal.mean, stages)

@@ -27,7 +27,7 @@ class Latent(Protocol):
     affine: bool
 
     def at(self, z: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Return w [..., T, *W] at z [..., T, P], and log(q(w) |det dw / dz| / N(z; 0, I)) per task [..., T]."""
+        """Return weights w [..., T, *W] of shape *W at z, and log(q(w) |det dw / dz| / N(z; 0, I)) [..., T]."""
 
 
 def latent_of(q: TorchDistribution) -> Latent:

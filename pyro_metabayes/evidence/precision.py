@@ -23,17 +23,19 @@ class Precision(Protocol):
     log_det: Tensor
 
     def root(self, u: Tensor) -> Tensor:
-        """Compute R u per draw and task, u [L, T, P], with R R^T the covariance; R u ~ N(0, R R^T) if u ~ N(0, I)."""
+        """Compute R u [L, T, P] for L standard normal draws u [L, T, P]; R R^T is the covariance of each task."""
 
     def solve(self, b: Tensor) -> Tensor:
-        """Multiply the covariance of each task by a vector, b [T, P]."""
+        """Multiply the covariance of each task by the vector b of this task [T, P]."""
 
 
 def precision_of(roots: list[Tensor]) -> Precision:
-    """Build the precision I + (1/S) sum_s V_s V_s^T, factorised as a P x P matrix, or as M x M if P > DENSE.
+    """Build the precision I + (1/S) sum_s V_s V_s^T of T tasks with P coordinates.
+
+    It is factorised as a P x P matrix if P <= DENSE (2048), otherwise as an M x M matrix.
 
     Args:
-        roots: the S matrices V_s [T, P, M], for T tasks and P coordinates; S must be 1 if P > DENSE.
+        roots: the S matrices V_s [T, P, M]; S must be 1 if P > DENSE.
     """
     # A diverging model yields a poor score, not an exception of the factorisation.
     roots = [root.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for root in roots]

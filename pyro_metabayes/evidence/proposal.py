@@ -25,7 +25,7 @@ FACTORS = (1.0, 0.5, 0.25, 0.0625)  # lengths of a step, relative to a Newton st
 
 
 def log_likelihood(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
-    """Compute sum_i log p(y_i | x_i, w) [..., T] over the unmasked queries i of T tasks, for w [..., T, *W]."""
+    """Compute sum_i log p(y_i | x_i, w) [..., T] over unmasked queries i, for weights w [..., T, *W] of shape *W."""
     observed = episodes.observed()
     log_prob = model.likelihood(w, observed.query_x, observed).log_prob(episodes.query_y)
     return torch.where(episodes.query_mask, log_prob, 0.0).sum(-1)
@@ -33,9 +33,10 @@ def log_likelihood(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The log of f(z) = p(y | w(z)) q(w(z)) |det dw / dz|, whose integral over z is that of p(y | w) q(w) over w.
+    """The function log f(z), with f(z) = p(y | w(z)) q(w(z)) |det dw / dz|.
 
-    The coordinates z of w ~ q are about standard normal. For a Gaussian q, f(z) = N(z; 0, I) p(y | w(z)).
+    The integral of f over z is the evidence, the integral of p(y | w) q(w) over w. The coordinates z of w ~ q are about
+    standard normal. For a Gaussian q, f(z) = N(z; 0, I) p(y | w(z)).
 
     Args:
         model: the likelihood.
@@ -106,10 +107,10 @@ class Proposal:
 def proposal_of(target: Target) -> Proposal:
     """Compute a Gaussian proposal close to f, the unnormalised posterior of w given the query labels under the prior q.
 
-    Newton's method finds the mode of f, and the curvature at the mode gives Laplace's approximation. Up to DENSE
-    coordinates further steps average gradient and curvature over draws of the approximation. They lead to the Gaussian
-    with the largest ELBO, which is better under a cosine head: its draws of w have the norm of draws of q, whereas the
-    mode has a smaller norm. (Opper and Archambeau 2009; Khan and Lin 2017.)
+    Newton's method finds the mode of f, and the curvature at the mode gives Laplace's approximation. For at most DENSE
+    (2048) coordinates, further steps average gradient and curvature over draws of the approximation. These steps lead
+    to the Gaussian with the largest ELBO. Under a cosine head this Gaussian is the better proposal: its draws have the
+    norm of draws of q, whereas the mode has a smaller norm. (Opper and Archambeau 2009; Khan and Lin 2017.)
 
     Args:
         target: f of T tasks.
@@ -135,7 +136,7 @@ def _identity(u: Tensor) -> Tensor:
 
 
 def _improved(target: Target, proposal: Proposal, offsets: Tensor) -> Proposal:
-    """Make one Newton step, with derivatives averaged over the points mean + offsets, [points, T, P]."""
+    """Make one Newton step, with derivatives averaged over the points mean + offsets; offsets are [points, T, P]."""
     mean = proposal.mean
     slopes, roots = zip(*(target.derivatives(mean + offset) for offset in offsets), strict=True)
     precision = precision_of(list(roots))
@@ -144,14 +145,17 @@ def _improved(target: Target, proposal: Proposal, offsets: Tensor) -> Proposal:
 
 
 def _antithetic(like: Tensor) -> Tensor:
-    """Draw antithetic standard normal noise, PAIRS draws u followed by -u, each with the shape of `like`."""
+    """Draw PAIRS standard normal tensors u of the shape of `like`; return all u, followed by all -u (antithetic)."""
     with drawing():
         noise = torch.randn(PAIRS, *like.shape, dtype=like.dtype, device=like.device)
     return torch.cat((noise, -noise))
 
 
 def _best(target: Target, mean: Tensor, direction: Tensor, offsets: Tensor) -> Tensor:
-    """Return the mean per task after the step of the length (or 0) at which the average of log f is largest."""
+    """Move the mean of each task along `direction`, by the step length with the largest average of log f.
+
+    The average is over the points mean + offsets. The step lengths are FACTORS and 0.
+    """
     lengths = torch.tensor((*FACTORS, 0.0), dtype=mean.dtype, device=mean.device).view(-1, 1, 1)
     means = mean + lengths * direction  # [lengths, T, P]
     points = (means.unsqueeze(1) + offsets).flatten(0, 1)

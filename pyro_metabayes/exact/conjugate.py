@@ -77,8 +77,10 @@ def log_evidence_of_rows(prior: TorchDistribution, x: Tensor, y: Tensor, mask: T
     """Compute the log evidence log p(y | x) per task [T] of linear regression, in nats, with w integrated out.
 
     The arguments are those of `posterior_of_rows`. For each output k, y_k ~ N(X m_k, X S_k X^T + noise^2 I), where m_k
-    and S_k = R R^T are mean and covariance of row k of w. With A = X R / noise, r = (y_k - X m_k) / noise, the D x D
-    matrix M = I + A^T A and u = M^-1 A^T r, -2 log p = N log(2 pi noise^2) + log |M| + |r - A u|^2 + |u|^2.
+    and S_k = R R^T are mean and covariance of row k of w. With the definitions A = X R / noise, r = (y_k - X m_k) /
+    noise, M = I + A^T A (a D x D matrix) and u = M^-1 A^T r, the result is the sum over k of log p(y_k), where
+
+        -2 log p(y_k) = N log(2 pi noise^2) + log |M| + |r - A u|^2 + |u|^2.
     """
     points, noise = mask.unsqueeze(-1).to(x.dtype), torch.as_tensor(noise)
     residual = ((y - (prior.mean @ x.mT).mT) * points / noise).mT.unsqueeze(-1)  # [T, Y, N, 1]
@@ -97,7 +99,7 @@ def _one_like(x: Tensor) -> Tensor:
 
 
 def _root_of(q: TorchDistribution) -> Tensor:
-    """Return a root R of the covariance R R^T per task and row of w [Y, D], [T, Y, D, D], under a Gaussian."""
+    """Return a root R [T, Y, D, D] of the covariance R R^T of each row of w, for a Gaussian over w [Y, D] per task."""
     inner = innermost(q)
     if isinstance(inner, torch.distributions.MultivariateNormal):
         return inner.scale_tril

@@ -18,7 +18,7 @@ TAILS = (0.05, 0.95)
 
 
 def r_hat(x: Tensor) -> Tensor:
-    """Compute R-hat of draws x [chains, draws, ...]: the larger R-hat of the chains and of the folded chains.
+    """Compute R-hat of draws x [chains, draws, ...], the larger one of the values for the chains and the folded chains.
 
     Chains are split and rank-normalised. Folding replaces a draw by its distance to the median.
     """
@@ -28,7 +28,7 @@ def r_hat(x: Tensor) -> Tensor:
 
 
 def bulk_size(x: Tensor) -> Tensor:
-    """Compute the bulk effective sample size of draws x [chains, draws, ...], which holds for means and medians."""
+    """Compute the bulk effective sample size (for means and medians) of draws x [chains, draws, ...]."""
     return _effective_size(_rank_normalised(_split(x)))
 
 

@@ -52,12 +52,14 @@ class EstimationErrors:
 
         s^2 = v + grad m^T C grad m,     df = 2 v^2 / (grad v^T C grad v).
 
-    psi is estimated by restricted maximum likelihood, with a penalty such that no sd of effects is 0. (Kackar and
-    Harville 1984, "Approximations for standard errors of estimators of fixed and random effects"; Satterthwaite 1946.)
+    where grad is the gradient in psi. psi is estimated by restricted maximum likelihood, with a penalty such that no sd
+    of effects is 0. (Kackar and Harville 1984, "Approximations for standard errors of estimators of fixed and random
+    effects"; Satterthwaite 1946.)
 
     Attributes:
         maximum: the maximum-likelihood estimates, for predictions that ignore the estimation errors.
-        psi: a vector of the coefficients, the free elements of L and log noise; effects have covariance noise^2 L L^T.
+        psi: vector of the coefficients, the free elements of L, and log noise; noise^2 L L^T is the covariance of
+            effects.
         free: [R, R], True for the elements of L that are estimated, for R effects per group.
         covariance: C, a matrix of the size of psi.
     """
@@ -72,7 +74,7 @@ class EstimationErrors:
 
         Args:
             observed: groups as tasks.
-            noise: whether to predict a label, with noise, or else the regression function.
+            noise: whether to predict labels, which include noise, instead of the regression function.
         """
         before = self._moments(_parameters(self.maximum, self.free), observed, noise)[..., 1]
         variance = self._moments(self.psi, observed, noise)[..., 1]

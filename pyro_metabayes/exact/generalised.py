@@ -61,7 +61,8 @@ def points_of(episodes: Episodes, has_offset: bool) -> Points:
     """
     if episodes.query_y.shape[-1] != 1 or episodes.support_mask.any():
         raise UsageError(
-            "expected groups whose points are all queries with one number as label, got other tasks; use Groups.whole"
+            "expected groups with all points as queries and one number per label, got support points or several "
+            "numbers per label; use Groups.whole"
         )
     episodes = episodes.to("cpu")
     mask = episodes.query_mask
@@ -93,7 +94,7 @@ def fit_by_quadrature(points: Points, family: str) -> GeneralisedEffects:
     theta = torch.zeros(points.x.shape[1] + 1, dtype=torch.float64).requires_grad_()
 
     def log_joint() -> Tensor:
-        """Compute log p(y_g, u) up to a constant for the labels y_g of each group g, at effects u = sd * node."""
+        """Compute log p(y_g, u) up to a constant per quadrature node and group g, for labels y_g and u = sd * node."""
         fixed = points.x @ theta[:-1] + points.offset
         eta = fixed + points.x[:, 0] * theta[-1].exp() * nodes.unsqueeze(1)
         terms = likelihood_of(eta, family).log_prob(points.y)

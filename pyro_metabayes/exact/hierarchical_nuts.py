@@ -99,16 +99,19 @@ def chains_of(
     Args:
         model: the Pyro program.
         arguments: arguments of the program.
-        samples: draws of each of the CHAINS chains.
+        samples: draws of each chain; there are CHAINS (2) chains.
         warmup: warm-up steps of each chain.
         seed: seed of all chains.
         compiled: whether torch.jit traces the density, which gives the same draws.
 
     Returns:
-        Draws [CHAINS, samples, ...] by name of the site.
+        Draws [chains, samples, ...] by name of the site.
     """
     if samples < 4 or warmup < 1:
-        raise UsageError(f"expected samples >= 4 and warmup >= 1 for NUTS, got {samples} and {warmup}; increase them")
+        raise UsageError(
+            f"expected samples >= 4 and warmup >= 1 for NUTS, got samples={samples}, warmup={warmup}; "
+            "increase the number that is too small"
+        )
     chains = []
     for chain in range(CHAINS):
         with seeded(CHAINS * seed + chain):
@@ -120,7 +123,7 @@ def chains_of(
 
 
 def diagnosed(varying: Sequence[Tensor]) -> tuple[float, float]:
-    """Compute the largest split R-hat and the smallest effective sample size over tensors [CHAINS, samples, ...]."""
+    """Compute the largest split R-hat and the smallest effective sample size over tensors [chains, samples, ...]."""
     r_hat = max(split_gelman_rubin(value).max().item() for value in varying)
     return r_hat, min(effective_sample_size(value).min().item() for value in varying)
 

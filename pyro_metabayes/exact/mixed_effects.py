@@ -154,7 +154,8 @@ def sums_of(episodes: Episodes, num_random: int) -> Sums:
     """Compute the sufficient statistics of the query points of all groups, in float64 on the CPU."""
     if episodes.query_y.shape[-1] != 1 or episodes.support_mask.any():
         raise UsageError(
-            "expected groups whose points are all queries with one number as label, got other tasks; use Groups.whole"
+            "expected groups with all points as queries and one number per label, got support points or several "
+            "numbers per label; use Groups.whole"
         )
     episodes = episodes.to("cpu")  # on the CPU, since the optimiser reads every loss, and in float64
     points = torch.cat((episodes.query_x, episodes.query_y), -1).double() * episodes.query_mask.unsqueeze(-1)

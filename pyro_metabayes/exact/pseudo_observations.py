@@ -36,7 +36,7 @@ def posterior_of_pseudo_observations(prior: TorchDistribution, direction: Tensor
 
 
 def linear_maps(num_weights: int, shared: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-    """Compute the linear maps from a point to the pseudo-observation that gives the exact posterior of a mixed model.
+    """Compute linear maps from a point to a pseudo-observation, for the exact posterior of a mixed model.
 
     The model is y_i ~ N(w . z_i + shared . x_i, noise^2), where z_i are the first W of the D features x_i. A point
     gives the pseudo-observation u_i = b_i . w + e_i, e_i ~ N(0, 1), with b_i = z_i / noise = B (x_i, y_i) and
@@ -44,7 +44,7 @@ def linear_maps(num_weights: int, shared: Tensor, noise: float) -> tuple[Tensor,
 
     Args:
         num_weights: W.
-        shared: [D], coefficients of the features that are equal in all groups, 0 for the features z_i.
+        shared: [D], coefficients of the features without group effects; 0 for the features z_i.
         noise: standard deviation of the label noise.
 
     Returns:

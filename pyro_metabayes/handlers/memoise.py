@@ -16,7 +16,7 @@ _memory: ContextVar[dict[Any, Any] | None] = ContextVar("memory", default=None)
 
 @contextmanager
 def memoise() -> Iterator[None]:
-    """Evaluate methods marked `support_encoding` only once per support set and settings in a with block.
+    """In a with block, evaluate methods marked `support_encoding` only once per support set and settings.
 
     Parameters must not change inside the block. The stored results and their autograd graphs are dropped at the end of
     the block. Nested blocks share their results.

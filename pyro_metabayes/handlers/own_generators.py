@@ -97,9 +97,10 @@ _lent: ContextVar[bool] = ContextVar("lent", default=False)  # whether the globa
 def _drawn_with_lent_state(
     generator: Generator, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """Run an operation that takes no generator, such as dropout, while the global generator has our state.
+    """Run an operation that takes no generator, such as dropout, with the state of `generator`.
 
-    The states of both generators are exchanged before the operation and restored after it.
+    The global generator has the state of `generator` during the operation. Afterwards `generator` gets the advanced
+    state, and the global generator its earlier state.
     """
     device = generator.device
     module = torch.random if device.type == "cpu" else torch.get_device_module(device.type)

@@ -14,11 +14,12 @@ from pyro_metabayes.seeding import drawing, task_draws
 class Particles(Messenger):
     """Effect handler that draws each latent `num_particles` times, along a new leading dimension of its value.
 
-    With one particle there is no new dimension. Pyro's vectorised particles are a plate around model and guide that
-    expands every distribution, so a KL is computed once per particle; here distributions keep the shape of one
-    particle. A distribution that depends on earlier draws already has the particle dimension and is drawn once; with
-    several particles its random numbers depend on the number of processes. A latent without batch dimensions has one
-    draw for all tasks, any other latent one draw per task.
+    With one particle there is no new dimension. Distributions keep the shape of one particle, so a KL is computed only
+    once. (Pyro's vectorised particles are a plate, which expands every distribution, so a KL is computed per particle.)
+
+    A latent without batch dimensions has one draw for all tasks; any other latent has one draw per task. A distribution
+    that depends on earlier draws already has the particle dimension, and is drawn once. With several particles, the
+    random numbers of such a distribution depend on the number of processes.
 
     Args:
         num_particles: number of draws of each latent.

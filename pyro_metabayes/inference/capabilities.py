@@ -41,13 +41,13 @@ class FollowsGuide(Protocol):
 @runtime_checkable
 class HasPrototypes(Protocol):
     def prototypes(self, observed: Observed) -> Tensor:
-        """Compute weights per task [T, *W] in closed form from the support set: class means in a classifier."""
+        """Compute weights of shape *W per task [T, *W] in closed form from the support set, such as class means."""
 
 
 @runtime_checkable
 class HasClassMeans(HasPrototypes, Protocol):
     def at_means(self, means: Tensor) -> Tensor:
-        """Return the weights [..., C, W] of the nearest-mean classifier with the means [..., C, D] of C classes."""
+        """Return the nearest-mean classifier with class means [..., C, D] as W weights per class [..., C, W]."""
 
 
 @runtime_checkable
@@ -57,19 +57,19 @@ class HasClassTerm(Protocol):
         """Whether the logits have an additive term (bias) per class; otherwise `with_class_term` is not defined."""
 
     def with_class_term(self, w: Tensor, term: Tensor) -> Tensor:
-        """Return weights whose logits are the logits of w [..., T, C, W] plus a term per task and class [..., T, C]."""
+        """Return weights [..., T, C, W] (W per class) with the logits of w plus a term per class [..., T, C]."""
 
 
 @runtime_checkable
 class HasInitialPoint(Protocol):
     def initial_latent(self, num_classes: int, num_features: int) -> Tensor:
-        """Draw random weights w [*W] of one task, the start value of an initial point that a guide may learn."""
+        """Draw random weights of one task (shape *W), the start value of an initial point that a guide may learn."""
 
 
 @runtime_checkable
 class FromClassifier(Protocol):
     def of_classifier(self, weights: Tensor) -> Tensor:
-        """Return the weights w [*W] that predict like a cosine classifier with one weight vector per class [C, D]."""
+        """Return weights w (shape *W) that predict like a cosine classifier with weight vectors [C, D] of C classes."""
 
 
 @runtime_checkable
@@ -79,10 +79,10 @@ class LinearHead(Protocol):
     scale: Tensor
 
     def rows(self, directions: Tensor, offsets: Tensor) -> Tensor:
-        """Return weights [..., C, W] with the given directions v [..., C, D] and offsets b [..., C] of C classes."""
+        """Return W weights per class [..., C, W] with the given directions v [..., C, D] and offsets b [..., C]."""
 
     def design(self, x: Tensor) -> Tensor:
-        """Return the design matrix phi [..., N, W] of points x [..., N, D], with logits_ic = w_c . phi_i."""
+        """Return the design matrix phi [..., N, W] of points x [..., N, D]; weights w_c give logits w_c . phi_i."""
 
 
 @runtime_checkable
@@ -102,13 +102,13 @@ class StartsAtEstimates(Protocol):
 
 @runtime_checkable
 class HasQueryView(Protocol):
-    """Capability of a model that gives inner loops on the queries another input than the logits outputs(w, query_x)."""
+    """Capability of a model that replaces the logits outputs(w, query_x) as input of inner loops on the queries."""
 
     def num_seen(self, num_classes: int) -> int:
         """Return the number V of values per query that `query_view` returns, for tasks of num_classes classes."""
 
     def query_view(self, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
-        """Return that input v per task and query [..., T, Q, V], and the map from a gradient in v to one in w."""
+        """Return the input v [..., T, Q, V] of inner loops, and the map from a gradient in v to a gradient in w."""
 
 
 @runtime_checkable
@@ -118,13 +118,13 @@ class HasBaseClasses(Protocol):
         """Number B of base classes, which all tasks have in addition to their own novel classes."""
 
     def base_weights(self, observed: Observed) -> Tensor:
-        """Return the weights of the B base classes per task, [T, B, W]."""
+        """Return the weights of the B base classes in each task, [T, B, W], with W weights per class."""
 
 
 @runtime_checkable
 class Conjugate(Protocol):
     def exact_posterior(self, observed: Observed) -> TorchDistribution:
-        """Compute the exact posterior p(w | support) of each task in closed form: batch [T], event [*W]."""
+        """Compute the exact posterior p(w | support) per task in closed form: batch [T], event [*W], the shape of w."""
 
     def log_evidence(self, episodes: Episodes) -> Tensor:
         """Compute log p(y_query | x_query, support) per task [T] in nats, with w integrated out in closed form."""
@@ -160,7 +160,7 @@ members = cache(get_protocol_members)
 
 
 def has(part: object, capability: type[Capability]) -> TypeGuard[Capability]:
-    """Return whether an object has all members of a capability; unlike isinstance, also parameters of torch modules."""
+    """Return whether an object has all members of a capability; isinstance would miss parameters of modules."""
     return all(hasattr(part, name) for name in members(capability))  # type: ignore[arg-type]
 
 
@@ -179,7 +179,7 @@ def require(model: object, capability: type[Capability], by: str) -> Capability:
         return model
     name = type(model).__module__.removeprefix("pyro_metabayes.")
     if capability not in WORDS:  # defined by a guide with a model of the same name
-        raise UsageError(f"expected the model of the same name for {by}, got {name}; leave out the setting model=")
+        raise UsageError(f"expected the model of the same name for {by}, got {name}; remove the setting model=")
     what, remedy = WORDS[capability]
     raise UsageError(f"expected a model with {what} for {by}, got {name}; {remedy}")
 

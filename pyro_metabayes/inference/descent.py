@@ -78,8 +78,8 @@ def loss_gradient(model: Model, w: Tensor, x: Tensor, y: Tensor, mask: Tensor) -
 
     Args:
         model: the likelihood.
-        w: weights of T tasks [..., T, *W].
-        x: inputs [T, N, *X].
+        w: weights [..., T, *W] of T tasks; *W is the shape of the weights of one task.
+        x: inputs [T, N, *X], N points per task; *X is the shape of one input.
         y: labels [T, N, ...].
         mask: [T, N], False for points that are left out.
 
@@ -102,9 +102,9 @@ def adapted(
 
     Args:
         model: the likelihood.
-        start: theta^0 [T, *W], start values of the weights of T tasks.
+        start: theta^0 [T, *W], start values of the weights of T tasks, which have shape *W per task.
         observed: the tasks, of which only the support set is used.
-        log_step_size: log of the step size, which is multiplied by `model.loss_unit()`.
+        log_step_size: log of a step size. The step size times `model.loss_unit()` is used.
         num_steps: K.
         first_order: whether the outer gradient treats each inner gradient as a constant.
     """
@@ -116,12 +116,13 @@ def adapted(
 def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """Compute the gradient of the sum of -log p(y_i | outputs_i) over unmasked points i with respect to the outputs.
 
-    If the model is canonical (`Model.canonical`), this is softmax(outputs) - [y = c] for logits and
+    If the model is canonical (`Model.canonical`), the gradient is softmax(outputs)_c - [y = c] for the logit of class
+    c, and
     (outputs - y) / sd^2 for means. Otherwise it is computed by torch.func.grad of the log-likelihood.
 
     Args:
         model: the likelihood.
-        outputs: [..., T, N, *Y], for N points of T tasks; *Y is one axis if the model is canonical.
+        outputs: [..., T, N, *Y], of shape *Y for each of N points of T tasks. *Y is one axis if the model is canonical.
         y: labels [T, N, ...].
         mask: [T, N], False for points that are left out.
     """
@@ -138,7 +139,7 @@ def output_gradient(model: Model, outputs: Tensor, y: Tensor, mask: Tensor) -> T
 
 
 def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
-    """Compute d/dw of -log p(y_query | x_query, w) per task [T, *W], the gradient that synthetic gradients predict."""
+    """Compute the gradient of -log p(y_query | x_query, w) in w per task, which synthetic gradients approximate."""
     has_view = has(model, HasQueryView)
     if not has_view:
         return loss_gradient(model, w, episodes.query_x, episodes.query_y, episodes.query_mask)
@@ -152,12 +153,12 @@ def query_loss_gradient(model: Model, w: Tensor, episodes: Episodes) -> Tensor:
 
 
 def step_size_for(model: Model, step_size: float | None) -> float:
-    """Return the step size, or the default of the model (`Model.inner_step_size`) if it is None."""
+    """Return `step_size`. If it is None, return the default of the model (`Model.inner_step_size`)."""
     return model.inner_step_size if step_size is None else step_size
 
 
 def hold_steps(guide: nn.Module, num_steps: int, step_size: float, learned: bool) -> None:
-    """Set the attribute `num_steps` of a guide, and register its `log_step_size` (see `hold_step_size`)."""
+    """Set the attribute `num_steps` of a guide, and register the log of its step size by `hold_step_size`."""
     if num_steps < 0:
         raise UsageError(f"expected guide.num_steps >= 0, got {num_steps}; choose a larger number")
     guide.num_steps = num_steps  # type: ignore[assignment]  # an attribute of every guide with an inner loop
@@ -188,10 +189,10 @@ def hold_step_size(guide: nn.Module, step_size: float, learned: bool, name: str 
 
 
 def rate_of_mean(model: Model, log_step_size: Tensor, mask: Tensor) -> Tensor:
-    """Convert a step size for the mean loss of n points to the step size step_size * loss_unit / n for the sum.
+    """Convert a step size for the mean loss of n points to a step size for the sum: step_size * loss_unit / n.
 
     Args:
-        model: the model, of which `loss_unit` is used.
+        model: the model, which defines `loss_unit`.
         log_step_size: log of the step size for the mean loss.
         mask: [T, N], for N points of T tasks; n is the number of unmasked points of a task, at least 1.
     """

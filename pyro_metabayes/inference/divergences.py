@@ -56,7 +56,7 @@ def log_density(distribution: TorchDistribution, w: Tensor) -> Tensor:
 
 
 def density_error(error: Exception) -> Exception:
-    """Convert an error of log_prob to a UsageError; return a KeyError that has another cause unchanged."""
+    """Return a UsageError for an error of log_prob. A KeyError with another cause than a flow is returned unchanged."""
     if isinstance(error, KeyError) and "intermediates cache" not in str(error):  # the message of Pyro's planar flow
         return error
     return UsageError(
@@ -66,7 +66,7 @@ def density_error(error: Exception) -> Exception:
 
 
 def log_ratio(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> Tensor:
-    """Compute log q(w) - log p(w) [..., *batch] in nats at draws w of q; a Delta has log q = its `log_density`."""
+    """Compute log q(w) - log p(w) [..., *batch] in nats at draws w of q. For a Delta, log q(w) is `q.log_density`."""
     return log_density(q, w) - log_density(p, w)
 
 
@@ -156,7 +156,7 @@ def mixture_kl_bounds(q: TorchDistribution, p: TorchDistribution) -> dict[str, T
 
 
 def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
-    """Raise a UsageError if the prior is not Gaussian; `needed_by` is the setting that needs it, such as guide=abml."""
+    """Raise a UsageError if the prior is not Gaussian; `needed_by` is a setting for the message, such as guide=abml."""
     if not isinstance(innermost(prior), TorchNormal):
         got = type(innermost(prior)).__name__
         raise UsageError(f"expected a Gaussian prior for {needed_by}, got {got}; use prior=gaussian")
@@ -165,8 +165,9 @@ def check_gaussian(prior: TorchDistribution, needed_by: str) -> None:
 def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Tensor:
     """Compute a differentiable KL(q, p) per task [T] in nats, the regulariser of an inner loop.
 
-    If p is a mixture, it is the variational bound on the KL. If p is flat, it is minus the entropy of q, which equals
-    the KL up to a constant. If q is a point estimate (Delta), it is log q - log p at its point.
+    If p is a mixture, the result is the variational bound on the KL. If p is flat, the result is minus the entropy of
+    q, which equals the KL up to a constant. If q is a point estimate (Delta), the result is log q - log p at this
+    point.
 
     Raises:
         UsageError: the KL of these distributions has no closed form.
@@ -177,13 +178,13 @@ def differentiable_divergence(q: TorchDistribution, p: TorchDistribution) -> Ten
         return mixture_kl_variational_bound(q, p)
     kl = closed_form_kl(q, p)
     if kl is None:
-        got = f"{type(innermost(q)).__name__} and {type(innermost(p)).__name__}"
-        raise UsageError(f"expected a KL in closed form for an inner loop, got that of {got}; use prior=gaussian")
+        got = f"posterior {type(innermost(q)).__name__}, prior {type(innermost(p)).__name__}"
+        raise UsageError(f"expected a KL in closed form for an inner loop, got {got}; use prior=gaussian")
     return kl
 
 
 def entropy_by_class(probs: Tensor, mask: Tensor) -> Tensor:
-    """Compute for each class c the mean entropy of the predictions, weighted by their probability of class c.
+    """Compute for each class c the mean predictive entropy over the queries, weighted by the probability of class c.
 
     Args:
         probs: class probabilities [T, Q, C], for Q queries of T tasks and C classes.

@@ -64,7 +64,7 @@ def scale_of_family(family: str, num_weights: int, scale: float) -> Scale | None
 
 
 def around(loc: Tensor, scale: Tensor | None) -> TorchDistribution:
-    """Return N(loc, diag(scale^2)) per task, batch [T], event [C, W]; a Delta at loc if scale is None."""
+    """Return N(loc, diag(scale^2)), batch [T], event [C, W] (classes, weights), or a Delta at loc if scale is None."""
     return Delta(loc, event_dim=2) if scale is None else Normal(loc, scale).to_event(2)
 
 
@@ -76,10 +76,10 @@ def draws_around(loc: Tensor, scale: Tensor | None, num_samples: int) -> Tensor:
 
 
 def kl_gradient(loc: Tensor, scale: Tensor | None, prior: TorchDistribution) -> Tensor:
-    """Compute the gradient of KL(q, prior) with respect to the mean loc [T, C, W] of q = N(loc, diag(scale^2)).
+    """Compute the gradient of KL(q, prior) with respect to the mean loc of q = N(loc, diag(scale^2)).
 
-    If the prior is a mixture, the KL is replaced by an upper bound. If scale is None, the result is the gradient of
-    -log prior(loc).
+    loc is [T, C, W], for T tasks and C classes with W weights each. If the prior is a mixture, the KL is replaced by an
+    upper bound. If scale is None, the result is the gradient of -log prior(loc).
     """
     return grad(lambda theta: differentiable_divergence(around(theta, scale), prior).sum())(loc)
 

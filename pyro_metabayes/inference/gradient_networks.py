@@ -60,8 +60,8 @@ class PooledLinear(nn.Linear):
 class EquivariantNet(nn.Module):
     """A synthetic-gradient network xi, equivariant under permutations of the classes, for any number of classes.
 
-    It has three layers as OrderedNet, but each layer applies one map to every class and one to the mean over classes.
-    Channels are normalised over the queries and classes of a task jointly.
+    It has three layers, as many as OrderedNet. Each layer applies one map to every class, and one to the mean over
+    classes. Channels are normalised over the queries and classes of a task jointly.
 
     Args:
         width: number of channels per class.
@@ -98,7 +98,7 @@ class MarginalNet(nn.Module):
     The class marginal predicted by the logits of the Q queries i is m_c = (1/Q) sum_i softmax(logits_i)_c. Channels are
     normalised over the queries for each class separately, as in the published network. This removes the predicted
     frequency of each class, which is harmless for balanced query sets and harmful for imbalanced query sets. Therefore
-    the removed means over the queries, m_c and log m_c are further inputs of the next layer.
+    the next layer has three further inputs: the means over the queries that were removed, m_c, and log m_c.
 
     Args:
         width: number of channels per class.

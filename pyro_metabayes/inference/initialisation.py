@@ -15,7 +15,9 @@ INITIALISATIONS = ("global", "prior", "support")  # choices of `initialisation_o
 
 
 class Initialisation(nn.Module):
-    """Module that computes the initial point theta^0 [T, *W] of an inner loop for T tasks without query labels.
+    """Module that computes the initial point theta^0 of an inner loop for T tasks without query labels.
+
+    theta^0 is [T, *W], with weights of shape *W per task.
 
     Attributes:
         fixed_classes: whether the module works only for one number of classes.
@@ -35,7 +37,10 @@ class Prototypes(Initialisation):
 
 
 class ScaledPrototypes(Prototypes):
-    """Initialisation at v * prototypes with a learned v, 1 before training: SIB's network lambda(support)."""
+    """Initialisation at v * prototypes with a learned v, which is 1 before training.
+
+    It is the network lambda(support) of SIB.
+    """
 
     def __init__(self, num_weights: int) -> None:
         super().__init__()
@@ -46,7 +51,7 @@ class ScaledPrototypes(Prototypes):
 
 
 class LearnedPoint(Initialisation):
-    """Initialisation at one learned point [*W] for all tasks, as in MAML."""
+    """Initialisation at one learned point for all tasks, as in MAML; the point has the shape *W of task weights."""
 
     fixed_classes = True
 

@@ -1,4 +1,4 @@
-"""Laplace's approximation for few points and many weights: factorised matrices have the size of the outputs."""
+"""Laplace's approximation for few points and many weights: only matrices of the size of the outputs are factorised."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Shape = Size | list[int] | tuple[int, ...]
 def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     """Compute a root U of the generalised Gauss-Newton matrix U U^T = sum_i J_i^T F_i J_i of -log p(y | x, w).
 
-    J_i = d outputs_i / d w, and F_i is the Fisher information in the C outputs of point i, which for a canonical model
-    (`Model.canonical`) is the Hessian. The C columns of U for a point are pullbacks J_i^T of the columns of a root of
-    F_i, and 0 for masked points. Each point is passed as a task of one point, since a pullback sums over the points of
-    a task. (Schraudolph 2002; Martens 2020.)
+    J_i = d outputs_i / d w, and F_i is the Fisher information in the C outputs of point i. For a canonical model
+    (`Model.canonical`), F_i is the Hessian of -log p in the outputs. The C columns of U for a point are pullbacks J_i^T
+    of the columns of a root of F_i; for a masked point they are 0. Each point is passed as a task of one point, since a
+    pullback sums over the points of a task. (Schraudolph 2002; Martens 2020.) The result is U [T, *W, N * C].
 
     Args:
         model: a model whose likelihood has a known Fisher information (`fisher_root`).
-        w: weights of T tasks [T, *W].
-        x: inputs of N points [T, N, *X].
-        mask: [T, N]. The result is U [T, *W, N * C].
+        w: weights of T tasks [T, *W], of shape *W per task.
+        x: inputs of N points per task [T, N, *X], of shape *X per point.
+        mask: [T, N], False for points that are left out.
     """
     alone = w.repeat_interleave(x.shape[1], dim=0)  # [T * N, *W]
     outputs, pullback = model.outputs_and_pullback(alone, x.flatten(0, 1).unsqueeze(1))
@@ -43,12 +43,13 @@ def ggn_root(model: Model, w: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 def fisher_root(model: Model, outputs: Tensor) -> Tensor:
     """Compute a root S (M columns) of the Fisher information S S^T = E_y[g g^T], g = d log p(y | outputs) / d outputs.
 
-    For a canonical model S is diag(sqrt p) - p sqrt(p)^T (logits) or diag(1 / sd) (means). For others it is computed by
-    torch.func.vjp; its columns are sqrt(p_c) d log p_c for classes, d mean / sd and sqrt(2) d log sd for a Normal.
+    For a canonical model S is diag(sqrt p) - p sqrt(p)^T for logits, and diag(1 / sd) for means. For others S is
+    computed by torch.func.vjp. Its columns are sqrt(p_c) d log p_c for classes c; d mean / sd and sqrt(2) d log sd for
+    a Normal.
 
     Args:
         model: the likelihood.
-        outputs: outputs of any number of points [..., *Y].
+        outputs: outputs [..., *Y] of any number of points, of shape *Y per point.
 
     Raises:
         UsageError: the curvature of the likelihood is not known.
@@ -106,10 +107,10 @@ def factor_of_points(v: Tensor) -> Tensor:
 
 
 def log_det_precision(root: Tensor, precision: Tensor) -> Tensor:
-    """Compute log det(diag(precision) + U U^T) per task, from a determinant of the smaller of the two sides of U.
+    """Compute log det(diag(precision) + U U^T) per task, by a determinant of the smaller dimension of U.
 
     Args:
-        root: U [T, *W, M], with M columns for each of T tasks.
+        root: U [T, *W, M], with M columns, for T tasks with weights of shape *W.
         precision: [*W], precision of every weight, or a scalar.
     """
     precision = precision.expand(root.shape[1:-1]).flatten()
@@ -160,7 +161,7 @@ class LowRankPrecision(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """Marginal variances [*batch, *W], (1 - squared row norms of V L^-T) / precision."""
+        """Marginal variances [*batch, *W], (1 - squared row norms of V L^-T) / precision, with V and L of the class."""
         removed = torch.linalg.solve_triangular(self._factor, self._v.mT, upper=False)
         return (1 - removed.square().sum(-2).view(self.loc.shape)) / self.precision
 
@@ -169,7 +170,7 @@ class LowRankPrecision(TorchDistribution):
         return self.at_noise(torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device))
 
     def at_noise(self, noise: Tensor) -> Tensor:
-        """Return the draw loc + diag(precision)^-1/2 R e for standard normal noise e, both [..., *batch, *W]."""
+        """Return the draw loc + diag(precision)^-1/2 R e of standard normal e [..., *batch, *W]; R: see the class."""
         along = self._v.mT @ self._flat(noise).unsqueeze(-1)
         one = torch.eye(self._factor.shape[-1], dtype=noise.dtype, device=noise.device)
         along = torch.linalg.solve_triangular(self._factor + one, along, upper=False)

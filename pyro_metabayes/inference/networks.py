@@ -53,7 +53,7 @@ def mean_relation(relation: nn.Module, codes: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         relation: the network g, from two concatenated codes [..., 2 Z] to H values.
-        codes: h [T, N, Z], codes of N points of T tasks.
+        codes: h [T, N, Z], codes of size Z of N points of T tasks.
         mask: [T, N], False for points that are left out.
 
     Returns:

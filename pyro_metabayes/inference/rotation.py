@@ -19,13 +19,14 @@ TURNS = 4
 
 
 class RotationHead(nn.Module):
-    """A network zhat (layers C - 8 C - 4) that predicts the rotation of an image from the C logits of a classifier.
+    """A network zhat that predicts the rotation of an image from the C logits of a classifier.
 
-    Its loss over the queries x_i of a task, in nats, depends on the weights w of the classifier and needs no labels:
+    The layers of zhat have C, 8 C and 4 units. The loss over the queries x_i of a task, in nats, depends on the weights
+    w of the classifier and needs no labels:
 
-        L_rot(w) = sum_i (1/4) sum_{r=0..3} -log softmax(zhat(yhat(turn_r x_i, w)))_r,    yhat = outputs(w, x),
+        L_rot(w) = sum_i (1/4) sum_{r=0..3} -log softmax(zhat(yhat(turn_r x_i, w)))_r,
 
-    where turn_r rotates an image by r quarter turns.
+    where yhat(x, w) = outputs(w, x) are the logits, and turn_r rotates an image by r quarter turns.
 
     Args:
         num_classes: C.
@@ -36,7 +37,7 @@ class RotationHead(nn.Module):
         self.network = relu_network([num_classes, 8 * num_classes, TURNS])
 
     def loss(self, model: Model, w: Tensor, observed: Observed) -> Tensor:
-        """Compute the rotation loss L_rot [T] of each task in nats at the weights w [T, C, W] of the C classes.
+        """Compute the rotation loss L_rot [T] of each task in nats at the W weights w of each class [T, C, W].
 
         Raises:
             UsageError: the tasks have no rotated views of their queries.
@@ -55,11 +56,11 @@ class RotationHead(nn.Module):
 
 
 def every_turn(observed: Observed) -> Tensor:
-    """Return each query followed by its rotations by 1, 2 and 3 quarter turns, [T, 4 Q, *X] for T tasks."""
+    """Return each query followed by its rotations by 1, 2 and 3 quarter turns, [T, 4 Q, *X], for images of shape *X."""
     turned = observed.auxiliary.get("turned")
     if turned is None:
         raise UsageError(
-            "expected tasks with rotated images of their queries for guide=sib_rotation, got tasks without; use "
-            "data=digit_domains or data=pacs"
+            "expected tasks with rotated images of their queries for guide=sib_rotation, got tasks without rotated "
+            "images; use data=digit_domains or data=pacs"
         )
     return torch.cat((observed.query_x.unsqueeze(2), turned), dim=2).flatten(1, 2)

@@ -39,11 +39,13 @@ def network_of(name: str, model: Model, num_classes: int, normalisation: str = "
 
 
 def view_of_queries(model: Model, w: Tensor, observed: Observed) -> tuple[Tensor, Pullback]:
-    """Compute the input yhat of the synthetic-gradient network for the queries, usually the logits, and its pullback.
+    """Compute the input yhat of the synthetic-gradient network for the queries, and the pullback of yhat.
+
+    yhat are the logits, unless the model has another input for inner loops (`HasQueryView`).
 
     Args:
         model: the model.
-        w: weights [..., T, C, W] of T tasks and C classes.
+        w: weights [..., T, C, W] of T tasks and C classes with W weights each.
         observed: the tasks, with Q queries each.
 
     Returns:
@@ -59,13 +61,13 @@ def synthetic_gradient(
 ) -> Tensor:
     """Compute the synthetic gradient of the loss of the queries with respect to theta, the mean of the weights w.
 
-    It is E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ] over the unmasked queries i with logits yhat_i, where
-    w = theta + scale eps and eps ~ N(0, I): the first term of eq. 9.
+    It is E_eps[ sum_i (d yhat_i / d w)^T xi(yhat_i) ], the first term of eq. 9 of Hu et al., over the unmasked queries
+    i with logits yhat_i. Here w = theta + scale eps, with eps ~ N(0, I).
 
     Args:
         model: computes yhat and its pullback.
         xi: a network from (yhat, mask) to a synthetic d loss / d yhat.
-        theta: [T, C, W], for T tasks and C classes.
+        theta: [T, C, W], for T tasks and C classes with W weights each.
         observed: the tasks.
         scale: broadcasts with theta; None: w = theta.
         num_samples: number of draws of eps; 0: w = theta.

@@ -38,7 +38,8 @@ class TaskNorm(nn.Module):
         """Normalise each channel of x over the points of a task.
 
         Args:
-            x: [..., T, N, C H], for N points of T tasks and C classes, which share the H weights and biases.
+            x: [..., T, N, C H], H channels for each of C classes, at N points of T tasks. The classes share the H
+                weights and biases.
             shares: [T, 1, N] from `point_shares`.
             term: added to the result, [..., T, 1, C H]; None: 0.
 

@@ -28,7 +28,7 @@ class ClassPredictions(Predictions):
 
     @classmethod
     def of(cls, family: Any, labels: Tensor, mask: Tensor) -> Self:
-        """Construct the predictions, as `Predictions.of`; `labels` may have a last axis of size 1."""
+        """Construct the predictions (arguments: `Predictions.of`). `labels` may have a last axis of size 1."""
         one_per_query = labels.squeeze(-1).long() if labels.dim() == 3 else labels
         return cls(one_per_query, mask, cls.log_probs_by_query(family))
 

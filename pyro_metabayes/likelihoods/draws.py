@@ -22,10 +22,14 @@ from pyro_metabayes.prediction.moments import draws_of
 
 @runtime_checkable
 class FixesWeights(Protocol):
-    """Interface of a model that computes once what w determines. Its functions of x can be pickled."""
+    """Interface of a model that does the computations on w alone once. Its functions of x can be pickled."""
 
     def outputs_at(self, w: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the function x -> outputs(w, x) of inputs [T, N, *X], for weights w [..., T, *W]."""
+        """Return the function from N inputs of shape *X per task, x [T, N, *X], to outputs(w, x).
+
+        Args:
+            w: weights [..., T, *W] of T tasks, of shape *W per task.
+        """
 
 
 @runtime_checkable
@@ -33,10 +37,12 @@ class DrawsOutputs(Protocol):
     """Interface of a model that computes its outputs under the draws of a `LatinSquare` without computing w."""
 
     def outputs_of_draws(self, loc: Tensor, noise: Tensor, square: LatinSquare) -> Callable[[Tensor], Tensor]:
-        """Return the function x -> outputs(w, x) of inputs [T, N, *X] per draw, task and point [L, T, N, *Y].
+        """Return the function from N inputs of shape *X per task, x [T, N, *X], to outputs(w_l, x) of every draw w_l.
+
+        The outputs are [L, T, N, *Y], for L draws, with outputs of shape *Y per point.
 
         Args:
-            loc: mean of w [T, C, W], for T tasks.
+            loc: mean of w [T, C, W], for T tasks and C classes with W weights each.
             noise: the M noise vectors `square.noise(scale)` [T, G, M, W], with G = 1 or C.
             square: assignment of noise vectors to the C rows of each draw.
         """
@@ -61,9 +67,10 @@ class Draws:
 
     Attributes:
         model: the likelihood.
-        w: independent draws [L, T, *W]; None: draws by a Latin square, represented by the next three attributes.
-        loc: mean of w [T, C, W].
-        noise: the result of `LatinSquare.noise`, M shared noise vectors [T, G, M, W].
+        w: independent draws [L, T, *W] of shape *W; None: draws by a Latin square, given by loc, noise and square.
+        loc: mean of w [T, C, W], with W weights for each of C classes.
+        noise: the result of `LatinSquare.noise` [T, G, M, W], M shared noise vectors with the scales of G rows, G = 1
+            or C.
         square: assignment of noise vectors to the C rows of each draw.
     """
 
@@ -96,9 +103,10 @@ class Draws:
 
     @cached_property
     def outputs(self) -> Callable[[Tensor], Tensor]:
-        """Return the function from inputs [T, N, *X] to outputs (logits, means) per draw, task and point [L, T, N, *Y].
+        """Function from inputs [T, N, *X] to outputs (logits, means) per draw, task and point [L, T, N, *Y].
 
-        What depends on the draws alone is computed when this function is made.
+        *X is the shape of one input, *Y the shape of its outputs. The computations on the draws alone are done once,
+        when this property is first read.
         """
         model: Any = self.model
         if self.w is None:
@@ -126,6 +134,6 @@ def likelihood_of_draws(model: Model, q: TorchDistribution, observed: Observed, 
 
 
 def _own(model: Model, capability: type[FixesWeights | DrawsOutputs]) -> bool:
-    """Return whether the model has the capability, and no subclass has overridden likelihood or outputs since."""
+    """Return whether the class that defines likelihood or outputs of the model also defines the capability."""
     owner = next(base for base in type(model).__mro__ if {"likelihood", "outputs"} & vars(base).keys())
     return has(model, capability) and members(capability) <= vars(owner).keys()

@@ -19,10 +19,11 @@ from pyro_metabayes.prediction.pit import Bounds
 
 @dataclass(frozen=True, eq=False)
 class NumberPredictions(Predictions):
-    """Predictions of numbers under L draws of w. A subclass for another family defines `cdf`, 0 below the support.
+    """Predictions of numbers under L draws of w.
 
-    The subclass overrides `standardised` or `mean` if the distribution has no finite mean or standard deviation. The
-    `support` of the distribution determines whether labels are integers or continuous.
+    A subclass for another family defines `cdf`, which is 0 below the support. The subclass overrides `standardised` or
+    `mean` if the distribution has no finite mean or standard deviation. The `support` of the distribution determines
+    whether labels are integers or continuous.
     """
 
     family: Any  # p(y | x, w_l), batch [L, T, Q, Y]
@@ -88,7 +89,7 @@ def is_discrete(family: Any) -> bool:
     except NotImplementedError:
         name = type(family).__name__
         raise UsageError(
-            f"expected a likelihood with the attribute support, got {name} without it; define {name}.support"
+            f"expected a likelihood with the attribute support, got {name} without support; define {name}.support"
         ) from None
 
 

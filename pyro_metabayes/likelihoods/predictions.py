@@ -90,7 +90,7 @@ def registered(family: Distribution) -> type[Predictions]:
     names = ", ".join(sorted(known.__name__ for known in FAMILIES))
     raise UsageError(
         f"expected a likelihood of a family in pyro_metabayes.likelihoods.predictions.FAMILIES ({names}), got "
-        f"{type(family).__name__}; register a class of predictions for it"
+        f"{type(family).__name__}; register a class of predictions for this family"
     )
 
 

@@ -12,7 +12,7 @@ from pyro_metabayes.errors import UsageError, printable
 
 
 class Logger(Protocol):
-    """Interface of a logger. A new logger object starts a new record and replaces an earlier record in its place."""
+    """Interface of a logger. A new logger object starts a new record; files of an earlier record are replaced."""
 
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         """Record the settings of the run, by dotted name such as train.steps."""

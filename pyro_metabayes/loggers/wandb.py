@@ -13,7 +13,9 @@ MODES = ("online", "offline", "disabled")
 
 
 class WandB:
-    """Logger that writes to a new run of Weights & Biases. A resumed training also writes its earlier steps to it.
+    """Logger that writes to a new run of Weights & Biases.
+
+    A resumed training also writes its earlier steps to the new run.
 
     Args:
         folder: the folder of the training; the files of Weights & Biases are in its subfolder wandb.
@@ -57,6 +59,6 @@ class WandB:
 
 
 def _reason_of(error: Exception) -> str:
-    """Return the message of an error of wandb without its advice to log in, which our message already gives."""
+    """Return the message of a wandb error without sentences on the login, since the UsageError gives this advice."""
     sentences = " ".join(str(error).split()).removesuffix(".").split(". ")
     return ". ".join([sentences[0], *(sentence for sentence in sentences[1:] if "login" not in sentence)])

@@ -92,7 +92,8 @@ class Elbo(Objective, Trace_ELBO):
         if not bounds:
             raise UsageError(
                 f"expected a normal posterior and a mixture as prior for objective.kl={self.kl}, got "
-                f"{type(innermost(q)).__name__} and {type(innermost(p)).__name__}; use objective.kl=analytic"
+                f"posterior {type(innermost(q)).__name__}, prior {type(innermost(p)).__name__}; use "
+                "objective.kl=analytic"
             )
         return bounds[self.kl]
 

@@ -29,7 +29,9 @@ class MeanScore(Objective):
         """Compute the loss (without a unit) and the log-likelihood in nats; there is no KL."""
         (data,) = args
         if not isinstance(data, Episodes):
-            raise UsageError(f"expected Episodes for objective=mean_score, got {type(data).__name__}")
+            raise UsageError(
+                f"expected Episodes for objective=mean_score, got {type(data).__name__}; pass Episodes (with labels)"
+            )
         model_trace, guide_trace = self._traces(model, guide, data, data, **kwargs)
         latent_sites(guide_trace)  # refuses samples without a gradient, which would silently train nothing
         model_trace.compute_log_prob()

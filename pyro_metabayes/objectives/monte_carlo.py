@@ -48,7 +48,7 @@ class MonteCarlo(Objective):
         return Terms(-total, total.detach(), None)
 
     def _log_predictive(self, site: Any) -> Tensor:
-        """Compute log (1/L) sum_l p(y | w_l) at an observed site for Q queries of T tasks [T, Q], or if joint [T]."""
+        """Compute log (1/L) sum_l p(y | w_l) at an observed site per query [T, Q], or with `joint` per task [T]."""
         points = scale_and_mask(_points(site["fn"], site["value"]), mask=_of_points(site["mask"]))
         log_prob = points.sum(-1) if self.joint else points
         if self.particles > 1:
@@ -57,7 +57,7 @@ class MonteCarlo(Objective):
 
 
 def _points(distribution: Any, value: Tensor) -> Tensor:
-    """Compute log p of each of the N points of T tasks [..., T, N]; without event dimensions N = 1."""
+    """Compute log p per point of T tasks [..., T, N]. A distribution without event dimensions has one point, N = 1."""
     if isinstance(distribution, MaskedDistribution):
         return scale_and_mask(_points(distribution.base_dist, value), mask=_of_points(distribution._mask))
     if isinstance(distribution, Independent):

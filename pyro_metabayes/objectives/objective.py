@@ -77,7 +77,7 @@ class Objective(Recorded):
         return self.terms(model, guide, *args, **kwargs).loss
 
     def _traces(self, model: Stochastic, guide: Stochastic, data: Any, seen: Any, **kwargs: Any) -> tuple[Trace, Trace]:
-        """Return the traces of the model on `data` and of the guide on `seen`; the model uses the guide's latents."""
+        """Return the traces of model and guide: the guide runs on `seen`, the model on `data` with the same latents."""
         with memoise(), without_messages():
             guide_trace = poutine.trace(self._in_particles(guide)).get_trace(seen, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data, **kwargs)
@@ -126,7 +126,7 @@ def latent_sites(guide_trace: Trace) -> list[str]:
         if torch.is_grad_enabled() and not fn.has_rsample:
             raise UsageError(
                 f"expected a reparametrised distribution at site '{name}', got {type(innermost(fn)).__name__}; "
-                "use a guide (or the prior that it samples from) with rsample"
+                "use a guide whose distribution has rsample, and such a prior if the guide samples from the prior"
             )
     return names
 

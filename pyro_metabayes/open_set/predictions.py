@@ -61,7 +61,7 @@ def open_set_predictions(
     """
     if not isinstance(predictions, ClassPredictions) or isinstance(predictions, BaseNovelPredictions):
         raise UsageError(
-            f"expected predictions of the classes of the support set for tasks with unknown classes, got "
+            f"expected predictions of the support classes only, since the tasks have unknown classes, got "
             f"{type(predictions).__name__}; set task.unknown=0"
         )
     return OpenSetPredictions(predictions.labels, predictions.mask, predictions.log_probs, unknown, log_evidence)

@@ -41,8 +41,8 @@ class Rejection:
             The rule; None if `above` is None.
 
         Raises:
-            UsageError: `above` is no number from 0 to below log C, or `label` is the label of a class or has another
-                type than the labels of the classes.
+            UsageError: `above` is not a number x with 0 <= x < log C; `above` is None although `label` is given; or
+                `label` is the label of a class, or has another type than the labels of the classes.
         """
         if above is None:
             if label is not None:
@@ -81,6 +81,6 @@ def _check_entropy(above: Any, num_classes: int) -> None:
     number = isinstance(above, Real) and not isinstance(above, bool)
     if not number or not 0 <= above < math.log(num_classes):
         raise UsageError(
-            f"expected reject_above from 0 to below log {num_classes} = {math.log(num_classes):.3f} nats, the largest "
-            f"entropy of {num_classes} classes, got {above!r}; change reject_above"
+            f"expected 0 <= reject_above < log {num_classes} = {math.log(num_classes):.3f} nats, the largest entropy "
+            f"of {num_classes} classes, got {above!r}; change reject_above"
         )

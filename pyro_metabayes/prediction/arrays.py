@@ -73,7 +73,7 @@ class SupportSet:
         if len(self.x) and values.shape[1:] != self._given.shape[1:]:
             raise UsageError(
                 f"expected query_x to hold inputs of shape {list(self._given.shape[1:])}, as support_x does, got "
-                f"{list(values.shape[1:])}; encode both in the same way"
+                f"{list(values.shape[1:])}; encode query_x and support_x in the same way"
             )
         values = scaled_images(self._given, values)[1] if self._images else values
         return _for(self._backbone, NAMES[1], values, self._like)
@@ -116,7 +116,8 @@ def _checked(name: str, x: Array, shape: tuple[int | None, ...]) -> Tensor:
     finite = math.isfinite(values.sum().item())  # one pass over the values; the sum of finite values may overflow
     if not finite and (bad := (~torch.isfinite(values)).flatten(1).any(1).sum().item()):
         raise UsageError(
-            f"expected finite values in {name}, got NaN or infinity in {bad} of {len(values)} rows; fix or remove them"
+            f"expected finite values in {name}, got NaN or infinity in {bad} of {len(values)} rows; fix or remove "
+            "these rows"
         )
     return values
 

@@ -17,10 +17,10 @@ def as_float(x: Tensor) -> Tensor:
 
 
 def scaled_images(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale support and query images of integers to float32 in [0, 1]; floats and bools keep their values.
+    """Scale integer images of the support and query set to float32 in [0, 1]; floats and bools keep their values.
 
     uint8 images are divided by 255. Images of wider integer types are divided by 255 if no value exceeds 255, and
-    otherwise by 65535 (16 bits). If both sets have a wider type, both are divided by the number for the support set.
+    otherwise by 65535 (16 bits). If both sets have a wider type, the divisor of the support set is used for both.
 
     Args:
         support: S support images [S, *X].
@@ -30,7 +30,8 @@ def scaled_images(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         The scaled support images and query images.
 
     Raises:
-        UsageError: integers are negative, exceed 65535 or the divisor of the support set, or are only 0 and 1.
+        UsageError: integers are negative, are only 0 and 1, or exceed 65535; or query images exceed the divisor of the
+            support set.
     """
     scale = _scale("support_x", support)
     if scale is not None and _is_wide(support) and _is_wide(query):

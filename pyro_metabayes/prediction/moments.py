@@ -69,7 +69,7 @@ def kl_from_draws(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> tupl
     """Estimate KL(q, p) of each task from draws of q.
 
     Args:
-        q: distribution over the weights, batch [T] (tasks), event *W.
+        q: distribution over the weights, batch [T] (tasks), event *W (shape of the weights of one task).
         p: distribution of the same shape.
         w: L draws of q [L, T, *W].
 
@@ -81,7 +81,7 @@ def kl_from_draws(q: TorchDistribution, p: TorchDistribution, w: Tensor) -> tupl
 
 
 def pooled_error(errors: Tensor) -> float:
-    """Compute the standard error of a mean over T tasks with independent draws, from their standard errors [T]."""
+    """Compute the standard error of a mean over T tasks with independent draws, from the standard errors per task."""
     return float(errors.detach().square().mean().sqrt()) / len(errors) ** 0.5
 
 

@@ -63,9 +63,10 @@ def predicted_numbers(model: Model, q: TorchDistribution, observed: Observed, nu
 def number_moments(
     model: Model, q: TorchDistribution, observed: Observed, num_samples: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute mean, sd, and lower and upper end of the 90% interval [T, Q, Y]. Args: as in `predicted_numbers`.
+    """Compute mean, sd, and lower and upper end of the 90% interval, each [T, Q, Y].
 
-    T is the number of tasks, Q of queries, Y of numbers per label. The values may be NaN or infinite.
+    T is the number of tasks, Q of queries, Y of numbers per label. The values may be NaN or infinite. The arguments are
+    those of `predicted_numbers`.
     """
     if integrates(model, q):
         family: Any = innermost(model.predictive(q, observed))
@@ -84,11 +85,11 @@ def integrates(model: Model, q: TorchDistribution) -> TypeGuard[IntegratesGaussi
 
 
 def _from_draws(family: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Estimate mean, sd, and the ends of the INTERVAL of the predictive distribution from samples w_l of the weights.
+    """Estimate mean, sd, and the ends of the central 90% interval of the predictive distribution from samples w_l.
 
-    The mean is the average of E[y | x, w_l] over the samples; if that is not finite, the median of the labels below.
-    The sd and the ends are computed from labels drawn from p(y | x, w_l). `family` is p(y | x, w_l), batch [L, T, Q],
-    for L samples, T tasks and Q queries.
+    The sd and the ends are computed from labels drawn from p(y | x, w_l). The mean is the average of E[y | x, w_l] over
+    the samples. If this average is not finite, the median of the drawn labels replaces it. `family` is p(y | x, w_l),
+    batch [L, T, Q], for L samples, T tasks and Q queries.
     """
     with drawing():
         y = family.sample(torch.Size((DRAWS_OF_LABELS,))).flatten(0, 1).double()

@@ -67,7 +67,10 @@ class Predicts(Featured):
     def predictive_under(
         self, distribution: TorchDistribution, observed: Observed, num_samples: int
     ) -> tuple[Tensor, TorchDistribution]:
-        """Draw samples w of a distribution; return w and the likelihood of the queries, as `posterior_predictive`."""
+        """Draw samples w of a distribution; return w and the likelihood of the queries.
+
+        The shapes are those of `posterior_predictive`.
+        """
         w = draws_of(distribution, num_samples)
         return w, self.model.likelihood(w, observed.query_x, observed)
 

@@ -18,7 +18,7 @@ MOST = 1e150  # the square of a unit up to this bound is finite in float64; the 
 
 @dataclass(frozen=True, eq=False)
 class SupportFrame:
-    """Standardisation of features x to x / unit - centre, of the order of 1, so that squares do not overflow.
+    """Standardisation of features, x / unit - centre. The result is of the order of 1, so that squares do not overflow.
 
     All distances between points are divided by the unit. The centre does not change them.
 

@@ -20,7 +20,7 @@ def all_within(values: Tensor, least: float, most: float) -> bool:
 
 
 def bounded(x: Tensor) -> Tensor:
-    """Divide each vector of x [..., D] by its largest absolute entry if that is above 1e15 or below 1e-10 (not 0)."""
+    """Divide each vector of x [..., D] by its largest absolute entry a, if a > 1e15 or 0 < a < 1e-10."""
     largest = x.detach().abs().amax(-1, keepdim=True)
     usual = ((largest >= LEAST) & (largest <= MOST)) | (largest == 0)
     return x / largest.masked_fill(usual, 1.0)
@@ -45,8 +45,8 @@ def unit_scaled(name: str, x: Tensor) -> Tensor:
     zero = (values == 0).all(-1)
     if zero.any():
         raise UsageError(
-            f"expected rows that can be scaled to unit length in {name}, got {int(zero.sum())} of {len(x)} that are "
-            f"all zero; remove them (the first is row {int(zero.int().argmax())})"
+            f"expected rows that can be scaled to unit length in {name}, got {int(zero.sum())} of {len(x)} rows that "
+            f"are all zero; remove these rows (the first is row {int(zero.int().argmax())})"
         )
     return bounded(values)
 

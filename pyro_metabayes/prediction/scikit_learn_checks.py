@@ -44,7 +44,8 @@ def failed_checks(learner: MetaLearner) -> dict[str, str]:
     """List the checks of scikit-learn's `check_estimator` that a classifier with this learner fails, with the reasons.
 
     A learner is built for one input shape, and some guides for one number of classes, but the checks use data sets of
-    several shapes. In float64 exactly the listed checks fail; in float32 no others fail.
+    several shapes. Checks that are not listed pass. In float64 all listed checks fail; in float32 a listed check may
+    pass.
 
     Args:
         learner: the learner.

@@ -100,7 +100,7 @@ def readable_labels(name: str, y: Any) -> Any:
             f"expected a label in every row of {name}, got {len(missing)} missing ({missing[0]!r}); remove these rows"
         )
     if len({isinstance(value, str) for value in array.flat}) > 1:
-        raise UsageError(f"expected labels of one type in {name}, got text and others; make all of them text")
+        raise UsageError(f"expected labels of one type in {name}, got text and other types; convert all labels to text")
     return y if isinstance(array.flat[0], str) else np.array(array.tolist())
 
 
@@ -118,8 +118,8 @@ def _refuse_masked(name: str, x: Any) -> None:
     """Raise a UsageError for an array with masked entries, since numpy.asarray would return the masked values."""
     if np.ma.is_masked(x):
         raise UsageError(
-            f"expected {name} without masked entries, got {np.ma.count_masked(x)} masked entries; remove their rows, "
-            "or fill them with .filled(value)"
+            f"expected {name} without masked entries, got {np.ma.count_masked(x)} masked entries; remove the rows "
+            "with masked entries, or replace the masked entries by .filled(value)"
         )
 
 
@@ -128,7 +128,8 @@ def _stacked(name: str, tensors: Any) -> Tensor:
         return torch.stack(list(tensors))
     except (RuntimeError, TypeError):
         raise UsageError(
-            f"expected tensors of the same shape and type in the list {name}, got different ones; make them equal"
+            f"expected tensors of the same shape and type in the list {name}, got different shapes or types; "
+            "pass tensors of one shape and type"
         ) from None
 
 
@@ -169,7 +170,7 @@ def _numbers(name: str, array: np.ndarray) -> np.ndarray:
         )
     if array.dtype.kind not in "biuf":
         first = f", such as {_shown(array.flat[0].item())}" if array.size else ""
-        raise UsageError(f"expected numbers in {name}, got type {array.dtype}{first}; convert them to numbers")
+        raise UsageError(f"expected numbers in {name}, got type {array.dtype}{first}; convert {name} to numbers")
     return array
 
 
@@ -188,8 +189,8 @@ def _from_objects(name: str, array: np.ndarray) -> np.ndarray:
             )
         if not isinstance(value, Real | Decimal | np.bool_):
             raise UsageError(
-                f"expected numbers in {name}, got {_shown(value)} ({type(value).__name__}); convert it to a number, or "
-                "remove its row"
+                f"expected numbers in {name}, got {_shown(value)} ({type(value).__name__}); convert this entry to a "
+                "number, or remove the row"
             )
     inferred = np.array(array.tolist()).reshape(array.shape)
     return inferred if inferred.dtype != object else array.astype(np.float64)

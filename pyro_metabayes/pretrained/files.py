@@ -23,7 +23,7 @@ def pretrained_file(name: str) -> Path:
         name: `transductive` or `inductive`.
 
     Raises:
-        UsageError: the name is another one, or the file has another checksum.
+        UsageError: no pretrained learner has this name, or the checksum of the file is not the recorded one.
     """
     check_choice("the pretrained learner", name, tuple(CHECKSUMS))
     path = FOLDER / f"{name}.pt"

@@ -13,11 +13,13 @@ from pyro_metabayes.storage.paths import user_path
 
 @functools.lru_cache(maxsize=8)
 def shipped(name: str, balance: str | None) -> MetaLearner:
-    """Load a pretrained learner in float64; it is read once per process and shared, since predictions do not change it.
+    """Load a pretrained learner in float64.
+
+    The learner is read once per process and shared, since predictions do not change it.
 
     Args:
         name: `transductive` or `inductive`.
-        balance: value of the setting `balance` of its guide; None: that of the file.
+        balance: value of the setting `balance` of the guide; None: the value in the file.
     """
     settings = {} if balance is None else {"balance": balance}
     return MetaLearner.pretrained(name, **settings).double().eval()

@@ -49,7 +49,7 @@ def jitter(images: Tensor, strength: float) -> Tensor:
 
 
 def rotate(images: Tensor, quarters: Tensor) -> Tensor:
-    """Rotate N square images counterclockwise by 0 to 3 quarter turns, given as integers [N]."""
+    """Rotate N square images counterclockwise; `quarters` [N] holds the number of quarter turns of each, 0 to 3."""
     rotations = torch.stack([images.rot90(quarter, (2, 3)) for quarter in range(4)])
     return rotations[quarters, torch.arange(len(images), device=images.device)]
 

@@ -31,7 +31,7 @@ class CosineClassifier(nn.Module):
 
 
 def classifier_of(backbone: nn.Module, num_classes: int, rotation: bool) -> nn.ModuleDict:
-    """Construct the modules of pretraining, with newly initialised weights, also those of the given backbone.
+    """Construct the modules of pretraining. All weights are initialised anew, including the weights of the backbone.
 
     Args:
         backbone: the network, which is changed in place.

@@ -27,7 +27,7 @@ def extract(
         backbone: the network, which is set to evaluation mode.
         inputs: the inputs [N, *X], in memory or in a file; bytes are scaled to [0, 1].
         device: device of the network.
-        change: function that is applied to each batch before the backbone; None: none.
+        change: function that is applied to each batch before the backbone; None: batches are not changed.
     """
     backbone.eval()
     parts = []

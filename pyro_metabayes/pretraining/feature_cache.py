@@ -36,7 +36,7 @@ def weights_path(name: str, specification: Mapping[str, Any], bank: Bank, settin
 
 
 def _cache_key(specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings) -> str:
-    """Compute a hash (16 hexadecimal digits) of everything on which the weights depend; settings.views is not part."""
+    """Compute a hash (16 hexadecimal digits) of specification, bank and settings, without settings.views."""
     relevant = {name: value for name, value in asdict(settings).items() if name != "views"}
     if not settings.holdout_per_class:
         del relevant["holdout_per_class"]  # caches from versions without this setting keep their names
@@ -80,7 +80,7 @@ def _cache_features(
 def _features(
     backbone: nn.Module, bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> dict[str, Tensor | None]:
-    """Compute the features of all inputs, of augmented training images and of rotated images; None for unused ones."""
+    """Compute the features of all inputs, augmented training images and rotated images; None for images not in use."""
     inputs, rotations = extract(backbone, bank.in_memory, device), extract_rotations(backbone, bank, device)
     if not settings.views:
         return {"inputs": inputs, "views": None, "turned": rotations}

@@ -45,10 +45,10 @@ class PretrainedFeatures:
         """Compute the accuracy (0 to 1) of the pretraining classifier on held-out images of the training classes.
 
         Args:
-            per_class: number of held-out images per training class; half of them are for the test.
+            per_class: number of held-out images per training class. Half of these images are the test images.
 
         Returns:
-            The accuracy; None without test images, or for a cache of an earlier version.
+            The accuracy; None if per_class < 2 (no test images), or for a cache of an earlier version.
         """
         if self.classes is None or per_class < 2:
             return None
@@ -60,7 +60,7 @@ class PretrainedFeatures:
 def pretrain(
     backbone: nn.Module, specification: Mapping[str, Any], bank: Bank, settings: PretrainSettings, device: torch.device
 ) -> PretrainedFeatures:
-    """Load the pretrained weights of a backbone from the cache, or pretrain it; return the features of the bank.
+    """Load the weights of a pretrained backbone from the cache, or pretrain it now; return the features of the bank.
 
     Weights and features are cached under a hash of the specification, the bank and the settings, so that runs with
     other guides reuse them. An interrupted pretraining continues after its last finished epoch.

@@ -18,7 +18,10 @@ def average_of(network: nn.Module, settings: PretrainSettings) -> AveragedModel 
 
 
 def optimizer_of(network: nn.Module, settings: PretrainSettings, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
-    """Construct SGD and its learning-rate schedule: one_cycle, or linear warm-up with a factor 0.1 per milestone."""
+    """Construct SGD and its learning-rate schedule.
+
+    The schedule is one_cycle, or a linear warm-up followed by a factor 0.1 at each of settings.milestones.
+    """
     optimizer = SGD(
         network.parameters(),
         settings.learning_rate,
