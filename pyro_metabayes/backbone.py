@@ -69,7 +69,11 @@ class TorchBackbone(Backbone):
 
 @torch.no_grad()
 def num_features_of(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """Return the number of features D of a module, read from its output for one input of zeros."""
+    """Return the number of features D of a module, read from its output for one input of zeros.
+
+    The module is in evaluation mode for this input, so that running statistics do not change.
+    """
+    modes = [(part, part.training) for part in module.modules()]
     like = next((value for value in module.parameters() if value.device.type != "meta"), torch.zeros(()))
     zeros = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
     try:
@@ -80,6 +84,9 @@ def num_features_of(module: nn.Module, input_shape: Sequence[int]) -> int:
             f"expected the backbone to accept inputs [N, {_listed(input_shape)}], got the error: {reason}; change the "
             "backbone, or the input shape that is passed with it"
         ) from None
+    finally:
+        for part, training in modes:
+            part.training = training
     if len(shape) != 2 or shape[0] != 1:
         raise UsageError(
             f"expected the backbone to map inputs [N, {_listed(input_shape)}] to features [N, D], got the shape "

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_metabayes.backbone import TorchBackbone
 from pyro_metabayes.errors import UsageError
 from pyro_metabayes.models.backbones import conv4, resnet12, wide_resnet
 
@@ -84,3 +85,12 @@ def test_a_wrong_setting_is_named(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         target(shape, **settings)
+
+
+def test_counting_the_features_of_a_module_leaves_its_modes_and_statistics() -> None:
+    norm = nn.BatchNorm1d(4)
+    module = nn.Sequential(nn.Flatten(), norm, nn.Dropout())
+    module[2].eval()
+    assert TorchBackbone(module, [2, 2]).num_features == 4
+    assert module.training and norm.training and not module[2].training
+    assert norm.num_batches_tracked == 0
