@@ -112,7 +112,7 @@ class Model(LinearRegression):
         return log_density + self._shape[0] * root.log().sum(-1)  # of y, not of r y
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs r z and labels r (y - beta v) of an equivalent linear regression with the weights w alone.
+        """Return inputs r z and labels r (y - beta v) of an equivalent linear regression whose only weights are w.
 
         The features of a point are x = (z, v), and beta v is the contribution of the shared effects. r is the square
         root of the weight of the data point, or 1 if data points have no weights.
@@ -126,7 +126,7 @@ class Model(LinearRegression):
     def root_weight(self, x: Tensor) -> Tensor:
         """Return r, the square root of the weight of each of N data points [..., N, 1].
 
-        Masked points have the feature r = 0; for these the result is 1, so that it can be a divisor.
+        For masked points, whose feature r is 0, the result is 1, so that it can be a divisor.
         """
         root = x[..., -1:]
         return torch.where(root > 0, root, 1.0)

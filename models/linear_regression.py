@@ -111,7 +111,7 @@ class Model(pyro_metabayes.Model):
         return log_evidence_of_rows(q, x, y, episodes.query_mask, self.noise)
 
     def own_part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs and labels of an equivalent linear regression with the weights w alone.
+        """Return inputs and labels of an equivalent linear regression whose only weights are w.
 
         The closed forms of posterior and evidence use this regression. Models with further effects override the method.
         """

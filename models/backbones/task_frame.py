@@ -99,8 +99,8 @@ class Backbone(pyro_metabayes.Backbone):
     def support_frame(self, data: Observed) -> SupportFrame | None:
         """Encode the support sets, and return an encoder of the queries.
 
-        Its features equal those of `embed_tasks` up to a rotation of the feature space. For points=all the result is
-        None, since features then depend on all queries of a task.
+        The encoder returns the features of `embed_tasks` up to a rotation of the feature space. For points=all this
+        method returns None, since features then depend on all queries of a task.
         """
         if self.points == "all":
             return None

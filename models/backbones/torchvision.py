@@ -28,7 +28,7 @@ from pyro_metabayes.vision import torchvision
 class Backbone(PretrainedNetwork):
     """Network of torchvision without its last linear layer, which maps images in [0, 1] to feature vectors.
 
-    The features are scaled to unit length. Size, mean and standard deviation of the inputs are the published ones of
+    The features are scaled to unit length. Size, mean and standard deviation of the inputs are those published with
     the weights.
 
     Args:

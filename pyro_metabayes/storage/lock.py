@@ -24,7 +24,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # error codes of file
 def made_folder(folder: Path) -> Iterator[None]:
     """Context manager that creates a folder and its missing parents.
 
-    At the end, those of the created folders that are empty are removed.
+    At the end, created folders that are still empty are removed.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

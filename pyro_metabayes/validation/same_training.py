@@ -102,6 +102,6 @@ def _refuse_other_tasks(name: str, before: Mapping[str, Any], now: Mapping[str, 
     for tensor in (*before, *(now.keys() - before.keys())):
         if not _equal(before.get(tensor), now.get(tensor)):
             raise UsageError(
-                f"expected the same {name} tasks as in the training in {folder}, got tasks with another {tensor}; pass "
+                f"expected the {name} tasks of the training in {folder}, got tasks with another {tensor}; pass "
                 "the same tasks, or another folder (tasks drawn with torch's random numbers are reproducible)"
             )
